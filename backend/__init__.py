@@ -1,0 +1,1 @@
+"""What Label Studio talks to: HTTP app, queue, workers, command line."""

@@ -1,0 +1,32 @@
+"""One detected object, as every other room of the house sees it (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A refined detection on one image.
+
+    Attributes:
+        box_xyxy: left, top, right, bottom in continuous pixels of the (EXIF-transposed) image.
+        label: class name, as the model's checkpoint spells it.
+        score: detection confidence in [0, 1].
+        mask_hw: bool array of the whole image's height x width.
+        uncertainty: in [0, 1]; 0 when every refined boundary pixel is certain. Orders images for active learning.
+    """
+
+    box_xyxy: tuple[float, float, float, float]
+    label: str
+    score: float
+    mask_hw: np.ndarray
+    uncertainty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.bool_:
+            raise ValueError(
+                f"mask_hw must be a bool array of height x width, got {self.mask_hw.dtype} of shape {self.mask_hw.shape}"
+            )
