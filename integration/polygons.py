@@ -1,0 +1,161 @@
+"""Masks to polygons that people want to edit, and back.
+
+Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
+Contours through pixel centres (OpenCV) are half a pixel too small on every side.
+
+Shapes: H, W mask size; N, M vertices. Rings are not closed by a repeated point; exteriors have a positive shoelace area
+in (x right, y down), holes a negative one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from scipy import ndimage
+
+from integration.contours import trace_rings
+from integration.keyhole import cut_open
+from integration.rasterise import fill_even_odd
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Polygon:
+    """One connected area.
+
+    Attributes:
+        exterior: float64 (N, 2), x and y in pixel edges.
+        holes: float64 (M, 2) each.
+        tolerance_px: the two-way Hausdorff distance to the exact contour is at most this; 0 for the exact contour.
+    """
+
+    exterior: np.ndarray
+    holes: tuple[np.ndarray, ...] = ()
+    tolerance_px: float = 0.0
+
+    @property
+    def vertex_count(self) -> int:
+        """Vertices of all rings together."""
+        return len(self.exterior) + sum(len(hole) for hole in self.holes)
+
+    @property
+    def area_px(self) -> float:
+        """Area without the holes, in pixels."""
+        return signed_area(self.exterior) + sum(signed_area(hole) for hole in self.holes)
+
+
+def signed_area(ring: np.ndarray) -> float:
+    """Shoelace area of a ring (N, 2): positive for exteriors, negative for holes."""
+    x, y = np.asarray(ring, dtype=np.float64).T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
+
+
+def mask_to_polygons(
+    mask_hw: np.ndarray,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+) -> list[Polygon]:
+    """Outline a mask, one polygon for each 4-connected part.
+
+    Args:
+        mask_hw: bool, H x W.
+        tolerance_px: largest two-way Hausdorff distance between a ring and its exact contour. 0 keeps every corner, and
+            `polygons_to_mask` then gives back the identical mask.
+        max_vertices: most vertices of a polygon, all its rings together; the tolerance is raised just enough and
+            recorded in the polygon.
+        min_area_px: parts and holes smaller than this many pixels are left out. Nothing is left out at 0.
+
+    Returns:
+        Valid polygons, in raster order of their first pixel.
+
+    Raises:
+        ValueError: the mask is not bool H x W, or a number is out of range.
+    """
+    _check(mask_hw, tolerance_px, max_vertices, min_area_px)
+    polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
+    if tolerance_px > 0 or max_vertices is not None:
+        polygons = [_simplified(polygon, tolerance_px) for polygon in polygons]
+    return polygons
+
+
+def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
+    """Fill polygons on the pixel grid: a pixel is inside when its centre is.
+
+    Args:
+        polygons: in pixel edges; parts outside the image are clipped, overlapping polygons are united.
+        height: H of the mask.
+        width: W of the mask.
+
+    Returns:
+        Bool, H x W.
+    """
+    mask_hw = np.zeros((height, width), dtype=np.bool_)
+    for polygon in polygons:
+        fill_even_odd([polygon.exterior, *polygon.holes], mask_hw)
+    return mask_hw
+
+
+def keyhole(polygon: Polygon) -> np.ndarray:
+    """One ring (N, 2) for a polygon with holes: each hole is joined by a cut that encloses nothing."""
+    return cut_open(polygon.exterior, polygon.holes)
+
+
+def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Polygon]:
+    """The crack contours of a mask, holes sorted to their parts; see `mask_to_polygons`."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return []
+    window = mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    offset = np.array([columns[0], rows[0]], dtype=np.float64)
+    rings = [ring for ring in trace_rings(window) if abs(signed_area(ring)) >= min_area_px]
+    exteriors = [ring for ring in rings if signed_area(ring) > 0]
+    holes = [ring for ring in rings if signed_area(ring) < 0]
+    owners = _owners(window, exteriors, holes)
+    return [
+        Polygon(ring + offset, tuple(hole + offset for hole, o in zip(holes, owners, strict=True) if o == index))
+        for index, ring in enumerate(exteriors)
+    ]
+
+
+def _owners(window: np.ndarray, exteriors: list[np.ndarray], holes: list[np.ndarray]) -> list[int]:
+    """For each hole, the exterior around it; -1 when that was too small to keep."""
+    if len(exteriors) == 1 or not holes:
+        return [0] * len(holes)
+    labels, _ = ndimage.label(window)  # 4-connected, as the rings are
+    part_of = {int(labels[_pixel_beside(ring)]): index for index, ring in enumerate(exteriors)}
+    return [part_of.get(int(labels[_pixel_beside(hole)]), -1) for hole in holes]
+
+
+def _pixel_beside(ring: np.ndarray) -> tuple[int, int]:
+    """Row and column of a mask pixel at the first edge of a ring, which has the mask on its right-hand side."""
+    (x, y), (next_x, next_y) = ring[0], ring[1]
+    if y == next_y:
+        return (int(y), int(x)) if next_x > x else (int(y) - 1, int(x) - 1)
+    return (int(y), int(x) - 1) if next_y > y else (int(y) - 1, int(x))
+
+
+def _simplified(polygon: Polygon, tolerance_px: float) -> Polygon:
+    shape = shapely.Polygon(polygon.exterior, polygon.holes).simplify(tolerance_px, preserve_topology=True)
+    return Polygon(
+        np.array(shape.exterior.coords)[:-1],
+        tuple(np.array(hole.coords)[:-1] for hole in shape.interiors),
+        tolerance_px,
+    )
+
+
+def _check(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
+    if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
+        raise ValueError(
+            f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "
+            "compare it with a threshold first"
+        )
+    if not 0 <= tolerance_px < float("inf"):
+        raise ValueError(f"tolerance_px must be a finite number of pixels >= 0, got {tolerance_px}")
+    if not 0 <= min_area_px < float("inf"):
+        raise ValueError(f"min_area_px must be a finite number of pixels >= 0, got {min_area_px}")
+    if max_vertices is not None and max_vertices < 3:
+        raise ValueError(f"max_vertices must be at least 3, as a triangle has; got {max_vertices}")
