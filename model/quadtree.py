@@ -1,0 +1,113 @@
+"""The point quadtree on the RoI grid: which places are nodes, their order in a sequence, and the way back to a mask.
+
+Shape shorthand: R RoIs, L levels, S side of a level, Q nodes of a level, T tokens of all sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Permutation = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Places of one quadtree level, ordered by RoI: each field is an int64 tensor of Q."""
+
+    roi: Tensor
+    y: Tensor
+    x: Tensor
+
+    def __len__(self) -> int:
+        return self.roi.shape[0]
+
+    def of(self, grid: Tensor) -> Tensor:
+        """Values of a (R, S, S) grid at the nodes, as (Q,)."""
+        return grid[self.roi, self.y, self.x]
+
+    def counts(self, num_rois: int) -> Tensor:
+        """Nodes an RoI, as (R,)."""
+        return torch.bincount(self.roi, minlength=num_rois)
+
+    def select(self, index: Tensor) -> Nodes:
+        """The nodes at ``index`` (int64 or bool), in that order."""
+        return Nodes(self.roi[index], self.y[index], self.x[index])
+
+
+def find_nodes(incoherence: Tensor, sizes: list[int], thresholds: list[float], dilate_finest: bool = False) -> list[Nodes]:
+    """Nodes of every level from the incoherence probabilities of the coarsest one.
+
+    Args:
+        incoherence: (R, S0, S0) probabilities; finer levels are nearest upsamplings of it, as in the released code.
+        sizes: L side lengths, the first one S0.
+        thresholds: L values; a place is a node where its probability is at least its level's.
+        dilate_finest: grow the finest level's region by one place in every direction.
+    """
+    levels = []
+    for level, (size, threshold) in enumerate(zip(sizes, thresholds, strict=True)):
+        region = F.interpolate(incoherence[:, None], (size, size))[:, 0] >= threshold
+        if dilate_finest and level == len(sizes) - 1:
+            region = F.max_pool2d(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
+        levels.append(Nodes(*torch.nonzero(region, as_tuple=True)))
+    return levels
+
+
+def sample_nodes(
+    levels: list[Nodes], num_rois: int, count: int, minimum: int, permutation: Permutation = torch.randperm
+) -> tuple[Tensor, list[Nodes]]:
+    """Draw ``count`` nodes an RoI and level for training, with repetition where there are fewer.
+
+    RoIs with fewer than ``minimum`` nodes at any level are left out: too little boundary to learn from.
+
+    Returns:
+        kept: int64 (R',) the RoIs that stay.
+        sampled: L levels of R' * count nodes each, whose ``roi`` still refers to the R original RoIs.
+    """
+    counts = torch.stack([nodes.counts(num_rois) for nodes in levels])
+    kept = torch.nonzero((counts >= max(minimum, 1)).all(0))[:, 0]
+    sampled = []
+    for nodes, level_counts in zip(levels, counts.tolist(), strict=True):
+        starts = torch.tensor([0, *level_counts]).cumsum(0).tolist()
+        picks = [starts[r] + _draw(level_counts[r], count, permutation) for r in kept.tolist()]
+        index = torch.cat(picks) if picks else torch.empty(0, dtype=torch.int64)
+        sampled.append(nodes.select(index.to(nodes.roi.device)))
+    return kept, sampled
+
+
+def _draw(available: int, count: int, permutation: Permutation) -> Tensor:
+    order = permutation(available)
+    return order.repeat(-(-count // available))[:count]
+
+
+def sequence_order(roi_of_part: list[Tensor]) -> Tensor:
+    """Permutation that turns parts (reference points, then each level) into one packed run of tokens an RoI.
+
+    Within an RoI the parts keep their order and the places theirs, so sequences equal the released code's.
+    """
+    return torch.argsort(torch.cat(roi_of_part), stable=True)
+
+
+def propagate(coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: list[int]) -> Tensor:
+    """Write refined probabilities level by level from the root to the leaves.
+
+    The root takes the refined values at its nodes; every finer level starts as the bilinear (align_corners)
+    upsampling of the one above and is overwritten at its own nodes (released code; figure 8 of the paper uses nearest).
+
+    Args:
+        coarse: (R, S0, S0) probabilities. Not changed.
+        levels, values: L levels of nodes and their refined probabilities (Q,).
+
+    Returns:
+        (R, S_last, S_last) probabilities.
+    """
+    mask = coarse.clone()
+    for level, (nodes, value, size) in enumerate(zip(levels, values, sizes, strict=True)):
+        if level > 0:
+            mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=True)[:, 0]
+        mask[nodes.roi, nodes.y, nodes.x] = value.to(mask.dtype)
+    return mask
