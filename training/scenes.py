@@ -109,16 +109,16 @@ def _clutter(rng: np.random.Generator, width: int, height: int, light: float) ->
 
 
 def _photographed(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """What a camera makes of it: a slight blur, exposure, a colour cast, sensor noise."""
+    """What a camera makes of it: a slight blur, exposure, a colour cast, sensor noise, a tone curve."""
     height, width = canvas.shape[:2]
     soft = rng.uniform(0.25, 0.75)
     picture = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(soft))
     canvas = np.asarray(picture, dtype=np.float32) / 255
     canvas = canvas * rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
-    canvas = np.clip(canvas, 0, 1) ** np.float32(rng.uniform(0.85, 1.15))
     grain = rng.standard_normal((height, width, 3), dtype=np.float32) * rng.uniform(0.004, 0.022)
     canvas += grain + noise(rng, height, width, coarsest_px=2, octaves=1)[..., None] * 0.004
-    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+    curve = ((np.arange(256) / 255) ** rng.uniform(0.85, 1.15) * 255 + 0.5).astype(np.uint8)
+    return curve[(np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)]
 
 
 def contact_sheet(scenes: list[Scene], columns: int = 4, *, outlines: bool = False) -> Image.Image:

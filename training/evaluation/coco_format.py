@@ -1,0 +1,70 @@
+"""COCO's records in memory, without pycocotools' chatter on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from training.datasets import Sample
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what pycocotools prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def load_quietly(path: Path) -> COCO:
+    """A COCO index of an annotation file."""
+    with quiet():
+        return COCO(str(path))
+
+
+def encode(mask_hw: np.ndarray) -> dict[str, Any]:
+    """Compressed RLE of a bool H x W mask (counts as bytes)."""
+    encoded: dict[str, Any] = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    return encoded
+
+
+class TruthBuilder:
+    """Collects samples into a COCO ground truth; categories are numbered from 1 in the order of the classes."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = tuple(class_names)
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, sample: Sample) -> None:
+        """Take in one picture's truth."""
+        height, width = sample.image.shape[:2]
+        self.images.append({"id": sample.image_id, "height": height, "width": width})
+        for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
+            segmentation = encode(mask)
+            record = {"id": len(self.annotations) + 1, "image_id": sample.image_id, "category_id": int(label) + 1}
+            measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
+            self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
+
+    def build(self) -> COCO:
+        """The index that COCO's evaluation reads."""
+        coco = COCO()
+        categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
+        coco.dataset = {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
+        with quiet():
+            coco.createIndex()
+        return coco
+
+
+def detections(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
+    """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
+    return [
+        {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}
+        for mask, score, label in zip(masks, scores, classes, strict=True)
+    ]

@@ -1,0 +1,66 @@
+"""A run's folder: everything needed to go on exactly where it stopped."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training.schedule import MovingAverage
+
+STATE_FILE = "state.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run is: iterations done and seconds spent, over all its sittings."""
+
+    iteration: int = 0
+    elapsed_s: float = 0.0
+
+
+def save_state(
+    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+) -> Path:
+    """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, unfinished = folder / STATE_FILE, folder / (STATE_FILE + ".unfinished")
+    state: dict[str, Any] = {
+        "iteration": progress.iteration,
+        "elapsed_s": progress.elapsed_s,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    if average is not None:
+        state["average"] = average.state
+        state["average_updates"] = average.updates
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)
+    return path
+
+
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+) -> Progress:
+    """Restore everything `save_state` wrote, in place.
+
+    Raises:
+        FileNotFoundError: the folder holds no state.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if average is not None and "average" in state:
+        for name, value in state["average"].items():
+            average.state[name].copy_(value)
+        average.updates = state["average_updates"]
+    return Progress(state["iteration"], state["elapsed_s"])
