@@ -1,0 +1,146 @@
+"""The two virtual environments: ours, and one for Label Studio, whose pins contradict ours."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checks import OLDEST_WITHOUT_WHEELS, check_compiler, check_disk, check_venv
+from .failures import SetupError, explain_pip_failure
+from .running import run_visibly
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements"
+DETECTRON2_LOCK = REQUIREMENTS / "detectron2.txt"
+PIP = "pip==26.3"  # one release for everybody; machine-readable progress needs 24.1 or newer
+PIP_ENVIRONMENT = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
+WHEEL_PYTHON = "3.10"  # the interpreter in the name of the detectron2 wheel, whose Python code runs on any
+RECIPE = "1"  # raise it when the steps below change, so that environments made by older steps are made again
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One virtual environment in the making.
+
+    `name` also names its lock file and its stamp; sizes are those of a Linux GPU build, the largest there is.
+    """
+
+    name: str
+    folder: Path
+    installed_gib: float
+    download_gib: float
+    with_project: bool = True  # our package and detectron2 belong in it
+    detectron2_source: str = ""  # an upstream checkout or URL instead of the locked wheel
+
+    @property
+    def lock(self) -> Path:
+        return REQUIREMENTS / f"{self.name}.txt"
+
+    @property
+    def stamp(self) -> Path:
+        return self.folder / f".{self.name}.installed"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def log(self) -> Path:
+        return ROOT / "var" / "log" / f"setup-{self.name}.log"
+
+    def digest(self) -> str:
+        """What the stamp of a finished environment says: its locks, its Python and the steps that made it."""
+        locked = self.lock.read_bytes() + (DETECTRON2_LOCK.read_bytes() if self.with_project else b"")
+        about = f"{RECIPE} {sys.version_info[:2]} {self.detectron2_source} {PIP} ".encode()
+        return hashlib.sha256(about + locked).hexdigest()
+
+    def is_ready(self) -> bool:
+        """Whether the finished environment on disk is the one that the lock files describe."""
+        return self.stamp.is_file() and self.stamp.read_text() == self.digest() and self.python.exists()
+
+
+def application(detectron2_source: str = "") -> Environment:
+    """What `serve` and `demo` run in."""
+    return Environment("app", ROOT / ".venv", 7.0, 3.0, detectron2_source=detectron2_source)
+
+
+def development(detectron2_source: str = "") -> Environment:
+    """The same folder with the tools of tests and lint on top; its lock contains the application's."""
+    return Environment("dev", ROOT / ".venv", 7.5, 3.2, detectron2_source=detectron2_source)
+
+
+def label_studio() -> Environment:
+    """A real Label Studio, for the demo and the end-to-end test."""
+    return Environment("label-studio", ROOT / ".venv-label-studio", 1.2, 0.4, with_project=False)
+
+
+def prepare(environment: Environment) -> None:
+    """Install `environment` unless its stamp says that it is there; raises SetupError with the fix."""
+    if environment.is_ready():
+        return
+    check_venv()
+    if not environment.python.exists() or not any(environment.folder.glob(".*.installed")):
+        check_disk(ROOT, environment.installed_gib, environment.download_gib)
+    if not environment.with_project and sys.version_info[:2] >= OLDEST_WITHOUT_WHEELS:
+        check_compiler("Label Studio's numpy has to be compiled for this Python")
+    environment.stamp.unlink(missing_ok=True)
+    _create(environment)
+    # This small package also tells an unreachable registry in seconds, before gigabytes are asked for.
+    patience = ("--retries", "2", "--timeout", "20")
+    _pip(environment, "reaching the package registry", "install", *patience, "--upgrade", PIP)
+    _pip(environment, "Python packages", "install", "--progress-bar", "raw", "-r", str(environment.lock))
+    if environment.with_project:
+        _install_detectron2(environment)
+        own = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        _pip(environment, "transfiner", "install", *own)
+        _verify(environment)
+    environment.stamp.write_text(environment.digest())
+
+
+def _create(environment: Environment) -> None:
+    """Make the virtual environment, anew when its interpreter is broken or another release than ours."""
+    question = [str(environment.python), "-c", "import sys; print(*sys.version_info[:2])"]
+    if environment.python.exists():
+        answer = subprocess.run(question, capture_output=True, text=True, check=False)
+        if answer.stdout.split() == [str(part) for part in sys.version_info[:2]]:
+            return
+        shutil.rmtree(environment.folder)
+    command = [sys.executable, "-m", "venv", str(environment.folder)]
+    status, output = run_visibly(command, title=f"creating {environment.folder.name}", log=environment.log)
+    if status:
+        raise SetupError(f"`{' '.join(command)}` failed:\n    {output.strip()}")
+
+
+def _pip(environment: Environment, title: str, *arguments: str) -> None:
+    command = [str(environment.python), "-m", "pip", *arguments]
+    status, output = run_visibly(command, title=title, log=environment.log, environment=PIP_ENVIRONMENT)
+    if status:
+        raise SetupError(f"{title}: {explain_pip_failure(output)}\n  (all of it: {environment.log})")
+
+
+def _install_detectron2(environment: Environment) -> None:
+    if environment.detectron2_source:
+        check_compiler("detectron2 is to be built from source")
+        built = ("--no-deps", "--no-build-isolation", environment.detectron2_source)
+        _pip(environment, "detectron2", "install", *built)
+        return
+    question = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    packages = subprocess.check_output([str(environment.python), "-c", question], text=True).strip()
+    platform = ("--python-version", WHEEL_PYTHON, "--only-binary=:all:")
+    target = ("--upgrade", "--target", packages)
+    _pip(environment, "detectron2", "install", "--no-deps", *platform, *target, "-r", str(DETECTRON2_LOCK))
+
+
+def _verify(environment: Environment) -> None:
+    """Import the heavy parts once, so that a broken environment is told now and not by a first request."""
+    imports = "import torch, torchvision, detectron2.modeling"
+    command = [str(environment.python), "-W", "ignore", "-c", imports]
+    status, output = run_visibly(command, title="importing torch and detectron2", log=environment.log)
+    if status:
+        last = output.strip().splitlines()[-1] if output.strip() else "no message"
+        raise SetupError(f"the new environment does not import ({last}): `make clean setup` makes it anew")

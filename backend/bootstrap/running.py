@@ -1,0 +1,97 @@
+"""Runs one long command with its progress visible and everything it printed kept in a log."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+REFRESH_S = 0.5
+HEARTBEAT_S = 20.0  # how often a log without a terminal gets a sign of life
+LINE_COLUMNS = 100
+DOWNLOADED = re.compile(r"Progress (\d+) of (\d+)")
+FILE = re.compile(r"(?:Downloading|Using cached) (\S+?)(?: \(|$)")
+PACKAGE = re.compile(r"(?:Collecting|Building wheel for) ([A-Za-z0-9_.-]+)")
+
+
+class Progress:
+    """Turns pip's output into one line: on a terminal rewritten in place, elsewhere repeated now and then."""
+
+    def __init__(self, title: str, stream: TextIO = sys.stdout) -> None:
+        self.title, self.stream = title, stream
+        self.doing = "starting"
+        self.started_s = time.monotonic()
+        self._shown_s = -HEARTBEAT_S
+
+    def read(self, line: str) -> None:
+        """Take in one line that pip printed."""
+        if match := DOWNLOADED.search(line):
+            done, total = (int(number) / 1e6 for number in match.groups())
+            self.doing = f"{self.doing.split(' (')[0]} ({done:.0f} of {total:.0f} MB)"
+        elif match := FILE.search(line):
+            self.doing = f"downloading {match[1].rsplit('/', 1)[-1].split('-')[0]}"
+        elif match := PACKAGE.search(line):
+            self.doing = f"looking at {match[1]}"
+        elif line.startswith("Installing collected packages"):
+            self.doing = f"unpacking {line.count(',') + 1} packages"
+
+    def show(self, *, last: str = "") -> None:
+        """Print where things stand; `last` replaces it by a closing word."""
+        elapsed_s = time.monotonic() - self.started_s
+        text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"[:LINE_COLUMNS]
+        if self.stream.isatty():
+            self.stream.write(f"\r{text:<{LINE_COLUMNS}}" + ("\n" if last else ""))
+        elif last or elapsed_s - self._shown_s >= HEARTBEAT_S:
+            self.stream.write(text + "\n")
+            self._shown_s = elapsed_s
+        self.stream.flush()
+
+
+def run_visibly(
+    command: list[str], *, title: str, log: Path, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Run `command`, show its progress, append its output to `log`; returns (exit status, output)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    progress, output = Progress(title), io.StringIO()
+    with log.open("a", encoding="utf-8") as record, _start(command, environment) as process:
+        record.write(f"$ {' '.join(command)}\n")
+        reader = threading.Thread(target=_drain, args=(process, progress, output), daemon=True)
+        reader.start()
+        try:
+            while process.poll() is None:
+                progress.show()
+                time.sleep(REFRESH_S)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            reader.join(timeout=5)
+            record.write(output.getvalue())
+    progress.show(last="done" if process.returncode == 0 else "failed")
+    return process.returncode, output.getvalue()
+
+
+def _start(command: list[str], environment: dict[str, str] | None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def _drain(process: subprocess.Popen[str], progress: Progress, output: io.StringIO) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        progress.read(line)
+        if not DOWNLOADED.search(line):
+            output.write(line)
