@@ -46,7 +46,9 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
     node.KEEP_COARSE = False
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
-    node.LOSS_WEIGHTS = CfgNode({"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5})
+    node.LOSS_WEIGHTS = CfgNode(
+        {"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5}
+    )
 
     add_efficientnet_config(cfg)
 

@@ -17,7 +17,9 @@ ROI_THRESHOLD = 0.05
 RESIDUES = ("absolute", "signed")
 
 
-def incoherence_layers(channels: int, conv_dim: int, last_dim: int, num_conv: int = 4) -> dict[str, nn.Module]:
+def incoherence_layers(
+    channels: int, conv_dim: int, last_dim: int, num_conv: int = 4
+) -> dict[str, nn.Module]:
     """Layers of the detector by their checkpoint names.
 
     Returns:

@@ -82,7 +82,9 @@ class TransfinerMaskHead(nn.Module):
     ) -> None:
         super().__init__()
         if conv_dim != channels:
-            raise ValueError(f"ROI_MASK_HEAD.CONV_DIM must equal the FPN's {channels} channels, got {conv_dim}")
+            raise ValueError(
+                f"ROI_MASK_HEAD.CONV_DIM must equal the FPN's {channels} channels, got {conv_dim}"
+            )
         self.settings = settings
         self.loss_weights = loss_weights
         self.sizes = list(settings.level_sizes)
@@ -145,7 +147,9 @@ class TransfinerMaskHead(nn.Module):
         incoherence = predictor(deconv(hidden))[:, 0]
         return CoarseOutput(self.predictor(F.relu(self.deconv(trunk))), incoherence, trunk)
 
-    def refine(self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def refine(
+        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Refined probabilities of the reference points and of every level's nodes.
 
         Args:
@@ -158,7 +162,10 @@ class TransfinerMaskHead(nn.Module):
         side = self.coarse_size
         reference_coarse = _resize(coarse[rois], side).flatten()
         features = [pyramid.coarse[rois].permute(0, 2, 3, 1).flatten(0, 2), *pyramid.at(levels, self.sizes)]
-        values = [reference_coarse, *(n.of(_resize(coarse, s)) for n, s in zip(levels, self.sizes, strict=True))]
+        values = [
+            reference_coarse,
+            *(n.of(_resize(coarse, s)) for n, s in zip(levels, self.sizes, strict=True)),
+        ]
         reference_positions = self._positions(side).flatten(0, 1).repeat(len(rois), 1)
         positions = [
             reference_positions,
@@ -167,7 +174,9 @@ class TransfinerMaskHead(nn.Module):
         owners = [rois.repeat_interleave(side * side), *(n.roi for n in levels)]
         order = sequence_order(owners)
         lengths = torch.bincount(torch.cat(owners), minlength=len(coarse))[rois].tolist()
-        packed = self.encoder(torch.cat(features)[order], torch.cat(values)[order], torch.cat(positions)[order], lengths)
+        packed = self.encoder(
+            torch.cat(features)[order], torch.cat(values)[order], torch.cat(positions)[order], lengths
+        )
         refined = torch.empty_like(packed).index_copy(0, order, packed)
         references, *by_level = refined.split([len(part) for part in owners])
         return references.unflatten(0, (len(rois), -1)), by_level
@@ -185,7 +194,9 @@ class TransfinerMaskHead(nn.Module):
         limit = self.settings.test_instance_limit or len(coarse)
         if min(limit, len(coarse)) > 0:
             first = torch.arange(min(limit, len(coarse)), device=coarse.device)
-            refined, doubt = self.refine_masks(pyramid.select(first), coarse[first], output.incoherence[first])
+            refined, doubt = self.refine_masks(
+                pyramid.select(first), coarse[first], output.incoherence[first]
+            )
             masks = torch.cat([refined, masks[len(first) :]])
             uncertainty[first] = doubt
         upsampled = _resize(coarse, self.sizes[-1])
@@ -210,7 +221,10 @@ class TransfinerMaskHead(nn.Module):
         """
         settings = self.settings
         levels = find_nodes(
-            incoherence.float().sigmoid(), self.sizes, list(settings.thresholds_test), settings.dilate_and_blur
+            incoherence.float().sigmoid(),
+            self.sizes,
+            list(settings.thresholds_test),
+            settings.dilate_and_blur,
         )
         everyone = torch.arange(len(coarse), device=coarse.device)
         _, values = self.refine(pyramid, coarse, levels, everyone)
@@ -225,13 +239,22 @@ class TransfinerMaskHead(nn.Module):
         semantic = self.predictor_semantic_s(pyramid.semantic)
         boundary = self.predictor_bo(F.relu(self.deconv_bo(output.trunk)))[:, 0]
         weights = self.loss_weights
-        wanted, valid = semantic_target(instances, semantic.shape[-2], semantic.shape[-1], round(pyramid.strides[0]))
+        wanted, valid = semantic_target(
+            instances, semantic.shape[-2], semantic.shape[-1], round(pyramid.strides[0])
+        )
         result = {"loss_semantic": losses.semantic_loss(semantic, wanted, valid) * weights["semantic"]}
         if sum(len(i) for i in instances) == 0:
-            nothing = losses.no_foreground(output.logits, output.incoherence, boundary, *self.encoder.parameters())
-            return {**result, **{f"loss_mask{part}": nothing for part in ("", "_incoherence", "_refine", "_boundary")}}
+            nothing = losses.no_foreground(
+                output.logits, output.incoherence, boundary, *self.encoder.parameters()
+            )
+            return {
+                **result,
+                **{f"loss_mask{part}": nothing for part in ("", "_incoherence", "_refine", "_boundary")},
+            }
         root = self.sizes[0]
-        targets = mask_targets(instances, [self.coarse_size, *self.sizes], root, self.settings.incoherence_target)
+        targets = mask_targets(
+            instances, [self.coarse_size, *self.sizes], root, self.settings.incoherence_target
+        )
         _log_accuracy(losses.select_class(output.logits, targets.classes), targets.masks[root])
         coarse_loss = losses.coarse_mask_loss(output.logits, targets.masks[root], targets.classes)
         edge = boundary_target(targets.masks[root])
@@ -262,11 +285,16 @@ class TransfinerMaskHead(nn.Module):
             found, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, self.permutation
         )
         if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
-            kept, levels = torch.arange(len(chosen), device=classes.device), [n.select(n.roi < 0) for n in found]
+            kept, levels = (
+                torch.arange(len(chosen), device=classes.device),
+                [n.select(n.roi < 0) for n in found],
+            )
         references, values = self.refine(pyramid.select(chosen), coarse, levels, kept)
         wanted = [n.of(targets[s][chosen]) for n, s in zip(levels, self.sizes, strict=True)]
         reference_target = targets[self.coarse_size][chosen][kept].flatten()
-        return losses.refinement_loss(torch.cat([references.flatten(), *values]), torch.cat([reference_target, *wanted]))
+        return losses.refinement_loss(
+            torch.cat([references.flatten(), *values]), torch.cat([reference_target, *wanted])
+        )
 
 
 def boundary_uncertainty(levels: list[Nodes], values: list[Tensor], num_rois: int) -> Tensor:

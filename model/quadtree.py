@@ -39,7 +39,9 @@ class Nodes:
         return Nodes(self.roi[index], self.y[index], self.x[index])
 
 
-def find_nodes(incoherence: Tensor, sizes: list[int], thresholds: list[float], dilate_finest: bool = False) -> list[Nodes]:
+def find_nodes(
+    incoherence: Tensor, sizes: list[int], thresholds: list[float], dilate_finest: bool = False
+) -> list[Nodes]:
     """Nodes of every level from the incoherence probabilities of the coarsest one.
 
     Args:

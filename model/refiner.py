@@ -108,7 +108,9 @@ class SequenceRefiner(nn.Module):
     ``conv_fuse`` and ``conv_r1`` are linear maps stored as 1x1 convolutions, because the checkpoints hold them so.
     """
 
-    def __init__(self, channels: int, layers: int, heads: int, ffn_dim: int, dropout: float, max_tokens: int) -> None:
+    def __init__(
+        self, channels: int, layers: int, heads: int, ffn_dim: int, dropout: float, max_tokens: int
+    ) -> None:
         super().__init__()
         self.max_tokens = max_tokens
         self.layers = nn.ModuleList(EncoderLayer(channels, heads, ffn_dim, dropout) for _ in range(layers))

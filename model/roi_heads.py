@@ -6,7 +6,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_mask_head, select_foreground_proposals
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    StandardROIHeads,
+    build_mask_head,
+    select_foreground_proposals,
+)
 from detectron2.structures import Instances
 from torch import Tensor
 

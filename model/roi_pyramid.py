@@ -50,7 +50,13 @@ class RoIPyramid:
         places = _flatten_maps(self.maps)
         return [
             sample_roi_align(
-                places, self.maps, self.strides, self.rois, (self.levels - 1 - depth).clamp(min=0), nodes, size
+                places,
+                self.maps,
+                self.strides,
+                self.rois,
+                (self.levels - 1 - depth).clamp(min=0),
+                nodes,
+                size,
             )
             for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True))
         ]
@@ -62,10 +68,14 @@ class RefinementPooler(nn.Module):
     The four convolutions on P2 carry the checkpoint name ``conv_norm_relus_semantic``.
     """
 
-    def __init__(self, channels: int, output_size: int, scales: tuple[float, ...], sampling_ratio: int) -> None:
+    def __init__(
+        self, channels: int, output_size: int, scales: tuple[float, ...], sampling_ratio: int
+    ) -> None:
         super().__init__()
         if sampling_ratio != 0:
-            raise ValueError(f"POOLER_SAMPLING_RATIO must be 0 (adaptive) for the mask branch, got {sampling_ratio}")
+            raise ValueError(
+                f"POOLER_SAMPLING_RATIO must be 0 (adaptive) for the mask branch, got {sampling_ratio}"
+            )
         self.pooler = ROIPooler(output_size, scales, sampling_ratio, pooler_type="ROIAlignV2")
         self.strides = [1.0 / scale for scale in scales]
         convolutions = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4)]
@@ -135,7 +145,9 @@ class _Geometry:
     offset: Tensor  # (R,) first row of the RoI's image and map in the table
 
 
-def _roi_geometry(maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int) -> _Geometry:
+def _roi_geometry(
+    maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int
+) -> _Geometry:
     device = rois.device
     shapes = torch.tensor([m.shape[-2:] for m in maps], device=device)
     cells = shapes.prod(1)
@@ -152,7 +164,9 @@ def _roi_geometry(maps: list[Tensor], strides: list[float], rois: Tensor, levels
     )
 
 
-def _bilinear_reads(geometry: _Geometry, nodes: Nodes, samples_y: Tensor, samples_x: Tensor) -> tuple[Tensor, Tensor]:
+def _bilinear_reads(
+    geometry: _Geometry, nodes: Nodes, samples_y: Tensor, samples_x: Tensor
+) -> tuple[Tensor, Tensor]:
     """Rows to read and their weights, (Q, 4 * samples_y * samples_x) both."""
     rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, int(samples_y), axis=0)
     columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, int(samples_x), axis=1)
@@ -162,7 +176,9 @@ def _bilinear_reads(geometry: _Geometry, nodes: Nodes, samples_y: Tensor, sample
     return index.flatten(1), weight.flatten(1)
 
 
-def _axis_reads(geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int) -> tuple[Tensor, Tensor]:
+def _axis_reads(
+    geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int
+) -> tuple[Tensor, Tensor]:
     """Along one axis: the two cells beside each sampling point and their weights, (Q, 2 * samples)."""
     step = geometry.bin_yx[roi, axis][:, None]
     offsets = (torch.arange(samples, device=roi.device) + 0.5) / samples

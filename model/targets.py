@@ -30,7 +30,9 @@ class MaskTargets:
     incoherence: Tensor
 
 
-def mask_targets(instances: list[Instances], sizes: list[int], incoherence_size: int, residue: str) -> MaskTargets:
+def mask_targets(
+    instances: list[Instances], sizes: list[int], incoherence_size: int, residue: str
+) -> MaskTargets:
     """Targets of the foreground proposals of a batch; images without any are left out.
 
     Args:
@@ -39,7 +41,8 @@ def mask_targets(instances: list[Instances], sizes: list[int], incoherence_size:
     """
     present = [i for i in instances if len(i) > 0]
     incoherence = [
-        incoherence_target(_bitmasks(i).tensor, i.proposal_boxes.tensor, incoherence_size, residue) for i in present
+        incoherence_target(_bitmasks(i).tensor, i.proposal_boxes.tensor, incoherence_size, residue)
+        for i in present
     ]
     return MaskTargets(
         torch.cat([i.gt_classes for i in present]),
@@ -74,7 +77,9 @@ def _dilate_cross(masks: Tensor) -> Tensor:
     return torch.maximum(vertical, horizontal)[:, 0]
 
 
-def semantic_target(instances: list[Instances], height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
+def semantic_target(
+    instances: list[Instances], height: int, width: int, stride: int
+) -> tuple[Tensor, Tensor]:
     """Union of the foreground masks of each image on the P2 grid, and where that grid shows image, not padding.
 
     The released code stretches each image's mask over the padded grid; here smaller images of a batch keep their
