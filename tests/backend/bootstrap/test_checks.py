@@ -39,7 +39,7 @@ def test_a_missing_compiler_is_named_with_the_fix(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
-        SetupError, match="no C compiler was found, and numpy has to be compiled: .*build-essential"
+        SetupError, match=r"no C compiler was found, and numpy has to be compiled: .*build-essential"
     ):
         checks.check_compiler("numpy has to be compiled")
     monkeypatch.setenv("CC", "/opt/cc")
