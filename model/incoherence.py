@@ -35,6 +35,7 @@ def incoherence_layers(
     weight_init.c2_msra_fill(layers["deconv_uncertain"])
     layers["predictor_uncertain"] = predictor = nn.Conv2d(channels, 1, 1)
     nn.init.normal_(predictor.weight, std=0.001)
+    assert predictor.bias is not None
     nn.init.zeros_(predictor.bias)
     return layers
 

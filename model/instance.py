@@ -27,6 +27,5 @@ class Instance:
 
     def __post_init__(self) -> None:
         if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.bool_:
-            raise ValueError(
-                f"mask_hw must be a bool array of height x width, got {self.mask_hw.dtype} of shape {self.mask_hw.shape}"
-            )
+            found = f"{self.mask_hw.dtype} of shape {self.mask_hw.shape}"
+            raise ValueError(f"mask_hw must be a bool array of height x width, got {found}")

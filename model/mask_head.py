@@ -44,8 +44,11 @@ class RefinementSettings:
     @classmethod
     def from_config(cls, node: CfgNode) -> RefinementSettings:
         """Read the fields from ``cfg.MODEL.TRANSFINER``."""
-        values = {name: node[name.upper()] for name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        values: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            value = node[name.upper()]
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 @dataclass(frozen=True)
