@@ -1,0 +1,227 @@
+"""Instances of the model to predictions that Label Studio shows, and nothing dropped in silence.
+
+A part of an object is a region of its own; its `parentID` names the largest part. Region ids are hashes, so equal
+predictions are equal, and unique: Label Studio merges regions with the same id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from integration.label_config import KINDS, Control, LabelConfig, Target
+from integration.output import Output, RegionError, Report, certainty
+from integration.region_shapes import (
+    Shape,
+    Shapes,
+    brush_shapes,
+    has_holes,
+    polygon_shapes,
+    rectangle_shapes,
+)
+from model.instance import Instance
+
+__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty", "instances_to_prediction"]
+
+
+def instances_to_prediction(
+    instances: Sequence[Instance],
+    label_config: LabelConfig,
+    *,
+    width: int,
+    height: int,
+    model_version: str,
+    tolerance_px: float | None = None,
+    output: Output | None = None,
+    seed: str = "",
+) -> dict[str, Any]:
+    """As `build_prediction`, without the report; `tolerance_px` overrides the one of `output`."""
+    output = output or Output()
+    if tolerance_px is not None:
+        output = replace(output, tolerance_px=tolerance_px)
+    return build_prediction(
+        instances,
+        label_config,
+        width=width,
+        height=height,
+        model_version=model_version,
+        output=output,
+        seed=seed,
+    )[0]
+
+
+def build_prediction(
+    instances: Sequence[Instance],
+    label_config: LabelConfig,
+    *,
+    width: int,
+    height: int,
+    model_version: str,
+    output: Output | None = None,
+    seed: str = "",
+) -> tuple[dict[str, Any], Report]:
+    """Draw instances as one Label Studio prediction.
+
+    Args:
+        instances: of one image.
+        label_config: decides kinds, labels and thresholds.
+        width: of the upright image.
+        height: of the upright image.
+        model_version: stored with the prediction; Label Studio asks again when it changes.
+        output: how to draw.
+        seed: task and image, so that ids differ between tasks.
+
+    Returns:
+        {"result": regions, best score first, "score": see `certainty`, "model_version"}; and what was left out.
+
+    Raises:
+        LabelConfigError: the label config is not supported.
+        RegionError: a mask has another size than the image.
+    """
+    label_config.require_supported()
+    _check_sizes(instances, width, height)
+    drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
+    drawing.draw(instances)
+    score = certainty(drawing.shown)
+    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.report
+
+
+def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None:
+    for number, instance in enumerate(instances):
+        if instance.mask_hw.shape != (height, width):
+            raise RegionError(
+                f"instance {number} ({instance.label}) has a mask of height x width {instance.mask_hw.shape}, "
+                f"expected {(height, width)}: masks must cover the whole upright image"
+            )
+
+
+class _Drawing:
+    """The regions of one prediction while they are drawn."""
+
+    def __init__(self, label_config: LabelConfig, output: Output, width: int, height: int, seed: str) -> None:
+        self._config = label_config
+        self._output = output
+        self._size = {"original_width": width, "original_height": height, "image_rotation": 0}
+        self._seed = seed
+        self._drawn: Counter[str] = Counter()
+        self.result: list[dict[str, Any]] = []
+        self.shown: list[Instance] = []
+        self.report = Report()
+
+    def draw(self, instances: Sequence[Instance]) -> None:
+        """Add the regions of all instances, the best first, and report."""
+        self.report.instances = len(instances)
+        classes = self._config.match(sorted({instance.label for instance in instances}))
+        for number in sorted(range(len(instances)), key=lambda n: -_sortable(instances[n].score)):
+            instance = instances[number]
+            reason = self._draw_instance(number, instance, classes.targets(instance.label))
+            if reason is None:
+                self.shown.append(instance)
+            else:
+                self.report.drop(reason, instance.label)
+        self.report.shown = len(self.shown)
+        self.report.regions = len(self.result)
+        over = self.report.dropped[Report.OVER_LIMIT]
+        if over and self.result:
+            _note(self.result[0], [f"{over} more object{'s' * (over > 1)} found, over the limit of regions"])
+
+    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
+        """Add the regions of an instance; None, or the reason why it has none."""
+        if not math.isfinite(instance.score):
+            return Report.NOT_A_NUMBER
+        if not targets:
+            return Report.NO_LABEL
+        reasons = [self._draw_target(number, instance, target) for target in self._choose(instance, targets)]
+        return None if None in reasons else reasons[0]
+
+    def _choose(self, instance: Instance, targets: Sequence[Target]) -> list[Target]:
+        """The targets to draw on: one of each kind for "all", else one."""
+        by_kind = {target.control.kind: target for target in reversed(targets)}
+        if self._output.kind == "all":
+            return [by_kind[kind] for kind in KINDS if kind in by_kind]
+        chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
+        if self._output.holes == "brush" and chosen.control.kind == "polygon" and "brush" in by_kind:
+            if has_holes(instance.mask_hw, self._min_area_px(chosen.control)):
+                return [by_kind["brush"]]
+        return [chosen]
+
+    def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
+        control = target.control
+        if instance.score < self._threshold(target):
+            return Report.LOW_SCORE
+        if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
+            return Report.OVER_LIMIT
+        shapes = self._shapes(instance, control)
+        if not shapes.regions:
+            return Report.TOO_SMALL
+        self._drawn[control.name] += 1
+        self.report.parts_dropped += shapes.parts_dropped
+        self.report.holes_filled += shapes.holes_filled
+        self._add(number, instance, target, shapes.regions)
+        return None
+
+    def _shapes(self, instance: Instance, control: Control) -> Shapes:
+        min_area_px = self._min_area_px(control)
+        if control.kind == "brush":
+            return brush_shapes(instance.mask_hw, min_area_px=min_area_px)
+        if control.kind == "rectangle":
+            return rectangle_shapes(instance.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        tolerance_px = self._output.tolerance_px if control.tolerance_px is None else control.tolerance_px
+        return polygon_shapes(
+            instance.mask_hw,
+            tolerance_px=tolerance_px,
+            max_vertices=control.max_vertices or self._output.max_vertices,
+            min_area_px=min_area_px,
+        )
+
+    def _add(self, number: int, instance: Instance, target: Target, shapes: Sequence[Shape]) -> None:
+        first_id = self._id(number, target, 0)
+        for part, shape in enumerate(shapes):
+            region: dict[str, Any] = {
+                "id": self._id(number, target, part),
+                "to_name": target.control.to_name,
+                **self._size,
+                "score": round(min(max(instance.score, 0.0), 1.0), 6),
+            }
+            if part:
+                region["parentID"] = first_id
+            _note(region, shape.notes)
+            self.result += _labelled(region, target, shape.value)
+
+    def _id(self, number: int, target: Target, part: int) -> str:
+        text = f"{self._seed}|{number}|{target.control.name}|{target.label.value}|{part}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _threshold(self, target: Target) -> float:
+        for threshold in (target.label.score_threshold, target.control.score_threshold):
+            if threshold is not None:
+                return threshold
+        return self._output.score_threshold
+
+    def _min_area_px(self, control: Control) -> float:
+        return self._output.min_area_px if control.min_area_px is None else control.min_area_px
+
+
+def _labelled(region: dict[str, Any], target: Target, value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The region with its label; two results with one id when geometry and labels have tags of their own."""
+    control = target.control
+    labels = {control.labels_type: [target.label.value]}
+    named = {"from_name": control.labels_name, "type": control.labels_type, "value": {**value, **labels}}
+    if not control.is_paired:
+        return [{**region, **named}]
+    geometry = {"from_name": control.name, "type": control.kind, "value": value}
+    return [{**region, **geometry}, {**region, **named}]
+
+
+def _note(region: dict[str, Any], notes: Sequence[str]) -> None:
+    """Add lines to `meta.text`, which the editor shows and keeps on submit (measured)."""
+    if notes:
+        region.setdefault("meta", {}).setdefault("text", []).extend(notes)
+
+
+def _sortable(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf
