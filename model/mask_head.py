@@ -14,16 +14,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import losses
 from model.incoherence import incoherence_layers
-from model.quadtree import Nodes, Permutation, find_nodes, propagate, sample_nodes, sequence_order
+from model.mask_losses import mask_branch_losses
+from model.quadtree import Nodes, Permutation, boundary_uncertainty, find_nodes, propagate, sequence_order
 from model.refiner import SequenceRefiner, position_table
 from model.roi_pyramid import RoIPyramid
-from model.targets import boundary_target, mask_targets, semantic_target
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class TransfinerMaskHead(nn.Module):
     def forward(self, pyramid: RoIPyramid, instances: list[Instances]) -> Any:
         """Losses by name in training; in inference ``instances`` with ``pred_masks`` (R, 1, 112, 112)."""
         if self.training:
-            return self._losses(pyramid, instances)
+            return mask_branch_losses(self, pyramid, instances)
         return self._predict(pyramid, instances)
 
     def coarse(self, pyramid: RoIPyramid) -> CoarseOutput:
@@ -150,6 +149,10 @@ class TransfinerMaskHead(nn.Module):
         incoherence = predictor(deconv(hidden))[:, 0]
         return CoarseOutput(self.predictor(F.relu(self.deconv(trunk))), incoherence, trunk)
 
+    def boundary(self, output: CoarseOutput) -> Tensor:
+        """Logits of the contour, (R, S0, S0); an auxiliary output that only training asks for."""
+        return self.predictor_bo(F.relu(self.deconv_bo(output.trunk)))[:, 0]
+
     def refine(
         self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
@@ -163,16 +166,16 @@ class TransfinerMaskHead(nn.Module):
             references (R', 14 * 14) and L tensors (Q,).
         """
         side = self.coarse_size
-        reference_coarse = _resize(coarse[rois], side).flatten()
+        reference_coarse = resize_masks(coarse[rois], side).flatten()
         features = [pyramid.coarse[rois].permute(0, 2, 3, 1).flatten(0, 2), *pyramid.at(levels, self.sizes)]
         values = [
             reference_coarse,
-            *(n.of(_resize(coarse, s)) for n, s in zip(levels, self.sizes, strict=True)),
+            *(n.of(resize_masks(coarse, s)) for n, s in zip(levels, self.sizes, strict=True)),
         ]
-        reference_positions = self._positions(side).flatten(0, 1).repeat(len(rois), 1)
+        reference_positions = self.positions(side).flatten(0, 1).repeat(len(rois), 1)
         positions = [
             reference_positions,
-            *(self._positions(s)[n.y, n.x] for n, s in zip(levels, self.sizes, strict=True)),
+            *(self.positions(s)[n.y, n.x] for n, s in zip(levels, self.sizes, strict=True)),
         ]
         owners = [rois.repeat_interleave(side * side), *(n.roi for n in levels)]
         order = sequence_order(owners)
@@ -184,7 +187,8 @@ class TransfinerMaskHead(nn.Module):
         references, *by_level = refined.split([len(part) for part in owners])
         return references.unflatten(0, (len(rois), -1)), by_level
 
-    def _positions(self, size: int) -> Tensor:
+    def positions(self, size: int) -> Tensor:
+        """Position encoding of a level's grid, (size, size, C)."""
         return getattr(self, f"positions_{size}")
 
     def _predict(self, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
@@ -192,7 +196,7 @@ class TransfinerMaskHead(nn.Module):
         output = self.coarse(pyramid)
         classes = torch.cat([i.pred_classes for i in instances])
         coarse = losses.select_class(output.logits, classes).sigmoid().float()
-        masks = _resize(coarse, self.sizes[-1])
+        masks = resize_masks(coarse, self.sizes[-1])
         uncertainty = coarse.new_zeros(len(coarse))
         limit = self.settings.test_instance_limit or len(coarse)
         if min(limit, len(coarse)) > 0:
@@ -202,7 +206,7 @@ class TransfinerMaskHead(nn.Module):
             )
             masks = torch.cat([refined, masks[len(first) :]])
             uncertainty[first] = doubt
-        upsampled = _resize(coarse, self.sizes[-1])
+        upsampled = resize_masks(coarse, self.sizes[-1])
         start = 0
         for image in instances:
             rows = slice(start, start + len(image))
@@ -237,82 +241,6 @@ class TransfinerMaskHead(nn.Module):
             masks = _binomial_blur(masks)
         return masks, boundary_uncertainty(levels, values, len(coarse))
 
-    def _losses(self, pyramid: RoIPyramid, instances: list[Instances]) -> dict[str, Tensor]:
-        output = self.coarse(pyramid)
-        semantic = self.predictor_semantic_s(pyramid.semantic)
-        boundary = self.predictor_bo(F.relu(self.deconv_bo(output.trunk)))[:, 0]
-        weights = self.loss_weights
-        wanted, valid = semantic_target(
-            instances, semantic.shape[-2], semantic.shape[-1], round(pyramid.strides[0])
-        )
-        result = {"loss_semantic": losses.semantic_loss(semantic, wanted, valid) * weights["semantic"]}
-        if sum(len(i) for i in instances) == 0:
-            nothing = losses.no_foreground(
-                output.logits, output.incoherence, boundary, *self.encoder.parameters()
-            )
-            return {
-                **result,
-                **{f"loss_mask{part}": nothing for part in ("", "_incoherence", "_refine", "_boundary")},
-            }
-        root = self.sizes[0]
-        targets = mask_targets(
-            instances, [self.coarse_size, *self.sizes], root, self.settings.incoherence_target
-        )
-        _log_accuracy(losses.select_class(output.logits, targets.classes), targets.masks[root])
-        coarse_loss = losses.coarse_mask_loss(output.logits, targets.masks[root], targets.classes)
-        edge = boundary_target(targets.masks[root])
-        return {
-            **result,
-            "loss_mask": coarse_loss * weights["coarse"],
-            "loss_mask_incoherence": losses.incoherence_loss(output.incoherence, targets.incoherence)
-            * weights["incoherence"],
-            "loss_mask_refine": self._refinement_loss(pyramid, output, targets.classes, targets.masks)
-            * weights["refine"],
-            "loss_mask_boundary": losses.boundary_loss(boundary, edge) * weights["boundary"],
-        }
-
-    def _refinement_loss(
-        self, pyramid: RoIPyramid, output: CoarseOutput, classes: Tensor, targets: dict[int, Tensor]
-    ) -> Tensor:
-        """L1 on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
-        settings = self.settings
-        limit = settings.train_instance_limit or len(classes)
-        chosen = torch.arange(len(classes), device=classes.device)
-        if limit < len(classes):
-            chosen = torch.randperm(len(classes))[:limit].sort().values.to(classes.device)
-        coarse = losses.select_class(output.logits, classes)[chosen].detach().sigmoid()
-        found = find_nodes(
-            output.incoherence[chosen].detach().float().sigmoid(), self.sizes, list(settings.thresholds_train)
-        )
-        kept, levels = sample_nodes(
-            found, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, self.permutation
-        )
-        if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
-            kept, levels = (
-                torch.arange(len(chosen), device=classes.device),
-                [n.select(n.roi < 0) for n in found],
-            )
-        references, values = self.refine(pyramid.select(chosen), coarse, levels, kept)
-        wanted = [n.of(targets[s][chosen]) for n, s in zip(levels, self.sizes, strict=True)]
-        reference_target = targets[self.coarse_size][chosen][kept].flatten()
-        return losses.refinement_loss(
-            torch.cat([references.flatten(), *values]), torch.cat([reference_target, *wanted])
-        )
-
-
-def boundary_uncertainty(levels: list[Nodes], values: list[Tensor], num_rois: int) -> Tensor:
-    """How undecided an instance's outline is, (R,) in [0, 1]: the mean of 4p(1 - p) over its finest nodes.
-
-    The finest level counts, being the boundary itself; an instance without nodes there falls back to the next one,
-    and one without any node is certain (0).
-    """
-    result = torch.zeros(num_rois, device=values[0].device)
-    for nodes, value in zip(levels, values, strict=True):
-        count = nodes.counts(num_rois)
-        total = result.new_zeros(num_rois).index_add(0, nodes.roi, 4 * value * (1 - value))
-        result = torch.where(count > 0, total / count.clamp(min=1), result)
-    return result
-
 
 def _upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2d, nn.Conv2d]:
     deconv, predictor = nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.Conv2d(channels, outputs, 1)
@@ -323,7 +251,7 @@ def _upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2
     return deconv, predictor
 
 
-def _resize(probabilities: Tensor, size: int) -> Tensor:
+def resize_masks(probabilities: Tensor, size: int) -> Tensor:
     """(R, S, S) to (R, size, size), bilinear; the same tensor where the size fits already."""
     if probabilities.shape[-1] == size:
         return probabilities
@@ -334,9 +262,3 @@ def _binomial_blur(masks: Tensor) -> Tensor:
     """7x7 binomial blur with zero padding, (R, S, S)."""
     row = masks.new_tensor([1.0, 6.0, 15.0, 20.0, 15.0, 6.0, 1.0]) / 64
     return F.conv2d(masks[:, None], torch.outer(row, row)[None, None], padding=3)[:, 0]
-
-
-def _log_accuracy(logits: Tensor, target: Tensor) -> None:
-    """Share of coarse mask pixels on the right side, in the event storage (as detectron2's mask head logs it)."""
-    right = ((logits.detach() > 0) == (target > 0.5)).float().mean()
-    get_event_storage().put_scalar("mask_rcnn/accuracy", right.item())

@@ -113,3 +113,17 @@ def propagate(coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: 
             mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=True)[:, 0]
         mask[nodes.roi, nodes.y, nodes.x] = value.to(mask.dtype)
     return mask
+
+
+def boundary_uncertainty(levels: list[Nodes], values: list[Tensor], num_rois: int) -> Tensor:
+    """How undecided an instance's outline is, (R,) in [0, 1]: the mean of 4p(1 - p) over its finest nodes.
+
+    The finest level counts, being the boundary itself; an instance without nodes there falls back to the next one,
+    and one without any node is certain (0).
+    """
+    result = torch.zeros(num_rois, device=values[0].device)
+    for nodes, value in zip(levels, values, strict=True):
+        count = nodes.counts(num_rois)
+        total = result.new_zeros(num_rois).index_add(0, nodes.roi, 4 * value * (1 - value))
+        result = torch.where(count > 0, total / count.clamp(min=1), result)
+    return result

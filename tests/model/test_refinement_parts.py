@@ -12,8 +12,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from model.config import find_config, get_config
-from model.mask_head import boundary_uncertainty
-from model.quadtree import Nodes, find_nodes, propagate, sample_nodes, sequence_order
+from model.quadtree import Nodes, boundary_uncertainty, find_nodes, propagate, sample_nodes, sequence_order
 from model.refiner import SelfAttention, SequenceRefiner, position_table
 from model.roi_pyramid import RefinementPooler
 
