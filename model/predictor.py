@@ -1,0 +1,234 @@
+"""The predictor: a model with everything its use needs, so that callers see only images and instances.
+
+Shape shorthand in this module: N images, R instances of an image, H x W an image's size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image
+from torch import Tensor, nn
+
+from model import registry  # noqa: F401  (imported for its registration)
+from model.checkpoint import load_checkpoint
+from model.instance import Instance
+from model.state_keys import load_weights
+
+# A CPU is bound by arithmetic, so batches only pad there; a GPU is not.
+BATCH_SIZE_GPU = 4
+
+
+class InputSettings(NamedTuple):
+    """How an image becomes the network's input: `cfg.INPUT`."""
+
+    channel_order: str  # "RGB" or "BGR", as the network was trained
+    short_edge_px: int
+    long_edge_limit_px: int
+
+
+class Predictor:
+    """Images in, instances out. Holds no state between calls and none outside itself.
+
+    Args:
+        model: a network with detectron2's interface; moved to `device` and switched to evaluation.
+        labels: class names in the order of the network's class numbers.
+        version: what to report as the model's version.
+        input_settings: channel order and size of the network's input.
+        device: a torch device.
+        batch_size: images the network sees at a time.
+        mixed_precision: run in half precision where that is safe (GPUs only).
+
+    Raises:
+        ValueError: an unknown channel order, or a batch size below one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: Sequence[str],
+        version: str,
+        input_settings: InputSettings,
+        *,
+        device: torch.device | str = "cpu",
+        batch_size: int = 1,
+        mixed_precision: bool = False,
+    ) -> None:
+        if input_settings.channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {input_settings.channel_order!r}, expected 'RGB' or 'BGR'")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        self.device = torch.device(device)
+        self.labels = tuple(labels)
+        self.version = version
+        self.input_settings = input_settings
+        self.batch_size = batch_size
+        self.mixed_precision = mixed_precision
+        self._model = model.to(self.device).eval()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: Path | str,
+        *,
+        device: str = "auto",
+        score_threshold: float | None = None,
+        max_instances: int | None = None,
+        batch_size: int | None = None,
+        mixed_precision: bool | None = None,
+    ) -> Predictor:
+        """Build the network of a checkpoint directory and load its weights.
+
+        Args:
+            directory: see `model.checkpoint`.
+            device: `auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+            score_threshold: weaker detections are dropped before their masks are computed; the checkpoint's
+                threshold if None.
+            max_instances: best detections of an image to keep; the checkpoint's if None.
+            batch_size: images at a time; 1 on a CPU, more on a GPU if None.
+            mixed_precision: on for GPUs if None.
+
+        Raises:
+            CheckpointError: the directory is no complete checkpoint, or its weights do not fit its config.
+            ValueError: an unknown or absent device, or a threshold outside [0, 1].
+        """
+        place = choose_device(device)
+        cfg, state, metadata = load_checkpoint(directory)
+        cfg = _inference_config(cfg, place, score_threshold, max_instances)
+        model = build_model(cfg)
+        load_weights(model, state, source=str(directory))
+        on_gpu = place.type == "cuda"
+        return cls(
+            model,
+            metadata["classes"],
+            str(metadata["version"]),
+            InputSettings(cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            device=place,
+            batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
+            mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
+        )
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
+        """Detect and outline objects.
+
+        Args:
+            images: N uint8 arrays, H x W x 3, RGB, already turned as their EXIF says; sizes may differ.
+
+        Returns:
+            For each image, in order, its instances by falling score.
+
+        Raises:
+            ValueError: an image is not such an array; the message gives its number, type and shape.
+        """
+        for number, image in enumerate(images):
+            _check_image(image, number)
+        inputs = [self._prepare(image) for image in images]
+        # Images of like size share a batch, so that little of it is padding.
+        order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]["image"].shape))
+        results: list[list[Instance]] = [[] for _ in inputs]
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            for i, output in zip(chosen, self._run([inputs[i] for i in chosen]), strict=True):
+                results[i] = self._instances(output["instances"])
+        return results
+
+    def _prepare(self, image_rgb: np.ndarray) -> dict[str, Any]:
+        """What detectron2's DefaultPredictor makes of an image, without drawing random numbers."""
+        height, width = image_rgb.shape[:2]
+        settings = self.input_settings
+        new_height, new_width = ResizeShortestEdge.get_output_shape(
+            height, width, settings.short_edge_px, settings.long_edge_limit_px
+        )
+        resized = Image.fromarray(image_rgb).resize(
+            (max(new_width, 1), max(new_height, 1)), Image.Resampling.BILINEAR
+        )
+        pixels = np.asarray(resized).transpose(2, 0, 1)
+        if settings.channel_order == "BGR":
+            pixels = pixels[::-1]
+        tensor = torch.from_numpy(np.array(pixels, order="C"))
+        return {"image": tensor, "height": height, "width": width}
+
+    def _run(self, inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        precision: AbstractContextManager[Any] = (
+            torch.autocast(self.device.type, dtype=torch.float16) if self.mixed_precision else nullcontext()
+        )
+        with torch.inference_mode(), precision:
+            outputs: list[dict[str, Instances]] = self._model(inputs)
+        return outputs
+
+    def _instances(self, found: Instances) -> list[Instance]:
+        found = found.to("cpu")
+        scores: Tensor = found.scores.float()
+        boxes = found.pred_boxes.tensor.float().tolist()
+        masks = found.pred_masks.numpy()
+        classes = found.pred_classes.tolist()
+        uncertainty = (
+            found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
+        )
+        return [
+            Instance(
+                box_xyxy=(boxes[r][0], boxes[r][1], boxes[r][2], boxes[r][3]),
+                label=self.labels[classes[r]],
+                score=float(scores[r]),
+                mask_hw=masks[r],
+                uncertainty=uncertainty[r],
+            )
+            for r in scores.argsort(descending=True, stable=True).tolist()
+        ]
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for `auto` or a device's name.
+
+    Raises:
+        ValueError: the name is not a device, or names a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:NUMBER") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use auto or cpu"
+        )
+    return device
+
+
+def _inference_config(
+    cfg: CfgNode, device: torch.device, score_threshold: float | None, max_instances: int | None
+) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = str(device)
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold is {score_threshold}, expected a number from 0 to 1")
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
+    if max_instances is not None:
+        if max_instances < 1:
+            raise ValueError(f"max_instances is {max_instances}, expected at least 1")
+        cfg.TEST.DETECTIONS_PER_IMAGE = max_instances
+    return cfg
+
+
+def _check_image(image: np.ndarray, number: int) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB"
+        )

@@ -1,0 +1,188 @@
+"""The predictor: order, labels, sizes, equality with detectron2's own preprocessing, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from small_network import CLASSES, small_config, small_model
+from torch import nn
+
+from model.checkpoint import save_checkpoint
+from model.predictor import InputSettings, Predictor, choose_device
+from model.state_keys import CheckpointError
+
+SETTINGS = InputSettings("BGR", 64, 128)
+
+
+class Recorder(nn.Module):
+    """A network that remembers its inputs and returns two detections an image, the weaker first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[dict]] = []
+
+    def forward(self, inputs: list[dict]) -> list[dict]:
+        self.batches.append(inputs)
+        return [{"instances": self.two_instances(image["height"], image["width"])} for image in inputs]
+
+    def two_instances(self, height: int, width: int) -> Instances:
+        found = Instances((height, width))
+        found.pred_boxes = Boxes(
+            torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, float(width), float(height)]])
+        )
+        found.scores = torch.tensor([0.25, 0.75])
+        found.pred_classes = torch.tensor([1, 0])
+        found.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
+        found.pred_masks[1] = True
+        found.uncertainty = torch.tensor([0.5, 1.5])
+        return found
+
+
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints") / "small"
+    metadata = {"name": "small", "version": "7", "classes": list(CLASSES)}
+    save_checkpoint(directory, small_config(), small_model(), metadata)
+    return directory
+
+
+def test_network_output_becomes_frozen_instances_by_falling_score() -> None:
+    [[first, second]] = Predictor(Recorder(), CLASSES, "1", SETTINGS)([random_image(40, 50)])
+    assert (first.label, first.score, first.box_xyxy, first.uncertainty) == (
+        "gear",
+        0.75,
+        (0, 0, 50, 40),
+        1.0,
+    )
+    assert (second.label, second.score, second.uncertainty) == ("leaf", 0.25, 0.5)
+    assert first.mask_hw.shape == (40, 50)
+    assert first.mask_hw.all()
+    assert not second.mask_hw.any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 10])
+def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: int) -> None:
+    network = Recorder()
+    sizes = [(40, 90), (64, 64), (41, 90), (90, 40), (64, 65)]
+    results = Predictor(network, CLASSES, "1", SETTINGS, batch_size=batch_size)(
+        [random_image(*s) for s in sizes]
+    )
+    assert [found[0].mask_hw.shape for found in results] == sizes
+    assert [len(batch) for batch in network.batches] == [
+        min(batch_size, 5 - i) for i in range(0, 5, batch_size)
+    ]
+
+
+@pytest.mark.parametrize("channel_order", ["BGR", "RGB"])
+@pytest.mark.parametrize("size", [(40, 50), (50, 40), (64, 300), (300, 10), (1, 1)])
+def test_input_equals_detectron2s_default_predictor(channel_order: str, size: tuple[int, int]) -> None:
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    image_rgb = random_image(*size)
+    network = Recorder()
+    Predictor(network, CLASSES, "1", InputSettings(channel_order, 64, 128))([image_rgb])
+    theirs = image_rgb if channel_order == "RGB" else image_rgb[:, :, ::-1]
+    expected = ResizeShortestEdge([64, 64], 128).get_transform(theirs).apply_image(theirs)
+    given = network.batches[0][0]
+    assert (given["height"], given["width"]) == size
+    assert np.array_equal(given["image"].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"image 1 is float32 of shape \(4, 4, 3\), expected uint8"),
+        (np.zeros((4, 4), np.uint8), r"image 1 is uint8 of shape \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
+        ([[0]], "image 1 is a list"),
+    ],
+)
+def test_wrong_images_are_named_before_anything_runs(image: object, message: str) -> None:
+    network = Recorder()
+    with pytest.raises(ValueError, match=message):
+        Predictor(network, CLASSES, "1", SETTINGS)([random_image(4, 4), image])
+    assert network.batches == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_settings": InputSettings("GBR", 1, 1)}, "FORMAT is 'GBR'"),
+        ({"input_settings": SETTINGS, "batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_wrong_settings_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(Recorder(), CLASSES, "1", **arguments)
+
+
+def test_no_images_need_no_network() -> None:
+    assert Predictor(Recorder(), CLASSES, "1", SETTINGS)([]) == []
+
+
+def test_a_real_network_from_a_checkpoint(checkpoint: Path) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    assert (predictor.labels, predictor.version) == (CLASSES, "7")
+    images = [random_image(70, 100, seed=1), random_image(100, 60, seed=2)]
+    results = predictor(images)
+    assert any(results)
+    for image, found in zip(images, results, strict=True):
+        assert len(found) <= 5
+        assert all(instance.mask_hw.shape == image.shape[:2] for instance in found)
+        assert all(0 <= instance.uncertainty <= 1 for instance in found)
+        assert [instance.score for instance in found] == sorted((i.score for i in found), reverse=True)
+
+
+def test_predictions_do_not_depend_on_neighbours_or_earlier_calls(checkpoint: Path) -> None:
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    images = [random_image(70, 100, seed=1), random_image(100, 60, seed=2)]
+    together, alone = predictor(images), [predictor([image])[0] for image in images]
+    for a, b in zip(together, alone, strict=True):
+        assert [i.score for i in a] == [i.score for i in b]
+        assert all(np.array_equal(i.mask_hw, j.mask_hw) for i, j in zip(a, b, strict=True))
+
+
+def test_thresholds_and_limits_reach_the_network(checkpoint: Path) -> None:
+    assert Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=1.0)(
+        [random_image(64, 64)]
+    ) == [[]]
+    [found] = Predictor.from_checkpoint(checkpoint, device="cpu", max_instances=1)([random_image(64, 64)])
+    assert len(found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold is 1.5"),
+        ({"max_instances": 0}, "max_instances is 0"),
+        ({"device": "toaster"}, "device is 'toaster'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
+    ],
+)
+def test_wrong_arguments_are_named(checkpoint: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor.from_checkpoint(checkpoint, **{"device": "cpu", **arguments})
+
+
+def test_weights_that_do_not_fit_their_config_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    state = small_model().state_dict()
+    state.pop("roi_heads.mask_head.predictor.weight")
+    metadata = {"name": "broken", "version": "1", "classes": list(CLASSES)}
+    save_checkpoint(tmp_path / "broken", small_config(), state, metadata)
+    with pytest.raises(
+        CheckpointError, match=r"broken does not fit .*\nmissing \(1\): roi_heads.mask_head.predictor"
+    ):
+        Predictor.from_checkpoint(tmp_path / "broken", device="cpu")
+
+
+def test_auto_takes_a_gpu_exactly_when_torch_sees_one() -> None:
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
