@@ -144,9 +144,10 @@ class _Drawing:
         if self._output.kind == "all":
             return [by_kind[kind] for kind in KINDS if kind in by_kind]
         chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
-        if self._output.holes == "brush" and chosen.control.kind == "polygon" and "brush" in by_kind:
-            if has_holes(instance.mask_hw, self._min_area_px(chosen.control)):
-                return [by_kind["brush"]]
+        may_be_brush = chosen.control.kind == "polygon" and "brush" in by_kind
+        if self._output.holes == "brush" and may_be_brush:
+            min_area_px = self._min_area_px(chosen.control)
+            return [by_kind["brush"] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
 
     def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
