@@ -32,10 +32,10 @@ HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")
 class LazyGroup(click.Group):
     """A group that lists commands without importing them: `--help` reads the first docstring line from the source."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name, target in COMMANDS.items() if _source(target.partition(":")[0])]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         target = COMMANDS.get(cmd_name)
         if target is None or not _source(target.partition(":")[0]):
             return None

@@ -10,12 +10,13 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import model as model_package
+from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
 SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
@@ -27,95 +28,105 @@ class Settings(BaseSettings):
     """Operation of the service. Every field `x` is read from `TRANSFINER_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
+        env_prefix=PREFIX,
+        extra="forbid",
+        populate_by_name=True,
+        validate_default=True,
+        protected_namespaces=(),
     )
 
     # --- where the service listens
     # Address the API binds; 0.0.0.0 to be reachable from other machines or containers.
     host: str = "127.0.0.1"
     # TCP port of the API; 0 lets the system choose one.
-    port: int = Field(9090, ge=0, le=65535)
+    port: int = Field(default=9090, ge=0, le=65535)
     # Requests answered at the same time by one API process; a waiting /predict holds one of them.
-    api_threads: int = Field(48, ge=4, le=1024)
+    api_threads: int = Field(default=48, ge=4, le=1024)
     # Largest request body, in MiB; 450 tasks of Label Studio are about 1 MiB.
-    max_request_mib: float = Field(64.0, gt=0)
+    max_request_mib: float = Field(default=64.0, gt=0)
     # Most tasks in one /predict; more are refused with a hint.
-    max_tasks_per_request: int = Field(10_000, ge=1)
+    max_tasks_per_request: int = Field(default=10_000, ge=1)
 
     # --- the queue
     # Redis-protocol server, e.g. redis://host:6379/0. Empty: `serve` starts an embedded one.
     redis_url: str = ""
     # Longest wait for one Redis answer in the API, in s; below Label Studio's 1 s limits for /health and webhooks.
-    redis_timeout_s: float = Field(0.6, gt=0)
+    redis_timeout_s: float = Field(default=0.6, gt=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(default=1, ge=1, le=64)
     # Tasks that one worker runs as one batch, and how long it waits for more of them, in ms.
-    max_batch: int = Field(4, ge=1, le=256)
-    max_wait_ms: float = Field(10.0, ge=0)
+    max_batch: int = Field(default=4, ge=1, le=256)
+    max_wait_ms: float = Field(default=10.0, ge=0)
     # One batch may run this long, in s, before its tasks fail.
-    batch_timeout_s: int = Field(300, ge=1)
+    batch_timeout_s: int = Field(default=300, ge=1)
     # A finished prediction is remembered this long, in s: whoever asks again gets it without computing.
-    result_ttl_s: int = Field(3600, ge=10)
+    result_ttl_s: int = Field(default=3600, ge=10)
     # A worker that has not been heard of for this long, in s, is dead and its tasks go to another one.
-    worker_lost_s: float = Field(8.0, ge=1)
+    worker_lost_s: float = Field(default=8.0, ge=1)
     # A task is given up (state `parked`) after killing its worker this often.
-    max_attempts: int = Field(2, ge=1)
+    max_attempts: int = Field(default=2, ge=1)
     # After SIGTERM a worker may finish its batch this long, in s, before it is killed.
-    drain_s: float = Field(60.0, ge=0)
+    drain_s: float = Field(default=60.0, ge=0)
 
     # --- answering /predict
     # Answer within this many s; must be under Label Studio's 100 s (its ML_TIMEOUT_PREDICT).
-    predict_deadline_s: float = Field(80.0, gt=0)
+    predict_deadline_s: float = Field(default=80.0, gt=0)
     # The same for interactive requests: somebody is looking at the screen.
-    interactive_deadline_s: float = Field(20.0, gt=0)
+    interactive_deadline_s: float = Field(default=20.0, gt=0)
     # Predictions in one bulk push to Label Studio, for those that missed the deadline.
-    push_chunk: int = Field(100, ge=1, le=2000)
+    push_chunk: int = Field(default=100, ge=1, le=2000)
     # A failed push is tried again after this many s, doubling up to the second number.
-    push_retry_s: float = Field(1.0, gt=0)
-    push_retry_max_s: float = Field(60.0, gt=0)
+    push_retry_s: float = Field(default=1.0, gt=0)
+    push_retry_max_s: float = Field(default=60.0, gt=0)
 
     # --- the model
     # Checkpoint directory: model.safetensors, config.yaml, metadata.json.
     model: Path = SHIPPED_MODEL
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
+    # Number of this worker on its host: with device auto and several GPUs, worker n takes GPU n.
+    worker_number: int = Field(default=0, ge=0)
     # CPU threads of one worker's torch; 0 leaves torch's own choice.
-    torch_threads: int = Field(0, ge=0)
+    torch_threads: int = Field(default=0, ge=0)
 
     # --- what a prediction contains (a tag's own attribute, e.g. model_score_threshold, wins)
     # Detections below this confidence are dropped, 0..1.
-    score_threshold: float = Field(0.5, ge=0, le=1)
+    score_threshold: float = Field(default=0.5, ge=0, le=1)
+    # Detections below this confidence are not even outlined, which saves time; no tag can go lower, 0..1.
+    score_floor: float = Field(default=0.25, ge=0, le=1)
     # A polygon stays within this distance of the mask's outline, in pixels of the image.
-    tolerance_px: float = Field(1.0, ge=0)
+    tolerance_px: float = Field(default=1.0, ge=0)
     # Most vertices of one polygon; 0 for no limit.
-    max_vertices: int = Field(0, ge=0)
+    max_vertices: int = Field(default=0, ge=0)
 
     # --- Label Studio
     # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
+    # The key is only ever sent to this address, never to one that a request names.
     label_studio_url: str = Field(
-        "", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
+        default="",
+        validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url"),
     )
     label_studio_api_key: SecretStr = Field(
-        SecretStr(""),
+        default=SecretStr(""),
         validation_alias=AliasChoices(
             "TRANSFINER_LABEL_STUDIO_API_KEY", "LABEL_STUDIO_API_KEY", "label_studio_api_key"
         ),
     )
-    # Longest wait for one answer of Label Studio, in s.
-    label_studio_timeout_s: float = Field(30.0, gt=0)
+    # Longest wait for Label Studio to store one push, in s.
+    label_studio_timeout_s: float = Field(default=30.0, gt=0)
 
     # --- images
     # Largest download in MiB, largest picture in megapixels, longest download in s, most redirects.
-    max_image_mib: float = Field(64.0, gt=0)
-    max_image_megapixels: float = Field(80.0, gt=0)
-    image_timeout_s: float = Field(30.0, gt=0)
-    max_redirects: int = Field(5, ge=0)
+    max_image_mib: float = Field(default=64.0, gt=0)
+    max_image_megapixels: float = Field(default=80.0, gt=0)
+    image_timeout_s: float = Field(default=30.0, gt=0)
+    max_redirects: int = Field(default=5, ge=0)
     # Hosts that may resolve to loopback or private addresses, comma separated ("host", "host:port" or "*").
     # Label Studio's own host is always allowed.
     private_image_hosts: str = ""
     # Folder and size in MiB of the workers' image cache; an empty folder: none.
     image_cache: str = ""
-    image_cache_mib: float = Field(2048.0, gt=0)
+    image_cache_mib: float = Field(default=2048.0, gt=0)
 
     # --- access
     # Basic auth for everything but /health, set on the ML backend in Label Studio; empty user: no check.
@@ -133,7 +144,9 @@ class Settings(BaseSettings):
     @classmethod
     def _without_slash(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
+            raise ValueError(
+                f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080"
+            )
         return url.rstrip("/")
 
     @field_validator("redis_url")
@@ -144,10 +157,40 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
+    def _key_has_an_address(self) -> Settings:
+        if self.label_studio_api_key.get_secret_value() and not self.label_studio_url:
+            raise ValueError(
+                "LABEL_STUDIO_API_KEY is set but LABEL_STUDIO_URL is not; the key is sent only there"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _basic_auth_is_whole(self) -> Settings:
         if bool(self.basic_auth_user) != bool(self.basic_auth_password.get_secret_value()):
-            raise ValueError("TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together")
+            raise ValueError(
+                "TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together"
+            )
         return self
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with what a command line gave on top (None: not given).
+
+    Raises:
+        StartError: a value is not allowed; names the variable, the value and what was expected.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        problems = [f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+        raise StartError(
+            "Wrong settings: " + "; ".join(problems) + ".", "Correct or unset the variable."
+        ) from error
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else "settings"
+    return name if name.isupper() else PREFIX + name.upper()
 
 
 def known_variables() -> set[str]:
@@ -162,5 +205,7 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str,
     """
     environment = os.environ if environment is None else environment
     known = known_variables()
-    strangers = [name for name in environment if name.startswith(PREFIX) and name not in known | FOREIGN_VARIABLES]
+    strangers = [
+        name for name in environment if name.startswith(PREFIX) and name not in known | FOREIGN_VARIABLES
+    ]
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in sorted(strangers)}

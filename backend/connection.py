@@ -1,0 +1,47 @@
+"""Connections to the Redis-protocol server, tuned for who uses them."""
+
+from __future__ import annotations
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from backend.errors import StartError
+from backend.settings import Settings
+
+# A worker blocks on the queue for up to this long, in s; reads must outlast it.
+WORKER_BLOCK_S = 20
+
+
+def web_connection(settings: Settings) -> Redis:
+    """For the API: gives up within `redis_timeout_s` and one retry, because /health and webhooks have 1 s in all."""
+    return Redis.from_url(
+        _url(settings),
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        health_check_interval=30,
+        decode_responses=False,
+    )
+
+
+def worker_connection(settings: Settings) -> Redis:
+    """For workers: patient, since RQ itself waits for jobs on it and reconnects."""
+    return Redis.from_url(
+        _url(settings), socket_timeout=WORKER_BLOCK_S * 2, socket_connect_timeout=5, health_check_interval=30
+    )
+
+
+def text(value: bytes | str | None) -> str:
+    """What Redis answers, as text; "" for nothing."""
+    return value.decode() if isinstance(value, bytes) else value or ""
+
+
+def _url(settings: Settings) -> str:
+    if not settings.redis_url:
+        raise StartError(
+            "No queue server: TRANSFINER_REDIS_URL is empty.",
+            "Use `transfiner serve`, which starts one, or give --redis-url redis://HOST:6379/0.",
+        )
+    return settings.redis_url

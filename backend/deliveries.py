@@ -1,0 +1,184 @@
+"""Who hands a finished prediction to Label Studio, so that it is stored once, whoever asks how often.
+
+Label Studio stores every answer it gets, without a lock: three people who open one task at the same moment would get
+three equal predictions. So a request *claims* its tasks. It answers with results only while it holds all claims; else,
+or when the deadline passes first, it answers `{"results": []}` and what it held is *deferred*: pushed later through the
+bulk import, once, by a worker (backend/pusher.py).
+
+A request for one task takes the claim over from one for many: somebody is looking at that task.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from backend.connection import text
+from backend.records import record_key
+
+DEFERRED = "transfiner:deferred"
+PUSHING = "transfiner:pushing"
+# After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
+SETTLE_MS = 5000
+
+# A claim is "<request>:<number of tasks>". ARGV: claim, its number of tasks, ms to live.
+CLAIM = """
+local held = {}
+for i, job in ipairs(KEYS) do
+  local key = 'transfiner:claim:' .. job
+  local other = redis.call('GET', key)
+  local size = other and tonumber(string.match(other, ':(%d+)$')) or 0
+  local free = not other or other == ARGV[1] or (tonumber(ARGV[2]) == 1 and size > 1)
+  local in_flight = redis.call('SISMEMBER', 'transfiner:pushing', job)
+  if in_flight == 1 or redis.call('EXISTS', 'transfiner:pushed:' .. job) == 1 then free = false end
+  if free then
+    redis.call('SET', key, ARGV[1], 'PX', ARGV[3])
+    redis.call('HDEL', 'transfiner:deferred', job)
+  end
+  held[i] = free and 1 or 0
+end
+return held
+"""
+
+# Gives the claims up and says which were still held. All or nothing: ARGV[2] == '1' gives up only if all are held.
+RELEASE = """
+local held, all = {}, 1
+for i, job in ipairs(KEYS) do
+  held[i] = redis.call('GET', 'transfiner:claim:' .. job) == ARGV[1] and 1 or 0
+  if held[i] == 0 then all = 0 end
+end
+if ARGV[2] == '1' and all == 0 then return held end
+for i, job in ipairs(KEYS) do
+  if held[i] == 1 then redis.call('DEL', 'transfiner:claim:' .. job) end
+end
+return held
+"""
+
+# Moves deferred tasks into the set of those being pushed; the ones that were claimed back meanwhile are left out.
+TAKE = """
+local taken = {}
+for i, job in ipairs(KEYS) do
+  taken[i] = redis.call('HEXISTS', 'transfiner:deferred', job)
+  if taken[i] == 1 then redis.call('SADD', 'transfiner:pushing', job) end
+end
+return taken
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one request asked to deliver.
+
+    Attributes:
+        token: "<request>:<number of tasks>", the value of the claims in Redis.
+        job_ids: the tasks; some may be, or come to be, held by other requests.
+    """
+
+    token: str = ""
+    job_ids: tuple[str, ...] = ()
+
+
+class Deliveries:
+    """Claims and deferred tasks behind one connection."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self._claim = connection.register_script(CLAIM)
+        self._release = connection.register_script(RELEASE)
+        self._take = connection.register_script(TAKE)
+
+    def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> Claim:
+        """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
+        claim = Claim(f"{request_id}:{len(job_ids)}", tuple(job_ids))
+        if job_ids:
+            self._claim(keys=list(job_ids), args=[claim.token, len(job_ids), int(lifetime_s * 1000)])
+        return claim
+
+    def release_if_all_held(self, claim: Claim, job_ids: Sequence[str]) -> bool:
+        """Before answering with results for `job_ids`: True, and the claims are given up, if all are still ours."""
+        if not claim.job_ids or not job_ids:
+            return True
+        held = self._release(keys=list(job_ids), args=[claim.token, "1"])
+        if all(held):
+            self._mark(job_ids, "answered")
+        return all(held)
+
+    def defer(self, claim: Claim, facts: dict[str, dict[str, Any]]) -> list[str]:
+        """Instead of answering: hand what is still ours to the pusher. The ids deferred.
+
+        Args:
+            facts: by job id, what the pusher needs: project, task.
+        """
+        ids = list(facts)
+        if not ids or not claim.job_ids:
+            return []
+        held = self._release(keys=ids, args=[claim.token, "0"])
+        ours = [job_id for job_id, mine in zip(ids, held, strict=True) if mine]
+        if ours:
+            now = time.time()
+            self.connection.hset(DEFERRED, mapping={i: json.dumps({**facts[i], "since": now}) for i in ours})
+            self._mark(ours, "deferred")
+        return ours
+
+    def abandon(self, claim: Claim) -> None:
+        """Give up what is still ours; nobody has to deliver it."""
+        if claim.job_ids:
+            self._release(keys=list(claim.job_ids), args=[claim.token, "0"])
+
+    def is_claimed(self, job_id: str) -> bool:
+        return bool(self.connection.exists(f"transfiner:claim:{job_id}"))
+
+    def deferred(self) -> dict[str, dict[str, Any]]:
+        """By job id: project, task, since, and what the pusher noted."""
+        return {text(key): json.loads(value) for key, value in self.connection.hgetall(DEFERRED).items()}
+
+    def take(self, job_ids: Sequence[str]) -> list[str]:
+        """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
+        taken = self._take(keys=list(job_ids)) if job_ids else []
+        return [job_id for job_id, ours in zip(job_ids, taken, strict=True) if ours]
+
+    def pushed(self, job_ids: Sequence[str]) -> None:
+        with self.connection.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.hdel(DEFERRED, job_id)
+                pipe.srem(PUSHING, job_id)
+                pipe.set(f"transfiner:pushed:{job_id}", "1", px=SETTLE_MS)
+            pipe.execute()
+        self._mark(job_ids, "pushed")
+
+    def give_back(self, job_ids: Sequence[str], *, uncertain: bool) -> None:
+        """After a failed push: they stay deferred. `uncertain`: Label Studio may have stored them all the same."""
+        with self.connection.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.srem(PUSHING, job_id)
+            pipe.execute()
+        entries = self.deferred()
+        changed: dict[Any, Any] = {
+            i: json.dumps({**entries[i], "uncertain": True}) for i in job_ids if uncertain and i in entries
+        }
+        if changed:
+            self.connection.hset(DEFERRED, mapping=changed)
+
+    def drop(self, job_ids: Sequence[str]) -> None:
+        """There is nothing to deliver for them any more."""
+        if job_ids:
+            with self.connection.pipeline() as pipe:
+                pipe.hdel(DEFERRED, *job_ids)
+                pipe.srem(PUSHING, *job_ids)
+                pipe.execute()
+
+    def _mark(self, job_ids: Sequence[str], delivery: str) -> None:
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                # Not for a record that has expired: it would come back without a lifetime.
+                pipe.exists(record_key(job_id))
+            there = pipe.execute()
+            for job_id, exists in zip(job_ids, there, strict=True):
+                if exists:
+                    pipe.hset(record_key(job_id), "delivery", delivery)
+            pipe.execute()

@@ -1,0 +1,73 @@
+"""Images of tasks, fetched with the credentials of their project's Label Studio."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from backend.jobs import PredictionJob
+from backend.projects import Project, Projects
+from backend.settings import Settings
+from integration.images import FetchSettings, ImageFetcher
+
+# Fetchers keep connections and access tokens; one a Label Studio account, the least used is dropped beyond this.
+MOST_FETCHERS = 16
+
+
+def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
+    """Address and key of a project's Label Studio: our own settings win over what /setup said.
+
+    The key of the settings goes to the address of the settings only: anybody may send a /setup.
+    """
+    if settings.label_studio_url:
+        return settings.label_studio_url, settings.label_studio_api_key.get_secret_value() or project.token
+    return project.hostname, project.token
+
+
+class ImageSource:
+    """Fetches the image of a job; safe to use from several threads."""
+
+    def __init__(self, settings: Settings, projects: Projects) -> None:
+        self.settings = settings
+        self.projects = projects
+        self._fetchers: OrderedDict[tuple[str, str, str], ImageFetcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, job: PredictionJob, value_key: str) -> np.ndarray:
+        """HxWx3 uint8 RGB, turned as its EXIF says.
+
+        Raises:
+            ImageError: it cannot be fetched or decoded, or is over a limit.
+        """
+        project = self.projects.get(job.project) if job.project else Project(key="")
+        return self._fetcher(project).fetch(job.task, value_key)
+
+    def _fetcher(self, project: Project) -> ImageFetcher:
+        url, key = label_studio_of(self.settings, project)
+        identity = (url, key, project.hostname)
+        with self._lock:
+            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(
+                self._settings(url, key, project.hostname)
+            )
+            self._fetchers[identity] = fetcher
+            while len(self._fetchers) > MOST_FETCHERS:
+                self._fetchers.popitem(last=False)
+        return fetcher
+
+    def _settings(self, url: str, key: str, hostname: str) -> FetchSettings:
+        ours = self.settings
+        return FetchSettings(
+            label_studio_url=url,
+            api_key=key,
+            label_studio_aliases=(hostname,) if hostname and hostname != url else (),
+            cache_dir=Path(ours.image_cache) if ours.image_cache else None,
+            cache_bytes=int(ours.image_cache_mib * 2**20),
+            max_bytes=int(ours.max_image_mib * 2**20),
+            max_pixels=int(ours.max_image_megapixels * 1e6),
+            timeout_s=ours.image_timeout_s,
+            max_redirects=ours.max_redirects,
+            private_hosts=tuple(host.strip() for host in ours.private_image_hosts.split(",") if host.strip()),
+        )

@@ -1,0 +1,217 @@
+"""One RQ job a task: its id, enqueueing it exactly once, and waiting for what it brings.
+
+The id is a hash of everything that the prediction depends on. Whoever asks for the same thing, at the same time or an
+hour later, meets the same record and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import redis
+from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from backend.records import FAILED, FINISHED_CHANNEL, QUEUED, Outcome, Records
+from backend.settings import Settings
+
+INTERACTIVE_QUEUE = "transfiner-interactive"
+PREDICT_QUEUE = "transfiner-predict"
+# By name, so that the API can enqueue it without importing torch.
+TASK_FUNCTION = "backend.tasks.predict_task"
+# While waiting, everything is looked at again this often, in s, in case a wake-up call was lost.
+RECHECK_S = 1.0
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """Everything a worker needs to predict one task; travels through the queue as JSON, without any secret.
+
+    Attributes:
+        project: Label Studio's "<id>.<created>", or "" for other clients.
+        task: {"id": ..., "data": {...}} of the task.
+        image: the value of the task's image key, for the hash.
+        label_config: XML of the project.
+        model_version: the version that the answer will carry.
+        output: fields of integration.regions.Output.
+    """
+
+    project: str
+    task: dict[str, Any]
+    image: str
+    label_config: str
+    model_version: str
+    output: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Letters, digits, _ and - only, as RQ demands; project and task in front for people who read it."""
+        parts = (
+            self.project,
+            self.task.get("id"),
+            self.image,
+            self.model_version,
+            self.label_config,
+            self.output,
+        )
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        project = re.sub(r"[^A-Za-z0-9]", "", self.project.partition(".")[0])[:20] or "none"
+        task = re.sub(r"[^A-Za-z0-9]", "", str(self.task.get("id", "")))[:20] or "none"
+        return f"p{project}-t{task}-{digest}"
+
+    def payload(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> PredictionJob:
+        return cls(**payload)
+
+
+class JobQueue:
+    """Both lanes of the queue with the records of what went through them."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.connection = connection
+        self.settings = settings
+        # Set by the server: whoever waits answers at once when the process is asked to end.
+        self.is_stopping: Callable[[], bool] = lambda: False
+        self.records = Records(connection, result_ttl_s=settings.result_ttl_s)
+        self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
+        self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
+
+    def submit(self, jobs: Sequence[PredictionJob], *, interactive: bool = False) -> list[str]:
+        """Enqueue those that nobody has asked for yet; interactive ones overtake. The ids, in the order of `jobs`."""
+        by_id = {job.id: job for job in jobs}
+        ids = list(by_id)
+        answers = dict(zip(ids, self.records.reserve(ids), strict=True))
+        fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
+        for job_id in (job_id for job_id in fresh if answers[job_id] == "again"):
+            self.predict.failed_job_registry.remove(job_id)
+            self.interactive.failed_job_registry.remove(job_id)
+        if fresh:
+            self.records.describe({job_id: self._facts(by_id[job_id], interactive) for job_id in fresh})
+            self.enqueue({job_id: by_id[job_id] for job_id in fresh}, interactive=interactive)
+        if interactive:
+            self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
+        return [job.id for job in jobs]
+
+    def enqueue(
+        self, jobs: dict[str, PredictionJob], *, interactive: bool = False, at_front: bool = False
+    ) -> None:
+        """Put jobs into their lane without asking whether they are there."""
+        lane = self.interactive if interactive else self.predict
+        prepared = [
+            Queue.prepare_data(
+                TASK_FUNCTION,
+                args=(job.payload(),),
+                job_id=job_id,
+                timeout=self.settings.batch_timeout_s,
+                result_ttl=self.settings.result_ttl_s,
+                failure_ttl=self.settings.result_ttl_s,
+                description=f"predict task {job.task.get('id')} of project {job.project}",
+                at_front=at_front,
+            )
+            for job_id, job in jobs.items()
+        ]
+        with self.connection.pipeline() as pipe:
+            lane.enqueue_many(prepared, pipeline=pipe)
+            pipe.execute()
+
+    def wait(self, jobs: Sequence[PredictionJob], *, until: float) -> dict[str, Outcome]:
+        """Outcomes by job id of those that ended before `until` (time.monotonic()), or before this process stops.
+
+        Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
+        """
+        by_id = {job.id: job for job in jobs}
+        ended = self.records.outcomes(list(by_id))
+        while len(ended) < len(by_id) and self._may_wait(until):
+            try:
+                with self.connection.pubsub(ignore_subscribe_messages=True) as news:
+                    news.subscribe(FINISHED_CHANNEL)
+                    self._collect(by_id, ended, news, until)
+            except redis.RedisError:
+                time.sleep(min(0.2, max(0.0, until - time.monotonic())))
+        return ended
+
+    def _collect(
+        self,
+        by_id: dict[str, PredictionJob],
+        ended: dict[str, Outcome],
+        news: redis.client.PubSub,
+        until: float,
+    ) -> None:
+        recheck_at = 0.0
+        while len(ended) < len(by_id) and self._may_wait(until):
+            now = time.monotonic()
+            if now >= recheck_at:
+                pending = [job_id for job_id in by_id if job_id not in ended]
+                self._resubmit_lost([by_id[job_id] for job_id in pending])
+                ended.update(self.records.outcomes(pending))
+                recheck_at = now + RECHECK_S
+            else:
+                woken = _drain(news, min(until, recheck_at) - now) & (by_id.keys() - ended.keys())
+                ended.update(self.records.outcomes(sorted(woken)))
+
+    def _may_wait(self, until: float) -> bool:
+        return time.monotonic() < until and not self.is_stopping()
+
+    def _resubmit_lost(self, jobs: Sequence[PredictionJob]) -> None:
+        states = self.records.states([job.id for job in jobs])
+        lost = [job for job, state in zip(jobs, states, strict=True) if not state]
+        if lost:
+            self.submit(lost)
+
+    def _promote(self, job_ids: Iterable[str]) -> None:
+        """Move waiting jobs into the fast lane; those that a worker took in the meantime need no help."""
+        for job_id in job_ids:
+            if self.connection.lrem(self.predict.key, 1, job_id):
+                self.connection.lpush(self.interactive.key, job_id)
+
+    def _facts(self, job: PredictionJob, interactive: bool) -> dict[str, Any]:
+        return {
+            "project": job.project,
+            "task": str(job.task.get("id", "")),
+            "model_version": job.model_version,
+            "interactive": interactive,
+        }
+
+    def depth(self) -> dict[str, int]:
+        """Waiting jobs of each lane."""
+        return {"interactive": len(self.interactive), "predict": len(self.predict)}
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs are before this one; None when it is not waiting."""
+        ahead: Any = self.connection.lpos(self.interactive.key, job_id)
+        if ahead is not None:
+            return int(ahead)
+        behind: Any = self.connection.lpos(self.predict.key, job_id)
+        return None if behind is None else int(behind) + len(self.interactive)
+
+    def retry(self, job_id: str) -> bool:
+        """Run a failed or parked task again; False when there is no such record or no payload left of it."""
+        for lane in (self.predict, self.interactive):
+            job = lane.fetch_job(job_id)
+            if job is not None and self.records.forget(job_id):
+                self.submit([PredictionJob.from_payload(job.args[0])])
+                return True
+        return False
+
+
+def _drain(news: redis.client.PubSub, timeout_s: float) -> set[str]:
+    """Ids in the messages that are there, waiting up to `timeout_s` for the first."""
+    message = news.get_message(timeout=max(timeout_s, 0.0))
+    ids: set[str] = set()
+    while message is not None:
+        ids.add(message["data"].decode())
+        message = news.get_message(timeout=0)
+    return ids
+
+
+__all__ = ["FAILED", "INTERACTIVE_QUEUE", "PREDICT_QUEUE", "JobQueue", "PredictionJob"]

@@ -1,0 +1,74 @@
+"""Prometheus figures: request times of this process, and what Redis knows of the whole service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from redis import Redis
+
+from backend.connection import text
+from backend.deliveries import DEFERRED
+from backend.jobs import JobQueue
+from backend.orphans import living_workers
+from backend.records import STATS
+
+BUCKETS_S = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 80, 100)
+# Counters kept in Redis by whoever does the work, so that every API replica reports the same.
+COUNTERS = {
+    "tasks_done": "Tasks predicted",
+    "tasks_failed": "Tasks that failed",
+    "tasks_parked": "Tasks given up after killing their worker",
+    "batches": "Batches run",
+    "instances": "Objects found",
+    "seconds": "Seconds that tasks spent on workers",
+    "pushed": "Deferred predictions pushed into Label Studio",
+    "push_failures": "Failed pushes",
+}
+
+
+class Metrics:
+    """One registry an app; `request_seconds` is filled by the app, the rest is read when scraped."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.registry = CollectorRegistry()
+        self.request_seconds = Histogram(
+            "transfiner_request_seconds", "Time to answer", ("endpoint", "status"),
+            buckets=BUCKETS_S, registry=self.registry,
+        )  # fmt: skip
+        self.registry.register(SharedFigures(queue))
+
+
+class SharedFigures:
+    """Collector of what is in Redis."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: registering must not need Redis."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        connection: Redis = self.queue.connection
+        counts = {text(name): float(value) for name, value in connection.hgetall(STATS).items()}
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(f"transfiner_{name}", text, value=counts.get(name, 0.0))
+        depth = GaugeMetricFamily("transfiner_queue_depth", "Waiting tasks", labels=("lane",))
+        for lane, waiting in self.queue.depth().items():
+            depth.add_metric((lane,), waiting)
+        yield depth
+        yield GaugeMetricFamily(
+            "transfiner_deferred", "Predictions waiting to be pushed", connection.hlen(DEFERRED)
+        )
+        workers = living_workers(connection)
+        yield GaugeMetricFamily("transfiner_workers", "Living workers", len(workers))
+        memory = GaugeMetricFamily(
+            "transfiner_worker_memory_bytes", "Peak memory", labels=("worker", "version")
+        )
+        for name, facts in workers.items():
+            memory.add_metric(
+                (name, str(facts.get("version", ""))), float(facts.get("memory_mib", 0)) * 2**20
+            )
+        yield memory

@@ -1,0 +1,170 @@
+"""What is known about each task, in Redis: one hash per job, read by the API, written by API and workers.
+
+    queued -> running -> done | failed | parked
+
+`parked` is a task that killed its worker too often; it stays until somebody retries it. Nothing here is worth a backup:
+Label Studio asks again for whatever is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from backend.connection import text
+
+QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
+FINAL = frozenset({DONE, FAILED, PARKED})
+INDEX = "transfiner:tasks"
+STATS = "transfiner:stats"
+# Workers say the job id here when a task has ended, so that waiting requests wake at once.
+FINISHED_CHANNEL = "transfiner:finished"
+# A task may wait in the queue this long, in s, before its record goes.
+QUEUED_TTL_S = 24 * 3600
+# The index keeps this many of the newest tasks for /jobs.
+INDEX_SIZE = 20_000
+
+# Per key: "new" when the caller shall enqueue it (unknown, or failed before), else the present state. One round trip,
+# atomic: of parallel requests for one task exactly one hears "new".
+RESERVE = """
+local answers = {}
+for i, key in ipairs(KEYS) do
+  local state = redis.call('HGET', key, 'state')
+  if not state or state == 'failed' then
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'state', 'queued', 'queued_at', ARGV[1])
+    redis.call('EXPIRE', key, ARGV[2])
+    answers[i] = state and 'again' or 'new'
+  else
+    answers[i] = state
+  end
+end
+return answers
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended: a prediction for Label Studio, or an error with its hint."""
+
+    prediction: dict[str, Any] | None = None
+    error: str = ""
+    hint: str = ""
+
+
+def record_key(job_id: str) -> str:
+    return f"transfiner:task:{job_id}"
+
+
+class Records:
+    """All task records behind one connection."""
+
+    def __init__(self, connection: Redis, *, result_ttl_s: int) -> None:
+        self.connection = connection
+        self.result_ttl_s = result_ttl_s
+        self._reserve = connection.register_script(RESERVE)
+
+    def reserve(self, job_ids: Sequence[str]) -> list[str]:
+        """For each id "new" or "again" (the caller must enqueue it) or its present state."""
+        if not job_ids:
+            return []
+        answers = self._reserve(keys=[record_key(i) for i in job_ids], args=[time.time(), QUEUED_TTL_S])
+        return [text(answer) for answer in answers]
+
+    def describe(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Add facts (project, task, model_version...) to records and list them in the index."""
+        now = time.time()
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id, values in facts.items():
+                pipe.hset(
+                    record_key(job_id), mapping={name: _encode(value) for name, value in values.items()}
+                )
+                pipe.zadd(INDEX, {job_id: now})
+            pipe.zremrangebyrank(INDEX, 0, -INDEX_SIZE - 1)
+            pipe.execute()
+
+    def states(self, job_ids: Sequence[str]) -> list[str]:
+        """State of each, "" for unknown ones."""
+        return [text(row[0]) for row in self._read(job_ids, ("state",))]
+
+    def outcomes(self, job_ids: Sequence[str]) -> dict[str, Outcome]:
+        """Those of the given tasks that have ended."""
+        rows = self._read(job_ids, ("state", "prediction", "error", "hint"))
+        ended = {}
+        for job_id, (state, prediction, error, hint) in zip(job_ids, rows, strict=True):
+            if text(state) == DONE and prediction is not None:
+                ended[job_id] = Outcome(prediction=json.loads(prediction))
+            elif text(state) in FINAL:
+                ended[job_id] = Outcome(error=text(error) or "unknown failure", hint=text(hint))
+        return ended
+
+    def start(self, job_ids: Iterable[str], worker: str) -> dict[str, int]:
+        """Mark as running on `worker`; the number of attempts of each, this one included."""
+        ids = list(job_ids)
+        with self.connection.pipeline() as pipe:
+            for job_id in ids:
+                pipe.hset(
+                    record_key(job_id),
+                    mapping={"state": RUNNING, "started_at": time.time(), "worker": worker},
+                )
+                pipe.hincrby(record_key(job_id), "attempts", 1)
+            answers = pipe.execute()
+        return dict(zip(ids, answers[1::2], strict=True))
+
+    def finish(
+        self, job_id: str, outcome: Outcome, *, state: str = "", facts: Mapping[str, object] = {}
+    ) -> None:
+        """Store how a task ended and wake those who wait for it."""
+        state = state or (DONE if outcome.prediction is not None else FAILED)
+        values = {
+            "state": state,
+            "finished_at": time.time(),
+            "error": outcome.error,
+            "hint": outcome.hint,
+            **facts,
+        }
+        if outcome.prediction is not None:
+            values["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
+        with self.connection.pipeline() as pipe:
+            pipe.hset(record_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
+            pipe.expire(record_key(job_id), self.result_ttl_s if state != PARKED else QUEUED_TTL_S)
+            pipe.hincrby(STATS, f"tasks_{state}", 1)
+            pipe.publish(FINISHED_CHANNEL, job_id)
+            pipe.execute()
+
+    def requeue(self, job_id: str) -> None:
+        self.connection.hset(record_key(job_id), "state", QUEUED)
+
+    def forget(self, job_id: str) -> bool:
+        """Remove one record (a parked task that is to be retried)."""
+        self.connection.zrem(INDEX, job_id)
+        return bool(self.connection.delete(record_key(job_id)))
+
+    def recent(self, limit: int) -> list[dict[str, str]]:
+        """The newest records, newest first, without their predictions."""
+        names = ("state", "project", "task", "model_version", "queued_at", "started_at", "finished_at", "attempts",
+                 "worker", "regions", "seconds", "error", "hint", "delivery", "interactive")  # fmt: skip
+        ids = [text(member) for member in self.connection.zrevrange(INDEX, 0, limit - 1)]
+        rows = zip(ids, self._read(ids, names), strict=True)
+        return [
+            {"job": job_id, **{name: text(value) for name, value in zip(names, row, strict=True) if value}}
+            for job_id, row in rows
+            if row[0] is not None
+        ]
+
+    def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[list[bytes | None]]:
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(record_key(job_id), names)
+            return list(pipe.execute())
+
+
+def _encode(value: object) -> str | float | int:
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, str | int | float) else json.dumps(value)

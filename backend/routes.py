@@ -1,0 +1,181 @@
+"""The endpoints: five that Label Studio calls, and what people and monitoring look at."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Blueprint, Response, current_app, g, jsonify, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis import RedisError
+
+from backend.deliveries import DEFERRED
+from backend.errors import BadRequestError, ServiceError
+from backend.orphans import living_workers
+from backend.outputs import output_of
+from backend.predictions import unusable_because
+from backend.projects import Project
+from backend.records import FINAL, QUEUED, STATS
+from backend.schemas import PredictRequest, SetupRequest, parse
+from backend.served_model import ServedModel, read_served_model
+from backend.service import Service
+from integration.label_config import parse_label_config
+from integration.webhooks import TrainingRequested, WebhookError, parse_event
+
+log = logging.getLogger(__name__)
+routes = Blueprint("label_studio", __name__)
+MODEL_CLASS = "MaskTransfiner"
+MOST_JOBS = 1000
+
+
+def _service() -> Service:
+    service: Service = current_app.extensions["transfiner"]
+    return service
+
+
+def _model() -> ServedModel:
+    """Read on every request (a small file), so that a replaced checkpoint is seen at once."""
+    return read_served_model(_service().settings.model)
+
+
+def _body() -> Any:
+    body = request.get_json(force=True, silent=True)
+    if body is None:
+        raise BadRequestError(
+            "The body is not JSON.", "Send a JSON object with Content-Type: application/json."
+        )
+    return body
+
+
+@routes.get("/")
+@routes.get("/health")
+def health() -> Response:
+    """Label Studio gives this 1 s and wants JSON, so it asks nobody else."""
+    return jsonify(status="UP", model_class=MODEL_CLASS)
+
+
+@routes.get("/ready")
+def ready() -> tuple[Response, int]:
+    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons."""
+    problems = []
+    try:
+        _model()
+    except ServiceError as error:
+        problems.append(str(error))
+    try:
+        if not living_workers(_service().connection):
+            problems.append("No worker is alive. Start one with `transfiner worker`.")
+    except RedisError as error:
+        problems.append(f"The queue server does not answer: {type(error).__name__}.")
+    return jsonify(ready=not problems, problems=problems), 503 if problems else 200
+
+
+@routes.post("/setup")
+def setup() -> Response:
+    """Remember the project. An unusable label config is no reason to refuse: Label Studio would not show why."""
+    asked = parse(SetupRequest, _body())
+    model = _model()
+    config = parse_label_config(asked.label_config)
+    reason = unusable_because(config, model)
+    _, complaints = output_of(_service().settings, asked.extra_params)
+    warnings = (*config.warnings, *complaints)
+    if asked.project:
+        _service().predictions.projects.save(
+            Project(
+                key=asked.project, hostname=asked.hostname.rstrip("/"), token=asked.access_token,
+                label_config=asked.label_config, model_version=model.version, reason=reason, warnings=warnings,
+                extra_params=asked.extra_params,
+            )
+        )  # fmt: skip
+    for text in (reason, *warnings):
+        if text:
+            log.warning("project %s: %s", asked.project, text)
+    return jsonify(model_version=model.version, model_class=MODEL_CLASS, reason=reason, warnings=warnings)
+
+
+@routes.post("/predict")
+def predict() -> Response:
+    """Results in task order, or `{"results": []}` and a push later."""
+    asked = parse(PredictRequest, _body())
+    return jsonify(_service().predictions.answer(asked, _model(), g.request_id))
+
+
+@routes.get("/versions")
+def versions() -> Response:
+    """Versions that Label Studio offers in a list."""
+    return jsonify(versions=[_model().version], message="ok")
+
+
+@routes.post("/webhook")
+def webhook() -> tuple[Response, int]:
+    """Events only say "look now"; Label Studio waits inside the annotator's request, so nothing is done here."""
+    try:
+        event = parse_event(_body())
+    except WebhookError as error:
+        raise BadRequestError(str(error)) from error
+    if isinstance(event, TrainingRequested):
+        raise ServiceError(
+            "Training from Label Studio is not available yet.",
+            "Train with `transfiner train` and serve the result with TRANSFINER_MODEL.",
+            status=501,
+        )
+    project_id = getattr(event, "project_id", None)
+    if project_id is not None:
+        try:
+            _service().predictions.projects.touch(project_id)
+        except RedisError as error:
+            # Losing a hint is harmless; making the annotator wait is not.
+            log.warning("event of project %s not noted: %s", project_id, error)
+    return jsonify(status="noted", event=type(event).__name__), 200
+
+
+@routes.get("/jobs")
+def jobs() -> Response:
+    """State of each recent task: `?project=`, `?state=`, `?limit=`."""
+    service = _service()
+    limit = min(max(request.args.get("limit", 200, int), 1), MOST_JOBS)
+    rows: list[dict[str, Any]] = [
+        dict(row)
+        for row in service.queue.records.recent(MOST_JOBS)
+        if _matches(row, "project", request.args.get("project"))
+        and _matches(row, "state", request.args.get("state"))
+    ][:limit]
+    workers = living_workers(service.connection)
+    pace_s = _seconds_per_task(service)
+    for row in rows:
+        position = service.queue.position(row["job"]) if row["state"] == QUEUED else None
+        if position is not None:
+            row["position"] = position
+            row["eta_s"] = round((position + 1) * pace_s / max(1, len(workers)), 1)
+        if row["state"] in FINAL and not row.get("delivery"):
+            row["delivery"] = "kept"
+    return jsonify(
+        jobs=rows, workers=workers, waiting=service.queue.depth(), deferred=service.connection.hlen(DEFERRED),
+        projects=[project.public() for project in service.predictions.projects.all()],
+    )  # fmt: skip
+
+
+def _matches(row: dict[str, str], name: str, wanted: str | None) -> bool:
+    value = row.get(name, "")
+    return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
+
+
+def _seconds_per_task(service: Service) -> float:
+    seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
+    return float(seconds or 0) / max(1, int(done or 0))
+
+
+@routes.post("/jobs/<job_id>/retry")
+def retry(job_id: str) -> Response:
+    """Run a failed or parked task again."""
+    if not _service().queue.retry(job_id):
+        raise BadRequestError(
+            f"There is no finished job {job_id[:80]!r}.", "GET /jobs lists them.", status=404
+        )
+    return jsonify(status="queued", job=job_id)
+
+
+@routes.get("/metrics")
+def metrics() -> Response:
+    """For Prometheus."""
+    return Response(generate_latest(_service().metrics.registry), content_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,210 @@
+"""An in-process RQ worker that keeps the model warm and runs waiting jobs as one batch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
+
+from backend.connection import worker_connection
+from backend.errors import TaskError
+from backend.image_source import ImageSource
+from backend.jobs import INTERACTIVE_QUEUE, PREDICT_QUEUE, JobQueue, PredictionJob
+from backend.orphans import Vitals, adopt_orphans, rescue_lost
+from backend.projects import Projects
+from backend.pusher import Pusher
+from backend.records import STATS, Outcome
+from backend.settings import Settings
+from backend.tasks import Predictor, TaskRunner, use_runner
+
+log = logging.getLogger(__name__)
+BEAT_S = 1.5
+RESCUE_EVERY_S = 5.0
+
+
+class BatchWorker(SimpleWorker):
+    """Takes one job as RQ does, then drains what else is waiting, and predicts all of it together.
+
+    RQ keeps its books per job: each is started, performed (which only picks its outcome up) and finished.
+    """
+
+    log_result_lifespan = False
+
+    def __init__(self, queue: JobQueue, runner: TaskRunner, vitals: Vitals, settings: Settings) -> None:
+        super().__init__(
+            [queue.interactive, queue.predict],
+            name=vitals.name,
+            connection=queue.connection,
+            serializer=JSONSerializer,
+            log_job_description=False,
+        )
+        self.jobs = queue
+        self.runner = runner
+        self.vitals = vitals
+        self.limits = settings
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run `job` with others that are waiting."""
+        batch = [(job, queue, self.prepare_execution(job))]
+        if queue.name != INTERACTIVE_QUEUE and not self._has_failed_before(job):
+            self._fill(batch)
+        self._run(batch)
+        for member, lane, execution in batch:
+            self.perform_job(member, lane, execution)
+        self.vitals.running(())
+        self.set_state("idle")
+
+    def _has_failed_before(self, job: Job) -> bool:
+        """A task that was there when a worker died runs alone, to find out which of a batch is the killer."""
+        return bool(int(self.connection.hget(f"transfiner:task:{job.id}", "attempts") or 0))
+
+    def _fill(self, batch: list[tuple[Job, Queue, Execution]]) -> None:
+        """Add waiting jobs up to `max_batch`, giving them `max_wait_ms` to arrive."""
+        give_up = time.monotonic() + self.limits.max_wait_ms / 1000
+        while len(batch) < self.limits.max_batch:
+            taken = self.queue_class.dequeue_any(
+                [self.jobs.predict], None, connection=self.connection, job_class=self.job_class,
+                serializer=self.serializer, death_penalty_class=self.death_penalty_class,
+            )  # fmt: skip
+            if taken is not None:
+                batch.append((*taken, self.prepare_execution(taken[0])))
+            elif time.monotonic() >= give_up:
+                return
+            else:
+                time.sleep(0.002)
+
+    def _run(self, batch: list[tuple[Job, Queue, Execution]]) -> None:
+        jobs = {job.id: PredictionJob.from_payload(job.args[0]) for job, _, _ in batch}
+        self.vitals.running(jobs)
+        # Another worker may have finished one of them while it was believed lost.
+        ended = self.jobs.records.outcomes(list(jobs))
+        fresh = {job_id: job for job_id, job in jobs.items() if job_id not in ended}
+        self.runner.outcomes = dict(ended)
+        self.jobs.records.start(fresh, self.name)
+        try:
+            with self.death_penalty_class(self.limits.batch_timeout_s, JobTimeoutException):
+                if fresh:
+                    self.runner.run(fresh)
+        except JobTimeoutException:
+            error = f"The batch took longer than {self.limits.batch_timeout_s} s."
+            for job_id in fresh.keys() - self.runner.outcomes.keys():
+                outcome = Outcome(
+                    error=error, hint="Raise TRANSFINER_BATCH_TIMEOUT_S or lower TRANSFINER_MAX_BATCH."
+                )
+                self.runner.outcomes[job_id] = outcome
+                self.jobs.records.finish(job_id, outcome)
+        self.connection.hincrby(STATS, "batches", 1)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """A task that failed with a reason is one line in the log, not a traceback."""
+        if isinstance(exc_info[1], TaskError):
+            log.warning("%s failed: %s", job.id, exc_info[1])
+        else:
+            super().handle_exception(job, *exc_info)
+
+    def handle_warm_shutdown_request(self) -> None:
+        log.info("stopping after the batch at hand")
+
+
+class Companion(threading.Thread):
+    """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
+
+    def __init__(self, queue: JobQueue, vitals: Vitals, settings: Settings, facts: Mapping[str, Any]) -> None:
+        super().__init__(name="companion", daemon=True)
+        self.queue = queue
+        self.vitals = vitals
+        self.facts = facts
+        self.stop = threading.Event()
+        self.pusher = threading.Thread(
+            target=Pusher(queue, settings).run, args=(self.stop,), name="pusher", daemon=True
+        )
+
+    def run(self) -> None:
+        self.pusher.start()
+        rescue_at = time.monotonic() + RESCUE_EVERY_S
+        while not self.stop.is_set():
+            try:
+                self.vitals.beat({**self.facts, "memory_mib": _memory_mib(), "beat_at": time.time()})
+                adopt_orphans(self.queue)
+                if time.monotonic() > rescue_at:
+                    rescue_lost(self.queue)
+                    rescue_at = time.monotonic() + RESCUE_EVERY_S
+            except redis.RedisError as error:
+                log.warning("queue server: %s", error)
+            except Exception:
+                log.exception("looking after the queue failed; trying again")
+            self.stop.wait(BEAT_S)
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join(5)
+        self.pusher.join(5)
+
+
+def _memory_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def load_predictor(settings: Settings) -> Predictor:
+    """The model of the settings; imports torch.
+
+    Raises:
+        StartError: torch, detectron2 or the checkpoint is missing.
+    """
+    from backend.warm_model import load
+
+    return load(settings)
+
+
+def run_worker(settings: Settings, predictor: Predictor | None = None, *, burst: bool = False) -> None:
+    """Serve jobs until SIGTERM or SIGINT, which finish the batch at hand. For the main thread of a process.
+
+    Args:
+        predictor: for tests of the queue's mechanics; the model of the settings otherwise.
+        burst: end when nothing is waiting.
+    """
+    connection: Redis = worker_connection(settings)
+    predictor = predictor or load_predictor(settings)
+    queue = JobQueue(connection, settings)
+    name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    vitals = Vitals(connection, name, lost_after_s=settings.worker_lost_s)
+    source = ImageSource(settings, Projects(connection))
+    runner = TaskRunner(predictor, source.fetch, lambda *ended: _finish(queue, *ended))
+    use_runner(runner)
+    facts = {
+        "version": predictor.version,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.time(),
+    }
+    companion = Companion(queue, vitals, settings, facts)
+    companion.start()
+    log.info(
+        "worker %s serves %s on %s", name, predictor.version, ", ".join((INTERACTIVE_QUEUE, PREDICT_QUEUE))
+    )
+    try:
+        BatchWorker(queue, runner, vitals, settings).work(burst=burst, logging_level="WARNING")
+    finally:
+        companion.end()
+        vitals.leave()
+
+
+def _finish(queue: JobQueue, job_id: str, outcome: Outcome, figures: Mapping[str, float]) -> None:
+    queue.records.finish(job_id, outcome, facts=figures)
+    with queue.connection.pipeline(transaction=False) as pipe:
+        pipe.hincrby(STATS, "instances", int(figures["instances"]))
+        pipe.hincrbyfloat(STATS, "seconds", figures["seconds"])
+        pipe.execute()
