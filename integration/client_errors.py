@@ -44,6 +44,7 @@ _FIX_OF_WORDS = (
     ),
 )
 _FIX_OF_STATUS = {
+    400: "correct what it names",
     301: "use the address that Label Studio redirects to",
     302: "use the address that Label Studio redirects to",
     308: "use the address that Label Studio redirects to",
@@ -90,5 +91,17 @@ def _words(answer: requests.Response) -> str:
     except ValueError:
         return answer.text[:500]
     if isinstance(body, dict) and isinstance(body.get("detail"), str):
-        return " ".join([body["detail"], str(body.get("validation_errors") or "")]).strip()
-    return str(body)
+        return " ".join([body["detail"], *_flat(body.get("validation_errors"))])
+    return " ".join(_flat(body))
+
+
+def _flat(body: Any) -> list[str]:
+    """The texts of nested lists and objects; keys that name fields come with a colon."""
+    if isinstance(body, dict):
+        named = ((key, _flat(value)) for key, value in body.items() if value)
+        return [
+            text if key == "non_field_errors" else f"{key}: {text}" for key, found in named for text in found
+        ]
+    if isinstance(body, list):
+        return [text for value in body for text in _flat(value)]
+    return [] if body is None else [str(body)]
