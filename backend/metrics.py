@@ -53,8 +53,8 @@ class SharedFigures:
     def collect(self) -> Iterator[Metric]:
         connection: Redis = self.queue.connection
         counts = {text(name): float(value) for name, value in connection.hgetall(STATS).items()}
-        for name, text in COUNTERS.items():
-            yield CounterMetricFamily(f"transfiner_{name}", text, value=counts.get(name, 0.0))
+        for name, meaning in COUNTERS.items():
+            yield CounterMetricFamily(f"transfiner_{name}", meaning, value=counts.get(name, 0.0))
         depth = GaugeMetricFamily("transfiner_queue_depth", "Waiting tasks", labels=("lane",))
         for lane, waiting in self.queue.depth().items():
             depth.add_metric((lane,), waiting)

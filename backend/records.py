@@ -147,9 +147,12 @@ class Records:
 
     def recent(self, limit: int) -> list[dict[str, str]]:
         """The newest records, newest first, without their predictions."""
-        names = ("state", "project", "task", "model_version", "queued_at", "started_at", "finished_at", "attempts",
-                 "worker", "regions", "seconds", "error", "hint", "delivery", "interactive")  # fmt: skip
-        ids = [text(member) for member in self.connection.zrevrange(INDEX, 0, limit - 1)]
+        names: tuple[str, ...] = (  # all but the prediction
+            "state", "project", "task", "model_version", "queued_at", "started_at", "finished_at", "attempts",
+            "worker", "regions", "seconds", "error", "hint", "delivery", "interactive",
+        )  # fmt: skip
+        members: Any = self.connection.zrevrange(INDEX, 0, limit - 1)
+        ids = [text(member) for member in members]
         rows = zip(ids, self._read(ids, names), strict=True)
         return [
             {"job": job_id, **{name: text(value) for name, value in zip(names, row, strict=True) if value}}
@@ -157,7 +160,7 @@ class Records:
             if row[0] is not None
         ]
 
-    def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[list[bytes | None]]:
+    def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[Any]:
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(record_key(job_id), names)

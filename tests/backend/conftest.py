@@ -1,0 +1,101 @@
+"""Real parts for the tests of the service: a queue server process, worker processes, an HTTP server.
+
+The model is a fake one here (fake_worker.py): these tests are about the queue's mechanics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from werkzeug.serving import make_server
+
+from backend.app import create_app
+from backend.queue_server import QueueServer
+from backend.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from service_parts import FakeWorkers, wait_until
+
+
+@pytest.fixture(scope="session")
+def queue_server() -> Iterator[QueueServer]:
+    server = QueueServer()
+    process = subprocess.Popen(server.command, stdin=subprocess.PIPE)
+    assert process.stdin
+    with process.stdin as stdin:
+        stdin.write(server.configuration)
+    try:
+        wait_until(server.ready)
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The part of a checkpoint directory that the API reads."""
+    directory = tmp_path_factory.mktemp("model")
+    facts = {"name": "fake", "version": "fake-1", "classes": ["gear", "leaf"], "digest": "0" * 64}
+    (directory / "metadata.json").write_text(json.dumps(facts))
+    return directory
+
+
+@pytest.fixture
+def settings(queue_server: QueueServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of an empty queue; no variable of the machine leaks in."""
+    for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
+        monkeypatch.delenv(name)
+    with Redis.from_url(queue_server.url) as connection:
+        connection.flushall()
+    return Settings(
+        redis_url=queue_server.url,
+        model=checkpoint,
+        score_threshold=0.0,
+        worker_lost_s=1.5,
+        predict_deadline_s=20.0,
+        private_image_hosts="127.0.0.1",
+    )
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    with Redis.from_url(settings.redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def workers(settings: Settings) -> Iterator[FakeWorkers]:
+    started = FakeWorkers(settings)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Settings], str]]:
+    """Serves an app over real HTTP on a free port; gives its address."""
+    servers = []
+
+    def start(settings: Settings) -> str:
+        server = make_server("127.0.0.1", 0, create_app(settings), threaded=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()

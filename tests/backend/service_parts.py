@@ -1,0 +1,85 @@
+"""What the tests of the service share: bodies, waiting, worker processes with a fake model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from redis import Redis
+
+from backend.orphans import living_workers
+from backend.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+RECORDINGS = ROOT / "tests" / "recordings"
+CONFIG = """<View><Image name="image" value="$image"/><PolygonLabels name="poly" toName="image">
+<Label value="gear"/><Label value="leaf"/></PolygonLabels></View>"""
+
+
+def data_uri(width: int = 16, height: int = 12) -> str:
+    """A tiny image, so that no test needs a network; the fake model reads wishes from its width."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def wait_until(condition: Callable[[], object], *, give_up_s: float = 30.0) -> None:
+    """Poll until true; fails the test when it never gets true."""
+    deadline = time.monotonic() + give_up_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+class FakeWorkers:
+    """Worker processes with the fake model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, count: int = 1, **options: Any) -> list[subprocess.Popen[bytes]]:
+        """Start processes and wait until they give signs of life. Options: see fake_worker.py."""
+        environment = {
+            **os.environ,
+            "TRANSFINER_REDIS_URL": self.settings.redis_url,
+            "TRANSFINER_MODEL": str(self.settings.model),
+            "TRANSFINER_WORKER_LOST_S": str(self.settings.worker_lost_s),
+            "TRANSFINER_PRIVATE_IMAGE_HOSTS": "127.0.0.1",
+            **{f"TRANSFINER_{name.upper()}": str(value) for name, value in options.items() if name != "fake"},
+            "FAKE": json.dumps(options.get("fake", {})),
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, str(ROOT / "tests" / "backend" / "fake_worker.py")]
+        fresh = [subprocess.Popen(command, env=environment, cwd=ROOT) for _ in range(count)]
+        self.processes += fresh
+        pids = {process.pid for process in fresh}
+        with Redis.from_url(self.settings.redis_url) as connection:
+            wait_until(lambda: pids <= {facts["pid"] for facts in living_workers(connection).values()})
+        return fresh
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+
+def tasks(count: int, *, start: int = 1, image: str = "") -> list[dict[str, Any]]:
+    """Tasks with an image in each."""
+    return [{"id": number, "data": {"image": image or data_uri()}} for number in range(start, start + count)]
+
+
+def predict_body(items: list[dict[str, Any]], *, project: str = "", context: Any = None) -> dict[str, Any]:
+    """As Label Studio sends it."""
+    params = {"login": None, "password": None, "context": context}
+    return {"tasks": items, "project": project, "label_config": CONFIG, "params": params}
