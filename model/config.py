@@ -10,6 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 from model.backbones.efficientnet_lite import add_efficientnet_config
+from model.backbones.swin import add_swin_config
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -51,6 +52,7 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     )
 
     add_efficientnet_config(cfg)
+    add_swin_config(cfg)
 
 
 def get_config(name: str | Path = "released") -> CfgNode:

@@ -1,3 +1,5 @@
 """Backbones that detectron2 lacks; importing this package registers them in its BACKBONE_REGISTRY."""
 
-from model.backbones import efficientnet_lite  # noqa: F401  (imported for its registration)
+from model.backbones import efficientnet_lite, resnet_dcn, swin
+
+__all__ = ["efficientnet_lite", "resnet_dcn", "swin"]
