@@ -206,7 +206,7 @@ def _brush_mask(value: Mapping[str, Any], width: int, height: int) -> np.ndarray
 
 def _polygon_px(value: Mapping[str, Any]) -> np.ndarray:
     """Percent points (N, 2) of a polygon."""
-    points = _numbers(value.get("points"))
+    points = _numbers(value.get("points") or [])
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
         raise _Skip("a polygon needs at least 3 points of x and y")
     if value.get("closed") is False:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from urllib3.exceptions import NewConnectionError
 
 from integration.auth import AuthError, LabelStudioAuth, as_is
 from integration.client_errors import ClientError, refused, unreachable
@@ -231,7 +232,7 @@ class LabelStudioClient:
                 if tries_left <= 0 or not _may_repeat(method, error):
                     raise unreachable(method, self.base_url + path, error) from error
             else:
-                if answer.ok:
+                if 200 <= answer.status_code < 300:
                     return answer
                 if answer.status_code == 401 and not refreshed:
                     self.auth.forget()  # an access token may end early: Label Studio was restarted or its clock set
@@ -261,4 +262,6 @@ class LabelStudioClient:
 
 def _may_repeat(method: str, error: requests.RequestException) -> bool:
     """Reads always; writes only when no connection was made, so that nothing can have been stored."""
-    return method == "GET" or isinstance(error, requests.ConnectTimeout)
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    never_connected = isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError)
+    return method == "GET" or never_connected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,3 +117,11 @@ def make_loopback() -> Iterator[Callable[[], Loopback]]:
 @pytest.fixture
 def loopback(make_loopback: Callable[[], Loopback]) -> Loopback:
     return make_loopback()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -147,7 +147,7 @@ SQUARE = [[10, 10], [50, 10], [50, 50]]
         (region("brush", value={"format": "png", "rle": []}), "'png' is not 'rle'"),
         (region("brush", value={"format": "rle", "rle": [1, 2, 3]}), "cut off"),
         (region("brush", value={"format": "rle", "rle": [0, 0, 0, 4] * 9}), "expected 80 x 100 x 4"),
-        (region(value=None), "at least 3 points"),
+        (region(label=None, value=None), "no label"),
     ],
 )
 def test_what_is_no_object_is_skipped_with_a_reason(bad: dict[str, Any], reason: str) -> None:
