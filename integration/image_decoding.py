@@ -11,8 +11,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-#: Formats that are decoded. No format here starts another program or reads other files.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+#: Formats that are decoded; none starts another program or reads other files. Pillow opens MPO under JPEG only.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
 class ImageError(ValueError):
