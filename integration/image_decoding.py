@@ -64,7 +64,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # about sizes (the limit is ours) and metadata
             return _decode(data, name, max_pixels)
     except ImageError:
         raise
@@ -88,7 +88,9 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    Image.init()  # registers the rarer formats; Pillow may be built without some of them
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=known) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
