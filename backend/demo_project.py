@@ -9,12 +9,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import requests
 from PIL import Image
 
 from backend.errors import StartError
@@ -91,7 +91,7 @@ def prepare(client: LabelStudioClient, demo: DemoProject, report: Report) -> int
     project = _project(client, demo)
     _import_images(client, project, demo.images, report)
     _connect(client, project, demo)
-    _retrieve(client, project, demo.model_version, report)
+    _retrieve(client, project, demo, report)
     return project
 
 
@@ -131,33 +131,48 @@ def _connect(client: LabelStudioClient, project: int, demo: DemoProject) -> None
         client.update_backend(backends[0], **wanted)
 
 
-def _retrieve(client: LabelStudioClient, project: int, version: str, report: Report) -> None:
-    """Have Label Studio ask for every prediction of `version` that it lacks, and wait until it has them."""
-    waiting = _without_prediction(client, project, version)
+def _retrieve(client: LabelStudioClient, project: int, demo: DemoProject, report: Report) -> None:
+    """Have Label Studio ask for every prediction that it lacks, and wait until it has them.
+
+    An image that cannot be predicted is reported and left; none at all is an error.
+    """
+    waiting = _without_prediction(client, project, demo.model_version)
     total = len(waiting)
     for start in range(0, total, PREDICT_CHUNK):
         report(f"outlining objects ({start} of {total} images)")
         client.retrieve_predictions(project, waiting[start : start + PREDICT_CHUNK])
     give_up = time.monotonic() + LATE_S
-    while left := _without_prediction(client, project, version):
-        if time.monotonic() > give_up:
+    while left := _without_prediction(client, project, demo.model_version):
+        failures = _failures(demo.backend_url, project)
+        late = [task for task in left if task not in failures]
+        if len(failures) >= total or time.monotonic() > give_up:
+            reason = next(iter(failures.values()), f"nothing arrived within {LATE_S:.0f} s")
             raise StartError(
-                f"{len(left)} of {total} images got no prediction of model {version}.",
-                "The worker's log says why; `transfiner doctor` checks the whole path.",
+                f"{len(left)} of {total} images got no prediction: {reason}", "See the worker's log."
             )
+        if not late:
+            report(f"{len(left)} of {total} images got no prediction: {failures[left[0]]}")
+            return
         report(f"outlining objects ({total - len(left)} of {total} images)")
         time.sleep(POLL_S)
 
 
 def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:
     """Tasks nobody has annotated that have no prediction of `version`."""
-    rows: Iterator[dict[str, Any]] = client.iter_tasks(project)
     return [
         int(task["id"])
-        for task in rows
+        for task in client.iter_tasks(project)
         if not task.get("annotations")
         and not any(prediction["model_version"] == version for prediction in task.get("predictions", ()))
     ]
+
+
+def _failures(backend_url: str, project: int) -> dict[int, str]:
+    """Task ids that the backend has given up, with its reasons."""
+    answer = requests.get(f"{backend_url}/jobs", params={"project": project, "limit": 1000}, timeout=10)
+    answer.raise_for_status()
+    rows = answer.json()["jobs"]
+    return {int(row["task"]): row.get("error", "") for row in rows if row["state"] in ("failed", "parked")}
 
 
 def main(argument: str) -> None:
@@ -181,5 +196,5 @@ def main(argument: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except (ClientError, StartError) as error:
+    except (ClientError, StartError, requests.RequestException) as error:
         sys.exit(str(error))
