@@ -131,7 +131,7 @@ def _too_large(name: str, value: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"{name} has too many pixels",
         value=value,
-        expected=f"at most {max_pixels} pixels",
+        expected=f"at most {min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))} pixels",
         fix="scale the image down, or raise the limit of pixels",
     )
 

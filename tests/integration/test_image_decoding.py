@@ -136,7 +136,7 @@ def test_a_decompression_bomb() -> None:
     small = encoded(Image.new("1", (1, 1)))
     claim = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + small[24:29]
     huge = small[:12] + claim + zlib.crc32(claim).to_bytes(4, "big") + small[33:]
-    with pytest.raises(ImageError, match=r"too many pixels: .* 3600000000 pixels"):
+    with pytest.raises(ImageError, match=r"too many pixels: .*3600000000 pixels"):
         decoded(huge, max_pixels=80_000_000)
 
 
@@ -153,7 +153,7 @@ PNG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40,
         (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image"),
         (b"plain text", "starting with b'plain text'"),
         (PNG[:600], "damaged"),
-        (PNG[:20], "not an image"),
+        (PNG[:20], "damaged"),
     ],
 )
 def test_files_that_are_no_images(data: bytes, words: str) -> None:
