@@ -6,7 +6,6 @@ version, classes, preset, digest, created, ...), optionally `MODEL_CARD.md`. K: 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -22,13 +21,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.checkpoint_metadata import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    REQUIRED_METADATA,
+    WEIGHTS_FILE,
+    CheckpointError,
+    existing_file,
+    file_digest,
+    read_metadata,
+    verify_weights,
+)
 from model.config import add_transfiner_config
-from model.state_keys import CheckpointError
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
-METADATA_FILE = "metadata.json"
-REQUIRED_METADATA = ("name", "version", "classes")
 
 # Batch statistics span more magnitudes than half precision holds.
 ALWAYS_FP32 = ("running_mean", "running_var")
@@ -53,36 +57,12 @@ def load_checkpoint(directory: Path | str) -> Checkpoint:
     metadata = read_metadata(directory)
     cfg = _read_config(directory / CONFIG_FILE)
     _check_classes(metadata, cfg, directory)
-    weights_file = _existing(directory / WEIGHTS_FILE)
-    digest = file_digest(weights_file)
-    if metadata.get("digest") not in (None, digest):
-        raise CheckpointError(
-            f"{weights_file} has sha256 {digest}, {METADATA_FILE} records {metadata['digest']}: "
-            "the file is incomplete or was changed; copy or import the checkpoint again"
-        )
+    weights_file = verify_weights(directory, metadata)
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
         raise CheckpointError(f"{weights_file} is not a readable safetensors file: {error}") from error
     return Checkpoint(cfg, {name: _to_fp32(tensor) for name, tensor in state.items()}, metadata)
-
-
-def read_metadata(directory: Path | str) -> dict[str, Any]:
-    """The metadata of a checkpoint directory, without reading its weights.
-
-    Raises:
-        CheckpointError: the file is missing, is no JSON object, or lacks a required entry.
-    """
-    file = _existing(Path(directory) / METADATA_FILE)
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{file} holds a {type(metadata).__name__}, expected an object")
-    if absent := [key for key in REQUIRED_METADATA if key not in metadata]:
-        raise CheckpointError(f"{file} lacks {', '.join(absent)}; it needs {', '.join(REQUIRED_METADATA)}")
-    return metadata
 
 
 def save_checkpoint(
@@ -128,12 +108,6 @@ def save_checkpoint(
     return written
 
 
-def file_digest(file: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _write(
     directory: Path, cfg: CfgNode, state: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool
 ) -> dict[str, Any]:
@@ -162,7 +136,7 @@ def _swap_in(staged: Path, directory: Path) -> None:
 def _read_config(file: Path) -> CfgNode:
     # Not merge_from_file: that one falls back to unsafe YAML, which runs code that the file names.
     try:
-        values = yaml.safe_load(_existing(file).read_text(encoding="utf-8"))
+        values = yaml.safe_load(existing_file(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not plain YAML: {error}") from error
     if not isinstance(values, dict):
@@ -185,15 +159,6 @@ def _check_classes(metadata: Mapping[str, Any], cfg: CfgNode, directory: Path) -
         )
     if repeated := sorted({name for name in classes if list(classes).count(name) > 1}):
         raise CheckpointError(f"the metadata of {directory} names classes twice: {', '.join(repeated)}")
-
-
-def _existing(file: Path) -> Path:
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file.parent} is not a checkpoint: {file.name} is missing "
-            f"(expected {WEIGHTS_FILE}, {CONFIG_FILE}, {METADATA_FILE})"
-        )
-    return file
 
 
 def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:

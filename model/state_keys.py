@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from model.checkpoint_metadata import CheckpointError
+
 # Branches that only losses read: a file without them predicts the same.
 TRAINING_ONLY = (
     "roi_heads.mask_head.deconv_bo.",
@@ -15,10 +17,6 @@ TRAINING_ONLY = (
 )
 # Constants that older detectron2 versions stored with the weights; the configuration holds them.
 CONSTANTS = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is incomplete, damaged or does not fit; the message says what, where and the fix."""
 
 
 class KeyReport(NamedTuple):
@@ -32,7 +30,12 @@ class KeyReport(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether a model of these keys predicts with this state."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        return self.differences == 0
+
+    @property
+    def differences(self) -> int:
+        """How many names or shapes keep the state from fitting."""
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
 
     def describe(self, limit: int = 8) -> str:
         """One line per kind of difference, the first `limit` names each; empty when everything fits."""

@@ -12,8 +12,8 @@ from small_network import CLASSES, small_config, small_model
 from torch import nn
 
 from model.checkpoint import save_checkpoint
+from model.checkpoint_metadata import CheckpointError
 from model.predictor import InputSettings, Predictor, choose_device
-from model.state_keys import CheckpointError
 
 SETTINGS = InputSettings("BGR", 64, 128)
 
