@@ -19,6 +19,7 @@ from backend.connection import text
 from backend.deliveries import PUSHING, Deliveries
 from backend.image_source import label_studio_of
 from backend.jobs import JobQueue
+from backend.orphans import worker_key
 from backend.projects import Project, Projects
 from backend.records import DONE, FINAL, STATS, Records
 from backend.settings import Settings
@@ -53,9 +54,15 @@ class Pusher:
     """Delivers what requests deferred."""
 
     def __init__(
-        self, queue: JobQueue, settings: Settings, *, connect: Callable[[Settings, Project], Client] = connect
+        self,
+        queue: JobQueue,
+        settings: Settings,
+        worker: str,
+        *,
+        connect: Callable[[Settings, Project], Client] = connect,
     ) -> None:
         self.settings = settings
+        self.worker = worker
         self.connection = queue.connection
         self.records: Records = queue.records
         self.deliveries = Deliveries(queue.connection)
@@ -95,19 +102,24 @@ class Pusher:
         unfinished = sum(1 for state in states.values() if state and state not in FINAL)
         if not self._worth_pushing(key, len(done), unfinished):
             return 0
-        lock = self.connection.lock(
-            f"transfiner:push:{key}", timeout=self.settings.label_studio_timeout_s * 4
-        )
-        if not lock.acquire(blocking=False):
+        lock = f"transfiner:push:{key}"
+        if not self._acquire(lock):
             return 0
         try:
             self._recover(job_ids)
             return self._push(self.projects.get(key), self.deliveries.take(done[: self.settings.push_chunk]))
         finally:
-            try:
-                lock.release()
-            except redis.exceptions.LockError:
-                log.warning("a push took longer than its lock; its tasks are looked up before the next one")
+            self.connection.delete(lock)
+
+    def _acquire(self, lock: str) -> bool:
+        """The lock names its holder and is good for as long as that worker lives, however long a push takes."""
+        if self.connection.set(lock, self.worker, nx=True):
+            return True
+        holder = text(self.connection.get(lock))
+        if holder and not self.connection.exists(worker_key(holder)):
+            log.warning("worker %s died while it pushed; taking over", holder)
+            self.connection.delete(lock)
+        return False
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
         """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""

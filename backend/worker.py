@@ -129,7 +129,7 @@ class Companion(threading.Thread):
         self.facts = facts
         self.stop = threading.Event()
         self.pusher = threading.Thread(
-            target=Pusher(queue, settings).run, args=(self.stop,), name="pusher", daemon=True
+            target=Pusher(queue, settings, vitals.name).run, args=(self.stop,), name="pusher", daemon=True
         )
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ The model is a fake one here (fake_worker.py): these tests are about the queue's
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from backend.app import create_app
 from backend.queue_server import QueueServer
 from backend.settings import Settings
 
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fake_label_studio import FakeLabelStudio
 from service_parts import FakeWorkers, wait_until
 
 
@@ -50,9 +53,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def worker_pool(queue_server: QueueServer, checkpoint: Path) -> Iterator[FakeWorkers]:
+    pool = FakeWorkers(queue_server.url, checkpoint)
+    try:
+        yield pool
+    finally:
+        pool.end()
+
+
 @pytest.fixture
-def settings(queue_server: QueueServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of an empty queue; no variable of the machine leaks in."""
+def settings(
+    queue_server: QueueServer,
+    checkpoint: Path,
+    worker_pool: FakeWorkers,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Settings:
+    """Of an empty queue; no variable of the machine leaks in, and no worker of the test before."""
+    if "workers" not in request.fixturenames:
+        worker_pool.end()
     for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
         monkeypatch.delenv(name)
     with Redis.from_url(queue_server.url) as connection:
@@ -74,12 +94,9 @@ def redis(settings: Settings) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def workers(settings: Settings) -> Iterator[FakeWorkers]:
-    started = FakeWorkers(settings)
-    try:
-        yield started
-    finally:
-        started.end()
+def workers(worker_pool: FakeWorkers, settings: Settings) -> FakeWorkers:
+    """Start some with `workers.start()`; the queue is empty by then."""
+    return worker_pool
 
 
 @pytest.fixture
@@ -99,3 +116,12 @@ def serve() -> Iterator[Callable[[Settings], str]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def label_studio() -> Iterator[FakeLabelStudio]:
+    server = FakeLabelStudio()
+    try:
+        yield server
+    finally:
+        server.end()

@@ -17,7 +17,6 @@ from PIL import Image
 from redis import Redis
 
 from backend.orphans import living_workers
-from backend.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT / "tests" / "recordings"
@@ -41,37 +40,53 @@ def wait_until(condition: Callable[[], object], *, give_up_s: float = 30.0) -> N
 
 
 class FakeWorkers:
-    """Worker processes with the fake model."""
+    """Worker processes with the fake model; kept for the next test if they suit it too."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, redis_url: str, model: Path) -> None:
+        self.redis_url = redis_url
+        self.model = model
+        self.wishes = ""
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int = 1, **options: Any) -> list[subprocess.Popen[bytes]]:
-        """Start processes and wait until they give signs of life. Options: see fake_worker.py."""
+        """`count` living workers with these settings; `fake`: see fake_worker.py."""
+        wishes = json.dumps([count, options], sort_keys=True)
+        if wishes != self.wishes or any(process.poll() is not None for process in self.processes):
+            self.end()
+            self.wishes = wishes
+            self.add(count, **options)
+        self._await_life(self.processes)
+        return self.processes
+
+    def add(self, count: int = 1, **options: Any) -> list[subprocess.Popen[bytes]]:
+        """More workers, without waiting for them."""
+        fake = options.pop("fake", {})
         environment = {
             **os.environ,
-            "TRANSFINER_REDIS_URL": self.settings.redis_url,
-            "TRANSFINER_MODEL": str(self.settings.model),
-            "TRANSFINER_WORKER_LOST_S": str(self.settings.worker_lost_s),
+            "TRANSFINER_REDIS_URL": self.redis_url,
+            "TRANSFINER_MODEL": str(self.model),
+            "TRANSFINER_WORKER_LOST_S": "1.5",
             "TRANSFINER_PRIVATE_IMAGE_HOSTS": "127.0.0.1",
-            **{f"TRANSFINER_{name.upper()}": str(value) for name, value in options.items() if name != "fake"},
-            "FAKE": json.dumps(options.get("fake", {})),
-            "PYTHONPATH": str(ROOT),
+            **{f"TRANSFINER_{name.upper()}": str(value) for name, value in options.items()},
+            "FAKE": json.dumps(fake),
         }
         command = [sys.executable, str(ROOT / "tests" / "backend" / "fake_worker.py")]
         fresh = [subprocess.Popen(command, env=environment, cwd=ROOT) for _ in range(count)]
         self.processes += fresh
-        pids = {process.pid for process in fresh}
-        with Redis.from_url(self.settings.redis_url) as connection:
-            wait_until(lambda: pids <= {facts["pid"] for facts in living_workers(connection).values()})
         return fresh
+
+    def _await_life(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        pids = {process.pid for process in processes}
+        with Redis.from_url(self.redis_url) as connection:
+            wait_until(lambda: pids <= {facts["pid"] for facts in living_workers(connection).values()})
 
     def end(self) -> None:
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.wait()
+        self.processes = []
+        self.wishes = ""
 
 
 def tasks(count: int, *, start: int = 1, image: str = "") -> list[dict[str, Any]]:
@@ -83,3 +98,16 @@ def predict_body(items: list[dict[str, Any]], *, project: str = "", context: Any
     """As Label Studio sends it."""
     params = {"login": None, "password": None, "context": context}
     return {"tasks": items, "project": project, "label_config": CONFIG, "params": params}
+
+
+def setup_body(
+    hostname: str, token: str, *, project: str = "7.1795339022", config: str = CONFIG
+) -> dict[str, Any]:
+    """As Label Studio sends it."""
+    return {
+        "project": project,
+        "schema": config,
+        "hostname": hostname,
+        "access_token": token,
+        "extra_params": {},
+    }
