@@ -12,6 +12,8 @@ from model.config import add_transfiner_config, find_config
 def add_training_config(cfg: CfgNode) -> None:
     """Add the keys under ``TRAINING``; one comment each. They are not part of a checkpoint's network."""
     cfg.TRAINING = node = CfgNode()
+    # Where weights start: "imagenet" (packaged backbone weights), a checkpoint directory, or "" for random ones.
+    node.INIT = ""
     # "AdamW" or "SGD" (momentum and weight decay from SOLVER).
     node.OPTIMIZER = "AdamW"
     # Learning rate of a pretrained backbone relative to SOLVER.BASE_LR.
@@ -25,6 +27,10 @@ def add_training_config(cfg: CfgNode) -> None:
     # Size in pixels of generated scenes.
     node.SCENE_WIDTH = 384
     node.SCENE_HEIGHT = 288
+    # Folder that keeps drawn scenes for the next epoch or run ("": draw each anew).
+    node.SCENE_CACHE = ""
+    # Also mirror top to bottom, for pictures that have no up and down (INPUT.RANDOM_FLIP mirrors left to right).
+    node.FLIP_VERTICAL = False
     # Threads of the arithmetic (0: torch's default).
     node.THREADS = 0
     # Iterations between lines of the log.

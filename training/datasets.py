@@ -5,6 +5,7 @@ A set's name in ``DATASETS.TRAIN`` / ``DATASETS.TEST`` is ``scenes:SPLIT[:COUNT]
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from training.scenes import CLASSES, SPLITS, generate_scene, scene_seed
+from training.scenes import CLASSES, SPLITS, VERSION, generate_scene, scene_seed
 
 ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any run sees
 
@@ -37,11 +38,14 @@ class Sample:
 
 
 class SceneSet(Sequence[Sample]):
-    """Generated scenes; each is drawn when asked for."""
+    """Generated scenes; each is drawn when asked for, once if there is a `cache` folder to keep it in."""
 
-    def __init__(self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288) -> None:
+    def __init__(
+        self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288, cache: Path | None = None
+    ) -> None:
         scene_seed(split, 0)
         self.split, self.count, self.width, self.height = split, count, width, height
+        self.cache = cache / f"{split}-{width}x{height}-v{VERSION}" if cache else None
         self.class_names: tuple[str, ...] = CLASSES
 
     def __len__(self) -> int:
@@ -50,10 +54,35 @@ class SceneSet(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
+        if self.cache is None:
+            return self._draw(index)
+        path = self.cache / f"{index:06d}.npz"
+        if path.is_file():
+            return _load(path, index)
+        sample = self._draw(index)
+        _store(path, sample)
+        return sample
+
+    def _draw(self, index: int) -> Sample:
         scene = generate_scene(scene_seed(self.split, index), width=self.width, height=self.height)
         masks = np.array([mask for _, mask in scene.instances], bool).reshape(-1, self.height, self.width)
         classes = np.array([CLASSES.index(label) for label, _ in scene.instances], np.int64)
         return Sample(scene.image, masks, classes, np.zeros(len(classes), bool), index)
+
+
+def _store(path: Path, sample: Sample) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with unfinished.open("wb") as file:
+        np.savez(file, image=sample.image, bits=np.packbits(sample.masks, axis=-1), classes=sample.classes)
+    os.replace(unfinished, path)
+
+
+def _load(path: Path, index: int) -> Sample:
+    with np.load(path) as stored:
+        image, bits, classes = stored["image"], stored["bits"], stored["classes"]
+    masks = np.unpackbits(bits, axis=-1, count=image.shape[1]).astype(bool)
+    return Sample(image, masks, classes, np.zeros(len(classes), bool), index)
 
 
 @dataclass
@@ -101,8 +130,8 @@ class CocoSet(Sequence[Sample]):
 AnySet = SceneSet | CocoSet
 
 
-def open_set(name: str, *, width: int = 384, height: int = 288) -> AnySet:
-    """The set of a name; `width` and `height` are the size of generated scenes in pixels.
+def open_set(name: str, *, width: int = 384, height: int = 288, cache: Path | None = None) -> AnySet:
+    """The set of a name; `width` and `height` are the size of generated scenes in pixels, `cache` where they are kept.
 
     Raises:
         ValueError: the name has another form; the message shows the two that are known.
@@ -111,7 +140,7 @@ def open_set(name: str, *, width: int = 384, height: int = 288) -> AnySet:
     if kind == "scenes":
         split, _, count = rest.partition(":")
         if split in SPLITS and (not count or count.isdigit()):
-            return SceneSet(split, int(count or ENDLESS), width=width, height=height)
+            return SceneSet(split, int(count or ENDLESS), width=width, height=height, cache=cache)
     if kind == "coco" and ":" in rest:
         annotations, _, images = rest.partition(":")
         return CocoSet(Path(annotations), Path(images))

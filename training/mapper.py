@@ -7,6 +7,7 @@ what an uninterrupted one would have seen, whatever the number of workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
+from training import processes
 from training.datasets import AnySet, Sample, open_set
 
 Record = dict[str, Any]
@@ -32,6 +34,8 @@ class TrainingSamples(Dataset[Record]):
         self.sets, self.seed, self.format = sets, seed, cfg.INPUT.FORMAT
         self.class_names = names.pop()
         self.augmentations = build_augmentation(cfg, is_train=True)
+        if cfg.TRAINING.FLIP_VERTICAL:
+            self.augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
         self.total = sum(len(one) for one in sets)
 
     def __len__(self) -> int:
@@ -89,22 +93,26 @@ def _instances(masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, in
 
 
 class _Positions:
-    """Batches of positions from where the run stands, endlessly."""
+    """This process's share of every batch, from where the run stands, endlessly."""
 
     def __init__(self, batch: int, first_iteration: int) -> None:
+        if batch % processes.count():
+            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.count()} processes")
         self.batch, self.first = batch, first_iteration
 
     def __iter__(self) -> Iterator[list[int]]:
-        start = self.first * self.batch
+        start, step = self.first * self.batch + processes.rank(), processes.count()
         while True:
-            yield list(range(start, start + self.batch))
+            yield list(range(start, start - processes.rank() + self.batch, step))
             start += self.batch
 
 
 def training_samples(cfg: CfgNode) -> TrainingSamples:
     """The samples of `cfg.DATASETS.TRAIN`."""
-    size = {"width": cfg.TRAINING.SCENE_WIDTH, "height": cfg.TRAINING.SCENE_HEIGHT}
-    return TrainingSamples([open_set(name, **size) for name in cfg.DATASETS.TRAIN], cfg, seed=max(cfg.SEED, 0))
+    keys = cfg.TRAINING
+    cache = Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None
+    sets = [open_set(n, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, cache=cache) for n in cfg.DATASETS.TRAIN]
+    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0))
 
 
 def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:

@@ -15,6 +15,7 @@ from training.rendering import Sprite, draw_sprite, random_sprite
 from training.shapes import CLUTTER, SHAPES
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
+VERSION = 1  # raise it with every change that changes pictures: stored scenes are told apart by it
 SPLITS = {"train": 0, "val": 1_000_000_000, "demo": 2_000_000_000}
 _SPLIT_SIZE = 1_000_000_000
 
@@ -42,7 +43,7 @@ def scene_seed(split: str, index: int) -> int:
 
 
 def generate_scene(
-    seed: int, *, width: int = 384, height: int = 288, least_visible: float = 0.4, least_area_px: int = 90
+    seed: int, *, width: int = 384, height: int = 288, least_visible: float = 0.5, least_area_px: int = 90
 ) -> Scene:
     """Draw the scene of a seed.
 
@@ -75,7 +76,7 @@ def _place(
     while len(placed) < wanted and tries < 3 * wanted:
         tries += 1
         label = CLASSES[int(rng.integers(len(CLASSES)))]
-        length_px = float(np.exp(rng.uniform(np.log(0.25), np.log(0.95)))) * min(width, height)
+        length_px = _length_px(rng, label, min(width, height))
         centre = _centre(rng, width, height, placed)
         sprite = random_sprite(rng, label, SHAPES[label](rng), centre, length_px, light)
         mask = sprite.mask(height, width)
@@ -87,6 +88,12 @@ def _place(
     return placed
 
 
+def _length_px(rng: np.random.Generator, label: str, side_px: int) -> float:
+    """From a quarter of the picture's short side to all of it; slim tools may be longer."""
+    longest = 1.25 if label in ("key", "fork", "spanner") else 1.0
+    return float(rng.uniform(0.24, longest)) * side_px
+
+
 def _centre(
     rng: np.random.Generator, width: int, height: int, placed: list[tuple[Sprite, np.ndarray]]
 ) -> tuple[float, float]:
@@ -95,8 +102,8 @@ def _centre(
         sprite = placed[int(rng.integers(len(placed)))][0]
         x, y = np.asarray(sprite.centre_px) + rng.normal(0, 0.4, 2) * sprite.length_px
     else:
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-    return float(np.clip(x, 0.04 * width, 0.96 * width)), float(np.clip(y, 0.04 * height, 0.96 * height))
+        x, y = rng.uniform(0.06, 0.94) * width, rng.uniform(0.06, 0.94) * height
+    return float(np.clip(x, 0.1 * width, 0.9 * width)), float(np.clip(y, 0.1 * height, 0.9 * height))
 
 
 def _clutter(rng: np.random.Generator, width: int, height: int, light: float) -> list[Sprite]:

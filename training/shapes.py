@@ -46,7 +46,7 @@ def polar(radii: np.ndarray, angles: np.ndarray) -> Points:
 
 def gear(rng: np.random.Generator) -> Outline:
     """A toothed wheel with a bore, often with lightening holes."""
-    teeth = int(rng.integers(9, 19))
+    teeth = int(rng.integers(10, 25))
     root = 1 - rng.uniform(0.14, 0.24)
     pitch = 2 * np.pi / teeth
     foot, tip = rng.uniform(0.26, 0.32) * pitch, rng.uniform(0.12, 0.2) * pitch
@@ -68,9 +68,9 @@ def _lightening_holes(rng: np.random.Generator, at_radius: float, room: float) -
 
 
 def star(rng: np.random.Generator) -> Outline:
-    """A star of five to nine slim rays."""
-    rays = int(rng.integers(5, 10))
-    inner = rng.uniform(0.3, 0.52)
+    """A star of five to eleven slim rays."""
+    rays = int(rng.integers(5, 12))
+    inner = rng.uniform(0.26, 0.48)
     angles = np.arange(2 * rays) * np.pi / rays
     radii = np.tile([1.0, inner], rays) * np.where(np.arange(2 * rays) % 2, 1, rng.uniform(0.93, 1, 2 * rays))
     ridges = tuple(np.array([[0.0, 0.0], point]) for point in polar(radii[::2] * 0.95, angles[::2]))
@@ -83,7 +83,7 @@ def leaf(rng: np.random.Generator) -> Outline:
 
 
 def _nettle_leaf(rng: np.random.Generator) -> Outline:
-    teeth, depth = int(rng.integers(8, 16)), rng.uniform(0.16, 0.34)
+    teeth, depth = int(rng.integers(9, 18)), rng.uniform(0.2, 0.4)
     at = np.repeat(np.linspace(0.02, 1, teeth), 2)[1:] + np.tile([0.0, 0.015], teeth)[1:]
     half = rng.uniform(0.34, 0.55) * np.sin(np.pi * np.clip(at, 0, 1) ** rng.uniform(0.6, 0.8)) + 0.01
     half *= np.where(np.arange(len(at)) % 2, 1 - depth, 1.0)
@@ -101,7 +101,7 @@ def _maple_leaf(rng: np.random.Generator) -> Outline:
     lobes = 5
     angles = np.linspace(-0.86 * np.pi, 0.86 * np.pi, 120)
     lobed = np.abs(np.cos(angles * lobes / 2 / 0.95)) ** rng.uniform(0.9, 1.5)
-    saw = 1 - rng.uniform(0.1, 0.18) * ((np.arange(120) % 6) / 5)
+    saw = 1 - rng.uniform(0.12, 0.24) * ((np.arange(120) % 6) / 5)
     radii = (rng.uniform(0.28, 0.38) + 0.62 * lobed) * saw * (0.86 + 0.14 * np.cos(angles))
     blade = np.concatenate([polar(radii, angles), [[-0.12, 0.0]]])
     stalk = _ribbon(_bent(np.array([[-0.05, 0.0], [-0.5, 0.0], [-1.0, 0.0]]), rng.uniform(-0.2, 0.2)), 0.025)
@@ -137,8 +137,8 @@ def key(rng: np.random.Generator) -> Outline:
 
 
 def fork(rng: np.random.Generator) -> Outline:
-    """A table fork: three or four thin tines on a slim, swelling handle."""
-    tines, head = int(rng.integers(3, 5)), rng.uniform(0.17, 0.23)
+    """A table fork: three to five thin tines on a slim, swelling handle."""
+    tines, head = int(rng.integers(3, 6)), rng.uniform(0.17, 0.23)
     root, neck = rng.uniform(0.42, 0.52), rng.uniform(0.03, 0.045)
     x = np.array([-1, -0.97, -0.9, -0.5, -0.1, 0.12, 0.22, 0.32, root])
     half = np.array([0.03, 0.075, 0.1, 0.075, neck, neck, head * 0.62, head * 0.95, head])

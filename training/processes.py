@@ -1,0 +1,76 @@
+"""Several training processes as one: started by torchrun (or with its variables), averaging gradients over gloo or NCCL.
+
+Shape shorthand: P processes; each sees its own share of every batch.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def join(device: str = "cpu") -> None:
+    """Join the group that torchrun's variables describe; nothing to do for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+
+
+def leave() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """0 for the process that logs and saves."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """P."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share_start(network: nn.Module) -> None:
+    """Give every process the first one's weights and buffers."""
+    if count() > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes; a parameter unused here counts as zero.
+
+    One flat all-reduce after the backward pass: for networks this small that costs less than overlapping it, and it
+    does not care which parameters a batch used.
+    """
+    if count() == 1:
+        return
+    parameters = [one for one in network.parameters() if one.requires_grad]
+    flat = torch.cat([(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters])
+    dist.all_reduce(flat)
+    flat /= count()
+    offset = 0
+    for one in parameters:
+        one.grad = flat[offset : offset + one.numel()].view_as(one)
+        offset += one.numel()
+
+
+def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over the processes; NaN anywhere is NaN everywhere."""
+    if count() == 1:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return dict(zip(values, (tensor / count()).tolist(), strict=True))
+
+
+def agree(*values: float) -> list[float]:
+    """The first process's values, on every process: clocks and signals differ between them."""
+    tensor: Tensor = torch.tensor(values, dtype=torch.float64)
+    if count() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor.tolist()
