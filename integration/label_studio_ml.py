@@ -1,0 +1,169 @@
+"""The predictor behind label-studio-ml's own server, for people who deploy that way already.
+
+Needs `label-studio-ml` (1.0.9 of PyPI, or the 2.x of its repository); this project's own server does not. Run it as
+
+    gunicorn "integration.label_studio_ml:create_app()"
+
+Settings are the variables of our own server: TRANSFINER_MODEL (checkpoint directory), TRANSFINER_DEVICE,
+TRANSFINER_LABEL_STUDIO_URL and TRANSFINER_LABEL_STUDIO_API_KEY, else those of label-studio-ml: LABEL_STUDIO_URL
+and LABEL_STUDIO_API_KEY. There is no queue here, no deferred answer and no training: those need our own server.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from label_studio_ml.model import LabelStudioMLBase
+
+from integration.images import FetchSettings, ImageError, ImageFetcher
+from integration.label_config import LabelConfig, parse_label_config
+from integration.regions import Output, build_prediction
+from model.instance import Instance
+
+log = logging.getLogger(__name__)
+_LOADING = threading.Lock()
+#: 2.x keeps a version for each project, and sends it with /setup; 1.0.9 always says "INITIAL" there.
+_KEEPS_VERSIONS = hasattr(LabelStudioMLBase, "use_label_config")
+
+
+class PredictorLike(Protocol):
+    """What is used of `model.predictor.Predictor`."""
+
+    labels: tuple[str, ...]
+    version: str
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
+        """Instances of each image, in order."""
+
+
+@functools.cache
+def _load_predictor() -> PredictorLike:
+    # Imported by name: this room is free of torch, except in a process that was started to run the model.
+    module = importlib.import_module("model.predictor")
+    shipped = Path(__file__).parents[1] / "model" / "weights" / "scenes-small"
+    directory = os.environ.get("TRANSFINER_MODEL") or shipped
+    device = os.environ.get("TRANSFINER_DEVICE") or "auto"
+    predictor: PredictorLike = module.Predictor.from_checkpoint(directory, device=device)
+    return predictor
+
+
+def shared_predictor() -> PredictorLike:
+    """The model of this process, loaded once: label-studio-ml builds our class anew for every request.
+
+    Raises whatever `Predictor.from_checkpoint` raises.
+    """
+    with _LOADING:  # two first requests at once would load it twice
+        return _load_predictor()
+
+
+@functools.lru_cache(maxsize=8)
+def _fetcher(settings: FetchSettings) -> ImageFetcher:
+    return ImageFetcher(settings)  # keeps the access token between requests
+
+
+class TransfinerModel(LabelStudioMLBase):
+    """A `LabelStudioMLBase` of either version that outlines objects with Mask Transfiner."""
+
+    #: Gives the predictor; tests and other models replace it.
+    predictor_factory: ClassVar[Callable[[], PredictorLike]] = staticmethod(shared_predictor)
+    #: How predictions are drawn; tags of the label config win.
+    output: ClassVar[Output] = Output()
+
+    def setup(self) -> None:
+        """Tell Label Studio the version of the checkpoint (2.x calls this on construction)."""
+        self.set("model_version", self._predictor().version)
+
+    def predict(
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        context: object = None,  # noqa: ARG002
+        **kwargs: object,  # noqa: ARG002
+    ) -> list[Any]:
+        """One prediction a task, in order; [] for a task whose image cannot be had, which the log explains.
+
+        Args:
+            tasks: as Label Studio sends them.
+            context: of interactive requests; not used: the whole image is outlined.
+            **kwargs: `login` and `password` for task data; not used.
+        """
+        config = parse_label_config(self.label_config or "")
+        if not config.supported:
+            log.error("nothing is predicted: %s", config.reason)
+            return [[] for _ in tasks]
+        predictor = self._predictor()
+        if message := config.match(predictor.labels).message:
+            log.error("nothing is predicted: %s", message)
+            return [[] for _ in tasks]
+        return [self._predict_one(predictor, config, task) for task in tasks]
+
+    def fit(self, *args: object, **kwargs: object) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing: training inside a webhook request would block the annotator; our own server has a queue."""
+        log.warning("training needs the transfiner server; this event is ignored")
+        return {}
+
+    def _predictor(self) -> PredictorLike:
+        return type(self).predictor_factory()
+
+    def _predict_one(
+        self, predictor: PredictorLike, config: LabelConfig, task: Mapping[str, Any]
+    ) -> dict[str, Any] | list[Any]:
+        try:
+            image = self._images().fetch(task, config.value_key)
+        except ImageError as error:
+            log.error("task %s: %s", task.get("id"), error)
+            return []
+        (instances,) = predictor([image])
+        height, width = image.shape[:2]
+        prediction, report = build_prediction(
+            instances,
+            config,
+            width=width,
+            height=height,
+            model_version=predictor.version,
+            output=self.output,
+            seed=f"{task.get('id')}:{task['data'].get(config.value_key)}",
+        )
+        log.info("task %s: %s", task.get("id"), report.as_dict())
+        if not _KEEPS_VERSIONS:
+            # Label Studio asks again for tasks without a prediction of the version that /setup told it. 1.0.9 tells
+            # it "INITIAL", which Label Studio also stores where we name none: so no task is predicted twice.
+            del prediction["model_version"]
+        return prediction
+
+    def _images(self) -> ImageFetcher:
+        told = str(getattr(self, "hostname", "") or "")  # 1.0.9 passes on what /setup said, 2.x does not
+        url = _first_set("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
+        # The key of our settings goes to the address of our settings only: anybody may send a /setup.
+        key = _first_set("TRANSFINER_LABEL_STUDIO_API_KEY", "LABEL_STUDIO_API_KEY") if url else ""
+        return _fetcher(
+            FetchSettings(
+                label_studio_url=url or told,
+                api_key=key or str(getattr(self, "access_token", "") or ""),
+                label_studio_aliases=(told,) if told and told != url else (),
+            )
+        )
+
+
+def _first_set(*names: str) -> str:
+    return next((value for name in names if (value := os.environ.get(name, "").strip())), "")
+
+
+def create_app(**options: Any) -> Any:
+    """The Flask application of label-studio-ml with our model.
+
+    Args:
+        **options: for `label_studio_ml.api.init_app`: `model_dir` (1.0.9), `basic_auth_user` and
+            `basic_auth_pass` (2.x).
+    """
+    init_app = importlib.import_module("label_studio_ml.api").init_app
+    if not _KEEPS_VERSIONS:
+        options.setdefault("model_dir", os.environ.get("MODEL_DIR", "."))
+    return init_app(model_class=TransfinerModel, **options)
