@@ -18,7 +18,7 @@ from backend.errors import StartError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / ".venv-label-studio" / "bin" / "label-studio"
-COLD_START_S = 300.0  # its first start runs all migrations: 36 s on two idle cores
+COLD_START_S = 900.0  # its first start runs all migrations: 36 s on two idle cores, minutes on busy ones
 HEALTH_TIMEOUT_S = 2.0
 SWITCHES = {
     "ML_BLOCK_LOCAL_IP": "false",

@@ -1,0 +1,79 @@
+"""The demo, once for all end-to-end tests, and a headless browser that is logged in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from backend.bootstrap.browser import BY_HAND, find_browser
+from backend.queue_server import free_port
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from running_demo import RunningDemo
+
+IMAGES = 4
+PATIENCE_MS = (
+    240_000  # Label Studio's pages take 6 s on an idle machine; nothing here waits longer than it must
+)
+BROWSER_FLAGS = (
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
+    """`transfiner demo` in an empty folder on free ports, with the model that ships."""
+    running = RunningDemo(tmp_path_factory.mktemp("e2e"), free_port(), free_port(), IMAGES)
+    try:
+        running.start()
+        yield running
+    finally:
+        if running.process is not None:
+            running.stop()
+
+
+@pytest.fixture
+def page(demo: RunningDemo, tmp_path: Path) -> Iterator[Page]:
+    """A page of Chromium, logged in to the demo's Label Studio."""
+    browser = find_browser()
+    if browser is None:
+        # Continuous integration installs one; a person without root rights is told what to type.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no Chromium: {BY_HAND}")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=browser,
+            args=BROWSER_FLAGS,
+            headless=True,
+            viewport={"width": 1440, "height": 900},
+            timeout=PATIENCE_MS,
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        opened = context.pages[0]
+        opened.goto(f"{demo.url}/user/login/")
+        opened.fill("input[name=email]", demo.email)
+        opened.fill("input[name=password]", demo.password)
+        opened.click("button[type=submit]")
+        opened.wait_for_url(lambda url: "login" not in url)
+        yield opened
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where pictures of the editor are kept for people to look at."""
+    folder = Path(__file__).resolve().parents[2] / "output" / "e2e"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
