@@ -30,6 +30,9 @@ POLL_S = 0.3
 # Rows that are ready are not held back longer than this, in s, for a fuller chunk.
 GATHER_S = 3.0
 
+# Removes a lock only while the dead worker still holds it: somebody else may have taken over already.
+UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
 
 class Client(Protocol):
     """The part of integration.client.LabelStudioClient that is used here."""
@@ -68,6 +71,7 @@ class Pusher:
         self.deliveries = Deliveries(queue.connection)
         self.projects = Projects(queue.connection)
         self.connect = connect
+        self._unlock = queue.connection.register_script(UNLOCK)
         self.clients: dict[tuple[str, str], Client] = {}
         self.failures: dict[str, int] = {}
         self.wait_until: dict[str, float] = {}
@@ -118,7 +122,7 @@ class Pusher:
         holder = text(self.connection.get(lock))
         if holder and not self.connection.exists(worker_key(holder)):
             log.warning("worker %s died while it pushed; taking over", holder)
-            self.connection.delete(lock)
+            self._unlock(keys=[lock], args=[holder])
         return False
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:

@@ -31,7 +31,7 @@ from backend.settings import Settings
 from backend.tasks import Predictor, TaskRunner, use_runner
 
 log = logging.getLogger(__name__)
-BEAT_S = 1.5
+MOST_BEAT_S = 1.5
 RESCUE_EVERY_S = 5.0
 
 
@@ -146,7 +146,7 @@ class Companion(threading.Thread):
                 log.warning("queue server: %s", error)
             except Exception:
                 log.exception("looking after the queue failed; trying again")
-            self.stop.wait(BEAT_S)
+            self.stop.wait(min(MOST_BEAT_S, self.vitals.lost_after_s / 4))
 
     def end(self) -> None:
         self.stop.set()

@@ -25,8 +25,8 @@ from backend.settings import Settings
 logging.getLogger("werkzeug").setLevel(logging.WARNING)
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_label_studio import FakeLabelStudio
-from service_parts import FakeWorkers, wait_until
+from fake_label_studio import FakeLabelStudio  # noqa: E402
+from service_parts import FakeWorkers, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="session")

