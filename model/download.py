@@ -27,7 +27,7 @@ INTERRUPTIONS = (
 Progress = Callable[[int, int | None], None]
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """A download that did not complete; the message says why and what to do. What arrived is kept."""
 
 

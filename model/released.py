@@ -1,13 +1,12 @@
-"""The checkpoints that the authors of Mask Transfiner released: where they are, and how to recognise one.
+"""How to recognise a checkpoint that the authors of Mask Transfiner released.
 
 The expected names and shapes come from our own networks, built without memory on torch's meta device, so that there
-is no table to keep in step. Source of names, figures and links: the README of the public repository SysCV/transfiner.
+is no table to keep in step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor
 from model import registry  # noqa: F401  (imported for its registration)
 from model.checkpoint_metadata import CheckpointError
 from model.config import get_config
+from model.releases import ARCHITECTURES
 from model.state_keys import KeyReport, compare_keys
 
-# Where the authors keep the files; `confirm=t` answers the question that a browser shows for large ones.
-DOWNLOAD_URL = "https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
 MASK_PREDICTOR = "roi_heads.mask_head.predictor.weight"
 # The tensors whose first dimension counts classes, and how: (rows per class, rows for the background).
 CLASS_ROWS = {
@@ -31,97 +29,6 @@ CLASS_ROWS = {
     "roi_heads.box_predictor.cls_score.weight": (1, 1),
     "roi_heads.box_predictor.bbox_pred.weight": (4, 0),
 }
-
-
-@dataclass(frozen=True)
-class Release:
-    """One released checkpoint.
-
-    Attributes:
-        name: what `transfiner models fetch` calls it.
-        config: its configuration under `configs/`.
-        file_id: of its download.
-        figures: what the authors report for it.
-    """
-
-    name: str
-    config: str
-    file_id: str
-    figures: str
-
-    @property
-    def url(self) -> str:
-        """Where the file is."""
-        return DOWNLOAD_URL.format(file_id=self.file_id)
-
-
-RELEASES = {
-    release.name: release
-    for release in (
-        Release(
-            "R50-FPN-1x",
-            "released/R50-FPN",
-            "1IHNEs7PLGaw2gftHzMIOAxFzlYVPMc26",
-            "COCO test-dev mask AP 37.0",
-        ),
-        Release(
-            "R50-FPN-3x",
-            "released/R50-FPN",
-            "1EA9pMdUK6Ad9QsjaZz0g5jqbo_JkqtME",
-            "COCO test-dev mask AP 39.2",
-        ),
-        Release(
-            "R50-FPN-DCN-3x",
-            "released/R50-FPN-DCN",
-            "1N0C_ZhES7iu8qEPG2mrdxf8rWteemxQD",
-            "COCO test-dev mask AP 40.5",
-        ),
-        Release(
-            "R101-FPN-3x",
-            "released/R101-FPN",
-            "1Jn27jTpFFWjuX22xvR1upP99nOXfZ1nk",
-            "COCO test-dev mask AP 40.5",
-        ),
-        Release(
-            "R101-FPN-DCN-3x",
-            "released/R101-FPN-DCN",
-            "1TpVQksuaXlhioD3WqWppX84MB-l_Eb7-",
-            "COCO test-dev mask AP 42.2",
-        ),
-        Release(
-            "Swin-T-FPN-3x",
-            "released/Swin-T-FPN",
-            "1ezIxmwdMl_cC7gCPEqtLL6zlSYd3R9wA",
-            "COCO val mask AP 43.5",
-        ),
-        Release(
-            "Swin-B-FPN-3x",
-            "released/Swin-B-FPN",
-            "1XkEwTMiyADYfvniIrBIDX7RPTSLI4fys",
-            "COCO val mask AP 45.5",
-        ),
-        Release(
-            "X101-FPN-LVIS-1x",
-            "released/X101-FPN-LVIS",
-            "1L_bEZf-jJcQqmeCHOf4-c0eOq71cCdis",
-            "LVIS v0.5 mask AP 29.2",
-        ),
-    )
-}
-# The architectures among them; schedules differ only in their weights.
-ARCHITECTURES = tuple(dict.fromkeys(release.config for release in RELEASES.values()))
-
-
-def find_release(name: str) -> Release:
-    """The release of a name, whatever its case.
-
-    Raises:
-        KeyError: no such release; the message lists them.
-    """
-    for release in RELEASES.values():
-        if release.name.lower() == name.lower():
-            return release
-    raise KeyError(f"no released checkpoint {name!r}; expected one of {', '.join(RELEASES)}")
 
 
 def released_config(config: str, num_classes: int) -> CfgNode:

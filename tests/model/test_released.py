@@ -14,16 +14,9 @@ from torch import Tensor
 
 from model.checkpoint import load_checkpoint
 from model.checkpoint_metadata import CheckpointError, file_digest
-from model.released import (
-    ARCHITECTURES,
-    RELEASES,
-    count_classes,
-    expected_state,
-    find_release,
-    known_classes,
-    recognise,
-)
+from model.released import count_classes, expected_state, known_classes, recognise
 from model.released_import import import_released, read_released_file
+from model.releases import ARCHITECTURES, RELEASES, find_release
 
 # The authors' name for each release of ours.
 THEIR_NAMES = {
@@ -98,7 +91,7 @@ def test_odd_class_counts_are_named(change: dict, message: str) -> None:
 
 def test_releases_are_found_by_name_whatever_the_case() -> None:
     assert find_release("swin-b-fpn-3X").config == "released/Swin-B-FPN"
-    with pytest.raises(KeyError, match="no released checkpoint 'R18'; expected one of R50-FPN-1x"):
+    with pytest.raises(ValueError, match="no released checkpoint 'R18'; expected one of R50-FPN-1x"):
         find_release("R18")
     assert len({release.url for release in RELEASES.values()}) == 8
 
