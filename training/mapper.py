@@ -35,7 +35,7 @@ class TrainingSamples(Dataset[Record]):
         self.class_names = names.pop()
         self.augmentations = build_augmentation(cfg, is_train=True)
         if cfg.TRAINING.FLIP_VERTICAL:
-            self.augmentations.append(T.RandomFlip(horizontal=False, vertical=True))
+            self.augmentations.insert(0, T.RandomFlip(horizontal=False, vertical=True))
         self.total = sum(len(one) for one in sets)
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ def to_network_input(
     state = np.random.get_state()  # noqa: NPY002 - detectron2's augmentations draw from numpy's global generator
     if seed is not None:
         np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # noqa: NPY002
-    inputs = T.AugInput(np.ascontiguousarray(sample.image))
+    inputs = T.AugInput(np.array(sample.image))
     applied = T.AugmentationList(list(augmentations))(inputs)
     np.random.set_state(state)  # noqa: NPY002
     kept = np.flatnonzero(~sample.crowd)
