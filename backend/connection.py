@@ -14,12 +14,14 @@ from backend.settings import Settings
 WORKER_BLOCK_S = 20
 
 
-def web_connection(settings: Settings) -> Redis:
-    """For the API: gives up within `redis_timeout_s` and one retry, because /health and webhooks have 1 s in all."""
+def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
+    """For the API, where somebody is waiting: gives up within `redis_timeout_s` (or `timeout_s`)."""
+    limit_s = settings.redis_timeout_s if timeout_s is None else timeout_s
     return Redis.from_url(
         _url(settings),
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
+        socket_timeout=limit_s,
+        socket_connect_timeout=limit_s,
+        # Once more at once when the connection was lost (the server restarted), never after a timeout.
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         health_check_interval=30,
         decode_responses=False,

@@ -81,15 +81,16 @@ def adopt_orphans(queue: JobQueue) -> list[str]:
     try:
         alive = living_workers(connection)
         dead = [name for name in map(text, connection.smembers(WORKERS)) if name not in alive]
-        return [job_id for name in dead for job_id in _adopt_from(queue, name)]
+        return [job_id for name in dead for job_id in adopt_from(queue, name)]
     finally:
         connection.delete(LOCK)
 
 
-def _adopt_from(queue: JobQueue, name: str) -> list[str]:
+def adopt_from(queue: JobQueue, name: str) -> list[str]:
+    """The same for one worker that is known to run nothing any more."""
     connection = queue.connection
     ids = sorted(text(member) for member in connection.smembers(running_key(name)))
-    log.warning("worker %s is gone; it left %d task(s)", name, len(ids))
+    log.warning("worker %s stopped without a word; it left %d task(s)", name, len(ids))
     for job_id in ids:
         state, attempts = connection.hmget(f"transfiner:task:{job_id}", "state", "attempts")
         if state == RUNNING.encode():

@@ -122,7 +122,7 @@ def webhook() -> tuple[Response, int]:
     project_id = getattr(event, "project_id", None)
     if project_id is not None:
         try:
-            _service().predictions.projects.touch(project_id)
+            _service().hasty_projects.touch(project_id)
         except RedisError as error:
             # Losing a hint is harmless; making the annotator wait is not.
             log.warning("event of project %s not noted: %s", project_id, error)

@@ -10,6 +10,7 @@ from backend.connection import web_connection
 from backend.jobs import JobQueue
 from backend.metrics import Metrics
 from backend.predictions import Predictions
+from backend.projects import Projects
 from backend.settings import Settings
 
 
@@ -18,6 +19,8 @@ class Service:
     settings: Settings
     connection: Redis
     predictions: Predictions
+    # For webhooks alone: an annotator's submit waits for them.
+    hasty_projects: Projects
     metrics: Metrics
 
     @property
@@ -29,4 +32,5 @@ def make_service(settings: Settings) -> Service:
     """Connects lazily: the API starts, and says so at /ready, while the queue server is still down."""
     connection = web_connection(settings)
     predictions = Predictions(connection, settings)
-    return Service(settings, connection, predictions, Metrics(predictions.queue))
+    hasty = Projects(web_connection(settings, settings.redis_webhook_timeout_s))
+    return Service(settings, connection, predictions, hasty, Metrics(predictions.queue))

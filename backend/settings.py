@@ -50,8 +50,10 @@ class Settings(BaseSettings):
     # --- the queue
     # Redis-protocol server, e.g. redis://host:6379/0. Empty: `serve` starts an embedded one.
     redis_url: str = ""
-    # Longest wait for one Redis answer in the API, in s; below Label Studio's 1 s limits for /health and webhooks.
-    redis_timeout_s: float = Field(default=0.6, gt=0)
+    # Longest wait of the API for one answer of the queue server, in s; below the 3 s that Label Studio gives /setup.
+    redis_timeout_s: float = Field(default=2.0, gt=0)
+    # The same inside a webhook, which Label Studio gives 1 s in all.
+    redis_webhook_timeout_s: float = Field(default=0.5, gt=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
     workers: int = Field(default=1, ge=1, le=64)
     # Tasks that one worker runs as one batch, and how long it waits for more of them, in ms.
@@ -62,7 +64,7 @@ class Settings(BaseSettings):
     # A finished prediction is remembered this long, in s: whoever asks again gets it without computing.
     result_ttl_s: int = Field(default=3600, ge=10)
     # A worker that has not been heard of for this long, in s, is dead and its tasks go to another one.
-    worker_lost_s: float = Field(default=8.0, ge=1)
+    worker_lost_s: float = Field(default=10.0, ge=1)
     # A task is given up (state `parked`) after killing its worker this often.
     max_attempts: int = Field(default=2, ge=1)
     # After SIGTERM a worker may finish its batch this long, in s, before it is killed.

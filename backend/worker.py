@@ -8,22 +8,23 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
 from redis import Redis
 from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 
-from backend.connection import worker_connection
+from backend.connection import WORKER_BLOCK_S, worker_connection
 from backend.errors import TaskError
 from backend.image_source import ImageSource
 from backend.jobs import INTERACTIVE_QUEUE, PREDICT_QUEUE, JobQueue, PredictionJob
-from backend.orphans import Vitals, adopt_orphans, rescue_lost
+from backend.orphans import Vitals, adopt_from, adopt_orphans, rescue_lost
 from backend.projects import Projects
 from backend.pusher import Pusher
 from backend.records import STATS, Outcome
@@ -33,6 +34,7 @@ from backend.tasks import Predictor, TaskRunner, use_runner
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
 RESCUE_EVERY_S = 5.0
+RECONNECT_S = 0.5
 
 
 class BatchWorker(SimpleWorker):
@@ -50,7 +52,10 @@ class BatchWorker(SimpleWorker):
             connection=queue.connection,
             serializer=JSONSerializer,
             log_job_description=False,
+            # RQ blocks this much less 15 s on the queue, which our connection's own timeout must outlast.
+            worker_ttl=WORKER_BLOCK_S + 15,
         )
+        self.is_asked_to_stop = False
         self.jobs = queue
         self.runner = runner
         self.vitals = vitals
@@ -116,6 +121,7 @@ class BatchWorker(SimpleWorker):
             super().handle_exception(job, *exc_info)
 
     def handle_warm_shutdown_request(self) -> None:
+        self.is_asked_to_stop = True
         log.info("stopping after the batch at hand")
 
 
@@ -196,10 +202,38 @@ def run_worker(settings: Settings, predictor: Predictor | None = None, *, burst:
         "worker %s serves %s on %s", name, predictor.version, ", ".join((INTERACTIVE_QUEUE, PREDICT_QUEUE))
     )
     try:
-        BatchWorker(queue, runner, vitals, settings).work(burst=burst, logging_level="WARNING")
+        _serve(lambda: BatchWorker(queue, runner, vitals, settings), queue, name, burst=burst)
     finally:
         companion.end()
-        vitals.leave()
+        try:
+            vitals.leave()
+        except redis.RedisError as error:
+            log.warning("left without saying goodbye: %s", error)
+
+
+def _serve(make_worker: Callable[[], BatchWorker], queue: JobQueue, name: str, *, burst: bool) -> None:
+    """RQ's loop ends when the queue server goes away; ours waits for it, with the model still loaded."""
+    while True:
+        try:
+            worker = make_worker()
+            worker.work(burst=burst, logging_level="WARNING")
+            if burst or worker.is_asked_to_stop:
+                return
+        except StopRequested:
+            return
+        except redis.RedisError as error:
+            log.warning("the queue server went away: %s", error)
+        _await_queue_server(queue.connection)
+        adopt_from(queue, name)
+
+
+def _await_queue_server(connection: Redis) -> None:
+    while True:
+        try:
+            connection.ping()
+            return
+        except redis.RedisError:
+            time.sleep(RECONNECT_S)
 
 
 def _finish(queue: JobQueue, job_id: str, outcome: Outcome, figures: Mapping[str, float]) -> None:

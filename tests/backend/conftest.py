@@ -26,7 +26,7 @@ logging.getLogger("werkzeug").setLevel(logging.WARNING)
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_label_studio import FakeLabelStudio  # noqa: E402
-from service_parts import FakeWorkers, wait_until  # noqa: E402
+from service_parts import LOST_S, FakeWorkers, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +81,9 @@ def settings(
         redis_url=queue_server.url,
         model=checkpoint,
         score_threshold=0.0,
-        worker_lost_s=1.5,
-        predict_deadline_s=20.0,
+        worker_lost_s=LOST_S,
+        predict_deadline_s=90.0,
+        interactive_deadline_s=60.0,
         private_image_hosts="127.0.0.1",
     )
 

@@ -62,7 +62,7 @@ def replay(address: str, exchange: dict[str, Any], body: Any = None) -> requests
     agent = {"User-Agent": request["headers"]["User-Agent"]}
     json_body = body if body is not None else request["json"]
     return requests.request(
-        request["method"], address + request["path"], json=json_body, headers=agent, timeout=30
+        request["method"], address + request["path"], json=json_body, headers=agent, timeout=100
     )
 
 
@@ -154,6 +154,6 @@ def test_basic_auth_as_recorded(people, serve, path, user, password, status):
         serve(settings) + path,
         json=kind["request"]["json"],
         headers=headers,
-        timeout=5,
+        timeout=20,
     )
     assert answer.status_code == status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,7 +13,11 @@ TWO_IMAGES = CONFIG.replace('value="$image"', 'value="$picture"')
 
 
 def ask(address: str, body: dict, **options) -> requests.Response:
-    return requests.post(f"{address}/predict", json=body, timeout=30, **options)
+    return requests.post(f"{address}/predict", json=body, timeout=100, **options)
+
+
+def in_state(address: str, state: str) -> list[dict]:
+    return requests.get(f"{address}/jobs?state={state}", timeout=10).json()["jobs"]
 
 
 def test_results_come_in_task_order_with_the_version_on_each(settings, serve, workers, redis):
@@ -53,7 +56,7 @@ def test_label_studio_gets_one_of_three_parallel_answers_so_that_it_stores_one(
 ):
     workers.start(fake={"seconds": 0.5})
     address = serve(settings)
-    requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN), timeout=5)
+    requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN), timeout=20)
     body = predict_body(tasks(1), project="7.1795339022")
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: ask(address, body).json(), range(3)))
@@ -65,12 +68,12 @@ def test_label_studio_gets_one_of_three_parallel_answers_so_that_it_stores_one(
 
 def test_one_open_task_is_answered_before_the_many_that_contain_it(settings, serve, workers, label_studio):
     """Somebody looks at task 3 while all tasks are retrieved: that answer comes at once, the others are pushed."""
-    workers.start(max_batch=1, fake={"seconds": 0.15})
+    workers.start(max_batch=1, fake={"seconds": 0.5})
     address = serve(settings)
-    requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN), timeout=5)
+    requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN), timeout=20)
     with ThreadPoolExecutor(1) as pool:
         many = pool.submit(ask, address, predict_body(tasks(8), project="7.1795339022"))
-        time.sleep(0.3)
+        wait_until(lambda: in_state(address, "running"))
         one = ask(address, predict_body(tasks(1, start=3), project="7.1795339022")).json()
         assert len(one["results"]) == 1
         assert many.result().json() == {"results": []}
@@ -146,7 +149,7 @@ def test_bad_requests_get_a_reason_and_a_hint(settings, serve, body, status, say
     answer = (
         ask(address, body)
         if not isinstance(body, str)
-        else requests.post(f"{address}/predict", body, timeout=5)
+        else requests.post(f"{address}/predict", body, timeout=20)
     )
     assert answer.status_code == status
     facts = answer.json()
@@ -181,16 +184,14 @@ def test_an_interactive_failure_is_told_in_the_status_line(settings, serve, work
 
 
 def test_an_interactive_request_overtakes(settings, serve, workers):
-    workers.start(max_batch=1, fake={"seconds": 0.2})
+    workers.start(max_batch=1, fake={"seconds": 0.5})
     address = serve(settings)
     with ThreadPoolExecutor(1) as pool:
         many = pool.submit(ask, address, predict_body(tasks(12)))
-        time.sleep(0.3)
+        wait_until(lambda: in_state(address, "running"))
         # Task 12 waits as the last of the slow lane, and is moved.
         ask(address, predict_body(tasks(1, start=12), context={"result": []}))
-        assert not many.done()
-        rows = requests.get(f"{address}/jobs", timeout=5).json()["jobs"]
-        assert len([row for row in rows if row["state"] == "queued"]) >= 5
+        assert len(in_state(address, "queued")) >= 5
         assert len(many.result().json()["results"]) == 12
 
 

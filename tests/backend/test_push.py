@@ -19,13 +19,13 @@ def late(settings, serve, workers, label_studio) -> str:
     workers.end()
     address = serve(settings.model_copy(update={"predict_deadline_s": 0.1}))
     body = setup_body(label_studio.url, TOKEN)
-    assert requests.post(f"{address}/setup", json=body, timeout=5).json()["model_version"] == "fake-1"
+    assert requests.post(f"{address}/setup", json=body, timeout=20).json()["model_version"] == "fake-1"
     return address
 
 
 def ask(address: str, count: int, start: int = 1) -> dict:
     body = predict_body(tasks(count, start=start), project=PROJECT)
-    return requests.post(f"{address}/predict", json=body, timeout=30).json()
+    return requests.post(f"{address}/predict", json=body, timeout=100).json()
 
 
 def pushed_tasks(label_studio: FakeLabelStudio) -> list[int]:
@@ -33,7 +33,7 @@ def pushed_tasks(label_studio: FakeLabelStudio) -> list[int]:
 
 
 def states(address: str) -> set[tuple[str, str]]:
-    rows = requests.get(f"{address}/jobs", timeout=5).json()["jobs"]
+    rows = requests.get(f"{address}/jobs", timeout=20).json()["jobs"]
     return {(row["state"], row.get("delivery", "")) for row in rows}
 
 
@@ -69,7 +69,7 @@ def test_a_second_request_takes_back_what_was_deferred(settings, serve, late, wo
     patient = serve(settings)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, patient, 3)
-        wait_until(lambda: not requests.get(f"{late}/jobs", timeout=5).json()["deferred"])
+        wait_until(lambda: not requests.get(f"{late}/jobs", timeout=20).json()["deferred"])
         workers.start(fake={"seconds": 0.01})
         assert len(answer.result()["results"]) == 3
     assert states(late) == {("done", "answered")}
@@ -79,10 +79,10 @@ def test_a_second_request_takes_back_what_was_deferred(settings, serve, late, wo
 
 def test_failed_tasks_are_not_pushed(late, workers, label_studio):
     body = predict_body([*tasks(2), *tasks(1, start=3, image="data:image/jpeg;base64,AAAA")], project=PROJECT)
-    assert requests.post(f"{late}/predict", json=body, timeout=30).json() == {"results": []}
+    assert requests.post(f"{late}/predict", json=body, timeout=100).json() == {"results": []}
     workers.start(fake={"seconds": 0.01})
     wait_until(lambda: ("failed", "deferred") in states(late) and len(label_studio.predictions) >= 2)
-    wait_until(lambda: requests.get(f"{late}/jobs", timeout=5).json()["deferred"] == 0)
+    wait_until(lambda: requests.get(f"{late}/jobs", timeout=20).json()["deferred"] == 0)
     assert pushed_tasks(label_studio) == [1, 2]
 
 
@@ -107,7 +107,7 @@ def test_a_refused_row_does_not_hold_up_the_others(late, workers, label_studio):
     label_studio.unknown_tasks = {2}
     ask(late, 3)
     workers.start(push_retry_s=0.1, fake={"seconds": 0.01})
-    wait_until(lambda: requests.get(f"{late}/jobs", timeout=5).json()["deferred"] == 0)
+    wait_until(lambda: requests.get(f"{late}/jobs", timeout=20).json()["deferred"] == 0)
     assert pushed_tasks(label_studio) == [1, 3]
 
 
@@ -128,7 +128,7 @@ def test_a_client_without_setup_gets_its_results_when_it_asks_again(settings, se
     workers.end()
     address = serve(settings.model_copy(update={"predict_deadline_s": 0.1}))
     body = predict_body(tasks(2))
-    assert requests.post(f"{address}/predict", json=body, timeout=5).json() == {"results": []}
-    assert requests.get(f"{address}/jobs", timeout=5).json()["deferred"] == 0
+    assert requests.post(f"{address}/predict", json=body, timeout=20).json() == {"results": []}
+    assert requests.get(f"{address}/jobs", timeout=20).json()["deferred"] == 0
     workers.start(fake={"seconds": 0.01})
-    wait_until(lambda: len(requests.post(f"{address}/predict", json=body, timeout=5).json()["results"]) == 2)
+    wait_until(lambda: len(requests.post(f"{address}/predict", json=body, timeout=20).json()["results"]) == 2)
