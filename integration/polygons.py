@@ -13,12 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import shapely
 from scipy import ndimage
 
 from integration.contours import trace_rings
 from integration.keyhole import cut_open
 from integration.rasterise import fill_even_odd
+from integration.simplify import Chain, Outline, Ring, settle, signed_area
+
+_FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
+_TOLERANCE_PRECISION = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,12 +49,6 @@ class Polygon:
         return signed_area(self.exterior) + sum(signed_area(hole) for hole in self.holes)
 
 
-def signed_area(ring: np.ndarray) -> float:
-    """Shoelace area of a ring (N, 2): positive for exteriors, negative for holes."""
-    x, y = np.asarray(ring, dtype=np.float64).T
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
-
-
 def mask_to_polygons(
     mask_hw: np.ndarray,
     *,
@@ -77,9 +74,11 @@ def mask_to_polygons(
     """
     _check(mask_hw, tolerance_px, max_vertices, min_area_px)
     polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
-    if tolerance_px > 0 or max_vertices is not None:
-        polygons = [_simplified(polygon, tolerance_px) for polygon in polygons]
-    return polygons
+    if max_vertices is not None:
+        tolerances = [_least_tolerance(polygon, tolerance_px, max_vertices) for polygon in polygons]
+    else:
+        tolerances = [tolerance_px] * len(polygons)
+    return _simplified(polygons, tolerances)
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -116,7 +115,9 @@ def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Pol
     holes = [ring for ring in rings if signed_area(ring) < 0]
     owners = _owners(window, exteriors, holes)
     return [
-        Polygon(ring + offset, tuple(hole + offset for hole, o in zip(holes, owners, strict=True) if o == index))
+        Polygon(
+            ring + offset, tuple(hole + offset for hole, o in zip(holes, owners, strict=True) if o == index)
+        )
         for index, ring in enumerate(exteriors)
     ]
 
@@ -138,13 +139,41 @@ def _pixel_beside(ring: np.ndarray) -> tuple[int, int]:
     return (int(y), int(x) - 1) if next_y > y else (int(y) - 1, int(x))
 
 
-def _simplified(polygon: Polygon, tolerance_px: float) -> Polygon:
-    shape = shapely.Polygon(polygon.exterior, polygon.holes).simplify(tolerance_px, preserve_topology=True)
-    return Polygon(
-        np.array(shape.exterior.coords)[:-1],
-        tuple(np.array(hole.coords)[:-1] for hole in shape.interiors),
-        tolerance_px,
-    )
+def _simplified(polygons: list[Polygon], tolerances_px: list[float]) -> list[Polygon]:
+    if not any(tolerances_px):
+        return polygons
+    outline = Outline([_rings(polygon, e) for polygon, e in zip(polygons, tolerances_px, strict=True)])
+    settle([outline])
+    return [
+        Polygon(part[0], tuple(part[1:]), tolerance)
+        for part, tolerance in zip(outline.points_px(), tolerances_px, strict=True)
+    ]
+
+
+def _rings(polygon: Polygon, tolerance_px: float) -> list[Ring]:
+    exterior = Ring(((Chain(polygon.exterior, tolerance_px, closed=True), True),), is_hole=False)
+    holes = [Ring(((Chain(hole, tolerance_px, closed=True), True),), is_hole=True) for hole in polygon.holes]
+    return [exterior, *holes]
+
+
+def _least_tolerance(polygon: Polygon, tolerance_px: float, max_vertices: int) -> float:
+    """The least tolerance from `tolerance_px` on that meets the budget, found to within one percent."""
+
+    def fits(tolerance: float) -> bool:
+        return _simplified([polygon], [tolerance])[0].vertex_count <= max_vertices
+
+    if fits(tolerance_px):
+        return tolerance_px
+    too_small, enough = tolerance_px, max(tolerance_px, _FIRST_TOLERANCE_PX)
+    largest = float(np.ptp(polygon.exterior, axis=0).max())  # everything is within that of everything
+    while not fits(enough):
+        if enough >= largest:
+            return too_small  # a triangle for each ring, or as close as a valid polygon comes
+        too_small, enough = enough, enough * 1.6
+    while enough - too_small > _TOLERANCE_PRECISION * enough:
+        middle = (too_small + enough) / 2
+        too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
+    return enough
 
 
 def _check(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
