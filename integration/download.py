@@ -5,23 +5,18 @@ Label Studio's credentials are sent to Label Studio only; a redirect to another 
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from integration.addresses import AddressPolicy, AddressRefused, origin
 from integration.auth import AuthError, LabelStudioAuth, as_is
+from integration.guarded_session import Deadline, guarded_session
 from integration.image_decoding import ImageError
 
 _CHUNK_BYTES = 1 << 16
@@ -70,7 +65,7 @@ class Downloader:
         Raises:
             ImageError: any bound was passed, or the answer is not 200.
         """
-        with _Deadline(self.limits.timeout_s) as deadline, self._session(deadline) as session:
+        with Deadline(self.limits.timeout_s) as deadline, guarded_session(self.policy, deadline) as session:
             try:
                 return self._follow(session, url, deadline)
             except AddressRefused as error:
@@ -85,7 +80,7 @@ class Downloader:
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._failed(url, error, deadline) from error
 
-    def _follow(self, session: requests.Session, url: str, deadline: _Deadline) -> bytes:
+    def _follow(self, session: requests.Session, url: str, deadline: Deadline) -> bytes:
         start = url
         for _ in range(self.limits.max_redirects + 1):
             with self._ask(session, url, deadline) as answer:
@@ -102,7 +97,7 @@ class Downloader:
         )
 
     @contextmanager
-    def _ask(self, session: requests.Session, url: str, deadline: _Deadline) -> Iterator[requests.Response]:
+    def _ask(self, session: requests.Session, url: str, deadline: Deadline) -> Iterator[requests.Response]:
         """Send the request; once more after a transient failure or an expired access token."""
         answer = self._send(session, url, deadline)
         if answer.status_code in _TRANSIENT:
@@ -116,7 +111,7 @@ class Downloader:
         with answer:
             yield answer
 
-    def _send(self, session: requests.Session, url: str, deadline: _Deadline) -> requests.Response:
+    def _send(self, session: requests.Session, url: str, deadline: Deadline) -> requests.Response:
         headers = {"Accept": "image/*,*/*;q=0.5"}
         if self.auth is not None and self._is_label_studio(url):
             headers |= self.auth.headers()
@@ -136,7 +131,7 @@ class Downloader:
             self.auth is not None and bool(self.auth.base_url) and origin(url) == origin(self.auth.base_url)
         )
 
-    def _body(self, answer: requests.Response, deadline: _Deadline) -> bytes:
+    def _body(self, answer: requests.Response, deadline: Deadline) -> bytes:
         if answer.status_code != 200:
             raise _bad_status(answer, self._is_label_studio(answer.url))
         announced = answer.headers.get("content-length", "")
@@ -160,7 +155,7 @@ class Downloader:
             fix="use a smaller file, or raise the limit of bytes",
         )
 
-    def _failed(self, url: str, error: Exception, deadline: _Deadline) -> ImageError:
+    def _failed(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
         if deadline.is_over:
             return ImageError(
                 f"{shown(url)} takes too long",
@@ -175,99 +170,6 @@ class Downloader:
             fix="check that the host is up and reachable from the machine of this backend (in a container, "
             "localhost is the container itself)",
         )
-
-    def _session(self, deadline: _Deadline) -> requests.Session:
-        """A session of its own for each download: cookies and connections of one host never meet another."""
-        session = requests.Session()
-        session.trust_env = False  # no proxy, no .netrc: the address check must see the real peer
-        for prefix in ("http://", "https://"):
-            session.mount(prefix, _CheckedAdapter(self.policy, deadline))
-        return session
-
-
-@dataclass(slots=True)
-class _Deadline:
-    """Cuts the connections of a download when its time is over, at whatever stage they hang."""
-
-    timeout_s: float
-    is_over: bool = False
-    _sockets: list[socket.socket] = field(default_factory=list)
-    _end_s: float = 0.0
-    _timer: threading.Timer | None = None
-
-    def __enter__(self) -> _Deadline:
-        self._end_s = time.monotonic() + self.timeout_s
-        self._timer = threading.Timer(self.timeout_s, self._cut)
-        self._timer.daemon = True
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
-        for sock in self._sockets:
-            sock.close()
-
-    def left_s(self) -> float:
-        """Seconds left; raises TimeoutError when there are none."""
-        left_s = self._end_s - time.monotonic()
-        if left_s <= 0:
-            self.is_over = True
-            raise TimeoutError
-        return left_s
-
-    def watch(self, sock: socket.socket) -> None:
-        """Cut this connection, too. A duplicate is kept: TLS takes the original away."""
-        self._sockets.append(sock.dup())
-
-    def _cut(self) -> None:
-        self.is_over = True
-        for sock in list(self._sockets):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed by the other side already
-
-
-class _CheckedAdapter(HTTPAdapter):
-    """Connections that are checked and watched as soon as they exist, before anything is sent."""
-
-    def __init__(self, policy: AddressPolicy, deadline: _Deadline) -> None:
-        self._policy = policy
-        self._deadline = deadline
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *args: object, **kwargs: object) -> None:
-        super().init_poolmanager(*args, **kwargs)  # type: ignore[arg-type]
-        policy, deadline = self._policy, self._deadline
-
-        def check(sock: socket.socket, host: str, port: int) -> socket.socket:
-            try:
-                policy.check(host, port, sock.getpeername()[0])
-            except AddressRefused:
-                sock.close()
-                raise
-            deadline.watch(sock)
-            return sock
-
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                return check(super()._new_conn(), self.host, self.port or 80)
-
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                return check(super()._new_conn(), self.host, self.port or 443)
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
 
 
 def shown(url: str, limit: int = 200) -> str:
