@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import click
 @click.command()
 @click.option("--weights", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
               help="Checkpoint directory.")  # fmt: skip
-@click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
+@click.option(
+    "--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes."
+)
 @click.option("--coco", nargs=2, type=click.Path(exists=True, path_type=Path), default=None,
               help="Annotation file and image folder of a COCO-format set.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=int, default=0, help="Threads of the arithmetic; 0: the machine's.")
-@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
+@click.option(
+    "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
+)
 @click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
@@ -44,7 +49,7 @@ def evaluate(
     name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else ""
     samples = open_set(name)
     flat = [part for pair in overrides for part in pair]
-    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=click.get_text_stream("stderr")) as bar:
+    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
             weights, samples, device=device, ratio=ratio, overrides=flat, progress=lambda _: bar.update(1)
         )
@@ -66,6 +71,9 @@ def _table(outcome: dict[str, Any]) -> str:
         mask, boundary = outcome[kind]["mask"], outcome[kind]["boundary"]
         row = [f"{100 * mask[key]:.1f}" for key in ("AP", "AP50", "AP75")]
         row += [f"{100 * boundary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
-        lines.append(f"{kind:10}" + "".join(text.rjust(width) for text, width in zip(row, (10, 8, 8, 14, 8, 8), strict=True)))
+        lines.append(
+            f"{kind:10}"
+            + "".join(text.rjust(width) for text, width in zip(row, (10, 8, 8, 14, 8, 8), strict=True))
+        )
     lines.append(f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP")
     return "\n".join(lines)

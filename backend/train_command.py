@@ -11,12 +11,20 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run.")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the run.",
+)
 @click.option("--name", default=None, help="Name of the checkpoint; the configuration's by default.")
 @click.option("--max-minutes", type=float, default=None, help="Fit the schedule to this wall-clock time.")
 @click.option("--resume", is_flag=True, help="Go on where the folder's run stopped.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
-@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
+@click.option(
+    "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def train(
     config: str, folder: Path, name: str | None, max_minutes: float | None, resume: bool, device: str,
@@ -44,7 +52,9 @@ def train(
         cfg.TRAINING.MAX_MINUTES = max_minutes
     cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if not resume and (folder / STATE_FILE).exists():
-        raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+        raise click.ClickException(
+            f"{folder} holds a run already; add --resume to go on, or choose another --out"
+        )
     processes.join(cfg.MODEL.DEVICE)
     trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
     first = processes.rank() == 0

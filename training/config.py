@@ -54,7 +54,7 @@ def get_training_config(name: str | Path) -> CfgNode:
 
 
 def network_config(cfg: CfgNode) -> CfgNode:
-    """A copy without ``TRAINING``: what a checkpoint stores, so that the predictor needs to know nothing of training."""
+    """A copy without ``TRAINING``: what a checkpoint stores and a predictor reads."""
     copy: CfgNode = cfg.clone()
     copy.defrost()
     copy.pop("TRAINING", None)

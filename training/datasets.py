@@ -41,19 +41,25 @@ class SceneSet(Sequence[Sample]):
     """Generated scenes; each is drawn when asked for, once if there is a `cache` folder to keep it in."""
 
     def __init__(
-        self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288, cache: Path | None = None
+        self,
+        split: str,
+        count: int = ENDLESS,
+        *,
+        width: int = 384,
+        height: int = 288,
+        cache: Path | None = None,
     ) -> None:
         scene_seed(split, 0)
-        self.split, self.count, self.width, self.height = split, count, width, height
+        self.split, self.length, self.width, self.height = split, count, width, height
         self.cache = cache / f"{split}-{width}x{height}-v{VERSION}" if cache else None
         self.class_names: tuple[str, ...] = CLASSES
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
         if self.cache is None:
             return self._draw(index)
         path = self.cache / f"{index:06d}.npz"
@@ -75,7 +81,7 @@ def _store(path: Path, sample: Sample) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     with unfinished.open("wb") as file:
         np.savez(file, image=sample.image, bits=np.packbits(sample.masks, axis=-1), classes=sample.classes)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def _load(path: Path, index: int) -> Sample:
@@ -99,7 +105,9 @@ class CocoSet(Sequence[Sample]):
 
     def __post_init__(self) -> None:
         if not self.annotations.is_file():
-            raise FileNotFoundError(f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/")
+            raise FileNotFoundError(
+                f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/"
+            )
         from training.evaluation.coco_format import load_quietly
 
         self._coco = load_quietly(self.annotations)
@@ -145,4 +153,6 @@ def open_set(name: str, *, width: int = 384, height: int = 288, cache: Path | No
         annotations, _, images = rest.partition(":")
         return CocoSet(Path(annotations), Path(images))
     splits = "|".join(SPLITS)
-    raise ValueError(f"unknown data set {name!r}; write scenes:{splits}[:COUNT] or coco:ANNOTATIONS.json:IMAGES/")
+    raise ValueError(
+        f"unknown data set {name!r}; write scenes:{splits}[:COUNT] or coco:ANNOTATIONS.json:IMAGES/"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T  # noqa: N812 - detectron2's own spelling
+from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
@@ -30,7 +30,9 @@ class TrainingSamples(Dataset[Record]):
     def __init__(self, sets: Sequence[AnySet], cfg: CfgNode, *, seed: int) -> None:
         names = {one.class_names for one in sets}
         if len(names) != 1:
-            raise ValueError(f"the training sets need the same classes in the same order, got {sorted(names)}")
+            raise ValueError(
+                f"the training sets need the same classes in the same order, got {sorted(names)}"
+            )
         self.sets, self.seed, self.format = sets, seed, cfg.INPUT.FORMAT
         self.class_names = names.pop()
         self.augmentations = build_augmentation(cfg, is_train=True)
@@ -52,24 +54,30 @@ class TrainingSamples(Dataset[Record]):
         index = self.index_at(position)
         for one in self.sets:
             if index < len(one):
-                return to_network_input(one[index], self.augmentations, self.format, seed=(self.seed, position))
+                return to_network_input(
+                    one[index], self.augmentations, self.format, seed=(self.seed, position)
+                )
             index -= len(one)
         raise IndexError(f"position {position}")
 
 
 def to_network_input(
-    sample: Sample, augmentations: Sequence[T.Augmentation], image_format: str, *, seed: tuple[int, int] | None = None
+    sample: Sample,
+    augmentations: Sequence[T.Augmentation],
+    image_format: str,
+    *,
+    seed: tuple[int, int] | None = None,
 ) -> Record:
     """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
 
     Crowd regions and masks that augmentation emptied are left out.
     """
-    state = np.random.get_state()  # noqa: NPY002 - detectron2's augmentations draw from numpy's global generator
+    state = np.random.get_state()
     if seed is not None:
-        np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # noqa: NPY002
+        np.random.seed(np.random.SeedSequence(seed).generate_state(4))
     inputs = T.AugInput(np.array(sample.image))
     applied = T.AugmentationList(list(augmentations))(inputs)
-    np.random.set_state(state)  # noqa: NPY002
+    np.random.set_state(state)
     kept = np.flatnonzero(~sample.crowd)
     masks = [applied.apply_segmentation(sample.masks[index].astype(np.uint8)) for index in kept]
     image = inputs.image if image_format == "RGB" else inputs.image[..., ::-1]
@@ -97,7 +105,9 @@ class _Positions:
 
     def __init__(self, batch: int, first_iteration: int) -> None:
         if batch % processes.count():
-            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.count()} processes")
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.count()} processes"
+            )
         self.batch, self.first = batch, first_iteration
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -111,16 +121,20 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
     """The samples of `cfg.DATASETS.TRAIN`."""
     keys = cfg.TRAINING
     cache = Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None
-    sets = [open_set(n, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, cache=cache) for n in cfg.DATASETS.TRAIN]
+    sets = [
+        open_set(n, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, cache=cache) for n in cfg.DATASETS.TRAIN
+    ]
     return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0))
 
 
-def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:
+def training_loader(
+    samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0
+) -> DataLoader[Record]:
     """Batches as lists of network inputs, from iteration `first_iteration` on; never ends."""
     workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(
         samples,
-        batch_sampler=_Positions(cfg.SOLVER.IMS_PER_BATCH, first_iteration),  # type: ignore[arg-type]
+        batch_sampler=_Positions(cfg.SOLVER.IMS_PER_BATCH, first_iteration),
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4 if workers else None,

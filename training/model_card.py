@@ -70,7 +70,8 @@ def render_card(
         command,
         "```",
         "",
-        f"Digest (sha256 of the weights): `{metadata.get('digest', 'unknown')}`. Created {metadata.get('created', '?')}.",
+        f"Digest (sha256 of the weights): `{metadata.get('digest', 'unknown')}`.",
+        f"Created {metadata.get('created', '?')}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -80,6 +81,12 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
     names += [name for name in evaluation["refined"]["mask"] if name.startswith("AP/")]
     lines = ["| | refined mask | coarse mask | refined boundary | coarse boundary |", "|---|---|---|---|---|"]
     for name in names:
-        values = [evaluation[kind][metric][name] for metric in ("mask", "boundary") for kind in ("refined", "coarse")]
-        lines.append(f"| {name.removeprefix('AP/')} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
+        values = [
+            evaluation[kind][metric][name]
+            for metric in ("mask", "boundary")
+            for kind in ("refined", "coarse")
+        ]
+        lines.append(
+            f"| {name.removeprefix('AP/')} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |"
+        )
     return lines

@@ -6,7 +6,15 @@ import numpy as np
 from PIL import Image
 
 _COLOURS = np.array(
-    [[230, 60, 60], [60, 180, 75], [60, 110, 235], [245, 190, 40], [170, 60, 220], [40, 200, 210], [250, 130, 40]]
+    [
+        [230, 60, 60],
+        [60, 180, 75],
+        [60, 110, 235],
+        [245, 190, 40],
+        [170, 60, 220],
+        [40, 200, 210],
+        [250, 130, 40],
+    ]
 )
 
 
@@ -17,7 +25,9 @@ def tinted(image: np.ndarray, masks: np.ndarray, colours: np.ndarray | None = No
         colour = _COLOURS[(colours[index] if colours is not None else index) % len(_COLOURS)]
         picture[mask] = picture[mask] * 0.5 + colour * 0.5
         inner = mask.copy()
-        inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        inner[1:-1, 1:-1] = (
+            mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+        )
         picture[mask & ~inner] = colour
     return picture.astype(np.uint8)
 
@@ -26,7 +36,9 @@ def in_rows(rows: list[list[np.ndarray]], gap_px: int = 4) -> Image.Image:
     """Pictures of equal size in rows, white in between."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white")
+    sheet = Image.new(
+        "RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white"
+    )
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             sheet.paste(Image.fromarray(picture), (x * (width + gap_px), y * (height + gap_px)))

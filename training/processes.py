@@ -1,4 +1,4 @@
-"""Several training processes as one: started by torchrun (or with its variables), averaging gradients over gloo or NCCL.
+"""Several training processes as one: started by torchrun, averaging gradients over gloo or NCCL.
 
 Shape shorthand: P processes; each sees its own share of every batch.
 """
@@ -50,7 +50,9 @@ def average_gradients(network: nn.Module) -> None:
     if count() == 1:
         return
     parameters = [one for one in network.parameters() if one.requires_grad]
-    flat = torch.cat([(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters])
+    flat = torch.cat(
+        [(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters]
+    )
     dist.all_reduce(flat)
     flat /= count()
     offset = 0

@@ -124,8 +124,12 @@ def _grooves(
     return blurred(np.asarray(picture, dtype=np.float32) / 255, max(0.5, width_px / 2))
 
 
-_METALS = np.array([[0.66, 0.67, 0.69], [0.42, 0.44, 0.47], [0.78, 0.62, 0.3], [0.62, 0.4, 0.26], [0.82, 0.83, 0.85]])
-_LEAVES = np.array([[0.25, 0.45, 0.14], [0.4, 0.55, 0.18], [0.72, 0.42, 0.1], [0.65, 0.2, 0.1], [0.75, 0.62, 0.2]])
+_METALS = np.array(
+    [[0.66, 0.67, 0.69], [0.42, 0.44, 0.47], [0.78, 0.62, 0.3], [0.62, 0.4, 0.26], [0.82, 0.83, 0.85]]
+)
+_LEAVES = np.array(
+    [[0.25, 0.45, 0.14], [0.4, 0.55, 0.18], [0.72, 0.42, 0.1], [0.65, 0.2, 0.1], [0.75, 0.62, 0.2]]
+)
 
 
 def _base_colour(rng: np.random.Generator, label: str) -> tuple[np.ndarray, float]:
@@ -142,18 +146,27 @@ def _base_colour(rng: np.random.Generator, label: str) -> tuple[np.ndarray, floa
 
 
 def _paint(
-    rng: np.random.Generator, label: str, alpha: np.ndarray, grooves: np.ndarray, light: float, length_px: float
+    rng: np.random.Generator,
+    label: str,
+    alpha: np.ndarray,
+    grooves: np.ndarray,
+    light: float,
+    length_px: float,
 ) -> np.ndarray:
     """Surface texture, rounded edges that catch the light, a gloss, grooves."""
     height, width = alpha.shape
     base, metal = _base_colour(rng, label)
     texture = noise(rng, height, width, coarsest_px=max(6, length_px / 6), octaves=4, stretch=1 + 3 * metal)
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)  # type: ignore[misc]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     slope = x * np.float32(np.cos(light)) + y * np.float32(np.sin(light))
     tone = 1 + rng.uniform(0.03, 0.1) * texture + rng.uniform(0.0, 0.25) * slope
     bevel = blurred(alpha, float(np.clip(length_px * 0.012, 0.8, 3.0)))
     steep_y, steep_x = np.gradient(bevel)
     facing = -(steep_x * np.float32(np.cos(light)) + steep_y * np.float32(np.sin(light))) * bevel
     tone = tone + facing * rng.uniform(1.2, 2.6) - grooves * rng.uniform(0.12, 0.35)
-    band = np.exp(-(((slope - rng.uniform(-0.6, 0.6)) / rng.uniform(0.1, 0.35)) ** 2)) * metal * rng.uniform(0, 0.4)
+    band = (
+        np.exp(-(((slope - rng.uniform(-0.6, 0.6)) / rng.uniform(0.1, 0.35)) ** 2))
+        * metal
+        * rng.uniform(0, 0.4)
+    )
     return np.clip(base * tone[..., None] + band[..., None], 0, 1).astype(np.float32)

@@ -38,7 +38,9 @@ class RunLog:
         if self._board is not None:
             self._board.close()
 
-    def record(self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
+    def record(
+        self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float
+    ) -> None:
         """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds."""
         now = time.monotonic()
         self._durations_s.append(now - self._last_s)
@@ -50,10 +52,17 @@ class RunLog:
         self._recent.clear()
         self._write(iteration, means, lr, fraction, elapsed_s)
 
-    def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
+    def _write(
+        self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float
+    ) -> None:
         seconds = sum(self._durations_s) / len(self._durations_s)
         left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
-        line = {"iteration": iteration, "elapsed_s": round(elapsed_s, 1), "lr": lr, "seconds_per_iteration": seconds}
+        line = {
+            "iteration": iteration,
+            "elapsed_s": round(elapsed_s, 1),
+            "lr": lr,
+            "seconds_per_iteration": seconds,
+        }
         self._lines.write(json.dumps(line | means) + "\n")
         self._lines.flush()
         if self._board is not None:
@@ -70,4 +79,4 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         logger.warning("tensorboard is not installed: losses go to losses.jsonl only")
         return None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,11 @@ class Progress:
 
 
 def save_state(
-    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
 ) -> Path:
     """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +43,7 @@ def save_state(
         state["average"] = average.state
         state["average_updates"] = average.updates
     torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    unfinished.replace(path)
     return path
 
 

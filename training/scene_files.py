@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from training.scenes import CLASSES, contact_sheet, generate_scene, scene_seed
+from training.scenes import CLASSES, Scene, contact_sheet, generate_scene, scene_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,20 @@ class WrittenScenes:
 
 
 def write_scenes(
-    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288, sheet: Path | None = None
+    folder: Path,
+    split: str,
+    indices: Sequence[int],
+    *,
+    width: int = 384,
+    height: int = 288,
+    sheet: Path | None = None,
 ) -> WrittenScenes:
     """Write scenes into ``folder/images`` and ``folder/instances.json``; optionally a contact sheet PNG."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    drawn, images, records, annotations = [], [], [], []  # type: ignore[var-annotated]
+    drawn: list[Scene] = []
+    images: list[Path] = []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in indices:
         scene = generate_scene(scene_seed(split, index), width=width, height=height)
         path = folder / "images" / f"{split}-{index:06d}.png"
@@ -54,4 +63,8 @@ def _annotation(image_id: int, label: str, mask_hw: np.ndarray) -> dict[str, Any
     encoded = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
     segmentation = {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
     measures = {"area": int(rle.area(encoded)), "bbox": rle.toBbox(encoded).tolist(), "iscrowd": 0}
-    return {"image_id": image_id, "category_id": CLASSES.index(label) + 1, "segmentation": segmentation} | measures
+    return {
+        "image_id": image_id,
+        "category_id": CLASSES.index(label) + 1,
+        "segmentation": segmentation,
+    } | measures

@@ -22,7 +22,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.TRAINING.OPTIMIZER == "AdamW":
         return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
     if cfg.TRAINING.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
+        return torch.optim.SGD(
+            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
+        )
     raise ValueError(f"TRAINING.OPTIMIZER is {cfg.TRAINING.OPTIMIZER!r}; choose AdamW or SGD")
 
 

@@ -57,7 +57,9 @@ def gear(rng: np.random.Generator) -> Outline:
     holes = [disc((0, 0), bore)]
     if rng.random() < 0.6:
         holes += _lightening_holes(rng, (bore + root) / 2, (root - bore) / 2)
-    return Outline((polar(radii, angles),), tuple(holes), (disc((0, 0), root * 0.93), disc((0, 0), bore + 0.06)))
+    return Outline(
+        (polar(radii, angles),), tuple(holes), (disc((0, 0), root * 0.93), disc((0, 0), bore + 0.06))
+    )
 
 
 def _lightening_holes(rng: np.random.Generator, at_radius: float, room: float) -> list[Points]:
@@ -93,7 +95,9 @@ def _nettle_leaf(rng: np.random.Generator) -> Outline:
     blade = _bent(np.concatenate([[[1.0, 0.0]], upper, lower]), bend)
     spine = np.linspace(0.95, -1.0, 12)
     midrib = _bent(np.stack([spine, np.zeros(12)], 1), bend)
-    veins = [_bent(np.array([[s, 0.0], [s + 0.2, side * 0.3]]), bend) for s in spine[2:-4] for side in (-1, 1)]
+    veins = [
+        _bent(np.array([[s, 0.0], [s + 0.2, side * 0.3]]), bend) for s in spine[2:-4] for side in (-1, 1)
+    ]
     return Outline((blade, _ribbon(midrib[5:], 0.022)), (), (midrib, *veins))
 
 
@@ -116,7 +120,9 @@ def _bent(points: Points, bend: float) -> Points:
 
 def _ribbon(line: Points, half_width: float) -> Points:
     along = np.gradient(line, axis=0)
-    across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True) * half_width
+    across = (
+        np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True) * half_width
+    )
     return np.concatenate([line + across, (line - across)[::-1]])
 
 
@@ -158,9 +164,11 @@ def spanner(rng: np.random.Generator) -> Outline:
     gap = jaw * rng.uniform(0.38, 0.5)
     tilt = rng.uniform(-0.35, 0.35)
     ring_at, jaw_at = (-1 + ring, 0.0), (0.98 - jaw, 0.0)
-    handle = np.array([[ring_at[0], -shaft], [jaw_at[0], -shaft * 1.25], [jaw_at[0], shaft * 1.25], [ring_at[0], shaft]])
+    left, right = ring_at[0], jaw_at[0]
+    handle = np.array([[left, -shaft], [right, -shaft * 1.25], [right, shaft * 1.25], [left, shaft]])
     solids = (disc(ring_at, ring), disc(jaw_at, jaw, 40), handle)
-    mouth = box(-0.25 * jaw, -gap, 2 * jaw, gap) @ np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    turned = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    mouth = box(-0.25 * jaw, -gap, 2 * jaw, gap) @ turned
     hole = disc(ring_at, ring * rng.uniform(0.5, 0.66), int(rng.choice([6, 12])), rng.uniform(0, 1))
     groove = box(ring_at[0] + ring * 1.25, -shaft * 0.45, jaw_at[0] - jaw * 1.2, shaft * 0.45)
     return Outline(solids, (hole, mouth + np.asarray(jaw_at)), (np.concatenate([groove, groove[:1]]),))

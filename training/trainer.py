@@ -73,7 +73,9 @@ class Trainer:
             self._loop(iter(loader), log)
         self.save()
         if self.stop_requested:
-            logger.warning("stopped after iteration %d; the same command with --resume goes on", self.progress.iteration)
+            logger.warning(
+                "stopped after iteration %d; the same command with --resume goes on", self.progress.iteration
+            )
         return self.progress
 
     def _log(self) -> AbstractContextManager[RunLog | None]:
@@ -106,7 +108,9 @@ class Trainer:
         total.backward()
         processes.average_gradients(self.model)
         limit = self.cfg.SOLVER.CLIP_GRADIENTS
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit.CLIP_VALUE if limit.ENABLED else math.inf)
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), limit.CLIP_VALUE if limit.ENABLED else math.inf
+        )
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model)
@@ -114,7 +118,9 @@ class Trainer:
 
     def _diverged(self, batch: list[dict[str, Any]], values: dict[str, float]) -> None:
         path = self.folder / f"diverged_batch_{processes.rank()}.pt"
-        torch.save({"iteration": self.progress.iteration, "batch": batch, "model": self.model.state_dict()}, path)
+        torch.save(
+            {"iteration": self.progress.iteration, "batch": batch, "model": self.model.state_dict()}, path
+        )
         raise TrainingDiverged(
             f"losses after iteration {self.progress.iteration} are not finite: {values}. The batch and the weights "
             f"are in {path}; lower SOLVER.BASE_LR or the clipping, and resume from the last state."

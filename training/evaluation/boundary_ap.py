@@ -44,7 +44,8 @@ def boundary_mask(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     if not len(rows):
         return np.zeros_like(mask_hw)
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    size = 2 * boundary_width_px(*mask_hw.shape, ratio) + 1
+    height, width = mask_hw.shape
+    size = 2 * boundary_width_px(height, width, ratio) + 1
     inner = mask_hw[box].astype(np.uint8)
     for axis in (0, 1):
         inner = minimum_filter1d(inner, size, axis=axis, mode="constant", cval=0)
@@ -65,11 +66,15 @@ class _BoundaryEvaluation(COCOeval):
         found = self._dts[imgId, catId]
         order = np.argsort([-one["score"] for one in found], kind="mergesort")[: self.params.maxDets[-1]]
         crowd = [int(one["iscrowd"]) for one in truths]
-        boundary_iou = rle.iou([self._boundary(found[i]) for i in order], [self._boundary(one) for one in truths], crowd)
+        boundary_iou = rle.iou(
+            [self._boundary(found[i]) for i in order], [self._boundary(one) for one in truths], crowd
+        )
         return np.where(np.asarray(crowd, bool)[None], mask_iou, np.minimum(mask_iou, boundary_iou))
 
     def _boundary(self, record: dict[str, Any]) -> dict[str, Any]:
         if "boundary" not in record:
-            record["boundary"] = encode(boundary_mask(rle.decode(record["segmentation"]).astype(bool), self.dilation_ratio))
+            record["boundary"] = encode(
+                boundary_mask(rle.decode(record["segmentation"]).astype(bool), self.dilation_ratio)
+            )
         boundary: dict[str, Any] = record["boundary"]
         return boundary

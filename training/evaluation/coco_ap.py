@@ -23,7 +23,7 @@ def evaluate(evaluation: type[COCOeval], truth: COCO, found: list[dict[str, Any]
     """Run a COCO evaluation class over in-memory results and name its numbers."""
     categories = truth.loadCats(sorted(truth.getCatIds()))
     if not found:  # pycocotools cannot load an empty list; nothing found is simply AP 0
-        return {name: 0.0 for name in (*_NAMES, *(f"AP/{one['name']}" for one in categories))}
+        return dict.fromkeys((*_NAMES, *(f"AP/{one['name']}" for one in categories)), 0.0)
     with quiet():
         run = evaluation(truth, truth.loadRes(copy.deepcopy(found)), "segm")
         run.evaluate()

@@ -59,7 +59,9 @@ class Evaluation:
         }
 
 
-def load_for_evaluation(directory: Path, device: str, overrides: list[str] | None = None) -> tuple[nn.Module, CfgNode, tuple[str, ...]]:
+def load_for_evaluation(
+    directory: Path, device: str, overrides: list[str] | None = None
+) -> tuple[nn.Module, CfgNode, tuple[str, ...]]:
     """The network of a checkpoint, keeping its coarse masks; its configuration and class names.
 
     Raises:
@@ -82,14 +84,14 @@ def evaluate_checkpoint(
     device: str = "cpu",
     ratio: float = 0.02,
     overrides: list[str] | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = int,
 ) -> Evaluation:
     """Run a checkpoint over a set and measure it.
 
     Args:
         directory: of the checkpoint.
         samples: the set; its classes must be the checkpoint's.
-        ratio: of the boundary's width to the image diagonal (EVALUATION: 0.02 for COCO, 0.005 for Cityscapes).
+        ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
         overrides: configuration keys and values, alternating.
         progress: told how many images are done.
 
@@ -98,7 +100,9 @@ def evaluate_checkpoint(
     """
     network, cfg, names = load_for_evaluation(directory, device, overrides)
     if names != samples.class_names:
-        raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
+        raise ValueError(
+            f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}"
+        )
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     truth, refined, coarse, seconds = TruthBuilder(names), [], [], 0.0
     for index in range(len(samples)):
@@ -114,7 +118,10 @@ def evaluate_checkpoint(
     index_of_truth = truth.build()
 
     def measure(results: list[dict[str, Any]]) -> Metrics:
-        return {"mask": mask_ap(index_of_truth, results), "boundary": boundary_ap(index_of_truth, results, ratio=ratio)}
+        return {
+            "mask": mask_ap(index_of_truth, results),
+            "boundary": boundary_ap(index_of_truth, results, ratio=ratio),
+        }
 
     return Evaluation(measure(refined), measure(coarse), len(samples), seconds / max(1, len(samples)))
 
