@@ -27,7 +27,8 @@ assert client.post("/setup", json=setup).status_code == 200
 assert client.post("/predict", json=predict).get_json() == {"results": []}
 for path in ("/health", "/versions", "/jobs", "/metrics", "/ready"):
     client.get(path)
-heavy = [name for name in ("torch", "torchvision", "detectron2", "shapely", "scipy", "label_studio_sdk") if name in sys.modules]
+names = ("torch", "torchvision", "detectron2", "shapely", "scipy", "label_studio_sdk")
+heavy = [name for name in names if name in sys.modules]
 print(json.dumps({"heavy": heavy, "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 
@@ -49,7 +50,8 @@ def test_the_api_never_imports_torch_and_stays_small(settings):
 
 
 def test_help_lists_the_commands_without_importing_them():
-    script = "import sys; from backend.cli import cli; cli(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    script = "import sys; from backend.cli import cli; cli(['--help'], standalone_mode=False)"
+    script += "; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
