@@ -34,6 +34,9 @@ from model.checkpoint_metadata import (
 )
 from model.config import add_transfiner_config
 
+# Keys that detectron2's main branch has and its packaged distribution has not. They say nothing about a network,
+# and a checkpoint made with one distribution must open with the other.
+UPSTREAM_ONLY_KEYS = ("FLOAT32_PRECISION",)
 # Batch statistics span more magnitudes than half precision holds.
 ALWAYS_FP32 = ("running_mean", "running_var")
 
@@ -141,6 +144,8 @@ def _read_config(file: Path) -> CfgNode:
         raise CheckpointError(f"{file} is not plain YAML: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected a mapping of keys, got {type(values).__name__}")
+    for key in UPSTREAM_ONLY_KEYS:
+        values.pop(key, None)
     cfg = get_cfg()
     add_transfiner_config(cfg)
     try:

@@ -167,3 +167,9 @@ def test_weights_of_another_file_with_the_same_names_are_noticed(saved: Path) ->
     save_file({name: tensor + 1 for name, tensor in state.items()}, saved / WEIGHTS_FILE)
     with pytest.raises(CheckpointError, match="has sha256"):
         load_checkpoint(saved)
+
+
+def test_a_checkpoint_made_with_detectron2s_main_branch_opens(saved: Path) -> None:
+    config = (saved / CONFIG_FILE).read_text()
+    (saved / CONFIG_FILE).write_text(config + "FLOAT32_PRECISION: ''\n")
+    assert yaml.safe_load(load_checkpoint(saved).cfg.dump()).keys() >= yaml.safe_load(config).keys()
