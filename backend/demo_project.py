@@ -145,16 +145,21 @@ def _retrieve(client: LabelStudioClient, project: int, demo: DemoProject, report
     while left := _without_prediction(client, project, demo.model_version):
         failures = _failures(demo.backend_url, project)
         late = [task for task in left if task not in failures]
-        if len(failures) >= total or time.monotonic() > give_up:
-            reason = next(iter(failures.values()), f"nothing arrived within {LATE_S:.0f} s")
-            raise StartError(
-                f"{len(left)} of {total} images got no prediction: {reason}", "See the worker's log."
-            )
         if not late:
-            report(f"{len(left)} of {total} images got no prediction: {failures[left[0]]}")
+            _tell_failures(len(left), total, failures[left[0]], report)
             return
+        if time.monotonic() > give_up:
+            missing = f"{len(late)} of {total} images got no prediction within {LATE_S:.0f} s."
+            raise StartError(missing, "The worker's log says what it did; start again to go on.")
         report(f"outlining objects ({total - len(left)} of {total} images)")
         time.sleep(POLL_S)
+
+
+def _tell_failures(failed: int, total: int, reason: str, report: Report) -> None:
+    message = f"{failed} of {total} images got no prediction: {reason}"
+    if failed == total:
+        raise StartError(message, "The worker's log says more.")
+    report(message)
 
 
 def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:

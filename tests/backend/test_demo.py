@@ -186,9 +186,7 @@ def test_no_prediction_at_all_is_an_error_with_the_reason(backend_url: str) -> N
 
 
 def test_predictions_that_never_come_are_an_error(backend_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_project, "LATE_S", 0.0)
-    label_studio = LabelStudioInMemory(broken={"scene-001.png"})
-    with pytest.raises(StartError, match=r"1 of 2 images got no prediction: nothing arrived"):
-        label_studio.upload_files(1, IMAGES[:2])
-        label_studio.tasks[0]["predictions"].append({"model_version": "v1"})
-        ready(label_studio, backend_url.replace("127.0.0.1", "localhost"), IMAGES[:2])
+    monkeypatch.setattr(demo_project, "LATE_S", -1.0)
+    label_studio = LabelStudioInMemory(broken={"scene-000.png", "scene-001.png"})
+    with pytest.raises(StartError, match="1 of 3 images got no prediction within"):
+        ready(label_studio, backend_url, IMAGES[:3])
