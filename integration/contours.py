@@ -96,7 +96,8 @@ def _cycles(successor: list[int], twins: dict[int, int]) -> list[list[int]]:
 
 def _split_at_twins(cycle: list[int], twins: dict[int, int]) -> list[list[int]]:
     """Cut a walk wherever it comes back to a point, so that no ring touches itself (OGC validity)."""
-    loops, stack = [], []
+    loops: list[list[int]] = []
+    stack: list[int] = []
     position: dict[int, int] = {}
     for node in cycle:
         twin = twins.get(node)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from integration.shortcuts import CANDIDATES, Arcs, ShortcutGraph
+from integration.shortcuts import Arcs, ShortcutGraph
 
 _ROUNDING_PX = 1e-9
 
@@ -44,10 +44,13 @@ class _Links:
         perimeter_px = float(np.abs(np.diff(graph.corners, append=graph.corners[:1])).sum())
         self.weight = 1.0 + 1.01 * perimeter_px * float(graph.radii.max()) ** 2
         split = int(np.searchsorted(arcs.source, first))
-        moved = self.lap * (np.arange(len(arcs.source)) < split) - first
-        self.source = np.roll(arcs.source + moved, -split).tolist()
-        self.target = np.roll(arcs.target + moved, -split).tolist()
-        self.cost = np.roll(arcs.square_px3 + self.weight, -split).tolist()
+        self.source = _rotated(arcs.source - first, split, self.lap)
+        self.target = _rotated(arcs.target - first, split, self.lap)
+        self.cost = _rotated(arcs.square_px3 + self.weight, split, 0)
+
+
+def _rotated(values: np.ndarray, split: int, lap: int) -> list:
+    return values[split:].tolist() + (values[:split] + lap).tolist()
 
 
 class _Distances:
@@ -73,7 +76,7 @@ class _Distances:
 
 
 def _best_path(arcs: Arcs, graph: ShortcutGraph) -> np.ndarray:
-    return np.array(_Distances(_Links(arcs, graph), [0]).path(len(graph.nodes) - CANDIDATES))
+    return np.array(_Distances(_Links(arcs, graph), [0]).path(len(graph.nodes) - graph.k))
 
 
 def _best_cycle(arcs: Arcs, graph: ShortcutGraph) -> np.ndarray:
@@ -83,7 +86,7 @@ def _best_cycle(arcs: Arcs, graph: ShortcutGraph) -> np.ndarray:
     any door to any door is a lower bound. If it does not happen to close, cycles through single doors are tried: first
     the one it ended at, then those from which the bound can be reached at all.
     """
-    first, door_count = _narrowest_cut(arcs, len(graph.corners))
+    first, door_count = _narrowest_cut(arcs, len(graph.corners), graph.k)
     links = _Links(arcs, graph, first)
     bound = _Distances(links, list(range(door_count)))
     end = min(range(links.lap, links.lap + door_count), key=bound.cost.__getitem__)
@@ -99,14 +102,14 @@ def _best_cycle(arcs: Arcs, graph: ShortcutGraph) -> np.ndarray:
     return np.array(path) + first
 
 
-def _narrowest_cut(arcs: Arcs, corner_count: int) -> tuple[int, int]:
+def _narrowest_cut(arcs: Arcs, corner_count: int, k: int) -> tuple[int, int]:
     """First node after the cut, and how many nodes from there on an arc over the cut may end at."""
     farthest = np.zeros(corner_count, dtype=np.int64)
-    np.maximum.at(farthest, arcs.source // CANDIDATES, arcs.target // CANDIDATES)
-    farthest = np.maximum.accumulate(np.concatenate([farthest - corner_count, farthest]))[corner_count:]
-    over = farthest - np.arange(corner_count)
+    np.maximum.at(farthest, arcs.source // k, arcs.target // k)
+    so_far = np.maximum.accumulate(np.concatenate([farthest - corner_count, farthest]))[corner_count:]
+    over = so_far - np.arange(corner_count)
     corner = int(np.argmin(over))
-    return (corner + 1) * CANDIDATES, int(over[corner]) * CANDIDATES
+    return (corner + 1) * k, int(over[corner]) * k
 
 
 def _cycle_through(links: _Links, door: int) -> list[int]:

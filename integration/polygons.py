@@ -110,9 +110,9 @@ def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Pol
         return []
     window = mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     offset = np.array([columns[0], rows[0]], dtype=np.float64)
-    rings = [ring for ring in trace_rings(window) if abs(signed_area(ring)) >= min_area_px]
-    exteriors = [ring for ring in rings if signed_area(ring) > 0]
-    holes = [ring for ring in rings if signed_area(ring) < 0]
+    rings = [(signed_area(ring), ring) for ring in trace_rings(window)]
+    exteriors = [ring for area, ring in rings if area > 0 and area >= min_area_px]
+    holes = [ring for area, ring in rings if area < 0 and -area >= min_area_px]
     owners = _owners(window, exteriors, holes)
     return [
         Polygon(

@@ -1,8 +1,9 @@
 """Which straight lines may replace which stretch of a contour: the arcs of the shortcut graph.
 
 A contour is a chain of n corners; corner i has a radius r_i, the distance the simplified line may keep from it. Around
-every corner there are K candidate vertices: the corner itself and a point on the outer side of the turn, a radius away.
-(Leaving the contour saves one vertex in twenty; a third candidate would save one more in fifty, for half again the time.)
+every corner there are K candidate vertices: the corner itself and a point on the outer side of the turn, a radius
+away. (Leaving the contour saves one vertex in twenty; a third candidate would save one more in fifty, for half again
+the time.)
 
 The segment from candidate u of corner i to candidate v of corner j may replace corners i..j when every corner between
 is within its radius of the segment. Then the segment and that stretch have a two-way Hausdorff distance of at most the
@@ -27,7 +28,9 @@ from dataclasses import dataclass
 import numpy as np
 
 _OFFSETS = np.array([0.0, -0.999])  # of the radius, along the bisector towards the inner side of the turn
-CANDIDATES = len(_OFFSETS)
+_LONG_CHAIN = (
+    1500  # corners; longer chains have candidates on the contour only, which makes them four times as fast
+)
 _BLOCK_CELLS = 2048  # walkers x corners handled at once: small enough for the processor's cache
 _BLOCK = 16  # but never fewer corners than this
 _CHUNK = 512  # corners whose walkers go together
@@ -58,7 +61,8 @@ class ShortcutGraph:
         """Take corners (n, 2), no two neighbours alike, and radii (n,) >= 0; `closed` joins the last to the first."""
         self.corners = np.asarray(corners_px, dtype=np.float64) @ _TO_COMPLEX
         self.radii, self.closed = radii_px, closed
-        self.nodes = self._candidates()
+        self.nodes = self._candidates(_OFFSETS if len(self.corners) <= _LONG_CHAIN else _OFFSETS[:1])
+        self.k = len(self.nodes) // len(self.corners)
 
     def points_px(self, nodes: np.ndarray) -> np.ndarray:
         """Coordinates (A, 2) of nodes (A,)."""
@@ -67,7 +71,7 @@ class ShortcutGraph:
 
     def corner_of(self, nodes: np.ndarray) -> np.ndarray:
         """The corner (A,) each node belongs to."""
-        return (np.asarray(nodes) // CANDIDATES) % len(self.corners)
+        return (np.asarray(nodes) // self.k) % len(self.corners)
 
     def arcs(self) -> Arcs:
         """The arcs that the ray from their source admits."""
@@ -77,7 +81,7 @@ class ShortcutGraph:
 
     def overreach_px(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """How much farther than its radius some corner between is from each arc (A,); <= 0 where the arc is valid."""
-        first, count = source // CANDIDATES + 1, target // CANDIDATES - source // CANDIDATES - 1
+        first, count = source // self.k + 1, target // self.k - source // self.k - 1
         arc = np.repeat(np.arange(len(source)), count)
         corner = np.arange(len(arc)) - np.repeat(np.cumsum(count) - count, count) + first[arc]
         corner %= len(self.corners)
@@ -91,12 +95,12 @@ class ShortcutGraph:
         np.maximum.at(excess, arc, distance - self.radii[corner])
         return excess
 
-    def _candidates(self) -> np.ndarray:
+    def _candidates(self, offsets: np.ndarray) -> np.ndarray:
         edges = np.roll(self.corners, -1) - self.corners
         edges /= np.abs(edges)
         bisector = np.roll(edges, 1) - edges
         bisector /= np.maximum(np.abs(bisector), _SLACK)
-        return (self.corners[:, None] + (self.radii * bisector)[:, None] * _OFFSETS).ravel()
+        return (self.corners[:, None] + (self.radii * bisector)[:, None] * offsets).ravel()
 
     def _arcs_from(self, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Source and target nodes of the arcs from one chunk of corners."""
@@ -105,7 +109,9 @@ class ShortcutGraph:
         wedges = _Wedges(self, first, min(count, first + _CHUNK))
         found = list(wedges.arcs(steps))
         source, target = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = np.argsort(source, kind="stable")
+        order = np.argsort(
+            (source - first * self.k).astype(np.uint16), kind="stable"
+        )  # 16 bits: a radix sort
         return source[order], target[order]
 
     def _squares(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -113,7 +119,7 @@ class ShortcutGraph:
         start = self.nodes[source]
         line = self.nodes[target % len(self.nodes)] - start
         line /= np.maximum(np.abs(line), _SLACK)
-        one, z, zz, norm = self._moments(source // CANDIDATES, target // CANDIDATES)
+        one, z, zz, norm = self._moments(source // self.k, target // self.k)
         squares = (zz - 2 * start * z + start * start * one) * line.conj() ** 2
         norms = norm - 2 * (start.conj() * z).real + (start.real**2 + start.imag**2) * one
         return np.maximum((norms - squares.real) / 2, 0.0)
@@ -141,8 +147,8 @@ class _Wedges:
     def __init__(self, graph: ShortcutGraph, first: int, stop: int) -> None:
         """One walker for each candidate of corners `first` .. `stop` - 1."""
         self._graph, self._first = graph, first
-        self._points = graph.nodes[first * CANDIDATES : stop * CANDIDATES]
-        self._home = np.repeat(np.arange(first, stop), CANDIDATES)
+        self._points = graph.nodes[first * graph.k : stop * graph.k]
+        self._home = np.repeat(np.arange(first, stop), graph.k)
         count = len(self._home)
         self._frame = np.zeros(count, dtype=np.complex128)
         self._low, self._high = np.full(count, -_STEEP), np.full(count, _STEEP)
@@ -171,23 +177,22 @@ class _Wedges:
         self, alive: np.ndarray, block: np.ndarray, low: np.ndarray, high: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Arcs from living walkers to the candidates of the block whose ray is inside the wedge before them."""
-        walker, step = np.nonzero((low <= high).T)
-        low, high = low[step, walker], high[step, walker]
+        open_cells = np.flatnonzero(low <= high)
+        step, walker = np.divmod(open_cells, len(alive))
+        low, high = low.ravel()[open_cells, None], high.ravel()[open_cells, None]
         source = alive[walker]
-        frame = self._frame[source].conj()
-        source += self._first * CANDIDATES
-        target = (source // CANDIDATES + block[step]) * CANDIDATES
-        if CANDIDATES > 1:
-            target = (target[:, None] + np.arange(CANDIDATES)).ravel()
-            source, frame, low, high = (np.repeat(each, CANDIDATES) for each in (source, frame, low, high))
+        home = source + self._first * self._graph.k
+        target = ((home // self._graph.k + block[step]) * self._graph.k)[:, None] + np.arange(self._graph.k)
         nodes = self._graph.nodes
-        ray = (nodes[target % len(nodes)] - nodes[source]) * frame
+        ray = nodes[target % len(nodes)] - nodes[home][:, None]
+        ray *= self._frame[source].conj()[:, None]
         along, across = ray.real, ray.imag
-        free = high - low == 2 * _STEEP  # no corner was out of reach yet
-        keep = free | ((along > 0) & (across >= low * along - _SLACK) & (across <= high * along + _SLACK))
+        keep = (across >= low * along - _SLACK) & (across <= high * along + _SLACK) & (along > 0)
+        keep |= high - low == 2 * _STEEP  # no corner was out of reach yet
         if not self._graph.closed:
             keep &= target < len(nodes)
-        return source[keep], target[keep]
+        row, column = np.nonzero(keep)
+        return home[row], target[row, column]
 
     def _tangents(self, alive: np.ndarray, at: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
         """Fill in the slopes (B, W) of the two tangents from each walker to the disc around each corner."""

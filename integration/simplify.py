@@ -166,7 +166,7 @@ def _settle_one(outline: Outline) -> None:
             return
         if _tighten(_crossed_segments(rings, "crosses")) or _tighten(_crossed_segments(rings, "intersects")):
             continue
-        if not any([chain.tighten_all() for chain in chains]):
+        if not sum(chain.tighten_all() for chain in chains):
             raise AssertionError(f"exact contours are not valid: {shapely.is_valid_reason(shape)}")
 
 
@@ -177,7 +177,7 @@ def _keeps_sense(ring: Ring) -> bool:
 
 def _tighten(segments: list[tuple[Chain, int]]) -> bool:
     spans = [(chain, *chain.segment_corners(index)) for chain, index in segments]
-    return any([chain.tighten(first, last) for chain, first, last in spans])
+    return sum(chain.tighten(first, last) for chain, first, last in spans) > 0
 
 
 def _crossed_segments(rings: list[Ring], predicate: str) -> list[tuple[Chain, int]]:
