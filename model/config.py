@@ -1,6 +1,7 @@
 """Every configuration key of Mask Transfiner, on top of detectron2's defaults.
 
-The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds.
+The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
+``paper`` (configs/paper/base.yaml) sets the same keys as the paper's text has them.
 """
 
 from __future__ import annotations
@@ -18,34 +19,62 @@ CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 def add_transfiner_config(cfg: CfgNode) -> None:
     """Add the keys under ``MODEL.TRANSFINER`` and the ones of the backbones; one comment each."""
     cfg.MODEL.TRANSFINER = node = CfgNode()
-    # Side lengths of the quadtree levels on the RoI grid, coarse to fine, each twice the one before.
+    # --- the quadtree
+    # Side lengths of its levels on the RoI grid, coarse to fine, each twice the one before; [] is depth 0 (Table 5).
     node.LEVEL_SIZES = [28, 56, 112]
-    # A place becomes a node where the (upsampled) incoherence probability reaches its level's threshold.
+    # FPN levels between the coarse RoI feature and the first quadtree level: 1 released, 0 paper.
+    node.FINER_BY = 1
+    # Which places are refined: "incoherent", or "full" or "boundary" regions (Table 2).
+    node.REGION = "incoherent"
+    # A place becomes a node where its level's incoherence probability reaches the threshold.
     node.THRESHOLDS_TRAIN = [0.125, 0.5, 0.5]
     node.THRESHOLDS_TEST = [1e-6, 0.125, 0.8]
-    # Nodes drawn per level and instance in training; drawn again with repetition where there are fewer.
+    # Only places whose parent is a node can be nodes (section 3.2).
+    node.NESTED = False
+    # How refined values reach the finest level: "bilinear" released, "nearest" paper, "leaves" not at all (Table 8).
+    node.PROPAGATION = "bilinear"
+    # Dilate the finest region by 3x3 and blur the result (what VIS_PERIOD=100 does in the authors' code).
+    node.DILATE_AND_BLUR = False
+    # --- the detector of incoherent regions
+    # "released": one 28x28 map, upsampled; "cascaded": each level guided by the one before (section 3.2).
+    node.DETECTION = "released"
+    # Channels of the last convolution of the released detector.
+    node.INCOHERENCE_DIM = 128
+    # Residue of the released target: "absolute", or "signed" as when the COCO checkpoints were trained.
+    node.INCOHERENCE_TARGET = "absolute"
+    # Share of instances whose target regions are grown by one place in training (cascaded; section 6.1).
+    node.JITTER = 0.0
+    # --- the refinement network
+    # "transformer", or "mlp", "cnn" (Table 6), "non_local" (Table 7).
+    node.REFINER = "transformer"
+    # Layers of it; attention heads, width of the feed-forward part and dropout of a transformer (Table 6).
+    node.ENCODER_LAYERS = 3
+    node.ENCODER_HEADS = 4
+    node.ENCODER_FFN_DIM = 2048
+    node.ENCODER_DROPOUT = 0.1
+    # What a node's token is made of: "feature", "coarse", "position", "context" (3x3 neighbours; Table 4).
+    node.CUES = ["feature", "coarse", "position"]
+    # Where the position enters: "layers" (queries and keys of each, released) or "input" (once, paper).
+    node.POSITION = "layers"
+    # The 14x14 coarse feature points join every sequence as positive and negative references.
+    node.REFERENCE_POINTS = True
+    # One sequence for all levels of an instance, or one a level (Table 8).
+    node.JOINT_LEVELS = True
+    # Tokens encoded in one go in inference; bounds memory, changes no result.
+    node.MAX_TOKENS = 16384
+    # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
+    node.TEST_INSTANCE_LIMIT = 0
+    # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
+    node.KEEP_COARSE = False
+    # --- training
+    # Nodes drawn per level and instance; drawn again with repetition where there are fewer.
     node.SAMPLES_PER_LEVEL = 150
     # An instance with fewer nodes than this at any level is left out of the refinement loss.
     node.MIN_NODES_PER_LEVEL = 10
     # Instances of a batch whose refinement is trained (0: all).
     node.TRAIN_INSTANCE_LIMIT = 30
-    # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
-    node.TEST_INSTANCE_LIMIT = 0
-    # Sequence encoder: layers, attention heads, width of the feed-forward part, dropout.
-    node.ENCODER_LAYERS = 3
-    node.ENCODER_HEADS = 4
-    node.ENCODER_FFN_DIM = 2048
-    node.ENCODER_DROPOUT = 0.1
-    # Tokens encoded in one go in inference; bounds memory, changes no result.
-    node.MAX_TOKENS = 16384
-    # Channels of the last convolution of the incoherence detector.
-    node.INCOHERENCE_DIM = 128
-    # Residue of the incoherence target: "absolute", or "signed" as when the COCO checkpoints were trained.
-    node.INCOHERENCE_TARGET = "absolute"
-    # Dilate the finest incoherent region by 3x3 and blur the result (what VIS_PERIOD=100 does in the authors' code).
-    node.DILATE_AND_BLUR = False
-    # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
-    node.KEEP_COARSE = False
+    # The released code's branches: four convolutions on P2 with a semantic loss, and a contour loss.
+    node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
     node.LOSS_WEIGHTS = CfgNode(
         {"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5}

@@ -1,6 +1,6 @@
 """Losses of the mask branch (section 3.3, with the released code's exact terms).
 
-Shape shorthand: R RoIs, K classes, S side of a grid, T tokens.
+Shape shorthand: R RoIs, S side of a grid, T tokens.
 """
 
 from __future__ import annotations
@@ -10,16 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def coarse_mask_loss(logits: Tensor, target: Tensor, classes: Tensor) -> Tensor:
-    """Mean binary cross entropy of the true class's mask; logits (R, K or 1, S, S), target (R, S, S), classes (R,)."""
-    return F.binary_cross_entropy_with_logits(select_class(logits, classes), target)
-
-
-def select_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """(R, K, S, S) to (R, S, S): each RoI's own class, or the only mask of a class-agnostic head."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits[torch.arange(len(classes), device=classes.device), classes]
+def coarse_mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross entropy of each RoI's own class's mask, (R, S, S) both."""
+    return F.binary_cross_entropy_with_logits(logits, target)
 
 
 def incoherence_loss(logits: Tensor, target: Tensor) -> Tensor:

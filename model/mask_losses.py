@@ -5,6 +5,7 @@ Shape shorthand: R foreground RoIs of all images, S0 = 28 the coarse side.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from model import losses
-from model.quadtree import find_nodes, sample_nodes
+from model.quadtree import sample_nodes
 from model.targets import MaskTargets, boundary_target, mask_targets, semantic_target
 
 if TYPE_CHECKING:
@@ -30,34 +31,60 @@ def mask_branch_losses(
         pyramid: of the R foreground proposals; instances: the same proposals by image, with ``proposal_boxes``,
             ``gt_classes`` and ``gt_masks``. Images without any foreground train on.
     """
-    output = head.coarse(pyramid)
-    boundary = head.boundary(output)
-    semantic = {"loss_semantic": _semantic_loss(head, pyramid, instances)}
+    output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
     if sum(len(image) for image in instances) == 0:
-        nothing = losses.no_foreground(
-            output.logits, output.incoherence, boundary, *head.encoder.parameters()
-        )
-        return semantic | {
-            f"loss_mask{part}": nothing for part in ("", "_incoherence", "_refine", "_boundary")
-        }
-    root, weights = head.sizes[0], head.loss_weights
-    targets = mask_targets(instances, [head.coarse_size, *head.sizes], root, head.settings.incoherence_target)
+        found = _nothing(head, output)
+    else:
+        found = _main_losses(head, pyramid, output, instances)
+    if head.auxiliary:
+        found |= _auxiliary_losses(head, pyramid, output, instances)
+    return {f"loss_{name}": value * head.loss_weights[WEIGHTS[name]] for name, value in found.items()}
+
+
+# The key of LOSS_WEIGHTS for each term.
+WEIGHTS = {
+    "mask": "coarse",
+    "mask_incoherence": "incoherence",
+    "mask_refine": "refine",
+    "mask_boundary": "boundary",
+    "semantic": "semantic",
+}
+
+
+def _main_losses(
+    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, instances: list[Instances]
+) -> dict[str, Tensor]:
+    """Coarse mask, and where there is a quadtree its detection and refinement."""
+    root = 2 * head.coarse_size
+    sides = sorted({head.coarse_size, root, *head.sizes})
+    detection = head.detection
+    regions = partial(detection.targets, sizes=head.sizes) if detection else _no_regions
+    targets = mask_targets(instances, sides, regions)
     truth = targets.masks[root]
-    _log_accuracy(losses.select_class(output.logits, targets.classes), truth)
-    return semantic | {
-        "loss_mask": weights["coarse"] * losses.coarse_mask_loss(output.logits, truth, targets.classes),
-        "loss_mask_incoherence": weights["incoherence"]
-        * losses.incoherence_loss(output.incoherence, targets.incoherence),
-        "loss_mask_refine": weights["refine"] * _refinement_loss(head, pyramid, output, targets),
-        "loss_mask_boundary": weights["boundary"] * losses.boundary_loss(boundary, boundary_target(truth)),
-    }
+    _log_accuracy(output.logits, truth)
+    found = {"mask": losses.coarse_mask_loss(output.logits, truth)}
+    if detection:
+        found["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence)
+    if head.encoder is not None:
+        found["mask_refine"] = _refinement_loss(head, pyramid, output, targets)
+    return found
 
 
-def _semantic_loss(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]) -> Tensor:
-    logits = head.predictor_semantic_s(pyramid.semantic)
-    height, width = logits.shape[-2:]
+def _auxiliary_losses(
+    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, instances: list[Instances]
+) -> dict[str, Tensor]:
+    """The released code's semantic branch on P2 and contour branch on the coarse head."""
+    assert pyramid.semantic is not None
+    semantic = head.predictor_semantic_s(pyramid.semantic)
+    height, width = semantic.shape[-2:]
     target, valid = semantic_target(instances, height, width, round(pyramid.strides[0]))
-    return losses.semantic_loss(logits, target, valid) * head.loss_weights["semantic"]
+    contour = head.boundary(output)
+    if len(contour) == 0:
+        edge = losses.no_foreground(contour)
+    else:
+        truth = mask_targets(instances, [contour.shape[-1]], _no_regions).masks[contour.shape[-1]]
+        edge = losses.boundary_loss(contour, boundary_target(truth))
+    return {"semantic": losses.semantic_loss(semantic, target, valid), "mask_boundary": edge}
 
 
 def _refinement_loss(
@@ -66,20 +93,33 @@ def _refinement_loss(
     """L1 on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
     settings = head.settings
     chosen = _choose(len(targets.classes), settings.train_instance_limit).to(targets.classes.device)
-    coarse = losses.select_class(output.logits, targets.classes)[chosen].detach().float().sigmoid()
-    incoherence = output.incoherence[chosen].detach().float().sigmoid()
-    found = find_nodes(incoherence, head.sizes, list(settings.thresholds_train))
-    kept, levels = sample_nodes(
-        found, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
-    )
+    pyramid, output = pyramid.select(chosen), output.select(chosen)
+    coarse = output.logits.detach().float().sigmoid()
+    found = head.find_nodes(output)
+    if settings.region == "full":  # whole grids in their order: nothing to draw
+        kept, levels = torch.arange(len(chosen), device=chosen.device), found
+    else:
+        kept, levels = sample_nodes(
+            found, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
+        )
     if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
         kept = torch.arange(len(chosen), device=chosen.device)
         levels = [nodes.select(nodes.roi < 0) for nodes in found]
-    references, values = head.refine(pyramid.select(chosen), coarse, levels, kept)
+    references, values = head.refine(pyramid, coarse, levels, kept)
     truth = {size: masks[chosen] for size, masks in targets.masks.items()}
     wanted = [nodes.of(truth[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
-    wanted.append(truth[head.coarse_size][kept].flatten())
-    return losses.refinement_loss(torch.cat([*values, references.flatten()]), torch.cat(wanted))
+    wanted.append(
+        truth[head.coarse_size][kept].flatten().repeat(len(references) // max(_points(head, kept), 1))
+    )
+    return losses.refinement_loss(torch.cat([*values, references]), torch.cat(wanted))
+
+
+def _no_regions(_: Instances) -> list[Tensor]:
+    return []
+
+
+def _points(head: TransfinerMaskHead, kept: Tensor) -> int:
+    return len(kept) * head.coarse_size**2
 
 
 def _choose(available: int, limit: int) -> Tensor:
@@ -87,6 +127,16 @@ def _choose(available: int, limit: int) -> Tensor:
     if limit == 0 or available <= limit:
         return torch.arange(available)
     return torch.randperm(available)[:limit].sort().values
+
+
+def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
+    """Zeros for a batch without foreground that keep every parameter in the graph."""
+    found = {"mask": losses.no_foreground(output.logits)}
+    if head.detection:
+        found["mask_incoherence"] = losses.no_foreground(*output.incoherence)
+    if head.encoder is not None:
+        found["mask_refine"] = losses.no_foreground(*head.encoder.parameters())
+    return found
 
 
 def _log_accuracy(logits: Tensor, target: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The point quadtree on the RoI grid: which places are nodes, their order in a sequence, and the way back to a mask.
+"""The point quadtree on the RoI grid: its nodes, their order in a sequence, and the way back to a mask.
 
 Shape shorthand: R RoIs, L levels, S side of a level, Q nodes of a level, T tokens of all sequences.
 """
@@ -34,29 +34,34 @@ class Nodes:
         """Nodes an RoI, as (R,)."""
         return torch.bincount(self.roi, minlength=num_rois)
 
+    def neighbourhood(self) -> Nodes:
+        """The 3x3 places around each node, row by row, 9 * Q in all; they may lie outside the grid."""
+        step = torch.arange(-1, 2, device=self.roi.device)
+        y = self.y[:, None] + step.repeat_interleave(3)
+        x = self.x[:, None] + step.repeat(3)
+        return Nodes(self.roi.repeat_interleave(9), y.flatten(), x.flatten())
+
     def select(self, index: Tensor) -> Nodes:
         """The nodes at ``index`` (int64 or bool), in that order."""
         return Nodes(self.roi[index], self.y[index], self.x[index])
 
 
-def find_nodes(
-    incoherence: Tensor, sizes: list[int], thresholds: list[float], dilate_finest: bool = False
-) -> list[Nodes]:
-    """Nodes of every level from the incoherence probabilities of the coarsest one.
+def nodes_of(region: Tensor) -> Nodes:
+    """The places of a bool (R, S, S) grid that are set, ordered by RoI, then row, then column."""
+    return Nodes(*torch.nonzero(region, as_tuple=True))
 
-    Args:
-        incoherence: (R, S0, S0) probabilities; finer levels are nearest upsamplings of it, as in the released code.
-        sizes: L side lengths, the first one S0.
-        thresholds: L values; a place is a node where its probability is at least its level's.
-        dilate_finest: grow the finest level's region by one place in every direction.
-    """
-    levels = []
-    for level, (size, threshold) in enumerate(zip(sizes, thresholds, strict=True)):
-        region = F.interpolate(incoherence[:, None], (size, size))[:, 0] >= threshold
-        if dilate_finest and level == len(sizes) - 1:
-            region = F.max_pool2d(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
-        levels.append(Nodes(*torch.nonzero(region, as_tuple=True)))
-    return levels
+
+def nest(regions: list[Tensor]) -> list[Tensor]:
+    """Drop places whose parent is not in the region; L bool (R, S, S), coarsest first, each side twice the last."""
+    result = [regions[0]]
+    for region in regions[1:]:
+        result.append(region & double(result[-1]))
+    return result
+
+
+def double(grid: Tensor) -> Tensor:
+    """(R, S, S) to (R, 2S, 2S): every place copied to its four quadrants."""
+    return grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
 def sample_nodes(
@@ -94,25 +99,42 @@ def sequence_order(roi_of_part: list[Tensor]) -> Tensor:
     return torch.argsort(torch.cat(roi_of_part), stable=True)
 
 
-def propagate(coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: list[int]) -> Tensor:
+PROPAGATIONS = ("bilinear", "nearest", "leaves")
+
+
+def propagate(
+    coarse: Tensor, levels: list[Nodes], values: list[Tensor], sizes: list[int], how: str = "bilinear"
+) -> Tensor:
     """Write refined probabilities level by level from the root to the leaves.
 
-    The root takes the refined values at its nodes; every finer level starts as the bilinear (align_corners)
-    upsampling of the one above and is overwritten at its own nodes (released code; figure 8 of the paper uses nearest).
+    The root takes the refined values at its nodes; every finer level starts as the upsampling of the one above and
+    is overwritten at its own nodes.
 
     Args:
         coarse: (R, S0, S0) probabilities. Not changed.
         levels, values: L levels of nodes and their refined probabilities (Q,).
+        how: ``"nearest"`` copies each place to its four quadrants (figure 8); ``"bilinear"`` (with align_corners)
+            is the released code's; ``"leaves"`` corrects the finest level only (table 8 without propagation).
 
     Returns:
         (R, S_last, S_last) probabilities.
     """
+    if how == "leaves":
+        size = sizes[-1]
+        mask = F.interpolate(coarse[:, None], (size, size), mode="bilinear")[:, 0]
+        return _write(mask, levels[-1], values[-1])
     mask = coarse.clone()
-    for level, (nodes, value, size) in enumerate(zip(levels, values, sizes, strict=True)):
-        if level > 0:
+    for depth, (nodes, value, size) in enumerate(zip(levels, values, sizes, strict=True)):
+        if depth > 0 and how == "nearest":
+            mask = double(mask)
+        elif depth > 0:
             mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=True)[:, 0]
-        mask[nodes.roi, nodes.y, nodes.x] = value.to(mask.dtype)
+        mask = _write(mask, nodes, value)
     return mask
+
+
+def _write(mask: Tensor, nodes: Nodes, value: Tensor) -> Tensor:
+    return mask.index_put((nodes.roi, nodes.y, nodes.x), value.to(mask.dtype))
 
 
 def boundary_uncertainty(levels: list[Nodes], values: list[Tensor], num_rois: int) -> Tensor:

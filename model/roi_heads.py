@@ -32,7 +32,14 @@ class TransfinerROIHeads(StandardROIHeads):
         scales = tuple(1.0 / input_shape[name].stride for name in features)
         return {
             "mask_in_features": features,
-            "mask_pooler": RefinementPooler(channels, size, scales, head.POOLER_SAMPLING_RATIO),
+            "mask_pooler": RefinementPooler(
+                channels,
+                size,
+                scales,
+                head.POOLER_SAMPLING_RATIO,
+                p2_branch=cfg.MODEL.TRANSFINER.AUXILIARY_BRANCHES,
+                finer_by=cfg.MODEL.TRANSFINER.FINER_BY,
+            ),
             "mask_head": build_mask_head(cfg, ShapeSpec(channels=channels, height=size, width=size)),
         }
 

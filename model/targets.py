@@ -5,14 +5,15 @@ Shape shorthand: R foreground RoIs of all images, S side of a grid, N images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.incoherence import incoherence_target
+from model.ground_truth import crop_masks, image_masks
 
 
 @dataclass(frozen=True)
@@ -22,46 +23,30 @@ class MaskTargets:
     Attributes:
         classes: (R,) int64.
         masks: side -> (R, side, side) float in {0, 1}.
-        incoherence: (R, S0, S0) float in {0, 1}.
+        incoherence: per level (R, S, S) float in {0, 1}, as many levels as the detector is trained on.
     """
 
     classes: Tensor
     masks: dict[int, Tensor]
-    incoherence: Tensor
+    incoherence: list[Tensor]
 
 
 def mask_targets(
-    instances: list[Instances], sizes: list[int], incoherence_size: int, residue: str
+    instances: list[Instances], sizes: list[int], incoherence: Callable[[Instances], list[Tensor]]
 ) -> MaskTargets:
     """Targets of the foreground proposals of a batch; images without any are left out.
 
     Args:
         instances: with ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` (polygons or bitmasks).
-        sizes: grid sides to cut the masks at.
+        sizes: grid sides to cut the masks at; incoherence: bool regions of an image's proposals, by level.
     """
     present = [i for i in instances if len(i) > 0]
-    incoherence = [
-        incoherence_target(_bitmasks(i).tensor, i.proposal_boxes.tensor, incoherence_size, residue)
-        for i in present
-    ]
+    regions = [incoherence(i) for i in present]
     return MaskTargets(
         torch.cat([i.gt_classes for i in present]),
-        {size: torch.cat([_crop(i, size) for i in present]) for size in sizes},
-        torch.cat(incoherence).float(),
+        {size: torch.cat([crop_masks(i, size) for i in present]).float() for size in sizes},
+        [torch.cat(level).float() for level in zip(*regions, strict=True)],
     )
-
-
-def _crop(instances: Instances, size: int) -> Tensor:
-    boxes = instances.proposal_boxes.tensor
-    return instances.gt_masks.crop_and_resize(boxes, size).to(boxes.device).float()
-
-
-def _bitmasks(instances: Instances) -> BitMasks:
-    if isinstance(instances.gt_masks, BitMasks):
-        return instances.gt_masks
-    height, width = instances.image_size
-    masks = BitMasks.from_polygon_masks(instances.gt_masks, height, width)
-    return masks.to(instances.proposal_boxes.device)
 
 
 def boundary_target(masks: Tensor) -> Tensor:
@@ -95,6 +80,6 @@ def semantic_target(
         rows, columns = -(-image.image_size[0] // stride), -(-image.image_size[1] // stride)
         valid[index, 0, :rows, :columns] = True
         if len(image) > 0:
-            union = _bitmasks(image).tensor.any(0)
+            union = image_masks(image).any(0)
             target[index, 0, :rows, :columns] = union[::stride, ::stride].float()
     return target, valid

@@ -16,8 +16,9 @@ from torch import nn
 
 import model.registry  # noqa: F401
 from model.config import get_config
-from model.losses import select_class
-from model.quadtree import find_nodes
+from model.ground_truth import image_masks
+from model.incoherence.released import incoherence_target
+from model.refinement_regions import incoherent_regions
 from model.targets import boundary_target, mask_targets, semantic_target
 
 # The tolerance that correct implementations keep and every planted mistake exceeded (fixtures' description).
@@ -46,11 +47,10 @@ def detections(recorded: np.lib.npyio.NpzFile) -> Instances:
 def test_coarse_part(recorded):
     heads, instances = released_heads(recorded).eval(), detections(recorded)
     pyramid = heads.mask_pooler(features(recorded), [instances.pred_boxes])
-    output = heads.mask_head.coarse(pyramid)
-    coarse = select_class(output.logits, instances.pred_classes)
-    np.testing.assert_allclose(coarse, recorded["out_coarse_logits"], atol=PROBABILITY_TOLERANCE)
+    output = heads.mask_head.coarse(pyramid, instances.pred_classes)
+    np.testing.assert_allclose(output.logits, recorded["out_coarse_logits"], atol=PROBABILITY_TOLERANCE)
     np.testing.assert_allclose(
-        output.incoherence, recorded["out_incoherence_logit"], atol=PROBABILITY_TOLERANCE
+        output.incoherence[0], recorded["out_incoherence_logit"], atol=PROBABILITY_TOLERANCE
     )
     np.testing.assert_allclose(pyramid.coarse[0], recorded["out_roi14_inst0"], atol=PROBABILITY_TOLERANCE)
 
@@ -58,9 +58,10 @@ def test_coarse_part(recorded):
 @torch.no_grad()
 def test_sequences_have_the_recorded_lengths(recorded):
     head = released_heads(recorded).mask_head
-    incoherence = torch.from_numpy(recorded["out_incoherence_logit"]).sigmoid()[:10]
-    levels = find_nodes(incoherence, head.sizes, list(head.settings.thresholds_test))
-    found = torch.stack([torch.full((10,), 196), *(nodes.counts(10) for nodes in levels)], dim=1)
+    logits = torch.from_numpy(recorded["out_incoherence_logit"])[:10]
+    maps = [nn.functional.interpolate(logits[:, None], (size, size))[:, 0].sigmoid() for size in head.sizes]
+    regions = incoherent_regions(maps, head.settings.thresholds_test)
+    found = torch.stack([torch.full((10,), 196), *(region.sum((1, 2)) for region in regions)], dim=1)
     np.testing.assert_array_equal(found, recorded["out_seq_parts"])
 
 
@@ -115,10 +116,14 @@ def training_case():
 
 def test_training_targets(training_case):
     arrays, instances = training_case
-    targets = mask_targets([instances], [14, 28, 56, 112], 28, "absolute")
+
+    def incoherence(image):
+        return [incoherence_target(image_masks(image), image.proposal_boxes.tensor, 28)]
+
+    targets = mask_targets([instances], [14, 28, 56, 112], incoherence)
     for size in (14, 28, 56, 112):
         np.testing.assert_array_equal(targets.masks[size], unpacked(arrays[f"gt{size}"], size))
-    np.testing.assert_array_equal(targets.incoherence, unpacked(arrays["gt_inc28"], 28))
+    np.testing.assert_array_equal(targets.incoherence[0], unpacked(arrays["gt_inc28"], 28))
     np.testing.assert_array_equal(boundary_target(targets.masks[28]), arrays["boundary28"])
     semantic, valid = semantic_target([instances], 48, 72, 4)
     np.testing.assert_array_equal(semantic, arrays["semantic_p2"])

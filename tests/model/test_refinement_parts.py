@@ -11,9 +11,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.ops import roi_align
 
+from model.attention import SelfAttention, attend, attend_padded
 from model.config import find_config, get_config
-from model.quadtree import Nodes, boundary_uncertainty, find_nodes, propagate, sample_nodes, sequence_order
-from model.refiner import SelfAttention, SequenceRefiner, position_table
+from model.node_encoder import NodeCues
+from model.quadtree import Nodes, boundary_uncertainty, nodes_of, propagate, sample_nodes, sequence_order
+from model.refinement_regions import incoherent_regions
+from model.refiner import SequenceRefiner, position_table
 from model.roi_pyramid import RefinementPooler
 
 
@@ -70,7 +73,6 @@ def test_attention_equals_torch_multihead_attention_for_each_sequence():
     torch.manual_seed(0)
     lengths, channels = [5, 1, 9], 16
     ours = SelfAttention(channels, heads=4, dropout=0.0)
-    nn.init.xavier_uniform_(ours.in_proj_weight)
     reference = nn.MultiheadAttention(channels, 4)
     reference.load_state_dict(ours.state_dict())
     tokens, positions = torch.randn(15, channels), torch.randn(15, channels)
@@ -78,24 +80,22 @@ def test_attention_equals_torch_multihead_attention_for_each_sequence():
     for part, place, result in zip(*(t.split(lengths) for t in (tokens, positions, found)), strict=True):
         expected, _ = reference((part + place)[:, None], (part + place)[:, None], part[:, None])
         torch.testing.assert_close(result, expected[:, 0])
-    padded = ours._attend_padded(torch.randn(15, 3, 4, 4), lengths)
-    assert padded.shape == (15, 4, 4)
 
 
 def test_padded_attention_equals_one_by_one():
     torch.manual_seed(0)
-    attention, mixed, lengths = SelfAttention(16, 4, 0.0), torch.randn(15, 3, 4, 4), [5, 1, 9]
-    torch.testing.assert_close(attention._attend_padded(mixed, lengths), attention._attend(mixed, lengths))
+    mixed, lengths = torch.randn(15, 3, 4, 4), [5, 1, 9]
+    torch.testing.assert_close(attend_padded(mixed, lengths), attend(mixed, lengths))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 1000])
 def test_chunks_change_nothing(max_tokens):
     torch.manual_seed(0)
     refiner = SequenceRefiner(8, layers=2, heads=2, ffn_dim=16, dropout=0.0, max_tokens=1000).eval()
-    inputs = (torch.randn(15, 8), torch.rand(15), torch.randn(15, 8), [5, 1, 9])
-    expected = refiner(*inputs)
+    cues, lengths = NodeCues(torch.randn(15, 8), torch.rand(15), torch.randn(15, 8)), [5, 1, 9]
+    expected = refiner(cues, lengths)
     refiner.max_tokens = max_tokens
-    torch.testing.assert_close(refiner(*inputs), expected)
+    torch.testing.assert_close(refiner(cues, lengths), expected)
 
 
 def test_position_table_by_hand():
@@ -112,13 +112,17 @@ def _sine_pair(angle: float) -> list[tuple]:
     return [(math.sin, angle), (math.cos, angle)]
 
 
-def test_nodes_per_level_use_nearest_upsampling_and_their_own_threshold():
-    incoherence = torch.tensor([[[0.9, 0.2], [0.0, 0.5]]])
-    coarse, fine = find_nodes(incoherence, [2, 4], [0.2, 0.5])
-    assert list(zip(coarse.y.tolist(), coarse.x.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1)]
-    assert fine.counts(1).tolist() == [8]
-    dilated = find_nodes(incoherence, [2, 4], [0.2, 0.6], dilate_finest=True)[1]
-    assert len(dilated) == 9
+def test_each_level_has_its_own_threshold_and_children_need_a_parent():
+    coarse = torch.tensor([[[0.9, 0.2], [0.0, 0.5]]])
+    fine = torch.full((1, 4, 4), 0.7)
+    first, second = (nodes_of(r) for r in incoherent_regions([coarse, fine], (0.2, 0.6)))
+    assert list(zip(first.y.tolist(), first.x.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1)]
+    assert len(second) == 16
+    nested = incoherent_regions([coarse, fine], (0.2, 0.6), nested=True)[1]
+    assert nested.sum() == 12
+    assert not nested[0, 2:, :2].any()
+    dilated = incoherent_regions([coarse, fine], (0.6, 0.8), dilate_finest=True)[1]
+    assert not dilated.any()
 
 
 def test_sequence_order_groups_by_roi_and_keeps_the_order_of_parts():
@@ -130,7 +134,7 @@ def test_sampling_repeats_when_short_and_leaves_out_thin_rois():
     grid = torch.zeros(2, 4, 4)
     grid[0, 0, :3] = 1
     grid[1, 2, 2] = 1
-    levels = find_nodes(grid, [4], [0.5])
+    levels = [nodes_of(grid > 0.5)]
     kept, [sampled] = sample_nodes(levels, 2, count=7, minimum=2, permutation=torch.arange)
     assert kept.tolist() == [0]
     assert sampled.x.tolist() == [0, 1, 2, 0, 1, 2, 0]
