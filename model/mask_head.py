@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from model.incoherence import Detection, build_detection
 from model.mask_losses import mask_branch_losses
-from model.node_encoder import NodeCues, join_cues
-from model.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate, sequence_order
+from model.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate
+from model.quadtree_refinement import QuadtreeRefinement, resize_masks
 from model.refinement_regions import boundary_regions, full_regions, incoherent_regions
 from model.refinement_settings import RefinementSettings
-from model.refiner import SequenceRefiner, position_table
+from model.refiner import SequenceRefiner
 from model.roi_pyramid import RoIPyramid
 
 
@@ -95,8 +95,13 @@ class TransfinerMaskHead(nn.Module):
             self.deconv_bo, self.predictor_bo = _upsampled_predictor(conv_dim, 1)
             self.predictor_semantic_s = nn.Conv2d(channels, 1, 1)
         self.encoder = refiner if self.sizes else None
-        for size in {coarse_size, *self.sizes}:
-            self.register_buffer(f"positions_{size}", position_table(size, channels), persistent=False)
+        self.refine = QuadtreeRefinement(
+            refiner,
+            self.sizes,
+            coarse_size,
+            reference_points=settings.reference_points,
+            joint_levels=settings.joint_levels,
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -112,6 +117,7 @@ class TransfinerMaskHead(nn.Module):
             "detection": build_detection(node, channels, head.CONV_DIM, head.NUM_CONV),
             "refiner": SequenceRefiner(
                 channels,
+                sizes=(head.POOLER_RESOLUTION, *node.LEVEL_SIZES),
                 layers=node.ENCODER_LAYERS,
                 heads=node.ENCODER_HEADS,
                 ffn_dim=node.ENCODER_FFN_DIM,
@@ -162,87 +168,6 @@ class TransfinerMaskHead(nn.Module):
                 dilate_finest=settings.dilate_and_blur and not self.training,
             )
         return [nodes_of(region) for region in regions]
-
-    def refine(
-        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Refined probabilities of the reference points and of every level's nodes.
-
-        All levels of an RoI form one sequence, or one each (Table 8) without ``joint_levels``.
-
-        Args:
-            pyramid: of R RoIs; coarse: (R, S0, S0) coarse probabilities; levels: nodes that refer to the R RoIs.
-            rois: int64 (R',) the RoIs that have a sequence; the nodes belong to these only.
-
-        Returns:
-            references (R' * 14 * 14,), none where they are switched off, and L tensors (Q,).
-        """
-        cues = self._cues(pyramid, coarse, levels)
-        references = self._reference_cues(pyramid, coarse, rois)
-        if self.settings.joint_levels:
-            return self._refine_sequences(references, rois, levels, cues)
-        separate = [
-            self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)
-        ]
-        return torch.cat([r for r, _ in separate]), [values[0] for _, values in separate]
-
-    def _refine_sequences(
-        self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """One sequence an RoI: its reference points, then its nodes level by level."""
-        owners = [
-            rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)),
-            *(n.roi for n in levels),
-        ]
-        order = sequence_order(owners)
-        counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
-        packed = self._refiner()(join_cues([references, *cues]).reordered(order), counts.tolist())
-        refined = torch.empty_like(packed).index_copy(0, order, packed)
-        found, *by_level = refined.split([len(part) for part in owners])
-        return found, by_level
-
-    def _reference_cues(self, pyramid: RoIPyramid, coarse: Tensor, rois: Tensor) -> NodeCues:
-        """The coarse RoI feature's places as positive and negative references."""
-        if not self.settings.reference_points:
-            rois = rois[:0]
-        side = self.coarse_size
-        feature = pyramid.coarse[rois]
-        context = None
-        if "context" in self._refiner().node_encoder.cues:
-            context = (
-                F.unfold(feature, 3, padding=1)
-                .unflatten(1, (-1, 9))
-                .permute(0, 3, 2, 1)
-                .flatten(0, 1)
-                .flatten(1)
-            )
-        return NodeCues(
-            feature.permute(0, 2, 3, 1).flatten(0, 2),
-            resize_masks(coarse[rois], side).flatten(),
-            self.positions(side).flatten(0, 1).repeat(len(rois), 1),
-            context,
-        )
-
-    def _cues(self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes]) -> list[NodeCues]:
-        features = pyramid.at(levels, self.sizes)
-        contexts: list[Tensor | None] = [None] * len(levels)
-        if "context" in self._refiner().node_encoder.cues:
-            around = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
-            contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in around]
-        return [
-            NodeCues(
-                feature, nodes.of(resize_masks(coarse, size)), self.positions(size)[nodes.y, nodes.x], context
-            )
-            for feature, nodes, size, context in zip(features, levels, self.sizes, contexts, strict=True)
-        ]
-
-    def _refiner(self) -> SequenceRefiner:
-        assert self.encoder is not None, "depth 0 refines nothing"
-        return self.encoder
-
-    def positions(self, size: int) -> Tensor:
-        """Position encoding of a level's grid, (size, size, C)."""
-        return getattr(self, f"positions_{size}")
 
     def _predict(self, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
         """Every instance is refined, or the first ``test_instance_limit`` of the batch (the released code: 10)."""
@@ -303,13 +228,6 @@ def _upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2
     assert predictor.bias is not None
     nn.init.zeros_(predictor.bias)
     return deconv, predictor
-
-
-def resize_masks(probabilities: Tensor, size: int) -> Tensor:
-    """(R, S, S) to (R, size, size), bilinear; the same tensor where the size fits already."""
-    if probabilities.shape[-1] == size:
-        return probabilities
-    return F.interpolate(probabilities[:, None], (size, size), mode="bilinear")[:, 0]
 
 
 def _binomial_blur(masks: Tensor) -> Tensor:

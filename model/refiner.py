@@ -40,6 +40,7 @@ class SequenceRefiner(nn.Module):
     """Cues of places to refined mask probabilities.
 
     Args:
+        sizes: sides of the grids whose places it is asked about.
         kind: of the layers, see refiner_layers.KINDS; ``layers`` of them.
         position_place: one of ``POSITION_PLACES``.
         max_tokens: encoded in one go in inference; bounds memory and changes no result.
@@ -49,6 +50,7 @@ class SequenceRefiner(nn.Module):
         self,
         channels: int,
         *,
+        sizes: tuple[int, ...] = (14, 28, 56, 112),
         layers: int = 3,
         heads: int = 4,
         ffn_dim: int = 2048,
@@ -75,6 +77,8 @@ class SequenceRefiner(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        for size in sorted(set(sizes)):
+            self.register_buffer(f"positions_{size}", position_table(size, channels), persistent=False)
 
     def forward(self, cues: NodeCues, lengths: list[int]) -> Tensor:
         """Refined probabilities (T,); ``lengths``: tokens of each sequence, in order."""
@@ -89,6 +93,10 @@ class SequenceRefiner(nn.Module):
                 for rows, chunk in self._chunks(lengths)
             ]
         )
+
+    def positions(self, size: int) -> Tensor:
+        """Position encoding of a grid, (size, size, C)."""
+        return getattr(self, f"positions_{size}")
 
     def encode(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
         """Sequence encoder, (T, C) to (T, C)."""

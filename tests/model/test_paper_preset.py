@@ -255,14 +255,14 @@ def test_context_of_references_and_nodes_is_in_one_order():
     heads = built({})
     head, (pyramid, _) = heads.mask_head, pooled(0)
     rois = torch.arange(2)
-    references = head._reference_cues(pyramid, torch.rand(2, 28, 28), rois)
+    references = head.refine._reference_cues(pyramid, torch.rand(2, 28, 28), rois)
     inner = 5 * 14 + 7
     around = [(y, x) for y in (4, 5, 6) for x in (6, 7, 8)]
     expected = torch.cat([pyramid.coarse[0, :, y, x] for y, x in around])
     torch.testing.assert_close(references.context[inner], expected)
     nodes = nodes_of(torch.ones(2, 28, 28, dtype=torch.bool))
     nobody = nodes.select(nodes.roi < 0)
-    cues = head._cues(pyramid, torch.rand(2, 28, 28), [nodes, nobody, nobody])[0]
+    cues = head.refine._cues(pyramid, torch.rand(2, 28, 28), [nodes, nobody, nobody])[0]
     dense = pyramid.dense(0, 28)
     expected = torch.cat([dense[0, :, y, x] for y, x in around])
     torch.testing.assert_close(cues.context[5 * 28 + 7], expected, atol=1e-4, rtol=1e-4)
