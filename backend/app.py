@@ -16,6 +16,7 @@ from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedErro
 from backend.routes import routes
 from backend.service import make_service
 from backend.settings import Settings
+from backend.status_page import status_page
 
 log = logging.getLogger(__name__)
 # Open to everybody, for probes: they tell nothing.
@@ -32,6 +33,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["transfiner"] = make_service(settings)
     app.register_blueprint(routes)
+    app.register_blueprint(status_page)
     app.before_request(_begin)
     app.before_request(lambda: _authorise(settings))
     app.after_request(_end)

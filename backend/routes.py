@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, jsonify, request
+from flask import Blueprint, Response, current_app, g, jsonify, redirect, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
@@ -48,6 +48,13 @@ def _body() -> Any:
 
 
 @routes.get("/")
+def front() -> Response:
+    """A browser is led to the status page; everybody else gets what /health says."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("status", code=302)  # type: ignore[return-value]
+    return health()
+
+
 @routes.get("/health")
 def health() -> Response:
     """Label Studio gives this 1 s and wants JSON, so it asks nobody else."""

@@ -98,6 +98,8 @@ class Supervisor:
                 list(child.command),
                 env={**os.environ, **child.environment},
                 stdin=subprocess.PIPE if child.standard_input else subprocess.DEVNULL,
+                # Standard output is for what the command itself says; children are heard on standard error.
+                stdout=sys.stderr.fileno(),
                 start_new_session=True,
                 # The supervisor has no threads, so running Python between fork and exec is safe.
                 preexec_fn=functools.partial(die_with_parent, os.getpid(), child.stop_signal),
