@@ -93,13 +93,18 @@ def _best_cycle(arcs: Arcs, graph: ShortcutGraph) -> np.ndarray:
     path = bound.path(end)
     if path[0] + links.lap != end:
         fewest = int(bound.cost[end] // links.weight)
-        path = _cycle_through(links, end - links.lap)
-        if len(path) - 1 > fewest:
-            doors = _tight_doors(links, bound.cost, door_count, fewest)
-            if not doors and len(path) - 1 > fewest + 1:
-                doors = list(range(door_count))
-            path = min([path, *(_cycle_through(links, door) for door in doors)], key=len)
+        path = _shortest(_cycles_through(links, [end - links.lap]))
+        if len(path) - 1 != fewest:
+            tight = _cycles_through(links, _tight_doors(links, bound.cost, door_count, fewest))
+            if not tight and len(path) - 1 != fewest + 1:
+                tight = _cycles_through(links, list(range(door_count)))
+            path = _shortest([path, *tight])
     return np.array(path) + first
+
+
+def _shortest(paths: list[list[int]]) -> list[int]:
+    """The path with the fewest nodes; an empty one, if there is no other."""
+    return min(paths, key=lambda path: len(path) or float("inf"), default=[])
 
 
 def _narrowest_cut(arcs: Arcs, corner_count: int, k: int) -> tuple[int, int]:
@@ -112,8 +117,10 @@ def _narrowest_cut(arcs: Arcs, corner_count: int, k: int) -> tuple[int, int]:
     return (corner + 1) * k, int(over[corner]) * k
 
 
-def _cycle_through(links: _Links, door: int) -> list[int]:
-    return _Distances(links, [door]).path(door + links.lap)
+def _cycles_through(links: _Links, doors: list[int]) -> list[list[int]]:
+    """The best cycle through each door as the first node after the cut, of those that have one."""
+    paths = [_Distances(links, [door]).path(door + links.lap) for door in doors]
+    return [path for path in paths if len(path) > 1]
 
 
 def _tight_doors(links: _Links, cost: list[float], door_count: int, fewest: int) -> list[int]:

@@ -72,7 +72,7 @@ def mask_to_polygons(
     Raises:
         ValueError: the mask is not bool H x W, or a number is out of range.
     """
-    _check(mask_hw, tolerance_px, max_vertices, min_area_px)
+    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
     if max_vertices is not None:
         tolerances = [_least_tolerance(polygon, tolerance_px, max_vertices) for polygon in polygons]
@@ -176,7 +176,10 @@ def _least_tolerance(polygon: Polygon, tolerance_px: float, max_vertices: int) -
     return enough
 
 
-def _check(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
+def check_arguments(
+    mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
+) -> None:
+    """Raise ValueError for a mask or an option that `mask_to_polygons` cannot take."""
     if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
         raise ValueError(
             f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "

@@ -97,7 +97,9 @@ class ShortcutGraph:
 
     def _candidates(self, offsets: np.ndarray) -> np.ndarray:
         edges = np.roll(self.corners, -1) - self.corners
-        edges /= np.abs(edges)
+        edges /= np.maximum(
+            np.abs(edges), _SLACK
+        )  # zero from the end of an open chain back to its start, if a loop
         bisector = np.roll(edges, 1) - edges
         bisector /= np.maximum(np.abs(bisector), _SLACK)
         return (self.corners[:, None] + (self.radii * bisector)[:, None] * offsets).ravel()

@@ -19,6 +19,8 @@ from integration.fewest import fewest_vertices
 from integration.shortcuts import ShortcutGraph
 
 _SMALLEST_SHARE = 1 / 20  # of the tolerance; smaller radii become zero
+_NO_AREA_PX = 1e-9  # overlaps up to this are rounding
+_ROUNDING_PX = 1e-9
 
 
 def signed_area(ring: np.ndarray) -> float:
@@ -66,10 +68,12 @@ class Chain:
             self._radii = np.minimum(self._radii, 2 * widest)
         return self.tighten(0, len(self.corners) - 1)
 
-    def refresh(self) -> None:
-        """Solve again if a radius changed."""
-        if self._stale:
+    def refresh(self) -> bool:
+        """Solve again if a radius changed; whether one did."""
+        stale = self._stale
+        if stale:
             self._solve()
+        return stale
 
     def segment_corners(self, index: int) -> tuple[int, int]:
         """First and last corner that segment `index` of the simplification replaces."""
@@ -124,6 +128,14 @@ class Outline:
 
     parts: list[list[Ring]] = field(default_factory=list)
 
+    def rings(self) -> list[Ring]:
+        """All rings of all parts."""
+        return [ring for part in self.parts for ring in part]
+
+    def shape(self) -> shapely.MultiPolygon:
+        """The simplified mask."""
+        return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in self.points_px()])
+
     def points_px(self) -> list[list[np.ndarray]]:
         """Simplified rings of each part."""
         return [[ring.points_px() for ring in part] for part in self.parts]
@@ -136,38 +148,57 @@ def settle(outlines: Sequence[Outline], disjoint: bool = False) -> None:
         outlines: of the masks; they may share chains.
         disjoint: whether no two masks overlap, so that segments of different outlines must not cross either.
     """
-    pending = list(outlines)
     while True:
-        for outline in pending:
-            _settle_one(outline)
-        if not disjoint or len(outlines) < 2:
+        solved = sum(
+            [_settle_one(outline) for outline in outlines]
+        )  # one outline may upset another it shares with
+        if len(outlines) < 2:
             return
-        crossed = _crossed_segments([ring for o in outlines for part in o.parts for ring in part], "crosses")
-        if not _tighten(crossed):
+        if disjoint and _part_overlaps(outlines):
+            continue
+        if not solved:
             return
-        pending = list(outlines)
 
 
-def _settle_one(outline: Outline) -> None:
-    rings = [ring for part in outline.parts for ring in part]
+def _part_overlaps(outlines: Sequence[Outline]) -> bool:
+    """Tighten the segments at which outlines overlap; False if none do."""
+    shapes = np.array([outline.shape() for outline in outlines])
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    common = shapely.intersection(shapes[first], shapes[second])
+    found = False
+    for a, b, region in zip(first, second, common, strict=True):
+        if a < b and region.area > _NO_AREA_PX:
+            found = True
+            rings = [*outlines[a].rings(), *outlines[b].rings()]
+            owners, lines, _ = _segments(rings)
+            touched = np.flatnonzero(shapely.dwithin(lines, region, _ROUNDING_PX))
+            if not _tighten([owners[number] for number in touched]):
+                _tighten_all(rings)
+    return found
+
+
+def _settle_one(outline: Outline) -> int:
+    """Make one outline valid; how many chains had to be solved again."""
+    rings = outline.rings()
     chains = {id(chain): chain for ring in rings for chain, _ in ring.chains}.values()
+    solved = 0
     while True:
-        for chain in chains:
-            chain.refresh()
+        solved += sum([chain.refresh() for chain in chains])
         wrong = [ring for ring in rings if not _keeps_sense(ring)]
         if wrong:
-            for ring in wrong:
-                for chain, _ in ring.chains:
-                    chain.tighten_all()
+            _tighten_all(wrong)
             continue
-        parts = outline.points_px()
-        shape = shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in parts])
+        shape = outline.shape()
         if shape.is_valid:
-            return
+            return solved
         if _tighten(_crossed_segments(rings, "crosses")) or _tighten(_crossed_segments(rings, "intersects")):
             continue
-        if not sum(chain.tighten_all() for chain in chains):
+        if not _tighten_all(rings):
             raise AssertionError(f"exact contours are not valid: {shapely.is_valid_reason(shape)}")
+
+
+def _tighten_all(rings: list[Ring]) -> bool:
+    return sum([chain.tighten_all() for ring in rings for chain, _ in ring.chains]) > 0
 
 
 def _keeps_sense(ring: Ring) -> bool:
@@ -182,23 +213,27 @@ def _tighten(segments: list[tuple[Chain, int]]) -> bool:
 
 def _crossed_segments(rings: list[Ring], predicate: str) -> list[tuple[Chain, int]]:
     """Segments that meet one they are not joined to; each once."""
+    owners, lines, joined = _segments(rings)
+    pairs = shapely.STRtree(lines).query(lines, predicate=predicate).T.tolist()
+    met = {number for a, b in pairs if a < b and frozenset((a, b)) not in joined for number in (a, b)}
+    return [owners[number] for number in sorted(met)]
+
+
+def _segments(rings: list[Ring]) -> tuple[list[tuple[Chain, int]], np.ndarray, set[frozenset[int]]]:
+    """Each segment once: chain and index, line string (S,); and which of them follow each other in a ring."""
     owners: list[tuple[Chain, int]] = []
     ends: list[np.ndarray] = []
-    joined: list[tuple[int, int]] = []
-    seen: dict[tuple[int, int], int] = {}
+    joined: set[frozenset[int]] = set()
+    number_of: dict[tuple[int, int], int] = {}
     for ring in rings:
         points = ring.points_px()
         numbers = []
         for index, owner in enumerate(ring.segments()):
             key = (id(owner[0]), owner[1])
-            if key not in seen:
-                seen[key] = len(owners)
+            if key not in number_of:
+                number_of[key] = len(owners)
                 owners.append(owner)
                 ends.append(np.stack([points[index], points[(index + 1) % len(points)]]))
-            numbers.append(seen[key])
-        joined += zip(numbers, numbers[1:] + numbers[:1], strict=True)
-    lines = shapely.linestrings(np.array(ends))
-    neighbours = {frozenset(pair) for pair in joined}
-    pairs = shapely.STRtree(lines).query(lines, predicate=predicate).T.tolist()
-    met = {number for a, b in pairs if a < b and frozenset((a, b)) not in neighbours for number in (a, b)}
-    return [owners[number] for number in sorted(met)]
+            numbers.append(number_of[key])
+        joined |= {frozenset(pair) for pair in zip(numbers, numbers[1:] + numbers[:1], strict=True)}
+    return owners, shapely.linestrings(np.array(ends)), joined
