@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from backend.bootstrap.browser import BY_HAND, find_browser
 from backend.queue_server import free_port
@@ -61,6 +61,7 @@ def page(demo: RunningDemo, tmp_path: Path) -> Iterator[Page]:
             timeout=PATIENCE_MS,
         )
         context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         opened = context.pages[0]
         opened.goto(f"{demo.url}/user/login/")
         opened.fill("input[name=email]", demo.email)
