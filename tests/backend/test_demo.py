@@ -6,6 +6,8 @@ import http.server
 import json
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,13 @@ def test_secrets_are_not_on_label_studios_command_line(tmp_path: Path) -> None:
     server = LabelStudioServer(tmp_path, 8080)
     assert not {server.login.password, server.login.token} & set(server.command)
     assert server.environment["LABEL_STUDIO_USER_TOKEN"] == server.login.token
+
+
+def test_the_demos_own_processes_are_light(tmp_path: Path) -> None:
+    """They live as long as the demo does; only the worker needs torch."""
+    question = "import sys, backend.demo, backend.demo_project; print({'torch', 'detectron2'} & set(sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("labels", [CLASSES, ("traffic light", 'a "b" <c> & d')])
