@@ -62,6 +62,9 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.JOINT_LEVELS = True
     # Tokens encoded in one go in inference; bounds memory, changes no result.
     node.MAX_TOKENS = 16384
+    # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
+    # interleaved sequences, each as sparse as those of training: cost grows linearly with the nodes.
+    node.TEST_SEQUENCE_NODES = 0
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.

@@ -196,7 +196,7 @@ class TransfinerMaskHead(nn.Module):
         coarse = output.logits.float().sigmoid()
         levels = self.find_nodes(output)
         everyone = torch.arange(len(coarse), device=coarse.device)
-        _, values = self.refine(pyramid, coarse, levels, everyone)
+        values = self.refine.in_parts(pyramid, coarse, levels, everyone, settings.test_sequence_nodes)
         values = [value.float() for value in values]
         masks = propagate(coarse, levels, values, self.sizes, settings.propagation)
         if settings.dilate_and_blur:

@@ -60,6 +60,27 @@ class QuadtreeRefinement:
         ]
         return torch.cat([r for r, _ in separate]), [values[0] for _, values in separate]
 
+    def in_parts(
+        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor, most_nodes: int
+    ) -> list[Tensor]:
+        """The nodes' refined probabilities, L tensors (Q,), from sequences of about ``most_nodes`` nodes (0: any).
+
+        Every part takes each n-th node, so it spans the whole instance as a sample drawn in training does.
+        """
+        counts = torch.stack([nodes.counts(len(coarse)) for nodes in levels]).sum(0)
+        parts = -(-int(counts.max()) // most_nodes) if most_nodes and len(counts) else 1
+        if parts <= 1:
+            return self(pyramid, coarse, levels, rois)[1]
+        values: list[Tensor] = [coarse.new_empty(len(nodes)) for nodes in levels]
+        for part in range(parts):
+            chosen = [torch.arange(part, len(nodes), parts, device=coarse.device) for nodes in levels]
+            _, refined = self(
+                pyramid, coarse, [n.select(i) for n, i in zip(levels, chosen, strict=True)], rois
+            )
+            for value, index, found in zip(values, chosen, refined, strict=True):
+                value[index] = found.to(value.dtype)
+        return values
+
     def _refine_sequences(
         self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
     ) -> tuple[Tensor, list[Tensor]]:

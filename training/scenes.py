@@ -15,7 +15,7 @@ from training.rendering import Sprite, draw_sprite, random_sprite
 from training.shapes import CLUTTER, SHAPES
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
-VERSION = 1  # raise it with every change that changes pictures: stored scenes are told apart by it
+VERSION = 2  # raise it with every change that changes pictures: stored scenes are told apart by it
 SPLITS = {"train": 0, "val": 1_000_000_000, "demo": 2_000_000_000}
 _SPLIT_SIZE = 1_000_000_000
 
@@ -43,7 +43,7 @@ def scene_seed(split: str, index: int) -> int:
 
 
 def generate_scene(
-    seed: int, *, width: int = 384, height: int = 288, least_visible: float = 0.5, least_area_px: int = 90
+    seed: int, *, width: int = 384, height: int = 288, least_visible: float = 0.6, least_area_px: int = 90
 ) -> Scene:
     """Draw the scene of a seed.
 
@@ -72,7 +72,7 @@ def _place(
     """Lay objects down from the front: what lies in front is known when the next one is tried."""
     placed: list[tuple[Sprite, np.ndarray]] = []
     covered = np.zeros((height, width), bool)
-    wanted, tries = int(rng.integers(3, 9)), 0
+    wanted, tries = int(rng.integers(2, 6)), 0
     while len(placed) < wanted and tries < 3 * wanted:
         tries += 1
         label = CLASSES[int(rng.integers(len(CLASSES)))]
@@ -89,18 +89,20 @@ def _place(
 
 
 def _length_px(rng: np.random.Generator, label: str, side_px: int) -> float:
-    """From a quarter of the picture's short side to all of it; slim tools may be longer."""
+    """From a fifth of the picture's short side to all of it; slim tools may be longer."""
+    if rng.random() < 0.2:
+        return float(rng.uniform(0.2, 0.38)) * side_px
     longest = 1.25 if label in ("key", "fork", "spanner") else 1.0
-    return float(rng.uniform(0.24, longest)) * side_px
+    return float(rng.uniform(0.38, longest)) * side_px
 
 
 def _centre(
     rng: np.random.Generator, width: int, height: int, placed: list[tuple[Sprite, np.ndarray]]
 ) -> tuple[float, float]:
     """Anywhere, or close to an object that is there already: overlaps are what makes it hard."""
-    if placed and rng.random() < 0.4:
+    if placed and rng.random() < 0.35:
         sprite = placed[int(rng.integers(len(placed)))][0]
-        x, y = np.asarray(sprite.centre_px) + rng.normal(0, 0.4, 2) * sprite.length_px
+        x, y = np.asarray(sprite.centre_px) + rng.normal(0, 0.45, 2) * sprite.length_px
     else:
         x, y = rng.uniform(0.06, 0.94) * width, rng.uniform(0.06, 0.94) * height
     return float(np.clip(x, 0.1 * width, 0.9 * width)), float(np.clip(y, 0.1 * height, 0.9 * height))

@@ -46,7 +46,7 @@ def polar(radii: np.ndarray, angles: np.ndarray) -> Points:
 
 def gear(rng: np.random.Generator) -> Outline:
     """A toothed wheel with a bore, often with lightening holes."""
-    teeth = int(rng.integers(10, 25))
+    teeth = int(rng.integers(10, 21))
     root = 1 - rng.uniform(0.14, 0.24)
     pitch = 2 * np.pi / teeth
     foot, tip = rng.uniform(0.26, 0.32) * pitch, rng.uniform(0.12, 0.2) * pitch
@@ -70,9 +70,9 @@ def _lightening_holes(rng: np.random.Generator, at_radius: float, room: float) -
 
 
 def star(rng: np.random.Generator) -> Outline:
-    """A star of five to eleven slim rays."""
-    rays = int(rng.integers(5, 12))
-    inner = rng.uniform(0.26, 0.48)
+    """A star of five to nine slim rays."""
+    rays = int(rng.integers(5, 10))
+    inner = rng.uniform(0.3, 0.5)
     angles = np.arange(2 * rays) * np.pi / rays
     radii = np.tile([1.0, inner], rays) * np.where(np.arange(2 * rays) % 2, 1, rng.uniform(0.93, 1, 2 * rays))
     ridges = tuple(np.array([[0.0, 0.0], point]) for point in polar(radii[::2] * 0.95, angles[::2]))
@@ -85,7 +85,7 @@ def leaf(rng: np.random.Generator) -> Outline:
 
 
 def _nettle_leaf(rng: np.random.Generator) -> Outline:
-    teeth, depth = int(rng.integers(9, 18)), rng.uniform(0.2, 0.4)
+    teeth, depth = int(rng.integers(9, 18)), rng.uniform(0.18, 0.34)
     at = np.repeat(np.linspace(0.02, 1, teeth), 2)[1:] + np.tile([0.0, 0.015], teeth)[1:]
     half = rng.uniform(0.34, 0.55) * np.sin(np.pi * np.clip(at, 0, 1) ** rng.uniform(0.6, 0.8)) + 0.01
     half *= np.where(np.arange(len(at)) % 2, 1 - depth, 1.0)
@@ -98,7 +98,7 @@ def _nettle_leaf(rng: np.random.Generator) -> Outline:
     veins = [
         _bent(np.array([[s, 0.0], [s + 0.2, side * 0.3]]), bend) for s in spine[2:-4] for side in (-1, 1)
     ]
-    return Outline((blade, _ribbon(midrib[5:], 0.022)), (), (midrib, *veins))
+    return Outline((blade, _ribbon(midrib[5:], 0.03)), (), (midrib, *veins))
 
 
 def _maple_leaf(rng: np.random.Generator) -> Outline:
@@ -108,7 +108,7 @@ def _maple_leaf(rng: np.random.Generator) -> Outline:
     saw = 1 - rng.uniform(0.12, 0.24) * ((np.arange(120) % 6) / 5)
     radii = (rng.uniform(0.28, 0.38) + 0.62 * lobed) * saw * (0.86 + 0.14 * np.cos(angles))
     blade = np.concatenate([polar(radii, angles), [[-0.12, 0.0]]])
-    stalk = _ribbon(_bent(np.array([[-0.05, 0.0], [-0.5, 0.0], [-1.0, 0.0]]), rng.uniform(-0.2, 0.2)), 0.025)
+    stalk = _ribbon(_bent(np.array([[-0.05, 0.0], [-0.5, 0.0], [-1.0, 0.0]]), rng.uniform(-0.2, 0.2)), 0.032)
     peaks = np.arange(-2, 3) * 2 * np.pi / lobes * 0.95
     veins = [np.array([[-0.1, 0.0], point]) for point in polar(np.full(5, 0.75), peaks)]
     return Outline((blade, stalk), (), tuple(veins))
@@ -128,13 +128,13 @@ def _ribbon(line: Points, half_width: float) -> Points:
 
 def key(rng: np.random.Generator) -> Outline:
     """A key: a bow with a hole, a thin shaft, a bit of unequal teeth."""
-    bow, shaft = rng.uniform(0.24, 0.34), rng.uniform(0.045, 0.075)
+    bow, shaft = rng.uniform(0.28, 0.38), rng.uniform(0.065, 0.1)
     centre = (-1 + bow, 0.0)
     corners = int(rng.choice([6, 8, 48]))
     solids = [disc(centre, bow, corners), box(-1 + bow, -shaft, 1, shaft)]
-    tooth, at = rng.uniform(0.05, 0.085), 0.98
+    tooth, at = rng.uniform(0.07, 0.1), 0.98
     for _ in range(int(rng.integers(3, 6))):
-        solids.append(box(at - tooth, 0, at, shaft + rng.uniform(0.08, 0.26)))
+        solids.append(box(at - tooth, 0, at, shaft + rng.uniform(0.1, 0.28)))
         at -= tooth * rng.uniform(1.5, 2.1)
     if rng.random() < 0.5:
         solids.append(disc((-1 + 2 * bow + 0.05, 0.0), shaft * 1.7, 24))
@@ -143,11 +143,11 @@ def key(rng: np.random.Generator) -> Outline:
 
 
 def fork(rng: np.random.Generator) -> Outline:
-    """A table fork: three to five thin tines on a slim, swelling handle."""
-    tines, head = int(rng.integers(3, 6)), rng.uniform(0.17, 0.23)
-    root, neck = rng.uniform(0.42, 0.52), rng.uniform(0.03, 0.045)
+    """A table fork: three or four thin tines on a slim, swelling handle."""
+    tines, head = int(rng.integers(3, 5)), rng.uniform(0.24, 0.31)
+    root, neck = rng.uniform(0.42, 0.52), rng.uniform(0.05, 0.07)
     x = np.array([-1, -0.97, -0.9, -0.5, -0.1, 0.12, 0.22, 0.32, root])
-    half = np.array([0.03, 0.075, 0.1, 0.075, neck, neck, head * 0.62, head * 0.95, head])
+    half = np.array([0.04, 0.1, 0.13, 0.1, neck, neck, head * 0.62, head * 0.95, head])
     body = np.concatenate([np.stack([x, half], 1), np.stack([x, -half], 1)[::-1]])
     thick = head * 2 / (tines * 2 - 1) * rng.uniform(0.9, 1.15) / 2
     solids = [body]
@@ -160,7 +160,7 @@ def fork(rng: np.random.Generator) -> Outline:
 
 def spanner(rng: np.random.Generator) -> Outline:
     """A combination spanner: a ring with a many-cornered hole on one end, an open jaw on the other."""
-    ring, jaw, shaft = rng.uniform(0.2, 0.26), rng.uniform(0.24, 0.31), rng.uniform(0.06, 0.095)
+    ring, jaw, shaft = rng.uniform(0.23, 0.28), rng.uniform(0.27, 0.33), rng.uniform(0.08, 0.12)
     gap = jaw * rng.uniform(0.38, 0.5)
     tilt = rng.uniform(-0.35, 0.35)
     ring_at, jaw_at = (-1 + ring, 0.0), (0.98 - jaw, 0.0)
