@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -44,9 +45,10 @@ class Progress:
     def show(self, *, last: str = "") -> None:
         """Print where things stand; `last` replaces it by a closing word."""
         elapsed_s = time.monotonic() - self.started_s
-        text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"[:LINE_COLUMNS]
+        text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"
         if self.stream.isatty():
-            self.stream.write(f"\r{text:<{LINE_COLUMNS}}" + ("\n" if last else ""))
+            columns = min(LINE_COLUMNS, shutil.get_terminal_size().columns - 1)  # a wrapped line cannot be rewritten
+            self.stream.write(f"\r{text[:columns]:<{columns}}" + ("\n" if last else ""))
         elif last or elapsed_s - self._shown_s >= HEARTBEAT_S:
             self.stream.write(text + "\n")
             self._shown_s = elapsed_s

@@ -130,6 +130,7 @@ def polygons(result: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {region["id"]: region for region in result if region["type"] == "polygonlabels"}
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="lists processes by /proc")
 def test_ctrl_c_ends_everything_and_the_next_start_keeps_annotations(
     demo: RunningDemo, client: LabelStudioClient
 ) -> None:
