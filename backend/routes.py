@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -39,7 +40,15 @@ def _model() -> ServedModel:
 
 
 def _body() -> Any:
-    body = request.get_json(force=True, silent=True)
+    try:
+        body = request.get_json(force=True, silent=True)
+        if rb"\ud" in request.get_data().lower():
+            # Half a surrogate pair is allowed in JSON and can be stored nowhere.
+            json.dumps(body, ensure_ascii=False).encode()
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise BadRequestError(
+            f"The body cannot be read: {type(error).__name__}.", "Send plain JSON."
+        ) from error
     if body is None:
         raise BadRequestError(
             "The body is not JSON.", "Send a JSON object with Content-Type: application/json."

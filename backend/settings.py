@@ -21,7 +21,7 @@ from backend.errors import StartError
 PREFIX = "TRANSFINER_"
 SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
-FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA"})
+FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 
 
 class Settings(BaseSettings):

@@ -14,6 +14,8 @@ from backend.projects import Projects
 from backend.queue_server import free_port
 from backend.settings import Settings
 
+DEEP = b"[" * 100_000
+
 
 @pytest.fixture
 def client(settings):
@@ -103,7 +105,21 @@ def test_no_secret_travels_in_a_job(client):
     assert TOKEN not in str(service.queue.predict.get_jobs()[0].args)
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b'{"action": 7}', b"{}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b"\xff\xfe",
+        b'{"action": 7}',
+        b"{}",
+        DEEP,
+        b'{"project": "\\ud800"}',
+    ],
+)
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
 def test_nonsense_is_refused_politely(client, path, body):
     answer = client.post(path, data=body, content_type="application/json")
