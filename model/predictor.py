@@ -161,9 +161,17 @@ class Predictor:
         precision: AbstractContextManager[Any] = (
             torch.autocast(self.device.type, dtype=torch.float16) if self.mixed_precision else nullcontext()
         )
-        with torch.inference_mode(), precision:
-            outputs: list[dict[str, Instances]] = self._model(inputs)
-        return outputs
+        try:
+            with torch.inference_mode(), precision:
+                outputs: list[dict[str, Instances]] = self._model(inputs)
+        except torch.OutOfMemoryError:
+            if len(inputs) == 1:
+                raise
+        else:
+            return outputs
+        # Outside the handler, which would keep the failed batch's tensors alive. One crowded image must not fail
+        # its neighbours.
+        return [output for single in inputs for output in self._run([single])]
 
     def _instances(self, found: Instances) -> list[Instance]:
         found = found.to("cpu")

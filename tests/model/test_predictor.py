@@ -81,6 +81,23 @@ def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: i
     ]
 
 
+class SmallMemory(Recorder):
+    """Runs out of memory for more than one image at a time, or for a very wide one."""
+
+    def forward(self, inputs: list[dict]) -> list[dict]:
+        if len(inputs) > 1 or inputs[0]["width"] > 200:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(inputs)
+
+
+def test_a_batch_too_large_for_the_memory_runs_one_by_one() -> None:
+    predictor = Predictor(SmallMemory(), CLASSES, "1", SETTINGS, batch_size=3)
+    results = predictor([random_image(20, width) for width in (30, 40, 50)])
+    assert [found[0].mask_hw.shape for found in results] == [(20, 30), (20, 40), (20, 50)]
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor([random_image(20, 201)])
+
+
 @pytest.mark.parametrize("channel_order", ["BGR", "RGB"])
 @pytest.mark.parametrize("size", [(40, 50), (50, 40), (64, 300), (300, 10), (1, 1)])
 def test_input_equals_detectron2s_default_predictor(channel_order: str, size: tuple[int, int]) -> None:
