@@ -9,6 +9,7 @@ Shapes: H, W mask size; N corners of a ring.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class _Pieces:
         points = np.roll(points, -cuts[0], axis=0)
         points = np.concatenate([points, points[:1]])
         ends = [*(cuts - cuts[0]), len(points) - 1]
-        pairs = zip(ends, ends[1:], strict=False)
+        pairs = pairwise(ends)
         return Ring(tuple(self._chain(points[a : b + 1], closed=False) for a, b in pairs), is_hole)
 
     def _with_junctions(self, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
