@@ -195,8 +195,7 @@ class TransfinerMaskHead(nn.Module):
         settings = self.settings
         coarse = output.logits.float().sigmoid()
         levels = self.find_nodes(output)
-        everyone = torch.arange(len(coarse), device=coarse.device)
-        values = self.refine.in_parts(pyramid, coarse, levels, everyone, settings.test_sequence_nodes)
+        values = self.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
         values = [value.float() for value in values]
         masks = propagate(coarse, levels, values, self.sizes, settings.propagation)
         if settings.dilate_and_blur:

@@ -61,25 +61,22 @@ class QuadtreeRefinement:
         return torch.cat([r for r, _ in separate]), [values[0] for _, values in separate]
 
     def in_parts(
-        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], rois: Tensor, most_nodes: int
+        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], most_nodes: int
     ) -> list[Tensor]:
         """The nodes' refined probabilities, L tensors (Q,), from sequences of about ``most_nodes`` nodes (0: any).
 
-        Every part takes each n-th node, so it spans the whole instance as a sample drawn in training does.
+        An RoI with more nodes is read as several sequences, each with its reference points and every n-th node, so
+        each spans the whole instance as a sample drawn in training does. What else is in the batch changes nothing.
         """
-        counts = torch.stack([nodes.counts(len(coarse)) for nodes in levels]).sum(0)
-        parts = -(-int(counts.max()) // most_nodes) if most_nodes and len(counts) else 1
-        if parts <= 1:
+        rois = torch.arange(len(coarse), device=coarse.device)
+        if not most_nodes:
             return self(pyramid, coarse, levels, rois)[1]
-        values: list[Tensor] = [coarse.new_empty(len(nodes)) for nodes in levels]
-        for part in range(parts):
-            chosen = [torch.arange(part, len(nodes), parts, device=coarse.device) for nodes in levels]
-            _, refined = self(
-                pyramid, coarse, [n.select(i) for n, i in zip(levels, chosen, strict=True)], rois
-            )
-            for value, index, found in zip(values, chosen, refined, strict=True):
-                value[index] = found.to(value.dtype)
-        return values
+        counts = torch.stack([nodes.counts(len(coarse)) for nodes in levels]).sum(0)
+        parts = (counts + most_nodes - 1).div(most_nodes, rounding_mode="floor").clamp(min=1)
+        owner = rois.repeat_interleave(parts)
+        dealt = [_deal(nodes, parts) for nodes in levels]
+        everyone = torch.arange(len(owner), device=coarse.device)
+        return self(pyramid.select(owner), coarse[owner], dealt, everyone)[1]
 
     def _refine_sequences(
         self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
@@ -125,6 +122,14 @@ class QuadtreeRefinement:
             )
             for feature, nodes, size, context in zip(features, levels, self.sizes, contexts, strict=True)
         ]
+
+
+def _deal(nodes: Nodes, parts: Tensor) -> Nodes:
+    """The same places with an RoI's nodes dealt in turn to its ``parts`` (R,) sequences, numbered through."""
+    counts = nodes.counts(len(parts))
+    rank = torch.arange(len(nodes), device=parts.device) - (counts.cumsum(0) - counts)[nodes.roi]
+    first = parts.cumsum(0) - parts
+    return Nodes(first[nodes.roi] + rank % parts[nodes.roi], nodes.y, nodes.x)
 
 
 def _neighbourhoods(feature: Tensor) -> Tensor:
