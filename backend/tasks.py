@@ -6,16 +6,17 @@ predictor comes with the worker.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 from rq import get_current_job
+from rq.timeouts import JobTimeoutException
 
+from backend.careful import Found, predict_carefully
 from backend.errors import TaskError
 from backend.jobs import PredictionJob
 from backend.records import Outcome
@@ -45,13 +46,14 @@ class TaskRunner:
     """Runs batches with one warm predictor.
 
     Args:
-        predictor: model that stays loaded.
+        model: gives the predictor of the checkpoint directory as it is now.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
         done: called with job id, outcome and figures as soon as a task has ended.
     """
 
-    def __init__(self, predictor: Predictor, fetch: Fetch, done: Done) -> None:
-        self.predictor = predictor
+    def __init__(self, model: Callable[[], Predictor], fetch: Fetch, done: Done) -> None:
+        self.model = model
+        self.predictor = model()
         self.fetch = fetch
         self.done = done
         self.outcomes: dict[str, Outcome] = {}
@@ -59,21 +61,14 @@ class TaskRunner:
     def run(self, jobs: Mapping[str, PredictionJob]) -> None:
         """Predict all of a batch; outcomes are kept for `take`, figures go to `done`. Never raises for a bad task."""
         begun = time.monotonic()
+        self.predictor = self.model()
         images = self._images(jobs)
         fetched = time.monotonic()
-        instances = self._instances(
-            {i: image for i, image in images.items() if isinstance(image, np.ndarray)}
-        )
+        arrays = {i: image for i, image in images.items() if isinstance(image, np.ndarray)}
+        found = predict_carefully(self.predictor, arrays)
         predicted = time.monotonic()
         for job_id, job in jobs.items():
-            found, image = instances.get(job_id), images[job_id]
-            error = image if isinstance(image, TaskError) else found if isinstance(found, TaskError) else None
-            if error is None:
-                assert isinstance(image, np.ndarray)
-                assert isinstance(found, list)
-                error = self._finish(job_id, job, image, found, begun)
-            if error is not None:
-                self._end(job_id, Outcome(error=error.error, hint=error.hint), begun, 0, 0)
+            self._finish(job_id, job, images[job_id], found.get(job_id), begun)
         log.info(
             "batch of %d: images %.2f s, model %.2f s, regions %.2f s",
             len(jobs), fetched - begun, predicted - fetched, time.monotonic() - predicted,
@@ -106,50 +101,50 @@ class TaskRunner:
         with ThreadPoolExecutor(min(FETCH_THREADS, len(jobs))) as pool:
             return dict(zip(jobs, pool.map(fetch, jobs.values()), strict=True))
 
-    def _instances(self, images: Mapping[str, np.ndarray]) -> dict[str, list[Instance] | TaskError]:
-        """All at once; when that fails, one by one, so that only the guilty image fails."""
-        if not images:
-            return {}
-        try:
-            return dict(zip(images, self.predictor(list(images.values())), strict=True))
-        except Exception as error:
-            if len(images) > 1:
-                log.warning("a batch of %d failed (%r); running its images one by one", len(images), error)
-                return {key: self._instances({key: image})[key] for key, image in images.items()}
-            log.exception("the model failed on an image")
-            height, width = next(iter(images.values())).shape[:2]
-            return {
-                next(iter(images)): TaskError(
-                    f"The model failed on this image of {width} x {height}: {error!r}."
-                )
-            }
-
     def _finish(
-        self, job_id: str, job: PredictionJob, image: np.ndarray, found: Sequence[Instance], begun: float
-    ) -> TaskError | None:
+        self,
+        job_id: str,
+        job: PredictionJob,
+        image: np.ndarray | TaskError,
+        found: Found | TaskError | None,
+        begun: float,
+    ) -> None:
+        try:
+            if isinstance(image, TaskError):
+                raise image
+            if found is None or isinstance(found, TaskError):
+                raise found or TaskError("The image was not predicted.")
+            prediction = self._written(job, image, found)
+        except TaskError as error:
+            self._end(job_id, Outcome(error=error.error, hint=error.hint), begun, 0, 0)
+            return
+        self._end(
+            job_id, Outcome(prediction=prediction), begun, len(found.instances), len(prediction["result"])
+        )
+
+    def _written(self, job: PredictionJob, image: np.ndarray, found: Found) -> dict[str, Any]:
         height, width = image.shape[:2]
         try:
             prediction, report = build_prediction(
-                found, parse_label_config(job.label_config), width=width, height=height,
+                found.instances, parse_label_config(job.label_config), width=width, height=height,
                 model_version=job.model_version, output=Output(**job.output), seed=f"{job.task.get('id')}:{job.image}",
             )  # fmt: skip
+        except JobTimeoutException:
+            raise
         except Exception as error:
             log.exception("turning instances into regions failed")
-            return TaskError(f"The prediction could not be written as regions: {error!r}.")
+            raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
         if report.dropped:
-            log.info("task %s: left out %s", job.task.get("id"), report.dropped)
-        self._end(job_id, Outcome(prediction=prediction), begun, len(found), len(prediction["result"]))
-        return None
+            log.info("task %s: left out %s", job.task.get("id"), dict(report.dropped))
+        for region in prediction["result"] if found.note else ():
+            # Label Studio keeps this text with the region, so that annotators see it.
+            region.setdefault("meta", {}).setdefault("text", []).append(found.note)
+        return prediction
 
     def _end(self, job_id: str, outcome: Outcome, begun: float, instances: int, regions: int) -> None:
         self.outcomes[job_id] = outcome
         seconds = round(time.monotonic() - begun, 3)
         self.done(job_id, outcome, {"instances": instances, "regions": regions, "seconds": seconds})
-
-
-def output_of(settings_output: Output) -> dict[str, Any]:
-    """As it travels in a job."""
-    return dataclasses.asdict(settings_output)
 
 
 _runner: TaskRunner | None = None

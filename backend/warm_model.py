@@ -1,22 +1,27 @@
-"""Loads the served model once and runs it once, so that the first task is as fast as the next. Imports torch."""
+"""The model that a worker keeps loaded: warmed up once, and swapped when the checkpoint directory is replaced.
+
+Importing this module imports no torch; loading does.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from backend.errors import StartError
+from backend.errors import ServiceError, StartError
 from backend.served_model import read_served_model
 from backend.settings import Settings
+from backend.tasks import Predictor
 from model.requirements import MissingRequirementError, require_model_libraries
 
 log = logging.getLogger(__name__)
 WARM_UP_EDGE_PX = 320
 
 
-def load(settings: Settings):  # type: ignore[no-untyped-def]
+def load(settings: Settings) -> Predictor:
     """The predictor of the settings' checkpoint, warm.
 
     Raises:
@@ -29,14 +34,14 @@ def load(settings: Settings):  # type: ignore[no-untyped-def]
     import torch
 
     from model.checkpoint import CheckpointError
-    from model.predictor import Predictor
+    from model.predictor import Predictor as TorchPredictor
 
     served = read_served_model(settings.model)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     begun = time.monotonic()
     try:
-        predictor = Predictor.from_checkpoint(
+        predictor = TorchPredictor.from_checkpoint(
             settings.model, device=_device(settings), score_threshold=settings.score_floor
         )
     except (CheckpointError, ValueError) as error:
@@ -56,3 +61,29 @@ def _device(settings: Settings) -> str:
     return (
         f"cuda:{settings.worker_number % gpus}" if settings.device == "auto" and gpus > 1 else settings.device
     )
+
+
+class WarmModel:
+    """Holds the predictor of the settings' checkpoint directory.
+
+    Args:
+        load: builds the predictor; `load` of this module outside tests.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[Settings], Predictor] = load) -> None:
+        self.settings = settings
+        self.load = load
+        self.served = read_served_model(settings.model)
+        self.predictor = load(settings)
+
+    def current(self) -> Predictor:
+        """The predictor of what is in the directory now; the one before while the new one cannot be loaded."""
+        try:
+            served = read_served_model(self.settings.model)
+            if served != self.served:
+                log.info("%s was replaced: %s -> %s", served.directory, self.served.version, served.version)
+                self.predictor = self.load(self.settings)
+                self.served = served
+        except ServiceError as error:
+            log.error("still serving %s: %s", self.served.version, error)
+        return self.predictor

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,20 +18,19 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 
+from backend.companion import Companion
 from backend.connection import WORKER_BLOCK_S, worker_connection
 from backend.errors import TaskError
 from backend.image_source import ImageSource
-from backend.jobs import INTERACTIVE_QUEUE, PREDICT_QUEUE, JobQueue, PredictionJob
-from backend.orphans import Vitals, adopt_from, adopt_orphans, rescue_lost
+from backend.jobs import INTERACTIVE_QUEUE, JobQueue, PredictionJob
+from backend.orphans import Vitals, adopt_from
 from backend.projects import Projects
-from backend.pusher import Pusher
 from backend.records import STATS, Outcome
 from backend.settings import Settings
 from backend.tasks import Predictor, TaskRunner, use_runner
+from backend.warm_model import WarmModel, load
 
 log = logging.getLogger(__name__)
-MOST_BEAT_S = 1.5
-RESCUE_EVERY_S = 5.0
 RECONNECT_S = 0.5
 
 
@@ -125,82 +122,26 @@ class BatchWorker(SimpleWorker):
         log.info("stopping after the batch at hand")
 
 
-class Companion(threading.Thread):
-    """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
-
-    def __init__(self, queue: JobQueue, vitals: Vitals, settings: Settings, facts: Mapping[str, Any]) -> None:
-        super().__init__(name="companion", daemon=True)
-        self.queue = queue
-        self.vitals = vitals
-        self.facts = facts
-        self.stop = threading.Event()
-        self.pusher = threading.Thread(
-            target=Pusher(queue, settings, vitals.name).run, args=(self.stop,), name="pusher", daemon=True
-        )
-
-    def run(self) -> None:
-        self.pusher.start()
-        rescue_at = time.monotonic() + RESCUE_EVERY_S
-        while not self.stop.is_set():
-            try:
-                self.vitals.beat({**self.facts, "memory_mib": _memory_mib(), "beat_at": time.time()})
-                adopt_orphans(self.queue)
-                if time.monotonic() > rescue_at:
-                    rescue_lost(self.queue)
-                    rescue_at = time.monotonic() + RESCUE_EVERY_S
-            except redis.RedisError as error:
-                log.warning("queue server: %s", error)
-            except Exception:
-                log.exception("looking after the queue failed; trying again")
-            self.stop.wait(min(MOST_BEAT_S, self.vitals.lost_after_s / 4))
-
-    def end(self) -> None:
-        self.stop.set()
-        self.join(5)
-        self.pusher.join(5)
-
-
-def _memory_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def load_predictor(settings: Settings) -> Predictor:
-    """The model of the settings; imports torch.
-
-    Raises:
-        StartError: torch, detectron2 or the checkpoint is missing.
-    """
-    from backend.warm_model import load
-
-    return load(settings)
-
-
-def run_worker(settings: Settings, predictor: Predictor | None = None, *, burst: bool = False) -> None:
+def run_worker(
+    settings: Settings, load: Callable[[Settings], Predictor] = load, *, burst: bool = False
+) -> None:
     """Serve jobs until SIGTERM or SIGINT, which finish the batch at hand. For the main thread of a process.
 
     Args:
-        predictor: for tests of the queue's mechanics; the model of the settings otherwise.
+        load: builds the predictor of the settings' checkpoint directory; another one in tests of the queue's mechanics.
         burst: end when nothing is waiting.
     """
     connection: Redis = worker_connection(settings)
-    predictor = predictor or load_predictor(settings)
+    model = WarmModel(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     vitals = Vitals(connection, name, lost_after_s=settings.worker_lost_s)
     source = ImageSource(settings, Projects(connection))
-    runner = TaskRunner(predictor, source.fetch, lambda *ended: _finish(queue, *ended))
+    runner = TaskRunner(model.current, source.fetch, lambda *ended: _finish(queue, *ended))
     use_runner(runner)
-    facts = {
-        "version": predictor.version,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.time(),
-    }
-    companion = Companion(queue, vitals, settings, facts)
+    companion = Companion(queue, vitals, settings, lambda: model.predictor.version)
     companion.start()
-    log.info(
-        "worker %s serves %s on %s", name, predictor.version, ", ".join((INTERACTIVE_QUEUE, PREDICT_QUEUE))
-    )
+    log.info("worker %s serves %s", name, model.predictor.version)
     try:
         _serve(lambda: BatchWorker(queue, runner, vitals, settings), queue, name, burst=burst)
     finally:

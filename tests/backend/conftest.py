@@ -5,9 +5,11 @@ The model is a fake one here (fake_worker.py): these tests are about the queue's
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from redis import Redis
 from werkzeug.serving import make_server
 
 from backend.app import create_app
+from backend.lifeline import die_with_parent
 from backend.queue_server import QueueServer
 from backend.settings import Settings
 
@@ -32,7 +35,11 @@ from service_parts import LOST_S, FakeWorkers, wait_until  # noqa: E402
 @pytest.fixture(scope="session")
 def queue_server() -> Iterator[QueueServer]:
     server = QueueServer()
-    process = subprocess.Popen(server.command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        server.command,
+        stdin=subprocess.PIPE,
+        preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+    )
     assert process.stdin
     with process.stdin as stdin:
         stdin.write(server.configuration)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from typing import Any
 
 import numpy as np
 from redis import Redis
 
+from backend.lifeline import die_with_parent
 from backend.logs import set_up_logs
+from backend.served_model import read_served_model
 from backend.settings import Settings
 from backend.worker import run_worker
 from model.instance import Instance
@@ -23,9 +26,9 @@ from model.instance import Instance
 
 class FakePredictor:
     labels = ("gear", "leaf")
-    version = "fake-1"
 
-    def __init__(self, connection: Redis, wishes: dict[str, Any]) -> None:
+    def __init__(self, connection: Redis, wishes: dict[str, Any], version: str) -> None:
+        self.version = version
         self.connection = connection
         self.wishes = wishes
 
@@ -54,10 +57,16 @@ class FakePredictor:
 
 
 def main() -> None:
+    # Not even a killed test run leaves a worker behind.
+    die_with_parent(int(os.environ["PARENT"]), signal.SIGKILL)
     settings = Settings()
     set_up_logs(settings)
     connection = Redis.from_url(settings.redis_url)
-    run_worker(settings, FakePredictor(connection, json.loads(os.environ["FAKE"])))
+    wishes = json.loads(os.environ["FAKE"])
+    run_worker(
+        settings,
+        lambda _: FakePredictor(connection, wishes, read_served_model(settings.model).version),
+    )
 
 
 if __name__ == "__main__":

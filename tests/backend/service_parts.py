@@ -71,6 +71,7 @@ class FakeWorkers:
             "TRANSFINER_PRIVATE_IMAGE_HOSTS": "127.0.0.1",
             **{f"TRANSFINER_{name.upper()}": str(value) for name, value in options.items()},
             "FAKE": json.dumps(fake),
+            "PARENT": str(os.getpid()),
         }
         command = [sys.executable, str(ROOT / "tests" / "backend" / "fake_worker.py")]
         fresh = [subprocess.Popen(command, env=environment, cwd=ROOT) for _ in range(count)]

@@ -101,7 +101,8 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
         ),
         pytest.param(FakeClient(hooks=[{**HOOK, "url": "http://old:1/webhook"}]), {}, "warning", "Webhooks", id="left"),
         pytest.param(
-            FakeClient(), {"basic_auth_user": "u", "basic_auth_password": "p"}, "error", "WEBHOOK_SECRET", id="no secret",
+            FakeClient(), {"basic_auth_user": "u", "basic_auth_password": "p"},
+            "error", "WEBHOOK_SECRET", id="no secret",
         ),
     ],
 )  # fmt: skip

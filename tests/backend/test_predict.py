@@ -208,3 +208,18 @@ def test_a_worker_with_another_model_says_so(settings, serve, workers, tmp_path)
     answer = ask(serve(settings.model_copy(update={"model": tmp_path})), predict_body(tasks(1))).json()
     assert answer["results"] == [[]]
     assert "fake-2" in answer["errors"][0]["error"]
+
+
+def test_a_replaced_checkpoint_is_served_without_a_restart(settings, serve, workers, checkpoint):
+    """By the same worker, which then answers with the new version."""
+    workers.start()
+    address = serve(settings)
+    assert ask(address, predict_body(tasks(1))).json()["results"][0]["model_version"] == "fake-1"
+    metadata = checkpoint / "metadata.json"
+    before = metadata.read_text()
+    try:
+        metadata.write_text(before.replace("fake-1", "fake-2"))
+        assert requests.get(f"{address}/versions", timeout=20).json()["versions"] == ["fake-2"]
+        assert ask(address, predict_body(tasks(1))).json()["results"][0]["model_version"] == "fake-2"
+    finally:
+        metadata.write_text(before)

@@ -6,6 +6,7 @@ Runs on the model that ships, or on the checkpoint directory in TRANSFINER_MODEL
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import os
 import signal
@@ -22,6 +23,7 @@ import requests
 from PIL import Image
 from service_parts import ROOT, wait_until
 
+from backend.lifeline import die_with_parent
 from backend.settings import SHIPPED_MODEL
 from integration.polygons import Polygon, polygons_to_mask
 
@@ -43,6 +45,7 @@ class Serving:
             [sys.executable, "-m", "backend.cli", "serve", "--port", "0", "--model", str(MODEL), "--device", "cpu"],
             env={**environment, "OMP_NUM_THREADS": "1", "TRANSFINER_SCORE_THRESHOLD": "0.3"},
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
         )  # fmt: skip
         self.log: list[str] = []
         self.reader = threading.Thread(target=self._read, daemon=True)

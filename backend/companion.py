@@ -1,0 +1,64 @@
+"""What goes on in a worker's process beside its batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from backend.jobs import JobQueue
+from backend.orphans import Vitals, adopt_orphans, rescue_lost
+from backend.pusher import Pusher
+from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+MOST_BEAT_S = 1.5
+RESCUE_EVERY_S = 5.0
+
+
+class Companion(threading.Thread):
+    """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
+
+    def __init__(
+        self, queue: JobQueue, vitals: Vitals, settings: Settings, version: Callable[[], str]
+    ) -> None:
+        super().__init__(name="companion", daemon=True)
+        self.queue = queue
+        self.vitals = vitals
+        self.version = version
+        self.born = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        self.stop = threading.Event()
+        self.pusher = threading.Thread(
+            target=Pusher(queue, settings, vitals.name).run, args=(self.stop,), name="pusher", daemon=True
+        )
+
+    def run(self) -> None:
+        self.pusher.start()
+        rescue_at = time.monotonic() + RESCUE_EVERY_S
+        while not self.stop.is_set():
+            try:
+                self.vitals.beat({**self.born, "version": self.version(), "memory_mib": _memory_mib()})
+                adopt_orphans(self.queue)
+                if time.monotonic() > rescue_at:
+                    rescue_lost(self.queue)
+                    rescue_at = time.monotonic() + RESCUE_EVERY_S
+            except redis.RedisError as error:
+                log.warning("queue server: %s", error)
+            except Exception:
+                log.exception("looking after the queue failed; trying again")
+            self.stop.wait(min(MOST_BEAT_S, self.vitals.lost_after_s / 4))
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join(5)
+        self.pusher.join(5)
+
+
+def _memory_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

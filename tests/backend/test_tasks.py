@@ -1,0 +1,157 @@
+"""One batch in one process: what each kind of failure does to its own task and to the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rq.timeouts import JobTimeoutException
+from service_parts import CONFIG
+
+from backend.careful import predict_carefully
+from backend.errors import TaskError
+from backend.jobs import PredictionJob
+from backend.records import Outcome
+from backend.smaller import grown, is_out_of_memory, shrunk
+from backend.tasks import TaskRunner, predict_task, use_runner
+from integration.images import ImageError
+from model.instance import Instance
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def instance(image: np.ndarray) -> Instance:
+    mask = np.zeros(image.shape[:2], bool)
+    height, width = mask.shape
+    mask[height // 4 : height // 2, width // 4 : width // 2] = True
+    return Instance((width / 4, height / 4, width / 2, height / 2), "gear", 0.8, mask)
+
+
+def image(width: int, height: int = 32) -> np.ndarray:
+    return np.full((height, width, 3), 127, np.uint8)
+
+
+class Model:
+    """Fails as told: `limit_px` is the largest number of pixels that fits into memory, over the whole batch."""
+
+    labels = ("gear",)
+    version = "v1"
+
+    def __init__(self, limit_px: int = 10**9, bad_width: int = -1) -> None:
+        self.limit_px, self.bad_width = limit_px, bad_width
+        self.batches: list[int] = []
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
+        self.batches.append(len(images))
+        if sum(i.shape[0] * i.shape[1] for i in images) > self.limit_px:
+            raise OutOfMemoryError("CUDA out of memory")
+        if any(i.shape[1] == self.bad_width for i in images):
+            raise ValueError("bad image")
+        return [[instance(i)] for i in images]
+
+
+def run(model: Model, images: dict[str, Any]) -> dict[str, Outcome]:
+    ended: dict[str, Outcome] = {}
+
+    def fetch(job: PredictionJob, key: str) -> np.ndarray:
+        found = images[job.image]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    runner = TaskRunner(lambda: model, fetch, lambda job_id, outcome, _: ended.update({job_id: outcome}))
+    jobs = {
+        name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images
+    }
+    runner.run(jobs)
+    assert ended == runner.outcomes
+    return ended
+
+
+def notes(outcome: Outcome) -> list[str]:
+    assert outcome.prediction
+    return [
+        text for region in outcome.prediction["result"] for text in region.get("meta", {}).get("text", [])
+    ]
+
+
+def test_a_good_batch_runs_together():
+    model = Model()
+    outcomes = run(model, {"a": image(32), "b": image(48)})
+    assert model.batches == [2]
+    assert [len(outcome.prediction["result"]) for outcome in outcomes.values()] == [1, 1]
+    assert notes(outcomes["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (ImageError("gone", value="x.jpg", expected="an image", fix="upload it"), "upload it"),
+        (TaskError("refused", "a hint"), "refused"),
+        (RuntimeError("surprise"), "surprise"),
+        (image(24), "24 x 32"),
+    ],
+)
+def test_one_bad_task_fails_alone(bad, says):
+    outcomes = run(Model(bad_width=24), {"a": image(32), "bad": bad, "b": image(48)})
+    assert outcomes["a"].prediction
+    assert outcomes["b"].prediction
+    assert outcomes["bad"].prediction is None
+    assert says in outcomes["bad"].error
+
+
+def test_out_of_memory_steps_down_and_says_so_on_the_prediction():
+    model = Model(limit_px=32 * 32)
+    outcomes = run(model, {"a": image(32), "large": image(64)})
+    assert model.batches == [2, 1, 1, 1]
+    assert notes(outcomes["a"]) == []
+    assert "1/2 of the image's size" in notes(outcomes["large"])[0]
+    region = outcomes["large"].prediction["result"][0]
+    assert (region["original_width"], region["original_height"]) == (64, 32)
+    xs = [x for x, _ in region["value"]["points"]]
+    assert (min(xs), max(xs)) == (25, 50)
+
+
+def test_out_of_memory_for_good_is_a_failure_with_a_hint():
+    outcomes = run(Model(limit_px=10), {"a": image(64)})
+    assert outcomes["a"].prediction is None
+    assert "Out of memory" in outcomes["a"].error
+    assert "memory" in outcomes["a"].hint
+
+
+def test_the_time_limit_of_a_batch_is_not_swallowed():
+    def slow(_: list[np.ndarray]) -> list[list[Instance]]:
+        raise JobTimeoutException
+
+    with pytest.raises(JobTimeoutException):
+        predict_carefully(slow, {"a": image(32), "b": image(32)})
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (OutOfMemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, is_memory):
+    assert is_out_of_memory(error) == is_memory
+
+
+@pytest.mark.parametrize(("width", "height", "factor"), [(64, 32, 2), (61, 33, 2), (7, 5, 4), (1, 1, 4)])
+def test_grown_instances_have_the_size_of_the_whole_image(width, height, factor):
+    small = shrunk(image(width, height), factor)
+    large = grown(instance(small), height, width)
+    assert large.mask_hw.shape == (height, width)
+    assert all(0 <= edge <= max(width, height) for edge in large.box_xyxy)
+
+
+def test_a_plain_rq_worker_is_told_that_it_has_no_model():
+    use_runner(None)
+    with pytest.raises(TaskError, match="transfiner worker"):
+        predict_task({})
