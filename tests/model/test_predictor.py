@@ -168,6 +168,14 @@ def test_predictions_do_not_depend_on_neighbours_or_earlier_calls(checkpoint: Pa
         assert all(np.array_equal(i.mask_hw, j.mask_hw) for i, j in zip(a, b, strict=True))
 
 
+def test_half_precision_finds_the_same_objects(checkpoint: Path) -> None:
+    image = random_image(70, 100, seed=1)
+    [exact] = Predictor.from_checkpoint(checkpoint, device="cpu")([image])
+    [mixed] = Predictor.from_checkpoint(checkpoint, device="cpu", mixed_precision=True)([image])
+    assert len(exact) == len(mixed) > 0
+    assert [i.score for i in mixed] == pytest.approx([i.score for i in exact], abs=0.02)
+
+
 def test_thresholds_and_limits_reach_the_network(checkpoint: Path) -> None:
     assert Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=1.0)(
         [random_image(64, 64)]
