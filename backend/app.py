@@ -48,24 +48,31 @@ def _begin() -> None:
 
 
 def _authorise(settings: Settings) -> None:
-    """Basic auth where it is configured; Label Studio's events come without it, so they may carry our secret."""
-    if not settings.basic_auth_user or (request.endpoint in PUBLIC and not _is_label_studio()):
+    """Basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead."""
+    if request.endpoint in PUBLIC and not _is_label_studio():
         return
-    secret = settings.webhook_secret.get_secret_value()
-    given_secret = request.headers.get("X-Transfiner-Secret", "")
-    if request.endpoint == "label_studio.webhook" and secret and _same(given_secret, secret):
+    hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
+    if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
         return
-    given = request.authorization
-    user, password = (
-        (given.username or "", given.password or "") if given and given.type == "basic" else ("", "")
-    )
-    # Both are always compared, in constant time, so that the time taken tells nothing.
-    user_is_right = _same(user, settings.basic_auth_user)
-    if not (_same(password, settings.basic_auth_password.get_secret_value()) and user_is_right):
+    if not (hook or settings.basic_auth_user or settings.api_token.get_secret_value()):
+        return
+    if not _knows_password(settings):
         raise UnauthorizedError(
             "Credentials are missing or wrong.",
             "Give the ML backend in Label Studio the basic auth user and password.",
         )
+
+
+def _knows_password(settings: Settings) -> bool:
+    given = request.authorization
+    token = settings.api_token.get_secret_value()
+    if given and given.type == "bearer":
+        return bool(token) and _same(given.token or "", token)
+    if not settings.basic_auth_user or not given or given.type != "basic":
+        return False
+    # Both are always compared, in constant time, so that the time taken tells nothing.
+    user_is_right = _same(given.username or "", settings.basic_auth_user)
+    return _same(given.password or "", settings.basic_auth_password.get_secret_value()) and user_is_right
 
 
 def _is_label_studio() -> bool:

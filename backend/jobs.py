@@ -41,6 +41,7 @@ class PredictionJob:
         label_config: XML of the project.
         model_version: the version that the answer will carry.
         output: fields of integration.regions.Output.
+        request_id: of the request that asked first; for logs, not part of the identity.
     """
 
     project: str
@@ -49,6 +50,7 @@ class PredictionJob:
     label_config: str
     model_version: str
     output: dict[str, Any] = field(default_factory=dict)
+    request_id: str = ""
 
     @property
     def id(self) -> str:
@@ -179,6 +181,7 @@ class JobQueue:
             "project": job.project,
             "task": str(job.task.get("id", "")),
             "model_version": job.model_version,
+            "request": job.request_id,
             "interactive": interactive,
         }
 

@@ -66,7 +66,7 @@ class Predictions:
         config = usable_config(xml, model)
         output, _ = output_of(self.settings, project.extra_params)
         jobs = [
-            _job(task, request.project, xml, config.value_key, model.version, output)
+            _job(task, request.project, xml, config.value_key, model.version, output, request_id)
             for task in request.tasks
         ]
         if request.params.context is not None:
@@ -172,7 +172,13 @@ def unusable_because(config: LabelConfig, model: ServedModel) -> str:
 
 
 def _job(
-    task: TaskItem, project: str, xml: str, value_key: str, version: str, output: dict[str, Any]
+    task: TaskItem,
+    project: str,
+    xml: str,
+    value_key: str,
+    version: str,
+    output: dict[str, Any],
+    request_id: str,
 ) -> PredictionJob:
     value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
     # Only the image travels; when its key is missing the worker's error shall name what is there instead.
@@ -184,6 +190,7 @@ def _job(
         label_config=xml,
         model_version=version,
         output=output,
+        request_id=request_id,
     )
 
 

@@ -149,7 +149,7 @@ class Records:
         """The newest records, newest first, without their predictions."""
         names: tuple[str, ...] = (  # all but the prediction
             "state", "project", "task", "model_version", "queued_at", "started_at", "finished_at", "attempts",
-            "worker", "regions", "seconds", "error", "hint", "delivery", "interactive",
+            "worker", "request", "regions", "seconds", "error", "hint", "delivery", "interactive",
         )  # fmt: skip
         members: Any = self.connection.zrevrange(INDEX, 0, limit - 1)
         ids = [text(member) for member in members]

@@ -134,7 +134,9 @@ class Settings(BaseSettings):
     # Basic auth for everything but /health, set on the ML backend in Label Studio; empty user: no check.
     basic_auth_user: str = ""
     basic_auth_password: SecretStr = SecretStr("")
-    # Accepted on /webhook as header X-Transfiner-Secret instead of basic auth, which Label Studio's events never carry.
+    # For programs: accepted as `Authorization: Bearer ...` beside basic auth.
+    api_token: SecretStr = SecretStr("")
+    # Demanded on /webhook as header X-Transfiner-Secret; Label Studio's events never carry basic auth.
     webhook_secret: SecretStr = SecretStr("")
 
     # --- logs

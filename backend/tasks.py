@@ -116,11 +116,10 @@ class TaskRunner:
                 raise found or TaskError("The image was not predicted.")
             prediction = self._written(job, image, found)
         except TaskError as error:
-            self._end(job_id, Outcome(error=error.error, hint=error.hint), begun, 0, 0)
+            self._end(job_id, job, Outcome(error=error.error, hint=error.hint), begun, 0, 0)
             return
-        self._end(
-            job_id, Outcome(prediction=prediction), begun, len(found.instances), len(prediction["result"])
-        )
+        regions = len(prediction["result"])
+        self._end(job_id, job, Outcome(prediction=prediction), begun, len(found.instances), regions)
 
     def _written(self, job: PredictionJob, image: np.ndarray, found: Found) -> dict[str, Any]:
         height, width = image.shape[:2]
@@ -141,10 +140,20 @@ class TaskRunner:
             region.setdefault("meta", {}).setdefault("text", []).append(found.note)
         return prediction
 
-    def _end(self, job_id: str, outcome: Outcome, begun: float, instances: int, regions: int) -> None:
+    def _end(
+        self, job_id: str, job: PredictionJob, outcome: Outcome, begun: float, instances: int, regions: int
+    ) -> None:
         self.outcomes[job_id] = outcome
         seconds = round(time.monotonic() - begun, 3)
         self.done(job_id, outcome, {"instances": instances, "regions": regions, "seconds": seconds})
+        log.info(
+            "task %s of project %s: %s", job.task.get("id"), job.project,
+            outcome.error or f"{instances} object(s), {regions} region(s)",
+            extra={
+                "request_id": job.request_id, "project": job.project, "task": job.task.get("id"), "job": job_id,
+                "version": job.model_version,
+            },
+        )  # fmt: skip
 
 
 _runner: TaskRunner | None = None

@@ -145,11 +145,13 @@ def test_nonsense_is_refused_politely(client, path, body):
         ({}, "/ready", "GET", 503),
         ({"User-Agent": "heartex/1.23.2"}, "/health", "GET", 401),
         ({"Authorization": "Bearer x"}, "/setup", "POST", 401),
+        ({"Authorization": "Bearer token-1"}, "/jobs", "GET", 200),
+        ({"Authorization": "Bearer "}, "/jobs", "GET", 401),
         ({"Authorization": "Basic !!!"}, "/setup", "POST", 401),
     ],
 )
 def test_basic_auth_guards_everything_but_probes(settings, headers, path, method, status):
-    client = create_app(with_auth(settings, webhook_secret="hook")).test_client()
+    client = create_app(with_auth(settings, webhook_secret="hook", api_token="token-1")).test_client()
     body = {"action": "PROJECT_UPDATED", "project": {"id": 1}}
     answer = client.open(path, method=method, headers=headers, json=body if method == "POST" else None)
     assert answer.status_code == status
@@ -161,6 +163,15 @@ def test_the_right_password_opens(settings):
     client = create_app(with_auth(settings)).test_client()
     assert client.get("/versions", auth=("ls", "s3cret:ü")).get_json()["versions"] == ["fake-1"]
     assert client.get("/versions", auth=("ls", "s3cret")).status_code == 401
+
+
+@pytest.mark.parametrize(("secret", "status"), [("hook", 200), ("other", 401), ("", 401)])
+def test_a_webhook_secret_is_demanded_even_without_passwords(settings, secret, status):
+    client = create_app(Settings(**{**settings.model_dump(), "webhook_secret": "hook"})).test_client()
+    body = {"action": "PROJECT_UPDATED", "project": {"id": 1}}
+    answer = client.post("/webhook", json=body, headers={"X-Transfiner-Secret": secret} if secret else {})
+    assert answer.status_code == status
+    assert client.get("/versions").status_code == 200
 
 
 def test_webhook_notes_without_a_queue_server(settings):

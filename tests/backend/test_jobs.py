@@ -32,6 +32,10 @@ def test_ids_are_what_rq_allows(project, task, image, version):
     assert PredictionJob.from_payload(job.payload()).id == job.id
 
 
+def test_who_asked_does_not_change_the_id():
+    assert PredictionJob(**BASE, request_id="r1").id == PredictionJob(**BASE).id
+
+
 @pytest.mark.parametrize(
     "change",
     [
