@@ -25,11 +25,14 @@ import click
 @click.option(
     "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
 )
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
 @click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
     weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, ratio: float, device: str,
-    threads: int, overrides: tuple[tuple[str, str], ...], card: bool, as_json: bool,
+    threads: int, overrides: tuple[tuple[str, str], ...], picture: Path | None, rows: int, card: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure mask AP and boundary AP of a model's refined and coarse masks.
 
@@ -41,6 +44,7 @@ def evaluate(
     from training.datasets import open_set
     from training.evaluation.run import evaluate_checkpoint
     from training.model_card import write_card
+    from training.pictures import Comparison
 
     if (split is None) == (coco is None):
         raise click.UsageError("choose one set: --scenes val, or --coco ANNOTATIONS.json IMAGES/")
@@ -48,11 +52,15 @@ def evaluate(
         torch.set_num_threads(threads)
     name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else ""
     samples = open_set(name)
+    drawn = Comparison(rows) if picture else None
     flat = [part for pair in overrides for part in pair]
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights, samples, device=device, ratio=ratio, overrides=flat, progress=lambda _: bar.update(1)
+            weights, samples, device=device, ratio=ratio, overrides=flat,
+            progress=lambda _: bar.update(1), observe=drawn,
         )
+    if picture and drawn:
+        drawn.save(picture)
     outcome = {"weights": str(weights), "set": name} | result.as_dict()
     if card:
         write_card(weights, outcome, name, _command(weights, split, coco, count))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from detectron2.structures import Instances
 from PIL import Image
+
+from training.datasets import Sample
 
 _COLOURS = np.array(
     [
@@ -30,6 +35,37 @@ def tinted(image: np.ndarray, masks: np.ndarray, colours: np.ndarray | None = No
         )
         picture[mask & ~inner] = colour
     return picture.astype(np.uint8)
+
+
+class Comparison:
+    """Rows of truth, coarse masks and refined masks of the first samples it is shown.
+
+    Args:
+        rows: most samples it keeps; least_score: of the detections it draws.
+    """
+
+    def __init__(self, rows: int = 4, least_score: float = 0.5) -> None:
+        self.rows = rows
+        self.least_score = least_score
+        self.pictures: list[list[np.ndarray]] = []
+
+    def __call__(self, sample: Sample, found: Instances) -> None:
+        """Add a row, if there is room. ``found`` has ``pred_masks`` and ``pred_coarse_masks``."""
+        if len(self.pictures) >= self.rows:
+            return
+        shown = found[found.scores >= self.least_score]
+        colours = shown.pred_classes.numpy()
+        kinds = [
+            (sample.masks, sample.classes),
+            (shown.pred_coarse_masks.numpy().astype(bool), colours),
+            (shown.pred_masks.numpy().astype(bool), colours),
+        ]
+        self.pictures.append([tinted(sample.image, masks, by_class) for masks, by_class in kinds])
+
+    def save(self, path: Path) -> None:
+        """Write the rows as one picture; the suffix tells the format."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        in_rows(self.pictures).save(path)
 
 
 def in_rows(rows: list[list[np.ndarray]], gap_px: int = 4) -> Image.Image:

@@ -18,7 +18,8 @@ from torch import nn
 
 import model.registry  # noqa: F401  (registers our architectures)
 from model.checkpoint import load_checkpoint
-from training.datasets import AnySet
+from model.state_keys import load_weights
+from training.datasets import AnySet, Sample
 from training.evaluation.boundary_ap import boundary_ap
 from training.evaluation.coco_ap import mask_ap
 from training.evaluation.coco_format import TruthBuilder, detections
@@ -65,7 +66,7 @@ def load_for_evaluation(
     """The network of a checkpoint, keeping its coarse masks; its configuration and class names.
 
     Raises:
-        CheckpointError: the directory is no checkpoint.
+        CheckpointError: the directory is no checkpoint, or its weights do not fit its configuration.
     """
     cfg, state, metadata = load_checkpoint(directory)
     cfg.defrost()
@@ -73,7 +74,7 @@ def load_for_evaluation(
     cfg.MODEL.TRANSFINER.KEEP_COARSE = True
     cfg.merge_from_list(overrides or [])
     network = build_model(cfg)
-    network.load_state_dict(state, strict=False)
+    load_weights(network, state, source=str(directory))
     return network.eval(), cfg, tuple(metadata["classes"])
 
 
@@ -85,6 +86,7 @@ def evaluate_checkpoint(
     ratio: float = 0.02,
     overrides: list[str] | None = None,
     progress: Callable[[int], object] = int,
+    observe: Callable[[Sample, Instances], object] | None = None,
 ) -> Evaluation:
     """Run a checkpoint over a set and measure it.
 
@@ -94,6 +96,7 @@ def evaluate_checkpoint(
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
         overrides: configuration keys and values, alternating.
         progress: told how many images are done.
+        observe: shown each sample with what was found on it, to draw it for instance.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
@@ -114,6 +117,8 @@ def evaluate_checkpoint(
         scores, classes = found.scores.numpy(), found.pred_classes.numpy()
         refined += detections(sample.image_id, _masks(found.pred_masks), scores, classes)
         coarse += detections(sample.image_id, _masks(found.pred_coarse_masks), scores, classes)
+        if observe is not None:
+            observe(sample, found)
         progress(index + 1)
     index_of_truth = truth.build()
 
