@@ -9,6 +9,7 @@ the results under `errors`, in the log and at /jobs.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -90,9 +91,8 @@ class Predictions:
     def _ordinary(self, jobs: Sequence[PredictionJob], project: Project, request_id: str) -> dict[str, Any]:
         until = time.monotonic() + self.settings.predict_deadline_s
         unique = list(dict.fromkeys(job.id for job in jobs))
-        # Who never called /setup is no Label Studio: nothing can be pushed there, and nothing is stored twice.
         claim = Claim()
-        if project.hostname:
+        if _is_label_studio(project, jobs):
             claim = self.deliveries.claim(
                 request_id, unique, lifetime_s=self.settings.predict_deadline_s * 1.5
             )
@@ -149,6 +149,12 @@ class Predictions:
                 time.sleep(0.05)
             time.sleep(STORE_S)
         return answer
+
+
+def _is_label_studio(project: Project, jobs: Sequence[PredictionJob]) -> bool:
+    """Who never called /setup, or has no numbers for ids, is none: nothing can be pushed there or stored twice."""
+    ids = [project.id, *(str(job.task["id"]) for job in jobs)]
+    return bool(project.hostname) and all(re.fullmatch(r"[0-9]{1,18}", number) for number in ids)
 
 
 def usable_config(xml: str, model: ServedModel) -> LabelConfig:

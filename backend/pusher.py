@@ -160,6 +160,7 @@ class Pusher:
             return self._failed(project, rows, error)
         except Exception:
             self.deliveries.give_back(list(rows), uncertain=True)
+            self._back_off(project)
             raise
         if created < len(missing):
             log.warning(
@@ -183,12 +184,20 @@ class Pusher:
         self.deliveries.give_back(list(rows), uncertain=uncertain)
         if error.status in (400, 404, 422):
             return sum(self._push(project, self.deliveries.take([job_id])) for job_id in rows)
-        failures = self.failures[project.key] = self.failures.get(project.key, 0) + 1
-        delay_s = min(self.settings.push_retry_s * 2 ** (failures - 1), self.settings.push_retry_max_s)
-        self.wait_until[project.key] = time.monotonic() + delay_s
-        self.clients.clear()
+        delay_s = self._back_off(project)
+        entries = self.deliveries.deferred()
+        self.records.keep(i for i, entry in entries.items() if entry["project"] == project.key)
         log.error("project %s: pushing %d failed, again in %.0f s: %s", project.id, len(rows), delay_s, error)
         return 0
+
+    def _back_off(self, project: Project) -> float:
+        """Leave the project alone for a while, twice as long after each failure; the s until it is tried again."""
+        failures = self.failures[project.key] = self.failures.get(project.key, 0) + 1
+        delay_s = min(self.settings.push_retry_s * 2 ** min(failures - 1, 30), self.settings.push_retry_max_s)
+        self.wait_until[project.key] = time.monotonic() + delay_s
+        # A new client asks for fresh credentials.
+        self.clients.clear()
+        return delay_s
 
     def _client(self, project: Project) -> Client:
         address = (project.hostname, project.token)

@@ -137,6 +137,13 @@ class Records:
             pipe.publish(FINISHED_CHANNEL, job_id)
             pipe.execute()
 
+    def keep(self, job_ids: Iterable[str]) -> None:
+        """Keep records whose predictions Label Studio has not taken yet, though their time is over."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.expire(record_key(job_id), QUEUED_TTL_S)
+            pipe.execute()
+
     def requeue(self, job_id: str) -> None:
         self.connection.hset(record_key(job_id), "state", QUEUED)
 

@@ -123,6 +123,25 @@ def test_label_studio_down_while_pushing_loses_nothing(settings, late, workers, 
     assert pushed_tasks(label_studio) == [1, 2, 3]
 
 
+def test_what_waits_for_label_studio_outlives_its_time(late, workers, label_studio, redis):
+    label_studio.failures = [502]
+    ask(late, 2)
+    workers.start(push_retry_s=60, result_ttl_s=10, fake={"seconds": 0.01})
+    wait_until(lambda: label_studio.failures == [])
+    keys = redis.keys("transfiner:task:*")
+    wait_until(lambda: all(redis.ttl(key) > 3600 for key in keys))
+
+
+@pytest.mark.parametrize("odd", ["7a.1", "project", "-.1"])
+def test_a_project_without_a_number_is_no_label_studio(settings, serve, label_studio, workers, odd):
+    workers.end()
+    address = serve(settings.model_copy(update={"predict_deadline_s": 0.1}))
+    requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN, project=odd), timeout=20)
+    body = predict_body(tasks(1), project=odd)
+    assert requests.post(f"{address}/predict", json=body, timeout=20).json() == {"results": []}
+    assert requests.get(f"{address}/jobs", timeout=20).json()["deferred"] == 0
+
+
 def test_a_client_without_setup_gets_its_results_when_it_asks_again(settings, serve, workers):
     """There is no Label Studio to push to."""
     workers.end()
