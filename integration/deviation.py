@@ -25,20 +25,26 @@ def deviation_px(polygons: Sequence[Polygon], reference: Sequence[Polygon]) -> f
     Returns:
         Pixels, at most half a step too small. 0 if both are empty, infinity if only one is.
     """
-    here, there = _segments(polygons), _segments(reference)
+    here, there = _segments_px(polygons), _segments_px(reference)
     if not len(here) or not len(there):
         return 0.0 if len(here) == len(there) else float("inf")
     return max(_farthest_px(here, there), _farthest_px(there, here))
 
 
-def _segments(polygons: Iterable[Polygon]) -> np.ndarray:
-    """Line strings (S,)."""
+def _segments_px(polygons: Iterable[Polygon]) -> np.ndarray:
+    """Both ends (S, 2, 2) of the sides of all rings; a ring of one point, as others make them, has one of no length."""
     rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
     ends = [np.stack([ring, np.roll(ring, -1, axis=0)], axis=1) for ring in rings]
-    return shapely.linestrings(np.concatenate(ends)) if ends else np.array([])
+    return np.concatenate(ends) if ends else np.empty((0, 2, 2))
 
 
-def _farthest_px(segments: np.ndarray, others: np.ndarray) -> float:
-    samples = shapely.points(shapely.get_coordinates(shapely.segmentize(segments, SAMPLE_STEP_PX)))
+def _farthest_px(segments_px: np.ndarray, others_px: np.ndarray) -> float:
+    start, line = segments_px[:, 0], segments_px[:, 1] - segments_px[:, 0]
+    counts = np.ceil(np.hypot(line[:, 0], line[:, 1]) / SAMPLE_STEP_PX).astype(np.int64).clip(min=1)
+    segment = np.repeat(np.arange(len(counts)), counts)
+    share = (np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[segment]
+    samples = shapely.points(start[segment] + share[:, None] * line[segment])
+    long = (others_px[:, 0] != others_px[:, 1]).any(axis=1)
+    others = np.concatenate([shapely.linestrings(others_px[long]), shapely.points(others_px[~long, 0])])
     _, distance = shapely.STRtree(others).query_nearest(samples, return_distance=True, all_matches=False)
     return float(distance.max())
