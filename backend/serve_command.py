@@ -19,8 +19,8 @@ from backend.queue_server import QueueServer
 from backend.settings import PREFIX, Settings, load_settings, unknown_variables
 from backend.supervisor import Child, Supervisor, python_module
 
-# Loading torch and the model takes a while on a slow disk.
-WORKER_START_S = 300.0
+# Loading torch and the model takes seconds, on a starved machine many minutes.
+WORKER_START_S = 900.0
 
 
 @click.command()
