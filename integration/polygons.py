@@ -63,8 +63,10 @@ def mask_to_polygons(
         tolerance_px: largest two-way Hausdorff distance between a ring and its exact contour. 0 keeps every corner, and
             `polygons_to_mask` then gives back the identical mask.
         max_vertices: most vertices of a polygon, all its rings together; the tolerance is raised just enough and
-            recorded in the polygon.
-        min_area_px: parts and holes smaller than this many pixels are left out. Nothing is left out at 0.
+            recorded in the polygon. Validity goes first: a polygon keeps three vertices a ring, and more where parts
+            of the mask would overlap otherwise.
+        min_area_px: parts (with their holes filled) and holes smaller than this many pixels are left out. Nothing is
+            left out at 0.
 
     Returns:
         Valid polygons, in raster order of their first pixel.
@@ -113,13 +115,10 @@ def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Pol
     rings = [(signed_area(ring), ring) for ring in trace_rings(window)]
     exteriors = [ring for area, ring in rings if area > 0 and area >= min_area_px]
     holes = [ring for area, ring in rings if area < 0 and -area >= min_area_px]
-    owners = _owners(window, exteriors, holes)
-    return [
-        Polygon(
-            ring + offset, tuple(hole + offset for hole, o in zip(holes, owners, strict=True) if o == index)
-        )
-        for index, ring in enumerate(exteriors)
-    ]
+    holes_of: dict[int, list[np.ndarray]] = {}
+    for hole, owner in zip(holes, _owners(window, exteriors, holes), strict=True):
+        holes_of.setdefault(owner, []).append(hole + offset)
+    return [Polygon(ring + offset, tuple(holes_of.get(index, ()))) for index, ring in enumerate(exteriors)]
 
 
 def _owners(window: np.ndarray, exteriors: list[np.ndarray], holes: list[np.ndarray]) -> list[int]:
