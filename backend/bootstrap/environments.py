@@ -113,7 +113,9 @@ def _create(environment: Environment) -> None:
     command = [sys.executable, "-m", "venv", str(environment.folder)]
     status, output = run_visibly(command, title=f"creating {environment.folder.name}", log=environment.log)
     if status:
-        raise SetupError(f"`{' '.join(command)}` failed:\n    {output.strip()}")
+        raise SetupError(
+            f"`{' '.join(command)}` ended with status {status}: {output.strip() or 'no message'}"
+        )
 
 
 def _pip(environment: Environment, title: str, *arguments: str) -> None:

@@ -161,3 +161,9 @@ def test_the_command_explains_itself_without_anything_installed():
     command[-1] += "import runpy; runpy.run_module('backend.bootstrap', run_name='__main__')"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "example: python3 -m backend.bootstrap" in done.stdout
+
+
+def test_a_killed_step_says_so(tmp_path):
+    status, output = run_visibly(["/bin/sh", "-c", "kill -9 $$"], title="unpacking", log=tmp_path / "log")
+    assert status != 0
+    assert "killed by signal 9" in output
