@@ -65,7 +65,7 @@ class SharedFigures:
         workers = living_workers(connection)
         yield GaugeMetricFamily("transfiner_workers", "Living workers", len(workers))
         memory = GaugeMetricFamily(
-            "transfiner_worker_memory_bytes", "Peak memory", labels=("worker", "version")
+            "transfiner_worker_memory_bytes", "Resident memory", labels=("worker", "version")
         )
         for name, facts in workers.items():
             memory.add_metric(
