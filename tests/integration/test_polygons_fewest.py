@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from integration import shortcuts
 from integration.contours import trace_rings
 from integration.fewest import fewest_vertices
 from integration.shortcuts import ShortcutGraph
@@ -54,10 +55,15 @@ def _laps(ahead: dict[int, list[int]], start: int, lap: int) -> int:
 
 
 @pytest.mark.parametrize("tolerance_px", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("longest", [0, 60])  # corners of a chain with candidates beside the contour
 @pytest.mark.parametrize("seed", range(3))
-def test_cycles_are_the_shortest(seed: int, tolerance_px: float) -> None:
+def test_cycles_are_the_shortest(
+    seed: int, longest: int, tolerance_px: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortcuts, "_LONG_CHAIN", longest)
     for ring in random_rings(seed)[:2]:
         graph = ShortcutGraph(ring.astype(np.float64), np.full(len(ring), tolerance_px), closed=True)
+        assert graph.k == (2 if longest else 1)
         nodes = fewest_vertices(graph)
         assert len(nodes) == naive_fewest(graph)
         assert len(np.unique(nodes)) == len(nodes)
