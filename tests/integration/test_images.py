@@ -212,7 +212,8 @@ def test_servers_that_drip_for_ever_are_cut_off(loopback: Any, hangs_in: str) ->
 
     loopback.pages[UPLOAD] = page
     try:
-        with pytest.raises(ImageError, match=r"takes too long: got more than 0\.4 s"):
+        # Silence and slowness end at the same moment here; which of the two limits speaks first is chance.
+        with pytest.raises(ImageError, match=r"takes too long: got more than 0\.4 s|timed out"):
             fetcher(loopback, timeout_s=0.4).fetch(task(UPLOAD), "image")
     finally:
         stop.set()
