@@ -35,8 +35,6 @@ def add_training_config(cfg: CfgNode) -> None:
     node.THREADS = 0
     # Iterations between lines of the log.
     node.LOG_PERIOD = 20
-    # Iterations between pictures of predictions (0: none).
-    node.PICTURE_PERIOD = 0
 
 
 def get_training_config(name: str | Path) -> CfgNode:
