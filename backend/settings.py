@@ -130,6 +130,38 @@ class Settings(BaseSettings):
     image_cache: str = ""
     image_cache_mib: float = Field(default=2048.0, gt=0)
 
+    # --- learning from corrections
+    # Folder or bucket (s3://bucket/path) of model versions, snapshots and rounds; empty: no learning.
+    registry: str = "var/registry"
+    # Folder in which versions of the registry are kept on this machine.
+    registry_cache: Path = Path("var/cache/registry")
+    # Folder in which running trainings keep what they need to go on after a crash.
+    learning_folder: Path = Path("var/learning")
+    # Train by itself once this many annotations are newer than the newest snapshot; 0: only when asked.
+    train_after: int = Field(default=0, ge=0)
+    # Train by itself when the last round is this many hours ago and there is a newer annotation; 0: never.
+    train_every_h: float = Field(default=0.0, ge=0)
+    # Label Studio is asked for new annotations this often, in s; webhook events make it sooner.
+    learning_check_s: float = Field(default=60.0, gt=0)
+    # Whoever trains renews his lock; after this many s without he is dead and the training goes on elsewhere.
+    learning_lost_s: float = Field(default=30.0, ge=1)
+    # Share of the images kept for judging, never trained on, 0..1; by content, so it is the same share for ever.
+    holdout_share: float = Field(default=0.2, gt=0, lt=1)
+    # Earlier snapshots mixed into a training, and asked in the check for forgetting.
+    replay_snapshots: int = Field(default=4, ge=0)
+    # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
+    finetune_base_sets: list[str] = []
+    # Fields of training.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
+    finetune_options: dict[str, Any] = {}
+    # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
+    gate_rules: dict[str, Any] = {}
+    # Processes of one training (torchrun); 1: none.
+    train_processes: int = Field(default=1, ge=1)
+    # Have unlabelled tasks predicted anew after a promotion.
+    repredict: bool = True
+    # Whether `serve` also starts a worker of the queue `train`; it is small while it waits.
+    train_worker: bool = True
+
     # --- access
     # Basic auth for everything but /health, set on the ML backend in Label Studio; empty user: no check.
     basic_auth_user: str = ""
