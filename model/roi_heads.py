@@ -1,4 +1,4 @@
-"""Standard RoI heads with the Mask Transfiner mask branch."""
+"""detectron2's RoI heads, plain and cascaded, with the Mask Transfiner mask branch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
     StandardROIHeads,
     build_mask_head,
     select_foreground_proposals,
@@ -18,9 +19,8 @@ from torch import Tensor
 from model.roi_pyramid import RefinementPooler
 
 
-@ROI_HEADS_REGISTRY.register()
-class TransfinerROIHeads(StandardROIHeads):
-    """detectron2's box branch unchanged; the mask branch reads a RoI pyramid."""
+class RefinedMaskBranch(StandardROIHeads):
+    """The mask branch: a RoI pyramid and the refining mask head in place of one RoI feature and a plain head."""
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -51,3 +51,16 @@ class TransfinerROIHeads(StandardROIHeads):
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
         pyramid = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
         return self.mask_head(pyramid, instances)
+
+
+@ROI_HEADS_REGISTRY.register()
+class TransfinerROIHeads(RefinedMaskBranch):
+    """Faster R-CNN's box branch, detectron2's, unchanged."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class TransfinerCascadeROIHeads(RefinedMaskBranch, CascadeROIHeads):
+    """Cascade R-CNN's three box stages, detectron2's, unchanged; masks are read in the boxes of the last one.
+
+    Set ``MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG``: detectron2's cascade asks for it.
+    """

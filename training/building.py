@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import model.registry  # noqa: F401  (registers our architectures)
 from model.checkpoint import load_checkpoint
+from training.starting_weights import start_from
 
 
 def build_for_training(cfg: CfgNode) -> nn.Module:
@@ -19,6 +20,7 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
     Raises:
         ValueError: ``TRAINING.INIT`` is "imagenet" and the backbone has no packaged ImageNet weights.
         CheckpointError: ``TRAINING.INIT`` names a directory that is no checkpoint.
+        ValueError: none of its weights fits this network.
     """
     torch.manual_seed(max(cfg.SEED, 0))
     network = build_model(cfg)
@@ -26,7 +28,7 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
     if start == "imagenet":
         _start_from_imagenet(network, cfg)
     elif start:
-        network.load_state_dict(load_checkpoint(Path(start)).state, strict=False)
+        start_from(network, load_checkpoint(Path(start)).state)
     if cfg.MODEL.DEVICE == "cpu":
         _channels_last_backbone(network)
     return network
