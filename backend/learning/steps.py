@@ -1,0 +1,93 @@
+"""The programs of a round's heavy steps. Each is a process of its own, so the worker that watches needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backend.settings import Settings
+
+VERDICT_FILE = "verdict.json"
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What a finetuning is given.
+
+    Attributes:
+        parent: checkpoint directory it starts from.
+        snapshot: its data.
+        out: its folder; a state left there by a killed attempt is gone on with.
+        version: name of what it makes.
+        classes: by name, in the order of the label config.
+        replay: earlier snapshots.
+    """
+
+    parent: Path
+    snapshot: Path
+    out: Path
+    version: str
+    classes: tuple[str, ...]
+    replay: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the gate is given: checkpoint directories, the snapshot with the hold-out, earlier snapshots."""
+
+    candidate: Path
+    incumbent: Path | None
+    best: Path | None
+    snapshot: Path
+    earlier: tuple[Path, ...]
+    out: Path
+
+
+class Steps:
+    """Command lines of the real programs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def finetune_command(self, work: Finetuning) -> list[str]:
+        """`transfiner finetune`, under torchrun for several processes."""
+        request = {
+            "active": str(work.parent), "snapshot": str(work.snapshot), "out": str(work.out),
+            "classes": list(work.classes), "replay": [str(path) for path in work.replay], "version": work.version,
+            "base_sets": self.settings.finetune_base_sets, "settings": self.settings.finetune_options,
+            "device": self.settings.device,
+        }  # fmt: skip
+        return [*self._launcher(), "-m", "backend.learning.finetune_step", json.dumps(request)]
+
+    def gate_command(self, work: Judging) -> list[str]:
+        """Writes `verdict.json` in the folder."""
+        request = {
+            "candidate": str(work.candidate), "incumbent": _text(work.incumbent), "best": _text(work.best),
+            "snapshot": str(work.snapshot), "earlier": [str(path) for path in work.earlier],
+            "rules": self.settings.gate_rules, "device": self.settings.device,
+            "out": str(work.out / VERDICT_FILE),
+        }  # fmt: skip
+        return [sys.executable, "-m", "backend.learning.gate_step", json.dumps(request)]
+
+    def _launcher(self) -> list[str]:
+        processes = self.settings.train_processes
+        if processes == 1:
+            return [sys.executable]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that another process replaces atomically; {} while there is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
