@@ -8,7 +8,7 @@ BIN = .venv/bin
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint setup lock clean clean-demo
+.PHONY: help demo serve test parity lint setup lock clean clean-demo
 
 help:  ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -26,6 +26,12 @@ serve:  ## The backend alone, for a Label Studio that you run yourself
 test:  ## All tests, the end-to-end test in a real Label Studio and a real browser included
 	@$(BOOTSTRAP) dev label-studio browser
 	@$(BIN)/python -m pytest $(ARGS)
+
+parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON2=FOLDER)
+	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { echo "DETECTRON2='$(DETECTRON2)' is no checkout of detectron2; \
+	give the folder that holds detectron2/__init__.py"; exit 2; }
+	@$(BOOTSTRAP) dev
+	PYTHONPATH="$(DETECTRON2)" TRANSFINER_DETECTRON2="$(DETECTRON2)" $(BIN)/python -m pytest tests/model $(ARGS)
 
 lint:  ## ruff, mypy, and the direction of imports
 	@$(BOOTSTRAP) dev
