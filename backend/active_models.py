@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ModelUnavailableError
-from backend.served_model import ServedModel, read_served_model
 from backend.settings import Settings
+from model.checkpoint_metadata import METADATA_FILE
 
 # A pointer in a bucket is asked for again after this many s; one in a folder at once.
 REMOTE_TTL_S = 3.0
 
 _pointers: dict[tuple[str, str], tuple[float, str | None]] = {}
+_directories: dict[tuple[str, str, str, str], Path] = {}
 _fetching = threading.Lock()
 
 
@@ -56,39 +57,32 @@ def active_directory(settings: Settings, project_key: str) -> Path | None:
     return None if version is None else _fetched(settings, project_name(project_key), version)
 
 
-def model_directory(settings: Settings, project_key: str, version: str) -> Path:
-    """Local checkpoint directory of the version that a job asks for, active or not.
+def version_directory(settings: Settings, project_key: str, version: str) -> Path | None:
+    """Local checkpoint directory of the version that a job asks for, active or not; None: the project has none such.
 
-    Raises:
-        ModelUnavailableError: neither the settings' model nor a version of the project has that name.
+    A promotion between a request and the worker that takes it must not fail the job.
     """
-    if read_served_model(settings.model).version == version:
-        return settings.model
-    if not project_name(project_key) or registry_of(settings) is None:
-        raise ModelUnavailableError(
-            f"The API asked for model version {version!r}; here is {settings.model}, which is another one.",
-            "Give API and workers the same TRANSFINER_MODEL and TRANSFINER_REGISTRY, and restart the one behind.",
-        )
-    return _fetched(settings, project_name(project_key), version)
-
-
-def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """What the project is served with.
-
-    Raises:
-        ModelUnavailableError: it is no checkpoint, or the registry does not answer.
-    """
-    return read_served_model(active_directory(settings, project_key) or settings.model)
+    project, registry = project_name(project_key), registry_of(settings)
+    if not project or registry is None or not version:
+        return None
+    if all(one.name != version for one in registry.versions(project)):
+        return None
+    return _fetched(settings, project, version)
 
 
 def _fetched(settings: Settings, project: str, version: str) -> Path:
-    cache = settings.registry_cache
+    """From the cache when this process has it there already: the registry compares all files' digests each time."""
+    identity = (settings.registry, str(settings.registry_cache), project, version)
+    known = _directories.get(identity)
+    if known is not None and (known / METADATA_FILE).is_file():
+        return known
     try:
         with _fetching:
-            directory: Path = registry_of(settings).fetch(project, version, cache)
-    except (OSError, ValueError, KeyError) as error:
+            directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
+    except (OSError, ValueError, LookupError) as error:
         raise ModelUnavailableError(
             f"Version {version!r} of project {project} cannot be had from {settings.registry}: {error}",
-            "Check TRANSFINER_REGISTRY; `transfiner models list --registry ... --project ...` shows what is there.",
+            "Check TRANSFINER_REGISTRY; `transfiner models list` shows what is there.",
         ) from error
+    _directories[identity] = directory
     return directory

@@ -57,7 +57,7 @@ def connection_findings(settings: Settings, client: Client, model: ServedModel |
     hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
     yield from _webhooks(settings, list(hooks.values()), backends, client)
     for backend in backends:
-        if model and _is_ours(backend) and backend["title"] != model.version:
+        if model and is_ours(backend) and backend["title"] != model.version:
             yield _title(backend, model, client)
 
 
@@ -83,7 +83,7 @@ def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     name = f"backend {backend['title']!r} of project {backend['project']}"
     if backend["state"] == "CO":
         yield Finding(name, "ok", f"{backend['url']} is connected, version {backend.get('model_version')}.")
-        if model and _is_ours(backend) and backend.get("model_version") not in (None, model.version):
+        if model and is_ours(backend) and backend.get("model_version") not in (None, model.version):
             fix = "Restart the service with the same TRANSFINER_MODEL everywhere."
             detail = f"Label Studio knows version {backend['model_version']}, here is {model.version}."
             yield Finding(name, "warning", detail, fix)
@@ -140,7 +140,8 @@ def _unauthorised(settings: Settings, hook: Json, name: str, client: Client) -> 
     )  # fmt: skip
 
 
-def _is_ours(backend: Json) -> bool:
+def is_ours(backend: Json) -> bool:
+    """Whether a connected backend is a service of this project."""
     return _answers(backend["url"])
 
 

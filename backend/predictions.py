@@ -64,15 +64,27 @@ class Predictions:
             )
         project = self.projects.get(request.project) if request.project else Project(key="")
         xml = request.label_config or project.label_config
-        config = usable_config(xml, model)
-        output, _ = output_of(self.settings, project.extra_params)
-        jobs = [
-            _job(task, request.project, xml, config.value_key, model.version, output, request_id)
-            for task in request.tasks
-        ]
+        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         if request.params.context is not None:
             return self._interactive(jobs, request.params.context)
         return self._ordinary(jobs, project, request_id)
+
+    def jobs(
+        self, project: Project, tasks: Sequence[TaskItem], model: ServedModel, request_id: str, *,
+        label_config: str = "",
+    ) -> list[PredictionJob]:  # fmt: skip
+        """What is to be computed for tasks of a project; the label config is the project's unless another is given.
+
+        Raises:
+            UnsupportedConfigError: the label config has nothing that this model can fill.
+        """
+        xml = label_config or project.label_config
+        config = usable_config(xml, model)
+        output, _ = output_of(self.settings, project.extra_params)
+        return [
+            _job(task, project.key, xml, config.value_key, model.version, output, request_id)
+            for task in tasks
+        ]
 
     def _interactive(self, jobs: Sequence[PredictionJob], context: dict[str, Any]) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s

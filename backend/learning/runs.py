@@ -32,6 +32,7 @@ class Run:
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
         error, hint: why it failed and what to do.
+        note: what was done in Label Studio afterwards.
         requested_at, started_at, ended_at: unix times.
     """
 
@@ -54,6 +55,7 @@ class Run:
     error: str = ""
     hint: str = ""
     worker: str = ""
+    note: str = ""
     requested_at: float = 0.0
     started_at: float = 0.0
     ended_at: float = 0.0

@@ -77,7 +77,13 @@ class Steps:
         processes = self.settings.train_processes
         if processes == 1:
             return [sys.executable]
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+        ]
 
 
 def read_json(path: Path) -> dict[str, Any]:

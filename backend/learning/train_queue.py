@@ -141,9 +141,12 @@ class TrainQueue:
 
     def cancel(self, project: str) -> str:
         """Ask for the end of what waits or runs; its id, "" when there is nothing."""
-        run = text(self.connection.hget(current_key(project), "run"))
+        current = self.current(project)
+        run = str(current.get("run", ""))
         if run:
             self.connection.set(f"{current_key(project)}:cancel", run, ex=24 * 3600)
+        if current.get("state") == QUEUED:
+            self.end(project, run)
         return run
 
     def is_cancelled(self, project: str, run: str) -> bool:

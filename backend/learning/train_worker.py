@@ -1,0 +1,117 @@
+"""A worker of the queue `train`: an RQ worker that runs one round at a time and stays small itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+import redis
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+
+from backend.connection import WORKER_BLOCK_S, worker_connection
+from backend.errors import TaskError
+from backend.learning.label_studio import RealLabelStudio
+from backend.learning.learner import LabelStudioSide, Learner
+from backend.learning.rounds import Programs
+from backend.learning.trainers import beat, leave
+from backend.learning.watcher import Watcher
+from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+RECONNECT_S = 0.5
+_learner: Learner | None = None
+
+
+def learn(project: str, run: str) -> str:
+    """The function behind every job of the queue; how the round ended.
+
+    Raises:
+        TaskError: a plain RQ worker took it.
+    """
+    if _learner is None:
+        raise TaskError(
+            "This job was taken by a plain RQ worker.", "Start one with `transfiner worker --queues train`."
+        )
+    return _learner.learn(project, run)
+
+
+class TrainWorker(SimpleWorker):
+    """Asked to stop, it ends the training's process, which keeps its state, and puts the round back."""
+
+    log_result_lifespan = False
+    is_asked_to_stop = False
+
+    def handle_warm_shutdown_request(self) -> None:
+        self.is_asked_to_stop = True
+        if _learner is not None:
+            _learner.is_stopping = True
+        log.info("stopping; a training that runs is put back into the queue")
+
+
+def run_train_worker(
+    settings: Settings,
+    *,
+    label_studio: LabelStudioSide | None = None,
+    programs: Programs | None = None,
+    burst: bool = False,
+) -> None:
+    """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
+
+    Args:
+        label_studio, programs: doubles, in tests.
+        burst: end when nothing is waiting.
+    """
+    global _learner
+    connection = worker_connection(settings)
+    name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    side = label_studio or RealLabelStudio(settings, connection).side()
+    _learner = learner = Learner(settings, connection, name, side, programs)
+    watcher = Watcher(learner)
+    beat(connection, name)
+    watcher.start()
+    log.info("worker %s takes trainings; registry %s", name, settings.registry)
+    try:
+        _serve(learner, burst=burst)
+    finally:
+        watcher.stop.set()
+        watcher.join(5)
+        _say_goodbye(learner)
+        _learner = None
+
+
+def _serve(learner: Learner, *, burst: bool) -> None:
+    while True:
+        try:
+            worker = TrainWorker(
+                [learner.queue.queue], name=learner.worker, connection=learner.connection,
+                serializer=JSONSerializer, log_job_description=False, worker_ttl=WORKER_BLOCK_S + 15,
+            )  # fmt: skip
+            worker.work(burst=burst, logging_level="WARNING")
+            if burst or worker.is_asked_to_stop:
+                return
+        except StopRequested:
+            return
+        except redis.RedisError as error:
+            log.warning("the queue server went away: %s", error)
+        _await_queue_server(learner.connection)
+
+
+def _await_queue_server(connection: Any) -> None:
+    while True:
+        try:
+            connection.ping()
+            return
+        except redis.RedisError:
+            time.sleep(RECONNECT_S)
+
+
+def _say_goodbye(learner: Learner) -> None:
+    try:
+        leave(learner.connection, learner.worker)
+    except redis.RedisError as error:
+        log.warning("left without saying goodbye: %s", error)

@@ -1,0 +1,149 @@
+"""Looks after projects beside the trainings: takes over from dead workers, looks for new annotations, keeps titles right.
+
+Every worker of the queue `train` has one; a lock lets one of them look. Nothing is remembered that cannot be seen again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import redis
+
+from backend.learning import runs
+from backend.learning.learner import MOST_ATTEMPTS, Learner
+from backend.learning.lock import lock_owner
+from backend.learning.rounds import newest_looked_at
+from backend.learning.train_queue import QUEUED, RUNNING
+from backend.learning.trainers import beat
+from backend.learning.triggers import Looked, why_now
+from backend.projects import Projects
+from integration.client import ClientError
+
+log = logging.getLogger(__name__)
+TICK_S = 1.0
+WATCH_LOCK = "transfiner:learning:watch"
+# A request that is in no list fell out between two commands; it is put back after this many s.
+LOST_REQUEST_S = 15.0
+# A flood of events makes at most one look in this many s.
+LEAST_PAUSE_S = 5.0
+
+
+def looked_key(project: str) -> str:
+    return f"transfiner:learning:{project}:looked"
+
+
+class Watcher(threading.Thread):
+    """A thread beside the trainings of one worker."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(name="learning watcher", daemon=True)
+        self.learner = learner
+        self.queue = learner.queue
+        self.connection = learner.connection
+        self.settings = learner.settings
+        self.projects = Projects(learner.connection)
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.wait(TICK_S):
+            try:
+                beat(self.connection, self.learner.worker)
+                if self.connection.set(WATCH_LOCK, self.learner.worker, nx=True, px=int(TICK_S * 900)):
+                    self.look_after_all()
+            except redis.RedisError as error:
+                log.warning("queue server: %s", error)
+            except Exception:
+                log.exception("looking after the projects failed; trying again")
+
+    def look_after_all(self) -> None:
+        """Take over what was left behind; look at each project whose time has come."""
+        known = {project.id: project for project in self.projects.all()}
+        for name in sorted({*known, *self.queue.projects(), *self.learner.store.projects()}):
+            self.adopt(name)
+        for name, project in known.items():
+            if self._is_due(name, project.changed_at):
+                self.look(name)
+
+    def adopt(self, project: str) -> str:
+        """Go on with a round whose worker died: once. The id of the round, "" when there was none."""
+        if lock_owner(self.connection, project):
+            return ""
+        request = self.queue.current(project)
+        if request.get("state") == QUEUED:
+            return self._put_back(project, request)
+        if request and request.get("state") != RUNNING:
+            return ""
+        newest = self.learner.store.newest(project, 1)
+        run = self.learner.store.load(project, request["run"]) if request else next(iter(newest), None)
+        if run is None or run.is_over:
+            return self._forget(project, request)
+        # The round may have ended between these looks.
+        if lock_owner(self.connection, project):
+            return ""
+        if run.attempts >= MOST_ATTEMPTS:
+            self._give_up(run)
+            return ""
+        log.warning("project %s: the worker of round %s died; it goes on", project, run.id)
+        self.queue.revive(project, run.id, run.attempts, run.trigger)
+        return run.id
+
+    def _put_back(self, project: str, request: dict[str, Any]) -> str:
+        age_s = time.time() - float(request.get("requested_at") or 0)
+        if age_s < LOST_REQUEST_S or self.queue.is_enqueued(project, request["run"]):
+            return ""
+        self.queue.note(project, request["run"], requested_at=time.time())
+        self.queue.enqueue(project, request["run"], request["attempts"] + 1)
+        return str(request["run"])
+
+    def _forget(self, project: str, request: dict[str, Any]) -> str:
+        """A worker died after its round was over."""
+        if request:
+            self.queue.end(project, request["run"])
+        return ""
+
+    def _give_up(self, run: runs.Run) -> None:
+        run.state, run.ended_at = runs.FAILED, time.time()
+        run.error = f"Its worker was killed {run.attempts} times during the stage {run.stage!r}."
+        run.hint = "Look at the worker's log and at the machine's memory, then start a training again."
+        log.error("project %s: round %s: %s", run.project, run.id, run.error)
+        self.learner.store.save(run)
+        self.queue.end(run.project, run.id)
+
+    def look(self, project: str) -> str:
+        """Derive whether to train now; the trigger, "" for none."""
+        facts: dict[Any, Any] = {"at": time.time(), "error": ""}
+        trigger = ""
+        try:
+            looked = self._looked(project)
+            facts["new"] = looked.new_annotations
+            trigger = why_now(looked, self.settings)
+            version = self.learner.registry.active(project)
+            if version:
+                self.learner.label_studio.follow(project, version)
+        except (ClientError, OSError, ValueError) as error:
+            log.warning("project %s cannot be looked at: %s", project, error)
+            facts["error"] = str(error)
+        self.connection.hset(looked_key(project), mapping=facts)
+        if trigger and not self.queue.current(project):
+            log.info("project %s: %s", project, self.queue.request(project, trigger).message)
+        return trigger
+
+    def _looked(self, project: str) -> Looked:
+        newest_at = newest_looked_at(self.learner.registry, self.learner.store, project)
+        count = self.learner.label_studio.count_new(project, newest_at)
+        last = next(iter(self.learner.store.newest(project, 1)), None)
+        if last is None:
+            return Looked(count)
+        went_wrong = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
+        failed_at = last.new_annotations if went_wrong else -1
+        return Looked(count, (time.time() - last.ended_at) / 3600, failed_at)
+
+    def _is_due(self, project: str, changed_at: float) -> bool:
+        looked_at = float(self.connection.hget(looked_key(project), "at") or 0)
+        pause_s = time.time() - looked_at
+        return pause_s > self.settings.learning_check_s or (
+            changed_at > looked_at and pause_s > LEAST_PAUSE_S
+        )
