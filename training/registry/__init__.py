@@ -1,0 +1,12 @@
+"""The model registry: immutable versions and snapshots and one ACTIVE pointer a project, in a folder or a bucket.
+
+`registry.py` is what others use; `storage.py` speaks to the folder or bucket, `lock.py` keeps two writers apart,
+`pointer.py` is the pointer's arithmetic, `versions.py` and `snapshots.py` publish and fetch, `garbage.py` tidies up.
+Nothing here imports torch: the API reads it.
+"""
+
+from training.registry.names import RegistryError
+from training.registry.records import SnapshotInfo, VersionInfo
+from training.registry.registry import Registry
+
+__all__ = ["Registry", "RegistryError", "SnapshotInfo", "VersionInfo"]

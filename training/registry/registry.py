@@ -1,0 +1,214 @@
+"""The registry as the rest of the program uses it.
+
+ROOT/<project>/versions/<version>/   model.safetensors, config.yaml, metadata.json; version.json makes it visible;
+                                     status.json, report.json, MODEL_CARD.md and pictures/ may come later
+ROOT/<project>/snapshots/<digest>/   a snapshot without its pictures, snapshot.json makes it visible
+ROOT/<project>/images/               pictures of all snapshots, by content
+ROOT/<project>/ACTIVE                the pointer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.registry.garbage import removable, remove_version, unfinished
+from training.registry.lock import exclusively
+from training.registry.names import REPORT_FILE, RegistryError, checked_name, is_paper
+from training.registry.pointer import POINTER_FILE, Pointer, parse_pointer
+from training.registry.publication import now
+from training.registry.records import SnapshotInfo, Status, VersionInfo
+from training.registry.snapshots import fetch_snapshot, list_snapshots, publish_snapshot, snapshot_manifest
+from training.registry.storage import Storage
+from training.registry.transfer import files_of, upload
+from training.registry.versions import (
+    STATUS_FILE,
+    fetch_version,
+    list_versions,
+    publish_version,
+    read_record,
+    version_folder,
+)
+
+_LOCK_FILE = ".lock"
+
+
+class Registry:
+    """Versions and snapshots of projects below a root, which is a folder or an fsspec URL.
+
+    All methods raise RegistryError when a name is not one, or what it names is not there.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.storage = Storage(root)
+        self.url = self.storage.url
+
+    def projects(self) -> list[str]:
+        """Names of projects with something in the registry."""
+        return self.storage.names("")
+
+    def publish(
+        self,
+        project: str,
+        directory: Path,
+        *,
+        version: str | None = None,
+        parent: str = "",
+        snapshot: str = "",
+        metrics: dict[str, Any] | None = None,
+    ) -> str:
+        """Publish a checkpoint directory for ever; returns its name, by default the version in its metadata.
+
+        A version is its weights, configuration and metadata; card, report.* and pictures/ go with it, other files do
+        not. The same content again changes nothing. A version given here is written into the published metadata.json.
+
+        Raises:
+            CheckpointError: the directory is no checkpoint, or its weights are not the recorded ones.
+            RegistryError: other content is published under that name.
+        """
+        facts = {"parent": parent, "snapshot": snapshot, "metrics": metrics or {}}
+        return publish_version(self.storage, project, directory, version, facts)
+
+    def versions(self, project: str) -> list[VersionInfo]:
+        """All published versions, oldest first."""
+        return list_versions(self.storage, project, self.pointer(project))
+
+    def version(self, project: str, name: str) -> VersionInfo:
+        """One published version."""
+        read_record(self.storage, project, name)
+        return next(one for one in self.versions(project) if one.name == name)
+
+    def fetch(self, project: str, version: str, cache: Path) -> Path:
+        """A local checkpoint directory below `cache`: complete, every file's sha256 compared, copied once."""
+        return fetch_version(self.storage, project, version, cache)
+
+    def pointer(self, project: str) -> Pointer:
+        """What ACTIVE says: version, history, retired ones, events."""
+        name = f"{checked_name('project', project)}/{POINTER_FILE}"
+        return parse_pointer(self.storage.read_json(name), self.storage.describe(name))
+
+    def active(self, project: str) -> str | None:
+        """The version that serves; None before the first promotion."""
+        return self.pointer(project).version
+
+    def promote(self, project: str, version: str) -> None:
+        """Make a published version the one that serves; the present one can be rolled back to."""
+        with self._locked(project):
+            read_record(self.storage, project, version)
+            self._swap(project, lambda pointer: pointer.promoted(version, now()))
+
+    def roll_back(self, project: str) -> str:
+        """Make the version serve that served before; returns it. The present one is retired.
+
+        Raises:
+            RegistryError: none served before.
+        """
+        with self._locked(project):
+            return str(self._swap(project, lambda pointer: pointer.rolled_back(now())).version)
+
+    def mark(self, project: str, version: str, status: Status, report: dict[str, Any]) -> None:
+        """Record what was decided about a version, with the report; its "metrics" become the version's.
+
+        What serves or served stays "promoted" whatever is marked: the pointer decides that.
+        """
+        read_record(self.storage, project, version)
+        folder = version_folder(project, version)
+        self.storage.write_json(f"{folder}/{REPORT_FILE}", report)
+        marked = {"status": status, "at": now(), "metrics": report.get("metrics", {})}
+        self.storage.write_json(f"{folder}/{STATUS_FILE}", marked)
+
+    def attach(self, project: str, version: str, directory: Path) -> list[str]:
+        """Add or replace papers of a version: MODEL_CARD.md, report.*, pictures/*; returns their names.
+
+        Raises:
+            RegistryError: the directory holds something else, or the version is not published.
+        """
+        read_record(self.storage, project, version)
+        contents = files_of(directory)
+        if strangers := [name for name in contents if not is_paper(name)]:
+            raise RegistryError(
+                f"{directory} holds {', '.join(strangers)}; only MODEL_CARD.md, report.* and pictures/ may be added "
+                "to a published version"
+            )
+        folder = version_folder(project, version)
+        upload(self.storage, contents, lambda name: f"{folder}/{name}")
+        return sorted(contents)
+
+    def paper(self, project: str, version: str, name: str) -> bytes | None:
+        """The content of MODEL_CARD.md, report.json or a picture of a version; None if it has none."""
+        if not is_paper(name):
+            raise RegistryError(
+                f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*"
+            )
+        return self.storage.read(f"{version_folder(project, version)}/{name}")
+
+    def papers(self, project: str, version: str) -> list[str]:
+        """Names of the papers that a version has."""
+        folder = version_folder(project, version)
+        pictures = [f"pictures/{name}" for name in self.storage.names(f"{folder}/pictures")]
+        return [
+            name for name in [*self.storage.names(folder), *pictures] if is_paper(name) and name != "pictures"
+        ]
+
+    def best_ever(self, project: str) -> str | None:
+        """Of the versions that serve or served and were not taken back, the one with the highest figures.
+
+        Figures are the sum of mask AP and boundary AP that each had when it was judged, on the hold-out of then:
+        good enough to choose whom the gate compares with, who measures anew. Without figures: the active one.
+        """
+        versions = [one for one in self.versions(project) if one.status == "promoted"]
+        rated = [
+            (_figure(one), number, one.name)
+            for number, one in enumerate(versions)
+            if _figure(one) is not None
+        ]
+        return max(rated)[2] if rated else self.active(project)
+
+    def publish_snapshot(self, project: str, directory: Path) -> str:
+        """Publish a snapshot directory (manifest.json names its digest) for ever; returns the digest."""
+        return publish_snapshot(self.storage, project, directory)
+
+    def snapshots(self, project: str) -> list[SnapshotInfo]:
+        """All published snapshots, oldest first."""
+        return list_snapshots(self.storage, project)
+
+    def snapshot_manifest(self, project: str, digest: str) -> dict[str, Any]:
+        """The manifest.json of a published snapshot."""
+        return snapshot_manifest(self.storage, project, digest)
+
+    def fetch_snapshot(self, project: str, digest: str, cache: Path) -> Path:
+        """A local snapshot directory below `cache`, complete and checked; pictures it shares are copied once."""
+        return fetch_snapshot(self.storage, project, digest, cache)
+
+    def collect_garbage(self, project: str, *, keep: int, dry_run: bool = False) -> list[str]:
+        """Remove versions that never served, but the newest `keep`, and publications left unfinished for a day.
+
+        Never the active one, one that a rollback can reach, the best ever, or what those were finetuned from.
+        Snapshots stay: they are replayed and judged on.
+
+        Returns:
+            The names that went, or with `dry_run` would go.
+        """
+        with self._locked(project):
+            going = removable(self.versions(project), self.pointer(project), self.best_ever(project), keep)
+            going += unfinished(self.storage, project)
+            for name in () if dry_run else going:
+                remove_version(self.storage, project, name)
+        return going
+
+    def _swap(self, project: str, change: Callable[[Pointer], Pointer]) -> Pointer:
+        before = self.pointer(project)
+        after = change(before)
+        if after != before:
+            self.storage.write_json(f"{project}/{POINTER_FILE}", after.as_dict())
+        return after
+
+    def _locked(self, project: str) -> Any:
+        return exclusively(self.storage, f"{checked_name('project', project)}/{_LOCK_FILE}")
+
+
+def _figure(version: VersionInfo) -> float | None:
+    figures = [version.metrics.get(name) for name in ("mask_ap", "boundary_ap")]
+    known = [float(figure) for figure in figures if isinstance(figure, (int, float))]
+    return sum(known) if known else None

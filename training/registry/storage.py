@@ -1,0 +1,189 @@
+"""A folder or a bucket, through fsspec: whole files appear at once, and can be created by one writer only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
+
+from training.registry.names import RegistryError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+class Storage:
+    """Files below a root, by names with slashes.
+
+    Args:
+        root: a local path, or a URL that fsspec knows (s3://bucket/folder, gs://..., memory://...).
+
+    Raises:
+        RegistryError: the URL's scheme is unknown or its package is not installed.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.url = str(root).rstrip("/")
+        scheme = self.url.partition("://")[0] if "://" in self.url else ""
+        try:
+            # Listings must be fresh: other hosts publish and promote.
+            self.fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            extra = _EXTRAS.get(scheme, scheme)
+            raise RegistryError(
+                f"the registry {self.url} needs a package that is not installed ({error}); "
+                f"fix: pip install 'transfiner-ml-backend[{extra}]'"
+            ) from error
+        except ValueError as error:
+            raise RegistryError(
+                f"the registry is {self.url!r}: {error}; expected a folder, s3://bucket/folder or gs://bucket/folder"
+            ) from error
+        self.root = str(path).rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Where a name lies, as the file system spells it."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def describe(self, name: str) -> str:
+        """Where a name lies, for people and messages."""
+        return self.path(name) if self.is_local else f"{self.url}/{name}".rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if there is none."""
+        try:
+            content: bytes = self.fs.cat_file(self.path(name))
+        except FileNotFoundError:
+            return None
+        return content
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON object; None if there is no such file.
+
+        Raises:
+            RegistryError: the file holds something else.
+        """
+        content = self.read(name)
+        if content is None:
+            return None
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise RegistryError(
+                f"{self.describe(name)} is not JSON ({error}); restore it from a backup"
+            ) from error
+        if not isinstance(value, dict):
+            raise RegistryError(
+                f"{self.describe(name)} holds a {type(value).__name__}, expected a JSON object"
+            )
+        return value
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+        try:
+            return int(self.fs.info(self.path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly below a folder, in order; none if there is no such folder. Hidden ones are left out."""
+        try:
+            found = self.fs.ls(self.path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = {str(path).rstrip("/") for path in found}
+        own = self.path(folder).strip("/")  # buckets list a folder's own entry, too
+        names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own}
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole, replacing it at once: readers see the old content or the new, never a part."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), content)
+            return
+        with self._staged(name) as staged:
+            _write_through(staged, content)
+            staged.replace(self.path(name))
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON object whole."""
+        self.write(name, to_json(value))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file whole unless it is there already; says whether this call made it. One of many callers wins."""
+        if not self.is_local:
+            try:
+                self.fs.pipe_file(self.path(name), content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with self._staged(name) as staged:
+            _write_through(staged, content)
+            try:
+                os.link(staged, self.path(name))
+            except FileExistsError:
+                return False
+        return True
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file here, whole."""
+        if not self.is_local:
+            self.fs.put_file(str(source), self.path(name))
+            return
+        with self._staged(name) as staged:
+            shutil.copyfile(source, staged)
+            with staged.open("rb+") as file:
+                os.fsync(file.fileno())
+            staged.replace(self.path(name))
+
+    def get(self, name: str, target: Path) -> None:
+        """Copy a file from here to a local path.
+
+        Raises:
+            FileNotFoundError: it is not here.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get_file(self.path(name), str(target))
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all it holds; nothing happens if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def remove_folder(self, folder: str, *, last: str) -> None:
+        """Remove a folder; of its files the one called `last` goes last, however far this gets."""
+        for path in self.fs.find(self.path(folder)):
+            if not str(path).endswith(f"/{last}"):
+                self.fs.rm_file(path)
+        self.remove(folder)
+
+    @contextlib.contextmanager
+    def _staged(self, name: str) -> Iterator[Path]:
+        """A hidden path beside the final one; whatever is left there afterwards is removed."""
+        final = Path(self.path(name))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staged = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        try:
+            yield staged
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """A JSON object as the registry writes it."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """To the disk itself: a pointer must not survive a power cut while what it points to does not."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

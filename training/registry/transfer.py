@@ -1,0 +1,145 @@
+"""Directories to the registry and back, file by file, each with its size and sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint_metadata import file_digest
+from training.registry.names import RegistryError
+from training.registry.storage import Storage
+
+# A file's name in a directory -> {"sha256", "bytes"}.
+Manifest = dict[str, dict[str, Any]]
+Content = Path | bytes
+
+
+def files_of(directory: Path) -> dict[str, Content]:
+    """All files of a directory by name with slashes; hidden ones are left out."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    relative = {path.relative_to(directory): path for path in found}
+    return {
+        name.as_posix(): path for name, path in relative.items() if not any(p[0] == "." for p in name.parts)
+    }
+
+
+def manifest_of(contents: Mapping[str, Content]) -> Manifest:
+    """Size and sha256 of each."""
+    return {name: _described(content) for name, content in sorted(contents.items())}
+
+
+def digest_of(manifest: Manifest) -> str:
+    """sha256 that stands for all files together."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def upload(storage: Storage, contents: Mapping[str, Content], place: Callable[[str], str]) -> None:
+    """Copy files to where `place` puts their names."""
+    for name, content in contents.items():
+        if isinstance(content, bytes):
+            storage.write(place(name), content)
+        else:
+            storage.put(content, place(name))
+
+
+def download(
+    storage: Storage,
+    manifest: Manifest,
+    place: Callable[[str], str],
+    target: Path,
+    *,
+    shared: Path | None = None,
+) -> Path:
+    """A local directory with these files, complete and checked; nothing is copied that lies there already.
+
+    Args:
+        place: from a file's name to its name in the registry.
+        target: the directory; appears complete or not at all.
+        shared: folder for files that several directories share (by content); they are linked, not copied.
+
+    Raises:
+        RegistryError: a file is gone from the registry or not what was published.
+    """
+    if is_complete(target, manifest):
+        return target
+    with _staged(target) as staged:
+        for name, described in manifest.items():
+            if shared is None:
+                _get(storage, place(name), staged / name, described)
+            else:
+                _get_shared(storage, place(name), staged / name, described, shared)
+        _swap_in(staged, target, manifest)
+    return target
+
+
+def is_complete(directory: Path, manifest: Manifest) -> bool:
+    """Whether a directory holds all these files, unharmed."""
+    return all(
+        (directory / name).is_file() and _described(directory / name) == described
+        for name, described in manifest.items()
+    )
+
+
+def _described(content: Content) -> dict[str, Any]:
+    if isinstance(content, bytes):
+        return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"sha256": file_digest(content), "bytes": content.stat().st_size}
+
+
+def _get(storage: Storage, source: str, target: Path, described: dict[str, Any]) -> None:
+    try:
+        storage.get(source, target)
+    except FileNotFoundError as error:
+        raise RegistryError(
+            f"{storage.describe(source)} is gone from the registry; restore it from a backup, or use another version"
+        ) from error
+    if (found := _described(target)) != described:
+        raise RegistryError(
+            f"{storage.describe(source)} has {found['bytes']} bytes and sha256 {found['sha256']}, published were "
+            f"{described['bytes']} bytes and {described['sha256']}: it was damaged or changed; "
+            "restore it from a backup, or use another version"
+        )
+
+
+def _get_shared(storage: Storage, source: str, target: Path, described: dict[str, Any], shared: Path) -> None:
+    kept = shared / f"{described['sha256']}{target.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not kept.is_file() or _described(kept) != described:
+        unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
+        _get(storage, source, unfinished, described)
+        unfinished.replace(kept)
+    try:
+        os.link(kept, target)
+    except OSError:  # another device, or a file system without links
+        shutil.copyfile(kept, target)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _swap_in(staged: Path, target: Path, manifest: Manifest) -> None:
+    if target.exists():  # incomplete or damaged, or just finished by another process
+        if is_complete(target, manifest):
+            return
+        target.rename(staged.with_name(f"{staged.name}.damaged"))
+    try:
+        staged.rename(target)
+    except OSError:
+        if not is_complete(target, manifest):
+            raise
+    shutil.rmtree(staged.with_name(f"{staged.name}.damaged"), ignore_errors=True)
