@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from model.backbones.efficientnet_lite import add_efficientnet_config
 from model.backbones.swin import add_swin_config
+from model.comparison_config import add_comparison_config
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -38,6 +39,8 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     # --- the detector of incoherent regions
     # "released": one 28x28 map, upsampled; "cascaded": each level guided by the one before (section 3.2).
     node.DETECTION = "released"
+    # A finer level of the cascaded detector also reads the upsampled regions of the one before (Table 3).
+    node.GUIDANCE = True
     # Channels of the last convolution of the released detector.
     node.INCOHERENCE_DIM = 128
     # Residue of the released target: "absolute", or "signed" as when the COCO checkpoints were trained.
@@ -65,6 +68,8 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
     # interleaved sequences, each as sparse as those of training: cost grows linearly with the nodes.
     node.TEST_SEQUENCE_NODES = 0
+    # Most nodes of an image that are refined in inference (0: all); the worthiest first, see node_budget.py.
+    node.TEST_NODE_BUDGET = 0
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
@@ -85,6 +90,7 @@ def add_transfiner_config(cfg: CfgNode) -> None:
 
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
+    add_comparison_config(cfg)
 
 
 def get_config(name: str | Path = "released") -> CfgNode:

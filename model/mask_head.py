@@ -5,6 +5,7 @@ Shape shorthand: R RoIs, K classes, C channels, S0 = 28 the coarse side, L quadt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from model.incoherence import Detection, build_detection
 from model.mask_losses import mask_branch_losses
+from model.node_budget import within_budget
 from model.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate
 from model.quadtree_refinement import QuadtreeRefinement, resize_masks
 from model.refinement_regions import boundary_regions, full_regions, incoherent_regions
@@ -178,7 +180,8 @@ class TransfinerMaskHead(nn.Module):
         count = min(self.settings.test_instance_limit or len(coarse), len(coarse))
         if count and self.sizes:
             first = torch.arange(count, device=coarse.device)
-            refined, doubt = self.refine_masks(pyramid.select(first), output.select(first))
+            budget = self._budget_of(instances, count)
+            refined, doubt = self.refine_masks(pyramid.select(first), output.select(first), budget)
             masks = torch.cat([refined, upsampled[count:]])
             uncertainty = torch.cat([doubt, uncertainty[count:]])
         counts = [len(image) for image in instances]
@@ -190,11 +193,35 @@ class TransfinerMaskHead(nn.Module):
                 image.pred_coarse_masks = plain[:, None]
         return instances
 
-    def refine_masks(self, pyramid: RoIPyramid, output: CoarseOutput) -> tuple[Tensor, Tensor]:
+    def _budget_of(
+        self, instances: list[Instances], count: int
+    ) -> Callable[[CoarseOutput, list[Nodes]], list[Nodes]]:
+        """Limits nodes to ``test_node_budget`` an image, for the batch's first ``count`` instances."""
+        scores = torch.cat([image.scores for image in instances])[:count].float()
+        images = torch.arange(len(instances), device=scores.device)
+        images = images.repeat_interleave(torch.tensor([len(i) for i in instances], device=scores.device))[
+            :count
+        ]
+        budget = self.settings.test_node_budget
+
+        def limited(output: CoarseOutput, levels: list[Nodes]) -> list[Nodes]:
+            detected = [level.float().sigmoid() for level in output.incoherence]
+            return within_budget(levels, detected, scores, images, budget)
+
+        return limited
+
+    def refine_masks(
+        self,
+        pyramid: RoIPyramid,
+        output: CoarseOutput,
+        limit: Callable[[CoarseOutput, list[Nodes]], list[Nodes]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Refined probabilities (R, 112, 112) of R instances, and each one's uncertainty (R,)."""
         settings = self.settings
         coarse = output.logits.float().sigmoid()
         levels = self.find_nodes(output)
+        if limit is not None and settings.test_node_budget:
+            levels = limit(output, levels)
         values = self.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
         values = [value.float() for value in values]
         masks = propagate(coarse, levels, values, self.sizes, settings.propagation)

@@ -33,6 +33,7 @@ class RefinementSettings:
     train_instance_limit: int = 30
     test_instance_limit: int = 0
     test_sequence_nodes: int = 0
+    test_node_budget: int = 0
     dilate_and_blur: bool = False
     keep_coarse: bool = False
 

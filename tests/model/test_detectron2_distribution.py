@@ -1,4 +1,4 @@
-"""Which detectron2 the network's tests ran on: the wheel of the lock, or the upstream checkout that `make parity` names."""
+"""Which detectron2 the tests ran on: the wheel of the lock, or the upstream checkout that `make parity` names."""
 
 from __future__ import annotations
 
