@@ -6,10 +6,11 @@ import logging
 import os
 import resource
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -17,6 +18,7 @@ from backend.jobs import JobQueue
 from backend.orphans import Vitals, adopt_orphans, rescue_lost
 from backend.pusher import Pusher
 from backend.settings import Settings
+from backend.warm_model import WarmModels
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
@@ -26,13 +28,11 @@ RESCUE_EVERY_S = 5.0
 class Companion(threading.Thread):
     """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
 
-    def __init__(
-        self, queue: JobQueue, vitals: Vitals, settings: Settings, version: Callable[[], str]
-    ) -> None:
+    def __init__(self, queue: JobQueue, vitals: Vitals, settings: Settings, models: WarmModels) -> None:
         super().__init__(name="companion", daemon=True)
         self.queue = queue
         self.vitals = vitals
-        self.version = version
+        self.models = models
         self.born = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         self.stop = threading.Event()
         self.pusher = threading.Thread(
@@ -44,7 +44,7 @@ class Companion(threading.Thread):
         rescue_at = time.monotonic() + RESCUE_EVERY_S
         while not self.stop.is_set():
             try:
-                self.vitals.beat({**self.born, "version": self.version(), "memory_mib": _memory_mib()})
+                self.vitals.beat({**self.born, **_present(self.models)})
                 adopt_orphans(self.queue)
                 if time.monotonic() > rescue_at:
                     rescue_lost(self.queue)
@@ -59,6 +59,23 @@ class Companion(threading.Thread):
         self.stop.set()
         self.join(5)
         self.pusher.join(5)
+
+
+def _present(models: WarmModels) -> dict[str, Any]:
+    return {
+        "version": models.version,
+        "models": models.facts,
+        "memory_mib": _memory_mib(),
+        "gpu_memory_mib": _gpu_memory_mib(),
+    }
+
+
+def _gpu_memory_mib() -> int:
+    """What torch holds of the GPU, 0 without one; torch is not imported here, only looked at."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(sum(torch.cuda.memory_reserved(n) for n in range(torch.cuda.device_count()))) // 2**20
 
 
 def _memory_mib() -> int:

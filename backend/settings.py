@@ -84,12 +84,23 @@ class Settings(BaseSettings):
     # --- the model
     # Checkpoint directory: model.safetensors, config.yaml, metadata.json.
     model: Path = SHIPPED_MODEL
+    # Models of single projects, by Label Studio's project id: "12=/models/gears,13=/models/leaves".
+    project_models: str = ""
+    # Weights of all models that one worker keeps loaded, in MiB; beyond it the least used are dropped.
+    warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
     # Number of this worker on its host: with device auto and several GPUs, worker n takes GPU n.
     worker_number: int = Field(default=0, ge=0)
     # CPU threads of one worker's torch; 0 leaves torch's own choice.
     torch_threads: int = Field(default=0, ge=0)
+
+    # --- large images
+    # Images whose longer edge is longer than this, in px, are predicted in tiles and sewn together; 0: never.
+    tile_above_px: int = Field(default=4096, ge=0)
+    # Edge of a tile, and how far neighbouring tiles overlap, in px; objects up to the overlap are never cut.
+    tile_px: int = Field(default=1024, ge=64)
+    tile_overlap_px: int = Field(default=256, ge=8)
 
     # --- what a prediction contains (a tag's own attribute, e.g. model_score_threshold, wins)
     # Detections below this confidence are dropped, 0..1.
@@ -185,12 +196,30 @@ class Settings(BaseSettings):
             )
         return url.rstrip("/")
 
+    @field_validator("project_models")
+    @classmethod
+    def _pairs(cls, text: str) -> str:
+        for pair in filter(None, (part.strip() for part in text.split(","))):
+            project, _, directory = pair.partition("=")
+            if not (project.isdigit() and directory):
+                raise ValueError(f"has {pair!r}; expected PROJECT_ID=DIRECTORY, e.g. 12=/models/gears")
+        return text
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str) -> str:
         if url and not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0")
         return url
+
+    @model_validator(mode="after")
+    def _tiles_are_larger_than_their_overlap(self) -> Settings:
+        if self.tile_overlap_px >= self.tile_px:
+            raise ValueError(
+                f"TRANSFINER_TILE_OVERLAP_PX is {self.tile_overlap_px} and TRANSFINER_TILE_PX {self.tile_px}; "
+                "expected a smaller overlap than a tile"
+            )
+        return self
 
     @model_validator(mode="after")
     def _key_has_an_address(self) -> Settings:
@@ -207,6 +236,11 @@ class Settings(BaseSettings):
                 "TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together"
             )
         return self
+
+    def models_of_projects(self) -> dict[str, Path]:
+        """Checkpoint directories of single projects, by project id."""
+        pairs = (part.strip().partition("=") for part in self.project_models.split(",") if part.strip())
+        return {project: Path(directory) for project, _, directory in pairs}
 
 
 def load_settings(**overrides: Any) -> Settings:

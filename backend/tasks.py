@@ -16,56 +16,72 @@ import numpy as np
 from rq import get_current_job
 from rq.timeouts import JobTimeoutException
 
-from backend.careful import Found, predict_carefully
+from backend.careful import Care, Found, predict_carefully
 from backend.errors import TaskError
 from backend.jobs import PredictionJob
+from backend.predictor import Predictor
 from backend.records import Outcome
+from backend.served_model import ServedModel
 from integration.images import ImageError
 from integration.label_config import parse_label_config
 from integration.regions import Output, build_prediction
-from model.instance import Instance
+from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
 FETCH_THREADS = 8
-
-
-class Predictor(Protocol):
-    """The part of model.predictor.Predictor that is used here."""
-
-    labels: tuple[str, ...]
-    version: str
-
-    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]: ...
 
 
 Fetch = Callable[[PredictionJob, str], np.ndarray]
 Done = Callable[[str, Outcome, Mapping[str, float]], None]
 
 
+class Models(Protocol):
+    """The part of `backend.warm_model.WarmModels` that is used here."""
+
+    def find(self, project_key: str, version: str) -> ServedModel: ...
+
+    def predictor(self, served: ServedModel) -> Predictor: ...
+
+    def spare(self, served: ServedModel) -> Predictor | None: ...
+
+
 class TaskRunner:
-    """Runs batches with one warm predictor.
+    """Runs batches with warm predictors.
 
     Args:
-        model: gives the predictor of the checkpoint directory as it is now.
+        models: gives the predictor of the version that a job names.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
         done: called with job id, outcome and figures as soon as a task has ended.
+        tiling: which images are cut, and how.
+        tile_batch: tiles of one image predicted together.
     """
 
-    def __init__(self, model: Callable[[], Predictor], fetch: Fetch, done: Done) -> None:
-        self.model = model
-        self.predictor = model()
+    def __init__(
+        self, models: Models, fetch: Fetch, done: Done, *, tiling: Tiling | None = None, tile_batch: int = 1
+    ) -> None:
+        self.models = models
         self.fetch = fetch
         self.done = done
+        self.tiling = tiling or Tiling()
+        self.tile_batch = tile_batch
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, jobs: Mapping[str, PredictionJob]) -> None:
         """Predict all of a batch; outcomes are kept for `take`, figures go to `done`. Never raises for a bad task."""
         begun = time.monotonic()
-        self.predictor = self.model()
         images = self._images(jobs)
         fetched = time.monotonic()
-        arrays = {i: image for i, image in images.items() if isinstance(image, np.ndarray)}
-        found = predict_carefully(self.predictor, arrays)
+        groups: dict[ServedModel, dict[str, np.ndarray]] = {}
+        for job_id, job in jobs.items():
+            try:
+                if isinstance(image := images[job_id], np.ndarray):
+                    model = self.models.find(job.project, job.model_version)
+                    groups.setdefault(model, {})[job_id] = image
+            except TaskError as error:
+                images[job_id] = error
+        found: dict[str, Found | TaskError] = {}
+        for model, arrays in groups.items():
+            found |= self._predicted(model, arrays)
         predicted = time.monotonic()
         for job_id, job in jobs.items():
             self._finish(job_id, job, images[job_id], found.get(job_id), begun)
@@ -73,6 +89,24 @@ class TaskRunner:
             "batch of %d: images %.2f s, model %.2f s, regions %.2f s",
             len(jobs), fetched - begun, predicted - fetched, time.monotonic() - predicted,
         )  # fmt: skip
+
+    def _predicted(
+        self, model: ServedModel, images: Mapping[str, np.ndarray]
+    ) -> Mapping[str, Found | TaskError]:
+        """Jobs of several projects are one batch when they have the same model."""
+
+        def spare() -> Predictor | None:
+            try:
+                return self.models.spare(model)
+            except TaskError as error:
+                log.error("no model on the CPU: %s", error)
+                return None
+
+        try:
+            predictor = self.models.predictor(model)
+        except TaskError as error:
+            return dict.fromkeys(images, error)
+        return predict_carefully(predictor, images, Care(self.tiling, self.tile_batch, spare))
 
     def take(self, job_id: str, job: PredictionJob) -> Outcome:
         """The outcome of a job of the last batch; runs it alone when it was in none."""
@@ -83,12 +117,6 @@ class TaskRunner:
     def _images(self, jobs: Mapping[str, PredictionJob]) -> dict[str, np.ndarray | TaskError]:
         def fetch(job: PredictionJob) -> np.ndarray | TaskError:
             try:
-                if job.model_version != self.predictor.version:
-                    raise TaskError(
-                        f"The API asked for model version {job.model_version!r}, this worker serves "
-                        f"{self.predictor.version!r}.",
-                        "Give API and workers the same TRANSFINER_MODEL and restart the one that is behind.",
-                    )
                 return self.fetch(job, parse_label_config(job.label_config).value_key)
             except TaskError as error:
                 return error

@@ -1,20 +1,26 @@
-"""The model that a worker keeps loaded: warmed up once, and swapped when the checkpoint directory is replaced.
+"""The models that a worker keeps loaded: warmed up once, the least used dropped when they take too much memory.
 
-Importing this module imports no torch; loading does.
+A checkpoint directory that is replaced is another model: it is loaded when the first job names its version, and the
+one before stays for jobs that still name it. Importing this module imports no torch; loading does.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from backend.errors import ServiceError, StartError
-from backend.served_model import read_served_model
+from backend.errors import ServiceError, StartError, TaskError
+from backend.model_choice import model_directory, version_directory
+from backend.predictor import Predictor
+from backend.served_model import ServedModel, read_served_model
 from backend.settings import Settings
-from backend.tasks import Predictor
+from backend.smaller import is_out_of_memory, release_memory
 from model.requirements import MissingRequirementError, require_model_libraries
 
 log = logging.getLogger(__name__)
@@ -63,27 +69,118 @@ def _device(settings: Settings) -> str:
     )
 
 
-class WarmModel:
-    """Holds the predictor of the settings' checkpoint directory.
+class WarmModels:
+    """Predictors by what they are, the most recently used last.
 
     Args:
-        load: builds the predictor; `load` of this module outside tests.
+        load: builds the predictor of `settings.model`; `load` of this module outside tests.
+
+    Raises:
+        StartError: the settings' own model cannot be loaded. It is, at once, so that a broken worker ends early.
     """
 
     def __init__(self, settings: Settings, load: Callable[[Settings], Predictor] = load) -> None:
         self.settings = settings
         self.load = load
-        self.served = read_served_model(settings.model)
-        self.predictor = load(settings)
+        self._warm: OrderedDict[tuple[ServedModel, str], Predictor] = OrderedDict()
+        # Replaced as a whole, since another thread reads it.
+        self.facts: tuple[dict[str, Any], ...] = ()
+        self._keep(read_served_model(settings.model), "", load(settings))
 
-    def current(self) -> Predictor:
-        """The predictor of what is in the directory now; the one before while the new one cannot be loaded."""
+    @property
+    def version(self) -> str:
+        """Of the model that was used last."""
+        return str(self.facts[-1]["version"])
+
+    def find(self, project_key: str, version: str) -> ServedModel:
+        """The model of that version of a project; loads nothing.
+
+        Raises:
+            TaskError: this worker cannot have it.
+        """
+        known: list[str] = []
+        directories: list[Path] = []
+        for choose in (
+            lambda: model_directory(self.settings, project_key),
+            lambda: version_directory(self.settings, project_key, version),
+        ):
+            try:
+                if (directory := choose()) is None:
+                    continue
+                directories.append(directory)
+                served = read_served_model(directory)
+            except ServiceError as error:
+                log.error("%s", error)
+                continue
+            if served.version == version:
+                return served
+            known.append(served.version)
+        for served, _ in reversed(self._warm):
+            if served.version == version and served.directory in directories:
+                return served
+        raise TaskError(
+            f"The API asked for model version {version!r}, this worker has "
+            f"{', '.join(map(repr, known)) or 'none'} for this project.",
+            "Give API and workers the same TRANSFINER_MODEL (or the same registry of models).",
+        )
+
+    def predictor(self, served: ServedModel, *, device: str = "") -> Predictor:
+        """The warm predictor of a model, on another device than the settings' if one is given.
+
+        Raises:
+            TaskError: it cannot be loaded.
+        """
+        key = (served, device)
+        if key in self._warm:
+            self._warm.move_to_end(key)
+            self._note()
+            return self._warm[key]
+        settings = self.settings.model_copy(
+            update={"model": served.directory, **({"device": device} if device else {})}
+        )
         try:
-            served = read_served_model(self.settings.model)
-            if served != self.served:
-                log.info("%s was replaced: %s -> %s", served.directory, self.served.version, served.version)
-                self.predictor = self.load(self.settings)
-                self.served = served
+            loaded = self._load(settings)
         except ServiceError as error:
-            log.error("still serving %s: %s", self.served.version, error)
-        return self.predictor
+            raise TaskError(str(error), "`transfiner doctor` checks the model.") from error
+        if loaded.version != served.version:
+            raise TaskError(
+                f"{served.directory} was replaced while it was loaded: {served.version!r} -> {loaded.version!r}.",
+                "Ask again.",
+            )
+        return self._keep(served, device, loaded)
+
+    def spare(self, served: ServedModel) -> Predictor | None:
+        """The same model on the CPU, for images that no GPU memory is enough for; None where there is no GPU."""
+        on_gpu = str(self.predictor(served).device).startswith("cuda")
+        return self.predictor(served, device="cpu") if on_gpu else None
+
+    def _load(self, settings: Settings) -> Predictor:
+        try:
+            return self.load(settings)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        log.warning("no memory for another model; dropping the %d warm one(s)", len(self._warm))
+        self._warm.clear()
+        release_memory()
+        return self.load(settings)
+
+    def _keep(self, served: ServedModel, device: str, predictor: Predictor) -> Predictor:
+        self._warm[served, device] = predictor
+        limit = self.settings.warm_models_mib * 2**20
+        while len(self._warm) > 1 and sum(each.weights_bytes for each in self._warm.values()) > limit:
+            (dropped, _), _ = self._warm.popitem(last=False)
+            log.info("dropped model %s from memory", dropped.version)
+            release_memory()
+        self._note()
+        return predictor
+
+    def _note(self) -> None:
+        self.facts = tuple(
+            {
+                "version": served.version,
+                "mib": round(predictor.weights_bytes / 2**20, 1),
+                "device": str(predictor.device),
+            }
+            for (served, _), predictor in self._warm.items()
+        )

@@ -24,11 +24,13 @@ from backend.errors import TaskError
 from backend.image_source import ImageSource
 from backend.jobs import INTERACTIVE_QUEUE, JobQueue, PredictionJob
 from backend.orphans import Vitals, adopt_from
+from backend.predictor import Predictor
 from backend.projects import Projects
 from backend.records import STATS, Outcome
 from backend.settings import Settings
-from backend.tasks import Predictor, TaskRunner, use_runner
-from backend.warm_model import WarmModel, load
+from backend.tasks import TaskRunner, use_runner
+from backend.warm_model import WarmModels, load
+from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
 RECONNECT_S = 0.5
@@ -132,16 +134,20 @@ def run_worker(
         burst: end when nothing is waiting.
     """
     connection: Redis = worker_connection(settings)
-    model = WarmModel(settings, load)
+    models = WarmModels(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     vitals = Vitals(connection, name, lost_after_s=settings.worker_lost_s)
     source = ImageSource(settings, Projects(connection))
-    runner = TaskRunner(model.current, source.fetch, lambda *ended: _finish(queue, *ended))
+    runner = TaskRunner(
+        models, source.fetch, lambda *ended: _finish(queue, *ended),
+        tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
+        tile_batch=settings.max_batch,
+    )  # fmt: skip
     use_runner(runner)
-    companion = Companion(queue, vitals, settings, lambda: model.predictor.version)
+    companion = Companion(queue, vitals, settings, models)
     companion.start()
-    log.info("worker %s serves %s", name, model.predictor.version)
+    log.info("worker %s serves %s", name, models.version)
     try:
         _serve(lambda: BatchWorker(queue, runner, vitals, settings), queue, name, burst=burst)
     finally:

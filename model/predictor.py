@@ -5,6 +5,7 @@ Shape shorthand in this module: N images, R instances of an image, H x W an imag
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -116,6 +117,19 @@ class Predictor:
             batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
         )
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory of the network's weights and buffers on its device."""
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def smaller(self, divisor: int) -> Predictor:
+        """The same network looking at images of 1/divisor of the edge; shares all weights."""
+        order, short_px, long_px = self.input_settings
+        other = copy.copy(self)
+        other.input_settings = InputSettings(order, max(1, short_px // divisor), max(1, long_px // divisor))
+        return other
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
         """Detect and outline objects.

@@ -1,7 +1,7 @@
 """A real worker process with a model that costs nothing. What it shall do comes as JSON in the variable FAKE:
 
 seconds: how long a batch takes; crash: task images of this width kill the process; fail: ... of this width raise;
-label: the class found.
+label: the class found; weights_mib: what each model is said to take.
 Every batch is counted in Redis under `fake:images` (images seen) and `fake:batches` (size of each batch).
 """
 
@@ -26,14 +26,20 @@ from model.instance import Instance
 
 class FakePredictor:
     labels = ("gear", "leaf")
+    device = "cpu"
 
     def __init__(self, connection: Redis, wishes: dict[str, Any], version: str) -> None:
         self.version = version
         self.connection = connection
         self.wishes = wishes
+        self.weights_bytes = int(wishes.get("weights_mib", 1) * 2**20)
+
+    def smaller(self, divisor: int) -> FakePredictor:
+        return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
         self.connection.rpush("fake:batches", len(images))
+        self.connection.rpush("fake:versions", self.version)
         self.connection.incrby("fake:images", len(images))
         widths = [image.shape[1] for image in images]
         if self.wishes.get("crash") in widths:
@@ -65,7 +71,7 @@ def main() -> None:
     wishes = json.loads(os.environ["FAKE"])
     run_worker(
         settings,
-        lambda _: FakePredictor(connection, wishes, read_served_model(settings.model).version),
+        lambda chosen: FakePredictor(connection, wishes, read_served_model(chosen.model).version),
     )
 
 

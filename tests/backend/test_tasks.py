@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from backend.careful import predict_carefully
 from backend.errors import TaskError
 from backend.jobs import PredictionJob
 from backend.records import Outcome
+from backend.served_model import ServedModel
 from backend.smaller import grown, is_out_of_memory, shrunk
 from backend.tasks import TaskRunner, predict_task, use_runner
 from integration.images import ImageError
 from model.instance import Instance
+from model.tiling import Tiling
 
 
 class OutOfMemoryError(RuntimeError):
@@ -39,13 +42,20 @@ class Model:
 
     labels = ("gear",)
     version = "v1"
+    weights_bytes = 0
+    device = "cpu"
 
     def __init__(self, limit_px: int = 10**9, bad_width: int = -1) -> None:
         self.limit_px, self.bad_width = limit_px, bad_width
         self.batches: list[int] = []
+        self.shapes: list[tuple[int, ...]] = []
+
+    def smaller(self, divisor: int) -> Model:
+        return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
         self.batches.append(len(images))
+        self.shapes += [i.shape[:2] for i in images]
         if sum(i.shape[0] * i.shape[1] for i in images) > self.limit_px:
             raise OutOfMemoryError("CUDA out of memory")
         if any(i.shape[1] == self.bad_width for i in images):
@@ -53,7 +63,28 @@ class Model:
         return [[instance(i)] for i in images]
 
 
-def run(model: Model, images: dict[str, Any]) -> dict[str, Outcome]:
+SERVED = ServedModel(Path("models/v1"), "v1", "v1", ("gear",), "")
+
+
+class OneModel:
+    """One warm model, with one on the CPU beside it."""
+
+    def __init__(self, model: Model, spare: Model | None) -> None:
+        self.model, self.on_cpu = model, spare
+
+    def find(self, project_key: str, version: str) -> ServedModel:
+        return SERVED
+
+    def predictor(self, served: ServedModel) -> Model:
+        return self.model
+
+    def spare(self, served: ServedModel) -> Model | None:
+        return self.on_cpu
+
+
+def run(
+    model: Model, images: dict[str, Any], *, spare: Model | None = None, tiling: Tiling | None = None
+) -> dict[str, Outcome]:
     ended: dict[str, Outcome] = {}
 
     def fetch(job: PredictionJob, key: str) -> np.ndarray:
@@ -62,7 +93,10 @@ def run(model: Model, images: dict[str, Any]) -> dict[str, Outcome]:
             raise found
         return found
 
-    runner = TaskRunner(lambda: model, fetch, lambda job_id, outcome, _: ended.update({job_id: outcome}))
+    runner = TaskRunner(
+        OneModel(model, spare), fetch, lambda job_id, outcome, _: ended.update({job_id: outcome}),
+        tiling=tiling, tile_batch=2,
+    )  # fmt: skip
     jobs = {
         name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images
     }
@@ -122,12 +156,70 @@ def test_out_of_memory_for_good_is_a_failure_with_a_hint():
     assert "memory" in outcomes["a"].hint
 
 
+def test_out_of_memory_at_a_fraction_of_the_size_cuts_the_image_into_parts():
+    """A network whose input cannot be made smaller by a smaller image needs a smaller edge as well."""
+
+    class Stubborn(Model):
+        """Needs memory for its own edge, not for the image's, and finds each part's square."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.divisor = 1
+
+        def smaller(self, divisor: int) -> Stubborn:
+            other = Stubborn()
+            other.divisor, other.batches = divisor, self.batches
+            return other
+
+        def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
+            self.batches.append(self.divisor)
+            if self.divisor < 4 or images[0].shape[1] == 100:
+                raise OutOfMemoryError("CUDA out of memory")
+            return [[instance(i)] for i in images]
+
+    model = Stubborn()
+    outcomes = run(model, {"a": image(400, 300)})
+    assert model.batches[:4] == [1, 2, 4, 4]
+    assert "in parts of 200 px" in notes(outcomes["a"])[0]
+    assert outcomes["a"].prediction["result"][0]["original_width"] == 400
+
+
+def test_the_last_step_is_the_cpu():
+    cpu = Model()
+    outcomes = run(Model(limit_px=10), {"a": image(64)}, spare=cpu)
+    assert cpu.batches == [1]
+    assert "on the CPU" in notes(outcomes["a"])[0]
+
+
+def test_the_next_batch_starts_at_the_top_again():
+    model = Model(limit_px=32 * 32)
+    run(model, {"large": image(64)})
+    model.batches.clear()
+    assert notes(run(model, {"a": image(16), "b": image(16)})["a"]) == []
+    assert model.batches == [2]
+
+
+def test_large_images_are_cut_and_others_are_not():
+    model = Model()
+    run(model, {"a": image(32), "large": image(300, 32), "b": image(32)}, tiling=Tiling(128, 128, 32))
+    assert model.batches == [2, 2, 1, 1]
+    assert model.shapes == [(32, 32), (32, 32), (32, 128), (32, 128), (32, 128), (14, 128)]
+
+
+def test_a_large_image_that_memory_is_not_enough_for_steps_down_as_well():
+    model = Model(limit_px=128 * 32)
+    outcomes = run(model, {"large": image(300, 32)}, tiling=Tiling(128, 128, 32))
+    assert model.batches[:2] == [2, 1], "two tiles at a time, then one"
+    assert notes(outcomes["large"]) == []
+
+
 def test_the_time_limit_of_a_batch_is_not_swallowed():
-    def slow(_: list[np.ndarray]) -> list[list[Instance]]:
-        raise JobTimeoutException
+    class Slow(Model):
+        def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
+            raise JobTimeoutException
 
     with pytest.raises(JobTimeoutException):
-        predict_carefully(slow, {"a": image(32), "b": image(32)})
+        predict_carefully(Slow(), {"a": image(32), "b": image(32)})
 
 
 @pytest.mark.parametrize(

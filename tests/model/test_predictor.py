@@ -211,3 +211,15 @@ def test_weights_that_do_not_fit_their_config_are_named(checkpoint: Path, tmp_pa
 
 def test_auto_takes_a_gpu_exactly_when_torch_sees_one() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_smaller_predictor_shares_the_weights_and_sees_less(checkpoint: Path) -> None:
+    model = Recorder()
+    predictor = Predictor(model, CLASSES, "1", SETTINGS)
+    [[first, _]] = predictor.smaller(4)([random_image(40, 50)])
+    assert model.batches[0][0]["image"].shape == (3, 16, 20)
+    assert first.mask_hw.shape == (40, 50), "masks keep the image's size"
+    predictor([random_image(40, 50)])
+    assert model.batches[1][0]["image"].shape == (3, 64, 80)
+    whole = Predictor.from_checkpoint(checkpoint, device="cpu")
+    assert whole.weights_bytes == whole.smaller(2).weights_bytes > 1000
