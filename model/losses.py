@@ -1,6 +1,7 @@
 """Losses of the mask branch (section 3.3, with the released code's exact terms).
 
-Shape shorthand: R RoIs, S side of a grid, T tokens.
+Shape shorthand: R RoIs, S side of a grid, T tokens. Weights multiply the terms that they belong to; means stay means
+over the number of terms, so that a batch of unimportant instances moves the network little.
 """
 
 from __future__ import annotations
@@ -9,27 +10,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def coarse_mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean binary cross entropy of each RoI's own class's mask, (R, S, S) both."""
-    return F.binary_cross_entropy_with_logits(logits, target)
+from model.place_weights import PlaceWeights
 
 
-def incoherence_loss(logits: Tensor, target: Tensor) -> Tensor:
+def coarse_mask_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean binary cross entropy of each RoI's own class's mask; all (R, S, S)."""
+    return F.binary_cross_entropy_with_logits(logits, target, weights)
+
+
+def incoherence_loss(logits: Tensor, target: Tensor, weights: PlaceWeights | None = None) -> Tensor:
     """Dice loss plus mean binary cross entropy of the incoherent region; both (R, S, S)."""
-    return dice_loss(logits.sigmoid(), target) + F.binary_cross_entropy_with_logits(logits, target)
+    everywhere = weights.at(logits.shape[-1]) if weights is not None else None
+    entropy = F.binary_cross_entropy_with_logits(logits, target, everywhere)
+    return dice_loss(logits.sigmoid(), target, weights) + entropy
 
 
-def dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """1 - (2 |P and T| + 1) / (|P| + |T| + 1), averaged over R (released code's smoothing of one)."""
-    overlap = 2 * (probabilities * target).flatten(1).sum(1)
-    total = probabilities.flatten(1).sum(1) + target.flatten(1).sum(1)
-    return (1 - (overlap + 1) / (total + 1)).mean()
+def dice_loss(probabilities: Tensor, target: Tensor, weights: PlaceWeights | None = None) -> Tensor:
+    """1 - (2 |P and T| + 1) / (|P| + |T| + 1), averaged over R (released code's smoothing of one).
+
+    With weights a place counts in the three sums as often as its weight says, and an RoI in the mean.
+    """
+    overlap, total = 2 * probabilities * target, probabilities + target
+    if weights is not None:
+        places = weights.places[target.shape[-1]]
+        overlap, total = overlap * places, total * places
+    lost = 1 - (overlap.flatten(1).sum(1) + 1) / (total.flatten(1).sum(1) + 1)
+    return (lost if weights is None else lost * weights.instances).mean()
 
 
-def refinement_loss(refined: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of refined probabilities and labels, (T,) both; zero where nothing was refined."""
-    return F.l1_loss(refined, target) if len(refined) else refined.sum()
+def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of refined probabilities and labels, all (T,); zero where nothing was refined."""
+    if len(refined) == 0:
+        return refined.sum()
+    return F.l1_loss(refined, target) if weights is None else ((refined - target).abs() * weights).mean()
 
 
 def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from model import losses
-from model.quadtree import sample_nodes
+from model.place_weights import PlaceWeights, place_weights
+from model.quadtree import Nodes, sample_nodes
 from model.targets import MaskTargets, boundary_target, mask_targets, semantic_target
 
 if TYPE_CHECKING:
@@ -61,12 +62,13 @@ def _main_losses(
     regions = partial(detection.targets, sizes=head.sizes) if detection else _no_regions
     targets = mask_targets(instances, sides, regions)
     truth = targets.masks[root]
+    weights = place_weights(instances, sides)
     _log_accuracy(output.logits, truth)
-    found = {"mask": losses.coarse_mask_loss(output.logits, truth)}
+    found = {"mask": losses.coarse_mask_loss(output.logits, truth, weights.at(root) if weights else None)}
     if detection:
-        found["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence)
+        found["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence, weights)
     if head.encoder is not None:
-        found["mask_refine"] = _refinement_loss(head, pyramid, output, targets)
+        found["mask_refine"] = _refinement_loss(head, pyramid, output, targets, weights)
     return found
 
 
@@ -88,7 +90,11 @@ def _auxiliary_losses(
 
 
 def _refinement_loss(
-    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, targets: MaskTargets
+    head: TransfinerMaskHead,
+    pyramid: RoIPyramid,
+    output: CoarseOutput,
+    targets: MaskTargets,
+    weights: PlaceWeights | None,
 ) -> Tensor:
     """L1 on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
     settings = head.settings
@@ -107,19 +113,26 @@ def _refinement_loss(
         levels = [nodes.select(nodes.roi < 0) for nodes in found]
     references, values = head.refine(pyramid, coarse, levels, kept)
     truth = {size: masks[chosen] for size, masks in targets.masks.items()}
-    wanted = [nodes.of(truth[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
-    wanted.append(
-        truth[head.coarse_size][kept].flatten().repeat(len(references) // max(_points(head, kept), 1))
-    )
-    return losses.refinement_loss(torch.cat([*values, references]), torch.cat(wanted))
+    wanted = _at_tokens(head, truth, levels, kept, len(references))
+    by_token = None
+    if weights is not None:
+        grids = {size: weights.at(size)[chosen] for size in truth}
+        by_token = _at_tokens(head, grids, levels, kept, len(references))
+    return losses.refinement_loss(torch.cat([*values, references]), wanted, by_token)
+
+
+def _at_tokens(
+    head: TransfinerMaskHead, grids: dict[int, Tensor], levels: list[Nodes], kept: Tensor, references: int
+) -> Tensor:
+    """Values of (R, S, S) grids by side, at the nodes of each level and then at the kept RoIs' reference points."""
+    found = [nodes.of(grids[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
+    points = len(kept) * head.coarse_size**2  # repeated where each level has a sequence of its own
+    found.append(grids[head.coarse_size][kept].flatten().repeat(references // max(points, 1)))
+    return torch.cat(found)
 
 
 def _no_regions(_: Instances) -> list[Tensor]:
     return []
-
-
-def _points(head: TransfinerMaskHead, kept: Tensor) -> int:
-    return len(kept) * head.coarse_size**2
 
 
 def _choose(available: int, limit: int) -> Tensor:

@@ -14,6 +14,7 @@ from torchvision.ops import roi_align
 
 from model import losses
 from model.ground_truth import image_masks
+from model.place_weights import PlaceWeights
 from model.roi_pyramid import RoIPyramid
 
 # Thresholds of the released code's target: on the residue of the half-size mask, then on its RoIAlign average.
@@ -69,9 +70,11 @@ class ReleasedDetection:
         boxes = instances.proposal_boxes.tensor
         return [incoherence_target(image_masks(instances), boxes, sizes[0], self.residue)]
 
-    def loss(self, logits: list[Tensor], targets: list[Tensor]) -> Tensor:
+    def loss(
+        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
+    ) -> Tensor:
         """Dice and cross entropy of the coarsest level; the others are copies of it."""
-        return losses.incoherence_loss(logits[0], targets[0])
+        return losses.incoherence_loss(logits[0], targets[0], weights)
 
 
 def classifier(channels: int) -> nn.Conv2d:
