@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.incoherence.paper import CascadedDetection
 from model.incoherence.released import ReleasedDetection
+from model.place_weights import PlaceWeights
 from model.roi_pyramid import RoIPyramid
 
 __all__ = ["CascadedDetection", "Detection", "ReleasedDetection", "build_detection"]
@@ -30,8 +31,10 @@ class Detection(Protocol):
         """Bool regions (M, S, S) of one image's proposals, for as many levels as ``loss`` looks at."""
         ...
 
-    def loss(self, logits: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """A scalar; targets are floats in {0, 1} of the logits' shapes."""
+    def loss(
+        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
+    ) -> Tensor:
+        """A scalar; targets are floats in {0, 1} of the logits' shapes, weights know these sides."""
         ...
 
 
@@ -46,5 +49,5 @@ def build_detection(node: CfgNode, channels: int, conv_dim: int, num_conv: int) 
     if node.DETECTION == "released":
         return ReleasedDetection(channels, conv_dim, node.INCOHERENCE_DIM, num_conv, node.INCOHERENCE_TARGET)
     if node.DETECTION == "cascaded":
-        return CascadedDetection(channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER)
+        return CascadedDetection(channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER, node.GUIDANCE)
     raise ValueError(f"MODEL.TRANSFINER.DETECTION must be one of {DETECTIONS}, got {node.DETECTION!r}")

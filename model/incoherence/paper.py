@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.ground_truth import crop_masks
 from model.incoherence.released import classifier
+from model.place_weights import PlaceWeights
 from model.quadtree import double, nest
 from model.roi_pyramid import RoIPyramid
 
@@ -71,10 +72,17 @@ class CascadedDetection:
 
     Args:
         levels: L, at least one; jitter: probability of growing an instance's target regions.
+        guidance: a finer level sees the level before it; without (Table 3) only its own RoI feature.
     """
 
     def __init__(
-        self, channels: int, conv_dim: int, levels: int, num_conv: int = 4, jitter: float = 0.0
+        self,
+        channels: int,
+        conv_dim: int,
+        levels: int,
+        num_conv: int = 4,
+        jitter: float = 0.0,
+        guidance: bool = True,
     ) -> None:
         self.jitter = jitter
         self.layers: dict[str, nn.Module] = {}
@@ -85,7 +93,7 @@ class CascadedDetection:
             width = conv_dim
         self.layers["incoherence_root"] = classifier(conv_dim)
         for level in range(1, levels):
-            self.layers[f"incoherence_level{level}"] = classifier(channels + 1)
+            self.layers[f"incoherence_level{level}"] = classifier(channels + int(guidance))
         self.num_conv = num_conv
 
     def __call__(self, pyramid: RoIPyramid, trunk: Tensor, coarse: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -109,19 +117,25 @@ class CascadedDetection:
         regions = incoherent_regions(crop_masks(instances, 2 * sizes[-1]), len(sizes))
         return nest(jitter(regions, self.jitter))
 
-    def loss(self, logits: list[Tensor], targets: list[Tensor]) -> Tensor:
+    def loss(
+        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
+    ) -> Tensor:
         """Binary cross entropy, averaged over the places of a level and over levels (L_inc of section 3.3)."""
         terms = [
-            F.binary_cross_entropy_with_logits(level, target)
+            F.binary_cross_entropy_with_logits(
+                level, target, weights.at(level.shape[-1]) if weights is not None else None
+            )
             for level, target in zip(logits, targets, strict=True)
         ]
         return torch.stack(terms).mean()
 
 
 def _guided(layer: nn.Module, pyramid: RoIPyramid, depth: int, size: int, coarser: Tensor) -> Tensor:
-    """One 1x1 convolution on [RoI feature, upsampled guidance] without ever pooling C channels."""
+    """One 1x1 convolution on [RoI feature, upsampled guidance if any] without ever pooling C channels."""
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
-    feature_weight, guidance_weight = layer.weight[:, :-1], layer.weight[0, -1, 0, 0]
-    projected = pyramid.project(feature_weight).dense(depth, size)[:, 0]
-    return projected + guidance_weight * double(coarser.sigmoid()) + layer.bias
+    channels = pyramid.coarse.shape[1]
+    projected = pyramid.project(layer.weight[:, :channels]).dense(depth, size)[:, 0] + layer.bias
+    if layer.in_channels == channels:
+        return projected
+    return projected + layer.weight[0, -1, 0, 0] * double(coarser.sigmoid())
