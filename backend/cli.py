@@ -25,6 +25,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "backend.evaluate_command:evaluate",
     "scenes": "backend.scenes_command:scenes",
     "polygons": "backend.polygons_command:polygons",
+    "snapshot": "backend.snapshot_command:snapshot",
+    "effort": "backend.effort_command:effort",
 }
 HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")
 

@@ -140,6 +140,14 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     return tuple(sorted(newest.values(), key=_age))
 
 
+def used_labels(row: Mapping[str, Any]) -> set[str]:
+    """Labels on outlines in the annotations of an exported task, for exports without their label config."""
+    regions = [one for entry in _objects(row.get("annotations")) for one in _objects(entry.get("result"))]
+    kinds = ("polygonlabels", "brushlabels", "rectanglelabels", "labels")
+    found = ((one.get("value") or {}).get(one.get("type")) for one in regions if one.get("type") in kinds)
+    return {label for labels in found for label in _list(labels) if isinstance(label, str)}
+
+
 def newest_time(annotations: Iterable[Annotation]) -> datetime | None:
     """When the newest of some annotations was submitted."""
     return max((one.updated_at for one in annotations), default=None)
