@@ -8,23 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.errors import TaskError
 from backend.jobs import PredictionJob
 from backend.projects import Project, Projects
 from backend.settings import Settings
-from integration.images import FetchSettings, ImageFetcher
+from integration.images import FetchSettings, ImageError, ImageFetcher
 
 # Fetchers keep connections and access tokens; one a Label Studio account, the least used is dropped beyond this.
 MOST_FETCHERS = 16
+NOT_BELIEVED = "its address came without a password and is not used; set LABEL_STUDIO_URL, see /status."
 
 
 def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
     """Address and key of a project's Label Studio: our own settings win over what /setup said.
 
-    The key of the settings goes to the address of the settings only: anybody may send a /setup.
+    The key of the settings goes to the address of the settings only: anybody may send a /setup. Both are empty when
+    the address of /setup is not believed.
     """
     if settings.label_studio_url:
         return settings.label_studio_url, settings.label_studio_api_key.get_secret_value() or project.token
-    return project.hostname, project.token
+    return (project.hostname, project.token) if project.is_believed else ("", "")
 
 
 class ImageSource:
@@ -41,11 +44,13 @@ class ImageSource:
 
         Raises:
             ImageError: it cannot be fetched or decoded, or is over a limit.
+            TaskError: the same, where the reason may be that Label Studio's address is not believed.
         """
         project = self.projects.get(job.project) if job.project else Project(key="")
-        return self._fetcher(project).fetch(job.task, value_key)
+        return self.fetcher(project).fetch(job.task, value_key)
 
-    def _fetcher(self, project: Project) -> ImageFetcher:
+    def fetcher(self, project: Project) -> ImageFetcher:
+        """The fetcher with the credentials of a project's Label Studio; it keeps connections and access tokens."""
         url, key = label_studio_of(self.settings, project)
         identity = (url, key, project.hostname)
         with self._lock:

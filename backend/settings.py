@@ -125,6 +125,9 @@ class Settings(BaseSettings):
             "TRANSFINER_LABEL_STUDIO_API_KEY", "LABEL_STUDIO_API_KEY", "label_studio_api_key"
         ),
     )
+    # Without an address of our own: hosts that a /setup without password may name ("host", "host:port", "*"), comma
+    # separated. A Label Studio on this machine that calls us from this machine is always believed.
+    label_studio_hosts: str = ""
     # Longest wait for Label Studio to store one push, in s.
     label_studio_timeout_s: float = Field(default=30.0, gt=0)
 
@@ -158,6 +161,8 @@ class Settings(BaseSettings):
     learning_lost_s: float = Field(default=30.0, ge=1)
     # Share of the images kept for judging, never trained on, 0..1; by content, so it is the same share for ever.
     holdout_share: float = Field(default=0.2, gt=0, lt=1)
+    # Which of several annotations of an image counts: the latest, or what the annotators agree on.
+    annotators: Literal["latest", "agreement"] = "latest"
     # Earlier snapshots mixed into a training, and asked in the check for forgetting.
     replay_snapshots: int = Field(default=4, ge=0)
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].

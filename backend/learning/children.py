@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -74,11 +75,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait(STOP_GRACE_S)
         except subprocess.TimeoutExpired:
             log.warning("the child did not end within %.0f s; killing it", STOP_GRACE_S)
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         # What it started itself goes too.
         os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     child.wait()
 
 

@@ -16,7 +16,7 @@ from redis import Redis
 
 from backend.connection_findings import is_ours
 from backend.errors import ServiceError
-from backend.image_source import label_studio_of
+from backend.image_source import ImageSource, label_studio_of
 from backend.learning.learner import LabelStudioSide
 from backend.learning.repredict import Repredictor
 from backend.learning.triggers import count_new_annotations
@@ -88,9 +88,16 @@ class RealLabelStudio:
         return count_new_annotations(self._client(project), int(project), newest_at)
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
-        from backend.learning.snapshot_step import freeze
+        # Not at the top: the worker that waits for a training needs no arrays.
+        from backend.freezing import SnapshotSettings
+        from backend.snapshotting import take_snapshot
 
-        return freeze(self.settings, self._known(project), self._client(project), folder)
+        fetcher = ImageSource(self.settings, Projects(self.connection)).fetcher(self._known(project))
+        wanted = SnapshotSettings(
+            choice=self.settings.annotators, holdout_share=self.settings.holdout_share,
+            max_pixels=int(self.settings.max_image_megapixels * 1e6),
+        )  # fmt: skip
+        return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
 
     def follow(self, project: str, version: str) -> str:
         """Title first: only then does Label Studio show what is pushed under the version."""

@@ -15,6 +15,7 @@ from redis import Redis
 from backend.active_models import registry_of
 from backend.errors import ServiceError, StartError
 from backend.learning import runs
+from backend.learning.curve import CURVE_FILE, curve_of_runs
 from backend.learning.lock import ProjectLock
 from backend.learning.progress import Progress
 from backend.learning.rounds import Interrupted, Parts, Programs, Round
@@ -163,6 +164,11 @@ class Learner:
         run.hint = getattr(error, "hint", "")
         log.error("project %s: round %s failed: %s", run.project, run.id, error)
 
+    def _draw(self, project: str) -> None:
+        picture = curve_of_runs(project, self.store.newest(project)[::-1])
+        if picture is not None:
+            self.store.storage.write(f"{project}/{CURVE_FILE}", picture)
+
     def _close(self, run: Run) -> None:
         """Record, logs, room on the disk, and whoever asked meanwhile."""
         current = self.queue.current(run.project)
@@ -172,6 +178,7 @@ class Learner:
             if (work / name).is_file():
                 self.store.write(run, name, (work / name).read_bytes())
         self.store.save(run)
+        self._draw(run.project)
         shutil.rmtree(work, ignore_errors=True)
         again = self.queue.end(run.project, run.id)
         log.info("project %s: round %s is %s", run.project, run.id, run.state)

@@ -1,4 +1,4 @@
-"""What a running round says while it runs: Redis for pages, loss by loss for a curve. Never the truth, never in the way."""
+"""What a running round says while it runs, in Redis for pages: never the truth, never in the way."""
 
 from __future__ import annotations
 

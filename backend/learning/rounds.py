@@ -204,8 +204,11 @@ class Round:
         self.run.figures = dict(verdict["figures"])
         registry.mark(
             project, self.run.candidate, "promoted" if verdict["promote"] else "rejected",
-            {**verdict, "metrics": verdict.get("metrics", {}), "run": self.run.id},
+            {**verdict, "run": self.run.id},
         )  # fmt: skip
+        self.run.metrics = dict(verdict.get("metrics", {}))
+        if (report := self.work / "report").is_dir():
+            registry.attach(project, self.run.candidate, report)
         return bool(verdict["promote"])
 
     def _promote(self) -> None:

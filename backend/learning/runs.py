@@ -28,7 +28,7 @@ class Run:
         snapshot: digest of the data.
         parent: version it started from; candidate: version it made.
         reasons: of the gate, for people.
-        figures: of the gate.
+        figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
         error, hint: why it failed and what to do.
@@ -52,6 +52,7 @@ class Run:
     classes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     hint: str = ""
     worker: str = ""

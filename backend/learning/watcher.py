@@ -1,6 +1,6 @@
-"""Looks after projects beside the trainings: takes over from dead workers, looks for new annotations, keeps titles right.
+"""Looks after projects beside the trainings: takes over from dead workers, looks for what is new, keeps titles right.
 
-Every worker of the queue `train` has one; a lock lets one of them look. Nothing is remembered that cannot be seen again.
+Every worker of the queue `train` has one; a lock lets one of them look. What is remembered can be seen again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from backend.learning.rounds import newest_looked_at
 from backend.learning.train_queue import QUEUED, RUNNING
 from backend.learning.trainers import beat
 from backend.learning.triggers import Looked, why_now
+from backend.learning.watcher_notes import looked_key
 from backend.projects import Projects
 from integration.client import ClientError
 
@@ -29,10 +30,6 @@ WATCH_LOCK = "transfiner:learning:watch"
 LOST_REQUEST_S = 15.0
 # A flood of events makes at most one look in this many s.
 LEAST_PAUSE_S = 5.0
-
-
-def looked_key(project: str) -> str:
-    return f"transfiner:learning:{project}:looked"
 
 
 class Watcher(threading.Thread):

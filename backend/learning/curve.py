@@ -1,0 +1,79 @@
+"""Learning curves as PNG: a figure of merit over rounds, a line a series, refused rounds marked."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from backend.learning import runs
+from backend.learning.runs import Run
+
+CURVE_FILE = "runs/curve.png"
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#555555")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One round.
+
+    Attributes:
+        x: number of the round.
+        value: the figure, 0..100; None leaves the round out.
+        refused: drawn as a cross, and no line leads on from it.
+    """
+
+    x: float
+    value: float | None
+    refused: bool = False
+
+
+def draw_curve(series: Mapping[str, Sequence[Point]], *, title: str, figure_of_merit: str) -> bytes:
+    """A PNG. Series are drawn in their order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(series.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        good = [(p.x, p.value) for p in points if p.value is not None and not p.refused]
+        bad = [(p.x, p.value) for p in points if p.value is not None and p.refused]
+        axes.plot([x for x, _ in good], [y for _, y in good], "o-", color=colour, label=name)
+        if bad:
+            axes.plot(
+                [x for x, _ in bad], [y for _, y in bad], "x", color=colour, markersize=10, markeredgewidth=2.5,
+                label=f"{name}, refused by the gate",
+            )  # fmt: skip
+    axes.set_title(title)
+    axes.set_xlabel("round")
+    axes.set_ylabel(figure_of_merit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def curve_of_runs(project: str, history: Sequence[Run]) -> bytes | None:
+    """The curve of a project's judged rounds (oldest first), each on the hold-out of its time; None without any."""
+    judged = [run for run in history if run.state in (runs.PROMOTED, runs.REJECTED)]
+    if not judged:
+        return None
+
+    def points(name: str) -> list[Point]:
+        return [
+            Point(number, _percent(run.metrics.get(name)), run.state == runs.REJECTED)
+            for number, run in enumerate(judged, 1)
+        ]
+
+    return draw_curve(
+        {"boundary AP": points("boundary_ap"), "mask AP": points("mask_ap")},
+        title=f"project {project}: each version on the hold-out of its time", figure_of_merit="AP",
+    )  # fmt: skip
+
+
+def _percent(value: object) -> float | None:
+    return 100 * float(value) if isinstance(value, int | float) else None
