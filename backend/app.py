@@ -13,6 +13,7 @@ from redis import RedisError
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
+from backend.learning.page import learning
 from backend.routes import routes
 from backend.service import make_service
 from backend.settings import Settings
@@ -34,6 +35,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["transfiner"] = make_service(settings)
     app.register_blueprint(routes)
     app.register_blueprint(status_page)
+    app.register_blueprint(learning)
     app.before_request(_begin)
     app.before_request(lambda: _authorise(settings))
     app.after_request(_end)

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "backend.doctor:doctor",
     "predict": "backend.predict_command:predict",
     "models": "backend.models_command:models",
+    "learn": "backend.learning.command:learn",
     "train": "backend.train_command:train",
     "evaluate": "backend.evaluate_command:evaluate",
     "scenes": "backend.scenes_command:scenes",

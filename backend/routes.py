@@ -10,8 +10,13 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
+from backend.active_models import registry_of
 from backend.deliveries import DEFERRED
 from backend.errors import BadRequestError, ServiceError
+from backend.learning.train_queue import TrainQueue
+from backend.learning.trainers import living_trainers
+from backend.learning.triggers import BUTTON
+from backend.model_choice import model_directory
 from backend.orphans import living_workers
 from backend.outputs import output_of
 from backend.predictions import unusable_because
@@ -20,6 +25,7 @@ from backend.records import FINAL, QUEUED, STATS
 from backend.schemas import PredictRequest, SetupRequest, parse
 from backend.served_model import ServedModel, read_served_model
 from backend.service import Service
+from backend.trust import refusal
 from integration.label_config import parse_label_config
 from integration.webhooks import TrainingRequested, WebhookError, parse_event
 
@@ -34,9 +40,9 @@ def _service() -> Service:
     return service
 
 
-def _model() -> ServedModel:
-    """Read on every request (a small file), so that a replaced checkpoint is seen at once."""
-    return read_served_model(_service().settings.model)
+def _model(project_key: str = "") -> ServedModel:
+    """Read on every request (small files), so that a promoted version or replaced checkpoint is seen at once."""
+    return read_served_model(model_directory(_service().settings, project_key))
 
 
 def _body() -> Any:
@@ -90,17 +96,20 @@ def ready() -> tuple[Response, int]:
 def setup() -> Response:
     """Remember the project. An unusable label config is no reason to refuse: Label Studio would not show why."""
     asked = parse(SetupRequest, _body())
-    model = _model()
+    model = _model(asked.project)
     config = parse_label_config(asked.label_config)
     reason = unusable_because(config, model)
     _, complaints = output_of(_service().settings, asked.extra_params)
-    warnings = (*config.warnings, *complaints)
+    refused = refusal(
+        _service().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
+    )
+    warnings = (*config.warnings, *complaints, *filter(None, [refused]))
     if asked.project:
         _service().predictions.projects.save(
             Project(
                 key=asked.project, hostname=asked.hostname.rstrip("/"), token=asked.access_token,
                 label_config=asked.label_config, model_version=model.version, reason=reason, warnings=warnings,
-                extra_params=asked.extra_params,
+                extra_params=asked.extra_params, is_believed=not refused,
             )
         )  # fmt: skip
     for text in (reason, *warnings):
@@ -113,13 +122,17 @@ def setup() -> Response:
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
     asked = parse(PredictRequest, _body())
-    return jsonify(_service().predictions.answer(asked, _model(), g.request_id))
+    return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id))
 
 
 @routes.get("/versions")
 def versions() -> Response:
-    """Versions that Label Studio offers in a list."""
-    return jsonify(versions=[_model().version], message="ok")
+    """Versions that Label Studio offers in a list; it does not say for which project, so the served ones of all."""
+    try:
+        keys = [project.key for project in _service().predictions.projects.all()]
+    except RedisError:
+        keys = []
+    return jsonify(versions=list(dict.fromkeys(_model(key).version for key in [*keys, ""])), message="ok")
 
 
 @routes.post("/webhook")
@@ -130,11 +143,7 @@ def webhook() -> tuple[Response, int]:
     except WebhookError as error:
         raise BadRequestError(str(error)) from error
     if isinstance(event, TrainingRequested):
-        raise ServiceError(
-            "Training from Label Studio is not available yet.",
-            "Train with `transfiner train` and serve the result with TRANSFINER_MODEL.",
-            status=501,
-        )
+        return _start_training(event)
     project_id = getattr(event, "project_id", None)
     if project_id is not None:
         try:
@@ -143,6 +152,28 @@ def webhook() -> tuple[Response, int]:
             # Losing a hint is harmless; making the annotator wait is not.
             log.warning("event of project %s not noted: %s", project_id, error)
     return jsonify(status="noted", event=type(event).__name__), 200
+
+
+def _start_training(event: TrainingRequested) -> tuple[Response, int]:
+    """The button, or every n-th annotation. Whether there is anything to learn is looked up when a worker takes it."""
+    service = _service()
+    if registry_of(service.settings) is None:
+        raise ServiceError(
+            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
+        )
+    project = str(event.project_id)
+    known = any(one.id == project for one in service.predictions.projects.all())
+    if not known and not service.settings.label_studio_url:
+        raise BadRequestError(
+            f"Nobody has connected project {project} to this backend.",
+            "Connect it in Label Studio under Settings > Model, or set LABEL_STUDIO_URL.", status=404,
+        )  # fmt: skip
+    answer = TrainQueue(service.connection).request(project, BUTTON)
+    message = answer.message
+    if not living_trainers(service.connection):
+        message += " No worker takes trainings now: start one with `transfiner worker --queues train`."
+    log.info("project %s: %s", project, message)
+    return jsonify(status="queued" if answer.is_new else "folded in", job=answer.run, message=message), 200
 
 
 @routes.get("/jobs")

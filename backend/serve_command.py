@@ -79,6 +79,8 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
             )
         )
     children += [_worker_child(settings, number) for number in range(settings.workers)]
+    if settings.registry and settings.train_worker:
+        children.append(_train_worker_child(settings))
     children.append(_api_child(settings))
     return children, settings
 
@@ -96,6 +98,16 @@ def _worker_child(settings: Settings, number: int) -> Child:
         environment={**settings_environment(settings), f"{PREFIX}WORKER_NUMBER": str(number)},
         ready=_workers_alive(settings, number + 1),
         start_timeout_s=WORKER_START_S,
+        grace_s=settings.drain_s,
+    )
+
+
+def _train_worker_child(settings: Settings) -> Child:
+    """Small while it waits; a training that runs gets the time to save its state."""
+    return Child(
+        "train-worker",
+        python_module("backend.cli", "worker", "--queues", "train"),
+        environment=settings_environment(settings),
         grace_s=settings.drain_s,
     )
 

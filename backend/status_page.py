@@ -10,10 +10,12 @@ from redis import RedisError
 
 from backend.deliveries import DEFERRED
 from backend.errors import ServiceError
+from backend.learning.page import learning_facts
 from backend.orphans import living_workers
 from backend.records import FAILED, FINAL, PARKED, QUEUED, RUNNING, STATS
 from backend.served_model import read_served_model
 from backend.service import Service
+from training.registry import RegistryError
 
 status_page = Blueprint("status_page", __name__, template_folder="templates")
 REFRESH_S = 4
@@ -51,8 +53,11 @@ def status() -> str:
         facts["problems"].append(str(error))
     try:
         facts.update(_from_redis(service))
+        facts["learning"] = learning_facts(service)
     except RedisError as error:
         facts["problems"].append(f"The queue server does not answer: {type(error).__name__}.")
+    except (OSError, RegistryError) as error:
+        facts["problems"].append(f"The registry {service.settings.registry} cannot be read: {error}")
     return render_template("status.html", refresh_s=REFRESH_S, **facts)
 
 

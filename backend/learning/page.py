@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request
@@ -53,7 +54,7 @@ def _project(service: Service, registry: Any, store: RunStore, name: str) -> dic
         "id": name,
         "active": active,
         "can_roll_back": bool(registry.pointer(name).history),
-        "current": TrainQueue(connection).current(name),
+        "current": _current(TrainQueue(connection).current(name)),
         "looked": looked_at(connection, name),
         "repredicting": repredicting(connection, name),
         "rounds": [_round(run) for run in store.newest(name, ROUNDS_SHOWN)],
@@ -63,6 +64,18 @@ def _project(service: Service, registry: Any, store: RunStore, name: str) -> dic
         ],
         "has_curve": store.storage.size(f"{name}/{CURVE_FILE}") is not None,
     }
+
+
+def _current(facts: dict[str, Any]) -> dict[str, Any]:
+    """With the loss curve as points of an SVG polyline, 240 x 60."""
+    losses = json.loads(facts.pop("curve", "[]"))
+    if len(losses) > 1:
+        low, high = min(losses), max(losses)
+        step, scale = 240 / (len(losses) - 1), 60 / ((high - low) or 1)
+        facts["curve_points"] = " ".join(
+            f"{n * step:.1f},{60 - (loss - low) * scale:.1f}" for n, loss in enumerate(losses)
+        )
+    return facts
 
 
 def _round(run: Any) -> dict[str, Any]:
