@@ -76,6 +76,7 @@ def settings(
     worker_pool: FakeWorkers,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Settings:
     """Of an empty queue; no variable of the machine leaks in, and no worker of the test before."""
     if "workers" not in request.fixturenames:
@@ -92,6 +93,10 @@ def settings(
         predict_deadline_s=90.0,
         interactive_deadline_s=60.0,
         private_image_hosts="127.0.0.1",
+        # What a developer's own service learned must not leak in.
+        registry=str(tmp_path / "registry"),
+        registry_cache=tmp_path / "registry-cache",
+        learning_folder=tmp_path / "learning",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,15 +13,49 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from learning_doubles import Wishes, write_checkpoint  # noqa: E402
+from learning_doubles import Programs, Wishes, write_checkpoint
+from service_parts import wait_until
 
-from backend.learning.trainers import living_trainers  # noqa: E402
-from backend.learning.train_queue import TrainQueue  # noqa: E402
-from backend.learning.runs import RunStore  # noqa: E402
-from backend.settings import Settings  # noqa: E402
-from training.registry import Registry  # noqa: E402
+from backend.learning.learner import Learner
+from backend.learning.runs import Run, RunStore
+from backend.learning.train_queue import TrainQueue
+from backend.settings import Settings
+from training.registry import Registry
 
 ROOT = Path(__file__).parents[3]
+PROJECT = "7"
+
+
+class Rounds:
+    """Runs what was asked for, at once or beside the test."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.threads: list[threading.Thread] = []
+
+    def ask(self, trigger: str = "button") -> Run:
+        """Ask, learn, and the record."""
+        run = self.learner.queue.request(PROJECT, trigger).run
+        self.learner.learn(PROJECT, run)
+        return self.record(run)
+
+    def begin(self, trigger: str = "button") -> str:
+        """Ask, and learn beside the test until `finish`; the id of the run, whose finetuning has begun."""
+        run = self.learner.queue.request(PROJECT, trigger).run
+        self.threads.append(threading.Thread(target=self.learner.learn, args=(PROJECT, run)))
+        self.threads[-1].start()
+        wait_until(lambda: self.learner.queue.current(PROJECT).get("iteration"))
+        return run
+
+    def finish(self, run: str) -> Run:
+        for thread in self.threads:
+            thread.join(120)
+        return self.record(run)
+
+    def record(self, run: str) -> Run:
+        found = self.learner.store.load(PROJECT, run)
+        assert found is not None
+        return found
 
 
 @pytest.fixture
@@ -90,4 +125,12 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
         process.wait()
 
 
-__all__ = ["living_trainers"]
+@pytest.fixture
+def learner(learning: Settings, wishes: Wishes, redis) -> Learner:
+    """The worker's part that learns, in this process; only its finetuning and gate are processes."""
+    return Learner(learning, redis, "me", wishes.side(), Programs(wishes))
+
+
+@pytest.fixture
+def rounds(learner: Learner) -> Rounds:
+    return Rounds(learner)

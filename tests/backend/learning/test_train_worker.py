@@ -1,0 +1,42 @@
+"""A real worker process: killed while it trains, and asked to end."""
+
+from __future__ import annotations
+
+import signal
+
+from service_parts import wait_until
+
+from backend.learning import runs
+from backend.learning.trainers import living_trainers
+from backend.learning.triggers import BUTTON
+
+PROJECT = "7"
+
+
+def ended(store, run_id):
+    wait_until(lambda: (run := store.load(PROJECT, run_id)) and run.is_over)
+    return store.load(PROJECT, run_id)
+
+
+def test_a_killed_worker_is_resumed_once_and_a_stopped_one_puts_its_round_back(
+    wishes, queue, store, redis, train_worker
+):
+    wishes.set(new=2, iterations=80, seconds=0.05)
+    worker = train_worker()
+    run_id = queue.request(PROJECT, BUTTON).run
+    wait_until(lambda: queue.current(PROJECT).get("iteration", 0) >= 3)
+    worker.kill()
+    worker.wait()
+    second = train_worker()
+    wait_until(lambda: len(wishes.done("begin")) == 2)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(60) == 0
+    assert queue.current(PROJECT)["state"] == "queued"
+    train_worker()
+    run = ended(store, run_id)
+    assert (run.state, run.attempts) == (runs.PROMOTED, 2), "being stopped is no attempt"
+    begun = [int(line.split()[-1]) for line in wishes.done("begin")]
+    assert begun[0] == 0
+    assert begun[1] >= 3, "it went on where it was"
+    assert len(wishes.done("snapshot")) == 1
+    assert len(living_trainers(redis)) >= 1
