@@ -17,6 +17,7 @@ from rq import get_current_job
 from rq.timeouts import JobTimeoutException
 
 from backend.careful import Care, Found, predict_carefully
+from backend.effort_scores import find_scorer
 from backend.errors import TaskError
 from backend.jobs import PredictionJob
 from backend.predictor import Predictor
@@ -155,6 +156,7 @@ class TaskRunner:
             prediction, report = build_prediction(
                 found.instances, parse_label_config(job.label_config), width=width, height=height,
                 model_version=job.model_version, output=Output(**job.output), seed=f"{job.task.get('id')}:{job.image}",
+                scorer=find_scorer(self.models.find(job.project, job.model_version).directory),
             )  # fmt: skip
         except JobTimeoutException:
             raise

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from integration.controls import KINDS, Kind
 from model.instance import Instance
+
+#: (instances shown, instances hidden for their score) -> score of the whole prediction, 0..1; the lowest comes first.
+Scorer = Callable[[Sequence[Instance], Sequence[Instance]], float]
 
 
 class RegionError(ValueError):

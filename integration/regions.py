@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from integration.label_config import KINDS, Control, LabelConfig, Target
-from integration.output import Output, RegionError, Report, certainty
+from integration.output import Output, RegionError, Report, Scorer, certainty
 from integration.region_shapes import (
     Shape,
     Shapes,
@@ -63,6 +63,7 @@ def build_prediction(
     model_version: str,
     output: Output | None = None,
     seed: str = "",
+    scorer: Scorer | None = None,
 ) -> tuple[dict[str, Any], Report]:
     """Draw instances as one Label Studio prediction.
 
@@ -74,9 +75,10 @@ def build_prediction(
         model_version: stored with the prediction; Label Studio asks again when it changes.
         output: how to draw.
         seed: task and image, so that ids differ between tasks.
+        scorer: of the whole prediction; `certainty` of what is shown when None.
 
     Returns:
-        {"result": regions, best score first, "score": see `certainty`, "model_version"}; and what was left out.
+        {"result": regions, best score first, "score", "model_version"}; and what was left out.
 
     Raises:
         LabelConfigError: the label config is not supported.
@@ -86,7 +88,7 @@ def build_prediction(
     _check_sizes(instances, width, height)
     drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
     drawing.draw(instances)
-    score = certainty(drawing.shown)
+    score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
     return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.report
 
 
@@ -110,6 +112,7 @@ class _Drawing:
         self._drawn: Counter[str] = Counter()
         self.result: list[dict[str, Any]] = []
         self.shown: list[Instance] = []
+        self.hidden: list[Instance] = []
         self.report = Report()
 
     def draw(self, instances: Sequence[Instance]) -> None:
@@ -123,6 +126,8 @@ class _Drawing:
                 self.shown.append(instance)
             else:
                 self.report.drop(reason, instance.label)
+                if reason == Report.LOW_SCORE:
+                    self.hidden.append(instance)
         self.report.shown = len(self.shown)
         self.report.regions = len(self.result)
         over = self.report.dropped[Report.OVER_LIMIT]

@@ -229,3 +229,13 @@ def _moved_vertices(
     arrived = compared.far_points(new_px, of_here=True, accepted_px=rules.accepted_px)
     left = compared.far_points(old_px, of_here=False, accepted_px=rules.accepted_px)
     return max(1, arrived, left), rules.action_added + len(new_px)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnObject:
+    """A `Drawn` of plain values, for objects that do not come from Label Studio."""
+
+    label: str
+    mask_hw: np.ndarray
+    region_ids: tuple[str, ...] = ()
+    score: float | None = None

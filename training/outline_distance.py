@@ -103,6 +103,14 @@ def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
     return int(np.count_nonzero(mask_hw & other_hw)) / union if union else 0.0
 
 
+def outline_length(mask_hw: np.ndarray) -> int:
+    """Corners of pixels that the outline of a mask passes, about its length in pixels; 0 for an empty mask."""
+    if not mask_hw.any():
+        return 0
+    left, top, right, bottom = box_of(mask_hw)
+    return int(np.count_nonzero(_corners(mask_hw[top:bottom, left:right])))
+
+
 def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a mask that is not empty, in pixel edges."""
     rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
