@@ -120,6 +120,21 @@ class LabelStudioClient:
         """A task. Opening one may make Label Studio ask its backend for a prediction."""
         return self._json("GET", f"/api/tasks/{task_id}")
 
+    def next_task(self, project_id: int) -> Json | None:
+        """The task that the label stream offers next, in the project's order; None when all are done."""
+        try:
+            return self._json("GET", f"/api/projects/{project_id}/next")
+        except ClientError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: object) -> Json:
+        """Submit an annotation, as the editor does; `fields` such as lead_time (s), parent_prediction, was_cancelled."""
+        return self._json(
+            "POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result), **fields}
+        )
+
     def export_json(self, project_id: int, *, download_all_tasks: bool = False) -> list[Json]:
         """All annotated tasks as Label Studio's lossless JSON; also those without annotation when asked."""
         params = {"exportType": "JSON"} | ({"download_all_tasks": "true"} if download_all_tasks else {})
@@ -178,6 +193,10 @@ class LabelStudioClient:
         """
         body = {key: backend[key] for key in ("project", "url", "title")} | fields
         return self._json("PATCH", f"/api/ml/{backend['id']}", json=body)
+
+    def start_training(self, backend_id: int) -> None:
+        """The button of a backend: Label Studio sends it START_TRAINING and answers 200 whatever it hears."""
+        self._json("POST", f"/api/ml/{backend_id}/train", json={})
 
     def list_webhooks(self, project_id: int | None = None) -> list[Json]:
         """Webhooks of a project, or of the organization."""

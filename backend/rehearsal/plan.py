@@ -1,0 +1,57 @@
+"""How large a rehearsal is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a rehearsal.
+
+    Attributes:
+        rounds: of honest corrections; a poisoned one follows.
+        per_round: images that the annotator corrects in each.
+        pool: images in the project, `rounds + 1` times `per_round` and some that stay unlabelled.
+        test: images that nobody annotates or trains on; all figures of the report are on them.
+        width, height: of all images, in px.
+        holdout_share: of the annotated images, kept by the loop for its gate.
+        controls: whether the three controls are run.
+        finetune: fields of FinetuneSettings.
+        rules: fields of GateRules.
+        seed: of the images and of the annotator's hand.
+    """
+
+    rounds: int = 3
+    per_round: int = 20
+    pool: int = 96
+    test: int = 40
+    width: int = 256
+    height: int = 192
+    holdout_share: float = 0.3
+    controls: bool = True
+    finetune: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        needed = (self.rounds + 1) * self.per_round
+        if self.pool < needed:
+            raise ValueError(
+                f"{self.pool} images are too few: {self.rounds} rounds and the poisoned one take {needed}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def tiny_plan(finetune: dict[str, Any]) -> Plan:
+    """Only the plumbing: nothing is learned from so little."""
+    return Plan(
+        rounds=1, per_round=5, pool=12, test=4, width=128, height=96, holdout_share=0.4, controls=False,
+        finetune=finetune,
+        # Whatever comes out is promoted once, so that there is something to roll back.
+        rules={"tiny_gain": 0.0, "margin": 1.0, "class_margin": 1.0, "forgetting_margin": 1.0},
+    )  # fmt: skip
