@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from detectron2.structures import Instances
 from PIL import Image
 
 from training.datasets import Sample
+
+if TYPE_CHECKING:  # drawing needs no torch
+    from detectron2.structures import Instances
 
 _COLOURS = np.array(
     [

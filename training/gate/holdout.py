@@ -1,0 +1,144 @@
+"""Hold-outs of snapshots, and what a model reached on one.
+
+Shapes: N images, K categories of the hold-out, B resamples, T IoU thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.datasets import CocoSet, Sample
+from training.evaluation.coco_format import TruthBuilder
+from training.evaluation.resampling import RankedMatches, average_precision, ranked_matches
+from training.gate.findings import Found, picture_key
+
+HOLDOUT_FILE = "holdout.json"
+IMAGES = "images"
+KINDS = ("mask", "boundary")
+IOU50, IOU75 = 0, 5  # places among the IoU thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """A hold-out, its pictures still on disk.
+
+    Attributes:
+        name: of its snapshot's folder.
+        samples: N pictures with truth.
+        keys: N, content hashes of the pictures.
+        classes: K names.
+        dataset: COCO ground truth; categories are numbered from 1 in the order of the classes.
+    """
+
+    name: str
+    samples: CocoSet
+    keys: tuple[str, ...]
+    classes: tuple[str, ...]
+    dataset: dict[str, Any]
+
+    @property
+    def annotated_images(self) -> int:
+        """How many images have something to be found."""
+        return len({one["image_id"] for one in self.dataset["annotations"] if not one["iscrowd"]})
+
+    def images_with(self, category: int) -> int:
+        """How many images have something of that category (its index) to be found."""
+        wanted = [one for one in self.dataset["annotations"] if one["category_id"] == category + 1]
+        return len({one["image_id"] for one in wanted if not one["iscrowd"]})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its size, for reports."""
+        return {
+            "name": self.name,
+            "images": len(self.keys),
+            "annotated_images": self.annotated_images,
+            "objects": len(self.dataset["annotations"]),
+            "classes": list(self.classes),
+        }
+
+
+def open_holdout(snapshot: Path, asked: Sequence[str] | None = None) -> Holdout:
+    """The hold-out of a snapshot directory, of all its classes or only of those asked for.
+
+    Raises:
+        FileNotFoundError: it has no hold-out, or one of its pictures is missing.
+    """
+    if not (snapshot / HOLDOUT_FILE).is_file():
+        raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
+    samples = CocoSet(snapshot / HOLDOUT_FILE, snapshot / IMAGES)
+    classes = tuple(name for name in samples.class_names if asked is None or name in asked)
+    truth, keys = TruthBuilder(classes), []
+    for index in range(len(samples)):
+        sample = samples[index]
+        truth.add(_narrowed(sample, samples.class_names, classes))
+        keys.append(picture_key(sample))
+    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset)
+
+
+def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
+    """Only objects of these classes, numbered as they are here."""
+    number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
+    labels = number[sample.classes] if len(sample.classes) else sample.classes
+    kept = labels >= 0
+    return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model reached on a hold-out.
+
+    Attributes:
+        holdout: that one.
+        known: classes of the hold-out that the model knows; the others count as never found.
+        matches: for "mask" and "boundary", K entries.
+    """
+
+    holdout: Holdout
+    known: frozenset[str]
+    matches: dict[str, list[RankedMatches]]
+
+    def average_precision(self, kind: str, weights: np.ndarray) -> np.ndarray:
+        """B x K x T under B x N image weights; NaN for classes without truth."""
+        columns = [average_precision(one, weights) for one in self.matches[kind]]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0, 10))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """{"mask": {"AP", "AP50", "AP75", "AP/<class>"}, "boundary": {...}}, NaN where nothing was to be found."""
+        everything = np.ones((1, len(self.holdout.keys)), np.int64)
+        return {kind: self._named(self.average_precision(kind, everything)[0]) for kind in KINDS}
+
+    def _named(self, values: np.ndarray) -> dict[str, float]:
+        present = values[~np.isnan(values).any(1)]  # classes with truth x T
+        named = {"AP": present, "AP50": present[:, IOU50], "AP75": present[:, IOU75]}
+        figures = {name: float(part.mean()) if part.size else float("nan") for name, part in named.items()}
+        per_class = zip(self.holdout.classes, values, strict=True)
+        return figures | {f"AP/{name}": float(row.mean()) for name, row in per_class}
+
+
+def measure(
+    holdout: Holdout, found: Sequence[Sequence[Found]], classes: Sequence[str], ratio: float
+) -> Measured:
+    """Match what a model of these classes found on each picture of a hold-out."""
+    numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
+    image_ids = [one["id"] for one in holdout.dataset["images"]]
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": numbers[one.label],
+            "score": one.score,
+            "segmentation": one.segmentation,
+        }
+        for image_id, seen in zip(image_ids, found, strict=True)
+        for one in seen
+        if one.label in numbers  # a class that the project does not have is nobody's mistake
+    ]
+    matches = {
+        kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio)
+        for kind in KINDS
+    }
+    return Measured(holdout, frozenset(classes) & frozenset(holdout.classes), matches)
