@@ -22,8 +22,10 @@ COMMANDS: dict[str, str] = {
     "predict": "backend.predict_command:predict",
     "models": "backend.models_command:models",
     "learn": "backend.learning.command:learn",
+    "rehearse": "backend.rehearsal.command:rehearse",
     "train": "backend.train_command:train",
     "evaluate": "backend.evaluate_command:evaluate",
+    "gate": "backend.gate_command:gate",
     "scenes": "backend.scenes_command:scenes",
     "polygons": "backend.polygons_command:polygons",
     "snapshot": "backend.snapshot_command:snapshot",
@@ -96,7 +98,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: exit codes 0 fine, 1 failed with a reason, 2 wrong usage."""
+    """Entry point: exit codes 0 fine, 1 failed with a reason, 2 wrong usage, 3 the gate refused."""
     try:
         cli()
     except ServiceError as error:

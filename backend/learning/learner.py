@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
 # A round whose worker was killed is begun once more, not for ever.
 MOST_ATTEMPTS = 2
-LOGS = ("finetune.log", "gate.log")
+LOGS = ("finetune.log", "calibrate.log", "gate.log")
 
 
 @dataclass(frozen=True)

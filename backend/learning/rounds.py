@@ -34,6 +34,8 @@ class Programs(Protocol):
 
     def finetune_command(self, work: Finetuning) -> list[str]: ...
 
+    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]: ...
+
     def gate_command(self, work: Judging) -> list[str]: ...
 
 
@@ -89,6 +91,7 @@ class Round:
             self.run.reasons = ("The corrections are the same as in the round before.",)
             return self._over(runs.UNCHANGED)
         self._finetune(snapshot)
+        self._calibrate(snapshot)
         self._publish()
         promote = self._judge(snapshot)
         if promote:
@@ -174,6 +177,16 @@ class Round:
         )  # fmt: skip
         if ended.code or not (out / CHECKPOINT / METADATA_FILE).is_file():
             raise _failure("finetuning", ended)
+
+    def _calibrate(self, snapshot: Path) -> None:
+        """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
+        self._stage("calibrate")
+        checkpoint = self.work / "finetune" / CHECKPOINT
+        ended = self._child(
+            "calibrate", self.parts.programs.calibrate_command(checkpoint, snapshot.absolute()), lambda: None
+        )
+        if ended.code:
+            log.warning("project %s: tasks keep their uncalibrated order: %s", self.run.project, ended.tail)
 
     def _publish(self) -> None:
         self._stage("publish")

@@ -23,7 +23,7 @@ class Run:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
         state: running, or how it ended (module constants).
-        stage: what it was doing last: snapshot, finetune, gate, publish, label studio.
+        stage: what it was doing last: looking, snapshot, finetune, calibrate, publish, gate, promote, label studio.
         attempts: workers that began it; a second one goes on where the first was killed.
         snapshot: digest of the data.
         parent: version it started from; candidate: version it made.

@@ -11,6 +11,8 @@ from typing import Any
 from backend.settings import Settings
 
 VERDICT_FILE = "verdict.json"
+# More images cost time and hardly change the weights.
+CALIBRATION_IMAGES = 100
 PROGRESS_FILE = "progress.json"
 
 
@@ -62,6 +64,19 @@ class Steps:
             "device": self.settings.device,
         }  # fmt: skip
         return [*self._launcher(), "-m", "backend.learning.finetune_step", json.dumps(request)]
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+        """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
+        options = [
+            "--snapshot",
+            str(snapshot),
+            "--count",
+            str(CALIBRATION_IMAGES),
+            "--device",
+            self.settings.device,
+        ]
+        command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
+        return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
 
     def gate_command(self, work: Judging) -> list[str]:
         """Writes `verdict.json` in the folder."""

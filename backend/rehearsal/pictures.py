@@ -54,8 +54,8 @@ def write_test_set(plan: Plan, folder: Path) -> Path:
     annotations: list[dict[str, Any]] = []
     for number in range(plan.test):
         scene = _scene(plan, TEST, number)
-        name = f"images/test-{number:04d}.png"
-        Image.fromarray(scene.image).save(folder / name)
+        name = f"test-{number:04d}.png"
+        Image.fromarray(scene.image).save(folder / "images" / name)
         images.append({"id": number + 1, "file_name": name, "width": plan.width, "height": plan.height})
         annotations += _annotations(number + 1, scene.instances, len(annotations))
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]

@@ -4,6 +4,8 @@ What they shall do comes as JSON in a file, so that a test can change its mind w
 
     new: annotations newer than any snapshot; data: text that names the snapshot's content; at: its newest time;
     iterations, seconds: of the finetuning; promote: what the gate says; crash: the finetuning ends with that code.
+
+Little is imported at the top: the finetuning and the gate are processes that shall start at once.
 """
 
 from __future__ import annotations
@@ -15,14 +17,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backend.learning.learner import LabelStudioSide
-from backend.learning.steps import PROGRESS_FILE, VERDICT_FILE, Finetuning, Judging
-from backend.learning.train_worker import run_train_worker
-from backend.lifeline import die_with_parent
-from backend.logs import set_up_logs
-from backend.settings import Settings
+if TYPE_CHECKING:
+    from backend.learning.learner import LabelStudioSide
+    from backend.learning.steps import Finetuning, Judging
+
 
 HERE = Path(__file__)
 
@@ -52,6 +52,8 @@ class Wishes:
         return [line for line in lines if line.startswith(first)]
 
     def side(self) -> LabelStudioSide:
+        from backend.learning.learner import LabelStudioSide
+
         return LabelStudioSide(self._count, self._snapshot, self._follow)
 
     def _count(self, project: str, newest_at: str) -> int:
@@ -84,10 +86,13 @@ class Programs:
         self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
 
+    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+        return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
+
     def gate_command(self, work: Judging) -> list[str]:
         best = work.best.name if work.best else "-"
         self.wishes.note(f"gate earlier {len(work.earlier)} best {best}")
-        return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / VERDICT_FILE)]
+        return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / "verdict.json")]
 
 
 def write_snapshot(directory: Path, digest: str, project: str, at: str) -> Path:
@@ -140,7 +145,7 @@ def finetune(wishes: Wishes, facts: dict[str, Any]) -> None:
             "phase": "training",
         }
         (out / ".part").write_text(json.dumps({**progress, "losses": {"total": 1.0 / iteration}}))
-        (out / ".part").replace(out / PROGRESS_FILE)
+        (out / ".part").replace(out / "progress.json")
     write_checkpoint(out / "checkpoint", "made", f"{facts['parent']} {wanted.get('data', 'a')} {time.time()}")
 
 
@@ -154,6 +159,11 @@ def gate(wishes: Wishes, verdict: str) -> None:
 
 
 def work(folder: str) -> None:
+    from backend.learning.train_worker import run_train_worker
+    from backend.lifeline import die_with_parent
+    from backend.logs import set_up_logs
+    from backend.settings import Settings
+
     die_with_parent(int(os.environ["PARENT"]), signal.SIGKILL)
     settings = Settings()
     set_up_logs(settings)

@@ -1,0 +1,45 @@
+"""The control that needs no Label Studio: the same snapshots, finetuned without weights and without replay."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backend.errors import ServiceError
+from backend.learning.rounds import CHECKPOINT
+from backend.learning.steps import Finetuning, Steps
+from backend.rehearsal.plan import Plan
+from backend.settings import Settings
+from training.shifted_scenes import CLASSES
+
+# Fields of FinetuneSettings that make every region and every pixel count the same.
+PLAIN: dict[str, object] = {}
+
+
+def plain_finetunings(
+    model: Path, snapshots: Sequence[Path], folder: Path, plan: Plan, report: Callable[[str], None]
+) -> list[Path]:
+    """Checkpoint directories, one a snapshot, each finetuned from the one before; no gate, no replay, no weights.
+
+    Raises:
+        ServiceError: a finetuning failed; its log is in its folder.
+    """
+    settings = Settings(finetune_options={**plan.finetune, **PLAIN})
+    made: list[Path] = []
+    for number, snapshot in enumerate(snapshots, 1):
+        report(f"control, plain finetuning: round {number} of {len(snapshots)}")
+        out = (folder / f"plain-{number}").absolute()
+        out.mkdir(parents=True)
+        parent = made[-1] if made else model.absolute()
+        work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", CLASSES)
+        with (out / "finetune.log").open("wb") as log:
+            ended = subprocess.run(
+                Steps(settings).finetune_command(work), stdout=log, stderr=subprocess.STDOUT, check=False
+            )
+        if ended.returncode:
+            raise ServiceError(
+                f"The plain finetuning failed with {ended.returncode}.", f"See {out / 'finetune.log'}."
+            )
+        made.append(out / CHECKPOINT)
+    return made
