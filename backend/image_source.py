@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.errors import TaskError
 from backend.jobs import PredictionJob
 from backend.projects import Project, Projects
 from backend.settings import Settings
-from integration.images import FetchSettings, ImageError, ImageFetcher
+from integration.images import FetchSettings, ImageFetcher
 
 # Fetchers keep connections and access tokens; one a Label Studio account, the least used is dropped beyond this.
 MOST_FETCHERS = 16
-NOT_BELIEVED = "its address came without a password and is not used; set LABEL_STUDIO_URL, see /status."
 
 
 def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:

@@ -27,6 +27,7 @@ class Project:
         reason: why nothing can be predicted for it, "" when something can.
         warnings: what of the label config or the extra parameters is ignored.
         extra_params: what the team typed as extra parameters of the ML backend.
+        is_believed: whether `hostname` and `token` may be used, see backend.trust.
         seen_at: unix time of the last /setup.
         changed_at: unix time of the last webhook event, which only says "look now".
     """
@@ -39,6 +40,7 @@ class Project:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     extra_params: dict[str, Any] | None = None
+    is_believed: bool = True
     seen_at: float = 0.0
     changed_at: float = 0.0
 
@@ -63,7 +65,12 @@ class Projects:
         self.connection = connection
 
     def save(self, project: Project) -> None:
-        """Remember a project; the time of its last change survives."""
+        """Remember a project; the time of its last change survives.
+
+        So does a Label Studio that is believed: one that is not must not cut a project off from it.
+        """
+        if not project.is_believed and (before := self.get(project.key)).hostname and before.is_believed:
+            project = replace(project, hostname=before.hostname, token=before.token, is_believed=True)
         facts = {**vars(project), "warnings": list(project.warnings), "seen_at": time.time()}
         del facts["changed_at"]
         with self.connection.pipeline() as pipe:

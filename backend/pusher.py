@@ -48,8 +48,16 @@ def connect(settings: Settings, project: Project) -> Client:
     """A client for the project's Label Studio.
 
     No retries inside: a repeated bulk import would store everything twice.
+
+    Raises:
+        ClientError: where it is, is not known; predictions wait until it is.
     """
     url, key = label_studio_of(settings, project)
+    if not url:
+        raise ClientError(
+            f"the address {project.hostname!r} of project {project.id} is not used", status=401,
+            fix="set LABEL_STUDIO_URL, or name its host in TRANSFINER_LABEL_STUDIO_HOSTS",
+        )  # fmt: skip
     return LabelStudioClient(url, key, timeout_s=settings.label_studio_timeout_s, retries=0)
 
 
@@ -200,7 +208,7 @@ class Pusher:
         return delay_s
 
     def _client(self, project: Project) -> Client:
-        address = (project.hostname, project.token)
+        address = label_studio_of(self.settings, project)
         if address not in self.clients:
             self.clients[address] = self.connect(self.settings, project)
         return self.clients[address]
