@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def as_markdown(outcome: dict[str, Any]) -> str:
     plan = outcome["plan"]
     lines = [
         "# Learning from corrections, rehearsed", "",
-        f"Start: {outcome['model']}, on a domain it never saw. {plan['rounds']} round(s) of {plan['per_round']} corrected "
-        f"images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
+        f"Start: {outcome['model']}, on a domain it never saw. {plan['rounds']} round(s) of {plan['per_round']} "
+        f"corrected images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
         f"{outcome.get('minutes', '?')} minutes.", "",
         "![boundary AP by round](learning_curve.png)", "", *_curves(outcome), "", *_rounds(outcome), "",
         *_poison(outcome), "", *_rollback(outcome), "", "## Claims", "",
@@ -46,7 +47,7 @@ def claims(outcome: dict[str, Any]) -> dict[str, bool]:
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
     found = {
         "boundary AP on untouched images rose in each round": len(reached) > 1
-        and all(later > earlier for earlier, later in zip(reached, reached[1:], strict=False)),
+        and all(later > earlier for earlier, later in pairwise(reached)),
         "the gate refused the poisoned round": poison.get("state") == "rejected",
         "and the served model is the same file": bool(poison.get("is_same_file")),
         "the rollback served another file at once": bool(back)
@@ -77,7 +78,8 @@ def _curves(outcome: dict[str, Any]) -> list[str]:
 def _rounds(outcome: dict[str, Any]) -> list[str]:
     lines = [
         "## Rounds", "",
-        "| arm | round | state | kept | moved | relabelled | added | deleted | seconds | order: task score | mean confidence |",
+        "| arm | round | state | kept | moved | relabelled | added | deleted | seconds | order: task score "
+        "| mean confidence |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in outcome["rounds"]:

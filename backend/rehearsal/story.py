@@ -1,4 +1,4 @@
-"""What is played: honest rounds, a poisoned one, a rollback, and the controls; every figure on the untouched test set."""
+"""What is played: honest rounds, a poisoned one, a rollback, controls; every figure is of the untouched test set."""
 
 from __future__ import annotations
 
