@@ -62,7 +62,7 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
             check_port(what, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()
-        sys.exit(_run(server, _settings(server, backend_port, options), folder, images))
+        sys.exit(_run(server, _settings(server, backend_port, {**_places(folder), **options}), folder, images))
 
 
 def check_port(what: str, port: int, option: str) -> None:
@@ -76,6 +76,13 @@ def check_port(what: str, port: int, option: str) -> None:
                 f"Port {port} for {what} cannot be used: {error.strerror}.",
                 f"Stop the program that uses it, or choose another: make demo ARGS='{option} {port + 1}'.",
             ) from error
+
+
+def _places(folder: Path) -> dict[str, Any]:
+    """Projects are numbered anew in every Label Studio: what one demo learned must not serve another."""
+    return {
+        "registry": str(folder / "registry"), "registry_cache": folder / "cache", "learning_folder": folder / "learning",
+    }  # fmt: skip
 
 
 def _settings(server: LabelStudioServer, port: int, options: dict[str, Any]) -> Settings:

@@ -19,6 +19,8 @@ from backend.queue_server import QueueServer
 from backend.settings import PREFIX, Settings, load_settings, unknown_variables
 from backend.supervisor import Child, Supervisor, python_module
 
+# Folders that a command may choose for its children.
+PLACES = ("registry", "registry_cache", "learning_folder")
 # Loading torch and the model takes seconds, on a starved machine many minutes.
 WORKER_START_S = 900.0
 
@@ -87,7 +89,7 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
 
 def settings_environment(settings: Settings) -> dict[str, str]:
     """Variables that make a child see the same settings; only those that a command line can change."""
-    names = ("host", "port", "redis_url", "model", "device")
+    names = ("host", "port", "redis_url", "model", "device", *PLACES)
     return {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
 
 
