@@ -81,7 +81,8 @@ def check_port(what: str, port: int, option: str) -> None:
 def _places(folder: Path) -> dict[str, Any]:
     """Projects are numbered anew in every Label Studio: what one demo learned must not serve another."""
     return {
-        "registry": str(folder / "registry"), "registry_cache": folder / "cache", "learning_folder": folder / "learning",
+        "registry": str(folder / "registry"), "registry_cache": folder / "cache",
+        "learning_folder": folder / "learning",
     }  # fmt: skip
 
 
