@@ -32,6 +32,7 @@ def draw_curve(series: Mapping[str, Sequence[Point]], *, title: str, figure_of_m
     """A PNG. Series are drawn in their order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -49,7 +50,7 @@ def draw_curve(series: Mapping[str, Sequence[Point]], *, title: str, figure_of_m
     axes.set_title(title)
     axes.set_xlabel("round")
     axes.set_ylabel(figure_of_merit)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     file = io.BytesIO()
