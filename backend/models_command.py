@@ -1,4 +1,4 @@
-"""`transfiner models`: the checkpoints of this machine, and how the authors' released ones get here."""
+"""`transfiner models`: checkpoints of this machine and of the registry; how the authors' released ones get here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.compare_command import compare
 from backend.model_store import DEFAULT_STORE, find_model, stored_models
+from backend.registry_commands import (
+    gc,
+    list_versions,
+    project_option,
+    promote,
+    registry_option,
+    rollback,
+    show_version,
+)
 from model.checkpoint_metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.releases import RELEASES
 from model.requirements import MissingRequirementError, require_model_libraries
@@ -36,11 +46,16 @@ force_option = click.option("--force", is_flag=True, help="Replace a checkpoint 
 
 @click.group()
 def models() -> None:
-    """List and show checkpoints; import or fetch the authors' released ones.
+    """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
 
     \b
     Example: transfiner models fetch R50-FPN-3x
+    Example: transfiner models rollback --project 12
     """
+
+
+for command in (promote, rollback, compare, gc):
+    models.add_command(command)
 
 
 @models.command("import")
@@ -119,13 +134,19 @@ def fetch(
 
 @models.command("list")
 @store_option
+@registry_option
+@project_option
 @json_option
-def list_command(store: Path, as_json: bool) -> None:
-    """List the checkpoints here, and the released ones that can be fetched.
+def list_command(store: Path, registry_url: str | None, project: str | None, as_json: bool) -> None:
+    """List the checkpoints here and the released ones; with --project or --registry, versions of the registry.
 
     \b
     Example: transfiner models list --json
+    Example: transfiner models list --project 12
     """
+    if registry_url or project:
+        list_versions(registry_url, project, as_json)
+        return
     found = [stored.as_dict() for stored in stored_models(store)]
     released = [
         {"name": release.name, "figures": release.figures, "url": release.url}
@@ -150,13 +171,23 @@ def list_command(store: Path, as_json: bool) -> None:
 @models.command()
 @click.argument("name")
 @store_option
+@registry_option
+@project_option
+@click.option("--papers", type=click.Path(file_okay=False, path_type=Path),
+              help="With --project: copy the version's card, report and pictures into this folder.")  # fmt: skip
 @json_option
-def show(name: str, store: Path, as_json: bool) -> None:
-    """Show a checkpoint's metadata, after checking its weights' digest.
+def show(
+    name: str, store: Path, registry_url: str | None, project: str | None, papers: Path | None, as_json: bool
+) -> None:
+    """Show a checkpoint's metadata, after checking its weights' digest; with --project, a version of the registry.
 
     \b
     Example: transfiner models show scenes-small
+    Example: transfiner models show round-3 --project 12
     """
+    if project:
+        show_version(registry_url, project, name, papers, as_json)
+        return
     with _said_plainly():
         directory = find_model(name, store)
         metadata = read_metadata(directory)

@@ -1,0 +1,98 @@
+"""`transfiner gate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from backend import judging_options as options
+from backend.registry_commands import REFUSED, json_option, project_option, registry_option, said_plainly
+
+if TYPE_CHECKING:
+    from training.gate import Verdict
+
+
+@click.command()
+@click.argument("candidate")
+@click.option("--incumbent", help="What serves now; the project's active version by default.")
+@click.option("--best", help="The best that ever served; of the project by default.")
+@click.option("--holdout", help="Snapshot whose hold-out decides; the project's newest by default.")
+@click.option(
+    "--earlier", multiple=True, help="Snapshot that must not be forgotten; the project's others by default."
+)
+@click.option("--promote", "promoting", is_flag=True, help="Make the candidate serve if it may.")
+@project_option
+@registry_option
+@options.cache_option
+@options.rule_option
+@options.device_option
+@options.out_option
+@json_option
+def gate(
+    candidate: str, incumbent: str | None, best: str | None, holdout: str | None, earlier: tuple[str, ...],
+    promoting: bool, project: str | None, registry_url: str | None, cache: Path | None,
+    rules: tuple[tuple[str, str], ...], device: str, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Judge a candidate against what serves, on held-out corrections; exit code 3 when it is refused.
+
+    Models are checkpoint directories, or versions with --project; then the verdict is kept with the version.
+
+    \b
+    Example: transfiner gate round-3 --project 12 --promote
+    Example: transfiner gate new/ --incumbent old/ --holdout snapshot/
+    """
+    if promoting and not project:
+        raise click.UsageError("--promote needs --project")
+    chosen_rules = options.gate_rules(rules)
+    with said_plainly(), tempfile.TemporaryDirectory() as scratch:
+        where = options.places(project, registry_url, cache)
+        others = _others(where, candidate, incumbent, best)
+        snapshots = _snapshots(where, holdout, earlier)
+        papers = out or Path(scratch)
+        from training.gate import judge
+
+        verdict = judge(
+            where.model(candidate), *others, snapshots[0], earlier=snapshots[1:], rules=chosen_rules,
+            detect=options.detector(device), out=papers,
+        )  # fmt: skip
+        _keep(where, candidate, verdict, papers, promoting)
+    click.echo(json.dumps(verdict.as_dict(), ensure_ascii=False) if as_json else verdict.table())
+    sys.exit(0 if verdict.promote else REFUSED)
+
+
+def _others(
+    where: options.Places, candidate: str, incumbent: str | None, best: str | None
+) -> tuple[Path | None, Path | None]:
+    """Incumbent and best-ever; None for what there is not, and for the best if it is one of the others."""
+    if where.registry is not None and where.project is not None:
+        incumbent = incumbent or where.registry.active(where.project)
+        best = best or where.registry.best_ever(where.project)
+    if incumbent == candidate:
+        raise click.ClickException(f"{candidate} serves already: there is nothing to judge")
+    best = None if best in (incumbent, candidate) else best
+    return where.model(incumbent) if incumbent else None, where.model(best) if best else None
+
+
+def _snapshots(where: options.Places, holdout: str | None, earlier: tuple[str, ...]) -> list[Path]:
+    """The one whose hold-out decides, then the earlier ones."""
+    asked = where.snapshot(holdout)
+    if earlier or where.registry is None or where.project is None:
+        return [asked, *(where.snapshot(name) for name in earlier)]
+    digests = [one.digest for one in where.registry.snapshots(where.project) if one.digest != asked.name]
+    return [asked, *(where.snapshot(digest) for digest in digests)]
+
+
+def _keep(where: options.Places, candidate: str, verdict: Verdict, papers: Path, promoting: bool) -> None:
+    """The verdict stays with the version; a candidate that is only a directory leaves no trace."""
+    registry, project = where.registry, where.project
+    if registry is None or project is None or Path(candidate).is_dir():
+        return
+    registry.attach(project, candidate, papers)
+    registry.mark(project, candidate, "candidate" if verdict.promote else "rejected", verdict.as_dict())
+    if promoting and verdict.promote:
+        registry.promote(project, candidate)
