@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import requests
 
 from backend.diagnosis import Finding
-from backend.served_model import ServedModel
+from backend.errors import ServiceError
+from backend.model_choice import model_directory
+from backend.served_model import ServedModel, read_served_model
 from backend.settings import Settings
 from integration.auth import is_personal_access_token
 from integration.client import ClientError
@@ -53,12 +55,21 @@ def connection_findings(settings: Settings, client: Client, model: ServedModel |
             "Connect ours in the project's settings under Model.",
         )  # fmt: skip
     for backend in backends:
-        yield from _backend(backend, model)
+        yield from _backend(backend, _served(settings, backend, model))
     hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
     yield from _webhooks(settings, list(hooks.values()), backends, client)
     for backend in backends:
-        if model and is_ours(backend) and backend["title"] != model.version:
-            yield _title(backend, model, client)
+        served = _served(settings, backend, model)
+        if served and is_ours(backend) and backend["title"] != served.version:
+            yield _title(backend, served, client)
+
+
+def _served(settings: Settings, backend: Json, model: ServedModel | None) -> ServedModel | None:
+    """What a backend's project is served with: its promoted version, else the model of the settings."""
+    try:
+        return read_served_model(model_directory(settings, str(backend["project"])))
+    except ServiceError:
+        return model
 
 
 def _key(settings: Settings, client: Client) -> Finding:
