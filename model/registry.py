@@ -1,5 +1,5 @@
 """Importing this module registers the project's backbones, heads and architecture with detectron2."""
 
-from model import backbones, mask_head, meta_arch, roi_heads
+from model import backbones, comparisons, detectors, mask_head, meta_arch, roi_heads
 
-__all__ = ["backbones", "mask_head", "meta_arch", "roi_heads"]
+__all__ = ["backbones", "comparisons", "detectors", "mask_head", "meta_arch", "roi_heads"]

@@ -19,12 +19,12 @@ from training.cost.subjects import (
     fixed_nodes,
     force_detections,
     image_record,
-    mask_head_of,
     open_network,
     refinement_call,
     refiner_of,
     training_record,
 )
+from training.inspection import mask_head_of
 
 
 def refinement_cost(

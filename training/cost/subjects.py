@@ -26,6 +26,7 @@ from model.quadtree import Nodes
 from model.refiner import SequenceRefiner
 from model.state_keys import load_weights
 from training.config import get_training_config
+from training.inspection import mask_head_of
 
 FPN_CHANNELS = 256
 
@@ -145,14 +146,6 @@ def spread_nodes(rois: int, sizes: list[int], per_instance: int, device: torch.d
         roi = torch.arange(rois, device=device).repeat_interleave(count)
         levels.append(Nodes(roi, (place // size).repeat(rois), (place % size).repeat(rois)))
     return levels
-
-
-def mask_head_of(network: nn.Module) -> TransfinerMaskHead | None:
-    """The network's Transfiner mask head; None where it has another one."""
-    for module in network.modules():
-        if isinstance(module, TransfinerMaskHead):
-            return module
-    return None
 
 
 def image_record(height: int, width: int, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Detectors beside Faster and Cascade R-CNN that the same mask head works with; importing registers them."""
