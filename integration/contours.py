@@ -1,11 +1,13 @@
 """Exact contours of a mask: the cracks between pixels, as simple closed rings on the pixel lattice.
 
-Shapes: N corners of a ring; H, W mask size. A lattice point (x, y) is the top left corner of pixel [y, x], so a pixel
-covers [x, x + 1] x [y, y + 1]. Rings hold corners only (no collinear points) and are not closed by a repeated point.
-Outer rings have a positive shoelace area in (x right, y down), rings of holes a negative one.
+Shapes: N corners of a ring; H, W mask size; E vertical edges. A lattice point (x, y) is the top left corner of pixel
+[y, x], so a pixel covers [x, x + 1] x [y, y + 1]. Rings hold corners only (no collinear points) and are not closed by a
+repeated point. Outer rings have a positive shoelace area in (x right, y down), rings of holes a negative one.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,95 +22,116 @@ def trace_rings(mask_hw: np.ndarray) -> list[np.ndarray]:
         Int64 arrays (N, 2) of (x, y) corners. Each ring is simple: where pixels touch only diagonally, rings share a
         point but none passes through it twice, so a ring is the boundary between two 4-connected areas.
     """
-    corners = _Corners(mask_hw)
-    if not len(corners.points_xy):
-        return []
-    return [corners.points_xy[np.array(nodes)] for nodes in _cycles(corners.successors(), corners.twins())]
+    edges = _VerticalEdges(mask_hw)
+    following, pinches = edges.following()
+    walk, begins = _cycles(following)
+    points = edges.corners(np.array(walk, dtype=np.int64))
+    corners_xy = np.stack([points % edges.stride, points // edges.stride], axis=1)
+    rings = [corners_xy[2 * a : 2 * b] for a, b in pairwise(begins)]
+    if not len(pinches):
+        return rings
+    visits = np.flatnonzero(np.isin(points, pinches))
+    of_ring = np.split(visits, np.searchsorted(visits, 2 * np.array(begins[1:-1])))
+    return [
+        part
+        for ring, begin, seen in zip(rings, begins, of_ring, strict=False)
+        for part in _split_where_pinched(ring, (seen - 2 * begin).tolist())
+    ]
 
 
-class _Corners:
-    """The corners of all contours: one node each, two where pixels touch diagonally (a saddle).
+class _VerticalEdges:
+    """The vertical edges of all contours, in raster order of their upper ends; each has a corner at both ends.
 
-    Corners of one lattice row, in order, pair up to the horizontal edges of that row; columns likewise. That makes
-    linking them a matter of sorting, without a walk over pixels.
+    Only two things are done to every pixel: compare it with the one to the left, and look for what differs. Ends of one
+    lattice column, in order, pair up to its vertical edges; ends of one row to its horizontal edges. That makes linking
+    a matter of sorting, without a walk over pixels.
     """
 
     def __init__(self, mask_hw: np.ndarray) -> None:
-        padded = np.pad(mask_hw, 1).view(np.uint8)
-        above, below = padded[:-1], padded[1:]
-        quad = above[:, :-1] | above[:, 1:] << 1 | below[:, :-1] << 2 | below[:, 1:] << 3
-        # A corner's four pixels are neither all equal nor split along a straight line: bits 0 (top left), 1 (top
-        # right), 2, 3 (bottom) with an odd count, or one of the two saddles.
-        y, x = np.nonzero(_IS_CORNER[quad])
-        kind = quad[y, x]
-        saddle = (kind == _SADDLE_DOWN) | (kind == _SADDLE_UP)
-        copies = 1 + saddle
-        self.points_xy = np.repeat(np.stack([x, y], axis=1), copies, axis=0)
-        self._kind = np.repeat(kind, copies)
-        first = np.cumsum(copies) - copies
-        # Nodes of a saddle: the first ends the edge that comes from the left, the second starts the one to the right.
-        self._second = np.zeros(len(self._kind), dtype=bool)
-        self._second[first[saddle] + 1] = True
-        self._saddle_first = first[saddle]
+        height, width = mask_hw.shape
+        self.stride = width + 2
+        padded = np.zeros((height + 2, self.stride), dtype=np.bool_)
+        padded[1:-1, 1:-1] = mask_hw
+        pixels = padded.ravel()
+        cracked = pixels[1:] ^ pixels[:-1]
+        crack = np.flatnonzero(cracked)  # between this pixel and the one to its right
+        left = pixels[crack]  # whether the mask is on the left
+        starts = ~cracked[crack - self.stride] | (left ^ pixels[crack - self.stride])
+        ends = ~cracked[crack + self.stride] | (left ^ pixels[crack + self.stride])
+        # Lattice points as numbers: rows and columns of the padded pixel up and left of them.
+        upper, lower = crack[starts] - self.stride, crack[ends]
+        self._upper, self._downwards = upper, left[starts]
+        by_column = _stable_order(upper % self.stride)
+        self._end_below = np.empty(len(upper), dtype=np.int64)  # of each edge, its lower end
+        self._end_below[by_column] = _stable_order(lower % self.stride)
+        self._edge_above = np.empty_like(self._end_below)  # and the other way round
+        self._edge_above[self._end_below] = np.arange(len(upper))
+        self._lower = lower
 
-    def twins(self) -> dict[int, int]:
-        """Each node of a saddle, with the other node of the same point."""
-        pairs = [(int(node), int(node) + 1) for node in self._saddle_first]
-        return dict(pairs) | {b: a for a, b in pairs}
+    def following(self) -> tuple[list[int], np.ndarray]:
+        """The next edge of each, with the mask on the right-hand side as seen on screen; and where corners meet."""
+        count = len(self._upper)
+        points = np.concatenate([self._upper, self._lower])
+        # Of two at one point, the one with the mask on its left ends the horizontal edge from the left: so rings go
+        # around areas that are connected by sides.
+        second = np.concatenate([~self._downwards, ~self._downwards[self._edge_above]])
+        order = np.argsort(points * 2 + second, kind="stable")  # two sorted runs: merged in one pass
+        first, last = order[0::2], order[1::2]
+        across = np.empty(2 * count, dtype=np.int64)
+        across[first], across[last] = last, first
+        leaving = np.where(self._downwards, self._end_below + count, np.arange(count))
+        entered = across[leaving]
+        self._horizontal = np.stack([points[leaving], points[entered]], axis=1)
+        following = np.where(entered < count, entered, self._edge_above[entered - count])
+        in_order = points[order]
+        return following.tolist(), in_order[1:][in_order[1:] == in_order[:-1]]
 
-    def successors(self) -> list[int]:
-        """The next node of each node, with the mask on the right-hand side as seen on screen."""
-        successor = np.empty(len(self._kind), dtype=np.int64)
-        # Rows: nodes are in raster order already. The mask lies below an edge that goes right.
-        left, right = np.arange(0, len(self._kind), 2), np.arange(1, len(self._kind), 2)
-        self._link(successor, left, right, forward=(self._kind[left] & 8) > 0)
-        # Columns: at a saddle the node that owns the upper edge comes first.
-        owns_lower = self._second ^ (self._kind == _SADDLE_UP)
-        column_order = np.lexsort((owns_lower, self.points_xy[:, 1], self.points_xy[:, 0]))
-        upper, lower = column_order[0::2], column_order[1::2]
-        forward = (self._kind[upper] & 4) > 0  # the mask lies left of an edge that goes down
-        self._link(successor, upper, lower, forward=forward)
-        return successor.tolist()
-
-    @staticmethod
-    def _link(successor: np.ndarray, start: np.ndarray, end: np.ndarray, *, forward: np.ndarray) -> None:
-        successor[np.where(forward, start, end)] = np.where(forward, end, start)
-
-
-_SADDLE_DOWN, _SADDLE_UP = 0b1001, 0b0110  # mask pixels on the falling / rising diagonal
-_IS_CORNER = np.array([bin(q).count("1") in (1, 3) or q in (_SADDLE_DOWN, _SADDLE_UP) for q in range(16)])
+    def corners(self, edges: np.ndarray) -> np.ndarray:
+        """The corners (N,) after each of these edges and before the next, as numbers: y * stride + x."""
+        return self._horizontal[edges].ravel()
 
 
-def _cycles(successor: list[int], twins: dict[int, int]) -> list[list[int]]:
-    seen = bytearray(len(successor))
-    cycles = []
-    for start in range(len(successor)):
-        if seen[start]:
-            continue
-        cycle, node = [], start
+def _stable_order(columns: np.ndarray) -> np.ndarray:
+    """Stable order of small numbers; 16 bits are sorted by radix."""
+    small = len(columns) and columns.max() < 1 << 16
+    return np.argsort(columns.astype(np.uint16) if small else columns, kind="stable")
+
+
+def _cycles(following: list[int]) -> tuple[list[int], list[int]]:
+    """All edges, cycle by cycle, and where each cycle begins; the last number is the end."""
+    seen = bytearray(len(following))
+    walk: list[int] = []
+    begins = [0]
+    start = 0
+    while (start := seen.find(0, start)) >= 0:
+        node = start
         while not seen[node]:
             seen[node] = 1
-            cycle.append(node)
-            node = successor[node]
-        cycles += _split_at_twins(cycle, twins) if twins else [cycle]
-    return cycles
+            walk.append(node)
+            node = following[node]
+        begins.append(len(walk))
+    return walk, begins
 
 
-def _split_at_twins(cycle: list[int], twins: dict[int, int]) -> list[list[int]]:
-    """Cut a walk wherever it comes back to a point, so that no ring touches itself (OGC validity)."""
-    loops: list[list[int]] = []
-    stack: list[int] = []
-    position: dict[int, int] = {}
-    for node in cycle:
-        twin = twins.get(node)
-        if twin in position:
-            cut = position[twin]
-            loop = stack[cut:]
-            loops.append(loop)
-            del stack[cut:]
-            for gone in loop:
-                position.pop(gone, None)
-        if twin is not None:
-            position[node] = len(stack)
-        stack.append(node)
-    return [*loops, stack]
+def _split_where_pinched(ring: np.ndarray, visits: list[int]) -> list[np.ndarray]:
+    """Cut a ring wherever it comes back to a point, so that no ring touches itself (OGC validity).
+
+    Args:
+        ring: (N, 2).
+        visits: the corners at points that some ring passes twice, ascending.
+    """
+    points = list(map(tuple, ring[visits].tolist()))
+    if len(set(points)) == len(points):
+        return [ring]
+    rings = []
+    # What was walked since each open visit; before all visits, since none.
+    stretches = [[ring[: visits[0]]]]
+    open_points: list[tuple[int, ...] | None] = [None]
+    for point, begin, end in zip(points, visits, [*visits[1:], len(ring)], strict=True):
+        if point in open_points:
+            since = open_points.index(point)
+            rings.append(np.concatenate([piece for pieces in stretches[since:] for piece in pieces]))
+            del open_points[since:], stretches[since:]
+        open_points.append(point)
+        stretches.append([ring[begin:end]])
+    return [*rings, np.concatenate([piece for pieces in stretches for piece in pieces])]

@@ -25,8 +25,8 @@ _ROUNDING_PX = 1e-9
 
 def signed_area(ring: np.ndarray) -> float:
     """Shoelace area of a ring (N, 2): positive for exteriors, negative for holes."""
-    x, y = np.asarray(ring, dtype=np.float64).T
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
+    x, y = np.asarray(ring).T
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) / 2
 
 
 class Chain:
@@ -87,8 +87,8 @@ class Chain:
             return
         graph = ShortcutGraph(self.corners, self._radii, closed=self.closed)
         nodes = fewest_vertices(graph)
-        spans = graph.corner_of(nodes)
-        nodes = np.roll(nodes, -int(np.argmin(spans)))
+        least = int(nodes.argmin())
+        nodes = np.concatenate([nodes[least:], nodes[:least]])
         self.vertices, self.spans = graph.points_px(nodes), graph.corner_of(nodes)
 
 
@@ -132,8 +132,12 @@ class Outline:
         """All rings of all parts."""
         return [ring for part in self.parts for ring in part]
 
-    def shape(self) -> shapely.MultiPolygon:
+    def shape(self) -> shapely.Polygon | shapely.MultiPolygon:
         """The simplified mask."""
+        if (
+            len(self.parts) == 1 and len(self.parts[0]) == 1
+        ):  # most masks; building is half of the check's time
+            return shapely.polygons(shapely.linearrings(self.parts[0][0].points_px()))
         return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in self.points_px()])
 
     def points_px(self) -> list[list[np.ndarray]]:
@@ -189,7 +193,7 @@ def _settle_one(outline: Outline) -> int:
             _tighten_all(wrong)
             continue
         shape = outline.shape()
-        if shape.is_valid:
+        if shapely.is_valid(shape):
             return solved
         if _tighten(_crossed_segments(rings, "crosses")) or _tighten(_crossed_segments(rings, "intersects")):
             continue
@@ -203,7 +207,8 @@ def _tighten_all(rings: list[Ring]) -> bool:
 
 def _keeps_sense(ring: Ring) -> bool:
     points = ring.points_px()
-    return len(points) >= 3 and (signed_area(points) < 0) == ring.is_hole and signed_area(points) != 0
+    area_px = signed_area(points)
+    return len(points) >= 3 and (area_px < 0) == ring.is_hole and area_px != 0
 
 
 def _tighten(segments: list[tuple[Chain, int]]) -> bool:

@@ -29,16 +29,17 @@ def distance_to_segment(point: complex, start: complex, end: complex) -> float:
 
 def naive_fewest(graph: ShortcutGraph) -> int:
     """Breadth first from every node to itself a lap later, each arc judged corner by corner."""
-    n, k = len(graph.corners), graph.k
+    n, k = len(graph.corners_px), graph.k
+    corners, nodes = (list(map(complex, *points.T)) for points in (graph.corners_px, graph.nodes_px))
     ahead: dict[int, list[int]] = {}
     for source in range(n * k):
         ahead[source] = []
         for step in range(1, n):
-            between = [graph.corners[(source // k + s) % n] for s in range(1, step)]
+            between = [corners[(source // k + s) % n] for s in range(1, step)]
             for node in range(k):
                 target = (source // k + step) * k + node
-                line = complex(graph.nodes[source]), complex(graph.nodes[target % (n * k)])
-                if all(distance_to_segment(complex(c), *line) <= graph.radii[0] + 1e-9 for c in between):
+                line = nodes[source], nodes[target % (n * k)]
+                if all(distance_to_segment(c, *line) <= graph.radii_px[0] + 1e-9 for c in between):
                     ahead[source].append(target)
     return min(_laps(ahead, start, n * k) for start in range(n * k))
 
