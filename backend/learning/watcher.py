@@ -14,7 +14,7 @@ import redis
 
 from backend.learning import runs
 from backend.learning.learner import MOST_ATTEMPTS, Learner
-from backend.learning.lock import lock_owner
+from backend.learning.lock import RELEASE, lock_owner
 from backend.learning.rounds import newest_looked_at
 from backend.learning.train_queue import QUEUED, RUNNING
 from backend.learning.trainers import beat
@@ -26,6 +26,8 @@ from integration.client import ClientError
 log = logging.getLogger(__name__)
 TICK_S = 1.0
 WATCH_LOCK = "transfiner:learning:watch"
+# Longer than looking at a project takes; a watcher that died holds up the others no longer.
+WATCH_LOST_MS = 30_000
 # A request that is in no list fell out between two commands; it is put back after this many s.
 LOST_REQUEST_S = 15.0
 # A flood of events makes at most one look in this many s.
@@ -43,17 +45,24 @@ class Watcher(threading.Thread):
         self.settings = learner.settings
         self.projects = Projects(learner.connection)
         self.stop = threading.Event()
+        self._release = learner.connection.register_script(RELEASE)
 
     def run(self) -> None:
         while not self.stop.wait(TICK_S):
             try:
                 beat(self.connection, self.learner.worker)
-                if self.connection.set(WATCH_LOCK, self.learner.worker, nx=True, px=int(TICK_S * 900)):
-                    self.look_after_all()
+                if self.connection.set(WATCH_LOCK, self.learner.worker, nx=True, px=WATCH_LOST_MS):
+                    self._look_alone()
             except redis.RedisError as error:
                 log.warning("queue server: %s", error)
             except Exception:
                 log.exception("looking after the projects failed; trying again")
+
+    def _look_alone(self) -> None:
+        try:
+            self.look_after_all()
+        finally:
+            self._release(keys=[WATCH_LOCK], args=[self.learner.worker])
 
     def look_after_all(self) -> None:
         """Take over what was left behind; look at each project whose time has come."""
