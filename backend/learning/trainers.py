@@ -23,9 +23,8 @@ def beat(connection: Redis, worker: str) -> None:
 
 def living_trainers(connection: Redis) -> list[str]:
     """Names, in order."""
-    return sorted(
-        text(name) for name in connection.zrangebyscore(TRAINERS, time.time() - LOST_AFTER_S, "+inf")
-    )
+    names: Any = connection.zrangebyscore(TRAINERS, time.time() - LOST_AFTER_S, "+inf")
+    return sorted(text(name) for name in names)
 
 
 def leave(connection: Redis, worker: str) -> None:
