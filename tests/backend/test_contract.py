@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from service_parts import RECORDINGS, data_uri
+from service_parts import RECORDINGS, data_uri, setup_body
 
 from backend.settings import Settings
 
@@ -121,11 +121,19 @@ def test_health_and_versions_are_json_objects_like_the_recorded_ones(people, ser
 
 
 @pytest.mark.parametrize("exchange", exchanges("POST", "/webhook"))
-def test_events_are_noted_and_training_is_declined_with_a_reason(people, serve, exchange):
-    answer = replay(serve(people), exchange)
-    if exchange["request"]["json"]["action"] == "START_TRAINING":
-        assert answer.status_code == 501
-        assert "Training" in answer.reason
+def test_events_are_noted_and_training_is_queued_for_projects_that_are_connected(people, serve, exchange):
+    address = serve(people)
+    answer = replay(address, exchange)
+    event = exchange["request"]["json"]
+    if event["action"] == "START_TRAINING":
+        assert answer.status_code == 404
+        assert "Nobody has connected project" in answer.reason
+        project = f"{event['project']['id']}.1795339022"
+        body = setup_body("http://ls:8080", "x", project=project)
+        assert (
+            requests.post(f"{address}/setup", json=body, auth=("user", "pass"), timeout=20).status_code == 200
+        )
+        assert replay(address, exchange).json()["status"] == "queued"
     else:
         assert answer.status_code == 200
         assert answer.json()["status"] == "noted"

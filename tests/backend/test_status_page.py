@@ -23,7 +23,7 @@ class Texts(HTMLParser):
         self.text = ""
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
