@@ -18,12 +18,25 @@ def add_training_config(cfg: CfgNode) -> None:
     node.OPTIMIZER = "AdamW"
     # Learning rate of a pretrained backbone relative to SOLVER.BASE_LR.
     node.BACKBONE_LR_FACTOR = 1.0
+    # "cosine", or "steps" (SOLVER.STEPS and SOLVER.GAMMA); both after the warm-up of SOLVER.WARMUP_*.
+    node.SCHEDULE = "cosine"
     # The cosine ends at this fraction of SOLVER.BASE_LR.
     node.FINAL_LR_FACTOR = 0.01
     # Wall-clock budget in minutes (0: none). The schedule follows time or SOLVER.MAX_ITER, whichever is further.
     node.MAX_MINUTES = 0.0
     # Weights that are saved and evaluated are an exponential moving average (0: the last ones).
     node.EMA_DECAY = 0.998
+    # Parts that a process's share of a batch is learned from one after another (1: at once); less memory, same batch.
+    node.ACCUMULATE = 1
+    # Arithmetic of the forward pass: "fp32", "bf16" (CPU or GPU), or "fp16" with scaled gradients (GPU).
+    node.PRECISION = "fp32"
+    # How often each of DATASETS.TRAIN is drawn from, as shares of the samples ([]: each sample once an epoch).
+    node.SET_SHARES = []
+    # What tells the best checkpoint that evaluations (TEST.EVAL_PERIOD) found: "mask" or "boundary" AP.
+    node.BEST_BY = "mask"
+    # Iterations between pictures of predictions on DATASETS.TEST (0: none), and how many images each shows.
+    node.PICTURE_PERIOD = 0
+    node.PICTURE_ROWS = 4
     # Size in pixels of generated scenes.
     node.SCENE_WIDTH = 384
     node.SCENE_HEIGHT = 288

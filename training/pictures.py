@@ -72,13 +72,13 @@ class Comparison:
 
 
 def in_rows(rows: list[list[np.ndarray]], gap_px: int = 4) -> Image.Image:
-    """Pictures of equal size in rows, white in between."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap_px) - gap_px, len(rows) * (height + gap_px) - gap_px), "white"
-    )
+    """Pictures in rows, white in between; a column is as wide as its widest picture, a row as high as its highest."""
+    widths = [max(row[x].shape[1] for row in rows if x < len(row)) for x in range(max(map(len, rows)))]
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    size = (sum(widths) + gap_px * (len(widths) - 1), sum(heights) + gap_px * (len(heights) - 1))
+    sheet = Image.new("RGB", size, "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (x * (width + gap_px), y * (height + gap_px)))
+            place = (sum(widths[:x]) + gap_px * x, sum(heights[:y]) + gap_px * y)
+            sheet.paste(Image.fromarray(picture), place)
     return sheet

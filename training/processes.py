@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 
 def join(device: str = "cpu") -> None:
-    """Join the group that torchrun's variables describe; nothing to do for a single process."""
+    """Join the group that torchrun's variables describe; nothing to do for a single process.
+
+    On GPUs each process takes the one of its local rank; what lies on the CPU (clocks, losses) still goes over gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        on_gpu = device.startswith("cuda")
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def leave() -> None:

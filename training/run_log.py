@@ -1,4 +1,7 @@
-"""What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard."""
+"""What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
+
+Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,36 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
+
+from training.progress import OnProgress, RunProgress
+
+LOSSES_FILE = "losses.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 logger = logging.getLogger(__name__)
 
 
 class RunLog:
     """Collects losses, and every `period` iterations writes their means.
 
-    Files in `folder`: ``losses.jsonl`` (one object a line) and ``tensorboard/``.
+    Args:
+        folder: of the run. period: iterations between lines.
+        first_iteration: where the run goes on; lines of later iterations, of a sitting that was killed after its
+            last save, are dropped, since they come again.
+        tell: given a note at every line.
     """
 
-    def __init__(self, folder: Path, period: int) -> None:
+    def __init__(
+        self, folder: Path, period: int, *, first_iteration: int = 0, tell: OnProgress | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.period = max(1, period)
-        self._lines: IO[str] = (folder / "losses.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard")
+        self.folder, self.period, self.tell = folder, max(1, period), tell
+        for name in (LOSSES_FILE, EVALUATIONS_FILE):
+            _keep_until(folder / name, first_iteration)
+        self._lines = (folder / LOSSES_FILE).open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", first_iteration)
         self._recent: list[dict[str, float]] = []
         self._durations_s: deque[float] = deque(maxlen=50)
         self._last_s = time.monotonic()
@@ -37,6 +54,21 @@ class RunLog:
         self._lines.close()
         if self._board is not None:
             self._board.close()
+
+    def evaluated(self, iteration: int, figures: dict[str, float]) -> None:
+        """Write down what an evaluation found, by name, as fractions."""
+        line = {"iteration": iteration} | figures
+        with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+        self._scalars({f"evaluation/{name}": value for name, value in figures.items()}, iteration)
+        logger.info(
+            "%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        )
+
+    def picture(self, iteration: int, picture_rgb: np.ndarray) -> None:
+        """Show a picture (H x W x 3 uint8) in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image("predictions", picture_rgb, iteration, dataformats="HWC")
 
     def record(
         self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float
@@ -65,18 +97,37 @@ class RunLog:
         }
         self._lines.write(json.dumps(line | means) + "\n")
         self._lines.flush()
-        if self._board is not None:
-            for name, value in (means | {"lr": lr}).items():
-                self._board.add_scalar(name, value, iteration)
+        self._scalars(means | {"lr": lr}, iteration)
+        if self.tell is not None:
+            of = round(iteration / fraction) if fraction > 0 else iteration
+            self.tell(RunProgress(iteration, of, "training", means, left_s, elapsed_s))
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in means.items())
         logger.info("%6d %5.1f%% %s | lr %.1e %.2f s/it, %.0f min left", iteration, 100 * fraction, parts, lr,
                     seconds, left_s / 60)  # fmt: skip
 
+    def _scalars(self, values: dict[str, float], iteration: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
 
-def _tensorboard(folder: Path) -> Any:
+
+def _keep_until(path: Path, iteration: int) -> None:
+    """Drop the lines of iterations after this one, and one that a kill left unfinished; in one step."""
+    if not path.is_file():
+        return
+    whole = [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
+    kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _tensorboard(folder: Path, first_iteration: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.warning("tensorboard is not installed: losses go to losses.jsonl only")
+        logger.warning("tensorboard is not installed: losses go to %s only", LOSSES_FILE)
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_iteration + 1 if first_iteration else None)

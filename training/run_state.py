@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.mixed_precision import Precision
 from training.schedule import MovingAverage
 
 STATE_FILE = "state.pt"
@@ -28,6 +29,7 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
+    precision: Precision | None = None,
 ) -> Path:
     """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,10 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }
+    if torch.cuda.is_available():
+        state["rng_cuda"] = torch.cuda.get_rng_state()
+    if precision is not None and (scale := precision.state_dict()):
+        state["scale"] = scale
     if average is not None:
         state["average"] = average.state
         state["average_updates"] = average.updates
@@ -48,9 +54,13 @@ def save_state(
 
 
 def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+    precision: Precision | None = None,
 ) -> Progress:
-    """Restore everything `save_state` wrote, in place.
+    """Restore everything `save_state` wrote, in place; what an older or another run did not write stays as it is.
 
     Raises:
         FileNotFoundError: the folder holds no state.
@@ -62,6 +72,10 @@ def load_state(
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    if "rng_cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng_cuda"])
+    if precision is not None and "scale" in state:
+        precision.load_state_dict(state["scale"])
     if average is not None and "average" in state:
         for name, value in state["average"].items():
             average.state[name].copy_(value)

@@ -49,11 +49,35 @@ def run_fraction(cfg: CfgNode, iteration: int, elapsed_s: float) -> float:
 
 
 def lr_factor(cfg: CfgNode, iteration: int, fraction: float) -> float:
-    """Linear warm-up over ``SOLVER.WARMUP_ITERS``, then half a cosine over the run's fraction."""
-    low = cfg.TRAINING.FINAL_LR_FACTOR
-    cosine = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction))
-    warm = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
-    return cosine * (cfg.SOLVER.WARMUP_FACTOR * (1 - warm) + warm)
+    """What the starting rate is multiplied with: the warm-up's factor times the decay over the run's fraction.
+
+    Raises:
+        ValueError: ``TRAINING.SCHEDULE`` or ``SOLVER.WARMUP_METHOD`` has an unknown name.
+    """
+    return _warm_up(cfg, iteration) * _decay(cfg, fraction)
+
+
+def _warm_up(cfg: CfgNode, iteration: int) -> float:
+    """From ``SOLVER.WARMUP_FACTOR`` to 1 over ``SOLVER.WARMUP_ITERS``: on a line, or at once at their end."""
+    done = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
+    if cfg.SOLVER.WARMUP_METHOD == "linear":
+        return float(cfg.SOLVER.WARMUP_FACTOR * (1 - done) + done)
+    if cfg.SOLVER.WARMUP_METHOD == "constant":
+        return 1.0 if done >= 1 else float(cfg.SOLVER.WARMUP_FACTOR)
+    raise ValueError(f"SOLVER.WARMUP_METHOD is {cfg.SOLVER.WARMUP_METHOD!r}; choose linear or constant")
+
+
+def _decay(cfg: CfgNode, fraction: float) -> float:
+    """Half a cosine, or ``SOLVER.GAMMA`` once more from each of ``SOLVER.STEPS`` on (iterations of MAX_ITER)."""
+    if cfg.TRAINING.SCHEDULE == "cosine":
+        low = cfg.TRAINING.FINAL_LR_FACTOR
+        return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction)))
+    if cfg.TRAINING.SCHEDULE == "steps":
+        reached = (
+            fraction * cfg.SOLVER.MAX_ITER + 1e-6
+        )  # the fraction is a rounded quotient of whole iterations
+        return float(cfg.SOLVER.GAMMA ** sum(step <= reached for step in cfg.SOLVER.STEPS))
+    raise ValueError(f"TRAINING.SCHEDULE is {cfg.TRAINING.SCHEDULE!r}; choose cosine or steps")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
