@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
 from backend.learning.page import learning
+from backend.openapi import openapi
 from backend.routes import routes
 from backend.service import make_service
 from backend.settings import Settings
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(routes)
     app.register_blueprint(status_page)
     app.register_blueprint(learning)
+    app.register_blueprint(openapi)
     app.before_request(_begin)
     app.before_request(lambda: _authorise(settings))
     app.after_request(_end)

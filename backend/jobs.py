@@ -199,6 +199,9 @@ class JobQueue:
 
     def retry(self, job_id: str) -> bool:
         """Run a failed or parked task again; False when there is no such record or no payload left of it."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
+            # RQ raises for such an id.
+            return False
         for lane in (self.predict, self.interactive):
             job = lane.fetch_job(job_id)
             if job is not None and self.records.forget(job_id):

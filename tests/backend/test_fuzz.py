@@ -9,9 +9,12 @@ import copy
 import json
 import os
 import random
+import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service_parts import RECORDINGS, predict_body, setup_body, tasks
@@ -142,4 +145,38 @@ def test_any_query_and_path(client, query, job):
         client.get("/jobs", query_string={"limit": query, "state": query, "project": query}).status_code
         == 200
     )
-    assert client.post(f"/jobs/{job.encode('utf-8', 'replace').hex()}/retry").status_code == 404
+    assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (
+        404,
+        405,
+        308,
+    )
+
+
+def test_cases_of_the_description(client):
+    """schemathesis reads /openapi.json and makes requests of it, good and bad ones."""
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", client.application)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert {"POST /setup", "POST /predict", "POST /webhook", "POST /jobs/{job_id}/retry"} <= {
+        operation.label for operation in operations
+    }
+
+    for operation in operations:
+
+        @settings(LENIENT, max_examples=max(3, EXAMPLES // 11))
+        @given(case=operation.as_strategy())
+        def cases(case):
+            answer = case.call(headers={"X-Request-Id": "fuzz"})
+            assert answer.status_code < 500 or answer.status_code in (501, 503), answer.text
+            assert "Traceback" not in answer.text
+
+        cases()
+
+
+def test_every_endpoint_is_described(client):
+    """But for the learning page's own buttons, which are no interface for programs."""
+    rules = {
+        re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        for rule in client.application.url_map.iter_rules()
+        if rule.endpoint.partition(".")[0] in ("label_studio", "openapi", "status_page")
+    }
+    assert set(client.get("/openapi.json").get_json()["paths"]) == rules - {"/"}
