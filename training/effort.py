@@ -154,7 +154,7 @@ def fit_effort(
     left_out = _cross_fitted(matrix, target)
     return EffortModel(
         {name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)}, float(intercept),
-        float(max(np.median(target), 1.0)), len(target), rank_correlation(left_out, target),
+        max(float(np.median(target)), 1.0), len(target), rank_correlation(left_out, target),
         rank_correlation(-np.asarray(baseline_scores), target), fitted_on,
     )  # fmt: skip
 

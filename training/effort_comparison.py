@@ -44,7 +44,7 @@ def compare_orders(
     }
 
 
-def work_found(scores: Sequence[float], edits: Sequence[float]) -> np.ndarray:
+def work_found(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | np.ndarray) -> np.ndarray:
     """Share of all edits in the first n images of an order (low scores first), n = 0..K: (K + 1,).
 
     Images of equal score share their edits evenly, as if they came in random order.

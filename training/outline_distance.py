@@ -129,8 +129,8 @@ def _window(mask_hw: np.ndarray, other_hw: np.ndarray, margin_px: int) -> Window
 def _corners(mask_hw: np.ndarray) -> np.ndarray:
     """Corners of pixels that the outline passes: the four pixels around them differ. Outside is empty."""
     padded = np.pad(mask_hw, 1)
-    around = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
-    result: np.ndarray = around.any(axis=0) & ~around.all(axis=0)
+    here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    result: np.ndarray = (here | right | below | across) & ~(here & right & below & across)
     return result
 
 
