@@ -69,19 +69,26 @@ def why_now(looked: Looked, settings: Settings) -> str:
     return ""
 
 
-def _changed_since(since: datetime) -> str | None:
+def _changed_since(since: datetime) -> str:
     """The data manager's filter, so that a project of 100,000 tasks is not read every minute.
 
     Label Studio sets a task's own time whenever an annotation of it is saved, but not when many are made at once from
     predictions: those have a new time of completion.
     """
     if since == datetime.min.replace(tzinfo=UTC):
-        return None
-    value = (since - CLOCK_MARGIN).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    items = [
-        {"filter": f"filter:tasks:{name}", "operator": "greater_or_equal", "type": "Datetime", "value": value}
-        for name in ("updated_at", "completed_at")
-    ]
+        annotated = "filter:tasks:total_annotations"
+        items = [{"filter": annotated, "operator": "greater", "type": "Number", "value": 0}]
+    else:
+        value = (since - CLOCK_MARGIN).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        items = [
+            {
+                "filter": f"filter:tasks:{name}",
+                "operator": "greater_or_equal",
+                "type": "Datetime",
+                "value": value,
+            }
+            for name in ("updated_at", "completed_at")
+        ]
     return json.dumps({"filters": {"conjunction": "or", "items": items}})
 
 
