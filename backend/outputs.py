@@ -22,6 +22,7 @@ class OutputParams(BaseModel):
     tolerance_px: float | None = Field(default=None, ge=0)
     max_vertices: int | None = Field(default=None, ge=3)
     min_area_px: float | None = Field(default=None, ge=0)
+    shared_edges: bool | None = None
     max_regions: int | None = Field(default=None, ge=1)
 
 

@@ -9,11 +9,13 @@ Shapes: H, W mask size; N corners of a ring.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
-from integration.polygons import Polygon, check_arguments, exact_polygons
+from integration.exact import Outlined, Polygon, exact_outline
+from integration.polygons import check_arguments
 from integration.simplify import Chain, Outline, Ring, settle
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of masks differ
@@ -35,6 +37,14 @@ def masks_to_polygons(
     Raises:
         ValueError: a mask is not bool H x W, sizes differ, or a number is out of range.
     """
+    outlined = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
+    return [found.polygons for found in outlined]
+
+
+def outline_masks(
+    masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
+) -> list[Outlined]:
+    """As `masks_to_polygons`, with counts of what the minimum area left out."""
     for mask_hw in masks_hw:
         check_arguments(mask_hw, tolerance_px, None, min_area_px)
     if len({mask.shape for mask in masks_hw}) > 1:
@@ -43,15 +53,32 @@ def masks_to_polygons(
         )
     if not len(masks_hw):
         return []
-    labels, disjoint = _label_sets(masks_hw)
+    windows, offset_px = _cropped(masks_hw)
+    labels, disjoint = _label_sets(windows)
     pieces = _Pieces(_junctions(labels), tolerance_px)
-    exact = [exact_polygons(mask_hw, min_area_px=min_area_px) for mask_hw in masks_hw]
-    outlines = [Outline([pieces.rings(polygon) for polygon in polygons]) for polygons in exact]
+    exact = [exact_outline(window, min_area_px=min_area_px) for window in windows]
+    outlines = [Outline([pieces.rings(polygon) for polygon in found.polygons]) for found in exact]
     settle(outlines, disjoint=disjoint)
-    return [
-        [Polygon(part[0], tuple(part[1:]), tolerance_px) for part in outline.points_px()]
+    polygons = [
+        [
+            Polygon(part[0] + offset_px, tuple(hole + offset_px for hole in part[1:]), tolerance_px)
+            for part in outline.points_px()
+        ]
         for outline in outlines
     ]
+    return [replace(found, polygons=kept) for found, kept in zip(exact, polygons, strict=True)]
+
+
+def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The masks within the box around them all, and its left top corner (x, y)."""
+    any_hw = masks_hw[0].copy()
+    for mask_hw in masks_hw[1:]:
+        any_hw |= mask_hw
+    rows, columns = np.flatnonzero(any_hw.any(axis=1)), np.flatnonzero(any_hw.any(axis=0))
+    if not len(rows):
+        return list(masks_hw), np.zeros(2)
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return [mask_hw[box] for mask_hw in masks_hw], np.array([columns[0], rows[0]], dtype=np.float64)
 
 
 def _label_sets(masks_hw: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:

@@ -33,6 +33,8 @@ class Output:
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
         min_area_px: parts and holes of polygons, and objects, smaller than this are left out.
+        shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
+            Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
         max_regions: most objects of a control on an image, the best scores first.
         score_threshold: lowest score shown.
     """
@@ -42,6 +44,7 @@ class Output:
     tolerance_px: float = 1.0
     max_vertices: int | None = None
     min_area_px: float = 16.0
+    shared_edges: bool = False
     max_regions: int = 300
     score_threshold: float = 0.0
 
@@ -52,6 +55,7 @@ class Output:
             ("tolerance_px", 0 <= self.tolerance_px < math.inf, "pixels, 0 or more"),
             ("max_vertices", self.max_vertices is None or self.max_vertices >= 3, "3 or more, or None"),
             ("min_area_px", 0 <= self.min_area_px < math.inf, "pixels, 0 or more"),
+            ("shared_edges", isinstance(self.shared_edges, bool), "true or false"),
             ("max_regions", self.max_regions >= 1, "1 or more"),
             ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
         ]

@@ -3,50 +3,34 @@
 Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
 Contours through pixel centres (OpenCV) are half a pixel too small on every side.
 
-Shapes: H, W mask size; N, M vertices. Rings are not closed by a repeated point; exteriors have a positive shoelace area
-in (x right, y down), holes a negative one.
+Shapes: H, W mask size; N vertices. Rings are as in `exact`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 
-from integration.contours import trace_rings
+from integration.exact import Outlined, Polygon, exact_outline, exact_polygons
 from integration.keyhole import cut_open
 from integration.rasterise import fill_even_odd
-from integration.simplify import Chain, Outline, Ring, settle, signed_area
+from integration.simplify import Chain, Outline, Ring, settle
+
+__all__ = [
+    "Outlined",
+    "Polygon",
+    "check_arguments",
+    "exact_polygons",
+    "keyhole",
+    "mask_to_polygons",
+    "outline_mask",
+    "polygons_to_mask",
+]
 
 _FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
 _TOLERANCE_PRECISION = 0.01
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Polygon:
-    """One connected area.
-
-    Attributes:
-        exterior: float64 (N, 2), x and y in pixel edges.
-        holes: float64 (M, 2) each.
-        tolerance_px: the two-way Hausdorff distance to the exact contour is at most this; 0 for the exact contour.
-    """
-
-    exterior: np.ndarray
-    holes: tuple[np.ndarray, ...] = ()
-    tolerance_px: float = 0.0
-
-    @property
-    def vertex_count(self) -> int:
-        """Vertices of all rings together."""
-        return len(self.exterior) + sum(len(hole) for hole in self.holes)
-
-    @property
-    def area_px(self) -> float:
-        """Area without the holes, in pixels."""
-        return signed_area(self.exterior) + sum(signed_area(hole) for hole in self.holes)
 
 
 def mask_to_polygons(
@@ -74,13 +58,26 @@ def mask_to_polygons(
     Raises:
         ValueError: the mask is not bool H x W, or a number is out of range.
     """
+    return outline_mask(
+        mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px
+    ).polygons
+
+
+def outline_mask(
+    mask_hw: np.ndarray,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+) -> Outlined:
+    """As `mask_to_polygons`, with counts of what the minimum area left out."""
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
-    polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
+    exact = exact_outline(mask_hw, min_area_px=min_area_px)
     if max_vertices is not None:
-        tolerances = [_least_tolerance(polygon, tolerance_px, max_vertices) for polygon in polygons]
+        tolerances = [_least_tolerance(polygon, tolerance_px, max_vertices) for polygon in exact.polygons]
     else:
-        tolerances = [tolerance_px] * len(polygons)
-    return _simplified(polygons, tolerances)
+        tolerances = [tolerance_px] * len(exact.polygons)
+    return replace(exact, polygons=_simplified(exact.polygons, tolerances))
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -103,39 +100,6 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
 def keyhole(polygon: Polygon) -> np.ndarray:
     """One ring (N, 2) for a polygon with holes: each hole is joined by a cut that encloses nothing."""
     return cut_open(polygon.exterior, polygon.holes)
-
-
-def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Polygon]:
-    """The crack contours of a mask, holes sorted to their parts; see `mask_to_polygons`."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return []
-    window = mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    offset = np.array([columns[0], rows[0]], dtype=np.float64)
-    rings = [(signed_area(ring), ring) for ring in trace_rings(window)]
-    exteriors = [ring for area, ring in rings if area > 0 and area >= min_area_px]
-    holes = [ring for area, ring in rings if area < 0 and -area >= min_area_px]
-    holes_of: dict[int, list[np.ndarray]] = {}
-    for hole, owner in zip(holes, _owners(window, exteriors, holes), strict=True):
-        holes_of.setdefault(owner, []).append(hole + offset)
-    return [Polygon(ring + offset, tuple(holes_of.get(index, ()))) for index, ring in enumerate(exteriors)]
-
-
-def _owners(window: np.ndarray, exteriors: list[np.ndarray], holes: list[np.ndarray]) -> list[int]:
-    """For each hole, the exterior around it; -1 when that was too small to keep."""
-    if len(exteriors) == 1 or not holes:
-        return [0] * len(holes)
-    labels, _ = ndimage.label(window)  # 4-connected, as the rings are
-    part_of = {int(labels[_pixel_beside(ring)]): index for index, ring in enumerate(exteriors)}
-    return [part_of.get(int(labels[_pixel_beside(hole)]), -1) for hole in holes]
-
-
-def _pixel_beside(ring: np.ndarray) -> tuple[int, int]:
-    """Row and column of a mask pixel at the first edge of a ring, which has the mask on its right-hand side."""
-    (x, y), (next_x, next_y) = ring[0], ring[1]
-    if y == next_y:
-        return (int(y), int(x)) if next_x > x else (int(y) - 1, int(x) - 1)
-    return (int(y), int(x) - 1) if next_y > y else (int(y) - 1, int(x))
 
 
 def _simplified(polygons: list[Polygon], tolerances_px: list[float]) -> list[Polygon]:

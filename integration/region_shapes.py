@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from integration.brush import encode_mask
-from integration.polygons import Polygon, exact_polygons, keyhole, mask_to_polygons
+from integration.exact import Outlined, Polygon, exact_polygons
+from integration.polygons import keyhole, outline_mask
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
 _DECIMALS = 8
@@ -48,14 +49,37 @@ class Shapes:
 def polygon_shapes(
     mask_hw: np.ndarray, *, tolerance_px: float, max_vertices: int | None, min_area_px: float
 ) -> Shapes:
-    """One closed polygon for each part; holes are cut open to the outside (keyhole)."""
-    polygons = mask_to_polygons(
-        mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px
-    )
-    polygons.sort(key=lambda polygon: -polygon.area_px)
-    parts_dropped, holes_filled = _left_out(mask_hw, polygons, min_area_px)
-    dropped = _dropped_notes(parts_dropped, holes_filled, min_area_px)
+    """Outline a mask (H, W) by itself; see `outlined_shapes`."""
+    asked: dict[str, Any] = {
+        "tolerance_px": tolerance_px,
+        "max_vertices": max_vertices,
+        "min_area_px": min_area_px,
+    }
     height, width = mask_hw.shape
+    return outlined_shapes(outline_mask(mask_hw, **asked), width=width, height=height, **asked)
+
+
+def outlined_shapes(
+    outlined: Outlined,
+    *,
+    width: int,
+    height: int,
+    tolerance_px: float,
+    max_vertices: int | None,
+    min_area_px: float,
+) -> Shapes:
+    """One closed polygon for each part; holes are cut open to the outside (keyhole).
+
+    Args:
+        outlined: the object's polygons.
+        width: of the upright image.
+        height: of the upright image.
+        tolerance_px: that was asked for when outlining, likewise the others; for the notes.
+        max_vertices: likewise.
+        min_area_px: likewise.
+    """
+    polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
+    dropped = _dropped_notes(outlined.parts_dropped, outlined.holes_filled, min_area_px)
     regions = []
     for number, polygon in enumerate(polygons, start=1):
         notes = [f"part {number} of {len(polygons)}"] if len(polygons) > 1 else []
@@ -63,7 +87,7 @@ def polygon_shapes(
         ring = keyhole(polygon) if polygon.holes else polygon.exterior
         value = {"points": percent(ring, width, height).tolist(), "closed": True}
         regions.append(Shape(value, tuple(notes)))
-    return Shapes(tuple(regions), parts_dropped, holes_filled)
+    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled)
 
 
 def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
@@ -103,19 +127,6 @@ def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
 def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pixel edges (N, 2) to percent of the image, clamped: Label Studio's validation refuses 100.0000001."""
     return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)
-
-
-def _left_out(mask_hw: np.ndarray, polygons: list[Polygon], min_area_px: float) -> tuple[int, int]:
-    """How many parts were dropped and how many holes filled because they were small."""
-    if min_area_px <= 0:
-        return 0, 0
-    everything = exact_polygons(mask_hw)
-    holes_of_kept = sum(len(p.holes) for p in everything if p.area_px + _hole_area(p) >= min_area_px)
-    return len(everything) - len(polygons), holes_of_kept - sum(len(p.holes) for p in polygons)
-
-
-def _hole_area(polygon: Polygon) -> float:
-    return Polygon(polygon.exterior).area_px - polygon.area_px
 
 
 def _polygon_notes(polygon: Polygon, tolerance_px: float, max_vertices: int | None) -> list[str]:

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from integration.exact import Outlined
 from integration.label_config import KINDS, Control, LabelConfig, Target
+from integration.neighbours import outline_masks
 from integration.output import Output, RegionError, Report, Scorer, certainty
 from integration.region_shapes import (
     Shape,
     Shapes,
     brush_shapes,
     has_holes,
+    outlined_shapes,
     polygon_shapes,
     rectangle_shapes,
 )
@@ -110,6 +113,7 @@ class _Drawing:
         self._size = {"original_width": width, "original_height": height, "image_rotation": 0}
         self._seed = seed
         self._drawn: Counter[str] = Counter()
+        self._shared: dict[tuple[int, float, float], Outlined] = {}
         self.result: list[dict[str, Any]] = []
         self.shown: list[Instance] = []
         self.hidden: list[Instance] = []
@@ -119,9 +123,12 @@ class _Drawing:
         """Add the regions of all instances, the best first, and report."""
         self.report.instances = len(instances)
         classes = self._config.match(sorted({instance.label for instance in instances}))
+        chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
+        if self._output.shared_edges:
+            self._share_edges(instances, chosen)
         for number in sorted(range(len(instances)), key=lambda n: -_sortable(instances[n].score)):
             instance = instances[number]
-            reason = self._draw_instance(number, instance, classes.targets(instance.label))
+            reason = self._draw_instance(number, instance, chosen[number])
             if reason is None:
                 self.shown.append(instance)
             else:
@@ -140,11 +147,37 @@ class _Drawing:
             return Report.NOT_A_NUMBER
         if not targets:
             return Report.NO_LABEL
-        reasons = [self._draw_target(number, instance, target) for target in self._choose(instance, targets)]
+        reasons = [self._draw_target(number, instance, target) for target in targets]
         return None if None in reasons else reasons[0]
 
+    def _share_edges(self, instances: Sequence[Instance], chosen: Sequence[Sequence[Target]]) -> None:
+        """Outline together all instances that are drawn as polygons in the same way."""
+        alike: dict[tuple[float, float], list[int]] = {}
+        for number, targets in enumerate(chosen):
+            ways = {self._way(t.control) for t in targets if self._may_share(instances[number], t)}
+            for way in ways:
+                alike.setdefault(way, []).append(number)
+        for (tolerance_px, min_area_px), numbers in alike.items():
+            masks_hw = [instances[number].mask_hw for number in numbers]
+            found = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
+            for number, outlined in zip(numbers, found, strict=True):
+                self._shared[number, tolerance_px, min_area_px] = outlined
+
+    def _may_share(self, instance: Instance, target: Target) -> bool:
+        control = target.control
+        if control.kind != "polygon" or control.max_vertices or self._output.max_vertices:
+            return False
+        return instance.score >= self._threshold(target)
+
+    def _way(self, control: Control) -> tuple[float, float]:
+        """Tolerance and minimum area of a control's polygons."""
+        own = control.tolerance_px
+        return self._output.tolerance_px if own is None else own, self._min_area_px(control)
+
     def _choose(self, instance: Instance, targets: Sequence[Target]) -> list[Target]:
-        """The targets to draw on: one of each kind for "all", else one."""
+        """The targets to draw on: one of each kind for "all", else one; none of none."""
+        if not targets:
+            return []
         by_kind = {target.control.kind: target for target in reversed(targets)}
         if self._output.kind == "all":
             return [by_kind[kind] for kind in KINDS if kind in by_kind]
@@ -161,7 +194,7 @@ class _Drawing:
             return Report.LOW_SCORE
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
             return Report.OVER_LIMIT
-        shapes = self._shapes(instance, control)
+        shapes = self._shapes(number, instance, control)
         if not shapes.regions:
             return Report.TOO_SMALL
         self._drawn[control.name] += 1
@@ -170,19 +203,22 @@ class _Drawing:
         self._add(number, instance, target, shapes.regions)
         return None
 
-    def _shapes(self, instance: Instance, control: Control) -> Shapes:
-        min_area_px = self._min_area_px(control)
+    def _shapes(self, number: int, instance: Instance, control: Control) -> Shapes:
+        tolerance_px, min_area_px = self._way(control)
         if control.kind == "brush":
             return brush_shapes(instance.mask_hw, min_area_px=min_area_px)
         if control.kind == "rectangle":
             return rectangle_shapes(instance.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
-        tolerance_px = self._output.tolerance_px if control.tolerance_px is None else control.tolerance_px
-        return polygon_shapes(
-            instance.mask_hw,
-            tolerance_px=tolerance_px,
-            max_vertices=control.max_vertices or self._output.max_vertices,
-            min_area_px=min_area_px,
-        )
+        asked: dict[str, Any] = {
+            "tolerance_px": tolerance_px,
+            "max_vertices": control.max_vertices or self._output.max_vertices,
+            "min_area_px": min_area_px,
+        }
+        outlined = self._shared.get((number, tolerance_px, min_area_px))
+        if outlined is None:
+            return polygon_shapes(instance.mask_hw, **asked)
+        height, width = instance.mask_hw.shape
+        return outlined_shapes(outlined, width=width, height=height, **asked)
 
     def _add(self, number: int, instance: Instance, target: Target, shapes: Sequence[Shape]) -> None:
         first_id = self._id(number, target, 0)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk.label_interface import LabelInterface
 
+from integration import exact
 from integration.annotations import regions_to_objects
+from integration.contours import trace_rings
 from integration.label_config import LabelConfigError, parse_label_config
 from integration.regions import (
     Output,
@@ -145,6 +147,48 @@ def test_small_parts_and_holes_are_counted_and_said() -> None:
     (first, _) = prediction["result"]
     assert "2 parts smaller than 20 px left out" in first["meta"]["text"]
     assert "1 hole smaller than 20 px filled" in first["meta"]["text"]
+
+
+def test_leaving_out_what_is_small_traces_the_mask_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def trace_and_count(mask_hw: np.ndarray) -> list[np.ndarray]:
+        traced.append(mask_hw)
+        return trace_rings(mask_hw)
+
+    monkeypatch.setattr(exact, "trace_rings", trace_and_count)
+    _, report = predict([instance(np.eye(40, 60, dtype=bool) | ring())], output=Output(min_area_px=20))
+    assert report.parts_dropped
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("tolerance_px", [0, 1, 3])
+def test_objects_that_touch_share_one_edge_when_asked(tolerance_px: float) -> None:
+    y, x = np.mgrid[:40, :60]
+    border = 30 + 6 * np.sin(y / 5)
+    left, right = (x < border) & (x > 4) & (y > 3), (x >= border) & (x < 55) & (y < 37)
+    both = [instance(left), instance(right, score=0.8)]
+    alone = Output(tolerance_px=tolerance_px)
+    prediction, report = predict(both, output=replace(alone, shared_edges=True))
+    assert (report.shown, report.regions) == (2, 2)
+    shared = [set(map(tuple, region["value"]["points"])) for region in prediction["result"]]
+    assert len(shared[0] & shared[1]) >= 4
+    one, other = (found.mask_hw for found in regions_to_objects(prediction["result"]).objects)
+    assert not (one & other).any()
+    assert (one | other)[5:35, 10:50].all()
+    apart, _ = predict(both, output=alone)
+    assert apart != prediction
+
+
+def test_a_vertex_budget_or_another_tolerance_keeps_edges_apart() -> None:
+    halves = np.zeros((2, 40, 60), bool)
+    halves[0, 5:30, 5:30] = halves[1, 5:30, 30:50] = True
+    both = [instance(half) for half in halves]
+    for output in (
+        Output(shared_edges=True, max_vertices=9),
+        Output(shared_edges=True, score_threshold=0.95),
+    ):
+        assert predict(both, output=output) == predict(both, output=replace(output, shared_edges=False))
 
 
 def test_holes_as_brush_when_asked_and_there_is_a_brush() -> None:
@@ -297,6 +341,7 @@ def test_unsupported_configs_are_an_error_with_their_reason() -> None:
         {"max_vertices": 2},
         {"min_area_px": math.inf},
         {"max_regions": 0},
+        {"shared_edges": 1},
         {"score_threshold": 1.1},
     ],
 )
