@@ -26,6 +26,8 @@ COMMANDS: dict[str, str] = {
     "train": "backend.train_command:train",
     "evaluate": "backend.evaluate_command:evaluate",
     "gate": "backend.gate_command:gate",
+    "benchmark": "backend.benchmark_command:benchmark",
+    "visualize": "backend.visualize_command:visualize",
     "scenes": "backend.scenes_command:scenes",
     "polygons": "backend.polygons_command:polygons",
     "snapshot": "backend.snapshot_command:snapshot",

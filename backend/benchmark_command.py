@@ -1,0 +1,245 @@
+"""`transfiner benchmark`: the paper's tables by number, cost, speed, and the analysis of incoherent regions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+TABLE_NUMBERS = [str(number) for number in range(1, 13)]
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class BenchmarkGroup(click.Group):
+    """A group whose commands are the tables' numbers beside the named ones."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*TABLE_NUMBERS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return table if cmd_name in TABLE_NUMBERS else super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=BenchmarkGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def benchmark() -> None:
+    """Reproduce a table of the paper, or measure cost, speed and incoherent regions.
+
+    \b
+    Example: transfiner benchmark 5 --data ~/coco --dry-run
+    """
+
+
+@click.command("1..12")
+@click.option("--data", type=click.Path(file_okay=False), default="", help="Folder of the data set.")
+@click.option(
+    "--train-set", default="", help="Another training set, scenes:SPLIT:COUNT or coco:FILE:FOLDER/."
+)
+@click.option("--test-set", default="", help="Another set to measure on.")
+@click.option("--lvis", default="", help="LVIS annotations of the test images, for AP*.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("var/benchmark"),
+              show_default=True, help="Folder of models, results and reports; a run goes on there.")  # fmt: skip
+@click.option(
+    "--checkpoints", type=_FOLDER, help="Folder with a checkpoint per row, loaded instead of trained."
+)
+@click.option("--row", "rows", multiple=True, help="Only this row (its key); repeatable.")
+@click.option(
+    "--iterations", type=click.IntRange(0), default=0, help="Instead of the schedule's; 0: the schedule's."
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every row.")
+@click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option(
+    "--speed-iterations",
+    type=click.IntRange(0),
+    default=0,
+    help="Of a run of frames per second; 0: 200 (CPU 20).",
+)
+@click.option("--speed-runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--miniature", is_flag=True, help="Generated scenes and a tiny network: minutes, and no claim about COCO."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what it needs: data, hours, GPU memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the report as JSON.")
+@click.pass_context
+def table(ctx: click.Context, out: Path, checkpoints: Path | None, rows: tuple[str, ...], speed_iterations: int,
+          speed_runs: int, dry_run: bool, as_json: bool, **scale_options: Any) -> None:  # fmt: skip
+    """Train or load what a table compares, measure it, and write report.json, report.md and plots.
+
+    \b
+    Example: transfiner benchmark 2 --miniature --iterations 20
+    """
+    from training.benchmark.plan import as_text, plan
+    from training.benchmark.tables_methods import TABLES
+
+    chosen = TABLES[int(str(ctx.info_name))]
+    scale = _scale(scale_options)
+    if dry_run:
+        planned = plan(chosen, scale)
+        click.echo(json.dumps(planned) if as_json else as_text(planned))
+        return
+    report = _run(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
+    folder = out / f"table-{chosen.number}"
+    click.echo(json.dumps(report) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+
+
+def _scale(options: dict[str, Any]) -> Any:
+    import torch
+
+    from training.benchmark.recipe import Scale
+
+    device = options.pop("device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Scale(train=options.pop("train_set"), test=options.pop("test_set"), device=device, **options)
+
+
+def _run(chosen: Any, out: Path, scale: Any, rows: tuple[str, ...], checkpoints: Path | None,
+         speed: tuple[int | None, int]) -> dict[str, Any]:  # fmt: skip
+    from training.benchmark.plan import missing_files
+    from training.benchmark.recipe import data_of
+    from training.benchmark.report import build_report, write_report
+    from training.benchmark.running import BenchmarkStopped, run_table
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    data = data_of(chosen, scale)
+    absent = missing_files(*([] if checkpoints else [data.train]), data.test)
+    if absent:
+        raise click.ClickException(
+            f"table {chosen.number} needs {data.needs}; missing: {', '.join(absent)}. Give the folder with --data, "
+            "other sets with --train-set and --test-set, or --miniature"
+        )
+    try:
+        results = run_table(chosen, out, scale, only=rows, checkpoints=checkpoints, speed=speed,
+                            tell=lambda line: click.echo(line, err=True))  # fmt: skip
+    except (BenchmarkStopped, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    setting = {"train": data.train, "test": data.test, "device": scale.device, "seeds": scale.seeds,
+               "miniature": scale.miniature, "iterations": scale.iterations or "the schedule's"}  # fmt: skip
+    report = build_report(chosen, results, setting=setting)
+    write_report(out / f"table-{chosen.number}", report)
+    return report
+
+
+@benchmark.command()
+@click.option(
+    "--config", default=None, help="Configuration with random weights, for instance released/R50-FPN."
+)
+@click.option("--weights", type=_FOLDER, help="Checkpoint directory.")
+@click.option(
+    "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
+)
+@click.option("--instances", type=click.IntRange(0), default=100, show_default=True,
+              help="Detections that are kept; 0: as many as the network finds.")  # fmt: skip
+@click.option(
+    "--nodes", type=click.IntRange(1), default=None, help="Nodes of each instance; default: what it finds."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--iterations", type=click.IntRange(1), default=None, help="Of a run; default 200, on a CPU 20."
+)
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--speed/--no-speed", default=True, help="Measure frames per second.")
+@click.option("--whole/--refinement-only", default=True)
+@click.option("--json", "as_json", is_flag=True)
+def cost(config: str | None, weights: Path | None, size: tuple[int, int], instances: int, nodes: int | None,
+         device: str, iterations: int | None, runs: int, speed: bool, whole: bool, as_json: bool) -> None:  # fmt: skip
+    """Count operations, parameters and peak memory, and measure frames per second.
+
+    \b
+    Example: transfiner benchmark cost --config paper --instances 10 --nodes 560 --no-speed
+    """
+    from model.checkpoint import load_checkpoint
+    from training.config import get_training_config
+    from training.cost.report import as_text, refinement_cost, whole_cost
+
+    if (config is None) == (weights is None):
+        raise click.UsageError("choose one network: --config NAME or --weights DIRECTORY")
+    cfg = load_checkpoint(weights).cfg if weights else get_training_config(str(config))
+    reference = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION**2 * cfg.MODEL.TRANSFINER.REFERENCE_POINTS
+    lengths = [(nodes or 560) + reference] * max(instances, 1)
+    alone = refinement_cost(cfg, lengths, channels=cfg.MODEL.FPN.OUT_CHANNELS)
+    entire = None
+    if whole:
+        entire = whole_cost(config=config, weights=weights, height=size[0], width=size[1], instances=instances,
+                            nodes=nodes, device=device, speed=speed, iterations=iterations, runs=runs)  # fmt: skip
+    outcome = {"refinement": alone, "whole": entire}
+    click.echo(json.dumps(outcome) if as_json else as_text(alone, entire))
+
+
+@benchmark.command()
+@click.option("--instances", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--nodes", type=click.IntRange(1), default=560, show_default=True, help="Nodes of each instance."
+)
+@click.option("--config", default="released/R50-FPN", show_default=True)
+@click.option(
+    "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
+@click.option("--json", "as_json", is_flag=True)
+def speed(config: str, size: tuple[int, int], instances: int, nodes: int, repeats: int, device: str, threads: int,
+          as_json: bool) -> None:  # fmt: skip
+    """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
+
+    \b
+    Example: transfiner benchmark speed --instances 10 --nodes 4000
+    """
+    import torch
+
+    from training.cost.heads import as_text, compare_heads
+
+    if threads:
+        torch.set_num_threads(threads)
+    outcome = compare_heads(config, height=size[0], width=size[1], instances=instances, nodes=nodes,
+                            repeats=repeats, device=device)  # fmt: skip
+    click.echo(json.dumps(outcome) if as_json else as_text(outcome))
+
+
+@benchmark.command()
+@click.option("--weights", type=_FOLDER, required=True, help="Checkpoint directory.")
+@click.option(
+    "--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
+    """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.
+
+    \b
+    Example: transfiner benchmark regions --weights model/weights/scenes-small --set scenes:val:50
+    """
+    from training.cost.subjects import open_network
+    from training.datasets import open_set
+    from training.evaluation.analysis_run import analyse
+
+    network, cfg = open_network(
+        weights=weights, device=device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True]
+    )
+    samples = open_set(name)
+    with click.progressbar(
+        length=len(samples), label=f"analysing {name}", file=click.get_text_stream("stderr")
+    ) as bar:
+        outcome = analyse(network, cfg, samples, progress=lambda _: bar.update(1))
+    click.echo(json.dumps(outcome) if as_json else _regions_text(outcome))
+
+
+def _regions_text(outcome: dict[str, Any]) -> str:
+    one = outcome["table1"]
+    lines = [
+        f"{outcome['images']} images, {one['objects']:.0f} matched objects",
+        f"Table 1: incoherent regions cover {100 * one['percent']:.1f} % of a box and hold "
+        f"{100 * one['recall_err']:.1f} % of its errors; coarse masks are right in "
+        f"{100 * one['accuracy']:.1f} % of them",
+        f"         mask AP {100 * one['ap_coarse']:.1f} coarse, {100 * one['ap_gt']:.1f} with the truth in the regions",
+    ]
+    for level, figures in (outcome["table3"] or {}).items():
+        named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
+        lines.append(f"Table 3, {level:>6}: {named}")
+    return "\n".join(lines)

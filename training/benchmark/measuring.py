@@ -1,0 +1,182 @@
+"""Measure a trained row: every column that its table asks for, as fractions, frames a second, GFLOP and MB."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import nn
+
+from training.benchmark.rows import DataSet
+from training.cost.report import refinement_cost
+from training.cost.speed import frames_per_second
+from training.datasets import AnySet, open_set
+from training.evaluation.analysis_run import analyse
+from training.evaluation.boundary_ap import boundary_ap
+from training.evaluation.coco_ap import coco_ap, mask_ap
+from training.evaluation.coco_format import TruthBuilder, detections, load_quietly
+from training.evaluation.lvis_ap import lvis_ap
+from training.inspection import mask_head_of, recorded_refinement
+from training.mapper import to_network_input
+
+SPEED_IMAGES = 8
+_REGION_COLUMNS = {
+    "Percent": "percent",
+    "Recall_Err": "recall_err",
+    "AP_GT": "ap_gt",
+    "AP_Coarse": "ap_coarse",
+}
+
+
+class Measurement:
+    """Runs a network over a set once, and answers for columns from what it found.
+
+    Args:
+        speed: (iterations, runs) of the frames per second.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        cfg: CfgNode,
+        data: DataSet,
+        *,
+        speed: tuple[int | None, int] = (None, 5),
+        progress: Callable[[int], object] = int,
+    ) -> None:
+        self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
+        self.samples = open_test_set(data, cfg)
+        self.progress = progress
+        self.records: list[dict[str, Any]] = []
+        self.truth, self.found = self._run()
+
+    @torch.inference_mode()
+    def _run(self) -> tuple[Any, list[dict[str, Any]]]:
+        truth, found = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
+        resize = [ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)]
+        for index in range(len(self.samples)):
+            sample = self.samples[index]
+            truth.add(sample)
+            record = to_network_input(sample, resize, self.cfg.INPUT.FORMAT)
+            if len(self.records) < SPEED_IMAGES:
+                self.records.append(record)
+            one = self.network([record])[0]["instances"].to("cpu")
+            results = detections(
+                sample.image_id,
+                one.pred_masks.numpy().astype(bool),
+                one.scores.numpy(),
+                one.pred_classes.numpy(),
+            )
+            for result, box in zip(results, one.pred_boxes.tensor.tolist(), strict=True):
+                result["box_xyxy"] = box
+            found += results
+            self.progress(index + 1)
+        return truth.build(), found
+
+    def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by column, and what lies behind them, for the JSON report; a column we cannot fill is left out."""
+        values: dict[str, float] = {}
+        details: dict[str, Any] = {}
+        masks = [{k: v for k, v in one.items() if k != "box_xyxy"} for one in self.found]
+        if {"AP", "AP50", "APs", "APm", "APl"} & set(wanted):
+            details["mask"] = mask_ap(self.truth, masks)
+            values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
+        if {"APB", "APB50"} & set(wanted):
+            details["boundary"] = boundary_ap(self.truth, masks, ratio=self.data.ratio)
+            values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
+        if "APbox" in wanted:
+            details["box"] = self._box_ap()
+            values["APbox"] = details["box"]["AP"]
+        if {"AP*", "AP*50"} & set(wanted):
+            details["lvis"] = self._lvis_ap(masks)
+            if details["lvis"]:
+                values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
+        if {*_REGION_COLUMNS, "Acc", "Recall"} & set(wanted):
+            values |= self._analysed(details)
+        if "FPS" in wanted:
+            details["speed"] = self._frames_per_second()
+            values["FPS"] = details["speed"]["mean_fps"]
+        if {"GFLOP", "MB"} & set(wanted):
+            details["refinement"] = self._refinement_cost()
+            values |= {
+                "GFLOP": details["refinement"]["flops"] / 1e9,
+                "MB": details["refinement"]["peak_bytes"] / 1e6,
+            }
+        return {column: values[column] for column in wanted if column in values}, details
+
+    def _box_ap(self) -> dict[str, float]:
+        boxes = []
+        for one in self.found:
+            left, top, right, bottom = one["box_xyxy"]
+            kept = {key: one[key] for key in ("image_id", "category_id", "score")}
+            boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
+        return coco_ap(self.truth.dataset, boxes, "bbox")
+
+    def _lvis_ap(self, masks: list[dict[str, Any]]) -> dict[str, float]:
+        """LVIS rules on the set's LVIS annotations, or on generated scenes, which are annotated completely."""
+        if self.data.lvis and Path(self.data.lvis).is_file():
+            return lvis_ap(load_quietly(Path(self.data.lvis)).dataset, masks, "segm")
+        if not self.data.test.startswith("scenes:"):
+            return {}
+        return lvis_ap(as_lvis(self.truth.dataset), masks, "segm")
+
+    def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
+        found = details["analysis"] = analyse(self.network, self.cfg, self.samples)
+        table1, table3 = found["table1"], found["table3"]
+        values = {column: table1[name] for column, name in _REGION_COLUMNS.items()}
+        values["Acc"] = table1["accuracy"]
+        if table3 is not None:
+            values |= {"Recall": table3["pooled"]["recall"], "AccDetector": table3["pooled"]["accuracy"]}
+        return values
+
+    def _frames_per_second(self) -> dict[str, object]:
+        @torch.inference_mode()
+        def run(index: int) -> None:
+            self.network([self.records[index % len(self.records)]])
+
+        iterations, runs = self.speed
+        device = self.cfg.MODEL.DEVICE
+        return frames_per_second(run, device=device, iterations=iterations, runs=runs).as_dict()
+
+    def _refinement_cost(self) -> dict[str, Any]:
+        """Of one instance with as many nodes as the measured images have on average, references included."""
+        head = mask_head_of(self.network)
+        if head is None or not head.sizes:
+            return {"flops": 0, "peak_bytes": 0, "tokens": 0}
+        with torch.inference_mode(), recorded_refinement(self.network) as records:
+            for record in self.records:
+                self.network([record])
+        rois = sum(len(one.output.logits) for one in records)
+        nodes = sum(len(level) for one in records for level in one.levels)
+        tokens = round(nodes / max(rois, 1)) + head.settings.reference_points * head.coarse_size**2
+        channels = self.cfg.MODEL.FPN.OUT_CHANNELS
+        return refinement_cost(self.cfg, [max(tokens, 1)], channels=channels)
+
+
+def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
+    """The set a row is measured on."""
+    return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
+
+
+def as_lvis(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A completely annotated COCO set as LVIS sees one: categories an image has not are known to be absent."""
+    result = copy.copy(dataset)
+    everything = {one["id"] for one in dataset["categories"]}
+    present: dict[int, set[int]] = {}
+    for one in dataset["annotations"]:
+        present.setdefault(one["image_id"], set()).add(one["category_id"])
+    result["images"] = [
+        image
+        | {
+            "neg_category_ids": sorted(everything - present.get(image["id"], set())),
+            "not_exhaustive_category_ids": [],
+        }
+        for image in dataset["images"]
+    ]
+    result["categories"] = [{"frequency": "f"} | one for one in dataset["categories"]]
+    return result

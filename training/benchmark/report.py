@@ -1,0 +1,102 @@
+"""report.json and report.md of a table: the paper's figures beside the measured ones, differences marked."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from training.benchmark.rows import COLUMNS, Row, Table
+
+Results = dict[str, list[dict[str, Any]]]
+
+
+def build_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a run of a table.
+
+    ``rows[].measured[column]`` has mean, std (NaN-free; 0 for one seed) and the values of all seeds, in the unit the
+    paper prints; ``difference`` is measured minus paper.
+    """
+    rows = []
+    for row in table.rows:
+        measured = {
+            column: summary for column in table.columns() if (summary := _summary(results, row, column))
+        }
+        rows.append(
+            {
+                "row": row.key,
+                "name": row.name,
+                "quoted": row.quoted,
+                "note": row.note,
+                "paper": dict(row.paper),
+                "measured": measured,
+                "difference": {
+                    column: summary["mean"] - row.paper[column]
+                    for column, summary in measured.items()
+                    if column in row.paper
+                },
+                "runs": results.get(row.key, []),
+            }
+        )
+    return {
+        "table": table.number,
+        "title": table.title,
+        "note": table.note,
+        "setting": setting,
+        "columns": table.columns(),
+        "rows": rows,
+    }
+
+
+def _summary(results: Results, row: Row, column: str) -> dict[str, Any] | None:
+    factor = COLUMNS[column][1]
+    values = [one["values"][column] * factor for one in results.get(row.key, []) if column in one["values"]]
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": spread, "values": values}
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    columns = report["columns"]
+    lines = [f"# Table {report['table']}: {report['title']}", ""]
+    lines += [f"- {key}: {value}" for key, value in report["setting"].items()]
+    lines += [f"- {report['note']}"] if report["note"] else []
+    lines += [
+        "",
+        "A cell is paper / **measured** (difference); _quoted_ rows were not run; - is not measured.",
+        "",
+        "| | " + " | ".join(COLUMNS[column][0] for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for row in report["rows"]:
+        name = f"_{row['name']} (quoted)_" if row["quoted"] else row["name"]
+        lines.append(f"| {name} | " + " | ".join(_cell(row, column) for column in columns) + " |")
+    notes = [f"- {row['name']}: {row['note']}" for row in report["rows"] if row["note"] and not row["quoted"]]
+    return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    paper = f"{row['paper'][column]:g}" if column in row["paper"] else "-"
+    found = row["measured"].get(column)
+    if found is None:
+        return paper if row["quoted"] else f"{paper} / -"
+    spread = f" ± {found['std']:.1f}" if len(found["values"]) > 1 else ""
+    marked = f" ({row['difference'][column]:+.1f})" if column in row["difference"] else ""
+    return f"{paper} / **{found['mean']:.1f}**{spread}{marked}"
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> list[Path]:
+    """Write report.json, report.md and the plots; returns their paths."""
+    from training.benchmark.plots import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    pictures = draw(report, folder)
+    text = as_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    return [folder / "report.json", folder / "report.md", *pictures]
