@@ -15,7 +15,7 @@ def main(request: dict[str, Any]) -> None:
     finetune(
         Path(request["active"]), Path(request["snapshot"]), Path(request["out"]), classes=request["classes"],
         replay=[Path(one) for one in request["replay"]], base_sets=request["base_sets"],
-        settings=FinetuneSettings(**request["settings"]),
+        settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from backend.settings import Settings
 from training.shifted_scenes import CLASSES
 
 # Fields of FinetuneSettings that make every region and every pixel count the same.
-PLAIN: dict[str, object] = {}
+PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
 
 def plain_finetunings(
