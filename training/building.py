@@ -29,9 +29,14 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
         _start_from_imagenet(network, cfg)
     elif start:
         start_from(network, load_checkpoint(Path(start)).state)
+    suit_device(network, cfg)
+    return network
+
+
+def suit_device(network: nn.Module, cfg: CfgNode) -> None:
+    """Lay the weights out as ``MODEL.DEVICE`` computes quickest; values stay."""
     if cfg.MODEL.DEVICE == "cpu":
         _channels_last_backbone(network)
-    return network
 
 
 def _start_from_imagenet(network: nn.Module, cfg: CfgNode) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +19,44 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from training import processes
-from training.datasets import AnySet, Sample, open_set
+from training.datasets import Sample, open_set
+from training.mixing import InTurn, Mixture, Order
+from training.weighted_sample import WeightedSample
 
 Record = dict[str, Any]
 
 
-class TrainingSamples(Dataset[Record]):
-    """Position in the run -> network input, over one or several sets that share their classes."""
+class SampleSet(Protocol):
+    """What can be learned from: numbered samples of named classes."""
 
-    def __init__(self, sets: Sequence[AnySet], cfg: CfgNode, *, seed: int) -> None:
-        names = {one.class_names for one in sets}
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of an index."""
+        ...
+
+
+class TrainingSamples(Dataset[Record]):
+    """Position in the run -> network input, over one or several sets that share their classes.
+
+    Args:
+        sets: with the same class names in the same order.
+        shares: of the samples that come from each set; by default each sample is shown once an epoch.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[SampleSet],
+        cfg: CfgNode,
+        *,
+        seed: int,
+        shares: Sequence[float] = (),
+    ) -> None:
+        names = {tuple(one.class_names) for one in sets}
         if len(names) != 1:
             raise ValueError(
                 f"the training sets need the same classes in the same order, got {sorted(names)}"
@@ -38,27 +66,23 @@ class TrainingSamples(Dataset[Record]):
         self.augmentations = build_augmentation(cfg, is_train=True)
         if cfg.TRAINING.FLIP_VERTICAL:
             self.augmentations.insert(0, T.RandomFlip(horizontal=False, vertical=True))
-        self.total = sum(len(one) for one in sets)
+        sizes = [len(one) for one in sets]
+        self.total = sum(sizes)
+        if self.total == 0:
+            raise ValueError("the training sets hold no images")
+        self.order: Order = Mixture(sizes, shares, seed) if shares else InTurn(sizes, seed)
 
     def __len__(self) -> int:
         return self.total
 
-    def index_at(self, position: int) -> int:
-        """Which sample the run shows at a position: each epoch a permutation of its own."""
-        epoch, place = divmod(position, self.total)
-        if self.total >= 100_000:  # generated scenes: all different anyway, no permutation to hold
-            return place
-        return int(np.random.default_rng((self.seed, epoch)).permutation(self.total)[place])
+    def place_at(self, position: int) -> tuple[int, int]:
+        """(set, index in it) that the run shows at a position."""
+        return self.order.place_at(position)
 
     def __getitem__(self, position: int) -> Record:
-        index = self.index_at(position)
-        for one in self.sets:
-            if index < len(one):
-                return to_network_input(
-                    one[index], self.augmentations, self.format, seed=(self.seed, position)
-                )
-            index -= len(one)
-        raise IndexError(f"position {position}")
+        number, index = self.place_at(position)
+        sample = self.sets[number][index]
+        return to_network_input(sample, self.augmentations, self.format, seed=(self.seed, position))
 
 
 def to_network_input(
@@ -70,7 +94,8 @@ def to_network_input(
 ) -> Record:
     """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
 
-    Crowd regions and masks that augmentation emptied are left out.
+    Crowd regions and masks that augmentation emptied are left out. A `WeightedSample` adds the fields that
+    `model.place_weights` reads.
     """
     state = np.random.get_state()
     if seed is not None:
@@ -82,21 +107,33 @@ def to_network_input(
     masks = [applied.apply_segmentation(sample.masks[index].astype(np.uint8)) for index in kept]
     image = inputs.image if image_format == "RGB" else inputs.image[..., ::-1]
     height, width = sample.image.shape[:2]
+    weights = _weights(sample, kept, applied) if isinstance(sample, WeightedSample) else {}
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "height": height,
         "width": width,
         "image_id": sample.image_id,
-        "instances": _instances(masks, sample.classes[kept], inputs.image.shape[:2]),
+        "instances": _instances(masks, sample.classes[kept], inputs.image.shape[:2], weights),
     }
 
 
-def _instances(masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int]) -> Instances:
+def _weights(sample: WeightedSample, kept: np.ndarray, applied: T.Transform) -> dict[str, Any]:
+    weights = torch.from_numpy(sample.weights[kept].astype(np.float32))
+    bands = [applied.apply_segmentation(sample.bands[index].astype(np.uint8)) for index in kept]
+    fields = {"gt_weights": weights, "gt_band_weights": torch.full_like(weights, sample.band_weight)}
+    return fields | ({"gt_bands": BitMasks(torch.from_numpy(np.array(bands, bool)))} if bands else {})
+
+
+def _instances(
+    masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], more: dict[str, Any]
+) -> Instances:
     stacked = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
     instances = Instances(size)
     instances.gt_masks = BitMasks(stacked)
     instances.gt_boxes = instances.gt_masks.get_bounding_boxes() if len(stacked) else Boxes(torch.zeros(0, 4))
     instances.gt_classes = torch.from_numpy(classes)
+    for name, value in more.items():
+        instances.set(name, value)
     return instances[instances.gt_boxes.nonempty()]
 
 
@@ -124,7 +161,7 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
     sets = [
         open_set(n, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, cache=cache) for n in cfg.DATASETS.TRAIN
     ]
-    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0))
+    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
 
 
 def training_loader(

@@ -35,6 +35,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def launched_rank() -> int:
+    """The rank that torchrun gave this process, whether or not it has joined; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def count() -> int:
     """P."""
     return dist.get_world_size() if dist.is_initialized() else 1
