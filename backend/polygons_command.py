@@ -185,7 +185,8 @@ def _write_picture(
 def benchmark(file: Path | None, tolerance_px: float, repeats: int, as_json: bool) -> None:
     """Compare vertices, fidelity and time with OpenCV and shapely on the same masks.
 
-    Without FILE: on one 4000 x 3000 mask whose contour has some 20,000 corners. Needs opencv-python-headless.
+    Without FILE: on one 4000 x 3000 mask whose contour has some 20,000 corners. Times are processor time but for
+    median_wall_ms, so that they hold on a busy machine. Needs opencv-python-headless.
 
     \b
     Example: transfiner polygons benchmark instances_val2017.json
