@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 
-def main(request: dict[str, Any]) -> None:
-    """Leaves OUT/checkpoint and keeps OUT/progress.json up to date; SIGTERM ends it with its state kept."""
-    from training.finetune import FinetuneSettings, finetune
+def main(request: dict[str, Any]) -> int:
+    """Leaves OUT/checkpoint and keeps OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
+    from training.finetune import FinetuneSettings, FinetuneStopped, finetune
 
-    finetune(
-        Path(request["active"]), Path(request["snapshot"]), Path(request["out"]), classes=request["classes"],
-        replay=[Path(one) for one in request["replay"]], base_sets=request["base_sets"],
-        settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
-    )  # fmt: skip
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        finetune(
+            Path(request["active"]), Path(request["snapshot"]), Path(request["out"]), classes=request["classes"],
+            replay=[Path(one) for one in request["replay"]], base_sets=request["base_sets"],
+            settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
+        )  # fmt: skip
+    except FinetuneStopped as stop:
+        print(stop, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    sys.exit(main(json.loads(sys.argv[1])))
