@@ -50,6 +50,7 @@ lock:  ## Choose versions anew: requirements/*.in -> requirements/*.txt
 	@$(BOOTSTRAP) dev
 	$(LOCK) requirements/app.in requirements/dev.in -o requirements/dev.txt
 	$(LOCK) requirements/app.in -c requirements/dev.txt -o requirements/app.txt
+	$(LOCK) requirements/api.in -c requirements/dev.txt -o requirements/api.txt
 	$(LOCK) requirements/label-studio.in -o requirements/label-studio.txt
 
 clean:  ## Remove the environments and caches; the demo's annotations stay

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +15,8 @@ from backend.jobs import JobQueue
 from backend.orphans import living_workers
 from backend.records import STATS
 
+# Where a batch's time goes; workers add to `stage_<name>` in Redis.
+STAGES = ("images", "model", "regions")
 BUCKETS_S = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 80, 100)
 # Counters kept in Redis by whoever does the work, so that every API replica reports the same.
 COUNTERS = {
@@ -21,6 +24,7 @@ COUNTERS = {
     "tasks_failed": "Tasks that failed",
     "tasks_parked": "Tasks given up after killing their worker",
     "batches": "Batches run",
+    "batch_tasks": "Tasks in those batches",
     "instances": "Objects found",
     "seconds": "Seconds that tasks spent on workers",
     "pushed": "Deferred predictions pushed into Label Studio",
@@ -64,11 +68,27 @@ class SharedFigures:
         )
         workers = living_workers(connection)
         yield GaugeMetricFamily("transfiner_workers", "Living workers", len(workers))
-        memory = GaugeMetricFamily(
-            "transfiner_worker_memory_bytes", "Resident memory", labels=("worker", "version")
+        stages = CounterMetricFamily(
+            "transfiner_stage_seconds", "Where batches' time goes", labels=("stage",)
         )
-        for name, facts in workers.items():
-            memory.add_metric(
-                (name, str(facts.get("version", ""))), float(facts.get("memory_mib", 0)) * 2**20
-            )
-        yield memory
+        for stage in STAGES:
+            stages.add_metric((stage,), counts.get(f"stage_{stage}", 0.0))
+        yield stages
+        yield from _of_workers(workers)
+
+
+def _of_workers(workers: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    """Memory of each worker, on its GPU, and of each model that it keeps."""
+    memory = GaugeMetricFamily(
+        "transfiner_worker_memory_bytes", "Resident memory", labels=("worker", "version")
+    )
+    gpu = GaugeMetricFamily("transfiner_worker_gpu_memory_bytes", "GPU memory held", labels=("worker",))
+    models = GaugeMetricFamily(
+        "transfiner_model_weights_bytes", "Weights of a warm model", labels=("worker", "version", "device")
+    )
+    for name, facts in workers.items():
+        memory.add_metric((name, str(facts.get("version", ""))), float(facts.get("memory_mib", 0)) * 2**20)
+        gpu.add_metric((name,), float(facts.get("gpu_memory_mib", 0)) * 2**20)
+        for model in facts.get("models", ()):
+            models.add_metric((name, model["version"], model["device"]), float(model["mib"]) * 2**20)
+    yield from (memory, gpu, models)

@@ -55,16 +55,25 @@ class TaskRunner:
         done: called with job id, outcome and figures as soon as a task has ended.
         tiling: which images are cut, and how.
         tile_batch: tiles of one image predicted together.
+        measured: called after each batch with its stages' seconds.
     """
 
     def __init__(
-        self, models: Models, fetch: Fetch, done: Done, *, tiling: Tiling | None = None, tile_batch: int = 1
+        self,
+        models: Models,
+        fetch: Fetch,
+        done: Done,
+        *,
+        tiling: Tiling | None = None,
+        tile_batch: int = 1,
+        measured: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
         self.models = models
         self.fetch = fetch
         self.done = done
         self.tiling = tiling or Tiling()
         self.tile_batch = tile_batch
+        self.measured = measured
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, jobs: Mapping[str, PredictionJob]) -> None:
@@ -86,10 +95,13 @@ class TaskRunner:
         predicted = time.monotonic()
         for job_id, job in jobs.items():
             self._finish(job_id, job, images[job_id], found.get(job_id), begun)
-        log.info(
-            "batch of %d: images %.2f s, model %.2f s, regions %.2f s",
-            len(jobs), fetched - begun, predicted - fetched, time.monotonic() - predicted,
-        )  # fmt: skip
+        stages = {
+            "images": fetched - begun,
+            "model": predicted - fetched,
+            "regions": time.monotonic() - predicted,
+        }
+        self.measured(stages)
+        log.info("batch of %d: %s", len(jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages.items()))
 
     def _predicted(
         self, model: ServedModel, images: Mapping[str, np.ndarray]

@@ -111,6 +111,7 @@ class BatchWorker(SimpleWorker):
                 self.runner.outcomes[job_id] = outcome
                 self.jobs.records.finish(job_id, outcome)
         self.connection.hincrby(STATS, "batches", 1)
+        self.connection.hincrby(STATS, "batch_tasks", len(batch))
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """A task that failed with a reason is one line in the log, not a traceback."""
@@ -142,7 +143,7 @@ def run_worker(
     runner = TaskRunner(
         models, source.fetch, lambda *ended: _finish(queue, *ended),
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
-        tile_batch=settings.max_batch,
+        tile_batch=settings.max_batch, measured=lambda stages: _measure(queue, stages),
     )  # fmt: skip
     use_runner(runner)
     companion = Companion(queue, vitals, settings, models)
@@ -188,4 +189,11 @@ def _finish(queue: JobQueue, job_id: str, outcome: Outcome, figures: Mapping[str
     with queue.connection.pipeline(transaction=False) as pipe:
         pipe.hincrby(STATS, "instances", int(figures["instances"]))
         pipe.hincrbyfloat(STATS, "seconds", figures["seconds"])
+        pipe.execute()
+
+
+def _measure(queue: JobQueue, stages: Mapping[str, float]) -> None:
+    with queue.connection.pipeline(transaction=False) as pipe:
+        for stage, seconds in stages.items():
+            pipe.hincrbyfloat(STATS, f"stage_{stage}", seconds)
         pipe.execute()

@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SET_UP = "python3 -m backend.bootstrap"
 
 
-def steps() -> list[tuple[str, str]]:
+def steps(dockerfile: str = "Dockerfile") -> list[tuple[str, str]]:
     """(instruction, arguments) of each step of the Dockerfile, continued lines joined."""
-    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    text = re.sub(r"\\\n", " ", (ROOT / dockerfile).read_text())
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(line.split()[0], line.partition(" ")[2].strip()) for line in lines]
 
@@ -59,9 +59,9 @@ def copy(arguments: str, image: Path) -> None:
             shutil.copy(here, there)
 
 
-def built(image: Path, *, until: str = "") -> Path:
+def built(image: Path, *, until: str = "", dockerfile: str = "Dockerfile") -> Path:
     """The image's folder /app after its COPY steps, those before the RUN step that holds `until`."""
-    for name, arguments in steps():
+    for name, arguments in steps(dockerfile):
         if name == "COPY":
             copy(arguments, image)
         if until and name == "RUN" and until in arguments:
@@ -169,8 +169,10 @@ def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: di
     services = compose["services"]
     for name, service in services.items():
         assert set(service.get("depends_on", ())) <= set(services), name
-    for name in ("api", "worker"):
-        assert services[name]["build"] == "."
+    builds = {name: service["build"] for name, service in services.items() if "build" in service}
+    assert builds.pop("api")["dockerfile"] == "Dockerfile.api"
+    assert set(builds.values()) == {"."}
+    for name in ("api", *builds):
         done = run([sys.executable, "-m", "backend.cli", *services[name]["command"], "--help"], image)
         assert done.returncode == 0, done.stderr
         variables = services[name]["environment"]
