@@ -180,6 +180,10 @@ class Round:
 
     def _calibrate(self, snapshot: Path) -> None:
         """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
+        from training.effort import LEAST_IMAGES
+
+        if int(self.run.snapshot_counts.get("images", 0)) < LEAST_IMAGES:
+            return
         self._stage("calibrate")
         checkpoint = self.work / "finetune" / CHECKPOINT
         ended = self._child(
