@@ -68,10 +68,14 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
     # interleaved sequences, each as sparse as those of training: cost grows linearly with the nodes.
     node.TEST_SEQUENCE_NODES = 0
-    # Most nodes of an image that are refined in inference (0: all); the worthiest first, see node_budget.py.
+    # Most nodes of an image that are refined in inference (0: all); the worthiest first, see refinement_limits.py.
     node.TEST_NODE_BUDGET = 0
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
+    # Instances with a smaller box keep their coarse mask in inference (0: none): the square root of the box's area, in
+    # pixels of the network's input. The finest features have a stride of 4, so the 14x14 coarse RoI feature already
+    # holds all there is of a 56-pixel box.
+    node.TEST_MIN_BOX_PX = 0.0
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
     node.KEEP_COARSE = False
     # --- training

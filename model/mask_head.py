@@ -5,7 +5,6 @@ Shape shorthand: R RoIs, K classes, C channels, S0 = 28 the coarse side, L quadt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,9 @@ from torch.nn import functional as F
 
 from model.incoherence import Detection, build_detection
 from model.mask_losses import mask_branch_losses
-from model.node_budget import within_budget
 from model.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate
 from model.quadtree_refinement import QuadtreeRefinement, resize_masks
+from model.refinement_limits import LimitNodes, node_limit, rois_to_refine
 from model.refinement_regions import boundary_regions, full_regions, incoherent_regions
 from model.refinement_settings import RefinementSettings
 from model.refiner import SequenceRefiner
@@ -172,18 +171,20 @@ class TransfinerMaskHead(nn.Module):
         return [nodes_of(region) for region in regions]
 
     def _predict(self, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
-        """Every instance is refined, or the first ``test_instance_limit`` of the batch (the released code: 10)."""
+        """Every instance is refined that the settings do not leave out."""
         output = self.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
         coarse = output.logits.float().sigmoid()
         upsampled = resize_masks(coarse, self.output_size)
         masks, uncertainty = upsampled, coarse.new_zeros(len(coarse))
-        count = min(self.settings.test_instance_limit or len(coarse), len(coarse))
-        if count and self.sizes:
-            first = torch.arange(count, device=coarse.device)
-            budget = self._budget_of(instances, count)
-            refined, doubt = self.refine_masks(pyramid.select(first), output.select(first), budget)
-            masks = torch.cat([refined, upsampled[count:]])
-            uncertainty = torch.cat([doubt, uncertainty[count:]])
+        chosen = rois_to_refine(instances, self.settings)
+        if len(chosen) and self.sizes:
+            refined, doubt = self.refine_masks(
+                pyramid.select(chosen),
+                output.select(chosen),
+                node_limit(instances, chosen, self.settings.test_node_budget),
+            )
+            masks = upsampled.index_copy(0, chosen, refined)
+            uncertainty = uncertainty.index_copy(0, chosen, doubt)
         counts = [len(image) for image in instances]
         for image, mask, plain, doubt in zip(
             instances, masks.split(counts), upsampled.split(counts), uncertainty.split(counts), strict=True
@@ -193,35 +194,18 @@ class TransfinerMaskHead(nn.Module):
                 image.pred_coarse_masks = plain[:, None]
         return instances
 
-    def _budget_of(
-        self, instances: list[Instances], count: int
-    ) -> Callable[[CoarseOutput, list[Nodes]], list[Nodes]]:
-        """Limits nodes to ``test_node_budget`` an image, for the batch's first ``count`` instances."""
-        scores = torch.cat([image.scores for image in instances])[:count].float()
-        images = torch.arange(len(instances), device=scores.device)
-        images = images.repeat_interleave(torch.tensor([len(i) for i in instances], device=scores.device))[
-            :count
-        ]
-        budget = self.settings.test_node_budget
-
-        def limited(output: CoarseOutput, levels: list[Nodes]) -> list[Nodes]:
-            detected = [level.float().sigmoid() for level in output.incoherence]
-            return within_budget(levels, detected, scores, images, budget)
-
-        return limited
-
     def refine_masks(
         self,
         pyramid: RoIPyramid,
         output: CoarseOutput,
-        limit: Callable[[CoarseOutput, list[Nodes]], list[Nodes]] | None = None,
+        limit: LimitNodes | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Refined probabilities (R, 112, 112) of R instances, and each one's uncertainty (R,)."""
         settings = self.settings
         coarse = output.logits.float().sigmoid()
         levels = self.find_nodes(output)
-        if limit is not None and settings.test_node_budget:
-            levels = limit(output, levels)
+        if limit is not None:
+            levels = limit(levels, [level.float().sigmoid() for level in output.incoherence])
         values = self.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
         values = [value.float() for value in values]
         masks = propagate(coarse, levels, values, self.sizes, settings.propagation)

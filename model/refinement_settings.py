@@ -32,6 +32,7 @@ class RefinementSettings:
     min_nodes_per_level: int = 10
     train_instance_limit: int = 30
     test_instance_limit: int = 0
+    test_min_box_px: float = 0.0
     test_sequence_nodes: int = 0
     test_node_budget: int = 0
     dilate_and_blur: bool = False

@@ -1,14 +1,18 @@
-"""A budget of nodes: spent per image, coarse before fine, and adding only when it grows."""
+"""A budget of nodes: spent per image, coarse before fine, and adding only when it grows; small boxes stay coarse."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from detectron2.structures import Boxes, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.node_budget import within_budget
 from model.quadtree import Nodes, nodes_of
+from model.refinement_limits import node_limit, rois_to_refine, within_budget
+from model.refinement_settings import RefinementSettings
 
 SIZES = (4, 8)
 
@@ -68,3 +72,32 @@ def test_no_budget_is_no_limit_and_undetected_regions_go_by_score_and_depth() ->
     kept = within_budget(levels, [], scores, images, 3)
     assert sum(len(n) for n in kept) == 3
     assert set(kept[0].roi.tolist()) == {int(scores.argmax())}
+
+
+def found(*edges_px: float) -> Instances:
+    boxes = Boxes(torch.tensor([[0.0, 0.0, edge, edge] for edge in edges_px]))
+    count = len(edges_px)
+    return Instances(
+        (99, 99),
+        pred_boxes=boxes,
+        pred_classes=torch.zeros(count, dtype=torch.int64),
+        scores=torch.ones(count),
+    )
+
+
+def test_small_boxes_and_those_beyond_the_limit_are_left_out() -> None:
+    batch = [found(10, 70, 56), found(55, 90)]
+    settings = RefinementSettings(test_min_box_px=56.0)
+    assert rois_to_refine(batch, settings).tolist() == [1, 2, 4]
+    assert rois_to_refine(batch, replace(settings, test_instance_limit=2)).tolist() == [1]
+    assert rois_to_refine(batch, RefinementSettings()).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_budget_of_a_batch_is_an_image_s_own() -> None:
+    levels, grids, _ = drawn(3, 5)
+    batch, chosen = [found(10, 70, 56), found(55, 90)], torch.tensor([0, 1, 2, 3, 4])
+    limit = node_limit(batch, chosen, 4)
+    assert limit is not None
+    kept = limit(levels, grids)
+    assert sum(len(n) for n in kept) == 8
+    assert node_limit(batch, chosen, 0) is None

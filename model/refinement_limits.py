@@ -1,4 +1,4 @@
-"""Spending a limited number of nodes where they change the masks most.
+"""What is left unrefined in inference: small instances, and nodes beyond a budget, spent where masks change most.
 
 Encoding costs the same for every node, but a place of a coarse level covers four times the area of one a level finer,
 and a likely, confident instance's boundary is worth more than a doubtful one's. So nodes are taken by
@@ -9,10 +9,41 @@ Shape shorthand: R RoIs, L levels, S side of a level, Q nodes of a level.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 from model.quadtree import Nodes
+from model.refinement_settings import RefinementSettings
+
+# (nodes by level, incoherence probabilities by level) -> the nodes to refine
+LimitNodes = Callable[[list[Nodes], list[Tensor]], list[Nodes]]
+
+
+def rois_to_refine(instances: list[Instances], settings: RefinementSettings) -> Tensor:
+    """int64 indices into the batch's instances: the first ``test_instance_limit``, those large enough.
+
+    The size is the square root of the box's area, so that a thin long box counts as its features do (FPN, eq. 1).
+    """
+    classes = torch.cat([image.pred_classes for image in instances])
+    first = torch.arange(
+        min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device
+    )
+    if not settings.test_min_box_px:
+        return first
+    edges_px = torch.cat([image.pred_boxes.area() for image in instances]).sqrt()
+    return first[edges_px[first] >= settings.test_min_box_px]
+
+
+def node_limit(instances: list[Instances], chosen: Tensor, budget: int) -> LimitNodes | None:
+    """Keeps the nodes of the ``chosen`` instances within ``budget`` an image; None where there is none (0)."""
+    if not budget:
+        return None
+    scores = torch.cat([image.scores for image in instances])[chosen].float()
+    images = torch.cat([torch.full_like(i.pred_classes, k) for k, i in enumerate(instances)])[chosen]
+    return lambda levels, detected: within_budget(levels, detected, scores, images, budget)
 
 
 def within_budget(
