@@ -17,6 +17,7 @@ from itertools import combinations
 import numpy as np
 
 from integration.annotations import AnnotatedObject
+from model.mask_overlap import iou_matrix
 
 SAME_IOU = 0.5
 
@@ -62,21 +63,15 @@ def agree(drawings: Sequence[Sequence[AnnotatedObject]], *, same_iou: float = SA
     return Consensus(tuple(objects), tuple(disputed), agreed / len(everything) if everything else 1.0)
 
 
-def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
-    """Intersection over union of two bool H x W masks; 0 when both are empty."""
-    union = int(np.count_nonzero(mask_hw | other_hw))
-    return int(np.count_nonzero(mask_hw & other_hw)) / union if union else 0.0
-
-
 def _groups(everything: Sequence[_Drawn], same_iou: float) -> list[list[_Drawn]]:
     """Objects that are one, each group by annotator (the latest last), groups by their first object."""
+    masks = [one.drawn.mask_hw for one in everything]
+    overlaps = iou_matrix(masks, masks)
     pairs = []
     for i, k in combinations(range(len(everything)), 2):
         one, other = everything[i], everything[k]
-        if one.annotator != other.annotator:
-            overlap = iou(one.drawn.mask_hw, other.drawn.mask_hw)
-            if overlap >= same_iou:
-                pairs.append((-overlap, i, k))
+        if one.annotator != other.annotator and overlaps[i, k] >= same_iou:
+            pairs.append((-overlaps[i, k], i, k))
     group_of = {i: [i] for i in range(len(everything))}
     for _, i, k in sorted(pairs):
         here, there = group_of[i], group_of[k]

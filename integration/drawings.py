@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from integration.annotations import AnnotatedObject, AnnotationError, regions_to_objects
-from integration.consensus import iou
 from integration.label_config import LabelConfig
-from integration.region_shapes import mask_box
+from model.mask_overlap import box_of, iou
 
 #: Coarser kinds last.
 _FINEST_FIRST = ("brush", "polygon", "rectangle")
@@ -134,7 +133,6 @@ def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
 
 def _filled_box(mask_hw: np.ndarray) -> np.ndarray:
     filled = np.zeros_like(mask_hw)
-    box = mask_box(mask_hw)
-    if box is not None:
-        filled[box[1] : box[3], box[0] : box[2]] = True
+    left, top, right, bottom = box_of(mask_hw)
+    filled[top:bottom, left:right] = True
     return filled

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from model.mask_overlap import box_of
 from training.corrections import Correction
-from training.outline_distance import box_of
 
 #: Told apart by people who confuse red and green.
 COLOURS = {

@@ -28,7 +28,8 @@ from typing import Literal, Protocol
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from training.outline_distance import OutlineDistance, compare_outlines, iou, moved_band
+from model.mask_overlap import iou, iou_matrix
+from training.outline_distance import OutlineDistance, compare_outlines, moved_band
 
 Kind = Literal["kept", "moved", "relabelled", "added", "deleted"]
 KINDS: tuple[Kind, ...] = ("kept", "moved", "relabelled", "added", "deleted")
@@ -168,7 +169,7 @@ def match(predicted: Sequence[Drawn], annotated: Sequence[Drawn], *, same_iou: f
             partner[n] = k
     left = [n for n in range(len(annotated)) if n not in partner]
     free = [k for k in range(len(predicted)) if k not in partner.values()]
-    overlap = np.array([[iou(annotated[n].mask_hw, predicted[k].mask_hw) for k in free] for n in left])
+    overlap = iou_matrix([annotated[n].mask_hw for n in left], [predicted[k].mask_hw for k in free])
     if overlap.size:
         # Of equal overlaps, the one with the same label.
         alike = np.array([[annotated[n].label == predicted[k].label for k in free] for n in left])

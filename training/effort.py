@@ -23,7 +23,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from model.instance import Instance
-from training.outline_distance import box_of, outline_length
+from model.mask_overlap import box_of
+from training.outline_distance import outline_length
 
 EFFORT_FILE = "effort.json"
 #: Fewer images than this say little about the weights.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from model.mask_overlap import box_of
+
 Window = tuple[slice, slice]
 
 
@@ -97,24 +99,12 @@ def moved_band(
     return band_hw
 
 
-def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
-    """Intersection over union of two bool H x W masks; 0 when both are empty."""
-    union = int(np.count_nonzero(mask_hw | other_hw))
-    return int(np.count_nonzero(mask_hw & other_hw)) / union if union else 0.0
-
-
 def outline_length(mask_hw: np.ndarray) -> int:
     """Corners of pixels that the outline of a mask passes, about its length in pixels; 0 for an empty mask."""
     if not mask_hw.any():
         return 0
     left, top, right, bottom = box_of(mask_hw)
     return int(np.count_nonzero(_corners(mask_hw[top:bottom, left:right])))
-
-
-def box_of(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a mask that is not empty, in pixel edges."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _window(mask_hw: np.ndarray, other_hw: np.ndarray, margin_px: int) -> Window:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.mask_overlap import box_of
 from training.correction_pictures import MostMoved, draw_bars
 from training.correction_report import NO_OBJECT, as_markdown, build_report, image_entry
 from training.corrections import (
@@ -20,7 +21,7 @@ from training.corrections import (
     find_corrections,
     match,
 )
-from training.outline_distance import box_of, compare_outlines, moved_band, outline_length
+from training.outline_distance import compare_outlines, moved_band, outline_length
 
 SIZE = (60, 80)
 
