@@ -80,7 +80,10 @@ class Story:
             record = project.train()
             if record["state"] == "failed":
                 raise ServiceError(f"Round {number} of {name} failed: {record['error']}", record["hint"])
-            if record["state"] == "promoted":
+            if record["state"] == "rejected" and self.plan.by_hand:
+                project.stage.press(project.id, "promote", version=record["candidate"])
+                record["state"] = "promoted by hand"
+            if record["state"].startswith("promoted"):
                 version = record["candidate"]
                 project.await_title(version)
             reached = self._measured({version: self._checkpoint(project, version, base)}, test_set)[version]
