@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it, for masks, boxes and boundaries: pycocotools' numbers in a fraction of its time."""
+"""Average precision as COCO defines it, for masks, boxes and boundaries: pycocotools' numbers in less time."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
-from training.evaluation.objects import Objects, tight_boxes
+from training.evaluation.objects import Objects, rank, tight_boxes
 
 Record = dict[str, Any]
 
@@ -104,16 +105,15 @@ def _places(dataset: Record, records: Sequence[Record]) -> dict[str, np.ndarray]
 
 
 def category_names(dataset: Record) -> list[str]:
-    """Names by rising category id."""
-    return [one["name"] for one in sorted(dataset["categories"], key=lambda one: one["id"])]
+    """Names by rising category id; where several share a name, with their ids."""
+    ordered = sorted(dataset["categories"], key=lambda one: one["id"])
+    uses = Counter(one["name"] for one in ordered)
+    return [one["name"] if uses[one["name"]] == 1 else f"{one['name']} ({one['id']})" for one in ordered]
 
 
 def in_order(found: Objects, *, most: int | None = None) -> Objects:
     """Sorted by category, image and falling score (stable), at most `most` of each category on each image."""
     ordered = found[np.lexsort((-found.score, found.image, found.category))]
-    if most is None or not len(ordered):
+    if most is None:
         return ordered
-    key = np.stack((ordered.category, ordered.image))
-    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0))))
-    rank = np.arange(len(ordered)) - np.repeat(first, np.diff(np.concatenate((first, [len(ordered)]))))
-    return ordered[rank < most]
+    return ordered[rank(ordered) < most]

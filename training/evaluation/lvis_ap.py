@@ -23,7 +23,7 @@ _FREQUENCIES = ("r", "c", "f")
 def lvis_ap(
     dataset: dict[str, Any], found: list[dict[str, Any]], kind: Kind, *, ratio: float = 0.02
 ) -> dict[str, float]:
-    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl and ``AP/<class>``; NaN where there is no truth.
+    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
 
     Args:
         dataset: LVIS ground truth.

@@ -64,3 +64,10 @@ class Objects:
 def tight_boxes(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     """N x 4 boxes (x, y, width, height) of compressed masks."""
     return np.asarray(rle.toBbox(list(masks)), float).reshape(-1, 4) if len(masks) else np.zeros((0, 4))
+
+
+def rank(found: Objects) -> np.ndarray:
+    """Place of each object within its image and category; the objects are sorted by both."""
+    key = np.stack((found.category, found.image))
+    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(found)])
+    return np.arange(len(found)) - np.repeat(first, np.diff(np.concatenate((first, [len(found)]))))

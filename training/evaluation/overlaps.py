@@ -36,7 +36,7 @@ _STRIDE = np.int64(1) << 40
 
 
 def overlapping(truth: Objects, found: Objects, *, boxes: bool) -> Pairs:
-    """Pairs of sorted truths and detections with IoU of masks (or boxes) >= 0.5; crowds count by the detection's area."""
+    """Pairs of sorted truths and detections with IoU of masks (or boxes) >= 0.5; crowds: over the detection's area."""
     truth_keys, truth_starts = groups(truth)
     keys, starts = groups(found)
     _, ours, theirs = np.intersect1d(keys, truth_keys, assume_unique=True, return_indices=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.matching import Matches
-from training.evaluation.objects import AREA_NAMES, IOU_THRESHOLDS, RECALL_THRESHOLDS, Objects
+from training.evaluation.objects import AREA_NAMES, IOU_THRESHOLDS, RECALL_THRESHOLDS, Objects, rank
 
 _TINY = np.spacing(1)
 
@@ -30,7 +30,7 @@ def curves(truth: Objects, found: Objects, matches: Matches, categories: int, mo
     thresholds, areas = len(IOU_THRESHOLDS), len(wanted)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), categories, areas), np.nan)
     recall = np.full((thresholds, categories, areas, len(most)), np.nan)
-    rank = _rank(found)
+    place = rank(found)
     starts = np.searchsorted(found.category, np.arange(categories + 1))
     for category in np.unique(truth.category):
         there = slice(starts[category], starts[category + 1])
@@ -42,15 +42,8 @@ def curves(truth: Objects, found: Objects, matches: Matches, categories: int, mo
             right, wrong = hit[area] & counted[area], ~hit[area] & counted[area]
             precision[:, :, category, area] = _precision(right, wrong, number[area])
             for column, limit in enumerate(most):
-                recall[:, category, area, column] = right[:, rank[order] < limit].sum(1) / number[area]
+                recall[:, category, area, column] = right[:, place[order] < limit].sum(1) / number[area]
     return Curves(precision, recall)
-
-
-def _rank(found: Objects) -> np.ndarray:
-    """Place of each detection within its image and category."""
-    key = np.stack((found.category, found.image))
-    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(found)])
-    return np.arange(len(found)) - np.repeat(first, np.diff(np.concatenate((first, [len(found)]))))
 
 
 def _precision(right: np.ndarray, wrong: np.ndarray, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_MOST_GROUPS = 8  # of five bits: 40 bits are more pixels than any image has
 _CHUNK = 4096  # masks unpacked together: enough to forget Python's part, little enough to stay in the cache
 
 
@@ -100,3 +101,22 @@ def crop(lengths: np.ndarray, height: int, columns: slice, rows: slice) -> np.nd
     flat = np.repeat(np.arange(len(lengths)) % 2 == 1, inside)
     part: np.ndarray = flat.reshape(columns.stop - columns.start, height)[:, rows]
     return part
+
+
+def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
+    """bool N: whether each compressed mask can be read and describes exactly `pixels[n]` pixels."""
+    good = np.ones(len(counts), bool)
+    for first, runs in in_chunks(counts):
+        part = slice(first, first + len(runs))
+        text = np.frombuffer(b"".join(counts[part]), np.uint8)
+        owner = np.repeat(np.arange(len(runs)), [len(one) for one in counts[part]])
+        strange = (text < 48) | (text > 111)
+        more = ((text - 48) & 32) != 0
+        cut = np.array([bool(one) and bool((one[-1] - 48) & 32) for one in counts[part]], bool)
+        endless = more.copy()
+        for groups in range(1, _MOST_GROUPS):
+            endless[groups:] &= more[: len(more) - groups]
+            endless[:groups] = False
+        good[part] = fits(runs, pixels[part]) & ~cut
+        good[first + owner[strange | endless]] = False
+    return good

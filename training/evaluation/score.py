@@ -1,0 +1,124 @@
+"""Predictions on disk against ground truth on disk: one entry for every metric and layout. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.bdd100k_files import bdd100k_ap
+from training.evaluation.cityscapes_ap import RATIO as CITYSCAPES_RATIO
+from training.evaluation.cityscapes_files import cityscapes_ap
+from training.evaluation.coco_ap import Kind, coco_ap
+from training.evaluation.coco_reading import read_results, read_truth
+from training.evaluation.lvis_ap import lvis_ap
+
+METRICS: dict[str, tuple[bool, Kind]] = {  # name -> (LVIS's rules, what is compared)
+    "segm": (False, "segm"),
+    "bbox": (False, "bbox"),
+    "boundary": (False, "boundary"),
+    "lvis": (True, "segm"),
+    "lvis-bbox": (True, "bbox"),
+    "lvis-boundary": (True, "boundary"),
+}
+LAYOUTS = ("coco", "cityscapes", "bdd100k")
+COCO_RATIO = 0.02
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What was measured.
+
+    Attributes:
+        numbers: AP, AP50, ... and ``AP/<category>``: fractions, NaN where there is no truth.
+        notes: what a reader should know about the numbers.
+    """
+
+    layout: str
+    metric: str
+    numbers: dict[str, float]
+    images: int
+    detections: int
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: -1 where there is no ground truth, null for what the layout's protocol does not define."""
+        numbers: dict[str, Any] = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"))
+        numbers |= {name: _known(value) for name, value in self.numbers.items() if "/" not in name}
+        categories = {n[3:]: _known(value) for n, value in self.numbers.items() if n.startswith("AP/")}
+        return {
+            "format": self.layout,
+            "metric": self.metric,
+            **numbers,
+            "per_category": categories,
+            "images": self.images,
+            "detections": self.detections,
+            "notes": list(self.notes),
+        }
+
+
+def _known(value: float) -> float:
+    return -1.0 if math.isnan(value) else value
+
+
+def score(
+    truth: Path,
+    found: Path,
+    metric: str = "segm",
+    layout: str = "coco",
+    *,
+    ratio: float | None = None,
+    mask_areas: bool = False,
+    unknown_categories: bool = False,
+    progress: Progress = max,
+) -> Score:
+    """Evaluate predictions.
+
+    Args:
+        truth, found: files for COCO and LVIS, folders for Cityscapes and BDD100K.
+        metric: one of `METRICS`.
+        layout: one of `LAYOUTS`.
+        ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
+        mask_areas: see `coco_records.detections`.
+        unknown_categories: leave out results of categories that the ground truth lacks instead of refusing them.
+        progress: told (images done, images in all) where images are read one by one.
+
+    Raises:
+        RecordError: a file is malformed; the message names file, index and field.
+        ValueError: unknown metric or layout, or a metric that the layout does not define.
+    """
+    if metric not in METRICS or layout not in LAYOUTS:
+        raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
+    if layout == "coco":
+        return _score_coco(truth, found, metric, ratio or COCO_RATIO, mask_areas, unknown_categories)
+    federated, kind = METRICS[metric]
+    if federated:
+        raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
+    if layout == "cityscapes":
+        measured = cityscapes_ap(truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, progress=progress)
+    else:
+        measured = bdd100k_ap(truth, found, kind, progress=progress)
+    return Score(layout, metric, *measured)
+
+
+def _score_coco(
+    truth: Path, found: Path, metric: str, ratio: float, mask_areas: bool, unknown_categories: bool
+) -> Score:
+    federated, kind = METRICS[metric]
+    masks = kind != "bbox"
+    dataset = read_truth(truth, masks=masks, federated=federated)
+    results, left_out = read_results(found, dataset, masks=masks, unknown_categories=unknown_categories)
+    if federated:
+        numbers = lvis_ap(dataset, results, kind, ratio=ratio)
+    else:
+        numbers = coco_ap(dataset, results, kind, ratio=ratio, mask_areas=mask_areas)
+    notes = [f"{left_out} results of unknown categories were left out"] if left_out else []
+    if masks and not mask_areas and results and results[0].get("bbox"):
+        notes.append(
+            "the predictions carry boxes: as in the reference tool, APs, APm and APl sort them by the area of the box"
+            + ("" if federated else "; --mask-areas takes the masks', as detectron2 does")
+        )
+    return Score("coco", metric, numbers, len(dataset["images"]), len(results), tuple(notes))
