@@ -68,7 +68,7 @@ class Wishes:
         digest = hashlib.sha256(wishes.get("data", "a").encode()).hexdigest()
         at = wishes.get("at", "2026-01-01T00:00:00+00:00")
         self.note(f"snapshot {project} {digest[:8]}")
-        return write_snapshot(folder / digest, digest, project, at)
+        return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3))
 
     def _follow(self, project: str, version: str) -> str:
         self.note(f"follow {project} {version}")
@@ -95,11 +95,11 @@ class Programs:
         return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / "verdict.json")]
 
 
-def write_snapshot(directory: Path, digest: str, project: str, at: str) -> Path:
+def write_snapshot(directory: Path, digest: str, project: str, at: str, images: int = 3) -> Path:
     directory.mkdir(parents=True)
     manifest = {
         "digest": digest, "project": project, "created": at, "classes": ["gear", "leaf"],
-        "newest_annotation_at": at, "counts": {"images": 3}, "annotation_ids": [1],
+        "newest_annotation_at": at, "counts": {"images": images}, "annotation_ids": [1],
     }  # fmt: skip
     (directory / "manifest.json").write_text(json.dumps(manifest))
     for name in ("train.json", "holdout.json"):

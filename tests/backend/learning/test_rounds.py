@@ -148,6 +148,13 @@ def test_a_failed_finetuning_says_why_and_the_button_tries_again(wishes, rounds,
     assert rounds.ask().state == runs.PROMOTED
 
 
+def test_an_order_that_cannot_be_calibrated_does_not_stop_the_round(wishes, rounds, store):
+    wishes.set(new=1, images=30)
+    run = rounds.ask()
+    assert run.state == runs.PROMOTED
+    assert store.read(PROJECT, run.id, "calibrate.log") == b"too few images\n"
+
+
 def test_label_studio_away_fails_the_round_with_its_reason(wishes, rounds):
     wishes.set(new=2, away=True)
     run = rounds.ask()
