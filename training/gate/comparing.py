@@ -1,7 +1,8 @@
 """The paired bootstrap: how far apart two models are on a hold-out, and how certain that is.
 
 Images are drawn with replacement; both models are measured on the same draw, so what an image is easy or hard for both
-cancels. Source: the percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
+cancels. The interval is the percentile one, expanded for few images (Hesterberg 2015, "What Teachers Should Know
+about the Bootstrap", section 5.2): plain percentiles of a dozen images are too narrow.
 Shapes: N images, K categories, B resamples, T IoU thresholds.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
 from training.evaluation.resampling import draws
 from training.gate.holdout import KINDS, Measured
@@ -27,7 +29,8 @@ class Change:
 
     Attributes:
         change: on the hold-out itself.
-        low, high: with the confidence asked for it is above `low`, and with the same it is below `high`.
+        low, high: with the confidence asked for, mask AP and boundary AP both change by more than their `low`; with the
+            same they both change by less than their `high`.
         better: share of resamples in which the candidate is strictly better.
     """
 
@@ -50,6 +53,7 @@ def compare(candidate: Measured, other: Measured, rules: GateRules) -> Changes:
     images = len(candidate.holdout.keys)
     weights = draws(images, rules.resamples, rules.seed)
     weights = np.concatenate((np.ones((1, images), np.int64), weights))  # the hold-out itself first
+    tail = tail_share(rules.confidence, candidate.holdout.annotated_images)
     shared = [name in candidate.known & other.known for name in candidate.holdout.classes]
     return {
         kind: _changes(
@@ -57,30 +61,42 @@ def compare(candidate: Measured, other: Measured, rules: GateRules) -> Changes:
             other.average_precision(kind, weights).mean(2),
             candidate.holdout.classes,
             np.array(shared, bool),
-            rules.confidence,
+            tail,
         )
         for kind in KINDS
     }
 
 
+def tail_share(confidence: float, images: int) -> float:
+    """Share of the resamples beyond one end of an interval.
+
+    Two figures have two chances to look better, so each gets half of the doubt; and a resample of n images varies less
+    than n new images would, by what Student's t has over the normal distribution and by sqrt(n / (n - 1)).
+    """
+    doubt = (1 - confidence) / len(KINDS)
+    if images < 2:
+        return 0.0
+    return float(norm.cdf(np.sqrt(images / (images - 1)) * t.ppf(doubt, images - 1)))
+
+
 def _changes(
-    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], shared: np.ndarray, confidence: float
+    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], shared: np.ndarray, tail: float
 ) -> dict[str, Change]:
     """From (1 + B) x K average precisions of both."""
     columns = {ALL: (_mean(ours), _mean(theirs))}
     if shared.any() and not shared.all():
         columns[SHARED] = (_mean(ours[:, shared]), _mean(theirs[:, shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
-    changes = {name: _change(one - other, confidence) for name, (one, other) in columns.items()}
+    changes = {name: _change(one - other, tail) for name, (one, other) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 
-def _change(differences: np.ndarray, confidence: float) -> Change | None:
+def _change(differences: np.ndarray, tail: float) -> Change | None:
     """None where the hold-out has nothing of it; resamples that drew nothing of it say nothing."""
     first, resampled = differences[0], differences[1:][~np.isnan(differences[1:])]
     if np.isnan(first) or not len(resampled):
         return None
-    low, high = np.quantile(resampled, [1 - confidence, confidence])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return Change(float(first), float(low), float(high), float((resampled > 0).mean()))
 
 

@@ -5,6 +5,7 @@ Shapes: N images, K categories of the hold-out, B resamples, T IoU thresholds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class Holdout:
             "images": len(self.keys),
             "annotated_images": self.annotated_images,
             "objects": len(self.dataset["annotations"]),
+            "to_be_found": sum(not one["iscrowd"] for one in self.dataset["annotations"]),
             "classes": list(self.classes),
         }
 
@@ -65,19 +67,31 @@ class Holdout:
 def open_holdout(snapshot: Path, asked: Sequence[str] | None = None) -> Holdout:
     """The hold-out of a snapshot directory, of all its classes or only of those asked for.
 
+    Where people drew only a box, what is found inside it neither counts for a model nor against it.
+
     Raises:
         FileNotFoundError: it has no hold-out, or one of its pictures is missing.
     """
     if not (snapshot / HOLDOUT_FILE).is_file():
         raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
     samples = CocoSet(snapshot / HOLDOUT_FILE, snapshot / IMAGES)
+    boxes = _box_only(snapshot / HOLDOUT_FILE)
     classes = tuple(name for name in samples.class_names if asked is None or name in asked)
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
+        sample = replace(sample, crowd=sample.crowd | np.array(boxes.get(sample.image_id, []), bool))
         truth.add(_narrowed(sample, samples.class_names, classes))
         keys.append(picture_key(sample))
     return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset)
+
+
+def _box_only(file: Path) -> dict[int, list[bool]]:
+    """For each image that has annotations, which of them are mere boxes, in their order in the file."""
+    flags: dict[int, list[bool]] = {}
+    for one in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
+        flags.setdefault(int(one["image_id"]), []).append(bool(one.get("box_only", False)))
+    return flags
 
 
 def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:

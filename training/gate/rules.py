@@ -13,7 +13,7 @@ class GateRules:
     """The gate's settings.
 
     Attributes:
-        confidence: of every "certainly": the share of resamples on that side, 0.5..1.
+        confidence: of every "certainly", for mask AP and boundary AP together, 0.5..1.
         resamples: of the bootstrap by image.
         seed: of the bootstrap; the same models on the same hold-out get the same verdict.
         least_gain: mask AP or boundary AP must certainly rise by more than this.

@@ -88,7 +88,7 @@ def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
     if not rises and not ruling.against:
         ruling.against.append(
             "not certainly better than the incumbent: neither mask AP nor boundary AP rose by more than "
-            f"{100 * rules.least_gain:.1f} points in {100 * rules.confidence:g} % of the resamples"
+            f"{100 * rules.least_gain:.1f} points with {100 * rules.confidence:g} % confidence"
         )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from model.checkpoint_metadata import CheckpointError
 from training.gate import GateRules, Verdict, judge
+from training.gate.comparing import tail_share
 from training.gate.rules import parse_rules
 
 if TYPE_CHECKING:
@@ -189,6 +190,19 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     assert "mask AP" in (out / "report.md").read_text()
 
 
+def test_what_is_only_a_box_counts_neither_way(world: World) -> None:
+    holdout = world.snapshot("s", 12)
+    file = holdout / "holdout.json"
+    coco = json.loads(file.read_text())
+    for one in coco["annotations"][::2]:
+        one["box_only"] = True
+    file.write_text(json.dumps(coco))
+    old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
+    verdict = ruled(world, new, old, holdout)
+    assert verdict.figures["models"]["candidate"]["mask"]["AP"] == 1
+    assert verdict.figures["holdout"]["to_be_found"] == 12
+
+
 def test_the_table_shows_models_side_by_side(world: World) -> None:
     holdout = world.snapshot("s", 12)
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
@@ -205,6 +219,14 @@ def test_wrong_folders_are_named(world: World) -> None:
         ruled(world, model, None, world.folder)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         ruled(world, world.folder, None, world.snapshot("s", 1))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "images", "expected"),
+    [(0.95, 10**6, 0.025), (0.95, 12, 0.01075), (0.9, 10, 0.0267), (0.95, 1, 0.0)],
+)
+def test_few_images_widen_the_interval(confidence: float, images: int, expected: float) -> None:
+    assert tail_share(confidence, images) == pytest.approx(expected, abs=1e-4)
 
 
 RULES = [
