@@ -176,6 +176,8 @@ def training_loader(
         collate_fn=list,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,
+        # A loader draws a seed when it starts: from here, or a resumed run would be one random number ahead.
+        generator=torch.Generator().manual_seed(0),
     )
 
 
