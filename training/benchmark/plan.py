@@ -78,12 +78,25 @@ def refinement_peak_gb(cfg: CfgNode) -> float:
     else:
         tokens = node.SAMPLES_PER_LEVEL * len(node.LEVEL_SIZES)
     tokens += head.POOLER_RESOLUTION**2 * node.REFERENCE_POINTS
+    one, two = _peaks(cfg, tokens)
+    return float(one + ((node.TRAIN_INSTANCE_LIMIT or 30) - 1) * (two - one)) / 1e9
+
+
+def _peaks(cfg: CfgNode, tokens: int) -> tuple[int, int]:
+    """Training peaks of one and of two instances; rows often share them."""
     cfg = cfg.clone()
-    cfg.MODEL.TRANSFINER.ENCODER_DROPOUT = 0.0
-    channels, instances = cfg.MODEL.FPN.OUT_CHANNELS, node.TRAIN_INSTANCE_LIMIT or 30
-    one = refinement_cost(cfg, [tokens], channels=channels, training=True)["peak_bytes"]
-    two = refinement_cost(cfg, [tokens] * 2, channels=channels, training=True)["peak_bytes"]
-    return float(one + (instances - 1) * (two - one)) / 1e9
+    cfg.MODEL.TRANSFINER.ENCODER_DROPOUT = 0.0  # a GPU's fused attention stores no weights for it
+    node, channels = cfg.MODEL.TRANSFINER, cfg.MODEL.FPN.OUT_CHANNELS
+    key = (tokens, channels, node.REFINER, node.ENCODER_LAYERS, node.ENCODER_HEADS, *node.CUES)
+    if key not in _PEAKS:
+        counted = [
+            refinement_cost(cfg, [tokens] * n, channels=channels, training=True)["peak_bytes"] for n in (1, 2)
+        ]
+        _PEAKS[key] = (counted[0], counted[1])
+    return _PEAKS[key]
+
+
+_PEAKS: dict[tuple[object, ...], tuple[int, int]] = {}
 
 
 def missing_files(*names: str) -> list[str]:

@@ -62,6 +62,8 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
     cfg.merge_from_list(as_list(row.change))
     if scale.miniature:
         shrink(cfg)
+    if "POINT_HEAD" in cfg.MODEL:
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if scale.iterations:
         rescale(cfg, scale.iterations)
     cfg.DATASETS.TRAIN = [data.train]

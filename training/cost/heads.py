@@ -35,7 +35,10 @@ MASK_RCNN = (
 
 
 def attend_storing_weights(
-    mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None
+    mixed: Tensor,
+    lengths: list[int],
+    dropout: float = 0.0,  # noqa: ARG001 - the signature of the function it stands for
+    scale: float | None = None,
 ) -> Tensor:
     """As :func:`model.attention.attend`, one sequence at a time with its (H, T, T) weights in memory."""
     parts = []
@@ -161,7 +164,8 @@ def as_text(outcome: dict[str, Any]) -> str:
     lines = [
         f"{setting['instances']} instances of {setting['nodes']} nodes, {setting['width']} x {setting['height']} px, "
         f"{setting['device']}, {setting['threads']} threads",
-        f"{'mask branch':<14}{'seconds':>10}{'ratio':>8}{'GFLOP':>9}{'ratio':>8}{'operators':>11}{'peak MB':>9}{'ratio':>8}",
+        f"{'mask branch':<14}{'seconds':>10}{'ratio':>8}{'GFLOP':>9}{'ratio':>8}{'operators':>11}"
+        f"{'peak MB':>9}{'ratio':>8}",
     ]
     for name, subject in outcome["subjects"].items():
         ratio = outcome["ratios_to_ours"][name]

@@ -1,0 +1,86 @@
+"""`transfiner visualize`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_FIGURES = ("depths", "regions", "attention")
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--weights", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
+              help="Checkpoint directory.")  # fmt: skip
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("output/visualize"),
+              show_default=True, help="Folder of the pictures.")  # fmt: skip
+@click.option(
+    "--figure", "figures", type=click.Choice(_FIGURES), multiple=True, help="Only this one; repeatable."
+)
+@click.option(
+    "--instances", type=click.IntRange(1), default=4, show_default=True, help="Best-scored ones of an image."
+)
+@click.option("--failures", "failures_of", default=None, metavar="SET",
+              help="Also draw the worst outlines of a set: scenes:val:50 or coco:FILE:FOLDER/.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="How many of the worst.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the written files as JSON.")
+def visualize(
+    images: tuple[Path, ...], weights: Path, out: Path, figures: tuple[str, ...], instances: int,
+    failures_of: str | None, count: int, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Draw how masks are refined: by depth, incoherent regions, attention of nodes, worst outlines.
+
+    \b
+    Example: transfiner visualize photo.jpg --weights model/weights/scenes-small --failures scenes:val:50
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from model.checkpoint import load_checkpoint
+    from training.cost.subjects import open_network
+    from training.datasets import open_set
+    from training.figures import drawing
+    from training.figures.failures import find_failures
+    from training.figures.observation import WHOLE_SEQUENCES, observe
+
+    if not images and not failures_of:
+        raise click.UsageError("give images to draw, or --failures SET")
+    names = load_checkpoint(weights).metadata["classes"]
+    network, cfg = open_network(
+        weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES]
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    draw = {
+        "depths": drawing.draw_depths,
+        "regions": drawing.draw_regions,
+        "attention": drawing.draw_attention,
+    }
+    written: list[Path] = []
+    for path in images:
+        with Image.open(path) as picture:
+            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        try:
+            seen = observe(network, cfg, pixels)
+        except ValueError as error:
+            raise click.ClickException(f"{path}: {error}") from error
+        shown = list(range(min(instances, len(seen))))
+        for name in figures or _FIGURES:
+            if name == "attention" and seen.attention is None:
+                continue
+            written.append(_save(draw[name](seen, names, shown), out / f"{path.stem}-{name}.png"))
+    if failures_of:
+        samples = open_set(failures_of)
+        with click.progressbar(length=len(samples), label="looking for failures",
+                               file=click.get_text_stream("stderr")) as bar:  # fmt: skip
+            cases = find_failures(network, cfg, samples, count=count, progress=lambda _: bar.update(1))
+        written.append(_save(drawing.draw_failures(cases), out / "failures.png"))
+    files = [str(path) for path in written]
+    click.echo(json.dumps({"files": files}) if as_json else "\n".join(files))
+
+
+def _save(figure: object, path: Path) -> Path:
+    figure.savefig(path, dpi=130, facecolor="white")  # type: ignore[attr-defined]
+    return path

@@ -1,0 +1,143 @@
+"""Every table's description, its plan, and two tables end to end at the smallest scale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from training.benchmark.plan import as_text, missing_files, plan
+from training.benchmark.recipe import Scale, rescale, testing_overrides, training_config, training_digest
+from training.benchmark.report import as_markdown, build_report, write_report
+from training.benchmark.rows import Row, Table
+from training.benchmark.running import run_table
+from training.benchmark.tables_methods import TABLES
+from training.cost.subjects import training_record
+
+ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
+TINY = Scale(miniature=True, iterations=1, train="scenes:train:4", test="scenes:val:1")
+
+
+def row_of(number: int, key: str) -> tuple[Table, Row]:
+    table = TABLES[number]
+    return table, next(row for row in table.rows if row.key == key)
+
+
+def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
+    assert sorted(TABLES) == list(range(1, 13))
+    assert row_of(5, "depth-4")[1].paper == {
+        "AP": 37.1,
+        "AP*": 40.7,
+        "APl": 53.1,
+        "APm": 39.3,
+        "APs": 17.4,
+        "FPS": 5.2,
+    }
+    assert row_of(7, "nla-224")[1].paper["MB"] == 18091
+    assert row_of(12, "transfiner")[1].paper["FPS"] == 6.1
+    assert [row.key for row in TABLES[9].rows if row.quoted] == [
+        "bpr-r50", "htc-r101", "refinemask-r101", "bcnet-r101", "istr-r50", "queryinst-r50", "solq-r50",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=str)
+def test_every_row_has_a_configuration_of_known_keys_and_a_name_of_its_own(table: Table) -> None:
+    assert len({row.key for row in table.rows}) == len(table.rows)
+    assert all(row.paper for row in table.rows)
+    for row in table.rows:
+        if not row.quoted:
+            cfg = training_config(table, row, Scale(data="/nowhere"), seed=1)
+            cfg.merge_from_list(testing_overrides(row, False))
+            assert cfg.DATASETS.TRAIN[0].startswith("coco:/nowhere/")
+            assert all(step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
+
+
+def test_rows_of_several_tables_that_are_one_training_share_it() -> None:
+    names = {
+        training_digest(training_config(*row_of(number, key), Scale(), seed=0))
+        for number, key in (
+            (2, "incoherent"),
+            (3, "guided"),
+            (4, "all"),
+            (5, "depth-3"),
+            (8, "both"),
+            (8, "mjr"),
+        )
+    }
+    assert len(names) == 1
+    assert training_digest(training_config(*row_of(3, "unguided"), Scale(), seed=0)) not in names
+    assert training_digest(training_config(*row_of(3, "guided"), Scale(), seed=1)) not in names
+
+
+def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
+    cfg = training_config(*row_of(5, "depth-3"), Scale(), seed=0)
+    rescale(cfg, 1759)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (1759, (1173, 1612), 439)
+
+
+def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
+    planned = plan(TABLES[10], Scale(data=str(tmp_path)))
+    assert str(tmp_path / "instances_train.json") in planned["data"]["missing"]
+    ours = planned["rows"][-1]
+    # 24,000 iterations of 8 images at 0.0819 GPU seconds
+    assert ours["gpu_hours"] == pytest.approx(4.4, abs=0.05)
+    assert 5 < ours["gpu_memory_gb"] < 11
+    text = as_text(planned)
+    assert "quoted from the paper" in text
+    assert "GPU hours" in text
+    assert missing_files("scenes:train") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "key"),
+    [(6, "pointrend"), (6, "cnn-full-56"), (9, "bmask-r50"), (9, "ms-rcnn-r101-dcn"), (11, "cascade")],
+)
+def test_compared_methods_train_and_predict(number: int, key: str) -> None:
+    cfg = training_config(*row_of(number, key), TINY, seed=0)
+    network = build_model(cfg)
+    record = training_record(96, 128, instances=2, classes=6)
+    with EventStorage():
+        losses = network([record])
+    total = torch.stack(list(losses.values())).sum()
+    assert torch.isfinite(total)
+    total.backward()
+    with torch.inference_mode():
+        (found,) = network.eval()([record])
+    assert found["instances"].pred_masks.shape[1:] == (96, 128)
+    assert ((found["instances"].scores >= 0) & (found["instances"].scores <= 1)).all()
+
+
+def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> None:
+    table, told = TABLES[3], list[str]()
+    results = run_table(table, tmp_path, TINY, speed=(1, 1), tell=told.append)
+    assert list(results) == ["unguided", "guided"]
+    files = write_report(tmp_path / "table-3", build_report(table, results, setting={"miniature": True}))
+    assert {path.name for path in files} == {"report.json", "report.md", "rows.png"}
+    report = json.loads((tmp_path / "table-3" / "report.json").read_text())
+    guided = report["rows"][1]
+    assert set(guided["measured"]) >= {"AP", "APB"}
+    assert guided["difference"]["AP"] == pytest.approx(guided["measured"]["AP"]["mean"] - 37.3)
+    again = run_table(table, tmp_path, TINY, speed=(1, 1), tell=told.append)
+    assert again == results
+    assert told[-2:] == [
+        "without guidance, seed 0: already measured",
+        "with guidance, seed 0: already measured",
+    ]
+
+
+def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="table 3 has no row gided; its rows: unguided, guided"):
+        run_table(TABLES[3], tmp_path, TINY, only=["gided"])
+
+
+def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
+    table = TABLES[11]
+    results = {"transfiner": [{"values": {"AP": 0.24, "APbox": 0.30}}, {"values": {"AP": 0.26}}]}
+    text = as_markdown(build_report(table, results, setting={}))
+    assert "| _HRNet (quoted)_ | 22.5 | 28.2 |" in text
+    assert "| Mask Transfiner | 23.6 / **25.0** ± 1.4 (+1.4) | 26.2 / **30.0** (+3.8) |" in text
+    assert "| Mask R-CNN | 20.5 / - | 26.1 / - |" in text

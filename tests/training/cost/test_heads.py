@@ -1,0 +1,41 @@
+"""The authors' way of computing gives our masks, at more memory; nothing here measures time."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.cost.heads import as_text, compare_heads
+
+NARROW = (
+    "MODEL.BACKBONE.NAME", "build_efficientnet_lite_fpn_backbone",
+    "MODEL.FPN.OUT_CHANNELS", "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", "32",
+    "MODEL.TRANSFINER.ENCODER_FFN_DIM", "64",
+    "MODEL.RPN.CONV_DIMS", "[32]",
+    "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
+)  # fmt: skip
+
+
+def test_both_ways_give_the_same_masks_and_ours_needs_less() -> None:
+    outcome = compare_heads(
+        "released", height=128, width=160, instances=3, nodes=1500, overrides=NARROW, timed=False
+    )
+    assert outcome["largest_difference"] < 1e-4
+    theirs = outcome["ratios_to_ours"]["authors_way"]
+    assert theirs["peak_bytes"] > 2  # stored weights and whole grids
+    assert theirs["flops"] == pytest.approx(1, abs=0.05)  # the same arithmetic
+    assert outcome["ratios_to_ours"]["mask_rcnn"]["flops"] < 1
+    text = as_text(outcome)
+    assert "authors_way" in text
+    assert "3 instances of 1500 nodes" in text
+
+
+def test_operators_do_not_grow_with_the_nodes() -> None:
+    """More nodes mean larger operators, not more of them (instances do: a CPU reads sequences one by one)."""
+    counts = [
+        compare_heads(
+            "released", height=128, width=160, instances=2, nodes=nodes, overrides=NARROW, timed=False
+        )["subjects"]["ours"]["operators"]
+        for nodes in (700, 1400)
+    ]
+    assert counts[0] == pytest.approx(counts[1], rel=0.02)

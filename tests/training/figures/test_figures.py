@@ -1,0 +1,78 @@
+"""Pictures of a tiny random network: their parts are there, and what they show sums up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from detectron2.modeling import build_model
+from PIL import Image
+
+from backend.visualize_command import visualize
+from model.checkpoint import save_checkpoint
+from training.benchmark.recipe import Scale, training_config
+from training.benchmark.tables_methods import TABLES
+from training.config import network_config
+from training.figures.failures import boundary_error
+from training.figures.observation import Observation, observe
+from training.scenes import CLASSES, generate_scene
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple:
+    cfg = training_config(TABLES[5], TABLES[5].rows[3], Scale(miniature=True), seed=0)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.TRANSFINER.THRESHOLDS_TEST = [0.3, 0.3, 0.3]
+    torch.manual_seed(1)
+    return build_model(cfg).eval(), cfg
+
+
+@pytest.fixture(scope="module")
+def seen(network: tuple) -> Observation:
+    return observe(*network, generate_scene(3, width=128, height=96).image)
+
+
+def test_masks_and_nodes_by_depth(seen: Observation) -> None:
+    sides = [level.shape[-1] for level in seen.masks_by_depth()]
+    assert sides == [14, 14, 28, 56]
+    counts = [len(places) for places in seen.nodes_of(0)]
+    assert len(counts) == 3
+    assert sum(counts) > 0
+
+
+def test_attention_of_nodes_is_a_share_of_all_tokens(seen: Observation) -> None:
+    weights = np.concatenate(seen.attention_of(0, [0, 1]), axis=1)
+    assert weights.shape == (2, sum(len(places) for places in seen.nodes_of(0)))
+    assert (weights >= 0).all()
+    assert (weights.sum(1) <= 1 + 1e-5).all()  # the rest goes to the reference points
+
+
+def test_boundary_error_by_hand() -> None:
+    """10 x 10 px: a band one pixel wide. Of a 4 x 4 square it has 12 pixels, of a 4 x 5 one 14, 9 are common."""
+    square, wider = np.zeros((10, 10), bool), np.zeros((10, 10), bool)
+    square[2:6, 2:6] = wider[2:6, 2:7] = True
+    assert boundary_error(square, square) == 0
+    common = 4 + 3 + 3  # the left column, and the rest of the top and bottom rows
+    assert boundary_error(square, wider) == pytest.approx(1 - common / (12 + 14 - common))
+
+
+def test_the_command_writes_the_pictures(network: tuple, tmp_path: Path) -> None:
+    built, cfg = network
+    metadata = {"name": "tiny", "version": "tiny-1", "classes": list(CLASSES), "preset": "paper"}
+    save_checkpoint(tmp_path / "tiny", network_config(cfg), built, metadata)
+    Image.fromarray(generate_scene(3, width=128, height=96).image).save(tmp_path / "scene.png")
+    result = CliRunner().invoke(
+        visualize,
+        [str(tmp_path / "scene.png"), "--weights", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"),
+         "--instances", "1", "--json"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    files = [Path(name) for name in json.loads(result.output)["files"]]
+    assert [file.name for file in files] == ["scene-depths.png", "scene-regions.png", "scene-attention.png"]
+    for file in files:
+        with Image.open(file) as picture:
+            assert len(set(picture.convert("L").tobytes())) > 50  # something is drawn
