@@ -53,10 +53,6 @@ class SnapshotSettings:
 DEFAULT_SETTINGS = SnapshotSettings()
 
 
-def _texts(data: object) -> list[str]:
-    return [key for key, value in data.items() if isinstance(value, str)] if isinstance(data, Mapping) else []
-
-
 @dataclass(frozen=True, slots=True)
 class Labelling:
     """What a project's annotations are about.
@@ -133,9 +129,14 @@ class Freezing:
             other = f"its image is also that of task {self._task_of[sha256]}, whose annotation is newer or ground truth"
             self.left_out.append(LeftOut(task.id, None, "", other))
             return
-        self._task_of[sha256] = task.id
         annotations = chosen_annotations(task.annotations, self._settings.choice)
-        objects, disputed = self._vote(task, annotations, pixels.image_rgb.shape[:2])
+        objects, disputed, unreadable = self._vote(task, annotations, pixels.image_rgb.shape[:2])
+        if unreadable and not objects and not disputed:
+            # As an image without objects it would teach the model not to see them.
+            reason = "not one of its outlines can be read, and it is not known to be empty"
+            self.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
+            return
+        self._task_of[sha256] = task.id
         shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
         # Disputed objects take part, so that the predicted ones they came from do not look deleted.
         found = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
@@ -186,22 +187,23 @@ class Freezing:
 
     def _vote(
         self, task: AnnotatedTask, annotations: Sequence[Annotation], size_hw: tuple[int, ...]
-    ) -> tuple[list[AnnotatedObject], list[AnnotatedObject]]:
-        """The objects that count, and those that annotators did not agree on."""
-        drawings = []
+    ) -> tuple[list[AnnotatedObject], list[AnnotatedObject], int]:
+        """The objects that count, those that annotators did not agree on, and how many outlines are broken."""
+        drawings, unreadable = [], 0
         for annotation in annotations:
             read = self._read(annotation.result, size_hw)
             drawings.append(read.objects)
+            unreadable += read.unreadable
             self.left_out += [
                 LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out
             ]
         if len(drawings) == 1:
-            return list(drawings[0]), []
+            return list(drawings[0]), [], unreadable
         consensus = agree(drawings)
         for drawn in consensus.disputed:
             reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
             self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))
-        return list(consensus.objects), list(consensus.disputed)
+        return list(consensus.objects), list(consensus.disputed), unreadable
 
     def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
         if annotation.prediction is None:
@@ -268,3 +270,7 @@ def _predicted_values(config: LabelConfig) -> dict[str, list[str]]:
                 one for one in label.predicted_values if one not in values.get(label.value, [])
             )
     return values
+
+
+def _texts(data: object) -> list[str]:
+    return [key for key, value in data.items() if isinstance(value, str)] if isinstance(data, Mapping) else []

@@ -32,10 +32,12 @@ class Drawings:
     Attributes:
         objects: in the order of the result.
         left_out: id and reason of every region that is no object.
+        unreadable: how many of those are broken outlines, so that an object may be missing.
     """
 
     objects: tuple[AnnotatedObject, ...]
     left_out: tuple[tuple[str, str], ...]
+    unreadable: int = 0
 
 
 def read_drawings(
@@ -59,7 +61,8 @@ def read_drawings(
     try:
         decoded = regions_to_objects(ours, width=width, height=height)
     except AnnotationError as error:
-        return Drawings((), (*left_out, *((str(entry.get("id", "")), str(error)) for entry in ours)))
+        broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
+        return Drawings((), (*left_out, *broken), len(broken))
     left_out += decoded.skipped
     objects = []
     allowed = labels if labels is not None else config.labels if config else None
@@ -71,7 +74,8 @@ def read_drawings(
     doubles = _doubles(objects)
     for number, kept in doubles.items():
         left_out += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
-    return Drawings(tuple(o for number, o in enumerate(objects) if number not in doubles), tuple(left_out))
+    kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
+    return Drawings(kept_objects, tuple(left_out), len(decoded.skipped))
 
 
 def is_box(drawn: AnnotatedObject) -> bool:

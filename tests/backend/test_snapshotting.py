@@ -185,6 +185,10 @@ def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
         task(9),  # nobody has annotated it
         task(11, [CAR]),
         task(12, [CAR], data={}),
+        task(13, [region("z", (1, 1, 9, 9), closed=False)]),  # not an image without objects
+        task(
+            14, [region("w", (1, 1, 9, 9), "bus")]
+        ),  # of a label that is not asked for any more: without objects
     ]
 
     def failing(row: Mapping[str, Any], value_key: str) -> bytes:
@@ -207,11 +211,14 @@ def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
         (8, "y"): "at least 3 points",
         (11, ""): "not an image",
         (12, ""): "a task has no image",
+        (13, "z"): "not closed",
+        (13, ""): "not one of its outlines can be read",
+        (14, "w"): "'bus' is not among the labels",
     }
     assert set(left_out) == set(words)
     assert all(words[place] in reason for place, reason in left_out.items())
-    assert snapshot.manifest["counts"]["images"] == 2
-    assert sum(snapshot.manifest["left_out"].values()) == 6
+    assert snapshot.manifest["counts"]["images"] == 3
+    assert sum(snapshot.manifest["left_out"].values()) == 9
 
 
 def test_without_any_image_the_reasons_are_told(tmp_path: Path) -> None:
