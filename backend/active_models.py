@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ModelUnavailableError
+from backend.served_model import ServedModel
 from backend.settings import Settings
 from model.checkpoint_metadata import METADATA_FILE
 
@@ -20,6 +21,8 @@ REMOTE_TTL_S = 3.0
 
 _pointers: dict[tuple[str, str], tuple[float, str | None]] = {}
 _directories: dict[tuple[str, str, str, str], Path] = {}
+# Records of versions, which never change.
+_records: dict[tuple[str, str, str], ServedModel] = {}
 _fetching = threading.Lock()
 
 
@@ -57,6 +60,27 @@ def active_directory(settings: Settings, project_key: str) -> Path | None:
     return None if version is None else _fetched(settings, project_name(project_key), version)
 
 
+def active_model(settings: Settings, project_key: str) -> ServedModel | None:
+    """What the API needs to know of the project's active version, from its record: no weights are downloaded.
+
+    Label Studio gives /setup 3 s. None: nothing was promoted.
+
+    Raises:
+        ModelUnavailableError: the registry does not answer.
+    """
+    version = active_version(settings, project_key)
+    if version is None:
+        return None
+    identity = (settings.registry, project_name(project_key), version)
+    if identity not in _records:
+        try:
+            info = registry_of(settings).version(project_name(project_key), version)
+        except (OSError, ValueError, LookupError) as error:
+            raise _unavailable(settings, project_name(project_key), version, error) from error
+        _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
+    return _records[identity]
+
+
 def version_directory(settings: Settings, project_key: str, version: str) -> Path | None:
     """Local checkpoint directory of the version that a job asks for, active or not; None: the project has none such.
 
@@ -80,9 +104,13 @@ def _fetched(settings: Settings, project: str, version: str) -> Path:
         with _fetching:
             directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
     except (OSError, ValueError, LookupError) as error:
-        raise ModelUnavailableError(
-            f"Version {version!r} of project {project} cannot be had from {settings.registry}: {error}",
-            "Check TRANSFINER_REGISTRY; `transfiner models list` shows what is there.",
-        ) from error
+        raise _unavailable(settings, project, version, error) from error
     _directories[identity] = directory
     return directory
+
+
+def _unavailable(settings: Settings, project: str, version: str, error: Exception) -> ModelUnavailableError:
+    return ModelUnavailableError(
+        f"Version {version!r} of project {project} cannot be had from {settings.registry}: {error}",
+        "Check TRANSFINER_REGISTRY; `transfiner models list` shows what is there.",
+    )

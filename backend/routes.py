@@ -16,14 +16,14 @@ from backend.errors import BadRequestError, ServiceError
 from backend.learning.train_queue import TrainQueue
 from backend.learning.trainers import living_trainers
 from backend.learning.triggers import BUTTON
-from backend.model_choice import model_directory
+from backend.model_choice import served_model
 from backend.orphans import living_workers
 from backend.outputs import output_of
 from backend.predictions import unusable_because
 from backend.projects import Project
 from backend.records import FINAL, QUEUED, STATS
 from backend.schemas import PredictRequest, SetupRequest, parse
-from backend.served_model import ServedModel, read_served_model
+from backend.served_model import ServedModel
 from backend.service import Service
 from backend.trust import refusal
 from integration.label_config import parse_label_config
@@ -42,7 +42,7 @@ def _service() -> Service:
 
 def _model(project_key: str = "") -> ServedModel:
     """Read on every request (small files), so that a promoted version or replaced checkpoint is seen at once."""
-    return read_served_model(model_directory(_service().settings, project_key))
+    return served_model(_service().settings, project_key)
 
 
 def _body() -> Any:

@@ -64,6 +64,16 @@ def test_only_numbers_name_projects(key, name, learning):
     assert active_version(learning, key) is None
 
 
+def test_setup_downloads_no_weights(learning, registry, tmp_path):
+    """Label Studio gives it 3 s, and the registry may be far away."""
+    made = write_checkpoint(tmp_path / "made", "made", "weights")
+    registry.promote("7", registry.publish("7", made, version="new-1"))
+    client = create_app(learning).test_client()
+    said = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
+    assert said["model_version"] == "new-1"
+    assert not learning.registry_cache.exists()
+
+
 class Tasks:
     def __init__(self) -> None:
         self.rows = [
