@@ -1,0 +1,72 @@
+"""Where training and evaluation samples come from, by one kind of name.
+
+========================================  ==================================================================
+``scenes:SPLIT[:COUNT]``                  generated scenes (train, val, demo)
+``coco:ANNOTATIONS.json:IMAGES/``         any set in COCO's format
+``lvis:ANNOTATIONS.json:IMAGES/``         LVIS v0.5 or v1; the images are COCO's
+``cityscapes:ROOT:SPLIT``                 ``leftImg8bit/`` and ``gtFine/`` below ROOT
+``bdd100k:ROOT:SPLIT``                    ``images/10k/`` and ``labels/ins_seg/bitmasks/`` below ROOT
+========================================  ==================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.datasets.bdd100k import Bdd100kSet
+from training.datasets.cityscapes import CityscapesSet
+from training.datasets.coco import CocoSet
+from training.datasets.lvis import LvisSet
+from training.datasets.problems import BadAnnotationError, Policy, Problem, Problems
+from training.datasets.sample import Sample
+from training.datasets.scenes import ENDLESS, SceneSet
+from training.scenes import SPLITS
+
+__all__ = [
+    "ENDLESS", "AnySet", "BadAnnotationError", "Bdd100kSet", "CityscapesSet", "CocoSet", "LvisSet", "Problem",
+    "Problems", "Sample", "SceneSet", "open_set",
+]  # fmt: skip
+
+AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet
+
+
+def open_set(
+    name: str,
+    *,
+    width: int = 384,
+    height: int = 288,
+    cache: Path | None = None,
+    bad: Policy = "skip",
+    missing: Policy = "fatal",
+) -> AnySet:
+    """The set of a name (see the module's table).
+
+    Args:
+        name: as in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        width, height: of generated scenes, in pixels.
+        cache: where generated scenes are kept.
+        bad: what to do with annotations that cannot be right; what was skipped is in the set's ``problems``.
+        missing: what to do with images whose file, or whose ground truth's file, is not there.
+
+    Raises:
+        ValueError: the name has another form; the message shows those that are known.
+        FileNotFoundError: the annotations, or with ``missing="fatal"`` a file of the set, are not there.
+        BadAnnotationError: with ``bad="fatal"``, the first annotation that cannot be right.
+    """
+    kind, _, rest = name.partition(":")
+    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k") else rest.partition(":")
+    if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
+        return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
+    if colon and first:
+        if kind == "coco":
+            return CocoSet(Path(first), Path(second), bad=bad, missing=missing)
+        if kind == "lvis":
+            return LvisSet(Path(first), Path(second), bad=bad, missing=missing)
+        if kind == "cityscapes":
+            return CityscapesSet(Path(first), second, bad=bad, missing=missing)
+        if kind == "bdd100k":
+            return Bdd100kSet(Path(first), second, bad=bad, missing=missing)
+    raise ValueError(
+        f"unknown data set {name!r}; write scenes:{'|'.join(SPLITS)}[:COUNT], coco:ANNOTATIONS.json:IMAGES/, "
+        "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT or bdd100k:ROOT:SPLIT"
+    )
