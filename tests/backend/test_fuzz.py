@@ -119,13 +119,13 @@ def mutate(node: Any, luck: random.Random) -> None:
             if change < 0.2:
                 del node[key]
             elif change < 0.3 and isinstance(node, dict):
-                node[luck.choice(["context", "tasks", "data", "id", "x"])] = node[key]
+                node[luck.choice(["context", "tasks", "data", "id", "x"])] = copy.deepcopy(node[key])
             elif isinstance(node[key], str) and change < 0.6:
                 text = node[key]
                 at = luck.randrange(len(text) + 1)
                 node[key] = text[:at] + luck.choice(["<", ">", '"', "&", "é", "\0", ""]) + text[at + 1 :]
             else:
-                node[key] = luck.choice(ODD)
+                node[key] = copy.deepcopy(luck.choice(ODD))
             return
         node = node[key]
 
