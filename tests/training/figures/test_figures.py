@@ -26,7 +26,8 @@ from training.scenes import CLASSES, generate_scene
 def network() -> tuple:
     cfg = training_config(TABLES[5], TABLES[5].rows[3], Scale(miniature=True), seed=0)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.MODEL.TRANSFINER.THRESHOLDS_TEST = [0.3, 0.3, 0.3]
+    cfg.MODEL.TRANSFINER.THRESHOLDS_TEST = [0.3, 0.3, 0.99]
+    cfg.TEST.DETECTIONS_PER_IMAGE = 2
     torch.manual_seed(1)
     return build_model(cfg).eval(), cfg
 

@@ -1,0 +1,198 @@
+"""Mask Transfiner on a query-based detector: Deformable DETR finds boxes, the same mask head outlines them.
+
+Shape shorthand: N images, Q queries, K classes, D decoder layers, M objects of an image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from torch import Tensor, nn
+from torchvision.ops import box_convert
+
+from model.detectors.deformable import DeformableTransformer
+from model.detectors.set_loss import Objects, Weights, match, set_losses
+from model.mask_head import TransfinerMaskHead
+from model.meta_arch import _to_image
+from model.roi_heads import TransfinerROIHeads
+from model.roi_pyramid import RefinementPooler
+
+# A predicted box trains the mask branch where it fits its object this well; the object's own box always does.
+FITTING_IOU = 0.5
+
+
+@META_ARCH_REGISTRY.register()
+class TransfinerDETR(nn.Module):
+    """Inputs and outputs are detectron2's; needs the extra ``detr``."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        transformer: DeformableTransformer,
+        in_features: list[str],
+        mask_in_features: list[str],
+        mask_pooler: RefinementPooler,
+        mask_head: TransfinerMaskHead,
+        weights: Weights,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        score_threshold: float,
+        detections_per_image: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.transformer = backbone, transformer
+        self.in_features, self.mask_in_features = in_features, mask_in_features
+        self.mask_pooler, self.mask_head = mask_pooler, mask_head
+        self.weights, self.score_threshold = weights, score_threshold
+        self.detections_per_image = detections_per_image
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Arguments of the constructor from a configuration."""
+        backbone, node = build_backbone(cfg), cfg.MODEL.DETR
+        shapes: dict[str, ShapeSpec] = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "transformer": DeformableTransformer(
+                shapes[node.IN_FEATURES[0]].channels,
+                len(node.IN_FEATURES),
+                num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                queries=node.QUERIES,
+                layers=node.LAYERS,
+                ffn_dim=node.FFN_DIM,
+                heads=node.HEADS,
+                dropout=node.DROPOUT,
+                box_refinement=node.BOX_REFINEMENT,
+            ),
+            "in_features": list(node.IN_FEATURES),
+            **TransfinerROIHeads._init_mask_head(cfg, shapes),
+            "weights": Weights(node.CLASS_WEIGHT, node.L1_WEIGHT, node.GIOU_WEIGHT),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        device: torch.device = self.pixel_mean.device
+        return device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training, else a dict with ``instances`` an image."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self._images(batched_inputs)
+        features = self.backbone(images.tensor)
+        logits, boxes = self._detect(features, images)
+        given = [one["instances"].to(self.device) for one in batched_inputs]
+        frame = _frame(images)
+        truths = [Objects(one.gt_classes, _to_shares(one.gt_boxes.tensor, frame)) for one in given]
+        losses = dict[str, Tensor]()
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for layer in range(len(logits)):
+            pairs = [
+                match(one_logits, one_boxes, truth, self.weights)
+                for one_logits, one_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
+            ]
+            found = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights)
+            suffix = "" if layer == len(logits) - 1 else f"_{layer}"
+            losses |= {f"loss_{name}{suffix}": value for name, value in found.items()}
+        proposals = [
+            _mask_proposals(truth, _to_edges(found.detach(), frame), *pair)
+            for truth, found, pair in zip(given, boxes[-1], pairs, strict=True)
+        ]
+        pyramid = self.mask_pooler(self._mask_maps(features), [one.proposal_boxes for one in proposals])
+        return losses | self.mask_head(pyramid, proposals)
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
+        """As ``GeneralizedRCNN.inference``: instances of the network's input, or of the original images."""
+        images = self._images(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            logits, boxes = self._detect(features, images)
+            edges = [_to_edges(one, _frame(images)) for one in boxes[-1]]
+            detected_instances = [
+                self._best(one.float().sigmoid(), box, size)
+                for one, box, size in zip(logits[-1], edges, images.image_sizes, strict=True)
+            ]
+        detected = [one.to(self.device) for one in detected_instances]
+        pyramid = self.mask_pooler(self._mask_maps(features), [one.pred_boxes for one in detected])
+        results: list[Instances] = self.mask_head(pyramid, detected)
+        if not do_postprocess:
+            return results
+        return [
+            {"instances": _to_image(result, one.get("height", size[0]), one.get("width", size[1]))}
+            for result, one, size in zip(results, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    def _images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        pixels = [(one["image"].to(self.device) - self.pixel_mean) / self.pixel_std for one in batched_inputs]
+        return ImageList.from_tensors(pixels, self.backbone.size_divisibility)
+
+    def _detect(self, features: dict[str, Tensor], images: ImageList) -> tuple[Tensor, Tensor]:
+        valid = torch.zeros((len(images), *images.tensor.shape[-2:]), dtype=torch.bool, device=self.device)
+        for one, (height, width) in zip(valid, images.image_sizes, strict=True):
+            one[:height, :width] = True
+        logits, boxes = self.transformer([features[name] for name in self.in_features], valid)
+        return logits, boxes
+
+    def _mask_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return [features[name] for name in self.mask_in_features]
+
+    def _best(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Instances:
+        """The best pairs of a query and a class; a query may be several."""
+        flat = scores.flatten()
+        count = min(self.detections_per_image, len(flat))
+        best, index = flat.topk(count)
+        keep = best > self.score_threshold
+        best, index = best[keep], index[keep]
+        result = Instances(size)
+        result.pred_boxes = Boxes(boxes[index // scores.shape[1]])
+        result.pred_boxes.clip(size)
+        result.scores, result.pred_classes = best, index % scores.shape[1]
+        return result[result.pred_boxes.nonempty()]
+
+
+def _mask_proposals(truth: Instances, boxes_xyxy: Tensor, queries: Tensor, objects: Tensor) -> Instances:
+    """What the mask branch is trained on: every object in its own box, and in its query's where that fits."""
+    own = Instances(truth.image_size)
+    own.proposal_boxes, own.gt_classes, own.gt_masks = truth.gt_boxes, truth.gt_classes, truth.gt_masks
+    if not len(queries):
+        return own
+    found = Instances(truth.image_size)
+    found.proposal_boxes = Boxes(boxes_xyxy[queries])
+    found.proposal_boxes.clip(truth.image_size)
+    found.gt_classes, found.gt_masks = truth.gt_classes[objects], truth.gt_masks[objects]
+    overlap = pairwise_iou(found.proposal_boxes, truth.gt_boxes)[torch.arange(len(objects)), objects]
+    return Instances.cat([own, found[overlap >= FITTING_IOU]])
+
+
+def _frame(images: ImageList) -> Tensor:
+    """Width, height, width, height of the padded images."""
+    height, width = images.tensor.shape[-2:]
+    return torch.tensor([width, height, width, height], device=images.tensor.device, dtype=torch.float32)
+
+
+def _to_shares(boxes_xyxy: Tensor, frame: Tensor) -> Tensor:
+    return box_convert(boxes_xyxy / frame, "xyxy", "cxcywh")
+
+
+def _to_edges(boxes: Tensor, frame: Tensor) -> Tensor:
+    return box_convert(boxes.float(), "cxcywh", "xyxy") * frame
