@@ -179,7 +179,7 @@ def _write_picture(
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="The best time counts."
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="The best time counts."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def benchmark(file: Path | None, tolerance_px: float, repeats: int, as_json: bool) -> None:

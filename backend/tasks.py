@@ -175,8 +175,8 @@ class TaskRunner:
         except Exception as error:
             log.exception("turning instances into regions failed")
             raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-        if report.dropped:
-            log.info("task %s: left out %s", job.task.get("id"), dict(report.dropped))
+        if changes := report.changes():
+            log.info("task %s: %s", job.task.get("id"), changes)
         for region in prediction["result"] if found.note else ():
             # Label Studio keeps this text with the region, so that annotators see it.
             region.setdefault("meta", {}).setdefault("text", []).append(found.note)

@@ -15,12 +15,15 @@ from integration.polygons import Polygon
 SAMPLE_STEP_PX = 0.25
 
 
-def deviation_px(polygons: Sequence[Polygon], reference: Sequence[Polygon]) -> float:
-    """Two-way Hausdorff distance between the outlines, measured at points no farther apart than `SAMPLE_STEP_PX`.
+def deviation_px(
+    polygons: Sequence[Polygon], reference: Sequence[Polygon], *, step_px: float = SAMPLE_STEP_PX
+) -> float:
+    """Two-way Hausdorff distance between the outlines.
 
     Args:
         polygons: in pixel edges.
         reference: likewise, usually the exact contours.
+        step_px: measured at points no farther apart than this.
 
     Returns:
         Pixels, at most half a step too small. 0 if both are empty, infinity if only one is.
@@ -28,7 +31,7 @@ def deviation_px(polygons: Sequence[Polygon], reference: Sequence[Polygon]) -> f
     here, there = _segments_px(polygons), _segments_px(reference)
     if not len(here) or not len(there):
         return 0.0 if len(here) == len(there) else float("inf")
-    return max(_farthest_px(here, there), _farthest_px(there, here))
+    return max(_farthest_px(here, there, step_px), _farthest_px(there, here, step_px))
 
 
 def _segments_px(polygons: Iterable[Polygon]) -> np.ndarray:
@@ -38,9 +41,9 @@ def _segments_px(polygons: Iterable[Polygon]) -> np.ndarray:
     return np.concatenate(ends) if ends else np.empty((0, 2, 2))
 
 
-def _farthest_px(segments_px: np.ndarray, others_px: np.ndarray) -> float:
+def _farthest_px(segments_px: np.ndarray, others_px: np.ndarray, step_px: float) -> float:
     start, line = segments_px[:, 0], segments_px[:, 1] - segments_px[:, 0]
-    counts = np.ceil(np.hypot(line[:, 0], line[:, 1]) / SAMPLE_STEP_PX).astype(np.int64).clip(min=1)
+    counts = np.ceil(np.hypot(line[:, 0], line[:, 1]) / step_px).astype(np.int64).clip(min=1)
     segment = np.repeat(np.arange(len(counts)), counts)
     share = (np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[segment]
     samples = shapely.points(start[segment] + share[:, None] * line[segment])

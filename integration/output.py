@@ -80,6 +80,8 @@ class Report:
         unlabelled: instances whose class no label of the project matches, by class.
         parts_dropped: parts of shown objects that were too small.
         holes_filled: holes of shown objects that were too small.
+        holes_cut: holes of shown polygons that are joined to the outline by a cut.
+        parts_merged: parts of shown objects that are in one brush mask or box with a larger part.
     """
 
     NO_LABEL: ClassVar[str] = "no label for its class"
@@ -95,12 +97,25 @@ class Report:
     unlabelled: Counter[str] = field(default_factory=Counter)
     parts_dropped: int = 0
     holes_filled: int = 0
+    holes_cut: int = 0
+    parts_merged: int = 0
 
     def drop(self, reason: str, class_name: str) -> None:
         """Count an instance that is not shown."""
         self.dropped[reason] += 1
         if reason == self.NO_LABEL:
             self.unlabelled[class_name] += 1
+
+    def changes(self) -> dict[str, int]:
+        """How many things were left out or drawn otherwise than they are, by what was done; empty if none."""
+        counts = {
+            **self.dropped,
+            "parts left out": self.parts_dropped,
+            "holes filled": self.holes_filled,
+            "holes joined by a cut": self.holes_cut,
+            "parts merged": self.parts_merged,
+        }
+        return {what: count for what, count in counts.items() if count}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""

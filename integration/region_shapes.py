@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from integration.brush import encode_mask
 from integration.exact import Outlined, Polygon, exact_polygons
@@ -39,11 +40,15 @@ class Shapes:
         regions: the largest first; the others are parts of the same object.
         parts_dropped: parts that were too small.
         holes_filled: holes that were too small.
+        holes_cut: holes that are joined to the outline by a cut.
+        parts_merged: parts that share a region with a larger one.
     """
 
     regions: tuple[Shape, ...]
     parts_dropped: int = 0
     holes_filled: int = 0
+    holes_cut: int = 0
+    parts_merged: int = 0
 
 
 def polygon_shapes(
@@ -87,14 +92,16 @@ def outlined_shapes(
         ring = keyhole(polygon) if polygon.holes else polygon.exterior
         value = {"points": percent(ring, width, height).tolist(), "closed": True}
         regions.append(Shape(value, tuple(notes)))
-    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled)
+    holes_cut = sum(len(polygon.holes) for polygon in polygons)
+    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut)
 
 
 def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
     """The exact mask, parts and holes included, as Label Studio's run-length code."""
     if mask_hw.sum() < max(min_area_px, 1):
         return Shapes((), parts_dropped=int(mask_hw.any()))
-    return Shapes((Shape({"format": "rle", "rle": encode_mask(mask_hw)}),))
+    shape = Shape({"format": "rle", "rle": encode_mask(mask_hw)})
+    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
 
 
 def rectangle_shapes(
@@ -108,7 +115,8 @@ def rectangle_shapes(
     if not area_px >= max(min_area_px, 1e-9):  # also catches boxes that are not numbers
         return Shapes((), parts_dropped=1)
     size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
-    return Shapes((Shape({"x": float(x), "y": float(y), **size, "rotation": 0}),))
+    shape = Shape({"x": float(x), "y": float(y), **size, "rotation": 0})
+    return Shapes((shape,), parts_merged=max(_part_count(mask_hw) - 1, 0))
 
 
 def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -117,6 +125,15 @@ def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
     if not len(rows):
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _part_count(mask_hw: np.ndarray) -> int:
+    """4-connected parts of a mask."""
+    box = mask_box(mask_hw)
+    if box is None:
+        return 0
+    left, top, right, bottom = box
+    return int(ndimage.label(mask_hw[top:bottom, left:right])[1])
 
 
 def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:

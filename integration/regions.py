@@ -200,6 +200,8 @@ class _Drawing:
         self._drawn[control.name] += 1
         self.report.parts_dropped += shapes.parts_dropped
         self.report.holes_filled += shapes.holes_filled
+        self.report.holes_cut += shapes.holes_cut
+        self.report.parts_merged += shapes.parts_merged
         self._add(number, instance, target, shapes.regions)
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import shapely
@@ -68,11 +70,42 @@ def test_round_trip_is_exact(mask: np.ndarray) -> None:
     check_exact(mask)
 
 
-def test_round_trip_is_exact_for_thousands_of_noisy_masks() -> None:
+def noise(random: np.random.Generator) -> np.ndarray:
+    height, width = random.integers(1, 13, 2)
+    return np.asarray(random.random((height, width)) < random.random())
+
+
+def thin_walk(random: np.random.Generator) -> np.ndarray:
+    """A path one pixel wide, with diagonal steps, that crosses itself and runs along the border."""
+    mask = np.zeros(random.integers(2, 13, 2), dtype=np.bool_)
+    at = np.array(mask.shape) // 2
+    for step in random.integers(-1, 2, (25, 2)):
+        at = np.clip(at + step, 0, np.array(mask.shape) - 1)
+        mask[tuple(at)] = True
+    return mask
+
+
+def nested(random: np.random.Generator) -> np.ndarray:
+    """Parts in holes in parts, as boxes that turn over what is in them."""
+    mask = np.zeros((13, 13), dtype=np.bool_)
+    for _ in range(5):
+        (top, bottom), (left, right) = np.sort(random.integers(0, 14, (2, 2)), axis=1)
+        mask[top:bottom, left:right] ^= True
+    return mask
+
+
+@pytest.mark.parametrize("family", [noise, thin_walk, nested])
+def test_round_trip_is_exact_for_thousands_of_masks(family: Callable) -> None:
     random = np.random.default_rng(4)
-    for _ in range(2000):
-        height, width = random.integers(1, 13, 2)
-        check_exact(random.random((height, width)) < random.random())
+    for _ in range(800):
+        check_exact(family(random))
+
+
+@pytest.mark.parametrize("tolerance_px", [0.5, 1.0, 3.0])
+def test_the_certified_distance_holds_between_samples(tolerance_px: float) -> None:
+    mask = smooth_mask(7)
+    found = mask_to_polygons(mask, tolerance_px=tolerance_px)
+    assert deviation_px(found, exact_polygons(mask), step_px=0.01) <= tolerance_px + 1e-6
 
 
 def test_every_mask_of_three_by_three() -> None:

@@ -191,6 +191,16 @@ def test_a_vertex_budget_or_another_tolerance_keeps_edges_apart() -> None:
         assert predict(both, output=output) == predict(both, output=replace(output, shared_edges=False))
 
 
+def test_what_is_merged_or_cut_is_counted() -> None:
+    _, report = predict([instance()], output=replace(EXACT, kind="all"))
+    holes = sum(len(polygon.holes) for polygon in exact.exact_polygons(ring()))
+    assert holes
+    # Three polygons; one brush mask and one box hold all three parts.
+    assert report.changes() == {"holes joined by a cut": holes, "parts merged": 4}
+    _, report = predict([instance(np.ones((40, 60), bool))])
+    assert report.changes() == {}
+
+
 def test_holes_as_brush_when_asked_and_there_is_a_brush() -> None:
     whole = np.pad(np.ones((8, 9), bool), ((5, 27), (6, 45)))
     output = replace(EXACT, holes="brush")
