@@ -45,9 +45,9 @@ def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = No
     return F.l1_loss(refined, target) if weights is None else ((refined - target).abs() * weights).mean()
 
 
-def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The released code adds the same mean cross entropy twice; (R, S, S) both."""
-    return 2 * F.binary_cross_entropy_with_logits(logits, target)
+def boundary_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The released code adds the same mean cross entropy twice; all (R, S, S)."""
+    return 2 * F.binary_cross_entropy_with_logits(logits, target, weights)
 
 
 def semantic_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

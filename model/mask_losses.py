@@ -84,8 +84,10 @@ def _auxiliary_losses(
     if len(contour) == 0:
         edge = losses.no_foreground(contour)
     else:
-        truth = mask_targets(instances, [contour.shape[-1]], _no_regions).masks[contour.shape[-1]]
-        edge = losses.boundary_loss(contour, boundary_target(truth))
+        side = contour.shape[-1]
+        truth = mask_targets(instances, [side], _no_regions).masks[side]
+        weights = place_weights(instances, [side])
+        edge = losses.boundary_loss(contour, boundary_target(truth), weights.at(side) if weights else None)
     return {"semantic": losses.semantic_loss(semantic, target, valid), "mask_boundary": edge}
 
 

@@ -60,6 +60,7 @@ def test_an_even_weight_scales_every_loss(grids: tuple[torch.Tensor, torch.Tenso
     even = weights([factor, factor], torch.ones(2, 4, 4))
     pairs = [
         (losses.coarse_mask_loss(logits, target, even.at(4)), losses.coarse_mask_loss(logits, target)),
+        (losses.boundary_loss(logits, target, even.at(4)), losses.boundary_loss(logits, target)),
         (losses.incoherence_loss(logits, target, even), losses.incoherence_loss(logits, target)),
         (
             losses.refinement_loss(logits.flatten(), target.flatten(), even.at(4).flatten()),
