@@ -52,7 +52,13 @@ def score(
     _demand_kind(found, "--predictions", folder=layout != "coco", layout=layout)
     try:
         result = measure(
-            truth, found, metric, layout, ratio=ratio, mask_areas=mask_areas, unknown_categories=lenient,
+            truth,
+            found,
+            metric,
+            layout,
+            ratio=ratio,
+            mask_areas=mask_areas,
+            unknown_categories=lenient,
             progress=_Progress(),
         )
     except RecordError as error:
@@ -78,7 +84,9 @@ class _Progress:
 
 def _table(result: Score) -> str:
     values = result.as_dict()
-    lines = [f"{result.metric} ({result.layout}), {result.images} images, {result.detections} detections, percent"]
+    lines = [
+        f"{result.metric} ({result.layout}), {result.images} images, {result.detections} detections, percent"
+    ]
     names = [name for name in result.numbers if "/" not in name]
     lines.append("  ".join(f"{name:>6}" for name in names))
     lines.append("  ".join(f"{_percent(values[name]):>6}" for name in names))
@@ -106,7 +114,9 @@ def _benchmark(truth: Path, found: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result))
         return
-    click.echo(f"boundary AP of {result['detections']} detections on {result['images']} images, processor seconds")
+    click.echo(
+        f"boundary AP of {result['detections']} detections on {result['images']} images, processor seconds"
+    )
     click.echo(f"  ours {result['own_cpu_s']:.2f}, faster-coco-eval {result['reference_cpu_s']:.2f}: "
                f"{result['ratio']:.1f} times less")  # fmt: skip
     click.echo(f"  largest difference of the 12 numbers: {result['largest_difference']:.1e}")

@@ -18,7 +18,16 @@ from training.evaluation.matching import Matches
 from training.evaluation.objects import AREA_RANGES_PX, IOU_THRESHOLDS, Objects, rank
 from training.evaluation.precision import curves, precisions, recalls
 
-CATEGORIES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # numbered from 1
+CATEGORIES = (
+    "pedestrian",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)  # numbered from 1
 IGNORED, CROWD = 1, 2
 _MOST = (1, 10, 100)
 
@@ -52,7 +61,9 @@ def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bit
     for layer, values in ((0, category), (1, attributes)):
         mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
         if mixed.any() and (order is None or layer == 0):
-            raise ValueError(f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}")
+            raise ValueError(
+                f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}"
+            )
     return Bitmask(numbers, category, attributes, areas[places].astype(float)), chosen
 
 
@@ -80,13 +91,17 @@ class Bdd100kEvaluation:
             ValueError: a bitmask is malformed, or their sizes differ.
         """
         if truth.shape != found.shape:
-            raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}")
+            raise ValueError(
+                f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}"
+            )
         real, _ = parsed(truth)
         ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
         seen, numbers = parsed(found, ranked)
         image = len(self._truth)
         ours = _objects(real, image, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
-        theirs = _objects(seen, image, np.array([scores[int(one)] for one in numbers], float), np.zeros(len(numbers), bool))
+        theirs = _objects(
+            seen, image, np.array([scores[int(one)] for one in numbers], float), np.zeros(len(numbers), bool)
+        )
         matches = _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)
         self._truth.append(ours)
         self._found.append(theirs)

@@ -60,7 +60,9 @@ def compare(truth: Path, found: Path | None = None, *, copies: int = 4, rounds: 
     numbers = {name: -1.0 if ours[name] != ours[name] else ours[name] for name in _NAMES}
     apart = max(abs(numbers[name] - value) for name, value in zip(_NAMES, theirs, strict=True))
     count = len(dataset["images"])
-    return Comparison(count, len(results), own_cpu_s, reference_cpu_s, reference_cpu_s / own_cpu_s, apart, numbers)
+    return Comparison(
+        count, len(results), own_cpu_s, reference_cpu_s, reference_cpu_s / own_cpu_s, apart, numbers
+    )
 
 
 def _timed(
@@ -68,7 +70,10 @@ def _timed(
 ) -> tuple[Any, float]:
     best, value = float("inf"), None
     for _ in range(rounds):
-        records, detections = copy.deepcopy(dataset), copy.deepcopy(results)  # the reference changes what it reads
+        records, detections = (
+            copy.deepcopy(dataset),
+            copy.deepcopy(results),
+        )  # the reference changes what it reads
         started_s = time.process_time()
         value = evaluate(records, detections)
         best = min(best, time.process_time() - started_s)

@@ -54,7 +54,11 @@ class CityscapesEvaluation:
         self._found: dict[int, list[_Found]] = {label: [] for label in LABELS.values()}
 
     def add(
-        self, instance_ids: np.ndarray, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
+        self,
+        instance_ids: np.ndarray,
+        masks: Sequence[np.ndarray],
+        labels: Sequence[int],
+        scores: Sequence[float],
     ) -> None:
         """Take in one image.
 
@@ -66,7 +70,11 @@ class CityscapesEvaluation:
         """
         ids, pixels = np.unique(instance_ids, return_counts=True)
         areas = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
-        truths = {one: _Truth(one >= 1000 and areas[one] >= LEAST_PX) for one in areas if _label(one) in self._truths}
+        truths = {
+            one: _Truth(one >= 1000 and areas[one] >= LEAST_PX)
+            for one in areas
+            if _label(one) in self._truths
+        }
         for one, truth in truths.items():
             self._truths[_label(one)].append(truth)
         band = self._band(instance_ids, truths) if self.kind == "boundary" else None
@@ -96,7 +104,9 @@ class CityscapesEvaluation:
         edge = boundary_mask(mask, self.ratio)
         edges, length = _counts(band[edge]), int(np.count_nonzero(edge))
         return [
-            (t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in touched if t in edges
+            (t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t])))
+            for t, n, iou in touched
+            if t in edges
         ]
 
     def numbers(self) -> dict[str, float]:

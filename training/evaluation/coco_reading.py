@@ -58,7 +58,9 @@ def read_results(
     Raises:
         RecordError: the first thing that is wrong.
     """
-    return checked_results(read_json(path), str(path), truth, masks=masks, unknown_categories=unknown_categories)
+    return checked_results(
+        read_json(path), str(path), truth, masks=masks, unknown_categories=unknown_categories
+    )
 
 
 def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = False) -> Record:
@@ -80,11 +82,19 @@ def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = F
         place = f"annotations[{index}]"
         check.integer(place, one, "id")
         check.membership(place, one, sizes, known)
-        check.that(is_number(one.get("area")) and one["area"] >= 0, place, "area", one, "a number of pixels, 0 or more")
+        check.that(
+            is_number(one.get("area")) and one["area"] >= 0,
+            place,
+            "area",
+            one,
+            "a number of pixels, 0 or more",
+        )
         check.that(one.get("iscrowd", 0) in (0, 1), place, "iscrowd", one, "0 or 1")
         check.shape(place, one, sizes[one["image_id"]], masks=masks)
     check.unique(dataset, "annotations")
-    check.compressed((f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ()))
+    check.compressed(
+        (f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ())
+    )
     return dataset
 
 
@@ -145,14 +155,28 @@ class _Checks:
         seen: dict[int, int] = {}
         for index, one in enumerate(dataset[name]):
             before = seen.setdefault(one["id"], index)
-            self.that(before == index, f"{name}[{index}]", "id", one, f"an id of its own; {name}[{before}] has it too")
+            self.that(
+                before == index,
+                f"{name}[{index}]",
+                "id",
+                one,
+                f"an id of its own; {name}[{before}] has it too",
+            )
 
     def image(self, place: str, one: Record, *, masks: bool, federated: bool) -> None:
         self.integer(place, one, "id")
         for side in ("height", "width") if masks else ():
-            self.that(is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels")
+            self.that(
+                is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels"
+            )
         if masks:
-            self.that(one["height"] * one["width"] < LARGEST_PIXELS, place, "width", one, "an image below 2^31 pixels")
+            self.that(
+                one["height"] * one["width"] < LARGEST_PIXELS,
+                place,
+                "width",
+                one,
+                "an image below 2^31 pixels",
+            )
         for field in ("neg_category_ids", "not_exhaustive_category_ids") if federated else ():
             listed = one.get(field)
             fine = isinstance(listed, list) and all(map(is_integer, listed))
@@ -190,8 +214,18 @@ class _Checks:
         self.that(fine, f"{place}.segmentation", "size", drawn, expected)
         counts = drawn.get("counts")
         if isinstance(counts, list):
-            fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
+            fine = (
+                all(map(is_integer, counts))
+                and min(counts, default=0) >= 0
+                and sum(counts) == math.prod(size)
+            )
+            self.that(
+                fine,
+                f"{place}.segmentation",
+                "counts",
+                drawn,
+                f"run lengths that add up to {math.prod(size)}",
+            )
             return None
         fine = isinstance(counts, str) and counts.isascii()
         return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")
@@ -212,7 +246,9 @@ class _Checks:
         good = well_formed([one["counts"].encode() for _, one in found], pixels)
         for index in np.flatnonzero(~good)[:1]:
             place, one = found[index]
-            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
+            expected = (
+                f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
+            )
             self.that(False, f"{place}.segmentation", "counts", one, expected)
 
 

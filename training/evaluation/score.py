@@ -91,7 +91,9 @@ def score(
         ValueError: unknown metric or layout, or a metric that the layout does not define.
     """
     if metric not in METRICS or layout not in LAYOUTS:
-        raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
+        raise ValueError(
+            f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}"
+        )
     if layout == "coco":
         return _score_coco(truth, found, metric, ratio or COCO_RATIO, mask_areas, unknown_categories)
     federated, kind = METRICS[metric]

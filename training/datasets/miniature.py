@@ -1,0 +1,228 @@
+"""Small generated sets in the exact layouts of COCO, LVIS, Cityscapes and BDD100K: folders, names, fields, ids.
+
+The six kinds of generated objects stand in for official categories. Everything that an evaluation must treat
+specially occurs: COCO crowds as run lengths, LVIS's absent and not fully drawn categories, Cityscapes' groups, void and
+tiny instances, BDD100K's ignored and crowded instances.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from training.datasets.coco_categories import COCO_CATEGORIES
+from training.scenes import CLASSES, Scene, generate_scene, scene_seed
+
+LAYOUTS = ("coco", "lvis", "cityscapes", "bdd100k")
+COCO_STAND_INS = (3, 16, 44, 74, 48, 87)  # car, bird, bottle, mouse, fork, scissors
+CITYSCAPES_STAND_INS = (26, 24, 33, 25, 28, 32)
+BDD100K_STAND_INS = (3, 1, 8, 2, 5, 7)
+Drawn = list[tuple[str, Scene]]
+
+
+def write_miniature(
+    layout: str, root: Path, *, train: int = 4, val: int = 4, width: int = 320, height: int = 240
+) -> dict[str, str]:
+    """Write a set; returns the names under which `open_set` opens its splits.
+
+    Raises:
+        ValueError: unknown layout.
+    """
+    writers: dict[str, Callable[[Path, str, list[Scene]], str]] = {
+        "coco": _write_coco, "lvis": _write_lvis, "cityscapes": _write_cityscapes, "bdd100k": _write_bdd100k,
+    }  # fmt: skip
+    if layout not in writers:
+        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+    names = {}
+    for split, count in (("train", train), ("val", val)):
+        seeds = [scene_seed(split, index) for index in range(count)]
+        scenes = [generate_scene(seed, width=width, height=height) for seed in seeds]
+        names[split] = writers[layout](root, split, scenes)
+    return names
+
+
+def _write_coco(root: Path, split: str, scenes: list[Scene]) -> str:
+    dataset = _coco_dataset(split, scenes, COCO_STAND_INS)
+    dataset["categories"] = [
+        {"supercategory": "stand-in", "id": number, "name": name} for number, name, _ in COCO_CATEGORIES
+    ]
+    for index, one in enumerate(dataset["annotations"]):
+        mask = one.pop("mask")
+        one["iscrowd"] = int(index % 7 == 3)
+        one["segmentation"] = _run_lengths(mask)
+        if not one["iscrowd"]:
+            one["segmentation"] = _polygons(mask) or one["segmentation"]
+    _store_images(root / f"{split}2017", dataset, scenes)
+    file = root / "annotations" / f"instances_{split}2017.json"
+    _store(file, dataset)
+    return f"coco:{file}:{root / f'{split}2017'}"
+
+
+def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
+    """As LVIS v0.5 lies over COCO's images; two categories are LVIS's alone."""
+    dataset = _coco_dataset(split, scenes, COCO_STAND_INS)
+    synsets = [(name, synset) for _, name, synset in COCO_CATEGORIES] + [
+        ("acorn", "acorn.n.01"), ("zucchini", "zucchini.n.02"),
+    ]  # fmt: skip
+    numbers = {name: index for index, (name, _) in enumerate(sorted(synsets), 1)}
+    names = {number: name for number, name, _ in COCO_CATEGORIES}
+    rng = np.random.default_rng(len(scenes))
+    for one in dataset["annotations"]:
+        mask, one["category_id"] = one.pop("mask"), numbers[names[one["category_id"]]]
+        one["segmentation"] = _polygons(mask) or [_rectangle(one["bbox"])]
+        del one["iscrowd"]
+    for one in dataset["images"]:
+        there = {a["category_id"] for a in dataset["annotations"] if a["image_id"] == one["id"]}
+        absent = sorted({numbers[names[number]] for number in COCO_STAND_INS} | {numbers["acorn"]} - there)
+        one["neg_category_ids"] = [number for number in absent if number not in there and rng.random() < 0.6]
+        one["not_exhaustive_category_ids"] = [number for number in sorted(there) if rng.random() < 0.3]
+        one["file_name"] = f"COCO_val2014_{one['file_name']}"
+    dataset["categories"] = [
+        _lvis_category(numbers[name], name, synset, dataset) for name, synset in sorted(synsets)
+    ]
+    _store_images(root / f"{split}2017", dataset, scenes)
+    file = root / f"lvis_v0.5_{split}.json"
+    _store(file, dataset)
+    return f"lvis:{file}:{root / f'{split}2017'}"
+
+
+def _lvis_category(number: int, name: str, synset: str, dataset: dict[str, Any]) -> dict[str, Any]:
+    images = [one["image_id"] for one in dataset["annotations"] if one["category_id"] == number]
+    return {
+        "id": number, "name": name.replace(" ", "_"), "synset": synset, "synonyms": [name], "def": f"stand-in: {name}",
+        "frequency": "rcf"[number % 3], "image_count": len(set(images)), "instance_count": len(images),
+    }  # fmt: skip
+
+
+def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -> dict[str, Any]:
+    """COCO's records; `mask` of an annotation is still to be turned into a segmentation."""
+    images, annotations = [], []
+    for index, scene in enumerate(scenes, 1):
+        height, width = scene.image.shape[:2]
+        name = f"{index:012d}.jpg"
+        address = f"http://images.cocodataset.org/{split}2017/{name}"
+        images.append({
+            "id": index, "file_name": name, "height": height, "width": width, "license": 1, "coco_url": address,
+            "flickr_url": "", "date_captured": "2017-01-01 00:00:00",
+        })  # fmt: skip
+        for label, mask in scene.instances:
+            packed = rle.encode(np.asfortranarray(mask, np.uint8))
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": index, "category_id": stand_ins[CLASSES.index(label)],
+                "area": float(rle.area(packed)), "bbox": rle.toBbox(packed).tolist(), "iscrowd": 0, "mask": mask,
+            })  # fmt: skip
+    info = {
+        "description": "generated miniature",
+        "version": "1.0",
+        "year": 2017,
+        "contributor": "",
+        "url": "",
+    }
+    licence = {"id": 1, "name": "generated", "url": ""}
+    return {
+        "info": info,
+        "licenses": [licence],
+        "images": images,
+        "annotations": annotations,
+        "categories": [],
+    }
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """Uncompressed RLE, as COCO stores crowds."""
+    flat = np.concatenate(([0], mask.ravel(order="F").astype(np.int8), [0]))
+    edges = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate(([0], edges, [mask.size])))
+    return {"size": list(mask.shape), "counts": [int(one) for one in counts]}
+
+
+def _polygons(mask: np.ndarray) -> list[list[float]]:
+    """Outlines of a mask's parts without its holes, as people draw them."""
+    from skimage.measure import approximate_polygon, find_contours
+
+    outlines = (one[:, ::-1] - 0.5 for one in find_contours(np.pad(mask, 1).astype(float), 0.5))
+    drawn = []
+    for outline in outlines:
+        points = np.clip(approximate_polygon(outline, 0.4)[:-1], 0, mask.shape[::-1])
+        x, y = points.T
+        if (
+            len(points) >= 3 and float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) > 8
+        ):  # no hole, no crumb
+            drawn.append(points.round(2).ravel().tolist())
+    return drawn
+
+
+def _rectangle(box: list[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x, y + height, x + width, y + height, x + width, y]
+
+
+def _store_images(folder: Path, dataset: dict[str, Any], scenes: list[Scene]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for one, scene in zip(dataset["images"], scenes, strict=True):
+        Image.fromarray(scene.image).save(folder / one["file_name"][-16:], quality=95)
+
+
+def _store(file: Path, dataset: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dataset))
+
+
+def _write_cityscapes(root: Path, split: str, scenes: list[Scene]) -> str:
+    city = "miniature"
+    for index, scene in enumerate(scenes):
+        name = f"{city}_{index:06d}_000019"
+        ids = cityscapes_ids(scene, index)
+        for folder, ending, picture in (
+            ("leftImg8bit", "leftImg8bit", Image.fromarray(scene.image)),
+            ("gtFine", "gtFine_instanceIds", Image.fromarray(ids.astype(np.uint16))),
+            (
+                "gtFine",
+                "gtFine_labelIds",
+                Image.fromarray(np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)),
+            ),
+        ):
+            path = root / folder / split / city / f"{name}_{ending}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+    return f"cityscapes:{root}:{split}"
+
+
+def cityscapes_ids(scene: Scene, index: int) -> np.ndarray:
+    """Instance ids of a scene: road below, void at the edge, and on some scenes a group and a tiny instance."""
+    ids = np.full(scene.image.shape[:2], 7, np.int64)  # road
+    ids[:, :12] = 3  # out of region of interest
+    for number, (label, mask) in enumerate(scene.instances):
+        known = CITYSCAPES_STAND_INS[CLASSES.index(label)]
+        group = index % 3 == 1 and number == 0
+        ids[mask] = known if group else known * 1000 + number
+    ids[-7:, -9:] = 26_500  # 63 px: below the least that counts
+    return ids
+
+
+def _write_bdd100k(root: Path, split: str, scenes: list[Scene]) -> str:
+    for index, scene in enumerate(scenes):
+        name = f"miniature-{index:08d}"
+        picture = root / "images" / "10k" / split / f"{name}.jpg"
+        bitmask = root / "labels" / "ins_seg" / "bitmasks" / split / f"{name}.png"
+        for path in (picture, bitmask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(picture, quality=95)
+        Image.fromarray(bdd100k_bitmask(scene, index)).save(bitmask)
+    return f"bdd100k:{root}:{split}"
+
+
+def bdd100k_bitmask(scene: Scene, index: int) -> np.ndarray:
+    """Bitmask of a scene; on some scenes the first object is ignored or a crowd."""
+    bitmask = np.zeros((*scene.image.shape[:2], 4), np.uint8)
+    for number, (label, mask) in enumerate(scene.instances, 1):
+        attributes = (0, 1, 2, 3)[index % 4] if number == 1 else 0
+        known = BDD100K_STAND_INS[CLASSES.index(label)]
+        bitmask[mask] = (known, attributes, number >> 8, number & 255)
+    return bitmask
