@@ -1,4 +1,8 @@
-"""What a candidate must show, as settings. All AP are fractions in 0..1; all margins are AP."""
+"""What a candidate must show, as settings. All AP are fractions in 0..1; all margins are AP.
+
+With the defaults, of 100 drawn hold-outs of 12 images, 3 let a model pass that was as good as the incumbent (masks off
+by up to 3 px both), and 80 one whose masks were off by up to 2 px instead of 3.
+"""
 
 from __future__ import annotations
 

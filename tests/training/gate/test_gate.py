@@ -72,7 +72,7 @@ def test_swapped_labels_are_refused(world: World) -> None:
 
 
 def test_models_of_equal_quality_are_seldom_promoted(world: World) -> None:
-    """5 % a figure is what the rules allow; over many more worlds it was measured, here it is watched."""
+    """5 % is what the rules allow; `rules.py` tells what was measured over many more worlds, here it is watched."""
     promoted = 0
     for number in range(8):
         holdout = world.snapshot(f"s{number}", 16, seed=number)
