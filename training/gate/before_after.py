@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as rle
 
 from training.datasets import Sample
@@ -83,8 +83,7 @@ def _row(holdout: Holdout, index: int, found: Sequence[Sequence[Found]]) -> list
 
 def _cell(sample: Sample, masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The tinted picture, fitted into a cell of fixed size."""
-    picture = Image.fromarray(tinted(sample.image, masks, labels))
-    picture.thumbnail(_CELL_PX)
+    picture = ImageOps.contain(Image.fromarray(tinted(sample.image, masks, labels)), _CELL_PX)
     cell = Image.new("RGB", _CELL_PX, "white")
     cell.paste(picture, ((_CELL_PX[0] - picture.width) // 2, (_CELL_PX[1] - picture.height) // 2))
     return np.asarray(cell)
