@@ -10,13 +10,15 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
+from werkzeug.datastructures import Headers
+
 from backend.settings import Settings
 from integration.addresses import origin
 
 FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
 
 
-def refusal(settings: Settings, hostname: str, *, peer: str, headers: Mapping[str, str]) -> str:
+def refusal(settings: Settings, hostname: str, *, peer: str, headers: Mapping[str, str] | Headers) -> str:
     """Why an address of /setup is not used, with what to do about it; "" when it is.
 
     Args:

@@ -18,6 +18,7 @@ from redis import Redis
 from backend.connection import text
 from backend.errors import ServiceError
 from backend.settings import Settings
+from backend.trust import FORWARDED
 
 SECRET = "transfiner:form-secret"
 # A page that was left open this long must be loaded again.
@@ -61,7 +62,7 @@ def _token(connection: Redis, hour: int) -> str:
 def _is_local(asked: Request) -> bool:
     """A proxy says for whom it asks."""
     address = asked.remote_addr or ""
-    if "X-Forwarded-For" in asked.headers or "Forwarded" in asked.headers:
+    if any(name in asked.headers for name in FORWARDED):
         return False
     try:
         return ipaddress.ip_address(address).is_loopback
