@@ -126,15 +126,25 @@ def _webhooks(
 ) -> Iterator[Finding]:
     """Webhooks outlive their backend, and never carry its basic auth."""
     wanted = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
-    for hook in (hook for hook in hooks if hook["url"].endswith("/webhook")):
+    for hook in hooks:
+        if not hook["url"].endswith("/webhook") or hook.get("is_active") is False:
+            continue
         name = f"webhook {hook['id']} of project {hook['project']}"
         if (hook["project"], hook["url"]) not in wanted:
-            yield Finding(
-                name, "warning", f"{hook['url']} belongs to no connected backend.",
-                "Remove it under Settings > Webhooks; a removed backend leaves its webhook behind.",
-            )  # fmt: skip
+            yield _left_behind(hook, name, client)
         elif settings.basic_auth_user and not hook.get("headers"):
             yield _unauthorised(settings, hook, name, client)
+
+
+def _left_behind(hook: Json, name: str, client: Client) -> Finding:
+    """Switched off only when it is ours: somebody's own service may have an address like that."""
+    is_ours = _answers(hook["url"].removesuffix("/webhook"))
+    fix = "Remove it under Settings > Webhooks; a removed backend leaves its webhook behind"
+    return Finding(
+        name, "warning", f"{hook['url']} belongs to no connected backend.",
+        f"{fix} (`transfiner doctor --fix` switches it off)." if is_ours else f"{fix}.",
+        (lambda: client.update_webhook(hook, is_active=False)) if is_ours else None,
+    )  # fmt: skip
 
 
 def _unauthorised(settings: Settings, hook: Json, name: str, client: Client) -> Finding:

@@ -60,14 +60,15 @@ class QueueServer:
     read by everybody.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, port: int | None = None, *, host: str = "127.0.0.1") -> None:
         self.executable = binary()
-        self.port = port or free_port()
+        self.host = host
+        self.port = port or free_port(host)
         self.password = secrets.token_hex(16)
 
     @property
     def url(self) -> str:
-        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        return f"redis://:{self.password}@{self.host}:{self.port}/0"
 
     @property
     def command(self) -> list[str]:
@@ -78,7 +79,7 @@ class QueueServer:
     def configuration(self) -> bytes:
         lines = (
             f"port {self.port}",
-            "bind 127.0.0.1",
+            f"bind {self.host}",
             f"requirepass {self.password}",
             'save ""',
             "appendonly no",

@@ -236,13 +236,16 @@ def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
 
 
 def _is_piece_of_another(found: Fragment, objects: Sequence[Fragment]) -> bool:
-    """Whether a cut piece lies within a larger object of its class that was seen better."""
+    """Whether a cut piece lies within a larger object that was seen better.
+
+    Of whatever class: from a part a tool is easily mistaken for another, and masks show what is visible, so that one
+    object in front of another does not count as covered by it.
+    """
     if found.is_whole or found.tile.is_overview:
         return False
     area = found.mask_hw.sum()
     return any(
         other is not found
-        and other.label == found.label
         and other.mask_hw.sum() > area
         and int((other.within(*found.box) & found.mask_hw).sum()) >= COVERED * area
         for other in objects

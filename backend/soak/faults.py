@@ -174,7 +174,7 @@ def clock_jump(stage: Stage, asked: Annotators) -> Verdict:
 @fault
 def slow_client(stage: Stage, asked: Annotators) -> Verdict:
     """Twenty clients send a request a byte at a time; others are answered meanwhile."""
-    sockets = [socket.create_connection(("127.0.0.1", stage.port), timeout=10) for _ in range(20)]
+    sockets = [socket.create_connection((stage.hosts.api, stage.port), timeout=10) for _ in range(20)]
     try:
         for each in sockets:
             each.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ PROJECT = "7.1795339022"
 # Short, so that faults show within seconds; a starved machine is still not taken for dead.
 QUICK = {
     "worker_lost_s": "4", "push_retry_s": "0.5", "push_retry_max_s": "2", "predict_deadline_s": "4", "drain_s": "20",
-    "max_batch": "4", "log_level": "ERROR", "private_image_hosts": "127.0.0.1",
+    "max_batch": "4", "log_level": "ERROR",
 }  # fmt: skip
 Process = subprocess.Popen[bytes]
 
@@ -47,24 +48,36 @@ def until(condition: Callable[[], object], what: str, give_up_s: float = 240.0) 
         time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """Where each part listens. Any 127.0.0.0/8 address is this machine, and is another host to those that connect."""
+
+    api: str = "127.0.0.1"
+    queue: str = "127.0.0.1"
+    label_studio: str = "127.0.0.1"
+    images: str = "127.0.0.1"
+
+
 class Stage:
     """Queue server, API and workers around a stand-in of Label Studio.
 
     Args:
         model: checkpoint directory for real workers; None: workers with a stub that costs nothing.
+        hosts: where each part listens.
         settings: of all processes, on top of `QUICK`.
     """
 
-    def __init__(self, model: Path | None = None, **settings: str) -> None:
-        self.label_studio = StandIn()
+    def __init__(self, model: Path | None = None, *, hosts: Hosts | None = None, **settings: str) -> None:
+        self.hosts = hosts or Hosts()
+        self.label_studio = StandIn(self.hosts.label_studio)
         # Elsewhere, so that images can be had while Label Studio is down.
-        self.images = StandIn()
-        self.queue_server = QueueServer()
-        self.port = free_port()
+        self.images = StandIn(self.hosts.images)
+        self.queue_server = QueueServer(host=self.hosts.queue)
+        self.port = free_port(self.hosts.api)
         self._folder = TemporaryDirectory()
         self.model = model or self._stub_model()
         self.is_stub = model is None
-        self.settings = {**QUICK, **settings}
+        self.settings = {**QUICK, "private_image_hosts": self.hosts.images, **settings}
         self.queue: Process | None = None
         self.api: Process | None = None
         self.workers: list[Process] = []
@@ -92,7 +105,7 @@ class Stage:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.hosts.api}:{self.port}"
 
     def connection(self) -> Redis:
         return Redis.from_url(self.queue_server.url, socket_timeout=5)
@@ -105,14 +118,15 @@ class Stage:
         self.api = self._start(python_module("backend.cli", "api"))
         until(lambda: self.get("/health"), "the API")
 
-    def start_workers(self, count: int, **wishes: Any) -> list[Process]:
-        """Workers, waited for; `wishes`: see backend.soak.stub_worker."""
+    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
+        """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.soak.stub_worker."""
         module = (
             python_module("backend.soak.stub_worker")
             if self.is_stub
             else python_module("backend.cli", "worker")
         )
-        fresh = [self._start(module, SOAK=json.dumps(wishes)) for _ in range(count)]
+        variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
+        fresh = [self._start(module, **variables) for _ in range(count)]
         self.workers += fresh
         pids = {process.pid for process in fresh}
         until(lambda: pids <= self.living(), "workers", 900)
@@ -149,7 +163,8 @@ class Stage:
     def _start(self, command: list[str], *, standard_input: bytes | None = None, **variables: str) -> Process:
         ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
         given = {
-            "REDIS_URL": self.queue_server.url, "MODEL": str(self.model), "HOST": "127.0.0.1", "PORT": str(self.port),
+            "REDIS_URL": self.queue_server.url, "MODEL": str(self.model), "HOST": self.hosts.api,
+            "PORT": str(self.port),
         }  # fmt: skip
         strangers = {"LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", f"{PREFIX}LABEL_STUDIO_URL"}
         environment = {name: value for name, value in os.environ.items() if name not in strangers}

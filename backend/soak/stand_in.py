@@ -26,7 +26,8 @@ class StandIn:
         forgets_to_answer: imports that are stored and then answered 504, as a proxy in front would.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.rows: list[Json] = []
         self.forgets_to_answer = 0
         self._app = Flask("stand-in")
@@ -41,7 +42,7 @@ class StandIn:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def up(self) -> None:
         self._server = make_server("127.0.0.1", self.port, self._app, threaded=True, request_handler=_Silent)

@@ -121,6 +121,22 @@ def test_the_title_and_the_webhook_s_secret_are_repaired(settings, model):
     assert client.changes == [(3, {"headers": {"X-Transfiner-Secret": "hook"}}), (1, {"title": "fake-1"})]
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_webhook_left_behind_is_switched_off_when_it_is_ours(settings, model, monkeypatch, is_ours):
+    """A service of somebody else's may have such an address as well."""
+    asked = []
+    monkeypatch.setattr(module, "_answers", lambda url: asked.append(url) or (is_ours or ":9090" in url))
+    stray = {"id": 8, "project": 4, "url": "http://10.0.0.5:7/webhook", "headers": {}, "is_active": True}
+    client = FakeClient(hooks=[HOOK, stray])
+    (finding,) = (f for f in findings(settings, client, model) if "no connected backend" in f.detail)
+    assert "http://10.0.0.5:7" in asked
+    if finding.repair:
+        finding.repair()
+    assert client.changes == ([(8, {"is_active": False})] if is_ours else [])
+    client.hooks[1] = {**stray, "is_active": False}
+    assert not any("no connected" in f.detail for f in findings(settings, client, model))
+
+
 def test_the_command_speaks_json_and_its_exit_code_counts_errors(settings, monkeypatch):
     monkeypatch.setenv("TRANSFINER_MODEL", str(settings.model / "none"))
     monkeypatch.setenv("TRANSFINER_REDIS_URL", settings.redis_url)

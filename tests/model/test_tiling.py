@@ -119,6 +119,14 @@ def test_a_sliver_that_its_neighbour_shows_whole_is_left_out():
     assert [instance.label for instance in found] == ["gear"]
 
 
+def test_a_part_mistaken_for_another_class_is_left_out():
+    """The right tile sees more than the left one has, yet less than both together."""
+    left, right = box(10, 2, 40, 64), box(10, 0, 40, 62)
+    mistaken = box(12, 40, 38, 64, "leaf", score=0.6)
+    found = two_views(IMAGE, [left, mistaken], [right])
+    assert [instance.label for instance in found] == ["gear"]
+
+
 def test_near_a_cut_the_other_tile_decides():
     """Each tile's outline is frayed at its own border and right elsewhere."""
     frayed_left, frayed_right = box(10, 20, 40, 64), box(10, 0, 40, 50)

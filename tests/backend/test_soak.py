@@ -1,0 +1,56 @@
+"""`transfiner soak` and `transfiner load` do what they say, on a small scale; their long runs are for people.
+
+The one fault here is broken into a service on several hosts: API, queue server, Label Studio and images have loopback
+addresses of their own, workers have copies of the model of their own, so that nothing is shared but the network.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+from click.testing import CliRunner
+
+from backend.soak.annotators import Annotators, Verdict
+from backend.soak.command import line
+from backend.soak.faults import BATCH_S, FAULTS
+from backend.soak.load import load
+from backend.soak.stage import Hosts, Stage
+
+HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", images="127.0.0.5")
+
+
+def test_several_hosts_one_of_which_dies(tmp_path):
+    with Stage(hosts=HOSTS) as stage:
+        for number in range(2):
+            model = tmp_path / f"host-{number}" / "model"
+            shutil.copytree(stage.model, model)
+            stage.start_workers(1, model=model, seconds=BATCH_S)
+        stage.set_up_project()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", stage.queue_server.port), timeout=5)
+        verdict = FAULTS["worker-killed"](stage, Annotators(stage, 1, 24))
+    assert verdict.is_good, verdict
+    assert verdict.stored_once == 24
+    assert not verdict.failed
+
+
+def test_load_measures_the_queue(monkeypatch):
+    answer = CliRunner().invoke(load, ["--stub", "--tasks", "8", "--json"], catch_exceptions=False)
+    figures = json.loads(answer.stdout)
+    assert figures["batch of tasks"]["tasks a second"] > 0
+    assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
+    assert figures["one at a time"]["overhead in ms a task"] > 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "doubled", "says"),
+    [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")],
+)
+def test_a_verdict_is_good_only_when_nothing_is_lost_or_doubled(lost, doubled, says):
+    verdict = Verdict("none", 4, 3, {5: "reason"}, lost, doubled, 1.0)
+    assert verdict.is_good == (says == "ok")
+    assert says in line(verdict)
+    assert "1 failed with a reason" in line(verdict)
