@@ -6,14 +6,14 @@ from training.benchmark.rows import DataSet
 
 _COCO_FILES = (
     "annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/; for AP* also "
-    "annotations/lvis_v0.5_val_cocofied.json"
+    "lvis_v0.5_val_cocofied.json (transfiner data prepare lvis-cocofied)"
 )
 COCO = DataSet(
     "COCO 2017, 12 epochs",
     "coco:{data}/annotations/instances_train2017.json:{data}/train2017",
     "coco:{data}/annotations/instances_val2017.json:{data}/val2017",
     _COCO_FILES,
-    lvis="{data}/annotations/lvis_v0.5_val_cocofied.json",
+    lvis="{data}/lvis_v0.5_val_cocofied.json",
     images=117_266,
 )
 COCO_3X = DataSet(
@@ -32,9 +32,9 @@ COCO_3X = DataSet(
 )
 CITYSCAPES = DataSet(
     "Cityscapes, fine annotations, 24,000 iterations",
-    "coco:{data}/instances_train.json:{data}/leftImg8bit/train",
-    "coco:{data}/instances_val.json:{data}/leftImg8bit/val",
-    "leftImg8bit/ and the annotations as COCO files instances_train.json and instances_val.json",
+    "cityscapes:{data}:train",
+    "cityscapes:{data}:val",
+    "leftImg8bit/ and gtFine/ (transfiner data prepare cityscapes)",
     ratio=0.005,
     images=2_975,
     change={
@@ -49,9 +49,9 @@ CITYSCAPES = DataSet(
 )
 BDD100K = DataSet(
     "BDD100K, 30,000 iterations",
-    "coco:{data}/instances_train.json:{data}/images/train",
-    "coco:{data}/instances_val.json:{data}/images/val",
-    "images/ and the annotations as COCO files instances_train.json and instances_val.json",
+    "bdd100k:{data}:train",
+    "bdd100k:{data}:val",
+    "the images and labels/ins_seg/bitmasks/ (transfiner data prepare bdd100k)",
     images=7_000,
     change={
         "MODEL.ROI_HEADS.NUM_CLASSES": 8,

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
+from training.benchmark.official import official_rules
 from training.benchmark.rows import DataSet
 from training.cost.report import refinement_cost
 from training.cost.speed import frames_per_second
@@ -53,6 +54,7 @@ class Measurement:
         self.samples = open_test_set(data, cfg)
         self.progress = progress
         self.records: list[dict[str, Any]] = []
+        self.official = official_rules(self.samples)
         self.truth, self.found = self._run()
 
     @torch.inference_mode()
@@ -66,12 +68,14 @@ class Measurement:
             if len(self.records) < SPEED_IMAGES:
                 self.records.append(record)
             one = self.network([record])[0]["instances"].to("cpu")
-            results = detections(
-                sample.image_id,
+            masks, scores, classes = (
                 one.pred_masks.numpy().astype(bool),
                 one.scores.numpy(),
                 one.pred_classes.numpy(),
             )
+            if self.official is not None:
+                self.official.add(index, masks, scores, classes)
+            results = detections(sample.image_id, masks, scores, classes)
             for result, box in zip(results, one.pred_boxes.tensor.tolist(), strict=True):
                 result["box_xyxy"] = box
             found += results
@@ -89,6 +93,9 @@ class Measurement:
         if {"APB", "APB50"} & set(wanted):
             details["boundary"] = boundary_ap(self.truth, masks, ratio=self.data.ratio)
             values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
+        if self.official is not None:
+            details["official"] = self.official.values()
+            values |= details["official"]
         if "APbox" in wanted:
             details["box"] = self._box_ap()
             values["APbox"] = details["box"]["AP"]
@@ -120,7 +127,8 @@ class Measurement:
     def _lvis_ap(self, masks: list[dict[str, Any]]) -> dict[str, float]:
         """LVIS rules on the set's LVIS annotations, or on generated scenes, which are annotated completely."""
         if self.data.lvis and Path(self.data.lvis).is_file():
-            return lvis_ap(load_quietly(Path(self.data.lvis)).dataset, masks, "segm")
+            dataset = load_quietly(Path(self.data.lvis)).dataset
+            return lvis_ap(dataset, renumbered(masks, dataset, len(self.samples.class_names)), "segm")
         if not self.data.test.startswith("scenes:"):
             return {}
         return lvis_ap(as_lvis(self.truth.dataset), masks, "segm")
@@ -161,6 +169,23 @@ class Measurement:
 def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
     """The set a row is measured on."""
     return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
+
+
+def renumbered(found: list[dict[str, Any]], dataset: dict[str, Any], classes: int) -> list[dict[str, Any]]:
+    """Results with the category numbers of another annotation file of the same classes, on its images alone.
+
+    Raises:
+        ValueError: the file has another number of categories.
+    """
+    numbers = sorted(one["id"] for one in dataset["categories"])
+    if len(numbers) != classes:
+        raise ValueError(
+            f"the LVIS annotations have {len(numbers)} categories, the test set {classes}; AP* needs the file that "
+            "is reduced to COCO's classes (lvis_v0.5_val_cocofied.json)"
+        )
+    known = {one["id"] for one in dataset["images"]}
+    kept = (one for one in found if one["image_id"] in known)
+    return [one | {"category_id": numbers[one["category_id"] - 1]} for one in kept]
 
 
 def as_lvis(dataset: dict[str, Any]) -> dict[str, Any]:

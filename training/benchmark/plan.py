@@ -100,8 +100,18 @@ _PEAKS: dict[tuple[object, ...], tuple[int, int]] = {}
 
 
 def missing_files(*names: str) -> list[str]:
-    """Files and folders of COCO-format set names that are not there."""
-    paths = [Path(part) for name in names if name.startswith("coco:") for part in name.split(":")[1:]]
+    """Files and folders that sets of these names need and that are not there."""
+    paths = []
+    for name in names:
+        kind, _, rest = name.partition(":")
+        if kind in ("coco", "lvis"):
+            paths += [Path(part) for part in rest.split(":", 1)]
+        elif kind == "cityscapes":
+            root, _, split = rest.rpartition(":")
+            paths += [Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split]
+        elif kind == "bdd100k":
+            root, _, split = rest.rpartition(":")
+            paths.append(Path(root) / "labels" / "ins_seg" / "bitmasks" / split)
     return [str(path) for path in paths if not path.exists()]
 
 

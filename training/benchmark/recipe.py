@@ -84,7 +84,7 @@ def rescale(cfg: CfgNode, iterations: int) -> None:
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, min(cfg.SOLVER.CHECKPOINT_PERIOD, iterations))
 
 
-def testing_overrides(row: Row, miniature: bool) -> list[object]:
+def overrides_when_measured(row: Row, miniature: bool) -> list[object]:
     """Keys that differ when a trained row is measured."""
     change = dict(row.change_test)
     key = "MODEL.TRANSFINER.LEVEL_SIZES"

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmark.measuring import Measurement
-from training.benchmark.recipe import Scale, data_of, testing_overrides, training_config, training_digest
+from training.benchmark.recipe import (
+    Scale,
+    data_of,
+    overrides_when_measured,
+    training_config,
+    training_digest,
+)
 from training.benchmark.rows import Row, Table, digest
 from training.building import build_for_training
 from training.cost.subjects import open_network
@@ -76,7 +82,7 @@ def _run_row(
     name = f"given-{digest(str(given))}" if given else training_digest(cfg)
     file = out / f"table-{table.number}" / row.key / f"seed-{seed}.json"
     identity = digest(
-        name, testing_overrides(row, scale.miniature), data_of(table, scale).test, scale.device, speed
+        name, overrides_when_measured(row, scale.miniature), data_of(table, scale).test, scale.device, speed
     )
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text())
@@ -112,7 +118,7 @@ def _trained(cfg: Any, folder: Path, row: Row, seed: int, tell: Callable[[str], 
 def _measured(
     table: Table, row: Row, checkpoint: Path, scale: Scale, trained_with: Any, speed: tuple[int | None, int]
 ) -> dict[str, Any]:
-    overrides = [*testing_overrides(row, scale.miniature), "MODEL.TRANSFINER.KEEP_COARSE", True]
+    overrides = [*overrides_when_measured(row, scale.miniature), "MODEL.TRANSFINER.KEEP_COARSE", True]
     network, cfg = open_network(weights=checkpoint, device=scale.device, overrides=overrides)
     cfg.TRAINING = trained_with.TRAINING
     measurement = Measurement(network, cfg, data_of(table, scale), speed=speed)

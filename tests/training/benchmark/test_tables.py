@@ -10,8 +10,15 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from training.benchmark.measuring import renumbered
 from training.benchmark.plan import as_text, missing_files, plan
-from training.benchmark.recipe import Scale, rescale, testing_overrides, training_config, training_digest
+from training.benchmark.recipe import (
+    Scale,
+    overrides_when_measured,
+    rescale,
+    training_config,
+    training_digest,
+)
 from training.benchmark.report import as_markdown, build_report, write_report
 from training.benchmark.rows import Row, Table
 from training.benchmark.running import run_table
@@ -44,15 +51,15 @@ def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=str)
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: f"table {table.number}")
 def test_every_row_has_a_configuration_of_known_keys_and_a_name_of_its_own(table: Table) -> None:
     assert len({row.key for row in table.rows}) == len(table.rows)
     assert all(row.paper for row in table.rows)
     for row in table.rows:
         if not row.quoted:
             cfg = training_config(table, row, Scale(data="/nowhere"), seed=1)
-            cfg.merge_from_list(testing_overrides(row, False))
-            assert cfg.DATASETS.TRAIN[0].startswith("coco:/nowhere/")
+            cfg.merge_from_list(overrides_when_measured(row, False))
+            assert cfg.DATASETS.TRAIN[0].split(":")[1].startswith("/nowhere")
             assert all(step < cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS)
 
 
@@ -81,7 +88,7 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
 
 def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
     planned = plan(TABLES[10], Scale(data=str(tmp_path)))
-    assert str(tmp_path / "instances_train.json") in planned["data"]["missing"]
+    assert str(tmp_path / "gtFine" / "train") in planned["data"]["missing"]
     ours = planned["rows"][-1]
     # 24,000 iterations of 8 images at 0.0819 GPU seconds
     assert ours["gpu_hours"] == pytest.approx(4.4, abs=0.05)
@@ -141,3 +148,11 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
     assert "| _HRNet (quoted)_ | 22.5 | 28.2 |" in text
     assert "| Mask Transfiner | 23.6 / **25.0** ± 1.4 (+1.4) | 26.2 / **30.0** (+3.8) |" in text
     assert "| Mask R-CNN | 20.5 / - | 26.1 / - |" in text
+
+
+def test_results_take_the_lvis_files_numbers_and_images() -> None:
+    file = {"categories": [{"id": 7}, {"id": 3}], "images": [{"id": 1}]}
+    found = [{"image_id": 1, "category_id": 2}, {"image_id": 2, "category_id": 1}]
+    assert renumbered(found, file, 2) == [{"image_id": 1, "category_id": 7}]
+    with pytest.raises(ValueError, match="have 2 categories, the test set 80"):
+        renumbered(found, file, 80)
