@@ -29,7 +29,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option("--ignore-unknown-categories", "lenient", is_flag=True,
               help="Leave out predictions of categories that the ground truth lacks, and say how many.")  # fmt: skip
 @click.option("--benchmark", is_flag=True,
-              help="Time boundary AP beside faster-coco-eval; without --predictions on the perturbed truth.")  # fmt: skip
+              help="Time boundary AP beside faster-coco-eval, by default on the perturbed truth.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     truth: Path, found: Path | None, metric: str, layout: str, ratio: float | None, mask_areas: bool, lenient: bool,

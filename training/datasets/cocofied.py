@@ -1,7 +1,7 @@
 """LVIS cut to COCO's 80 categories, the ground truth of PointRend's AP*.
 
 Source: detectron2's protocol: LVIS categories are kept by synset and take COCO's ids, with their annotations and their
-places in the lists of absent and of not fully drawn categories; images stay. Categories that occur nowhere are left out.
+places in the lists of absent and of not fully drawn categories; images stay. Categories that occur nowhere go.
 """
 
 from __future__ import annotations

@@ -151,9 +151,8 @@ def _polygons(mask: np.ndarray) -> list[list[float]]:
     for outline in outlines:
         points = np.clip(approximate_polygon(outline, 0.4)[:-1], 0, mask.shape[::-1])
         x, y = points.T
-        if (
-            len(points) >= 3 and float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) > 8
-        ):  # no hole, no crumb
+        turned_px = float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # holes turn the other way
+        if len(points) >= 3 and turned_px < -8:
             drawn.append(points.round(2).ravel().tolist())
     return drawn
 

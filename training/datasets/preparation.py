@@ -62,7 +62,7 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
         for split, count in (("train", 2_975), ("val", 500))
     ),
     "bdd100k": tuple(
-        Part(f"{folder}/{split}/*.{ending}", count, f"{package} from {_BDD_SITE}, unpacked so that ROOT/{folder} is there")
+        Part(f"{folder}/{split}/*.{ending}", count, f"{package} from {_BDD_SITE}, unpacked to ROOT/{folder}")
         for folder, ending, package in (
             ("images/10k", "jpg", "10K Images"), ("labels/ins_seg/bitmasks", "png", "Instance Segmentation"),
         )

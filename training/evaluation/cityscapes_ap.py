@@ -136,7 +136,7 @@ def _record(
     touched: list[tuple[int, int, float]], truths: dict[int, _Truth], areas: dict[int, int],
     under: np.ndarray, score: float,
 ) -> _Found:  # fmt: skip
-    """Note a detection at the truths that it touches, and sum up what of it is forgiven (a small group counts twice)."""
+    """Note a detection at the truths that it touches; sum up what of it is forgiven (a small group twice)."""
     forgiven = int(np.isin(under, VOID).sum())
     for truth, shared, overlap in touched:
         truths[truth].touched.append((score, overlap))

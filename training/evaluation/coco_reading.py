@@ -114,7 +114,7 @@ def checked_results(
         check.membership(place, one, sizes, None if unknown_categories else known)
         check.that(is_number(one.get("score")), place, "score", one, "a finite number")
         if boxed or (not masks and "segmentation" not in one):
-            check.box(place, one, exact=False)
+            check.box(place, one)
         if "segmentation" in one or not boxed:
             check.shape(place, one, sizes[one["image_id"]], masks=True)
         if one["category_id"] in known:
@@ -195,7 +195,7 @@ class _Checks:
         fine = categories is None or one["category_id"] in categories
         self.that(fine, place, "category_id", one, "the id of a category of the ground truth")
 
-    def box(self, place: str, one: Record, *, exact: bool) -> None:
+    def box(self, place: str, one: Record) -> None:
         box = one.get("bbox")
         fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
         fine = fine and box is not None and min(box[2:]) >= 0
@@ -203,7 +203,7 @@ class _Checks:
 
     def shape(self, place: str, one: Record, size: tuple[int, int], *, masks: bool) -> None:
         if not masks:
-            return self.box(place, one, exact=True)
+            return self.box(place, one)
         drawn = one.get("segmentation")
         self.that(isinstance(drawn, list | dict), place, "segmentation", one, "polygons or an RLE object")
         if isinstance(drawn, list):

@@ -6,6 +6,7 @@ occurs, boundaries are good and bad, scores tie now and then, and some detection
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,23 @@ def perturbed(
     for annotation in dataset["annotations"]:
         height, width = sizes[annotation["image_id"]]
         mask = rle.decode(compressed(annotation["segmentation"], height, width)).astype(bool)
-        for _ in range(copies):
-            changed, closeness = _changed(mask, rng)
-            label = annotation["category_id"] if rng.random() < 0.9 else kinds[rng.integers(len(kinds))]
-            score = round(float(np.clip(closeness + rng.normal(0, 0.2), 0.01, 1)), 2)
+        found = perturbed_masks([mask], [annotation["category_id"]], kinds, rng, copies)
+        for changed, label, score in zip(*found, strict=True):
             results.append(_record(annotation["image_id"], label, score, changed, boxes))
     return results
+
+
+def perturbed_masks(
+    masks: Sequence[np.ndarray], labels: Sequence[int], kinds: Sequence[int], rng: np.random.Generator, copies: int = 2
+) -> tuple[list[np.ndarray], list[int], list[float]]:
+    """(masks, labels, scores): `copies` detections for every object of an image; `kinds` are the labels to confuse."""
+    found: list[tuple[np.ndarray, int, float]] = []
+    for mask, label in zip(masks, labels, strict=True):
+        for _ in range(copies):
+            changed, closeness = _changed(mask, rng)
+            named = int(label) if rng.random() < 0.9 else int(kinds[int(rng.integers(len(kinds)))])
+            found.append((changed, named, round(float(np.clip(closeness + rng.normal(0, 0.2), 0.01, 1)), 2)))
+    return [one for one, _, _ in found], [one for _, one, _ in found], [one for _, _, one in found]
 
 
 def _record(image_id: int, label: int, score: float, mask: np.ndarray, boxes: bool) -> dict[str, Any]:
