@@ -67,9 +67,13 @@ class RunningDemo:
         finally:
             self.process.kill()
 
+    @property
+    def token(self) -> str:
+        """The API key of Label Studio."""
+        return LabelStudioServer(self.folder / "demo" / "label-studio", self.port).login.token
+
     def client(self) -> LabelStudioClient:
-        login = LabelStudioServer(self.folder / "demo" / "label-studio", self.port).login
-        return LabelStudioClient(self.url, login.token)
+        return LabelStudioClient(self.url, self.token)
 
     def descendants(self) -> set[int]:
         """Process ids of everything below the command."""
