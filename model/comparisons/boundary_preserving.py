@@ -44,6 +44,7 @@ class BoundaryPreservingHead(nn.Module):
             weight_init.c2_msra_fill(layer)
         for predictor in (self.mask_predictor, self.boundary_predictor):
             nn.init.normal_(predictor.weight, std=0.001)
+            assert predictor.bias is not None
             nn.init.zeros_(predictor.bias)
 
     def forward(self, features: Tensor, boundary_features: Tensor) -> tuple[Tensor, Tensor]:

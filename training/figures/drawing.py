@@ -20,11 +20,8 @@ NODES_SHOWN = 4
 def draw_depths(seen: Observation, names: Sequence[str], instances: Sequence[int]) -> Figure:
     """Figures 6 and 12: the image, the coarse mask, and the mask after each level of the quadtree."""
     masks = seen.masks_by_depth()
-    titles = [
-        "image",
-        "coarse 28x28" if len(masks) else "",
-        *(f"depth {d}: {s}x{s}" for d, s in enumerate(seen.sizes, 1)),
-    ]
+    root = masks[0].shape[-1]
+    titles = ["image", f"coarse {root}x{root}", *(f"depth {d}: {s}x{s}" for d, s in enumerate(seen.sizes, 1))]
     figure, cells = _grid(len(instances), len(titles), titles)
     for row, instance in zip(cells, instances, strict=True):
         _label(row[0], seen, names, instance)
