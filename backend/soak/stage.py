@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,7 +126,7 @@ class Stage:
             else python_module("backend.cli", "worker")
         )
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
-        fresh = [self._start(module, **variables) for _ in range(count)]
+        fresh = [self._start(module, variables=variables) for _ in range(count)]
         self.workers += fresh
         pids = {process.pid for process in fresh}
         until(lambda: pids <= self.living(), "workers", 900)
@@ -160,7 +160,9 @@ class Stage:
         }  # fmt: skip
         requests.post(f"{self.address}/setup", json=body, timeout=20).raise_for_status()
 
-    def _start(self, command: list[str], *, standard_input: bytes | None = None, **variables: str) -> Process:
+    def _start(
+        self, command: list[str], *, standard_input: bytes | None = None, variables: Mapping[str, str] = {}
+    ) -> Process:
         ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
         given = {
             "REDIS_URL": self.queue_server.url, "MODEL": str(self.model), "HOST": self.hosts.api,
@@ -170,7 +172,7 @@ class Stage:
         environment = {name: value for name, value in os.environ.items() if name not in strangers}
         process = subprocess.Popen(
             command,
-            env={**environment, **ours, **{PREFIX + n: v for n, v in given.items()}, **variables},
+            env={**environment, **ours, **{PREFIX + n: v for n, v in given.items()}, **dict(variables)},
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if standard_input else sys.stderr.fileno(),
             preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),

@@ -45,7 +45,7 @@ class StandIn:
         return f"http://{self.host}:{self.port}"
 
     def up(self) -> None:
-        self._server = make_server("127.0.0.1", self.port, self._app, threaded=True, request_handler=_Silent)
+        self._server = make_server(self.host, self.port, self._app, threaded=True, request_handler=_Silent)
         self.port = int(self._server.server_port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()

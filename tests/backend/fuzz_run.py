@@ -123,6 +123,11 @@ def fuzz(tally: Tally) -> None:
 
     any_json()
     any_bytes()
+    mutations(tally)
+
+
+def mutations(tally: Tally) -> None:
+    """Changed recordings, until all inputs are used up."""
     luck = random.Random(7)
     while tally.sent < tally.inputs:
         path, body = copy.deepcopy(luck.choice(BODIES))
@@ -203,10 +208,11 @@ def main() -> int:
     )
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--report", type=Path, default=ROOT / "output" / "fuzz.json")
+    parser.add_argument("--mutations-only", action="store_true", help="leave out the three other kinds")
     wanted = parser.parse_args()
     with service() as (address, pid):
         tally = Tally(address, pid, wanted.inputs)
-        fuzz(tally)
+        (mutations if wanted.mutations_only else fuzz)(tally)
         report = tally.report()
     wanted.report.parent.mkdir(parents=True, exist_ok=True)
     wanted.report.write_text(json.dumps(report, indent=2))
