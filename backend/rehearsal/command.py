@@ -28,7 +28,9 @@ import click
 @click.option("--test", type=click.IntRange(1), help="Untouched images for the figures.  [default: 40]")
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
-@click.option("--finetune", help="Fields of FinetuneSettings as a JSON object.")
+@click.option(
+    "--finetune", help='Fields of FinetuneSettings as a JSON object.  [default: {"max_minutes": 2}]'
+)
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
 @click.option(
@@ -47,7 +49,7 @@ def rehearse(
     Example: transfiner rehearse --tiny --out output/rehearsal-tiny
     """
     from backend.errors import StartError
-    from backend.rehearsal.plan import Plan, tiny_plan
+    from backend.rehearsal.plan import FINETUNE, Plan, tiny_plan
     from backend.rehearsal.report import claims, write_report
     from backend.rehearsal.story import Story
     from backend.settings import SHIPPED_MODEL
@@ -57,7 +59,11 @@ def rehearse(
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
     settings = _object(finetune)
     try:
-        plan = replace(tiny_plan(settings), **given) if tiny else Plan(finetune=settings, **given)
+        plan = (
+            replace(tiny_plan(settings), **given)
+            if tiny
+            else Plan(finetune={**FINETUNE, **settings}, **given)
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     plan = replace(plan, controls=plan.controls and not no_controls)

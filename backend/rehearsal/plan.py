@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# Ten finetunings (rounds, poison, controls) of this length each and their judging fit into an hour or less on a CPU.
+FINETUNE: dict[str, Any] = {"max_minutes": 2.0}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,7 +35,7 @@ class Plan:
     height: int = 192
     holdout_share: float = 0.3
     controls: bool = True
-    finetune: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=lambda: dict(FINETUNE))
     rules: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     by_hand: bool = False
