@@ -79,6 +79,8 @@ def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not(
     assert figures["recall_err_pooled"] == figures["accuracy_pooled"] == pytest.approx(0.5)
     assert figures["objects"] == 2
     assert math.isnan(region_properties(join_counts([]))["percent"])
+    nothing = half_plane(3)[:0]  # an image without a matched detection
+    assert len(region_counts(nothing, nothing)) == len(fill_with_truth(nothing, nothing)) == 0
 
 
 def test_table_3_by_hand() -> None:

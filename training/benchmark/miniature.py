@@ -68,7 +68,8 @@ def shrink(cfg: CfgNode) -> None:
     head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.TRANSFINER
     halved = [size // 2 for size in node.LEVEL_SIZES]
     cfg.merge_from_list([part for pair in _CHANGE.items() for part in pair])
-    head.POOLER_RESOLUTION = max(head.POOLER_RESOLUTION // 2, 4)
+    if head.NAME != "PointRendMaskHead":  # its coarse mask is half the feature's side, 7 of 14
+        head.POOLER_RESOLUTION = max(head.POOLER_RESOLUTION // 2, 4)
     node.LEVEL_SIZES = halved
 
 

@@ -27,6 +27,8 @@ def incoherent_union(masks: Tensor, halvings: int = HALVINGS) -> Tensor:
         ValueError: the side cannot be halved ``halvings`` times.
     """
     union = torch.zeros_like(masks, dtype=torch.bool)
+    if not len(masks):
+        return union
     for region in incoherent_regions(masks, halvings, nested=False):
         times = masks.shape[-1] // region.shape[-1]
         union |= region.repeat_interleave(times, 1).repeat_interleave(times, 2)

@@ -117,6 +117,8 @@ def _study(
         rois = len(refined.output.logits)
         grids = analysis_detector.regions_of_nodes(refined.levels, rois, sizes)
         known = matched < rois  # a limit on refined instances leaves the later ones without nodes
+        if not known.any():
+            return
         wanted = analysis_detector.wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
         for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
             found.levels[level] += analysis_detector.compare_regions(grid[matched[known]], right)
