@@ -1,0 +1,44 @@
+"""The plain control: each finetuning from the one before, without weights and without replay."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from backend.errors import ServiceError
+from backend.learning.steps import Steps
+from backend.rehearsal.controls import plain_finetunings
+from backend.rehearsal.plan import Plan
+from training.shifted_scenes import CLASSES
+
+MAKE = "import pathlib, sys; pathlib.Path(sys.argv[1], 'checkpoint').mkdir(); sys.exit(int(sys.argv[2]))"
+
+
+def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
+    asked = []
+    real = Steps.finetune_command
+
+    def command(self, work):
+        asked.append(json.loads(real(self, work)[-1]))
+        return [sys.executable, "-c", MAKE, str(work.out), "0"]
+
+    monkeypatch.setattr(Steps, "finetune_command", command)
+    snapshots = [tmp_path / "one", tmp_path / "two"]
+    made = plain_finetunings(tmp_path / "base", snapshots, tmp_path / "plain", Plan(), lambda line: None)
+    assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
+    assert asked[0]["active"] == str(tmp_path / "base")
+    assert asked[1]["active"] == str(made[0])
+    for request, snapshot in zip(asked, snapshots, strict=True):
+        assert request["snapshot"] == str(snapshot)
+        assert request["replay"] == []
+        assert request["classes"] == list(CLASSES)
+        assert request["settings"] == {"max_minutes": 2.0, "use_weights": False, "replay_share": 0.0}
+
+
+def test_a_failure_names_its_log(tmp_path, monkeypatch):
+    failing = [sys.executable, "-c", MAKE, str(tmp_path), "5"]
+    monkeypatch.setattr(Steps, "finetune_command", lambda self, work: failing)
+    with pytest.raises(ServiceError, match=r"failed with 5.*finetune.log"):
+        plain_finetunings(tmp_path, [tmp_path], tmp_path / "plain", Plan(), lambda line: None)
