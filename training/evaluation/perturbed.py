@@ -36,7 +36,11 @@ def perturbed(
 
 
 def perturbed_masks(
-    masks: Sequence[np.ndarray], labels: Sequence[int], kinds: Sequence[int], rng: np.random.Generator, copies: int = 2
+    masks: Sequence[np.ndarray],
+    labels: Sequence[int],
+    kinds: Sequence[int],
+    rng: np.random.Generator,
+    copies: int = 2,
 ) -> tuple[list[np.ndarray], list[int], list[float]]:
     """(masks, labels, scores): `copies` detections for every object of an image; `kinds` are the labels to confuse."""
     found: list[tuple[np.ndarray, int, float]] = []

@@ -113,9 +113,11 @@ def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
         strange = (text < 48) | (text > 111)
         more = ((text - 48) & 32) != 0
         cut = np.array([bool(one) and bool((one[-1] - 48) & 32) for one in counts[part]], bool)
+        ends = np.cumsum([len(one) for one in counts[part]])
+        more[ends[ends > 0] - 1] = False  # no number reaches into the next mask
         endless = more.copy()
         for groups in range(1, _MOST_GROUPS):
-            endless[groups:] &= more[: len(more) - groups]
+            endless[groups:] &= more[: max(0, len(more) - groups)]
             endless[:groups] = False
         good[part] = fits(runs, pixels[part]) & ~cut
         good[first + owner[strange | endless]] = False
