@@ -117,9 +117,8 @@ class ShortcutGraph:
     def _candidates(self) -> np.ndarray:
         corners = self.corners_px
         edges = np.concatenate([corners[:1] - corners[-1:], np.diff(corners, axis=0)])
-        edges /= np.maximum(np.hypot(*edges.T), _SLACK)[
-            :, None
-        ]  # zero over the end of an open chain, if a loop
+        # Zero over the end of an open chain, if that is a loop.
+        edges /= np.maximum(np.hypot(*edges.T), _SLACK)[:, None]
         bisector = edges - np.concatenate([edges[1:], edges[:1]])
         bisector *= (self.radii_px / np.maximum(np.hypot(*bisector.T), _SLACK))[:, None]
         return (corners[:, None] + bisector[:, None] * np.array(_OFFSETS)[:, None]).reshape(-1, 2)
@@ -133,23 +132,25 @@ class _Walk:
         alike = graph.radii_px.min() == graph.radii_px.max()
         self.radii = (graph.radii_px[:1] if alike else np.concatenate([graph.radii_px] * 2)) + _SLACK_PX
         self.corners = np.concatenate([graph.corners_px] * 2).T.copy()
-        nodes = graph.nodes_px.reshape(self.count, self.k, 2).transpose(1, 2, 0)
-        self.nodes = np.concatenate([nodes, nodes], axis=2)  # (K, 2, 2 n)
+        self.starts = graph.nodes_px.T
+        # The first candidate of a corner is the corner itself.
+        self.others = [np.concatenate([graph.nodes_px[a :: self.k]] * 2).T for a in range(1, self.k)]
         self.block = min(max(_BLOCK_CELLS // self.count, _LEAST_BLOCK), _BLOCK_BITS) // self.k
 
     def arcs_from(self, start: int, stop: int) -> list[int]:
         """The arcs of the nodes of corners `start` .. `stop` - 1."""
         home = np.repeat(np.arange(start, stop), self.k)
-        at = self.nodes[:, :, start:stop].transpose(1, 2, 0).reshape(2, -1)
-        walkers, found = np.arange(len(home)), [0] * len(home)
+        at = self.starts[:, start * self.k : stop * self.k]
+        walkers: np.ndarray = np.arange(len(home))
+        found = [0] * len(home)
         wedges = Wedges(len(home))
         step, steps = 1, self.count - 1 if self.closed else self.count - 1 - start
         while step <= steps and len(walkers):
             ahead = np.arange(step, min(step + self.block, steps + 1))
             index = home + ahead[:, None]
             radii = self.radii if len(self.radii) == 1 else self.radii[index]
-            admitted = wedges.narrow(*self._seen(self.corners, index, at), radii, self._targets(index, at))
-            bits = self._bits(admitted, index)
+            others = [self._seen(points, index, at) for points in self.others]
+            bits = self._bits(wedges.narrow(*self._seen(self.corners, index, at), radii, others), index)
             if step == 1:
                 found = bits
             else:
@@ -171,9 +172,6 @@ class _Walk:
     def _seen(points: np.ndarray, index: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where points are from the walkers: x and y (B, W)."""
         return points[0][index] - at[0], points[1][index] - at[1]
-
-    def _targets(self, index: np.ndarray, at: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [self._seen(points, index, at) for points in self.nodes] if self.k > 1 else []
 
     def _bits(self, admitted: list[np.ndarray], index: np.ndarray) -> list[int]:
         """One number for each walker: bit b K + a for candidate a of corner b of the block."""

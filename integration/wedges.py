@@ -26,10 +26,10 @@ class Wedges:
         """All rays of `count` walkers."""
         self._axis_x, self._axis_y = np.zeros(count), np.zeros(count)
         self._low, self._high = np.full(count, -_STEEP), np.full(count, _STEEP)
-        self._inside = (
+        self._any_blank = (
             True  # some walker was inside all discs so far, so that its frame is still to be chosen
         )
-        self.alive = np.ones(count, dtype=np.bool_)
+        self.alive: np.ndarray = np.ones(count, dtype=np.bool_)
 
     def only(self, walkers: np.ndarray) -> None:
         """Forget all but these walkers (indices)."""
@@ -37,7 +37,7 @@ class Wedges:
             setattr(self, name, getattr(self, name)[walkers])
 
     def narrow(
-        self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, targets: list[tuple[np.ndarray, np.ndarray]]
+        self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]
     ) -> list[np.ndarray]:
         """Take the next B corners.
 
@@ -45,10 +45,11 @@ class Wedges:
             x: (B, W), from the walker to the centre of each disc.
             y: likewise.
             radius: of the discs, broadcastable to (B, W).
-            targets: x and y (B, W) of points that belong to the corners, from the walker; empty: the corners.
+            others: x and y (B, W) of more points that belong to the corners, from the walker.
 
         Returns:
-            For each target, bool (B, W): whether its ray is in the wedge of all corners before its own.
+            For the centres and then for each of the others, bool (B, W): whether the ray to it is in the wedge of all
+            corners before its own.
         """
         outside = x * x
         outside += y * y
@@ -59,9 +60,8 @@ class Wedges:
         low, high = self._bounds(outside, inside, along, across, radius)
         self._low, self._high = low[-1], high[-1]
         self.alive = self._low <= self._high
-        rays = [self._turned(*target) for target in targets] or [(along, across)]
         admitted = []
-        for ahead, aside in rays:
+        for ahead, aside in [(along, across), *(self._turned(*other) for other in others)]:
             low_side, high_side = low[:-1] * ahead, high[:-1] * ahead
             fits = aside >= low_side
             fits &= aside <= high_side
@@ -77,13 +77,13 @@ class Wedges:
         Returns:
             Bool (B, W): the corners up to that one, whose targets any ray may go to; None if all had frames.
         """
-        if not self._inside:
+        if not self._any_blank:
             return None
         blank = (self._axis_x == 0) & (self._axis_y == 0)
         first, column = np.argmin(inside, axis=0), np.arange(inside.shape[1])
         found = blank & ~inside[first, column]
         self._axis_x[found], self._axis_y[found] = x[first, column][found], y[first, column][found]
-        self._inside = bool((blank & ~found).any())
+        self._any_blank = bool((blank & ~found).any())
         last = np.where(found, first, np.where(blank, len(inside), -1))
         return np.arange(len(inside))[:, None] <= last
 
