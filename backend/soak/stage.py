@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -174,7 +173,8 @@ class Stage:
             command,
             env={**environment, **ours, **{PREFIX + n: v for n, v in given.items()}, **dict(variables)},
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if standard_input else sys.stderr.fileno(),
+            # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
+            stdout=subprocess.DEVNULL if standard_input else 2,
             preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
         )
         if standard_input and process.stdin:
