@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ def build_report(table: Table, results: Results, *, setting: dict[str, Any]) -> 
 
 def _summary(results: Results, row: Row, column: str) -> dict[str, Any] | None:
     factor = COLUMNS[column][1]
-    values = [one["values"][column] * factor for one in results.get(row.key, []) if column in one["values"]]
-    values = [value for value in values if math.isfinite(value)]
+    found = [one["values"].get(column) for one in results.get(row.key, [])]
+    values = [value * factor for value in found if value is not None]
     if not values:
         return None
     spread = statistics.stdev(values) if len(values) > 1 else 0.0

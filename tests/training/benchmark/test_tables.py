@@ -10,6 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from model.incoherence import build_detection
 from training.benchmark.measuring import renumbered
 from training.benchmark.plan import as_text, missing_files, plan
 from training.benchmark.recipe import (
@@ -80,6 +81,14 @@ def test_rows_of_several_tables_that_are_one_training_share_it() -> None:
     assert training_digest(training_config(*row_of(3, "guided"), Scale(), seed=1)) not in names
 
 
+@pytest.mark.parametrize(("key", "channels"), [("unguided", 32), ("guided", 33)])
+def test_guidance_is_one_more_channel_of_the_finer_levels(key: str, channels: int) -> None:
+    cfg = training_config(*row_of(3, key), Scale(), seed=0)
+    detection = build_detection(cfg.MODEL.TRANSFINER, 32, 32, 4)
+    assert detection is not None
+    assert detection.layers["incoherence_level1"].in_channels == channels
+
+
 def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
     cfg = training_config(*row_of(5, "depth-3"), Scale(), seed=0)
     rescale(cfg, 1759)
@@ -101,7 +110,14 @@ def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "key"),
-    [(6, "pointrend"), (6, "cnn-full-56"), (9, "bmask-r50"), (9, "ms-rcnn-r101-dcn"), (11, "cascade")],
+    [
+        (3, "unguided"),
+        (6, "pointrend"),
+        (6, "cnn-full-56"),
+        (9, "bmask-r50"),
+        (9, "ms-rcnn-r101-dcn"),
+        (11, "cascade"),
+    ],
 )
 def test_compared_methods_train_and_predict(number: int, key: str) -> None:
     cfg = training_config(*row_of(number, key), TINY, seed=0)
