@@ -17,6 +17,7 @@ class Instance:
         score: detection confidence in [0, 1].
         mask_hw: bool array of the whole image's height x width.
         uncertainty: in [0, 1]; 0 when every refined boundary pixel is certain. Orders images for active learning.
+        incoherent_nodes: quadtree nodes that were found incoherent, on all levels together; None when not known.
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -24,6 +25,7 @@ class Instance:
     score: float
     mask_hw: np.ndarray
     uncertainty: float = 0.0
+    incoherent_nodes: int | None = None
 
     def __post_init__(self) -> None:
         if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.bool_:

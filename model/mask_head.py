@@ -175,21 +175,23 @@ class TransfinerMaskHead(nn.Module):
         output = self.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
         coarse = output.logits.float().sigmoid()
         upsampled = resize_masks(coarse, self.output_size)
-        masks, uncertainty = upsampled, coarse.new_zeros(len(coarse))
+        masks, uncertainty, found = upsampled, coarse.new_zeros(len(coarse)), coarse.new_zeros(len(coarse))
         chosen = rois_to_refine(instances, self.settings)
         if len(chosen) and self.sizes:
-            refined, doubt = self.refine_masks(
+            refined, doubt, nodes = self.refine_masks(
                 pyramid.select(chosen),
                 output.select(chosen),
                 node_limit(instances, chosen, self.settings.test_node_budget),
             )
             masks = upsampled.index_copy(0, chosen, refined)
             uncertainty = uncertainty.index_copy(0, chosen, doubt)
+            found = found.index_copy(0, chosen, nodes.to(found.dtype))
         counts = [len(image) for image in instances]
-        for image, mask, plain, doubt in zip(
-            instances, masks.split(counts), upsampled.split(counts), uncertainty.split(counts), strict=True
-        ):
-            image.pred_masks, image.uncertainty = mask[:, None], doubt
+        for image, mask, plain, doubt, nodes in zip(
+            instances, masks.split(counts), upsampled.split(counts), uncertainty.split(counts), found.split(counts),
+            strict=True,
+        ):  # fmt: skip
+            image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], doubt, nodes
             if self.settings.keep_coarse:
                 image.pred_coarse_masks = plain[:, None]
         return instances
@@ -199,11 +201,12 @@ class TransfinerMaskHead(nn.Module):
         pyramid: RoIPyramid,
         output: CoarseOutput,
         limit: LimitNodes | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Refined probabilities (R, 112, 112) of R instances, and each one's uncertainty (R,)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Refined probabilities (R, 112, 112) of R instances, each one's uncertainty (R,) and incoherent nodes (R,)."""
         settings = self.settings
         coarse = output.logits.float().sigmoid()
         levels = self.find_nodes(output)
+        found = torch.stack([level.counts(len(coarse)) for level in levels]).sum(0)
         if limit is not None:
             levels = limit(levels, [level.float().sigmoid() for level in output.incoherence])
         values = self.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
@@ -211,7 +214,7 @@ class TransfinerMaskHead(nn.Module):
         masks = propagate(coarse, levels, values, self.sizes, settings.propagation)
         if settings.dilate_and_blur:
             masks = _binomial_blur(masks)
-        return masks, boundary_uncertainty(levels, values, len(coarse))
+        return masks, boundary_uncertainty(levels, values, len(coarse)), found
 
     @property
     def output_size(self) -> int:

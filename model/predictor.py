@@ -196,6 +196,7 @@ class Predictor:
         uncertainty = (
             found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
         )
+        nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
         return [
             Instance(
                 box_xyxy=(boxes[r][0], boxes[r][1], boxes[r][2], boxes[r][3]),
@@ -203,6 +204,7 @@ class Predictor:
                 score=float(scores[r]),
                 mask_hw=masks[r],
                 uncertainty=uncertainty[r],
+                incoherent_nodes=None if nodes[r] is None else int(nodes[r]),
             )
             for r in scores.argsort(descending=True, stable=True).tolist()
         ]

@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -199,7 +198,7 @@ def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str,
     doubt = 1 - _unit(one.score)
     mask_box, corners = _outline(one)
     vertices = corners / _CORNERS_A_VERTEX
-    nodes: Any = getattr(one, "incoherent_nodes", None)
+    nodes = one.incoherent_nodes or 0
     return {
         "objects": 1.0,
         "doubt": doubt,
@@ -210,7 +209,7 @@ def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str,
         "class": max(
             (_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0
         ),
-        "nodes": max(float(nodes), 0.0) / 100 if nodes is not None and math.isfinite(nodes) else 0.0,
+        "nodes": nodes / 100,
     }
 
 

@@ -77,6 +77,8 @@ def test_refined_masks_with_the_authors_limit(recorded, dilate_and_blur, expecte
     heads._forward_mask(dict(zip(("p2", "p3", "p4", "p5"), features(recorded), strict=True)), [instances])
     np.testing.assert_allclose(instances.pred_masks[:, 0], recorded[expected], atol=PROBABILITY_TOLERANCE)
     assert not instances.uncertainty[10:].any()
+    assert (instances.incoherent_nodes[:10] > 0).any()
+    assert not instances.incoherent_nodes[10:].any()
 
 
 @torch.no_grad()

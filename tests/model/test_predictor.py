@@ -156,6 +156,7 @@ def test_a_real_network_from_a_checkpoint(checkpoint: Path) -> None:
         assert len(found) <= 5
         assert all(instance.mask_hw.shape == image.shape[:2] for instance in found)
         assert all(0 <= instance.uncertainty <= 1 for instance in found)
+        assert all(isinstance(instance.incoherent_nodes, int) for instance in found)
         assert [instance.score for instance in found] == sorted((i.score for i in found), reverse=True)
 
 

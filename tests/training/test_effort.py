@@ -106,6 +106,7 @@ def test_worse_in_any_feature_is_never_scored_better(
     [
         ([instance(score=0.6)], [instance(score=0.9)]),
         ([instance(uncertainty=0.9)], [instance(uncertainty=0.1)]),
+        ([replace(instance(), incoherent_nodes=900)], [replace(instance(), incoherent_nodes=90)]),
         ([instance(), instance(30, 5, 45, 20)], [instance()]),
         ([instance(5, 5, 45, 35)], [instance()]),  # a longer outline
         ([instance(), instance(label="dog")], [instance(), instance()]),  # one thing, two classes
@@ -131,6 +132,8 @@ def test_features_of_an_object() -> None:
     found = features_of([instance()])
     assert (found["objects"], found["doubt"], found["box"], found["class"]) == (1, pytest.approx(0.1), 0, 0)
     assert found["outline"] == pytest.approx((20 + 15) * 2 / 10)
+    assert found["nodes"] == 0
+    assert features_of([replace(instance(), incoherent_nodes=250)])["nodes"] == 2.5
     assert found["uncertain_outline"] == pytest.approx(0.1 * found["outline"])
     overlapping = features_of([instance(), instance(label="dog")])
     assert overlapping["class"] == 2
