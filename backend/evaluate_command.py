@@ -18,6 +18,9 @@ import click
 )
 @click.option("--coco", nargs=2, type=click.Path(exists=True, path_type=Path), default=None,
               help="Annotation file and image folder of a COCO-format set.")  # fmt: skip
+@click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
+@click.option("--submission", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the detections for COCO's server: .json or .zip (sets in COCO's format).")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--device", default="cpu", show_default=True)
@@ -31,7 +34,8 @@ import click
 @click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
-    weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, ratio: float, device: str,
+    weights: Path, split: str | None, coco: tuple[Path, Path] | None, named: str | None, submission: Path | None,
+    count: int, ratio: float, device: str,
     threads: int, overrides: tuple[tuple[str, str], ...], picture: Path | None, rows: int, card: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure mask AP and boundary AP of a model's refined and coarse masks.
@@ -41,34 +45,59 @@ def evaluate(
     """
     import torch
 
-    from training.datasets import open_set
+    from training.datasets import CocoSet, open_set
     from training.evaluation.run import evaluate_checkpoint
+    from training.evaluation.submission import Submission
     from training.model_card import write_card
     from training.pictures import Comparison
 
-    if (split is None) == (coco is None):
-        raise click.UsageError("choose one set: --scenes val, or --coco ANNOTATIONS.json IMAGES/")
+    if sum(one is not None for one in (split, coco, named)) != 1:
+        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
     if threads > 0:
         torch.set_num_threads(threads)
-    name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else ""
+    name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
     samples = open_set(name)
     drawn = Comparison(rows) if picture else None
+    if submission and not isinstance(samples, CocoSet):
+        raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
+    submitted = Submission(samples) if submission and isinstance(samples, CocoSet) else None
+
+    def observe(sample: Any, found: Any) -> None:
+        for one in (drawn, submitted):
+            if one is not None:
+                one(sample, found)
+
     flat = [part for pair in overrides for part in pair]
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights, samples, device=device, ratio=ratio, overrides=flat,
-            progress=lambda _: bar.update(1), observe=drawn,
+            weights,
+            samples,
+            device=device,
+            ratio=ratio,
+            overrides=flat,
+            progress=lambda _: bar.update(1),
+            observe=observe,
         )
     if picture and drawn:
         drawn.save(picture)
+    if submission and submitted:
+        submitted.save(submission)
     outcome = {"weights": str(weights), "set": name} | result.as_dict()
     if card:
-        write_card(weights, outcome, name, _command(weights, split, coco, count))
+        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
     click.echo(json.dumps(outcome) if as_json else _table(outcome))
 
 
-def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int) -> str:
-    chosen = f"--scenes {split} --count {count}" if split else f"--coco {coco[0]} {coco[1]}" if coco else ""
+def _command(
+    weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None
+) -> str:
+    chosen = (
+        f"--scenes {split} --count {count}"
+        if split
+        else f"--coco {coco[0]} {coco[1]}"
+        if coco
+        else f"--data {named}"
+    )
     return f"transfiner evaluate --weights {weights} {chosen}"
 
 

@@ -174,7 +174,7 @@ def test_digests_notice_a_changed_file(tmp_path: Path) -> None:
     write_miniature("coco", tmp_path, train=1, val=1, **SIZE)
     assert len(digests("coco", tmp_path)) == 2
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{}")
-    with pytest.raises(ValueError, match="had .* before"):
+    with pytest.raises(ValueError, match=r"had .* before"):
         digests("coco", tmp_path)
 
 

@@ -43,6 +43,7 @@ class CocoSet(Sequence[Sample]):
             self._image_ids = [one for one in self._image_ids if self._is_there(one)]
         categories = self._coco.loadCats(sorted(self._coco.getCatIds()))
         self.class_names = tuple(category["name"] for category in categories)
+        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
         self._class_of = {category["id"]: index for index, category in enumerate(categories)}
 
     def _records(self) -> dict[str, Any]:

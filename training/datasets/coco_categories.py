@@ -22,7 +22,8 @@ _LISTED = """
 63 couch sofa.n.01; 64 potted_plant pot.n.04; 65 bed bed.n.01; 67 dining_table dining_table.n.01; 70 toilet toilet.n.02;
 72 tv television_receiver.n.01; 73 laptop laptop.n.01; 74 mouse mouse.n.04; 75 remote remote_control.n.01;
 76 keyboard computer_keyboard.n.01; 77 cell_phone cellular_telephone.n.01; 78 microwave microwave.n.02;
-79 oven oven.n.01; 80 toaster toaster.n.02; 81 sink sink.n.01; 82 refrigerator electric_refrigerator.n.01; 84 book book.n.01;
+79 oven oven.n.01; 80 toaster toaster.n.02; 81 sink sink.n.01; 82 refrigerator electric_refrigerator.n.01;
+84 book book.n.01;
 85 clock clock.n.01; 86 vase vase.n.01; 87 scissors scissors.n.01; 88 teddy_bear teddy.n.01;
 89 hair_drier hand_blower.n.01; 90 toothbrush toothbrush.n.01
 """

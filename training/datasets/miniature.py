@@ -102,7 +102,8 @@ def _lvis_category(number: int, name: str, synset: str, dataset: dict[str, Any])
 
 def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -> dict[str, Any]:
     """COCO's records; `mask` of an annotation is still to be turned into a segmentation."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, scene in enumerate(scenes, 1):
         height, width = scene.image.shape[:2]
         name = f"{index:012d}.jpg"

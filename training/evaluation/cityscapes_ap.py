@@ -111,7 +111,7 @@ class CityscapesEvaluation:
 
     def numbers(self) -> dict[str, float]:
         """AP, AP50, AP75 and ``AP/<class>``, ``AP50/<class>``: fractions, NaN for a class without truth."""
-        values = np.array([[self._ap(label, one) for one in THRESHOLDS] for label in LABELS.values()])
+        values = np.array([[self._ap(label, float(one)) for one in THRESHOLDS] for label in LABELS.values()])
         result = {"AP": _mean(values), "AP50": _mean(values[:, 0]), "AP75": _mean(values[:, 5])}
         result |= {f"AP/{name}": float(row.mean()) for name, row in zip(LABELS, values, strict=True)}
         return result | {f"AP50/{name}": float(row[0]) for name, row in zip(LABELS, values, strict=True)}

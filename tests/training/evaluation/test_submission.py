@@ -1,0 +1,40 @@
+"""A submission is what COCO's own tool loads, with the set's category ids."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+
+from training.datasets import open_set
+from training.datasets.miniature import write_miniature
+from training.evaluation.coco_reading import read_results, read_truth
+from training.evaluation.score import score
+from training.evaluation.submission import Submission
+
+
+def test_perfect_detections_survive_the_file(tmp_path: Path) -> None:
+    name = write_miniature("coco", tmp_path, train=0, val=3, width=128, height=96)["val"]
+    samples: Any = open_set(name)
+    collected = Submission(samples)
+    for sample in samples:
+        found = Instances(sample.image.shape[:2])
+        kept = np.flatnonzero(~sample.crowd)
+        found.pred_masks = torch.from_numpy(sample.masks[kept])
+        found.pred_classes = torch.from_numpy(sample.classes[kept])
+        found.scores = torch.ones(len(kept))
+        collected(sample, found)
+    plain, packed = tmp_path / "results.json", tmp_path / "detections_test-dev2017_x_results.zip"
+    collected.save(plain)
+    collected.save(packed)
+    truth = tmp_path / "annotations" / "instances_val2017.json"
+    records, _ = read_results(plain, read_truth(truth, masks=True), masks=True)
+    assert {"bbox"}.isdisjoint(records[0])
+    assert score(truth, plain).numbers["AP"] == 1
+    with zipfile.ZipFile(packed) as archive:
+        assert json.loads(archive.read("detections_test-dev2017_x_results.json")) == records
