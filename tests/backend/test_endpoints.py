@@ -86,7 +86,7 @@ def test_setup_never_fails_for_a_label_config_but_keeps_the_reason(client, redis
     ],
 )
 def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, extra, output, warns):
-    body = {**setup_body("http://ls:8080", TOKEN), "extra_params": extra}
+    body = {**setup_body("http://localhost:8080", TOKEN), "extra_params": extra}
     answer = client.post("/setup", json=body)
     assert answer.status_code == 200
     assert bool(answer.get_json()["warnings"]) == warns
@@ -202,7 +202,7 @@ def test_an_internal_error_shows_no_traceback(client, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("backend.routes.read_served_model", broken)
+    monkeypatch.setattr("backend.routes.served_model", broken)
     answer = client.get("/versions")
     assert answer.status_code == 500
     assert "secret detail" not in answer.text

@@ -109,7 +109,7 @@ IMAGE = np.zeros((64, 104, 3), np.uint8)
 
 def test_an_object_of_another_class_is_another_object():
     # The right tile starts at column 40.
-    found = two_views(IMAGE, [box(10, 30, 40, 64)], [box(10, 0, 40, 30, "leaf")])
+    found = two_views(IMAGE, [box(10, 30, 40, 64)], [box(10, 10, 40, 50, "leaf")])
     assert {instance.label for instance in found} == {"gear", "leaf"}
 
 
