@@ -11,6 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from model.checkpoint import load_checkpoint
+from training.config import get_training_config
 from training.cost.closed_form import refinement_flops
 from training.cost.counting import count_flops, count_operators, count_parameters
 from training.cost.memory import cuda_peak_bytes, peak_bytes
@@ -87,7 +89,7 @@ def whole_cost(
         nodes: of each instance's quadtree, or what the network finds.
         speed: also measure frames per second, see :func:`training.cost.speed.frames_per_second`.
     """
-    _, cfg = open_network(config=config, weights=weights, device="cpu", overrides=overrides)
+    cfg = load_checkpoint(weights).cfg if weights else get_training_config(str(config))
     forced = force_detections(cfg, instances) if instances else []
     network, cfg = open_network(
         config=config, weights=weights, device=device, overrides=[*overrides, *forced]
