@@ -23,8 +23,8 @@ import click
     help="Folder of the report, the registry and everything else; must be empty or absent.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of honest corrections.  [default: 3]")
-@click.option("--per-round", type=click.IntRange(1), help="Images corrected in each.  [default: 20]")
-@click.option("--pool", type=click.IntRange(1), help="Images in the project.  [default: 96]")
+@click.option("--per-round", type=click.IntRange(1), help="Images corrected in each.  [default: 28]")
+@click.option("--pool", type=click.IntRange(1), help="Images in the project.  [default: 124]")
 @click.option("--test", type=click.IntRange(1), help="Untouched images for the figures.  [default: 40]")
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
