@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,7 @@ def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
         weights=weights, device=device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True]
     )
     samples = open_set(name)
-    with click.progressbar(
-        length=len(samples), label=f"analysing {name}", file=click.get_text_stream("stderr")
-    ) as bar:
+    with click.progressbar(length=len(samples), label=f"analysing {name}", file=sys.stderr) as bar:
         outcome = analyse(network, cfg, samples, progress=lambda _: bar.update(1))
     click.echo(json.dumps(outcome) if as_json else _regions_text(outcome))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -74,7 +75,7 @@ def visualize(
     if failures_of:
         samples = open_set(failures_of)
         with click.progressbar(length=len(samples), label="looking for failures",
-                               file=click.get_text_stream("stderr")) as bar:  # fmt: skip
+                               file=sys.stderr) as bar:  # fmt: skip
             cases = find_failures(network, cfg, samples, count=count, progress=lambda _: bar.update(1))
         written.append(_save(drawing.draw_failures(cases), out / "failures.png"))
     files = [str(path) for path in written]

@@ -74,7 +74,7 @@ class DeformableTransformer(nn.Module):
         self.classifiers = nn.ModuleList(_classifier(channels, num_classes) for _ in range(outputs))
         self.box_heads = nn.ModuleList(_box_head(channels) for _ in range(outputs))
         for head in self.box_heads if box_refinement else ():
-            nn.init.zeros_(head[-1].bias)
+            nn.init.zeros_(head[-1].bias)  # type: ignore[index]
         _start_with_small_boxes(self.box_heads[0])
         if box_refinement:
             self.decoder.bbox_embed = self.box_heads
@@ -161,7 +161,7 @@ def _box_head(channels: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(channels, 4),
     )
-    nn.init.zeros_(layers[-1].weight)
+    nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
     return layers
 
 

@@ -86,8 +86,7 @@ class TransfinerDETR(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        device: torch.device = self.pixel_mean.device
-        return device
+        return next(self.parameters()).device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses by name in training, else a dict with ``instances`` an image."""

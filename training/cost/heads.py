@@ -72,7 +72,8 @@ def head_call(
 ) -> Callable[[], list[Instances]]:
     """A call of a network's mask branch on FPN features of noise and boxes of several sizes, the same for all."""
     generator = torch.Generator().manual_seed(0)
-    shapes = network.backbone.output_shape()
+    parts: Any = network
+    shapes = parts.backbone.output_shape()
     features = {
         name: torch.randn(
             1, shape.channels, -(-height // shape.stride), -(-width // shape.stride), generator=generator
@@ -91,7 +92,7 @@ def head_call(
 
     @torch.inference_mode()
     def call() -> list[Instances]:
-        found: list[Instances] = network.roi_heads._forward_mask(features, [given[:]])  # type: ignore[union-attr]
+        found: list[Instances] = parts.roi_heads._forward_mask(features, [given[:]])
         return found
 
     return call
@@ -127,7 +128,7 @@ def compare_heads(
     calls = {"ours": our_call, "authors_way": authors_call, "mask_rcnn": plain_call}
     with fixed_nodes(ours, nodes):
         difference = _largest_difference(our_call(), authors_call())
-        subjects = {
+        subjects: dict[str, dict[str, Any]] = {
             name: {
                 "flops": count_flops(call)["total"],
                 "operators": sum(count_operators(call).values()),

@@ -36,7 +36,7 @@ def open_network(
     config: str | Path | None = None,
     weights: Path | None = None,
     device: str = "cpu",
-    overrides: Sequence[str] = (),
+    overrides: Sequence[object] = (),
 ) -> tuple[nn.Module, CfgNode]:
     """A network in inference mode with its configuration; random weights for a configuration.
 

@@ -144,12 +144,9 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     guided = report["rows"][1]
     assert set(guided["measured"]) >= {"AP", "APB"}
     assert guided["difference"]["AP"] == pytest.approx(guided["measured"]["AP"]["mean"] - 37.3)
-    again = run_table(table, tmp_path, TINY, speed=(1, 1), tell=told.append)
+    again = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=told.append)
     assert again == results
-    assert told[-2:] == [
-        "without guidance, seed 0: already measured",
-        "with guidance, seed 0: already measured",
-    ]
+    assert told[-1] == "with guidance, seed 0: already measured"
 
 
 def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path) -> None:

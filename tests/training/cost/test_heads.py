@@ -6,6 +6,7 @@ import pytest
 
 from training.cost.counting import count_operators
 from training.cost.heads import as_text, compare_heads, head_call
+from training.cost.report import whole_cost
 from training.cost.subjects import fixed_nodes, open_network
 
 NARROW = (
@@ -41,3 +42,14 @@ def test_operators_do_not_grow_with_the_nodes() -> None:
         with fixed_nodes(network, nodes):
             counts.append(sum(count_operators(call).values()))
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
+
+
+def test_cost_of_a_whole_network() -> None:
+    found = whole_cost(
+        config="released", height=64, width=96, instances=2, nodes=300, overrides=NARROW, iterations=1, runs=1
+    )
+    assert found["instances"] == 2
+    assert found["nodes_per_instance"] == 300
+    assert found["parameters"]["total"] == sum(v for k, v in found["parameters"].items() if k != "total")
+    assert min(found["flops"], found["operators"], found["peak_bytes"], found["speed"]["mean_fps"]) > 0
+    assert found["cuda_peak_bytes"] is None
