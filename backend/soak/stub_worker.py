@@ -24,7 +24,7 @@ from model.instance import Instance
 class StubPredictor:
     """Finds a rectangle in the middle of every image."""
 
-    labels = ("thing",)
+    labels: tuple[str, ...] = ("thing",)
     device = "cpu"
     weights_bytes = 0
 
