@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,12 +21,9 @@ def start_from(network: nn.Module, state: State) -> None:
     Raises:
         ValueError: not one of the network's weights is in the state.
     """
-    stages = getattr(network.roi_heads, "num_cascade_stages", 0)
-    if stages and any(_HEAD.fullmatch(key) for key in state):
-        state = _cascaded(
-            state,
-            [tuple(network.roi_heads.box_predictor[k].box2box_transform.weights) for k in range(stages)],
-        )
+    heads: Any = network.roi_heads
+    if hasattr(heads, "num_cascade_stages") and any(_HEAD.fullmatch(key) for key in state):
+        state = _cascaded(state, [tuple(one.box2box_transform.weights) for one in heads.box_predictor])
     own = network.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fitting:

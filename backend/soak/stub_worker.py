@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from backend.logs import set_up_logs
+from backend.predictor import Predictor
 from backend.served_model import read_served_model
 from backend.settings import Settings
 from backend.worker import run_worker
@@ -31,7 +32,7 @@ class StubPredictor:
     def __init__(self, version: str, wishes: dict[str, Any]) -> None:
         self.version, self.wishes = version, wishes
 
-    def smaller(self, divisor: int) -> StubPredictor:  # noqa: ARG002
+    def smaller(self, divisor: int) -> Predictor:  # noqa: ARG002
         return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
