@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.checkpoint import load_checkpoint
@@ -24,7 +22,6 @@ from training.cost.subjects import (
     open_network,
     refinement_call,
     refiner_of,
-    training_record,
 )
 from training.inspection import mask_head_of
 
@@ -82,7 +79,7 @@ def whole_cost(
     iterations: int | None = None,
     runs: int = 5,
 ) -> dict[str, Any]:
-    """Operations, parameters, peak memory, operator calls and frames per second of a whole network on one image.
+    """Operations, parameters, operator calls and frames per second of a whole network on one image; memory on a GPU.
 
     Args:
         instances: of the image that are all kept, whatever their scores (0: what the network finds).
@@ -110,31 +107,12 @@ def whole_cost(
             "parameters": count_parameters(network),
             "flops": count_flops(infer)["total"],
             "operators": sum(count_operators(infer).values()),
-            "peak_bytes": peak_bytes(infer, network),
             "cuda_peak_bytes": cuda_peak_bytes(infer, device),
         }
         if speed:
             measured = frames_per_second(infer, device=device, iterations=iterations, runs=runs)
             outcome["speed"] = measured.as_dict()
     return outcome
-
-
-def training_peak_bytes(
-    network: nn.Module, cfg: CfgNode, *, height: int, width: int, instances: int = 10
-) -> int:
-    """Peak bytes of tensors in one training step of one image (forward and backward, without the optimizer)."""
-    record = training_record(height, width, instances=instances, classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    network.train()
-
-    def step() -> None:
-        with EventStorage():
-            torch.stack(list(network([record]).values())).sum().backward()
-
-    try:
-        return peak_bytes(step, network)
-    finally:
-        network.zero_grad(set_to_none=True)
-        network.eval()
 
 
 def as_text(refinement: dict[str, Any], whole: dict[str, Any] | None) -> str:
@@ -153,7 +131,7 @@ def as_text(refinement: dict[str, Any], whole: dict[str, Any] | None) -> str:
     lines += [
         f"whole network on {whole['device']}, {width} x {height} px, {whole['instances']} instances:",
         f"  {whole['flops'] / 1e9:10.2f} GFLOP   {whole['parameters']['total'] / 1e6:8.2f} M parameters   "
-        f"{whole['peak_bytes'] / 2**20:8.0f} MiB peak of tensors   {whole['operators']} operators",
+        f"{whole['operators']} operators",
     ]
     if whole["cuda_peak_bytes"] is not None:
         lines.append(f"  {whole['cuda_peak_bytes'] / 2**20:10.0f} MiB peak in torch's allocator")
