@@ -130,7 +130,7 @@ class LabelStudioClient:
             raise
 
     def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: object) -> Json:
-        """Submit an annotation, as the editor does; `fields` such as lead_time (s), parent_prediction, was_cancelled."""
+        """Submit an annotation as the editor does; `fields` such as lead_time (s) and parent_prediction."""
         return self._json(
             "POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result), **fields}
         )

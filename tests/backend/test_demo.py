@@ -71,7 +71,9 @@ def test_secrets_are_not_on_label_studios_command_line(tmp_path: Path) -> None:
 
 def test_the_demos_own_processes_are_light(tmp_path: Path) -> None:
     """They live as long as the demo does; only the worker needs torch."""
-    question = "import sys, backend.demo, backend.demo_project; print({'torch', 'detectron2'} & set(sys.modules))"
+    question = (
+        "import sys, backend.demo, backend.demo_project; print({'torch', 'detectron2'} & set(sys.modules))"
+    )
     answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 
