@@ -32,6 +32,9 @@ def add_training_config(cfg: CfgNode) -> None:
     node.PRECISION = "fp32"
     # How often each of DATASETS.TRAIN is drawn from, as shares of the samples ([]: each sample once an epoch).
     node.SET_SHARES = []
+    # Annotations that cannot be right, and images that are not there: "skip" (counted and logged) or "fatal".
+    node.BAD_ANNOTATIONS = "skip"
+    node.MISSING_IMAGES = "fatal"
     # What tells the best checkpoint that evaluations (TEST.EVAL_PERIOD) found: "mask" or "boundary" AP.
     node.BEST_BY = "mask"
     # Iterations between pictures of predictions on DATASETS.TEST (0: none), and how many images each shows.

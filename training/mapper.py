@@ -159,7 +159,15 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
     keys = cfg.TRAINING
     cache = Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None
     sets = [
-        open_set(n, width=keys.SCENE_WIDTH, height=keys.SCENE_HEIGHT, cache=cache) for n in cfg.DATASETS.TRAIN
+        open_set(
+            name,
+            width=keys.SCENE_WIDTH,
+            height=keys.SCENE_HEIGHT,
+            cache=cache,
+            bad=keys.BAD_ANNOTATIONS,
+            missing=keys.MISSING_IMAGES,
+        )
+        for name in cfg.DATASETS.TRAIN
     ]
     return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
 

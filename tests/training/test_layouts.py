@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.config import get_training_config
 from training.datasets import BadAnnotationError, open_set
 from training.datasets.cocofied import cocofied
 from training.datasets.miniature import LAYOUTS, write_miniature
@@ -19,6 +20,7 @@ from training.evaluation.bdd100k_files import PredictionWriter
 from training.evaluation.cityscapes_ap import LABELS
 from training.evaluation.cityscapes_files import write_predictions
 from training.evaluation.score import score
+from training.mapper import training_samples
 from training.scenes import generate_scene, scene_seed
 
 SIZE = {"width": 128, "height": 96}
@@ -190,3 +192,21 @@ def test_cocofied_lvis_keeps_cocos_categories_with_their_lists(sets: dict[str, t
     assert any(acorn in one["neg_category_ids"] for one in lvis["images"])
     for one in cut["images"]:
         assert set(one["neg_category_ids"]) | set(one["not_exhaustive_category_ids"]) <= names.keys()
+
+
+def test_a_training_configuration_says_what_happens_to_bad_annotations(
+    sets: dict[str, tuple[Path, str]], tmp_path: Path
+) -> None:
+    root, _ = sets["coco"]
+    dataset = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    dataset["annotations"][0]["category_id"] = 12
+    (tmp_path / "bad.json").write_text(json.dumps(dataset))
+    cfg = get_training_config("training/scenes-small")
+    cfg.DATASETS.TRAIN = [f"coco:{tmp_path / 'bad.json'}:{root / 'val2017'}"]
+    assert len(training_samples(cfg)) > 0
+    cfg.TRAINING.BAD_ANNOTATIONS = "fatal"
+    with pytest.raises(BadAnnotationError, match=r"unknown category"):
+        training_samples(cfg)
+    cfg.TRAINING.BAD_ANNOTATIONS = "ignore"
+    with pytest.raises(ValueError, match=r"'ignore', expected one of"):
+        training_samples(cfg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Policy = Literal["skip", "fatal"]
 logger = logging.getLogger(__name__)
@@ -42,6 +42,12 @@ class Problems:
 
     policy: Policy = "skip"
     found: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise ValueError(
+                f"what to do with bad annotations is {self.policy!r}, expected one of {get_args(Policy)}"
+            )
 
     def note(self, file: object, record: str, kind: str, detail: str) -> None:
         """Report a problem. Raises BadAnnotationError where the policy is ``fatal``."""
