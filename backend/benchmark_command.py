@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from backend.anytime_command import anytime
+
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -242,3 +244,6 @@ def _regions_text(outcome: dict[str, Any]) -> str:
         named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
         lines.append(f"Table 3, {level:>6}: {named}")
     return "\n".join(lines)
+
+
+benchmark.add_command(anytime)
