@@ -37,6 +37,9 @@ SPARE_THREADS = 8
 DEFERRED: dict[str, Any] = {"results": []}
 # A second request for one task answers this much after the first, in s, so that Label Studio has stored it by then.
 STORE_S = 0.3
+# A claim outlives its request's deadline by at least this, in s: on a busy machine what follows the deadline takes a
+# while, and a claim that has ended by then can no longer be deferred, so its predictions would never be pushed.
+CLAIM_GRACE_S = 5.0
 
 
 class Predictions:
@@ -105,9 +108,8 @@ class Predictions:
         unique = list(dict.fromkeys(job.id for job in jobs))
         claim = Claim()
         if _is_label_studio(project, jobs):
-            claim = self.deliveries.claim(
-                request_id, unique, lifetime_s=self.settings.predict_deadline_s * 1.5
-            )
+            lifetime_s = self.settings.predict_deadline_s * 1.5 + CLAIM_GRACE_S
+            claim = self.deliveries.claim(request_id, unique, lifetime_s=lifetime_s)
         try:
             ended = self._wait(jobs, until)
         except BaseException:
