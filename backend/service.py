@@ -27,6 +27,11 @@ class Service:
     def queue(self) -> JobQueue:
         return self.predictions.queue
 
+    def close(self) -> None:
+        """Close all connections; a process that ends needs none of this, one that goes on does."""
+        for connection in (self.connection, self.hasty_projects.connection):
+            connection.connection_pool.disconnect()
+
 
 def make_service(settings: Settings) -> Service:
     """Connects lazily: the API starts, and says so at /ready, while the queue server is still down."""

@@ -118,17 +118,19 @@ def serve() -> Iterator[Callable[[Settings], str]]:
     servers = []
 
     def start(settings: Settings) -> str:
-        server = make_server("127.0.0.1", 0, create_app(settings), threaded=True)
+        app = create_app(settings)
+        server = make_server("127.0.0.1", 0, app, threaded=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        servers.append((server, thread))
+        servers.append((server, thread, app.extensions["transfiner"]))
         return f"http://127.0.0.1:{server.server_port}"
 
     yield start
-    for server, thread in servers:
+    for server, thread, service in servers:
         server.shutdown()
         thread.join()
         server.server_close()
+        service.close()
 
 
 @pytest.fixture
