@@ -12,20 +12,20 @@ from typing import Any
 import redis
 from redis import Redis
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 
 from backend.companion import Companion
-from backend.connection import WORKER_BLOCK_S, worker_connection
+from backend.connection import worker_connection
 from backend.errors import TaskError
 from backend.image_source import ImageSource
 from backend.jobs import INTERACTIVE_QUEUE, JobQueue, PredictionJob
 from backend.orphans import Vitals, adopt_from
 from backend.predictor import Predictor
 from backend.projects import Projects
+from backend.queue_loop import WORKER_TTL_S, serve_queue
 from backend.records import STATS, Outcome
 from backend.settings import Settings
 from backend.tasks import TaskRunner, use_runner
@@ -33,7 +33,6 @@ from backend.warm_model import WarmModels, load
 from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
-RECONNECT_S = 0.5
 
 
 class BatchWorker(SimpleWorker):
@@ -51,8 +50,7 @@ class BatchWorker(SimpleWorker):
             connection=queue.connection,
             serializer=JSONSerializer,
             log_job_description=False,
-            # RQ blocks this much less 15 s on the queue, which our connection's own timeout must outlast.
-            worker_ttl=WORKER_BLOCK_S + 15,
+            worker_ttl=WORKER_TTL_S,
         )
         self.is_asked_to_stop = False
         self.jobs = queue
@@ -150,38 +148,16 @@ def run_worker(
     companion.start()
     log.info("worker %s serves %s", name, models.version)
     try:
-        _serve(lambda: BatchWorker(queue, runner, vitals, settings), queue, name, burst=burst)
+        serve_queue(
+            lambda: BatchWorker(queue, runner, vitals, settings), connection, burst=burst,
+            back=lambda: adopt_from(queue, name),
+        )  # fmt: skip
     finally:
         companion.end()
         try:
             vitals.leave()
         except redis.RedisError as error:
             log.warning("left without saying goodbye: %s", error)
-
-
-def _serve(make_worker: Callable[[], BatchWorker], queue: JobQueue, name: str, *, burst: bool) -> None:
-    """RQ's loop ends when the queue server goes away; ours waits for it, with the model still loaded."""
-    while True:
-        try:
-            worker = make_worker()
-            worker.work(burst=burst, logging_level="WARNING")
-            if burst or worker.is_asked_to_stop:
-                return
-        except StopRequested:
-            return
-        except redis.RedisError as error:
-            log.warning("the queue server went away: %s", error)
-        _await_queue_server(queue.connection)
-        adopt_from(queue, name)
-
-
-def _await_queue_server(connection: Redis) -> None:
-    while True:
-        try:
-            connection.ping()
-            return
-        except redis.RedisError:
-            time.sleep(RECONNECT_S)
 
 
 def _finish(queue: JobQueue, job_id: str, outcome: Outcome, figures: Mapping[str, float]) -> None:

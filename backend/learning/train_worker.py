@@ -5,25 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
-from typing import Any
 
 import redis
 from rq import SimpleWorker
-from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
-from backend.connection import WORKER_BLOCK_S, worker_connection
+from backend.connection import worker_connection
 from backend.errors import TaskError
 from backend.learning.label_studio import RealLabelStudio
 from backend.learning.learner import LabelStudioSide, Learner
 from backend.learning.rounds import Programs
 from backend.learning.trainers import beat, leave
 from backend.learning.watcher import Watcher
+from backend.queue_loop import WORKER_TTL_S, serve_queue
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
-RECONNECT_S = 0.5
 _learner: Learner | None = None
 
 
@@ -76,7 +73,8 @@ def run_train_worker(
     watcher.start()
     log.info("worker %s takes trainings; registry %s", name, settings.registry)
     try:
-        _serve(learner, burst=burst)
+        # What the queue server forgot, the records in the registry still say: the watcher asks for it again.
+        serve_queue(lambda: _worker(learner), connection, burst=burst, back=lambda: None)
     finally:
         watcher.stop.set()
         watcher.join(5)
@@ -84,30 +82,11 @@ def run_train_worker(
         _learner = None
 
 
-def _serve(learner: Learner, *, burst: bool) -> None:
-    while True:
-        try:
-            worker = TrainWorker(
-                [learner.queue.queue], name=learner.worker, connection=learner.connection,
-                serializer=JSONSerializer, log_job_description=False, worker_ttl=WORKER_BLOCK_S + 15,
-            )  # fmt: skip
-            worker.work(burst=burst, logging_level="WARNING")
-            if burst or worker.is_asked_to_stop:
-                return
-        except StopRequested:
-            return
-        except redis.RedisError as error:
-            log.warning("the queue server went away: %s", error)
-        _await_queue_server(learner.connection)
-
-
-def _await_queue_server(connection: Any) -> None:
-    while True:
-        try:
-            connection.ping()
-            return
-        except redis.RedisError:
-            time.sleep(RECONNECT_S)
+def _worker(learner: Learner) -> TrainWorker:
+    return TrainWorker(
+        [learner.queue.queue], name=learner.worker, connection=learner.connection,
+        serializer=JSONSerializer, log_job_description=False, worker_ttl=WORKER_TTL_S,
+    )  # fmt: skip
 
 
 def _say_goodbye(learner: Learner) -> None:

@@ -46,6 +46,7 @@ def test_masks_are_pasted_into_the_boxes_of_the_last_stage(network: nn.Module) -
     with torch.inference_mode():
         found = network([record()])[0]["instances"]
     assert found.pred_masks.shape == (5, 64, 96)
+    assert found.pred_masks.any()
     for box, mask in zip(found.pred_boxes.tensor, found.pred_masks, strict=True):
         rows, columns = torch.nonzero(mask, as_tuple=True)
         if len(rows):

@@ -35,20 +35,13 @@ class Bdd100kSet(Sequence[Sample]):
         images = sorted(folder.glob("*.jpg"))
         if not images:
             raise FileNotFoundError(f"no images {folder}/*.jpg; give bdd100k:ROOT:SPLIT")
-        self.files = [path for path in images if self._has_truth(path)]
+        self.files = [
+            path for path in images if self.problems.truth_is_there(self.truth_path(path), path, self.missing)
+        ]
 
     def truth_path(self, image: Path) -> Path:
         """The bitmask of a picture."""
         return self.root / "labels" / "ins_seg" / "bitmasks" / self.split / f"{image.stem}.png"
-
-    def _has_truth(self, image: Path) -> bool:
-        truth = self.truth_path(image)
-        if truth.is_file():
-            return True
-        if self.missing == "fatal":
-            raise FileNotFoundError(f"image {image} has no ground truth {truth}")
-        self.problems.note(truth, f"image {image.name}", "missing file", "no ground truth; skipped")
-        return False
 
     def __len__(self) -> int:
         return len(self.files)

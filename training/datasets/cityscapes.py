@@ -38,21 +38,14 @@ class CityscapesSet(Sequence[Sample]):
         images = sorted(folder.glob(f"*/*{IMAGE_ENDING}"))
         if not images:
             raise FileNotFoundError(f"no images {folder}/CITY/*{IMAGE_ENDING}; give cityscapes:ROOT:SPLIT")
-        self.files = [path for path in images if self._has_truth(path)]
+        self.files = [
+            path for path in images if self.problems.truth_is_there(self.truth_path(path), path, self.missing)
+        ]
 
     def truth_path(self, image: Path) -> Path:
         """The instance image of a picture."""
         name = image.name.removesuffix(IMAGE_ENDING) + TRUTH_ENDING
         return self.root / "gtFine" / self.split / image.parent.name / name
-
-    def _has_truth(self, image: Path) -> bool:
-        truth = self.truth_path(image)
-        if truth.is_file():
-            return True
-        if self.missing == "fatal":
-            raise FileNotFoundError(f"image {image} has no ground truth {truth}")
-        self.problems.note(truth, f"image {image.name}", "missing file", "no ground truth; skipped")
-        return False
 
     def __len__(self) -> int:
         return len(self.files)

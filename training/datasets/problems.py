@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 Policy = Literal["skip", "fatal"]
@@ -60,6 +61,19 @@ class Problems:
         told = self.counts()[kind]
         if told <= _TOLD:
             logger.warning("%s%s", problem, "; more of this kind are only counted" if told == _TOLD else "")
+
+    def truth_is_there(self, truth: Path, image: Path, missing: Policy) -> bool:
+        """Whether a picture's ground truth is a file; if not, that is noted, or fatal where ``missing`` says so.
+
+        Raises:
+            FileNotFoundError: it is not, and ``missing`` is ``fatal``.
+        """
+        if truth.is_file():
+            return True
+        if missing == "fatal":
+            raise FileNotFoundError(f"image {image} has no ground truth {truth}")
+        self.note(truth, f"image {image.name}", "missing file", "no ground truth; skipped")
+        return False
 
     def counts(self) -> Counter[str]:
         """How many of each kind."""
