@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 from detectron2.config import CfgNode
+
+from model.requirements import FIXES, MissingRequirementError
+
+
+def _pointrend_keys() -> Callable[[CfgNode], None]:
+    """The function that adds PointRend's keys, from the one file of that project that needs only detectron2.
+
+    Importing the project's package would import OpenCV, too (model/network.py does, to build a PointRend); the keys
+    have to be there always, since files of configurations that hold them have to be readable everywhere.
+
+    Raises:
+        MissingRequirementError: the detectron2 at hand comes without its projects.
+    """
+    package = importlib.util.find_spec("detectron2.projects.point_rend")
+    if package is None or package.origin is None:
+        raise MissingRequirementError(f"detectron2 has no projects/point_rend; fix: {FIXES['detectron2']}.")
+    place = Path(package.origin).with_name("config.py")
+    spec = importlib.util.spec_from_file_location("model.pointrend_config", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    add: Callable[[CfgNode], None] = module.add_pointrend_config
+    return add
 
 
 def add_comparison_config(cfg: CfgNode) -> None:
     """Add detectron2's PointRend keys, and ours under ``MODEL.COMPARISON`` and ``MODEL.DETR``; one comment each."""
-    # A part of detectron2 that some distributions leave out; only PointRend's configurations need its keys.
-    if importlib.util.find_spec("detectron2.projects.point_rend") is not None:
-        from detectron2.projects.point_rend import add_pointrend_config
-
-        add_pointrend_config(cfg)
+    _pointrend_keys()(cfg)
     cfg.MODEL.COMPARISON = node = CfgNode()
     # Mask Scoring R-CNN: weight of the loss of the predicted mask IoU, and width of its fully connected layers.
     node.MASK_IOU_WEIGHT = 1.0

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor, nn
 
-from model import registry  # noqa: F401  (imported for its registration)
 from model.checkpoint import load_checkpoint
 from model.instance import Instance
+from model.network import build_network
 from model.state_keys import load_weights
 
 # A CPU is bound by arithmetic, so batches only pad there; a GPU is not.
@@ -105,7 +104,7 @@ class Predictor:
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
         cfg = _inference_config(cfg, place, score_threshold, max_instances)
-        model = build_model(cfg)
+        model = build_network(cfg)
         load_weights(model, state, source=str(directory))
         on_gpu = place.type == "cuda"
         return cls(

@@ -13,12 +13,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
-from detectron2.modeling import build_model
 from torch import Tensor
 
-from model import registry  # noqa: F401  (imported for its registration)
 from model.checkpoint_metadata import CheckpointError
 from model.config import get_config
+from model.network import build_network
 from model.releases import ARCHITECTURES
 from model.state_keys import KeyReport, compare_keys
 
@@ -45,7 +44,7 @@ def expected_state(config: str, num_classes: int) -> Mapping[str, Tensor]:
     cfg = released_config(config, num_classes)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return dict(build_model(cfg).state_dict())
+        return dict(build_network(cfg).state_dict())
 
 
 def count_classes(state: Mapping[str, Tensor]) -> int:

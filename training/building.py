@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-import model.registry  # noqa: F401  (registers our architectures)
 from model.checkpoint import load_checkpoint
+from model.network import build_network
 from training.starting_weights import start_from
 
 
@@ -23,7 +22,7 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
         ValueError: none of its weights fits this network.
     """
     torch.manual_seed(max(cfg.SEED, 0))
-    network = build_model(cfg)
+    network = build_network(cfg)
     start = cfg.TRAINING.INIT
     if start == "imagenet":
         _start_from_imagenet(network, cfg)

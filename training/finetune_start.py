@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-import model.registry  # noqa: F401  (registers our architectures)
+from model.network import build_network
 from model.state_keys import load_weights
 from training.building import suit_device
 from training.class_heads import fit_classes
@@ -62,7 +61,7 @@ def starting_network(
         CheckpointError: the weights do not fit the configuration.
     """
     torch.manual_seed(cfg.SEED)
-    network = build_model(cfg)
+    network = build_network(cfg)
     rows = [None if source is None else list(old).index(source) for source in sources]
     load_weights(network, fit_classes(state, network.state_dict(), len(old), rows), source="the active model")
     suit_device(network, cfg)

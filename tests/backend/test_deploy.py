@@ -6,19 +6,18 @@ not among them and is checked by hand.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from locked_imports import locked, run_locked
 from prometheus_client.parser import text_string_to_metric_families
-from test_containers import ROOT, built, run, steps
+from test_containers import ROOT, built, steps
 
 from backend.app import create_app
 from backend.cli import COMMANDS
@@ -208,34 +207,20 @@ def test_figures_of_compose_are_scraped_and_shown():
 def test_the_api_image_has_no_torch_and_needs_none(tmp_path: Path) -> None:
     """The process of the image's files, with everything forbidden that its lock does not name."""
     folder = built(tmp_path, dockerfile="Dockerfile.api")
-    lock = (folder / "requirements" / "api.txt").read_text()
-    locked = {line.partition("==")[0].lower().replace("_", "-") for line in lock.splitlines()}
-    assert not locked & {"torch", "torchvision", "scipy", "scikit-image", "matplotlib", "pycocotools"}
-    distributions = importlib.metadata.packages_distributions()
-    ours = {"transfiner-ml-backend"}
-    allowed = [
-        name
-        for name, of in distributions.items()
-        if {d.lower().replace("_", "-") for d in of} & (locked | ours)
-    ]
-    question = f"""
-import sys, warnings
-allowed = set({allowed!r}) | set(sys.stdlib_module_names) | {{"backend", "model", "training", "integration"}}
-class Gate:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed and not name.startswith("_"):
-            raise ModuleNotFoundError("not in the image: " + name, name=name)
-sys.meta_path.insert(0, Gate())
+    lock = folder / "requirements" / "api.txt"
+    assert not locked(lock) & {"torch", "torchvision", "scipy", "scikit-image", "matplotlib", "pycocotools"}
+    question = """
+import sys
 from backend.api_command import serve_http
 import gunicorn.workers.gthread, gunicorn.app.base
 from backend.app import create_app
 from backend.settings import Settings
 client = create_app(Settings(redis_url="redis://127.0.0.1:1/0")).test_client()
-answers = {{path: client.get(path).status_code for path in ("/health", "/status", "/versions", "/openapi.json")}}
-answers["/webhook"] = client.post("/webhook", json={{"action": "PROJECT_UPDATED", "project": {{"id": 1}}}}).status_code
+answers = {path: client.get(path).status_code for path in ("/health", "/status", "/versions", "/openapi.json")}
+answers["/webhook"] = client.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 1}}).status_code
 print(answers, "torch" in sys.modules)
 """
-    done = run([sys.executable, "-c", question], folder)
+    done = run_locked(question, lock, folder)
     assert done.returncode == 0, done.stderr
     expected = {"/health": 200, "/status": 200, "/versions": 200, "/openapi.json": 200, "/webhook": 200}
     assert done.stdout.strip() == f"{expected} False"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
-import model.registry  # noqa: F401
 from model.config import get_config
+from model.network import build_network
 
 CLASSES = ("gear", "leaf")
 
@@ -40,4 +39,4 @@ def small_model(seed: int = 0) -> nn.Module:
     """Its network with seeded random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(small_config()).eval()
+        return build_network(small_config()).eval()

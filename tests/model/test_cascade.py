@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from small_network import small_config
 from torch import nn
+
+from model.network import build_network
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def network() -> nn.Module:
     cfg.MODEL.ROI_HEADS.NAME = "TransfinerCascadeROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_network(cfg)
 
 
 def record() -> dict:

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from released_fixture import FIXTURES, features, mask_part_state
 from torch import nn
 
-import model.registry  # noqa: F401
+import model.network  # noqa: F401
 from model.config import get_config
 from model.ground_truth import image_masks
 from model.incoherence.released import incoherence_target

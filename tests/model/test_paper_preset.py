@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 from torch.nn import functional as F
 
-import model.registry  # noqa: F401
+import model.network  # noqa: F401
 from model.config import get_config
 from model.incoherence.paper import CascadedDetection, incoherent_regions, jitter
 from model.quadtree import Nodes, double, nodes_of, propagate

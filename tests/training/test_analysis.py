@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from model.network import build_network
 from model.quadtree import Nodes
 from training.benchmark.recipe import Scale, training_config
 from training.benchmark.tables_methods import TABLES
@@ -125,7 +125,7 @@ def test_a_tiny_network_is_analysed_and_truth_in_the_regions_helps() -> None:
     """Untrained boxes seldom match, so the network is told the objects' own."""
     cfg = training_config(TABLES[3], TABLES[3].rows[1], Scale(miniature=True), seed=0)
     samples = open_set("scenes:val:1", width=128, height=96)
-    network = ToldBoxes(build_model(cfg).eval(), samples[0])
+    network = ToldBoxes(build_network(cfg).eval(), samples[0])
     outcome = analyse(network, cfg, samples, side=56)
     assert outcome["table1"]["objects"] > 0
     assert outcome["table1"]["ap_gt"] >= outcome["table1"]["ap_coarse"]

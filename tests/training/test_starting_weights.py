@@ -7,11 +7,10 @@ import logging
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
-import model.registry  # noqa: F401
 from model.config import get_config
+from model.network import build_network
 from training.starting_weights import start_from
 
 
@@ -26,12 +25,12 @@ def narrow_config(heads: str) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def plain() -> nn.Module:
-    return build_model(narrow_config("TransfinerROIHeads")).eval()
+    return build_network(narrow_config("TransfinerROIHeads")).eval()
 
 
 @pytest.fixture
 def cascade() -> nn.Module:
-    return build_model(narrow_config("TransfinerCascadeROIHeads")).eval()
+    return build_network(narrow_config("TransfinerCascadeROIHeads")).eval()
 
 
 def test_each_stage_predicts_what_the_single_head_did(plain: nn.Module, cascade: nn.Module) -> None:

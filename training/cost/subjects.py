@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
-import model.registry  # noqa: F401  (registers our architectures)
 from model.checkpoint import load_checkpoint
 from model.mask_head import CoarseOutput, TransfinerMaskHead
+from model.network import build_network
 from model.node_encoder import NodeCues
 from model.quadtree import Nodes
 from model.refiner import SequenceRefiner
@@ -59,7 +58,7 @@ def open_network(
     cfg.MODEL.WEIGHTS = ""
     cfg.merge_from_list(list(overrides))
     torch.manual_seed(0)
-    network = build_model(cfg)
+    network = build_network(cfg)
     if state is not None:
         load_weights(network, state, source=str(weights))
     return network.eval(), cfg

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-import model.registry  # noqa: F401  (registers our architectures)
 from model.checkpoint import load_checkpoint
+from model.network import build_network
 from model.state_keys import load_weights
 from training.datasets import AnySet, Sample
 from training.evaluation.boundary_ap import boundary_ap
@@ -73,7 +72,7 @@ def load_for_evaluation(
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TRANSFINER.KEEP_COARSE = True
     cfg.merge_from_list(overrides or [])
-    network = build_model(cfg)
+    network = build_network(cfg)
     load_weights(network, state, source=str(directory))
     return network.eval(), cfg, tuple(metadata["classes"])
 

@@ -6,14 +6,13 @@ import sys
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
-import model.registry  # noqa: F401
 from model.config import get_config
 from model.detectors.deformable import transformers_part
 from model.detectors.set_loss import Objects, Weights, focal_loss, match, set_losses
+from model.network import build_network
 
 
 def small_detr() -> torch.nn.Module:
@@ -32,7 +31,7 @@ def small_detr() -> torch.nn.Module:
     cfg.MODEL.DETR.QUERIES, cfg.MODEL.DETR.LAYERS, cfg.MODEL.DETR.FFN_DIM = 10, 2, 32
     cfg.TEST.DETECTIONS_PER_IMAGE = 4
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_network(cfg)
 
 
 def record(height: int, width: int, *, objects: int = 1) -> dict:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from model.incoherence import build_detection
+from model.network import build_network
 from training.benchmark.measuring import renumbered
 from training.benchmark.plan import as_text, missing_files, plan
 from training.benchmark.recipe import (
@@ -121,7 +121,7 @@ def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
 )
 def test_compared_methods_train_and_predict(number: int, key: str) -> None:
     cfg = training_config(*row_of(number, key), TINY, seed=0)
-    network = build_model(cfg)
+    network = build_network(cfg)
     record = training_record(96, 128, instances=2, classes=6)
     with EventStorage():
         losses = network([record])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from detectron2.modeling import build_model
 from PIL import Image
 
 from backend.visualize_command import visualize
 from model.checkpoint import save_checkpoint
+from model.network import build_network
 from training.benchmark.recipe import Scale, training_config
 from training.benchmark.tables_methods import TABLES
 from training.config import network_config
@@ -29,7 +29,7 @@ def network() -> tuple:
     cfg.MODEL.TRANSFINER.THRESHOLDS_TEST = [0.3, 0.3, 0.99]
     cfg.TEST.DETECTIONS_PER_IMAGE = 2
     torch.manual_seed(1)
-    return build_model(cfg).eval(), cfg
+    return build_network(cfg).eval(), cfg
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ SIDE_PX = 72
 def tiny_checkpoint(directory: Path) -> Path:
     """A network that trains a step in a blink."""
     import torch
-    from detectron2.modeling import build_model
 
     from model.checkpoint import save_checkpoint
+    from model.network import build_network
 
     cfg = small_config()
     values = {
@@ -34,7 +34,7 @@ def tiny_checkpoint(directory: Path) -> Path:
     cfg.merge_from_list([part for pair in values.items() for part in pair])
     torch.manual_seed(0)
     metadata = {"name": "tiny", "version": "tiny-1", "classes": list(CLASSES)}
-    save_checkpoint(directory, cfg, build_model(cfg), metadata)
+    save_checkpoint(directory, cfg, build_network(cfg), metadata)
     return directory
 
 

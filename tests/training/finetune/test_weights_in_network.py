@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from model.checkpoint import load_checkpoint
+from model.network import build_network
 from training.mapper import to_network_input
 from training.snapshot_samples import Plain, Relabelled, SnapshotSamples, seen_as
 
@@ -48,7 +48,7 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
 
 def test_weights_reach_every_mask_loss_and_leave_the_boxes_alone(checkpoint: Path, snapshot: Path) -> None:
     sample = SnapshotSamples(snapshot, band_weight=1.0)[1]
-    network = build_model(load_checkpoint(checkpoint).cfg).train()
+    network = build_network(load_checkpoint(checkpoint).cfg).train()
     found = {}
     for factor in (1.0, 0.5, 0.0):
         weighted = replace(sample, weights=np.full(1, factor, np.float32))
