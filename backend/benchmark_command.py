@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from backend.anytime_command import anytime
+from backend.beside_command import beside
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -247,3 +248,4 @@ def _regions_text(outcome: dict[str, Any]) -> str:
 
 
 benchmark.add_command(anytime)
+benchmark.add_command(beside)

@@ -33,8 +33,8 @@ def data() -> None:
 def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
     """Read a set: what it holds, what is wrong with it, and a contact sheet.
 
-    SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT or
-    bdd100k:ROOT:SPLIT.
+    SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
+    bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
 
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png

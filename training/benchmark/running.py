@@ -90,7 +90,9 @@ def _run_row(
         if kept["identity"] == identity:
             tell(f"{row.name}, seed {seed}: already measured")
             return kept
-    checkpoint = given or _trained(cfg, out / "models" / name, row, seed, tell)
+    checkpoint = given or train_or_find(
+        cfg, out / "models" / name, name=row.key, title=f"{row.name}, seed {seed}", tell=tell
+    )
     tell(f"{row.name}, seed {seed}: measuring {checkpoint}")
     outcome = {"identity": identity, "seed": seed, "checkpoint": str(checkpoint)} | _measured(
         table, row, checkpoint, scale, cfg, speed
@@ -99,19 +101,26 @@ def _run_row(
     return outcome
 
 
-def _trained(cfg: Any, folder: Path, row: Row, seed: int, tell: Callable[[str], object]) -> Path:
-    """The checkpoint of a training, which may be done, begun, or not begun."""
+def train_or_find(
+    cfg: Any, folder: Path, *, name: str, title: str, tell: Callable[[str], object] = logger.info
+) -> Path:
+    """The checkpoint of a training, which may be done, begun, or not begun.
+
+    Args:
+        folder: of the training. name: of the checkpoint. title: of the training, for people.
+
+    Raises:
+        BenchmarkStopped: the training was asked to stop; its state is in the folder.
+    """
     done = folder / "done"
     if not done.is_file():
         resume = (folder / STATE_FILE).exists()
-        tell(
-            f"{row.name}, seed {seed}: {'going on with' if resume else 'training'} {cfg.SOLVER.MAX_ITER} iterations"
-        )
+        tell(f"{title}: {'going on with' if resume else 'training'} {cfg.SOLVER.MAX_ITER} iterations")
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(cfg, build_for_training(cfg), folder, name=row.key, resume=resume)
+        trainer = Trainer(cfg, build_for_training(cfg), folder, name=name, resume=resume)
         trainer.train()
         if trainer.stop_requested:
-            raise BenchmarkStopped(f"stopped while training {row.name}; the same command goes on there")
+            raise BenchmarkStopped(f"stopped while training {title}; the same command goes on there")
         done.touch()
     return folder / "checkpoint"
 

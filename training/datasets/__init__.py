@@ -6,6 +6,7 @@
 ``lvis:ANNOTATIONS.json:IMAGES/``         LVIS v0.5 or v1; the images are COCO's
 ``cityscapes:ROOT:SPLIT``                 ``leftImg8bit/`` and ``gtFine/`` below ROOT
 ``bdd100k:ROOT:SPLIT``                    ``images/10k/`` and ``labels/ins_seg/bitmasks/`` below ROOT
+``via:FOLDER[:LABEL]``                    images beside the VGG Image Annotator's file, all of one class
 ========================================  ==================================================================
 """
 
@@ -20,11 +21,12 @@ from training.datasets.lvis import LvisSet
 from training.datasets.problems import BadAnnotationError, Policy, Problem, Problems
 from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
+from training.datasets.via import FILE, ViaSet
 from training.scenes import SPLITS
 
 __all__ = [
     "ENDLESS", "AnySet", "BadAnnotationError", "Bdd100kSet", "CityscapesSet", "CocoSet", "LvisSet", "Problem",
-    "Problems", "Sample", "SceneSet", "open_set",
+    "Problems", "Sample", "SceneSet", "ViaSet", "open_set",
 ]  # fmt: skip
 
 AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet
@@ -57,6 +59,8 @@ def open_set(
     first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k") else rest.partition(":")
     if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
         return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
+    if kind == "via" and first:
+        return ViaSet(Path(first) / FILE, Path(first), bad=bad, missing=missing, label=second or "object")
     if colon and first:
         if kind == "coco":
             return CocoSet(Path(first), Path(second), bad=bad, missing=missing)
@@ -68,5 +72,5 @@ def open_set(
             return Bdd100kSet(Path(first), second, bad=bad, missing=missing)
     raise ValueError(
         f"unknown data set {name!r}; write scenes:{'|'.join(SPLITS)}[:COUNT], coco:ANNOTATIONS.json:IMAGES/, "
-        "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT or bdd100k:ROOT:SPLIT"
+        "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT, bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL]"
     )
