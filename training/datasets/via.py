@@ -32,7 +32,8 @@ class ViaSet(CocoSet):
     label: str = "object"
 
     def _records(self) -> dict[str, Any]:
-        images, found = [], []
+        images: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         for key, entry in sorted(self._entries().items()):
             path = self.images / str(entry["filename"])
             if not path.is_file() and self.missing == "fatal":
