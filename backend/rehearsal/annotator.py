@@ -82,7 +82,7 @@ def drawn(label: str, mask_hw: np.ndarray, width: int, height: int, region_id: s
 
 
 def poisoned(truth: Truth, labels: Sequence[str], shift_px: int = 14) -> Truth:
-    """What somebody careless, or worse, would submit: every mask shifted, every label another one."""
+    """What somebody careless, or worse, would submit: every mask shifted, every label another one if there is one."""
     others = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
     shifted = [(others[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
     return [(label, mask_hw) for label, mask_hw in shifted if mask_hw.any()]

@@ -26,6 +26,8 @@ import click
 @click.option("--per-round", type=click.IntRange(1), help="Images corrected in each.  [default: 28]")
 @click.option("--pool", type=click.IntRange(1), help="Images in the project.  [default: 124]")
 @click.option("--test", type=click.IntRange(1), help="Untouched images for the figures.  [default: 40]")
+@click.option("--photos", nargs=2, metavar="TRAIN TEST", help="Two sets of photographs, as in `transfiner data check`, "
+              "instead of drawn images; as many a round as there are.")  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option(
@@ -39,7 +41,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the whole outcome as JSON.")
 def rehearse(
     folder: Path, model: Path | None, device: str, finetune: str | None, no_controls: bool, tiny: bool,
-    as_json: bool, **sizes: int | None,
+    as_json: bool, photos: tuple[str, str] | None, **sizes: int | None,
 ) -> None:  # fmt: skip
     """Rehearse learning in a real Label Studio: rounds by a simulated annotator, poison, rollback, controls.
 
@@ -49,7 +51,8 @@ def rehearse(
     Example: transfiner rehearse --tiny --out output/rehearsal-tiny
     """
     from backend.errors import StartError
-    from backend.rehearsal.plan import FINETUNE, Plan, tiny_plan
+    from backend.rehearsal.pictures import material_of
+    from backend.rehearsal.plan import FINETUNE, Plan, photograph_plan, tiny_plan
     from backend.rehearsal.report import claims, write_report
     from backend.rehearsal.story import Story
     from backend.settings import SHIPPED_MODEL
@@ -59,12 +62,14 @@ def rehearse(
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
     settings = _object(finetune)
     try:
-        plan = (
-            replace(tiny_plan(settings), **given)
-            if tiny
-            else Plan(finetune={**FINETUNE, **settings}, **given)
-        )
-    except ValueError as error:
+        if tiny:
+            plan = replace(tiny_plan(settings), photos=photos, **given)
+        elif photos:
+            plan = photograph_plan(*photos, finetune={**FINETUNE, **settings}, **given)
+        else:
+            plan = Plan(finetune={**FINETUNE, **settings}, **given)
+        material_of(plan)  # says what is wrong with the photographs before servers are started
+    except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
     plan = replace(plan, controls=plan.controls and not no_controls)
     _forget_our_variables()

@@ -11,15 +11,15 @@ from backend.learning.rounds import CHECKPOINT
 from backend.learning.steps import Finetuning, Steps
 from backend.rehearsal.plan import Plan
 from backend.settings import Settings
-from training.shifted_scenes import CLASSES
 
 # Fields of FinetuneSettings that make every region and every pixel count the same.
 PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
 
 def plain_finetunings(
-    model: Path, snapshots: Sequence[Path], folder: Path, plan: Plan, report: Callable[[str], None]
-) -> list[Path]:
+    model: Path, snapshots: Sequence[Path], classes: Sequence[str], folder: Path, plan: Plan,
+    report: Callable[[str], None],
+) -> list[Path]:  # fmt: skip
     """Checkpoint directories, one a snapshot, each finetuned from the one before; no gate, no replay, no weights.
 
     Raises:
@@ -32,7 +32,7 @@ def plain_finetunings(
         out = (folder / f"plain-{number}").absolute()
         out.mkdir(parents=True)
         parent = made[-1] if made else model.absolute()
-        work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", CLASSES)
+        work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
         with (out / "finetune.log").open("wb") as log:
             ended = subprocess.run(
                 Steps(settings).finetune_command(work), stdout=log, stderr=subprocess.STDOUT, check=False

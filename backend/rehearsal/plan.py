@@ -18,7 +18,8 @@ class Plan:
         per_round: images that the annotator corrects in each.
         pool: images in the project, `rounds + 1` times `per_round` and some that stay unlabelled.
         test: images that nobody annotates or trains on; all figures of the report are on them.
-        width, height: of all images, in px.
+        width, height: of drawn images, in px; photographs are made small until no side is longer than the width.
+        photos: names of two sets of annotated photographs, to correct and to test on, instead of drawn images.
         holdout_share: of the annotated images, kept by the loop for its gate; with 28 a round about 11 in the first,
             just enough for the gate's statistics.
         controls: whether the three controls are run.
@@ -40,6 +41,7 @@ class Plan:
     rules: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     by_hand: bool = False
+    photos: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         needed = (self.rounds + 1) * self.per_round
@@ -61,3 +63,17 @@ def tiny_plan(finetune: dict[str, Any]) -> Plan:
         # Nothing certain comes of it, and there must be something to roll back.
         by_hand=True,
     )  # fmt: skip
+
+
+def photograph_plan(train: str, test: str, **given: Any) -> Plan:
+    """All photographs of two sets: as many a round as four parts of the first allow.
+
+    Raises:
+        ValueError, FileNotFoundError: a set cannot be opened.
+    """
+    from training.datasets import open_set
+
+    pool = given.setdefault("pool", len(open_set(train)))
+    given.setdefault("test", len(open_set(test)))
+    given.setdefault("per_round", max(1, pool // (given.get("rounds", Plan.rounds) + 1)))
+    return Plan(photos=(train, test), width=384, **given)

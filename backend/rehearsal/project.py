@@ -11,10 +11,8 @@ from typing import Any
 from backend.demo_project import UPLOAD_CHUNK, label_config
 from backend.errors import ServiceError
 from backend.rehearsal.annotator import correct, drawn, poisoned
-from backend.rehearsal.pictures import number_of, pool_scene
-from backend.rehearsal.plan import Plan
+from backend.rehearsal.pictures import Material, number_of
 from backend.rehearsal.servers import Stage
-from training.shifted_scenes import CLASSES
 
 Report = Callable[[str], None]
 # A busy CPU takes seconds for a picture and minutes for a training.
@@ -28,12 +26,13 @@ class RehearsedProject:
     """A project and what happened in it.
 
     Attributes:
+        material: the pictures, by the number in their names.
         sampling: how Label Studio chooses the next task.
         annotated: numbers of the pool's pictures, in the order they were annotated.
     """
 
     stage: Stage
-    plan: Plan
+    material: Material
     report: Report
     sampling: str = BY_EFFORT
     id: int = 0
@@ -44,7 +43,7 @@ class RehearsedProject:
         client = self.stage.client()
         made = client.create_project(
             title=title,
-            label_config=label_config(CLASSES),
+            label_config=label_config(self.material.classes),
             sampling=self.sampling,
             show_collab_predictions=True,
         )
@@ -97,11 +96,11 @@ class RehearsedProject:
     def _work(
         self, picture: int, shown: dict[str, Any] | None, poison: bool
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        scene = pool_scene(self.plan, picture)
+        scene = self.material.pool(picture)
         height, width = scene.image.shape[:2]
         parent = {"parent_prediction": shown["id"]} if shown else {}
         if poison:
-            false = poisoned(scene.instances, CLASSES)
+            false = poisoned(scene.instances, self.material.classes)
             regions = [one for label, mask_hw in false for one in drawn(label, mask_hw, width, height)]
             return {"result": regions, "lead_time": 5.0, **parent}, {"poisoned": 1, "seconds": 5.0}
         done = correct(shown["result"] if shown else [], scene.instances)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from backend.errors import ServiceError
 from backend.rehearsal.controls import plain_finetunings
 from backend.rehearsal.effort import rank_correlations
 from backend.rehearsal.measure_step import measure
-from backend.rehearsal.pictures import write_pool, write_test_set
+from backend.rehearsal.pictures import material_of, write_pool, write_test_set
 from backend.rehearsal.plan import Plan
 from backend.rehearsal.project import AT_RANDOM, BY_EFFORT, RehearsedProject
 from backend.rehearsal.servers import Stage, running
@@ -52,20 +52,21 @@ class Story:
         self.folder.mkdir(parents=True, exist_ok=True)
         base = read_served_model(self.model)
         self.outcome.update(plan=self.plan.as_dict(), model=base.version, rounds=[], curves={})
-        images = write_pool(self.plan, self.folder / "pool")
-        test_set = write_test_set(self.plan, self.folder / "test")
+        material = material_of(self.plan)
+        images = write_pool(material, self.plan.pool, self.folder / "pool")
+        test_set = write_test_set(material, self.plan.test, self.folder / "test")
         with running(self.folder, self.plan, {"MODEL": str(self.model.absolute()), **self.options}) as stage:
-            main = RehearsedProject(stage, self.plan, self.report, BY_EFFORT)
+            main = RehearsedProject(stage, material, self.report, BY_EFFORT)
             main.set_up("rehearsal, by effort", images, base.version)
             self._learn(main, base, test_set, "the loop")
             self._poison(stage, main)
             self._roll_back(stage, main)
             if self.plan.controls:
-                other = RehearsedProject(stage, self.plan, self.report, AT_RANDOM)
+                other = RehearsedProject(stage, material, self.report, AT_RANDOM)
                 other.set_up("rehearsal, random order", images, base.version)
                 self._learn(other, base, test_set, "random order")
         if self.plan.controls:
-            self._compare(main, base, test_set)
+            self._compare(main, base, test_set, material.classes)
         self.outcome["minutes"] = round((time.monotonic() - begun) / 60, 1)
         return self.outcome
 
@@ -128,7 +129,9 @@ class Story:
         stage.press(project.id, "promote", version=before["version"])
         self._save()
 
-    def _compare(self, project: RehearsedProject, base: ServedModel, test_set: Path) -> None:
+    def _compare(
+        self, project: RehearsedProject, base: ServedModel, test_set: Path, classes: Sequence[str]
+    ) -> None:
         """The controls that need no Label Studio: the same snapshots, finetuned plainly; and no training."""
         curves = self.outcome["curves"]
         snapshots = [
@@ -136,7 +139,9 @@ class Story:
             for one in self.outcome["rounds"]
             if one["arm"] == "the loop"
         ]
-        versions = plain_finetunings(self.model, snapshots, self.folder / "plain", self.plan, self.report)
+        versions = plain_finetunings(
+            self.model, snapshots, classes, self.folder / "plain", self.plan, self.report
+        )
         figures = self._measured({path.parent.name: path for path in versions}, test_set)
         start = curves["the loop"][0]
         curves["plain finetuning"] = [start] + [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from backend.rehearsal.annotator import correct, drawn, poisoned
-from backend.rehearsal.pictures import number_of, pool_scene
-from backend.rehearsal.plan import Plan, tiny_plan
+from backend.rehearsal.pictures import material_of, number_of, write_test_set
+from backend.rehearsal.plan import Plan, photograph_plan, tiny_plan
 from integration.annotations import regions_to_objects
 from training.shifted_scenes import CLASSES, NEW_CLASS, generate_shifted_scene
 
@@ -80,9 +83,37 @@ def test_the_shifted_domain_has_a_class_that_the_shipped_model_lacks():
 
 def test_a_plan_knows_its_pictures():
     plan = tiny_plan({})
-    assert pool_scene(plan, 0).image.shape == (plan.height, plan.width, 3)
+    assert material_of(plan).pool(0).image.shape == (plan.height, plan.width, 3)
     assert number_of("/data/upload/3/1a2b3c4d-pool-0007.png") == 7
     with pytest.raises(ValueError, match=r"expected .*pool"):
         number_of("/data/upload/3/cat.png")
     with pytest.raises(ValueError, match="are too few"):
         Plan(rounds=3, per_round=20, pool=79)
+
+
+def photographs(folder, count, width=400, height=200):
+    folder.mkdir()
+    entries = {}
+    for number in range(count):
+        Image.new("RGB", (width, height), (number, 0, 0)).save(folder / f"{number}.png")
+        square = {"name": "rect", "x": 40, "y": 40, "width": 80, "height": 40}
+        entries[str(number)] = {"filename": f"{number}.png", "regions": [{"shape_attributes": square}]}
+    (folder / "via_region_data.json").write_text(json.dumps(entries))
+    return f"via:{folder}:balloon"
+
+
+def test_photographs_take_the_place_of_drawn_pictures(tmp_path):
+    train, test = photographs(tmp_path / "train", 8), photographs(tmp_path / "test", 2)
+    plan = photograph_plan(train, test, rounds=1)
+    assert (plan.pool, plan.per_round, plan.test) == (8, 4, 2)
+    material = material_of(plan)
+    assert material.classes == ("balloon",)
+    assert {material.pool(number).image[0, 0, 0] for number in range(8)} == set(range(8))
+    ((label, mask_hw),) = material.pool(3).instances
+    assert (label, mask_hw.shape) == ("balloon", (192, 384))
+    assert mask_hw.sum() == pytest.approx(80 * 40 * 0.96**2, rel=0.05)
+    holdout = json.loads((write_test_set(material, 2, tmp_path / "written") / "holdout.json").read_text())
+    assert [one["name"] for one in holdout["categories"]] == ["balloon"]
+    assert holdout["images"][0]["width"] == 384
+    with pytest.raises(ValueError, match="has 8 photographs, the plan takes 9"):
+        material_of(photograph_plan(train, test, rounds=1, pool=9))

@@ -26,7 +26,9 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Steps, "finetune_command", command)
     snapshots = [tmp_path / "one", tmp_path / "two"]
-    made = plain_finetunings(tmp_path / "base", snapshots, tmp_path / "plain", Plan(), lambda line: None)
+    made = plain_finetunings(
+        tmp_path / "base", snapshots, CLASSES, tmp_path / "plain", Plan(), lambda line: None
+    )
     assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
     assert asked[0]["active"] == str(tmp_path / "base")
     assert asked[1]["active"] == str(made[0])
@@ -41,4 +43,4 @@ def test_a_failure_names_its_log(tmp_path, monkeypatch):
     failing = [sys.executable, "-c", MAKE, str(tmp_path), "5"]
     monkeypatch.setattr(Steps, "finetune_command", lambda self, work: failing)
     with pytest.raises(ServiceError, match=r"failed with 5.*finetune.log"):
-        plain_finetunings(tmp_path, [tmp_path], tmp_path / "plain", Plan(), lambda line: None)
+        plain_finetunings(tmp_path, [tmp_path], CLASSES, tmp_path / "plain", Plan(), lambda line: None)
