@@ -31,7 +31,7 @@ import click
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option(
-    "--finetune", help='Fields of FinetuneSettings as a JSON object.  [default: {"max_minutes": 2}]'
+    "--finetune", help='Fields of FinetuneSettings as a JSON object.  [default: {"iterations": 80}]'
 )
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")

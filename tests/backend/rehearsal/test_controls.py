@@ -36,7 +36,7 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
         assert request["snapshot"] == str(snapshot)
         assert request["replay"] == []
         assert request["classes"] == list(CLASSES)
-        assert request["settings"] == {"max_minutes": 2.0, "use_weights": False, "replay_share": 0.0}
+        assert request["settings"] == {"iterations": 80, "use_weights": False, "replay_share": 0.0}
 
 
 def test_a_failure_names_its_log(tmp_path, monkeypatch):
