@@ -1,11 +1,14 @@
 """One RQ job a task: its id, enqueueing it exactly once, and waiting for what it brings.
 
 The id is a hash of everything that the prediction depends on. Whoever asks for the same thing, at the same time or an
-hour later, meets the same record and nothing is computed twice.
+hour later, meets the same record and nothing is computed twice. What the worker needs stands in that record, too: RQ
+would compress a job's arguments at enqueueing and once more at its end, which for an image inside the task took longer
+than all else that the queue does.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -21,6 +24,7 @@ from rq.serializers import JSONSerializer
 
 from backend.records import FAILED, FINISHED_CHANNEL, QUEUED, Outcome, Records
 from backend.settings import Settings
+from backend.wanted import NOBODY, Asker, Wanted
 
 INTERACTIVE_QUEUE = "transfiner-interactive"
 PREDICT_QUEUE = "transfiner-predict"
@@ -37,7 +41,7 @@ class PredictionJob:
     Attributes:
         project: Label Studio's "<id>.<created>", or "" for other clients.
         task: {"id": ..., "data": {...}} of the task.
-        image: the value of the task's image key, for the hash.
+        image: the value of the task's image key, for the hash; a hash itself where the image is inside the task.
         label_config: XML of the project.
         model_version: the version that the answer will carry.
         output: fields of integration.regions.Output.
@@ -52,7 +56,7 @@ class PredictionJob:
     output: dict[str, Any] = field(default_factory=dict)
     request_id: str = ""
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Letters, digits, _ and - only, as RQ demands; project and task in front for people who read it."""
         parts = (
@@ -85,20 +89,27 @@ class JobQueue:
         # Set by the server: whoever waits answers at once when the process is asked to end.
         self.is_stopping: Callable[[], bool] = lambda: False
         self.records = Records(connection, result_ttl_s=settings.result_ttl_s)
+        self.wanted = Wanted(connection)
         self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
         self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
 
-    def submit(self, jobs: Sequence[PredictionJob], *, interactive: bool = False) -> list[str]:
-        """Enqueue those that nobody has asked for yet; interactive ones overtake. The ids, in the order of `jobs`."""
+    def submit(
+        self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Asker = NOBODY
+    ) -> list[str]:
+        """Enqueue those that nobody has asked for yet; interactive ones overtake. The ids, in the order of `jobs`.
+
+        Args:
+            asker: who is going to `wait` for them; those that no asker waits for any more are dropped.
+        """
         by_id = {job.id: job for job in jobs}
         ids = list(by_id)
-        answers = dict(zip(ids, self.records.reserve(ids), strict=True))
+        self.wanted.stay(asker)
+        answers = dict(zip(ids, self.records.reserve(ids, asker.token), strict=True))
         fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
         for job_id in (job_id for job_id in fresh if answers[job_id] == "again"):
-            self.predict.failed_job_registry.remove(job_id)
-            self.interactive.failed_job_registry.remove(job_id)
+            self._unlist_failed(job_id)
         if fresh:
-            self.records.describe({job_id: self._facts(by_id[job_id], interactive) for job_id in fresh})
+            self.records.describe({job_id: _facts(by_id[job_id], interactive) for job_id in fresh})
             self.enqueue({job_id: by_id[job_id] for job_id in fresh}, interactive=interactive)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
@@ -107,12 +118,11 @@ class JobQueue:
     def enqueue(
         self, jobs: dict[str, PredictionJob], *, interactive: bool = False, at_front: bool = False
     ) -> None:
-        """Put jobs into their lane without asking whether they are there."""
+        """Put jobs into their lane without asking whether they are there; their payloads are in their records."""
         lane = self.interactive if interactive else self.predict
         prepared = [
             Queue.prepare_data(
                 TASK_FUNCTION,
-                args=(job.payload(),),
                 job_id=job_id,
                 timeout=self.settings.batch_timeout_s,
                 result_ttl=self.settings.result_ttl_s,
@@ -126,18 +136,26 @@ class JobQueue:
             lane.enqueue_many(prepared, pipeline=pipe)
             pipe.execute()
 
-    def wait(self, jobs: Sequence[PredictionJob], *, until: float) -> dict[str, Outcome]:
+    def _unlist_failed(self, job_id: str) -> None:
+        self.predict.failed_job_registry.remove(job_id)
+        self.interactive.failed_job_registry.remove(job_id)
+
+    def wait(
+        self, jobs: Sequence[PredictionJob], *, until: float, asker: Asker = NOBODY
+    ) -> dict[str, Outcome]:
         """Outcomes by job id of those that ended before `until` (time.monotonic()), or before this process stops.
+
+        Also ends when the client of `asker` has gone away.
 
         Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
         """
         by_id = {job.id: job for job in jobs}
         ended = self.records.outcomes(list(by_id))
-        while len(ended) < len(by_id) and self._may_wait(until):
+        while len(ended) < len(by_id) and self._may_wait(until, asker):
             try:
                 with self.connection.pubsub(ignore_subscribe_messages=True) as news:
                     news.subscribe(FINISHED_CHANNEL)
-                    self._collect(by_id, ended, news, until)
+                    self._collect(by_id, ended, news, until, asker)
             except redis.RedisError:
                 time.sleep(min(0.2, max(0.0, until - time.monotonic())))
         return ended
@@ -148,42 +166,35 @@ class JobQueue:
         ended: dict[str, Outcome],
         news: redis.client.PubSub,
         until: float,
+        asker: Asker,
     ) -> None:
         recheck_at = 0.0
-        while len(ended) < len(by_id) and self._may_wait(until):
+        while len(ended) < len(by_id) and self._may_wait(until, asker):
             now = time.monotonic()
             if now >= recheck_at:
+                self.wanted.stay(asker)
                 pending = [job_id for job_id in by_id if job_id not in ended]
-                self._resubmit_lost([by_id[job_id] for job_id in pending])
+                self._resubmit_lost([by_id[job_id] for job_id in pending], asker)
                 ended.update(self.records.outcomes(pending))
                 recheck_at = now + RECHECK_S
             else:
                 woken = _drain(news, min(until, recheck_at) - now) & (by_id.keys() - ended.keys())
                 ended.update(self.records.outcomes(sorted(woken)))
 
-    def _may_wait(self, until: float) -> bool:
-        return time.monotonic() < until and not self.is_stopping()
+    def _may_wait(self, until: float, asker: Asker) -> bool:
+        return time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
 
-    def _resubmit_lost(self, jobs: Sequence[PredictionJob]) -> None:
+    def _resubmit_lost(self, jobs: Sequence[PredictionJob], asker: Asker) -> None:
         states = self.records.states([job.id for job in jobs])
         lost = [job for job, state in zip(jobs, states, strict=True) if not state]
         if lost:
-            self.submit(lost)
+            self.submit(lost, asker=asker)
 
     def _promote(self, job_ids: Iterable[str]) -> None:
         """Move waiting jobs into the fast lane; those that a worker took in the meantime need no help."""
         for job_id in job_ids:
             if self.connection.lrem(self.predict.key, 1, job_id):
                 self.connection.lpush(self.interactive.key, job_id)
-
-    def _facts(self, job: PredictionJob, interactive: bool) -> dict[str, Any]:
-        return {
-            "project": job.project,
-            "task": str(job.task.get("id", "")),
-            "model_version": job.model_version,
-            "request": job.request_id,
-            "interactive": interactive,
-        }
 
     def depth(self) -> dict[str, int]:
         """Waiting jobs of each lane."""
@@ -202,12 +213,23 @@ class JobQueue:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
             # RQ raises for such an id.
             return False
-        for lane in (self.predict, self.interactive):
-            job = lane.fetch_job(job_id)
-            if job is not None and self.records.forget(job_id):
-                self.submit([PredictionJob.from_payload(job.args[0])])
-                return True
-        return False
+        payload = self.records.waiting([job_id])[job_id].payload
+        if payload is None or not self.records.forget(job_id):
+            return False
+        self._unlist_failed(job_id)
+        self.submit([PredictionJob.from_payload(payload)])
+        return True
+
+
+def _facts(job: PredictionJob, interactive: bool) -> dict[str, Any]:
+    return {
+        "project": job.project,
+        "task": str(job.task.get("id", "")),
+        "model_version": job.model_version,
+        "request": job.request_id,
+        "interactive": interactive,
+        "payload": job.payload(),
+    }
 
 
 def _drain(news: redis.client.PubSub, timeout_s: float) -> set[str]:

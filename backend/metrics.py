@@ -23,6 +23,7 @@ COUNTERS = {
     "tasks_done": "Tasks predicted",
     "tasks_failed": "Tasks that failed",
     "tasks_parked": "Tasks given up after killing their worker",
+    "tasks_dropped": "Tasks dropped because nobody waited for them any more",
     "batches": "Batches run",
     "batch_tasks": "Tasks in those batches",
     "instances": "Objects found",

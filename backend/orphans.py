@@ -48,12 +48,9 @@ class Vitals:
             pipe.execute()
 
     def running(self, job_ids: Iterable[str]) -> None:
-        """List what a successor has to take over should we die."""
-        with self.connection.pipeline() as pipe:
-            pipe.delete(running_key(self.name))
-            if ids := list(job_ids):
-                pipe.sadd(running_key(self.name), *ids)
-            pipe.execute()
+        """List what a successor has to take over should we die, beside what is listed already."""
+        if ids := list(job_ids):
+            self.connection.sadd(running_key(self.name), *ids)
 
     def leave(self) -> None:
         """A decent end: nothing is left to take over."""
@@ -109,15 +106,12 @@ def _put_back(queue: JobQueue, job_id: str, attempts: int, why: str) -> None:
         queue.records.finish(job_id, Outcome(error=error, hint=hint), state=PARKED)
         log.error("%s: %s %s", job_id, error, hint)
         return
-    for lane in (queue.interactive, queue.predict):
-        job = lane.fetch_job(job_id)
-        if job is None:
-            continue
-        job.started_job_registry.remove_executions(job)
-        queue.records.requeue(job_id)
-        queue.enqueue({job_id: PredictionJob.from_payload(job.args[0])}, at_front=True)
-        log.warning("%s: %s; queued again", job_id, why)
+    payload = queue.records.waiting([job_id])[job_id].payload
+    if payload is None:
         return
+    queue.records.requeue(job_id)
+    queue.enqueue({job_id: PredictionJob.from_payload(payload)}, at_front=True)
+    log.warning("%s: %s; queued again", job_id, why)
 
 
 def rescue_lost(queue: JobQueue, limit: int = 500) -> list[str]:
@@ -125,11 +119,9 @@ def rescue_lost(queue: JobQueue, limit: int = 500) -> list[str]:
     now = time.time()
     waiting = {i for lane in (queue.predict, queue.interactive) for i in lane.get_job_ids()}
     lost = [
-        row["job"]
-        for row in queue.records.recent(limit)
-        if row["state"] == QUEUED
-        and row["job"] not in waiting
-        and now - float(row.get("queued_at", now)) > LOST_AFTER_S
+        job_id
+        for job_id, since in queue.records.queued(limit).items()
+        if job_id not in waiting and now - since > LOST_AFTER_S
     ]
     # A worker may have taken it since the lists were read: only what is still `queued` is put back.
     lost = [i for i, state in zip(lost, queue.records.states(lost), strict=True) if state == QUEUED]

@@ -8,6 +8,7 @@ the results under `errors`, in the log and at /jobs.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -27,6 +28,7 @@ from backend.records import Outcome
 from backend.schemas import PredictRequest, TaskItem
 from backend.served_model import ServedModel
 from backend.settings import Settings
+from backend.wanted import Asker
 from integration.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ SPARE_THREADS = 8
 DEFERRED: dict[str, Any] = {"results": []}
 # A second request for one task answers this much after the first, in s, so that Label Studio has stored it by then.
 STORE_S = 0.3
+# A longer value of a task's image key is not an address but the image itself.
+LONGEST_ADDRESS = 4096
 # A claim outlives its request's deadline by at least this, in s: on a busy machine what follows the deadline takes a
 # while, and a claim that has ended by then can no longer be deferred, so its predictions would never be pushed.
 CLAIM_GRACE_S = 5.0
@@ -52,8 +56,13 @@ class Predictions:
         self.projects = Projects(connection)
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
-    def answer(self, request: PredictRequest, model: ServedModel, request_id: str) -> dict[str, Any]:
+    def answer(
+        self, request: PredictRequest, model: ServedModel, request_id: str, asker: Asker | None = None
+    ) -> dict[str, Any]:
         """The body for Label Studio.
+
+        Args:
+            asker: knows whether the client has hung up; its tasks are dropped then, unless they can be pushed later.
 
         Raises:
             UnsupportedConfigError: the label config has nothing that this model can fill.
@@ -68,9 +77,10 @@ class Predictions:
         project = self.projects.get(request.project) if request.project else Project(key="")
         xml = request.label_config or project.label_config
         jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
+        asker = asker or Asker()
         if request.params.context is not None:
-            return self._interactive(jobs, request.params.context)
-        return self._ordinary(jobs, project, request_id)
+            return self._interactive(jobs, request.params.context, asker)
+        return self._ordinary(jobs, project, request_id, asker)
 
     def jobs(
         self, project: Project, tasks: Sequence[TaskItem], model: ServedModel, request_id: str, *,
@@ -89,10 +99,14 @@ class Predictions:
             for task in tasks
         ]
 
-    def _interactive(self, jobs: Sequence[PredictionJob], context: dict[str, Any]) -> dict[str, Any]:
+    def _interactive(
+        self, jobs: Sequence[PredictionJob], context: dict[str, Any], asker: Asker
+    ) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s
-        self.queue.submit(jobs, interactive=True)
-        ended = self.queue.wait(jobs, until=time.monotonic() + deadline_s)
+        self.queue.submit(jobs, interactive=True, asker=asker)
+        ended = self.queue.wait(jobs, until=time.monotonic() + deadline_s, asker=asker)
+        # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
+        self.queue.wanted.leave(asker)
         results = []
         for job in jobs:
             outcome = ended.get(job.id)
@@ -103,7 +117,9 @@ class Predictions:
             results.append(chosen_regions(outcome.prediction, context))
         return {"results": results}
 
-    def _ordinary(self, jobs: Sequence[PredictionJob], project: Project, request_id: str) -> dict[str, Any]:
+    def _ordinary(
+        self, jobs: Sequence[PredictionJob], project: Project, request_id: str, asker: Asker
+    ) -> dict[str, Any]:
         until = time.monotonic() + self.settings.predict_deadline_s
         unique = list(dict.fromkeys(job.id for job in jobs))
         claim = Claim()
@@ -111,29 +127,35 @@ class Predictions:
             lifetime_s = self.settings.predict_deadline_s * 1.5 + CLAIM_GRACE_S
             claim = self.deliveries.claim(request_id, unique, lifetime_s=lifetime_s)
         try:
-            ended = self._wait(jobs, until)
+            ended = self._wait(jobs, until, asker)
         except BaseException:
             self.deliveries.abandon(claim)
             raise
         if len(ended) < len(unique):
-            return self._defer(jobs, ended, project, claim)
+            answer = self._defer(jobs, ended, project, claim)
+            if asker.is_gone():
+                # After deferring: what will be pushed is still wanted.
+                self.queue.wanted.leave(asker)
+            return answer
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
         if not self.deliveries.release_if_all_held(claim, good):
             return self._leave_to_others(jobs, ended, project, claim, until)
         self.deliveries.abandon(claim)
         return _results(jobs, ended)
 
-    def _wait(self, jobs: Sequence[PredictionJob], until: float) -> dict[str, Outcome]:
-        self.queue.submit(jobs)
-        if not self._waiting.acquire(blocking=False):
+    def _wait(self, jobs: Sequence[PredictionJob], until: float, asker: Asker) -> dict[str, Outcome]:
+        self.queue.submit(jobs, asker=asker)
+        has_place = self._waiting.acquire(blocking=False)
+        if not has_place:
             log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
             until = time.monotonic()
-        else:
-            try:
-                return self.queue.wait(jobs, until=until)
-            finally:
+        try:
+            return self.queue.wait(jobs, until=until, asker=asker)
+        finally:
+            if has_place:
                 self._waiting.release()
-        return self.queue.wait(jobs, until=until)
+            # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
+            self.queue.wanted.stay(asker, self.settings.abandoned_s)
 
     def _defer(
         self, jobs: Sequence[PredictionJob], ended: dict[str, Outcome], project: Project, claim: Claim
@@ -206,12 +228,19 @@ def _job(
     return PredictionJob(
         project=project,
         task={"id": task.id, "data": data},
-        image=str(value),
+        image=_short(str(value)),
         label_config=xml,
         model_version=version,
         output=output,
         request_id=request_id,
     )
+
+
+def _short(value: str) -> str:
+    """An image that is inside its task need not travel twice."""
+    if len(value) <= LONGEST_ADDRESS:
+        return value
+    return f"sha256:{hashlib.sha256(value.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def _results(jobs: Sequence[PredictionJob], ended: dict[str, Outcome]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 
 from backend.connection import text
 
@@ -29,19 +30,25 @@ QUEUED_TTL_S = 24 * 3600
 # The index keeps this many of the newest tasks for /jobs.
 INDEX_SIZE = 20_000
 
-# Per key: "new" when the caller shall enqueue it (unknown, or failed before), else the present state. One round trip,
-# atomic: of parallel requests for one task exactly one hears "new".
+# Per job: "new" when the caller shall enqueue it (unknown, or failed before), else the present state. One round trip,
+# atomic: of parallel requests for one task exactly one hears "new". ARGV: prefix of the records, now, s to live, name
+# of who waits for it (backend/wanted.py) or "".
 RESERVE = """
 local answers = {}
-for i, key in ipairs(KEYS) do
+for i, job in ipairs(KEYS) do
+  local key = ARGV[1] .. job
   local state = redis.call('HGET', key, 'state')
   if not state or state == 'failed' then
     redis.call('DEL', key)
-    redis.call('HSET', key, 'state', 'queued', 'queued_at', ARGV[1])
-    redis.call('EXPIRE', key, ARGV[2])
+    redis.call('HSET', key, 'state', 'queued', 'queued_at', ARGV[2])
+    redis.call('EXPIRE', key, ARGV[3])
     answers[i] = state and 'again' or 'new'
   else
     answers[i] = state
+  end
+  if ARGV[4] ~= '' and state ~= 'done' and state ~= 'parked' then
+    redis.call('SADD', 'transfiner:askers:' .. job, ARGV[4])
+    redis.call('EXPIRE', 'transfiner:askers:' .. job, ARGV[3])
   end
 end
 return answers
@@ -57,6 +64,33 @@ class Outcome:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a worker reads of a task that it takes.
+
+    Attributes:
+        payload: of the PredictionJob; None when nothing is left of it.
+        state: "" for one that is not known any more.
+        attempts: how often a worker has begun it.
+    """
+
+    payload: dict[str, Any] | None
+    state: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task that has ended.
+
+    Attributes:
+        facts: instances, regions, seconds.
+    """
+
+    outcome: Outcome
+    facts: Mapping[str, float]
+
+
 def record_key(job_id: str) -> str:
     return f"transfiner:task:{job_id}"
 
@@ -69,11 +103,11 @@ class Records:
         self.result_ttl_s = result_ttl_s
         self._reserve = connection.register_script(RESERVE)
 
-    def reserve(self, job_ids: Sequence[str]) -> list[str]:
-        """For each id "new" or "again" (the caller must enqueue it) or its present state."""
+    def reserve(self, job_ids: Sequence[str], asker: str = "") -> list[str]:
+        """For each id "new" or "again" (the caller must enqueue it) or its present state; `asker` waits for them."""
         if not job_ids:
             return []
-        answers = self._reserve(keys=[record_key(i) for i in job_ids], args=[time.time(), QUEUED_TTL_S])
+        answers = self._reserve(keys=list(job_ids), args=[record_key(""), time.time(), QUEUED_TTL_S, asker])
         return [text(answer) for answer in answers]
 
     def describe(self, facts: dict[str, dict[str, Any]]) -> None:
@@ -103,39 +137,58 @@ class Records:
                 ended[job_id] = Outcome(error=text(error) or "unknown failure", hint=text(hint))
         return ended
 
-    def start(self, job_ids: Iterable[str], worker: str) -> dict[str, int]:
-        """Mark as running on `worker`; the number of attempts of each, this one included."""
-        ids = list(job_ids)
-        with self.connection.pipeline() as pipe:
-            for job_id in ids:
-                pipe.hset(
-                    record_key(job_id),
-                    mapping={"state": RUNNING, "started_at": time.time(), "worker": worker},
-                )
-                pipe.hincrby(record_key(job_id), "attempts", 1)
-            answers = pipe.execute()
-        return dict(zip(ids, answers[1::2], strict=True))
+    def waiting(self, job_ids: Sequence[str]) -> dict[str, Waiting]:
+        """What a worker needs of tasks that it takes, in one round trip."""
+        rows = self._read(job_ids, ("payload", "state", "attempts"))
+        return {
+            job_id: Waiting(json.loads(payload) if payload else None, text(state), int(attempts or 0))
+            for job_id, (payload, state, attempts) in zip(job_ids, rows, strict=True)
+        }
 
-    def finish(
-        self, job_id: str, outcome: Outcome, *, state: str = "", facts: Mapping[str, object] = {}
-    ) -> None:
+    def start(self, job_ids: Iterable[str], worker: str) -> None:
+        """Mark as running on `worker`, which counts as an attempt."""
+        begun: dict[Any, Any] = {"state": RUNNING, "started_at": time.time(), "worker": worker}
+        with self.connection.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.hset(record_key(job_id), mapping=begun)
+                pipe.hincrby(record_key(job_id), "attempts", 1)
+            pipe.execute()
+
+    def finish(self, job_id: str, outcome: Outcome, *, state: str = "") -> None:
         """Store how a task ended and wake those who wait for it."""
+        with self.connection.pipeline() as pipe:
+            self._finish(pipe, job_id, Ended(outcome, {}), state)
+            pipe.execute()
+
+    def finish_all(
+        self, ended: Mapping[str, Ended], also: Callable[[Pipeline], object] = lambda _: None
+    ) -> None:
+        """The same for a batch in one round trip; `also` adds commands that belong to it."""
+        with self.connection.pipeline() as pipe:
+            for job_id, one in ended.items():
+                self._finish(pipe, job_id, one)
+            also(pipe)
+            pipe.execute()
+
+    def _finish(self, pipe: Pipeline, job_id: str, ended: Ended, state: str = "") -> None:
+        outcome = ended.outcome
         state = state or (DONE if outcome.prediction is not None else FAILED)
-        values = {
+        values: dict[str, Any] = {
             "state": state,
             "finished_at": time.time(),
             "error": outcome.error,
             "hint": outcome.hint,
-            **facts,
+            **ended.facts,
         }
         if outcome.prediction is not None:
             values["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
-        with self.connection.pipeline() as pipe:
-            pipe.hset(record_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
-            pipe.expire(record_key(job_id), self.result_ttl_s if state != PARKED else QUEUED_TTL_S)
-            pipe.hincrby(STATS, f"tasks_{state}", 1)
-            pipe.publish(FINISHED_CHANNEL, job_id)
-            pipe.execute()
+            # Images that came inside the task are large, and nobody runs a finished task again.
+            pipe.hdel(record_key(job_id), "payload")
+        pipe.hset(record_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
+        pipe.expire(record_key(job_id), self.result_ttl_s if state != PARKED else QUEUED_TTL_S)
+        pipe.delete(f"transfiner:askers:{job_id}")
+        pipe.hincrby(STATS, f"tasks_{state}", 1)
+        pipe.publish(FINISHED_CHANNEL, job_id)
 
     def keep(self, job_ids: Iterable[str]) -> None:
         """Keep records whose predictions Label Studio has not taken yet, though their time is over."""
@@ -143,6 +196,16 @@ class Records:
             for job_id in job_ids:
                 pipe.expire(record_key(job_id), QUEUED_TTL_S)
             pipe.execute()
+
+    def queued(self, limit: int) -> dict[str, float]:
+        """Of the newest tasks those that say `queued`, with the time since when."""
+        ids = [text(member) for member in self._newest(limit)]
+        rows = zip(ids, self._read(ids, ("state", "queued_at")), strict=True)
+        return {job_id: float(at or time.time()) for job_id, (state, at) in rows if text(state) == QUEUED}
+
+    def _newest(self, limit: int) -> list[Any]:
+        members: Any = self.connection.zrevrange(INDEX, 0, limit - 1)
+        return list(members)
 
     def requeue(self, job_id: str) -> None:
         self.connection.hset(record_key(job_id), "state", QUEUED)
@@ -158,8 +221,7 @@ class Records:
             "state", "project", "task", "model_version", "queued_at", "started_at", "finished_at", "attempts",
             "worker", "request", "regions", "seconds", "error", "hint", "delivery", "interactive",
         )  # fmt: skip
-        members: Any = self.connection.zrevrange(INDEX, 0, limit - 1)
-        ids = [text(member) for member in members]
+        ids = [text(member) for member in self._newest(limit)]
         rows = zip(ids, self._read(ids, names), strict=True)
         return [
             {"job": job_id, **{name: text(value) for name, value in zip(names, row, strict=True) if value}}

@@ -13,6 +13,7 @@ from redis import RedisError
 from backend.active_models import registry_of
 from backend.deliveries import DEFERRED
 from backend.errors import BadRequestError, ServiceError
+from backend.hanging_up import has_hung_up
 from backend.learning.train_queue import TrainQueue
 from backend.learning.trainers import living_trainers
 from backend.learning.triggers import BUTTON
@@ -26,6 +27,7 @@ from backend.schemas import PredictRequest, SetupRequest, parse
 from backend.served_model import ServedModel
 from backend.service import Service
 from backend.trust import refusal
+from backend.wanted import Asker
 from integration.label_config import parse_label_config
 from integration.webhooks import TrainingRequested, WebhookError, parse_event
 
@@ -122,7 +124,8 @@ def setup() -> Response:
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
     asked = parse(PredictRequest, _body())
-    return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id))
+    asker = Asker(is_gone=has_hung_up(request.environ))
+    return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
 
 
 @routes.get("/versions")

@@ -56,13 +56,16 @@ class Settings(BaseSettings):
     redis_webhook_timeout_s: float = Field(default=0.5, gt=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
     workers: int = Field(default=1, ge=1, le=64)
-    # Tasks that one worker runs as one batch, and how long it waits for more of them, in ms.
+    # Tasks that one worker runs as one batch, and how long an idle one waits for more of them, in ms. Tasks that come
+    # while a batch runs are batched anyway; waiting makes every lone task later.
     max_batch: int = Field(default=4, ge=1, le=256)
-    max_wait_ms: float = Field(default=10.0, ge=0)
+    max_wait_ms: float = Field(default=0.0, ge=0)
     # One batch may run this long, in s, before its tasks fail.
     batch_timeout_s: int = Field(default=300, ge=1)
     # A finished prediction is remembered this long, in s: whoever asks again gets it without computing.
     result_ttl_s: int = Field(default=3600, ge=10)
+    # A waiting task that nobody has waited for during this time, in s, and that cannot be pushed, is dropped.
+    abandoned_s: float = Field(default=120.0, ge=1)
     # A worker that has not been heard of for this long, in s, is dead and its tasks go to another one.
     worker_lost_s: float = Field(default=10.0, ge=1)
     # A task is given up (state `parked`) after killing its worker this often.

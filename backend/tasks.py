@@ -1,7 +1,7 @@
 """What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
 
-One bad image fails its own task and no other. This module is named by queued jobs, so it imports no torch itself; the
-predictor comes with the worker.
+Three stages that a worker may overlap (backend/stretch.py). One bad image fails its own task and no other. This module
+is named by queued jobs, so it imports no torch itself; the predictor comes with the worker.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-from rq import get_current_job
-from rq.timeouts import JobTimeoutException
 
 from backend.careful import Care, Found, predict_carefully
-from backend.effort_scores import find_scorer
 from backend.errors import TaskError
+from backend.fetching import Fetch, Fetcher, Images
 from backend.jobs import PredictionJob
 from backend.predictor import Predictor
-from backend.records import Outcome
+from backend.records import Ended, Outcome
 from backend.served_model import ServedModel
-from integration.images import ImageError
-from integration.label_config import parse_label_config
-from integration.regions import Output, build_prediction
+from backend.writing import write_prediction
 from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
-FETCH_THREADS = 8
-
-
-Fetch = Callable[[PredictionJob, str], np.ndarray]
-Done = Callable[[str, Outcome, Mapping[str, float]], None]
+Done = Callable[[Mapping[str, Ended], Mapping[str, float]], None]
 
 
 class Models(Protocol):
@@ -46,16 +38,32 @@ class Models(Protocol):
     def spare(self, served: ServedModel) -> Predictor | None: ...
 
 
+@dataclass
+class Predicted:
+    """A batch behind the network.
+
+    Attributes:
+        found: what the network saw, or why it did not.
+        models: of each job that has an image.
+        stages_s: seconds of each stage so far.
+    """
+
+    jobs: Mapping[str, PredictionJob]
+    images: dict[str, np.ndarray | TaskError]
+    models: dict[str, ServedModel] = field(default_factory=dict)
+    found: dict[str, Found | TaskError] = field(default_factory=dict)
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+
 class TaskRunner:
     """Runs batches with warm predictors.
 
     Args:
         models: gives the predictor of the version that a job names.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
-        done: called with job id, outcome and figures as soon as a task has ended.
+        done: called with a batch's ended tasks and its stages' seconds.
         tiling: which images are cut, and how.
         tile_batch: tiles of one image predicted together.
-        measured: called after each batch with its stages' seconds.
     """
 
     def __init__(
@@ -66,42 +74,34 @@ class TaskRunner:
         *,
         tiling: Tiling | None = None,
         tile_batch: int = 1,
-        measured: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
         self.models = models
-        self.fetch = fetch
+        self.fetcher = Fetcher(fetch)
         self.done = done
         self.tiling = tiling or Tiling()
         self.tile_batch = tile_batch
-        self.measured = measured
-        self.outcomes: dict[str, Outcome] = {}
 
     def run(self, jobs: Mapping[str, PredictionJob]) -> None:
-        """Predict all of a batch; outcomes are kept for `take`, figures go to `done`. Never raises for a bad task."""
+        """All stages of a batch one after the other. Never raises for a bad task."""
+        self.write(self.predict(jobs, self.fetcher.begin(jobs)))
+
+    def predict(self, jobs: Mapping[str, PredictionJob], images: Images) -> Predicted:
+        """Wait for the images and give them to the network; for the thread that signals interrupt."""
+        batch = Predicted(jobs, images.all())
+        batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
-        images = self._images(jobs)
-        fetched = time.monotonic()
         groups: dict[ServedModel, dict[str, np.ndarray]] = {}
         for job_id, job in jobs.items():
             try:
-                if isinstance(image := images[job_id], np.ndarray):
-                    model = self.models.find(job.project, job.model_version)
+                if isinstance(image := batch.images[job_id], np.ndarray):
+                    model = batch.models[job_id] = self.models.find(job.project, job.model_version)
                     groups.setdefault(model, {})[job_id] = image
             except TaskError as error:
-                images[job_id] = error
-        found: dict[str, Found | TaskError] = {}
+                batch.images[job_id] = error
         for model, arrays in groups.items():
-            found |= self._predicted(model, arrays)
-        predicted = time.monotonic()
-        for job_id, job in jobs.items():
-            self._finish(job_id, job, images[job_id], found.get(job_id), begun)
-        stages = {
-            "images": fetched - begun,
-            "model": predicted - fetched,
-            "regions": time.monotonic() - predicted,
-        }
-        self.measured(stages)
-        log.info("batch of %d: %s", len(jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages.items()))
+            batch.found |= self._predicted(model, arrays)
+        batch.stages_s["model"] = time.monotonic() - begun
+        return batch
 
     def _predicted(
         self, model: ServedModel, images: Mapping[str, np.ndarray]
@@ -121,108 +121,65 @@ class TaskRunner:
             return dict.fromkeys(images, error)
         return predict_carefully(predictor, images, Care(self.tiling, self.tile_batch, spare))
 
-    def take(self, job_id: str, job: PredictionJob) -> Outcome:
-        """The outcome of a job of the last batch; runs it alone when it was in none."""
-        if job_id not in self.outcomes:
-            self.run({job_id: job})
-        return self.outcomes.pop(job_id)
+    def write(self, batch: Predicted) -> None:
+        """Turn what was found into predictions and hand all of them over."""
+        begun = time.monotonic()
+        shared_s = (batch.stages_s["images"] + batch.stages_s["model"]) / len(batch.jobs)
+        ended = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
+        stages_s = {**batch.stages_s, "regions": time.monotonic() - begun}
+        log.info(
+            "batch of %d: %s", len(batch.jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages_s.items())
+        )
+        self.done(ended, stages_s)
 
-    def _images(self, jobs: Mapping[str, PredictionJob]) -> dict[str, np.ndarray | TaskError]:
-        def fetch(job: PredictionJob) -> np.ndarray | TaskError:
-            try:
-                return self.fetch(job, parse_label_config(job.label_config).value_key)
-            except TaskError as error:
-                return error
-            except ImageError as error:
-                return TaskError(str(error))
-            except Exception as error:
-                log.exception("fetching the image of task %s failed unexpectedly", job.task.get("id"))
-                return TaskError(f"The image could not be fetched: {error!r}.", "The worker's log has more.")
+    def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
+        """End all of a batch with the same error."""
+        outcome = Outcome(error=error.error, hint=error.hint)
+        nothing = {"instances": 0, "regions": 0, "seconds": 0.0}
+        self.done(dict.fromkeys(jobs, Ended(outcome, nothing)), {})
 
-        with ThreadPoolExecutor(min(FETCH_THREADS, len(jobs))) as pool:
-            return dict(zip(jobs, pool.map(fetch, jobs.values()), strict=True))
+    def _ended(self, batch: Predicted, job_id: str, shared_s: float) -> Ended:
+        begun = time.monotonic()
+        outcome, instances = self._outcome(batch, job_id)
+        regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
+        seconds = round(shared_s + time.monotonic() - begun, 3)
+        _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
+        return Ended(outcome, {"instances": instances, "regions": regions, "seconds": seconds})
 
-    def _finish(
-        self,
-        job_id: str,
-        job: PredictionJob,
-        image: np.ndarray | TaskError,
-        found: Found | TaskError | None,
-        begun: float,
-    ) -> None:
+    def _outcome(self, batch: Predicted, job_id: str) -> tuple[Outcome, int]:
+        """How a task ended, and how many instances were found."""
+        image, found = batch.images[job_id], batch.found.get(job_id)
         try:
             if isinstance(image, TaskError):
                 raise image
             if found is None or isinstance(found, TaskError):
                 raise found or TaskError("The image was not predicted.")
-            prediction = self._written(job, image, found)
+            height, width = image.shape[:2]
+            directory = batch.models[job_id].directory
+            prediction = write_prediction(batch.jobs[job_id], found, width, height, directory)
         except TaskError as error:
-            self._end(job_id, job, Outcome(error=error.error, hint=error.hint), begun, 0, 0)
-            return
-        regions = len(prediction["result"])
-        self._end(job_id, job, Outcome(prediction=prediction), begun, len(found.instances), regions)
-
-    def _written(self, job: PredictionJob, image: np.ndarray, found: Found) -> dict[str, Any]:
-        height, width = image.shape[:2]
-        try:
-            prediction, report = build_prediction(
-                found.instances, parse_label_config(job.label_config), width=width, height=height,
-                model_version=job.model_version, output=Output(**job.output), seed=f"{job.task.get('id')}:{job.image}",
-                scorer=find_scorer(self.models.find(job.project, job.model_version).directory),
-            )  # fmt: skip
-        except JobTimeoutException:
-            raise
-        except Exception as error:
-            log.exception("turning instances into regions failed")
-            raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-        if changes := report.changes():
-            log.info("task %s: %s", job.task.get("id"), changes)
-        for region in prediction["result"] if found.note else ():
-            # Label Studio keeps this text with the region, so that annotators see it.
-            region.setdefault("meta", {}).setdefault("text", []).append(found.note)
-        return prediction
-
-    def _end(
-        self, job_id: str, job: PredictionJob, outcome: Outcome, begun: float, instances: int, regions: int
-    ) -> None:
-        self.outcomes[job_id] = outcome
-        seconds = round(time.monotonic() - begun, 3)
-        self.done(job_id, outcome, {"instances": instances, "regions": regions, "seconds": seconds})
-        log.info(
-            "task %s of project %s: %s", job.task.get("id"), job.project,
-            outcome.error or f"{instances} object(s), {regions} region(s)",
-            extra={
-                "request_id": job.request_id, "project": job.project, "task": job.task.get("id"), "job": job_id,
-                "version": job.model_version,
-            },
-        )  # fmt: skip
+            return Outcome(error=error.error, hint=error.hint), 0
+        return Outcome(prediction=prediction), len(found.instances)
 
 
-_runner: TaskRunner | None = None
+def _tell(job_id: str, job: PredictionJob, outcome: Outcome, instances: int, regions: int) -> None:
+    log.info(
+        "task %s of project %s: %s", job.task.get("id"), job.project,
+        outcome.error or f"{instances} object(s), {regions} region(s)",
+        extra={
+            "request_id": job.request_id, "project": job.project, "task": job.task.get("id"), "job": job_id,
+            "version": job.model_version,
+        },
+    )  # fmt: skip
 
 
-def use_runner(runner: TaskRunner | None) -> None:
-    """Set the runner of this process; the worker does it once, before it takes jobs."""
-    global _runner
-    _runner = runner
-
-
-def predict_task(payload: dict[str, Any]) -> dict[str, int]:
-    """The function behind every queued job.
-
-    Returns:
-        How many regions there are; the prediction itself is in the task's record.
+def predict_task() -> None:
+    """The function that queued jobs name. Our workers look at the job's id only and run batches of them.
 
     Raises:
-        TaskError: the task failed; RQ then lists it as failed.
+        TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
     """
-    job = get_current_job()
-    if _runner is None or job is None:
-        raise TaskError(
-            "This job was taken by a plain RQ worker, which has no model.",
-            "Start workers with `transfiner worker`.",
-        )
-    outcome = _runner.take(job.id, PredictionJob.from_payload(payload))
-    if outcome.prediction is None:
-        raise TaskError(outcome.error, outcome.hint)
-    return {"regions": len(outcome.prediction["result"])}
+    raise TaskError(
+        "This job was taken by a plain RQ worker, which has no model.",
+        "Start workers with `transfiner worker`.",
+    )

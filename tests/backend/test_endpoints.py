@@ -12,6 +12,7 @@ from backend.app import create_app
 from backend.orphans import Vitals
 from backend.projects import Projects
 from backend.queue_server import free_port
+from backend.records import record_key
 from backend.settings import Settings
 
 DEEP = b"[" * 100_000
@@ -93,16 +94,19 @@ def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, e
     service = client.application.extensions["transfiner"]
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
-    job = service.queue.predict.get_jobs()[0]
-    assert output.items() <= job.args[0]["output"].items()
+    (job_id,) = service.queue.predict.get_job_ids()
+    payload = service.queue.records.waiting([job_id])[job_id].payload
+    assert output.items() <= payload["output"].items()
 
 
-def test_no_secret_travels_in_a_job(client):
+def test_no_secret_travels_in_a_job(client, redis):
     client.post("/setup", json=setup_body("http://ls:8080", TOKEN))
     service = client.application.extensions["transfiner"]
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
-    assert TOKEN not in str(service.queue.predict.get_jobs()[0].args)
+    (job,) = service.queue.predict.get_jobs()
+    assert TOKEN not in str(redis.hgetall(record_key(job.id)))
+    assert TOKEN not in str(job.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from service_parts import CONFIG
 from backend.careful import predict_carefully
 from backend.errors import TaskError
 from backend.jobs import PredictionJob
-from backend.records import Outcome
+from backend.records import Ended, Outcome
 from backend.served_model import ServedModel
 from backend.smaller import grown, is_out_of_memory, shrunk
-from backend.tasks import TaskRunner, predict_task, use_runner
+from backend.tasks import TaskRunner, predict_task
 from integration.images import ImageError
 from model.instance import Instance
 from model.tiling import Tiling
@@ -93,15 +94,17 @@ def run(
             raise found
         return found
 
-    runner = TaskRunner(
-        OneModel(model, spare), fetch, lambda job_id, outcome, _: ended.update({job_id: outcome}),
-        tiling=tiling, tile_batch=2,
-    )  # fmt: skip
+    def done(batch: Mapping[str, Ended], stages_s: Mapping[str, float]) -> None:
+        ended.update({job_id: one.outcome for job_id, one in batch.items()})
+        assert set(stages_s) == {"images", "model", "regions"}
+        assert all(one.facts["seconds"] >= 0 for one in batch.values())
+
+    runner = TaskRunner(OneModel(model, spare), fetch, done, tiling=tiling, tile_batch=2)
     jobs = {
         name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images
     }
     runner.run(jobs)
-    assert ended == runner.outcomes
+    assert list(ended) == list(jobs)
     return ended
 
 
@@ -244,6 +247,5 @@ def test_grown_instances_have_the_size_of_the_whole_image(width, height, factor)
 
 
 def test_a_plain_rq_worker_is_told_that_it_has_no_model():
-    use_runner(None)
     with pytest.raises(TaskError, match="transfiner worker"):
-        predict_task({})
+        predict_task()
