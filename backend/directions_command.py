@@ -18,7 +18,7 @@ from backend.settings import SHIPPED_MODEL
 @click.option("--table", "tables", type=click.Choice(["2", "4", "5", "6", "8"]), multiple=True,
               help="Only this table; repeatable.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True,
-              help="Wall clock to fit the number of training steps to, on a machine as busy as at the start.")  # fmt: skip
+              help="Wall clock to fit the training steps to, timed at the start.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(0), default=0,
               help="Of each training, instead of what fits into --minutes.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of every row.")

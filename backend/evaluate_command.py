@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 
+from backend.served.options import served_options
+
 
 @click.command()
-@click.option("--weights", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True,
-              help="Checkpoint directory.")  # fmt: skip
+@click.option("--weights", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Checkpoint directory; may be left out with --served.")  # fmt: skip
 @click.option(
     "--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes."
 )
@@ -24,7 +26,11 @@ import click
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, default=0, help="Threads of the arithmetic; 0: the machine's.")
+@click.option(
+    "--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's."
+)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True,
+              help="That share a CPU; same figures with the same --threads (1 each by default).")  # fmt: skip
 @click.option(
     "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
 )
@@ -32,16 +38,19 @@ import click
               help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
 @click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
+@served_options
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
-    weights: Path, split: str | None, coco: tuple[Path, Path] | None, named: str | None, submission: Path | None,
+    weights: Path | None, split: str | None, coco: tuple[Path, Path] | None, named: str | None, submission: Path | None,
     count: int, ratio: float, device: str,
-    threads: int, overrides: tuple[tuple[str, str], ...], picture: Path | None, rows: int, card: bool, as_json: bool,
+    threads: int, processes: int, overrides: tuple[tuple[str, str], ...], picture: Path | None, rows: int, card: bool,
+    as_json: bool, served: str | None, **served_as: Any,
 ) -> None:  # fmt: skip
-    """Measure mask AP and boundary AP of a model's refined and coarse masks.
+    """Measure mask AP and boundary AP of a model's refined and coarse masks, or of what a running API serves.
 
     \b
     Example: transfiner evaluate --weights model/weights/scenes-small --scenes val --count 200
+             transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
     """
     import torch
 
@@ -53,10 +62,27 @@ def evaluate(
 
     if sum(one is not None for one in (split, coco, named)) != 1:
         raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
-    if threads > 0:
-        torch.set_num_threads(threads)
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    if threads > 0 or processes > 1:
+        torch.set_num_threads(threads or 1)
     name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
     samples = open_set(name)
+    flat = [part for pair in overrides for part in pair]
+    how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
+    if served:
+        if submission or picture or card:
+            raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
+        from backend.served.command import asked_of, evaluate_served
+        from backend.served.gap import as_text
+
+        found = evaluate_served(
+            asked_of({"served": served, **served_as}), samples, name, weights=weights, **how
+        )
+        click.echo(json.dumps(found) if as_json else as_text(found))
+        return
+    if weights is None:
+        raise click.UsageError("--weights is missing; only --served does without")
     drawn = Comparison(rows) if picture else None
     if submission and not isinstance(samples, CocoSet):
         raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
@@ -67,16 +93,13 @@ def evaluate(
             if one is not None:
                 one(sample, found)
 
-    flat = [part for pair in overrides for part in pair]
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
             weights,
             samples,
-            device=device,
-            ratio=ratio,
-            overrides=flat,
             progress=lambda _: bar.update(1),
-            observe=observe,
+            observe=observe if drawn or submitted else None,
+            **how,
         )
     if picture and drawn:
         drawn.save(picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,12 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
               help="Leave out predictions of categories that the ground truth lacks, and say how many.")  # fmt: skip
 @click.option("--benchmark", is_flag=True,
               help="Time boundary AP beside faster-coco-eval, by default on the perturbed truth.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(0), default=0,
+              help="To share much work among; 0: one a core. The numbers are the same.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     truth: Path, found: Path | None, metric: str, layout: str, ratio: float | None, mask_areas: bool, lenient: bool,
-    benchmark: bool, as_json: bool,
+    benchmark: bool, processes: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure predictions on disk against ground truth: COCO, LVIS, Cityscapes, BDD100K.
 
@@ -59,6 +62,7 @@ def score(
             ratio=ratio,
             mask_areas=mask_areas,
             unknown_categories=lenient,
+            processes=processes or os.cpu_count() or 1,
             progress=_Progress(),
         )
     except RecordError as error:

@@ -10,7 +10,7 @@ A bitmask is H x W x 4, uint8: category, attributes (1 ignored, 2 crowd), instan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -106,6 +106,13 @@ class Bdd100kEvaluation:
         self._truth.append(ours)
         self._found.append(theirs)
         self._matches.append(matches)
+
+    def join(self, other: Bdd100kEvaluation) -> None:
+        """Take in what another evaluation collected, as if its images had been added here."""
+        before = len(self._truth)
+        self._truth += [replace(one, image=one.image + before) for one in other._truth]
+        self._found += [replace(one, image=one.image + before) for one in other._found]
+        self._matches += other._matches
 
     def numbers(self) -> dict[str, float]:
         """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""

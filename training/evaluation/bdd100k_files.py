@@ -15,20 +15,28 @@ import numpy as np
 from PIL import Image
 
 from training.evaluation.bdd100k_ap import Bdd100kEvaluation, merged
-from training.evaluation.coco_ap import Kind
 from training.evaluation.coco_reading import RecordError, is_integer, is_number, read_json
+from training.evaluation.in_processes import in_order
+from training.evaluation.pairs import Kind
 
+CHUNK = 4  # images that a process reads in one go
 Scores = dict[str, dict[int, float]]
 
 
 def bdd100k_ap(
-    truths: Path, found: Path, kind: Kind = "segm", *, progress: Callable[[int, int], object] = max
+    truths: Path,
+    found: Path,
+    kind: Kind = "segm",
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int], object] = max,
 ) -> tuple[dict[str, float], int, int]:
     """(numbers, images, detections) of a folder of predictions for a folder of ground truth, read image by image.
 
     Args:
         truths: with a bitmask each image, for instance ``labels/ins_seg/bitmasks/val``.
         found: with one ``.json`` of scores, and bitmasks of the same names at any depth.
+        processes: to share the images among; the numbers are the same.
         progress: told (images done, images in all).
 
     Raises:
@@ -45,18 +53,29 @@ def bdd100k_ap(
         raise RecordError(f"{found}: holds {len(lists)} .json files; expected exactly one, with the scores")
     scores = read_scores(lists[0])
     bitmasks = {one.name: one for one in found.rglob("*.png")}
-    evaluation, count = Bdd100kEvaluation(), 0
-    for done, path in enumerate(images, 1):
+    for path in images:
         if path.name not in bitmasks or path.name not in scores:
             where = found if path.name not in bitmasks else lists[0]
             raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
-        try:
-            evaluation.add(read_bitmask(path), read_bitmask(bitmasks[path.name]), scores[path.name])
-        except ValueError as error:
-            raise RecordError(f"{bitmasks[path.name]} (truth {path}): {error}") from error
-        count += len(scores[path.name])
+    evaluation, done = Bdd100kEvaluation(), 0
+    given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
+    work = [(given[start : start + CHUNK],) for start in range(0, len(given), CHUNK)]
+    for part, read in in_order(_evaluated, work, processes):
+        evaluation.join(part)
+        done += read
         progress(done, len(images))
-    return evaluation.numbers(), len(images), count
+    return evaluation.numbers(), len(images), sum(len(one) for _, _, one in given)
+
+
+def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> tuple[Bdd100kEvaluation, int]:
+    """(some images collected, how many they are), from (truth, bitmask, scores) of each."""
+    evaluation = Bdd100kEvaluation()
+    for path, bitmask, scores in images:
+        try:
+            evaluation.add(read_bitmask(path), read_bitmask(bitmask), scores)
+        except ValueError as error:
+            raise RecordError(f"{bitmask} (truth {path}): {error}") from error
+    return evaluation, len(images)
 
 
 def read_bitmask(path: Path) -> np.ndarray:

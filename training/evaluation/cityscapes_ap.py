@@ -84,6 +84,12 @@ class CityscapesEvaluation:
                 touched = self._touched(instance_ids, band, mask, label, areas, band_areas)
                 self._found[label].append(_record(touched, truths, areas, instance_ids[mask], float(score)))
 
+    def join(self, other: CityscapesEvaluation) -> None:
+        """Take in what another evaluation collected, as if its images had been added here."""
+        for label in self._truths:
+            self._truths[label] += other._truths[label]
+            self._found[label] += other._found[label]
+
     def _band(self, instance_ids: np.ndarray, truths: dict[int, _Truth]) -> np.ndarray:
         """The boundaries of all truths, -1 elsewhere."""
         band = np.full(instance_ids.shape, -1, np.int64)

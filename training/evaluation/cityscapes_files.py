@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from training.evaluation.cityscapes_ap import LARGEST_LABEL, RATIO, CityscapesEvaluation
-from training.evaluation.coco_ap import Kind
 from training.evaluation.coco_reading import RecordError
+from training.evaluation.in_processes import in_order
+from training.evaluation.pairs import Kind
 
 ENDING = "_gtFine_instanceIds.png"
+CHUNK = 4  # images that a process reads in one go
 Line = tuple[Path, int, float]
 
 
@@ -27,6 +30,7 @@ def cityscapes_ap(
     kind: Kind = "segm",
     *,
     ratio: float = RATIO,
+    processes: int = 1,
     progress: Callable[[int, int], object] = max,
 ) -> tuple[dict[str, float], int, int]:
     """(numbers, images, detections) of a folder of predictions for a folder of ground truth, read image by image.
@@ -36,6 +40,7 @@ def cityscapes_ap(
         found: searched for the prediction files.
         kind: ``segm`` or ``boundary``.
         ratio: boundary width / image diagonal.
+        processes: to share the images among; the numbers are the same.
         progress: told (images done, images in all).
 
     Raises:
@@ -52,15 +57,32 @@ def cityscapes_ap(
             f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it"
         )
     texts = sorted(found.rglob("*.txt"))
-    evaluation, count = CityscapesEvaluation("boundary" if kind == "boundary" else "segm", ratio), 0
-    for done, path in enumerate(images, 1):
+    compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
+    evaluation, count, done = CityscapesEvaluation(compared, ratio), 0, 0
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    work = [
+        ([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio)
+        for some in chunks
+    ]
+    for part, lines, read in in_order(_evaluated, work, processes):
+        evaluation.join(part)
+        count, done = count + lines, done + read
+        progress(done, len(images))
+    return evaluation.numbers(), len(images), count
+
+
+def _evaluated(
+    images: list[tuple[Path, Path]], found: Path, kind: Literal["segm", "boundary"], ratio: float
+) -> tuple[CityscapesEvaluation, int, int]:
+    """(some images collected, their detections, how many they are), from (truth, prediction file) of each."""
+    evaluation, count = CityscapesEvaluation(kind, ratio), 0
+    for path, text in images:
         ids = read_instance_ids(path)
-        lines = read_lines(_prediction_of(path, texts, found), found)
+        lines = read_lines(text, found)
         masks = [read_mask(mask, ids.shape) for mask, _, _ in lines]
         evaluation.add(ids, masks, [label for _, label, _ in lines], [score for _, _, score in lines])
         count += len(lines)
-        progress(done, len(images))
-    return evaluation.numbers(), len(images), count
+    return evaluation, count, len(images)
 
 
 def _prediction_of(truth: Path, texts: Sequence[Path], found: Path) -> Path:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pycocotools.coco import COCO
 
-from training.evaluation.boundary import with_boundaries
 from training.evaluation.coco_records import category_names, detections, in_order, truths
 from training.evaluation.matching import match
 from training.evaluation.objects import Objects
-from training.evaluation.overlaps import overlapping
+from training.evaluation.overlaps import Pairs
+from training.evaluation.pairs import Kind, Progress, compared
 from training.evaluation.precision import Curves, curves, precisions, recalls
 
-Kind = Literal["segm", "bbox", "boundary"]
 _MOST = (1, 10, 100)
 
 
@@ -32,6 +31,8 @@ def coco_ap(
     *,
     ratio: float = 0.02,
     mask_areas: bool = False,
+    processes: int = 1,
+    progress: Progress = max,
 ) -> dict[str, float]:
     """The same from checked records.
 
@@ -41,20 +42,19 @@ def coco_ap(
         kind: what is compared.
         ratio: boundary width / image diagonal.
         mask_areas: see `coco_records.detections`.
+        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_order(truths(dataset, masks=masks))
     results = in_order(detections(dataset, found, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
     names = category_names(dataset)
-    outcome = measured(truth, results, kind, categories=len(names), most=_MOST, ratio=ratio)
+    pairs = compared(truth, results, kind, ratio, processes=processes, progress=progress)
+    outcome = measured(truth, results, pairs, categories=len(names), most=_MOST)
     return precisions(outcome, names) | recalls(outcome, _MOST)
 
 
 def measured(
-    truth: Objects, found: Objects, kind: Kind, *, categories: int, most: tuple[int, ...], ratio: float
+    truth: Objects, found: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]
 ) -> Curves:
-    """Precision and recall of detections, both sorted as `in_order` does."""
-    pairs = overlapping(truth, found, boxes=kind == "bbox")
-    if kind == "boundary":
-        pairs = with_boundaries(pairs, truth, found, ratio)
+    """Precision and recall of detections, both sorted as `in_order` does, from their candidate pairs."""
     return curves(truth, found, match(truth, found, pairs), categories, most)

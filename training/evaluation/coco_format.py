@@ -34,6 +34,12 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
     return encoded
 
 
+def decoded(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
+    """bool N x H x W of compressed RLEs of one image."""
+    masks = [rle.decode(one).astype(bool) for one in packed]
+    return np.array(masks, bool).reshape(-1, *shape_hw)
+
+
 class TruthBuilder:
     """Collects samples into a COCO ground truth; categories are numbered from 1 in the order of the classes."""
 
@@ -55,6 +61,12 @@ class TruthBuilder:
             }
             measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
+
+    def join(self, other: TruthBuilder) -> None:
+        """Take in what another builder of the same classes collected, as if it had been added here."""
+        before = len(self.annotations)
+        self.images += other.images
+        self.annotations += [{**one, "id": one["id"] + before} for one in other.annotations]
 
     def build(self) -> COCO:
         """The index that COCO's evaluation reads."""

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.coco_ap import Kind, measured
+from training.evaluation.coco_ap import measured
 from training.evaluation.coco_records import category_names, detections, in_order, truths
 from training.evaluation.objects import Objects
+from training.evaluation.pairs import Kind, Progress, compared
 from training.evaluation.precision import mean, precisions, recalls
 
 MOST = 300
@@ -21,7 +22,13 @@ _FREQUENCIES = ("r", "c", "f")
 
 
 def lvis_ap(
-    dataset: dict[str, Any], found: list[dict[str, Any]], kind: Kind, *, ratio: float = 0.02
+    dataset: dict[str, Any],
+    found: list[dict[str, Any]],
+    kind: Kind,
+    *,
+    ratio: float = 0.02,
+    processes: int = 1,
+    progress: Progress = max,
 ) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
 
@@ -30,6 +37,7 @@ def lvis_ap(
         found: COCO results; those with boxes have the boxes' areas, as in the reference.
         kind: what is compared.
         ratio: boundary width / image diagonal.
+        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_order(truths(dataset, masks=masks, federated=True))
@@ -37,7 +45,9 @@ def lvis_ap(
     results = results[_best_of_each_image(results)]
     results = _judged(dataset, truth, results[results.area > 0])
     names = category_names(dataset)
-    outcome = measured(truth, in_order(results), kind, categories=len(names), most=(MOST,), ratio=ratio)
+    results = in_order(results)
+    pairs = compared(truth, results, kind, ratio, processes=processes, progress=progress)
+    outcome = measured(truth, results, pairs, categories=len(names), most=(MOST,))
     values = precisions(outcome, names)
     kinds = [one.get("frequency") for one in sorted(dataset["categories"], key=lambda one: one["id"])]
     for frequency in _FREQUENCIES:

@@ -1,4 +1,8 @@
-"""Evaluate a checkpoint on a set: mask AP and boundary AP of the refined and of the coarse masks, from one pass."""
+"""Evaluate a checkpoint on a set: mask AP and boundary AP of the refined and of the coarse masks, from one pass.
+
+The pass may be shared among processes, each with the network of its own: images do not know of each other, and the
+arithmetic of an image is the same wherever it is done, with the same number of threads.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +20,17 @@ from detectron2.structures import Instances
 from torch import nn
 
 from model.checkpoint import load_checkpoint
+from model.checkpoint_metadata import read_metadata
 from model.network import build_network
 from model.state_keys import load_weights
 from training.datasets import AnySet, Sample
-from training.evaluation.boundary_ap import boundary_ap
-from training.evaluation.coco_ap import mask_ap
-from training.evaluation.coco_format import TruthBuilder, detections
+from training.evaluation.coco_ap import coco_ap
+from training.evaluation.coco_format import TruthBuilder, decoded, detections
+from training.evaluation.in_processes import in_order
 from training.mapper import to_network_input
 
 Metrics = dict[str, dict[str, float]]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ def evaluate_checkpoint(
     device: str = "cpu",
     ratio: float = 0.02,
     overrides: list[str] | None = None,
+    processes: int = 1,
     progress: Callable[[int], object] = int,
     observe: Callable[[Sample, Instances], object] | None = None,
 ) -> Evaluation:
@@ -94,40 +101,110 @@ def evaluate_checkpoint(
         samples: the set; its classes must be the checkpoint's.
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
         overrides: configuration keys and values, alternating.
+        processes: that share the images (on a CPU), each with this one's number of threads.
         progress: told how many images are done.
         observe: shown each sample with what was found on it, to draw it for instance.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
     """
-    network, cfg, names = load_for_evaluation(directory, device, overrides)
+    names = tuple(read_metadata(directory)["classes"])
     if names != samples.class_names:
         raise ValueError(
             f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}"
         )
-    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    truth, refined, coarse, seconds = TruthBuilder(names), [], [], 0.0
-    for index in range(len(samples)):
-        sample = samples[index]
-        truth.add(sample)
-        started_s = time.perf_counter()
-        found = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
-        seconds += time.perf_counter() - started_s
-        scores, classes = found.scores.numpy(), found.pred_classes.numpy()
-        refined += detections(sample.image_id, _masks(found.pred_masks), scores, classes)
-        coarse += detections(sample.image_id, _masks(found.pred_coarse_masks), scores, classes)
+    truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
+    given = (directory, samples, device, overrides, torch.get_num_threads())
+    indices = [(index, processes <= 1 and observe is not None) for index in range(len(samples))]
+    for done, seen in enumerate(in_order(_look, indices, processes, start=_open, start_with=given), 1):
+        truth.join(seen.truth)
+        refined += seen.refined
+        coarse += seen.coarse
+        seconds += seen.seconds
         if observe is not None:
-            observe(sample, found)
-        progress(index + 1)
-    index_of_truth = truth.build()
+            observe(*(seen.shown or (samples[done - 1], seen.rebuilt())))
+        progress(done)
+    _close()
+    dataset = truth.build().dataset
 
-    def measure(results: list[dict[str, Any]]) -> Metrics:
+    def measure(results: list[Result]) -> Metrics:
         return {
-            "mask": mask_ap(index_of_truth, results),
-            "boundary": boundary_ap(index_of_truth, results, ratio=ratio),
+            "mask": coco_ap(dataset, results, "segm", processes=processes),
+            "boundary": coco_ap(dataset, results, "boundary", ratio=ratio, processes=processes),
         }
 
     return Evaluation(measure(refined), measure(coarse), len(samples), seconds / max(1, len(samples)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a network made of one image.
+
+    Attributes:
+        truth: of this image alone. refined, coarse: COCO results, of the same detections.
+        seconds: of the network.
+        shown: the sample and its detections as they were, if somebody here wants to see them.
+    """
+
+    truth: TruthBuilder
+    refined: list[Result]
+    coarse: list[Result]
+    seconds: float
+    shown: tuple[Sample, Instances] | None
+
+    def rebuilt(self) -> Instances:
+        """The detections' masks, scores and classes again, from their results."""
+        image = self.truth.images[0]
+        shape = (image["height"], image["width"])
+        kinds = {"pred_masks": self.refined, "pred_coarse_masks": self.coarse}
+        masks = {
+            name: decoded([one["segmentation"] for one in found], shape) for name, found in kinds.items()
+        }
+        return Instances(
+            shape,
+            scores=torch.tensor([one["score"] for one in self.refined], dtype=torch.float32),
+            pred_classes=torch.tensor([one["category_id"] - 1 for one in self.refined], dtype=torch.int64),
+            **{name: torch.from_numpy(one) for name, one in masks.items()},
+        )
+
+
+class _Open(NamedTuple):
+    """What a process needs to look at images."""
+
+    network: nn.Module
+    cfg: CfgNode
+    samples: AnySet
+
+
+_opened: _Open | None = None
+
+
+def _open(directory: Path, samples: AnySet, device: str, overrides: list[str] | None, threads: int) -> None:
+    """Load the network into this process."""
+    global _opened
+    torch.set_num_threads(threads)
+    network, cfg, _ = load_for_evaluation(directory, device, overrides)
+    _opened = _Open(network, cfg, samples)
+
+
+def _close() -> None:
+    global _opened
+    _opened = None
+
+
+def _look(index: int, keep: bool) -> _Seen:
+    assert _opened is not None
+    network, cfg, samples = _opened
+    sample, truth = samples[index], TruthBuilder(samples.class_names)
+    truth.add(sample)
+    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    began_s = time.perf_counter()
+    found = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
+    seconds = time.perf_counter() - began_s
+    scores, classes = found.scores.numpy(), found.pred_classes.numpy()
+    kinds = [detections(sample.image_id, _masks(masks), scores, classes)
+             for masks in (found.pred_masks, found.pred_coarse_masks)]  # fmt: skip
+    return _Seen(truth, kinds[0], kinds[1], seconds, (sample, found) if keep else None)
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 from training.evaluation.bdd100k_files import bdd100k_ap
 from training.evaluation.cityscapes_ap import RATIO as CITYSCAPES_RATIO
 from training.evaluation.cityscapes_files import cityscapes_ap
-from training.evaluation.coco_ap import Kind, coco_ap
+from training.evaluation.coco_ap import coco_ap
 from training.evaluation.coco_reading import read_results, read_truth
 from training.evaluation.lvis_ap import lvis_ap
+from training.evaluation.pairs import Kind, Progress
 
 METRICS: dict[str, tuple[bool, Kind]] = {  # name -> (LVIS's rules, what is compared)
     "segm": (False, "segm"),
@@ -25,7 +25,6 @@ METRICS: dict[str, tuple[bool, Kind]] = {  # name -> (LVIS's rules, what is comp
 }
 LAYOUTS = ("coco", "cityscapes", "bdd100k")
 COCO_RATIO = 0.02
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,7 @@ def score(
     ratio: float | None = None,
     mask_areas: bool = False,
     unknown_categories: bool = False,
+    processes: int = 1,
     progress: Progress = max,
 ) -> Score:
     """Evaluate predictions.
@@ -84,7 +84,8 @@ def score(
         ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
         mask_areas: see `coco_records.detections`.
         unknown_categories: leave out results of categories that the ground truth lacks instead of refusing them.
-        progress: told (images done, images in all) where images are read one by one.
+        processes: to share the work among; the numbers are the same.
+        progress: told (images done, images in all).
 
     Raises:
         RecordError: a file is malformed; the message names file, index and field.
@@ -95,28 +96,30 @@ def score(
             f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}"
         )
     if layout == "coco":
-        return _score_coco(truth, found, metric, ratio or COCO_RATIO, mask_areas, unknown_categories)
+        shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
+        return _score_coco(truth, found, metric, mask_areas, unknown_categories, shared)
     federated, kind = METRICS[metric]
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
-        measured = cityscapes_ap(truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, progress=progress)
+        measured = cityscapes_ap(truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes,
+                                 progress=progress)  # fmt: skip
     else:
-        measured = bdd100k_ap(truth, found, kind, progress=progress)
+        measured = bdd100k_ap(truth, found, kind, processes=processes, progress=progress)
     return Score(layout, metric, *measured)
 
 
 def _score_coco(
-    truth: Path, found: Path, metric: str, ratio: float, mask_areas: bool, unknown_categories: bool
+    truth: Path, found: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
     dataset = read_truth(truth, masks=masks, federated=federated)
     results, left_out = read_results(found, dataset, masks=masks, unknown_categories=unknown_categories)
     if federated:
-        numbers = lvis_ap(dataset, results, kind, ratio=ratio)
+        numbers = lvis_ap(dataset, results, kind, **shared)
     else:
-        numbers = coco_ap(dataset, results, kind, ratio=ratio, mask_areas=mask_areas)
+        numbers = coco_ap(dataset, results, kind, mask_areas=mask_areas, **shared)
     notes = [f"{left_out} results of unknown categories were left out"] if left_out else []
     if masks and not mask_areas and results and results[0].get("bbox"):
         notes.append(

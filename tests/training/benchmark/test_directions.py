@@ -67,7 +67,9 @@ def test_a_head_starts_from_the_detectors_coarse_mask_alone(detector: Path) -> N
     cfg, state, _ = load_checkpoint(detector)
     heads = mask_branch(variant_config(cfg, row_of(4, "all"), iterations=1, seed=3), state)
     own = heads.state_dict()
-    assert torch.equal(own["mask_head.mask_fcn1.weight"], state["roi_heads.mask_head.mask_fcn1.weight"].float())
+    assert torch.equal(
+        own["mask_head.mask_fcn1.weight"], state["roi_heads.mask_head.mask_fcn1.weight"].float()
+    )
     name = "mask_head.encoder.layers.0.linear1.weight"
     assert not torch.equal(own[name], state[f"roi_heads.{name}"].float())
     assert not any(one.requires_grad for name, one in heads.named_parameters() if name.startswith("box"))
@@ -99,10 +101,14 @@ def test_the_run_goes_end_to_end_and_is_not_repeated(
     assert "trainings, about" not in again.stderr
 
 
-def test_steps_are_fitted_once_to_the_minutes(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_fitted_once_to_the_minutes(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared, "LEAST_SCORE", 0.0)
     monkeypatch.setattr("training.benchmark.directions.running._work", lambda setting, task: task)
-    setting = Setting(detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1)
+    setting = Setting(
+        detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1
+    )
     assert run(setting, lambda _: None, lambda _: None) == 20  # the least
     told: list[str] = []
     assert run(setting, told.append, lambda _: None) == 20

@@ -1,7 +1,7 @@
 """Differences between two rows with intervals, paired by image and by seed.
 
-One bootstrap over both: every resample draws scenes with replacement, and seeds with replacement; both rows are measured
-on the same draw, so what a scene or a seed is easy or hard for both cancels. A resample of S seeds varies less than S
+One bootstrap over both: every resample draws scenes with replacement, and seeds with replacement; both rows are
+measured on the same draw, so what a scene or a seed is easy or hard for both cancels. A resample of S seeds varies less than S
 new ones would, by sqrt((S - 1) / S); deviations from the seeds' mean are stretched by its inverse.
 Shapes: N scenes, S seeds, B resamples, T IoU thresholds.
 """
@@ -48,7 +48,7 @@ class Difference:
 def resampled_ap(
     dataset: dict[str, Any], found: Sequence[dict[str, Any]], weights: np.ndarray, *, ratio: float
 ) -> dict[str, np.ndarray]:
-    """"mask" and "boundary" AP in points under (B, N) weights of the scenes: (B,) each."""
+    """ "mask" and "boundary" AP in points under (B, N) weights of the scenes: (B,) each."""
     values = {}
     for kind in KINDS:
         ranked = ranked_matches(dataset, found, boundary=kind == "boundary", ratio=ratio)
@@ -70,7 +70,9 @@ def difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFID
         ValueError: the shapes differ, or there is no seed.
     """
     if first.shape != second.shape or not len(first):
-        raise ValueError(f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}")
+        raise ValueError(
+            f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}"
+        )
     apart = second - first
     seeds, resamples = apart.shape[0], apart.shape[1] - 1
     by_seed = tuple(float(one) for one in apart[:, 0])

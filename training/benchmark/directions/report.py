@@ -124,14 +124,15 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"# Directions of Tables {', '.join(map(str, facts['tables']))} at miniature scale",
         "",
         f"One frozen detector (`{facts['weights']}`); mask heads alone are trained, each {facts['steps']} steps on the "
-        f"same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, masks "
-        f"of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score {LEAST_SCORE} "
+        f"same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
+        f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score {LEAST_SCORE} "
         "on, the same for every row. Points of AP say nothing about COCO; signs and their certainty are what counts.",
         "",
         f"A difference is second minus first: paper / **measured** [{100 * facts['confidence']:.0f} % interval of a "
         f"bootstrap paired by scene and seed, {facts['resamples']} resamples]. It is called significant where the "
         "interval leaves out 0 and every seed has the same sign. With so many differences, one in twenty intervals "
-        "leaves out 0 by chance." + ("" if facts["seeds"] > 1 else " One seed says nothing about other trainings."),
+        "leaves out 0 by chance."
+        + ("" if facts["seeds"] > 1 else " One seed says nothing about other trainings."),
         "",
         "| table | first | second | mask AP | | boundary AP | |",
         "|---|---|---|---|---|---|---|",
@@ -146,7 +147,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         figures = " | ".join(f"{np.mean(row[kind]):.1f} ± {_spread(row[kind]):.1f}" for kind in KINDS)
         lines.append(f"| {row['table']} | {row['row']} | {figures} |")
     lines += ["", "Mean over the seeds ± their standard deviation."]
-    lines += [f"- Table {one['table']}, {one['row']}: not compared, {one['why']}." for one in report["left_out"]]
+    lines += [
+        f"- Table {one['table']}, {one['row']}: not compared, {one['why']}." for one in report["left_out"]
+    ]
     return "\n".join([*lines, "", "![directions](directions.png)"]) + "\n"
 
 
@@ -154,7 +157,9 @@ def summary(report: dict[str, Any]) -> str:
     """One sentence: how many claims came out how."""
     verdicts = [claim[kind]["verdict"] for claim in report["claims"] for kind in KINDS]
     kinds = sorted(set(verdicts), key=verdicts.count, reverse=True)
-    return f"Of {len(verdicts)} differences: " + ", ".join(f"{verdicts.count(one)} {one}" for one in kinds) + "."
+    return (
+        f"Of {len(verdicts)} differences: " + ", ".join(f"{verdicts.count(one)} {one}" for one in kinds) + "."
+    )
 
 
 def _spread(values: list[float]) -> float:
@@ -174,4 +179,3 @@ def write(folder: Path, report: dict[str, Any]) -> list[Path]:
     files[1].write_text(as_markdown(report), encoding="utf-8")
     draw(report, files[2])
     return files
-

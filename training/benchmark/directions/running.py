@@ -19,7 +19,13 @@ from model.checkpoint import load_checkpoint
 from training.benchmark.directions.looking import look
 from training.benchmark.directions.shared import SharedDetector
 from training.benchmark.directions.teaching import mask_branch, teach
-from training.benchmark.directions.variants import compared_rows, measured_config, name_of, row_of, variant_config
+from training.benchmark.directions.variants import (
+    compared_rows,
+    measured_config,
+    name_of,
+    row_of,
+    variant_config,
+)
 from training.evaluation.in_processes import in_order
 
 PLAN_FILE = "plan.json"
@@ -90,7 +96,9 @@ def run(setting: Setting, tell: Callable[[str], object], after_seed: Callable[[i
     for done, task in enumerate(in_order(_work, arguments, setting.processes), 1):
         each_s = (time.monotonic() - begun_s) / done
         rows = ", ".join(f"table {number} {key}" for number, key in task.measured.values())
-        tell(f"{done} of {total} trainings, about {each_s * (total - done) / 60:.1f} min left: seed {task.seed}, {rows}")
+        tell(
+            f"{done} of {total} trainings, about {each_s * (total - done) / 60:.1f} min left: seed {task.seed}, {rows}"
+        )
         if done == total or left[done].seed != task.seed:
             after_seed(task.seed + 1)
     if not total:
@@ -165,7 +173,9 @@ def _is_done(setting: Setting, task: Task) -> bool:
 
 def result_file(setting: Setting, name: str) -> Path:
     """Where a measurement is kept; its scenes are part of its name."""
-    return setting.folder / "results" / f"{name}-{setting.scenes}-{setting.images}-{setting.coarse_steps}.json"
+    return (
+        setting.folder / "results" / f"{name}-{setting.scenes}-{setting.images}-{setting.coarse_steps}.json"
+    )
 
 
 def planned_steps(setting: Setting) -> int:

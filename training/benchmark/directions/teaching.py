@@ -41,9 +41,7 @@ def mask_branch(cfg: CfgNode, start: dict[str, Tensor]) -> nn.Module:
     heads: nn.Module = build_roi_heads(cfg, shapes)
     own = heads.state_dict()
     fitting = {
-        name.removeprefix("roi_heads."): value.float()
-        for name, value in start.items()
-        if _COARSE.match(name)
+        name.removeprefix("roi_heads."): value.float() for name, value in start.items() if _COARSE.match(name)
     }
     absent = [name for name in fitting if name not in own or own[name].shape != fitting[name].shape]
     if absent or not fitting:

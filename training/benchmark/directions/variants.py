@@ -14,7 +14,10 @@ from training.config import add_training_config, get_training_config
 TABLE_NUMBERS = (2, 4, 5, 6, 8)
 # (table, row) -> why it is not compared here.
 LEFT_OUT = {
-    (6, "pointrend"): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
+    (
+        6,
+        "pointrend",
+    ): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
     "start where the others start",
 }
 # Each pair is one claim of a table; the difference is second minus first, its expected sign the paper's.
@@ -79,7 +82,10 @@ def compared_rows(numbers: tuple[int, ...] = TABLE_NUMBERS) -> list[tuple[Table,
     """Every row that takes part in a comparison, once a table, in the tables' order."""
     wanted = {(one.table.number, row.key) for one in comparisons(numbers) for row in (one.first, one.second)}
     return [
-        (TABLES[number], row) for number in numbers for row in TABLES[number].rows if (number, row.key) in wanted
+        (TABLES[number], row)
+        for number in numbers
+        for row in TABLES[number].rows
+        if (number, row.key) in wanted
     ]
 
 
