@@ -23,15 +23,18 @@ class StandIn:
     """A Label Studio of one project that can be taken down. Counts what is stored for each task, as it has no lock.
 
     Attributes:
+        files: pictures under /data/files/<name>.
         forgets_to_answer: imports that are stored and then answered 504, as a proxy in front would.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
         self.rows: list[Json] = []
+        self.files: dict[str, bytes] = {}
         self.forgets_to_answer = 0
         self._app = Flask("stand-in")
         self._app.add_url_rule("/data/upload/<int:width>/<name>", view_func=self._image)
+        self._app.add_url_rule("/data/files/<name>", view_func=self._file)
         rule = "/api/projects/<int:project>/import/predictions"
         self._app.add_url_rule(rule, view_func=self._import, methods=["POST"])
         self._app.add_url_rule("/api/predictions", view_func=self._list)
@@ -69,6 +72,9 @@ class StandIn:
         file = io.BytesIO()
         Image.new("RGB", (width, 24), "white").save(file, "PNG")
         return Response(file.getvalue(), mimetype="image/png")
+
+    def _file(self, name: str) -> Response:
+        return Response(self.files[name], mimetype="image/png")
 
     def _import(self, project: int) -> tuple[Response, int]:  # noqa: ARG002
         rows = request.get_json()

@@ -37,12 +37,20 @@ def test_several_hosts_one_of_which_dies(tmp_path):
     assert not verdict.failed
 
 
-def test_load_measures_the_queue(monkeypatch):
-    answer = CliRunner().invoke(load, ["--stub", "--tasks", "8", "--json"], catch_exceptions=False)
-    figures = json.loads(answer.stdout)
-    assert figures["batch of tasks"]["tasks a second"] > 0
+@pytest.mark.parametrize("options", [["--endurance", "90"], ["--inline"]])
+def test_load_measures_the_queue(options):
+    asked = ["--stub", "--tasks", "8", "--json", *options]
+    figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
+    assert figures["served"]["tasks a second"] > 0
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
-    assert figures["one at a time"]["overhead in ms a task"] > 0
+    assert figures["one at a time"]["overhead p50 in ms"] > 0
+    assert ("endurance" in figures) == (options == ["--endurance", "90"])
+    for process in figures["memory in MiB"] if "endurance" in figures else ():
+        assert set(figures["endurance"][process]) == {
+            "MiB after warm-up",
+            "MiB at the end",
+            "MiB a 1,000 tasks",
+        }
 
 
 @pytest.mark.parametrize(

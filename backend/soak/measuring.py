@@ -1,0 +1,168 @@
+"""The two sides of `transfiner load`: a script around the predictor, and the whole service as processes."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import requests
+from PIL import Image
+
+from backend.served_model import read_served_model
+from backend.settings import load_settings
+from backend.soak.processes import child_of, memory_mib, processor_s
+from backend.soak.stage import PROJECT, Stage, label_config
+from integration.label_config import parse_label_config
+from integration.output import Output
+from integration.regions import build_prediction
+
+Json = dict[str, Any]
+STAGES = ("images", "model", "regions")
+
+
+class Bare:
+    """The predictor in this process: what a script would do with files that it has in memory."""
+
+    def __init__(self, model: Path, batch: int) -> None:
+        from model.predictor import Predictor
+
+        settings = load_settings()
+        self.batch = batch
+        self.predictor = Predictor.from_checkpoint(
+            model, device=settings.device, score_threshold=settings.score_floor
+        )
+        self.predictor([np.zeros((320, 320, 3), np.uint8)])
+
+    def run(self, files: Sequence[bytes], config: str = "") -> Json:
+        """Decode and predict all, and with a label config also write what Label Studio would get."""
+        begun, used_s = time.perf_counter(), processor_s(os.getpid())
+        for start in range(0, len(files), self.batch):
+            chosen = files[start : start + self.batch]
+            images = [np.asarray(Image.open(io.BytesIO(file))) for file in chosen]
+            for image, found in zip(images, self.predictor(images), strict=True):
+                if config:
+                    build_prediction(
+                        found, parse_label_config(config), width=image.shape[1], height=image.shape[0],
+                        model_version=self.predictor.version, output=Output(),
+                    )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        used_s = processor_s(os.getpid()) - used_s
+        return {
+            "tasks a second": round(len(files) / seconds, 3),
+            "CPU in ms a task": {"script": round(used_s / len(files) * 1000, 1)},
+        }
+
+
+class Service:
+    """Queue server, API and one worker with pictures to predict; a context."""
+
+    def __init__(
+        self, model: Path | None, files: Sequence[bytes], batch: int, *, inline: bool = False
+    ) -> None:
+        self.stage = Stage(
+            model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
+        )
+        self.files = files
+        self.images = [self._inline(file) if inline else self._address(n) for n, file in enumerate(files)]
+        self.config = ""
+
+    def __enter__(self) -> Service:
+        self.stage.__enter__()
+        labels = read_served_model(self.stage.model).labels
+        self.config = label_config(labels)
+        self.stage.start_workers(1)
+        self.stage.set_up_project(labels)
+        # Connections and code paths are warm before anything is measured.
+        self._ask(900_000, self.images[:2])
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self.stage.__exit__(*of)
+
+    def _inline(self, file: bytes) -> str:
+        return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+    def _address(self, number: int) -> str:
+        self.stage.images.files[f"{number}.png"] = self.files[number]
+        return f"{self.stage.images.url}/data/files/{number}.png"
+
+    def pids(self) -> dict[str, int]:
+        assert self.stage.api
+        assert self.stage.queue
+        return {
+            "api": child_of(self.stage.api.pid),
+            "worker": self.stage.workers[0].pid,
+            "queue server": self.stage.queue.pid,
+        }
+
+    def memory_mib(self) -> dict[str, float]:
+        return {name: memory_mib(pid) for name, pid in self.pids().items()}
+
+    def run_together(self, turn: int) -> Json:
+        """All pictures in one request, as Label Studio's "Retrieve predictions" asks."""
+        count = len(self.images)
+        stages_s, used_s, seconds = self._watched(lambda: self._ask(turn * 10_000, self.images))
+        return {
+            "tasks a second": round(count / seconds, 3),
+            "stages in ms a task": {name: round(s / count * 1000, 1) for name, s in stages_s.items()},
+            "CPU in ms a task": {name: round(s / count * 1000, 1) for name, s in used_s.items()},
+        }
+
+    def run_singly(self, count: int) -> Json:
+        """One task a request, one request at a time, as when tasks are opened."""
+        latencies, overheads = [], []
+        for number in range(count):
+            image = self.images[number % len(self.images)]
+            ask = functools.partial(self._ask, 500_000 + number, [image])
+            stages_s, _, seconds = self._watched(ask)
+            latencies.append(seconds)
+            overheads.append(seconds - sum(stages_s.values()))
+        return {
+            "tasks": count,
+            "latency p50 in ms": round(statistics.median(latencies) * 1000, 1),
+            "latency p95 in ms": round(sorted(latencies)[int(count * 0.95)] * 1000, 1),
+            "overhead p50 in ms": round(statistics.median(overheads) * 1000, 1),
+            "overhead p95 in ms": round(sorted(overheads)[int(count * 0.95)] * 1000, 1),
+        }
+
+    def ask_chunk(self, first: int, count: int) -> int:
+        """One request for `count` new tasks; how many they were."""
+        self._ask(first, [self.images[number % len(self.images)] for number in range(count)])
+        return count
+
+    def _watched(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
+        """Seconds of the worker's stages, of each process's processor time, and of all of it."""
+        stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
+        begun = time.perf_counter()
+        act()
+        seconds = time.perf_counter() - begun
+        now_s = self._stages_s()
+        used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}
+        return {name: now_s[name] - stages_s[name] for name in STAGES}, used_s, seconds
+
+    def _stages_s(self) -> dict[str, float]:
+        with self.stage.connection() as connection:
+            figures = connection.hgetall("transfiner:stats")
+        return {name: float(figures.get(f"stage_{name}".encode(), 0)) for name in STAGES}
+
+    def _ask(self, first: int, images: Sequence[str]) -> None:
+        body = {
+            "tasks": [{"id": first + number, "data": {"image": image}} for number, image in enumerate(images)],
+            "project": PROJECT, "label_config": self.config, "params": {"context": None},
+        }  # fmt: skip
+        answer = requests.post(f"{self.stage.address}/predict", json=body, timeout=600)
+        answer.raise_for_status()
+        facts = answer.json()
+        if len(facts["results"]) != len(images):
+            raise click.ClickException("The deadline passed first; ask for fewer --tasks.")
+        if facts.get("errors"):
+            raise click.ClickException(f"Tasks failed: {facts['errors'][0]}")
