@@ -41,8 +41,8 @@ def measure(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
 
 
 def shown(results: Sequence[Json], threshold: float) -> list[Json]:
-    """Those whose score, as precisely as the API writes it, reaches the threshold."""
-    return [one for one in results if round(one["score"], 6) >= threshold]
+    """Those whose score reaches the threshold, as the API chooses them."""
+    return [one for one in results if one["score"] >= threshold]
 
 
 def difference(served: Metrics, raw: Metrics) -> Metrics:

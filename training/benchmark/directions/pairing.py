@@ -1,8 +1,8 @@
 """Differences between two rows with intervals, paired by image and by seed.
 
 One bootstrap over both: every resample draws scenes with replacement, and seeds with replacement; both rows are
-measured on the same draw, so what a scene or a seed is easy or hard for both cancels. A resample of S seeds varies less than S
-new ones would, by sqrt((S - 1) / S); deviations from the seeds' mean are stretched by its inverse.
+measured on the same draw, so what a scene or a seed is easy or hard for both cancels. A resample of S seeds varies
+less than S new ones would, by sqrt((S - 1) / S); deviations from the seeds' mean are stretched by its inverse.
 Shapes: N scenes, S seeds, B resamples, T IoU thresholds.
 """
 

@@ -125,8 +125,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
         f"One frozen detector (`{facts['weights']}`); mask heads alone are trained, each {facts['steps']} steps on the "
         f"same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
-        f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score {LEAST_SCORE} "
-        "on, the same for every row. Points of AP say nothing about COCO; signs and their certainty are what counts.",
+        f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score "
+        f"{LEAST_SCORE} on, the same for every row. Points of AP say nothing about COCO; "
+        "signs and their certainty are what counts.",
         "",
         f"A difference is second minus first: paper / **measured** [{100 * facts['confidence']:.0f} % interval of a "
         f"bootstrap paired by scene and seed, {facts['resamples']} resamples]. It is called significant where the "
