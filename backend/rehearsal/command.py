@@ -31,7 +31,8 @@ import click
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option(
-    "--finetune", help='Fields of FinetuneSettings as a JSON object.  [default: {"iterations": 80}]'
+    "--finetune",
+    help='Fields of FinetuneSettings as a JSON object.  [default: {"iterations": 80, "overrides": the pictures\' size}]',
 )
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
@@ -52,7 +53,7 @@ def rehearse(
     """
     from backend.errors import StartError
     from backend.rehearsal.pictures import material_of
-    from backend.rehearsal.plan import FINETUNE, Plan, photograph_plan, tiny_plan
+    from backend.rehearsal.plan import Plan, finetuning, photograph_plan, tiny_plan
     from backend.rehearsal.report import claims, write_report
     from backend.rehearsal.story import Story
     from backend.settings import SHIPPED_MODEL
@@ -65,9 +66,9 @@ def rehearse(
         if tiny:
             plan = replace(tiny_plan(settings), photos=photos, **given)
         elif photos:
-            plan = photograph_plan(*photos, finetune={**FINETUNE, **settings}, **given)
+            plan = photograph_plan(*photos, finetune={**finetuning(256), **settings}, **given)
         else:
-            plan = Plan(finetune={**FINETUNE, **settings}, **given)
+            plan = Plan(finetune={**finetuning(Plan.height), **settings}, **given)
         material_of(plan)  # says what is wrong with the photographs before servers are started
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error

@@ -18,6 +18,8 @@ Report = Callable[[str], None]
 # A busy CPU takes seconds for a picture and minutes for a training.
 PATIENCE_S = 3600.0
 POLL_S = 1.0
+# Asking for all tasks with their predictions costs Label Studio as much as a picture costs the model.
+POLL_TASKS_S = 10.0
 BY_EFFORT, AT_RANDOM = "Uncertainty sampling", "Uniform sampling"
 
 
@@ -69,7 +71,7 @@ class RehearsedProject:
         give_up = time.monotonic() + PATIENCE_S
         while (counts := waiting())[0] < counts[1]:
             self.report(f"predictions of {version}: {counts[0]} of {counts[1]} tasks")
-            _wait(give_up, f"predictions of {version} in project {self.id}")
+            _wait(give_up, f"predictions of {version} in project {self.id}", POLL_TASKS_S)
         return counts[1]
 
     def annotate(self, count: int, *, poison: bool = False) -> dict[str, float]:
@@ -137,9 +139,9 @@ def _shown(task: dict[str, Any], version: str) -> dict[str, Any] | None:
     return max(found, key=lambda one: int(one["id"]), default=None)
 
 
-def _wait(give_up: float, what: str) -> None:
+def _wait(give_up: float, what: str, for_s: float = POLL_S) -> None:
     if time.monotonic() > give_up:
         raise ServiceError(
             f"{what} did not come within {PATIENCE_S:.0f} s.", "The logs are in the folder `log`."
         )
-    time.sleep(POLL_S)
+    time.sleep(for_s)

@@ -10,7 +10,7 @@ import pytest
 from backend.errors import ServiceError
 from backend.learning.steps import Steps
 from backend.rehearsal.controls import plain_finetunings
-from backend.rehearsal.plan import Plan
+from backend.rehearsal.plan import Plan, finetuning
 from training.shifted_scenes import CLASSES
 
 MAKE = "import pathlib, sys; pathlib.Path(sys.argv[1], 'checkpoint').mkdir(); sys.exit(int(sys.argv[2]))"
@@ -36,7 +36,7 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
         assert request["snapshot"] == str(snapshot)
         assert request["replay"] == []
         assert request["classes"] == list(CLASSES)
-        assert request["settings"] == {"iterations": 80, "use_weights": False, "replay_share": 0.0}
+        assert request["settings"] == {**finetuning(192), "use_weights": False, "replay_share": 0.0}
 
 
 def test_a_failure_names_its_log(tmp_path, monkeypatch):
