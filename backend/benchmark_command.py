@@ -13,6 +13,7 @@ import click
 from backend.anytime_command import anytime
 from backend.beside_command import beside
 from backend.directions_command import directions
+from backend.networks_command import networks
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -251,3 +252,4 @@ def _regions_text(outcome: dict[str, Any]) -> str:
 benchmark.add_command(anytime)
 benchmark.add_command(directions)
 benchmark.add_command(beside)
+benchmark.add_command(networks)

@@ -1,0 +1,43 @@
+"""`transfiner benchmark networks`: whole networks beside one another."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.option("--config", default="released/R50-FPN", show_default=True, help="Of Mask Transfiner.")
+@click.option("--instances", type=click.IntRange(1), multiple=True, default=(50, 100), show_default=True,
+              help="Detections that are kept; repeatable.")  # fmt: skip
+@click.option("--nodes", type=click.IntRange(1), default=364, show_default=True,
+              help="Nodes of each of our instances, beside 196 reference points.")  # fmt: skip
+@click.option(
+    "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts."
+)
+@click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
+@click.option("--json", "as_json", is_flag=True)
+def networks(config: str, instances: tuple[int, ...], nodes: int, size: tuple[int, int], repeats: int,
+             training: bool, device: str, threads: int, as_json: bool) -> None:  # fmt: skip
+    """Time and count Mask Transfiner, Mask R-CNN and PointRend whole, as ratios from one run.
+
+    \b
+    Example: transfiner benchmark networks --instances 50 --instances 100 --training
+    """
+    import torch
+
+    from training.cost.networks import as_text, compare_networks, compare_training
+
+    if threads:
+        torch.set_num_threads(threads)
+    common = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
+    inference = compare_networks(config, instances=instances, nodes=nodes, **common)  # type: ignore[arg-type]
+    learned = compare_training(config, **common) if training else None  # type: ignore[arg-type]
+    outcome = {"inference": inference, "training": learned}
+    click.echo(json.dumps(outcome) if as_json else as_text(inference, learned))
