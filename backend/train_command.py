@@ -39,6 +39,7 @@ def train(
     """
     import torch
 
+    from model.overrides import override
     from training import processes
     from training.building import build_for_training
     from training.config import get_training_config
@@ -47,7 +48,10 @@ def train(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = get_training_config(config)
-    cfg.merge_from_list([part for pair in overrides for part in pair])
+    try:
+        override(cfg, [part for pair in overrides for part in pair])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     if max_minutes is not None:
         cfg.TRAINING.MAX_MINUTES = max_minutes
     cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

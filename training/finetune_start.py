@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from model.network import build_network
+from model.overrides import override
 from model.state_keys import load_weights
 from training.building import suit_device
 from training.class_heads import fit_classes
@@ -45,7 +46,7 @@ def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneD
     keys.ACCUMULATE, keys.PRECISION = settings.accumulate, settings.precision
     keys.LOG_PERIOD = settings.log_period or max(1, steps // 50)
     cfg.TEST.EVAL_PERIOD = 0  # judged by the gate, on images that must not choose the weights as well
-    cfg.merge_from_list([part for pair in settings.overrides.items() for part in pair])
+    override(cfg, [part for pair in settings.overrides.items() for part in pair])
     return cfg
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 
+from model.config import override
 from training.benchmark.recipe import rescale, training_digest
 from training.benchmark.running import train_or_find
 from training.config import get_training_config
@@ -56,7 +57,7 @@ class Trial:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(self.train).class_names)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [self.train], [self.test]
         cfg.SEED, cfg.MODEL.DEVICE = self.seed, self.device
-        cfg.merge_from_list(list(self.overrides))
+        override(cfg, self.overrides)
         if self.iterations:
             rescale(cfg, self.iterations)
         return cfg

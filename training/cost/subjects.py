@@ -18,6 +18,7 @@ from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from model.checkpoint import load_checkpoint
+from model.config import override
 from model.mask_head import CoarseOutput, TransfinerMaskHead
 from model.network import build_network
 from model.node_encoder import NodeCues
@@ -56,7 +57,7 @@ def open_network(
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
-    cfg.merge_from_list(list(overrides))
+    override(cfg, overrides)
     torch.manual_seed(0)
     network = build_network(cfg)
     if state is not None:

@@ -22,6 +22,7 @@ from torch import nn
 from model.checkpoint import load_checkpoint
 from model.checkpoint_metadata import read_metadata
 from model.network import build_network
+from model.overrides import override
 from model.state_keys import load_weights
 from training.datasets import AnySet, Sample
 from training.evaluation.coco_ap import coco_ap
@@ -77,7 +78,7 @@ def load_for_evaluation(
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TRANSFINER.KEEP_COARSE = True
-    cfg.merge_from_list(overrides or [])
+    override(cfg, overrides or [])
     network = build_network(cfg)
     load_weights(network, state, source=str(directory))
     return network.eval(), cfg, tuple(metadata["classes"])
