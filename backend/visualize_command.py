@@ -37,28 +37,60 @@ def visualize(
     \b
     Example: transfiner visualize photo.jpg --weights model/weights/scenes-small --failures scenes:val:50
     """
+    if not images and not failures_of:
+        raise click.UsageError("give images to draw, or --failures SET")
+    out.mkdir(parents=True, exist_ok=True)
+    written = _draw_images(images, weights, out, figures or _FIGURES, instances, device) if images else []
+    if failures_of:
+        written.append(_draw_failures(failures_of, weights, out, count, device))
+    files = [str(path) for path in written]
+    click.echo(json.dumps({"files": files}) if as_json else "\n".join(files))
+
+
+def _draw_failures(name: str, weights: Path, out: Path, count: int, device: str) -> Path:
+    """As the model is served: whole sequences, which the other figures need, take minutes an image and change masks."""
+    from model.checkpoint_metadata import read_metadata
+    from training.cost.subjects import open_network
+    from training.datasets import open_set
+    from training.figures import drawing
+    from training.figures.failures import find_failures
+
+    try:
+        samples = open_set(name)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if list(samples.class_names) != list(read_metadata(weights)["classes"]):
+        raise click.ClickException(
+            f"{weights} knows other classes than {name}: {', '.join(samples.class_names)}"
+        )
+    network, cfg = open_network(weights=weights, device=device)
+    with click.progressbar(length=len(samples), label="looking for failures", file=sys.stderr) as bar:
+        cases = find_failures(network, cfg, samples, count=count, progress=lambda _: bar.update(1))
+    if not cases:
+        raise click.ClickException(f"no detection on {name} matches a truth: there is nothing to compare")
+    return _save(drawing.draw_failures(cases), out / "failures.png")
+
+
+def _draw_images(
+    images: tuple[Path, ...], weights: Path, out: Path, figures: tuple[str, ...], instances: int, device: str
+) -> list[Path]:
     import numpy as np
     from PIL import Image, ImageOps
 
     from model.checkpoint import load_checkpoint
     from training.cost.subjects import open_network
-    from training.datasets import open_set
     from training.figures import drawing
-    from training.figures.failures import find_failures
     from training.figures.observation import WHOLE_SEQUENCES, observe
 
-    if not images and not failures_of:
-        raise click.UsageError("give images to draw, or --failures SET")
-    names = load_checkpoint(weights).metadata["classes"]
-    network, cfg = open_network(
-        weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES]
-    )
-    out.mkdir(parents=True, exist_ok=True)
     draw = {
         "depths": drawing.draw_depths,
         "regions": drawing.draw_regions,
         "attention": drawing.draw_attention,
     }
+    names = load_checkpoint(weights).metadata["classes"]
+    network, cfg = open_network(
+        weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES]
+    )
     written: list[Path] = []
     for path in images:
         with Image.open(path) as picture:
@@ -68,18 +100,11 @@ def visualize(
         except ValueError as error:
             raise click.ClickException(f"{path}: {error}") from error
         shown = list(range(min(instances, len(seen))))
-        for name in figures or _FIGURES:
+        for name in figures:
             if name == "attention" and seen.attention is None:
                 continue
             written.append(_save(draw[name](seen, names, shown), out / f"{path.stem}-{name}.png"))
-    if failures_of:
-        samples = open_set(failures_of)
-        with click.progressbar(length=len(samples), label="looking for failures",
-                               file=sys.stderr) as bar:  # fmt: skip
-            cases = find_failures(network, cfg, samples, count=count, progress=lambda _: bar.update(1))
-        written.append(_save(drawing.draw_failures(cases), out / "failures.png"))
-    files = [str(path) for path in written]
-    click.echo(json.dumps({"files": files}) if as_json else "\n".join(files))
+    return written
 
 
 def _save(figure: object, path: Path) -> Path:

@@ -77,3 +77,33 @@ def test_the_command_writes_the_pictures(network: tuple, tmp_path: Path) -> None
     for file in files:
         with Image.open(file) as picture:
             assert len(set(picture.convert("L").tobytes())) > 50  # something is drawn
+
+
+def test_failures_of_a_set_are_drawn_worst_first_with_the_models_own_settings(
+    network: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, cfg = network
+    sparing = network_config(cfg)
+    sparing.MODEL.TRANSFINER.TEST_SEQUENCE_NODES = 123
+    metadata = {"name": "tiny", "version": "tiny-1", "classes": list(CLASSES), "preset": "paper"}
+    save_checkpoint(tmp_path / "tiny", sparing, built, metadata)
+    seen: list[int] = []
+
+    def find(used: object, settings: object, samples: object, **_: object) -> list[dict]:
+        seen.append(used.roi_heads.mask_head.settings.test_sequence_nodes)
+        square = np.zeros((20, 30), bool)
+        square[5:15, 5:15] = True
+        case = {"image": np.full((20, 30, 3), 90, np.uint8), "truth": square, "found": np.roll(square, 2, 1),
+                "box_xyxy": np.array([5.0, 5, 15, 15]), "name": "gear", "error": 0.5, "mask_iou": 0.7}  # fmt: skip
+        return [case] if len(samples) == 2 else []
+
+    monkeypatch.setattr("training.figures.failures.find_failures", find)
+    command = ["--weights", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"), "--failures"]
+    done = CliRunner().invoke(visualize, [*command, "scenes:demo:2"])
+    assert done.exit_code == 0, done.output
+    assert seen == [123]
+    with Image.open(tmp_path / "out" / "failures.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 20
+    nothing = CliRunner().invoke(visualize, [*command, "scenes:demo:1"])
+    assert (nothing.exit_code, "nothing to compare" in nothing.output) == (1, True)
+    assert "unknown data set" in CliRunner().invoke(visualize, [*command, "scenes"]).output
