@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from training.benchmark.miniature import shrink, small_data
 from training.benchmark.rows import DataSet, Row, Table, as_list, digest
 from training.config import get_training_config
+from training.datasets import open_set
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
     cfg.merge_from_list(as_list(row.change))
     if scale.miniature:
         shrink(cfg)
+        if scale.train:  # another set than the miniature's own scenes has other classes
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(data.train).class_names)
     if "POINT_HEAD" in cfg.MODEL:
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if scale.iterations:
