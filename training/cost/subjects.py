@@ -18,10 +18,10 @@ from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from model.checkpoint import load_checkpoint
-from model.config import override
 from model.mask_head import CoarseOutput, TransfinerMaskHead
 from model.network import build_network
 from model.node_encoder import NodeCues
+from model.overrides import override
 from model.quadtree import Nodes
 from model.refiner import SequenceRefiner
 from model.state_keys import load_weights
