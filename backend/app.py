@@ -60,14 +60,15 @@ def _authorise(settings: Settings) -> None:
         return
     if not (hook or settings.basic_auth_user or settings.api_token.get_secret_value()):
         return
-    if not _knows_password(settings):
+    if not knows_credentials(settings):
         raise UnauthorizedError(
             "Credentials are missing or wrong.",
             "Give the ML backend in Label Studio the basic auth user and password.",
         )
 
 
-def _knows_password(settings: Settings) -> bool:
+def knows_credentials(settings: Settings) -> bool:
+    """Whether the request at hand carries the password or the token of the settings."""
     given = request.authorization
     token = settings.api_token.get_secret_value()
     if given and given.type == "bearer":

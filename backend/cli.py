@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "worker-alive": "backend.worker_alive:worker_alive",
     "demo": "backend.demo:demo",
     "doctor": "backend.doctor:doctor",
+    "dashboard": "backend.dashboard_command:dashboard",
     "predict": "backend.predict_command:predict",
     "soak": "backend.soak.command:soak",
     "load": "backend.soak.load:load",

@@ -21,6 +21,7 @@ from backend.supervisor import Child, Supervisor, python_module
 
 # Folders that a command may choose for its children.
 PLACES = ("registry", "registry_cache", "learning_folder")
+DASHBOARD_HOST = "127.0.0.1"
 # Loading torch and the model takes seconds, on a starved machine many minutes.
 WORKER_START_S = 900.0
 
@@ -32,7 +33,10 @@ WORKER_START_S = 900.0
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
 @click.option("--redis-url", help="Use this queue server instead of an embedded one (TRANSFINER_REDIS_URL).")
-def serve(**options: Any) -> None:
+@click.option(
+    "--dashboard", is_flag=True, help="Also RQ's own view of the queue, read only, on this machine."
+)
+def serve(dashboard: bool, **options: Any) -> None:
     """Run everything: queue server, worker(s) and API; Ctrl-C ends all of it.
 
     \b
@@ -44,7 +48,12 @@ def serve(**options: Any) -> None:
     settings = load_settings(**options)
     set_up_logs(settings)
     warn_of_unknown_variables()
+    if dashboard:
+        from backend.dashboard import check_dashboard
+
+        check_dashboard(settings, DASHBOARD_HOST)
     children, settings = service_children(settings)
+    children += [_dashboard_child(settings)] if dashboard else []
     address = f"http://{settings.host}:{settings.port}"
     ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it."
     sys.exit(Supervisor(children, when_ready=lambda: click.echo(ready)).run())
@@ -122,6 +131,14 @@ def _api_child(settings: Settings) -> Child:
         ready=_answers(f"http://{_reachable(settings.host)}:{settings.port}/health"),
         start_timeout_s=60.0,
         grace_s=15.0,
+    )
+
+
+def _dashboard_child(settings: Settings) -> Child:
+    return Child(
+        "dashboard",
+        python_module("backend.cli", "dashboard", "--host", DASHBOARD_HOST),
+        environment=settings_environment(settings),
     )
 
 
