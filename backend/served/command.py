@@ -43,9 +43,8 @@ def evaluate_served(
     except (ServedError, LabelError, OSError) as error:
         raise click.ClickException(str(error)) from error
     raw = _raw(samples, name, weights, ratio=ratio, **how) if weights else None
-    outcome = {"set": name, "weights": str(weights) if weights else None} | scored(
-        asked, served, raw=raw, ratio=ratio
-    )
+    outcome: Json = {"set": name, "weights": str(weights) if weights else None}
+    outcome |= scored(asked, served, raw=raw, ratio=ratio)
     if outcome["failed"] and not served.objects.versions:
         reasons = "; ".join(one["reason"] for one in outcome["failed"])
         raise click.ClickException(f"every task failed: {reasons}")

@@ -20,6 +20,7 @@ from training.evaluation.in_processes import in_order
 from training.evaluation.pairs import Kind
 
 CHUNK = 4  # images that a process reads in one go
+WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
 Scores = dict[str, dict[int, float]]
 
 
@@ -60,7 +61,7 @@ def bdd100k_ap(
     evaluation, done = Bdd100kEvaluation(), 0
     given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
     work = [(given[start : start + CHUNK],) for start in range(0, len(given), CHUNK)]
-    for part, read in in_order(_evaluated, work, processes):
+    for part, read in in_order(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
         evaluation.join(part)
         done += read
         progress(done, len(images))

@@ -21,6 +21,7 @@ from training.evaluation.pairs import Kind
 
 ENDING = "_gtFine_instanceIds.png"
 CHUNK = 4  # images that a process reads in one go
+WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
 Line = tuple[Path, int, float]
 
 
@@ -64,7 +65,7 @@ def cityscapes_ap(
         ([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio)
         for some in chunks
     ]
-    for part, lines, read in in_order(_evaluated, work, processes):
+    for part, lines, read in in_order(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
         evaluation.join(part)
         count, done = count + lines, done + read
         progress(done, len(images))

@@ -72,7 +72,10 @@ def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cityscapes", "bdd100k"])
-def test_official_layouts_by_several_processes(layout: str, tmp_path: Path) -> None:
+def test_official_layouts_by_several_processes(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"training.evaluation.{layout}_files.WORTH_PROCESSES", 1)
     from training.datasets import open_set
     from training.evaluation.bdd100k_files import PredictionWriter
     from training.evaluation.cityscapes_ap import LABELS

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoint import load_checkpoint
 from training.benchmark.directions.looking import look
@@ -208,14 +208,19 @@ def _timed(setting: Setting, detector: SharedDetector) -> tuple[float, float]:
             break
         cfg = variant_config(detector.cfg, row_of(*next(iter(task.measured.values()))), iterations=4, seed=0)
         heads = mask_branch(cfg, _start(setting, detector, cfg))
-        marks = [time.monotonic()]
-        teach(heads, cfg, detector, setting.scenes, lambda _, marks=marks: marks.append(time.monotonic()))
-        steps_s += (marks[-1] - marks[1]) / (len(marks) - 2)  # the first step warms up
+        steps_s += _seconds_a_step(heads, cfg, detector, setting.scenes)
         seen = min(2, setting.images)
         began_s = time.monotonic()
         look(heads, detector, seen)
         looks_s += len(task.measured) * setting.images * (time.monotonic() - began_s) / seen
     return steps_s, looks_s
+
+
+def _seconds_a_step(heads: nn.Module, cfg: CfgNode, detector: SharedDetector, scenes: int) -> float:
+    """Of the steps after the first, which warms up."""
+    marks: list[float] = []
+    teach(heads, cfg, detector, scenes, lambda _: marks.append(time.monotonic()))
+    return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
