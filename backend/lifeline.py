@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
@@ -23,3 +25,8 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(0)
+
+
+def ends_with_us() -> Callable[[], None]:
+    """For `preexec_fn`: the process to be started is killed when this one dies, however it dies."""
+    return functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)

@@ -9,6 +9,7 @@ from pathlib import Path
 from backend.errors import ServiceError
 from backend.learning.rounds import CHECKPOINT
 from backend.learning.steps import Finetuning, Steps
+from backend.lifeline import ends_with_us
 from backend.rehearsal.plan import Plan
 from backend.settings import Settings
 
@@ -35,7 +36,11 @@ def plain_finetunings(
         work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
         with (out / "finetune.log").open("wb") as log:
             ended = subprocess.run(
-                Steps(settings).finetune_command(work), stdout=log, stderr=subprocess.STDOUT, check=False
+                Steps(settings).finetune_command(work),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                preexec_fn=ends_with_us(),
             )
         if ended.returncode:
             raise ServiceError(

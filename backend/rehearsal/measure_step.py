@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import ServiceError
+from backend.lifeline import ends_with_us
 
 
 def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
@@ -20,7 +21,7 @@ def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[s
     """
     request = json.dumps([{name: str(path) for name, path in checkpoints.items()}, str(test_set)])
     command = [sys.executable, "-m", "backend.rehearsal.measure_step", request]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=ends_with_us())
     if ended.returncode:
         raise ServiceError(f"Measuring failed: {ended.stderr.strip().rpartition(chr(10))[2]}")
     found: dict[str, dict[str, float]] = json.loads(ended.stdout.strip().rpartition("\n")[2])

@@ -128,3 +128,17 @@ def test_misspelt_variables_are_noticed():
     }
     assert unknown_variables(variables) == {"TRANSFINER_MAX_BACH": "TRANSFINER_MAX_BATCH"}
     assert len(known_variables()) == len(Settings.model_fields)
+
+
+def test_a_process_that_ends_with_us_does_so_when_we_are_killed(tmp_path):
+    """Measuring and finetuning of a rehearsal used to go on for minutes after its kill -9."""
+    sleeper = "import time; print('up', flush=True); time.sleep(10); print('still there', flush=True)"
+    starter = (
+        "import subprocess, sys; from backend.lifeline import ends_with_us;"
+        f"subprocess.run([sys.executable, '-c', {sleeper!r}], preexec_fn=ends_with_us())"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        # The pipe is closed only when the sleeper, who holds its other end, has ended, too.
+        assert process.stdout.read() == ""
