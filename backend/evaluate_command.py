@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def evaluate(
         found = evaluate_served(
             asked_of({"served": served, **served_as}), samples, name, weights=weights, **how
         )
-        click.echo(json.dumps(found) if as_json else as_text(found))
+        click.echo(json.dumps(plain(found)) if as_json else as_text(found))
         return
     if weights is None:
         raise click.UsageError("--weights is missing; only --served does without")
@@ -108,7 +109,16 @@ def evaluate(
     outcome = {"weights": str(weights), "set": name} | result.as_dict()
     if card:
         write_card(weights, outcome, name, _command(weights, split, coco, count, named))
-    click.echo(json.dumps(outcome) if as_json else _table(outcome))
+    click.echo(json.dumps(plain(outcome)) if as_json else _table(outcome))
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON knows it: null where there was nothing to be found."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _command(

@@ -233,7 +233,7 @@ def test_the_command_prints_one_object(
     command = ["--served", url, "--coco", str(tmp_path / "set.json"), str(tmp_path)]
     done = CliRunner().invoke(evaluate, [*command, "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
     assert found["served"]["mask"]["AP"] == pytest.approx(1)
     assert "raw" not in found  # without weights
     assert "served" in CliRunner().invoke(evaluate, command).stdout
