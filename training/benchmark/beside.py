@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
+from PIL import Image
 
 from model.config import override
 from training.benchmark.recipe import rescale, training_digest
@@ -30,6 +31,7 @@ Tell = Callable[[str], object]
 BASELINE, COARSE, REFINED = "Mask R-CNN", "Transfiner, coarse masks", "Transfiner, refined masks"
 _PLAIN_HEADS = {"TransfinerROIHeads": "StandardROIHeads", "TransfinerCascadeROIHeads": "CascadeROIHeads"}
 _RESAMPLES = 2000
+_CELL_PX = 480  # of the picture; photographs have thousands
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def predict_both(
         sample = samples[index]
         truth.add(sample)
         if index < len(rows):
-            rows[index].append(tinted(sample.image, sample.masks, sample.classes))
+            rows[index].append(_small(tinted(sample.image, sample.masks, sample.classes)))
     for key, fields in (
         ("mask-rcnn", {BASELINE: "pred_masks"}),
         ("transfiner", {COARSE: "pred_coarse_masks", REFINED: "pred_masks"}),
@@ -127,9 +129,15 @@ def _predict(trial: Trial, checkpoint: Path, samples: AnySet, fields: Mapping[st
             masks, classes = one.get(field).numpy().astype(bool), one.pred_classes.numpy()
             found[kind] += detections(sample.image_id, masks, one.scores.numpy(), classes)
             if index < len(rows):
-                rows[index].append(tinted(sample.image, masks[shown], classes[shown]))
+                rows[index].append(_small(tinted(sample.image, masks[shown], classes[shown])))
         progress()
     return found
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    thumbnail = Image.fromarray(picture)
+    thumbnail.thumbnail((_CELL_PX, _CELL_PX))
+    return np.asarray(thumbnail)
 
 
 def judge(truth: dict[str, Any], found: Results, *, ratio: float) -> dict[str, Any]:
