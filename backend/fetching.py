@@ -20,11 +20,13 @@ Fetch = Callable[[PredictionJob, str], np.ndarray]
 
 
 class Images:
-    """Images on their way."""
+    """Images on their way, since `begun` (time.monotonic())."""
 
-    def __init__(self, futures: Mapping[str, Future[tuple[np.ndarray | TaskError, float]]]) -> None:
+    def __init__(
+        self, futures: Mapping[str, Future[tuple[np.ndarray | TaskError, float]]], begun: float
+    ) -> None:
         self._futures = futures
-        self._begun = time.monotonic()
+        self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
         """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
@@ -47,7 +49,8 @@ class Fetcher:
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
 
     def begin(self, jobs: Mapping[str, PredictionJob]) -> Images:
-        return Images({job_id: self._pool.submit(self._fetched, job) for job_id, job in jobs.items()})
+        begun = time.monotonic()
+        return Images({job_id: self._pool.submit(self._fetched, job) for job_id, job in jobs.items()}, begun)
 
     def _fetched(self, job: PredictionJob) -> tuple[np.ndarray | TaskError, float]:
         return self._tried(job), time.monotonic()

@@ -40,16 +40,17 @@ class Models(Protocol):
 
 @dataclass
 class Predicted:
-    """A batch behind the network.
+    """A batch behind the network. The images are gone: those of two batches are in memory already.
 
     Attributes:
+        sizes: height and width of each upright image in px, or why there is none.
         found: what the network saw, or why it did not.
         models: of each job that has an image.
         stages_s: seconds of each stage so far.
     """
 
     jobs: Mapping[str, PredictionJob]
-    images: dict[str, np.ndarray | TaskError]
+    sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
     models: dict[str, ServedModel] = field(default_factory=dict)
     found: dict[str, Found | TaskError] = field(default_factory=dict)
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -87,27 +88,36 @@ class TaskRunner:
 
     def predict(self, jobs: Mapping[str, PredictionJob], images: Images) -> Predicted:
         """Wait for the images and give them to the network; for the thread that signals interrupt."""
-        batch = Predicted(jobs, images.all())
+        batch = Predicted(jobs)
+        arrived = images.all()
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
-        groups: dict[ServedModel, dict[str, np.ndarray]] = {}
-        for job_id, job in jobs.items():
-            try:
-                if isinstance(image := batch.images[job_id], np.ndarray):
-                    model = batch.models[job_id] = self.models.find(job.project, job.model_version)
-                    groups.setdefault(model, {})[job_id] = image
-            except TaskError as error:
-                batch.images[job_id] = error
-        for model, arrays in groups.items():
+        for model, arrays in self._by_model(batch, arrived).items():
             batch.found |= self._predicted(model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
+    def _by_model(
+        self, batch: Predicted, images: Mapping[str, np.ndarray | TaskError]
+    ) -> dict[ServedModel, dict[str, np.ndarray]]:
+        """Jobs of several projects are one batch when they have the same model."""
+        groups: dict[ServedModel, dict[str, np.ndarray]] = {}
+        for job_id, image in images.items():
+            job = batch.jobs[job_id]
+            if isinstance(image, TaskError):
+                batch.sizes[job_id] = image
+                continue
+            batch.sizes[job_id] = image.shape[0], image.shape[1]
+            try:
+                batch.models[job_id] = self.models.find(job.project, job.model_version)
+                groups.setdefault(batch.models[job_id], {})[job_id] = image
+            except TaskError as error:
+                batch.sizes[job_id] = error
+        return groups
+
     def _predicted(
         self, model: ServedModel, images: Mapping[str, np.ndarray]
     ) -> Mapping[str, Found | TaskError]:
-        """Jobs of several projects are one batch when they have the same model."""
-
         def spare() -> Predictor | None:
             try:
                 return self.models.spare(model)
@@ -148,13 +158,13 @@ class TaskRunner:
 
     def _outcome(self, batch: Predicted, job_id: str) -> tuple[Outcome, int]:
         """How a task ended, and how many instances were found."""
-        image, found = batch.images[job_id], batch.found.get(job_id)
+        size, found = batch.sizes[job_id], batch.found.get(job_id)
         try:
-            if isinstance(image, TaskError):
-                raise image
+            if isinstance(size, TaskError):
+                raise size
             if found is None or isinstance(found, TaskError):
                 raise found or TaskError("The image was not predicted.")
-            height, width = image.shape[:2]
+            height, width = size
             directory = batch.models[job_id].directory
             prediction = write_prediction(batch.jobs[job_id], found, width, height, directory)
         except TaskError as error:

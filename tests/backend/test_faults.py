@@ -68,7 +68,7 @@ def test_a_task_that_kills_its_worker_twice_is_parked_and_the_others_are_done(se
 def test_sigterm_finishes_the_batch_at_hand_and_leaves_the_rest(settings, serve, workers):
     address = serve(settings)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, address, predict_body(tasks(6)))
+        answer = pool.submit(ask, address, predict_body(tasks(12)))
         first = workers.start(max_batch=2, fake={"seconds": 1.0})[0]
         wait_until(lambda: in_state(address, "running"))
         first.send_signal(signal.SIGTERM)
@@ -78,7 +78,7 @@ def test_sigterm_finishes_the_batch_at_hand_and_leaves_the_rest(settings, serve,
         with Redis.from_url(settings.redis_url) as connection:
             assert living_workers(connection) == {}, "it said goodbye"
         workers.start(max_batch=2)
-        assert len(answer.result()["results"]) == 6
+        assert len(answer.result()["results"]) == 12
     assert {row["attempts"] for row in in_state(address, "done")} == {"1"}
 
 
