@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 
-from model.config import override
+from model.overrides import override
 from training.benchmark.recipe import rescale, training_digest
 from training.benchmark.running import train_or_find
 from training.config import get_training_config
