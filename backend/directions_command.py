@@ -43,8 +43,8 @@ def directions(
     \b
     Example: transfiner benchmark directions --minutes 30 --seeds 3
     """
+    from training.benchmark.directions.planning import Setting, plan
     from training.benchmark.directions.report import write
-    from training.benchmark.directions.running import Setting, plan
     from training.benchmark.directions.variants import TABLE_NUMBERS
 
     numbers = tuple(sorted(int(one) for one in tables)) or TABLE_NUMBERS
@@ -71,8 +71,9 @@ def directions(
 
 
 def _run(chosen: Any) -> dict[str, Any] | None:
+    from training.benchmark.directions.planning import planned_steps
     from training.benchmark.directions.report import build, summary, write
-    from training.benchmark.directions.running import planned_steps, run
+    from training.benchmark.directions.running import run
 
     latest: list[dict[str, Any]] = []
 

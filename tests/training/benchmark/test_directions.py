@@ -15,8 +15,9 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.directions import shared
 from training.benchmark.directions.pairing import difference, resampled_ap, scene_weights
+from training.benchmark.directions.planning import Setting, tasks
 from training.benchmark.directions.report import verdict
-from training.benchmark.directions.running import Setting, run, tasks
+from training.benchmark.directions.running import run
 from training.benchmark.directions.teaching import mask_branch
 from training.benchmark.directions.variants import (
     TABLE_NUMBERS,

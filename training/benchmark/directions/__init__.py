@@ -9,6 +9,9 @@ nothing but what their table compares, and little training shows it. Differences
 ``shared``     the frozen detector's features, boxes and truths, on disk
 ``teaching``   training a mask head on them
 ``looking``    the masks that a trained head predicts, as COCO results
+``planning``   a run's setting, its trainings, and the files that keep them
+``starting``   the coarse mask that all rows start from
+``fitting``    how many steps fit into the minutes
 ``pairing``    differences with intervals over images and seeds
 ``running``    all of it, resumable, in several processes
 ``report``     report.json, report.md and the picture

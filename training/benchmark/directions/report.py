@@ -20,7 +20,7 @@ from training.benchmark.directions.pairing import (
     resampled_ap,
     scene_weights,
 )
-from training.benchmark.directions.running import Setting, result_file
+from training.benchmark.directions.planning import Setting, result_file
 from training.benchmark.directions.shared import LEAST_SCORE, SharedDetector
 from training.benchmark.directions.variants import (
     LEFT_OUT,
