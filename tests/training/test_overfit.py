@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import BitMasks
 
 from backend.evaluate_command import evaluate
 from backend.train_command import train
+from training.datasets import open_set
+from training.evaluation.coco_ap import mask_ap
+from training.evaluation.coco_format import TruthBuilder, detections
 
 NARROW = {
     "DATASETS.TRAIN": "('scenes:train:1',)",
@@ -75,3 +82,18 @@ def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:
     card = (tmp_path / "run" / "checkpoint" / "MODEL_CARD.md").read_text()
     assert "14 iterations" in card
     assert "random numbers" in card
+
+
+@pytest.mark.parametrize(("side", "low", "high"), [(28, 0.80, 0.89), (112, 0.99, 1.0)])
+def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> None:
+    """Truth drawn on a RoI's grid and pasted back: no coarse mask of 28 x 28 can be learned beyond that mask AP."""
+    samples = open_set("scenes:train:8", width=192, height=144)
+    truth, found = TruthBuilder(samples.class_names), []
+    for sample in samples:
+        truth.add(sample)
+        masks = BitMasks(torch.from_numpy(sample.masks))
+        boxes = masks.get_bounding_boxes()
+        drawn = masks.crop_and_resize(boxes.tensor, side).float()
+        pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
+        found += detections(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
+    assert low <= mask_ap(truth.build(), found)["AP"] <= high
