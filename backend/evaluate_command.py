@@ -68,7 +68,10 @@ def evaluate(
     if threads > 0 or processes > 1:
         torch.set_num_threads(threads or 1)
     name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
-    samples = open_set(name)
+    try:
+        samples = open_set(name)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     if served:
@@ -94,14 +97,17 @@ def evaluate(
             if one is not None:
                 one(sample, found)
 
-    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
-        result = evaluate_checkpoint(
-            weights,
-            samples,
-            progress=lambda _: bar.update(1),
-            observe=observe if drawn or submitted else None,
-            **how,
-        )
+    try:
+        with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
+            result = evaluate_checkpoint(
+                weights,
+                samples,
+                progress=lambda _: bar.update(1),
+                observe=observe if drawn or submitted else None,
+                **how,
+            )
+    except (ValueError, FileNotFoundError) as error:  # classes, an override, an image that is missing
+        raise click.ClickException(str(error)) from error
     if picture and drawn:
         drawn.save(picture)
     if submission and submitted:

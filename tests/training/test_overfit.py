@@ -97,3 +97,18 @@ def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> 
         pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
         found += detections(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
     assert low <= mask_ap(truth.build(), found)["AP"] <= high
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scenes", "val", "--count", "1", "--set", "MODEL.TRANSFINER.NODE_BUDGET", "1"], "did you mean"),
+        (["--data", "coco:nowhere.json:images"], "nowhere.json"),
+        (["--data", "balloons"], "unknown data set 'balloons'"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_without_a_traceback(options: list[str], message: str) -> None:
+    refused = CliRunner().invoke(evaluate, ["--weights", "model/weights/scenes-small", *options])
+    assert refused.exit_code == 1
+    assert isinstance(refused.exception, SystemExit)
+    assert message in refused.output
