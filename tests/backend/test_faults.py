@@ -6,6 +6,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import requests
 from fake_label_studio import TOKEN
 from redis import Redis
@@ -24,6 +25,12 @@ def ask(address: str, body: dict) -> dict:
 
 def in_state(address: str, state: str) -> list[dict]:
     return requests.get(f"{address}/jobs?state={state}", timeout=20).json()["jobs"]
+
+
+@pytest.fixture(autouse=True)
+def no_worker_at_first(worker_pool, settings):
+    """Most tests ask first: a worker kept from the test before could take a task and be killed before it notes it."""
+    worker_pool.end()
 
 
 def test_a_killed_worker_s_batch_is_done_by_another(settings, serve, workers):

@@ -65,6 +65,7 @@ def test_asking_again_and_again_computes_and_stores_once(late, workers, label_st
 
 def test_a_second_request_takes_back_what_was_deferred(settings, serve, late, workers, label_studio):
     """It answers itself when it can, and then nothing is pushed."""
+    workers.end()
     assert ask(late, 3) == {"results": []}
     patient = serve(settings)
     with ThreadPoolExecutor(1) as pool:
