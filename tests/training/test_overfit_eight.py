@@ -1,4 +1,7 @@
-"""Eight generated scenes learned by heart. Minutes on an idle core, an hour on a crowded one: only when asked for."""
+"""Eight generated scenes learned by heart, from the shipped weights: a quarter of an hour of one core, when asked for.
+
+Not reached yet: the last run ended at mask AP 80.3, large objects above 96, small ones at the level of coarse masks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning"),
     pytest.mark.skipif(
         not os.environ.get("TRANSFINER_SLOW_TESTS"),
-        reason="1000 iterations on the CPU, far more than other tests; set TRANSFINER_SLOW_TESTS=1",
+        reason="320 iterations on the CPU, far more than other tests; set TRANSFINER_SLOW_TESTS=1",
     ),
 ]
 
