@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ def evaluate(
     from training.evaluation.submission import Submission
     from training.model_card import write_card
     from training.pictures import Comparison
+    from training.plain_json import plain
 
     if sum(one is not None for one in (split, coco, named)) != 1:
         raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
@@ -116,15 +116,6 @@ def evaluate(
     if card:
         write_card(weights, outcome, name, _command(weights, split, coco, count, named))
     click.echo(json.dumps(plain(outcome)) if as_json else _table(outcome))
-
-
-def plain(value: Any) -> Any:
-    """The same as JSON knows it: null where there was nothing to be found."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _command(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from training.benchmark.recipe import (
 from training.benchmark.rows import Row, Table, digest
 from training.building import build_for_training
 from training.cost.subjects import open_network
+from training.plain_json import plain
 from training.run_state import STATE_FILE
 from training.trainer import Trainer
 
@@ -136,19 +136,10 @@ def _measured(
     values, details = measurement.columns(wanted)
     if table.number == 3 and "analysis" in details and details["analysis"]["table3"]:
         values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
-    outcome: dict[str, Any] = _plain(
+    outcome: dict[str, Any] = plain(
         {"values": values, "details": details, "images": len(measurement.samples)}
     )
     return outcome
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON knows it: lists, and null where there is no number."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(file: Path, outcome: dict[str, Any]) -> None:
