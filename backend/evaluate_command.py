@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,7 @@ def evaluate(
     """
     import torch
 
-    from training.datasets import CocoSet, open_set
-    from training.evaluation.run import evaluate_checkpoint
-    from training.evaluation.submission import Submission
-    from training.model_card import write_card
-    from training.pictures import Comparison
-    from training.plain_json import plain
+    from training.datasets import open_set
 
     if sum(one is not None for one in (split, coco, named)) != 1:
         raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
@@ -68,54 +64,73 @@ def evaluate(
     if threads > 0 or processes > 1:
         torch.set_num_threads(threads or 1)
     name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
-    try:
-        samples = open_set(name)
-    except (ValueError, FileNotFoundError) as error:
-        raise click.ClickException(str(error)) from error
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
-    if served:
-        if submission or picture or card:
-            raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
-        from backend.served.command import asked_of, evaluate_served
-        from backend.served.gap import as_text
+    try:
+        samples = open_set(name)
+        if served:
+            if submission or picture or card:
+                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
+            _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
+            return
+        if weights is None:
+            raise click.UsageError("--weights is missing; only --served does without")
+        outcome = _raw(samples, name, weights, submission, picture, rows, how)
+    except (ValueError, FileNotFoundError) as error:  # a set, classes, an override, an image that is missing
+        raise click.ClickException(str(error)) from error
+    if card:
+        from training.model_card import write_card
 
-        found = evaluate_served(
-            asked_of({"served": served, **served_as}), samples, name, weights=weights, **how
-        )
-        click.echo(json.dumps(plain(found)) if as_json else as_text(found))
-        return
-    if weights is None:
-        raise click.UsageError("--weights is missing; only --served does without")
-    drawn = Comparison(rows) if picture else None
+        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
+    _say(outcome, as_json, _table)
+
+
+def _served(samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any],
+            as_json: bool) -> None:  # fmt: skip
+    """What a running API returns, beside the raw masks if there are weights."""
+    from backend.served.command import asked_of, evaluate_served
+    from backend.served.gap import as_text
+
+    _say(evaluate_served(asked_of(served_as), samples, name, weights=weights, **how), as_json, as_text)
+
+
+def _raw(samples: Any, name: str, weights: Path, submission: Path | None, picture: Path | None, rows: int,
+         how: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
+    from training.datasets import CocoSet
+    from training.evaluation.run import evaluate_checkpoint
+    from training.evaluation.submission import Submission
+    from training.pictures import Comparison
+
     if submission and not isinstance(samples, CocoSet):
         raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
-    submitted = Submission(samples) if submission and isinstance(samples, CocoSet) else None
+    drawn = Comparison(rows) if picture else None
+    submitted = Submission(samples) if submission else None
 
     def observe(sample: Any, found: Any) -> None:
         for one in (drawn, submitted):
             if one is not None:
                 one(sample, found)
 
-    try:
-        with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
-            result = evaluate_checkpoint(
-                weights,
-                samples,
-                progress=lambda _: bar.update(1),
-                observe=observe if drawn or submitted else None,
-                **how,
-            )
-    except (ValueError, FileNotFoundError) as error:  # classes, an override, an image that is missing
-        raise click.ClickException(str(error)) from error
+    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
+        result = evaluate_checkpoint(
+            weights,
+            samples,
+            progress=lambda _: bar.update(1),
+            observe=observe if drawn or submitted else None,
+            **how,
+        )
     if picture and drawn:
         drawn.save(picture)
     if submission and submitted:
         submitted.save(submission)
-    outcome = {"weights": str(weights), "set": name} | result.as_dict()
-    if card:
-        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
-    click.echo(json.dumps(plain(outcome)) if as_json else _table(outcome))
+    return {"weights": str(weights), "set": name} | result.as_dict()
+
+
+def _say(outcome: dict[str, Any], as_json: bool, as_text: Callable[[dict[str, Any]], str]) -> None:
+    from training.plain_json import plain
+
+    click.echo(json.dumps(plain(outcome)) if as_json else as_text(outcome))
 
 
 def _command(
