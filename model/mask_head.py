@@ -126,6 +126,7 @@ class TransfinerMaskHead(nn.Module):
                 kind=node.REFINER,
                 cues=tuple(node.CUES),
                 position_place=node.POSITION,
+                decoder=node.DECODER,
                 max_tokens=node.MAX_TOKENS,
             ),
             "settings": RefinementSettings.from_config(node),

@@ -18,6 +18,11 @@ from model.refiner_layers import build_layers
 TEMPERATURE = 10000.0
 TURN = 2 * math.pi
 
+# What the pixel decoder says of a place: its mask probability (the paper), or what to add to the coarse mask's logit.
+DECODERS = ("direct", "residual")
+# Coarse logits beyond this are as sure as it in a residual decoder: a surer one would leave no gradient to correct it.
+SUREST_LOGIT = 4.0
+
 # Where the position encoding enters: into queries and keys of every layer (released), or once into the tokens (paper).
 POSITION_PLACES = ("layers", "input")
 
@@ -42,7 +47,8 @@ class SequenceRefiner(nn.Module):
     Args:
         sizes: sides of the grids whose places it is asked about.
         kind: of the layers, see refiner_layers.KINDS; ``layers`` of them.
-        position_place: one of ``POSITION_PLACES``.
+        position_place: one of ``POSITION_PLACES``; decoder: one of ``DECODERS``. A residual one begins with the
+            coarse mask, so that a short training cannot make it worse; not in the paper.
         max_tokens: encoded in one go in inference; bounds memory and changes no result.
     """
 
@@ -58,14 +64,18 @@ class SequenceRefiner(nn.Module):
         kind: str = "transformer",
         cues: tuple[str, ...] = ("feature", "coarse", "position"),
         position_place: str = "layers",
+        decoder: str = "direct",
         max_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        if position_place not in POSITION_PLACES:
-            raise ValueError(
-                f"MODEL.TRANSFINER.POSITION must be one of {POSITION_PLACES}, got {position_place!r}"
-            )
+        for key, value, known in (
+            ("POSITION", position_place, POSITION_PLACES),
+            ("DECODER", decoder, DECODERS),
+        ):
+            if value not in known:
+                raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {known}, got {value!r}")
         self.max_tokens = max_tokens
+        self.decoder = decoder
         self.position_place = position_place if "position" in cues else None
         self.node_encoder = NodeEncoder(channels, cues)
         self.layers = build_layers(kind, channels, layers, heads, ffn_dim, dropout)
@@ -77,6 +87,9 @@ class SequenceRefiner(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        if decoder == "residual":
+            for parameter in self.conv_r1[2].parameters():
+                nn.init.zeros_(parameter)
         for size in sorted(set(sizes)):
             self.register_buffer(f"positions_{size}", position_table(size, channels), persistent=False)
 
@@ -89,7 +102,10 @@ class SequenceRefiner(nn.Module):
         layered = positions if self.position_place == "layers" else None
         return torch.cat(
             [
-                self.decode(self.encode(tokens[rows], None if layered is None else layered[rows], chunk))
+                self.decode(
+                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk),
+                    cues.coarse[rows],
+                )
                 for rows, chunk in self._chunks(lengths)
             ]
         )
@@ -104,9 +120,15 @@ class SequenceRefiner(nn.Module):
             tokens = layer(tokens, positions, lengths)
         return tokens
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Pixel decoder, a two-layer MLP (stored as 1x1 convolutions): (T, C) to probabilities (T,)."""
-        return self.conv_r1(tokens[:, :, None, None])[:, 0, 0, 0]
+    def decode(self, tokens: Tensor, coarse: Tensor) -> Tensor:
+        """Pixel decoder, a two-layer MLP (stored as 1x1 convolutions): (T, C) to probabilities (T,).
+
+        ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
+        """
+        logits = self.conv_r1[:3](tokens[:, :, None, None])[:, 0, 0, 0]
+        if self.decoder == "residual":
+            logits = logits + coarse.to(logits.dtype).logit(1e-4).clamp(-SUREST_LOGIT, SUREST_LOGIT)
+        return logits.sigmoid()
 
     def _chunks(self, lengths: list[int]) -> Iterator[tuple[slice, list[int]]]:
         """Runs of whole sequences of at most ``max_tokens`` tokens (one may exceed it). A single run in training."""

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.network import build_network
 from training.starting_weights import start_from
 
@@ -27,9 +27,16 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
     if start == "imagenet":
         _start_from_imagenet(network, cfg)
     elif start:
-        start_from(network, load_checkpoint(Path(start)).state)
+        start_from(network, _usable_state(load_checkpoint(Path(start)), cfg))
     suit_device(network, cfg)
     return network
+
+
+def _usable_state(checkpoint: Checkpoint, cfg: CfgNode) -> dict[str, Tensor]:
+    """The checkpoint's weights, without its decoder's last layer where that says something else than ours will."""
+    if checkpoint.cfg.MODEL.TRANSFINER.DECODER == cfg.MODEL.TRANSFINER.DECODER:
+        return checkpoint.state
+    return {key: value for key, value in checkpoint.state.items() if ".encoder.conv_r1.2." not in key}
 
 
 def suit_device(network: nn.Module, cfg: CfgNode) -> None:

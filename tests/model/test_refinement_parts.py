@@ -98,6 +98,20 @@ def test_chunks_change_nothing(max_tokens):
     torch.testing.assert_close(refiner(cues, lengths), expected)
 
 
+def test_a_residual_decoder_begins_with_the_coarse_mask_and_can_correct_the_surest():
+    torch.manual_seed(0)
+    refiner = SequenceRefiner(8, layers=1, heads=2, ffn_dim=16, dropout=0.0, decoder="residual")
+    coarse = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0])
+    found = refiner(NodeCues(torch.randn(5, 8), coarse, torch.randn(5, 8)), [3, 2])
+    sure = 1 / (1 + math.exp(-4))
+    torch.testing.assert_close(found, torch.tensor([1 - sure, 0.1, 0.5, 0.7, sure]))
+    found.sum().backward()
+    bias = refiner.conv_r1[2].bias.grad.item()
+    assert bias == pytest.approx(float((found * (1 - found)).sum().detach()))
+    with pytest.raises(ValueError, match="DECODER must be one of"):
+        SequenceRefiner(8, decoder="additive")
+
+
 def test_position_table_by_hand():
     table = position_table(4, 8)
     y, x = 2, 3
