@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
+from training.benchmark.ap_star import ap_star
 from training.benchmark.official import official_rules
 from training.benchmark.rows import DataSet
 from training.cost.report import refinement_cost
@@ -20,8 +19,7 @@ from training.datasets import AnySet, open_set
 from training.evaluation.analysis_run import analyse
 from training.evaluation.boundary_ap import boundary_ap
 from training.evaluation.coco_ap import coco_ap, mask_ap
-from training.evaluation.coco_format import TruthBuilder, detections, load_quietly
-from training.evaluation.lvis_ap import lvis_ap
+from training.evaluation.coco_format import TruthBuilder, detections
 from training.inspection import mask_head_of, recorded_refinement
 from training.mapper import to_network_input
 
@@ -100,7 +98,7 @@ class Measurement:
             details["box"] = self._box_ap()
             values["APbox"] = details["box"]["AP"]
         if {"AP*", "AP*50"} & set(wanted):
-            details["lvis"] = self._lvis_ap(masks)
+            details["lvis"] = ap_star(self.data, self.truth.dataset, masks, self.samples.class_names)
             if details["lvis"]:
                 values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
         if {*_REGION_COLUMNS, "Acc", "Recall"} & set(wanted):
@@ -123,15 +121,6 @@ class Measurement:
             kept = {key: one[key] for key in ("image_id", "category_id", "score")}
             boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
         return coco_ap(self.truth.dataset, boxes, "bbox")
-
-    def _lvis_ap(self, masks: list[dict[str, Any]]) -> dict[str, float]:
-        """LVIS rules on the set's LVIS annotations, or on generated scenes, which are annotated completely."""
-        if self.data.lvis and Path(self.data.lvis).is_file():
-            dataset = load_quietly(Path(self.data.lvis)).dataset
-            return lvis_ap(dataset, renumbered(masks, dataset, len(self.samples.class_names)), "segm")
-        if not self.data.test.startswith("scenes:"):
-            return {}
-        return lvis_ap(as_lvis(self.truth.dataset), masks, "segm")
 
     def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
         found = details["analysis"] = analyse(self.network, self.cfg, self.samples)
@@ -169,39 +158,3 @@ class Measurement:
 def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
     """The set a row is measured on."""
     return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
-
-
-def renumbered(found: list[dict[str, Any]], dataset: dict[str, Any], classes: int) -> list[dict[str, Any]]:
-    """Results with the category numbers of another annotation file of the same classes, on its images alone.
-
-    Raises:
-        ValueError: the file has another number of categories.
-    """
-    numbers = sorted(one["id"] for one in dataset["categories"])
-    if len(numbers) != classes:
-        raise ValueError(
-            f"the LVIS annotations have {len(numbers)} categories, the test set {classes}; AP* needs the file that "
-            "is reduced to COCO's classes (lvis_v0.5_val_cocofied.json)"
-        )
-    known = {one["id"] for one in dataset["images"]}
-    kept = (one for one in found if one["image_id"] in known)
-    return [one | {"category_id": numbers[one["category_id"] - 1]} for one in kept]
-
-
-def as_lvis(dataset: dict[str, Any]) -> dict[str, Any]:
-    """A completely annotated COCO set as LVIS sees one: categories an image has not are known to be absent."""
-    result = copy.copy(dataset)
-    everything = {one["id"] for one in dataset["categories"]}
-    present: dict[int, set[int]] = {}
-    for one in dataset["annotations"]:
-        present.setdefault(one["image_id"], set()).add(one["category_id"])
-    result["images"] = [
-        image
-        | {
-            "neg_category_ids": sorted(everything - present.get(image["id"], set())),
-            "not_exhaustive_category_ids": [],
-        }
-        for image in dataset["images"]
-    ]
-    result["categories"] = [{"frequency": "f"} | one for one in dataset["categories"]]
-    return result

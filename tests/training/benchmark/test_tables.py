@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from model.incoherence import build_detection
 from model.network import build_network
-from training.benchmark.measuring import renumbered
+from training.benchmark.ap_star import renumbered
 from training.benchmark.plan import as_text, missing_files, plan
 from training.benchmark.recipe import (
     Scale,
@@ -163,9 +163,13 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
     assert "| Mask R-CNN | 20.5 / - | 26.1 / - |" in text
 
 
-def test_results_take_the_lvis_files_numbers_and_images() -> None:
-    file = {"categories": [{"id": 7}, {"id": 3}], "images": [{"id": 1}]}
-    found = [{"image_id": 1, "category_id": 2}, {"image_id": 2, "category_id": 1}]
-    assert renumbered(found, file, 2) == [{"image_id": 1, "category_id": 7}]
-    with pytest.raises(ValueError, match="have 2 categories, the test set 80"):
-        renumbered(found, file, 80)
+def test_results_take_cocos_numbers_and_the_lvis_files_images_and_categories() -> None:
+    file = {"categories": [{"id": 44}, {"id": 3}], "images": [{"id": 1}]}
+    names = ("car", "bird", "bottle")
+    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
+    assert renumbered(found, file, names) == [{"image_id": 1, "category_id": 44}]
+    with pytest.raises(ValueError, match="the test set has 'blob'"):
+        renumbered(found, file, ("car", "blob", "bottle"))
+    with pytest.raises(ValueError, match="have 1 categories, some not COCO's"):
+        renumbered(found, {"categories": [{"id": 1230}], "images": []}, names)
+
