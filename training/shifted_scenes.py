@@ -77,5 +77,7 @@ def _another_look(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     picture = _DARK + (_BRIGHT - _DARK) * grey
     stripes = np.sin(np.arange(height) * rng.uniform(0.5, 1.2))[:, None, None] * 0.015
     grain = rng.standard_normal((height, width, 3), dtype=np.float32) * 0.02
-    picture = picture + stripes + grain + noise(rng, height, width, coarsest_px=4, octaves=1)[..., None] * 0.02
+    picture = (
+        picture + stripes + grain + noise(rng, height, width, coarsest_px=4, octaves=1)[..., None] * 0.02
+    )
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)

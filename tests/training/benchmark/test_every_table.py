@@ -39,7 +39,8 @@ def sets(root: Path) -> dict[str, dict[str, str]]:
 def test_the_command_runs_and_reports(number: int, root: Path, sets: dict[str, dict[str, str]]) -> None:
     names = sets[LAYOUTS.get(number, "coco")]
     command = [str(number), "--miniature", "--iterations", "1", "--row", ROWS[number], "--device", "cpu", "--json",
-               "--lvis", "" if number in LAYOUTS else str(root / "cocofied.json"), "--train-set", names["train"], "--test-set", names["val"],
+               "--lvis", "" if number in LAYOUTS else str(root / "cocofied.json"), "--train-set", names["train"],
+               "--test-set", names["val"],
                "--speed-iterations", "1", "--speed-runs", "1", "--out", str(root / "out")]  # fmt: skip
     done = CliRunner().invoke(benchmark, command)
     assert done.exit_code == 0, done.output

@@ -166,10 +166,11 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
 def test_results_take_cocos_numbers_and_the_lvis_files_images_and_categories() -> None:
     file = {"categories": [{"id": 44}, {"id": 3}], "images": [{"id": 1}]}
     names = ("car", "bird", "bottle")
-    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
+    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [
+        {"image_id": 2, "category_id": 1}
+    ]
     assert renumbered(found, file, names) == [{"image_id": 1, "category_id": 44}]
     with pytest.raises(ValueError, match="the test set has 'blob'"):
         renumbered(found, file, ("car", "blob", "bottle"))
     with pytest.raises(ValueError, match="have 1 categories, some not COCO's"):
         renumbered(found, {"categories": [{"id": 1230}], "images": []}, names)
-

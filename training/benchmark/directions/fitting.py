@@ -15,7 +15,7 @@ from training.benchmark.directions.planning import PLAN_FILE, Setting, keep, pla
 from training.benchmark.directions.shared import SharedDetector
 from training.benchmark.directions.starting import start_of
 from training.benchmark.directions.teaching import mask_branch, teach
-from training.benchmark.directions.variants import row_of, variant_config
+from training.benchmark.directions.variants import variant_config
 
 SHARE_OF_BUDGET = 0.9  # what the trainings' speed, measured beforehand, is trusted with
 
@@ -45,7 +45,7 @@ def _timed(setting: Setting, detector: SharedDetector) -> tuple[float, float]:
     for task in tasks(setting, 4):
         if task.seed:
             break
-        cfg = variant_config(detector.cfg, row_of(*next(iter(task.measured.values()))), iterations=4, seed=0)
+        cfg = variant_config(detector.cfg, *next(iter(task.measured.values())), iterations=4, seed=0)
         heads = mask_branch(cfg, start_of(setting, detector, cfg))
         steps_s += _seconds_a_step(heads, cfg, detector, setting.scenes)
         seen = min(2, setting.images)

@@ -59,7 +59,7 @@ def tasks(setting: Setting, steps: int) -> list[Task]:
     for seed in range(setting.seeds):
         by_name: dict[str, Task] = {}
         for table, row in compared_rows(setting.tables):
-            cfg = variant_config(detector, row, iterations=steps, seed=seed)
+            cfg = variant_config(detector, table.number, row.key, iterations=steps, seed=seed)
             task = by_name.setdefault(name_of(cfg), Task(name_of(cfg), seed, {}))
             task.measured.setdefault(name_of(measured_config(cfg, row)), (table.number, row.key))
         planned += by_name.values()

@@ -79,7 +79,11 @@ def _names(setting: Setting, steps: int) -> dict[tuple[int, str], list[str]]:
     detector = load_checkpoint(setting.weights).cfg
     return {
         (table.number, row.key): [
-            name_of(measured_config(variant_config(detector, row, iterations=steps, seed=seed), row))
+            name_of(
+                measured_config(
+                    variant_config(detector, table.number, row.key, iterations=steps, seed=seed), row
+                )
+            )
             for seed in range(setting.seeds)
         ]
         for table, row in compared_rows(setting.tables)
@@ -127,7 +131,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
         f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score "
         f"{LEAST_SCORE} on, the same for every row. Points of AP say nothing about COCO; "
-        "signs and their certainty are what counts.",
+        "signs and their certainty are what counts. So short a training needs a refinement that begins with the coarse "
+        "mask (`DECODER: residual`); Table 4 alone has the paper's, whose nodes know of the coarse mask by their cues only.",
         "",
         f"A difference is second minus first: paper / **measured** [{100 * facts['confidence']:.0f} % interval of a "
         f"bootstrap paired by scene and seed, {facts['resamples']} resamples]. It is called significant where the "

@@ -64,14 +64,14 @@ def _work(setting: Setting, task: Task) -> Task:
     detector = SharedDetector(setting.weights, setting.folder / "shared")
     steps = planned_steps(setting)
     first = next(iter(task.measured.values()))
-    cfg = variant_config(detector.cfg, row_of(*first), iterations=steps, seed=task.seed)
+    cfg = variant_config(detector.cfg, *first, iterations=steps, seed=task.seed)
     start = start_of(setting, detector, cfg)
     heads = mask_branch(cfg, start)
     began_s = time.monotonic()
     teach(heads, cfg, detector, setting.scenes)
     seconds = time.monotonic() - began_s
     for name, (number, key) in task.measured.items():
-        cfg = variant_config(detector.cfg, row_of(number, key), iterations=steps, seed=task.seed)
+        cfg = variant_config(detector.cfg, number, key, iterations=steps, seed=task.seed)
         as_measured = mask_branch(measured_config(cfg, row_of(number, key)), start)
         as_measured.load_state_dict(heads.state_dict())
         found = look(as_measured, detector, setting.images)

@@ -15,7 +15,7 @@ from model.checkpoint import load_checkpoint
 from training.benchmark.directions.planning import Setting
 from training.benchmark.directions.shared import SharedDetector
 from training.benchmark.directions.teaching import mask_branch, teach
-from training.benchmark.directions.variants import row_of, variant_config
+from training.benchmark.directions.variants import variant_config
 
 
 def settle(setting: Setting, detector: SharedDetector, tell: Callable[[str], object]) -> None:
@@ -25,7 +25,7 @@ def settle(setting: Setting, detector: SharedDetector, tell: Callable[[str], obj
         return
     tell(f"the coarse mask gets used to its smaller grid, {setting.coarse_steps} steps")
     torch.set_num_threads(1)
-    cfg = variant_config(detector.cfg, row_of(5, "depth-0"), iterations=setting.coarse_steps, seed=0)
+    cfg = variant_config(detector.cfg, 5, "depth-0", iterations=setting.coarse_steps, seed=0)
     heads = mask_branch(cfg, load_checkpoint(setting.weights).state)
     teach(heads, cfg, detector, setting.scenes)
     unfinished = file.with_suffix(f".{os.getpid()}")
