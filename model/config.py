@@ -59,8 +59,8 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.CUES = ["feature", "coarse", "position"]
     # Where the position enters: "layers" (queries and keys of each, released) or "input" (once, paper).
     node.POSITION = "layers"
-    # "direct": the decoder says a node's probability (paper); "residual": what to add to the coarse mask's logit, nothing
-    # at first, so that a short training cannot end below the coarse masks.
+    # "direct": the decoder says a node's probability (paper); "residual": what to add to the coarse mask's logit,
+    # nothing at first, so that a short training cannot end below the coarse masks.
     node.DECODER = "direct"
     # The 14x14 coarse feature points join every sequence as positive and negative references.
     node.REFERENCE_POINTS = True

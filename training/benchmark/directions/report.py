@@ -132,7 +132,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score "
         f"{LEAST_SCORE} on, the same for every row. Points of AP say nothing about COCO; "
         "signs and their certainty are what counts. So short a training needs a refinement that begins with the coarse "
-        "mask (`DECODER: residual`); Table 4 alone has the paper's, whose nodes know of the coarse mask by their cues only.",
+        "mask (`DECODER: residual`); Table 4 alone has the paper's, whose nodes know the coarse mask by cues only.",
         "",
         f"A difference is second minus first: paper / **measured** [{100 * facts['confidence']:.0f} % interval of a "
         f"bootstrap paired by scene and seed, {facts['resamples']} resamples]. It is called significant where the "
