@@ -13,6 +13,7 @@ from redis import RedisError
 from werkzeug.exceptions import HTTPException
 
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
+from backend.job_routes import job_routes
 from backend.learning.page import learning
 from backend.openapi import openapi
 from backend.routes import routes
@@ -35,6 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.extensions["transfiner"] = make_service(settings)
     app.register_blueprint(routes)
+    app.register_blueprint(job_routes)
     app.register_blueprint(status_page)
     app.register_blueprint(learning)
     app.register_blueprint(openapi)

@@ -90,6 +90,12 @@ def _paths() -> Json:
         "/jobs/{job_id}/retry": {
             "post": _operation("retry", "Run a failed or parked task again", parameters=[JOB])
         },
+        "/jobs/{job_id}/cancel": {
+            "post": _operation("cancel", "Cancel a task that no worker has taken", parameters=[JOB])
+        },
+        "/jobs/cancel": {
+            "post": _operation("cancel_all", "Cancel all that waits, or of one project", parameters=[PROJECT])
+        },
         "/status": {"get": _operation("status", "The same for people", media="text/html")},
         "/metrics": {"get": _operation("metrics", "For Prometheus", media="text/plain")},
         "/openapi.json": {"get": _operation("openapi", "This description")},

@@ -126,6 +126,11 @@ class Records:
         """State of each, "" for unknown ones."""
         return [text(row[0]) for row in self._read(job_ids, ("state",))]
 
+    def projects(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The project of each, "" for unknown ones."""
+        rows = self._read(job_ids, ("project",))
+        return {job_id: text(row[0]) for job_id, row in zip(job_ids, rows, strict=True)}
+
     def outcomes(self, job_ids: Sequence[str]) -> dict[str, Outcome]:
         """Those of the given tasks that have ended."""
         rows = self._read(job_ids, ("state", "prediction", "error", "hint"))

@@ -1,4 +1,4 @@
-"""The endpoints: five that Label Studio calls, and what people and monitoring look at."""
+"""The endpoints that Label Studio and monitoring call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
 from backend.active_models import registry_of
-from backend.deliveries import DEFERRED
 from backend.errors import BadRequestError, ServiceError
 from backend.hanging_up import has_hung_up
 from backend.learning.train_queue import TrainQueue
@@ -22,7 +21,6 @@ from backend.orphans import living_workers
 from backend.outputs import output_of
 from backend.predictions import unusable_because
 from backend.projects import Project
-from backend.records import FINAL, QUEUED, STATS
 from backend.schemas import PredictRequest, SetupRequest, parse
 from backend.served_model import ServedModel
 from backend.service import Service
@@ -34,7 +32,6 @@ from integration.webhooks import TrainingRequested, WebhookError, parse_event
 log = logging.getLogger(__name__)
 routes = Blueprint("label_studio", __name__)
 MODEL_CLASS = "MaskTransfiner"
-MOST_JOBS = 1000
 
 
 def _service() -> Service:
@@ -177,52 +174,6 @@ def _start_training(event: TrainingRequested) -> tuple[Response, int]:
         message += " No worker takes trainings now: start one with `transfiner worker --queues train`."
     log.info("project %s: %s", project, message)
     return jsonify(status="queued" if answer.is_new else "folded in", job=answer.run, message=message), 200
-
-
-@routes.get("/jobs")
-def jobs() -> Response:
-    """State of each recent task: `?project=`, `?state=`, `?limit=`."""
-    service = _service()
-    limit = min(max(request.args.get("limit", 200, int), 1), MOST_JOBS)
-    rows: list[dict[str, Any]] = [
-        dict(row)
-        for row in service.queue.records.recent(MOST_JOBS)
-        if _matches(row, "project", request.args.get("project"))
-        and _matches(row, "state", request.args.get("state"))
-    ][:limit]
-    workers = living_workers(service.connection)
-    pace_s = _seconds_per_task(service)
-    for row in rows:
-        position = service.queue.position(row["job"]) if row["state"] == QUEUED else None
-        if position is not None:
-            row["position"] = position
-            row["eta_s"] = round((position + 1) * pace_s / max(1, len(workers)), 1)
-        if row["state"] in FINAL and not row.get("delivery"):
-            row["delivery"] = "kept"
-    return jsonify(
-        jobs=rows, workers=workers, waiting=service.queue.depth(), deferred=service.connection.hlen(DEFERRED),
-        projects=[project.public() for project in service.predictions.projects.all()],
-    )  # fmt: skip
-
-
-def _matches(row: dict[str, str], name: str, wanted: str | None) -> bool:
-    value = row.get(name, "")
-    return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
-
-
-def _seconds_per_task(service: Service) -> float:
-    seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
-    return float(seconds or 0) / max(1, int(done or 0))
-
-
-@routes.post("/jobs/<job_id>/retry")
-def retry(job_id: str) -> Response:
-    """Run a failed or parked task again."""
-    if not _service().queue.retry(job_id):
-        raise BadRequestError(
-            f"There is no finished job {job_id[:80]!r}.", "GET /jobs lists them.", status=404
-        )
-    return jsonify(status="queued", job=job_id)
 
 
 @routes.get("/metrics")

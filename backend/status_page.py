@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 from flask import Blueprint, current_app, render_template
@@ -10,6 +11,7 @@ from redis import RedisError
 
 from backend.deliveries import DEFERRED
 from backend.errors import ServiceError
+from backend.learning.csrf import form_token
 from backend.learning.page import learning_facts
 from backend.orphans import living_workers
 from backend.records import FAILED, FINAL, PARKED, QUEUED, RUNNING, STATS
@@ -87,6 +89,9 @@ def _from_redis(service: Service) -> dict[str, Any]:
         "eta": _eta(service, waiting, len(workers)),
         "workers": workers,
         "projects": service.predictions.projects.all(),
+        "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
+        "waiting": waiting,
+        "form_token": form_token(service.connection),
         "errors": [row for row in records if row["state"] in (FAILED, PARKED)][:LIST_ERRORS],
         "rows": records[:LIST],
     }
