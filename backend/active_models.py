@@ -77,7 +77,9 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
             info = registry_of(settings).version(project_name(project_key), version)
         except (OSError, ValueError, LookupError) as error:
             raise _unavailable(settings, project_name(project_key), version, error) from error
-        _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
+        _records[identity] = ServedModel(
+            Path(info.directory_url), version, version, info.classes, info.digest
+        )
     return _records[identity]
 
 

@@ -62,7 +62,9 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
             check_port(what, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()
-        sys.exit(_run(server, _settings(server, backend_port, {**_places(folder), **options}), folder, images))
+        sys.exit(
+            _run(server, _settings(server, backend_port, {**_places(folder), **options}), folder, images)
+        )
 
 
 def check_port(what: str, port: int, option: str) -> None:

@@ -70,7 +70,9 @@ def evaluate(
         samples = open_set(name)
         if served:
             if submission or picture or card:
-                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
+                raise click.UsageError(
+                    "--submission, --picture and --card are of raw masks; leave out --served"
+                )
             _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
             return
         if weights is None:

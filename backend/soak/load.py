@@ -37,7 +37,7 @@ def load(
     "bare" is a script: it decodes each image and asks the predictor; "bare with outlines" also makes the regions that
     Label Studio gets, as the service must. The overhead of a task is what its request took beyond the worker's own
     seconds for it (image, network, outlines), asked one at a time. CPU is what each process used, whoever else was
-    on the machine.
+    on the machine. Start-up is from the worker's process to the first answer, a swap from replacing the checkpoint.
 
     \b
     Example: transfiner load --tasks 200
@@ -57,11 +57,13 @@ def load(
             turns.append({**turn, "served": service.run_together(number)})
         for name in turns[0]:
             figures[name] = _middle([turn[name] for turn in turns])
+        figures["start-up in s"] = {"worker to first prediction": round(service.start_up_s, 1)}
         figures["one at a time"] = service.run_singly(max(8, tasks // 4))
         figures["memory in MiB"] = service.memory_mib()
         if bare:
             figures["share of bare throughput"] = _share(turns, "bare")
             figures["share of bare with outlines"] = _share(turns, "bare with outlines")
+            figures["model swap in s"] = service.swap_s()
         if endurance:
             figures["endurance"] = endure(service, endurance)
     figures["load average after"] = round(os.getloadavg()[0], 2)

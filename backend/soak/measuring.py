@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from PIL import Image
 from backend.served_model import read_served_model
 from backend.settings import load_settings
 from backend.soak.processes import child_of, memory_mib, processor_s
+from backend.soak.replacing import give_new_version, replaceable_copy
 from backend.soak.stage import PROJECT, Stage, label_config
 from integration.label_config import parse_label_config
 from integration.output import Output
@@ -68,25 +70,32 @@ class Service:
     def __init__(
         self, model: Path | None, files: Sequence[bytes], batch: int, *, inline: bool = False
     ) -> None:
+        self._folder = TemporaryDirectory()
+        self.model = None if model is None else replaceable_copy(model, Path(self._folder.name))
         self.stage = Stage(
-            model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
+            self.model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
         )
         self.files = files
         self.images = [self._inline(file) if inline else self._address(n) for n, file in enumerate(files)]
         self.config = ""
+        self.start_up_s = 0.0
 
     def __enter__(self) -> Service:
         self.stage.__enter__()
         labels = read_served_model(self.stage.model).labels
         self.config = label_config(labels)
+        begun = time.perf_counter()
         self.stage.start_workers(1)
         self.stage.set_up_project(labels)
+        self._ask(800_000, self.images[:1])
+        self.start_up_s = time.perf_counter() - begun
         # Connections and code paths are warm before anything is measured.
         self._ask(900_000, self.images[:2])
         return self
 
     def __exit__(self, *of: object) -> None:
         self.stage.__exit__(*of)
+        self._folder.cleanup()
 
     def _inline(self, file: bytes) -> str:
         return f"data:image/png;base64,{base64.b64encode(file).decode()}"
@@ -133,6 +142,17 @@ class Service:
             "overhead p50 in ms": round(statistics.median(overheads) * 1000, 1),
             "overhead p95 in ms": round(sorted(overheads)[int(count * 0.95)] * 1000, 1),
         }
+
+    def swap_s(self) -> dict[str, float]:
+        """Another version takes the model's place: seconds of the first task it predicts, and of the one after."""
+        assert self.model
+        give_new_version(self.model)
+        taken: list[float] = []
+        for number in (700_000, 700_001):
+            begun = time.perf_counter()
+            self._ask(number, self.images[:1])
+            taken.append(round(time.perf_counter() - begun, 2))
+        return {"first task": taken[0], "next task": taken[1]}
 
     def ask_chunk(self, first: int, count: int) -> int:
         """One request for `count` new tasks; how many they were."""

@@ -13,10 +13,12 @@ import socket
 import pytest
 from click.testing import CliRunner
 
+from backend.served_model import read_served_model
 from backend.soak.annotators import Annotators, Verdict
 from backend.soak.command import line
 from backend.soak.faults import BATCH_S, FAULTS
 from backend.soak.load import load
+from backend.soak.replacing import give_new_version, replaceable_copy
 from backend.soak.stage import Hosts, Stage
 
 HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", images="127.0.0.5")
@@ -44,6 +46,7 @@ def test_load_measures_the_queue(options):
     assert figures["served"]["tasks a second"] > 0
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
     assert figures["one at a time"]["overhead p50 in ms"] > 0
+    assert figures["start-up in s"]["worker to first prediction"] > 0
     assert ("endurance" in figures) == (options == ["--endurance", "90"])
     for process in figures["memory in MiB"] if "endurance" in figures else ():
         assert set(figures["endurance"][process]) == {
@@ -51,6 +54,16 @@ def test_load_measures_the_queue(options):
             "MiB at the end",
             "MiB a 1,000 tasks",
         }
+
+
+def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "metadata.json").write_text(json.dumps({"name": "a", "version": "a-1", "classes": ["gear"]}))
+    copy = replaceable_copy(given, tmp_path / "elsewhere")
+    give_new_version(copy)
+    assert [read_served_model(one).version for one in (given, copy)] == ["a-1", "a-1-next"]
+    assert [file.name for file in copy.iterdir()] == ["metadata.json"]
 
 
 @pytest.mark.parametrize(
