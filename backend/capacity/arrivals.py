@@ -34,7 +34,10 @@ class Arrivals:
 
     def request_ends(self) -> list[int]:
         """For each request the place behind its last task."""
-        return [*(np.flatnonzero(np.diff(self.request)) + 1).tolist(), *([len(self.at_s)] if len(self.at_s) else [])]
+        return [
+            *(np.flatnonzero(np.diff(self.request)) + 1).tolist(),
+            *([len(self.at_s)] if len(self.at_s) else []),
+        ]
 
     @classmethod
     def single(cls, at_s: Sequence[float] | np.ndarray, *, interactive: bool = False) -> Arrivals:

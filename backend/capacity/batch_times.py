@@ -44,11 +44,15 @@ class BatchTimes:
 
     def __init__(self, measured: Mapping[int, Sequence[BatchTime]]) -> None:
         self._ranked = {
-            size: sorted(times, key=lambda one: one.total_s) for size, times in sorted(measured.items()) if times
+            size: sorted(times, key=lambda one: one.total_s)
+            for size, times in sorted(measured.items())
+            if times
         }
         self.sizes = list(self._ranked)
         if not self.sizes or self.sizes[0] != 1:
-            raise ValueError(f"batches of {self.sizes} tasks were measured; expected some of a single task, too")
+            raise ValueError(
+                f"batches of {self.sizes} tasks were measured; expected some of a single task, too"
+            )
 
     @property
     def largest(self) -> int:

@@ -117,7 +117,9 @@ class Simulation:
             self._hand_out(at_s[first])
             first = behind
         self._pass_time(float("inf"))
-        return Course(np.array(self._begun_s), np.array(self._ended_s), np.array(self._batches).reshape(-1, 3))
+        return Course(
+            np.array(self._begun_s), np.array(self._ended_s), np.array(self._batches).reshape(-1, 3)
+        )
 
     def _pass_time(self, until_s: float) -> None:
         while self._events and self._events[0][0] <= until_s:

@@ -52,7 +52,9 @@ def summarize(arrivals: Arrivals, course: Course, windows: Sequence[Window], wor
         inside |= (at_s >= begin_s) & (at_s < end_s)
     people = inside & ~arrivals.is_bulk
     if not people.any():
-        raise ValueError("no single task arrives in the time looked at: simulate longer, or with fewer in bulk")
+        raise ValueError(
+            "no single task arrives in the time looked at: simulate longer, or with fewer in bulk"
+        )
     wait_s, answer_s = course.begun_s - at_s, course.ended_s - at_s
     p50, p95, p99 = np.percentile(wait_s[people], [50, 95, 99])
     bulk = inside & arrivals.is_bulk
