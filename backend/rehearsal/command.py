@@ -32,7 +32,7 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option(
     "--finetune",
-    help="Fields of FinetuneSettings as a JSON object; 80 iterations by default.",
+    help="Fields of FinetuneSettings as a JSON object; 110 iterations by default.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
