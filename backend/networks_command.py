@@ -7,6 +7,20 @@ import json
 import click
 
 
+class _Steps:
+    """Counts the runs: each network once for its operations, once for its operators, on a GPU once for its
+    memory, once to warm up, and each turn."""
+
+    def __init__(self, instances: tuple[int, ...], training: bool, repeats: int, device: str) -> None:
+        runs = 3 + device.startswith("cuda") + repeats
+        self.total = (3 * len(instances) + 2 * training) * runs
+        self.done = 0
+
+    def __call__(self, what: str) -> None:
+        self.done += 1
+        click.echo(f"{self.done} of {self.total}: {what}", err=True)
+
+
 @click.command()
 @click.option("--config", default="released/R50-FPN", show_default=True, help="Of Mask Transfiner.")
 @click.option("--instances", type=click.IntRange(1), multiple=True, default=(50, 100), show_default=True,
@@ -37,7 +51,8 @@ def networks(config: str, instances: tuple[int, ...], nodes: int, size: tuple[in
     if threads:
         torch.set_num_threads(threads)
     common = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
-    inference = compare_networks(config, instances=instances, nodes=nodes, **common)  # type: ignore[arg-type]
-    learned = compare_training(config, **common) if training else None  # type: ignore[arg-type]
+    tell = _Steps(tuple(instances), training, repeats, device)
+    inference = compare_networks(config, instances=instances, nodes=nodes, tell=tell, **common)  # type: ignore[arg-type]
+    learned = compare_training(config, tell=tell, **common) if training else None  # type: ignore[arg-type]
     outcome = {"inference": inference, "training": learned}
     click.echo(json.dumps(outcome) if as_json else as_text(inference, learned))

@@ -21,7 +21,12 @@ from training.cost.speed import alternate
 from training.cost.subjects import fixed_nodes, force_detections, image_record, open_network, training_record
 
 Call = Callable[[], object]
+Tell = Callable[[str], object]
 POINTREND = "ablations/pointrend"
+
+
+def _quiet(_: str) -> None:
+    """Says nothing."""
 
 
 def compare_networks(
@@ -35,6 +40,7 @@ def compare_networks(
     device: str = "cpu",
     overrides: tuple[str, ...] = (),
     timed: bool = True,
+    tell: Tell = _quiet,
 ) -> dict[str, Any]:
     """Inference on one image, masks pasted into it: operations, operator calls, seconds, ratios to ours;
     peak memory on a GPU.
@@ -43,6 +49,7 @@ def compare_networks(
         instances: numbers of detections that are kept, a comparison each.
         nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
         overrides: configuration keys and values for all three. timed: medians of ``repeats`` turns, else no seconds.
+        tell: hears of every run of a network, for minutes without a word look like a hang.
     """
     sizes = {"height": height, "width": width}
     return {
@@ -50,7 +57,10 @@ def compare_networks(
         "by_instances": {
             count: _compared(
                 {
-                    name: _inference(name, network, sizes, count, nodes, device, overrides)
+                    name: _told(
+                        _inference(name, network, sizes, count, nodes, device, overrides),
+                        lambda name=name, count=count: tell(f"{name}, {count} instances"),
+                    )
                     for name, network in _configurations(config).items()
                 },
                 device,
@@ -72,6 +82,7 @@ def compare_training(
     device: str = "cpu",
     overrides: tuple[str, ...] = (),
     timed: bool = True,
+    tell: Tell = _quiet,
 ) -> dict[str, Any]:
     """A step of training without the optimizer's, ours beside Mask R-CNN's; as `compare_networks`.
 
@@ -79,7 +90,10 @@ def compare_training(
         instances: ground truth of each image, 7 as COCO has. images: of a batch.
     """
     calls = {
-        name: _step(network, height, width, instances, images, device, overrides)
+        name: _told(
+            _step(network, height, width, instances, images, device, overrides),
+            lambda name=name: tell(f"{name}, training step"),
+        )
         for name, network in _configurations(config).items()
         if name != "pointrend"
     }
@@ -92,6 +106,14 @@ def compare_training(
 
 def _configurations(config: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {"ours": (config, ()), "mask_rcnn": (config, MASK_RCNN), "pointrend": (POINTREND, ())}
+
+
+def _told(call: Call, tell: Callable[[], object]) -> Call:
+    def told() -> object:
+        tell()
+        return call()
+
+    return told
 
 
 def _inference(name: str, network_of: tuple[str, tuple[str, ...]], sizes: dict[str, int], count: int, nodes: int,
