@@ -27,12 +27,12 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
     if start == "imagenet":
         _start_from_imagenet(network, cfg)
     elif start:
-        start_from(network, _usable_state(load_checkpoint(Path(start)), cfg))
+        start_from(network, usable_state(load_checkpoint(Path(start)), cfg))
     suit_device(network, cfg)
     return network
 
 
-def _usable_state(checkpoint: Checkpoint, cfg: CfgNode) -> dict[str, Tensor]:
+def usable_state(checkpoint: Checkpoint, cfg: CfgNode) -> dict[str, Tensor]:
     """The checkpoint's weights, without its decoder's last layer where that says something else than ours will."""
     if checkpoint.cfg.MODEL.TRANSFINER.DECODER == cfg.MODEL.TRANSFINER.DECODER:
         return checkpoint.state

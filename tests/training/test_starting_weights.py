@@ -9,8 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from model.checkpoint import Checkpoint
 from model.config import get_config
 from model.network import build_network
+from training.building import usable_state
 from training.starting_weights import start_from
 
 
@@ -72,3 +74,12 @@ def test_weights_without_a_place_are_named(plain: nn.Module, caplog: pytest.LogC
 def test_a_checkpoint_of_something_else_is_refused(plain: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"none of the .* weights of the network"):
         start_from(plain, {"encoder.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(("theirs", "kept"), [("residual", 4), ("direct", 2)])
+def test_a_decoder_that_says_something_else_starts_anew(theirs: str, kept: int) -> None:
+    cfg, other = get_config("paper/base"), get_config("paper/base")
+    cfg.MODEL.TRANSFINER.DECODER, other.MODEL.TRANSFINER.DECODER = "residual", theirs
+    names = [f"roi_heads.mask_head.encoder.conv_r1.{layer}" for layer in ("0.weight", "2.weight", "2.bias")]
+    state = {name: torch.zeros(1) for name in [*names, "backbone.conv_r1.2.weight"]}
+    assert len(usable_state(Checkpoint(other, state, {}), cfg)) == kept
