@@ -12,6 +12,7 @@ import click
 
 from backend.anytime_command import anytime
 from backend.beside_command import beside
+from backend.capacity.command import capacity
 from backend.directions_command import directions
 from backend.networks_command import networks
 
@@ -253,3 +254,4 @@ benchmark.add_command(anytime)
 benchmark.add_command(directions)
 benchmark.add_command(beside)
 benchmark.add_command(networks)
+benchmark.add_command(capacity)

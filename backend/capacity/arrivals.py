@@ -83,22 +83,20 @@ class Load:
 
 def of_days(load: Load, days: int, seed: int) -> Arrivals:
     """Whole days, one after the other."""
-    pieces = [
-        (day * DAY_S + hour * HOUR_S, HOUR_S, load.rate(hour)) for day in range(days) for hour in range(24)
-    ]
-    return _drawn(load, pieces, seed)
+    rates = np.tile([load.rate(hour) for hour in range(24)], days)
+    return _drawn(load, HOUR_S * np.arange(24 * days), HOUR_S, rates, seed)
 
 
 def of_peak(load: Load, seconds: float, seed: int) -> Arrivals:
     """A stretch of the busiest hour, from 0 s."""
-    return _drawn(load, [(0.0, seconds, load.peak_rate)], seed)
+    return _drawn(load, np.zeros(1), seconds, np.array([load.peak_rate]), seed)
 
 
-def _drawn(load: Load, pieces: Sequence[tuple[float, float, float]], seed: int) -> Arrivals:
-    """Pieces are (begin in s, length in s, tasks a second)."""
+def _drawn(load: Load, begin_s: np.ndarray, length_s: float, rates: np.ndarray, seed: int) -> Arrivals:
+    """In (P,) pieces of a length, each with its tasks a second."""
     rng = np.random.default_rng(seed)
-    singles = np.concatenate([_moments(rng, piece, 1 - load.bulk_share) for piece in pieces])
-    bulks = np.concatenate([_moments(rng, piece, load.bulk_share / BULK_TASKS) for piece in pieces])
+    singles = _moments(rng, begin_s, length_s, rates * (1 - load.bulk_share))
+    bulks = _moments(rng, begin_s, length_s, rates * load.bulk_share / BULK_TASKS)
     moments = np.concatenate([singles, bulks])
     order = np.argsort(moments, kind="stable")
     sizes = np.where(order < len(singles), 1, BULK_TASKS)
@@ -107,6 +105,6 @@ def _drawn(load: Load, pieces: Sequence[tuple[float, float, float]], seed: int) 
     return Arrivals(np.repeat(moments[order], sizes), np.repeat(np.arange(len(order)), sizes), is_bulk, fast)
 
 
-def _moments(rng: np.random.Generator, piece: tuple[float, float, float], share: float) -> np.ndarray:
-    begin_s, seconds, rate = piece
-    return begin_s + seconds * np.sort(rng.random(rng.poisson(rate * share * seconds)))
+def _moments(rng: np.random.Generator, begin_s: np.ndarray, length_s: float, rates: np.ndarray) -> np.ndarray:
+    begins = np.repeat(begin_s, rng.poisson(rates * length_s))
+    return begins + length_s * rng.random(len(begins))

@@ -85,6 +85,18 @@ class BatchTimes:
             float(np.mean([one.regions_s for one in times])),
         )
 
+    def slowed(self, factor: float) -> BatchTimes:
+        """The same with all stages taking `factor` times as long."""
+        return BatchTimes(
+            {
+                size: [
+                    BatchTime(factor * one.images_s, factor * one.model_s, factor * one.regions_s)
+                    for one in times
+                ]
+                for size, times in self._ranked.items()
+            }
+        )
+
     def with_images_a_second(self, rate: float) -> BatchTimes:
         """The same with another network: n images take n/rate s on average, spread as the measured ones are.
 

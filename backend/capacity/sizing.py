@@ -11,8 +11,8 @@ from backend.capacity.batch_times import BatchTimes
 from backend.capacity.simulation import Rules, Simulation
 from backend.capacity.waits import Waits, Window, summarize
 
-# Days are simulated whole until there are this many tasks, and never more than that many.
-FEWEST_TASKS, MOST_TASKS = 20_000, 300_000
+# Days are simulated whole until there are this many tasks or days, and never more than that many tasks a day.
+FEWEST_TASKS, MOST_DAYS, MOST_TASKS = 20_000, 200, 300_000
 # A stretch of the peak holds about this many tasks; shorter than two minutes it would say little about a queue.
 PEAK_TASKS, LEAST_PEAK_S = 200_000, 120.0
 # Of a stretch of the peak, until an empty queue is a usual one.
@@ -46,7 +46,7 @@ def stretch_of(load: Load, seed: int) -> Stretch:
         window = [(WARM_UP_SHARE * seconds, seconds)]
         name = f"{seconds:.0f} s of the peak, the first {WARM_UP_SHARE:.0%} left out"
         return Stretch(name, of_peak(load, seconds, seed), window, window, False)
-    days = max(1, math.ceil(FEWEST_TASKS / load.images_a_day))
+    days = min(MOST_DAYS, max(1, math.ceil(FEWEST_TASKS / load.images_a_day)))
     hours = [(day * DAY_S + hour * HOUR_S) for day in range(days) for hour in load.peak_hours()]
     peak = [(begin_s, begin_s + HOUR_S) for begin_s in hours]
     name = f"{days} whole day{'s' * (days > 1)}"

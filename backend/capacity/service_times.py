@@ -1,0 +1,128 @@
+"""The real worker with the real model, batch by batch, and what its tasks take in the queue server."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from redis import Redis
+
+from backend.capacity.figures import StageTimes, Together
+from backend.connection import text
+from backend.errors import StartError
+from backend.orphans import living_workers
+from backend.records import STATS, record_key
+from backend.soak.measuring import STAGES, Service
+
+Json = dict[str, Any]
+Told = Callable[[str], object]
+# A batch that came apart on a busy machine is asked for again, in all this often as many as are wanted.
+TRIES = 3
+
+
+def scene_files(count: int) -> list[bytes]:
+    """PNG files of generated scenes, what the shipped model is for."""
+    from training.scenes import generate_scene, scene_seed
+
+    files = []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def of_batches(service: Service, sizes: Sequence[int], count: int, told: Told) -> dict[int, list[StageTimes]]:
+    """`count` batches of each size through a worker that has nothing else to do; sizes take turns.
+
+    Raises:
+        StartError: the worker does not take the tasks of a request as one batch.
+    """
+    found: dict[int, list[StageTimes]] = {size: [] for size in sizes}
+    first, tries = 1_000_000, 0
+    for size in sizes:
+        first += service.ask_chunk(first, size)
+    while any(len(rows) < count for rows in found.values()):
+        tries += 1
+        if tries > TRIES * count:
+            raise StartError(
+                f"After {tries} requests of each size there are {min(map(len, found.values()))} whole batches of "
+                f"{count}: the worker takes them in parts.",
+                "Is the machine too busy? Ask for fewer with --batches, or try again when it is quiet.",
+            )
+        for size in (one for one in sizes if len(found[one]) < count):
+            told(f"batches of {size}: {len(found[size])} of {count}")
+            row = _batch(service, first, size)
+            first += size
+            found[size] += [row] if row else []
+    return found
+
+
+def _batch(service: Service, first: int, size: int) -> StageTimes | None:
+    """One request; None when it was not one batch."""
+    # Each request has other pictures than the one before.
+    service.images = [*service.images[size:], *service.images[:size]]
+    with service.stage.connection() as connection:
+        before = _stats(connection)
+        begun = time.perf_counter()
+        service.ask_chunk(first, size)
+        seconds = time.perf_counter() - begun
+        after = _stats(connection)
+    if after["batches"] - before["batches"] != 1:
+        return None
+    stages = {f"{name}_s": round(after[f"stage_{name}"] - before[f"stage_{name}"], 5) for name in STAGES}
+    return StageTimes(**stages, request_s=round(seconds, 5))
+
+
+def _stats(connection: Redis) -> dict[str, float]:
+    names = ("batches", *(f"stage_{name}" for name in STAGES))
+    return {
+        name: float(value or 0) for name, value in zip(names, connection.hmget(STATS, names), strict=True)
+    }
+
+
+def of_many(service: Service, turns: int = 3) -> tuple[Together, float]:
+    """All pictures in one request, the median of some turns; and bytes of a finished task in the queue server."""
+    count = len(service.images)
+    with service.stage.connection() as connection:
+        before = stored_bytes(connection)
+        rates = [float(service.run_together(turn)["tasks a second"]) for turn in range(1, turns + 1)]
+        grown = stored_bytes(connection) - before
+    largest = int(service.stage.settings["max_batch"])
+    together = Together(tasks=count, max_batch=largest, tasks_a_second=statistics.median(rates))
+    return together, round(grown / count / turns, 1)
+
+
+def stored_bytes(connection: Redis) -> int:
+    """What all keys take."""
+    return sum(int(connection.memory_usage(key, samples=0) or 0) for key in connection.scan_iter(count=1000))
+
+
+def predictions(service: Service, most: int) -> list[Json]:
+    """Finished predictions as they would go to Label Studio."""
+    with service.stage.connection() as connection:
+        keys = sorted(text(key) for key in connection.scan_iter(f"{record_key('')}*", count=1000))
+        kept = [connection.hget(key, "prediction") for key in keys]
+    return [json.loads(value) for value in kept if value][:most]
+
+
+def device(service: Service) -> str:
+    """What the worker's network runs on."""
+    with service.stage.connection() as connection:
+        for facts in living_workers(connection).values():
+            for model in facts.get("models", ()):
+                return str(model["device"])
+    return ""
+
+
+def model_name(directory: Path) -> str:
+    from backend.served_model import read_served_model
+
+    served = read_served_model(directory)
+    return f"{served.name} {served.version}"
