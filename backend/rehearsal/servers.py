@@ -94,7 +94,8 @@ def _environment(stage: Stage, folder: Path, plan: Plan, options: Mapping[str, s
         "REGISTRY": str(stage.registry),
         "REGISTRY_CACHE": str(folder / "cache"),
         "LEARNING_FOLDER": str(folder / "learning"),
-        "LEARNING_CHECK_S": "5",
+        # Each look costs Label Studio half a second, and a training has the other core.
+        "LEARNING_CHECK_S": "20",
         "HOLDOUT_SHARE": str(plan.holdout_share),
         "FINETUNE_OPTIONS": json.dumps(plan.finetune),
         "GATE_RULES": json.dumps(plan.rules),
