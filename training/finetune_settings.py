@@ -53,7 +53,7 @@ class FinetuneSettings:
         renamed: old class name -> new class name.
         accumulate, precision: as TRAINING.ACCUMULATE and TRAINING.PRECISION.
         threads: of the arithmetic (0: the machine's choice). data_workers: processes that prepare images.
-        save_period, log_period: iterations (0: a twentieth, a fiftieth of the run).
+        save_period, log_period: iterations (0: a twentieth of the run but at least 25, a fiftieth).
         device: "cpu", "cuda", or "auto".
         seed: of the order of samples and all augmentation.
         overrides: configuration keys and values, last word.

@@ -20,6 +20,8 @@ from training.finetune_settings import FinetuneSettings
 WEIGHT_DECAY = 0.02
 LARGEST_NORM = 5.0
 LONGEST_WARM_UP = 100
+# Writing state and checkpoint costs half a step of a small model; a kill may cost a minute.
+LEAST_SAVE_PERIOD = 25
 
 
 def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneData, classes: int) -> CfgNode:
@@ -37,7 +39,7 @@ def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneD
     solver.BASE_LR, solver.WEIGHT_DECAY = settings.base_lr or schedule.base_lr, WEIGHT_DECAY
     solver.WARMUP_METHOD, solver.WARMUP_FACTOR = "linear", 0.01
     solver.WARMUP_ITERS = min(LONGEST_WARM_UP, steps // 10)
-    solver.CHECKPOINT_PERIOD = settings.save_period or max(1, steps // 20)
+    solver.CHECKPOINT_PERIOD = settings.save_period or max(LEAST_SAVE_PERIOD, steps // 20)
     clip = solver.CLIP_GRADIENTS
     clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "norm", LARGEST_NORM
     keys.OPTIMIZER, keys.SCHEDULE = "AdamW", "cosine"
