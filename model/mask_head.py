@@ -5,7 +5,6 @@ Shape shorthand: R RoIs, K classes, C channels, S0 = 28 the coarse side, L quadt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -17,36 +16,16 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.coarse_mask import CoarseOutput, own_class, upsampled_predictor
 from model.incoherence import Detection, build_detection
+from model.mask_inference import predict_masks
 from model.mask_losses import mask_branch_losses
-from model.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate
+from model.quadtree import Nodes, Permutation, nodes_of
 from model.quadtree_refinement import QuadtreeRefinement, resize_masks
-from model.refinement_limits import LimitNodes, node_limit, rois_to_refine
 from model.refinement_regions import boundary_regions, full_regions, incoherent_regions
 from model.refinement_settings import RefinementSettings
 from model.refiner import SequenceRefiner
 from model.roi_pyramid import RoIPyramid
-
-
-@dataclass(frozen=True)
-class CoarseOutput:
-    """What the convolutional part predicts for R RoIs.
-
-    Attributes:
-        logits: (R, S0, S0) coarse mask of each RoI's class.
-        incoherence: logits of L levels, (R, S, S) each; empty where regions are not detected.
-        trunk: (R, C, 14, 14) the coarse head's last features.
-    """
-
-    logits: Tensor
-    incoherence: list[Tensor]
-    trunk: Tensor
-
-    def select(self, index: Tensor) -> CoarseOutput:
-        """The same for some of the RoIs."""
-        return CoarseOutput(
-            self.logits[index], [level[index] for level in self.incoherence], self.trunk[index]
-        )
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -91,9 +70,9 @@ class TransfinerMaskHead(nn.Module):
         self.detection = detection
         for name, layer in detection.layers.items() if detection else ():
             self.add_module(name, layer)
-        self.deconv, self.predictor = _upsampled_predictor(conv_dim, num_classes)
+        self.deconv, self.predictor = upsampled_predictor(conv_dim, num_classes)
         if auxiliary:
-            self.deconv_bo, self.predictor_bo = _upsampled_predictor(conv_dim, 1)
+            self.deconv_bo, self.predictor_bo = upsampled_predictor(conv_dim, 1)
             self.predictor_semantic_s = nn.Conv2d(channels, 1, 1)
         self.encoder = refiner if self.sizes else None
         self.refine = QuadtreeRefinement(
@@ -138,14 +117,14 @@ class TransfinerMaskHead(nn.Module):
         """Losses by name in training; in inference ``instances`` with ``pred_masks`` (R, 1, 112, 112)."""
         if self.training:
             return mask_branch_losses(self, pyramid, instances)
-        return self._predict(pyramid, instances)
+        return predict_masks(self, pyramid, instances)
 
     def coarse(self, pyramid: RoIPyramid, classes: Tensor) -> CoarseOutput:
         """The convolutional part; ``classes`` (R,) chooses each RoI's mask."""
         trunk = pyramid.coarse
         for name in self.coarse_names:
             trunk = F.relu(getattr(self, name)(trunk))
-        logits = _own_class(self.predictor, F.relu(self.deconv(trunk)), classes)
+        logits = own_class(self.predictor, F.relu(self.deconv(trunk)), classes)
         probabilities = logits.detach().sigmoid()
         detected = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection else []
         return CoarseOutput(logits, detected, trunk)
@@ -171,80 +150,7 @@ class TransfinerMaskHead(nn.Module):
             )
         return [nodes_of(region) for region in regions]
 
-    def _predict(self, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
-        """Every instance is refined that the settings do not leave out."""
-        output = self.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
-        coarse = output.logits.float().sigmoid()
-        upsampled = resize_masks(coarse, self.output_size)
-        masks, uncertainty, found = upsampled, coarse.new_zeros(len(coarse)), coarse.new_zeros(len(coarse))
-        chosen = rois_to_refine(instances, self.settings)
-        if len(chosen) and self.sizes:
-            refined, doubt, nodes = self.refine_masks(
-                pyramid.select(chosen),
-                output.select(chosen),
-                node_limit(instances, chosen, self.settings.test_node_budget),
-            )
-            masks = upsampled.index_copy(0, chosen, refined)
-            uncertainty = uncertainty.index_copy(0, chosen, doubt)
-            found = found.index_copy(0, chosen, nodes.to(found.dtype))
-        counts = [len(image) for image in instances]
-        for image, mask, plain, doubt, nodes in zip(
-            instances, masks.split(counts), upsampled.split(counts), uncertainty.split(counts), found.split(counts),
-            strict=True,
-        ):  # fmt: skip
-            image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], doubt, nodes
-            if self.settings.keep_coarse:
-                image.pred_coarse_masks = plain[:, None]
-        return instances
-
-    def refine_masks(
-        self,
-        pyramid: RoIPyramid,
-        output: CoarseOutput,
-        limit: LimitNodes | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Refined probabilities (R, 112, 112) of R instances, each one's uncertainty (R,) and incoherent nodes (R,)."""
-        settings = self.settings
-        coarse = output.logits.float().sigmoid()
-        levels = self.find_nodes(output)
-        found = torch.stack([level.counts(len(coarse)) for level in levels]).sum(0)
-        if limit is not None:
-            levels = limit(levels, [level.float().sigmoid() for level in output.incoherence])
-        values = self.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
-        values = [value.float() for value in values]
-        masks = propagate(coarse, levels, values, self.sizes, settings.propagation)
-        if settings.dilate_and_blur:
-            masks = _binomial_blur(masks)
-        return masks, boundary_uncertainty(levels, values, len(coarse)), found
-
     @property
     def output_size(self) -> int:
         """Side of the predicted masks; the coarse 28 at depth 0."""
         return self.sizes[-1] if self.sizes else 2 * self.coarse_size
-
-
-def _own_class(predictor: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
-    """The 1x1 predictor for each RoI's class alone: (R, C, S, S) and (R,) to (R, S, S)."""
-    assert predictor.bias is not None
-    if predictor.out_channels == 1:
-        classes = torch.zeros_like(classes)
-    weight = predictor.weight.flatten(1)[classes]
-    return (
-        torch.einsum("rchw,rc->rhw", features, weight.to(features.dtype))
-        + predictor.bias[classes][:, None, None]
-    )
-
-
-def _upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2d, nn.Conv2d]:
-    deconv, predictor = nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.Conv2d(channels, outputs, 1)
-    weight_init.c2_msra_fill(deconv)
-    nn.init.normal_(predictor.weight, std=0.001)
-    assert predictor.bias is not None
-    nn.init.zeros_(predictor.bias)
-    return deconv, predictor
-
-
-def _binomial_blur(masks: Tensor) -> Tensor:
-    """7x7 binomial blur with zero padding, (R, S, S)."""
-    row = masks.new_tensor([1.0, 6.0, 15.0, 20.0, 15.0, 6.0, 1.0]) / 64
-    return F.conv2d(masks[:, None], torch.outer(row, row)[None, None], padding=3)[:, 0]

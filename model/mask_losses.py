@@ -19,7 +19,8 @@ from model.quadtree import Nodes, sample_nodes
 from model.targets import MaskTargets, boundary_target, mask_targets, semantic_target
 
 if TYPE_CHECKING:
-    from model.mask_head import CoarseOutput, TransfinerMaskHead
+    from model.coarse_mask import CoarseOutput
+    from model.mask_head import TransfinerMaskHead
     from model.roi_pyramid import RoIPyramid
 
 

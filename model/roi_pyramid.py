@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from model.quadtree import Nodes
+from model.roi_sampling import flatten_maps, sample_roi_align
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RoIPyramid:
 
         Nodes may lie outside the grid (neighbours of its rim): the RoI goes on there.
         """
-        table = _flatten_maps(self.maps)
+        table = flatten_maps(self.maps)
         return [
             sample_roi_align(table, self.maps, self.strides, self.rois, self.map_of(depth), nodes, size)
             for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True))
@@ -128,95 +129,3 @@ def _p2_branch(channels: int) -> nn.Sequential:
     for convolution in convolutions[1:]:
         layers += [nn.ReLU(), convolution]
     return nn.Sequential(*layers)
-
-
-def _flatten_maps(maps: list[Tensor]) -> Tensor:
-    """All cells of all maps as rows of one (sum of N*H*W, C) table."""
-    return torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])
-
-
-def sample_roi_align(
-    table: Tensor,
-    maps: list[Tensor],
-    strides: list[float],
-    rois: Tensor,
-    roi_levels: Tensor,
-    nodes: Nodes,
-    size: int,
-) -> Tensor:
-    """RoIAlign (aligned, adaptive sampling) of a size x size grid, computed only at the nodes.
-
-    Args:
-        table: rows of all maps' cells, see :func:`_flatten_maps`.
-        rois: (R, 5); roi_levels: (R,) the map each RoI is read from.
-
-    Returns:
-        (Q, C), equal to ``roi_align(...)[roi, :, y, x]`` up to rounding.
-    """
-    geometry = _roi_geometry(maps, strides, rois, roi_levels, size)
-    grids = geometry.samples_yx[nodes.roi]
-    out = table.new_zeros((len(nodes), table.shape[1]))
-    for grid in torch.unique(grids, dim=0):
-        members = torch.nonzero((grids == grid).all(1))[:, 0]
-        if int(grid.min()) > 0:
-            index, weight = _bilinear_reads(geometry, nodes.select(members), grid[0], grid[1])
-            values = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
-            out = out.index_copy(0, members, values)
-    return out
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    start_yx: Tensor  # (R, 2) in cells of the RoI's map
-    bin_yx: Tensor  # (R, 2)
-    samples_yx: Tensor  # (R, 2) int64, sampling points a bin and axis
-    shape_yx: Tensor  # (R, 2) int64, height and width of the RoI's map
-    offset: Tensor  # (R,) first row of the RoI's image and map in the table
-
-
-def _roi_geometry(
-    maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int
-) -> _Geometry:
-    device = rois.device
-    shapes = torch.tensor([m.shape[-2:] for m in maps], device=device)
-    cells = shapes.prod(1)
-    first_row = torch.cat([cells.new_zeros(1), (cells * maps[0].shape[0]).cumsum(0)[:-1]])
-    scale = rois.new_tensor([1.0 / s for s in strides])[levels, None]
-    start = rois[:, [2, 1]] * scale - 0.5
-    extent = rois[:, [4, 3]] * scale - 0.5 - start
-    return _Geometry(
-        start,
-        extent / size,
-        torch.ceil(extent / size).long().clamp(min=0),
-        shapes[levels],
-        first_row[levels] + rois[:, 0].long() * cells[levels],
-    )
-
-
-def _bilinear_reads(
-    geometry: _Geometry, nodes: Nodes, samples_y: Tensor, samples_x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rows to read and their weights, (Q, 4 * samples_y * samples_x) both."""
-    rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, int(samples_y), axis=0)
-    columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, int(samples_x), axis=1)
-    width = geometry.shape_yx[nodes.roi, 1][:, None, None]
-    index = geometry.offset[nodes.roi][:, None, None] + rows[:, :, None] * width + columns[:, None, :]
-    weight = row_weights[:, :, None] * column_weights[:, None, :]
-    return index.flatten(1), weight.flatten(1)
-
-
-def _axis_reads(
-    geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int
-) -> tuple[Tensor, Tensor]:
-    """Along one axis: the two cells beside each sampling point and their weights, (Q, 2 * samples)."""
-    step = geometry.bin_yx[roi, axis][:, None]
-    offsets = (torch.arange(samples, device=roi.device) + 0.5) / samples
-    position = geometry.start_yx[roi, axis][:, None] + (place[:, None] + offsets) * step
-    last = geometry.shape_yx[roi, axis][:, None] - 1
-    inside = (position >= -1) & (position <= last + 1)
-    clamped = torch.minimum(position.clamp(min=0), last.to(position.dtype))
-    low = clamped.floor().long()
-    high = torch.minimum(low + 1, last)
-    fraction = clamped - low
-    share = inside.to(position.dtype) / samples
-    return torch.cat([low, high], 1), torch.cat([(1 - fraction) * share, fraction * share], 1)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import SelfAttention
-from model.mask_head import CoarseOutput, TransfinerMaskHead
+from model.coarse_mask import CoarseOutput
+from model.mask_head import TransfinerMaskHead
 from model.quadtree import Nodes
 
 

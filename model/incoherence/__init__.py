@@ -49,5 +49,7 @@ def build_detection(node: CfgNode, channels: int, conv_dim: int, num_conv: int) 
     if node.DETECTION == "released":
         return ReleasedDetection(channels, conv_dim, node.INCOHERENCE_DIM, num_conv, node.INCOHERENCE_TARGET)
     if node.DETECTION == "cascaded":
-        return CascadedDetection(channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER, node.GUIDANCE)
+        return CascadedDetection(
+            channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER, node.GUIDANCE
+        )
     raise ValueError(f"MODEL.TRANSFINER.DETECTION must be one of {DETECTIONS}, got {node.DETECTION!r}")

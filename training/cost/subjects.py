@@ -18,7 +18,8 @@ from detectron2.structures import BitMasks, Instances
 from torch import nn
 
 from model.checkpoint import load_checkpoint
-from model.mask_head import CoarseOutput, TransfinerMaskHead
+from model.coarse_mask import CoarseOutput
+from model.mask_head import TransfinerMaskHead
 from model.network import build_network
 from model.node_encoder import NodeCues
 from model.overrides import override
