@@ -22,7 +22,8 @@ from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from backend.records import FAILED, FINISHED_CHANNEL, QUEUED, Outcome, Records
+from backend.finished_news import Arrivals, FinishedNews
+from backend.records import FAILED, QUEUED, Outcome, Records
 from backend.settings import Settings
 from backend.wanted import NOBODY, Asker, Wanted
 
@@ -90,6 +91,7 @@ class JobQueue:
         self.is_stopping: Callable[[], bool] = lambda: False
         self.records = Records(connection, result_ttl_s=settings.result_ttl_s)
         self.wanted = Wanted(connection)
+        self.news = FinishedNews(connection)
         self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
         self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
 
@@ -150,25 +152,26 @@ class JobQueue:
         Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
         """
         by_id = {job.id: job for job in jobs}
-        ended = self.records.outcomes(list(by_id))
-        while len(ended) < len(by_id) and self._may_wait(until, asker):
-            try:
-                with self.connection.pubsub(ignore_subscribe_messages=True) as news:
-                    news.subscribe(FINISHED_CHANNEL)
-                    self._collect(by_id, ended, news, until, asker)
-            except redis.RedisError:
-                time.sleep(min(0.2, max(0.0, until - time.monotonic())))
+        with self.news.about(by_id) as arrivals:
+            ended = self.records.outcomes(list(by_id))
+            recheck_at = time.monotonic() + RECHECK_S
+            while len(ended) < len(by_id) and self._may_wait(until, asker):
+                try:
+                    self._collect(by_id, ended, arrivals, until, asker, recheck_at)
+                except redis.RedisError:
+                    recheck_at = 0.0
+                    time.sleep(min(0.2, max(0.0, until - time.monotonic())))
         return ended
 
     def _collect(
         self,
         by_id: dict[str, PredictionJob],
         ended: dict[str, Outcome],
-        news: redis.client.PubSub,
+        arrivals: Arrivals,
         until: float,
         asker: Asker,
+        recheck_at: float,
     ) -> None:
-        recheck_at = 0.0
         while len(ended) < len(by_id) and self._may_wait(until, asker):
             now = time.monotonic()
             if now >= recheck_at:
@@ -178,8 +181,8 @@ class JobQueue:
                 ended.update(self.records.outcomes(pending))
                 recheck_at = now + RECHECK_S
             else:
-                woken = _drain(news, min(until, recheck_at) - now) & (by_id.keys() - ended.keys())
-                ended.update(self.records.outcomes(sorted(woken)))
+                if woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
+                    ended.update(self.records.outcomes(sorted(woken)))
 
     def _may_wait(self, until: float, asker: Asker) -> bool:
         return time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
@@ -230,16 +233,6 @@ def _facts(job: PredictionJob, interactive: bool) -> dict[str, Any]:
         "interactive": interactive,
         "payload": job.payload(),
     }
-
-
-def _drain(news: redis.client.PubSub, timeout_s: float) -> set[str]:
-    """Ids in the messages that are there, waiting up to `timeout_s` for the first."""
-    message = news.get_message(timeout=max(timeout_s, 0.0))
-    ids: set[str] = set()
-    while message is not None:
-        ids.add(message["data"].decode())
-        message = news.get_message(timeout=0)
-    return ids
 
 
 __all__ = ["FAILED", "INTERACTIVE_QUEUE", "PREDICT_QUEUE", "JobQueue", "PredictionJob"]

@@ -29,6 +29,7 @@ class Service:
 
     def close(self) -> None:
         """Close all connections; a process that ends needs none of this, one that goes on does."""
+        self.queue.news.close()
         for connection in (self.connection, self.hasty_projects.connection):
             connection.connection_pool.disconnect()
 
