@@ -70,6 +70,15 @@ return taken
 """
 
 
+# Notes ARGV[2] on each task's record, not on one that has expired: it would come back without a lifetime. ARGV[1]:
+# prefix of the records.
+MARK = """
+for _, job in ipairs(KEYS) do
+  if redis.call('EXISTS', ARGV[1] .. job) == 1 then redis.call('HSET', ARGV[1] .. job, 'delivery', ARGV[2]) end
+end
+"""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What one request asked to deliver.
@@ -91,6 +100,7 @@ class Deliveries:
         self._claim = connection.register_script(CLAIM)
         self._release = connection.register_script(RELEASE)
         self._take = connection.register_script(TAKE)
+        self._note = connection.register_script(MARK)
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> Claim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
@@ -173,12 +183,5 @@ class Deliveries:
                 pipe.execute()
 
     def _mark(self, job_ids: Sequence[str], delivery: str) -> None:
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                # Not for a record that has expired: it would come back without a lifetime.
-                pipe.exists(record_key(job_id))
-            there = pipe.execute()
-            for job_id, exists in zip(job_ids, there, strict=True):
-                if exists:
-                    pipe.hset(record_key(job_id), "delivery", delivery)
-            pipe.execute()
+        if job_ids:
+            self._note(keys=list(job_ids), args=[record_key(""), delivery])

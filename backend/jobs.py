@@ -19,13 +19,14 @@ from typing import Any
 
 import redis
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.finished_news import Arrivals, FinishedNews
 from backend.records import FAILED, QUEUED, Outcome, Records
 from backend.settings import Settings
-from backend.wanted import NOBODY, Asker, Wanted
+from backend.wanted import LEASE_S, NOBODY, Asker, Wanted
 
 INTERACTIVE_QUEUE = "transfiner-interactive"
 PREDICT_QUEUE = "transfiner-predict"
@@ -105,23 +106,29 @@ class JobQueue:
         """
         by_id = {job.id: job for job in jobs}
         ids = list(by_id)
-        self.wanted.stay(asker)
-        answers = dict(zip(ids, self.records.reserve(ids, asker.token), strict=True))
+        answers = dict(zip(ids, self.records.reserve(ids, asker.token, LEASE_S), strict=True))
         fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
         for job_id in (job_id for job_id in fresh if answers[job_id] == "again"):
             self._unlist_failed(job_id)
         if fresh:
-            self.records.describe({job_id: _facts(by_id[job_id], interactive) for job_id in fresh})
-            self.enqueue({job_id: by_id[job_id] for job_id in fresh}, interactive=interactive)
+            chosen = {job_id: by_id[job_id] for job_id in fresh}
+            self.records.describe(
+                {job_id: _facts(job, interactive) for job_id, job in chosen.items()},
+                lambda pipe: self._enqueue(pipe, chosen, self.interactive if interactive else self.predict),
+            )
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return [job.id for job in jobs]
 
-    def enqueue(
-        self, jobs: dict[str, PredictionJob], *, interactive: bool = False, at_front: bool = False
+    def enqueue_first(self, jobs: dict[str, PredictionJob]) -> None:
+        """Put jobs in front of the others without asking whether they are there; their records have the payloads."""
+        with self.connection.pipeline() as pipe:
+            self._enqueue(pipe, jobs, self.predict, at_front=True)
+            pipe.execute()
+
+    def _enqueue(
+        self, pipe: Pipeline, jobs: dict[str, PredictionJob], lane: Queue, *, at_front: bool = False
     ) -> None:
-        """Put jobs into their lane without asking whether they are there; their payloads are in their records."""
-        lane = self.interactive if interactive else self.predict
         prepared = [
             Queue.prepare_data(
                 TASK_FUNCTION,
@@ -134,9 +141,7 @@ class JobQueue:
             )
             for job_id, job in jobs.items()
         ]
-        with self.connection.pipeline() as pipe:
-            lane.enqueue_many(prepared, pipeline=pipe)
-            pipe.execute()
+        lane.enqueue_many(prepared, pipeline=pipe)
 
     def _unlist_failed(self, job_id: str) -> None:
         self.predict.failed_job_registry.remove(job_id)

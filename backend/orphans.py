@@ -110,7 +110,7 @@ def _put_back(queue: JobQueue, job_id: str, attempts: int, why: str) -> None:
     if payload is None:
         return
     queue.records.requeue(job_id)
-    queue.enqueue({job_id: PredictionJob.from_payload(payload)}, at_front=True)
+    queue.enqueue_first({job_id: PredictionJob.from_payload(payload)})
     log.warning("%s: %s; queued again", job_id, why)
 
 

@@ -140,7 +140,8 @@ class Predictions:
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
         if not self.deliveries.release_if_all_held(claim, good):
             return self._leave_to_others(jobs, ended, project, claim, until)
-        self.deliveries.abandon(claim)
+        if len(good) < len(unique):
+            self.deliveries.abandon(claim)
         return _results(jobs, ended)
 
     def _wait(self, jobs: Sequence[PredictionJob], until: float, asker: Asker) -> dict[str, Outcome]:
@@ -149,13 +150,16 @@ class Predictions:
         if not has_place:
             log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
             until = time.monotonic()
+        ended: dict[str, Outcome] = {}
         try:
-            return self.queue.wait(jobs, until=until, asker=asker)
+            ended = self.queue.wait(jobs, until=until, asker=asker)
+            return ended
         finally:
             if has_place:
                 self._waiting.release()
-            # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
-            self.queue.wanted.stay(asker, self.settings.abandoned_s)
+            if any(job.id not in ended for job in jobs):
+                # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
+                self.queue.wanted.stay(asker, self.settings.abandoned_s)
 
     def _defer(
         self, jobs: Sequence[PredictionJob], ended: dict[str, Outcome], project: Project, claim: Claim

@@ -32,9 +32,10 @@ INDEX_SIZE = 20_000
 
 # Per job: "new" when the caller shall enqueue it (unknown, or failed before), else the present state. One round trip,
 # atomic: of parallel requests for one task exactly one hears "new". ARGV: prefix of the records, now, s to live, name
-# of who waits for it (backend/wanted.py) or "".
+# of who waits for it (backend/wanted.py) or "", ms of that one's lease.
 RESERVE = """
 local answers = {}
+if ARGV[4] ~= '' then redis.call('SET', 'transfiner:asker:' .. ARGV[4], '1', 'PX', ARGV[5]) end
 for i, job in ipairs(KEYS) do
   local key = ARGV[1] .. job
   local state = redis.call('HGET', key, 'state')
@@ -103,23 +104,33 @@ class Records:
         self.result_ttl_s = result_ttl_s
         self._reserve = connection.register_script(RESERVE)
 
-    def reserve(self, job_ids: Sequence[str], asker: str = "") -> list[str]:
-        """For each id "new" or "again" (the caller must enqueue it) or its present state; `asker` waits for them."""
+    def reserve(self, job_ids: Sequence[str], asker: str = "", lease_s: float = 0.0) -> list[str]:
+        """For each id "new" or "again" (the caller must enqueue it) or its present state.
+
+        Args:
+            asker: who waits for them, for `lease_s` from now; "": nobody.
+        """
         if not job_ids:
             return []
-        answers = self._reserve(keys=list(job_ids), args=[record_key(""), time.time(), QUEUED_TTL_S, asker])
+        lease_ms = int(lease_s * 1000)
+        answers = self._reserve(
+            keys=list(job_ids), args=[record_key(""), time.time(), QUEUED_TTL_S, asker, lease_ms]
+        )
         return [text(answer) for answer in answers]
 
-    def describe(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Add facts (project, task, model_version...) to records and list them in the index."""
+    def describe(
+        self, facts: dict[str, dict[str, Any]], also: Callable[[Pipeline], object] = lambda _: None
+    ) -> None:
+        """Add facts (project, task, model_version...) to records and list them; `also` adds to the round trip."""
         now = time.time()
-        with self.connection.pipeline(transaction=False) as pipe:
+        with self.connection.pipeline() as pipe:
             for job_id, values in facts.items():
                 pipe.hset(
                     record_key(job_id), mapping={name: _encode(value) for name, value in values.items()}
                 )
                 pipe.zadd(INDEX, {job_id: now})
             pipe.zremrangebyrank(INDEX, 0, -INDEX_SIZE - 1)
+            also(pipe)
             pipe.execute()
 
     def states(self, job_ids: Sequence[str]) -> list[str]:
