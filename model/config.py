@@ -20,7 +20,15 @@ CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 def add_transfiner_config(cfg: CfgNode) -> None:
     """Add the keys under ``MODEL.TRANSFINER`` and the ones of the backbones; one comment each."""
     cfg.MODEL.TRANSFINER = node = CfgNode()
-    # --- the quadtree
+    for add in (_add_quadtree, _add_detection, _add_refiner, _add_inference, _add_training):
+        add(node)
+    add_efficientnet_config(cfg)
+    add_swin_config(cfg)
+    add_comparison_config(cfg)
+
+
+def _add_quadtree(node: CfgNode) -> None:
+    """The quadtree, and which of its places are refined."""
     # Side lengths of its levels on the RoI grid, coarse to fine, each twice the one before; [] is depth 0 (Table 5).
     node.LEVEL_SIZES = [28, 56, 112]
     # FPN levels between the coarse RoI feature and the first quadtree level: 1 released, 0 paper.
@@ -36,7 +44,10 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.PROPAGATION = "bilinear"
     # Dilate the finest region by 3x3 and blur the result (what VIS_PERIOD=100 does in the authors' code).
     node.DILATE_AND_BLUR = False
-    # --- the detector of incoherent regions
+
+
+def _add_detection(node: CfgNode) -> None:
+    """The detector of incoherent regions."""
     # "released": one 28x28 map, upsampled; "cascaded": each level guided by the one before (section 3.2).
     node.DETECTION = "released"
     # A finer level of the cascaded detector also reads the upsampled regions of the one before (Table 3).
@@ -47,7 +58,10 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.INCOHERENCE_TARGET = "absolute"
     # Share of instances whose target regions are grown by one place in training (cascaded; section 6.1).
     node.JITTER = 0.0
-    # --- the refinement network
+
+
+def _add_refiner(node: CfgNode) -> None:
+    """The refinement network."""
     # "transformer", or "mlp", "cnn" (Table 6), "non_local" (Table 7).
     node.REFINER = "transformer"
     # Layers of it; attention heads, width of the feed-forward part and dropout of a transformer (Table 6).
@@ -66,6 +80,10 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.REFERENCE_POINTS = True
     # One sequence for all levels of an instance, or one a level (Table 8).
     node.JOINT_LEVELS = True
+
+
+def _add_inference(node: CfgNode) -> None:
+    """How much is refined, and at once."""
     # Tokens encoded in one go in inference; bounds memory, changes no result.
     node.MAX_TOKENS = 16384
     # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
@@ -81,7 +99,10 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.TEST_MIN_BOX_PX = 0.0
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
     node.KEEP_COARSE = False
-    # --- training
+
+
+def _add_training(node: CfgNode) -> None:
+    """Sampling, branches and loss weights of training."""
     # Nodes drawn per level and instance; drawn again with repetition where there are fewer.
     node.SAMPLES_PER_LEVEL = 150
     # An instance with fewer nodes than this at any level is left out of the refinement loss.
@@ -94,10 +115,6 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     node.LOSS_WEIGHTS = CfgNode(
         {"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5}
     )
-
-    add_efficientnet_config(cfg)
-    add_swin_config(cfg)
-    add_comparison_config(cfg)
 
 
 def get_config(name: str | Path = "released") -> CfgNode:
