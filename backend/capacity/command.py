@@ -19,6 +19,8 @@ from backend.settings import SHIPPED_MODEL
               help="figures.json of an earlier run, instead of measuring.")  # fmt: skip
 @click.option("--images-per-second", "images_a_second", type=click.FloatRange(0, min_open=True), metavar="RATE",
               help="Assume a network of this throughput, whatever the batch; the rest stays measured.")  # fmt: skip
+@click.option("--processor-time", is_flag=True,
+              help="The machine was busy: estimate with the processor time used, as on one free core.")  # fmt: skip
 @click.option("--target", "target_s", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
               help="Seconds that 95 % of the single tasks may wait at the peak.")  # fmt: skip
 @click.option("--profile", default="office", show_default=True,

@@ -31,12 +31,16 @@ class Machine(_Part):
 
 
 class StageTimes(_Part):
-    """One batch through the real worker, alone: its stages, and its request from outside, in s."""
+    """One batch through the real worker, alone: its stages, and its request from outside, in s.
+
+    `processor_s`: that the worker used of all cores; on a busy machine less than its stages took.
+    """
 
     images_s: float = Field(ge=0)
     model_s: float = Field(ge=0)
     regions_s: float = Field(ge=0)
     request_s: float = Field(ge=0)
+    processor_s: float = Field(ge=0)
 
 
 class Together(_Part):
@@ -81,6 +85,7 @@ class LabelStudioFigures(_Part):
         predictions_imported_a_second: bulk import, in chunks as the workers push.
         predictions_retrieved_a_second: "Retrieve predictions": Label Studio asks our service, whose model costs
             nothing, and stores the answers.
+        processor_ms: that its process used for each of the four, by the names without `_a_second`.
         bytes_a_task, bytes_a_prediction: by which its database grew.
     """
 
@@ -92,6 +97,7 @@ class LabelStudioFigures(_Part):
     uploads_a_second: float = Field(gt=0)
     predictions_imported_a_second: float = Field(gt=0)
     predictions_retrieved_a_second: float = Field(gt=0)
+    processor_ms: dict[str, float]
     bytes_a_task: float
     bytes_a_prediction: float
 

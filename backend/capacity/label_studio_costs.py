@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from backend.lifeline import ends_with_us
 from backend.queue_server import free_port
 from backend.settings import load_settings
 from backend.soak.measuring import Service
+from backend.soak.processes import processor_s
 from integration.client import LabelStudioClient
 
 Json = dict[str, Any]
@@ -32,8 +34,8 @@ STOP_S = 20.0
 
 
 @contextlib.contextmanager
-def label_studio(told: Told) -> Iterator[LabelStudioServer]:
-    """A fresh one in a folder that goes with it.
+def label_studio(told: Told) -> Iterator[tuple[LabelStudioServer, int]]:
+    """A fresh one in a folder that goes with it, and its process.
 
     Raises:
         StartError: it is not installed, or does not get ready.
@@ -49,7 +51,7 @@ def label_studio(told: Told) -> Iterator[LabelStudioServer]:
             )  # fmt: skip
         try:
             _await(server, process, log, told)
-            yield server
+            yield server, process.pid
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -80,11 +82,13 @@ class LabelStudioCosts:
     """
 
     server: LabelStudioServer
+    pid: int
     service: Service
     rows: Sequence[Json]
     label_config: str
     files: Sequence[bytes]
     told: Told
+    _used_ms: dict[str, float] = field(default_factory=dict)
 
     def measure(self, tasks: int, retrieved: int) -> LabelStudioFigures:
         """Import `tasks` with a prediction each, then have `retrieved` predictions asked for."""
@@ -106,6 +110,7 @@ class LabelStudioCosts:
             uploads_a_second=round(len(self.files) / uploads_s, 1),
             predictions_imported_a_second=round(tasks / predictions_s, 1),
             predictions_retrieved_a_second=round(retrieved / retrieved_s, 1),
+            processor_ms={name: round(ms, 2) for name, ms in self._used_ms.items()},
             bytes_a_task=round((with_tasks - empty) / tasks, 1),
             bytes_a_prediction=round((with_predictions - with_tasks) / tasks, 1),
         )
@@ -125,9 +130,10 @@ class LabelStudioCosts:
         for start in range(0, count, TASK_CHUNK):
             self.told(f"Label Studio imports tasks: {start} of {count}")
             rows = [self._task(number) for number in range(start, min(count, start + TASK_CHUNK))]
-            begun = time.perf_counter()
-            answer = client.import_tasks(project, rows)
-            seconds += time.perf_counter() - begun
+            timed_s, answer = self._timed(
+                "tasks_imported", count, functools.partial(client.import_tasks, project, rows)
+            )
+            seconds += timed_s
             ids += [int(one) for one in answer["task_ids"]]
         return seconds, ids
 
@@ -138,7 +144,10 @@ class LabelStudioCosts:
         self.told(f"Label Studio imports {len(ids)} predictions")
         rows = [{"task": one, **self.rows[number % len(self.rows)]} for number, one in enumerate(ids)]
         chunk = load_settings().push_chunk
-        return _timed(lambda: _expect(client.import_predictions(project, rows, chunk=chunk), len(rows)))
+        push = functools.partial(client.import_predictions, project, rows, chunk=chunk)
+        seconds, stored = self._timed("predictions_imported", len(rows), push)
+        _expect(stored, len(rows))
+        return seconds
 
     def _upload(self, client: LabelStudioClient, project: int) -> float:
         self.told(f"Label Studio takes {len(self.files)} files")
@@ -147,22 +156,27 @@ class LabelStudioCosts:
             for path, file in zip(paths, self.files, strict=True):
                 path.write_bytes(file)
             chunks = [paths[start : start + FILE_CHUNK] for start in range(0, len(paths), FILE_CHUNK)]
-            return _timed(lambda: [client.upload_files(project, chunk) for chunk in chunks])
+            upload = functools.partial(client.upload_files, project)
+            return self._timed("uploads", len(paths), lambda: [upload(chunk) for chunk in chunks])[0]
 
     def _retrieve(self, client: LabelStudioClient, count: int) -> float:
         self.told(f"Label Studio asks for {count} predictions")
         project = int(client.create_project(title=ASKED, label_config=self.service.config)["id"])
         client.import_tasks(project, [self._task(number) for number in range(count)])
         client.create_backend(project, url=self.service.stage.address, title="stub-1")
-        seconds = _timed(lambda: client.retrieve_predictions(project))
+        ask = functools.partial(client.retrieve_predictions, project)
+        seconds, _ = self._timed("predictions_retrieved", count, ask)
         _expect(len(client.list_predictions(project_id=project)), count)
         return seconds
 
-
-def _timed(act: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    act()
-    return time.perf_counter() - begun
+    def _timed(self, name: str, count: int, act: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of a part of it, and what it gave; the processor time a piece is added up."""
+        used_s, begun = processor_s(self.pid), time.perf_counter()
+        found = act()
+        seconds = time.perf_counter() - begun
+        used_ms = (processor_s(self.pid) - used_s) / count * 1000
+        self._used_ms[name] = self._used_ms.get(name, 0.0) + used_ms
+        return seconds, found
 
 
 def _expect(stored: int, count: int) -> None:

@@ -72,8 +72,8 @@ class Measuring:
             machine.device = service_times.device(service)
             name = service_times.model_name(service.stage.model)
             batches = service_times.of_batches(service, self.sizes.batch_sizes, self.sizes.batches, self.told)
-            self.told(f"{len(files)} tasks at once")
-            together, bytes_finished = service_times.of_many(service)
+            self.told("many tasks at once")
+            together, bytes_finished = service_times.of_many(service, batches[1])
             rows = service_times.predictions(service, self.sizes.pictures)
             config = service.config
         bytes_waiting = bytes_of_waiting(config, self.sizes.tasks)
@@ -96,8 +96,8 @@ class Measuring:
             self._missing["label_studio"] = "left out (--no-label-studio)"
             return None
         try:
-            with label_studio(self.told) as server:
-                costs = LabelStudioCosts(server, stub, rows, config, files, self.told)
+            with label_studio(self.told) as (server, pid):
+                costs = LabelStudioCosts(server, pid, stub, rows, config, files, self.told)
                 return costs.measure(self.sizes.tasks, self.sizes.retrieved)
         except ServiceError as error:
             # The other figures took minutes; they are of use without this one.

@@ -22,6 +22,11 @@ def _head(report: Json) -> str:
         if said["images_a_second"]
         else "The network's seconds are those measured here."
     )
+    if said["processor_time"]:
+        network += (
+            " **Estimated**: the machine was busy, so for what is simulated and compared the processor time that was "
+            "used, as on one free core, stands for longer seconds."
+        )
     return "\n".join(
         [
             "# Capacity",
@@ -44,12 +49,17 @@ def _measured(report: Json) -> str:
     rows = [
         (
             f"batch of {size}",
-            *(_ms(rows, name, int(size)) for name in ("images_s", "model_s", "regions_s")),
+            *(_ms(rows, name, int(size)) for name in ("images_s", "model_s", "regions_s", "processor_s")),
             len(rows),
         )
         for size, rows in figures["batches"].items()
     ]
-    lines = ["Median ms a task:", "", *_table(("", "images", "network", "outlines", "batches"), rows), ""]
+    lines = [
+        "Median ms a task:",
+        "",
+        *_table(("", "images", "network", "outlines", "worker's processor", "batches"), rows),
+        "",
+    ]
     lines += _queue_lines(figures["queue"]) + _label_studio_lines(figures["label_studio"])
     lines += [f"- {NONE}: {name}: {why}" for name, why in figures["not_measured"].items()]
     lines += [f"- HTTP and queue add {report['overhead_s'] * 1000:.0f} ms to a lone task (median)"]

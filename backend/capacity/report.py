@@ -26,6 +26,7 @@ class Assumptions:
 
     Attributes:
         profile: name of the day's hours; images_a_second: of another network, None: the measured one's.
+        processor_time: whether that stands for seconds, see backend/capacity/busy.py.
     """
 
     profile: str
@@ -38,6 +39,7 @@ class Assumptions:
     workers_a_host: int
     disk_tb: float
     images_a_second: float | None
+    processor_time: bool
     seed: int
 
 

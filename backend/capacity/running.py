@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from backend.capacity.arrivals import FLAT, OFFICE, Arrivals, Load
+from backend.capacity.busy import by_processor_time
 from backend.capacity.figures import Figures, read_figures
 from backend.capacity.limits import account
 from backend.capacity.report import FIGURES, Assumptions, Check, Outcome
@@ -32,14 +33,15 @@ def run(options: dict[str, Any], out: Path, told: Told) -> Outcome:
     settings = load_settings(max_batch=options["max_batch"], max_wait_ms=options["max_wait_ms"])
     hours = profile(options["profile"])
     figures = read_figures(options["figures"]) if options["figures"] else _measure(options, out, told)
-    times = figures.batch_times()
+    used = by_processor_time(figures) if options["processor_time"] else figures
+    times = used.batch_times()
     if settings.max_batch > times.largest:
         raise StartError(
             f"Batches of up to {settings.max_batch} tasks were asked for; the largest measured were of "
             f"{times.largest}.",
             "Choose a smaller --max-batch (TRANSFINER_MAX_BATCH).",
         )
-    check = _check(figures)
+    check = _check(used)
     rate = options["images_a_second"]
     times = times.with_images_a_second(rate) if rate else times.slowed(check.slowed_by if check else 1.0)
     rules = Rules(1, settings.max_batch, settings.max_wait_ms / 1000)
@@ -51,16 +53,9 @@ def run(options: dict[str, Any], out: Path, told: Told) -> Outcome:
             sized = sizing.size(load)
         except ValueError as error:
             raise StartError(f"{images:,} images a day cannot be simulated: {error}.") from error
-        loads.append((sized, account(sized, figures, settings, options["disk_tb"] * 1e12)))
-    names = (
-        "bulk_share",
-        "interactive_share",
-        "target_s",
-        "workers_a_host",
-        "disk_tb",
-        "images_a_second",
-        "seed",
-    )
+        loads.append((sized, account(sized, used, settings, options["disk_tb"] * 1e12)))
+    names = ("bulk_share", "interactive_share", "target_s", "workers_a_host", "disk_tb", "images_a_second",
+             "processor_time", "seed")  # fmt: skip
     said = Assumptions(
         profile=options["profile"], peak_factor=Load(1, hours).peak_factor, max_batch=settings.max_batch,
         max_wait_ms=settings.max_wait_ms, **{name: options[name] for name in names},

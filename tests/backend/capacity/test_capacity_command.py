@@ -19,11 +19,12 @@ from backend.capacity.waits import Waits
 from backend.errors import StartError
 from backend.settings import Settings
 
-BATCH = {"images_s": 0.01, "model_s": 0.4, "regions_s": 0.05, "request_s": 0.5}
+BATCH = {"images_s": 0.01, "model_s": 0.4, "regions_s": 0.05, "request_s": 0.5, "processor_s": 0.4}
 COST = {"api": 2.0, "worker": 10.0, "queue_server": 0.5}
 LABEL_STUDIO_FIGURES = {
     "version": "1.23.2", "database": "SQLite", "tasks": 100, "regions_a_prediction": 4, "tasks_imported_a_second": 200,
     "uploads_a_second": 10, "predictions_imported_a_second": 400, "predictions_retrieved_a_second": 5,
+    "processor_ms": {"predictions_retrieved": 100},
     "bytes_a_task": 500, "bytes_a_prediction": 1500,
 }  # fmt: skip
 FIGURES = {
@@ -96,6 +97,15 @@ def test_an_assumed_network_is_marked_as_such(figures, tmp_path):
     assert "Assumed, not measured" not in slow[1]
     assert "**Assumed, not measured**: a network that takes 50 images a second." in fast[1]
     assert "| 10,000 | 0.361 | **1** |" in fast[1]
+
+
+def test_processor_time_stands_for_seconds_when_asked(figures, tmp_path):
+    asked = ["--figures", figures, "--images-a-day", 1000, "--out", tmp_path, "--processor-time"]
+    code, text, heard = run(*asked)
+    assert code == 0, heard
+    assert "**Estimated**: the machine was busy" in text
+    assert "beside 10, if all come this way" in text
+    assert "- check:" not in text
 
 
 def test_what_was_not_measured_is_said_and_never_gives_first(tmp_path):
