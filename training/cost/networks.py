@@ -7,6 +7,7 @@ asked for: cost depends on those numbers, not on what is in the picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def compare_networks(
                 {
                     name: _told(
                         _inference(name, network, sizes, count, nodes, device, overrides),
-                        lambda name=name, count=count: tell(f"{name}, {count} instances"),
+                        partial(tell, f"{name}, {count} instances"),
                     )
                     for name, network in _configurations(config).items()
                 },
@@ -92,7 +93,7 @@ def compare_training(
     calls = {
         name: _told(
             _step(network, height, width, instances, images, device, overrides),
-            lambda name=name: tell(f"{name}, training step"),
+            partial(tell, f"{name}, training step"),
         )
         for name, network in _configurations(config).items()
         if name != "pointrend"
