@@ -23,7 +23,7 @@ from backend.settings import SHIPPED_MODEL
               help="Of each training, instead of what fits into --minutes.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of every row.")
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True, help="Training scenes.")
-@click.option("--images", type=click.IntRange(1), default=80, show_default=True, help="Held-out scenes.")
+@click.option("--images", type=click.IntRange(1), default=40, show_default=True, help="Held-out scenes.")
 @click.option("--coarse-steps", type=click.IntRange(1), default=300, show_default=True,
               help="In which the shared coarse mask first gets used to its smaller grid.")  # fmt: skip
 @click.option("--processes", type=click.IntRange(0), default=0, help="One thread each; 0: one a core.")

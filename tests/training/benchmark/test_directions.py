@@ -14,6 +14,7 @@ from backend.directions_command import directions
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.directions import shared
+from training.benchmark.directions.fitting import LEAST_STEPS
 from training.benchmark.directions.pairing import difference, resampled_ap, scene_weights
 from training.benchmark.directions.planning import Setting, tasks
 from training.benchmark.directions.report import verdict
@@ -60,7 +61,7 @@ def test_rows_that_are_one_training_are_trained_once(detector: Path, tmp_path: P
     planned = tasks(Setting(detector, tmp_path, TABLE_NUMBERS, seeds=1), 5)
     assert len(compared_rows()) == 25
     assert len(planned) == 17
-    assert sum(len(task.measured) for task in planned) == 21
+    assert sum(len(task.measured) for task in planned) == 22
 
 
 def test_a_head_starts_from_the_detectors_coarse_mask_alone(detector: Path) -> None:
@@ -109,9 +110,11 @@ def test_steps_are_fitted_once_to_the_minutes(
     setting = Setting(
         detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1
     )
-    assert run(setting, lambda _: None, lambda _: None) == 20  # the least
     told: list[str] = []
-    assert run(setting, told.append, lambda _: None) == 20
+    assert run(setting, told.append, lambda _: None) == LEAST_STEPS
+    assert any("minutes are too few for 60 steps" in line for line in told)
+    told.clear()
+    assert run(setting, told.append, lambda _: None) == LEAST_STEPS
     assert not any("timing" in line for line in told)
 
 

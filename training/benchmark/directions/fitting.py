@@ -17,6 +17,7 @@ from training.benchmark.directions.starting import start_of
 from training.benchmark.directions.teaching import mask_branch, teach
 from training.benchmark.directions.variants import variant_config
 
+LEAST_STEPS = 60  # less teaches a refinement nothing
 SHARE_OF_BUDGET = 0.9  # what the trainings' speed, measured beforehand, is trusted with
 
 
@@ -30,7 +31,11 @@ def fitted_steps(
     tell("timing each variant for a moment")
     step_s, fixed_s = _timed(setting, detector)
     wanted_s = setting.minutes * 60 * SHARE_OF_BUDGET - spent_s
-    steps = max(20, int((wanted_s * setting.processes / setting.seeds - fixed_s) / step_s))
+    fitting = int((wanted_s * setting.processes / setting.seeds - fixed_s) / step_s)
+    steps = max(LEAST_STEPS, fitting)
+    if fitting < LEAST_STEPS:
+        tell(f"{setting.minutes:g} minutes are too few for {LEAST_STEPS} steps a training; it will take longer. "
+             "A higher --minutes, fewer --images or a quieter machine help")  # fmt: skip
     facts = {"steps": steps, "seconds_a_step_of_all": step_s, "seconds_to_measure_all": fixed_s,
              "load_average": os.getloadavg(), "minutes": setting.minutes}  # fmt: skip
     keep(file, facts)

@@ -36,7 +36,7 @@ class Setting:
     tables: tuple[int, ...]
     seeds: int = 3
     scenes: int = 300
-    images: int = 80
+    images: int = 40
     minutes: float = 30.0
     steps: int = 0
     processes: int = 2

@@ -46,7 +46,8 @@ def build(setting: Setting, steps: int, seeds: int) -> dict[str, Any]:
         for (number, key), values in measured.items()
     ]
     figures = {"tables": list(setting.tables), "seeds": seeds, "seeds_asked_for": setting.seeds, "steps": steps,
-               "training_scenes": setting.scenes, "images": setting.images, "weights": str(setting.weights),
+               "training_scenes": setting.scenes, "images": setting.images,
+               "detector": load_checkpoint(setting.weights).metadata["version"],
                "resamples": RESAMPLES, "confidence": CONFIDENCE, "boundary_ratio": RATIO,
                "load_average": list(os.getloadavg()), "processes": setting.processes}  # fmt: skip
     left_out = [
@@ -127,8 +128,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Directions of Tables {', '.join(map(str, facts['tables']))} at miniature scale",
         "",
-        f"One frozen detector (`{facts['weights']}`); mask heads alone are trained, each {facts['steps']} steps on the "
-        f"same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
+        f"One frozen detector (`{facts['detector']}`); mask heads alone are trained, each {facts['steps']} steps on "
+        f"the same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
         f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score "
         f"{LEAST_SCORE} on, the same for every row. Points of AP say nothing about COCO; "
         "signs and their certainty are what counts. So short a training needs a refinement that begins with the coarse "
