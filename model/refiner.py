@@ -125,7 +125,10 @@ class SequenceRefiner(nn.Module):
 
         ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
         """
-        logits = self.conv_r1[:3](tokens[:, :, None, None])[:, 0, 0, 0]
+        hidden = tokens[:, :, None, None]
+        for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
+            hidden = layer(hidden)
+        logits = hidden[:, 0, 0, 0]
         if self.decoder == "residual":
             logits = logits + coarse.to(logits.dtype).logit(1e-4).clamp(-SUREST_LOGIT, SUREST_LOGIT)
         return logits.sigmoid()
