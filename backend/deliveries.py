@@ -45,19 +45,33 @@ end
 return held
 """
 
-# Gives the claims up and says which were still held. All or nothing: ARGV[2] == '1' gives up only if all are held.
-RELEASE = """
-local held, all = {}, 1
+# Lua: notes what became of a task on its record, not on one that has expired: it would come back without a lifetime.
+MARK = """
+local function mark(record, delivery)
+  if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'delivery', delivery) end
+end
+"""
+
+# Gives the claims up and says which were still held. ARGV: claim, '1' to give up only if all are held, prefix of the
+# records, what to note on the records of those given up or "".
+RELEASE = (
+    MARK
+    + """
+local held, all = {}, true
 for i, job in ipairs(KEYS) do
   held[i] = redis.call('GET', 'transfiner:claim:' .. job) == ARGV[1] and 1 or 0
-  if held[i] == 0 then all = 0 end
+  all = all and held[i] == 1
 end
-if ARGV[2] == '1' and all == 0 then return held end
+if ARGV[2] == '1' and not all then return held end
 for i, job in ipairs(KEYS) do
-  if held[i] == 1 then redis.call('DEL', 'transfiner:claim:' .. job) end
+  if held[i] == 1 then
+    redis.call('DEL', 'transfiner:claim:' .. job)
+    if ARGV[4] ~= '' then mark(ARGV[3] .. job, ARGV[4]) end
+  end
 end
 return held
 """
+)
 
 # Moves deferred tasks into the set of those being pushed; the ones that were claimed back meanwhile are left out.
 TAKE = """
@@ -67,15 +81,6 @@ for i, job in ipairs(KEYS) do
   if taken[i] == 1 then redis.call('SADD', 'transfiner:pushing', job) end
 end
 return taken
-"""
-
-
-# Notes ARGV[2] on each task's record, not on one that has expired: it would come back without a lifetime. ARGV[1]:
-# prefix of the records.
-MARK = """
-for _, job in ipairs(KEYS) do
-  if redis.call('EXISTS', ARGV[1] .. job) == 1 then redis.call('HSET', ARGV[1] .. job, 'delivery', ARGV[2]) end
-end
 """
 
 
@@ -100,7 +105,7 @@ class Deliveries:
         self._claim = connection.register_script(CLAIM)
         self._release = connection.register_script(RELEASE)
         self._take = connection.register_script(TAKE)
-        self._note = connection.register_script(MARK)
+        self._note = connection.register_script(MARK + "for _, job in ipairs(KEYS) do mark(ARGV[1] .. job, ARGV[2]) end")
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> Claim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
@@ -113,10 +118,7 @@ class Deliveries:
         """Before answering with results for `job_ids`: True, and the claims are given up, if all are still ours."""
         if not claim.job_ids or not job_ids:
             return True
-        held = self._release(keys=list(job_ids), args=[claim.token, "1"])
-        if all(held):
-            self._mark(job_ids, "answered")
-        return all(held)
+        return all(self._give_up(claim, job_ids, only_all=True, delivery="answered"))
 
     def defer(self, claim: Claim, facts: dict[str, dict[str, Any]]) -> list[str]:
         """Instead of answering: hand what is still ours to the pusher. The ids deferred.
@@ -127,7 +129,7 @@ class Deliveries:
         ids = list(facts)
         if not ids or not claim.job_ids:
             return []
-        held = self._release(keys=ids, args=[claim.token, "0"])
+        held = self._give_up(claim, ids)
         ours = [job_id for job_id, mine in zip(ids, held, strict=True) if mine]
         if ours:
             now = time.time()
@@ -138,7 +140,7 @@ class Deliveries:
     def abandon(self, claim: Claim) -> None:
         """Give up what is still ours; nobody has to deliver it."""
         if claim.job_ids:
-            self._release(keys=list(claim.job_ids), args=[claim.token, "0"])
+            self._give_up(claim, claim.job_ids)
 
     def is_claimed(self, job_id: str) -> bool:
         return bool(self.connection.exists(f"transfiner:claim:{job_id}"))
@@ -181,6 +183,15 @@ class Deliveries:
                 pipe.hdel(DEFERRED, *job_ids)
                 pipe.srem(PUSHING, *job_ids)
                 pipe.execute()
+
+    def _give_up(
+        self, claim: Claim, job_ids: Sequence[str], *, only_all: bool = False, delivery: str = ""
+    ) -> list[int]:
+        """For each 1 if it was still ours; see `RELEASE`."""
+        held: list[int] = self._release(
+            keys=list(job_ids), args=[claim.token, int(only_all), record_key(""), delivery]
+        )
+        return held
 
     def _mark(self, job_ids: Sequence[str], delivery: str) -> None:
         if job_ids:

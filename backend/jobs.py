@@ -24,7 +24,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.finished_news import Arrivals, FinishedNews
-from backend.records import FAILED, QUEUED, Outcome, Records
+from backend.records import FAILED, FINAL, QUEUED, Outcome, Records
 from backend.settings import Settings
 from backend.wanted import LEASE_S, NOBODY, Asker, Wanted
 
@@ -98,11 +98,14 @@ class JobQueue:
 
     def submit(
         self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Asker = NOBODY
-    ) -> list[str]:
-        """Enqueue those that nobody has asked for yet; interactive ones overtake. The ids, in the order of `jobs`.
+    ) -> dict[str, str]:
+        """Enqueue those that nobody has asked for yet; interactive ones overtake.
 
         Args:
-            asker: who is going to `wait` for them; those that no asker waits for any more are dropped.
+            asker: who is going to wait for them; those that no asker waits for any more are dropped.
+
+        Returns:
+            By id "new", "again" (enqueued now) or the state that it was found in.
         """
         by_id = {job.id: job for job in jobs}
         ids = list(by_id)
@@ -118,7 +121,7 @@ class JobQueue:
             )
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
-        return [job.id for job in jobs]
+        return answers
 
     def enqueue_first(self, jobs: dict[str, PredictionJob]) -> None:
         """Put jobs in front of the others without asking whether they are there; their records have the payloads."""
@@ -147,18 +150,20 @@ class JobQueue:
         self.predict.failed_job_registry.remove(job_id)
         self.interactive.failed_job_registry.remove(job_id)
 
-    def wait(
-        self, jobs: Sequence[PredictionJob], *, until: float, asker: Asker = NOBODY
+    def ask(
+        self, jobs: Sequence[PredictionJob], *, until: float, interactive: bool = False, asker: Asker = NOBODY
     ) -> dict[str, Outcome]:
-        """Outcomes by job id of those that ended before `until` (time.monotonic()), or before this process stops.
+        """Submit, and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
 
-        Also ends when the client of `asker` has gone away.
+        Also ends when this process stops, or the client of `asker` has gone away.
 
         Survives a queue server that restarts and forgets everything: lost jobs are submitted again.
         """
         by_id = {job.id: job for job in jobs}
+        # Listening begins first, so that only what had ended before has to be looked up.
         with self.news.about(by_id) as arrivals:
-            ended = self.records.outcomes(list(by_id))
+            answers = self.submit(jobs, interactive=interactive, asker=asker)
+            ended = self.records.outcomes([job_id for job_id, answer in answers.items() if answer in FINAL])
             recheck_at = time.monotonic() + RECHECK_S
             while len(ended) < len(by_id) and self._may_wait(until, asker):
                 try:
@@ -221,7 +226,7 @@ class JobQueue:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
             # RQ raises for such an id.
             return False
-        payload = self.records.waiting([job_id])[job_id].payload
+        payload = self.records.payload(job_id)
         if payload is None or not self.records.forget(job_id):
             return False
         self._unlist_failed(job_id)

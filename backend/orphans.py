@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from redis import Redis
@@ -46,11 +45,6 @@ class Vitals:
             pipe.sadd(WORKERS, self.name)
             pipe.set(worker_key(self.name), json.dumps(facts), px=int(self.lost_after_s * 1000))
             pipe.execute()
-
-    def running(self, job_ids: Iterable[str]) -> None:
-        """List what a successor has to take over should we die, beside what is listed already."""
-        if ids := list(job_ids):
-            self.connection.sadd(running_key(self.name), *ids)
 
     def leave(self) -> None:
         """A decent end: nothing is left to take over."""
@@ -106,7 +100,7 @@ def _put_back(queue: JobQueue, job_id: str, attempts: int, why: str) -> None:
         queue.records.finish(job_id, Outcome(error=error, hint=hint), state=PARKED)
         log.error("%s: %s %s", job_id, error, hint)
         return
-    payload = queue.records.waiting([job_id])[job_id].payload
+    payload = queue.records.payload(job_id)
     if payload is None:
         return
     queue.records.requeue(job_id)

@@ -103,8 +103,7 @@ class Predictions:
         self, jobs: Sequence[PredictionJob], context: dict[str, Any], asker: Asker
     ) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s
-        self.queue.submit(jobs, interactive=True, asker=asker)
-        ended = self.queue.wait(jobs, until=time.monotonic() + deadline_s, asker=asker)
+        ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
         # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
         self.queue.wanted.leave(asker)
         results = []
@@ -145,14 +144,13 @@ class Predictions:
         return _results(jobs, ended)
 
     def _wait(self, jobs: Sequence[PredictionJob], until: float, asker: Asker) -> dict[str, Outcome]:
-        self.queue.submit(jobs, asker=asker)
         has_place = self._waiting.acquire(blocking=False)
         if not has_place:
             log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
             until = time.monotonic()
         ended: dict[str, Outcome] = {}
         try:
-            ended = self.queue.wait(jobs, until=until, asker=asker)
+            ended = self.queue.ask(jobs, until=until, asker=asker)
             return ended
         finally:
             if has_place:

@@ -66,21 +66,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """What a worker reads of a task that it takes.
-
-    Attributes:
-        payload: of the PredictionJob; None when nothing is left of it.
-        state: "" for one that is not known any more.
-        attempts: how often a worker has begun it.
-    """
-
-    payload: dict[str, Any] | None
-    state: str
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Ended:
     """A task that has ended.
 
@@ -153,22 +138,11 @@ class Records:
                 ended[job_id] = Outcome(error=text(error) or "unknown failure", hint=text(hint))
         return ended
 
-    def waiting(self, job_ids: Sequence[str]) -> dict[str, Waiting]:
-        """What a worker needs of tasks that it takes, in one round trip."""
-        rows = self._read(job_ids, ("payload", "state", "attempts"))
-        return {
-            job_id: Waiting(json.loads(payload) if payload else None, text(state), int(attempts or 0))
-            for job_id, (payload, state, attempts) in zip(job_ids, rows, strict=True)
-        }
-
-    def start(self, job_ids: Iterable[str], worker: str) -> None:
-        """Mark as running on `worker`, which counts as an attempt."""
-        begun: dict[Any, Any] = {"state": RUNNING, "started_at": time.time(), "worker": worker}
-        with self.connection.pipeline() as pipe:
-            for job_id in job_ids:
-                pipe.hset(record_key(job_id), mapping=begun)
-                pipe.hincrby(record_key(job_id), "attempts", 1)
-            pipe.execute()
+    def payload(self, job_id: str) -> dict[str, Any] | None:
+        """Fields of a task's PredictionJob; None when nothing is left of them."""
+        value: Any = self.connection.hget(record_key(job_id), "payload")
+        found: dict[str, Any] | None = json.loads(value) if value else None
+        return found
 
     def finish(self, job_id: str, outcome: Outcome, *, state: str = "") -> None:
         """Store how a task ended and wake those who wait for it."""

@@ -1,31 +1,86 @@
-"""Taking waiting tasks out of the queue, many in one round trip, and leaving out what needs no computing."""
+"""Taking waiting tasks out of the queue, a batch in one round trip, and leaving out what needs no computing."""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
 from rq import Queue
-from rq.job import Job
 
 from backend.connection import text
 from backend.jobs import JobQueue, PredictionJob
-from backend.orphans import WORKERS, Vitals
-from backend.records import FINAL, STATS, Waiting
+from backend.orphans import WORKERS, Vitals, running_key
+from backend.records import record_key
 from backend.settings import Settings
+from backend.wanted import FORGET_IF_UNWANTED
 
 log = logging.getLogger(__name__)
 POLL_S = 0.002
 
-# Takes up to ARGV[1] ids of a lane, but leaves at least ARGV[2] for others.
-POP = """
-local n = math.min(tonumber(ARGV[1]), redis.call('LLEN', KEYS[1]) - tonumber(ARGV[2]))
-if n < 1 then return {} end
-return redis.call('LPOP', KEYS[1], n)
+# Takes tasks and notes that this worker runs them, atomically: none is ever in between, and a request that comes too
+# late to be taken along finds its task still waiting. Tasks that have ended, were forgotten, or that nobody wants any
+# more are left out; goes on until there is something to compute or nothing waits. A suspect, which some worker had
+# begun before, comes alone (ARGV[4] == '1') or stays where it is; what was behind it goes back to the front, in order.
+# KEYS: lane, what runs on this worker, all workers. ARGV: most tasks, tasks to leave for each other worker, seconds now,
+# whether a suspect may come, name of the worker, prefix of the records, then ids that were taken already.
+# Returns: whether it is a suspect, ids dropped, then id and payload of each task.
+TAKE = (
+    FORGET_IF_UNWANTED
+    + """
+local most, now, worker, prefix = tonumber(ARGV[1]), ARGV[3], ARGV[5], ARGV[6]
+local spare = math.max(0, redis.call('SCARD', KEYS[3]) - 1) * tonumber(ARGV[2])
+local final = {done = true, failed = true, parked = true}
+local ids, dropped, begun_before = {}, {}, {}
+for i = 7, #ARGV do ids[#ids + 1] = ARGV[i] end
+
+local function is_useful(job)
+  local fields = redis.call('HMGET', prefix .. job, 'state', 'attempts')
+  if not final[fields[1]] and redis.call('HEXISTS', prefix .. job, 'payload') == 1 then
+    if not forget_if_unwanted(job, prefix .. job) then
+      begun_before[job] = tonumber(fields[2] or 0) > 0
+      return true
+    end
+    dropped[#dropped + 1] = job
+  end
+  redis.call('DEL', 'rq:job:' .. job)
+  return false
+end
+
+local useful = {}
+repeat
+  local room = math.min(most - #ids, redis.call('LLEN', KEYS[1]) - spare)
+  if room > 0 then
+    for _, job in ipairs(redis.call('LPOP', KEYS[1], room)) do ids[#ids + 1] = job end
+  end
+  local is_over = #ids == 0
+  for _, job in ipairs(ids) do
+    if is_useful(job) then useful[#useful + 1] = job end
+  end
+  ids = {}
+until is_over or #useful > 0
+if #dropped > 0 then redis.call('HINCRBY', 'transfiner:stats', 'tasks_dropped', #dropped) end
+
+local kept = 0
+while kept < #useful and not begun_before[useful[kept + 1]] do kept = kept + 1 end
+local is_alone = kept == 0 and #useful > 0 and ARGV[4] == '1'
+if is_alone then kept = 1 end
+for i = #useful, kept + 1, -1 do redis.call('LPUSH', KEYS[1], useful[i]) end
+
+local answer = {is_alone and 1 or 0, dropped}
+for i = 1, kept do
+  local key = prefix .. useful[i]
+  redis.call('SADD', KEYS[2], useful[i])
+  redis.call('HSET', key, 'state', 'running', 'started_at', now, 'worker', worker)
+  redis.call('HINCRBY', key, 'attempts', 1)
+  answer[#answer + 1] = useful[i]
+  answer[#answer + 1] = redis.call('HGET', key, 'payload')
+end
+return answer
 """
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +103,14 @@ class Taking:
         self.connection: Redis = queue.connection
         self.vitals = vitals
         self.limits = settings
-        self._pop = self.connection.register_script(POP)
+        self._script = self.connection.register_script(TAKE)
 
     def first(self, job_id: str, lane: Queue) -> Batch | None:
         """A batch that begins with a task already taken; interactive ones stay alone, others get company."""
         if lane.name == self.queue.interactive.name:
-            return self._batch([job_id], lane)
-        return self._batch([job_id, *self._company()], lane)
+            return self._take(lane, 1, taken=job_id)
+        self._await_company()
+        return self._take(lane, self.limits.max_batch, taken=job_id)
 
     def urgent(self) -> Batch | None:
         """The interactive task that waits longest."""
@@ -66,67 +122,28 @@ class Taking:
 
     def ahead(self) -> Batch | None:
         """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
-        others = max(0, int(self.connection.scard(WORKERS)) - 1)
-        spare = others * self.limits.max_batch
-        return self._take(self.queue.predict, self.limits.max_batch, spare=spare, may_be_alone=False)
+        most = self.limits.max_batch
+        return self._take(self.queue.predict, most, left_to_each=most, may_be_alone=False)
 
-    def _company(self) -> list[str]:
-        """Ids of others that wait, giving them `max_wait_ms` to arrive."""
-        ids: list[str] = []
+    def _await_company(self) -> None:
+        """Give others `max_wait_ms` to arrive."""
         give_up = time.monotonic() + self.limits.max_wait_ms / 1000
-        while (room := self.limits.max_batch - 1 - len(ids)) > 0:
-            ids += self._ids(self.queue.predict, room)
-            if time.monotonic() >= give_up:
-                break
+        while time.monotonic() < give_up and len(self.queue.predict) < self.limits.max_batch - 1:
             time.sleep(POLL_S)
-        return ids
 
-    def _take(self, lane: Queue, count: int, *, spare: int = 0, may_be_alone: bool = True) -> Batch | None:
-        """Taken ids may all need no computing, so this goes on until something does or nothing waits."""
-        while ids := self._ids(lane, count, spare):
-            if (batch := self._batch(ids, lane, may_be_alone=may_be_alone)) is not None:
-                return batch
-            if not may_be_alone:
-                return None
-        return None
-
-    def _ids(self, lane: Queue, count: int, spare: int = 0) -> list[str]:
-        return [text(job_id) for job_id in self._pop(keys=[lane.key], args=[count, spare])]
-
-    def _batch(self, ids: Sequence[str], lane: Queue, *, may_be_alone: bool = True) -> Batch | None:
-        waiting = self.queue.records.waiting(ids)
-        useful = self._useful(ids, waiting)
-        suspects = [job_id for job_id in useful if waiting[job_id].attempts]
-        is_alone = bool(useful and suspects and useful[0] == suspects[0])
-        kept = useful[:1] if is_alone and may_be_alone else useful[: _before(useful, suspects)]
-        self._give_back(useful[len(kept) :], lane)
-        if not kept:
-            return None
-        self.vitals.running(kept)
-        self.queue.records.start(kept, self.vitals.name)
-        payloads = {job_id: waiting[job_id].payload or {} for job_id in kept}
-        return Batch({i: PredictionJob.from_payload(payload) for i, payload in payloads.items()}, is_alone)
-
-    def _useful(self, ids: Sequence[str], waiting: dict[str, Waiting]) -> list[str]:
-        """Without those that another worker has ended, that are forgotten, or that nobody wants any more."""
-        known = [i for i in ids if waiting[i].payload is not None and waiting[i].state not in FINAL]
-        dropped = self.queue.wanted.forget_unwanted(known) if known else []
-        useful = [job_id for job_id in known if job_id not in dropped]
-        if useless := set(ids) - set(useful):
-            with self.connection.pipeline() as pipe:
-                pipe.delete(*(Job.key_for(job_id) for job_id in useless))
-                if dropped:
-                    pipe.hincrby(STATS, "tasks_dropped", len(dropped))
-                pipe.execute()
+    def _take(
+        self, lane: Queue, most: int, *, left_to_each: int = 0, may_be_alone: bool = True, taken: str = ""
+    ) -> Batch | None:
+        """One round trip; see `TAKE`."""
+        name = self.vitals.name
+        is_alone, dropped, *found = self._script(
+            keys=[lane.key, running_key(name), WORKERS],
+            args=[most, left_to_each, time.time(), int(may_be_alone), name, record_key("")]
+            + ([taken] if taken else []),
+        )
         for job_id in dropped:
-            log.info("%s: nobody waits for it any more; dropped", job_id)
-        return useful
-
-    def _give_back(self, ids: Sequence[str], lane: Queue) -> None:
-        """To the front, in the order in which they were taken."""
-        if ids:
-            self.connection.lpush(lane.key, *reversed(ids))
-
-
-def _before(ids: Sequence[str], suspects: Sequence[str]) -> int:
-    return ids.index(suspects[0]) if suspects else len(ids)
+            log.info("%s: nobody waits for it any more; dropped", text(job_id))
+        if not found:
+            return None
+        payloads = zip(map(text, found[::2]), found[1::2], strict=True)
+        return Batch({i: PredictionJob.from_payload(json.loads(one)) for i, one in payloads}, bool(is_alone))

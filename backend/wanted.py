@@ -8,33 +8,26 @@ pushed) or nobody ever waited for it (an operator's retry, a prediction after a 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from redis import Redis
 
-from backend.connection import text
-from backend.records import record_key
-
 # A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
 LEASE_S = 10.0
-# Of the tasks asked for (KEYS), forgets and returns those that nobody wants. Atomic: whoever asks for one of them
-# afterwards hears that it is new.
-FORGET_UNWANTED = """
-local dropped = {}
-for _, job in ipairs(KEYS) do
+# Lua: forgets a task that nobody wants and says whether it did. Part of the script that takes tasks (backend/taking.py),
+# so that whoever asks for one of them afterwards hears that it is new.
+FORGET_IF_UNWANTED = """
+local function forget_if_unwanted(job, record)
   local askers = redis.call('SMEMBERS', 'transfiner:askers:' .. job)
-  local wanted = #askers == 0 or redis.call('HEXISTS', 'transfiner:deferred', job) == 1
+  if #askers == 0 or redis.call('HEXISTS', 'transfiner:deferred', job) == 1 then return false end
   for _, asker in ipairs(askers) do
-    wanted = wanted or redis.call('EXISTS', 'transfiner:asker:' .. asker) == 1
+    if redis.call('EXISTS', 'transfiner:asker:' .. asker) == 1 then return false end
   end
-  if not wanted then
-    redis.call('DEL', ARGV[1] .. job, 'transfiner:askers:' .. job)
-    redis.call('ZREM', 'transfiner:tasks', job)
-    dropped[#dropped + 1] = job
-  end
+  redis.call('DEL', record, 'transfiner:askers:' .. job)
+  redis.call('ZREM', 'transfiner:tasks', job)
+  return true
 end
-return dropped
 """
 
 
@@ -67,7 +60,6 @@ class Wanted:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
-        self._forget = connection.register_script(FORGET_UNWANTED)
 
     def stay(self, asker: Asker, lease_s: float = LEASE_S) -> None:
         """Somebody waits still."""
@@ -78,7 +70,3 @@ class Wanted:
         """Nobody waits under this name any more."""
         if asker.token:
             self.connection.delete(asker_key(asker.token))
-
-    def forget_unwanted(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of the given tasks that nobody wants; their records are gone by now."""
-        return [text(job_id) for job_id in self._forget(keys=list(job_ids), args=[record_key("")])]

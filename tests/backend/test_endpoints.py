@@ -95,7 +95,7 @@ def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, e
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job_id,) = service.queue.predict.get_job_ids()
-    payload = service.queue.records.waiting([job_id])[job_id].payload
+    payload = service.queue.records.payload(job_id)
     assert output.items() <= payload["output"].items()
 
 

@@ -17,7 +17,7 @@ from service_parts import CONFIG, predict_body, setup_body, tasks, wait_until
 
 from backend.hanging_up import has_hung_up
 from backend.jobs import JobQueue, PredictionJob
-from backend.orphans import Vitals, running_key
+from backend.orphans import Vitals, adopt_from, running_key
 from backend.records import DONE, STATS, Outcome
 from backend.taking import Taking
 from backend.wanted import Asker, asker_key
@@ -78,12 +78,15 @@ def test_interactive_tasks_stay_alone(queue, taking):
     assert taking.urgent() is None
 
 
-def test_what_was_there_when_a_worker_died_runs_alone(queue, taking):
+def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     """The killer of a batch is found by running each of its tasks with nothing beside it."""
     asked = jobs(4)
+    queue.submit(asked[1:2])
+    assert numbers(Taking(queue, Vitals(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
+    adopt_from(queue, "dead")
     queue.submit(asked)
-    queue.records.start([asked[1].id], "dead")
-    queue.records.requeue(asked[1].id)
+    redis.lpop(queue.predict.key)
+    redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
     begun = first(taking)
     assert (numbers(begun), begun.is_alone) == ([1], False)
     assert taking.ahead() is None, "a suspect is not even prepared beside another batch"
