@@ -6,8 +6,11 @@ Shape shorthand in this module: N images, R instances of an image, H x W an imag
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +25,10 @@ from torch import Tensor, nn
 from model.checkpoint import load_checkpoint
 from model.instance import Instance
 from model.network import build_network
+from model.side_by_side import side_by_side
 from model.state_keys import load_weights
 
-# A CPU is bound by arithmetic, so batches only pad there; a GPU is not.
+# A CPU is bound by arithmetic, so batches only pad there (but see `model.side_by_side`); a GPU is not.
 BATCH_SIZE_GPU = 4
 
 
@@ -117,7 +121,7 @@ class Predictor:
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
         )
 
-    @property
+    @functools.cached_property
     def weights_bytes(self) -> int:
         """Memory of the network's weights and buffers on its device."""
         tensors = (*self._model.parameters(), *self._model.buffers())
@@ -144,28 +148,37 @@ class Predictor:
         """
         for number, image in enumerate(images):
             _check_image(image, number)
-        inputs = [self._prepare(image) for image in images]
         # Images of like size share a batch, so that little of it is padding.
-        order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]["image"].shape))
-        results: list[list[Instance]] = [[] for _ in inputs]
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for i, output in zip(chosen, self._run([inputs[i] for i in chosen]), strict=True):
-                results[i] = self._instances(output["instances"])
-        return results
+        order = sorted(range(len(images)), key=lambda i: self._input_size(images[i]))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+        def found(batch: list[int]) -> list[list[Instance]]:
+            outputs = self._run([self._prepare(images[i]) for i in batch])
+            return [self._instances(output["instances"]) for output in outputs]
+
+        each = [found(batch) for batch in batches] if self._on_gpu else side_by_side(found, batches)
+        in_order = sorted(zip(order, chain.from_iterable(each), strict=True), key=itemgetter(0))
+        return [instances for _, instances in in_order]
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _input_size(self, image_rgb: np.ndarray) -> tuple[int, int]:
+        """Height and width at which the network sees an image."""
+        settings = self.input_settings
+        height, width = ResizeShortestEdge.get_output_shape(
+            *image_rgb.shape[:2], settings.short_edge_px, settings.long_edge_limit_px
+        )
+        return max(height, 1), max(width, 1)
 
     def _prepare(self, image_rgb: np.ndarray) -> dict[str, Any]:
         """What detectron2's DefaultPredictor makes of an image, without drawing random numbers."""
         height, width = image_rgb.shape[:2]
-        settings = self.input_settings
-        new_height, new_width = ResizeShortestEdge.get_output_shape(
-            height, width, settings.short_edge_px, settings.long_edge_limit_px
-        )
-        resized = Image.fromarray(image_rgb).resize(
-            (max(new_width, 1), max(new_height, 1)), Image.Resampling.BILINEAR
-        )
+        new_height, new_width = self._input_size(image_rgb)
+        resized = Image.fromarray(image_rgb).resize((new_width, new_height), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized).transpose(2, 0, 1)
-        if settings.channel_order == "BGR":
+        if self.input_settings.channel_order == "BGR":
             pixels = pixels[::-1]
         tensor = torch.from_numpy(np.array(pixels, order="C"))
         return {"image": tensor, "height": height, "width": width}
