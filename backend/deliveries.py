@@ -105,7 +105,9 @@ class Deliveries:
         self._claim = connection.register_script(CLAIM)
         self._release = connection.register_script(RELEASE)
         self._take = connection.register_script(TAKE)
-        self._note = connection.register_script(MARK + "for _, job in ipairs(KEYS) do mark(ARGV[1] .. job, ARGV[2]) end")
+        self._note = connection.register_script(
+            MARK + "for _, job in ipairs(KEYS) do mark(ARGV[1] .. job, ARGV[2]) end"
+        )
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> Claim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""

@@ -24,6 +24,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--preset", type=click.Choice(["auto", "tens", "hundreds", "thousands"]), default="auto",
               show_default=True, help="Schedule, by the number of images.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=None, help="Steps; the preset's by default.")
+@click.option("--epochs", type=float, default=None, help="Instead: over the snapshot's images.")
 @click.option("--max-minutes", type=float, default=0.0, help="Fit the schedule to this wall-clock time.")
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images a step.")
 @click.option("--replay-share", type=float, default=0.25, show_default=True, help="Of the samples.")
@@ -40,9 +41,9 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def finetune(
     active: Path, snapshot: Path, out: Path, classes: tuple[str, ...], renamed: tuple[tuple[str, str], ...],
-    replay: tuple[Path, ...], base_sets: tuple[str, ...], preset: str, iterations: int | None, max_minutes: float,
-    batch_size: int, replay_share: float, base_share: float, band_weight: float, plain: bool, precision: str,
-    threads: int, device: str, overrides: tuple[tuple[str, str], ...], as_json: bool,
+    replay: tuple[Path, ...], base_sets: tuple[str, ...], preset: str, iterations: int | None, epochs: float | None,
+    max_minutes: float, batch_size: int, replay_share: float, base_share: float, band_weight: float, plain: bool,
+    precision: str, threads: int, device: str, overrides: tuple[tuple[str, str], ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Finetune a model on a snapshot of corrections; the same command goes on after a stop or a kill.
 
@@ -60,7 +61,7 @@ def finetune(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         settings = FinetuneSettings(
-            preset=preset, iterations=iterations, batch_size=batch_size, max_minutes=max_minutes,
+            preset=preset, iterations=iterations, epochs=epochs, batch_size=batch_size, max_minutes=max_minutes,
             replay_share=replay_share, base_share=base_share, band_weight=band_weight, use_weights=not plain,
             renamed=dict(renamed), precision=precision, threads=threads, device=device, overrides=dict(overrides),
         )  # fmt: skip

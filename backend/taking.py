@@ -24,7 +24,7 @@ POLL_S = 0.002
 # late to be taken along finds its task still waiting. Tasks that have ended, were forgotten, or that nobody wants any
 # more are left out; goes on until there is something to compute or nothing waits. A suspect, which some worker had
 # begun before, comes alone (ARGV[4] == '1') or stays where it is; what was behind it goes back to the front, in order.
-# KEYS: lane, what runs on this worker, all workers. ARGV: most tasks, tasks to leave for each other worker, seconds now,
+# KEYS: lane, what runs on this worker, all workers. ARGV: most tasks, tasks to leave for each other worker, unix time,
 # whether a suspect may come, name of the worker, prefix of the records, then ids that were taken already.
 # Returns: whether it is a suspect, ids dropped, then id and payload of each task.
 TAKE = (

@@ -15,8 +15,8 @@ from redis import Redis
 
 # A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
 LEASE_S = 10.0
-# Lua: forgets a task that nobody wants and says whether it did. Part of the script that takes tasks (backend/taking.py),
-# so that whoever asks for one of them afterwards hears that it is new.
+# Lua: forgets a task that nobody wants and says whether it did. Part of the script that takes tasks
+# (backend/taking.py), so that whoever asks for one of them afterwards hears that it is new.
 FORGET_IF_UNWANTED = """
 local function forget_if_unwanted(job, record)
   local askers = redis.call('SMEMBERS', 'transfiner:askers:' .. job)

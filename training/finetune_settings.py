@@ -44,7 +44,8 @@ class FinetuneSettings:
 
     Attributes:
         preset: "auto" (by the number of images), "tens", "hundreds" or "thousands".
-        iterations: steps. batch_size: images a step, over all processes. base_lr: of AdamW.
+        iterations: steps. epochs: over the snapshot's images, for steps between the preset's fewest and most.
+        batch_size: images a step, over all processes. base_lr: of AdamW.
         max_minutes: the schedule is fitted to this wall-clock time if it ends earlier (0: no limit).
         replay_share: of the samples, from earlier snapshots, where there are any.
         base_share: of the samples, from base sets, where there are any.
@@ -61,6 +62,7 @@ class FinetuneSettings:
 
     preset: str = "auto"
     iterations: int | None = None
+    epochs: float | None = None
     batch_size: int = 4
     base_lr: float | None = None
     max_minutes: float = 0.0
@@ -88,6 +90,10 @@ class FinetuneSettings:
                 f"replay_share {self.replay_share} and base_share {self.base_share} must be 0 or more and leave "
                 "something for the new snapshot: together below 1"
             )
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError(f"give iterations ({self.iterations}) or epochs ({self.epochs:g}), not both")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs:g}; it must be above 0")
         for name, least in (("batch_size", 1), ("iterations", 1), ("accumulate", 1), ("band_weight", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -102,7 +108,8 @@ class FinetuneSettings:
         if self.iterations is not None:
             return self.iterations
         schedule = self.schedule(images)
-        wanted = schedule.epochs * images / (self.batch_size * share)
+        epochs = schedule.epochs if self.epochs is None else self.epochs
+        wanted = epochs * images / (self.batch_size * share)
         return int(min(max(wanted, schedule.fewest), schedule.most))
 
     def as_dict(self) -> dict[str, Any]:

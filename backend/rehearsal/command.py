@@ -23,8 +23,8 @@ import click
     help="Folder of the report, the registry and everything else; must be empty or absent.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of honest corrections.  [default: 3]")
-@click.option("--per-round", type=click.IntRange(1), help="Images corrected in each.  [default: 28]")
-@click.option("--pool", type=click.IntRange(1), help="Images in the project.  [default: 124]")
+@click.option("--per-round", type=click.IntRange(1), help="Images corrected in each.  [default: 36]")
+@click.option("--pool", type=click.IntRange(1), help="Images in the project.  [default: 160]")
 @click.option("--test", type=click.IntRange(1), help="Untouched images for the figures.  [default: 40]")
 @click.option("--photos", nargs=2, metavar="TRAIN TEST", help="Two sets of photographs, as in `transfiner data check`, "
               "instead of drawn images; as many a round as there are.")  # fmt: skip
@@ -32,7 +32,7 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option(
     "--finetune",
-    help="Fields of FinetuneSettings as a JSON object; 110 iterations by default.",
+    help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
@@ -53,7 +53,7 @@ def rehearse(
     """
     from backend.errors import StartError
     from backend.rehearsal.pictures import material_of
-    from backend.rehearsal.plan import Plan, finetuning, photograph_plan, tiny_plan
+    from backend.rehearsal.plan import Plan, finetuning, photograph_plan, tiny_plan, usual_processes
     from backend.rehearsal.report import claims, write_report
     from backend.rehearsal.story import Story
     from backend.settings import SHIPPED_MODEL
@@ -66,13 +66,15 @@ def rehearse(
         if tiny:
             plan = replace(tiny_plan(settings), photos=photos, **given)
         elif photos:
-            plan = photograph_plan(*photos, finetune={**finetuning(256), **settings}, **given)
+            plan = photograph_plan(*photos, finetune=finetuning(256, settings), **given)
         else:
-            plan = Plan(finetune={**finetuning(Plan.height), **settings}, **given)
+            plan = Plan(finetune=finetuning(Plan.height, settings), **given)
         material_of(plan)  # says what is wrong with the photographs before servers are started
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
-    plan = replace(plan, controls=plan.controls and not no_controls)
+    plan = replace(
+        plan, controls=plan.controls and not no_controls, processes=1 if tiny else usual_processes(device)
+    )
     _forget_our_variables()
     story = Story(folder, plan, model or SHIPPED_MODEL, _report, {"DEVICE": device})
     outcome = story.play()

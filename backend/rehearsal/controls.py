@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backend.errors import ServiceError
 from backend.learning.rounds import CHECKPOINT
-from backend.learning.steps import Finetuning, Steps
+from backend.learning.steps import PROGRESS_FILE, Finetuning, Steps, read_json
 from backend.lifeline import ends_with_us
 from backend.rehearsal.plan import Plan
 from backend.settings import Settings
 
+LOG = "finetune.log"
+TICK_S = 20.0
 # Fields of FinetuneSettings that make every region and every pixel count the same.
 PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
@@ -26,25 +29,35 @@ def plain_finetunings(
     Raises:
         ServiceError: a finetuning failed; its log is in its folder.
     """
-    settings = Settings(finetune_options={**plan.finetune, **PLAIN})
+    settings = Settings(finetune_options={**plan.finetune, **PLAIN}, train_processes=plan.processes)
     made: list[Path] = []
     for number, snapshot in enumerate(snapshots, 1):
-        report(f"control, plain finetuning: round {number} of {len(snapshots)}")
         out = (folder / f"plain-{number}").absolute()
         out.mkdir(parents=True)
         parent = made[-1] if made else model.absolute()
         work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
-        with (out / "finetune.log").open("wb") as log:
-            ended = subprocess.run(
-                Steps(settings).finetune_command(work),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-                preexec_fn=ends_with_us(),
-            )
-        if ended.returncode:
-            raise ServiceError(
-                f"The plain finetuning failed with {ended.returncode}.", f"See {out / 'finetune.log'}."
-            )
+        _run(
+            Steps(settings).finetune_command(work), out,
+            lambda far, n=number: report(f"control, plain finetuning: round {n} of {len(snapshots)}{far}"),
+        )  # fmt: skip
         made.append(out / CHECKPOINT)
     return made
+
+
+def _run(command: Sequence[str], out: Path, report: Callable[[str], None]) -> None:
+    """To its end, saying how far it is.
+
+    Raises:
+        ServiceError: it failed.
+    """
+    report("")
+    with (out / LOG).open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=ends_with_us())
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(TICK_S)
+                break
+            if now := read_json(out / PROGRESS_FILE):
+                report(f", {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
+    if status:
+        raise ServiceError(f"The plain finetuning failed with {status}.", f"See {out / LOG}.")

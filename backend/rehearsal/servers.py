@@ -97,6 +97,7 @@ def _environment(stage: Stage, folder: Path, plan: Plan, options: Mapping[str, s
         # Each look costs Label Studio half a second, and a training has the other core.
         "LEARNING_CHECK_S": "20",
         "HOLDOUT_SHARE": str(plan.holdout_share),
+        "TRAIN_PROCESSES": str(plan.processes),
         "FINETUNE_OPTIONS": json.dumps(plan.finetune),
         "GATE_RULES": json.dumps(plan.rules),
         **options,
