@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ CHUNK = 40
 WARM_UP_SHARE = 0.1
 
 
-def endure(service: Service, count: int) -> dict[str, Any]:
+def endure(service: Service, count: int, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Ask for `count` tasks in requests of `CHUNK`, and watch each process's resident memory.
+
+    Args:
+        report: told how far it is.
 
     Returns:
         For each process its MiB after the warm-up and at the end, and the slope of a straight line through all samples
@@ -27,6 +31,9 @@ def endure(service: Service, count: int) -> dict[str, Any]:
     while asked < count:
         asked += service.ask_chunk(1_000_000 + asked, min(CHUNK, count - asked))
         samples.append((asked, service.memory_mib()))
+        left_s = (time.perf_counter() - begun) / asked * (count - asked)
+        memory = ", ".join(f"{name} {mib:.0f}" for name, mib in samples[-1][1].items())
+        report(f"endurance: {asked} of {count} tasks, {left_s / 60:.0f} min left; MiB: {memory}")
     warm = [sample for sample in samples if sample[0] >= count * WARM_UP_SHARE]
     figures: dict[str, Any] = {"tasks": count, "seconds": round(time.perf_counter() - begun, 1)}
     for name in warm[0][1]:

@@ -52,10 +52,12 @@ def load(
     turns: list[Json] = []
     with Service(None if stub else model, pictures, batch, inline=inline) as service:
         for number in range(1 if stub else rounds):
+            _tell(f"turn {number + 1} of {1 if stub else rounds}")
             turns.append(_turn(bare, service, pictures, number))
         for name in turns[0]:
             figures[name] = _middle([turn[name] for turn in turns])
         figures["start-up in s"] = {"worker to first prediction": round(service.start_up_s, 1)}
+        _tell("one task at a time")
         figures["one at a time"] = service.run_singly(max(8, tasks // 4))
         figures["memory in MiB"] = service.memory_mib()
         if bare:
@@ -63,9 +65,13 @@ def load(
             figures["share of bare with outlines"] = _share(turns, "bare with outlines")
             figures["model swap in s"] = service.swap_s()
         if endurance:
-            figures["endurance"] = endure(service, endurance)
+            figures["endurance"] = endure(service, endurance, _tell)
     figures["load average after"] = round(os.getloadavg()[0], 2)
     click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _turn(bare: Bare | None, service: Service, pictures: Sequence[bytes], number: int) -> Json:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from service_parts import CONFIG
 
 from backend.cli import cli
-from backend.dashboard import PACKAGES, check_dashboard, create_dashboard, is_installed
+from backend.dashboard import check_dashboard, create_dashboard
 from backend.errors import StartError
 from backend.jobs import PREDICT_QUEUE, JobQueue, PredictionJob
 
@@ -20,8 +20,6 @@ AUTH = {"basic_auth_user": "lead", "basic_auth_password": "secret"}
 @pytest.fixture
 def shown(settings, redis) -> Any:
     """Its client, with one waiting task."""
-    if not all(is_installed(name) for name in PACKAGES):
-        pytest.skip("rq-dashboard is an extra: pip install -r requirements/dashboard.in")
     job = PredictionJob("7.1", {"id": 3, "data": {"image": "x.png"}}, "x.png", CONFIG, "v1")
     JobQueue(redis, settings).submit([job])
     return lambda **more: create_dashboard(type(settings)(**{**settings.model_dump(), **more})).test_client()
