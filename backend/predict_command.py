@@ -100,9 +100,9 @@ def _predict_all(predictor: Predictor, files: Sequence[Path], writer: Prediction
 
     failures: list[str] = []
     with _progress_bar(len(files)) as advance:
-        for start in range(0, len(files), predictor.batch_size):
+        for start in range(0, len(files), predictor.images_at_once):
             batch: list[tuple[int, np.ndarray]] = []
-            for number in range(start, min(start + predictor.batch_size, len(files))):
+            for number in range(start, min(start + predictor.images_at_once, len(files))):
                 try:
                     batch.append((number, _read(files[number])))
                 except (ValueError, OSError) as error:
@@ -110,7 +110,7 @@ def _predict_all(predictor: Predictor, files: Sequence[Path], writer: Prediction
             results = predictor([image for _, image in batch])
             for (number, image), instances in zip(batch, results, strict=True):
                 writer.add(OutlinedImage(files[number], number, image, instances))
-            advance(predictor.batch_size)
+            advance(predictor.images_at_once)
     return failures
 
 

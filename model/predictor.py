@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from model.checkpoint import load_checkpoint
 from model.instance import Instance
 from model.network import build_network
-from model.side_by_side import side_by_side
+from model.side_by_side import MOST_AT_A_TIME, side_by_side
 from model.state_keys import load_weights
 
 # A CPU is bound by arithmetic, so batches only pad there (but see `model.side_by_side`); a GPU is not.
@@ -126,6 +126,11 @@ class Predictor:
         """Memory of the network's weights and buffers on its device."""
         tensors = (*self._model.parameters(), *self._model.buffers())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def images_at_once(self) -> int:
+        """As many images as a call is best given where there are many: what it looks at together or side by side."""
+        return max(self.batch_size, MOST_AT_A_TIME)
 
     def smaller(self, divisor: int) -> Predictor:
         """The same network looking at images of 1/divisor of the edge; shares all weights."""

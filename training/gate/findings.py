@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +37,26 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
         # Here, so that reading verdicts needs no torch.
         from detectron2.data.transforms import ResizeShortestEdge
 
+        from model.side_by_side import side_by_side
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation
         from training.mapper import to_network_input
 
         network, cfg, names = load_for_evaluation(directory, device)
         resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-        results = []
-        for index in range(len(samples)):
+        done, turn = itertools.count(1), threading.Lock()
+
+        def look(index: int) -> list[Found]:
             seen = infer(network, to_network_input(samples[index], resize, cfg.INPUT.FORMAT))
             labels = [names[label] for label in seen.pred_classes.tolist()]
             masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
-            results.append([Found(*one) for one in zip(labels, seen.scores.tolist(), masks, strict=True)])
-            progress(index + 1)
-        return results
+            with turn:
+                progress(next(done))
+            return [Found(*one) for one in zip(labels, seen.scores.tolist(), masks, strict=True)]
+
+        if device.startswith("cuda"):
+            return [look(index) for index in range(len(samples))]
+        return side_by_side(look, range(len(samples)))
 
     return detect
 
