@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from model.quadtree import Nodes
 
+# More sampling points along an axis of a bin than any RoI has: a feature map has fewer cells.
+_MOST_SAMPLES = 1 << 20
+
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
     """All cells of all maps as rows of one (sum of N*H*W, C) table."""
@@ -38,12 +41,16 @@ def sample_roi_align(
         (Q, C), equal to ``roi_align(...)[roi, :, y, x]`` up to rounding.
     """
     geometry = _roi_geometry(maps, strides, rois, roi_levels, size)
-    grids = geometry.samples_yx[nodes.roi]
+    # RoIs of one kind have bins with equally many sampling points; told by one number, which is quicker to sort.
+    samples_yx = geometry.samples_yx
+    kinds, kind = torch.unique(samples_yx[:, 0] * _MOST_SAMPLES + samples_yx[:, 1], return_inverse=True)
+    kind_of_node = kind[nodes.roi]
     out = table.new_zeros((len(nodes), table.shape[1]))
-    for grid in torch.unique(grids, dim=0):
-        members = torch.nonzero((grids == grid).all(1))[:, 0]
-        if int(grid.min()) > 0:
-            index, weight = _bilinear_reads(geometry, nodes.select(members), grid[0], grid[1])
+    for number, code in enumerate(kinds.tolist()):
+        samples_y, samples_x = divmod(code, _MOST_SAMPLES)
+        members = torch.nonzero(kind_of_node == number)[:, 0]
+        if samples_y > 0 and samples_x > 0 and len(members):
+            index, weight = _bilinear_reads(geometry, nodes.select(members), samples_y, samples_x)
             values = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
             out = out.index_copy(0, members, values)
     return out
@@ -78,11 +85,11 @@ def _roi_geometry(
 
 
 def _bilinear_reads(
-    geometry: _Geometry, nodes: Nodes, samples_y: Tensor, samples_x: Tensor
+    geometry: _Geometry, nodes: Nodes, samples_y: int, samples_x: int
 ) -> tuple[Tensor, Tensor]:
     """Rows to read and their weights, (Q, 4 * samples_y * samples_x) both."""
-    rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, int(samples_y), axis=0)
-    columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, int(samples_x), axis=1)
+    rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, samples_y, axis=0)
+    columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, samples_x, axis=1)
     width = geometry.shape_yx[nodes.roi, 1][:, None, None]
     index = geometry.offset[nodes.roi][:, None, None] + rows[:, :, None] * width + columns[:, None, :]
     weight = row_weights[:, :, None] * column_weights[:, None, :]

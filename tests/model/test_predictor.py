@@ -76,9 +76,10 @@ def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: i
         [random_image(*s) for s in sizes]
     )
     assert [found[0].mask_hw.shape for found in results] == sizes
-    assert [len(batch) for batch in network.batches] == [
+    # On a CPU they run at the same time, so any may be first.
+    assert sorted(len(batch) for batch in network.batches) == sorted(
         min(batch_size, 5 - i) for i in range(0, 5, batch_size)
-    ]
+    )
 
 
 class SmallMemory(Recorder):
