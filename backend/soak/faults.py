@@ -16,6 +16,8 @@ from backend.soak.stage import Stage, until
 GIVE_UP_S = 300.0
 CRASH_WIDTH_PX = 48
 BATCH_S = 0.4
+# Of a batch that is never ready within the stage's deadline of 4 s, however few tasks there are.
+LATE_S = 5.0
 Fault = Callable[[Stage, Annotators], Verdict]
 FAULTS: dict[str, Fault] = {}
 
@@ -106,6 +108,8 @@ def queue_flushed(stage: Stage, asked: Annotators) -> Verdict:
 @fault
 def label_studio_down(stage: Stage, asked: Annotators) -> Verdict:
     """Label Studio is away for some seconds while late predictions are pushed; the next push is stored, then "504"."""
+    stage.end_workers()
+    stage.start_workers(2, seconds=LATE_S)
     _begun(stage, asked)
 
     def is_deferred() -> bool:
