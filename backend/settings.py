@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
+    # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
+    # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
+    node_budget: int = Field(default=-1, ge=-1)
     # Number of this worker on its host: with device auto and several GPUs, worker n takes GPU n.
     worker_number: int = Field(default=0, ge=0)
     # CPU threads of one worker's torch; 0 leaves torch's own choice.

@@ -18,7 +18,7 @@ import numpy as np
 from backend.errors import ServiceError, StartError, TaskError
 from backend.model_choice import model_directory, version_directory
 from backend.predictor import Predictor
-from backend.served_model import ServedModel, read_served_model
+from backend.served_model import ServedModel, node_budget_of, read_served_model
 from backend.settings import Settings
 from backend.smaller import is_out_of_memory, release_memory
 from model.requirements import MissingRequirementError, require_model_libraries
@@ -48,8 +48,9 @@ def load(settings: Settings) -> Predictor:
     begun = time.monotonic()
     try:
         predictor = TorchPredictor.from_checkpoint(
-            settings.model, device=_device(settings), score_threshold=settings.score_floor
-        )
+            settings.model, device=_device(settings), score_threshold=settings.score_floor,
+            node_budget=node_budget_of(served, settings.node_budget),
+        )  # fmt: skip
     except (CheckpointError, ValueError) as error:
         raise StartError(f"The model in {settings.model} cannot be loaded: {error}") from error
     predictor([np.zeros((WARM_UP_EDGE_PX, WARM_UP_EDGE_PX, 3), np.uint8)])

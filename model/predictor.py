@@ -87,6 +87,7 @@ class Predictor:
         device: str = "auto",
         score_threshold: float | None = None,
         max_instances: int | None = None,
+        node_budget: int | None = None,
         batch_size: int | None = None,
         mixed_precision: bool | None = None,
     ) -> Predictor:
@@ -98,16 +99,17 @@ class Predictor:
             score_threshold: weaker detections are dropped before their masks are computed; the checkpoint's
                 threshold if None.
             max_instances: best detections of an image to keep; the checkpoint's if None.
+            node_budget: most nodes of an image that are refined, 0 for all; the checkpoint's if None.
             batch_size: images at a time; 1 on a CPU, more on a GPU if None.
             mixed_precision: on for GPUs if None.
 
         Raises:
             CheckpointError: the directory is no complete checkpoint, or its weights do not fit its config.
-            ValueError: an unknown or absent device, or a threshold outside [0, 1].
+            ValueError: an unknown or absent device, a threshold outside [0, 1], or a negative number.
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
-        cfg = _inference_config(cfg, place, score_threshold, max_instances)
+        cfg = _inference_config(cfg, place, score_threshold, max_instances, node_budget)
         model = build_network(cfg)
         load_weights(model, state, source=str(directory))
         on_gpu = place.type == "cuda"
@@ -247,8 +249,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def _inference_config(
-    cfg: CfgNode, device: torch.device, score_threshold: float | None, max_instances: int | None
-) -> CfgNode:
+    cfg: CfgNode, device: torch.device, score_threshold: float | None, max_instances: int | None,
+    node_budget: int | None,
+) -> CfgNode:  # fmt: skip
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
@@ -261,6 +264,10 @@ def _inference_config(
         if max_instances < 1:
             raise ValueError(f"max_instances is {max_instances}, expected at least 1")
         cfg.TEST.DETECTIONS_PER_IMAGE = max_instances
+    if node_budget is not None:
+        if node_budget < 0:
+            raise ValueError(f"node_budget is {node_budget}, expected 0 (all nodes) or more")
+        cfg.MODEL.TRANSFINER.TEST_NODE_BUDGET = node_budget
     return cfg
 
 

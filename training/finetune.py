@@ -135,6 +135,7 @@ def _trainer(
         "version": f"{parent.metadata['name']}-{data.digests[0][:8]}",
         "preset": parent.metadata.get("preset", "released"),
         "parent": parent.metadata["version"],
+        "served": parent.metadata.get("served", {}),
         "snapshot": data.digests[0],
         "finetuning": {"classes": describe(old, classes, sources), "images": data.images}
         | {"shares": shares, "settings": settings.as_dict()},

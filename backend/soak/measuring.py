@@ -18,7 +18,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from backend.served_model import read_served_model
+from backend.served_model import node_budget_of, read_served_model
 from backend.settings import load_settings
 from backend.soak.processes import child_of, memory_mib, processor_s
 from backend.soak.replacing import give_new_version, replaceable_copy
@@ -40,8 +40,9 @@ class Bare:
         settings = load_settings()
         self.batch = batch
         self.predictor = Predictor.from_checkpoint(
-            model, device=settings.device, score_threshold=settings.score_floor
-        )
+            model, device=settings.device, score_threshold=settings.score_floor,
+            node_budget=node_budget_of(read_served_model(model), settings.node_budget),
+        )  # fmt: skip
         self.predictor([np.zeros((320, 320, 3), np.uint8)])
 
     def run(self, files: Sequence[bytes], config: str = "") -> Json:

@@ -10,9 +10,10 @@ import pytest
 import requests
 from service_parts import predict_body, setup_body, tasks
 
-from backend.errors import StartError, TaskError
+from backend.errors import ModelUnavailableError, StartError, TaskError
 from backend.model_choice import model_directory
-from backend.settings import Settings
+from backend.served_model import node_budget_of, read_served_model
+from backend.settings import SHIPPED_MODEL, Settings
 from backend.warm_model import WarmModels
 from model.instance import Instance
 
@@ -189,3 +190,31 @@ def test_two_projects_with_two_models_through_one_worker(
         assert {item["model_version"] for item in answer["results"]} == {version}, answer
     (facts,) = requests.get(f"{address}/jobs", timeout=20).json()["workers"].values()
     assert {fact["version"] for fact in facts["models"]} <= {"fake-1", "b-1"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wished", "given"),
+    [
+        pytest.param({}, -1, None, id="the configuration decides"),
+        pytest.param({"served": {"node_budget": 4000}}, -1, 4000, id="the model's knee"),
+        pytest.param({"served": {"node_budget": 4000}}, 0, 0, id="the operator wants all"),
+        pytest.param({"served": {}}, 700, 700, id="the operator's number"),
+    ],
+)
+def test_nodes_refined_when_serving(tmp_path, metadata, wished, given):
+    facts = {"name": "m", "version": "1", "classes": ["gear"], **metadata}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+    assert node_budget_of(read_served_model(tmp_path), wished) == given
+
+
+@pytest.mark.parametrize("served", [[], {"node_budget": "many"}])
+def test_damaged_wishes_of_a_model_are_named(tmp_path, served):
+    facts = {"name": "m", "version": "1", "classes": ["gear"], "served": served}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+    with pytest.raises(ModelUnavailableError, match="not the metadata of a checkpoint"):
+        read_served_model(tmp_path)
+
+
+def test_the_shipped_model_serves_at_the_knee_of_its_curve():
+    """README's table, printed by `transfiner benchmark anytime`."""
+    assert read_served_model(SHIPPED_MODEL).node_budget == 4000

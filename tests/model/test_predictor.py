@@ -164,10 +164,14 @@ def test_a_real_network_from_a_checkpoint(checkpoint: Path) -> None:
 def test_predictions_do_not_depend_on_neighbours_or_earlier_calls(checkpoint: Path) -> None:
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     images = [random_image(70, 100, seed=1), random_image(100, 60, seed=2)]
-    together, alone = predictor(images), [predictor([image])[0] for image in images]
-    for a, b in zip(together, alone, strict=True):
+    together, again = predictor(images), predictor(images)
+    alone = [predictor([image])[0] for image in images]
+    for a, b, c in zip(together, again, alone, strict=True):
         assert [i.score for i in a] == [i.score for i in b]
         assert all(np.array_equal(i.mask_hw, j.mask_hw) for i, j in zip(a, b, strict=True))
+        # Alone an image has all threads, which may add up numbers in another order.
+        assert [i.score for i in a] == pytest.approx([i.score for i in c], abs=1e-5)
+        assert all((i.mask_hw != j.mask_hw).sum() <= 1 for i, j in zip(a, c, strict=True))
 
 
 def test_half_precision_finds_the_same_objects(checkpoint: Path) -> None:
@@ -186,11 +190,25 @@ def test_thresholds_and_limits_reach_the_network(checkpoint: Path) -> None:
     assert len(found) <= 1
 
 
+def test_a_budget_of_nodes_reaches_the_network(checkpoint: Path) -> None:
+    image = random_image(70, 100, seed=1)
+    masks = {
+        budget: [
+            one.mask_hw
+            for one in Predictor.from_checkpoint(checkpoint, device="cpu", node_budget=budget)([image])[0]
+        ]
+        for budget in (None, 0, 50)
+    }
+    assert np.array_equal(masks[None], masks[0]), "the checkpoint says: all"
+    assert not np.array_equal(masks[0], masks[50])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"score_threshold": 1.5}, "score_threshold is 1.5"),
         ({"max_instances": 0}, "max_instances is 0"),
+        ({"node_budget": -1}, "node_budget is -1"),
         ({"device": "toaster"}, "device is 'toaster'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
     ],

@@ -150,6 +150,9 @@ def as_text(points: Sequence[Point]) -> str:
             f"{name:>9} {point.nodes:8.0f} {point.seconds / full_s:6.2f} {100 * point.mask_ap:8.1f} "
             f"{100 * point.boundary_ap:12.1f}{'  <- knee' if point is best else ''}"
         )
+    if best.budget > 0:
+        lines.append(f'serve at the knee: TRANSFINER_NODE_BUDGET={best.budget}, or "served": {{"node_budget": '
+                     f"{best.budget}}} in the model's metadata.json")  # fmt: skip
     lines.append(f"time: of the {full_s:.2f} s an image that refining everything takes here")
     return "\n".join(lines)
 
