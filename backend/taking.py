@@ -135,11 +135,10 @@ class Taking:
         self, lane: Queue, most: int, *, left_to_each: int = 0, may_be_alone: bool = True, taken: str = ""
     ) -> Batch | None:
         """One round trip; see `TAKE`."""
-        name = self.vitals.name
+        name, before = self.vitals.name, [taken] if taken else []
         is_alone, dropped, *found = self._script(
             keys=[lane.key, running_key(name), WORKERS],
-            args=[most, left_to_each, time.time(), int(may_be_alone), name, record_key("")]
-            + ([taken] if taken else []),
+            args=[most, left_to_each, time.time(), int(may_be_alone), name, record_key(""), *before],
         )
         for job_id in dropped:
             log.info("%s: nobody waits for it any more; dropped", text(job_id))

@@ -36,21 +36,19 @@ def plain_finetunings(
         out.mkdir(parents=True)
         parent = made[-1] if made else model.absolute()
         work = Finetuning(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
-        _run(
-            Steps(settings).finetune_command(work), out,
-            lambda far, n=number: report(f"control, plain finetuning: round {n} of {len(snapshots)}{far}"),
-        )  # fmt: skip
+        name = f"control, plain finetuning: round {number} of {len(snapshots)}"
+        _run(Steps(settings).finetune_command(work), out, name, report)
         made.append(out / CHECKPOINT)
     return made
 
 
-def _run(command: Sequence[str], out: Path, report: Callable[[str], None]) -> None:
-    """To its end, saying how far it is.
+def _run(command: Sequence[str], out: Path, name: str, report: Callable[[str], None]) -> None:
+    """To its end, saying by its name how far it is.
 
     Raises:
         ServiceError: it failed.
     """
-    report("")
+    report(name)
     with (out / LOG).open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=ends_with_us())
         while True:
@@ -58,6 +56,6 @@ def _run(command: Sequence[str], out: Path, report: Callable[[str], None]) -> No
                 status = process.wait(TICK_S)
                 break
             if now := read_json(out / PROGRESS_FILE):
-                report(f", {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
+                report(f"{name}, {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
     if status:
         raise ServiceError(f"The plain finetuning failed with {status}.", f"See {out / LOG}.")
