@@ -11,13 +11,12 @@ from backend.freezing import outline_px
 from backend.predictor import Predictor
 from integration.output import certainty
 from model.instance import Instance
+from model.side_by_side import MOST_AT_A_TIME
 from training.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
 from training.datasets import Sample
 from training.effort import EffortModel, features_of, fit_effort
 
 SHOWN_FROM = 0.5
-# Images given to the predictor together.
-AT_ONCE = 4
 
 
 @dataclass
@@ -63,8 +62,8 @@ def measure(
 ) -> Measured:
     """Predict every sample and let a simulated annotator correct it; see `training.corrections` for the costs."""
     measured = Measured()
-    for start in range(0, len(samples), AT_ONCE):
-        chosen = [samples[number] for number in range(start, min(start + AT_ONCE, len(samples)))]
+    for start in range(0, len(samples), MOST_AT_A_TIME):
+        chosen = [samples[number] for number in range(start, min(start + MOST_AT_A_TIME, len(samples)))]
         for sample, instances in zip(chosen, predictor([one.image for one in chosen]), strict=True):
             found = [one for one in instances if one.label in class_names]
 

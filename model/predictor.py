@@ -10,7 +10,6 @@ import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,13 +162,9 @@ class Predictor:
             outputs = self._run([self._prepare(images[i]) for i in batch])
             return [self._instances(output["instances"]) for output in outputs]
 
-        each = [found(batch) for batch in batches] if self._on_gpu else side_by_side(found, batches)
-        in_order = sorted(zip(order, chain.from_iterable(each), strict=True), key=itemgetter(0))
-        return [instances for _, instances in in_order]
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.device.type == "cuda"
+        each = chain.from_iterable(side_by_side(found, batches, self.device))
+        numbered = dict(zip(order, each, strict=True))
+        return [numbered[i] for i in range(len(images))]
 
     def _input_size(self, image_rgb: np.ndarray) -> tuple[int, int]:
         """Height and width at which the network sees an image."""

@@ -18,8 +18,13 @@ Made = TypeVar("Made")
 MOST_AT_A_TIME = 4
 
 
-def side_by_side(work: Callable[[Given], Made], pieces: Sequence[Given]) -> list[Made]:
-    """`work` on each piece, in order; up to `MOST_AT_A_TIME` at once where torch may use several threads.
+def side_by_side(
+    work: Callable[[Given], Made], pieces: Sequence[Given], device: torch.device | str = "cpu"
+) -> list[Made]:
+    """`work` on each piece, in order; up to `MOST_AT_A_TIME` at once on a CPU where torch may use several threads.
+
+    Args:
+        device: where the arithmetic is; elsewhere than on a CPU one piece follows the other.
 
     Raises:
         Exception: of the first piece that failed. Pieces that were not begun then, or when the caller is interrupted,
@@ -27,7 +32,7 @@ def side_by_side(work: Callable[[Given], Made], pieces: Sequence[Given]) -> list
     """
     threads = torch.get_num_threads()
     at_once = min(len(pieces), threads, MOST_AT_A_TIME)
-    if at_once < 2:
+    if at_once < 2 or torch.device(device).type != "cpu":
         return [work(piece) for piece in pieces]
 
     def with_its_share(piece: Given) -> Made:

@@ -64,6 +64,13 @@ class Answer:
     message: str
 
 
+def new_run() -> str:
+    """Name of a run: UTC to the second, then six digits of which three are the part of it; later names sort later."""
+    now = time.time()
+    part = int(now % 1 * 16**3)
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{part:03x}{secrets.randbelow(16**3):03x}"
+
+
 class TrainQueue:
     """Requests and progress behind one connection."""
 
@@ -80,7 +87,7 @@ class TrainQueue:
             project: Label Studio's id.
             trigger: why: button, corrections, schedule, command.
         """
-        run = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        run = new_run()
         other = self._request(keys=[current_key(project), INDEX], args=[run, trigger, time.time(), project])
         if other:
             name, state = text(other[0]), text(other[1])

@@ -37,7 +37,9 @@ import click
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
 @click.option(
-    "--tiny", is_flag=True, help="Minutes instead of an hour: shows that it runs, not that it learns."
+    "--tiny",
+    is_flag=True,
+    help="Minutes instead of almost two hours: shows that it runs, not that it learns.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole outcome as JSON.")
 def rehearse(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Ten finetunings (rounds, poison, controls) of this length and their judging take about an hour and a half on two CPU
+# Ten finetunings (rounds, poison, controls) of this length and their judging take less than two hours on two CPU
 # cores. Epochs, not minutes: on a busy machine minutes teach nothing, and the arms would differ by the load. Not
 # iterations either: what a later round adds to more images must be seen as often.
 EPOCHS = 16
@@ -83,7 +83,7 @@ class Plan:
 
 
 def usual_processes(device: str) -> int:
-    """Of a finetuning: two on a CPU with several cores, where one with two threads is slower; else one.
+    """Of a finetuning: two with a thread each on a CPU with several cores, else one.
 
     Args:
         device: as in the settings; "auto" is a GPU where there is one.

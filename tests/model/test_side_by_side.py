@@ -46,6 +46,11 @@ def test_as_many_at_once_as_there_are_threads(threads: int) -> None:
     assert later == [threads], "threads that begin afterwards have all of them, too"
 
 
+def test_a_gpu_gets_one_after_the_other(threads: int) -> None:
+    here = threading.get_ident()
+    assert side_by_side(lambda _: threading.get_ident(), range(4), "cuda") == [here] * 4
+
+
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_one_alone_has_all_threads(threads: int) -> None:
     assert side_by_side(lambda _: torch.get_num_threads(), [0]) == [threads]

@@ -54,9 +54,7 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
                 progress(next(done))
             return [Found(*one) for one in zip(labels, seen.scores.tolist(), masks, strict=True)]
 
-        if device.startswith("cuda"):
-            return [look(index) for index in range(len(samples))]
-        return side_by_side(look, range(len(samples)))
+        return side_by_side(look, range(len(samples)), device)
 
     return detect
 

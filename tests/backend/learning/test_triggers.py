@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from service_parts import setup_body
 
 from backend.app import create_app
 from backend.learning import runs
+from backend.learning.train_queue import new_run
 from backend.learning.triggers import BUTTON, CORRECTIONS, SCHEDULE, Looked, count_new_annotations, why_now
 from backend.learning.watcher import Watcher
 
@@ -170,3 +172,13 @@ def test_label_studio_away_is_told_on_the_page(learner, wishes, client):
     wishes.set(away=True)
     assert Watcher(learner).look(PROJECT) == ""
     assert "Label Studio is away" in client.get("/status").text
+
+
+def test_runs_of_one_second_are_in_order():
+    """The newest run is the one whose name sorts last."""
+    names = []
+    for _ in range(50):
+        names.append(new_run())
+        time.sleep(0.001)
+    assert names == sorted(set(names))
+    assert all(runs.RUN_ID.fullmatch(name) for name in names)
