@@ -13,6 +13,8 @@ from backend.errors import ServiceError
 from backend.rehearsal.annotator import correct, drawn, poisoned
 from backend.rehearsal.pictures import Material, number_of
 from backend.rehearsal.servers import Stage
+from backend.served_model import ServedModel
+from integration.label_config import fold
 
 Report = Callable[[str], None]
 # A busy CPU takes seconds for a picture and minutes for a training.
@@ -55,6 +57,11 @@ class RehearsedProject:
             client.upload_files(self.id, images[start : start + UPLOAD_CHUNK])
         client.create_backend(self.id, url=self.stage.backend_url, title=version)
         client.retrieve_predictions(self.id)
+
+    def is_known_to(self, model: ServedModel) -> bool:
+        """Whether the model knows any label of the project; if not it predicts nothing, and people draw from nothing."""
+        known = {fold(name) for name in model.labels}
+        return any(fold(name) in known for name in self.material.classes)
 
     def await_predictions(self, version: str) -> int:
         """Wait until every task without annotation has a prediction of the version; their number."""
