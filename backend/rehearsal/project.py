@@ -59,7 +59,7 @@ class RehearsedProject:
         client.retrieve_predictions(self.id)
 
     def is_known_to(self, model: ServedModel) -> bool:
-        """Whether the model knows any label of the project; if not it predicts nothing, and people draw from nothing."""
+        """Whether the model knows any label of the project; one that knows none predicts nothing."""
         known = {fold(name) for name in model.labels}
         return any(fold(name) in known for name in self.material.classes)
 

@@ -76,7 +76,8 @@ class Story:
         curve = self.outcome["curves"][name] = [{"round": 0, "version": base.version, **start}]
         version = base.version
         for number in range(1, self.plan.rounds + 1):
-            predicted = project.await_predictions(version) if version != base.version or project.is_known_to(base) else 0
+            predicts = version != base.version or project.is_known_to(base)
+            predicted = project.await_predictions(version) if predicts else 0
             work = project.annotate(self.plan.per_round)
             record = project.train()
             if record["state"] == "failed":
