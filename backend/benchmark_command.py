@@ -201,9 +201,11 @@ def speed(config: str, size: tuple[int, int], instances: int, nodes: int, repeat
     import torch
 
     from training.cost.heads import as_text, compare_heads
+    from training.host_memory import keep_freed_memory
 
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory(device)
     outcome = compare_heads(config, height=size[0], width=size[1], instances=instances, nodes=nodes,
                             repeats=repeats, device=device)  # fmt: skip
     click.echo(json.dumps(outcome) if as_json else as_text(outcome))

@@ -36,9 +36,15 @@ class _Steps:
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
+@click.option(
+    "--keep-memory/--return-memory",
+    default=True,
+    show_default=True,
+    help="On a CPU: use freed memory again, as training and evaluation do here, or leave it to the C library.",
+)
 @click.option("--json", "as_json", is_flag=True)
 def networks(config: str, instances: tuple[int, ...], nodes: int, size: tuple[int, int], repeats: int,
-             training: bool, device: str, threads: int, as_json: bool) -> None:  # fmt: skip
+             training: bool, device: str, threads: int, keep_memory: bool, as_json: bool) -> None:  # fmt: skip
     """Time and count Mask Transfiner, Mask R-CNN and PointRend whole, as ratios from one run.
 
     \b
@@ -47,12 +53,17 @@ def networks(config: str, instances: tuple[int, ...], nodes: int, size: tuple[in
     import torch
 
     from training.cost.networks import as_text, compare_networks, compare_training
+    from training.host_memory import keep_freed_memory
 
     if threads:
         torch.set_num_threads(threads)
+    if keep_memory:
+        keep_freed_memory(device)
     common = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
     tell = _Steps(tuple(instances), training, repeats, device)
     inference = compare_networks(config, instances=instances, nodes=nodes, tell=tell, **common)  # type: ignore[arg-type]
     learned = compare_training(config, tell=tell, **common) if training else None  # type: ignore[arg-type]
-    outcome = {"inference": inference, "training": learned}
-    click.echo(json.dumps(outcome) if as_json else as_text(inference, learned))
+    outcome = {"inference": inference, "training": learned, "keep_memory": keep_memory}
+    memory = "kept for the next tensor" if keep_memory else "left to the C library"
+    text = f"{as_text(inference, learned)}\nfreed memory was {memory}"
+    click.echo(json.dumps(outcome) if as_json else text)

@@ -18,6 +18,7 @@ from model.checkpoint import save_checkpoint
 from training import processes
 from training.checks import Checks
 from training.config import network_config
+from training.host_memory import keep_freed_memory
 from training.learning_step import Batch, LearningStep
 from training.mapper import TrainingSamples, training_loader, training_samples
 from training.progress import PROGRESS_FILE, OnProgress, RunProgress, write_progress
@@ -84,6 +85,7 @@ class Trainer:
         """
         if self.cfg.TRAINING.THREADS > 0:
             torch.set_num_threads(self.cfg.TRAINING.THREADS)
+        keep_freed_memory(self.cfg.MODEL.DEVICE)
         loader = training_loader(self.samples, self.cfg, first_iteration=self.progress.iteration)
         self.model.train()
         processes.share_start(self.model)

@@ -28,6 +28,7 @@ from training.datasets import AnySet, Sample
 from training.evaluation.coco_ap import coco_ap
 from training.evaluation.coco_format import TruthBuilder, decoded, detections
 from training.evaluation.in_processes import in_order
+from training.host_memory import keep_freed_memory
 from training.mapper import to_network_input
 
 Metrics = dict[str, dict[str, float]]
@@ -79,6 +80,7 @@ def load_for_evaluation(
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TRANSFINER.KEEP_COARSE = True
     override(cfg, overrides or [])
+    keep_freed_memory(device)
     network = build_network(cfg)
     load_weights(network, state, source=str(directory))
     return network.eval(), cfg, tuple(metadata["classes"])
