@@ -168,7 +168,8 @@ def fold(name: str) -> str:
 def _nothing_matches(classes: Sequence[str], labels: Sequence[str]) -> str:
     return (
         f"no label of the project matches a class of the model: labels are {_listed(labels)}, classes are "
-        f'{_listed(classes)}; rename a label, or add predicted_values="..." with class names to its tag'
+        f'{_listed(classes)}; rename a label, or add predicted_values="..." with class names to its tag; or annotate '
+        "some images and start a training: the version it makes knows the project's labels"
     )
 
 
