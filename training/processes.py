@@ -45,6 +45,17 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def threads_each() -> int:
+    """Threads of torch for this process: as many as it has, but no more than its share of the machine's cores.
+
+    torchrun gives each process one unless OMP_NUM_THREADS says otherwise; processes whose threads have no core of their
+    own wait for one another.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(torch.get_num_threads(), max(1, cores // here))
+
+
 def share_start(network: nn.Module) -> None:
     """Give every process the first one's weights and buffers."""
     if count() > 1:

@@ -83,8 +83,7 @@ class Trainer:
         Raises:
             TrainingDiverged: a loss became NaN or infinite.
         """
-        if self.cfg.TRAINING.THREADS > 0:
-            torch.set_num_threads(self.cfg.TRAINING.THREADS)
+        torch.set_num_threads(self.cfg.TRAINING.THREADS or processes.threads_each())
         keep_freed_memory(self.cfg.MODEL.DEVICE)
         loader = training_loader(self.samples, self.cfg, first_iteration=self.progress.iteration)
         self.model.train()

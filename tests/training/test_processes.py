@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+from training.processes import threads_each
 
 SCRIPT = Path(__file__).with_name("process_run.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,3 +63,15 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
         found = torch.load(pair / f"weights_{rank}.pt", weights_only=True)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "given", "each"), [(2, "2", 2, 1), (2, "2", 1, 1), (8, "2", 3, 3), (8, "2", 8, 4), (4, None, 2, 2), (1, "4", 1, 1)]
+)  # fmt: skip
+def test_processes_share_the_cores(monkeypatch, cores, processes, given, each) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: given)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert threads_each() == each
