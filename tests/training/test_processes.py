@@ -66,8 +66,9 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "given", "each"), [(2, "2", 2, 1), (2, "2", 1, 1), (8, "2", 3, 3), (8, "2", 8, 4), (4, None, 2, 2), (1, "4", 1, 1)]
-)  # fmt: skip
+    ("cores", "processes", "given", "each"),
+    [(2, "2", 2, 1), (2, "2", 1, 1), (8, "2", 3, 3), (8, "2", 8, 4), (4, None, 2, 2), (1, "4", 1, 1)],
+)
 def test_processes_share_the_cores(monkeypatch, cores, processes, given, each) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: given)
