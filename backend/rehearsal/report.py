@@ -88,9 +88,16 @@ def _rounds(outcome: dict[str, Any]) -> list[str]:
         effort = [str(one["effort"][name]) for name in ("task_score", "mean_confidence")]
         cells = [one["arm"], str(one["round"]), one["state"], *work, *effort]
         lines.append("| " + " | ".join(cells) + " |")
+    refused = [
+        f"- {one['arm']}, round {one['round']}, {one['state']}: {reason}"
+        for one in outcome["rounds"]
+        if not one["state"].startswith("promoted")
+        for reason in one.get("reasons") or ()
+    ]
     return [
         *lines, "",
         "Order: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
+        *(["", "What was not promoted, and why:", "", *refused] if refused else []),
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from backend.rehearsal.command import rehearse
 from backend.rehearsal.plan import tiny_plan
-from backend.rehearsal.report import claims, write_report
+from backend.rehearsal.report import as_markdown, claims, write_report
 
 
 def outcome(values=(10.0, 20.0, 30.0), plain=25.0, state="rejected") -> dict:
@@ -61,6 +61,14 @@ def test_a_good_rehearsal(tmp_path):
 def test_what_does_not_hold_is_said(tmp_path, made, claim):
     assert any(claim in said and not holds for said, holds in claims(made).items())
     assert "**NO**" in write_report(made, tmp_path).read_text()
+
+
+def test_what_was_not_promoted_has_its_reasons():
+    made = outcome()
+    assert "not promoted, and why" not in as_markdown(made)
+    refused = {**made["rounds"][0], "round": 2, "state": "rejected", "reasons": ["not certainly better"]}
+    page = as_markdown({**made, "rounds": [*made["rounds"], refused]})
+    assert "- the loop, round 2, rejected: not certainly better" in page
 
 
 @pytest.mark.parametrize(
