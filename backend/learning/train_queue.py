@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
@@ -65,10 +66,8 @@ class Answer:
 
 
 def new_run() -> str:
-    """Name of a run: UTC to the second, then six digits of which three are the part of it; later names sort later."""
-    now = time.time()
-    part = int(now % 1 * 16**3)
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{part:03x}{secrets.randbelow(16**3):03x}"
+    """Name of a run: UTC to the microsecond, so that later names sort later."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
 
 
 class TrainQueue:

@@ -72,6 +72,8 @@ def load_for_evaluation(
 ) -> tuple[nn.Module, CfgNode, tuple[str, ...]]:
     """The network of a checkpoint, keeping its coarse masks; its configuration and class names.
 
+    On a CPU this process keeps freed memory from now on, see `training.host_memory`.
+
     Raises:
         CheckpointError: the directory is no checkpoint, or its weights do not fit its configuration.
     """

@@ -20,7 +20,7 @@ class Labelled:
     ("classes", "is_known"), [(("balloon",), False), (("balloon", "Ring  spanner"), True), (("key",), True)]
 )
 def test_a_model_that_knows_no_label_has_nothing_to_wait_for(classes, is_known):
-    """Such a project's requests for predictions are refused; a rehearsal once waited an hour for them."""
+    """Such a project's requests for predictions are refused; a rehearsal would wait an hour for them."""
     model = ServedModel(Path("model"), "base", "base-1", ("key", "ring spanner"), "")
     project = RehearsedProject(stage=None, material=Labelled(classes), report=print)
     assert project.is_known_to(model) is is_known
