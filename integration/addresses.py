@@ -8,25 +8,52 @@ a connection was really made to, so names that resolve differently the second ti
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+#: RFC 6052: the last 32 bits are the IPv4 address.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Where parsers of addresses disagree about the host: WHATWG reads a backslash as a slash, RFC 3986 does not, and
+#: urlsplit drops tabs and line breaks that urllib3 keeps.
+_AMBIGUOUS = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class AddressRefused(ValueError):  # noqa: N818 - read as a sentence where it is raised
     """A connection to an address that is not public and not allowed."""
 
 
-def origin(url: str | SplitResult) -> tuple[str, str, int]:
-    """Scheme, host in lower case, and port of an http(s) address, for comparison.
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, lower-case host and port of an address; addresses that can be read in two ways are refused.
+
+    Both urllib's parser, which code commonly decides by, and urllib3's, which requests connects by, must see the
+    same host: `http://other:81\\@studio/x` is one of `studio` to the first and one of `other` to the second.
 
     Raises:
-        ValueError: the port is not a number.
+        ValueError: the port is not a number, the address holds a backslash, a control character or a user's name,
+            or the two parsers disagree.
     """
-    parts = urlsplit(url) if isinstance(url, str) else url
+    if _AMBIGUOUS.search(url):
+        raise ValueError("it holds a backslash or a control character")
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("it holds a user's name or a password before its host")
     scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(scheme, 0)
+    host, port = (parts.hostname or "").lower(), parts.port
+    if scheme in DEFAULT_PORTS:
+        try:
+            other = parse_url(url)
+        except LocationParseError as error:
+            raise ValueError("its host cannot be read") from error
+        connected = (other.host or "").strip("[]").lower()
+        if other.auth or other.port != port or (connected != host and host.isascii()):
+            raise ValueError("its host can be read in two ways")
+        host = connected
+    return scheme, host, port or DEFAULT_PORTS.get(scheme, 0)
 
 
 class AddressPolicy:
@@ -49,8 +76,17 @@ class AddressPolicy:
         host = host.lower().strip("[]")
         if "*" in self._hosts or host in self._hosts or f"{host}:{port}" in self._hosts:
             return
-        address = ipaddress.ip_address(peer.split("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        if address.is_global or any(address in network for network in self._networks):
+        address = _inner(ipaddress.ip_address(peer.split("%")[0]))
+        is_public = address.is_global and not address.is_multicast
+        if is_public or any(address in network for network in self._networks):
             return
         raise AddressRefused(f"{host}:{port} is at {address}, an address that is not public")
+
+
+def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address inside an IPv6 one (mapped, NAT64, 6to4), where packets really go; else `address`."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address

@@ -13,8 +13,9 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
-from integration.addresses import AddressPolicy, AddressRefused, origin
+from integration.addresses import DEFAULT_PORTS, AddressPolicy, AddressRefused, origin
 from integration.auth import AuthError, LabelStudioAuth, as_is
 from integration.guarded_session import Deadline, guarded_session
 from integration.image_decoding import ImageError
@@ -83,12 +84,11 @@ class Downloader:
     def _follow(self, session: requests.Session, url: str, deadline: Deadline) -> bytes:
         start = url
         for _ in range(self.limits.max_redirects + 1):
+            _check_address(url)
             with self._ask(session, url, deadline) as answer:
                 if answer.status_code not in _REDIRECTS or "location" not in answer.headers:
                     return self._body(answer, deadline)
                 url = urljoin(url, answer.headers["location"])
-                if urlsplit(url).scheme not in ("http", "https"):
-                    raise _bad_scheme(url)
         raise ImageError(
             f"{shown(start)} redirects too often",
             value=f"more than {self.limits.max_redirects} redirects",
@@ -112,19 +112,27 @@ class Downloader:
             yield answer
 
     def _send(self, session: requests.Session, url: str, deadline: Deadline) -> requests.Response:
-        headers = {"Accept": "image/*,*/*;q=0.5"}
-        if self.auth is not None and self._is_label_studio(url):
-            headers |= self.auth.headers()
         left_s = deadline.left_s()
-        return session.get(
-            url,
-            headers=headers,
+        headers = {"Accept": "image/*,*/*;q=0.5"}
+        request = session.prepare_request(requests.Request("GET", url, headers=headers, auth=as_is))
+        if self.auth is not None and self._connects_to_label_studio(session, request):
+            request.headers.update(self.auth.headers())
+        return session.send(
+            request,
             timeout=(min(self.limits.connect_timeout_s, left_s), left_s),
             stream=True,
             allow_redirects=False,
             verify=self.verify,
-            auth=as_is,
         )
+
+    def _connects_to_label_studio(self, session: requests.Session, request: requests.PreparedRequest) -> bool:
+        """Whether the connection for this request leads to Label Studio: asked of the pool that will make it."""
+        adapter = session.get_adapter(str(request.url))
+        assert isinstance(adapter, HTTPAdapter)
+        pool = adapter.get_connection_with_tls_context(request, self.verify)
+        scheme = pool.scheme or ""
+        connected = (scheme, pool.host.strip("[]").lower(), pool.port or DEFAULT_PORTS[scheme])
+        return self.auth is not None and bool(self.auth.base_url) and connected == origin(self.auth.base_url)
 
     def _is_label_studio(self, url: str) -> bool:
         return (
@@ -201,13 +209,24 @@ def _refused(url: str, error: AddressRefused) -> ImageError:
     )
 
 
-def _bad_scheme(url: str) -> ImageError:
-    return ImageError(
-        "an image redirects to an address that is not fetched",
-        value=shown(url),
-        expected="http or https",
-        fix="use the final address in the task",
-    )
+def _check_address(url: str) -> None:
+    """Raise ImageError unless an address of a task or of a redirect is http(s) and names one host beyond doubt."""
+    try:
+        scheme, host, _ = origin(url)
+    except ValueError as error:
+        raise ImageError(
+            f"an image has an address that is not fetched ({error})",
+            value=shown(url),
+            expected="http(s)://host/path without a user's name, backslashes and control characters",
+            fix="correct the data of the task, or the redirect of its host",
+        ) from error
+    if scheme not in ("http", "https") or not host:
+        raise ImageError(
+            "an image has or redirects to an address that is not fetched",
+            value=shown(url),
+            expected="http or https, with a host",
+            fix="use the final address in the task",
+        )
 
 
 _FIX_OF_STATUS = {

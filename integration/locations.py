@@ -108,6 +108,7 @@ def _at_label_studio(path: str, base_url: str) -> str:
             fix="set its address and an API key in the settings of this backend",
         )
     base = urlsplit(base_url.rstrip("/"))
+    path = path.replace("\\", "%5C")  # names of files may hold it; in an address it is ambiguous
     if base.path and path.startswith(base.path + "/"):
         path = path[len(base.path) :]
     return f"{base.scheme}://{base.netloc}{base.path}{path}"

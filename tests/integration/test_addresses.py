@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from requests import PreparedRequest, RequestException
+from requests.adapters import HTTPAdapter
 
 from integration.addresses import AddressPolicy, AddressRefused, origin
 
@@ -21,6 +25,10 @@ from integration.addresses import AddressPolicy, AddressRefused, origin
         "fe80::1%eth0",
         "fd00::1",
         "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",  # NAT64 of 127.0.0.1
+        "2002:0a00:0001::1",  # 6to4 of 10.0.0.1
+        "224.0.0.1",  # multicast
+        "ff0e::1",
     ],
 )
 def test_private_addresses_need_permission(peer: str) -> None:
@@ -70,9 +78,45 @@ def test_a_network_that_is_none() -> None:
         ("https://a", "https://a:443", True),
         ("http://a", "https://a", False),
         ("http://a:8080", "http://a", False),
-        ("http://a@b", "http://b", True),
         ("http://a.b", "http://a", False),
     ],
 )
 def test_origins(one: str, other: str, same: bool) -> None:
     assert (origin(one) == origin(other)) is same
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil:81\\@ls/x.png",
+        "http://evil:81\\x.png",
+        "http://user@ls/x.png",
+        "http://user:secret@ls/x.png",
+        "http://@ls/x.png",
+        "http://e\tvil/x.png",
+        "http://ls/a\r\nX: y",
+        "http://ls:eighty/x",
+        "http://[::1/x",
+    ],
+)
+def test_addresses_that_can_be_read_in_two_ways_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        origin(url)
+
+
+PIECES = ["evil", "ls", ":81", ":", "\\", "@", "/", "//", "#", "?", "%40", "%5C", "[::1]", ".", "\t", "\n", " ", "user", "ü"]
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join))
+@example("evil:81\\@ls/x.png")
+@example("ls:@evil/")
+def test_an_origin_is_the_host_that_requests_connects_to(rest: str) -> None:
+    url = "http://" + rest
+    try:
+        scheme, host, port = origin(url)
+        request = PreparedRequest()
+        request.prepare(method="GET", url=url)
+        pool = HTTPAdapter().get_connection_with_tls_context(request, verify=True)
+    except (ValueError, RequestException):
+        return  # refused by one of them: nothing is sent
+    assert (scheme, host, port) == (pool.scheme, pool.host.strip("[]").lower(), pool.port)

@@ -268,7 +268,7 @@ def test_names_that_do_not_exist() -> None:
 
 
 def test_secrets_stay_out_of_messages(loopback: Any) -> None:
-    address = f"http://user:pass@{loopback.host}/a.png?X-Signature=signed#part"
+    address = f"{loopback.url}/a.png?X-Signature=signed#part"
     with pytest.raises(ImageError) as caught:
         fetcher(loopback).fetch(task(address), "image")
     assert "404" in str(caught.value)
@@ -343,3 +343,18 @@ def test_threads_share_a_fetcher(loopback: Any, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert reds == {number: number for number in range(12)}
+
+
+@pytest.mark.parametrize("spelling", ["http://{other}\\@{studio}/x.png", "http://{other}\\@{studio}/../x.png",
+                                      "http://{studio}@{other}/x.png", "http://{studio}\t@{other}/x.png"])  # fmt: skip
+@pytest.mark.parametrize("how", ["direct", "redirect"])
+def test_no_spelling_of_an_address_sends_the_key_elsewhere(loopback: Any, other: Any, spelling: str, how: str) -> None:
+    """`http://OTHER\\@STUDIO/` was Label Studio's to one parser and OTHER's to the one that connected."""
+    bare = {"other": other.url.removeprefix("http://"), "studio": loopback.url.removeprefix("http://")}
+    target = spelling.format(**bare)
+    if how == "redirect":
+        redirect(loopback, UPLOAD, target.replace("\t", "%09"))
+        target = UPLOAD
+    with pytest.raises(ImageError):
+        fetcher(loopback, private_hosts=("*",)).fetch(task(target), "image")
+    assert not [request for request in other.requests if "Authorization" in request.headers]
