@@ -104,7 +104,7 @@ def test_addresses_that_can_be_read_in_two_ways_are_refused(url: str) -> None:
         origin(url)
 
 
-PIECES = ["evil", "ls", ":81", ":", "\\", "@", "/", "//", "#", "?", "%40", "%5C", "[::1]", ".", "\t", "\n", " ", "user", "ü"]
+PIECES = ["evil", "ls", ":81", ":", "\\", "@", "/", "//", "#", "?", "%40", "%5C", "[::1]", ".", "\t", "\n", " ", "ü"]
 
 
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join))
