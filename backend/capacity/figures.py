@@ -1,4 +1,4 @@
-"""Figures of a machine, as JSON: measured by one run, read by others that only simulate."""
+"""Figures of a machine as JSON, and as the table that docs/scale.md quotes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from backend.capacity.batch_times import BatchTime, BatchTimes
-from backend.errors import StartError
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Part(BaseModel):
@@ -44,7 +41,7 @@ class StageTimes(_Part):
 
 
 class Together(_Part):
-    """Many tasks at once: the worker's throughput with all its overlapping, as a check of the simulation."""
+    """Many tasks at once: the worker's throughput with all its overlapping."""
 
     tasks: int
     max_batch: int
@@ -103,7 +100,7 @@ class LabelStudioFigures(_Part):
 
 
 class Figures(_Part):
-    """All that the simulation and the limits are computed from.
+    """All that one run measures.
 
     Attributes:
         batches: by number of tasks.
@@ -126,26 +123,35 @@ class Figures(_Part):
     def overhead_s(self) -> float:
         """That HTTP and queue add to a lone task, the median."""
         return statistics.median(
-            one.request_s - one.images_s - one.model_s - one.regions_s for one in self.batches[1]
+            row.request_s - row.images_s - row.model_s - row.regions_s for row in self.batches[1]
         )
 
-    def batch_times(self) -> BatchTimes:
-        """For the simulation.
-
-        Raises:
-            StartError: single tasks were not measured.
-        """
-        try:
-            return BatchTimes(
-                {
-                    size: [BatchTime(one.images_s, one.model_s, one.regions_s) for one in rows]
-                    for size, rows in self.batches.items()
-                }
+    def as_markdown(self) -> str:
+        """Tables for people: median milliseconds a task by batch size, then rates and bytes."""
+        lines = [
+            f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.memory_gib} GiB; load average "
+            f"{self.machine.load_before} before, {self.machine.load_after} after. Model {self.model} on "
+            f"{self.machine.device}; {self.pictures}. Median ms a task:",
+            "",
+            "| batch of | images | network | outlines | the worker's processor |",
+            "|---|---|---|---|---|",
+        ]
+        for size, rows in self.batches.items():
+            medians = (
+                1000 * statistics.median(getattr(row, name) for row in rows) / size
+                for name in ("images_s", "model_s", "regions_s", "processor_s")
             )
-        except ValueError as error:
-            raise StartError(
-                f"The figures are of no use: {error}.", "Measure anew, without --figures."
-            ) from error
+            lines.append(f"| {size} | " + " | ".join(f"{value:.1f}" for value in medians) + " |")
+        lines.append("")
+        if self.together is not None:
+            lines.append(f"Many tasks at once: {self.together.tasks_a_second:.2f} a second.")
+        lines.append(f"HTTP and queue add {1000 * self.overhead_s():.1f} ms to a lone task.")
+        for part in (self.queue, self.label_studio):
+            if part is not None:
+                facts = part.model_dump(exclude_none=True)
+                lines += [f"- {name}: {value}" for name, value in facts.items()]
+        lines += [f"- not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
+        return "\n".join(lines) + "\n"
 
 
 def this_machine() -> Machine:
@@ -171,20 +177,3 @@ def _processor() -> str:
 
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def read_figures(path: Path) -> Figures:
-    """Of an earlier run.
-
-    Raises:
-        StartError: not a file of figures; says what is wrong with it.
-    """
-    try:
-        return Figures.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise StartError(
-            f"{path} does not hold figures of `transfiner benchmark capacity`: {place}: {first['msg']}.",
-            "Give the figures.json that an earlier run wrote.",
-        ) from error
