@@ -20,8 +20,8 @@ from backend.demo_project import TITLE
 from backend.errors import StartError
 from backend.label_studio_server import COLD_START_S, ROOT, LabelStudioServer
 from backend.logs import set_up_logs
-from backend.serve_command import service_children, warn_of_unknown_variables
 from backend.served_model import read_served_model
+from backend.service_tree import service_children, warn_of_unknown_variables
 from backend.settings import Settings, load_settings
 from backend.supervisor import Child, Supervisor, python_module
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from backend.lifeline import die_with_parent
 from backend.logs import set_up_logs
-from backend.serve_command import service_children
 from backend.served_model import read_served_model
+from backend.service_tree import service_children
 from backend.settings import Settings, load_settings
 from backend.supervisor import Supervisor
 from backend.worker import run_worker
