@@ -1,7 +1,7 @@
 """Every configuration key of Mask Transfiner, on top of detectron2's defaults.
 
 The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
-``paper`` (configs/paper/base.yaml) sets the same keys as the paper's text has them.
+``paper`` (model/configs/paper/base.yaml) sets the same keys as the paper's text has them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from model.backbones.efficientnet_lite import add_efficientnet_config
 from model.backbones.swin import add_swin_config
 from model.comparison_config import add_comparison_config
 
-CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+CONFIG_ROOT = Path(__file__).resolve().parent / "configs"
 
 
 def add_transfiner_config(cfg: CfgNode) -> None:
@@ -118,10 +118,10 @@ def _add_training(node: CfgNode) -> None:
 
 
 def get_config(name: str | Path = "released") -> CfgNode:
-    """The configuration of a preset, of a file under ``configs/``, or of any YAML file.
+    """The configuration of a preset, of a file under ``model/configs/``, or of any YAML file.
 
     Args:
-        name: ``"released"``, a path relative to ``configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
+        name: ``"released"``, a path relative to ``model/configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
 
     Raises:
         FileNotFoundError: no such configuration; the message lists the known ones.

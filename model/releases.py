@@ -17,7 +17,7 @@ class Release:
 
     Attributes:
         name: what `transfiner models fetch` calls it.
-        config: its configuration under `configs/`.
+        config: its configuration under `model/configs/`.
         file_id: of its download.
         figures: what the authors report for it.
     """

@@ -54,7 +54,7 @@ def add_training_config(cfg: CfgNode) -> None:
 
 
 def get_training_config(name: str | Path) -> CfgNode:
-    """The configuration of a training run from ``configs/`` or any YAML file; see ``model.config.get_config``.
+    """The configuration of a training run from ``model/configs/`` or any YAML file; see ``model.config.get_config``.
 
     Raises:
         FileNotFoundError: no such configuration.

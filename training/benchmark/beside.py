@@ -39,7 +39,7 @@ class Trial:
     """What is trained on what.
 
     Attributes:
-        config: of Mask Transfiner, under ``configs/`` or a file; the other one is made from it.
+        config: of Mask Transfiner, under ``model/configs/`` or a file; the other one is made from it.
         train, test: names of sets. iterations: instead of the configuration's (0). overrides: keys and values.
         ratio: of the boundary's width to the image diagonal.
     """

@@ -28,7 +28,7 @@ class Row:
     Attributes:
         key: names its folder; unique in its table. name: as the paper prints it.
         paper: column -> the paper's figure (AP in points).
-        config: to train, under ``configs/``; None: a method that is quoted, not run.
+        config: to train, under ``model/configs/``; None: a method that is quoted, not run.
         change: configuration keys that differ from ``config``.
         change_test: keys that differ only when the trained network is measured.
         note: what the reader must know.
