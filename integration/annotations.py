@@ -188,9 +188,7 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     if region.kind == "brush":
         mask_hw = _brush_mask(region.value, width, height)
     else:
-        points = (
-            _polygon_px(region.value) if region.kind == "polygon" else _rectangle(region.value, width, height)
-        )
+        points = _polygon_px(region.value) if region.kind == "polygon" else _rectangle(region.value, width, height)
         ring = np.round(points * np.array([width, height]) / 100, _DECIMALS)
         mask_hw = polygons_to_mask([Polygon(ring)], height, width)
     if not mask_hw.any():

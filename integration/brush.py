@@ -134,9 +134,7 @@ class _BitReader:
     def read(self, bits: int) -> int:
         end = self._at + bits
         if end > len(self._data) * 8:
-            raise BrushError(
-                f"the brush code is cut off after {len(self._data)} bytes; save the region again"
-            )
+            raise BrushError(f"the brush code is cut off after {len(self._data)} bytes; save the region again")
         window = self._data[self._at // 8 : (end + 7) // 8]
         self._at = end
         return int.from_bytes(window, "big") >> (-end % 8) & ((1 << bits) - 1)

@@ -131,9 +131,7 @@ class LabelStudioClient:
 
     def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: object) -> Json:
         """Submit an annotation as the editor does; `fields` such as lead_time (s) and parent_prediction."""
-        return self._json(
-            "POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result), **fields}
-        )
+        return self._json("POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result), **fields})
 
     def export_json(self, project_id: int, *, download_all_tasks: bool = False) -> list[Json]:
         """All annotated tasks as Label Studio's lossless JSON; also those without annotation when asked."""
@@ -148,9 +146,7 @@ class LabelStudioClient:
         params = {key: value for key, value in given.items() if value is not None}
         return self._json("GET", "/api/predictions", params=params)
 
-    def import_predictions(
-        self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = 200
-    ) -> int:
+    def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = 200) -> int:
         """Store predictions {task, model_version, score, result} in bulk.
 
         Returns:
@@ -170,9 +166,7 @@ class LabelStudioClient:
         selected = {"all": True, "excluded": []} if task_ids is None else {"all": False, "included": task_ids}
         params = {"id": "retrieve_tasks_predictions", "project": project_id}
         body = {"selectedItems": selected, "ordering": [], "filters": {"conjunction": "and", "items": []}}
-        return self._json(
-            "POST", "/api/dm/actions", params=params, json=body, timeout_s=max(150, self._timeout_s)
-        )
+        return self._json("POST", "/api/dm/actions", params=params, json=body, timeout_s=max(150, self._timeout_s))
 
     # Backends and webhooks
 
@@ -238,9 +232,7 @@ class LabelStudioClient:
                 fix="check that the address is Label Studio's own, with its sub-path if it has one",
             ) from error
 
-    def _request(
-        self, method: str, path: str, timeout_s: float, kwargs: Mapping[str, Any]
-    ) -> requests.Response:
+    def _request(self, method: str, path: str, timeout_s: float, kwargs: Mapping[str, Any]) -> requests.Response:
         """Send a request, with further tries where that is harmless; raises ClientError unless it succeeds."""
         tries_left = self._retries
         refreshed = False

@@ -80,9 +80,7 @@ def _groups(everything: Sequence[_Drawn], same_iou: float) -> list[list[_Drawn]]
             here += there
             group_of |= dict.fromkeys(there, here)
     distinct = {id(group): group for group in group_of.values()}
-    return [
-        sorted((everything[n] for n in group), key=lambda one: one.annotator) for group in distinct.values()
-    ]
+    return [sorted((everything[n] for n in group), key=lambda one: one.annotator) for group in distinct.values()]
 
 
 def _united(group: Sequence[_Drawn], label: str) -> AnnotatedObject:

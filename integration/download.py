@@ -135,9 +135,7 @@ class Downloader:
         return self.auth is not None and bool(self.auth.base_url) and connected == origin(self.auth.base_url)
 
     def _is_label_studio(self, url: str) -> bool:
-        return (
-            self.auth is not None and bool(self.auth.base_url) and origin(url) == origin(self.auth.base_url)
-        )
+        return self.auth is not None and bool(self.auth.base_url) and origin(url) == origin(self.auth.base_url)
 
     def _body(self, answer: requests.Response, deadline: Deadline) -> bytes:
         if answer.status_code != 200:

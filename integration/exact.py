@@ -83,9 +83,7 @@ def exact_outline(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> Outlined:
     return Outlined(polygons, len(rings) - len(holes) - len(parts), filled)
 
 
-def _owners(
-    window: np.ndarray, parts: list[np.ndarray], holes: list[np.ndarray], part_count: int
-) -> list[int]:
+def _owners(window: np.ndarray, parts: list[np.ndarray], holes: list[np.ndarray], part_count: int) -> list[int]:
     """For each hole, the part around it; -1 when that was too small to keep."""
     if part_count == 1 or not holes:
         return [0 if parts else -1] * len(holes)

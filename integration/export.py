@@ -91,9 +91,7 @@ class AnnotatedTask:
 SKIPPED = "skipped by the annotator"
 
 
-def read_task(
-    row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, Any]] | None = None
-) -> AnnotatedTask:
+def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, Any]] | None = None) -> AnnotatedTask:
     """One task of an export.
 
     Args:

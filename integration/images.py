@@ -77,9 +77,7 @@ class ImageFetcher:
         self._base_url = settings.label_studio_url.rstrip("/")
         if auth is None and self._base_url:
             auth = LabelStudioAuth(self._base_url, settings.api_key, verify=verify)
-        limits = Limits(
-            settings.max_bytes, settings.timeout_s, settings.connect_timeout_s, settings.max_redirects
-        )
+        limits = Limits(settings.max_bytes, settings.timeout_s, settings.connect_timeout_s, settings.max_redirects)
         self._downloader = Downloader(limits, AddressPolicy(self._private_hosts()), auth, verify)
         self._cache = (
             FileCache(settings.cache_dir, max_bytes=settings.cache_bytes, max_age_s=settings.cache_max_age_s)

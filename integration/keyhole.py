@@ -62,9 +62,7 @@ def _closest_visible(
     raise ValueError(f"no bridge from a hole to its exterior: {free.wkt[:200]} is not a valid polygon")
 
 
-def _is_clear(
-    start: np.ndarray, end: np.ndarray, free: shapely.Polygon, bridges: list[shapely.LineString]
-) -> bool:
+def _is_clear(start: np.ndarray, end: np.ndarray, free: shapely.Polygon, bridges: list[shapely.LineString]) -> bool:
     if np.array_equal(start, end):
         return True
     line = shapely.LineString([start, end])

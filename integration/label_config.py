@@ -143,9 +143,7 @@ def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     reached = {target.label.value for targets in by_class.values() for target in targets}
     unmatched_labels = tuple(label for label in config.labels if label not in reached)
     message = None if by_class else (config.reason or _nothing_matches(classes, config.labels))
-    return ClassMap(
-        by_class, tuple(name for name in classes if name not in by_class), unmatched_labels, message
-    )
+    return ClassMap(by_class, tuple(name for name in classes if name not in by_class), unmatched_labels, message)
 
 
 def _label_for(control: Control, class_name: str) -> Label | None:

@@ -53,8 +53,7 @@ def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
     """
     warnings: list[str] = []
     tags = [
-        _Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings))
-        for element in _walk(_root(xml))
+        _Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(_root(xml))
     ]
     images = {tag.get("name"): tag for tag in tags if tag.name == "image" and tag.get("name")}
     if not images:
@@ -65,9 +64,7 @@ def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
     first = controls[0].to_name
     ignored = sorted({control.to_name for control in controls if control.to_name != first})
     if ignored:
-        warnings.append(
-            f"only the image {first!r} is predicted; controls of {', '.join(ignored)} are left alone"
-        )
+        warnings.append(f"only the image {first!r} is predicted; controls of {', '.join(ignored)} are left alone")
     return tuple(control for control in controls if control.to_name == first), tuple(warnings)
 
 
@@ -81,9 +78,7 @@ def _root(xml: str) -> Element:
     try:
         return defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
     except DefusedXmlException as error:
-        raise LabelConfigError(
-            f"the labelling configuration holds a DTD or entities ({error}); remove them"
-        ) from error
+        raise LabelConfigError(f"the labelling configuration holds a DTD or entities ({error}); remove them") from error
     except (ParseError, ValueError, LookupError) as error:  # the last two: characters, encodings
         raise LabelConfigError(f"the labelling configuration is not well-formed XML: {error}") from error
 

@@ -69,8 +69,7 @@ def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence
     raise ImageError(
         "the image of a task has an address of an unknown form",
         value=shown(value),
-        expected="/data/..., http(s)://..., data:..., or "
-        + ", ".join(f"{name}://" for name in sorted(CLOUD_SCHEMES)),
+        expected="/data/..., http(s)://..., data:..., or " + ", ".join(f"{name}://" for name in sorted(CLOUD_SCHEMES)),
         fix="import the image into Label Studio or use an address of one of these forms",
     )
 
@@ -90,9 +89,7 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
         raw = unquote_to_bytes(body)
         data = base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
     except (binascii.Error, ValueError) as error:
-        raise _bad_task(
-            f"a data URI is malformed ({error})", shown(uri), "data:image/...;base64,..."
-        ) from error
+        raise _bad_task(f"a data URI is malformed ({error})", shown(uri), "data:image/...;base64,...") from error
     if len(data) > max_bytes:
         raise _bad_task("a data URI is too large", f"{len(data)} bytes", f"at most {max_bytes} bytes")
     return data
@@ -124,9 +121,7 @@ def _own_address(url: str, base_url: str, aliases: Sequence[str]) -> str:
                 path = parts.path.removeprefix(sub_path) + (f"?{parts.query}" if parts.query else "")
                 return _at_label_studio(path, base_url)
     except ValueError as error:
-        raise _bad_task(
-            f"an image has a malformed address ({error})", shown(url), "http(s)://host/path"
-        ) from error
+        raise _bad_task(f"an image has a malformed address ({error})", shown(url), "http(s)://host/path") from error
     return url
 
 

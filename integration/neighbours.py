@@ -48,9 +48,7 @@ def outline_masks(
     for mask_hw in masks_hw:
         check_arguments(mask_hw, tolerance_px, None, min_area_px)
     if len({mask.shape for mask in masks_hw}) > 1:
-        raise ValueError(
-            f"masks of one image must have one size, got {sorted({mask.shape for mask in masks_hw})}"
-        )
+        raise ValueError(f"masks of one image must have one size, got {sorted({mask.shape for mask in masks_hw})}")
     if not len(masks_hw):
         return []
     windows, offset_px = _cropped(masks_hw)

@@ -58,9 +58,7 @@ def mask_to_polygons(
     Raises:
         ValueError: the mask is not bool H x W, or a number is out of range.
     """
-    return outline_mask(
-        mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px
-    ).polygons
+    return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px).polygons
 
 
 def outline_mask(
@@ -139,9 +137,7 @@ def _least_tolerance(polygon: Polygon, tolerance_px: float, max_vertices: int) -
     return enough
 
 
-def check_arguments(
-    mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
-) -> None:
+def check_arguments(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
     """Raise ValueError for a mask or an option that `mask_to_polygons` cannot take."""
     if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
         raise ValueError(

@@ -35,9 +35,7 @@ def fill_even_odd(rings_px: Sequence[np.ndarray], mask_hw: np.ndarray) -> None:
     window |= parity[:, : window.shape[1]].view(np.bool_)
 
 
-def _crossings(
-    starts: np.ndarray, ends: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _crossings(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Row, and first column whose centre lies right of the edge, for each crossing of an edge and a row: 2 x (K,)."""
     downwards = starts[:, 1:] <= ends[:, 1:]
     upper, lower = np.where(downwards, starts, ends), np.where(downwards, ends, starts)

@@ -51,9 +51,7 @@ class Shapes:
     parts_merged: int = 0
 
 
-def polygon_shapes(
-    mask_hw: np.ndarray, *, tolerance_px: float, max_vertices: int | None, min_area_px: float
-) -> Shapes:
+def polygon_shapes(mask_hw: np.ndarray, *, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> Shapes:
     """Outline a mask (H, W) by itself; see `outlined_shapes`."""
     asked: dict[str, Any] = {
         "tolerance_px": tolerance_px,
@@ -104,9 +102,7 @@ def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
     return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
 
 
-def rectangle_shapes(
-    mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float
-) -> Shapes:
+def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:
     """The box around the mask; the detector's box where the mask is empty."""
     box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
     height, width = mask_hw.shape

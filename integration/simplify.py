@@ -59,11 +59,7 @@ class Chain:
 
     def tighten_all(self) -> bool:
         """Halve all radii, or take the width of a thin ring if that is less."""
-        widest = (
-            abs(signed_area(self.corners)) / np.abs(np.diff(self.corners, axis=0)).sum()
-            if self.closed
-            else np.inf
-        )
+        widest = abs(signed_area(self.corners)) / np.abs(np.diff(self.corners, axis=0)).sum() if self.closed else np.inf
         if self.closed and widest < self._radii.max():
             self._radii = np.minimum(self._radii, 2 * widest)
         return self.tighten(0, len(self.corners) - 1)
@@ -134,9 +130,7 @@ class Outline:
 
     def shape(self) -> shapely.Polygon | shapely.MultiPolygon:
         """The simplified mask."""
-        if (
-            len(self.parts) == 1 and len(self.parts[0]) == 1
-        ):  # most masks; building is half of the check's time
+        if len(self.parts) == 1 and len(self.parts[0]) == 1:  # most masks; building is half of the check's time
             return shapely.polygons(shapely.linearrings(self.parts[0][0].points_px()))
         return shapely.MultiPolygon([shapely.Polygon(part[0], part[1:]) for part in self.points_px()])
 
@@ -153,9 +147,7 @@ def settle(outlines: Sequence[Outline], disjoint: bool = False) -> None:
         disjoint: whether no two masks overlap, so that segments of different outlines must not cross either.
     """
     while True:
-        solved = sum(
-            [_settle_one(outline) for outline in outlines]
-        )  # one outline may upset another it shares with
+        solved = sum([_settle_one(outline) for outline in outlines])  # one outline may upset another it shares with
         if len(outlines) < 2:
             return
         if disjoint and _part_overlaps(outlines):

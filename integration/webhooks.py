@@ -87,9 +87,7 @@ class UnknownEvent:
     project_id: int | None = None
 
 
-Event = (
-    AnnotationsChanged | AnnotationsDeleted | TasksChanged | ProjectUpdated | TrainingRequested | UnknownEvent
-)
+Event = AnnotationsChanged | AnnotationsDeleted | TasksChanged | ProjectUpdated | TrainingRequested | UnknownEvent
 
 
 def parse_event(payload: object) -> Event:
@@ -146,9 +144,7 @@ def _many(payload: Mapping[str, Any], key: str, action: str) -> list[Mapping[str
     found = value if isinstance(value, list) else [value]
     items = [item for item in found if isinstance(item, Mapping)]
     if len(items) != len(found) or len(items) > MAX_IDS:
-        raise WebhookError(
-            f"{action}: {key} must be an object or a list of at most {MAX_IDS}, got {value!r:.60}"
-        )
+        raise WebhookError(f"{action}: {key} must be an object or a list of at most {MAX_IDS}, got {value!r:.60}")
     return items
 
 

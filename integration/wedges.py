@@ -26,9 +26,7 @@ class Wedges:
         """All rays of `count` walkers."""
         self._axis_x, self._axis_y = np.zeros(count), np.zeros(count)
         self._low, self._high = np.full(count, -_STEEP), np.full(count, _STEEP)
-        self._any_blank = (
-            True  # some walker was inside all discs so far, so that its frame is still to be chosen
-        )
+        self._any_blank = True  # some walker was inside all discs so far, so that its frame is still to be chosen
         self.alive: np.ndarray = np.ones(count, dtype=np.bool_)
 
     def only(self, walkers: np.ndarray) -> None:

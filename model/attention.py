@@ -36,9 +36,7 @@ def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | 
     return attended.transpose(1, 2).flatten(0, 1)
 
 
-def attend_padded(
-    mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None
-) -> Tensor:
+def attend_padded(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:
     """The same, as one batch padded to the longest sequence."""
     padded = nn.utils.rnn.pad_sequence(list(mixed.split(lengths)), batch_first=True)
     limit = torch.tensor(lengths, device=mixed.device)

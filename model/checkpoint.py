@@ -120,9 +120,7 @@ def _write(
     (directory / CONFIG_FILE).write_text(cfg.dump(), encoding="utf-8")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     written = {"created": created, **metadata, "digest": file_digest(directory / WEIGHTS_FILE)}
-    (directory / METADATA_FILE).write_text(
-        json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (directory / METADATA_FILE).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return written
 
 
@@ -159,8 +157,7 @@ def _check_classes(metadata: Mapping[str, Any], cfg: CfgNode, directory: Path) -
     classes, expected = metadata["classes"], cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if len(classes) != expected:
         raise CheckpointError(
-            f"the metadata of {directory} names {len(classes)} classes, "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}"
+            f"the metadata of {directory} names {len(classes)} classes, MODEL.ROI_HEADS.NUM_CLASSES is {expected}"
         )
     if repeated := sorted({name for name in classes if list(classes).count(name) > 1}):
         raise CheckpointError(f"the metadata of {directory} names classes twice: {', '.join(repeated)}")

@@ -28,9 +28,7 @@ class CoarseOutput:
 
     def select(self, index: Tensor) -> CoarseOutput:
         """The same for some of the RoIs."""
-        return CoarseOutput(
-            self.logits[index], [level[index] for level in self.incoherence], self.trunk[index]
-        )
+        return CoarseOutput(self.logits[index], [level[index] for level in self.incoherence], self.trunk[index])
 
 
 def own_class(predictor: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
@@ -39,10 +37,7 @@ def own_class(predictor: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor
     if predictor.out_channels == 1:
         classes = torch.zeros_like(classes)
     weight = predictor.weight.flatten(1)[classes]
-    return (
-        torch.einsum("rchw,rc->rhw", features, weight.to(features.dtype))
-        + predictor.bias[classes][:, None, None]
-    )
+    return torch.einsum("rchw,rc->rhw", features, weight.to(features.dtype)) + predictor.bias[classes][:, None, None]
 
 
 def upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2d, nn.Conv2d]:

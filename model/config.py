@@ -112,16 +112,14 @@ def _add_training(node: CfgNode) -> None:
     # The released code's branches: four convolutions on P2 with a semantic loss, and a contour loss.
     node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
-    node.LOSS_WEIGHTS = CfgNode(
-        {"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5}
-    )
+    node.LOSS_WEIGHTS = CfgNode({"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5})
 
 
 def get_config(name: str | Path = "released") -> CfgNode:
     """The configuration of a preset, of a file under ``model/configs/``, or of any YAML file.
 
     Args:
-        name: ``"released"``, a path relative to ``model/configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
+        name: ``"released"``, a path below ``model/configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
 
     Raises:
         FileNotFoundError: no such configuration; the message lists the known ones.

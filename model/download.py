@@ -116,9 +116,7 @@ def _understand(response: requests.Response, url: str, have: int) -> _Answer:
         return _Answer(0, int(length) if length.isdigit() else None, version)
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if start != str(have):
-        raise DownloadError(
-            f"{url} was asked for the bytes from {have} on and answered with those from {start!r}"
-        )
+        raise DownloadError(f"{url} was asked for the bytes from {have} on and answered with those from {start!r}")
     return _Answer(have, _total_of(response), version)
 
 

@@ -54,9 +54,7 @@ class TransfinerMaskHead(nn.Module):
         """``num_classes`` is 1 for class-agnostic masks; ``auxiliary`` adds the boundary and semantic branches."""
         super().__init__()
         if conv_dim != channels:
-            raise ValueError(
-                f"ROI_MASK_HEAD.CONV_DIM must equal the FPN's {channels} channels, got {conv_dim}"
-            )
+            raise ValueError(f"ROI_MASK_HEAD.CONV_DIM must equal the FPN's {channels} channels, got {conv_dim}")
         self.settings = settings
         self.loss_weights = loss_weights
         self.sizes = list(settings.level_sizes)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from model.roi_pyramid import RoIPyramid
 
 
-def predict_masks(
-    head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]
-) -> list[Instances]:
+def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
     """Every instance is refined that the settings do not leave out."""
     output = head.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
     coarse = output.logits.float().sigmoid()
@@ -43,9 +41,13 @@ def predict_masks(
         found = found.index_copy(0, chosen, nodes.to(found.dtype))
     counts = [len(image) for image in instances]
     for image, mask, plain, doubt, nodes in zip(
-        instances, masks.split(counts), upsampled.split(counts), uncertainty.split(counts), found.split(counts),
+        instances,
+        masks.split(counts),
+        upsampled.split(counts),
+        uncertainty.split(counts),
+        found.split(counts),
         strict=True,
-    ):  # fmt: skip
+    ):
         image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], doubt, nodes
         if head.settings.keep_coarse:
             image.pred_coarse_masks = plain[:, None]

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from model.roi_pyramid import RoIPyramid
 
 
-def mask_branch_losses(
-    head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]
-) -> dict[str, Tensor]:
+def mask_branch_losses(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]) -> dict[str, Tensor]:
     """Weighted losses of the mask branch by name.
 
     Args:

@@ -31,11 +31,7 @@ def _register_pointrend() -> None:
     try:
         importlib.import_module("detectron2.projects.point_rend")
     except ModuleNotFoundError as error:
-        fix = (
-            "pip install opencv-python-headless"
-            if error.name == "cv2"
-            else "use a detectron2 with its projects"
-        )
+        fix = "pip install opencv-python-headless" if error.name == "cv2" else "use a detectron2 with its projects"
         raise MissingRequirementError(
             f"PointRend needs {error.name}, which is not installed; fix: {fix}.", name=error.name
         ) from error

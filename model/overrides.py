@@ -23,9 +23,7 @@ def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
         known = _leaves(cfg)
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=3)
-            raise ValueError(
-                f"no configuration key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-            )
+            raise ValueError(f"no configuration key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         meant = _literal(value)
         if isinstance(known[str(key)], float) and type(meant) is int:
             meant = float(meant)

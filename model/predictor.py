@@ -207,9 +207,7 @@ class Predictor:
         boxes = found.pred_boxes.tensor.float().tolist()
         masks = found.pred_masks.numpy()
         classes = found.pred_classes.tolist()
-        uncertainty = (
-            found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
-        )
+        uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
         nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
         return [
             Instance(
@@ -237,16 +235,17 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:NUMBER") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use auto or cpu"
-        )
+        raise ValueError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
 
 def _inference_config(
-    cfg: CfgNode, device: torch.device, score_threshold: float | None, max_instances: int | None,
+    cfg: CfgNode,
+    device: torch.device,
+    score_threshold: float | None,
+    max_instances: int | None,
     node_budget: int | None,
-) -> CfgNode:  # fmt: skip
+) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
@@ -268,10 +267,6 @@ def _inference_config(
 
 def _check_image(image: np.ndarray, number: int) -> None:
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB"
-        )
+        raise ValueError(f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB"
-        )
+        raise ValueError(f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB")

@@ -55,14 +55,10 @@ class QuadtreeRefinement:
         references = self._reference_cues(pyramid, coarse, rois)
         if self.joint_levels:
             return self._refine_sequences(references, rois, levels, cues)
-        separate = [
-            self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)
-        ]
+        separate = [self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)]
         return torch.cat([r for r, _ in separate]), [values[0] for _, values in separate]
 
-    def in_parts(
-        self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], most_nodes: int
-    ) -> list[Tensor]:
+    def in_parts(self, pyramid: RoIPyramid, coarse: Tensor, levels: list[Nodes], most_nodes: int) -> list[Tensor]:
         """The nodes' refined probabilities, L tensors (Q,), from sequences of about ``most_nodes`` nodes (0: any).
 
         An RoI with more nodes is read as several sequences, each with its reference points and every n-th node, so

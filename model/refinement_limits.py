@@ -28,9 +28,7 @@ def rois_to_refine(instances: list[Instances], settings: RefinementSettings) -> 
     The size is the square root of the box's area, so that a thin long box counts as its features do (FPN, eq. 1).
     """
     classes = torch.cat([image.pred_classes for image in instances])
-    first = torch.arange(
-        min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device
-    )
+    first = torch.arange(min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device)
     if not settings.test_min_box_px:
         return first
     edges_px = torch.cat([image.pred_boxes.area() for image in instances]).sqrt()
@@ -70,9 +68,7 @@ def within_budget(
     rank = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images[best_first]]
     kept = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     kept[best_first[rank < budget]] = True
-    return [
-        nodes.select(part) for nodes, part in zip(levels, kept.split([len(n) for n in levels]), strict=True)
-    ]
+    return [nodes.select(part) for nodes, part in zip(levels, kept.split([len(n) for n in levels]), strict=True)]
 
 
 def _gain(nodes: Nodes, incoherence: list[Tensor], scores: Tensor, depth: int) -> Tensor:

@@ -48,9 +48,7 @@ class RefinementSettings:
                 )
         for name, known in (("region", REGIONS), ("propagation", PROPAGATIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(
-                    f"MODEL.TRANSFINER.{name.upper()} must be one of {known}, got {getattr(self, name)!r}"
-                )
+                raise ValueError(f"MODEL.TRANSFINER.{name.upper()} must be one of {known}, got {getattr(self, name)!r}")
 
     @classmethod
     def from_config(cls, node: CfgNode) -> RefinementSettings:

@@ -57,9 +57,7 @@ class ConvolutionLayer(nn.Module):
         """(T, C) to (T, C)."""
         side = math.isqrt(lengths[0]) if lengths else 0
         if any(length != side * side for length in lengths):
-            raise ValueError(
-                f"a CNN needs whole square grids as sequences, got lengths {sorted(set(lengths))}"
-            )
+            raise ValueError(f"a CNN needs whole square grids as sequences, got lengths {sorted(set(lengths))}")
         placed = tokens if positions is None else tokens + positions
         grid = placed.unflatten(0, (len(lengths), side, side)).permute(0, 3, 1, 2)
         return F.relu(self.convolution(grid)).permute(0, 2, 3, 1).flatten(0, 2)
@@ -80,9 +78,7 @@ class NonLocalLayer(nn.Module):
         return tokens + self.outer(attend(mixed, lengths, scale=1.0).flatten(1))
 
 
-def build_layers(
-    kind: str, channels: int, count: int, heads: int, ffn_dim: int, dropout: float
-) -> nn.ModuleList:
+def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int, dropout: float) -> nn.ModuleList:
     """``count`` layers of a kind.
 
     Raises:

@@ -70,9 +70,7 @@ def read_released_file(file: Path) -> dict[str, Tensor]:
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(
-            f"{file} holds no weights: expected a dictionary of tensors, or one under 'model'"
-        )
+        raise CheckpointError(f"{file} holds no weights: expected a dictionary of tensors, or one under 'model'")
     return {str(name): _as_tensor(str(name), value, file) for name, value in state.items()}
 
 

@@ -94,9 +94,7 @@ class RefinementPooler(nn.Module):
     ) -> None:
         super().__init__()
         if sampling_ratio != 0:
-            raise ValueError(
-                f"POOLER_SAMPLING_RATIO must be 0 (adaptive) for the mask branch, got {sampling_ratio}"
-            )
+            raise ValueError(f"POOLER_SAMPLING_RATIO must be 0 (adaptive) for the mask branch, got {sampling_ratio}")
         self.pooler = ROIPooler(output_size, scales, sampling_ratio, pooler_type="ROIAlignV2")
         self.strides = [1.0 / scale for scale in scales]
         self.finer_by = finer_by
@@ -104,9 +102,7 @@ class RefinementPooler(nn.Module):
 
     def forward(self, features: list[Tensor], boxes: list[Boxes]) -> RoIPyramid:
         """Pool R boxes of N images from FPN maps (P2 first); boxes in input pixels."""
-        semantic = (
-            None if self.conv_norm_relus_semantic is None else self.conv_norm_relus_semantic(features[0])
-        )
+        semantic = None if self.conv_norm_relus_semantic is None else self.conv_norm_relus_semantic(features[0])
         levels = assign_boxes_to_levels(
             boxes,
             self.pooler.min_level,

@@ -65,9 +65,7 @@ class _Geometry:
     offset: Tensor  # (R,) first row of the RoI's image and map in the table
 
 
-def _roi_geometry(
-    maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int
-) -> _Geometry:
+def _roi_geometry(maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int) -> _Geometry:
     device = rois.device
     shapes = torch.tensor([m.shape[-2:] for m in maps], device=device)
     cells = shapes.prod(1)
@@ -84,9 +82,7 @@ def _roi_geometry(
     )
 
 
-def _bilinear_reads(
-    geometry: _Geometry, nodes: Nodes, samples_y: int, samples_x: int
-) -> tuple[Tensor, Tensor]:
+def _bilinear_reads(geometry: _Geometry, nodes: Nodes, samples_y: int, samples_x: int) -> tuple[Tensor, Tensor]:
     """Rows to read and their weights, (Q, 4 * samples_y * samples_x) both."""
     rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, samples_y, axis=0)
     columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, samples_x, axis=1)
@@ -96,9 +92,7 @@ def _bilinear_reads(
     return index.flatten(1), weight.flatten(1)
 
 
-def _axis_reads(
-    geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int
-) -> tuple[Tensor, Tensor]:
+def _axis_reads(geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int) -> tuple[Tensor, Tensor]:
     """Along one axis: the two cells beside each sampling point and their weights, (Q, 2 * samples)."""
     step = geometry.bin_yx[roi, axis][:, None]
     offsets = (torch.arange(samples, device=roi.device) + 0.5) / samples

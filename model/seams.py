@@ -60,9 +60,9 @@ class Tile:
             return np.full((len(rows), len(columns)), 0.5, np.float32)
         far = float(self.height + self.width)
         top, left, bottom, right = self.cuts
-        vertical = np.minimum(
-            rows - self.top + 1 if top else far, self.bottom - rows if bottom else far
-        ) * np.ones(len(rows))
+        vertical = np.minimum(rows - self.top + 1 if top else far, self.bottom - rows if bottom else far) * np.ones(
+            len(rows)
+        )
         horizontal = np.minimum(
             columns - self.left + 1 if left else far, self.right - columns if right else far
         ) * np.ones(len(columns))

@@ -45,9 +45,7 @@ class KeyReport(NamedTuple):
             "wrong shape": self.mismatched,
             "absent, needed for training only": self.absent_training_only,
         }
-        return "\n".join(
-            f"{kind} ({len(names)}): {_shorten(names, limit)}" for kind, names in kinds.items() if names
-        )
+        return "\n".join(f"{kind} ({len(names)}): {_shorten(names, limit)}" for kind, names in kinds.items() if names)
 
 
 def compare_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> KeyReport:

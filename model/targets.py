@@ -62,9 +62,7 @@ def _dilate_cross(masks: Tensor) -> Tensor:
     return torch.maximum(vertical, horizontal)[:, 0]
 
 
-def semantic_target(
-    instances: list[Instances], height: int, width: int, stride: int
-) -> tuple[Tensor, Tensor]:
+def semantic_target(instances: list[Instances], height: int, width: int, stride: int) -> tuple[Tensor, Tensor]:
     """Union of the foreground masks of each image on the P2 grid, and where that grid shows image, not padding.
 
     The released code stretches each image's mask over the padded grid; here smaller images of a batch keep their

@@ -112,15 +112,12 @@ def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragm
 def _enlarged(piece: Fragment, whole: Tile, size: tuple[int, int]) -> Fragment:
     """A fragment of the small image (width, height) in the pixels of the whole one; only its own box is enlarged."""
     tops, lefts = (
-        np.arange(length + 1) * full // length
-        for length, full in ((size[1], whole.height), (size[0], whole.width))
+        np.arange(length + 1) * full // length for length, full in ((size[1], whole.height), (size[0], whole.width))
     )
     rows = np.diff(tops[piece.top : piece.top + piece.mask_hw.shape[0] + 1])
     columns = np.diff(lefts[piece.left : piece.left + piece.mask_hw.shape[1] + 1])
     mask = piece.mask_hw.repeat(rows, axis=0).repeat(columns, axis=1)
-    return dataclasses.replace(
-        piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask
-    )
+    return dataclasses.replace(piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask)
 
 
 def _instance(found: Fragment, height: int, width: int) -> Instance:

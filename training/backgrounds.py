@@ -23,9 +23,15 @@ def blurred(image: np.ndarray, radius_px: float) -> np.ndarray:
 
 
 def noise(
-    rng: np.random.Generator, height: int, width: int, *, coarsest_px: float, octaves: int, stretch: float = 1.0,
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    coarsest_px: float,
+    octaves: int,
+    stretch: float = 1.0,
     fall: float = 0.55,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Multi-octave value noise, H x W. `stretch` > 1 draws it out along x (wood, brushed metal)."""
     total = np.zeros((height, width), np.float32)
     cell, weight = coarsest_px, 1.0
@@ -49,25 +55,19 @@ def coloured(field: np.ndarray, dark: np.ndarray, light: np.ndarray) -> np.ndarr
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Soil, stone, carpet: noise of two scales in two colours."""
-    coarse = noise(
-        rng, height, width, coarsest_px=rng.uniform(30, 120), octaves=5, fall=rng.uniform(0.5, 0.8)
-    )
+    coarse = noise(rng, height, width, coarsest_px=rng.uniform(30, 120), octaves=5, fall=rng.uniform(0.5, 0.8))
     base = random_colour(rng, 0.15, 0.6, 0.16)
-    image = coloured(
-        coarse * rng.uniform(0.5, 1.3), base * rng.uniform(0.4, 0.75), np.clip(base * 1.5, 0, 0.95)
-    )
+    image = coloured(coarse * rng.uniform(0.5, 1.3), base * rng.uniform(0.4, 0.75), np.clip(base * 1.5, 0, 0.95))
     return image + noise(rng, height, width, coarsest_px=3, octaves=2)[..., None] * rng.uniform(0.01, 0.05)
 
 
 def _planks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A wooden table: grain drawn out along the boards, dark joints."""
     size = max(height, width)
-    grain = noise(
-        rng, size, size, coarsest_px=rng.uniform(14, 30), octaves=4, stretch=rng.uniform(6, 14), fall=0.75
+    grain = noise(rng, size, size, coarsest_px=rng.uniform(14, 30), octaves=4, stretch=rng.uniform(6, 14), fall=0.75)
+    base = np.array([0.52, 0.36, 0.22], np.float32) * rng.uniform(0.5, 1.45) + rng.uniform(-0.05, 0.05, 3).astype(
+        np.float32
     )
-    base = np.array([0.52, 0.36, 0.22], np.float32) * rng.uniform(0.5, 1.45) + rng.uniform(
-        -0.05, 0.05, 3
-    ).astype(np.float32)
     rows = np.arange(size) % int(rng.integers(60, 140))
     tone = 1 - 0.55 * np.exp(-((rows / 1.6) ** 2)).astype(np.float32)
     image = coloured(grain * 0.9, base * 0.65, base * 1.2) * tone[:, None, None]
@@ -116,10 +116,5 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A random background, H x W x 3 float32 in [0, 1], lit from one side."""
     image = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))](rng, height, width)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    lamp = (
-        1
-        + rng.uniform(-0.22, 0.22) * x
-        + rng.uniform(-0.22, 0.22) * y
-        - rng.uniform(0, 0.2) * (x * x + y * y)
-    )
+    lamp = 1 + rng.uniform(-0.22, 0.22) * x + rng.uniform(-0.22, 0.22) * y - rng.uniform(0, 0.2) * (x * x + y * y)
     return np.clip(image * lamp[..., None], 0, 1).astype(np.float32)

@@ -52,12 +52,7 @@ class Checks:
     def evaluation_due(self, iteration: int, *, last: bool = False) -> bool:
         """Whether to evaluate after an iteration; the last one counts, and an evaluation that a kill cut off."""
         period = self.cfg.TEST.EVAL_PERIOD
-        return (
-            period > 0
-            and iteration > 0
-            and (last or iteration % period == 0)
-            and not self._is_evaluated(iteration)
-        )
+        return period > 0 and iteration > 0 and (last or iteration % period == 0) and not self._is_evaluated(iteration)
 
     def picture_due(self, iteration: int) -> bool:
         """Whether to draw after an iteration."""

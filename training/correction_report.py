@@ -42,11 +42,17 @@ def image_entry(
         model_version: of that prediction; prediction_score: its score.
     """
     return {
-        "sha256": sha256, "part": part, "task_id": task_id, "annotation_ids": sorted(annotation_ids),
-        "seconds": seconds, "shown": shown, "model_version": model_version, "prediction_score": prediction_score,
+        "sha256": sha256,
+        "part": part,
+        "task_id": task_id,
+        "annotation_ids": sorted(annotation_ids),
+        "seconds": seconds,
+        "shown": shown,
+        "model_version": model_version,
+        "prediction_score": prediction_score,
         "cost": round(sum(one.cost for one in corrections), 3),
         "objects": [_object_entry(one) for one in corrections],
-    }  # fmt: skip
+    }
 
 
 def build_report(images: Iterable[Json], left_out: Sequence[Json] = ()) -> Json:
@@ -104,10 +110,16 @@ def as_markdown(report: Mapping[str, Any], title: str) -> str:
 
 def _object_entry(one: Correction) -> Json:
     return {
-        "correction": one.kind, "label": one.label, "predicted_label": one.predicted_label,
-        "score": one.score, "iou": round(one.iou, 4), "mean_px": round(one.mean_px, 3),
-        "max_px": round(one.max_px, 3), "vertices": one.vertices, "cost": round(one.cost, 3),
-    }  # fmt: skip
+        "correction": one.kind,
+        "label": one.label,
+        "predicted_label": one.predicted_label,
+        "score": one.score,
+        "iou": round(one.iou, 4),
+        "mean_px": round(one.mean_px, 3),
+        "max_px": round(one.max_px, 3),
+        "vertices": one.vertices,
+        "cost": round(one.cost, 3),
+    }
 
 
 def _with_seconds(entry: Json) -> list[tuple[Json, float]]:
@@ -133,7 +145,8 @@ def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
     predicted = sum(counts.values())
     moved = [one for one, _, _ in rows if one["vertices"] and one["predicted_label"]]
     return {
-        "predicted": predicted, **counts,
+        "predicted": predicted,
+        **counts,
         "added": sum(one["correction"] == "added" and shown for one, _, shown in rows),
         "unseen": sum(one["correction"] == "added" and not shown for one, _, shown in rows),
         "acceptance": counts["kept"] / predicted if predicted else None,
@@ -141,7 +154,7 @@ def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
         "moved_max_px": max(one["max_px"] for one in moved) if moved else None,
         "cost": round(sum(one["cost"] for one, _, _ in rows), 3),
         "seconds": round(sum(seconds for _, seconds, _ in rows), 3),
-    }  # fmt: skip
+    }
 
 
 def _image_figures(entries: Sequence[Json]) -> Json:

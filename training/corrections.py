@@ -185,18 +185,14 @@ def edit_cost(corrections: Sequence[Correction]) -> float:
     return float(sum(one.cost for one in corrections))
 
 
-def _added(
-    number: int, drawn: Drawn, outline_px: Outliner, rules: CorrectionRules, weight: float
-) -> Correction:
+def _added(number: int, drawn: Drawn, outline_px: Outliner, rules: CorrectionRules, weight: float) -> Correction:
     vertices = len(outline_px(drawn.mask_hw))
     cost = rules.action_added + vertices
     return Correction("added", drawn.label, annotated=number, vertices=vertices, cost=cost, weight=weight)
 
 
 def _deleted(number: int, shown: Drawn, rules: CorrectionRules) -> Correction:
-    return Correction(
-        "deleted", shown.label, shown.label, shown.score, predicted=number, cost=rules.action_deleted
-    )
+    return Correction("deleted", shown.label, shown.label, shown.score, predicted=number, cost=rules.action_deleted)
 
 
 def _edited(
@@ -215,11 +211,20 @@ def _edited(
     kind: Kind = "relabelled" if relabelled else "moved" if vertices else "kept"
     cost = rules.action_relabelled * relabelled + vertices
     return Correction(
-        kind, drawn.label, shown.label, shown.score, number, origin, overlap, mean_px, max_px, vertices,
+        kind,
+        drawn.label,
+        shown.label,
+        shown.score,
+        number,
+        origin,
+        overlap,
+        mean_px,
+        max_px,
+        vertices,
         cost=min(cost, rules.action_deleted + redrawn) if vertices else cost,
         weight=rules.weight_kept if kind == "kept" else rules.weight_corrected,
         moved_band_hw=band_hw,
-    )  # fmt: skip
+    )
 
 
 def _moved_vertices(

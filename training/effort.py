@@ -153,10 +153,14 @@ def fit_effort(
     weights, intercept = _solve(matrix, target)
     left_out = _cross_fitted(matrix, target)
     return EffortModel(
-        {name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)}, float(intercept),
-        max(float(np.median(target)), 1.0), len(target), rank_correlation(left_out, target),
-        rank_correlation(-np.asarray(baseline_scores), target), fitted_on,
-    )  # fmt: skip
+        {name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)},
+        float(intercept),
+        max(float(np.median(target)), 1.0),
+        len(target),
+        rank_correlation(left_out, target),
+        rank_correlation(-np.asarray(baseline_scores), target),
+        fitted_on,
+    )
 
 
 def cross_fitted_edits(features: Sequence[Mapping[str, float]], edits: Sequence[float]) -> np.ndarray:
@@ -206,9 +210,7 @@ def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str,
         "doubtful_outline": vertices * doubt,
         "uncertain_outline": vertices * _unit(one.uncertainty),
         "box": 1 - _box_iou(one.box_xyxy, mask_box),
-        "class": max(
-            (_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0
-        ),
+        "class": max((_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0),
         "nodes": nodes / 100,
     }
 

@@ -39,9 +39,7 @@ def compare_orders(
     real = np.asarray(edits, dtype=np.float64)
     rng = np.random.default_rng(seed)
     draws = rng.integers(0, len(real), (resamples, len(real)))
-    return {
-        name: _figures(-np.asarray(values, dtype=np.float64), real, draws) for name, values in scores.items()
-    }
+    return {name: _figures(-np.asarray(values, dtype=np.float64), real, draws) for name, values in scores.items()}
 
 
 def work_found(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | np.ndarray) -> np.ndarray:

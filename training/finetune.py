@@ -92,9 +92,15 @@ def finetune(
 
 
 def _finetune(
-    active: Path, snapshot: Path, out: Path, classes: tuple[str, ...], replay: Sequence[Path],
-    base_sets: Sequence[str], settings: FinetuneSettings, tell: _Teller,
-) -> Path:  # fmt: skip
+    active: Path,
+    snapshot: Path,
+    out: Path,
+    classes: tuple[str, ...],
+    replay: Sequence[Path],
+    base_sets: Sequence[str],
+    settings: FinetuneSettings,
+    tell: _Teller,
+) -> Path:
     tell(FinetuneProgress(0, 0, "starting"))
     parent = load_checkpoint(active)
     classes = classes or _classes_of(snapshot)
@@ -117,9 +123,13 @@ def _finetune(
 
 
 def _trainer(
-    parent: Checkpoint, data: FinetuneData, classes: tuple[str, ...], out: Path, settings: FinetuneSettings,
+    parent: Checkpoint,
+    data: FinetuneData,
+    classes: tuple[str, ...],
+    out: Path,
+    settings: FinetuneSettings,
     tell: _Teller,
-) -> Trainer:  # fmt: skip
+) -> Trainer:
     old = tuple(parent.metadata["classes"])
     sources = previous_names(old, classes, settings.renamed)
     logger.info("classes: %s", describe(old, classes, sources))
@@ -140,15 +150,16 @@ def _trainer(
         "finetuning": {"classes": describe(old, classes, sources), "images": data.images}
         | {"shares": shares, "settings": settings.as_dict()},
     }
-    return Trainer(
-        cfg, network, out / RUN, resume=resume, samples=samples, metadata=metadata, on_progress=tell.of_run
-    )
+    return Trainer(cfg, network, out / RUN, resume=resume, samples=samples, metadata=metadata, on_progress=tell.of_run)
 
 
 def _request(
-    parent: Checkpoint, data: FinetuneData, classes: Sequence[str], base_sets: Sequence[str],
+    parent: Checkpoint,
+    data: FinetuneData,
+    classes: Sequence[str],
+    base_sets: Sequence[str],
     settings: FinetuneSettings,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     wishes = {name: value for name, value in settings.as_dict().items() if name not in _INCIDENTAL}
     return {
         "from": parent.metadata.get("digest", parent.metadata["version"]),

@@ -79,9 +79,7 @@ class LayerInput:
 
 
 @contextmanager
-def recorded_attention(
-    network: nn.Module, layer: int = -1
-) -> Iterator[tuple[SelfAttention, list[LayerInput]]]:
+def recorded_attention(network: nn.Module, layer: int = -1) -> Iterator[tuple[SelfAttention, list[LayerInput]]]:
     """Collects the inputs of an attention layer (the last by default); weights follow by :func:`attention_rows`.
 
     Raises:

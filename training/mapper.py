@@ -58,9 +58,7 @@ class TrainingSamples(Dataset[Record]):
     ) -> None:
         names = {tuple(one.class_names) for one in sets}
         if len(names) != 1:
-            raise ValueError(
-                f"the training sets need the same classes in the same order, got {sorted(names)}"
-            )
+            raise ValueError(f"the training sets need the same classes in the same order, got {sorted(names)}")
         self.sets, self.seed, self.format = sets, seed, cfg.INPUT.FORMAT
         self.class_names = names.pop()
         self.augmentations = build_augmentation(cfg, is_train=True)
@@ -124,9 +122,7 @@ def _weights(sample: WeightedSample, kept: np.ndarray, applied: T.Transform) -> 
     return fields | ({"gt_bands": BitMasks(torch.from_numpy(np.array(bands, bool)))} if bands else {})
 
 
-def _instances(
-    masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], more: dict[str, Any]
-) -> Instances:
+def _instances(masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], more: dict[str, Any]) -> Instances:
     stacked = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
     instances = Instances(size)
     instances.gt_masks = BitMasks(stacked)
@@ -142,9 +138,7 @@ class _Positions:
 
     def __init__(self, batch: int, first_iteration: int) -> None:
         if batch % processes.count():
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.count()} processes"
-            )
+            raise ValueError(f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.count()} processes")
         self.batch, self.first = batch, first_iteration
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -172,9 +166,7 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
     return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
 
 
-def training_loader(
-    samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0
-) -> DataLoader[Record]:
+def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:
     """Batches as lists of network inputs, from iteration `first_iteration` on; never ends."""
     workers = cfg.DATALOADER.NUM_WORKERS
     return DataLoader(

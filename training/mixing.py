@@ -59,9 +59,7 @@ class Mixture:
         if len(shares) != len(sizes) or not shares or min(shares) <= 0:
             raise ValueError(f"{len(sizes)} sets need as many positive shares, got {list(shares)}")
         if min(sizes) <= 0:
-            raise ValueError(
-                f"a set without samples cannot be drawn from; the sets have {list(sizes)} samples"
-            )
+            raise ValueError(f"a set without samples cannot be drawn from; the sets have {list(sizes)} samples")
         self.sizes, self.seed = tuple(sizes), seed
         self.counts = _whole(shares)
 

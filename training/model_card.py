@@ -81,12 +81,6 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
     names += [name for name in evaluation["refined"]["mask"] if name.startswith("AP/")]
     lines = ["| | refined mask | coarse mask | refined boundary | coarse boundary |", "|---|---|---|---|---|"]
     for name in names:
-        values = [
-            evaluation[kind][metric][name]
-            for metric in ("mask", "boundary")
-            for kind in ("refined", "coarse")
-        ]
-        lines.append(
-            f"| {name.removeprefix('AP/')} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |"
-        )
+        values = [evaluation[kind][metric][name] for metric in ("mask", "boundary") for kind in ("refined", "coarse")]
+        lines.append(f"| {name.removeprefix('AP/')} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |")
     return lines

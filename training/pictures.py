@@ -33,9 +33,7 @@ def tinted(image: np.ndarray, masks: np.ndarray, colours: np.ndarray | None = No
         colour = _COLOURS[(colours[index] if colours is not None else index) % len(_COLOURS)]
         picture[mask] = picture[mask] * 0.5 + colour * 0.5
         inner = mask.copy()
-        inner[1:-1, 1:-1] = (
-            mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        )
+        inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         picture[mask & ~inner] = colour
     return picture.astype(np.uint8)
 

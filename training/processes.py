@@ -72,9 +72,7 @@ def average_gradients(network: nn.Module) -> None:
     if count() == 1:
         return
     parameters = [one for one in network.parameters() if one.requires_grad]
-    flat = torch.cat(
-        [(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters]
-    )
+    flat = torch.cat([(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters])
     dist.all_reduce(flat)
     flat /= count()
     offset = 0

@@ -73,9 +73,13 @@ def draw_sprite(canvas: np.ndarray, sprite: Sprite) -> None:
 
 
 def random_sprite(
-    rng: np.random.Generator, label: str, outline: Outline, centre_px: tuple[float, float], length_px: float,
+    rng: np.random.Generator,
+    label: str,
+    outline: Outline,
+    centre_px: tuple[float, float],
+    length_px: float,
     light: float,
-) -> Sprite:  # fmt: skip
+) -> Sprite:
     """Turn, foreshorten, rasterise and paint an outline. `light` is the direction the light comes from, in radians."""
     matrix = _random_view(rng) * (length_px / 2)
     shadow_px = rng.uniform(0.01, 0.05) * length_px + 1
@@ -114,9 +118,7 @@ def _rasterise(outline: Outline, matrix: np.ndarray, shift: np.ndarray, size: np
     return np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def _grooves(
-    outline: Outline, matrix: np.ndarray, shift: np.ndarray, size: np.ndarray, width_px: float
-) -> np.ndarray:
+def _grooves(outline: Outline, matrix: np.ndarray, shift: np.ndarray, size: np.ndarray, width_px: float) -> np.ndarray:
     picture = Image.new("L", (int(size[0]), int(size[1])))
     draw = ImageDraw.Draw(picture)
     for line in outline.creases:
@@ -124,12 +126,8 @@ def _grooves(
     return blurred(np.asarray(picture, dtype=np.float32) / 255, max(0.5, width_px / 2))
 
 
-_METALS = np.array(
-    [[0.66, 0.67, 0.69], [0.42, 0.44, 0.47], [0.78, 0.62, 0.3], [0.62, 0.4, 0.26], [0.82, 0.83, 0.85]]
-)
-_LEAVES = np.array(
-    [[0.25, 0.45, 0.14], [0.4, 0.55, 0.18], [0.72, 0.42, 0.1], [0.65, 0.2, 0.1], [0.75, 0.62, 0.2]]
-)
+_METALS = np.array([[0.66, 0.67, 0.69], [0.42, 0.44, 0.47], [0.78, 0.62, 0.3], [0.62, 0.4, 0.26], [0.82, 0.83, 0.85]])
+_LEAVES = np.array([[0.25, 0.45, 0.14], [0.4, 0.55, 0.18], [0.72, 0.42, 0.1], [0.65, 0.2, 0.1], [0.75, 0.62, 0.2]])
 
 
 def _base_colour(rng: np.random.Generator, label: str) -> tuple[np.ndarray, float]:
@@ -164,9 +162,5 @@ def _paint(
     steep_y, steep_x = np.gradient(bevel)
     facing = -(steep_x * np.float32(np.cos(light)) + steep_y * np.float32(np.sin(light))) * bevel
     tone = tone + facing * rng.uniform(1.2, 2.6) - grooves * rng.uniform(0.12, 0.35)
-    band = (
-        np.exp(-(((slope - rng.uniform(-0.6, 0.6)) / rng.uniform(0.1, 0.35)) ** 2))
-        * metal
-        * rng.uniform(0, 0.4)
-    )
+    band = np.exp(-(((slope - rng.uniform(-0.6, 0.6)) / rng.uniform(0.1, 0.35)) ** 2)) * metal * rng.uniform(0, 0.4)
     return np.clip(base * tone[..., None] + band[..., None], 0, 1).astype(np.float32)

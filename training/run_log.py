@@ -32,9 +32,7 @@ class RunLog:
         tell: given a note at every line.
     """
 
-    def __init__(
-        self, folder: Path, period: int, *, first_iteration: int = 0, tell: OnProgress | None = None
-    ) -> None:
+    def __init__(self, folder: Path, period: int, *, first_iteration: int = 0, tell: OnProgress | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.period, self.tell = folder, max(1, period), tell
         for name in (LOSSES_FILE, EVALUATIONS_FILE):
@@ -61,18 +59,14 @@ class RunLog:
         with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
         self._scalars({f"evaluation/{name}": value for name, value in figures.items()}, iteration)
-        logger.info(
-            "%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        )
+        logger.info("%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
     def picture(self, iteration: int, picture_rgb: np.ndarray) -> None:
         """Show a picture (H x W x 3 uint8) in TensorBoard."""
         if self._board is not None:
             self._board.add_image("predictions", picture_rgb, iteration, dataformats="HWC")
 
-    def record(
-        self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float
-    ) -> None:
+    def record(self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds."""
         now = time.monotonic()
         self._durations_s.append(now - self._last_s)
@@ -84,9 +78,7 @@ class RunLog:
         self._recent.clear()
         self._write(iteration, means, lr, fraction, elapsed_s)
 
-    def _write(
-        self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float
-    ) -> None:
+    def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         seconds = sum(self._durations_s) / len(self._durations_s)
         left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
         line = {
@@ -102,8 +94,15 @@ class RunLog:
             of = round(iteration / fraction) if fraction > 0 else iteration
             self.tell(RunProgress(iteration, of, "training", means, left_s, elapsed_s))
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in means.items())
-        logger.info("%6d %5.1f%% %s | lr %.1e %.2f s/it, %.0f min left", iteration, 100 * fraction, parts, lr,
-                    seconds, left_s / 60)  # fmt: skip
+        logger.info(
+            "%6d %5.1f%% %s | lr %.1e %.2f s/it, %.0f min left",
+            iteration,
+            100 * fraction,
+            parts,
+            lr,
+            seconds,
+            left_s / 60,
+        )
 
     def _scalars(self, values: dict[str, float], iteration: int) -> None:
         if self._board is not None:
@@ -115,9 +114,7 @@ def _keep_until(path: Path, iteration: int) -> None:
     """Drop the lines of iterations after this one, and one that a kill left unfinished; in one step."""
     if not path.is_file():
         return
-    whole = [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text("".join(kept), encoding="utf-8")

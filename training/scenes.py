@@ -121,9 +121,7 @@ def _photographed(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """What a camera makes of it: a slight blur, exposure, a colour cast, sensor noise, a tone curve."""
     height, width = canvas.shape[:2]
     soft = rng.uniform(0.25, 0.75)
-    picture = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(soft)
-    )
+    picture = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(soft))
     canvas = np.asarray(picture, dtype=np.float32) / 255
     canvas = canvas * rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
     grain = rng.standard_normal((height, width, 3), dtype=np.float32) * rng.uniform(0.004, 0.022)

@@ -73,9 +73,7 @@ def _decay(cfg: CfgNode, fraction: float) -> float:
         low = cfg.TRAINING.FINAL_LR_FACTOR
         return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction)))
     if cfg.TRAINING.SCHEDULE == "steps":
-        reached = (
-            fraction * cfg.SOLVER.MAX_ITER + 1e-6
-        )  # the fraction is a rounded quotient of whole iterations
+        reached = fraction * cfg.SOLVER.MAX_ITER + 1e-6  # the fraction is a rounded quotient of whole iterations
         return float(cfg.SOLVER.GAMMA ** sum(step <= reached for step in cfg.SOLVER.STEPS))
     raise ValueError(f"TRAINING.SCHEDULE is {cfg.TRAINING.SCHEDULE!r}; choose cosine or steps")
 

@@ -57,9 +57,7 @@ def gear(rng: np.random.Generator) -> Outline:
     holes = [disc((0, 0), bore)]
     if rng.random() < 0.6:
         holes += _lightening_holes(rng, (bore + root) / 2, (root - bore) / 2)
-    return Outline(
-        (polar(radii, angles),), tuple(holes), (disc((0, 0), root * 0.93), disc((0, 0), bore + 0.06))
-    )
+    return Outline((polar(radii, angles),), tuple(holes), (disc((0, 0), root * 0.93), disc((0, 0), bore + 0.06)))
 
 
 def _lightening_holes(rng: np.random.Generator, at_radius: float, room: float) -> list[Points]:
@@ -95,9 +93,7 @@ def _nettle_leaf(rng: np.random.Generator) -> Outline:
     blade = _bent(np.concatenate([[[1.0, 0.0]], upper, lower]), bend)
     spine = np.linspace(0.95, -1.0, 12)
     midrib = _bent(np.stack([spine, np.zeros(12)], 1), bend)
-    veins = [
-        _bent(np.array([[s, 0.0], [s + 0.2, side * 0.3]]), bend) for s in spine[2:-4] for side in (-1, 1)
-    ]
+    veins = [_bent(np.array([[s, 0.0], [s + 0.2, side * 0.3]]), bend) for s in spine[2:-4] for side in (-1, 1)]
     return Outline((blade, _ribbon(midrib[5:], 0.03)), (), (midrib, *veins))
 
 
@@ -120,9 +116,7 @@ def _bent(points: Points, bend: float) -> Points:
 
 def _ribbon(line: Points, half_width: float) -> Points:
     along = np.gradient(line, axis=0)
-    across = (
-        np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True) * half_width
-    )
+    across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True) * half_width
     return np.concatenate([line + across, (line - across)[::-1]])
 
 
@@ -152,8 +146,14 @@ def fork(rng: np.random.Generator) -> Outline:
     thick = head * 2 / (tines * 2 - 1) * rng.uniform(0.9, 1.15) / 2
     solids = [body]
     for y in np.linspace(-head + thick, head - thick, tines):
-        ends = [[root - 0.03, y - thick], [0.9, y - thick * 0.75], [1, y - 0.008], [1, y + 0.008],
-                [0.9, y + thick * 0.75], [root - 0.03, y + thick]]  # fmt: skip
+        ends = [
+            [root - 0.03, y - thick],
+            [0.9, y - thick * 0.75],
+            [1, y - 0.008],
+            [1, y + 0.008],
+            [0.9, y + thick * 0.75],
+            [root - 0.03, y + thick],
+        ]
         solids.append(np.array(ends))
     return Outline(tuple(solids), (), (np.array([[-0.85, 0.0], [-0.2, 0.0]]),))
 

@@ -49,9 +49,7 @@ def generate_shifted_scene(seed: int, *, width: int = 256, height: int = 192) ->
     return Scene(_another_look(rng, canvas), tuple((sprite.label, visible) for sprite, visible in placed))
 
 
-def _place(
-    rng: np.random.Generator, width: int, height: int, light: float
-) -> list[tuple[Sprite, np.ndarray]]:
+def _place(rng: np.random.Generator, width: int, height: int, light: float) -> list[tuple[Sprite, np.ndarray]]:
     placed: list[tuple[Sprite, np.ndarray]] = []
     covered = np.zeros((height, width), bool)
     wanted, tries = int(rng.integers(2, 5)), 0
@@ -77,7 +75,5 @@ def _another_look(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     picture = _DARK + (_BRIGHT - _DARK) * grey
     stripes = np.sin(np.arange(height) * rng.uniform(0.5, 1.2))[:, None, None] * 0.015
     grain = rng.standard_normal((height, width, 3), dtype=np.float32) * 0.02
-    picture = (
-        picture + stripes + grain + noise(rng, height, width, coarsest_px=4, octaves=1)[..., None] * 0.02
-    )
+    picture = picture + stripes + grain + noise(rng, height, width, coarsest_px=4, octaves=1)[..., None] * 0.02
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)

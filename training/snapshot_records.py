@@ -82,11 +82,7 @@ def image_record(
     sha256, (height, width) = pixels_sha256(image_rgb), image_rgb.shape[:2]
     category_of = {name: number for number, name in enumerate(classes, start=1)}
     for number, drawn in enumerate(objects):
-        if (
-            drawn.label not in category_of
-            or drawn.mask_hw.shape != (height, width)
-            or not drawn.mask_hw.any()
-        ):
+        if drawn.label not in category_of or drawn.mask_hw.shape != (height, width) or not drawn.mask_hw.any():
             raise ValueError(
                 f"object {number} of image {sha256[:12]} is a {drawn.label!r} with a mask of {drawn.mask_hw.shape} and "
                 f"{int(drawn.mask_hw.sum())} pixels; expected one of {', '.join(classes)} and a mask of "
@@ -95,9 +91,12 @@ def image_record(
     annotations = [_annotation(drawn, category_of[drawn.label]) for drawn in objects]
     annotations.sort(key=lambda one: _canonical({**one, "region_ids": []}))
     image = {
-        "height": height, "width": width, "sha256": sha256,
-        "task_id": task_id, "annotation_ids": sorted(annotation_ids),
-    }  # fmt: skip
+        "height": height,
+        "width": width,
+        "sha256": sha256,
+        "task_id": task_id,
+        "annotation_ids": sorted(annotation_ids),
+    }
     return ImageRecord(sha256, image, tuple(annotations))
 
 

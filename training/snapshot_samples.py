@@ -44,9 +44,7 @@ class SnapshotSamples(Sequence[WeightedSample]):
         self.band_weight = band_weight
         self.class_names: tuple[str, ...] = self.snapshot.classes
         records = self.snapshot.coco(part)
-        self._images: list[dict[str, Any]] = [
-            one for one in records["images"] if one["sha256"] not in without
-        ]
+        self._images: list[dict[str, Any]] = [one for one in records["images"] if one["sha256"] not in without]
         self._class_of = {one["id"]: self.class_names.index(one["name"]) for one in records["categories"]}
         self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
         for annotation in records["annotations"]:
@@ -61,9 +59,7 @@ class SnapshotSamples(Sequence[WeightedSample]):
         picture = pillow_pixels(self.snapshot.images / image["file_name"])
         objects, size = self._objects[image["id"]], picture.shape[:2]
         masks = [decode_rle(one["segmentation"]) for one in objects]
-        bands = [
-            decode_rle(band) if (band := one.get("moved_band")) else np.zeros(size, bool) for one in objects
-        ]
+        bands = [decode_rle(band) if (band := one.get("moved_band")) else np.zeros(size, bool) for one in objects]
         weights = [0.0 if one.get("box_only") else float(one.get("weight", 1.0)) for one in objects]
         return WeightedSample(
             picture,
@@ -100,9 +96,7 @@ class Relabelled(Sequence[Sample]):
         samples: the set. classes: names to give out, in their order. renamed: name in the set -> name in `classes`.
     """
 
-    def __init__(
-        self, samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
         self.samples, self.class_names = samples, tuple(classes)
         names = [(renamed or {}).get(name, name) for name in samples.class_names]
         self._index_of = np.array(

@@ -115,12 +115,16 @@ class SnapshotWriter:
         sets = self._write_sets()
         digest = digest_of(sets["train"], sets["holdout"], self.holdout_share)
         manifest = {
-            **(extra or {}), "digest": digest, "project": self.project, "classes": list(self.classes),
+            **(extra or {}),
+            "digest": digest,
+            "project": self.project,
+            "classes": list(self.classes),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "newest_annotation_at": newest_annotation_at.isoformat() if newest_annotation_at else None,
-            "holdout_share": self.holdout_share, "counts": _counts(sets, self.classes),
+            "holdout_share": self.holdout_share,
+            "counts": _counts(sets, self.classes),
             "annotation_ids": sorted(set(annotation_ids)),
-        }  # fmt: skip
+        }
         _write_json(self._unfinished / "corrections.json", report or {})
         (self._unfinished / "report.md").write_text(report_markdown, encoding="utf-8")
         (self._unfinished / "pictures").mkdir()
@@ -155,9 +159,7 @@ class SnapshotWriter:
 
 def _counts(sets: Mapping[str, Json], classes: Sequence[str]) -> Json:
     objects = [entry for coco in sets.values() for entry in coco["annotations"] if not entry["iscrowd"]]
-    by_class = [
-        sum(entry["category_id"] == number for entry in objects) for number in range(1, len(classes) + 1)
-    ]
+    by_class = [sum(entry["category_id"] == number for entry in objects) for number in range(1, len(classes) + 1)]
     annotated = {entry["image_id"] for coco in sets.values() for entry in coco["annotations"]}
     images = sum(len(coco["images"]) for coco in sets.values())
     return {

@@ -108,9 +108,7 @@ def _check_image(path: Path, sha256: str, check_pixels: bool) -> None:
     if check_pixels:
         found = pixels_sha256(pillow_pixels(path))
         if found != sha256:
-            raise SnapshotError(
-                f"{path} has pixels with the hash {found}, expected {sha256}; take the snapshot again"
-            )
+            raise SnapshotError(f"{path} has pixels with the hash {found}, expected {sha256}; take the snapshot again")
 
 
 def pillow_pixels(file: Any) -> np.ndarray:
@@ -125,13 +123,9 @@ def _read_json(path: Path) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SnapshotError(
-            f"{path.parent} is no snapshot: {path.name} is missing; give a folder of one"
-        ) from error
+        raise SnapshotError(f"{path.parent} is no snapshot: {path.name} is missing; give a folder of one") from error
     except (OSError, ValueError) as error:
         raise SnapshotError(f"{path} is damaged ({error}); copy or take the snapshot again") from error
     if not isinstance(value, dict):
-        raise SnapshotError(
-            f"{path} holds a {type(value).__name__}, expected an object; take the snapshot again"
-        )
+        raise SnapshotError(f"{path} holds a {type(value).__name__}, expected an object; take the snapshot again")
     return value

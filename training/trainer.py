@@ -167,9 +167,7 @@ class Trainer:
 
     def _diverged(self, batch: Batch, values: dict[str, float]) -> None:
         path = self.folder / f"diverged_batch_{processes.rank()}.pt"
-        torch.save(
-            {"iteration": self.progress.iteration, "batch": batch, "model": self.model.state_dict()}, path
-        )
+        torch.save({"iteration": self.progress.iteration, "batch": batch, "model": self.model.state_dict()}, path)
         raise TrainingDiverged(
             f"losses after iteration {self.progress.iteration} are not finite: {values}. The batch and the weights "
             f"are in {path}; lower SOLVER.BASE_LR or the clipping, and resume from the last state."

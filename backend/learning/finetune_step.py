@@ -16,10 +16,14 @@ def main(request: dict[str, Any]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         finetune(
-            Path(request["active"]), Path(request["snapshot"]), Path(request["out"]), classes=request["classes"],
-            replay=[Path(one) for one in request["replay"]], base_sets=request["base_sets"],
+            Path(request["active"]),
+            Path(request["snapshot"]),
+            Path(request["out"]),
+            classes=request["classes"],
+            replay=[Path(one) for one in request["replay"]],
+            base_sets=request["base_sets"],
             settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
-        )  # fmt: skip
+        )
     except FinetuneStopped as stop:
         print(stop, file=sys.stderr)
         return 1

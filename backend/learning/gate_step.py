@@ -16,10 +16,15 @@ def main(request: dict[str, Any]) -> int:
 
     out = Path(request["out"])
     verdict = judge(
-        Path(request["candidate"]), _path(request["incumbent"]), _path(request["best"]), Path(request["snapshot"]),
-        earlier=[Path(one) for one in request["earlier"]], rules=parse_rules(request["rules"]),
-        detect=detect_with(_device(request["device"])), out=out.parent / "report",
-    )  # fmt: skip
+        Path(request["candidate"]),
+        _path(request["incumbent"]),
+        _path(request["best"]),
+        Path(request["snapshot"]),
+        earlier=[Path(one) for one in request["earlier"]],
+        rules=parse_rules(request["rules"]),
+        detect=detect_with(_device(request["device"])),
+        out=out.parent / "report",
+    )
     unfinished = out.with_suffix(".part")
     unfinished.write_text(json.dumps(verdict.as_dict()), encoding="utf-8")
     unfinished.replace(out)

@@ -78,9 +78,7 @@ class StoredStatisticsNorm(nn.BatchNorm2d):
     """Batch normalisation by the stored statistics, in training too; its keys are those of BatchNorm2d."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 def build_norm(norm: str, channels: int) -> nn.BatchNorm2d:
@@ -183,13 +181,9 @@ class EfficientNetLite(Backbone):
     ) -> None:
         super().__init__()
         if variant not in MULTIPLIERS:
-            raise ValueError(
-                f"MODEL.EFFICIENTNET.VARIANT is {variant!r}, expected one of {', '.join(MULTIPLIERS)}"
-            )
+            raise ValueError(f"MODEL.EFFICIENTNET.VARIANT is {variant!r}, expected one of {', '.join(MULTIPLIERS)}")
         if unknown := set(out_features) - set(FEATURES):
-            raise ValueError(
-                f"unknown EfficientNet features {sorted(unknown)}, expected some of {list(FEATURES)}"
-            )
+            raise ValueError(f"unknown EfficientNet features {sorted(unknown)}, expected some of {list(FEATURES)}")
         width, depth = MULTIPLIERS[variant]
         self._out_features = [name for name in FEATURES if name in out_features]
         self._out_feature_channels: dict[str, int] = {}
@@ -231,9 +225,7 @@ class EfficientNetLite(Backbone):
         }
 
 
-def _build_stage(
-    plan: StagePlan, channels_in: int, channels_out: int, repeats: int, norm: str
-) -> nn.Sequential:
+def _build_stage(plan: StagePlan, channels_in: int, channels_out: int, repeats: int, norm: str) -> nn.Sequential:
     blocks = []
     for index in range(repeats):
         blocks.append(

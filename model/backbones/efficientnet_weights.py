@@ -69,9 +69,7 @@ def our_name(name: str, backbone: EfficientNetLite) -> str | None:
         stem = {"_conv_stem": "stem.conv", "_bn0": "stem.norm"}.get(layer)
         return f"{stem}.{rest}" if stem else name
     number, part, tensor = rest.split(".", 2)
-    places = [
-        (stage, block) for stage, blocks in enumerate(backbone.stages) for block, _ in blocks.named_children()
-    ]
+    places = [(stage, block) for stage, blocks in enumerate(backbone.stages) for block, _ in blocks.named_children()]
     for ours, (conv, norm) in BLOCK_PARTS.items():
         if part in (conv, norm) and int(number) < len(places):
             stage, block = places[int(number)]

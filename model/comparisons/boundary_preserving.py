@@ -36,9 +36,7 @@ class BoundaryPreservingHead(nn.Module):
         self.mask_to_boundary = nn.Conv2d(channels, channels, 1)
         self.boundary_to_mask = nn.Conv2d(channels, channels, 1)
         self.fusion = _convolution(channels)
-        self.mask_deconv, self.boundary_deconv = (
-            nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(2)
-        )
+        self.mask_deconv, self.boundary_deconv = (nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(2))
         self.mask_predictor, self.boundary_predictor = (nn.Conv2d(channels, num_classes, 1) for _ in range(2))
         for layer in (self.mask_to_boundary, self.boundary_to_mask, self.mask_deconv, self.boundary_deconv):
             weight_init.c2_msra_fill(layer)
@@ -101,9 +99,7 @@ class BoundaryPreservingROIHeads(StandardROIHeads):
             instances, _ = select_foreground_proposals(instances, self.num_classes)
         boxes = [i.proposal_boxes if self.training else i.pred_boxes for i in instances]
         maps = [features[name] for name in self.mask_in_features]
-        masks, boundaries = self.mask_head(
-            self.mask_pooler(maps, boxes), self.boundary_pooler(maps[:1], boxes)
-        )
+        masks, boundaries = self.mask_head(self.mask_pooler(maps, boxes), self.boundary_pooler(maps[:1], boxes))
         if not self.training:
             mask_rcnn_inference(masks, instances)
             return instances

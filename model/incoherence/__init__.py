@@ -31,9 +31,7 @@ class Detection(Protocol):
         """Bool regions (M, S, S) of one image's proposals, for as many levels as ``loss`` looks at."""
         ...
 
-    def loss(
-        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
-    ) -> Tensor:
+    def loss(self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None) -> Tensor:
         """A scalar; targets are floats in {0, 1} of the logits' shapes, weights know these sides."""
         ...
 
@@ -49,7 +47,5 @@ def build_detection(node: CfgNode, channels: int, conv_dim: int, num_conv: int) 
     if node.DETECTION == "released":
         return ReleasedDetection(channels, conv_dim, node.INCOHERENCE_DIM, num_conv, node.INCOHERENCE_TARGET)
     if node.DETECTION == "cascaded":
-        return CascadedDetection(
-            channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER, node.GUIDANCE
-        )
+        return CascadedDetection(channels, conv_dim, len(node.LEVEL_SIZES), num_conv, node.JITTER, node.GUIDANCE)
     raise ValueError(f"MODEL.TRANSFINER.DETECTION must be one of {DETECTIONS}, got {node.DETECTION!r}")

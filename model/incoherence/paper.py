@@ -56,9 +56,7 @@ def jitter(regions: list[Tensor], probability: float) -> list[Tensor]:
     """
     chosen = torch.rand(len(regions[0]), device=regions[0].device) < probability
     grown = [F.max_pool2d(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0 for region in regions]
-    return [
-        torch.where(chosen[:, None, None], more, region) for more, region in zip(grown, regions, strict=True)
-    ]
+    return [torch.where(chosen[:, None, None], more, region) for more, region in zip(grown, regions, strict=True)]
 
 
 class CascadedDetection:
@@ -117,9 +115,7 @@ class CascadedDetection:
         regions = incoherent_regions(crop_masks(instances, 2 * sizes[-1]), len(sizes))
         return nest(jitter(regions, self.jitter))
 
-    def loss(
-        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
-    ) -> Tensor:
+    def loss(self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None) -> Tensor:
         """Binary cross entropy, averaged over the places of a level and over levels (L_inc of section 3.3)."""
         terms = [
             F.binary_cross_entropy_with_logits(

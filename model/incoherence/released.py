@@ -37,9 +37,7 @@ class ReleasedDetection:
         self, channels: int, conv_dim: int, last_dim: int, num_conv: int = 4, residue: str = "absolute"
     ) -> None:
         if residue not in RESIDUES:
-            raise ValueError(
-                f"MODEL.TRANSFINER.INCOHERENCE_TARGET must be one of {RESIDUES}, got {residue!r}"
-            )
+            raise ValueError(f"MODEL.TRANSFINER.INCOHERENCE_TARGET must be one of {RESIDUES}, got {residue!r}")
         self.residue = residue
         self.layers: dict[str, nn.Module] = {}
         for k in range(1, num_conv + 1):
@@ -70,9 +68,7 @@ class ReleasedDetection:
         boxes = instances.proposal_boxes.tensor
         return [incoherence_target(image_masks(instances), boxes, sizes[0], self.residue)]
 
-    def loss(
-        self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None
-    ) -> Tensor:
+    def loss(self, logits: list[Tensor], targets: list[Tensor], weights: PlaceWeights | None = None) -> Tensor:
         """Dice and cross entropy of the coarsest level; the others are copies of it."""
         return losses.incoherence_loss(logits[0], targets[0], weights)
 

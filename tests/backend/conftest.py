@@ -20,9 +20,9 @@ import pytest
 from redis import Redis
 from werkzeug.serving import make_server
 
-from backend.app import create_app
-from backend.lifeline import die_with_parent
-from backend.queue_server import QueueServer
+from backend.api.app import create_app
+from backend.processes.embedded_redis import EmbeddedRedis
+from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
 
 logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -33,8 +33,8 @@ from service_parts import LOST_S, FakeWorkers, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def queue_server() -> Iterator[QueueServer]:
-    server = QueueServer()
+def queue_server() -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis()
     process = subprocess.Popen(
         server.command,
         stdin=subprocess.PIPE,
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def worker_pool(queue_server: QueueServer, checkpoint: Path) -> Iterator[FakeWorkers]:
+def worker_pool(queue_server: EmbeddedRedis, checkpoint: Path) -> Iterator[FakeWorkers]:
     pool = FakeWorkers(queue_server.url, checkpoint)
     try:
         yield pool
@@ -71,7 +71,7 @@ def worker_pool(queue_server: QueueServer, checkpoint: Path) -> Iterator[FakeWor
 
 @pytest.fixture
 def settings(
-    queue_server: QueueServer,
+    queue_server: EmbeddedRedis,
     checkpoint: Path,
     worker_pool: FakeWorkers,
     request: pytest.FixtureRequest,

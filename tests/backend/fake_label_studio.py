@@ -29,9 +29,7 @@ class FakeLabelStudio:
         self.failures: list[int] = []
         self.unknown_tasks: set[int] = set()
         app = Flask("fake-label-studio")
-        app.add_url_rule(
-            "/api/projects/<int:project>/import/predictions", view_func=self._import, methods=["POST"]
-        )
+        app.add_url_rule("/api/projects/<int:project>/import/predictions", view_func=self._import, methods=["POST"])
         app.add_url_rule("/api/predictions", view_func=self._list)
         self.server = make_server("127.0.0.1", 0, app, threaded=True)
         self.url = f"http://127.0.0.1:{self.server.server_port}"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from backend.lifeline import die_with_parent
 from backend.logs import set_up_logs
-from backend.served_model import read_served_model
+from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
-from backend.worker import run_worker
+from backend.versions.served_model import read_served_model
+from backend.worker.main import run_worker
 from model.instance import Instance
 
 

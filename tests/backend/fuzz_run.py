@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from service_parts import ROOT, FakeWorkers, wait_until
 from test_fuzz import BODIES, JSON, PATHS, mutate
 
-from backend.lifeline import die_with_parent
-from backend.queue_server import QueueServer, free_port
+from backend.processes.embedded_redis import EmbeddedRedis, free_port
+from backend.processes.parent_death import die_with_parent
 
 HANG_S = 20.0
 GROWTH_MIB = 24
@@ -65,9 +65,7 @@ class Tally:
     def send(self, method: str, path: str, **body: Any) -> None:
         begun = time.monotonic()
         try:
-            answer = self.session.request(
-                method, self.address + path, timeout=HANG_S, allow_redirects=False, **body
-            )
+            answer = self.session.request(method, self.address + path, timeout=HANG_S, allow_redirects=False, **body)
             status, text = answer.status_code, answer.text
         except requests.RequestException as error:
             status, text = 0, repr(error)
@@ -91,19 +89,27 @@ class Tally:
     def report(self) -> dict[str, Any]:
         growth = self.memory_mib[-1] - self.memory_mib[min(1, len(self.memory_mib) - 1)]
         return {
-            "inputs": self.sent, "seconds": round(time.monotonic() - self.begun, 1), "statuses": dict(self.statuses),
-            "longest_s": round(self.longest_s, 3), "api_memory_mib": self.memory_mib, "growth_mib": round(growth, 1),
-            "bad": self.bad[:20], "bad_count": len(self.bad),
+            "inputs": self.sent,
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "statuses": dict(self.statuses),
+            "longest_s": round(self.longest_s, 3),
+            "api_memory_mib": self.memory_mib,
+            "growth_mib": round(growth, 1),
+            "bad": self.bad[:20],
+            "bad_count": len(self.bad),
             "ok": not self.bad and growth <= GROWTH_MIB and self.longest_s < HANG_S,
-        }  # fmt: skip
+        }
 
 
 def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Plain generation: nothing is shrunk or kept, since the failing input is in the report."""
     return settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
 
 
 def fuzz(tally: Tally) -> None:
@@ -155,11 +161,9 @@ def by_description(tally: Tally, count: int) -> None:
 @contextmanager
 def service() -> Iterator[tuple[str, int]]:
     """Queue server, a worker with the fake model and `transfiner api`; address and pid of the API."""
-    server = QueueServer()
+    server = EmbeddedRedis()
     started = functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
-    queue = subprocess.Popen(
-        server.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=started
-    )
+    queue = subprocess.Popen(server.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=started)
     assert queue.stdin
     with queue.stdin as stdin:
         stdin.write(server.configuration)
@@ -169,9 +173,13 @@ def service() -> Iterator[tuple[str, int]]:
         (Path(folder) / "metadata.json").write_text(json.dumps(facts))
         port = free_port()
         variables = {
-            **os.environ, **LOOPBACK, "TRANSFINER_REDIS_URL": server.url, "TRANSFINER_MODEL": folder,
-            "TRANSFINER_PORT": str(port), "TRANSFINER_LOG_LEVEL": "ERROR",
-        }  # fmt: skip
+            **os.environ,
+            **LOOPBACK,
+            "TRANSFINER_REDIS_URL": server.url,
+            "TRANSFINER_MODEL": folder,
+            "TRANSFINER_PORT": str(port),
+            "TRANSFINER_LOG_LEVEL": "ERROR",
+        }
         os.environ |= LOOPBACK
         workers = FakeWorkers(server.url, Path(folder))
         workers.add(1, max_batch=16, log_level="ERROR")
@@ -203,9 +211,7 @@ def _serving_process(pid: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--report", type=Path, default=ROOT / "output" / "fuzz.json")
     parser.add_argument("--mutations-only", action="store_true", help="leave out the three other kinds")

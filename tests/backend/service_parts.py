@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from redis import Redis
 
-from backend.orphans import living_workers
+from backend.queue.recovery import living_workers
 
 # A worker on a busy machine must not look dead.
 LOST_S = 4.0
@@ -103,9 +103,7 @@ def predict_body(items: list[dict[str, Any]], *, project: str = "", context: Any
     return {"tasks": items, "project": project, "label_config": CONFIG, "params": params}
 
 
-def setup_body(
-    hostname: str, token: str, *, project: str = "7.1795339022", config: str = CONFIG
-) -> dict[str, Any]:
+def setup_body(hostname: str, token: str, *, project: str = "7.1795339022", config: str = CONFIG) -> dict[str, Any]:
     """As Label Studio sends it."""
     return {
         "project": project,

@@ -48,7 +48,7 @@ print(len(found))
     [
         "from model.network import build_network as b; from training.config import get_training_config as c;"
         "b(c('ablations/pointrend'))",
-        "import sys; from backend.cli import main; sys.argv[1:] = ['polygons', 'figure', '{folder}/x.png']; main()",
+        "import sys; from backend.cli.main import main; sys.argv[1:] = ['polygons', 'figure', '{folder}/x.png'];main()",
     ],
 )
 def test_what_only_comparisons_need_is_named_with_the_fix(code: str, tmp_path: Path) -> None:

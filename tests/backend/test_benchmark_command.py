@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from backend.benchmark_command import benchmark
+from backend.cli.benchmark import benchmark
 
 
 def run(*arguments: str) -> tuple[int, str]:

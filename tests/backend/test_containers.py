@@ -18,8 +18,8 @@ import pytest
 import redis
 import yaml
 
-from backend.label_studio_server import SWITCHES
-from backend.queue_server import binary, free_port
+from backend.processes.embedded_redis import binary, free_port
+from backend.processes.label_studio_server import SWITCHES
 from backend.settings import Settings, known_variables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ def test_the_image_starts_the_service_by_default(image: Path) -> None:
     assert command_of("CMD") == ["serve"]
     done = run([sys.executable, "-m", "backend.cli", *command_of("CMD"), "--help"], image)
     assert done.returncode == 0, done.stderr
-    question = "import backend.cli, backend.settings as s; print(s.SHIPPED_MODEL)"
+    question = "import backend.cli.main, backend.settings as s; print(s.SHIPPED_MODEL)"
     shipped = Path(run([sys.executable, "-c", question], image).stdout.strip())
     assert shipped == image / "model" / "weights" / "scenes-small"
 

@@ -61,9 +61,7 @@ def replay(address: str, exchange: dict[str, Any], body: Any = None) -> requests
     request = exchange["request"]
     agent = {"User-Agent": request["headers"]["User-Agent"]}
     json_body = body if body is not None else request["json"]
-    return requests.request(
-        request["method"], address + request["path"], json=json_body, headers=agent, timeout=100
-    )
+    return requests.request(request["method"], address + request["path"], json=json_body, headers=agent, timeout=100)
 
 
 @pytest.mark.parametrize("exchange", distinct(exchanges("POST", "/predict")))
@@ -130,9 +128,7 @@ def test_events_are_noted_and_training_is_queued_for_projects_that_are_connected
         assert "Nobody has connected project" in answer.reason
         project = f"{event['project']['id']}.1795339022"
         body = setup_body("http://ls:8080", "x", project=project)
-        assert (
-            requests.post(f"{address}/setup", json=body, auth=("user", "pass"), timeout=20).status_code == 200
-        )
+        assert requests.post(f"{address}/setup", json=body, auth=("user", "pass"), timeout=20).status_code == 200
         assert replay(address, exchange).json()["status"] == "queued"
     else:
         assert answer.status_code == 200

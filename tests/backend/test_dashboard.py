@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 from service_parts import CONFIG
 
-from backend.cli import cli
-from backend.dashboard import check_dashboard, create_dashboard
+from backend.api.queue_dashboard import check_dashboard, create_dashboard
+from backend.cli.main import cli
 from backend.errors import StartError
-from backend.jobs import PREDICT_QUEUE, JobQueue, PredictionJob
+from backend.queue.job_queue import PREDICT_QUEUE, JobQueue, PredictionJob
 
 RIGHT = "Basic bGVhZDpzZWNyZXQ="
 AUTH = {"basic_auth_user": "lead", "basic_auth_password": "secret"}
@@ -65,22 +65,20 @@ def test_nothing_can_be_changed(shown, redis, settings, method, path):
         pytest.param(AUTH, {"Authorization": RIGHT, "Host": "queue.example"}, 200, id="right password"),
         pytest.param({"api_token": "t" * 20}, {}, 401, id="no token"),
     ],
-)  # fmt: skip
+)
 def test_who_may_see_it(shown, more, headers, status):
     assert shown(**more).get("/0/data/queues.json", headers=headers).status_code == status
 
 
 def test_without_the_package_one_sentence_says_how_to_get_it(settings, monkeypatch):
-    monkeypatch.setattr("backend.dashboard.is_installed", lambda name: False)
+    monkeypatch.setattr("backend.api.queue_dashboard.is_installed", lambda name: False)
     with pytest.raises(StartError, match=r"rq-dashboard.*requirements/dashboard.in"):
         check_dashboard(settings, "127.0.0.1")
 
 
-@pytest.mark.parametrize(
-    "command", [["dashboard", "--host", "0.0.0.0"], ["dashboard", "--host", "192.0.2.7"]]
-)
+@pytest.mark.parametrize("command", [["dashboard", "--host", "0.0.0.0"], ["dashboard", "--host", "192.0.2.7"]])
 def test_it_does_not_listen_elsewhere_without_a_password(settings, monkeypatch, command):
-    monkeypatch.setattr("backend.dashboard.is_installed", lambda name: True)
+    monkeypatch.setattr("backend.api.queue_dashboard.is_installed", lambda name: True)
     failed = CliRunner().invoke(cli, [*command, "--redis-url", settings.redis_url])
     assert isinstance(failed.exception, StartError)
     assert "nobody would be asked" in str(failed.exception)

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from backend import demo_project
-from backend.demo import check_port, demo
-from backend.demo_project import DemoProject, draw_scenes, label_config, prepare
+from backend.demo import project as demo_project
+from backend.demo.command import check_port, demo
+from backend.demo.project import DemoProject, draw_scenes, label_config, prepare_project
 from backend.errors import StartError
-from backend.label_studio_server import LabelStudioServer, Login
+from backend.processes.label_studio_server import LabelStudioServer, Login
 from integration.label_config import parse_label_config
 from training.scenes import CLASSES
 
@@ -37,7 +37,7 @@ def test_a_taken_port_is_told_with_the_option_to_change_it() -> None:
 
 def test_two_demos_in_one_folder_are_refused(tmp_path: Path) -> None:
     """Both would write the same database."""
-    from backend.demo import _only_one
+    from backend.demo.command import _only_one
 
     with _only_one(tmp_path), pytest.raises(StartError, match="is running already"), _only_one(tmp_path):
         pass
@@ -72,7 +72,7 @@ def test_secrets_are_not_on_label_studios_command_line(tmp_path: Path) -> None:
 def test_the_demos_own_processes_are_light(tmp_path: Path) -> None:
     """They live as long as the demo does; only the worker needs torch."""
     question = (
-        "import sys, backend.demo, backend.demo_project; print({'torch', 'detectron2'} & set(sys.modules))"
+        "import sys, backend.demo.command, backend.demo.project; print({'torch', 'detectron2'} & set(sys.modules))"
     )
     answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
@@ -154,11 +154,9 @@ def backend_url() -> Iterator[str]:
         server.shutdown()
 
 
-def ready(
-    label_studio: LabelStudioInMemory, backend_url: str, images: list[Path], version: str = "v1"
-) -> list[str]:
+def ready(label_studio: LabelStudioInMemory, backend_url: str, images: list[Path], version: str = "v1") -> list[str]:
     reported: list[str] = []
-    prepare(label_studio, DemoProject(CLASSES, version, backend_url, images), reported.append)  # type: ignore[arg-type]
+    prepare_project(label_studio, DemoProject(CLASSES, version, backend_url, images), reported.append)  # type: ignore[arg-type]
     return reported
 
 

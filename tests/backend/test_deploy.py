@@ -19,20 +19,18 @@ from locked_imports import locked, run_locked
 from prometheus_client.parser import text_string_to_metric_families
 from test_containers import ROOT, built, steps
 
-from backend.app import create_app
-from backend.cli import COMMANDS
-from backend.jobs import INTERACTIVE_QUEUE, PREDICT_QUEUE
-from backend.orphans import Vitals
-from backend.records import STATS
+from backend.api.app import create_app
+from backend.cli.main import COMMANDS
+from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
+from backend.queue.job_store import STATS
+from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 Json = dict[str, Any]
 OTHERS = {"keda.sh/v1alpha1", "kustomize.config.k8s.io/v1beta1"}
 MANIFESTS: list[Json] = [
-    document
-    for file in sorted(KUBERNETES.glob("*.yaml"))
-    for document in yaml.safe_load_all(file.read_text())
+    document for file in sorted(KUBERNETES.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())
 ]
 
 
@@ -74,16 +72,10 @@ def test_selectors_volumes_and_claims_meet():
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
         mounts = {m["name"] for c in spec["containers"] for m in c.get("volumeMounts", ())}
         assert mounts == set(volumes), name
-        claims = {
-            v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v
-        }
+        claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
         assert claims <= set(of_kind("PersistentVolumeClaim"))
     for service in of_kind("Service").values():
-        (pod,) = (
-            p
-            for p in pods().values()
-            if service["spec"]["selector"].items() <= p["metadata"]["labels"].items()
-        )
+        (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
         ports = {port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     one, other = (of_kind("Deployment")[n]["spec"]["selector"]["matchLabels"] for n in ("worker", "trainer"))
@@ -156,7 +148,7 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
         "gpu_memory_mib": 3,
         "models": [{"version": "v", "mib": 2, "device": "cpu"}],
     }
-    Vitals(redis, "somebody", lost_after_s=60).beat(facts)
+    Heartbeat(redis, "somebody", lost_after_s=60).beat(facts)
     redis.hset(STATS, "stage_model", "1.5")
     client = create_app(settings).test_client()
     client.get("/health")
@@ -211,9 +203,9 @@ def test_the_api_image_has_no_torch_and_needs_none(tmp_path: Path) -> None:
     assert not locked(lock) & {"torch", "torchvision", "scipy", "scikit-image", "matplotlib", "pycocotools"}
     question = """
 import sys
-from backend.api_command import serve_http
+from backend.cli.serve import serve_http
 import gunicorn.workers.gthread, gunicorn.app.base
-from backend.app import create_app
+from backend.api.app import create_app
 from backend.settings import Settings
 client = create_app(Settings(redis_url="redis://127.0.0.1:1/0")).test_client()
 answers = {path: client.get(path).status_code for path in ("/health", "/status", "/versions", "/openapi.json")}
@@ -237,14 +229,14 @@ def test_the_api_image_starts_the_api():
 def test_a_worker_s_probe(settings, redis):
     from click.testing import CliRunner
 
-    from backend.worker_alive import worker_alive
+    from backend.cli.serve import worker_alive
 
     def probe(*options: str) -> int:
         return CliRunner().invoke(worker_alive, [*options]).exit_code
 
     ours = ("--redis-url", settings.redis_url, "--host", "pod-1")
     assert probe(*ours) == 1
-    Vitals(redis, "somebody", lost_after_s=60).beat({"host": "pod-1"})
+    Heartbeat(redis, "somebody", lost_after_s=60).beat({"host": "pod-1"})
     assert probe(*ours) == 0
     assert probe("--redis-url", settings.redis_url, "--host", "pod-2") == 1
     assert probe("--redis-url", "redis://127.0.0.1:1/0") == 0, "the worker is not to blame"

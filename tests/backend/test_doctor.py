@@ -8,20 +8,25 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from backend import connection_findings as module
-from backend.cli import cli
-from backend.connection_findings import connection_findings
-from backend.diagnosis import Finding
-from backend.served_model import ServedModel
+from backend.cli.main import cli
+from backend.doctor import label_studio as module
+from backend.doctor.label_studio import connection_findings
+from backend.doctor.machine import Finding
 from backend.settings import Settings
+from backend.versions.served_model import ServedModel
 from integration.client import ClientError
 
 PAT = "aaaa.bbbb.cccc"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 BACKEND = {
-    "id": 1, "state": "CO", "url": "http://10.0.0.5:9090", "error_message": None, "title": "fake-1",
-    "model_version": "fake-1", "project": 4,
-}  # fmt: skip
+    "id": 1,
+    "state": "CO",
+    "url": "http://10.0.0.5:9090",
+    "error_message": None,
+    "title": "fake-1",
+    "model_version": "fake-1",
+    "project": 4,
+}
 HOOK = {"id": 3, "project": 4, "url": "http://10.0.0.5:9090/webhook", "headers": {}}
 
 
@@ -90,22 +95,36 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
         pytest.param(FakeClient(), {"key": ""}, "error", "LABEL_STUDIO_API_KEY", id="no key"),
         pytest.param(FakeClient(backends=[], hooks=[]), {}, "warning", "Connect ours", id="nothing connected"),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "state": "DI"}]), {}, "error", "ML_BLOCK_LOCAL_IP=false", id="blocked",
+            FakeClient(backends=[{**BACKEND, "state": "DI"}]),
+            {},
+            "error",
+            "ML_BLOCK_LOCAL_IP=false",
+            id="blocked",
         ),
         pytest.param(
             FakeClient(backends=[{**BACKEND, "state": "DI", "url": "http://localhost:9"}], hooks=[]),
-            {}, "error", "not localhost", id="unreachable",
+            {},
+            "error",
+            "not localhost",
+            id="unreachable",
         ),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "model_version": "old"}]), {}, "warning", "TRANSFINER_MODEL", id="version",
+            FakeClient(backends=[{**BACKEND, "model_version": "old"}]),
+            {},
+            "warning",
+            "TRANSFINER_MODEL",
+            id="version",
         ),
         pytest.param(FakeClient(hooks=[{**HOOK, "url": "http://old:1/webhook"}]), {}, "warning", "Webhooks", id="left"),
         pytest.param(
-            FakeClient(), {"basic_auth_user": "u", "basic_auth_password": "p"},
-            "error", "WEBHOOK_SECRET", id="no secret",
+            FakeClient(),
+            {"basic_auth_user": "u", "basic_auth_password": "p"},
+            "error",
+            "WEBHOOK_SECRET",
+            id="no secret",
         ),
     ],
-)  # fmt: skip
+)
 def test_each_trap_is_named_with_its_fix(settings, model, client, more, status, says):
     bad = [finding for finding in findings(settings, client, model, **more) if finding.status != "ok"]
     assert [finding.status for finding in bad] == [status]
@@ -141,8 +160,8 @@ def test_the_command_speaks_json_and_its_exit_code_counts_errors(settings, monke
     monkeypatch.setenv("TRANSFINER_MODEL", str(settings.model / "none"))
     monkeypatch.setenv("TRANSFINER_REDIS_URL", settings.redis_url)
     # Importing torch would take seconds and is the models' tests' business.
-    monkeypatch.setattr("backend.diagnosis.require_model_libraries", lambda: None)
-    monkeypatch.setattr("backend.diagnosis._device", lambda _: Finding("device", "ok", "CPU"))
+    monkeypatch.setattr("backend.doctor.machine.require_model_libraries", lambda: None)
+    monkeypatch.setattr("backend.doctor.machine._device", lambda _: Finding("device", "ok", "CPU"))
     result = CliRunner().invoke(cli, ["doctor", "--json"])
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert result.exit_code == 1

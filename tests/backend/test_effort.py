@@ -14,9 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
 from small_network import CLASSES, small_config, small_model
 
-from backend.cli import cli
-from backend.effort_measuring import Measured, measure, simulated_edit
-from backend.effort_scores import find_scorer
+from backend.cli.main import cli
+from backend.learning.snapshot.annotation_cost import (
+    CorrectionCost,
+    measure_correction_cost,
+    simulated_edit,
+)
+from backend.worker.postprocess import find_scorer
 from integration.label_config import parse_label_config
 from integration.output import Output, certainty
 from integration.regions import build_prediction
@@ -34,9 +38,7 @@ CONFIG = parse_label_config(
 )
 
 
-def instance(
-    left: int, top: int, right: int, bottom: int, label: str = "cat", score: float = 0.9
-) -> Instance:
+def instance(left: int, top: int, right: int, bottom: int, label: str = "cat", score: float = 0.9) -> Instance:
     mask_hw = np.zeros(SIZE, bool)
     mask_hw[top:bottom, left:right] = True
     return Instance((left, top, right, bottom), label, score, mask_hw)
@@ -48,16 +50,19 @@ def effort(rank_correlation: float = 0.6) -> EffortModel:
 
 def score_of(directory: Path, instances: list[Instance]) -> float:
     prediction, _ = build_prediction(
-        instances, CONFIG, width=SIZE[1], height=SIZE[0], model_version="v", output=Output(score_threshold=0.5),
+        instances,
+        CONFIG,
+        width=SIZE[1],
+        height=SIZE[0],
+        model_version="v",
+        output=Output(score_threshold=0.5),
         scorer=find_scorer(directory),
-    )  # fmt: skip
+    )
     score: float = prediction["score"]
     return score
 
 
-def test_predictions_carry_the_score_of_their_version(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_predictions_carry_the_score_of_their_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shown, hidden = instance(5, 5, 25, 20), instance(30, 5, 45, 20, score=0.4)
     today = certainty([shown])
     assert score_of(tmp_path, [shown, hidden]) == today  # not calibrated
@@ -116,12 +121,12 @@ class FakePredictor:
 
 
 def test_measuring_counts_what_is_shown() -> None:
-    measured = measure(FakePredictor(), [sample((0, HERE, False))], ("cat", "dog"))
+    measured = measure_correction_cost(FakePredictor(), [sample((0, HERE, False))], ("cat", "dog"))
     assert measured.edits == [0.0]
     assert measured.confidence == [pytest.approx(0.9)]
     assert measured.certainty == [pytest.approx(0.9)]
     assert (measured.features[0]["objects"], measured.features[0]["hidden"]) == (1, pytest.approx(0.3))
-    nothing = Measured()
+    nothing = CorrectionCost()
     nothing.add([], lambda shown: 0.0, 0.5)
     assert nothing.confidence == [0.0]
 
@@ -129,9 +134,7 @@ def test_measuring_counts_what_is_shown() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("store") / "small"
-    save_checkpoint(
-        directory, small_config(), small_model(), {"name": "s", "version": "1", "classes": list(CLASSES)}
-    )
+    save_checkpoint(directory, small_config(), small_model(), {"name": "s", "version": "1", "classes": list(CLASSES)})
     return directory
 
 
@@ -141,8 +144,7 @@ def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_p
     for number in range(24):
         image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
         objects = [
-            SnapshotObject(CLASSES[0], instance(5 + 10 * n, 5, 12 + 10 * n, 20).mask_hw)
-            for n in range(number % 4)
+            SnapshotObject(CLASSES[0], instance(5 + 10 * n, 5, 12 + 10 * n, 20).mask_hw) for n in range(number % 4)
         ]
         content.append((image, objects))
     snapshot = write_snapshot(content, tmp_path, classes=CLASSES)
@@ -156,9 +158,7 @@ def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_p
         "--shown-from",
         "0.01",
     ]
-    compared = CliRunner().invoke(
-        cli, ["effort", "compare", *fixed, "--picture", str(tmp_path / "o.png"), "--json"]
-    )
+    compared = CliRunner().invoke(cli, ["effort", "compare", *fixed, "--picture", str(tmp_path / "o.png"), "--json"])
     assert compared.exit_code == 0, compared.output
     facts = json.loads(compared.stdout)
     assert facts["images"] == 24

@@ -8,11 +8,11 @@ import pytest
 from fake_label_studio import TOKEN
 from service_parts import CONFIG, predict_body, setup_body, tasks
 
-from backend.app import create_app
-from backend.orphans import Vitals
-from backend.projects import Projects
-from backend.queue_server import free_port
-from backend.records import record_key
+from backend.api.app import create_app
+from backend.predictions.projects import Projects
+from backend.processes.embedded_redis import free_port
+from backend.queue.job_store import job_key
+from backend.queue.recovery import Heartbeat
 from backend.settings import Settings
 
 DEEP = b"[" * 100_000
@@ -24,9 +24,7 @@ def client(settings):
 
 
 def with_auth(settings: Settings, **more: str) -> Settings:
-    return Settings(
-        **{**settings.model_dump(), "basic_auth_user": "ls", "basic_auth_password": "s3cret:ü", **more}
-    )
+    return Settings(**{**settings.model_dump(), "basic_auth_user": "ls", "basic_auth_password": "s3cret:ü", **more})
 
 
 def test_health_needs_nothing(settings):
@@ -44,7 +42,7 @@ def test_health_needs_nothing(settings):
 
 def test_ready_once_a_worker_lives(client, redis):
     assert "worker" in client.get("/ready").get_json()["problems"][0]
-    Vitals(redis, "somebody", lost_after_s=60).beat({"version": "fake-1"})
+    Heartbeat(redis, "somebody", lost_after_s=60).beat({"version": "fake-1"})
     assert client.get("/ready").status_code == 200
 
 
@@ -105,7 +103,7 @@ def test_no_secret_travels_in_a_job(client, redis):
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job,) = service.queue.predict.get_jobs()
-    assert TOKEN not in str(redis.hgetall(record_key(job.id)))
+    assert TOKEN not in str(redis.hgetall(job_key(job.id)))
     assert TOKEN not in str(job.to_dict())
 
 
@@ -206,7 +204,7 @@ def test_an_internal_error_shows_no_traceback(client, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("backend.routes.served_model", broken)
+    monkeypatch.setattr("backend.api.label_studio.served_model", broken)
     answer = client.get("/versions")
     assert answer.status_code == 500
     assert "secret detail" not in answer.text
@@ -240,7 +238,7 @@ def test_jobs_show_state_position_and_estimate(client):
 
 
 def test_metrics_are_prometheus_text(client, redis):
-    Vitals(redis, "somebody", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 3})
+    Heartbeat(redis, "somebody", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 3})
     client.get("/health")
     text = client.get("/metrics").text
     assert "transfiner_workers 1.0" in text

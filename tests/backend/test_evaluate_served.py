@@ -12,12 +12,17 @@ import requests
 from click.testing import CliRunner
 from service_parts import FakeWorkers
 
-from backend.evaluate_command import evaluate
-from backend.served.asking import Credentials, ServedApi, ServedError
-from backend.served.evaluation import Asked, ask, label_config, scored
-from backend.served.gap import RawDetections, notes, shown
-from backend.served.images import ImageServer, as_png
-from backend.served.reading import LabelError, ServedObjects, classes_of_labels
+from backend.cli.evaluate import evaluate
+from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
+from backend.devtools.served_evaluation.compare import RawDetections, detections_above, notes
+from backend.devtools.served_evaluation.evaluation import (
+    ServedOptions,
+    predict_set,
+    score_served,
+    set_label_config,
+)
+from backend.devtools.served_evaluation.images import ImageServer, as_png
+from backend.devtools.served_evaluation.parse import LabelError, ServedResults, classes_of_labels
 from backend.settings import Settings
 from integration.label_config import parse_label_config
 from integration.regions import instances_to_prediction
@@ -58,9 +63,9 @@ class Sleeps:
 
 
 def through(url: str, samples: Squares, **how: object) -> tuple[dict, object]:
-    asked = Asked(url, patience_s=60, **how)  # type: ignore[arg-type]
-    served = ask(asked, samples, version="fake-1", progress=int)  # type: ignore[arg-type]
-    return scored(asked, served, raw=None, ratio=0.02), served
+    asked = ServedOptions(url, patience_s=60, **how)  # type: ignore[arg-type]
+    served = predict_set(asked, samples, version="fake-1", progress=int)  # type: ignore[arg-type]
+    return score_served(asked, served, raw=None, ratio=0.02), served
 
 
 @pytest.mark.parametrize(
@@ -88,9 +93,7 @@ def test_failed_tasks_are_told_by_reason(settings: Settings, workers: FakeWorker
     assert "without detections" in outcome["notes"][0]
 
 
-def test_a_server_that_nobody_allowed_is_a_reason(
-    settings: Settings, workers: FakeWorkers, serve: Serve
-) -> None:
+def test_a_server_that_nobody_allowed_is_a_reason(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
     workers.start(private_image_hosts="192.0.2.1")
     outcome, _ = through(serve(settings), Squares(1), images_by="server")
     assert "not public" in outcome["failed"][0]["reason"]
@@ -106,10 +109,10 @@ def test_deferred_answers_are_asked_for_again(settings: Settings, workers: FakeW
 
 def test_without_a_worker_patience_ends_with_the_fix(settings: Settings, serve: Serve) -> None:
     hasty = settings.model_copy(update={"predict_deadline_s": 0.05})
-    api = ServedApi(serve(hasty), patience_s=0.2)
+    api = ServedApiClient(serve(hasty), patience_s=0.2)
     try:
         with pytest.raises(ServedError, match=r"0 of 1 have, 0 workers are alive.*start a worker"):
-            api.predict([{"id": "a-0", "data": {"image": "data:,"}}], label_config(Asked(""), ("gear",)))
+            api.predict([{"id": "a-0", "data": {"image": "data:,"}}], set_label_config(ServedOptions(""), ("gear",)))
     finally:
         api.close()
 
@@ -119,14 +122,15 @@ def test_without_a_worker_patience_ends_with_the_fix(settings: Settings, serve: 
     [Credentials(user="me", password="secret"), Credentials(token="bear")],
     ids=["basic", "bearer"],
 )
-def test_authorisation(
-    settings: Settings, workers: FakeWorkers, serve: Serve, credentials: Credentials
-) -> None:
+def test_authorisation(settings: Settings, workers: FakeWorkers, serve: Serve, credentials: Credentials) -> None:
     workers.start()
-    locked = settings.model_copy(update={
-        "basic_auth_user": "me", "basic_auth_password": settings.basic_auth_password.__class__("secret"),
-        "api_token": settings.api_token.__class__("bear"),
-    })  # fmt: skip
+    locked = settings.model_copy(
+        update={
+            "basic_auth_user": "me",
+            "basic_auth_password": settings.basic_auth_password.__class__("secret"),
+            "api_token": settings.api_token.__class__("bear"),
+        }
+    )
     url = serve(locked)
     outcome, _ = through(url, Squares(1), credentials=credentials)
     assert outcome["objects"] == 1
@@ -137,7 +141,7 @@ def test_authorisation(
 
 def test_another_version_is_refused(settings: Settings, serve: Serve) -> None:
     with pytest.raises(ServedError, match="serves fake-1, --weights is other-2"):
-        ask(Asked(serve(settings)), Squares(1), version="other-2", progress=int)  # type: ignore[arg-type]
+        predict_set(ServedOptions(serve(settings)), Squares(1), version="other-2", progress=int)  # type: ignore[arg-type]
 
 
 def test_nobody_there_is_one_clear_sentence() -> None:
@@ -151,14 +155,14 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
     frame, leaf = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
     frame[5:25, 5:25], frame[12:18, 12:18] = True, False
     leaf[5:10, 40:45] = leaf[20:25, 40:45] = True
-    config = parse_label_config(label_config(Asked("", tolerance_px=0.0), ("gear", "leaf")))
+    config = parse_label_config(set_label_config(ServedOptions("", tolerance_px=0.0), ("gear", "leaf")))
     instances = [
         Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0),
         Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0),
     ]
     prediction = instances_to_prediction(instances, config, width=60, height=40, model_version="v")
     assert len(prediction["result"]) == 3  # the frame with a cut, and the leaf's two parts
-    objects = ServedObjects(classes_of_labels(config, ("gear", "leaf")))
+    objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))
     objects.add(7, (40, 60), prediction)
     assert [(one["image_id"], one["category_id"], one["score"]) for one in objects.results] == [
         (7, 1, 0.9),
@@ -185,9 +189,13 @@ def test_labels_become_classes_by_name_or_refuse() -> None:
 
 
 def test_regions_that_are_no_objects_are_counted() -> None:
-    objects = ServedObjects({"gear": 0})
-    region = {"id": "a", "type": "polygonlabels", "score": 0.9,
-              "value": {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["cat"]}}  # fmt: skip
+    objects = ServedResults({"gear": 0})
+    region = {
+        "id": "a",
+        "type": "polygonlabels",
+        "score": 0.9,
+        "value": {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["cat"]},
+    }
     objects.add(1, (10, 10), {"model_version": "v", "result": [region, {**region, "id": "b", "score": None}]})
     assert objects.results == []
     assert sum(objects.skipped.values()) == 2
@@ -195,7 +203,7 @@ def test_regions_that_are_no_objects_are_counted() -> None:
 
 def test_scores_are_chosen_as_the_api_chooses() -> None:
     raw = [{"score": score} for score in (0.2499999, 0.25, 0.3, 0.6)]
-    assert len(shown(raw, 0.25)) == 3
+    assert len(detections_above(raw, 0.25)) == 3
     assert "SCORE_FLOOR" in notes([{"score": 0.6}], raw, 0.25)[0]
     assert notes([{"score": 0.25}], raw, 0.25) == []
     assert RawDetections().results == []
@@ -212,9 +220,7 @@ def test_the_image_server_gives_only_its_images() -> None:
                 assert session.get(other, timeout=10).status_code == 404
 
 
-def test_the_command_prints_one_object(
-    settings: Settings, workers: FakeWorkers, serve: Serve, tmp_path: Path
-) -> None:
+def test_the_command_prints_one_object(settings: Settings, workers: FakeWorkers, serve: Serve, tmp_path: Path) -> None:
     from PIL import Image
 
     workers.start()
@@ -227,8 +233,17 @@ def test_the_command_prints_one_object(
         records["images"].append({"id": index, "file_name": f"{index}.png", "height": height, "width": width})
         box = [width // 4, height // 4, width // 2, height // 2]
         x, y, w, h = box
-        records["annotations"].append({"id": index + 1, "image_id": index, "category_id": 1, "bbox": box, "area": w * h,
-            "iscrowd": 0, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]})  # fmt: skip
+        records["annotations"].append(
+            {
+                "id": index + 1,
+                "image_id": index,
+                "category_id": 1,
+                "bbox": box,
+                "area": w * h,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            }
+        )
     (tmp_path / "set.json").write_text(json.dumps(records))
     command = ["--served", url, "--coco", str(tmp_path / "set.json"), str(tmp_path)]
     done = CliRunner().invoke(evaluate, [*command, "--json"])

@@ -12,11 +12,11 @@ from fake_label_studio import TOKEN
 from redis import Redis
 from service_parts import data_uri, predict_body, setup_body, tasks, wait_until
 
-from backend.jobs import JobQueue, PredictionJob
-from backend.orphans import living_workers
-from backend.queue_server import QueueServer
+from backend.processes.embedded_redis import EmbeddedRedis
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.recovery import living_workers
 from backend.settings import Settings
-from backend.worker import run_worker  # noqa: F401  (what the killed processes run)
+from backend.worker.main import run_worker  # noqa: F401  (what the killed processes run)
 
 
 def ask(address: str, body: dict) -> dict:
@@ -103,7 +103,7 @@ def test_a_queue_server_that_forgets_everything_costs_no_task(settings, serve, w
 
 def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, tmp_path):
     """With a worker waiting on it and a request in flight."""
-    server = QueueServer()
+    server = EmbeddedRedis()
 
     def start() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(server.command, stdin=subprocess.PIPE)
@@ -139,24 +139,24 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
 
 def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, redis, monkeypatch):
     """A worker died between taking a job and noting that it runs."""
-    monkeypatch.setattr("backend.orphans.LOST_AFTER_S", 0.0)
+    monkeypatch.setattr("backend.queue.recovery.LOST_AFTER_S", 0.0)
     workers.end()
     queue = JobQueue(redis, settings)
     body = predict_body(tasks(1))
     job = PredictionJob("", {"id": 1, "data": body["tasks"][0]["data"]}, "x", body["label_config"], "fake-1")
     queue.submit([job])
     assert redis.lpop(queue.predict.key) == job.id.encode()
-    from backend.orphans import rescue_lost
+    from backend.queue.recovery import requeue_lost
 
-    assert rescue_lost(queue) == [job.id]
+    assert requeue_lost(queue) == [job.id]
     assert queue.predict.get_job_ids() == [job.id]
-    assert rescue_lost(queue) == []
+    assert requeue_lost(queue) == []
 
 
 def test_the_api_answers_waiting_label_studio_before_it_stops(settings, serve, workers, label_studio):
     """gunicorn tells the application that it is ending; what was waited for is pushed later."""
     workers.end()
-    from backend.app import create_app
+    from backend.api.app import create_app
 
     app = create_app(settings)
     service = app.extensions["transfiner"]

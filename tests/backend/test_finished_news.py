@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from service_parts import wait_until
 
-from backend import finished_news
-from backend.finished_news import FinishedNews
-from backend.records import FINISHED_CHANNEL
+from backend.queue import completion as finished_news
+from backend.queue.completion import CompletionListener
+from backend.queue.job_store import FINISHED_CHANNEL
 
 
 def test_each_request_hears_of_its_own_tasks_over_one_subscription(redis):
-    news = FinishedNews(redis)
+    news = CompletionListener(redis)
     subscribed = redis.pubsub_numsub(FINISHED_CHANNEL)[0][1]
     with news.about(["a", "b"]) as first, news.about(["b"]) as second:
         assert redis.pubsub_numsub(FINISHED_CHANNEL)[0][1] <= subscribed + 1
@@ -26,7 +26,7 @@ def test_each_request_hears_of_its_own_tasks_over_one_subscription(redis):
 def test_it_stops_listening_when_nobody_waits_and_begins_again(redis, monkeypatch):
     monkeypatch.setattr(finished_news, "IDLE_S", 0.0)
     monkeypatch.setattr(finished_news, "LOOK_UP_S", 0.05)
-    news = FinishedNews(redis)
+    news = CompletionListener(redis)
     for _ in range(2):
         with news.about(["a"]) as arrivals:
             redis.publish(FINISHED_CHANNEL, "a")

@@ -19,12 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service_parts import RECORDINGS, predict_body, setup_body, tasks
 
-from backend.app import create_app
+from backend.api.app import create_app
 
 EXAMPLES = int(os.environ.get("TRANSFINER_FUZZ_EXAMPLES", "60"))
-LENIENT = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+LENIENT = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
@@ -131,8 +129,12 @@ def mutate(node: Any, luck: random.Random) -> None:
 
 
 @LENIENT
-@given(headers=st.dictionaries(st.sampled_from(["X-Request-Id", "Authorization", "User-Agent", "Accept"]),
-                               st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80)))  # fmt: skip
+@given(
+    headers=st.dictionaries(
+        st.sampled_from(["X-Request-Id", "Authorization", "User-Agent", "Accept"]),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80),
+    )
+)
 def test_any_headers(client, headers):
     for path in ("/health", "/versions", "/jobs", "/"):
         assert client.get(path, headers=headers).status_code in (200, 302)
@@ -141,10 +143,7 @@ def test_any_headers(client, headers):
 @LENIENT
 @given(query=st.text(max_size=30), job=st.text(min_size=1, max_size=30))
 def test_any_query_and_path(client, query, job):
-    assert (
-        client.get("/jobs", query_string={"limit": query, "state": query, "project": query}).status_code
-        == 200
-    )
+    assert client.get("/jobs", query_string={"limit": query, "state": query, "project": query}).status_code == 200
     assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (
         404,
         405,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.interactive import chosen_regions
-from backend.jobs import PredictionJob
+from backend.predictions.prompts import chosen_regions
+from backend.queue.job_queue import PredictionJob
 
 BASE: dict[str, Any] = {
     "project": "7.1795339022",
@@ -22,9 +22,7 @@ BASE: dict[str, Any] = {
 }
 
 
-@given(
-    project=st.text(), task=st.one_of(st.none(), st.integers(), st.text()), image=st.text(), version=st.text()
-)
+@given(project=st.text(), task=st.one_of(st.none(), st.integers(), st.text()), image=st.text(), version=st.text())
 @settings(max_examples=200)
 def test_ids_are_what_rq_allows(project, task, image, version):
     job = PredictionJob(project, {"id": task, "data": {}}, image, "", version)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from backend import models_command
-from backend.model_store import stored_models
-from backend.models_command import models
+from backend.cli import models as models_command
+from backend.cli.models import models
+from backend.versions.store import stored_models
 from model.checkpoint_metadata import WEIGHTS_FILE, file_digest
 from model.released import expected_state
 from model.requirements import MissingRequirementError
@@ -36,8 +36,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     state = expected_state("released/R50-FPN", 2)
     # Views of one stored zero: a whole network in a small file.
-    torch.save({"model": {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in state.items()}},
-               folder / "output.pth")  # fmt: skip
+    torch.save(
+        {"model": {n: torch.zeros((), dtype=t.dtype).expand(t.shape) for n, t in state.items()}}, folder / "output.pth"
+    )
     (folder / "classes.txt").write_text("cat\ndog\n\n")
     (folder / "page.html").write_text("<html>quota exceeded</html>")
     (folder / "cut.pth").write_bytes((folder / "output.pth").read_bytes()[:500])
@@ -59,15 +60,23 @@ def address(files: Path) -> Iterator[str]:
 def store(files: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one fetched checkpoint."""
     store = tmp_path_factory.mktemp("store")
-    result = run("fetch", "R50-FPN-3x", "--url", f"{address}/output.pth", "--classes", files / "classes.txt",
-                 "--half", "--store", store, "--json")  # fmt: skip
+    result = run(
+        "fetch",
+        "R50-FPN-3x",
+        "--url",
+        f"{address}/output.pth",
+        "--classes",
+        files / "classes.txt",
+        "--half",
+        "--store",
+        store,
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     return store
 
 
-def test_fetch_records_where_the_file_came_from_and_its_digest(
-    store: Path, files: Path, address: str
-) -> None:
+def test_fetch_records_where_the_file_came_from_and_its_digest(store: Path, files: Path, address: str) -> None:
     shown = run("show", "R50-FPN-3x", "--store", store, "--json")
     facts = json.loads(shown.stdout)
     assert facts["classes"] == ["cat", "dog"]
@@ -139,9 +148,7 @@ def test_failures_are_one_message_and_exit_code_1(
     assert [path.name for path in tmp_path.iterdir() if path.name != "downloads"] == []
 
 
-def test_a_refused_download_is_not_taken_for_the_file_next_time(
-    address: str, files: Path, tmp_path: Path
-) -> None:
+def test_a_refused_download_is_not_taken_for_the_file_next_time(address: str, files: Path, tmp_path: Path) -> None:
     arguments = ("fetch", "R50-FPN-1x", "--store", tmp_path, "--url")
     assert "not a readable" in run(*arguments, f"{address}/cut.pth").stderr
     # The second try fetches again, instead of reading the cut file once more.
@@ -154,9 +161,7 @@ def test_an_existing_name_is_kept_unless_forced(store: Path) -> None:
     assert "add --force" in result.stderr
 
 
-def test_a_missing_library_is_one_sentence(
-    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_one_sentence(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise MissingRequirementError("detectron2 is not installed; fix: run `make setup`.")
 

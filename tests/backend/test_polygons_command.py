@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from backend.coastline import coastline_mask
-from backend.polygons_command import polygons
-from backend.polygons_figure import leaf_mask
+from backend.cli.polygons import polygons
+from backend.devtools.polygons.figure import leaf_mask
+from backend.devtools.polygons.synthetic_mask import coastline_mask
 
 
 @pytest.fixture

@@ -88,9 +88,7 @@ def test_a_broken_image_fails_its_own_task_only(settings, serve, workers):
     items[2]["data"]["image"] = data_uri(24)
     body = ask(serve(settings), predict_body(items)).json()
     assert [bool(item) for item in body["results"]] == [True, False, False, True]
-    assert body["results"][1] == [], (
-        "an empty list stores nothing; Label Studio asks again when the image is repaired"
-    )
+    assert body["results"][1] == [], "an empty list stores nothing; Label Studio asks again when the image is repaired"
     assert [error["task"] for error in body["errors"]] == [2, 3]
     assert all(error["error"] for error in body["errors"])
 
@@ -146,11 +144,7 @@ def test_the_image_is_found_under_its_key(settings, serve, workers, data, config
 )
 def test_bad_requests_get_a_reason_and_a_hint(settings, serve, body, status, says):
     address = serve(settings.model_copy(update={"max_tasks_per_request": 5}))
-    answer = (
-        ask(address, body)
-        if not isinstance(body, str)
-        else requests.post(f"{address}/predict", body, timeout=20)
-    )
+    answer = ask(address, body) if not isinstance(body, str) else requests.post(f"{address}/predict", body, timeout=20)
     assert answer.status_code == status
     facts = answer.json()
     assert set(facts) == {"error", "hint", "request_id"}
@@ -176,9 +170,7 @@ def test_an_interactive_request_gets_the_object_it_points_at(settings, serve, wo
 def test_an_interactive_failure_is_told_in_the_status_line(settings, serve, workers):
     """`results: []` would be shown as a protocol error; the reason phrase is the only text that arrives."""
     workers.start()
-    answer = ask(
-        serve(settings), predict_body(tasks(1, image="data:image/jpeg;base64,AAAA"), context={"result": []})
-    )
+    answer = ask(serve(settings), predict_body(tasks(1, image="data:image/jpeg;base64,AAAA"), context={"result": []}))
     assert answer.status_code == 422
     assert "image" in answer.reason
 

@@ -16,9 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
 from small_network import CLASSES, small_config, small_model
 
-from backend.coco_results import category_ids_of, image_id_of
-from backend.overlay import draw_overlay, outline
-from backend.predict_command import predict
+from backend.cli.predict import category_ids_of, draw_overlay, image_id_of, mask_outline, predict
 from integration.label_config import parse_label_config
 from model.checkpoint import save_checkpoint
 from model.instance import Instance
@@ -98,13 +96,9 @@ def test_overlays_are_pictures_of_the_same_size(store: Path, pictures: list[Path
     assert sizes == [(100, 60), (60, 100)]
 
 
-def test_a_broken_image_is_reported_and_the_others_go_on(
-    store: Path, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_broken_image_is_reported_and_the_others_go_on(store: Path, pictures: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    result = run(
-        store, tmp_path / "broken.jpg", pictures[0], tmp_path / "none.jpg", "--format", "label-studio"
-    )
+    result = run(store, tmp_path / "broken.jpg", pictures[0], tmp_path / "none.jpg", "--format", "label-studio")
     assert result.exit_code == 1
     assert "broken.jpg is not an image that can be decoded" in result.stderr
     assert "none.jpg" in result.stderr
@@ -120,9 +114,7 @@ def test_a_broken_image_is_reported_and_the_others_go_on(
         (["--format", "label-studio", "--label-config", "none.xml"], 1, "none.xml"),
     ],
 )
-def test_wrong_use_is_named(
-    store: Path, pictures: list[Path], arguments: list[str], code: int, message: str
-) -> None:
+def test_wrong_use_is_named(store: Path, pictures: list[Path], arguments: list[str], code: int, message: str) -> None:
     result = run(store, pictures[0], *arguments)
     assert result.exit_code == code
     assert message in result.stderr
@@ -147,9 +139,9 @@ def test_category_ids_are_cocos_own_for_its_classes() -> None:
 def test_overlay_tints_inside_and_outlines_the_edge() -> None:
     mask = np.zeros((40, 60), bool)
     mask[10:30, 20:50] = True
-    edge = outline(mask)
+    edge = mask_outline(mask)
     assert edge.sum() == 2 * 20 + 2 * 30 - 4
-    assert not outline(np.ones((5, 5), bool)).any()
+    assert not mask_outline(np.ones((5, 5), bool)).any()
     instance = Instance((20, 10, 50, 30), "gear", 0.9, mask)
     picture = np.asarray(draw_overlay(np.zeros((40, 60, 3), np.uint8), [instance]))
     assert picture.shape == (40, 60, 3)

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 from service_parts import ROOT, predict_body, setup_body, tasks
 
-from backend import cli
+from backend.cli import main as cli
 from backend.errors import StartError
 from backend.settings import Settings, known_variables, load_settings, unknown_variables
 
 USE_THE_API = """
 import json, sys
 from pathlib import Path
-from backend.app import create_app
+from backend.api.app import create_app
 from backend.settings import Settings
 app = create_app(Settings())
 app.extensions["transfiner"].queue.is_stopping = lambda: True
@@ -45,19 +45,22 @@ def test_the_api_never_imports_torch_and_stays_small(settings):
     bodies = [setup_body("http://ls:8080", "x"), predict_body(tasks(2), project="7.1795339022")]
     done = subprocess.run(
         [sys.executable, "-c", USE_THE_API],
-        input=json.dumps(bodies), text=True, env=environment, capture_output=True, check=True, cwd=ROOT,
-    )  # fmt: skip
+        input=json.dumps(bodies),
+        text=True,
+        env=environment,
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+    )
     facts = json.loads(done.stdout)
     assert facts["heavy"] == []
     assert facts["memory_mib"] < 150
 
 
 def test_help_lists_the_commands_without_importing_them():
-    script = "import sys; from backend.cli import cli; cli(['--help'], standalone_mode=False)"
+    script = "import sys; from backend.cli.main import cli; cli(['--help'], standalone_mode=False)"
     script += "; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     for name in ("serve", "api", "worker", "doctor"):
         assert f"\n  {name} " in done.stdout
     assert done.stdout.endswith("False\n")
@@ -130,12 +133,12 @@ def test_misspelt_variables_are_noticed():
     assert len(known_variables()) == len(Settings.model_fields)
 
 
-def test_a_process_that_ends_with_us_does_so_when_we_are_killed(tmp_path):
+def test_a_process_that_ends_with_parent_does_so_when_we_are_killed(tmp_path):
     """Measuring and finetuning of a rehearsal used to go on for minutes after its kill -9."""
     sleeper = "import time; print('up', flush=True); time.sleep(10); print('still there', flush=True)"
     starter = (
-        "import subprocess, sys; from backend.lifeline import ends_with_us;"
-        f"subprocess.run([sys.executable, '-c', {sleeper!r}], preexec_fn=ends_with_us())"
+        "import subprocess, sys; from backend.processes.parent_death import ends_with_parent;"
+        f"subprocess.run([sys.executable, '-c', {sleeper!r}], preexec_fn=ends_with_parent())"
     )
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "up\n"

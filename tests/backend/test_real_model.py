@@ -23,7 +23,7 @@ import requests
 from PIL import Image
 from service_parts import ROOT, wait_until
 
-from backend.lifeline import die_with_parent
+from backend.processes.parent_death import die_with_parent
 from backend.settings import SHIPPED_MODEL
 from integration.polygons import Polygon, polygons_to_mask
 
@@ -40,15 +40,27 @@ class Serving:
     """One `transfiner serve`."""
 
     def __init__(self) -> None:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("TRANSFINER_")
-        }
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFINER_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "backend.cli", "serve", "--port", "0", "--model", str(MODEL), "--device", "cpu"],
+            [
+                sys.executable,
+                "-m",
+                "backend.cli",
+                "serve",
+                "--port",
+                "0",
+                "--model",
+                str(MODEL),
+                "--device",
+                "cpu",
+            ],
             env={**environment, "OMP_NUM_THREADS": "1", "TRANSFINER_SCORE_THRESHOLD": "0.3", **PATIENT},
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
-        )  # fmt: skip
+        )
         self.log: list[str] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -149,8 +161,7 @@ def test_polygons_are_the_model_s_own_masks(serving, model):
         for instance in strong:
             same = [r for r in item["result"] if r["value"]["polygonlabels"] == [instance.label]]
             overlaps = [
-                (drawn(region) & instance.mask_hw).sum() / (drawn(region) | instance.mask_hw).sum()
-                for region in same
+                (drawn(region) & instance.mask_hw).sum() / (drawn(region) | instance.mask_hw).sum() for region in same
             ]
             # Parts are regions of their own, so the best region may be a part of the mask.
             assert max(overlaps) > 0.5
@@ -200,8 +211,10 @@ def test_a_taken_port_is_one_clear_sentence(serving):
     port = serving.address.rpartition(":")[2]
     done = subprocess.run(
         [sys.executable, "-m", "backend.cli", "serve", "--port", port, "--model", str(MODEL)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "--port" in done.stderr

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from backend import judging_options
-from backend.cli import cli
+from backend.cli import options as judging_options
+from backend.cli.main import cli
 from model.checkpoint_metadata import file_digest
 from training.datasets import Sample
 from training.evaluation.coco_format import encode
@@ -55,10 +55,17 @@ def snapshot(directory: Path, images: int = 12) -> Path:
         Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(directory / "images" / f"{number}.png")
         coco["images"].append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 32})
         square = [8, 8, 8, 24, 24, 24, 24, 8]
-        coco["annotations"].append({
-            "id": number + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 256,
-            "bbox": [8, 8, 16, 16], "segmentation": [square],
-        })  # fmt: skip
+        coco["annotations"].append(
+            {
+                "id": number + 1,
+                "image_id": number,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": 256,
+                "bbox": [8, 8, 16, 16],
+                "segmentation": [square],
+            }
+        )
     (directory / "holdout.json").write_text(json.dumps(coco))
     (directory / "manifest.json").write_text(json.dumps({"digest": "abc", "classes": ["cat"]}))
     return directory
@@ -106,9 +113,7 @@ def test_gate_refuses_with_exit_code_3_and_the_rejected_stays_with_its_report(ro
     registry = Registry(root)
     assert (registry.active("12"), registry.version("12", "bad-2").status) == ("bad-1", "rejected")
     assert "was rejected by the gate" in run("models", "promote", "bad-2", "--project", 12, fails=3).stderr
-    assert (
-        "bad-2 is active, bad-1 was" in run("models", "promote", "bad-2", "--project", 12, "--force").stdout
-    )
+    assert "bad-2 is active, bad-1 was" in run("models", "promote", "bad-2", "--project", 12, "--force").stdout
     assert "bad-1 is active again, bad-2 is retired" in run("models", "rollback", "--project", 12).stdout
     assert "nothing to roll back to" in run("models", "rollback", "--project", 12, fails=1).stderr
 

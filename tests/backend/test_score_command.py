@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.data_command import data
-from backend.score_command import score
+from backend.cli.data import data
+from backend.cli.evaluate import score
 from training.datasets.miniature import write_miniature
 from training.evaluation.perturbed import perturbed
 

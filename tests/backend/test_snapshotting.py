@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from backend.cli import cli
+from backend.cli.main import cli
 from backend.errors import ServiceError, UnsupportedConfigError
-from backend.freezing import Labelling, SnapshotSettings
-from backend.snapshot_images import ImageFolder
-from backend.snapshotting import ANNOTATED, freeze_tasks, take_snapshot
+from backend.learning.snapshot.builder import Labelling, SnapshotSettings
+from backend.learning.snapshot.images import ImageFolder
+from backend.learning.snapshot.take import ANNOTATED, freeze_tasks, take_snapshot
 from integration.image_decoding import ImageError
 from training.snapshot_records import decode_rle, pixels_sha256
 from training.snapshots import Snapshot, open_snapshot
@@ -36,35 +36,38 @@ def png(seed: int, **options: Any) -> bytes:
     return data.getvalue()
 
 
-def region(
-    region_id: str, box: tuple[int, int, int, int], label: str = "car", **value: Any
-) -> dict[str, Any]:
+def region(region_id: str, box: tuple[int, int, int, int], label: str = "car", **value: Any) -> dict[str, Any]:
     """A box of pixels as a polygon."""
     left, top, right, bottom = box
     corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
     points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners]
     return {
-        "id": region_id, "type": "polygonlabels", "from_name": "poly", "to_name": "image",
-        "original_width": WIDTH, "original_height": HEIGHT,
+        "id": region_id,
+        "type": "polygonlabels",
+        "from_name": "poly",
+        "to_name": "image",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
         "value": {"points": points, "closed": True, "polygonlabels": [label], **value},
-    }  # fmt: skip
+    }
 
 
-def task(
-    number: int, *results: list[dict[str, Any]], shown: list[dict[str, Any]] | None = None, **fields: Any
-) -> Any:
+def task(number: int, *results: list[dict[str, Any]], shown: list[dict[str, Any]] | None = None, **fields: Any) -> Any:
     """A task as the API lists it: one annotation for each result, by different people; prediction 100 + number."""
     annotations = [
         {
-            "id": 10 * number + n, "completed_by": n, "result": result, "was_cancelled": False, "ground_truth": False,
-            "updated_at": f"2026-11-22T10:{number:02d}:{n:02d}Z", "lead_time": 10.0,
+            "id": 10 * number + n,
+            "completed_by": n,
+            "result": result,
+            "was_cancelled": False,
+            "ground_truth": False,
+            "updated_at": f"2026-11-22T10:{number:02d}:{n:02d}Z",
+            "lead_time": 10.0,
             "parent_prediction": 100 + number if shown is not None else None,
         }
         for n, result in enumerate(results)
-    ]  # fmt: skip
-    predictions = [] if shown is None else [
-        {"id": 100 + number, "model_version": "v1", "score": 0.8, "result": shown}
-    ]  # fmt: skip
+    ]
+    predictions = [] if shown is None else [{"id": 100 + number, "model_version": "v1", "score": 0.8, "result": shown}]
     data = {"image": f"/data/upload/1/{number:08x}-photo-{number}.png"}
     return {"id": number, "data": data, "annotations": annotations, "predictions": predictions, **fields}
 
@@ -112,8 +115,9 @@ def objects_of(snapshot: Snapshot, task_id: int) -> list[dict[str, Any]]:
         names = {category["id"]: category["name"] for category in coco["categories"]}
         for image in coco["images"]:
             if image["task_id"] == task_id:
-                return [{**a, "name": names[a["category_id"]]} for a in coco["annotations"]
-                        if a["image_id"] == image["id"]]  # fmt: skip
+                return [
+                    {**a, "name": names[a["category_id"]]} for a in coco["annotations"] if a["image_id"] == image["id"]
+                ]
     raise AssertionError(f"no image of task {task_id}")
 
 
@@ -186,9 +190,7 @@ def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
         task(11, [CAR]),
         task(12, [CAR], data={}),
         task(13, [region("z", (1, 1, 9, 9), closed=False)]),  # not an image without objects
-        task(
-            14, [region("w", (1, 1, 9, 9), "bus")]
-        ),  # of a label that is not asked for any more: without objects
+        task(14, [region("w", (1, 1, 9, 9), "bus")]),  # of a label that is not asked for any more: without objects
     ]
 
     def failing(row: Mapping[str, Any], value_key: str) -> bytes:
@@ -260,9 +262,14 @@ def test_annotators_may_vote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "suffix"),
-    [({"format": "PNG"}, ".png"), ({"format": "JPEG"}, ".jpg"), ({"format": "WEBP", "lossless": True}, ".webp"),
-     ({"format": "BMP"}, ".png"), ({"format": "JPEG", "turned": 6}, ".jpg")],
-)  # fmt: skip
+    [
+        ({"format": "PNG"}, ".png"),
+        ({"format": "JPEG"}, ".jpg"),
+        ({"format": "WEBP", "lossless": True}, ".webp"),
+        ({"format": "BMP"}, ".png"),
+        ({"format": "JPEG", "turned": 6}, ".jpg"),
+    ],
+)
 def test_files_are_kept_where_they_decode_alike(options: dict[str, Any], suffix: str, tmp_path: Path) -> None:
     if (turned := options.pop("turned", None)) is not None:
         options["exif"] = Image.Exif()

@@ -13,19 +13,19 @@ import socket
 import pytest
 from click.testing import CliRunner
 
-from backend.served_model import read_served_model
-from backend.soak.annotators import Annotators, Verdict
-from backend.soak.command import line
-from backend.soak.faults import BATCH_S, FAULTS
-from backend.soak.load import load
-from backend.soak.replacing import give_new_version, replaceable_copy
-from backend.soak.stage import Hosts, Stage
+from backend.devtools.load.command import load
+from backend.devtools.load.measuring import give_new_version, replaceable_copy
+from backend.devtools.soak.annotators import Annotators, Verdict
+from backend.devtools.soak.command import line
+from backend.devtools.soak.faults import BATCH_S, FAULTS
+from backend.devtools.soak.harness import Hosts, SoakHarness
+from backend.versions.served_model import read_served_model
 
 HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", images="127.0.0.5")
 
 
 def test_several_hosts_one_of_which_dies(tmp_path):
-    with Stage(hosts=HOSTS) as stage:
+    with SoakHarness(hosts=HOSTS) as stage:
         for number in range(2):
             model = tmp_path / f"host-{number}" / "model"
             shutil.copytree(stage.model, model)

@@ -8,10 +8,10 @@ import pytest
 from fake_label_studio import TOKEN
 from service_parts import CONFIG, predict_body, setup_body, tasks
 
-from backend.app import create_app
-from backend.orphans import Vitals
-from backend.queue_server import free_port
-from backend.records import Outcome
+from backend.api.app import create_app
+from backend.processes.embedded_redis import free_port
+from backend.queue.job_store import JobOutcome
+from backend.queue.recovery import Heartbeat
 
 
 class Texts(HTMLParser):
@@ -56,14 +56,12 @@ def test_an_idle_service_says_what_to_do_next(client):
 
 def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis):
     client.post("/setup", json=setup_body("http://ls:8080", TOKEN))
-    client.post(
-        "/setup", json=setup_body("http://ls:8080", TOKEN, project="9.1", config=CONFIG.replace("gear", "x"))
-    )
+    client.post("/setup", json=setup_body("http://ls:8080", TOKEN, project="9.1", config=CONFIG.replace("gear", "x")))
     client.post("/predict", json=predict_body(tasks(3), project="7.1795339022"))
     queue = client.application.extensions["transfiner"].queue
     job = queue.predict.get_job_ids()[0]
-    queue.records.finish(job, Outcome(error="<b>a broken image</b>", hint="upload it again"))
-    Vitals(redis, "worker-1", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 321})
+    queue.records.finish(job, JobOutcome(error="<b>a broken image</b>", hint="upload it again"))
+    Heartbeat(redis, "worker-1", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 321})
     page = client.get("/status").text
     text = read(page)
     for part in (

@@ -13,13 +13,13 @@ import pytest
 from service_parts import CONFIG
 
 from backend.errors import TaskError
-from backend.jobs import JobQueue, PredictionJob
-from backend.orphans import Vitals
-from backend.records import Ended
-from backend.served_model import ServedModel
-from backend.stretch import Stretch
-from backend.taking import Taking
-from backend.tasks import TaskRunner
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import FinishedJob
+from backend.queue.recovery import Heartbeat
+from backend.versions.served_model import ServedModel
+from backend.worker.batcher import Batcher
+from backend.worker.pipeline import BatchPipeline
+from backend.worker.task_runner import TaskRunner
 from model.instance import Instance
 
 PATIENCE_S = 60
@@ -41,12 +41,12 @@ class Scene:
         self.ended: dict[int, str] = {}
         self.is_stopping = False
         self.during: dict[int, Callable[[], object]] = {}
-        vitals = Vitals(queue.connection, "this-worker", lost_after_s=PATIENCE_S)
+        vitals = Heartbeat(queue.connection, "this-worker", lost_after_s=PATIENCE_S)
         vitals.beat({})
-        taking = Taking(queue, vitals, queue.settings.model_copy(update={"max_batch": 1}))
+        taking = Batcher(queue, vitals, queue.settings.model_copy(update={"max_batch": 1}))
         runner = TaskRunner(self, self.fetch, self.done)
         self.taking = taking
-        self.stretch = Stretch(taking, runner, may_go_on=lambda: not self.is_stopping, timeout_s=timeout_s)
+        self.stretch = BatchPipeline(taking, runner, may_go_on=lambda: not self.is_stopping, timeout_s=timeout_s)
 
     def find(self, project_key: str, version: str) -> ServedModel:
         return SERVED
@@ -64,7 +64,7 @@ class Scene:
         self.fetched[job.task["id"]].set()
         return np.full((8, job.task["id"], 3), 7, np.uint8)
 
-    def done(self, ended: Mapping[str, Ended], stages_s: Mapping[str, float]) -> None:
+    def done(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         for job_id, one in ended.items():
             number = int(job_id.split("-")[1].removeprefix("t"))
             self.ended[number] = one.outcome.error
@@ -151,7 +151,7 @@ def test_outlines_over_their_time_fail_and_the_next_batch_is_outlined(queue, mon
             stuck.wait(PATIENCE_S)
         return {"result": []}
 
-    monkeypatch.setattr("backend.tasks.write_prediction", written)
+    monkeypatch.setattr("backend.worker.task_runner.prediction_of_instances", written)
     queue.submit(jobs(1, 2))
     scene.run()
     assert "longer than 1 s" in scene.ended[1]

@@ -28,7 +28,7 @@ while True:
 TREE = """
 import json, logging, os, sys
 from pathlib import Path
-from backend.supervisor import Child, Supervisor
+from backend.processes.supervisor import Child, Supervisor
 logging.basicConfig(level="INFO")
 folder, specs = Path(sys.argv[1]), json.loads(sys.argv[2])
 children = [

@@ -15,12 +15,12 @@ from redis import Redis
 from rq.job import Job
 from service_parts import CONFIG, predict_body, setup_body, tasks, wait_until
 
-from backend.hanging_up import has_hung_up
-from backend.jobs import JobQueue, PredictionJob
-from backend.orphans import Vitals, adopt_from, running_key
-from backend.records import DONE, STATS, Outcome
-from backend.taking import Taking
-from backend.wanted import Asker, asker_key
+from backend.api.disconnect import client_disconnected
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import DONE, STATS, JobOutcome
+from backend.queue.leases import Requester, requester_key
+from backend.queue.recovery import Heartbeat, requeue_jobs_of, running_key
+from backend.worker.batcher import Batcher
 
 NAME = "this-worker"
 
@@ -31,18 +31,16 @@ def queue(settings, redis) -> JobQueue:
 
 
 @pytest.fixture
-def taking(queue, settings, redis) -> Taking:
+def taking(queue, settings, redis) -> Batcher:
     """Of a worker that gives signs of life."""
-    vitals = Vitals(redis, NAME, lost_after_s=60)
+    vitals = Heartbeat(redis, NAME, lost_after_s=60)
     vitals.beat({})
-    return Taking(queue, vitals, settings.model_copy(update={"max_batch": 3}))
+    return Batcher(queue, vitals, settings.model_copy(update={"max_batch": 3}))
 
 
 def jobs(count: int, *, start: int = 1) -> list[PredictionJob]:
     return [
-        PredictionJob(
-            "7.1", {"id": number, "data": {"image": f"{number}.png"}}, f"{number}.png", CONFIG, "v1"
-        )
+        PredictionJob("7.1", {"id": number, "data": {"image": f"{number}.png"}}, f"{number}.png", CONFIG, "v1")
         for number in range(start, start + count)
     ]
 
@@ -51,7 +49,7 @@ def numbers(batch: Any) -> list[int]:
     return [job.task["id"] for job in batch.jobs.values()] if batch else []
 
 
-def first(taking: Taking) -> Any:
+def first(taking: Batcher) -> Any:
     """As RQ begins: it takes one job, interactive ones before others."""
     for lane in (taking.queue.interactive, taking.queue.predict):
         if (job_id := taking.connection.lpop(lane.key)) is not None:
@@ -82,8 +80,8 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     """The killer of a batch is found by running each of its tasks with nothing beside it."""
     asked = jobs(4)
     queue.submit(asked[1:2])
-    assert numbers(Taking(queue, Vitals(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    adopt_from(queue, "dead")
+    assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
+    requeue_jobs_of(queue, "dead")
     queue.submit(asked)
     redis.lpop(queue.predict.key)
     redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
@@ -98,7 +96,7 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
 @pytest.mark.parametrize(("others", "ahead"), [(0, [4, 5, 6]), (1, [4]), (2, [])])
 def test_nothing_is_taken_ahead_that_another_worker_could_run_now(queue, taking, redis, others, ahead):
     for number in range(others):
-        Vitals(redis, f"other-{number}", lost_after_s=60).beat({})
+        Heartbeat(redis, f"other-{number}", lost_after_s=60).beat({})
     queue.submit(jobs(7))
     assert numbers(first(taking)) == [1, 2, 3]
     assert numbers(taking.ahead()) == ahead
@@ -107,7 +105,7 @@ def test_nothing_is_taken_ahead_that_another_worker_could_run_now(queue, taking,
 def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     asked = jobs(3)
     queue.submit(asked)
-    queue.records.finish(asked[0].id, Outcome(prediction={"result": []}))
+    queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
     queue.records.forget(asked[2].id)
     assert numbers(first(taking)) == [2]
     assert queue.records.states([asked[0].id]) == [DONE]
@@ -124,10 +122,10 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     ],
 )
 def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, second_asker, is_taken):
-    asked, asker = jobs(1), Asker()
+    asked, asker = jobs(1), Requester()
     queue.submit(asked, asker=asker)
     if second_asker:
-        queue.submit(asked, asker=Asker())
+        queue.submit(asked, asker=Requester())
     if deferred:
         redis.hset("transfiner:deferred", asked[0].id, json.dumps({"project": "7.1", "task": 1}))
     if leaves:
@@ -157,7 +155,7 @@ def hang_up_while_waiting(address: str, body: dict[str, Any], seen: Callable[[],
 
 
 def leases(redis: Redis) -> list[bytes]:
-    return list(redis.scan_iter(asker_key("*")))
+    return list(redis.scan_iter(requester_key("*")))
 
 
 @pytest.mark.parametrize("context", [{"result": []}, None])
@@ -173,9 +171,7 @@ def test_a_client_that_went_away_costs_no_compute_time(settings, serve, queue, t
 
 def test_an_interactive_request_that_was_given_up_costs_no_compute_time(settings, serve, taking, redis):
     address = serve(settings.model_copy(update={"interactive_deadline_s": 0.2}))
-    answer = requests.post(
-        f"{address}/predict", json=predict_body(tasks(1), context={"result": []}), timeout=60
-    )
+    answer = requests.post(f"{address}/predict", json=predict_body(tasks(1), context={"result": []}), timeout=60)
     assert answer.status_code == 504
     assert first(taking) is None
 
@@ -191,7 +187,7 @@ def test_label_studio_that_hung_up_gets_its_predictions_pushed(settings, serve, 
 
 def test_a_request_in_the_pipe_is_no_hanging_up():
     ours, theirs = socket.socketpair()
-    gone = has_hung_up({"gunicorn.socket": ours})
+    gone = client_disconnected({"gunicorn.socket": ours})
     assert not gone()
     theirs.sendall(b"GET /health")
     assert not gone()
@@ -200,4 +196,4 @@ def test_a_request_in_the_pipe_is_no_hanging_up():
     assert gone()
     ours.close()
     assert gone()
-    assert not has_hung_up({})()
+    assert not client_disconnected({})()

@@ -11,13 +11,12 @@ import pytest
 from rq.timeouts import JobTimeoutException
 from service_parts import CONFIG
 
-from backend.careful import predict_carefully
 from backend.errors import TaskError
-from backend.jobs import PredictionJob
-from backend.records import Ended, Outcome
-from backend.served_model import ServedModel
-from backend.smaller import grown, is_out_of_memory, shrunk
-from backend.tasks import TaskRunner, predict_task
+from backend.queue.job_queue import PredictionJob
+from backend.queue.job_store import FinishedJob, JobOutcome
+from backend.versions.served_model import ServedModel
+from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
+from backend.worker.task_runner import TaskRunner, predict_task
 from integration.images import ImageError
 from model.instance import Instance
 from model.tiling import Tiling
@@ -85,8 +84,8 @@ class OneModel:
 
 def run(
     model: Model, images: dict[str, Any], *, spare: Model | None = None, tiling: Tiling | None = None
-) -> dict[str, Outcome]:
-    ended: dict[str, Outcome] = {}
+) -> dict[str, JobOutcome]:
+    ended: dict[str, JobOutcome] = {}
 
     def fetch(job: PredictionJob, key: str) -> np.ndarray:
         found = images[job.image]
@@ -94,25 +93,21 @@ def run(
             raise found
         return found
 
-    def done(batch: Mapping[str, Ended], stages_s: Mapping[str, float]) -> None:
+    def done(batch: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         ended.update({job_id: one.outcome for job_id, one in batch.items()})
         assert set(stages_s) == {"images", "model", "regions"}
         assert all(one.facts["seconds"] >= 0 for one in batch.values())
 
     runner = TaskRunner(OneModel(model, spare), fetch, done, tiling=tiling, tile_batch=2)
-    jobs = {
-        name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images
-    }
+    jobs = {name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images}
     runner.run(jobs)
     assert list(ended) == list(jobs)
     return ended
 
 
-def notes(outcome: Outcome) -> list[str]:
+def notes(outcome: JobOutcome) -> list[str]:
     assert outcome.prediction
-    return [
-        text for region in outcome.prediction["result"] for text in region.get("meta", {}).get("text", [])
-    ]
+    return [text for region in outcome.prediction["result"] for text in region.get("meta", {}).get("text", [])]
 
 
 def test_a_good_batch_runs_together():
@@ -222,7 +217,7 @@ def test_the_time_limit_of_a_batch_is_not_swallowed():
             raise JobTimeoutException
 
     with pytest.raises(JobTimeoutException):
-        predict_carefully(Slow(), {"a": image(32), "b": image(32)})
+        predict_with_fallback(Slow(), {"a": image(32), "b": image(32)})
 
 
 @pytest.mark.parametrize(
@@ -240,8 +235,8 @@ def test_what_counts_as_out_of_memory(error, is_memory):
 
 @pytest.mark.parametrize(("width", "height", "factor"), [(64, 32, 2), (61, 33, 2), (7, 5, 4), (1, 1, 4)])
 def test_grown_instances_have_the_size_of_the_whole_image(width, height, factor):
-    small = shrunk(image(width, height), factor)
-    large = grown(instance(small), height, width)
+    small = downscale_image(image(width, height), factor)
+    large = upscale_instance(instance(small), height, width)
     assert large.mask_hw.shape == (height, width)
     assert all(0 <= edge <= max(width, height) for edge in large.box_xyxy)
 

@@ -9,13 +9,13 @@ import requests
 from fake_label_studio import TOKEN
 from service_parts import predict_body, setup_body, tasks
 
-from backend.app import create_app
-from backend.image_source import label_studio_of
-from backend.jobs import JobQueue
-from backend.projects import Projects
-from backend.pusher import Pusher, connect
+from backend.api.app import create_app
+from backend.api.setup_trust import untrusted_reason
+from backend.predictions.projects import Projects
+from backend.queue.job_queue import JobQueue
 from backend.settings import Settings
-from backend.trust import refusal
+from backend.worker.images import label_studio_of
+from backend.worker.push import Pusher, connect
 from integration.client import ClientError
 
 KEY = "7.1795339022"
@@ -45,9 +45,9 @@ KEY = "7.1795339022"
         pytest.param("http://x", "10.0.0.7", {"label_studio_url": "http://ls"}, {}, True, id="own address"),
         pytest.param("", "10.0.0.7", {}, {}, True, id="none"),
     ],
-)  # fmt: skip
+)
 def test_which_addresses_are_believed(hostname, peer, more, headers, is_believed):
-    reason = refusal(Settings(**more), hostname, peer=peer, headers=headers)
+    reason = untrusted_reason(Settings(**more), hostname, peer=peer, headers=headers)
     assert (reason == "") == is_believed
     if "password" in reason:
         assert "LABEL_STUDIO_URL" in reason
@@ -105,10 +105,10 @@ def test_late_predictions_wait_until_the_address_is_believed(settings, redis, la
     assert client.post("/predict", json=predict_body(tasks(1), project=KEY)).get_json() == {"results": []}
     queue: JobQueue = app.extensions["transfiner"].queue
     (job_id,) = queue.predict.get_job_ids()
-    from backend.records import Outcome
+    from backend.queue.job_store import JobOutcome
 
     prediction = {"result": [], "score": 0.5, "model_version": "fake-1"}
-    queue.records.finish(job_id, Outcome(prediction=prediction))
+    queue.records.finish(job_id, JobOutcome(prediction=prediction))
     pusher = Pusher(queue, settings.model_copy(update={"push_retry_s": 0.01}), "me")
     assert pusher.push_ready() == 0
     assert label_studio.predictions == []

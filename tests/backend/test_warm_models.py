@@ -11,10 +11,10 @@ import requests
 from service_parts import predict_body, setup_body, tasks
 
 from backend.errors import ModelUnavailableError, StartError, TaskError
-from backend.model_choice import model_directory
-from backend.served_model import node_budget_of, read_served_model
 from backend.settings import SHIPPED_MODEL, Settings
-from backend.warm_model import WarmModels
+from backend.versions.resolve import model_directory
+from backend.versions.served_model import node_budget_of, read_served_model
+from backend.worker.model_cache import WarmModels
 from model.instance import Instance
 
 
@@ -173,9 +173,7 @@ def test_wrong_pairs_are_refused(text):
         Settings(project_models=text)
 
 
-def test_two_projects_with_two_models_through_one_worker(
-    settings, serve, workers, redis, folder, label_studio
-):
+def test_two_projects_with_two_models_through_one_worker(settings, serve, workers, redis, folder, label_studio):
     """Over HTTP and the queue: each project's answer carries its own version."""
     pinned = f"2={folder / 'b'}"
     workers.start(project_models=pinned, max_batch=8, max_wait_ms=300)
@@ -184,9 +182,7 @@ def test_two_projects_with_two_models_through_one_worker(
         body = setup_body("", "", project=project)
         requests.post(f"{address}/setup", json=body, timeout=20)
     for project, version in (("1.5", "fake-1"), ("2.5", "b-1")):
-        answer = requests.post(
-            f"{address}/predict", json=predict_body(tasks(2), project=project), timeout=100
-        ).json()
+        answer = requests.post(f"{address}/predict", json=predict_body(tasks(2), project=project), timeout=100).json()
         assert {item["model_version"] for item in answer["results"]} == {version}, answer
     (facts,) = requests.get(f"{address}/jobs", timeout=20).json()["workers"].values()
     assert {fact["version"] for fact in facts["models"]} <= {"fake-1", "b-1"}

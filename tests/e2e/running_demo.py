@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.label_studio_server import LabelStudioServer
+from backend.processes.label_studio_server import LabelStudioServer
 from integration.client import LabelStudioClient
 
 ROOT = Path(__file__).resolve().parents[2]

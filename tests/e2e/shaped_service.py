@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.lifeline import die_with_parent
 from backend.logs import set_up_logs
-from backend.served_model import read_served_model
-from backend.service_tree import service_children
+from backend.processes.parent_death import die_with_parent
+from backend.processes.service_tree import service_children
+from backend.processes.supervisor import Supervisor
 from backend.settings import Settings, load_settings
-from backend.supervisor import Supervisor
-from backend.worker import run_worker
+from backend.versions.served_model import read_served_model
+from backend.worker.main import run_worker
 from model.instance import Instance
 
 LABEL = "gear"
@@ -60,9 +60,12 @@ class ShapedPredictor:
 def serve(port: int, model: Path, folder: Path) -> int:
     """The tree of `transfiner serve`, with this file as the worker's program."""
     settings = load_settings(
-        port=port, model=model, registry=str(folder / "registry"), registry_cache=folder / "cache",
+        port=port,
+        model=model,
+        registry=str(folder / "registry"),
+        registry_cache=folder / "cache",
         learning_folder=folder / "learning",
-    )  # fmt: skip
+    )
     set_up_logs(settings)
     children, _ = service_children(settings.model_copy(update={"train_worker": False}))
     ours = [

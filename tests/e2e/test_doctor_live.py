@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from running_demo import RunningDemo
 
-from backend.cli import cli
-from backend.diagnosis import Finding
-from backend.served_model import read_served_model
+from backend.cli.main import cli
+from backend.doctor.machine import Finding
 from backend.settings import Settings
+from backend.versions.served_model import read_served_model
 from integration.client import LabelStudioClient
 
 pytestmark = pytest.mark.e2e
@@ -27,7 +27,7 @@ def doctor(demo: RunningDemo, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", demo.token)
     monkeypatch.setenv("TRANSFINER_PORT", str(demo.backend_port))
     # What is local is not looked at here, and torch takes seconds to import.
-    monkeypatch.setattr("backend.doctor.local_findings", lambda _: [Finding("local", "skipped", "")])
+    monkeypatch.setattr("backend.doctor.command.local_findings", lambda _: [Finding("local", "skipped", "")])
 
     def run(*options: str) -> dict[str, dict[str, Any]]:
         result = CliRunner().invoke(cli, ["doctor", "--json", *options])

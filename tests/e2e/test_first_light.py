@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from running_demo import RunningDemo, is_running
 
-from backend.served_model import read_served_model
 from backend.settings import Settings
+from backend.versions.served_model import read_served_model
 from integration.annotations import regions_to_objects
 from integration.client import LabelStudioClient
 from training.scenes import generate_scene, scene_seed
@@ -49,9 +49,7 @@ def test_every_image_has_one_prediction_of_the_model(demo: RunningDemo, client: 
 
 
 def test_predictions_pass_label_studios_own_validation(demo: RunningDemo, client: LabelStudioClient) -> None:
-    interface = pytest.importorskip(
-        "label_studio_sdk.label_interface", reason="no Label Studio SDK for this Python"
-    )
+    interface = pytest.importorskip("label_studio_sdk.label_interface", reason="no Label Studio SDK for this Python")
     config = interface.LabelInterface(client.get_project(demo.project)["label_config"])
     for task in tasks(demo, client):
         (stored,) = task["predictions"]

@@ -22,7 +22,7 @@ from playwright.sync_api import Page, expect
 from running_demo import RunningDemo
 from shaped_service import HEIGHT, LABEL, WIDTH, shaped_mask
 
-from backend.queue_server import free_port
+from backend.processes.embedded_redis import free_port
 from integration.annotations import regions_to_objects
 from integration.client import LabelStudioClient
 
@@ -102,9 +102,7 @@ def test_a_hole_and_two_parts_survive_display_submit_and_export(
     tmp_path: Path,
 ) -> None:
     client = demo.client()
-    project = client.create_project(title=f"hole and parts, {name}", label_config=CONFIG.format(attributes))[
-        "id"
-    ]
+    project = client.create_project(title=f"hole and parts, {name}", label_config=CONFIG.format(attributes))["id"]
     task = add_picture(client, project, tmp_path / f"{name}.png")
     client.create_backend(project, url=shaped_url, title=VERSION)
     client.retrieve_predictions(project, [task])

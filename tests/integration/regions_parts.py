@@ -57,9 +57,7 @@ def judge(xml: str) -> LabelInterface:
     return LabelInterface(xml)
 
 
-def predict(
-    instances: Sequence[Instance], xml: str | None = None, **fields: Any
-) -> tuple[dict[str, Any], Report]:
+def predict(instances: Sequence[Instance], xml: str | None = None, **fields: Any) -> tuple[dict[str, Any], Report]:
     """As build_prediction, judged by Label Studio's validation each time."""
     xml = xml or config_xml()
     sized = {"width": 60, "height": 40, "model_version": "v1", **fields}

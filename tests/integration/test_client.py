@@ -114,9 +114,7 @@ def test_webhooks_keep_their_address(loopback: Any, client: LabelStudioClient) -
     ("task_ids", "selected"),
     [(None, {"all": True, "excluded": []}), ([1, 2], {"all": False, "included": [1, 2]})],
 )
-def test_retrieve_predictions(
-    loopback: Any, client: LabelStudioClient, task_ids: Any, selected: object
-) -> None:
+def test_retrieve_predictions(loopback: Any, client: LabelStudioClient, task_ids: Any, selected: object) -> None:
     loopback.give("/api/dm/actions", {"detail": "Retrieved 2 predictions"})
     client.retrieve_predictions(4, task_ids)
     assert loopback.requests[0].query == {"id": ["retrieve_tasks_predictions"], "project": ["4"]}
@@ -162,9 +160,7 @@ def test_refusals_come_with_words_and_fix(
 
 
 @pytest.mark.parametrize(("method", "tries"), [("GET", 3), ("PATCH", 3)])
-def test_restarting_servers_are_asked_again(
-    loopback: Any, client: LabelStudioClient, method: str, tries: int
-) -> None:
+def test_restarting_servers_are_asked_again(loopback: Any, client: LabelStudioClient, method: str, tries: int) -> None:
     def page(seen: Any, handler: Any) -> None:
         give(handler, {"id": 1}, 200 if len(loopback.requests) == tries else 503)
 

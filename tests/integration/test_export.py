@@ -34,17 +34,29 @@ def event(name: str) -> dict[str, Any]:
 def region(region_id: str, label: str = "car", points: Any = None, **fields: Any) -> dict[str, Any]:
     value = {"points": points or [[10, 10], [50, 10], [50, 50], [10, 50]], "closed": True}
     return {
-        "id": region_id, "type": "polygonlabels", "from_name": "poly", "to_name": "image",
-        "original_width": 100, "original_height": 80, "value": {**value, "polygonlabels": [label]}, **fields,
-    }  # fmt: skip
+        "id": region_id,
+        "type": "polygonlabels",
+        "from_name": "poly",
+        "to_name": "image",
+        "original_width": 100,
+        "original_height": 80,
+        "value": {**value, "polygonlabels": [label]},
+        **fields,
+    }
 
 
 def annotation(number: int, **fields: Any) -> dict[str, Any]:
     minute = fields.pop("minute", number)
     return {
-        "id": number, "completed_by": 1, "result": [region("r")], "was_cancelled": False, "ground_truth": False,
-        "updated_at": f"2026-11-22T10:{minute:02d}:00Z", "lead_time": 5.0, **fields,
-    }  # fmt: skip
+        "id": number,
+        "completed_by": 1,
+        "result": [region("r")],
+        "was_cancelled": False,
+        "ground_truth": False,
+        "updated_at": f"2026-11-22T10:{minute:02d}:00Z",
+        "lead_time": 5.0,
+        **fields,
+    }
 
 
 def test_the_json_export() -> None:
@@ -88,9 +100,7 @@ NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), reg
         ({"prediction": {}, "result": [region("mine")]}, [OLD, NEW], None),
     ],
 )
-def test_where_an_annotation_came_from(
-    fields: dict[str, Any], predictions: list[Any], expected: int | None
-) -> None:
+def test_where_an_annotation_came_from(fields: dict[str, Any], predictions: list[Any], expected: int | None) -> None:
     row = {"id": 1, "data": {}, "annotations": [annotation(9, **fields)], "predictions": predictions}
     (one,) = read_task(row).annotations
     assert (one.prediction.id if one.prediction else None) == expected
@@ -101,9 +111,7 @@ def test_predictions_may_be_given_beside_the_export() -> None:
     (one,) = read_task(row, predictions={4: {**NEW, "task": 1}}).annotations
     assert one.prediction is not None
     assert one.prediction.model_version == "v1"
-    (other,) = read_task(
-        {**row, "annotations": [annotation(9)]}, predictions={3: {**OLD, "task": 2}}
-    ).annotations
+    (other,) = read_task({**row, "annotations": [annotation(9)]}, predictions={3: {**OLD, "task": 2}}).annotations
     assert other.prediction is None  # the same region id in another task means nothing
 
 
@@ -153,9 +161,7 @@ def test_times_and_labels() -> None:
     assert [one.id for one in task.annotations] == [2, 3, 1]  # without a date counts as the oldest
     assert newest_time(task.annotations) == datetime(2026, 11, 22, 10, 1, tzinfo=UTC)
     assert newest_time([]) is None
-    assert used_labels({"annotations": [annotation(1, result=[region("a", "x"), {"type": "choices"}])]}) == {
-        "x"
-    }
+    assert used_labels({"annotations": [annotation(1, result=[region("a", "x"), {"type": "choices"}])]}) == {"x"}
 
 
 JSON = st.recursive(
@@ -163,17 +169,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-ENTRY = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys((*annotation(1), "parent_prediction", "prediction"), JSON)
-)
+ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys((*annotation(1), "parent_prediction", "prediction"), JSON))
 
 
 @settings(max_examples=80)
-@given(
-    st.fixed_dictionaries(
-        {"annotations": st.lists(ENTRY, max_size=3) | JSON, "predictions": JSON, "id": JSON}
-    )
-)
+@given(st.fixed_dictionaries({"annotations": st.lists(ENTRY, max_size=3) | JSON, "predictions": JSON, "id": JSON}))
 def test_any_row_is_read(row: dict[str, Any]) -> None:
     task = read_task(row)
     count = len(row["annotations"]) if isinstance(row["annotations"], list) else 0
@@ -213,9 +213,7 @@ A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 2
         ([[], [], []], [], [], 1.0),
     ],
 )
-def test_the_majority_decides(
-    drawings: Any, labels: list[str], disputed: list[str], agreement: float
-) -> None:
+def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str], agreement: float) -> None:
     found = agree([[drawn(*one) for one in each] for each in drawings])
     assert [one.label for one in found.objects] == labels
     assert [one.label for one in found.disputed] == disputed
@@ -264,9 +262,7 @@ BOTH = parse_label_config(
 
 def rectangle(region_id: str, **value: float) -> dict[str, Any]:
     corners = {"x": 10, "y": 10, "width": 40, "height": 40, **value}
-    return region(
-        region_id, type="rectanglelabels", from_name="box", value={**corners, "rectanglelabels": ["car"]}
-    )
+    return region(region_id, type="rectanglelabels", from_name="box", value={**corners, "rectanglelabels": ["car"]})
 
 
 CHOICE = {

@@ -81,9 +81,7 @@ def test_refused_personal_tokens_say_so(loopback: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_cloud_images_go_through_label_studio_and_leave_the_key_there(
-    loopback: Any, other: Any, status: int
-) -> None:
+def test_cloud_images_go_through_label_studio_and_leave_the_key_there(loopback: Any, other: Any, status: int) -> None:
     other.give("/bucket/a.png", png())
     redirect(loopback, "/tasks/5/resolve/", f"{other.url}/bucket/a.png?X-Signature=secret", status)
     image = fetcher(loopback, private_hosts=(other.host,)).fetch(task("s3://bucket/a.png"), "image")
@@ -106,9 +104,7 @@ def test_other_hosts_never_get_the_key(loopback: Any, other: Any) -> None:
     assert "Authorization" not in other.requests[0].headers
 
 
-def test_a_netrc_file_does_not_interfere(
-    loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_netrc_file_does_not_interfere(loopback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password mine\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -117,9 +113,7 @@ def test_a_netrc_file_does_not_interfere(
     assert loopback.requests[0].headers["Authorization"] == f"Token {KEY}"
 
 
-def test_environment_proxies_are_not_used(
-    loopback: Any, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_proxies_are_not_used(loopback: Any, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
     loopback.give(UPLOAD, png())
     assert fetcher(loopback).fetch(task(UPLOAD), "image").shape == (4, 6, 3)
@@ -345,8 +339,15 @@ def test_threads_share_a_fetcher(loopback: Any, tmp_path: Path) -> None:
     assert reds == {number: number for number in range(12)}
 
 
-@pytest.mark.parametrize("spelling", ["http://{other}\\@{studio}/x.png", "http://{other}\\@{studio}/../x.png",
-                                      "http://{studio}@{other}/x.png", "http://{studio}\t@{other}/x.png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "http://{other}\\@{studio}/x.png",
+        "http://{other}\\@{studio}/../x.png",
+        "http://{studio}@{other}/x.png",
+        "http://{studio}\t@{other}/x.png",
+    ],
+)
 @pytest.mark.parametrize("how", ["direct", "redirect"])
 def test_no_spelling_of_an_address_sends_the_key_elsewhere(loopback: Any, other: Any, spelling: str, how: str) -> None:
     """`http://OTHER\\@STUDIO/` was Label Studio's to one parser and OTHER's to the one that connected."""

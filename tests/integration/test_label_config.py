@@ -195,9 +195,7 @@ def test_kinds_come_polygons_first_whatever_the_order_of_tags() -> None:
     ],
 )
 def test_geometry_and_labels_in_tags_of_their_own(labels_tag: str, kind: str) -> None:
-    config = parse_label_config(
-        f'<View><Image name="i" value="$i"/><Polygon name="p" toName="i"/>{labels_tag}</View>'
-    )
+    config = parse_label_config(f'<View><Image name="i" value="$i"/><Polygon name="p" toName="i"/>{labels_tag}</View>')
     (control,) = config.controls
     assert (control.kind, control.name, control.labels_name, control.labels_type) == (
         "polygon",

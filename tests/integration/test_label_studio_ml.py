@@ -104,9 +104,7 @@ def test_predictions_are_valid_and_one_a_task(load: Any, base: type) -> None:
     model = load(base).TransfinerModel(label_config=CONFIG)
     good, bad = model.predict([TASK, {"id": 2, "data": {}}], context=None, login=None, password=None)
     assert bad == []
-    assert (
-        LabelInterface(CONFIG).validate_prediction({"model_version": "v", **good}, return_errors=True) == []
-    )
+    assert LabelInterface(CONFIG).validate_prediction({"model_version": "v", **good}, return_errors=True) == []
     assert good["result"][0]["value"]["polygonlabels"] == ["gear"]
     assert (good["result"][0]["original_width"], good["result"][0]["original_height"]) == (40, 30)
 

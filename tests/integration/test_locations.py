@@ -144,9 +144,7 @@ def test_bad_data_uris(uri: str, words: str) -> None:
         decode_data_uri(uri, 100)
 
 
-@given(
-    st.text(max_size=30) | st.from_regex(r"(http|s3|data|gs)s?:/{0,3}[\[\]@:%a0.,;]{0,12}", fullmatch=True)
-)
+@given(st.text(max_size=30) | st.from_regex(r"(http|s3|data|gs)s?:/{0,3}[\[\]@:%a0.,;]{0,12}", fullmatch=True))
 def test_any_text_is_located_or_refused(value: str) -> None:
     try:
         assert locate(value, {"id": 1}, BASE, ("http://localhost:8080",))

@@ -118,8 +118,7 @@ def smooth_mask(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     field = sum(
-        np.cos(x * a + y * b + c)
-        for a, b, c in random.uniform(-0.35, 0.35, (6, 3)) * np.array([1.0, 1.0, 18.0])
+        np.cos(x * a + y * b + c) for a, b, c in random.uniform(-0.35, 0.35, (6, 3)) * np.array([1.0, 1.0, 18.0])
     )
     return np.asarray(field > random.uniform(-0.5, 1.5))
 

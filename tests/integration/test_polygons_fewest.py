@@ -13,17 +13,13 @@ from integration.shortcuts import ShortcutGraph
 
 def random_rings(seed: int) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
-    mask = np.kron(random.random((4, 5)) < 0.6, np.ones((2, 2))).astype(np.bool_) & (
-        random.random((8, 10)) < 0.93
-    )
+    mask = np.kron(random.random((4, 5)) < 0.6, np.ones((2, 2))).astype(np.bool_) & (random.random((8, 10)) < 0.93)
     return [ring for ring in trace_rings(mask) if 6 <= len(ring) <= 34]
 
 
 def distance_to_segment(point: complex, start: complex, end: complex) -> float:
     line = end - start
-    share = (
-        0.0 if line == 0 else min(1.0, max(0.0, ((point - start) * line.conjugate()).real / abs(line) ** 2))
-    )
+    share = 0.0 if line == 0 else min(1.0, max(0.0, ((point - start) * line.conjugate()).real / abs(line) ** 2))
     return abs(point - start - share * line)
 
 
@@ -58,9 +54,7 @@ def _laps(ahead: dict[int, list[int]], start: int, lap: int) -> int:
 @pytest.mark.parametrize("tolerance_px", [0.6, 1.0, 1.7])
 @pytest.mark.parametrize("longest", [0, 60])  # corners of a chain with candidates beside the contour
 @pytest.mark.parametrize("seed", range(3))
-def test_cycles_are_the_shortest(
-    seed: int, longest: int, tolerance_px: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cycles_are_the_shortest(seed: int, longest: int, tolerance_px: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortcuts, "_LONG_CHAIN", longest)
     for ring in random_rings(seed)[:2]:
         graph = ShortcutGraph(ring.astype(np.float64), np.full(len(ring), tolerance_px), closed=True)

@@ -26,9 +26,7 @@ def quilt(seed: int, parts: int) -> list[np.ndarray]:
 def test_neighbours_neither_overlap_nor_part(seed: int, tolerance_px: float) -> None:
     masks = quilt(seed, 4)
     outlines = masks_to_polygons(masks, tolerance_px=tolerance_px)
-    shapes = [
-        shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]) for found in outlines
-    ]
+    shapes = [shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]) for found in outlines]
     for shape, found, mask in zip(shapes, outlines, masks, strict=True):
         assert shape.is_valid
         alone = mask_to_polygons(mask)

@@ -37,13 +37,9 @@ from model.instance import Instance
         ('<Label value="car" model_score_threshold="0"/>', 'model_score_threshold="1"', 1.0, 3),
     ],
 )
-def test_thresholds_label_before_control_before_setting(
-    labels: str, control: str, default: float, shown: int
-) -> None:
+def test_thresholds_label_before_control_before_setting(labels: str, control: str, default: float, shown: int) -> None:
     instances = [instance(score=score) for score in (0.3, 0.9, 0.6)]
-    prediction, report = predict(
-        instances, config_xml(labels, control), output=Output(score_threshold=default)
-    )
+    prediction, report = predict(instances, config_xml(labels, control), output=Output(score_threshold=default))
     assert report.shown == shown
     assert report.dropped[Report.LOW_SCORE] == 3 - shown
     scores = [region["score"] for region in prediction["result"]]
@@ -124,9 +120,7 @@ def test_equal_predictions_are_equal_and_other_tasks_have_other_ids() -> None:
 
 def test_the_short_form_gives_the_same_prediction() -> None:
     config = parse_label_config(config_xml())
-    short = instances_to_prediction(
-        [instance()], config, width=60, height=40, model_version="v1", tolerance_px=0
-    )
+    short = instances_to_prediction([instance()], config, width=60, height=40, model_version="v1", tolerance_px=0)
     assert short == predict([instance()], output=Output(tolerance_px=0))[0]
 
 

@@ -71,9 +71,7 @@ def test_projects_come_with_their_label_config() -> None:
 
 
 def test_unknown_actions_are_no_error() -> None:
-    assert parse_event({"action": "LABEL_LINK_CREATED", "project": {"id": 4}}) == UnknownEvent(
-        "LABEL_LINK_CREATED", 4
-    )
+    assert parse_event({"action": "LABEL_LINK_CREATED", "project": {"id": 4}}) == UnknownEvent("LABEL_LINK_CREATED", 4)
     assert parse_event({"action": "NEW"}) == UnknownEvent("NEW", None)
 
 
@@ -108,14 +106,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task"]), inner),
     max_leaves=5,
 )
-ACTIONS = st.sampled_from(
-    ["ANNOTATION_CREATED", "ANNOTATIONS_DELETED", "TASKS_CREATED", "PROJECT_UPDATED", ""]
-)
+ACTIONS = st.sampled_from(["ANNOTATION_CREATED", "ANNOTATIONS_DELETED", "TASKS_CREATED", "PROJECT_UPDATED", ""])
 
 
-@given(
-    st.dictionaries(st.sampled_from(["project", "annotation", "annotations", "tasks"]), JSON), ACTIONS | JSON
-)
+@given(st.dictionaries(st.sampled_from(["project", "annotation", "annotations", "tasks"]), JSON), ACTIONS | JSON)
 def test_any_event_is_read_or_refused(payload: dict[str, Any], action: object) -> None:
     with contextlib.suppress(WebhookError):
         parse_event({**payload, "action": action})

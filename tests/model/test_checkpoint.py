@@ -79,9 +79,7 @@ def test_an_existing_checkpoint_is_replaced_only_on_request(saved: Path, network
         ({**METADATA, "classes": ["gear", "gear"]}, "classes twice: gear"),
     ],
 )
-def test_incomplete_metadata_is_refused(
-    tmp_path: Path, network: nn.Module, metadata: dict, message: str
-) -> None:
+def test_incomplete_metadata_is_refused(tmp_path: Path, network: nn.Module, metadata: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(tmp_path / "small", small_config(), network, metadata)
     assert list(tmp_path.iterdir()) == []
@@ -146,9 +144,7 @@ def test_differing_keys_are_listed_and_nothing_is_loaded(network: nn.Module) -> 
 
 
 def test_training_only_branches_may_be_absent_and_stored_constants_are_ignored(network: nn.Module) -> None:
-    state = {
-        name: tensor for name, tensor in network.state_dict().items() if not name.startswith(TRAINING_ONLY)
-    }
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(TRAINING_ONLY)}
     state["pixel_mean"] = torch.zeros(3)
     report = load_weights(small_model(seed=1), state)
     assert report.fits

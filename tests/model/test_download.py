@@ -184,9 +184,7 @@ def test_answers_that_are_no_file(server: Server, target: Path, change: dict, me
 
 def test_a_wrong_range_is_refused(server: Server, target: Path) -> None:
     server.drop_after, server.wrong_start = [1000], True
-    with pytest.raises(
-        DownloadError, match="asked for the bytes from 1000 on and answered with those from '0'"
-    ):
+    with pytest.raises(DownloadError, match="asked for the bytes from 1000 on and answered with those from '0'"):
         download(server.url, target)
 
 

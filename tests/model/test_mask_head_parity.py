@@ -49,9 +49,7 @@ def test_coarse_part(recorded):
     pyramid = heads.mask_pooler(features(recorded), [instances.pred_boxes])
     output = heads.mask_head.coarse(pyramid, instances.pred_classes)
     np.testing.assert_allclose(output.logits, recorded["out_coarse_logits"], atol=PROBABILITY_TOLERANCE)
-    np.testing.assert_allclose(
-        output.incoherence[0], recorded["out_incoherence_logit"], atol=PROBABILITY_TOLERANCE
-    )
+    np.testing.assert_allclose(output.incoherence[0], recorded["out_incoherence_logit"], atol=PROBABILITY_TOLERANCE)
     np.testing.assert_allclose(pyramid.coarse[0], recorded["out_roi14_inst0"], atol=PROBABILITY_TOLERANCE)
 
 

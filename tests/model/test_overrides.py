@@ -10,8 +10,21 @@ from model.overrides import override
 
 def test_text_numbers_and_lists_become_what_the_key_holds() -> None:
     cfg = get_config()
-    override(cfg, ["MODEL.TRANSFINER.TEST_MIN_BOX_PX", "0", "MODEL.TRANSFINER.NESTED", "True",
-                   "MODEL.TRANSFINER.LEVEL_SIZES", (28, 56), "MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", 1])  # fmt: skip
+    override(
+        cfg,
+        [
+            "MODEL.TRANSFINER.TEST_MIN_BOX_PX",
+            "0",
+            "MODEL.TRANSFINER.NESTED",
+            "True",
+            "MODEL.TRANSFINER.LEVEL_SIZES",
+            (28, 56),
+            "MODEL.DEVICE",
+            "cpu",
+            "SOLVER.BASE_LR",
+            1,
+        ],
+    )
     node = cfg.MODEL.TRANSFINER
     assert (node.TEST_MIN_BOX_PX, node.NESTED, list(node.LEVEL_SIZES)) == (0.0, True, [28, 56])
     assert isinstance(node.TEST_MIN_BOX_PX, float)

@@ -120,9 +120,7 @@ CHANNELS = 16
 def pooled(finer_by: int = 0):
     torch.manual_seed(0)
     maps = [torch.randn(1, CHANNELS, 64 // s, 96 // s, requires_grad=True) for s in (4, 8, 16, 32)]
-    pooler = RefinementPooler(
-        CHANNELS, 14, (1 / 4, 1 / 8, 1 / 16, 1 / 32), 0, p2_branch=False, finer_by=finer_by
-    )
+    pooler = RefinementPooler(CHANNELS, 14, (1 / 4, 1 / 8, 1 / 16, 1 / 32), 0, p2_branch=False, finer_by=finer_by)
     boxes = Boxes(torch.tensor([[3.0, 5.0, 60.0, 44.0], [10.0, 2.0, 30.0, 61.0]]))
     return pooler(list(maps), [boxes]), maps
 
@@ -134,14 +132,10 @@ def test_guided_levels_equal_a_convolution_on_pooled_features():
     coarse = torch.rand(2, 28, 28)
     root, finer = detection(pyramid, pyramid.coarse, coarse, [28, 56])
     features = torch.cat([pyramid.dense(1, 56), double(root.sigmoid())[:, None]], 1)
-    torch.testing.assert_close(
-        finer, detection.layers["incoherence_level1"](features)[:, 0], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(finer, detection.layers["incoherence_level1"](features)[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("finer_by", "expected"), [(0, [2, 1, 0]), (1, [1, 0, 0])], ids=["paper", "released"]
-)
+@pytest.mark.parametrize(("finer_by", "expected"), [(0, [2, 1, 0]), (1, [1, 0, 0])], ids=["paper", "released"])
 def test_levels_of_the_roi_pyramid(finer_by, expected):
     maps = [torch.randn(1, 8, 512 // s, 512 // s) for s in (4, 8, 16, 32)]
     pooler = RefinementPooler(8, 14, (1 / 4, 1 / 8, 1 / 16, 1 / 32), 0, p2_branch=False, finer_by=finer_by)

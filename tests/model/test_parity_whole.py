@@ -53,9 +53,7 @@ class Run:
         captured: list[Any] = []
         head = predictor._model.roi_heads.mask_head
         hooks = [
-            predictor._model.register_forward_pre_hook(
-                lambda _, inputs: captured.append(inputs[0][0]["image"])
-            ),
+            predictor._model.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0][0]["image"])),
             head.register_forward_hook(lambda _, __, output: captured.append(output[0])),
         ]
         [self.instances] = predictor([photo_rgb])

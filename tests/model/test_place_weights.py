@@ -90,7 +90,5 @@ def test_gradients_of_a_place_grow_with_its_weight(grids: tuple[torch.Tensor, to
 
 def test_a_place_without_weight_is_not_in_the_dice_loss() -> None:
     probabilities, target = torch.tensor([[[0.9, 0.2]]]), torch.tensor([[[1.0, 1.0]]])
-    found = losses.dice_loss(
-        probabilities, target, PlaceWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])})
-    )
+    found = losses.dice_loss(probabilities, target, PlaceWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])}))
     assert found.item() == pytest.approx(1 - (2 * 0.9 + 1) / (1.9 + 1))

@@ -24,9 +24,7 @@ def drawn(seed: int, rois: int) -> tuple[list[Nodes], list[Tensor], Tensor]:
 
 
 def places(levels: list[Nodes]) -> set[tuple[int, ...]]:
-    rows = zip(
-        *(torch.cat([getattr(n, field) for n in levels]).tolist() for field in ("roi", "y", "x")), strict=True
-    )
+    rows = zip(*(torch.cat([getattr(n, field) for n in levels]).tolist() for field in ("roi", "y", "x")), strict=True)
     depth = [d for d, n in enumerate(levels) for _ in range(len(n))]
     return {(d, *row) for d, row in zip(depth, rows, strict=True)}
 

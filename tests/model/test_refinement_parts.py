@@ -45,9 +45,7 @@ def test_features_at_nodes_equal_dense_roi_align(size):
     [found] = pyramid.at([nodes], [size])
     for roi in range(len(pyramid.rois)):
         level = max(int(pyramid.levels[roi]) - 1, 0)
-        dense = roi_align(
-            pyramid.maps[level], pyramid.rois[roi : roi + 1], size, 1 / pyramid.strides[level], 0, True
-        )
+        dense = roi_align(pyramid.maps[level], pyramid.rois[roi : roi + 1], size, 1 / pyramid.strides[level], 0, True)
         expected = dense[0].permute(1, 2, 0).flatten(0, 1)
         torch.testing.assert_close(found[nodes.roi == roi], expected, atol=2e-5, rtol=1e-4)
 
@@ -116,9 +114,7 @@ def test_position_table_by_hand():
     table = position_table(4, 8)
     y, x = 2, 3
     turn = 2 * math.pi / (4 + 1e-6)
-    expected = [
-        f(angle) for base in (y, x) for d in (1.0, 100.0) for f, angle in _sine_pair((base + 1) * turn / d)
-    ]
+    expected = [f(angle) for base in (y, x) for d in (1.0, 100.0) for f, angle in _sine_pair((base + 1) * turn / d)]
     torch.testing.assert_close(table[y, x], torch.tensor(expected))
 
 

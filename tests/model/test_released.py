@@ -96,9 +96,7 @@ def test_releases_are_found_by_name_whatever_the_case() -> None:
     assert len({release.url for release in RELEASES.values()}) == 8
 
 
-@pytest.mark.parametrize(
-    ("count", "first", "last"), [(80, "person", "toothbrush"), (1230, "acorn", "zucchini")]
-)
+@pytest.mark.parametrize(("count", "first", "last"), [(80, "person", "toothbrush"), (1230, "acorn", "zucchini")])
 def test_class_names_of_the_data_sets_they_were_trained_on(count: int, first: str, last: str) -> None:
     names = known_classes(count)
     assert names is not None

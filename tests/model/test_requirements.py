@@ -29,9 +29,7 @@ def test_a_complete_environment_passes() -> None:
         (ImportError(""), r"torch cannot be loaded \(ImportError\)"),
     ],
 )
-def test_each_failure_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
-) -> None:
+def test_each_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def fail(name: str) -> None:
         raise error
 

@@ -36,9 +36,7 @@ def regions() -> list[torch.Tensor]:
     return grids
 
 
-@pytest.mark.parametrize(
-    ("limit", "parts"), [(0, [1, 1, 1]), (1000, [1, 1, 1]), (30, [3, 1, 1]), (7, [12, 1, 3])]
-)
+@pytest.mark.parametrize(("limit", "parts"), [(0, [1, 1, 1]), (1000, [1, 1, 1]), (30, [3, 1, 1]), (7, [12, 1, 3])])
 def test_parts_cover_every_node_once(limit: int, parts: list[int]) -> None:
     levels = [nodes_of(region) for region in regions()]
     refine, pyramid = Recorder(), Pyramid()

@@ -35,9 +35,7 @@ def test_as_many_at_once_as_there_are_threads(threads: int) -> None:
         meeting.wait()
         return number, torch.get_num_threads()
 
-    assert side_by_side(work, range(4 * at_once)) == [
-        (number, threads // at_once) for number in range(4 * at_once)
-    ]
+    assert side_by_side(work, range(4 * at_once)) == [(number, threads // at_once) for number in range(4 * at_once)]
     assert torch.get_num_threads() == threads
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))

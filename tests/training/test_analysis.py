@@ -112,9 +112,7 @@ def test_wanted_regions_stay_within_their_parents() -> None:
 def test_detections_are_matched_to_truths_of_their_class() -> None:
     masks = np.zeros((3, 20, 20), bool)
     masks[0, 0:10, 0:10] = masks[1, 0:10, 0:9] = masks[2, 10:20, 10:20] = True
-    sample = Sample(
-        np.zeros((20, 20, 3), np.uint8), masks, np.array([0, 0, 1]), np.array([False, False, True]), 1
-    )
+    sample = Sample(np.zeros((20, 20, 3), np.uint8), masks, np.array([0, 0, 1]), np.array([False, False, True]), 1)
     boxes = Boxes(torch.tensor([[0, 0, 9, 10], [0, 0, 10, 10], [10, 10, 20, 20], [0, 0, 4, 4.0]]))
     matched, partner = match_to_truth(sample, boxes, torch.tensor([0, 1, 1, 0]))
     assert matched.tolist() == [0]  # wrong class, crowd, IoU too small

@@ -23,16 +23,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*mes
 def cfg() -> CfgNode:
     config = get_training_config("training/scenes-small")
     values = {
-        "DATASETS.TRAIN": ["scenes:train:2"], "DATASETS.TEST": ["scenes:val:2"], "MODEL.DEVICE": "cpu",
-        "DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TRAIN": (72,), "INPUT.MIN_SIZE_TEST": 72,
-        "MODEL.FPN.OUT_CHANNELS": 16, "MODEL.RPN.CONV_DIMS": [16], "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01, "MODEL.TRANSFINER.INCOHERENCE_DIM": 16,
-        "MODEL.TRANSFINER.ENCODER_FFN_DIM": 16, "MODEL.TRANSFINER.SAMPLES_PER_LEVEL": 8,
-        "SOLVER.IMS_PER_BATCH": 1, "SOLVER.MAX_ITER": 2, "TEST.DETECTIONS_PER_IMAGE": 2, "TRAINING.INIT": "",
-        "TRAINING.MAX_MINUTES": 0.0, "TRAINING.LOG_PERIOD": 1, "TRAINING.SCENE_WIDTH": 96,
-        "TRAINING.SCENE_HEIGHT": 72, "TRAINING.PICTURE_ROWS": 1,
-    }  # fmt: skip
+        "DATASETS.TRAIN": ["scenes:train:2"],
+        "DATASETS.TEST": ["scenes:val:2"],
+        "MODEL.DEVICE": "cpu",
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (72,),
+        "INPUT.MIN_SIZE_TEST": 72,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.RPN.CONV_DIMS": [16],
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01,
+        "MODEL.TRANSFINER.INCOHERENCE_DIM": 16,
+        "MODEL.TRANSFINER.ENCODER_FFN_DIM": 16,
+        "MODEL.TRANSFINER.SAMPLES_PER_LEVEL": 8,
+        "SOLVER.IMS_PER_BATCH": 1,
+        "SOLVER.MAX_ITER": 2,
+        "TEST.DETECTIONS_PER_IMAGE": 2,
+        "TRAINING.INIT": "",
+        "TRAINING.MAX_MINUTES": 0.0,
+        "TRAINING.LOG_PERIOD": 1,
+        "TRAINING.SCENE_WIDTH": 96,
+        "TRAINING.SCENE_HEIGHT": 72,
+        "TRAINING.PICTURE_ROWS": 1,
+    }
     config.merge_from_list([part for pair in values.items() for part in pair])
     return config
 
@@ -42,9 +57,7 @@ def train(cfg: CfgNode, folder: Path) -> list[float]:
     return [json.loads(line)["total"] for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-def test_a_run_with_checks_learns_what_one_without_does_and_keeps_its_best(
-    cfg: CfgNode, tmp_path: Path
-) -> None:
+def test_a_run_with_checks_learns_what_one_without_does_and_keeps_its_best(cfg: CfgNode, tmp_path: Path) -> None:
     plain = train(cfg, tmp_path / "plain")
     cfg.TEST.EVAL_PERIOD, cfg.TRAINING.PICTURE_PERIOD = 1, 2
     checked = tmp_path / "checked"

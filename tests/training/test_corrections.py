@@ -85,9 +85,7 @@ def test_one_object(
 
 
 def test_a_moved_side_is_measured_and_located() -> None:
-    (found,) = find_corrections(
-        [drawn("cat", HERE, "r")], [drawn("cat", box(10, 10, 45, 30), "r")], corners_px
-    )
+    (found,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(10, 10, 45, 30), "r")], corners_px)
     assert found.max_px == 5
     assert 0 < found.mean_px < 2  # three sides did not move
     assert found.iou == pytest.approx(30 / 35)
@@ -152,9 +150,7 @@ def test_nobody_edits_what_is_quicker_to_draw_again() -> None:
     def outline_px(mask_hw: np.ndarray) -> np.ndarray:
         return many if mask_hw[20, 20] else corners_px(mask_hw)
 
-    (found,) = find_corrections(
-        [drawn("cat", HERE, "r")], [drawn("cat", box(50, 40, 70, 55), "r")], outline_px
-    )
+    (found,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(50, 40, 70, 55), "r")], outline_px)
     assert found.vertices == 50  # each of the old ones would have to go
     assert found.cost == 2 + 3 + 4  # delete, and draw the new one with four
 
@@ -230,24 +226,37 @@ def entry(corrections: Sequence[Correction], **fields: object) -> dict[str, obje
 
 def test_the_report_counts_by_the_label_that_was_shown() -> None:
     images = [
-        entry([
-            Correction("kept", "cat", "cat", 0.9, 0, 0, 1.0),
-            Correction("moved", "cat", "cat", 0.8, 1, 1, 0.7, 2.0, 6.0, 3, 3.0),
-            Correction("relabelled", "dog", "cat", 0.6, 2, 2, 1.0, cost=2.0),
-        ], sha256="bb"),
-        entry([
-            Correction("deleted", "dog", "dog", 0.5, None, 0, cost=2.0),
-            Correction("added", "dog", annotated=0, vertices=5, cost=8.0),
-        ], sha256="aa", seconds=13.0),
+        entry(
+            [
+                Correction("kept", "cat", "cat", 0.9, 0, 0, 1.0),
+                Correction("moved", "cat", "cat", 0.8, 1, 1, 0.7, 2.0, 6.0, 3, 3.0),
+                Correction("relabelled", "dog", "cat", 0.6, 2, 2, 1.0, cost=2.0),
+            ],
+            sha256="bb",
+        ),
+        entry(
+            [
+                Correction("deleted", "dog", "dog", 0.5, None, 0, cost=2.0),
+                Correction("added", "dog", annotated=0, vertices=5, cost=8.0),
+            ],
+            sha256="aa",
+            seconds=13.0,
+        ),
         entry([Correction("added", "cat", annotated=0, vertices=4, cost=7.0)], sha256="cc", shown=False, seconds=None),
         entry([], sha256="dd", seconds=3.0),
-    ]  # fmt: skip
+    ]
     report = build_report(images, [{"task": 9, "annotation": 1, "region": "r", "reason": "it has no label"}])
     assert [one["sha256"] for one in report["images"]] == ["aa", "bb", "cc", "dd"]
     cat, dog, totals = report["labels"]["cat"], report["labels"]["dog"], report["totals"]
     assert [cat[key] for key in ("predicted", "kept", "moved", "relabelled", "deleted", "added", "unseen")] == [
-        3, 1, 1, 1, 0, 0, 1
-    ]  # fmt: skip
+        3,
+        1,
+        1,
+        1,
+        0,
+        0,
+        1,
+    ]
     assert (cat["acceptance"], cat["moved_mean_px"], cat["moved_max_px"]) == (pytest.approx(1 / 3), 2.0, 6.0)
     assert (dog["predicted"], dog["deleted"], dog["added"], dog["acceptance"]) == (1, 1, 1, 0.0)
     assert report["labels"][NO_OBJECT]["seconds"] == 3.0

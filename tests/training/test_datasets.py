@@ -28,9 +28,7 @@ def test_a_coco_set_holds_what_the_scenes_hold(tmp_path: Path) -> None:
         assert not one.crowd.any()
 
 
-@pytest.mark.parametrize(
-    "name", ["scenes", "scenes:test", "scenes:val:many", "coco:only.json", "balloons", ""]
-)
+@pytest.mark.parametrize("name", ["scenes", "scenes:test", "scenes:val:many", "coco:only.json", "balloons", ""])
 def test_unknown_names_are_refused_with_the_known_forms(name: str) -> None:
     with pytest.raises(ValueError, match="write scenes:"):
         open_set(name)

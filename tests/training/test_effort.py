@@ -29,9 +29,14 @@ SIZE = (40, 50)
 
 
 def instance(
-    left: int = 5, top: int = 5, right: int = 25, bottom: int = 20, label: str = "cat", score: float = 0.9,
+    left: int = 5,
+    top: int = 5,
+    right: int = 25,
+    bottom: int = 20,
+    label: str = "cat",
+    score: float = 0.9,
     uncertainty: float = 0.1,
-) -> Instance:  # fmt: skip
+) -> Instance:
     mask_hw = np.zeros(SIZE, bool)
     mask_hw[top:bottom, left:right] = True
     return Instance((left, top, right, bottom), label, score, mask_hw, uncertainty)
@@ -58,9 +63,7 @@ def test_the_fit_finds_what_takes_work() -> None:
     assert fitted.rank_correlation > 0.9 > fitted.baseline
     assert fitted.is_useful
     assert (fitted.images, fitted.fitted_on) == (60, "images")
-    assert rank_correlation(cross_fitted_edits(features, edits), edits) == pytest.approx(
-        fitted.rank_correlation
-    )
+    assert rank_correlation(cross_fitted_edits(features, edits), edits) == pytest.approx(fitted.rank_correlation)
 
 
 def test_a_fit_that_orders_no_better_is_not_used() -> None:
@@ -83,9 +86,7 @@ def test_images_that_all_took_the_same_are_no_fit() -> None:
 
 @settings(max_examples=40)
 @given(
-    st.lists(
-        st.lists(st.floats(0, 100), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=20, max_size=30
-    ),
+    st.lists(st.lists(st.floats(0, 100), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=20, max_size=30),
     st.randoms(use_true_random=False),
     st.sampled_from(list(FEATURES)),
     st.floats(0, 50),

@@ -46,9 +46,7 @@ def noisy_set() -> tuple:
 
 @pytest.mark.parametrize(("kind", "own"), [("segm", mask_ap), ("boundary", boundary_ap)])
 def test_equals_faster_coco_eval(noisy_set: tuple, kind: str, own) -> None:
-    faster = pytest.importorskip(
-        "faster_coco_eval", reason="development dependency faster-coco-eval is not installed"
-    )
+    faster = pytest.importorskip("faster_coco_eval", reason="development dependency faster-coco-eval is not installed")
     truth, found = noisy_set
     with quiet():
         theirs_truth = faster.COCO(copy.deepcopy(truth.dataset))

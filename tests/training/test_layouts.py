@@ -44,9 +44,7 @@ def test_a_miniature_opens_and_shows_the_scenes(sets: dict[str, tuple[Path, str]
         sample = samples[index]
         assert sample.image.shape == (96, 128, 3)
         everything = np.any([mask for _, mask in scene.instances], axis=0)
-        drawn = (
-            sample.masks[:, :, :110].any(0) ^ everything[:, :110]
-        )  # Cityscapes adds a tiny car at the right
+        drawn = sample.masks[:, :, :110].any(0) ^ everything[:, :110]  # Cityscapes adds a tiny car at the right
         assert drawn[12:].mean() < (0.12 if layout in ("coco", "lvis") else 1e-9)  # outlines fill holes
         assert sample.classes.max() < len(samples.class_names)
 
@@ -64,9 +62,7 @@ def test_statistics_and_contact_sheet(sets: dict[str, tuple[Path, str]], layout:
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
 
 
-def test_perfect_predictions_score_one_in_every_layout(
-    sets: dict[str, tuple[Path, str]], tmp_path: Path
-) -> None:
+def test_perfect_predictions_score_one_in_every_layout(sets: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
     root, name = sets["cityscapes"]
     samples: Any = open_set(name)
     for index, file in enumerate(samples.files):
@@ -156,8 +152,10 @@ def test_unknown_labels_in_images_are_told(tmp_path: Path) -> None:
     assert dict(samples.problems.counts()) == {"broken mask": 1}
 
 
-@pytest.mark.parametrize(("layout", "folder"), [("coco", "coco"), ("lvis-cocofied", "lvis"),
-                                                ("cityscapes", "cityscapes"), ("bdd100k", "bdd100k")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "folder"),
+    [("coco", "coco"), ("lvis-cocofied", "lvis"), ("cityscapes", "cityscapes"), ("bdd100k", "bdd100k")],
+)
 def test_prepare_finds_miniatures_whole_and_says_what_is_missing(
     sets: dict[str, tuple[Path, str]], tmp_path: Path, layout: str, folder: str
 ) -> None:
@@ -185,9 +183,7 @@ def test_cocofied_lvis_keeps_cocos_categories_with_their_lists(sets: dict[str, t
     cut = cocofied(lvis)
     names = {one["id"]: one["name"] for one in cut["categories"]}
     assert len(cut["annotations"]) == len(lvis["annotations"])  # every stand-in is one of COCO's
-    assert (
-        names.items() <= {3: "car", 16: "bird", 44: "bottle", 74: "mouse", 48: "fork", 87: "scissors"}.items()
-    )
+    assert names.items() <= {3: "car", 16: "bird", 44: "bottle", 74: "mouse", 48: "fork", 87: "scissors"}.items()
     acorn = next(one["id"] for one in lvis["categories"] if one["name"] == "acorn")
     assert any(acorn in one["neg_category_ids"] for one in lvis["images"])
     for one in cut["images"]:

@@ -109,9 +109,15 @@ def test_bands_are_mirrored_with_their_masks(cfg: CfgNode) -> None:
     mask, band = np.zeros((2, 6, 8), bool), np.zeros((2, 6, 8), bool)
     mask[:, 1:3, 0:3] = band[:, 1:3, 2:3] = True
     sample = WeightedSample(
-        np.zeros((6, 8, 3), np.uint8), mask, np.array([0, 1]), np.array([False, True]), 1,
-        np.array([0.5, 2.0], np.float32), band, 3.0,
-    )  # fmt: skip
+        np.zeros((6, 8, 3), np.uint8),
+        mask,
+        np.array([0, 1]),
+        np.array([False, True]),
+        1,
+        np.array([0.5, 2.0], np.float32),
+        band,
+        3.0,
+    )
     instances = to_network_input(sample, [T.RandomFlip(prob=1.0)], "RGB")["instances"]
     assert len(instances) == 1, "the crowd left"
     assert (instances.gt_weights.tolist(), instances.gt_band_weights.tolist()) == ([0.5], [3.0])
@@ -132,9 +138,7 @@ def test_lines_after_the_last_save_are_dropped_when_the_run_goes_on(tmp_path: Pa
         log.record(3, {"total": 30.0}, 0.1, 0.75, 9.0)
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["total"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    kept = [
-        json.loads(line)["iteration"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()
-    ]
+    kept = [json.loads(line)["iteration"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert kept == [2]
     assert [(note.iteration, note.of, note.eta_s) for note in notes] == [(3, 4, pytest.approx(3.0))]
 

@@ -21,17 +21,13 @@ def test_in_turn_every_sample_is_shown_once_an_epoch(sizes: list[int], seed: int
 
 
 @given(st.data(), sizes, st.integers(0, 5))
-def test_a_mixture_keeps_its_shares_and_goes_through_each_set(
-    data: st.DataObject, sizes: list[int], seed: int
-) -> None:
+def test_a_mixture_keeps_its_shares_and_goes_through_each_set(data: st.DataObject, sizes: list[int], seed: int) -> None:
     share = st.floats(0.01, 1)
     shares = data.draw(st.lists(share, min_size=len(sizes), max_size=len(sizes)))
     order = Mixture(sizes, shares, seed)
     length = sum(order.counts)
     assert length >= BLOCK
-    assert all(
-        abs(n - s / sum(shares) * BLOCK) <= 1 + len(sizes) for n, s in zip(order.counts, shares, strict=True)
-    )
+    assert all(abs(n - s / sum(shares) * BLOCK) <= 1 + len(sizes) for n, s in zip(order.counts, shares, strict=True))
     shown = [order.place_at(position) for position in range(6 * length)]
     assert Counter(number for number, _ in shown) == {n: 6 * count for n, count in enumerate(order.counts)}
     for number, size in enumerate(sizes):

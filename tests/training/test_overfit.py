@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import BitMasks
 
-from backend.evaluate_command import evaluate
-from backend.train_command import train
+from backend.cli.evaluate import evaluate
+from backend.cli.train import train
 from training.datasets import open_set
 from training.evaluation.coco_ap import mask_ap
 from training.evaluation.coco_format import TruthBuilder, detections

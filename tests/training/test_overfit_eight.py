@@ -30,7 +30,5 @@ def test_eight_scenes_are_learned_to_mask_ap_90(tmp_path: Path) -> None:
     cfg = get_training_config("training/scenes-overfit")
     cfg.MODEL.DEVICE = "cpu"
     Trainer(cfg, build_for_training(cfg), tmp_path).train()
-    reached = [
-        json.loads(line)["mask_AP"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()
-    ]
+    reached = [json.loads(line)["mask_AP"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert max(reached) >= 0.9, f"mask AP went {reached}"

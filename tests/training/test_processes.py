@@ -21,13 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(folder: Path, rank: int, count: int, port: int) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     group = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = (
-        os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in group.items()}
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in group.items()}
     command = [sys.executable, str(SCRIPT), str(folder)]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def free_port() -> int:

@@ -31,12 +31,8 @@ def noisy() -> tuple[COCO, list[dict]]:
         truth.add(Sample(scene.image, masks, classes, crowd, image_id))
         if image_id < IMAGES:
             shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
-            labels = [
-                label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)
-            ]
-            found += detections(
-                image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels)
-            )
+            labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
+            found += detections(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
     return truth.build(), found
 
 

@@ -70,9 +70,7 @@ def test_too_small_a_scene_is_refused() -> None:
         generate_scene(0, width=32, height=100)
 
 
-def test_written_scenes_are_a_coco_set_with_the_same_masks(
-    tmp_path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     written = write_scenes(tmp_path, "val", range(3, 5), **SIZE, sheet=tmp_path / "sheet.png")
     coco = COCO(str(written.annotations))
     capsys.readouterr()

@@ -79,9 +79,7 @@ def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
 
 @settings(max_examples=10)
 @given(order=st.permutations(range(6)), turned=st.lists(st.booleans(), min_size=6, max_size=6))
-def test_order_changes_nothing(
-    order: list[int], turned: list[bool], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_order_changes_nothing(order: list[int], turned: list[bool], tmp_path_factory: pytest.TempPathFactory) -> None:
     images = content(6)
     shuffled = [(images[n][0], images[n][1][::-1] if turned[n] else images[n][1]) for n in order]
     one = write_snapshot(images, tmp_path_factory.mktemp("one"), classes=CLASSES)
@@ -164,9 +162,7 @@ def test_an_image_uploaded_again_stays_on_its_side(tmp_path: Path) -> None:
     """Whatever else is annotated, and in whatever lossless file it comes."""
     sides: dict[str, set[str]] = {}
     for round_number, count in enumerate((5, 20, 40)):
-        snapshot = open_snapshot(
-            write_snapshot(content(count), tmp_path / str(round_number), classes=CLASSES)
-        )
+        snapshot = open_snapshot(write_snapshot(content(count), tmp_path / str(round_number), classes=CLASSES))
         for part in ("train", "holdout"):
             for image in snapshot.coco(part)["images"]:
                 sides.setdefault(image["sha256"], set()).add(part)

@@ -31,11 +31,7 @@ class TinyNetwork(nn.Module):
         self.seen += [one["image_id"] for one in batch]
         if len(self.seen) == self.fail_at:
             return {"loss": self.layer.weight.sum() * math.nan}
-        return {
-            "loss": torch.stack(
-                [self.layer(one["image"][None] / 255.0).square().mean() for one in batch]
-            ).mean()
-        }
+        return {"loss": torch.stack([self.layer(one["image"][None] / 255.0).square().mean() for one in batch]).mean()}
 
 
 @pytest.fixture
@@ -58,9 +54,7 @@ def cfg() -> CfgNode:
     return config
 
 
-def run(
-    cfg: CfgNode, folder: Path, *, resume: bool = False, stop_after: int = 0
-) -> tuple[Trainer, TinyNetwork]:
+def run(cfg: CfgNode, folder: Path, *, resume: bool = False, stop_after: int = 0) -> tuple[Trainer, TinyNetwork]:
     torch.manual_seed(0)
     network = TinyNetwork()
     trainer = Trainer(cfg, network, folder, resume=resume)
@@ -116,9 +110,7 @@ def test_a_cached_scene_is_the_drawn_one(cfg: CfgNode, tmp_path: Path) -> None:
 
 def test_boxes_enclose_the_visible_masks(cfg: CfgNode) -> None:
     instances = training_samples(cfg)[1]["instances"]
-    for mask, (x0, y0, x1, y1) in zip(
-        instances.gt_masks.tensor, instances.gt_boxes.tensor.tolist(), strict=True
-    ):
+    for mask, (x0, y0, x1, y1) in zip(instances.gt_masks.tensor, instances.gt_boxes.tensor.tolist(), strict=True):
         ys, xs = np.nonzero(mask.numpy())
         assert (x0, y0, x1, y1) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 

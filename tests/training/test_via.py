@@ -19,9 +19,7 @@ RECTANGLE = {"name": "rect", "x": 12, "y": 0, "width": 4, "height": 5}
 POINT = {"name": "point", "cx": 3, "cy": 3}
 
 
-def written(
-    folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, listed: bool = True
-) -> Path:
+def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, listed: bool = True) -> Path:
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "a.jpg")
     regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes]
     named = regions if listed else {str(index): one for index, one in enumerate(regions)}

@@ -40,9 +40,7 @@ def renumbered(found: list[Json], dataset: Json, class_names: tuple[str, ...]) -
     number_of = {name: number for number, name, _ in COCO_CATEGORIES}
     strange = [name for name in class_names if name not in number_of]
     if strange:
-        raise ValueError(
-            f"AP* needs COCO's classes, the test set has {strange[0]!r}; leave out the LVIS annotations"
-        )
+        raise ValueError(f"AP* needs COCO's classes, the test set has {strange[0]!r}; leave out the LVIS annotations")
     listed = {one["id"] for one in dataset["categories"]}
     if not listed <= set(number_of.values()):
         raise ValueError(

@@ -73,9 +73,7 @@ def without_refinement(cfg: CfgNode) -> CfgNode:
     """
     name = cfg.MODEL.ROI_HEADS.NAME
     if name not in _PLAIN_HEADS:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME is {name!r}; only {', '.join(_PLAIN_HEADS)} have a Mask R-CNN twin"
-        )
+        raise ValueError(f"MODEL.ROI_HEADS.NAME is {name!r}; only {', '.join(_PLAIN_HEADS)} have a Mask R-CNN twin")
     twin: CfgNode = cfg.clone()
     twin.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     twin.MODEL.ROI_HEADS.NAME = _PLAIN_HEADS[name]
@@ -114,8 +112,14 @@ def predict_both(
     return truth.build().dataset, found, rows
 
 
-def _predict(trial: Trial, checkpoint: Path, samples: AnySet, fields: Mapping[str, str],
-             rows: list[list[np.ndarray]], progress: Callable[[], object]) -> Results:  # fmt: skip
+def _predict(
+    trial: Trial,
+    checkpoint: Path,
+    samples: AnySet,
+    fields: Mapping[str, str],
+    rows: list[list[np.ndarray]],
+    progress: Callable[[], object],
+) -> Results:
     network, cfg = open_network(
         weights=checkpoint, device=trial.device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True]
     )
@@ -164,9 +168,7 @@ def judge(truth: dict[str, Any], found: Results, *, ratio: float) -> dict[str, A
     return {"images": images, "AP": figures, "gain": gain}
 
 
-def _ap(
-    truth: dict[str, Any], found: list[dict[str, Any]], weights: np.ndarray, **options: Any
-) -> np.ndarray:
+def _ap(truth: dict[str, Any], found: list[dict[str, Any]], weights: np.ndarray, **options: Any) -> np.ndarray:
     """B AP values, over the categories that a draw holds."""
     by_category = [average_precision(one, weights).mean(1) for one in ranked_matches(truth, found, **options)]
     with np.errstate(invalid="ignore"):

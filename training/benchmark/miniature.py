@@ -15,9 +15,7 @@ from training.scenes import CLASSES
 
 CHANNELS = 32
 WIDTH, HEIGHT = 128, 96
-SCENES = DataSet(
-    "generated scenes, miniature", "scenes:train:256", "scenes:val:24", "nothing: scenes are drawn"
-)
+SCENES = DataSet("generated scenes, miniature", "scenes:train:256", "scenes:val:24", "nothing: scenes are drawn")
 
 _CHANGE = {
     "MODEL.BACKBONE.NAME": "build_efficientnet_lite_fpn_backbone",

@@ -49,8 +49,11 @@ class _Cityscapes:
     def values(self) -> dict[str, float]:
         masks, boundaries = self.masks.numbers(), self.boundaries.numbers()
         return {
-            "AP": masks["AP"], "AP50": masks["AP50"], "APB": boundaries["AP"], "APB50": boundaries["AP50"],
-        }  # fmt: skip
+            "AP": masks["AP"],
+            "AP50": masks["AP50"],
+            "APB": boundaries["AP"],
+            "APB50": boundaries["AP50"],
+        }
 
 
 class _Bdd100k:
@@ -59,9 +62,7 @@ class _Bdd100k:
 
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         found = merged(masks, [int(one) + 1 for one in classes], scores.tolist())
-        self.evaluation.add(
-            self.samples.bitmask(index), found, {n: float(score) for n, score in enumerate(scores, 1)}
-        )
+        self.evaluation.add(self.samples.bitmask(index), found, {n: float(score) for n, score in enumerate(scores, 1)})
 
     def values(self) -> dict[str, float]:
         return {"AP": self.evaluation.numbers()["AP"]}

@@ -33,12 +33,17 @@ def plan(table: Table, scale: Scale) -> dict[str, Any]:
     return {
         "table": table.number,
         "title": table.title,
-        "data": {"set": data.title, "needs": data.needs, "train": data.train, "test": data.test,
-                 "missing": missing_files(data.train, data.test)},
+        "data": {
+            "set": data.title,
+            "needs": data.needs,
+            "train": data.train,
+            "test": data.test,
+            "missing": missing_files(data.train, data.test),
+        },
         "rows": rows,
         "gpu_hours": sum(row.get("gpu_hours", 0.0) for row in rows),
         "basis": BASIS,
-    }  # fmt: skip
+    }
 
 
 def _row_plan(table: Table, row: Row, scale: Scale, seen: set[str]) -> dict[str, Any]:
@@ -89,9 +94,7 @@ def _peaks(cfg: CfgNode, tokens: int) -> tuple[int, int]:
     node, channels = cfg.MODEL.TRANSFINER, cfg.MODEL.FPN.OUT_CHANNELS
     key = (tokens, channels, node.REFINER, node.ENCODER_LAYERS, node.ENCODER_HEADS, *node.CUES)
     if key not in _PEAKS:
-        counted = [
-            refinement_cost(cfg, [tokens] * n, channels=channels, training=True)["peak_bytes"] for n in (1, 2)
-        ]
+        counted = [refinement_cost(cfg, [tokens] * n, channels=channels, training=True)["peak_bytes"] for n in (1, 2)]
         _PEAKS[key] = (counted[0], counted[1])
     return _PEAKS[key]
 

@@ -54,9 +54,7 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
         KeyError: a key that the configuration does not know.
     """
     if row.config is None:
-        raise ValueError(
-            f"{row.name} (table {table.number}) is quoted from the paper and has no configuration"
-        )
+        raise ValueError(f"{row.name} (table {table.number}) is quoted from the paper and has no configuration")
     data = data_of(table, scale)
     cfg = get_training_config(row.config)
     cfg.merge_from_list(as_list(table.data.change))

@@ -20,9 +20,7 @@ def build_report(table: Table, results: Results, *, setting: dict[str, Any]) -> 
     """
     rows = []
     for row in table.rows:
-        measured = {
-            column: summary for column in table.columns() if (summary := _summary(results, row, column))
-        }
+        measured = {column: summary for column in table.columns() if (summary := _summary(results, row, column))}
         rows.append(
             {
                 "row": row.key,

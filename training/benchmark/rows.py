@@ -12,13 +12,26 @@ Overrides = Mapping[str, Any]
 
 # Columns in the order they are printed: key -> (heading, unit factor of the printed value).
 COLUMNS: dict[str, tuple[str, float]] = {
-    "Percent": ("Percent", 100), "Recall_Err": ("Recall_Err", 100), "Acc": ("Acc", 100), "Recall": ("Recall", 100),
-    "AP_GT": ("AP_GT", 100), "AP_Coarse": ("AP_Coarse", 100),
-    "AP": ("AP", 100), "AP50": ("AP50", 100), "APB": ("AP^B", 100), "APB50": ("AP^B50", 100),
-    "AP*": ("AP*", 100), "AP*50": ("AP*50", 100), "APbox": ("AP^box", 100),
-    "APs": ("APs", 100), "APm": ("APm", 100), "APl": ("APl", 100),
-    "GFLOP": ("GFLOP", 1), "MB": ("memory MB", 1), "FPS": ("FPS", 1),
-}  # fmt: skip
+    "Percent": ("Percent", 100),
+    "Recall_Err": ("Recall_Err", 100),
+    "Acc": ("Acc", 100),
+    "Recall": ("Recall", 100),
+    "AP_GT": ("AP_GT", 100),
+    "AP_Coarse": ("AP_Coarse", 100),
+    "AP": ("AP", 100),
+    "AP50": ("AP50", 100),
+    "APB": ("AP^B", 100),
+    "APB50": ("AP^B50", 100),
+    "AP*": ("AP*", 100),
+    "AP*50": ("AP*50", 100),
+    "APbox": ("AP^box", 100),
+    "APs": ("APs", 100),
+    "APm": ("APm", 100),
+    "APl": ("APl", 100),
+    "GFLOP": ("GFLOP", 1),
+    "MB": ("memory MB", 1),
+    "FPS": ("FPS", 1),
+}
 
 
 @dataclass(frozen=True)

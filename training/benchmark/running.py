@@ -136,9 +136,7 @@ def _measured(
     values, details = measurement.columns(wanted)
     if table.number == 3 and "analysis" in details and details["analysis"]["table3"]:
         values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
-    outcome: dict[str, Any] = plain(
-        {"values": values, "details": details, "images": len(measurement.samples)}
-    )
+    outcome: dict[str, Any] = plain({"values": values, "details": details, "images": len(measurement.samples)})
     return outcome
 
 

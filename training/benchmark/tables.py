@@ -59,103 +59,219 @@ def _figures(columns: str, *values: float) -> dict[str, float]:
 
 
 TABLE_1 = Table(
-    1, "Properties of incoherent regions", COCO,
+    1,
+    "Properties of incoherent regions",
+    COCO,
     (
-        Row("coarse", "coarse masks of Mask Transfiner",
-            {"Percent": 14, "Recall_Err": 43, "Acc": 56, "AP_GT": 51.0, "AP_Coarse": 35.5}, _BASE),
+        Row(
+            "coarse",
+            "coarse masks of Mask Transfiner",
+            {"Percent": 14, "Recall_Err": 43, "Acc": 56, "AP_GT": 51.0, "AP_Coarse": 35.5},
+            _BASE,
+        ),
     ),
     note="The paper's 14 / 43 / 56 % fit no single reading; ours is in training/evaluation/analysis.py. Compare the "
-         "directions: Recall_Err far above Percent, AP_GT above AP_Coarse.",
-)  # fmt: skip
+    "directions: Recall_Err far above Percent, AP_GT above AP_Coarse.",
+)
 _REGION = "AP APB AP* AP*50"
 TABLE_2 = Table(
-    2, "Effect of the incoherent regions", COCO,
+    2,
+    "Effect of the incoherent regions",
+    COCO,
     (
-        Row("full-28", "Full RoIs (28x28)", _figures(_REGION, 35.5, 21.4, 38.3, 59.5), _BASE,
-            levels(28) | {_T + "REGION": "full", _T + "REFERENCE_POINTS": False}),
-        Row("boundary", "Boundary regions", _figures(_REGION, 36.6, 23.8, 40.1, 60.2), _BASE,
-            {_T + "REGION": "boundary"}, note="within two places of the coarse mask's contour; the paper detects them"),
+        Row(
+            "full-28",
+            "Full RoIs (28x28)",
+            _figures(_REGION, 35.5, 21.4, 38.3, 59.5),
+            _BASE,
+            levels(28) | {_T + "REGION": "full", _T + "REFERENCE_POINTS": False},
+        ),
+        Row(
+            "boundary",
+            "Boundary regions",
+            _figures(_REGION, 36.6, 23.8, 40.1, 60.2),
+            _BASE,
+            {_T + "REGION": "boundary"},
+            note="within two places of the coarse mask's contour; the paper detects them",
+        ),
         Row("incoherent", "Incoherent regions", _FULL_MODEL, _BASE),
-        Row("without-l1", "Incoherent regions (w/o L1)", _figures(_REGION, 36.5, 23.5, 39.8, 59.7), _BASE,
-            change_test=without_level(1), note="the level is left out when measuring, not when training"),
-        Row("without-l2", "Incoherent regions (w/o L2)", _figures(_REGION, 36.8, 23.8, 40.2, 60.1), _BASE,
-            change_test=without_level(2), note="the level is left out when measuring, not when training"),
-        Row("without-l3", "Incoherent regions (w/o L3)", _figures(_REGION, 36.7, 23.6, 40.0, 59.9), _BASE,
-            change_test=without_level(3), note="the level is left out when measuring, not when training"),
+        Row(
+            "without-l1",
+            "Incoherent regions (w/o L1)",
+            _figures(_REGION, 36.5, 23.5, 39.8, 59.7),
+            _BASE,
+            change_test=without_level(1),
+            note="the level is left out when measuring, not when training",
+        ),
+        Row(
+            "without-l2",
+            "Incoherent regions (w/o L2)",
+            _figures(_REGION, 36.8, 23.8, 40.2, 60.1),
+            _BASE,
+            change_test=without_level(2),
+            note="the level is left out when measuring, not when training",
+        ),
+        Row(
+            "without-l3",
+            "Incoherent regions (w/o L3)",
+            _figures(_REGION, 36.7, 23.6, 40.0, 59.9),
+            _BASE,
+            change_test=without_level(3),
+            note="the level is left out when measuring, not when training",
+        ),
     ),
-)  # fmt: skip
+)
 TABLE_3 = Table(
-    3, "Guidance from lower levels in detecting incoherent regions", COCO,
+    3,
+    "Guidance from lower levels in detecting incoherent regions",
+    COCO,
     (
-        Row("unguided", "without guidance", {"Acc": 79, "Recall": 73, "AP": 36.6, "APB": 23.7}, _BASE,
-            {_T + "GUIDANCE": False}),
+        Row(
+            "unguided",
+            "without guidance",
+            {"Acc": 79, "Recall": 73, "AP": 36.6, "APB": 23.7},
+            _BASE,
+            {_T + "GUIDANCE": False},
+        ),
         Row("guided", "with guidance", {"Acc": 84, "Recall": 86, "AP": 37.3, "APB": 24.2}, _BASE),
     ),
     note="The paper does not define its accuracy; measured is pixel accuracy, all levels pooled. report.json has "
-         "precision, recall, accuracy and F1 of every level.",
-)  # fmt: skip
+    "precision, recall, accuracy and F1 of every level.",
+)
 TABLE_4 = Table(
-    4, "Cues of the node encoder", COCO,
+    4,
+    "Cues of the node encoder",
+    COCO,
     (
         Row("fine", "Fine", _figures(_REGION, 33.8, 20.1, 37.0, 53.8), _BASE, _cues("feature")),
-        Row("fine-coarse", "Fine, Coarse", _figures(_REGION, 34.2, 20.4, 37.3, 54.3), _BASE,
-            _cues("feature", "coarse")),
-        Row("fine-coarse-position", "Fine, Coarse, Pos.", _figures(_REGION, 36.8, 23.9, 40.1, 60.1), _BASE,
-            _cues("feature", "coarse", "position")),
+        Row(
+            "fine-coarse", "Fine, Coarse", _figures(_REGION, 34.2, 20.4, 37.3, 54.3), _BASE, _cues("feature", "coarse")
+        ),
+        Row(
+            "fine-coarse-position",
+            "Fine, Coarse, Pos.",
+            _figures(_REGION, 36.8, 23.9, 40.1, 60.1),
+            _BASE,
+            _cues("feature", "coarse", "position"),
+        ),
         Row("all", "Fine, Coarse, Pos., Context", _FULL_MODEL, _BASE),
     ),
-)  # fmt: skip
+)
 TABLE_5 = Table(
-    5, "Depth of the quadtree", COCO,
+    5,
+    "Depth of the quadtree",
+    COCO,
     tuple(
-        Row(f"depth-{depth}", f"depth {depth} ({sizes[-1] if sizes else 28}x{sizes[-1] if sizes else 28})",
-            _figures("AP AP* APl APm APs FPS", *figures), _BASE, levels(*sizes))
+        Row(
+            f"depth-{depth}",
+            f"depth {depth} ({sizes[-1] if sizes else 28}x{sizes[-1] if sizes else 28})",
+            _figures("AP AP* APl APm APs FPS", *figures),
+            _BASE,
+            levels(*sizes),
+        )
         for depth, (sizes, figures) in enumerate(zip(_DEPTHS, _DEPTH_FIGURES, strict=True))
     ),
-)  # fmt: skip
+)
 TABLE_6 = Table(
-    6, "Mask Transfiner against MLP and CNN", COCO,
+    6,
+    "Mask Transfiner against MLP and CNN",
+    COCO,
     (
-        Row("cnn-full-56", "CNN (full regions, 56x56)", _figures(_REGION, 35.7, 21.8, 38.7, 58.8), _BASE,
-            dense(56, "cnn", 4)),
-        Row("mlp-full-56", "MLP (full regions, 56x56)", _figures(_REGION, 36.1, 23.4, 39.2, 59.2), _BASE,
-            dense(56, "mlp")),
-        Row("pointrend", "MLP (PointRend, 112x112)", _figures(_REGION, 36.2, 23.1, 39.1, 59.0),
-            "ablations/pointrend", {"MODEL.POINT_HEAD.SUBDIVISION_STEPS": 4}),
-        Row("mlp-incoherent", "MLP (incoherent regions)", _figures(_REGION, 36.4, 23.7, 39.7, 59.8), _BASE,
-            {_T + "REFINER": "mlp"}),
+        Row(
+            "cnn-full-56",
+            "CNN (full regions, 56x56)",
+            _figures(_REGION, 35.7, 21.8, 38.7, 58.8),
+            _BASE,
+            dense(56, "cnn", 4),
+        ),
+        Row(
+            "mlp-full-56",
+            "MLP (full regions, 56x56)",
+            _figures(_REGION, 36.1, 23.4, 39.2, 59.2),
+            _BASE,
+            dense(56, "mlp"),
+        ),
+        Row(
+            "pointrend",
+            "MLP (PointRend, 112x112)",
+            _figures(_REGION, 36.2, 23.1, 39.1, 59.0),
+            "ablations/pointrend",
+            {"MODEL.POINT_HEAD.SUBDIVISION_STEPS": 4},
+        ),
+        Row(
+            "mlp-incoherent",
+            "MLP (incoherent regions)",
+            _figures(_REGION, 36.4, 23.7, 39.7, 59.8),
+            _BASE,
+            {_T + "REFINER": "mlp"},
+        ),
         Row("d3-h4", "Mask Transfiner (D = 3, H = 4)", _FULL_MODEL, _BASE),
-        Row("d3-h8", "Mask Transfiner (D = 3, H = 8)", _figures(_REGION, 37.1, 24.1, 40.2, 60.8), _BASE,
-            {_T + "ENCODER_HEADS": 8}),
-        Row("d6-h4", "Mask Transfiner (D = 6, H = 4)", _figures(_REGION, 37.4, 24.4, 40.6, 60.9), _BASE,
-            {_T + "ENCODER_LAYERS": 6}),
+        Row(
+            "d3-h8",
+            "Mask Transfiner (D = 3, H = 8)",
+            _figures(_REGION, 37.1, 24.1, 40.2, 60.8),
+            _BASE,
+            {_T + "ENCODER_HEADS": 8},
+        ),
+        Row(
+            "d6-h4",
+            "Mask Transfiner (D = 6, H = 4)",
+            _figures(_REGION, 37.4, 24.4, 40.6, 60.9),
+            _BASE,
+            {_T + "ENCODER_LAYERS": 6},
+        ),
     ),
-)  # fmt: skip
+)
 _COST = "AP GFLOP MB FPS"
 TABLE_7 = Table(
-    7, "Mask Transfiner against standard attention", COCO,
+    7,
+    "Mask Transfiner against standard attention",
+    COCO,
     (
         Row("nla-112", "NLA (112x112)", _figures(_COST, 36.3, 24.6, 8347, 4.6), _BASE, dense(112, "non_local")),
         Row("nla-224", "NLA (224x224)", _figures(_COST, 36.6, 80.2, 18091, 2.4), _BASE, dense(224, "non_local")),
-        Row("transformer-28", "Transformer (28x28)", _figures(_COST, 36.1, 37.2, 4368, 6.9), _BASE,
-            dense(28, "transformer")),
-        Row("transformer-56", "Transformer (56x56)", _figures(_COST, 36.5, 68.3, 17359, 2.1), _BASE,
-            dense(56, "transformer")),
+        Row(
+            "transformer-28",
+            "Transformer (28x28)",
+            _figures(_COST, 36.1, 37.2, 4368, 6.9),
+            _BASE,
+            dense(28, "transformer"),
+        ),
+        Row(
+            "transformer-56",
+            "Transformer (56x56)",
+            _figures(_COST, 36.5, 68.3, 17359, 2.1),
+            _BASE,
+            dense(56, "transformer"),
+        ),
         Row("transfiner-112", "Mask Transfiner (112x112)", _figures(_COST, 37.3, 16.8, 2316, 7.1), _BASE),
-        Row("transfiner-224", "Mask Transfiner (224x224)", _figures(_COST, 37.1, 38.1, 4871, 5.2), _BASE,
-            levels(28, 56, 112, 224)),
+        Row(
+            "transfiner-224",
+            "Mask Transfiner (224x224)",
+            _figures(_COST, 37.1, 38.1, 4871, 5.2),
+            _BASE,
+            levels(28, 56, 112, 224),
+        ),
     ),
     note="The paper's absolute FLOPs cannot be derived from its sizes: compare ratios and growth. Measured is the "
-         "refinement of one instance at the mean number of nodes of the measured images.",
-)  # fmt: skip
+    "refinement of one instance at the mean number of nodes of the measured images.",
+)
 TABLE_8 = Table(
-    8, "Multi-level joint refinement (MJR) and quadtree mask propagation (QMP)", COCO,
+    8,
+    "Multi-level joint refinement (MJR) and quadtree mask propagation (QMP)",
+    COCO,
     (
-        Row("neither", "neither", _figures(_REGION, 36.5, 23.7, 39.6, 59.7), _BASE, {_T + "JOINT_LEVELS": False},
-            {_T + "PROPAGATION": "leaves"}),
+        Row(
+            "neither",
+            "neither",
+            _figures(_REGION, 36.5, 23.7, 39.6, 59.7),
+            _BASE,
+            {_T + "JOINT_LEVELS": False},
+            {_T + "PROPAGATION": "leaves"},
+        ),
         Row("mjr", "MJR", _figures(_REGION, 36.9, 23.9, 40.2, 60.2), _BASE, {}, {_T + "PROPAGATION": "leaves"}),
         Row("qmp", "QMP", _figures(_REGION, 37.0, 24.0, 40.1, 60.2), _BASE, {_T + "JOINT_LEVELS": False}),
         Row("both", "MJR and QMP", _FULL_MODEL, _BASE),
     ),
-)  # fmt: skip
+)
 ABLATIONS = (TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7, TABLE_8)

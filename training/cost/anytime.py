@@ -78,9 +78,7 @@ def anytime_curve(
             seconds[budget].append(took_s)
             nodes[budget].append(_refined_nodes(found, budget))
             masks = found.pred_masks.numpy().astype(bool)
-            results[budget] += detections(
-                sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy()
-            )
+            results[budget] += detections(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy())
         progress(index + 1)
     dataset = truth.build()
     return [
@@ -151,8 +149,10 @@ def as_text(points: Sequence[Point]) -> str:
             f"{100 * point.boundary_ap:12.1f}{'  <- knee' if point is best else ''}"
         )
     if best.budget > 0:
-        lines.append(f'serve at the knee: TRANSFINER_NODE_BUDGET={best.budget}, or "served": {{"node_budget": '
-                     f"{best.budget}}} in the model's metadata.json")  # fmt: skip
+        lines.append(
+            f'serve at the knee: TRANSFINER_NODE_BUDGET={best.budget}, or "served": {{"node_budget": '
+            f"{best.budget}}} in the model's metadata.json"
+        )
     lines.append(f"time: of the {full_s:.2f} s an image that refining everything takes here")
     return "\n".join(lines)
 
@@ -166,14 +166,10 @@ def draw(points: Sequence[Point], path: Path) -> None:
     axes.plot([p.seconds for p in points], [100 * p.boundary_ap for p in points], "o-", color="tab:blue")
     for point in points:
         name = {COARSE: "coarse", UNLIMITED: "no limit"}.get(point.budget, str(point.budget))
-        axes.annotate(
-            name, (point.seconds, 100 * point.boundary_ap), (4, -10), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(name, (point.seconds, 100 * point.boundary_ap), (4, -10), textcoords="offset points", fontsize=8)
     best = knee(points)
     axes.plot([best.seconds], [100 * best.boundary_ap], "o", ms=13, mfc="none", color="tab:red", label="knee")
-    axes.set(
-        xlabel="seconds an image", ylabel="boundary AP", title="Boundary AP under a budget of nodes an image"
-    )
+    axes.set(xlabel="seconds an image", ylabel="boundary AP", title="Boundary AP under a budget of nodes an image")
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

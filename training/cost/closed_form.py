@@ -10,9 +10,7 @@ from collections.abc import Sequence
 MULTIPLY_ADD = 2  # operations
 
 
-def transformer_flops(
-    lengths: Sequence[int], *, channels: int = 256, ffn_dim: int = 2048, layers: int = 3
-) -> int:
+def transformer_flops(lengths: Sequence[int], *, channels: int = 256, ffn_dim: int = 2048, layers: int = 3) -> int:
     """Operations (2 x MAC) of the sequence encoder: L * (N * (4 d^2 + 2 d ff) + 2 N^2 d) MACs a sequence.
 
     The four projections and the two feed-forward maps grow with N, the two products of attention with N squared.

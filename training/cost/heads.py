@@ -28,10 +28,13 @@ from training.cost.speed import alternate
 from training.cost.subjects import fixed_nodes, open_network
 
 MASK_RCNN = (
-    "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
-    "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
-    "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead",
-)  # fmt: skip
+    "MODEL.META_ARCHITECTURE",
+    "GeneralizedRCNN",
+    "MODEL.ROI_HEADS.NAME",
+    "StandardROIHeads",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MaskRCNNConvUpsampleHead",
+)
 
 
 def attend_storing_weights(
@@ -75,9 +78,7 @@ def head_call(
     parts: Any = network
     shapes = parts.backbone.output_shape()
     features = {
-        name: torch.randn(
-            1, shape.channels, -(-height // shape.stride), -(-width // shape.stride), generator=generator
-        )
+        name: torch.randn(1, shape.channels, -(-height // shape.stride), -(-width // shape.stride), generator=generator)
         for name, shape in shapes.items()
         if name in cfg.MODEL.ROI_HEADS.IN_FEATURES
     }

@@ -69,7 +69,7 @@ def compare_networks(
             )
             for count in instances
         },
-    }  # fmt: skip
+    }
 
 
 def compare_training(
@@ -117,8 +117,15 @@ def _told(call: Call, tell: Callable[[], object]) -> Call:
     return told
 
 
-def _inference(name: str, network_of: tuple[str, tuple[str, ...]], sizes: dict[str, int], count: int, nodes: int,
-               device: str, overrides: tuple[str, ...]) -> Call:  # fmt: skip
+def _inference(
+    name: str,
+    network_of: tuple[str, tuple[str, ...]],
+    sizes: dict[str, int],
+    count: int,
+    nodes: int,
+    device: str,
+    overrides: tuple[str, ...],
+) -> Call:
     config, changes = network_of
     forced = force_detections(get_training_config(config), count)
     network, _ = open_network(config=config, device=device, overrides=[*changes, *overrides, *forced])
@@ -144,15 +151,19 @@ def _predict_anchors(network: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _step(network_of: tuple[str, tuple[str, ...]], height: int, width: int, instances: int, images: int, device: str,
-          overrides: tuple[str, ...]) -> Call:  # fmt: skip
+def _step(
+    network_of: tuple[str, tuple[str, ...]],
+    height: int,
+    width: int,
+    instances: int,
+    images: int,
+    device: str,
+    overrides: tuple[str, ...],
+) -> Call:
     config, changes = network_of
     network, cfg = open_network(config=config, device=device, overrides=[*changes, *overrides])
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    batch = [
-        training_record(height, width, instances=instances, classes=classes, seed=seed)
-        for seed in range(images)
-    ]
+    batch = [training_record(height, width, instances=instances, classes=classes, seed=seed) for seed in range(images)]
     network.train()
     return lambda: _learn(network, batch)
 
@@ -208,9 +219,7 @@ def _table(found: dict[str, dict[str, Any]]) -> list[str]:
     for name, one in found.items():
         ratio = one["ratios"]
         seconds = f"{one['seconds']:9.2f}{ratio['seconds']:7.2f}" if "seconds" in one else " " * 16
-        memory = (
-            f"{one['cuda_peak_bytes'] / 1e6:8.0f}" if one["cuda_peak_bytes"] is not None else " " * 7 + "-"
-        )
+        memory = f"{one['cuda_peak_bytes'] / 1e6:8.0f}" if one["cuda_peak_bytes"] is not None else " " * 7 + "-"
         lines.append(
             f"  {name:<10}{seconds}{one['flops'] / 1e9:9.1f}{ratio['flops']:7.2f}{one['operators']:11d}{memory}"
         )

@@ -26,9 +26,7 @@ from training.cost.subjects import (
 from training.inspection import mask_head_of
 
 
-def refinement_cost(
-    cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False
-) -> dict[str, Any]:
+def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
     """Operations, parameters and peak memory of the refiner on sequences of these lengths, without computing them.
 
     ``by_formula`` is the closed form's count, for transformers only.
@@ -88,9 +86,7 @@ def whole_cost(
     """
     cfg = load_checkpoint(weights).cfg if weights else get_training_config(str(config))
     forced = force_detections(cfg, instances) if instances else []
-    network, cfg = open_network(
-        config=config, weights=weights, device=device, overrides=[*overrides, *forced]
-    )
+    network, cfg = open_network(config=config, weights=weights, device=device, overrides=[*overrides, *forced])
     records = [image_record(height, width, seed) for seed in range(2)]
 
     @torch.inference_mode()

@@ -55,9 +55,7 @@ def frames_per_second(
     return Speed(statistics.fmean(found), statistics.stdev(found) if runs > 1 else 0.0, tuple(found), count)
 
 
-def alternate(
-    subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1
-) -> list[float]:
+def alternate(subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1) -> list[float]:
     """Median seconds of several calls that take turns, so that what slows the machine slows all of them."""
     for subject in list(subjects) * warm_up:
         subject()

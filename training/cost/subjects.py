@@ -155,9 +155,7 @@ def image_record(height: int, width: int, seed: int = 0) -> dict[str, Any]:
     return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
 
-def training_record(
-    height: int, width: int, *, instances: int, classes: int, seed: int = 0
-) -> dict[str, Any]:
+def training_record(height: int, width: int, *, instances: int, classes: int, seed: int = 0) -> dict[str, Any]:
     """The same with ellipses as ground truth."""
     rng = np.random.default_rng(seed)
     record = image_record(height, width, seed)

@@ -25,9 +25,20 @@ from training.datasets.via import FILE, ViaSet
 from training.scenes import SPLITS
 
 __all__ = [
-    "ENDLESS", "AnySet", "BadAnnotationError", "Bdd100kSet", "CityscapesSet", "CocoSet", "LvisSet", "Problem",
-    "Problems", "Sample", "SceneSet", "ViaSet", "open_set",
-]  # fmt: skip
+    "ENDLESS",
+    "AnySet",
+    "BadAnnotationError",
+    "Bdd100kSet",
+    "CityscapesSet",
+    "CocoSet",
+    "LvisSet",
+    "Problem",
+    "Problems",
+    "Sample",
+    "SceneSet",
+    "ViaSet",
+    "open_set",
+]
 
 AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet
 

@@ -48,25 +48,19 @@ class CocoSet(Sequence[Sample]):
 
     def _records(self) -> dict[str, Any]:
         if not self.annotations.is_file():
-            raise FileNotFoundError(
-                f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/"
-            )
+            raise FileNotFoundError(f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/")
         try:
             dataset = json.loads(self.annotations.read_bytes())
         except ValueError as error:
             raise ValueError(f"{self.annotations} is no JSON: {error}") from error
         if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
-            raise ValueError(
-                f"{self.annotations} is no COCO file: it needs images, annotations and categories"
-            )
+            raise ValueError(f"{self.annotations} is no COCO file: it needs images, annotations and categories")
         return dataset
 
     def _is_there(self, image_id: int) -> bool:
         path = self.image_path(image_id)
         if not path.is_file():
-            self.problems.note(
-                self.annotations, f"image {image_id}", "missing file", f"{path} is not there; skipped"
-            )
+            self.problems.note(self.annotations, f"image {image_id}", "missing file", f"{path} is not there; skipped")
             return False
         return True
 

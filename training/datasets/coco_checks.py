@@ -54,35 +54,24 @@ def _fault(one: Record, images: dict[int, Record], categories: set[int]) -> tupl
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return "box outside", f"bbox {str(box)[:60]} is not [x, y, width, height]"
     x, y, w, h = box
-    inside = (
-        x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
-    )
+    inside = x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
     if w <= 0 or h <= 0 or not inside:
         return "box outside", f"bbox {box} in an image of {width} x {height}"
     return None
 
 
 def _degenerate(polygon: Any) -> bool:
-    if (
-        not isinstance(polygon, list)
-        or len(polygon) < 6
-        or len(polygon) % 2
-        or not all(map(is_number, polygon))
-    ):
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_number, polygon)):
         return True
     x, y = np.array(polygon, float).reshape(-1, 2).T
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
 
 
-def _with_whole_masks(
-    records: list[Record], images: dict[int, Record], file: Path, problems: Problems
-) -> list[Record]:
+def _with_whole_masks(records: list[Record], images: dict[int, Record], file: Path, problems: Problems) -> list[Record]:
     """Without run lengths that do not fit their image: pycocotools would write outside its memory."""
     packed = [one for one in records if isinstance(one["segmentation"], dict)]
     counts = [one["segmentation"].get("counts") for one in packed]
-    pixels = [
-        math.prod((images[one["image_id"]].get(side) or 0) for side in ("height", "width")) for one in packed
-    ]
+    pixels = [math.prod((images[one["image_id"]].get(side) or 0) for side in ("height", "width")) for one in packed]
     texts = [one.encode("utf-8", "replace") if isinstance(one, str) else b"" for one in counts]
     fine = well_formed(texts, np.array(pixels, np.int64))
     broken = set()
@@ -92,7 +81,5 @@ def _with_whole_masks(
         shape = [images[one["image_id"]].get(side) for side in ("height", "width")]
         if not good or one["segmentation"].get("size") != shape:
             broken.add(id(one))
-            problems.note(
-                file, f"annotation {one.get('id')}", "broken mask", f"the RLE does not fill {shape} pixels"
-            )
+            problems.note(file, f"annotation {one.get('id')}", "broken mask", f"the RLE does not fill {shape} pixels")
     return [one for one in records if id(one) not in broken]

@@ -22,9 +22,7 @@ def cocofied(lvis: dict[str, Any]) -> dict[str, Any]:
         for one in lvis["images"]
     ]
     chosen = [one for one in lvis["annotations"] if one["category_id"] in kept]
-    annotations = [
-        one | {"category_id": kept[one["category_id"]], "id": index} for index, one in enumerate(chosen, 1)
-    ]
+    annotations = [one | {"category_id": kept[one["category_id"]], "id": index} for index, one in enumerate(chosen, 1)]
     used = {one["category_id"] for one in annotations}
     used |= {number for one in images for name in _LISTS for number in one[name]}
     categories = [one | {"id": kept[one["id"]]} for one in lvis["categories"] if kept.get(one["id"]) in used]

@@ -25,8 +25,4 @@ class LvisSet(CocoSet):
         name = str(record["file_name"])[-_COCO_NAME:] if "file_name" in record else address.rpartition("/")[2]
         folder = address.split("/")[-2] if address.count("/") > 1 else ""
         nested = self.images / folder / name
-        return (
-            nested
-            if folder and not (self.images / name).is_file() and nested.is_file()
-            else self.images / name
-        )
+        return nested if folder and not (self.images / name).is_file() and nested.is_file() else self.images / name

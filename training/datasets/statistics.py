@@ -25,9 +25,7 @@ def spread(length: int, most: int) -> list[int]:
     return [round(one) for one in np.linspace(0, length - 1, most)]
 
 
-def statistics(
-    samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int
-) -> dict[str, Any]:
+def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int) -> dict[str, Any]:
     """Read samples and count: images, sizes, objects by class and by COCO's area ranges, crowds, problems."""
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
@@ -76,9 +74,7 @@ def contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> 
         sheet.paste(_drawn(sample), (left, top + _CAPTION_PX))
         named = Counter(samples.class_names[label] for label in sample.classes)
         caption = f"{sample.image_id}: " + ", ".join(f"{count} {name}" for name, count in named.most_common())
-        draw.text(
-            (left + 3, top + 1), caption[:52].encode("latin-1", "replace").decode("latin-1"), fill="black"
-        )
+        draw.text((left + 3, top + 1), caption[:52].encode("latin-1", "replace").decode("latin-1"), fill="black")
     return sheet
 
 
@@ -94,9 +90,7 @@ def _drawn(sample: Sample) -> Image.Image:
     picture.thumbnail(_CELL_PX)
     canvas = np.asarray(picture, np.float32).copy()
     for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
-        small = np.asarray(
-            Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX)
-        )
+        small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX))
         inside = small > 96
         colour = np.array([128, 128, 128]) if crowd else np.random.default_rng(int(label)).uniform(40, 255, 3)
         canvas[inside] = canvas[inside] * 0.5 + colour * 0.5

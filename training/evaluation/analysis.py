@@ -62,9 +62,7 @@ def region_counts(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> Re
     union = incoherent_union(truth, halvings)
     wrong = coarse != truth
     places = torch.full((len(truth),), truth[0].numel() if len(truth) else 0, dtype=torch.int64)
-    return RegionCounts(
-        places, union.flatten(1).sum(1), wrong.flatten(1).sum(1), (wrong & union).flatten(1).sum(1)
-    )
+    return RegionCounts(places, union.flatten(1).sum(1), wrong.flatten(1).sum(1), (wrong & union).flatten(1).sum(1))
 
 
 def join_counts(parts: list[RegionCounts]) -> RegionCounts:

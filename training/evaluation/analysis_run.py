@@ -80,13 +80,9 @@ def analyse(
 
 
 @torch.inference_mode()
-def _predict(
-    network: nn.Module, record: dict[str, Any], *, recorded: bool
-) -> tuple[Instances, Refined | None]:
+def _predict(network: nn.Module, record: dict[str, Any], *, recorded: bool) -> tuple[Instances, Refined | None]:
     """Detections with masks on their RoI grids and boxes in pixels of the original image."""
-    context: AbstractContextManager[list[Refined]] = (
-        recorded_refinement(network) if recorded else nullcontext([])
-    )
+    context: AbstractContextManager[list[Refined]] = recorded_refinement(network) if recorded else nullcontext([])
     with context as records:
         (instances,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
     instances = instances.to("cpu")
@@ -110,9 +106,7 @@ def _study(
     found.counts.append(analysis.region_counts(coarse[matched], truth))
     for masks, results in ((coarse, found.coarse), (filled, found.filled)):
         pasted = paste(masks, boxes, sample.image.shape[:2])
-        results += detections(
-            sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy()
-        )
+        results += detections(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
     if refined is not None and len(matched):
         rois = len(refined.output.logits)
         grids = analysis_detector.regions_of_nodes(refined.levels, rois, sizes)

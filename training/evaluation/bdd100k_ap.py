@@ -61,9 +61,7 @@ def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bit
     for layer, values in ((0, category), (1, attributes)):
         mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
         if mixed.any() and (order is None or layer == 0):
-            raise ValueError(
-                f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}"
-            )
+            raise ValueError(f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}")
     return Bitmask(numbers, category, attributes, areas[places].astype(float)), chosen
 
 
@@ -91,9 +89,7 @@ class Bdd100kEvaluation:
             ValueError: a bitmask is malformed, or their sizes differ.
         """
         if truth.shape != found.shape:
-            raise ValueError(
-                f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}"
-            )
+            raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}")
         real, _ = parsed(truth)
         ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
         seen, numbers = parsed(found, ranked)

@@ -31,9 +31,7 @@ def boundary_mask(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     boundary = np.zeros(mask_hw.shape, bool)
     if len(rows):
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        boundary[box] = band(
-            mask_hw[box].astype(bool), boundary_width_px(mask_hw.shape[0], mask_hw.shape[1], ratio)
-        )
+        boundary[box] = band(mask_hw[box].astype(bool), boundary_width_px(mask_hw.shape[0], mask_hw.shape[1], ratio))
     return boundary
 
 

@@ -60,9 +60,7 @@ def compare(truth: Path, found: Path | None = None, *, copies: int = 4, rounds: 
     numbers = {name: -1.0 if ours[name] != ours[name] else ours[name] for name in _NAMES}
     apart = max(abs(numbers[name] - value) for name, value in zip(_NAMES, theirs, strict=True))
     count = len(dataset["images"])
-    return Comparison(
-        count, len(results), own_cpu_s, reference_cpu_s, reference_cpu_s / own_cpu_s, apart, numbers
-    )
+    return Comparison(count, len(results), own_cpu_s, reference_cpu_s, reference_cpu_s / own_cpu_s, apart, numbers)
 
 
 def _timed(

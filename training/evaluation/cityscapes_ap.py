@@ -18,8 +18,15 @@ import numpy as np
 from training.evaluation.boundary import boundary_mask
 
 LABELS = {
-    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
-}  # fmt: skip
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
 LARGEST_LABEL = 33
 # Labels that Cityscapes leaves out of its evaluation; of a void label's numbered instances none is void.
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
@@ -70,11 +77,7 @@ class CityscapesEvaluation:
         """
         ids, pixels = np.unique(instance_ids, return_counts=True)
         areas = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
-        truths = {
-            one: _Truth(one >= 1000 and areas[one] >= LEAST_PX)
-            for one in areas
-            if _label(one) in self._truths
-        }
+        truths = {one: _Truth(one >= 1000 and areas[one] >= LEAST_PX) for one in areas if _label(one) in self._truths}
         for one, truth in truths.items():
             self._truths[_label(one)].append(truth)
         band = self._band(instance_ids, truths) if self.kind == "boundary" else None
@@ -98,9 +101,14 @@ class CityscapesEvaluation:
         return band
 
     def _touched(
-        self, instance_ids: np.ndarray, band: np.ndarray | None, mask: np.ndarray, label: int,
-        areas: dict[int, int], band_areas: dict[int, int],
-    ) -> list[tuple[int, int, float]]:  # fmt: skip
+        self,
+        instance_ids: np.ndarray,
+        band: np.ndarray | None,
+        mask: np.ndarray,
+        label: int,
+        areas: dict[int, int],
+        band_areas: dict[int, int],
+    ) -> list[tuple[int, int, float]]:
         """(truth, shared pixels, overlap) of the truths of a class that a detection shares pixels with."""
         shared = _counts(instance_ids[mask])
         size = int(np.count_nonzero(mask))
@@ -109,11 +117,7 @@ class CityscapesEvaluation:
             return touched
         edge = boundary_mask(mask, self.ratio)
         edges, length = _counts(band[edge]), int(np.count_nonzero(edge))
-        return [
-            (t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t])))
-            for t, n, iou in touched
-            if t in edges
-        ]
+        return [(t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in touched if t in edges]
 
     def numbers(self) -> dict[str, float]:
         """AP, AP50, AP75 and ``AP/<class>``, ``AP50/<class>``: fractions, NaN for a class without truth."""
@@ -132,16 +136,17 @@ class CityscapesEvaluation:
             missed += not scores
             right += scores[-1:]
             wrong += scores[:-1]
-        wrong += [
-            one.score for one in self._found[label] if one.best <= threshold and one.forgiven <= threshold
-        ]
+        wrong += [one.score for one in self._found[label] if one.best <= threshold and one.forgiven <= threshold]
         return _integrated(np.array(right), np.array(wrong), missed)
 
 
 def _record(
-    touched: list[tuple[int, int, float]], truths: dict[int, _Truth], areas: dict[int, int],
-    under: np.ndarray, score: float,
-) -> _Found:  # fmt: skip
+    touched: list[tuple[int, int, float]],
+    truths: dict[int, _Truth],
+    areas: dict[int, int],
+    under: np.ndarray,
+    score: float,
+) -> _Found:
     """Note a detection at the truths that it touches; sum up what of it is forgiven (a small group twice)."""
     forgiven = int(np.isin(under, VOID).sum())
     for truth, shared, overlap in touched:

@@ -49,22 +49,15 @@ def cityscapes_ap(
         ValueError: the kind is not defined for Cityscapes.
     """
     if kind not in ("segm", "boundary"):
-        raise ValueError(
-            f"Cityscapes compares masks: metric {kind!r} is not defined there; choose segm or boundary"
-        )
+        raise ValueError(f"Cityscapes compares masks: metric {kind!r} is not defined there; choose segm or boundary")
     images = sorted(truths.rglob(f"*{ENDING}"))
     if not images:
-        raise RecordError(
-            f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it"
-        )
+        raise RecordError(f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it")
     texts = sorted(found.rglob("*.txt"))
     compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
     evaluation, count, done = CityscapesEvaluation(compared, ratio), 0, 0
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-    work = [
-        ([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio)
-        for some in chunks
-    ]
+    work = [([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio) for some in chunks]
     for part, lines, read in in_order(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
         evaluation.join(part)
         count, done = count + lines, done + read
@@ -90,9 +83,7 @@ def _prediction_of(truth: Path, texts: Sequence[Path], found: Path) -> Path:
     begin = truth.name.removesuffix(ENDING)
     fitting = [one for one in texts if one.name.startswith(begin)]
     if len(fitting) != 1:
-        raise RecordError(
-            f"{found}: holds {len(fitting)} files {begin}*.txt; expected exactly one for {truth.name}"
-        )
+        raise RecordError(f"{found}: holds {len(fitting)} files {begin}*.txt; expected exactly one for {truth.name}")
     return fitting[0]
 
 
@@ -141,16 +132,12 @@ def read_lines(path: Path, root: Path) -> list[Line]:
             raise RecordError(f"{place}: has {len(parts)} words; expected MASK.png LABEL_ID SCORE")
         mask = (path.parent / parts[0]).resolve()
         if Path(parts[0]).is_absolute() or not mask.is_relative_to(root.resolve()):
-            raise RecordError(
-                f"{place}: mask {parts[0]!r} lies outside {root}; expected a relative path inside"
-            )
+            raise RecordError(f"{place}: mask {parts[0]!r} lies outside {root}; expected a relative path inside")
         if any(mask == known for known, _, _ in lines):
             raise RecordError(f"{place}: mask {parts[0]!r} is listed twice")
         label, score = _number(parts[1], f"{place}: label"), _number(parts[2], f"{place}: score")
         if not -1 <= label <= LARGEST_LABEL:
-            raise RecordError(
-                f"{place}: label {parts[1]!r}; expected a Cityscapes label id up to {LARGEST_LABEL}"
-            )
+            raise RecordError(f"{place}: label {parts[1]!r}; expected a Cityscapes label id up to {LARGEST_LABEL}")
         lines.append((mask, int(label), score))
     return lines
 

@@ -53,8 +53,6 @@ def coco_ap(
     return precisions(outcome, names) | recalls(outcome, _MOST)
 
 
-def measured(
-    truth: Objects, found: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]
-) -> Curves:
+def measured(truth: Objects, found: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]) -> Curves:
     """Precision and recall of detections, both sorted as `in_order` does, from their candidate pairs."""
     return curves(truth, found, match(truth, found, pairs), categories, most)

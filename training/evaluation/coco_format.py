@@ -83,9 +83,7 @@ class TruthBuilder:
         return coco
 
 
-def detections(
-    image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray
-) -> list[dict[str, Any]]:
+def detections(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
         {

@@ -58,9 +58,7 @@ def read_results(
     Raises:
         RecordError: the first thing that is wrong.
     """
-    return checked_results(
-        read_json(path), str(path), truth, masks=masks, unknown_categories=unknown_categories
-    )
+    return checked_results(read_json(path), str(path), truth, masks=masks, unknown_categories=unknown_categories)
 
 
 def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = False) -> Record:
@@ -92,9 +90,7 @@ def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = F
         check.that(one.get("iscrowd", 0) in (0, 1), place, "iscrowd", one, "0 or 1")
         check.shape(place, one, sizes[one["image_id"]], masks=masks)
     check.unique(dataset, "annotations")
-    check.compressed(
-        (f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ())
-    )
+    check.compressed((f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ()))
     return dataset
 
 
@@ -166,9 +162,7 @@ class _Checks:
     def image(self, place: str, one: Record, *, masks: bool, federated: bool) -> None:
         self.integer(place, one, "id")
         for side in ("height", "width") if masks else ():
-            self.that(
-                is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels"
-            )
+            self.that(is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels")
         if masks:
             self.that(
                 one["height"] * one["width"] < LARGEST_PIXELS,
@@ -214,11 +208,7 @@ class _Checks:
         self.that(fine, f"{place}.segmentation", "size", drawn, expected)
         counts = drawn.get("counts")
         if isinstance(counts, list):
-            fine = (
-                all(map(is_integer, counts))
-                and min(counts, default=0) >= 0
-                and sum(counts) == math.prod(size)
-            )
+            fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
             self.that(
                 fine,
                 f"{place}.segmentation",
@@ -246,9 +236,7 @@ class _Checks:
         good = well_formed([one["counts"].encode() for _, one in found], pixels)
         for index in np.flatnonzero(~good)[:1]:
             place, one = found[index]
-            expected = (
-                f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
-            )
+            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
             self.that(False, f"{place}.segmentation", "counts", one, expected)
 
 
@@ -270,10 +258,12 @@ def _is_size(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     names: list[tuple[Callable[[Any], bool], str]] = [
-        (lambda v: v is None, "null"), (lambda v: isinstance(v, bool), "boolean"),
-        (lambda v: isinstance(v, int | float), "number"), (lambda v: isinstance(v, str), "string"),
+        (lambda v: v is None, "null"),
+        (lambda v: isinstance(v, bool), "boolean"),
+        (lambda v: isinstance(v, int | float), "number"),
+        (lambda v: isinstance(v, str), "string"),
         (lambda v: isinstance(v, list), "list"),
-    ]  # fmt: skip
+    ]
     return next((name for test, name in names if test(value)), "object")
 
 

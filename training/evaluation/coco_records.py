@@ -48,9 +48,7 @@ def truths(dataset: Record, *, masks: bool, federated: bool = False) -> Objects:
     )
 
 
-def detections(
-    dataset: Record, results: Sequence[Record], *, masks: bool, mask_areas: bool = False
-) -> Objects:
+def detections(dataset: Record, results: Sequence[Record], *, masks: bool, mask_areas: bool = False) -> Objects:
     """COCO results as arrays.
 
     As in COCO's own tool, results that carry a box have its area, also when masks are compared: that changes APs, APm

@@ -45,9 +45,7 @@ def _match_alone(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np
     result.ignored[:, :, found] = hit & unwanted[:, None, truth]
 
 
-def _match_in_order(
-    result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray, crowd: np.ndarray
-) -> None:
+def _match_in_order(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray, crowd: np.ndarray) -> None:
     found, truth, iou = pairs.found[chosen], pairs.truth[chosen], pairs.iou[chosen]
     order = np.lexsort((truth, iou, found))  # a detection's best candidate last
     found, truth, iou = found[order], truth[order], iou[order]

@@ -50,11 +50,15 @@ class Objects:
         """A subset, in the order of `chosen` (int indices or a bool mask)."""
         indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Objects(
-            self.image[indices], self.category[indices], self.area[indices], self.score[indices],
-            self.crowd[indices], self.ignore[indices],
+            self.image[indices],
+            self.category[indices],
+            self.area[indices],
+            self.score[indices],
+            self.crowd[indices],
+            self.ignore[indices],
             [self.masks[index] for index in indices] if len(self.masks) else (),
             self.boxes[indices] if len(self.boxes) else self.boxes,
-        )  # fmt: skip
+        )
 
     def outside_px(self) -> np.ndarray:
         """bool A x N: whether an object's area lies outside each of the area ranges."""

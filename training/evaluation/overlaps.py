@@ -26,9 +26,7 @@ class Pairs:
 def groups(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
     """(key of each group, where it starts and, last, where all end) of objects sorted by category and image."""
     keys = objects.category * _STRIDE + objects.image
-    starts = (
-        np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.zeros(0, int)
-    )
+    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.zeros(0, int)
     return keys[starts], np.concatenate((starts, [len(keys)]))
 
 
@@ -43,9 +41,7 @@ def overlapping(truth: Objects, found: Objects, *, boxes: bool) -> Pairs:
     parts = []
     for one, other in zip(ours, theirs, strict=True):
         first, first_truth = starts[one], truth_starts[other]
-        iou = _iou(
-            truth, found, slice(first_truth, truth_starts[other + 1]), slice(first, starts[one + 1]), boxes
-        )
+        iou = _iou(truth, found, slice(first_truth, truth_starts[other + 1]), slice(first, starts[one + 1]), boxes)
         near, near_truth = np.nonzero(iou >= IOU_THRESHOLDS[0])
         if len(near):
             parts.append((near + first, near_truth + first_truth, iou[near, near_truth]))

@@ -15,9 +15,7 @@ from pycocotools import mask as rle
 from training.evaluation.coco_records import compressed
 
 
-def perturbed(
-    dataset: dict[str, Any], *, copies: int = 4, seed: int = 0, boxes: bool = False
-) -> list[dict[str, Any]]:
+def perturbed(dataset: dict[str, Any], *, copies: int = 4, seed: int = 0, boxes: bool = False) -> list[dict[str, Any]]:
     """COCO results for a COCO ground truth: `copies` detections for every annotation, with compressed RLE.
 
     `boxes` adds the field `bbox`, which changes the areas that COCO's tool sees.

@@ -74,6 +74,4 @@ def precisions(result: Curves, names: Sequence[str]) -> dict[str, float]:
 def recalls(result: Curves, most: Sequence[int]) -> dict[str, float]:
     """AR at each number of detections an image, then ARs, ARm, ARl at the last of them."""
     values = {f"AR{limit}": mean(result.recall[:, :, 0, column]) for column, limit in enumerate(most)}
-    return values | {
-        f"AR{name}": mean(result.recall[:, :, area, -1]) for area, name in enumerate(AREA_NAMES) if area
-    }
+    return values | {f"AR{name}": mean(result.recall[:, :, area, -1]) for area, name in enumerate(AREA_NAMES) if area}

@@ -60,9 +60,7 @@ def ranked_matches(
         order = there[np.argsort(-results.score[there], kind="stable")]
         wanted = np.bincount(truth.image[counts & (truth.category == category)], minlength=images)
         ranked.append(
-            RankedMatches(
-                results.image[order], matches.matched[0][:, order], matches.ignored[0][:, order], wanted
-            )
+            RankedMatches(results.image[order], matches.matched[0][:, order], matches.ignored[0][:, order], wanted)
         )
     return ranked
 

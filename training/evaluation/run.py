@@ -115,9 +115,7 @@ def evaluate_checkpoint(
     """
     names = tuple(read_metadata(directory)["classes"])
     if names != samples.class_names:
-        raise ValueError(
-            f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}"
-        )
+        raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
     truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
     given = (directory, samples, device, overrides, torch.get_num_threads())
     indices = [(index, processes <= 1 and observe is not None) for index in range(len(samples))]
@@ -162,9 +160,7 @@ class _Seen:
         image = self.truth.images[0]
         shape = (image["height"], image["width"])
         kinds = {"pred_masks": self.refined, "pred_coarse_masks": self.coarse}
-        masks = {
-            name: decoded([one["segmentation"] for one in found], shape) for name, found in kinds.items()
-        }
+        masks = {name: decoded([one["segmentation"] for one in found], shape) for name, found in kinds.items()}
         return Instances(
             shape,
             scores=torch.tensor([one["score"] for one in self.refined], dtype=torch.float32),
@@ -207,8 +203,10 @@ def _look(index: int, keep: bool) -> _Seen:
     found = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
     seconds = time.perf_counter() - began_s
     scores, classes = found.scores.numpy(), found.pred_classes.numpy()
-    kinds = [detections(sample.image_id, _masks(masks), scores, classes)
-             for masks in (found.pred_masks, found.pred_coarse_masks)]  # fmt: skip
+    kinds = [
+        detections(sample.image_id, _masks(masks), scores, classes)
+        for masks in (found.pred_masks, found.pred_coarse_masks)
+    ]
     return _Seen(truth, kinds[0], kinds[1], seconds, (sample, found) if keep else None)
 
 

@@ -92,9 +92,7 @@ def score(
         ValueError: unknown metric or layout, or a metric that the layout does not define.
     """
     if metric not in METRICS or layout not in LAYOUTS:
-        raise ValueError(
-            f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}"
-        )
+        raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
     if layout == "coco":
         shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
         return _score_coco(truth, found, metric, mask_areas, unknown_categories, shared)
@@ -102,8 +100,9 @@ def score(
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
-        measured = cityscapes_ap(truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes,
-                                 progress=progress)  # fmt: skip
+        measured = cityscapes_ap(
+            truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
+        )
     else:
         measured = bdd100k_ap(truth, found, kind, processes=processes, progress=progress)
     return Score(layout, metric, *measured)

@@ -56,17 +56,13 @@ def draw_attention(seen: Observation, names: Sequence[str], instances: Sequence[
     for row, instance in zip(cells, instances, strict=True):
         _label(row[0], seen, names, instance)
         places = _in_image(seen, instance)
-        chosen = (
-            [int(k) for k in np.linspace(0, len(places) - 1, NODES_SHOWN + 2)[1:-1]] if len(places) else []
-        )
+        chosen = [int(k) for k in np.linspace(0, len(places) - 1, NODES_SHOWN + 2)[1:-1]] if len(places) else []
         weights = np.concatenate(seen.attention_of(instance, chosen), axis=1) if chosen else np.zeros((0, 0))
         for axes in row:
             _crop(axes, seen, instance, fade=0.6)
         for axes, node, share in zip(row, chosen, weights, strict=False):
             order = np.argsort(share)
-            axes.scatter(
-                *places[order].T, c=share[order] / max(share.max(), 1e-12), s=5, cmap="inferno", linewidths=0
-            )
+            axes.scatter(*places[order].T, c=share[order] / max(share.max(), 1e-12), s=5, cmap="inferno", linewidths=0)
             axes.plot(*places[node], "o", color="red", markersize=6, markeredgecolor="white")
     return figure
 
@@ -88,9 +84,7 @@ def draw_failures(cases: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _grid(rows: int, columns: int, titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
-    figure = Figure(
-        figsize=(CELL_INCHES * columns + 0.6, CELL_INCHES * max(rows, 1) + 0.4), layout="constrained"
-    )
+    figure = Figure(figsize=(CELL_INCHES * columns + 0.6, CELL_INCHES * max(rows, 1) + 0.4), layout="constrained")
     cells: np.ndarray = figure.subplots(max(rows, 1), columns, squeeze=False)
     for axes in cells.flat:
         axes.set(xticks=[], yticks=[])
@@ -115,9 +109,11 @@ def _frame_of(box_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[float, floa
     left, top, right, bottom = (float(edge) for edge in box_xyxy)
     margin = MARGIN * max(right - left, bottom - top)
     return (
-        max(left - margin, 0) - 0.5, max(top - margin, 0) - 0.5,
-        min(right + margin, shape[1]) - 0.5, min(bottom + margin, shape[0]) - 0.5,
-    )  # fmt: skip
+        max(left - margin, 0) - 0.5,
+        max(top - margin, 0) - 0.5,
+        min(right + margin, shape[1]) - 0.5,
+        min(bottom + margin, shape[0]) - 0.5,
+    )
 
 
 def _tint(axes: Axes, seen: Observation, instance: int, grid: np.ndarray, alpha: float = 0.55) -> None:
@@ -128,9 +124,7 @@ def _tint(axes: Axes, seen: Observation, instance: int, grid: np.ndarray, alpha:
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _overlay(
-    axes: Axes, mask: np.ndarray, extent: tuple[float, float, float, float], alpha: float = 0.55
-) -> None:
+def _overlay(axes: Axes, mask: np.ndarray, extent: tuple[float, float, float, float], alpha: float = 0.55) -> None:
     red, green, blue = (int(TINT[k : k + 2], 16) / 255 for k in (1, 3, 5))
     colours = np.zeros((*mask.shape, 4))
     colours[mask] = (red, green, blue, alpha)
@@ -143,7 +137,5 @@ def _in_image(seen: Observation, instance: int) -> np.ndarray:
     points = []
     for places, size in zip(seen.nodes_of(instance), seen.sizes, strict=True):
         share = (places + 0.5) / size
-        points.append(
-            np.stack([left + share[:, 1] * (right - left), top + share[:, 0] * (bottom - top)], 1) - 0.5
-        )
+        points.append(np.stack([left + share[:, 1] * (right - left), top + share[:, 0] * (bottom - top)], 1) - 0.5)
     return np.concatenate(points)

@@ -29,11 +29,15 @@ from training.mapper import to_network_input
 
 # One sequence an instance, all of its nodes: what attention is drawn from.
 WHOLE_SEQUENCES = [
-    "MODEL.TRANSFINER.KEEP_COARSE", True,
-    "MODEL.TRANSFINER.TEST_SEQUENCE_NODES", 0,
-    "MODEL.TRANSFINER.TEST_NODE_BUDGET", 0,
-    "MODEL.TRANSFINER.MAX_TOKENS", 1_000_000_000,
-]  # fmt: skip
+    "MODEL.TRANSFINER.KEEP_COARSE",
+    True,
+    "MODEL.TRANSFINER.TEST_SEQUENCE_NODES",
+    0,
+    "MODEL.TRANSFINER.TEST_NODE_BUDGET",
+    0,
+    "MODEL.TRANSFINER.MAX_TOKENS",
+    1_000_000_000,
+]
 
 
 @dataclass(frozen=True)

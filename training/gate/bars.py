@@ -35,9 +35,7 @@ def draw_bars(figures: dict[str, Any], path: Path) -> None:
 def _names(figures: dict[str, Any]) -> list[str]:
     """AP first, then the classes that have a figure."""
     reached = figures["models"]["candidate"]["mask"]
-    return [
-        name for name in reached if name == "AP" or (name.startswith("AP/") and reached[name] is not None)
-    ]
+    return [name for name in reached if name == "AP" or (name.startswith("AP/") and reached[name] is not None)]
 
 
 def _draw_changes(
@@ -52,9 +50,7 @@ def _draw_changes(
 
 def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool) -> None:
     models, images = figures["models"], figures["holdout"]["images"]
-    axes.set_yticks(
-        range(len(names)), [name.removeprefix("AP/").replace("AP", "all classes") for name in names]
-    )
+    axes.set_yticks(range(len(names)), [name.removeprefix("AP/").replace("AP", "all classes") for name in names])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     candidate = models["candidate"]["version"]

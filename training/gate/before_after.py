@@ -50,9 +50,7 @@ _WHEN = {"incumbent": "before", "candidate": "after"}
 
 def _telling(holdout: Holdout, found: list[list[Sequence[Found]]], rows: int) -> list[int]:
     """Indices of pictures by falling change of agreement: half that gained, half that lost."""
-    agreed = np.array(
-        [[_agreement(holdout, index, one[index]) for index in range(len(holdout.keys))] for one in found]
-    )
+    agreed = np.array([[_agreement(holdout, index, one[index]) for index in range(len(holdout.keys))] for one in found])
     order = np.argsort(agreed[-1] - agreed[0] if len(found) > 1 else agreed[0], kind="stable")
     ends = order if len(order) <= rows else np.concatenate((order[: rows // 2], order[-(rows - rows // 2) :]))
     return [int(index) for index in ends[::-1]]

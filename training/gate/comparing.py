@@ -102,9 +102,7 @@ def _change(differences: np.ndarray, tail: float) -> Change | None:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # a resample may hold nothing at all: NaN, dropped later
+        warnings.simplefilter("ignore", RuntimeWarning)  # a resample may hold nothing at all: NaN, dropped later
         means: np.ndarray = np.nanmean(values, axis=1) if values.shape[1] else np.full(len(values), np.nan)
     return means
 

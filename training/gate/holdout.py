@@ -134,9 +134,7 @@ class Measured:
         return figures | {f"AP/{name}": float(row.mean()) for name, row in per_class}
 
 
-def measure(
-    holdout: Holdout, found: Sequence[Sequence[Found]], classes: Sequence[str], ratio: float
-) -> Measured:
+def measure(holdout: Holdout, found: Sequence[Sequence[Found]], classes: Sequence[str], ratio: float) -> Measured:
     """Match what a model of these classes found on each picture of a hold-out."""
     numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
     image_ids = [one["id"] for one in holdout.dataset["images"]]
@@ -152,7 +150,6 @@ def measure(
         if one.label in numbers  # a class that the project does not have is nobody's mistake
     ]
     matches = {
-        kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio)
-        for kind in KINDS
+        kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in KINDS
     }
     return Measured(holdout, frozenset(classes) & frozenset(holdout.classes), matches)

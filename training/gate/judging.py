@@ -94,9 +94,7 @@ class _Model:
     @classmethod
     def read(cls, directory: Path) -> _Model:
         metadata = read_metadata(directory)
-        return cls(
-            directory, str(metadata["version"]), tuple(metadata["classes"]), str(metadata.get("digest", ""))
-        )
+        return cls(directory, str(metadata["version"]), tuple(metadata["classes"]), str(metadata.get("digest", "")))
 
     def as_dict(self) -> dict[str, Any]:
         return {"version": self.version, "digest": self.digest, "classes": list(self.classes)}
@@ -132,9 +130,7 @@ class _Bench:
         return told | {"models": figures, "changes": comparing.as_dict(changes)}
 
 
-def _rule(
-    bench: _Bench, asked: Holdout, measured: dict[str, Measured], changes: dict[str, Changes]
-) -> Ruling:
+def _rule(bench: _Bench, asked: Holdout, measured: dict[str, Measured], changes: dict[str, Changes]) -> Ruling:
     ruling, rules = Ruling(), bench.rules
     for role, one in measured.items():
         if unknown := [name for name in asked.classes if name not in one.known]:
@@ -147,9 +143,7 @@ def _rule(
     elif "incumbent" not in changes:
         rule_first(ruling, measured["candidate"], rules)
         if asked.annotated_images < rules.min_images:
-            ruling.notes.append(
-                f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough"
-            )
+            ruling.notes.append(f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough")
     elif asked.annotated_images < rules.min_images:
         rule_tiny(ruling, changes["incumbent"], asked, rules)
     else:

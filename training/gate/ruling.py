@@ -37,9 +37,7 @@ def points(value: float) -> str:
 def described(change: Change, rules: GateRules) -> str:
     """A change with its interval: +1.2 (95 % confidence: above +0.3, below +2.1)."""
     share = f"{100 * rules.confidence:g} % confidence"
-    return (
-        f"{points(change.change)} points ({share}: above {points(change.low)}, below {points(change.high)})"
-    )
+    return f"{points(change.change)} points ({share}: above {points(change.low)}, below {points(change.high)})"
 
 
 def rule_first(ruling: Ruling, candidate: Measured, rules: GateRules) -> None:
@@ -82,9 +80,7 @@ def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
             ruling.notes.append(f"not certainly different from the incumbent: {text}")
         known = changes[kind].get(SHARED)
         if known is not None and known.change < -rules.margin:
-            ruling.against.append(
-                f"worse on the classes that the incumbent knows: {kind} AP {described(known, rules)}"
-            )
+            ruling.against.append(f"worse on the classes that the incumbent knows: {kind} AP {described(known, rules)}")
     if not rises and not ruling.against:
         ruling.against.append(
             "not certainly better than the incumbent: neither mask AP nor boundary AP rose by more than "
@@ -111,9 +107,7 @@ def rule_best(ruling: Ruling, changes: Changes, name: str, rules: GateRules) -> 
                 f"{name}, the best version so far, is better: {kind} AP {described(change, rules)}; promote that one"
             )
         else:
-            ruling.notes.append(
-                f"against {name}, the best version so far: {kind} AP {described(change, rules)}"
-            )
+            ruling.notes.append(f"against {name}, the best version so far: {kind} AP {described(change, rules)}")
 
 
 def rule_forgetting(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:

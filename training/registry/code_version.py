@@ -25,8 +25,11 @@ def _commit(checkout: Path) -> str:
     try:
         said = subprocess.run(
             ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""  # no git here: the version says enough
     return said.stdout.strip() if said.returncode == 0 else ""

@@ -138,18 +138,14 @@ class Registry:
     def paper(self, project: str, version: str, name: str) -> bytes | None:
         """The content of MODEL_CARD.md, report.json or a picture of a version; None if it has none."""
         if not is_paper(name):
-            raise RegistryError(
-                f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*"
-            )
+            raise RegistryError(f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*")
         return self.storage.read(f"{version_folder(project, version)}/{name}")
 
     def papers(self, project: str, version: str) -> list[str]:
         """Names of the papers that a version has."""
         folder = version_folder(project, version)
         pictures = [f"pictures/{name}" for name in self.storage.names(f"{folder}/pictures")]
-        return [
-            name for name in [*self.storage.names(folder), *pictures] if is_paper(name) and name != "pictures"
-        ]
+        return [name for name in [*self.storage.names(folder), *pictures] if is_paper(name) and name != "pictures"]
 
     def best_ever(self, project: str) -> str | None:
         """Of the versions that serve or served and were not taken back, the one with the highest figures.
@@ -158,11 +154,7 @@ class Registry:
         good enough to choose whom the gate compares with, who measures anew. Without figures: the active one.
         """
         versions = [one for one in self.versions(project) if one.status == "promoted"]
-        rated = [
-            (_figure(one), number, one.name)
-            for number, one in enumerate(versions)
-            if _figure(one) is not None
-        ]
+        rated = [(_figure(one), number, one.name) for number, one in enumerate(versions) if _figure(one) is not None]
         return max(rated)[2] if rated else self.active(project)
 
     def publish_snapshot(self, project: str, directory: Path) -> str:

@@ -88,9 +88,7 @@ def _place(project: str, folder: str, manifest: Manifest) -> Callable[[str], str
     return place
 
 
-def _upload_missing_pictures(
-    storage: Storage, contents: dict[str, Content], place: Callable[[str], str]
-) -> None:
+def _upload_missing_pictures(storage: Storage, contents: dict[str, Content], place: Callable[[str], str]) -> None:
     for name, content in contents.items():
         if name.startswith(_PICTURES) and isinstance(content, Path):
             target = place(name)

@@ -76,13 +76,9 @@ class Storage:
         try:
             value = json.loads(content)
         except ValueError as error:
-            raise RegistryError(
-                f"{self.describe(name)} is not JSON ({error}); restore it from a backup"
-            ) from error
+            raise RegistryError(f"{self.describe(name)} is not JSON ({error}); restore it from a backup") from error
         if not isinstance(value, dict):
-            raise RegistryError(
-                f"{self.describe(name)} holds a {type(value).__name__}, expected a JSON object"
-            )
+            raise RegistryError(f"{self.describe(name)} holds a {type(value).__name__}, expected a JSON object")
         return value
 
     def size(self, name: str) -> int | None:

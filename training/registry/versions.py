@@ -46,9 +46,7 @@ def publish_version(
     name = version or str(metadata["version"])
     folder = version_folder(project, name)
     # Only what a checkpoint is: a training's folder may hold its state besides, which is larger than the weights.
-    weighty: dict[str, Content] = {
-        path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)
-    }
+    weighty: dict[str, Content] = {path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)}
     weighty[METADATA_FILE] = _renamed(metadata, name, directory)
     papers = {path: content for path, content in files_of(directory).items() if is_paper(path)}
     described = {
@@ -59,9 +57,7 @@ def publish_version(
         "code": code_version(),
         **facts,
     }
-    publish(
-        storage, folder, RECORD_FILE, weighty, described, place=lambda path: f"{folder}/{path}", papers=papers
-    )
+    publish(storage, folder, RECORD_FILE, weighty, described, place=lambda path: f"{folder}/{path}", papers=papers)
     return name
 
 
@@ -92,9 +88,7 @@ def read_record(storage: Storage, project: str, version: str) -> dict[str, Any]:
 
 def version_names(storage: Storage, project: str) -> list[str]:
     """Names of published versions, in alphabetical order."""
-    return [
-        name for name in folder_names(storage, project) if _exists(storage, version_folder(project, name))
-    ]
+    return [name for name in folder_names(storage, project) if _exists(storage, version_folder(project, name))]
 
 
 def folder_names(storage: Storage, project: str) -> list[str]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backend.learning.learner import LabelStudioSide
-    from backend.learning.steps import Finetuning, Judging
+    from backend.learning.learner import ProjectClient
+    from backend.learning.steps import FinetuneRequest, GateRequest
 
 
 HERE = Path(__file__)
@@ -51,10 +51,10 @@ class Wishes:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if line.startswith(first)]
 
-    def side(self) -> LabelStudioSide:
-        from backend.learning.learner import LabelStudioSide
+    def side(self) -> ProjectClient:
+        from backend.learning.learner import ProjectClient
 
-        return LabelStudioSide(self._count, self._snapshot, self._follow)
+        return ProjectClient(self._count, self._snapshot, self._follow)
 
     def _count(self, project: str, newest_at: str) -> int:
         wishes = self.get()
@@ -81,7 +81,7 @@ class Programs:
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
 
-    def finetune_command(self, work: Finetuning) -> list[str]:
+    def finetune_command(self, work: FinetuneRequest) -> list[str]:
         facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.parent)}
         self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
@@ -89,7 +89,7 @@ class Programs:
     def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
         return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
 
-    def gate_command(self, work: Judging) -> list[str]:
+    def gate_command(self, work: GateRequest) -> list[str]:
         best = work.best.name if work.best else "-"
         self.wishes.note(f"gate earlier {len(work.earlier)} best {best}")
         return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / "verdict.json")]
@@ -98,9 +98,14 @@ class Programs:
 def write_snapshot(directory: Path, digest: str, project: str, at: str, images: int = 3) -> Path:
     directory.mkdir(parents=True)
     manifest = {
-        "digest": digest, "project": project, "created": at, "classes": ["gear", "leaf"],
-        "newest_annotation_at": at, "counts": {"images": images}, "annotation_ids": [1],
-    }  # fmt: skip
+        "digest": digest,
+        "project": project,
+        "created": at,
+        "classes": ["gear", "leaf"],
+        "newest_annotation_at": at,
+        "counts": {"images": images},
+        "annotation_ids": [1],
+    }
     (directory / "manifest.json").write_text(json.dumps(manifest))
     for name in ("train.json", "holdout.json"):
         (directory / name).write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
@@ -160,8 +165,8 @@ def gate(wishes: Wishes, verdict: str) -> None:
 
 def work(folder: str) -> None:
     from backend.learning.train_worker import run_train_worker
-    from backend.lifeline import die_with_parent
     from backend.logs import set_up_logs
+    from backend.processes.parent_death import die_with_parent
     from backend.settings import Settings
 
     die_with_parent(int(os.environ["PARENT"]), signal.SIGKILL)

@@ -7,21 +7,19 @@ from fake_label_studio import TOKEN
 from learning_doubles import write_checkpoint
 from service_parts import data_uri, setup_body, wait_until
 
-from backend.active_models import active_version, project_name
-from backend.app import create_app
+from backend.api.app import create_app
 from backend.errors import ServiceError
 from backend.learning.label_studio import connect, follow_version, project_of
 from backend.learning.repredict import Repredictor, repredicting
-from backend.projects import Project, Projects
+from backend.predictions.projects import Project, Projects
+from backend.versions.resolve import active_version, project_name
 
 KEY = "7.1795339022"
 
 
 class Backends:
     def __init__(self, *titles: str) -> None:
-        self.rows = [
-            {"id": n, "project": 7, "url": f"http://{n}", "title": title} for n, title in enumerate(titles)
-        ]
+        self.rows = [{"id": n, "project": 7, "url": f"http://{n}", "title": title} for n, title in enumerate(titles)]
         self.patched: list[tuple[int, str]] = []
 
     def list_backends(self, project_id):
@@ -77,8 +75,7 @@ def test_setup_downloads_no_weights(learning, registry, tmp_path):
 class Tasks:
     def __init__(self) -> None:
         self.rows = [
-            {"id": n, "data": {"image": data_uri()}, "annotations": [], "predictions": []}
-            for n in range(1, 5)
+            {"id": n, "data": {"image": data_uri()}, "annotations": [], "predictions": []} for n in range(1, 5)
         ]
         self.rows[0]["annotations"] = [{"id": 1}]
         self.rows[1]["predictions"] = [{"model_version": "new-1"}]
@@ -87,9 +84,7 @@ class Tasks:
         return iter(self.rows)
 
 
-def test_unlabelled_tasks_are_predicted_anew_and_pushed(
-    learning, registry, redis, label_studio, workers, tmp_path
-):
+def test_unlabelled_tasks_are_predicted_anew_and_pushed(learning, registry, redis, label_studio, workers, tmp_path):
     client = create_app(learning).test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
     made = write_checkpoint(tmp_path / "made", "made", "weights")
@@ -97,11 +92,10 @@ def test_unlabelled_tasks_are_predicted_anew_and_pushed(
     project = Projects(redis).get(KEY)
     assert Repredictor(learning, redis).run(project, Tasks(), "new-1") == 2
     assert repredicting(redis, "7") == {"version": "new-1", "total": 2, "left": 2}
-    workers.start(
-        registry=learning.registry, registry_cache=str(learning.registry_cache), fake={"seconds": 0.01}
-    )
+    workers.start(registry=learning.registry, registry_cache=str(learning.registry_cache), fake={"seconds": 0.01})
     wait_until(lambda: len(label_studio.predictions) == 2)
     assert {(row["task"], row["model_version"]) for row in label_studio.predictions} == {
-        (3, "new-1"), (4, "new-1"),
-    }  # fmt: skip
+        (3, "new-1"),
+        (4, "new-1"),
+    }
     wait_until(lambda: repredicting(redis, "7")["left"] == 0)

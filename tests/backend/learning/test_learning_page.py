@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from service_parts import setup_body
 
-from backend.app import create_app
+from backend.api.app import create_app
 from backend.learning.triggers import BUTTON
 
 PROJECT = "7"
@@ -51,9 +51,19 @@ def test_the_page_shows_rounds_versions_and_what_is_going_on(client, wishes, rou
     queue.note(PROJECT, "a-run", iteration=3, of=12, eta_s=600, curve=[3.0, 2.0, 1.5])
     page = client.get("/status").text
     for part in (
-        f"version {promoted} serves", "rejected", "worse", rejected.candidate, "50.0", "40.0",
-        "iteration 3 of 12", "about 10 min left", "Cancel", "curve.png", "<polyline", "base-1",
-    ):  # fmt: skip
+        f"version {promoted} serves",
+        "rejected",
+        "worse",
+        rejected.candidate,
+        "50.0",
+        "40.0",
+        "iteration 3 of 12",
+        "about 10 min left",
+        "Cancel",
+        "curve.png",
+        "<polyline",
+        "base-1",
+    ):
         assert part in page, part
     assert client.get(f"{PAGE}curve.png").data.startswith(b"\x89PNG")
     facts = client.get("/learning").get_json()
@@ -97,9 +107,11 @@ def test_only_our_own_page_may_change_anything(client, form, headers, address, s
 def test_with_a_password_the_buttons_need_it_from_anywhere(learning):
     guarded = learning.model_copy(
         update={
-            "basic_auth_user": "lead", "basic_auth_password": SecretStr("secret"), "api_token": SecretStr("abc"),
+            "basic_auth_user": "lead",
+            "basic_auth_password": SecretStr("secret"),
+            "api_token": SecretStr("abc"),
         }
-    )  # fmt: skip
+    )
     client = create_app(guarded).test_client()
     known = {"Authorization": "Basic " + base64.b64encode(b"lead:secret").decode()}
     client.post("/setup", json=setup_body("http://ls:8080", "t" * 40), headers=known)

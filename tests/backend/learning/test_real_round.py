@@ -8,9 +8,9 @@ from pathlib import Path
 
 from service_parts import wait_until
 
-from backend.learning import runs
-from backend.learning.learner import LabelStudioSide, Learner
-from backend.learning.steps import Finetuning, Steps
+from backend.learning import run_record as runs
+from backend.learning.learner import Learner, ProjectClient
+from backend.learning.steps import FinetuneRequest, Steps
 from backend.learning.triggers import BUTTON
 
 TESTS = Path(__file__).parents[2]
@@ -29,11 +29,13 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
 
     settings = learning.model_copy(
         update={
-            "model": tiny_checkpoint(tmp_path / "tiny"), "device": "cpu", "gate_rules": {"resamples": 100},
+            "model": tiny_checkpoint(tmp_path / "tiny"),
+            "device": "cpu",
+            "gate_rules": {"resamples": 100},
             "finetune_options": {"iterations": 2, "batch_size": 2, "threads": 1, "log_period": 1},
         }
-    )  # fmt: skip
-    side = LabelStudioSide(lambda project, newest_at: 8, take_snapshot, lambda project, version: "")
+    )
+    side = ProjectClient(lambda project, newest_at: 8, take_snapshot, lambda project, version: "")
     learner = Learner(settings, redis, "me", side)
     run_id = learner.queue.request("7", BUTTON).run
     assert learner.learn("7", run_id) in (runs.PROMOTED, runs.REJECTED)
@@ -50,9 +52,7 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
 
 
 def test_several_processes_are_started_by_torchrun(learning, tmp_path):
-    work = Finetuning(
-        tmp_path / "from", tmp_path / "data", tmp_path / "out", "v", CLASSES, (tmp_path / "old",)
-    )
+    work = FinetuneRequest(tmp_path / "from", tmp_path / "data", tmp_path / "out", "v", CLASSES, (tmp_path / "old",))
     command = Steps(learning.model_copy(update={"train_processes": 2})).finetune_command(work)
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     asked = json.loads(command[-1])

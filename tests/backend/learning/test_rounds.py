@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from service_parts import wait_until
 
-from backend.active_models import active_directory, version_directory
-from backend.learning import runs
+from backend.learning import run_record as runs
 from backend.learning.learner import Learner
-from backend.learning.runs import Run
+from backend.learning.run_record import Run
 from backend.learning.triggers import BUTTON, COMMAND
 from backend.learning.watcher import Watcher
+from backend.versions.resolve import active_directory, version_directory
 
 PROJECT = "7"
 LATER = "2026-01-02T00:00:00+00:00"

@@ -6,9 +6,9 @@ import signal
 
 from service_parts import wait_until
 
-from backend.learning import runs
-from backend.learning.trainers import living_trainers
+from backend.learning import run_record as runs
 from backend.learning.triggers import BUTTON
+from backend.queue.train_queue import living_trainers
 
 PROJECT = "7"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.rehearsal.annotator import correct, drawn, poisoned
-from backend.rehearsal.pictures import material_of, number_of, write_test_set
-from backend.rehearsal.plan import Plan, photograph_plan, tiny_plan
+from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
+from backend.devtools.rehearsal.pictures import material_of, number_of, write_test_set
+from backend.devtools.rehearsal.plan import Plan, photograph_plan, tiny_plan
 from integration.annotations import regions_to_objects
 from training.shifted_scenes import CLASSES, NEW_CLASS, generate_shifted_scene
 
@@ -24,7 +24,7 @@ def square(left: int, top: int, edge: int = 20) -> np.ndarray:
 
 
 def shown(label: str, mask: np.ndarray, region_id: str) -> list[dict]:
-    return drawn(label, mask, WIDTH, HEIGHT, region_id)
+    return draw_regions(label, mask, WIDTH, HEIGHT, region_id)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_scene_is_corrected_to_its_truth_whatever_was_shown():
 
 def test_poison_shifts_every_mask_and_swaps_every_label():
     scene = generate_shifted_scene(3)
-    false = poisoned(scene.instances, CLASSES)
+    false = poison_regions(scene.instances, CLASSES)
     assert all(one[0] != other[0] for one, other in zip(false, scene.instances, strict=True))
     assert all((one[1] != other[1]).any() for one, other in zip(false, scene.instances, strict=True))
 

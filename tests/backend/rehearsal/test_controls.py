@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from backend.devtools.rehearsal.controls import plain_finetunings
+from backend.devtools.rehearsal.plan import Plan, finetuning
 from backend.errors import ServiceError
 from backend.learning.steps import Steps
-from backend.rehearsal.controls import plain_finetunings
-from backend.rehearsal.plan import Plan, finetuning
 from training.finetune_settings import FinetuneSettings
 from training.shifted_scenes import CLASSES
 
@@ -34,7 +34,7 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
         return [sys.executable, "-c", MAKE, str(work.out), "0"]
 
     monkeypatch.setattr(Steps, "finetune_command", command)
-    monkeypatch.setattr("backend.rehearsal.controls.TICK_S", 0.1)
+    monkeypatch.setattr("backend.devtools.rehearsal.controls.TICK_S", 0.1)
     snapshots = [tmp_path / "one", tmp_path / "two"]
     made = plain_finetunings(tmp_path / "base", snapshots, CLASSES, tmp_path / "plain", Plan(), said.append)
     assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
@@ -57,7 +57,7 @@ def test_a_failure_names_its_log(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("wishes", "length"), [({}, {"epochs": 16}), ({"iterations": 9}, {"iterations": 9}), ({"epochs": 2}, {"epochs": 2})]
-)  # fmt: skip
+)
 def test_a_finetuning_has_one_length(wishes, length):
     fields = finetuning(192, wishes)
     assert {name: fields[name] for name in ("epochs", "iterations") if name in fields} == length

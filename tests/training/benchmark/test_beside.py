@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.cli import cli
+from backend.cli.main import cli
 from training.benchmark.beside import BASELINE, COARSE, REFINED, Trial, judge, without_refinement
 from training.datasets import open_set
 from training.evaluation.boundary_ap import boundary_ap
@@ -16,10 +16,28 @@ from training.evaluation.coco_ap import mask_ap
 from training.evaluation.coco_format import TruthBuilder
 from training.evaluation.perturbed import perturbed
 
-SMALL = ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-         "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10", "TRAINING.THREADS", "0",
-         "MODEL.TRANSFINER.ENCODER_FFN_DIM", "16", "SOLVER.IMS_PER_BATCH", "1", "TRAINING.SCENE_WIDTH", "96",
-         "TRAINING.SCENE_HEIGHT", "64"]  # fmt: skip
+SMALL = [
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "16",
+    "INPUT.MIN_SIZE_TRAIN",
+    "(64,)",
+    "INPUT.MIN_SIZE_TEST",
+    "64",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "20",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "10",
+    "TRAINING.THREADS",
+    "0",
+    "MODEL.TRANSFINER.ENCODER_FFN_DIM",
+    "16",
+    "SOLVER.IMS_PER_BATCH",
+    "1",
+    "TRAINING.SCENE_WIDTH",
+    "96",
+    "TRAINING.SCENE_HEIGHT",
+    "64",
+]
 
 
 def flat(node: object, path: str = "") -> dict[str, object]:
@@ -52,9 +70,7 @@ def test_figures_are_cocos_and_a_gain_on_itself_is_nothing() -> None:
     outcome = judge(index.dataset, {BASELINE: bad, COARSE: good, REFINED: good}, ratio=0.02)
     for kind, results in ((BASELINE, bad), (REFINED, good)):
         assert outcome["AP"][kind]["mask"] == pytest.approx(mask_ap(index, results)["AP"], abs=1e-9)
-        assert outcome["AP"][kind]["boundary"] == pytest.approx(
-            boundary_ap(index, results, ratio=0.02)["AP"], abs=1e-9
-        )
+        assert outcome["AP"][kind]["boundary"] == pytest.approx(boundary_ap(index, results, ratio=0.02)["AP"], abs=1e-9)
     assert outcome["gain"][COARSE]["mask"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
     change = outcome["gain"][BASELINE]["boundary"]
     assert change["low"] <= change["difference"] <= change["high"]
@@ -63,8 +79,23 @@ def test_figures_are_cocos_and_a_gain_on_itself_is_nothing() -> None:
 
 def test_one_command_trains_both_and_a_second_finds_them(tmp_path: Path) -> None:
     pairs = [part for pair in zip(SMALL[::2], SMALL[1::2], strict=True) for part in ("--set", *pair)]
-    command = ["benchmark", "beside", "--train-set", "scenes:train:2", "--test-set", "scenes:val:1", "--rows", "1",
-               "--iterations", "1", "--device", "cpu", "--out", str(tmp_path), *pairs]  # fmt: skip
+    command = [
+        "benchmark",
+        "beside",
+        "--train-set",
+        "scenes:train:2",
+        "--test-set",
+        "scenes:val:1",
+        "--rows",
+        "1",
+        "--iterations",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        *pairs,
+    ]
     first = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert first.exit_code == 0, first.output
     assert "Mask R-CNN: training 1 iterations" in first.output
@@ -73,8 +104,6 @@ def test_one_command_trains_both_and_a_second_finds_them(tmp_path: Path) -> None
     second = CliRunner().invoke(cli, [*command, "--json"], catch_exceptions=False)
     assert "training" not in second.stderr
     assert json.loads(second.stdout)["AP"].keys() == {BASELINE, COARSE, REFINED}
-    refused = CliRunner().invoke(
-        cli, [*command[:2], "--train-set", "via:nowhere", "--test-set", "scenes:val:1"]
-    )
+    refused = CliRunner().invoke(cli, [*command[:2], "--train-set", "via:nowhere", "--test-set", "scenes:val:1"])
     assert refused.exit_code == 1
     assert "via_region_data.json" in refused.output

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from backend.directions_command import directions
+from backend.cli.benchmark import directions
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.directions import shared
@@ -68,9 +68,7 @@ def test_a_head_starts_from_the_detectors_coarse_mask_alone(detector: Path) -> N
     cfg, state, _ = load_checkpoint(detector)
     heads = mask_branch(variant_config(cfg, 4, "all", iterations=1, seed=3), state)
     own = heads.state_dict()
-    assert torch.equal(
-        own["mask_head.mask_fcn1.weight"], state["roi_heads.mask_head.mask_fcn1.weight"].float()
-    )
+    assert torch.equal(own["mask_head.mask_fcn1.weight"], state["roi_heads.mask_head.mask_fcn1.weight"].float())
     name = "mask_head.encoder.layers.0.linear1.weight"
     assert not torch.equal(own[name], state[f"roi_heads.{name}"].float())
     assert not any(one.requires_grad for name, one in heads.named_parameters() if name.startswith("box"))
@@ -83,8 +81,27 @@ def test_the_run_goes_end_to_end_and_is_not_repeated(
 ) -> None:
     monkeypatch.setattr(shared, "LEAST_SCORE", 0.0)
     out = tmp_path / "out"
-    command = ["--weights", str(detector), "--table", "8", "--steps", "2", "--seeds", "2", "--scenes", "3",
-               "--images", "2", "--coarse-steps", "2", "--processes", "1", "--out", str(out), "--json"]  # fmt: skip
+    command = [
+        "--weights",
+        str(detector),
+        "--table",
+        "8",
+        "--steps",
+        "2",
+        "--seeds",
+        "2",
+        "--scenes",
+        "3",
+        "--images",
+        "2",
+        "--coarse-steps",
+        "2",
+        "--processes",
+        "1",
+        "--out",
+        str(out),
+        "--json",
+    ]
     planned = json.loads(CliRunner().invoke(directions, [*command, "--dry-run"]).stdout)
     assert (planned["trainings"], planned["measurements"]) == (4, 8)
     assert not out.exists()
@@ -102,14 +119,10 @@ def test_the_run_goes_end_to_end_and_is_not_repeated(
     assert "trainings, about" not in again.stderr
 
 
-def test_steps_are_fitted_once_to_the_minutes(
-    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_are_fitted_once_to_the_minutes(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "LEAST_SCORE", 0.0)
     monkeypatch.setattr("training.benchmark.directions.running._work", lambda setting, task: task)
-    setting = Setting(
-        detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1
-    )
+    setting = Setting(detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1)
     told: list[str] = []
     assert run(setting, told.append, lambda _: None) == LEAST_STEPS
     assert any("minutes are too few for 60 steps" in line for line in told)

@@ -8,14 +8,26 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.benchmark_command import benchmark
+from backend.cli.benchmark import benchmark
 from training.benchmark.tables_methods import TABLES
 from training.datasets.cocofied import cocofied
 from training.datasets.miniature import write_miniature
 
 # One row of each; the rows of Tables 1 to 8 are one training.
-ROWS = {1: "coarse", 2: "without-l2", 3: "guided", 4: "all", 5: "depth-3", 6: "d3-h4", 7: "transfiner-112", 8: "mjr",
-        9: "transfiner-r50", 10: "transfiner", 11: "transfiner", 12: "transfiner"}  # fmt: skip
+ROWS = {
+    1: "coarse",
+    2: "without-l2",
+    3: "guided",
+    4: "all",
+    5: "depth-3",
+    6: "d3-h4",
+    7: "transfiner-112",
+    8: "mjr",
+    9: "transfiner-r50",
+    10: "transfiner",
+    11: "transfiner",
+    12: "transfiner",
+}
 LAYOUTS = {10: "cityscapes", 11: "bdd100k"}
 
 
@@ -38,10 +50,29 @@ def sets(root: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("number", sorted(TABLES))
 def test_the_command_runs_and_reports(number: int, root: Path, sets: dict[str, dict[str, str]]) -> None:
     names = sets[LAYOUTS.get(number, "coco")]
-    command = [str(number), "--miniature", "--iterations", "1", "--row", ROWS[number], "--device", "cpu", "--json",
-               "--lvis", "" if number in LAYOUTS else str(root / "cocofied.json"), "--train-set", names["train"],
-               "--test-set", names["val"],
-               "--speed-iterations", "1", "--speed-runs", "1", "--out", str(root / "out")]  # fmt: skip
+    command = [
+        str(number),
+        "--miniature",
+        "--iterations",
+        "1",
+        "--row",
+        ROWS[number],
+        "--device",
+        "cpu",
+        "--json",
+        "--lvis",
+        "" if number in LAYOUTS else str(root / "cocofied.json"),
+        "--train-set",
+        names["train"],
+        "--test-set",
+        names["val"],
+        "--speed-iterations",
+        "1",
+        "--speed-runs",
+        "1",
+        "--out",
+        str(root / "out"),
+    ]
     done = CliRunner().invoke(benchmark, command)
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)

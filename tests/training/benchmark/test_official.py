@@ -11,9 +11,7 @@ from training.datasets import open_set
 from training.datasets.miniature import write_miniature
 
 
-@pytest.mark.parametrize(
-    ("layout", "columns"), [("cityscapes", {"AP", "AP50", "APB", "APB50"}), ("bdd100k", {"AP"})]
-)
+@pytest.mark.parametrize(("layout", "columns"), [("cityscapes", {"AP", "AP50", "APB", "APB50"}), ("bdd100k", {"AP"})])
 def test_the_truth_as_detections_scores_one(layout: str, columns: set[str], tmp_path: Path) -> None:
     samples = open_set(write_miniature(layout, tmp_path, train=1, val=2)["val"])
     rules = official_rules(samples)

@@ -48,8 +48,14 @@ def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
     assert row_of(7, "nla-224")[1].paper["MB"] == 18091
     assert row_of(12, "transfiner")[1].paper["FPS"] == 6.1
     assert [row.key for row in TABLES[9].rows if row.quoted] == [
-        "bpr-r50", "htc-r101", "refinemask-r101", "bcnet-r101", "istr-r50", "queryinst-r50", "solq-r50",
-    ]  # fmt: skip
+        "bpr-r50",
+        "htc-r101",
+        "refinemask-r101",
+        "bcnet-r101",
+        "istr-r50",
+        "queryinst-r50",
+        "solq-r50",
+    ]
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: f"table {table.number}")
@@ -166,9 +172,7 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
 def test_results_take_cocos_numbers_and_the_lvis_files_images_and_categories() -> None:
     file = {"categories": [{"id": 44}, {"id": 3}], "images": [{"id": 1}]}
     names = ("car", "bird", "bottle")
-    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [
-        {"image_id": 2, "category_id": 1}
-    ]
+    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
     assert renumbered(found, file, names) == [{"image_id": 1, "category_id": 44}]
     with pytest.raises(ValueError, match="the test set has 'blob'"):
         renumbered(found, file, ("car", "blob", "bottle"))

@@ -12,13 +12,19 @@ from training.cost.subjects import open_network
 from training.datasets import open_set
 
 NARROW = (
-    "INPUT.MIN_SIZE_TEST", "72",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
-    "MODEL.TRANSFINER.TEST_MIN_BOX_PX", "0.0",
-    "MODEL.TRANSFINER.THRESHOLDS_TEST", "[0.4, 0.99, 0.99]",
-    "MODEL.TRANSFINER.KEEP_COARSE", "True",
-    "TEST.DETECTIONS_PER_IMAGE", "3",
-)  # fmt: skip
+    "INPUT.MIN_SIZE_TEST",
+    "72",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.0",
+    "MODEL.TRANSFINER.TEST_MIN_BOX_PX",
+    "0.0",
+    "MODEL.TRANSFINER.THRESHOLDS_TEST",
+    "[0.4, 0.99, 0.99]",
+    "MODEL.TRANSFINER.KEEP_COARSE",
+    "True",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "3",
+)
 
 
 def test_each_budget_is_spent_and_the_settings_come_back() -> None:

@@ -10,19 +10,23 @@ from training.cost.report import whole_cost
 from training.cost.subjects import fixed_nodes, open_network
 
 NARROW = (
-    "MODEL.BACKBONE.NAME", "build_efficientnet_lite_fpn_backbone",
-    "MODEL.FPN.OUT_CHANNELS", "32",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM", "32",
-    "MODEL.TRANSFINER.ENCODER_FFN_DIM", "64",
-    "MODEL.RPN.CONV_DIMS", "[32]",
-    "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
-)  # fmt: skip
+    "MODEL.BACKBONE.NAME",
+    "build_efficientnet_lite_fpn_backbone",
+    "MODEL.FPN.OUT_CHANNELS",
+    "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "32",
+    "MODEL.TRANSFINER.ENCODER_FFN_DIM",
+    "64",
+    "MODEL.RPN.CONV_DIMS",
+    "[32]",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "32",
+)
 
 
 def test_both_ways_give_the_same_masks_and_ours_needs_less() -> None:
-    outcome = compare_heads(
-        "released", height=64, width=96, instances=1, nodes=1500, overrides=NARROW, timed=False
-    )
+    outcome = compare_heads("released", height=64, width=96, instances=1, nodes=1500, overrides=NARROW, timed=False)
     assert outcome["largest_difference"] < 1e-4
     theirs = outcome["ratios_to_ours"]["authors_way"]
     assert theirs["peak_bytes"] > 2  # stored weights and whole grids

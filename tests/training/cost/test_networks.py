@@ -7,23 +7,40 @@ import pytest
 from training.cost.networks import as_text, compare_networks, compare_training
 
 NARROW = (
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8",
-    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.FPN.OUT_CHANNELS", "32",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM", "32", "MODEL.ROI_MASK_HEAD.FC_DIM", "32", "MODEL.POINT_HEAD.FC_DIM", "32",
-    "MODEL.TRANSFINER.ENCODER_FFN_DIM", "64", "MODEL.RPN.CONV_DIMS", "[32]", "MODEL.ROI_BOX_HEAD.FC_DIM", "32",
-    "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
-)  # fmt: skip
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "8",
+    "MODEL.RESNETS.DEPTH",
+    "50",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "8",
+    "MODEL.FPN.OUT_CHANNELS",
+    "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "32",
+    "MODEL.ROI_MASK_HEAD.FC_DIM",
+    "32",
+    "MODEL.POINT_HEAD.FC_DIM",
+    "32",
+    "MODEL.TRANSFINER.ENCODER_FFN_DIM",
+    "64",
+    "MODEL.RPN.CONV_DIMS",
+    "[32]",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "32",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "20",
+)
 
 
 def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
     def flops(nodes: int) -> dict[int, dict[str, float]]:
-        found = compare_networks("released/R50-FPN", height=64, width=96, instances=(2, 4), nodes=nodes,
-                                 overrides=NARROW, timed=False)  # fmt: skip
+        found = compare_networks(
+            "released/R50-FPN", height=64, width=96, instances=(2, 4), nodes=nodes, overrides=NARROW, timed=False
+        )
         assert "inference, 4 instances:" in as_text(found)
-        return {
-            count: {name: one["flops"] for name, one in by.items()}
-            for count, by in found["by_instances"].items()
-        }
+        return {count: {name: one["flops"] for name, one in by.items()} for count, by in found["by_instances"].items()}
 
     few, many = flops(300), flops(600)
     assert many[2]["ours"] > few[2]["ours"]
@@ -34,8 +51,6 @@ def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
-    found = compare_training(
-        "released/R50-FPN", height=64, width=96, instances=2, overrides=NARROW, timed=False
-    )
+    found = compare_training("released/R50-FPN", height=64, width=96, instances=2, overrides=NARROW, timed=False)
     assert 0 < found["training"]["mask_rcnn"]["ratios"]["flops"] < 1
     assert found["training"].keys() == {"ours", "mask_rcnn"}

@@ -130,9 +130,7 @@ def test_a_mask_that_passes_is_read_alike_by_pycocotools(counts: bytes, pixels: 
     """Whatever passes our check is safe to hand to C."""
     if 0 not in counts and pixels and well_formed([counts], np.array([pixels]))[0]:
         mask = rle.decode({"size": [pixels, 1], "counts": counts})
-        assert (
-            mask.sum() == rle.area({"size": [pixels, 1], "counts": counts}) == unpack([counts])[0][1::2].sum()
-        )
+        assert mask.sum() == rle.area({"size": [pixels, 1], "counts": counts}) == unpack([counts])[0][1::2].sum()
 
 
 def spoiled(record: Any, path: tuple[Any, ...], value: Any) -> Any:

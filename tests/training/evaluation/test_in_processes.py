@@ -51,8 +51,9 @@ def test_chunks_and_processes_change_no_number(
     monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
     monkeypatch.setattr(pairs, "_CHUNKS", 3)
     told: list[tuple[int, int]] = []
-    shared = coco_ap(truth, found, kind, processes=2 if kind == "boundary" else 1,
-                     progress=lambda done, of: told.append((done, of)))  # fmt: skip
+    shared = coco_ap(
+        truth, found, kind, processes=2 if kind == "boundary" else 1, progress=lambda done, of: told.append((done, of))
+    )
     np.testing.assert_equal(shared, plain)  # to the last bit, NaN included
     assert told[-1] == (5, 5)
     assert len(told) == 3
@@ -72,9 +73,7 @@ def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cityscapes", "bdd100k"])
-def test_official_layouts_by_several_processes(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"training.evaluation.{layout}_files.WORTH_PROCESSES", 1)
     from training.datasets import open_set
     from training.evaluation.bdd100k_files import PredictionWriter

@@ -101,9 +101,13 @@ def test_malformed_files_are_named(tmp_path: Path, file: str, text: str, message
 
 @pytest.mark.parametrize(
     ("layout", "metric", "message"),
-    [("bdd100k", "boundary", "not defined"), ("cityscapes", "bbox", "not defined"), ("bdd100k", "lvis", "LVIS files"),
-     ("voc", "segm", "unknown")],
-)  # fmt: skip
+    [
+        ("bdd100k", "boundary", "not defined"),
+        ("cityscapes", "bbox", "not defined"),
+        ("bdd100k", "lvis", "LVIS files"),
+        ("voc", "segm", "unknown"),
+    ],
+)
 def test_undefined_metrics_are_refused(tmp_path: Path, layout: str, metric: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(tmp_path, tmp_path, metric, layout)

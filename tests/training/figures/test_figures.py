@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from backend.visualize_command import visualize
+from backend.cli.visualize import visualize
 from model.checkpoint import save_checkpoint
 from model.network import build_network
 from training.benchmark.recipe import Scale, training_config
@@ -68,9 +68,17 @@ def test_the_command_writes_the_pictures(network: tuple, tmp_path: Path) -> None
     Image.fromarray(generate_scene(3, width=128, height=96).image).save(tmp_path / "scene.png")
     result = CliRunner().invoke(
         visualize,
-        [str(tmp_path / "scene.png"), "--weights", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"),
-         "--instances", "1", "--json"],
-    )  # fmt: skip
+        [
+            str(tmp_path / "scene.png"),
+            "--weights",
+            str(tmp_path / "tiny"),
+            "--out",
+            str(tmp_path / "out"),
+            "--instances",
+            "1",
+            "--json",
+        ],
+    )
     assert result.exit_code == 0, result.output
     files = [Path(name) for name in json.loads(result.output)["files"]]
     assert [file.name for file in files] == ["scene-depths.png", "scene-regions.png", "scene-attention.png"]
@@ -93,8 +101,15 @@ def test_failures_of_a_set_are_drawn_worst_first_with_the_models_own_settings(
         seen.append(used.roi_heads.mask_head.settings.test_sequence_nodes)
         square = np.zeros((20, 30), bool)
         square[5:15, 5:15] = True
-        case = {"image": np.full((20, 30, 3), 90, np.uint8), "truth": square, "found": np.roll(square, 2, 1),
-                "box_xyxy": np.array([5.0, 5, 15, 15]), "name": "gear", "error": 0.5, "mask_iou": 0.7}  # fmt: skip
+        case = {
+            "image": np.full((20, 30, 3), 90, np.uint8),
+            "truth": square,
+            "found": np.roll(square, 2, 1),
+            "box_xyxy": np.array([5.0, 5, 15, 15]),
+            "name": "gear",
+            "error": 0.5,
+            "mask_iou": 0.7,
+        }
         return [case] if len(samples) == 2 else []
 
     monkeypatch.setattr("training.figures.failures.find_failures", find)

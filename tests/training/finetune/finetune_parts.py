@@ -25,12 +25,18 @@ def tiny_checkpoint(directory: Path) -> Path:
 
     cfg = small_config()
     values = {
-        "INPUT.FORMAT": "RGB", "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MAX_SIZE_TRAIN": 96,
-        "MODEL.FPN.OUT_CHANNELS": 16, "MODEL.ROI_MASK_HEAD.CONV_DIM": 16, "MODEL.RPN.CONV_DIMS": [16],
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
-        "MODEL.TRANSFINER.SAMPLES_PER_LEVEL": 12, "MODEL.TRANSFINER.TRAIN_INSTANCE_LIMIT": 3,
+        "INPUT.FORMAT": "RGB",
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MAX_SIZE_TRAIN": 96,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.RPN.CONV_DIMS": [16],
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+        "MODEL.TRANSFINER.SAMPLES_PER_LEVEL": 12,
+        "MODEL.TRANSFINER.TRAIN_INSTANCE_LIMIT": 3,
         "MODEL.TRANSFINER.ENCODER_LAYERS": 1,
-    }  # fmt: skip
+    }
     cfg.merge_from_list([part for pair in values.items() for part in pair])
     torch.manual_seed(0)
     metadata = {"name": "tiny", "version": "tiny-1", "classes": list(CLASSES)}
@@ -38,9 +44,7 @@ def tiny_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def tiny_snapshot(
-    folder: Path, *, classes: Sequence[str], images: int, first: int = 0, holdout: float = 0.0
-) -> Path:
+def tiny_snapshot(folder: Path, *, classes: Sequence[str], images: int, first: int = 0, holdout: float = 0.0) -> Path:
     """Pictures with a bright square each; its class alternates, and its right edge was moved."""
     drawn = [_picture(first + number, classes) for number in range(images)]
     return write_snapshot(drawn, folder, classes=classes, project="7", holdout_share=holdout)

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from finetune_parts import STEPS, settings, tiny_snapshot
 
-from backend.finetune_command import finetune as command
+from backend.cli.train import finetune as command
 from model.checkpoint import load_checkpoint
 from training.finetune import FinetuneProgress, FinetuneStopped, finetune
 from training.finetune_data import NothingToLearn
@@ -92,9 +92,7 @@ def test_a_finished_one_is_not_repeated_and_another_is_refused(
         finetune(checkpoint, snapshot, finished, classes=["gear", "nut"], settings=settings())
 
 
-def test_asked_to_stop_it_keeps_its_state_and_says_so(
-    checkpoint: Path, snapshot: Path, tmp_path: Path
-) -> None:
+def test_asked_to_stop_it_keeps_its_state_and_says_so(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
     def stop(note: FinetuneProgress) -> None:
         if note.iteration == 1 and note.phase == "training":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -102,9 +100,15 @@ def test_asked_to_stop_it_keeps_its_state_and_says_so(
     earlier = tiny_snapshot(tmp_path / "earlier", classes=("gear", "leaf"), images=2, first=50)
     with pytest.raises(FinetuneStopped, match="after 2 of 6 iterations"):
         finetune(
-            checkpoint, snapshot, tmp_path / "out", replay=[earlier], base_sets=["scenes:train:2"],
-            classes=["gear", "bolt"], settings=settings(renamed={"leaf": "bolt"}, accumulate=2), on_progress=stop,
-        )  # fmt: skip
+            checkpoint,
+            snapshot,
+            tmp_path / "out",
+            replay=[earlier],
+            base_sets=["scenes:train:2"],
+            classes=["gear", "bolt"],
+            settings=settings(renamed={"leaf": "bolt"}, accumulate=2),
+            on_progress=stop,
+        )
     note = read_progress(tmp_path / "out" / "progress.json")
     assert note is not None
     assert (note.phase, note.iteration) == ("stopped", 2), "the one under way is finished"

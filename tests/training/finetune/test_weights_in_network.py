@@ -40,8 +40,9 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
     assert [int(one.classes[0]) for one, _ in pairs] == [int(other.classes[0]) for _, other in pairs]
     without = Relabelled(samples, ("gear",))
     assert {(int(one.classes[0]), bool(other.crowd[0])) for one, other in zip(samples, without, strict=True)} == {
-        (0, True), (1, False),
-    }  # fmt: skip
+        (0, True),
+        (1, False),
+    }
     assert seen_as(samples, ("nut", "gear"), {}) is samples
     assert not hasattr(Plain(samples)[0], "weights")
 

@@ -51,9 +51,7 @@ class World:
         for number in range(images):
             rng = np.random.default_rng((seed, number))
             file = f"{seed}-{number}.png"
-            Image.fromarray(rng.integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)).save(
-                directory / "images" / file
-            )
+            Image.fromarray(rng.integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)).save(directory / "images" / file)
             coco["images"].append({"id": number + 1, "file_name": file, "height": SIZE_PX, "width": SIZE_PX})
             for place in range(2):
                 coco["annotations"].append(
@@ -79,14 +77,8 @@ class World:
         for index in range(len(samples)):
             sample = samples[index]
             rng = np.random.default_rng((seed, int(sample.image[:4].sum())))
-            found = [
-                (label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)
-            ]
-            known = [
-                (CLASSES[label], mask)
-                for label, mask in found
-                if mask is not None and CLASSES[label] in classes
-            ]
+            found = [(label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)]
+            known = [(CLASSES[label], mask) for label, mask in found if mask is not None and CLASSES[label] in classes]
             results.append([Found(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known])
         return results
 

@@ -21,9 +21,7 @@ LEAST_STEPS = 60  # less teaches a refinement nothing
 SHARE_OF_BUDGET = 0.9  # what the trainings' speed, measured beforehand, is trusted with
 
 
-def fitted_steps(
-    setting: Setting, detector: SharedDetector, spent_s: float, tell: Callable[[str], object]
-) -> int:
+def fitted_steps(setting: Setting, detector: SharedDetector, spent_s: float, tell: Callable[[str], object]) -> int:
     """Given, planned by an earlier start of this run, or fitted to the minutes by timing every variant for a moment."""
     file = setting.folder / PLAN_FILE
     if setting.steps or file.is_file():
@@ -34,10 +32,17 @@ def fitted_steps(
     fitting = int((wanted_s * setting.processes / setting.seeds - fixed_s) / step_s)
     steps = max(LEAST_STEPS, fitting)
     if fitting < LEAST_STEPS:
-        tell(f"{setting.minutes:g} minutes are too few for {LEAST_STEPS} steps a training; it will take longer. "
-             "A higher --minutes, fewer --images or a quieter machine help")  # fmt: skip
-    facts = {"steps": steps, "seconds_a_step_of_all": step_s, "seconds_to_measure_all": fixed_s,
-             "load_average": os.getloadavg(), "minutes": setting.minutes}  # fmt: skip
+        tell(
+            f"{setting.minutes:g} minutes are too few for {LEAST_STEPS} steps a training; it will take longer. "
+            "A higher --minutes, fewer --images or a quieter machine help"
+        )
+    facts = {
+        "steps": steps,
+        "seconds_a_step_of_all": step_s,
+        "seconds_to_measure_all": fixed_s,
+        "load_average": os.getloadavg(),
+        "minutes": setting.minutes,
+    }
     keep(file, facts)
     tell(f"{steps} steps a training fit into {setting.minutes:g} minutes")
     return steps

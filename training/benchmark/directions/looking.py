@@ -27,9 +27,7 @@ def look(
         found = scene.found()
         if len(found):
             (found,) = heads._forward_mask(scene.features, [found])  # type: ignore[operator]
-            masks = paste_masks_in_image(
-                found.pred_masks[:, 0], found.pred_boxes.tensor, scene.size_hw, MASK_THRESHOLD
-            )
+            masks = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes.tensor, scene.size_hw, MASK_THRESHOLD)
             results += detections(index, masks.numpy(), found.scores.numpy(), found.pred_classes.numpy())
         progress(index + 1)
     for one in results:

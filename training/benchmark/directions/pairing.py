@@ -70,9 +70,7 @@ def difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFID
         ValueError: the shapes differ, or there is no seed.
     """
     if first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}"
-        )
+        raise ValueError(f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}")
     apart = second - first
     seeds, resamples = apart.shape[0], apart.shape[1] - 1
     by_seed = tuple(float(one) for one in apart[:, 0])

@@ -68,9 +68,7 @@ def tasks(setting: Setting, steps: int) -> list[Task]:
 
 def result_file(setting: Setting, name: str) -> Path:
     """Where a measurement is kept; its scenes are part of its name."""
-    return (
-        setting.folder / "results" / f"{name}-{setting.scenes}-{setting.images}-{setting.coarse_steps}.json"
-    )
+    return setting.folder / "results" / f"{name}-{setting.scenes}-{setting.images}-{setting.coarse_steps}.json"
 
 
 def planned_steps(setting: Setting) -> int:

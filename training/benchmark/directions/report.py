@@ -45,15 +45,22 @@ def build(setting: Setting, steps: int, seeds: int) -> dict[str, Any]:
         {"table": number, "row": key, **{kind: values[kind][:, 0].tolist() for kind in KINDS}}
         for (number, key), values in measured.items()
     ]
-    figures = {"tables": list(setting.tables), "seeds": seeds, "seeds_asked_for": setting.seeds, "steps": steps,
-               "training_scenes": setting.scenes, "images": setting.images,
-               "detector": load_checkpoint(setting.weights).metadata["version"],
-               "resamples": RESAMPLES, "confidence": CONFIDENCE, "boundary_ratio": RATIO,
-               "load_average": list(os.getloadavg()), "processes": setting.processes}  # fmt: skip
+    figures = {
+        "tables": list(setting.tables),
+        "seeds": seeds,
+        "seeds_asked_for": setting.seeds,
+        "steps": steps,
+        "training_scenes": setting.scenes,
+        "images": setting.images,
+        "detector": load_checkpoint(setting.weights).metadata["version"],
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "boundary_ratio": RATIO,
+        "load_average": list(os.getloadavg()),
+        "processes": setting.processes,
+    }
     left_out = [
-        {"table": number, "row": key, "why": why}
-        for (number, key), why in LEFT_OUT.items()
-        if number in setting.tables
+        {"table": number, "row": key, "why": why} for (number, key), why in LEFT_OUT.items() if number in setting.tables
     ]
     return {"setting": figures, "claims": claims, "rows": rows, "left_out": left_out}
 
@@ -80,11 +87,7 @@ def _names(setting: Setting, steps: int) -> dict[tuple[int, str], list[str]]:
     detector = load_checkpoint(setting.weights).cfg
     return {
         (table.number, row.key): [
-            name_of(
-                measured_config(
-                    variant_config(detector, table.number, row.key, iterations=steps, seed=seed), row
-                )
-            )
+            name_of(measured_config(variant_config(detector, table.number, row.key, iterations=steps, seed=seed), row))
             for seed in range(setting.seeds)
         ]
         for table, row in compared_rows(setting.tables)
@@ -104,8 +107,11 @@ def _claim(one: Comparison, measured: dict[tuple[int, str], dict[str, np.ndarray
     number = one.table.number
     first, second = measured[number, one.first.key], measured[number, one.second.key]
     claim: dict[str, Any] = {
-        "table": number, "first": one.first.key, "second": one.second.key, "names": [one.first.name, one.second.name],
-    }  # fmt: skip
+        "table": number,
+        "first": one.first.key,
+        "second": one.second.key,
+        "names": [one.first.name, one.second.name],
+    }
     for kind in KINDS:
         expected = one.expected(COLUMNS[kind])
         found = difference(first[kind], second[kind])
@@ -138,8 +144,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"A difference is second minus first: paper / **measured** [{100 * facts['confidence']:.0f} % interval of a "
         f"bootstrap paired by scene and seed, {facts['resamples']} resamples]. It is called significant where the "
         "interval leaves out 0 and every seed has the same sign. With so many differences, one in twenty intervals "
-        "leaves out 0 by chance."
-        + ("" if facts["seeds"] > 1 else " One seed says nothing about other trainings."),
+        "leaves out 0 by chance." + ("" if facts["seeds"] > 1 else " One seed says nothing about other trainings."),
         "",
         "| table | first | second | mask AP | | boundary AP | |",
         "|---|---|---|---|---|---|---|",
@@ -154,9 +159,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         figures = " | ".join(f"{np.mean(row[kind]):.1f} ± {_spread(row[kind]):.1f}" for kind in KINDS)
         lines.append(f"| {row['table']} | {row['row']} | {figures} |")
     lines += ["", "Mean over the seeds ± their standard deviation."]
-    lines += [
-        f"- Table {one['table']}, {one['row']}: not compared, {one['why']}." for one in report["left_out"]
-    ]
+    lines += [f"- Table {one['table']}, {one['row']}: not compared, {one['why']}." for one in report["left_out"]]
     return "\n".join([*lines, "", "![directions](directions.png)"]) + "\n"
 
 
@@ -164,9 +167,7 @@ def summary(report: dict[str, Any]) -> str:
     """One sentence: how many claims came out how."""
     verdicts = [claim[kind]["verdict"] for claim in report["claims"] for kind in KINDS]
     kinds = sorted(set(verdicts), key=verdicts.count, reverse=True)
-    return (
-        f"Of {len(verdicts)} differences: " + ", ".join(f"{verdicts.count(one)} {one}" for one in kinds) + "."
-    )
+    return f"Of {len(verdicts)} differences: " + ", ".join(f"{verdicts.count(one)} {one}" for one in kinds) + "."
 
 
 def _spread(values: list[float]) -> float:

@@ -109,8 +109,9 @@ class SharedDetector:
         with np.load(self._path(split, index)) as kept:
             arrays = {name: torch.from_numpy(kept[name]) for name in kept.files if name != "masks"}
             masks = np.unpackbits(kept["masks"], axis=-1, count=self.width).astype(bool)
-        features = {name: arrays.pop(name)[None].float() for name in list(arrays) if name.startswith("p")
-                    and name != "partner"}  # fmt: skip
+        features = {
+            name: arrays.pop(name)[None].float() for name in list(arrays) if name.startswith("p") and name != "partner"
+        }
         return SharedScene(features=features, masks=torch.from_numpy(masks), **arrays)
 
     def _path(self, split: str, index: int) -> Path:
@@ -132,11 +133,14 @@ def _seen(network: nn.Module, cfg: CfgNode, sample: Sample) -> dict[str, Any]:
     truth_boxes = BitMasks(torch.from_numpy(sample.masks)).get_bounding_boxes()
     kept = {name: features[name][0].half() for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
     return {name: tensor.numpy() for name, tensor in kept.items()} | {
-        "boxes_xyxy": found.pred_boxes.tensor.numpy(), "scores": found.scores.numpy(),
-        "classes": found.pred_classes.numpy(), "partner": partner.numpy(),
-        "truth_boxes_xyxy": truth_boxes.tensor.numpy(), "truth_classes": sample.classes,
+        "boxes_xyxy": found.pred_boxes.tensor.numpy(),
+        "scores": found.scores.numpy(),
+        "classes": found.pred_classes.numpy(),
+        "partner": partner.numpy(),
+        "truth_boxes_xyxy": truth_boxes.tensor.numpy(),
+        "truth_classes": sample.classes,
         "masks": np.packbits(sample.masks, axis=-1),
-    }  # fmt: skip
+    }
 
 
 def _store(path: Path, arrays: dict[str, Any]) -> None:

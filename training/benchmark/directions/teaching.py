@@ -40,9 +40,7 @@ def mask_branch(cfg: CfgNode, start: dict[str, Tensor]) -> nn.Module:
     shapes = {name: ShapeSpec(channels=channels, stride=stride) for name, stride in STRIDES.items()}
     heads: nn.Module = build_roi_heads(cfg, shapes)
     own = heads.state_dict()
-    fitting = {
-        name.removeprefix("roi_heads."): value.float() for name, value in start.items() if _COARSE.match(name)
-    }
+    fitting = {name.removeprefix("roi_heads."): value.float() for name, value in start.items() if _COARSE.match(name)}
     absent = [name for name in fitting if name not in own or own[name].shape != fitting[name].shape]
     if absent or not fitting:
         raise ValueError(
@@ -100,7 +98,9 @@ def _proposals(scene: SharedScene, rng: np.random.Generator) -> Instances:
     limited = Boxes(boxes)
     limited.clip((height, width))
     fields: dict[str, Any] = {
-        "proposal_boxes": limited, "gt_boxes": Boxes(scene.truth_boxes_xyxy), "gt_classes": scene.truth_classes,
+        "proposal_boxes": limited,
+        "gt_boxes": Boxes(scene.truth_boxes_xyxy),
+        "gt_classes": scene.truth_classes,
         "gt_masks": BitMasks(scene.masks),
-    }  # fmt: skip
+    }
     return Instances((height, width), **fields)

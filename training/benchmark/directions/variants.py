@@ -22,14 +22,24 @@ LEFT_OUT = {
 }
 # Each pair is one claim of a table; the difference is second minus first, its expected sign the paper's.
 _PAIRS = {
-    2: [("full-28", "incoherent"), ("boundary", "incoherent"), ("without-l1", "incoherent"),
-        ("without-l2", "incoherent"), ("without-l3", "incoherent")],
+    2: [
+        ("full-28", "incoherent"),
+        ("boundary", "incoherent"),
+        ("without-l1", "incoherent"),
+        ("without-l2", "incoherent"),
+        ("without-l3", "incoherent"),
+    ],
     4: [("fine", "fine-coarse"), ("fine-coarse", "fine-coarse-position"), ("fine-coarse-position", "all")],
     5: [("depth-0", "depth-1"), ("depth-1", "depth-2"), ("depth-2", "depth-3"), ("depth-3", "depth-4")],
-    6: [("cnn-full-56", "d3-h4"), ("mlp-full-56", "d3-h4"), ("mlp-incoherent", "d3-h4"), ("d3-h4", "d3-h8"),
-        ("d3-h4", "d6-h4")],
+    6: [
+        ("cnn-full-56", "d3-h4"),
+        ("mlp-full-56", "d3-h4"),
+        ("mlp-incoherent", "d3-h4"),
+        ("d3-h4", "d3-h8"),
+        ("d3-h4", "d6-h4"),
+    ],
     8: [("neither", "mjr"), ("neither", "qmp"), ("mjr", "both"), ("qmp", "both")],
-}  # fmt: skip
+}
 _TINY = {
     "ENCODER_FFN_DIM": 128,
     "ENCODER_DROPOUT": 0.0,
@@ -84,12 +94,7 @@ def row_of(number: int, key: str) -> Row:
 def compared_rows(numbers: tuple[int, ...] = TABLE_NUMBERS) -> list[tuple[Table, Row]]:
     """Every row that takes part in a comparison, once a table, in the tables' order."""
     wanted = {(one.table.number, row.key) for one in comparisons(numbers) for row in (one.first, one.second)}
-    return [
-        (TABLES[number], row)
-        for number in numbers
-        for row in TABLES[number].rows
-        if (number, row.key) in wanted
-    ]
+    return [(TABLES[number], row) for number in numbers for row in TABLES[number].rows if (number, row.key) in wanted]
 
 
 def variant_config(detector: CfgNode, number: int, key: str, *, iterations: int, seed: int) -> CfgNode:
