@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     replay_snapshots: int = Field(default=4, ge=0)
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
-    # Fields of training.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
+    # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
     gate_rules: dict[str, Any] = {}

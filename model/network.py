@@ -8,7 +8,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from model import backbones, comparisons, detectors, mask_head, meta_arch, roi_heads
+from model import backbones, detectors
+from model import baselines as comparisons
+from model.detectors import two_stage as meta_arch
+from model.detectors import two_stage as roi_heads
+from model.mask_head import head as mask_head
 from model.requirements import MissingRequirementError
 
 __all__ = ["backbones", "build_network", "comparisons", "detectors", "mask_head", "meta_arch", "roi_heads"]

@@ -21,13 +21,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.state_dict import load_weights
 from model.instance import Instance
 from model.network import build_network
-from model.side_by_side import MOST_AT_A_TIME, side_by_side
-from model.state_keys import load_weights
+from model.parallel import MOST_AT_A_TIME, map_in_threads
 
-# A CPU is bound by arithmetic, so batches only pad there (but see `model.side_by_side`); a GPU is not.
+# A CPU is bound by arithmetic, so batches only pad there (but see `model.parallel`); a GPU is not.
 BATCH_SIZE_GPU = 4
 
 
@@ -93,7 +93,7 @@ class Predictor:
         """Build the network of a checkpoint directory and load its weights.
 
         Args:
-            directory: see `model.checkpoint`.
+            directory: see `model.checkpoints.checkpoint`.
             device: `auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
             score_threshold: weaker detections are dropped before their masks are computed; the checkpoint's
                 threshold if None.
@@ -162,7 +162,7 @@ class Predictor:
             outputs = self._run([self._prepare(images[i]) for i in batch])
             return [self._instances(output["instances"]) for output in outputs]
 
-        each = chain.from_iterable(side_by_side(found, batches, self.device))
+        each = chain.from_iterable(map_in_threads(found, batches, self.device))
         numbered = dict(zip(order, each, strict=True))
         return [numbered[i] for i in range(len(images))]
 

@@ -24,8 +24,8 @@ from backend.queue.recovery import living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.resolve import registry_of, served_model
 from backend.versions.served_model import ServedModel
-from integration.label_config import parse_label_config
-from integration.webhooks import TrainingRequested, WebhookError, parse_event
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
 
 log = logging.getLogger(__name__)
 routes = Blueprint("label_studio", __name__)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from werkzeug.datastructures import Headers
 
 from backend.settings import Settings
-from integration.addresses import origin
+from integration.images.ssrf_guard import origin
 
 FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
 

@@ -57,7 +57,12 @@ def anytime(
     """
     import torch
 
-    from training.cost.anytime import anytime_curve, as_dict, as_text, draw
+    from training.benchmark.cost.anytime import (
+        anytime_as_dict,
+        anytime_curve,
+        anytime_text,
+        draw_anytime_curve,
+    )
     from training.datasets import open_set
     from training.evaluation.run import load_for_evaluation
 
@@ -68,8 +73,8 @@ def anytime(
     with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
         points = anytime_curve(network, cfg, samples, budgets, progress=lambda _: bar.update(1))
     if picture is not None:
-        draw(points, picture)
-    click.echo(json.dumps(as_dict(points)) if as_json else as_text(points))
+        draw_anytime_curve(points, picture)
+    click.echo(json.dumps(anytime_as_dict(points)) if as_json else anytime_text(points))
 
 
 @click.command()
@@ -105,8 +110,15 @@ def beside(
     """
     import torch
 
-    from training.benchmark.beside import Trial, as_markdown, judge, predict_both, train_both, write
-    from training.benchmark.running import BenchmarkStopped
+    from training.benchmark.baseline import (
+        Trial,
+        baseline_report_markdown,
+        compare_methods,
+        predict_both,
+        train_both,
+        write_baseline_report,
+    )
+    from training.benchmark.runner import BenchmarkStopped
     from training.datasets import open_set
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -120,9 +132,9 @@ def beside(
             truth, found, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
     except (BenchmarkStopped, ValueError, FileNotFoundError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    outcome = judge(truth, found, ratio=trial.ratio)
-    write(out, trial, outcome, rows)
-    click.echo(json.dumps(outcome) if as_json else as_markdown(trial, outcome))
+    outcome = compare_methods(truth, found, ratio=trial.ratio)
+    write_baseline_report(out, trial, outcome, rows)
+    click.echo(json.dumps(outcome) if as_json else baseline_report_markdown(trial, outcome))
 
 
 @click.command()
@@ -191,9 +203,8 @@ def directions(
     \b
     Example: transfiner benchmark directions --minutes 30 --seeds 3
     """
-    from training.benchmark.directions.planning import Setting, plan
-    from training.benchmark.directions.report import write
-    from training.benchmark.directions.variants import TABLE_NUMBERS
+    from training.benchmark.ablations.plan import TABLE_NUMBERS, Setting, plan
+    from training.benchmark.ablations.report import write_ablation_report
 
     numbers = tuple(sorted(int(one) for one in tables)) or TABLE_NUMBERS
     chosen = Setting(
@@ -215,22 +226,26 @@ def directions(
     report = _run(chosen)
     if report is None:
         raise click.ClickException("no seed is complete yet; the same command goes on")
-    click.echo(json.dumps(report) if as_json else write(out, report)[1].read_text(encoding="utf-8"))
+    click.echo(json.dumps(report) if as_json else write_ablation_report(out, report)[1].read_text(encoding="utf-8"))
 
 
 def _run(chosen: Any) -> dict[str, Any] | None:
-    from training.benchmark.directions.planning import planned_steps
-    from training.benchmark.directions.report import build, summary, write
-    from training.benchmark.directions.running import run
+    from training.benchmark.ablations.plan import planned_steps
+    from training.benchmark.ablations.report import (
+        build_ablation_report,
+        summary,
+        write_ablation_report,
+    )
+    from training.benchmark.ablations.run import run_ablations
 
     latest: list[dict[str, Any]] = []
 
     def after_seed(seeds: int) -> None:
-        latest.append(build(chosen, planned_steps(chosen), seeds))
-        write(chosen.folder, latest[-1])
+        latest.append(build_ablation_report(chosen, planned_steps(chosen), seeds))
+        write_ablation_report(chosen.folder, latest[-1])
         click.echo(f"{seeds} of {chosen.seeds} seeds: {summary(latest[-1])} {chosen.folder / 'report.md'}", err=True)
 
-    run(chosen, lambda line: click.echo(line, err=True), after_seed)
+    run_ablations(chosen, lambda line: click.echo(line, err=True), after_seed)
     return latest[-1] if latest else None
 
 
@@ -306,8 +321,12 @@ def networks(
     """
     import torch
 
-    from training.cost.networks import as_text, compare_networks, compare_training
-    from training.host_memory import keep_freed_memory
+    from training.benchmark.cost.networks import (
+        compare_networks,
+        compare_training,
+        network_costs_text,
+    )
+    from training.distributed import keep_freed_memory
 
     if threads:
         torch.set_num_threads(threads)
@@ -319,7 +338,7 @@ def networks(
     learned = compare_training(config, tell=tell, **common) if training else None  # type: ignore[arg-type]
     outcome = {"inference": inference, "training": learned, "keep_memory": keep_memory}
     memory = "kept for the next tensor" if keep_memory else "left to the C library"
-    text = f"{as_text(inference, learned)}\nfreed memory was {memory}"
+    text = f"{network_costs_text(inference, learned)}\nfreed memory was {memory}"
     click.echo(json.dumps(outcome) if as_json else text)
 
 
@@ -393,14 +412,14 @@ def table(
     \b
     Example: transfiner benchmark 2 --miniature --iterations 20
     """
-    from training.benchmark.plan import as_text, plan
-    from training.benchmark.tables_methods import TABLES
+    from training.benchmark.plan import plan_table, plan_text
+    from training.benchmark.tables import TABLES
 
     chosen = TABLES[int(str(ctx.info_name))]
     scale = _scale(scale_options)
     if dry_run:
-        planned = plan(chosen, scale)
-        click.echo(json.dumps(planned) if as_json else as_text(planned))
+        planned = plan_table(chosen, scale)
+        click.echo(json.dumps(planned) if as_json else plan_text(planned))
         return
     report = _run_of_benchmark_command(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
     folder = out / f"table-{chosen.number}"
@@ -423,8 +442,8 @@ def _run_of_benchmark_command(
 ) -> dict[str, Any]:
     from training.benchmark.plan import missing_files
     from training.benchmark.recipe import data_of
-    from training.benchmark.report import build_report, write_report
-    from training.benchmark.running import BenchmarkStopped, run_table
+    from training.benchmark.report import build_table_report, write_table_report
+    from training.benchmark.runner import BenchmarkStopped, run_table
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     data = data_of(chosen, scale)
@@ -454,8 +473,8 @@ def _run_of_benchmark_command(
         "miniature": scale.miniature,
         "iterations": scale.iterations or "the schedule's",
     }
-    report = build_report(chosen, results, setting=setting)
-    write_report(out / f"table-{chosen.number}", report)
+    report = build_table_report(chosen, results, setting=setting)
+    write_table_report(out / f"table-{chosen.number}", report)
     return report
 
 
@@ -495,9 +514,9 @@ def cost(
     \b
     Example: transfiner benchmark cost --config paper --instances 10 --nodes 560 --no-speed
     """
-    from model.checkpoint import load_checkpoint
-    from training.config import get_training_config
-    from training.cost.report import as_text, refinement_cost, whole_cost
+    from model.checkpoints.checkpoint import load_checkpoint
+    from training.benchmark.cost.report import costs_text, refinement_cost, whole_cost
+    from training.engine.config import get_training_config
 
     if (config is None) == (weights is None):
         raise click.UsageError("choose one network: --config NAME or --weights DIRECTORY")
@@ -520,7 +539,7 @@ def cost(
             runs=runs,
         )
     outcome = {"refinement": alone, "whole": entire}
-    click.echo(json.dumps(outcome) if as_json else as_text(alone, entire))
+    click.echo(json.dumps(outcome) if as_json else costs_text(alone, entire))
 
 
 @benchmark.command()
@@ -549,8 +568,8 @@ def speed(
     """
     import torch
 
-    from training.cost.heads import as_text, compare_heads
-    from training.host_memory import keep_freed_memory
+    from training.benchmark.cost.heads import compare_heads, head_costs_text
+    from training.distributed import keep_freed_memory
 
     if threads:
         torch.set_num_threads(threads)
@@ -558,7 +577,7 @@ def speed(
     outcome = compare_heads(
         config, height=size[0], width=size[1], instances=instances, nodes=nodes, repeats=repeats, device=device
     )
-    click.echo(json.dumps(outcome) if as_json else as_text(outcome))
+    click.echo(json.dumps(outcome) if as_json else head_costs_text(outcome))
 
 
 @benchmark.command()
@@ -572,9 +591,9 @@ def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
     \b
     Example: transfiner benchmark regions --weights model/weights/scenes-small --set scenes:val:50
     """
-    from training.cost.subjects import open_network
+    from training.benchmark.cost.subjects import open_network
     from training.datasets import open_set
-    from training.evaluation.analysis_run import analyse
+    from training.evaluation.incoherence_analysis import analyse
 
     network, cfg = open_network(weights=weights, device=device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True])
     samples = open_set(name)

@@ -71,7 +71,7 @@ def calibrate(
     \b
     Example: transfiner effort calibrate --weights candidate --snapshot snapshots/5c0b06cb
     """
-    from training.effort import EffortError
+    from training.snapshots.annotation_cost import EffortError
 
     measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
     try:
@@ -111,7 +111,7 @@ def compare_effort(
     \b
     Example: transfiner effort compare --weights model/weights/scenes-small --scenes val --picture orders.png
     """
-    from training.effort_comparison import compare_orders, draw_orders
+    from training.snapshots.work_order import compare_orders, draw_orders
 
     measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
     expected, origin = _expected(measured, weights)
@@ -136,7 +136,7 @@ def compare_effort(
 
 
 def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
-    from training.effort import EffortError, cross_fitted_edits, load_effort
+    from training.snapshots.annotation_cost import EffortError, cross_fitted_edits, load_effort
 
     try:
         stored = load_effort(weights)
@@ -168,7 +168,7 @@ def _measured(
     import torch
 
     from backend.learning.snapshot.annotation_cost import measure_correction_cost
-    from model.checkpoint_metadata import CheckpointError
+    from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
 
@@ -196,7 +196,7 @@ def _snapshot_samples(directory: Path, count: int) -> tuple[Any, tuple[str, ...]
     """The hold-out, then training images, `count` at most."""
     from torch.utils.data import ConcatDataset, Subset
 
-    from training.snapshots import SnapshotError, open_snapshot
+    from training.snapshots.format import SnapshotError, open_snapshot
 
     try:
         snapshot = open_snapshot(directory)

@@ -112,7 +112,7 @@ def evaluate(
     except (ValueError, FileNotFoundError) as error:  # a set, classes, an override, an image that is missing
         raise click.ClickException(str(error)) from error
     if card:
-        from training.model_card import write_card
+        from training.evaluation.model_card import write_card
 
         write_card(weights, outcome, name, _command(weights, split, coco, count, named))
     _say(outcome, as_json, _table)
@@ -139,9 +139,8 @@ def _raw(
 ) -> dict[str, Any]:
     """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
     from training.datasets import CocoSet
-    from training.evaluation.run import evaluate_checkpoint
-    from training.evaluation.submission import Submission
-    from training.pictures import Comparison
+    from training.evaluation.run import Submission, evaluate_checkpoint
+    from training.visualization.predictions import Comparison
 
     if submission and not isinstance(samples, CocoSet):
         raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
@@ -169,9 +168,9 @@ def _raw(
 
 
 def _say(outcome: dict[str, Any], as_json: bool, comparison_text: Callable[[dict[str, Any]], str]) -> None:
-    from training.plain_json import plain
+    from training.evaluation.run import json_values
 
-    click.echo(json.dumps(plain(outcome)) if as_json else comparison_text(outcome))
+    click.echo(json.dumps(json_values(outcome)) if as_json else comparison_text(outcome))
 
 
 def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
@@ -260,8 +259,8 @@ def score(
     \b
     Example: transfiner score --ground-truth instances_val2017.json --predictions results.json --metric boundary
     """
-    from training.evaluation.coco_reading import RecordError
     from training.evaluation.score import score as measure
+    from training.metrics.coco_schema import RecordError
 
     if benchmark:
         _benchmark(truth, found, as_json)
@@ -321,11 +320,11 @@ def _percent(value: float) -> str:
 
 
 def _benchmark(truth: Path, found: Path | None, as_json: bool) -> None:
-    from training.evaluation.boundary_benchmark import compare
-    from training.evaluation.coco_reading import RecordError
+    from training.evaluation.boundary_benchmark import compare_speed
+    from training.metrics.coco_schema import RecordError
 
     try:
-        result: dict[str, Any] = compare(truth, found).as_dict()
+        result: dict[str, Any] = compare_speed(truth, found).as_dict()
     except RecordError as error:
         raise click.ClickException(str(error)) from error
     except ModuleNotFoundError as error:

@@ -21,12 +21,12 @@ from backend.cli.registry import (
     show_version,
 )
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
-from model.checkpoint_metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
-from model.releases import RELEASES
+from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
+from model.checkpoints.releases import RELEASES
 from model.requirements import MissingRequirementError, require_model_libraries
 
 if TYPE_CHECKING:
-    from model.released_import import Import
+    from model.checkpoints.import_released import Import
 
 FilePath = click.Path(dir_okay=False, path_type=Path)
 store_option = click.option(
@@ -109,8 +109,8 @@ def fetch(
     """
     with _said_plainly():
         require_model_libraries()
-        from model.download import download
-        from model.releases import find_release
+        from model.checkpoints.download import download
+        from model.checkpoints.releases import find_release
 
         release = find_release(name)
         directory = store / release.name
@@ -203,7 +203,7 @@ def show(
 
 def _import(file: Path, directory: Path, classes_file: Path | None, half: bool, force: bool, source: str) -> Import:
     require_model_libraries()
-    from model.released_import import import_released
+    from model.checkpoints.import_released import import_released
 
     classes = None
     if classes_file:

@@ -12,11 +12,11 @@ import click
 
 from backend.cli.registry import open_registry
 from backend.settings import load_settings
-from model.checkpoint_metadata import METADATA_FILE
+from model.checkpoints.metadata import METADATA_FILE
 
 if TYPE_CHECKING:
     from training.datasets import Sample
-    from training.gate.findings import Detect, Found
+    from training.gate.detections import Detect, Detection
     from training.gate.rules import GateRules
     from training.registry import Registry
 
@@ -109,11 +109,11 @@ def detector(device: str) -> Detect:
     """Lets checkpoints look at pictures, with a bar on the error stream."""
     import torch
 
-    from training.gate.findings import detect_with
+    from training.gate.detections import detect_with
 
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
-    def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Found]]:
+    def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         label = f"{directory.name} looks at {len(samples)} images"
         with click.progressbar(length=len(samples), label=label, file=sys.stderr) as bar:
             return detect_with(chosen, progress=lambda _: bar.update(1))(directory, samples)

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ServiceError
-from integration.deviation import deviation_px
-from integration.neighbours import masks_to_polygons
-from integration.polygons import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.hausdorff import deviation_px
+from integration.polygons.shared_edges import masks_to_polygons
 
 
 @dataclass(frozen=True, slots=True)

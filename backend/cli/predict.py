@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from backend.versions.store import DEFAULT_STORE, find_model
-from integration.image_decoding import decode_image
-from integration.label_config import LabelConfig, parse_label_config
-from integration.regions import instances_to_prediction
+from integration.images.decode import decode_image
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.regions.write import instances_to_prediction
 from model.instance import Instance
 from model.requirements import MissingRequirementError, require_model_libraries
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.settings import load_settings
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.metadata import CheckpointError
 
 if TYPE_CHECKING:
     from training.registry import Registry, VersionInfo

@@ -64,7 +64,7 @@ def snapshot(
     Example: transfiner snapshot --export export.json --images photos --out snapshots
     """
     from backend.learning.snapshot.builder import SnapshotSettings
-    from integration.client import ClientError
+    from integration.label_studio.client import ClientError
 
     settings = SnapshotSettings(choice=annotators, holdout_share=holdout)
     try:
@@ -85,8 +85,8 @@ def _of_server(
 ) -> Path:
     from backend.learning.snapshot.take import take_snapshot
     from backend.settings import load_settings
-    from integration.client import LabelStudioClient
-    from integration.images import FetchSettings, ImageFetcher
+    from integration.images.fetch import FetchSettings, ImageFetcher
+    from integration.label_studio.client import LabelStudioClient
 
     if project is None or not project.isdecimal():
         raise click.UsageError(f"--project is {project!r}, expected the number of a project, or --export FILE")

@@ -46,12 +46,12 @@ def train(
     """
     import torch
 
-    from model.overrides import override
-    from training import processes
-    from training.building import build_for_training
-    from training.config import get_training_config
-    from training.run_state import STATE_FILE
-    from training.trainer import Trainer
+    from model.config import override
+    from training import distributed as processes
+    from training.engine.build import build_for_training
+    from training.engine.config import get_training_config
+    from training.engine.state import STATE_FILE
+    from training.engine.trainer import Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = get_training_config(config)
@@ -64,13 +64,13 @@ def train(
     cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if not resume and (folder / STATE_FILE).exists():
         raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-    processes.join(cfg.MODEL.DEVICE)
+    processes.init_process_group(cfg.MODEL.DEVICE)
     trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
     first = processes.rank() == 0
     try:
         progress = trainer.train()
     finally:
-        processes.leave()
+        processes.destroy_process_group()
     if not first:
         return
     outcome = {
@@ -152,11 +152,11 @@ def finetune(
     Several processes: torchrun --nproc-per-node 2 -m backend.cli.main finetune ...
     Ctrl-C or SIGTERM saves the state and ends with exit code 1. OUT/progress.json says how far it is.
     """
-    from model.checkpoint_metadata import CheckpointError
-    from training import processes
-    from training.finetune import FinetuneSettings, FinetuneStopped
-    from training.finetune import finetune as run
-    from training.progress import PROGRESS_FILE, read_progress
+    from model.checkpoints.metadata import CheckpointError
+    from training import distributed as processes
+    from training.engine.log import PROGRESS_FILE, read_progress
+    from training.finetune.finetune import FinetuneSettings, FinetuneStopped
+    from training.finetune.finetune import finetune as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

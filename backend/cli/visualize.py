@@ -66,11 +66,11 @@ def visualize(
 
 def _draw_failures(name: str, weights: Path, out: Path, count: int, device: str) -> Path:
     """As the model is served: whole sequences, which the other figures need, take minutes an image and change masks."""
-    from model.checkpoint_metadata import read_metadata
-    from training.cost.subjects import open_network
+    from model.checkpoints.metadata import read_metadata
+    from training.benchmark.cost.subjects import open_network
     from training.datasets import open_set
-    from training.figures import drawing
-    from training.figures.failures import find_failures
+    from training.visualization import plots as drawing
+    from training.visualization.failures import find_failures
 
     try:
         samples = open_set(name)
@@ -92,10 +92,10 @@ def _draw_images(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from model.checkpoint import load_checkpoint
-    from training.cost.subjects import open_network
-    from training.figures import drawing
-    from training.figures.observation import WHOLE_SEQUENCES, observe
+    from model.checkpoints.checkpoint import load_checkpoint
+    from training.benchmark.cost.subjects import open_network
+    from training.visualization import plots as drawing
+    from training.visualization.observation import WHOLE_SEQUENCES, observe
 
     draw = {
         "depths": drawing.draw_depths,

@@ -18,8 +18,8 @@ import requests
 from PIL import Image
 
 from backend.errors import StartError
-from integration.client import ClientError, LabelStudioClient
-from training.scenes import generate_scene, scene_seed
+from integration.label_studio.client import ClientError, LabelStudioClient
+from training.synthetic.scenes import generate_scene, scene_seed
 
 TITLE = "Transfiner demo"
 DESCRIPTION = "Generated scenes. Every object is outlined by the model; correct what is wrong and press Submit."

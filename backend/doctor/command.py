@@ -14,7 +14,7 @@ from backend.doctor.machine import Finding, local_findings
 from backend.errors import ServiceError
 from backend.settings import Settings, load_settings
 from backend.versions.served_model import ServedModel, read_served_model
-from integration.client import ClientError, LabelStudioClient
+from integration.label_studio.client import ClientError, LabelStudioClient
 
 MARKS = {
     "ok": ("ok", "green"),

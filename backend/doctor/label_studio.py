@@ -15,14 +15,14 @@ from backend.errors import ServiceError
 from backend.settings import Settings
 from backend.versions.resolve import model_directory
 from backend.versions.served_model import ServedModel, read_served_model
-from integration.auth import is_personal_access_token
-from integration.client import ClientError
+from integration.label_studio.auth import is_personal_access_token
+from integration.label_studio.client import ClientError
 
 Json = dict[str, Any]
 
 
 class DoctorClient(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def health(self) -> Any: ...
     def version(self) -> Any: ...

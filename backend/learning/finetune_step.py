@@ -11,7 +11,7 @@ from typing import Any
 
 def main(request: dict[str, Any]) -> int:
     """Leaves OUT/checkpoint and keeps OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
-    from training.finetune import FinetuneSettings, FinetuneStopped, finetune
+    from training.finetune.finetune import FinetuneSettings, FinetuneStopped, finetune
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

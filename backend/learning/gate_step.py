@@ -11,7 +11,7 @@ from typing import Any
 def main(request: dict[str, Any]) -> int:
     """0 when the candidate may serve, 3 when it is refused."""
     from training.gate import judge
-    from training.gate.findings import detect_with
+    from training.gate.detections import detect_with
     from training.gate.rules import parse_rules
 
     out = Path(request["out"])

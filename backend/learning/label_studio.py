@@ -22,14 +22,14 @@ from backend.learning.triggers import count_new_annotations
 from backend.predictions.projects import Project, Projects
 from backend.settings import Settings
 from backend.worker.images import ImageSource, label_studio_of
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
 class BackendClient(Protocol):
-    """The part of integration.client.LabelStudioClient that `follow_version` uses."""
+    """The part of integration.label_studio.client.LabelStudioClient that `follow_version` uses."""
 
     def list_backends(self, project_id: int) -> list[Json]: ...
 

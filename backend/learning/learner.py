@@ -23,7 +23,7 @@ from backend.queue.round_progress import Progress
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
 from backend.versions.resolve import registry_of
-from integration.client import ClientError
+from integration.label_studio.client import ClientError
 
 log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"

@@ -29,7 +29,7 @@ TOTAL_TTL_S = 24 * 3600
 
 
 class RepredictClient(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def iter_tasks(
         self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...

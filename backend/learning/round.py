@@ -29,7 +29,7 @@ from backend.learning.triggers import COMMAND, newest_of
 from backend.queue.round_progress import Progress
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
-from model.checkpoint_metadata import METADATA_FILE
+from model.checkpoints.metadata import METADATA_FILE
 from training.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Round:
 
     def _calibrate(self, snapshot: Path) -> None:
         """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
-        from training.effort import LEAST_IMAGES
+        from training.snapshots.annotation_cost import LEAST_IMAGES
 
         if int(self.run.snapshot_counts.get("images", 0)) < LEAST_IMAGES:
             return

@@ -20,7 +20,7 @@ CLOCK_MARGIN = timedelta(minutes=5)
 
 
 class TriggerClient(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def iter_tasks(
         self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...

@@ -23,7 +23,7 @@ from backend.predictions.projects import Projects
 from backend.queue.connection import text
 from backend.queue.project_lock import RELEASE_LOCK, lock_owner
 from backend.queue.train_queue import QUEUED, RUNNING, trainer_heartbeat
-from integration.client import ClientError
+from integration.label_studio.client import ClientError
 
 
 def trigger_state_key(project: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.settings import Settings
-from integration.output import Output
+from integration.regions.settings import Output
 
 
 class OutputParams(BaseModel):

@@ -29,7 +29,7 @@ from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel
-from integration.label_config import LabelConfig, parse_label_config
+from integration.label_studio.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
 # Label Studio's placeholder for the only image of tasks that were uploaded before the project had a label config.

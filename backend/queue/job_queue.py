@@ -46,7 +46,7 @@ class PredictionJob:
         image: the value of the task's image key, for the hash; a hash itself where the image is inside the task.
         label_config: XML of the project.
         model_version: the version that the answer will carry.
-        output: fields of integration.regions.Output.
+        output: fields of integration.regions.write.Output.
         request_id: of the request that asked first; for logs, not part of the identity.
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 from backend.errors import ModelUnavailableError
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
-from model.checkpoint_metadata import METADATA_FILE
+from model.checkpoints.metadata import METADATA_FILE
 
 # A pointer in a bucket is asked for again after this many s; one in a folder at once.
 REMOTE_TTL_S = 3.0

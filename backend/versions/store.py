@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import model
-from model.checkpoint_metadata import METADATA_FILE, WEIGHTS_FILE, CheckpointError, read_metadata
+from model.checkpoints.metadata import METADATA_FILE, WEIGHTS_FILE, CheckpointError, read_metadata
 
 SHIPPED = Path(model.__file__).parent / "weights"
 # Relative to the working directory, like the demo's other files.

@@ -19,8 +19,8 @@ from backend.errors import TaskError
 from backend.predictions.projects import Project, Projects
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
-from integration.images import FetchSettings, ImageError, ImageFetcher
-from integration.label_config import parse_label_config
+from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
+from integration.label_studio.label_config import parse_label_config
 
 log = logging.getLogger(__name__)
 FETCH_THREADS = 8

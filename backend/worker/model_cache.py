@@ -39,7 +39,7 @@ def load(settings: Settings) -> Predictor:
         raise StartError(str(error)) from error
     import torch
 
-    from model.checkpoint import CheckpointError
+    from model.checkpoints.checkpoint import CheckpointError
     from model.predictor import Predictor as TorchPredictor
 
     served = read_served_model(settings.model)

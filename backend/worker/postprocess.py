@@ -12,10 +12,10 @@ from typing import Any
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.worker.oom_fallback import PredictedImage
-from integration.label_config import parse_label_config
-from integration.output import Output, Scorer
-from integration.regions import build_prediction
-from training.effort import EffortError, load_effort
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output, Scorer
+from integration.regions.write import build_prediction
+from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
 

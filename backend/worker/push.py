@@ -23,7 +23,7 @@ from backend.queue.job_store import DONE, FINAL, STATS, JobStore
 from backend.queue.recovery import worker_key
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
-from integration.client import ClientError, LabelStudioClient
+from integration.label_studio.client import ClientError, LabelStudioClient
 
 log = logging.getLogger(__name__)
 POLL_S = 0.3
@@ -35,7 +35,7 @@ UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL',
 
 
 class PushClient(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = ...) -> int: ...
 

@@ -35,7 +35,7 @@ def test_the_shipped_model_outlines_an_image() -> None:
     code = """
 from backend.settings import SHIPPED_MODEL
 from model.predictor import Predictor
-from training.scenes import generate_scene, scene_seed
+from training.synthetic.scenes import generate_scene, scene_seed
 scene = generate_scene(scene_seed("demo", 0))
 (found,) = Predictor.from_checkpoint(SHIPPED_MODEL, device="cpu")([scene.image])
 print(len(found))
@@ -46,7 +46,7 @@ print(len(found))
 @pytest.mark.parametrize(
     "code",
     [
-        "from model.network import build_network as b; from training.config import get_training_config as c;"
+        "from model.network import build_network as b; from training.engine.config import get_training_config as c;"
         "b(c('ablations/pointrend'))",
         "import sys; from backend.cli.main import main; sys.argv[1:] = ['polygons', 'figure', '{folder}/x.png'];main()",
     ],

@@ -21,8 +21,8 @@ from backend.demo.command import check_port, demo
 from backend.demo.project import DemoProject, draw_scenes, label_config, prepare_project
 from backend.errors import StartError
 from backend.processes.label_studio_server import LabelStudioServer, Login
-from integration.label_config import parse_label_config
-from training.scenes import CLASSES
+from integration.label_studio.label_config import parse_label_config
+from training.synthetic.scenes import CLASSES
 
 
 def test_a_taken_port_is_told_with_the_option_to_change_it() -> None:

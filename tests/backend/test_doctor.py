@@ -14,7 +14,7 @@ from backend.doctor.label_studio import connection_findings
 from backend.doctor.machine import Finding
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel
-from integration.client import ClientError
+from integration.label_studio.client import ClientError
 
 PAT = "aaaa.bbbb.cccc"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"

@@ -21,15 +21,15 @@ from backend.learning.snapshot.annotation_cost import (
     simulated_edit,
 )
 from backend.worker.postprocess import find_scorer
-from integration.label_config import parse_label_config
-from integration.output import Output, certainty
-from integration.regions import build_prediction
-from model.checkpoint import save_checkpoint
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output, certainty
+from integration.regions.write import build_prediction
+from model.checkpoints.checkpoint import save_checkpoint
 from model.instance import Instance
 from training.datasets import Sample
-from training.effort import FEATURES, EffortModel, load_effort
-from training.snapshot_records import SnapshotObject
-from training.snapshot_writer import write_snapshot
+from training.snapshots.annotation_cost import FEATURES, EffortModel, load_effort
+from training.snapshots.format import SnapshotObject
+from training.snapshots.writer import write_snapshot
 
 SIZE = (40, 50)
 CONFIG = parse_label_config(

@@ -24,11 +24,11 @@ from backend.devtools.served_evaluation.evaluation import (
 from backend.devtools.served_evaluation.images import ImageServer, as_png
 from backend.devtools.served_evaluation.parse import LabelError, ServedResults, classes_of_labels
 from backend.settings import Settings
-from integration.label_config import parse_label_config
-from integration.regions import instances_to_prediction
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.write import instances_to_prediction
 from model.instance import Instance
 from training.datasets import Sample
-from training.evaluation.coco_format import decoded
+from training.evaluation.coco_format import decode_masks
 
 Serve = Callable[[Settings], str]
 
@@ -168,7 +168,7 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
         (7, 1, 0.9),
         (7, 2, 0.8),
     ]
-    masks = decoded([one["segmentation"] for one in objects.results], (40, 60))
+    masks = decode_masks([one["segmentation"] for one in objects.results], (40, 60))
     assert masks[0].sum() == 400 - 36
     assert np.array_equal(masks, np.array([frame, leaf]))
 

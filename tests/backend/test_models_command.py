@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from backend.cli import models as models_command
 from backend.cli.models import models
 from backend.versions.store import stored_models
-from model.checkpoint_metadata import WEIGHTS_FILE, file_digest
-from model.released import expected_state
+from model.checkpoints.import_released import expected_state
+from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
 from model.requirements import MissingRequirementError
 
 

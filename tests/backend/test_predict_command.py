@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from small_network import CLASSES, small_config, small_model
 
 from backend.cli.predict import category_ids_of, draw_overlay, image_id_of, mask_outline, predict
-from integration.label_config import parse_label_config
-from model.checkpoint import save_checkpoint
+from integration.label_studio.label_config import parse_label_config
+from model.checkpoints.checkpoint import save_checkpoint
+from model.checkpoints.import_released import known_classes
 from model.instance import Instance
-from model.released import known_classes
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from service_parts import ROOT, wait_until
 
 from backend.processes.parent_death import die_with_parent
 from backend.settings import SHIPPED_MODEL
-from integration.polygons import Polygon, polygons_to_mask
+from integration.polygons.convert import Polygon, polygons_to_mask
 
 MODEL = Path(os.environ.get("TRANSFINER_MODEL") or SHIPPED_MODEL)
 # Nothing here is about time, and the machine may be busy.
@@ -121,7 +121,7 @@ def model():
 
 
 def scene(seed: int) -> np.ndarray:
-    from training.scenes import generate_scene
+    from training.synthetic.scenes import generate_scene
 
     return generate_scene(seed).image
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from backend.cli import options as judging_options
 from backend.cli.main import cli
-from model.checkpoint_metadata import file_digest
+from model.checkpoints.metadata import file_digest
 from training.datasets import Sample
 from training.evaluation.coco_format import encode
-from training.gate.findings import Found
+from training.gate.detections import Detection
 from training.registry import Registry
 
 
@@ -71,10 +71,10 @@ def snapshot(directory: Path, images: int = 12) -> Path:
     return directory
 
 
-def invented(directory: Path, samples: Sequence[Sample]) -> list[list[Found]]:
+def invented(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
     good = directory.name.startswith("good")
     seen = [samples[index] for index in range(len(samples))]
-    return [[Found("cat", 0.9, encode(mask)) for mask in one.masks if good] for one in seen]
+    return [[Detection("cat", 0.9, encode(mask)) for mask in one.masks if good] for one in seen]
 
 
 def run(*arguments: object, fails: int = 0) -> Result:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from backend.cli.data import data
 from backend.cli.evaluate import score
 from training.datasets.miniature import write_miniature
-from training.evaluation.perturbed import perturbed
+from training.evaluation.boundary_benchmark import perturb_truth
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_miniature("coco", root, train=1, val=3, width=128, height=96)
     truth = root / "annotations" / "instances_val2017.json"
     found = root / "found.json"
-    found.write_text(json.dumps(perturbed(json.loads(truth.read_text()), copies=2, boxes=True)))
+    found.write_text(json.dumps(perturb_truth(json.loads(truth.read_text()), copies=2, boxes=True)))
     return truth, found
 
 

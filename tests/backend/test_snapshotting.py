@@ -18,9 +18,8 @@ from backend.errors import ServiceError, UnsupportedConfigError
 from backend.learning.snapshot.builder import Labelling, SnapshotSettings
 from backend.learning.snapshot.images import ImageFolder
 from backend.learning.snapshot.take import ANNOTATED, freeze_tasks, take_snapshot
-from integration.image_decoding import ImageError
-from training.snapshot_records import decode_rle, pixels_sha256
-from training.snapshots import Snapshot, open_snapshot
+from integration.images.decode import ImageError
+from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pixels_sha256
 
 CONFIG = (
     '<View><Image name="image" value="$image"/><PolygonLabels name="poly" toName="image">'

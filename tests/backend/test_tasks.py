@@ -17,7 +17,7 @@ from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.versions.served_model import ServedModel
 from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
 from backend.worker.task_runner import TaskRunner, predict_task
-from integration.images import ImageError
+from integration.images.fetch import ImageError
 from model.instance import Instance
 from model.tiling import Tiling
 

@@ -16,7 +16,7 @@ from backend.queue.job_queue import JobQueue
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from backend.worker.push import Pusher, connect
-from integration.client import ClientError
+from integration.label_studio.client import ClientError
 
 KEY = "7.1795339022"
 

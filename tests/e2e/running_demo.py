@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.processes.label_studio_server import LabelStudioServer
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
 
 ROOT = Path(__file__).resolve().parents[2]
 # A hung start must end the test. On two busy cores the first start takes some minutes.

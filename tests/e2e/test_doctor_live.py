@@ -13,7 +13,7 @@ from backend.cli.main import cli
 from backend.doctor.machine import Finding
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
 
 pytestmark = pytest.mark.e2e
 CONFIG = """<View><Image name="image" value="$image"/>

@@ -14,9 +14,9 @@ from running_demo import RunningDemo, is_running
 
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
-from integration.annotations import regions_to_objects
-from integration.client import LabelStudioClient
-from training.scenes import generate_scene, scene_seed
+from integration.label_studio.client import LabelStudioClient
+from integration.regions.read import regions_to_objects
+from training.synthetic.scenes import generate_scene, scene_seed
 
 pytestmark = pytest.mark.e2e
 REGIONS = """() => window.Htx.annotationStore.selected.regionStore.regions.map(region => (

@@ -23,8 +23,8 @@ from running_demo import RunningDemo
 from shaped_service import HEIGHT, LABEL, WIDTH, shaped_mask
 
 from backend.processes.embedded_redis import free_port
-from integration.annotations import regions_to_objects
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
+from integration.regions.read import regions_to_objects
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]

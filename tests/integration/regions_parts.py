@@ -11,12 +11,8 @@ from typing import Any
 import numpy as np
 from label_studio_sdk.label_interface import LabelInterface
 
-from integration.label_config import parse_label_config
-from integration.regions import (
-    Output,
-    Report,
-    build_prediction,
-)
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.write import Output, Report, build_prediction
 from model.instance import Instance
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"

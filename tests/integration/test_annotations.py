@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.annotations import AnnotationError, regions_to_objects
+from integration.regions.read import AnnotationError, regions_to_objects
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integration.client import ClientError, LabelStudioClient
+from integration.label_studio.client import ClientError, LabelStudioClient
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 KEY = "0123456789abcdef0123456789abcdef01234567"

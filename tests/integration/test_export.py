@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integration.annotations import AnnotatedObject
-from integration.consensus import agree
-from integration.drawings import is_box, read_drawings
-from integration.export import SKIPPED, chosen_annotations, newest_time, read_task, used_labels
-from integration.label_config import parse_label_config
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.tasks import (
+    SKIPPED,
+    chosen_annotations,
+    newest_time,
+    read_task,
+    used_labels,
+)
+from integration.regions.consensus import vote
+from integration.regions.read import AnnotatedObject, is_box, read_drawings
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
@@ -214,23 +219,23 @@ A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 2
     ],
 )
 def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str], agreement: float) -> None:
-    found = agree([[drawn(*one) for one in each] for each in drawings])
+    found = vote([[drawn(*one) for one in each] for each in drawings])
     assert [one.label for one in found.objects] == labels
     assert [one.label for one in found.disputed] == disputed
     assert found.agreement == agreement
 
 
 def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
-    (three,) = agree([[drawn("cat", A)], [drawn("cat", SHIFTED)], [drawn("cat", WIDER, "last")]]).objects
+    (three,) = vote([[drawn("cat", A)], [drawn("cat", SHIFTED)], [drawn("cat", WIDER, "last")]]).objects
     assert np.array_equal(three.mask_hw, (A & SHIFTED) | (A & WIDER) | (SHIFTED & WIDER))
     assert three.region_ids == ("last",)
-    (two,) = agree([[drawn("cat", A)], [drawn("cat", SHIFTED)]]).objects
+    (two,) = vote([[drawn("cat", A)], [drawn("cat", SHIFTED)]]).objects
     assert np.array_equal(two.mask_hw, SHIFTED)  # neither shrunk nor grown
 
 
 def test_neighbours_of_one_annotator_stay_two_objects() -> None:
     left, right = box(0, 0, 20, 20), box(18, 0, 40, 20)
-    found = agree([[drawn("cat", left), drawn("cat", right)], [drawn("cat", right), drawn("cat", left)]])
+    found = vote([[drawn("cat", left), drawn("cat", right)], [drawn("cat", right), drawn("cat", left)]])
     assert len(found.objects) == 2
 
 
@@ -242,7 +247,7 @@ masks = st.tuples(st.integers(0, 30), st.integers(0, 25), st.integers(1, 19), st
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.builds(drawn, st.sampled_from(["cat", "dog"]), masks), max_size=3), max_size=3))
 def test_agreement_loses_no_object(drawings: list[list[AnnotatedObject]]) -> None:
-    found = agree(drawings)
+    found = vote(drawings)
     count = sum(len(each) for each in drawings)
     assert len(found.objects) + len(found.disputed) <= count
     assert all(one.mask_hw.any() for one in found.objects)

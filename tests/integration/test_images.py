@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from integration.images import FetchSettings, ImageError, ImageFetcher
+from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 UPLOAD = "/data/upload/1/a.png"

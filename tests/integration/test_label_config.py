@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
-from integration.label_config import LabelConfig, LabelConfigError, parse_label_config
+from integration.label_studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "recordings").glob("*.json"))
 POLYGONS = """<View><Image name="image" value="$image"/>

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.image_decoding import ImageError
-from integration.locations import decode_data_uri, image_value, locate
+from integration.images.decode import ImageError
+from integration.images.urls import decode_data_uri, image_value, locate
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 BASE = "http://ls:8080"

@@ -11,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from integration.deviation import deviation_px
-from integration.polygons import Polygon, exact_polygons, keyhole, mask_to_polygons, polygons_to_mask
-from integration.rasterise import fill_even_odd
+from integration.polygons.contours import fill_even_odd
+from integration.polygons.convert import (
+    Polygon,
+    exact_polygons,
+    keyhole,
+    mask_to_polygons,
+    polygons_to_mask,
+)
+from integration.polygons.hausdorff import deviation_px
 
 small_masks = arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

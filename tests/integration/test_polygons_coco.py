@@ -14,8 +14,8 @@ import pytest
 import shapely
 from pycocotools import mask as coco_mask
 
-from integration.deviation import deviation_px
-from integration.polygons import exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.hausdorff import deviation_px
 
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
 ANNOTATIONS = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"

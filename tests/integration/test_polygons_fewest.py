@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from integration import shortcuts
-from integration.contours import trace_rings
-from integration.fewest import fewest_vertices
-from integration.shortcuts import ShortcutGraph
+from integration.polygons import shortcut_graph as shortcuts
+from integration.polygons.contours import trace_rings
+from integration.polygons.min_vertex_path import fewest_vertices
+from integration.polygons.shortcut_graph import ShortcutGraph
 
 
 def random_rings(seed: int) -> list[np.ndarray]:

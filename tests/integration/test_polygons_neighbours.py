@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import shapely
 
-from integration.neighbours import masks_to_polygons
-from integration.polygons import mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import mask_to_polygons, polygons_to_mask
+from integration.polygons.shared_edges import masks_to_polygons
 
 
 def quilt(seed: int, parts: int) -> list[np.ndarray]:

@@ -14,8 +14,8 @@ from regions_parts import (
     predict,
 )
 
-from integration.label_config import LabelConfigError, parse_label_config
-from integration.regions import (
+from integration.label_studio.label_config import LabelConfigError, parse_label_config
+from integration.regions.write import (
     Output,
     RegionError,
     Report,

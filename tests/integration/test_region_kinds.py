@@ -15,12 +15,10 @@ from regions_parts import (
     ring,
 )
 
-from integration import exact
-from integration.annotations import regions_to_objects
-from integration.contours import trace_rings
-from integration.regions import (
-    Output,
-)
+from integration.polygons import exact
+from integration.polygons.contours import trace_rings
+from integration.regions.read import regions_to_objects
+from integration.regions.write import Output
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,8 @@ from regions_parts import (
     predict,
 )
 
-from integration.annotations import regions_to_objects
-from integration.regions import (
-    Output,
-    Report,
-)
+from integration.regions.read import regions_to_objects
+from integration.regions.write import Output, Report
 
 
 def recorded_tasks() -> dict[tuple[str, int], dict[str, Any]]:

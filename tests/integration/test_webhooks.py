@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.webhooks import (
+from integration.label_studio.webhooks import (
     AnnotationRef,
     AnnotationsChanged,
     AnnotationsDeleted,

@@ -12,9 +12,15 @@ from safetensors.torch import load_file, save_file
 from small_network import CLASSES, small_config, small_model
 from torch import nn
 
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.checkpoint_metadata import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, CheckpointError, file_digest
-from model.state_keys import TRAINING_ONLY, compare_keys, load_weights
+from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoints.metadata import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    file_digest,
+)
+from model.checkpoints.state_dict import TRAINING_ONLY, compare_keys, load_weights
 
 METADATA = {"name": "small", "version": "1", "classes": list(CLASSES), "preset": "released"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model import download as module
-from model.download import DownloadError, download
+from model.checkpoints import download as module
+from model.checkpoints.download import DownloadError, download
 
 CONTENT = bytes(range(256)) * 4096
 

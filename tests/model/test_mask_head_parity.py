@@ -16,10 +16,9 @@ from torch import nn
 
 import model.network  # noqa: F401
 from model.config import get_config
-from model.ground_truth import image_masks
-from model.incoherence.released import incoherence_target
-from model.refinement_regions import incoherent_regions
-from model.targets import boundary_target, mask_targets, semantic_target
+from model.mask_head.incoherence import incoherence_target
+from model.mask_head.selection import select_incoherent_regions
+from model.mask_head.targets import boundary_target, image_masks, mask_targets, semantic_target
 
 # The tolerance that correct implementations keep and every planted mistake exceeded (fixtures' description).
 PROBABILITY_TOLERANCE = 1e-3
@@ -58,7 +57,7 @@ def test_sequences_have_the_recorded_lengths(recorded):
     head = released_heads(recorded).mask_head
     logits = torch.from_numpy(recorded["out_incoherence_logit"])[:10]
     maps = [nn.functional.interpolate(logits[:, None], (size, size))[:, 0].sigmoid() for size in head.sizes]
-    regions = incoherent_regions(maps, head.settings.thresholds_test)
+    regions = select_incoherent_regions(maps, head.settings.thresholds_test)
     found = torch.stack([torch.full((10,), 196), *(region.sum((1, 2)) for region in regions)], dim=1)
     np.testing.assert_array_equal(found, recorded["out_seq_parts"])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model.mask_overlap import box_of, iou, iou_matrix
+from model.instance import box_of, iou, iou_matrix
 
 masks = st.lists(arrays(np.bool_, (7, 9), elements=st.booleans(), fill=st.just(False)), max_size=3)
 

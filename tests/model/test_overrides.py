@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.config import get_config
-from model.overrides import override
+from model.config import get_config, override
 
 
 def test_text_numbers_and_lists_become_what_the_key_holds() -> None:

@@ -19,10 +19,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from released_fixture import FIXTURES, whole_model_state
 
+from model.checkpoints.import_released import import_released, known_classes
 from model.instance import Instance
 from model.predictor import InputSettings, Predictor
-from model.released import known_classes
-from model.released_import import import_released
 
 PHOTO = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data")) / "coco_samples" / "000000008844.jpg"
 NAME = "parity_8844_edge320"

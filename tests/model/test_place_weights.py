@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from model import losses
-from model.place_weights import PlaceWeights, place_weights
+from model.mask_head import losses
+from model.mask_head.targets import PixelWeights, pixel_weights
 
 
 def proposals(count: int, weights: list[float] | None = None) -> Instances:
@@ -23,11 +23,11 @@ def proposals(count: int, weights: list[float] | None = None) -> Instances:
 
 
 def test_nothing_is_weighted_where_nobody_asked() -> None:
-    assert place_weights([proposals(2), proposals(0)], [4]) is None
+    assert pixel_weights([proposals(2), proposals(0)], [4]) is None
 
 
 def test_bands_and_instances_multiply_and_other_images_count_one() -> None:
-    found = place_weights([proposals(1, [0.5]), proposals(0, []), proposals(1)], [4])
+    found = pixel_weights([proposals(1, [0.5]), proposals(0, []), proposals(1)], [4])
     assert found is not None
     assert found.instances.tolist() == [0.5, 1.0]
     assert found.at(4)[0].tolist() == [[1.5, 0.5, 0.5, 0.5]] * 4
@@ -39,7 +39,7 @@ def test_a_band_thinner_than_a_place_still_counts() -> None:
     thin = torch.zeros(1, 16, 16, dtype=torch.bool)
     thin[:, 4:12, 7] = True
     image.gt_bands = BitMasks(thin)
-    found = place_weights([image], [2])
+    found = pixel_weights([image], [2])
     assert found is not None
     assert found.at(2)[0].tolist() == [[3.0, 1.0], [3.0, 1.0]]
 
@@ -50,8 +50,8 @@ def grids() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 4, 4), (torch.rand(2, 4, 4) > 0.5).float()
 
 
-def weights(instances: list[float], places: torch.Tensor) -> PlaceWeights:
-    return PlaceWeights(torch.tensor(instances), {4: places})
+def weights(instances: list[float], places: torch.Tensor) -> PixelWeights:
+    return PixelWeights(torch.tensor(instances), {4: places})
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
@@ -90,5 +90,5 @@ def test_gradients_of_a_place_grow_with_its_weight(grids: tuple[torch.Tensor, to
 
 def test_a_place_without_weight_is_not_in_the_dice_loss() -> None:
     probabilities, target = torch.tensor([[[0.9, 0.2]]]), torch.tensor([[[1.0, 1.0]]])
-    found = losses.dice_loss(probabilities, target, PlaceWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])}))
+    found = losses.dice_loss(probabilities, target, PixelWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])}))
     assert found.item() == pytest.approx(1 - (2 * 0.9 + 1) / (1.9 + 1))

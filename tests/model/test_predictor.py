@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 from small_network import CLASSES, small_config, small_model
 from torch import nn
 
-from model.checkpoint import save_checkpoint
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.checkpoint import save_checkpoint
+from model.checkpoints.metadata import CheckpointError
 from model.predictor import InputSettings, Predictor, choose_device
 
 SETTINGS = InputSettings("BGR", 64, 128)

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.quadtree import Nodes, nodes_of
-from model.refinement_limits import node_limit, rois_to_refine, within_budget
-from model.refinement_settings import RefinementSettings
+from model.mask_head.quadtree import Nodes, nodes_of
+from model.mask_head.selection import RefinementSettings, node_limit, rois_to_refine, within_budget
 
 SIZES = (4, 8)
 

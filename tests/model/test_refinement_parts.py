@@ -11,13 +11,19 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.ops import roi_align
 
-from model.attention import SelfAttention, attend, attend_padded
 from model.config import find_config, get_config
-from model.node_encoder import NodeCues
-from model.quadtree import Nodes, boundary_uncertainty, nodes_of, propagate, sample_nodes, sequence_order
-from model.refinement_regions import incoherent_regions
-from model.refiner import SequenceRefiner, position_table
-from model.roi_pyramid import RefinementPooler
+from model.mask_head.encoder_layers import SelfAttention, attend, attend_padded
+from model.mask_head.quadtree import (
+    Nodes,
+    boundary_uncertainty,
+    nodes_of,
+    propagate,
+    sample_nodes,
+    sequence_order,
+)
+from model.mask_head.refiner import NodeCues, SequenceRefiner, position_table
+from model.mask_head.roi_features import RefinementPooler
+from model.mask_head.selection import select_incoherent_regions
 
 
 def all_nodes(rois: int, size: int) -> Nodes:
@@ -125,13 +131,13 @@ def _sine_pair(angle: float) -> list[tuple]:
 def test_each_level_has_its_own_threshold_and_children_need_a_parent():
     coarse = torch.tensor([[[0.9, 0.2], [0.0, 0.5]]])
     fine = torch.full((1, 4, 4), 0.7)
-    first, second = (nodes_of(r) for r in incoherent_regions([coarse, fine], (0.2, 0.6)))
+    first, second = (nodes_of(r) for r in select_incoherent_regions([coarse, fine], (0.2, 0.6)))
     assert list(zip(first.y.tolist(), first.x.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1)]
     assert len(second) == 16
-    nested = incoherent_regions([coarse, fine], (0.2, 0.6), nested=True)[1]
+    nested = select_incoherent_regions([coarse, fine], (0.2, 0.6), nested=True)[1]
     assert nested.sum() == 12
     assert not nested[0, 2:, :2].any()
-    dilated = incoherent_regions([coarse, fine], (0.6, 0.8), dilate_finest=True)[1]
+    dilated = select_incoherent_regions([coarse, fine], (0.6, 0.8), dilate_finest=True)[1]
     assert not dilated.any()
 
 

@@ -12,11 +12,17 @@ import torch
 from released_fixture import FIXTURES
 from torch import Tensor
 
-from model.checkpoint import load_checkpoint
-from model.checkpoint_metadata import CheckpointError, file_digest
-from model.released import count_classes, expected_state, known_classes, recognise
-from model.released_import import import_released, read_released_file
-from model.releases import ARCHITECTURES, RELEASES, find_release
+from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.import_released import (
+    count_classes,
+    expected_state,
+    import_released,
+    known_classes,
+    read_released_file,
+    recognise,
+)
+from model.checkpoints.metadata import CheckpointError, file_digest
+from model.checkpoints.releases import ARCHITECTURES, RELEASES, find_release
 
 # The authors' name for each release of ours.
 THEIR_NAMES = {

@@ -41,7 +41,8 @@ def test_each_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Ex
 
 
 @pytest.mark.parametrize(
-    "module", ["model.requirements", "model.checkpoint_metadata", "model.releases", "model.download"]
+    "module",
+    ["model.requirements", "model.checkpoints.metadata", "model.checkpoints.releases", "model.checkpoints.download"],
 )
 def test_what_commands_ask_first_is_free_of_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

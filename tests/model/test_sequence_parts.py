@@ -7,8 +7,8 @@ import torch
 from test_paper_preset import built
 from torch import nn
 
-from model.quadtree import Nodes, nodes_of
-from model.quadtree_refinement import QuadtreeRefinement
+from model.mask_head.quadtree import Nodes, nodes_of
+from model.mask_head.sequences import QuadtreeRefinement
 
 
 class Pyramid:

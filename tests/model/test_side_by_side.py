@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_network import CLASSES, small_model
 
+from model.parallel import MOST_AT_A_TIME, map_in_threads
 from model.predictor import InputSettings, Predictor
-from model.side_by_side import MOST_AT_A_TIME, side_by_side
 
 PATIENCE_S = 20.0
 
@@ -35,7 +35,7 @@ def test_as_many_at_once_as_there_are_threads(threads: int) -> None:
         meeting.wait()
         return number, torch.get_num_threads()
 
-    assert side_by_side(work, range(4 * at_once)) == [(number, threads // at_once) for number in range(4 * at_once)]
+    assert map_in_threads(work, range(4 * at_once)) == [(number, threads // at_once) for number in range(4 * at_once)]
     assert torch.get_num_threads() == threads
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -46,12 +46,12 @@ def test_as_many_at_once_as_there_are_threads(threads: int) -> None:
 
 def test_a_gpu_gets_one_after_the_other(threads: int) -> None:
     here = threading.get_ident()
-    assert side_by_side(lambda _: threading.get_ident(), range(4), "cuda") == [here] * 4
+    assert map_in_threads(lambda _: threading.get_ident(), range(4), "cuda") == [here] * 4
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_one_alone_has_all_threads(threads: int) -> None:
-    assert side_by_side(lambda _: torch.get_num_threads(), [0]) == [threads]
+    assert map_in_threads(lambda _: torch.get_num_threads(), [0]) == [threads]
 
 
 def test_the_first_failure_is_raised_and_what_was_not_begun_never_is(threads: int) -> None:
@@ -64,7 +64,7 @@ def test_the_first_failure_is_raised_and_what_was_not_begun_never_is(threads: in
         time.sleep(0.01)  # else all are done before anybody has heard of the failure
 
     with pytest.raises(MemoryError, match="image 1"):
-        side_by_side(work, range(500))
+        map_in_threads(work, range(500))
     assert len(begun) < 500
     assert torch.get_num_threads() == threads
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training import processes
-from training.config import get_training_config
-from training.trainer import Trainer
+from training import distributed as processes
+from training.engine.config import get_training_config
+from training.engine.trainer import Trainer
 
 SETTINGS = {
     "DATASETS.TRAIN": ["scenes:train:8"],
@@ -42,12 +42,12 @@ class MeanSquare(nn.Module):
 def main(folder: Path) -> None:
     cfg = get_training_config("training/scenes-small")
     cfg.merge_from_list([part for pair in SETTINGS.items() for part in pair])
-    processes.join()
+    processes.init_process_group()
     torch.manual_seed(processes.rank())  # different starts: the first process's must win
     network = MeanSquare()
     Trainer(cfg, network, folder).train()
     torch.save(network.state_dict(), folder / f"weights_{processes.rank()}.pt")
-    processes.leave()
+    processes.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,27 +9,26 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from model.mask_head.quadtree import Nodes
 from model.network import build_network
-from model.quadtree import Nodes
 from training.benchmark.recipe import Scale, training_config
-from training.benchmark.tables_methods import TABLES
+from training.benchmark.tables import TABLES
 from training.datasets import Sample, open_set
-from training.evaluation.analysis import (
+from training.evaluation.incoherence_analysis import (
+    Confusion,
+    analyse,
+    compare_regions,
+    detector_figures,
     fill_with_truth,
     incoherent_union,
     join_counts,
+    match_to_truth,
     region_counts,
     region_properties,
-)
-from training.evaluation.analysis_detector import (
-    Confusion,
-    compare_regions,
-    detector_figures,
     regions_of_nodes,
     wanted_regions,
 )
-from training.evaluation.analysis_run import analyse, match_to_truth
-from training.inspection import recorded_refinement
+from training.evaluation.inspection import recorded_refinement
 
 
 def half_plane(columns: int, side: int = 8) -> torch.Tensor:

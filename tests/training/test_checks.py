@@ -9,11 +9,11 @@ import pytest
 from detectron2.config import CfgNode
 from PIL import Image
 
-from model.checkpoint_metadata import read_metadata
-from training.building import build_for_training
-from training.checks import Checks
-from training.config import get_training_config
-from training.trainer import Trainer
+from model.checkpoints.metadata import read_metadata
+from training.engine.build import build_for_training
+from training.engine.config import get_training_config
+from training.engine.evaluate_while_training import Checks
+from training.engine.trainer import Trainer
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")

@@ -9,19 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.mask_overlap import box_of
-from training.correction_pictures import MostMoved, draw_bars
-from training.correction_report import NO_OBJECT, as_markdown, build_report, image_entry
-from training.corrections import (
+from model.instance import box_of
+from training.snapshots.corrections import (
     KINDS,
     Correction,
     CorrectionRules,
     DrawnObject,
     edit_cost,
     find_corrections,
-    match,
+    match_objects,
 )
-from training.outline_distance import compare_outlines, moved_band, outline_length
+from training.snapshots.outline_distance import compare_outlines, moved_band, outline_length
+from training.snapshots.pictures import MostMoved, draw_correction_bars
+from training.snapshots.report import (
+    NO_OBJECT,
+    build_correction_report,
+    correction_report_markdown,
+    image_entry,
+)
 
 SIZE = (60, 80)
 
@@ -141,7 +146,7 @@ def test_matching(
 ) -> None:
     shown = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in predicted]
     submitted = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in annotated]
-    assert match(shown, submitted, same_iou=0.5) == expected
+    assert match_objects(shown, submitted, same_iou=0.5) == expected
 
 
 def test_nobody_edits_what_is_quicker_to_draw_again() -> None:
@@ -245,7 +250,7 @@ def test_the_report_counts_by_the_label_that_was_shown() -> None:
         entry([Correction("added", "cat", annotated=0, vertices=4, cost=7.0)], sha256="cc", shown=False, seconds=None),
         entry([], sha256="dd", seconds=3.0),
     ]
-    report = build_report(images, [{"task": 9, "annotation": 1, "region": "r", "reason": "it has no label"}])
+    report = build_correction_report(images, [{"task": 9, "annotation": 1, "region": "r", "reason": "it has no label"}])
     assert [one["sha256"] for one in report["images"]] == ["aa", "bb", "cc", "dd"]
     cat, dog, totals = report["labels"]["cat"], report["labels"]["dog"], report["totals"]
     assert [cat[key] for key in ("predicted", "kept", "moved", "relabelled", "deleted", "added", "unseen")] == [
@@ -264,16 +269,16 @@ def test_the_report_counts_by_the_label_that_was_shown() -> None:
     assert cat["seconds"] == pytest.approx(12.0)
     assert (totals["images"], totals["images_shown"], totals["images_untouched"]) == (4, 3, 1)
     assert (totals["median_seconds"], totals["cost"]) == (12.0, 22.0)
-    page = as_markdown(report, "Corrections")
+    page = correction_report_markdown(report, "Corrections")
     assert "| cat | 3 | 1 | 1 | 1 | 0 | 0 | 1 | 33% | 2.0 | 6.0 | 12.0 | 12.0 |" in page
     assert "- 1 x it has no label: task 9 region r" in page
 
 
 def test_a_report_of_nothing() -> None:
-    report = build_report([])
+    report = build_correction_report([])
     assert report["totals"]["acceptance"] is None
-    assert "0 images" in as_markdown(report, "Corrections")
-    assert draw_bars(report).size[0] > 100
+    assert "0 images" in correction_report_markdown(report, "Corrections")
+    assert draw_correction_bars(report).size[0] > 100
 
 
 def test_pictures_show_the_farthest_moves() -> None:

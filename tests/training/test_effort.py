@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.instance import Instance
-from training.effort import (
+from training.snapshots.annotation_cost import (
     EFFORT_FILE,
     FEATURES,
     EffortError,
@@ -23,7 +23,7 @@ from training.effort import (
     load_effort,
     rank_correlation,
 )
-from training.effort_comparison import compare_orders, draw_orders, work_found
+from training.snapshots.work_order import compare_orders, draw_orders, work_covered
 
 SIZE = (40, 50)
 
@@ -215,4 +215,4 @@ def test_orders_are_compared() -> None:
     ],
 )
 def test_work_found(scores: list[float], edits: list[float], found: list[float]) -> None:
-    assert work_found(scores, edits).tolist() == found
+    assert work_covered(scores, edits).tolist() == found

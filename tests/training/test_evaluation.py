@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from training.datasets import Sample
-from training.evaluation.boundary_ap import boundary_ap, boundary_mask, boundary_width_px
-from training.evaluation.coco_ap import mask_ap
-from training.evaluation.coco_format import TruthBuilder, detections, quiet
-from training.scenes import CLASSES, generate_scene
+from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
+from training.metrics.coco import boundary_ap, boundary_mask, boundary_width_px, mask_ap
+from training.synthetic.scenes import CLASSES, generate_scene
 
 
 def scene_sample(seed: int, image_id: int) -> Sample:
@@ -30,7 +29,7 @@ def noisy_detections(rng: np.random.Generator, sample: Sample) -> list[dict]:
         for _ in range(2):
             masks.append(np.roll(mask, rng.integers(-3, 4, 2), axis=(0, 1)))
             classes.append(label if rng.random() < 0.8 else rng.integers(len(CLASSES)))
-    return detections(sample.image_id, np.array(masks), rng.random(len(masks)), np.array(classes))
+    return coco_results(sample.image_id, np.array(masks), rng.random(len(masks)), np.array(classes))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_perfect_results_score_one_and_none_score_zero() -> None:
     truth = TruthBuilder(CLASSES)
     truth.add(Sample(sample.image, sample.masks, sample.classes, np.zeros(len(sample.classes), bool), 1))
     index = truth.build()
-    perfect = detections(1, sample.masks, np.linspace(0.5, 0.9, len(sample.masks)), sample.classes)
+    perfect = coco_results(1, sample.masks, np.linspace(0.5, 0.9, len(sample.masks)), sample.classes)
     for metric in (mask_ap, boundary_ap):
         assert metric(index, perfect)["AP"] == pytest.approx(1)
         assert metric(index, [])["AP"] == 0

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from training import host_memory
+from training import distributed as host_memory
 
 # Ten tensors of 48 MiB, one after the other, twice before and twice after; prints the pages that were new each time.
 RUN = """
 import resource, sys, torch
-from training.host_memory import keep_freed_memory
+from training.distributed import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

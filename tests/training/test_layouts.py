@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.config import get_training_config
 from training.datasets import BadAnnotationError, open_set
-from training.datasets.cocofied import cocofied
+from training.datasets.coco_categories import cocofied
+from training.datasets.loader import training_samples
 from training.datasets.miniature import LAYOUTS, write_miniature
 from training.datasets.preparation import convert, digests, inspect, set_names
-from training.datasets.statistics import contact_sheet, statistics
-from training.evaluation.bdd100k_files import PredictionWriter
-from training.evaluation.cityscapes_ap import LABELS
-from training.evaluation.cityscapes_files import write_predictions
+from training.datasets.statistics import data_set_contact_sheet, statistics
+from training.engine.config import get_training_config
 from training.evaluation.score import score
-from training.mapper import training_samples
-from training.scenes import generate_scene, scene_seed
+from training.metrics.bdd100k import PredictionWriter
+from training.metrics.cityscapes import LABELS, write_predictions
+from training.synthetic.scenes import generate_scene, scene_seed
 
 SIZE = {"width": 128, "height": 96}
 
@@ -57,7 +56,7 @@ def test_statistics_and_contact_sheet(sets: dict[str, tuple[Path, str]], layout:
     assert found["objects"] == sum(found["by_class"].values()) > 0
     assert not found["problems"]
     assert (found["crowds"] > 0) == (layout != "lvis")
-    sheet = contact_sheet(samples, range(4), columns=2)
+    sheet = data_set_contact_sheet(samples, range(4), columns=2)
     assert sheet.size == (640, 508)
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
 

@@ -10,14 +10,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from training.config import get_training_config
-from training.learning_step import LearningStep, in_parts
-from training.mapper import to_network_input
-from training.mixed_precision import Precision
-from training.progress import RunProgress, read_progress, write_progress
-from training.run_log import RunLog
-from training.schedule import build_optimizer
-from training.weighted_sample import WeightedSample
+from training.datasets.loader import WeightedSample, to_network_input
+from training.engine.config import get_training_config
+from training.engine.log import RunLog, RunProgress, read_progress, write_progress
+from training.engine.optimizer import build_optimizer
+from training.engine.step import LearningStep, Precision, in_parts
 
 
 @pytest.fixture

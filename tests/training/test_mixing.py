@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.mixing import BLOCK, UNSHUFFLED, InTurn, Mixture, shuffled
+from training.datasets.loader import BLOCK, UNSHUFFLED, Mixture, SequentialOrder, shuffled
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
 
 @given(sizes, st.integers(0, 5), st.integers(0, 3))
 def test_in_turn_every_sample_is_shown_once_an_epoch(sizes: list[int], seed: int, epoch: int) -> None:
-    order, total = InTurn(sizes, seed), sum(sizes)
+    order, total = SequentialOrder(sizes, seed), sum(sizes)
     shown = [order.place_at(epoch * total + place) for place in range(total)]
     assert sorted(shown) == [(number, index) for number, size in enumerate(sizes) for index in range(size)]
 

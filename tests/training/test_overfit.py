@@ -15,8 +15,8 @@ from detectron2.structures import BitMasks
 from backend.cli.evaluate import evaluate
 from backend.cli.train import train
 from training.datasets import open_set
-from training.evaluation.coco_ap import mask_ap
-from training.evaluation.coco_format import TruthBuilder, detections
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.metrics.coco import mask_ap
 
 NARROW = {
     "DATASETS.TRAIN": "('scenes:train:1',)",
@@ -95,7 +95,7 @@ def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> 
         boxes = masks.get_bounding_boxes()
         drawn = masks.crop_and_resize(boxes.tensor, side).float()
         pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
-        found += detections(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
+        found += coco_results(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
     assert low <= mask_ap(truth.build(), found)["AP"] <= high
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from training.building import build_for_training
-from training.config import get_training_config
-from training.trainer import Trainer
+from training.engine.build import build_for_training
+from training.engine.config import get_training_config
+from training.engine.trainer import Trainer
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = [

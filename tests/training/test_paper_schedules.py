@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from training.config import get_training_config
-from training.schedule import lr_factor, run_fraction
+from training.engine.config import get_training_config
+from training.engine.optimizer import lr_factor, run_fraction
 
 
 @pytest.mark.parametrize(

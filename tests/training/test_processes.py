@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.processes import threads_each
+from training.distributed import threads_each
 
 SCRIPT = Path(__file__).with_name("process_run.py")
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from training.datasets import Sample
-from training.evaluation.boundary_ap import boundary_ap
-from training.evaluation.coco_format import TruthBuilder, detections, quiet
-from training.evaluation.resampling import RankedMatches, average_precision, draws, ranked_matches
-from training.scenes import CLASSES, generate_scene
+from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
+from training.metrics.bootstrap import (
+    RankedMatches,
+    average_precision,
+    bootstrap_draws,
+    ranked_matches,
+)
+from training.metrics.coco import boundary_ap
+from training.synthetic.scenes import CLASSES, generate_scene
 
 IMAGES = 12
 
@@ -32,7 +37,7 @@ def noisy() -> tuple[COCO, list[dict]]:
         if image_id < IMAGES:
             shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
             labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
-            found += detections(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
+            found += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
     return truth.build(), found
 
 
@@ -87,7 +92,7 @@ def test_an_image_drawn_often_counts_as_copies_of_it(noisy: tuple, seed: int) ->
     truth, found = noisy
     # Copies of a detection stay together in the ranking, as they do in ours.
     unequal = [one | {"score": one["score"] + 1e-6 * number} for number, one in enumerate(found)]
-    weights = draws(IMAGES, 1, seed)
+    weights = bootstrap_draws(IMAGES, 1, seed)
     ranked = ranked_matches(truth.dataset, unequal, boundary=False)
     expected = reference(*copied(truth, unequal, weights[0]))
     np.testing.assert_allclose(ours(ranked, weights)[0], expected, rtol=0, atol=1e-9)
@@ -106,6 +111,6 @@ def test_what_is_absent_is_nan_and_what_is_never_found_is_zero(noisy: tuple) -> 
 
 
 def test_draws_keep_the_number_of_images_and_repeat_by_seed() -> None:
-    assert (draws(7, 50, 3).sum(1) == 7).all()
-    assert (draws(7, 50, 3) == draws(7, 50, 3)).all()
-    assert draws(0, 5, 0).shape == (5, 0)
+    assert (bootstrap_draws(7, 50, 3).sum(1) == 7).all()
+    assert (bootstrap_draws(7, 50, 3) == bootstrap_draws(7, 50, 3)).all()
+    assert bootstrap_draws(0, 5, 0).shape == (5, 0)

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from training.scene_files import write_scenes
-from training.scenes import CLASSES, SPLITS, contact_sheet, generate_scene, scene_seed
-from training.shapes import SHAPES
+from training.synthetic.files import write_scenes
+from training.synthetic.scenes import (
+    CLASSES,
+    SPLITS,
+    generate_scene,
+    scene_contact_sheet,
+    scene_seed,
+)
+from training.synthetic.shapes import SHAPES
 
 SIZE = {"width": 160, "height": 120}
 
@@ -89,4 +95,4 @@ def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pyt
 
 def test_contact_sheet_tints_masks() -> None:
     scenes = [generate_scene(1, **SIZE)]
-    assert contact_sheet(scenes, 1).tobytes() != contact_sheet(scenes, 1, outlines=True).tobytes()
+    assert scene_contact_sheet(scenes, 1).tobytes() != scene_contact_sheet(scenes, 1, outlines=True).tobytes()

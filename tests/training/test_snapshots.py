@@ -13,15 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.snapshot_records import (
+from training.snapshots.format import (
+    SnapshotError,
     SnapshotObject,
     decode_rle,
     encode_rle,
     image_record,
+    is_holdout,
+    open_snapshot,
     pixels_sha256,
 )
-from training.snapshot_writer import SnapshotWriter, write_snapshot
-from training.snapshots import SnapshotError, is_holdout, open_snapshot
+from training.snapshots.writer import SnapshotWriter, write_snapshot
 
 CLASSES = ("cat", "dog")
 Content = list[tuple[np.ndarray, list[SnapshotObject]]]

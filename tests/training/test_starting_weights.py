@@ -9,11 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from model.checkpoint import Checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import get_config
 from model.network import build_network
-from training.building import usable_state
-from training.starting_weights import start_from
+from training.engine.build import start_from, usable_state
 
 
 def narrow_config(heads: str) -> CfgNode:

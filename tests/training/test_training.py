@@ -12,10 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from training.config import get_training_config, network_config
-from training.mapper import training_loader, training_samples
-from training.schedule import MovingAverage, build_optimizer, lr_factor, run_fraction
-from training.trainer import Trainer, TrainingDiverged
+from training.datasets.loader import training_loader, training_samples
+from training.engine.config import get_training_config, network_config
+from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction
+from training.engine.trainer import Trainer, TrainingDiverged
 
 
 class TinyNetwork(nn.Module):

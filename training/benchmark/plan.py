@@ -7,9 +7,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from training.benchmark.cost.report import refinement_cost
 from training.benchmark.recipe import Scale, data_of, training_config, training_digest
 from training.benchmark.rows import Row, Table
-from training.cost.report import refinement_cost
 
 # Section 6.1: 12 epochs of COCO (117,266 images) took 8 hours on four RTX 2080 Ti with an R50.
 GPU_SECONDS_AN_IMAGE = 8 * 3600 * 4 / (12 * 117_266)
@@ -21,7 +21,7 @@ BASIS = (
 )
 
 
-def plan(table: Table, scale: Scale) -> dict[str, Any]:
+def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
     """Data that is there or missing, and for every row iterations, GPU hours and GPU memory."""
     data = data_of(table, scale)
     rows, seen = [], set[str]()
@@ -118,7 +118,7 @@ def missing_files(*names: str) -> list[str]:
     return [str(path) for path in paths if not path.exists()]
 
 
-def as_text(planned: dict[str, Any]) -> str:
+def plan_text(planned: dict[str, Any]) -> str:
     """The plan as lines for people."""
     data = planned["data"]
     lines = [f"Table {planned['table']}: {planned['title']}", f"data: {data['set']}; needs {data['needs']}"]

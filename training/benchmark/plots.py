@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 PAPER, MEASURED = "#9aa4b2", "#c2410c"
 
 
-def draw(report: dict[str, Any], folder: Path) -> list[Path]:
+def draw_table_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     """The plots that the report's columns allow, as PNG files."""
     columns = set(report["columns"])
     drawn = []

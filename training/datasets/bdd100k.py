@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
-from training.evaluation.bdd100k_ap import CATEGORIES, CROWD, IGNORED, parsed
+from training.metrics.bdd100k import CATEGORIES, CROWD, IGNORED, parsed
 
 
 @dataclass

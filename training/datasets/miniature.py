@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from training.datasets.coco_categories import COCO_CATEGORIES
-from training.scenes import CLASSES, Scene, generate_scene, scene_seed
+from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_seed
 
 LAYOUTS = ("coco", "lvis", "cityscapes", "bdd100k")
 COCO_STAND_INS = (3, 16, 44, 74, 48, 87)  # car, bird, bottle, mouse, fork, scissors

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.datasets.cocofied import cocofied
+from training.datasets.coco_categories import cocofied
 
 DIGESTS = "transfiner-digests.json"
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from training.datasets import AnySet
 from training.datasets.sample import Sample
-from training.evaluation.objects import AREA_RANGES_PX
+from training.metrics.matching import AREA_RANGES_PX
 
 _CELL_PX = (320, 240)
 _CAPTION_PX = 14
@@ -62,7 +62,7 @@ def _range(values: Sequence[int]) -> list[int]:
     return [min(values), max(values)] if values else []
 
 
-def contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
+def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
     """Images side by side, objects tinted by class and outlined, crowds grey, captions with ids and counts."""
     rows = -(-len(indices) // columns)
     width, height = _CELL_PX[0], _CELL_PX[1] + _CAPTION_PX
@@ -81,7 +81,7 @@ def contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> 
 def save_contact_sheet(samples: AnySet, indices: Sequence[int], file: Path) -> None:
     """Write the sheet as an image file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(samples, indices).save(file)
+    data_set_contact_sheet(samples, indices).save(file)
 
 
 def _drawn(sample: Sample) -> Image.Image:

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.bdd100k_files import bdd100k_ap
-from training.evaluation.cityscapes_ap import RATIO as CITYSCAPES_RATIO
-from training.evaluation.cityscapes_files import cityscapes_ap
-from training.evaluation.coco_ap import coco_ap
-from training.evaluation.coco_reading import read_results, read_truth
-from training.evaluation.lvis_ap import lvis_ap
-from training.evaluation.pairs import Kind, Progress
+from training.metrics.bdd100k import bdd100k_ap
+from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
+from training.metrics.cityscapes import cityscapes_ap
+from training.metrics.coco import IouKind, Progress, coco_ap
+from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.lvis import lvis_ap
 
-METRICS: dict[str, tuple[bool, Kind]] = {  # name -> (LVIS's rules, what is compared)
+METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
     "segm": (False, "segm"),
     "bbox": (False, "bbox"),
     "boundary": (False, "boundary"),

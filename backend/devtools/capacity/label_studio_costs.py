@@ -24,7 +24,7 @@ from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
 from backend.processes.parent_death import ends_with_parent
 from backend.settings import load_settings
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
 
 Json = dict[str, Any]
 TASK_CHUNK, FILE_CHUNK = 250, 8

@@ -31,7 +31,7 @@ TOGETHER_S, LEAST_TASKS = 30.0, 8
 
 def scene_files(count: int) -> list[bytes]:
     """PNG files of generated scenes, what the shipped model is for."""
-    from training.scenes import generate_scene, scene_seed
+    from training.synthetic.scenes import generate_scene, scene_seed
 
     files = []
     for number in range(count):

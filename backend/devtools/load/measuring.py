@@ -28,10 +28,10 @@ from PIL import Image
 from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, memory_mib, processor_s
 from backend.settings import load_settings
 from backend.versions.served_model import node_budget_of, read_served_model
-from integration.label_config import parse_label_config
-from integration.output import Output
-from integration.regions import build_prediction
-from model.checkpoint_metadata import METADATA_FILE
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output
+from integration.regions.write import build_prediction
+from model.checkpoints.metadata import METADATA_FILE
 
 WIDTH_PX, HEIGHT_PX = 384, 288
 

@@ -14,8 +14,8 @@ import numpy as np
 import shapely
 
 from backend.errors import ServiceError
-from integration.deviation import deviation_px
-from integration.polygons import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.hausdorff import deviation_px
 
 Method = Callable[[np.ndarray, float], list[Polygon]]
 

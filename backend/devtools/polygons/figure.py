@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from backend.devtools.polygons.benchmark import METHODS, Method, opencv, overlap
-from integration.deviation import deviation_px
-from integration.polygons import Polygon, exact_polygons, polygons_to_mask
+from integration.polygons.convert import Polygon, exact_polygons, polygons_to_mask
+from integration.polygons.hausdorff import deviation_px
 
 BACKGROUND, MASK, LINE, VERTEX = (250, 250, 248), (168, 200, 232), (200, 30, 60), (120, 0, 30)
 MARGIN_PX = 2

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from integration.annotations import AnnotatedObject, regions_to_objects
-from integration.region_shapes import polygon_shapes
+from integration.regions.read import AnnotatedObject, regions_to_objects
+from integration.regions.shapes import polygon_shapes
 
 Region = dict[str, Any]
 Truth = Sequence[tuple[str, np.ndarray]]

@@ -22,7 +22,7 @@ from backend.errors import StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
 from backend.settings import PREFIX
-from integration.client import LabelStudioClient
+from integration.label_studio.client import LabelStudioClient
 
 START_S = 900.0
 POLL_S = 0.5

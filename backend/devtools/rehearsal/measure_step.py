@@ -30,12 +30,12 @@ def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[s
 
 def main(checkpoints: dict[str, str], test_set: str) -> dict[str, Any]:
     """In the process itself."""
-    from model.checkpoint_metadata import read_metadata
-    from training.gate.findings import Findings, detect_with
+    from model.checkpoints.metadata import read_metadata
+    from training.gate.detections import DetectionCache, detect_with
     from training.gate.holdout import measure as measure_on
     from training.gate.holdout import open_holdout
 
-    holdout, findings = open_holdout(Path(test_set)), Findings(detect_with())
+    holdout, findings = open_holdout(Path(test_set)), DetectionCache(detect_with())
     results = {}
     for name, directory in checkpoints.items():
         found = findings.on(Path(directory), holdout.samples, holdout.keys)

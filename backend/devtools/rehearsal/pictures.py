@@ -14,8 +14,8 @@ from pycocotools import mask as rle
 
 from backend.devtools.rehearsal.plan import Plan
 from training.datasets import AnySet, open_set
-from training.scenes import Scene
-from training.shifted_scenes import CLASSES, generate_shifted_scene
+from training.synthetic.scenes import Scene
+from training.synthetic.shifted import SHIFTED_CLASSES, generate_shifted_scene
 
 # Far apart: the test set has no picture of the pool.
 POOL, TEST = 0, 1_000_000
@@ -39,7 +39,7 @@ class Material(Protocol):
 class ShiftedScenes:
     """Drawn pictures of a domain that the shipped model never saw."""
 
-    classes = CLASSES
+    classes = SHIFTED_CLASSES
 
     def __init__(self, plan: Plan) -> None:
         self._size_px = {"width": plan.width, "height": plan.height}

@@ -14,7 +14,7 @@ from backend.devtools.rehearsal.harness import RehearsalServers
 from backend.devtools.rehearsal.pictures import Material, number_of
 from backend.errors import ServiceError
 from backend.versions.served_model import ServedModel
-from integration.label_config import fold
+from integration.label_studio.label_config import fold
 
 Report = Callable[[str], None]
 # A busy CPU takes seconds for a picture and minutes for a training.

@@ -21,7 +21,7 @@ def rank_correlations(snapshot: Path) -> dict[str, Any]:
         {"images", "task_score", "mean_confidence"}; None where nothing can be said (fewer than three images, no
         variation).
     """
-    from training.effort import rank_correlation
+    from training.snapshots.annotation_cost import rank_correlation
 
     entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
     shown = [one for one in entries if one["shown"] and one["prediction_score"] is not None]

@@ -19,7 +19,7 @@ from backend.devtools.rehearsal.project import AT_RANDOM, BY_EFFORT, RehearsedPr
 from backend.devtools.rehearsal.report import rank_correlations
 from backend.errors import ServiceError
 from backend.versions.served_model import ServedModel, read_served_model
-from model.checkpoint_metadata import WEIGHTS_FILE
+from model.checkpoints.metadata import WEIGHTS_FILE
 from training.registry import Registry
 
 Report = Callable[[str], None]

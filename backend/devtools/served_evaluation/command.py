@@ -16,7 +16,7 @@ from backend.devtools.served_evaluation import compare as gap
 from backend.devtools.served_evaluation.client import Credentials, ServedError
 from backend.devtools.served_evaluation.evaluation import ServedOptions, predict_set, score_served
 from backend.devtools.served_evaluation.parse import LabelError
-from model.checkpoint_metadata import read_metadata
+from model.checkpoints.metadata import read_metadata
 from training.datasets import AnySet
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -13,9 +13,8 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from training.datasets import Sample
-from training.evaluation.boundary_ap import boundary_ap
-from training.evaluation.coco_ap import mask_ap
-from training.evaluation.coco_format import detections
+from training.evaluation.coco_format import coco_results
+from training.metrics.coco import boundary_ap, mask_ap
 
 Json = dict[str, Any]
 Metrics = dict[str, dict[str, float]]
@@ -29,7 +28,7 @@ class RawDetections:
 
     def __call__(self, sample: Sample, found: Any) -> None:
         masks = found.pred_masks.numpy().astype(bool)
-        self.results += detections(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy())
+        self.results += coco_results(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy())
 
 
 def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:

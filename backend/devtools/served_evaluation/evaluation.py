@@ -15,7 +15,7 @@ from backend.devtools.served_evaluation import compare as gap
 from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
 from backend.devtools.served_evaluation.images import Addresses, ImageServer, InsideRequests
 from backend.devtools.served_evaluation.parse import ServedResults, classes_of_labels
-from integration.label_config import parse_label_config
+from integration.label_studio.label_config import parse_label_config
 from training.datasets import AnySet
 from training.evaluation.coco_format import TruthBuilder
 

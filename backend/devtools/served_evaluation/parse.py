@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from integration.annotations import AnnotationError, regions_to_objects
-from integration.label_config import LabelConfig
-from training.evaluation.coco_format import detections
+from integration.label_studio.label_config import LabelConfig
+from integration.regions.read import AnnotationError, regions_to_objects
+from training.evaluation.coco_format import coco_results
 
 
 class LabelError(ValueError):
@@ -81,7 +81,7 @@ class ServedResults:
         masks = np.array([one.mask_hw for one in kept], bool).reshape(-1, height, width)
         scores = np.array([one.score for one in kept], float)
         numbers = np.array([self.labels[one.label] for one in kept], np.int64)
-        self.results += detections(image_id, masks, scores, numbers)
+        self.results += coco_results(image_id, masks, scores, numbers)
 
     def fail(self, task: str, reason: str) -> None:
         """Note a task that failed; its image counts as one without detections."""

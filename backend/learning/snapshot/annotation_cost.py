@@ -9,12 +9,18 @@ import numpy as np
 
 from backend.learning.snapshot.builder import outline_px
 from backend.worker.predictor import Predictor
-from integration.output import certainty
+from integration.regions.settings import certainty
 from model.instance import Instance
-from model.side_by_side import MOST_AT_A_TIME
-from training.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
+from model.parallel import MOST_AT_A_TIME
 from training.datasets import Sample
-from training.effort import EffortModel, features_of, fit_effort
+from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
+from training.snapshots.corrections import (
+    DEFAULT_RULES,
+    CorrectionRules,
+    DrawnObject,
+    edit_cost,
+    find_corrections,
+)
 
 SHOWN_FROM = 0.5
 
@@ -24,7 +30,7 @@ class CorrectionCost:
     """Lists of equal length, an entry an image.
 
     Attributes:
-        features: see `training.effort.FEATURES`.
+        features: see `training.snapshots.annotation_cost.FEATURES`.
         edits: actions of a person who corrects the prediction to the truth.
         certainty: today's task score.
         confidence: mean score of what is shown; 0 for nothing.
@@ -58,7 +64,7 @@ def measure_correction_cost(
     rules: CorrectionRules = DEFAULT_RULES,
     progress: Callable[[], None] = lambda: None,
 ) -> CorrectionCost:
-    """Predict every sample and let a simulated annotator correct it; see `training.corrections` for the costs."""
+    """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
     measured = CorrectionCost()
     for start in range(0, len(samples), MOST_AT_A_TIME):
         chosen = [samples[number] for number in range(start, min(start + MOST_AT_A_TIME, len(samples)))]

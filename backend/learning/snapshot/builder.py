@@ -12,10 +12,8 @@ import numpy as np
 
 from backend.errors import ServiceError, UnsupportedConfigError
 from backend.learning.snapshot.images import TaskImage
-from integration.annotations import AnnotatedObject
-from integration.consensus import agree
-from integration.drawings import Drawings, is_box, read_drawings
-from integration.export import (
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.tasks import (
     AnnotatedTask,
     Annotation,
     Choice,
@@ -24,13 +22,25 @@ from integration.export import (
     newest_time,
     used_labels,
 )
-from integration.label_config import LabelConfig, parse_label_config
-from integration.polygons import mask_to_polygons
-from training.correction_report import Json, as_markdown, build_report, image_entry
-from training.corrections import Correction, CorrectionRules, find_corrections
-from training.snapshot_records import SnapshotObject, image_record, pixels_sha256
-from training.snapshot_writer import SnapshotWriter
-from training.snapshots import HOLDOUT_SHARE, SnapshotError, is_holdout
+from integration.polygons.convert import mask_to_polygons
+from integration.regions.consensus import vote
+from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
+from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
+from training.snapshots.format import (
+    HOLDOUT_SHARE,
+    SnapshotError,
+    SnapshotObject,
+    image_record,
+    is_holdout,
+    pixels_sha256,
+)
+from training.snapshots.report import (
+    Json,
+    build_correction_report,
+    correction_report_markdown,
+    image_entry,
+)
+from training.snapshots.writer import SnapshotWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +116,7 @@ class SnapshotBuilder:
     """A snapshot while its images are added, those whose annotation wins first."""
 
     def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
-        from training.correction_pictures import MostMoved
+        from training.snapshots.pictures import MostMoved
 
         self._writer, self._labelling, self._settings = writer, labelling, settings
         self._task_of: dict[str, int] = {}
@@ -146,7 +156,7 @@ class SnapshotBuilder:
 
     def finish(self, read: Sequence[Annotation], project: str) -> Path:
         """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
-        from training.correction_pictures import draw_bars
+        from training.snapshots.pictures import draw_correction_bars
 
         left_out = [
             {
@@ -157,7 +167,7 @@ class SnapshotBuilder:
             }
             for one in sorted(self.left_out, key=lambda one: (one.task_id, one.annotation_id or 0, one.region_id))
         ]
-        report = build_report(self._entries, left_out)
+        report = build_correction_report(self._entries, left_out)
         sheet = self._most_moved.sheet()
         config = self._labelling.config
         try:
@@ -170,8 +180,10 @@ class SnapshotBuilder:
                     "predicted_values": _predicted_values(config) if config else {},
                 },
                 report=report,
-                report_markdown=as_markdown(report, f"Corrections{f' of project {project}' if project else ''}"),
-                pictures={"labels.png": draw_bars(report)} | ({"moved.png": sheet} if sheet else {}),
+                report_markdown=correction_report_markdown(
+                    report, f"Corrections{f' of project {project}' if project else ''}"
+                ),
+                pictures={"labels.png": draw_correction_bars(report)} | ({"moved.png": sheet} if sheet else {}),
             )
         except SnapshotError as error:
             reasons = "; ".join(f"task {one['task']}: {one['reason']}" for one in left_out[:5])
@@ -189,7 +201,7 @@ class SnapshotBuilder:
             self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
         if len(drawings) == 1:
             return list(drawings[0]), [], unreadable
-        consensus = agree(drawings)
+        consensus = vote(drawings)
         for drawn in consensus.disputed:
             reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
             self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ServiceError
-from integration.export import AnnotatedTask
-from integration.image_decoding import ImageError, decode_image
-from integration.locations import image_value
-from training.snapshots import pillow_pixels
+from integration.images.decode import ImageError, decode_image
+from integration.images.urls import image_value
+from integration.label_studio.tasks import AnnotatedTask
+from training.snapshots.format import pillow_pixels
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]

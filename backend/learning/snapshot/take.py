@@ -18,9 +18,9 @@ from backend.learning.snapshot.builder import (
     SnapshotSettings,
 )
 from backend.learning.snapshot.images import Fetch, fetch_images
-from integration.client import LabelStudioClient
-from integration.export import AnnotatedTask, read_task
-from training.snapshot_writer import SnapshotWriter
+from integration.label_studio.client import LabelStudioClient
+from integration.label_studio.tasks import AnnotatedTask, read_task
+from training.snapshots.writer import SnapshotWriter
 
 __all__ = ["Fetch", "Labelling", "SnapshotSettings", "freeze_tasks", "take_snapshot"]
 
@@ -76,7 +76,7 @@ def freeze_tasks(
     settings: SnapshotSettings = DEFAULT_SETTINGS,
     progress: Progress | None = None,
 ) -> Path:
-    """Freeze tasks of any export; see `take_snapshot` and `integration.export.read_task`."""
+    """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
     # A task that moved to another page while they were read comes twice.
     tasks = {task.id: task for task in (read_task(row, predictions=predictions) for row in rows)}
     annotated = sorted((task for task in tasks.values() if task.annotations), key=_first_come, reverse=True)

@@ -21,7 +21,7 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
     sys.path[:0] = [str(TESTS / "model"), str(TESTS / "training" / "finetune")]
     from finetune_parts import _picture, tiny_checkpoint
 
-    from training.snapshot_writer import write_snapshot
+    from training.snapshots.writer import write_snapshot
 
     def take_snapshot(project: str, folder: Path) -> Path:
         pictures = [_picture(number, CLASSES) for number in range(8)]

@@ -11,8 +11,8 @@ from PIL import Image
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
 from backend.devtools.rehearsal.pictures import material_of, number_of, write_test_set
 from backend.devtools.rehearsal.plan import Plan, photograph_plan, tiny_plan
-from integration.annotations import regions_to_objects
-from training.shifted_scenes import CLASSES, NEW_CLASS, generate_shifted_scene
+from integration.regions.read import regions_to_objects
+from training.synthetic.shifted import NEW_CLASS, SHIFTED_CLASSES, generate_shifted_scene
 
 HEIGHT, WIDTH = 60, 80
 
@@ -66,7 +66,7 @@ def test_a_scene_is_corrected_to_its_truth_whatever_was_shown():
 
 def test_poison_shifts_every_mask_and_swaps_every_label():
     scene = generate_shifted_scene(3)
-    false = poison_regions(scene.instances, CLASSES)
+    false = poison_regions(scene.instances, SHIFTED_CLASSES)
     assert all(one[0] != other[0] for one, other in zip(false, scene.instances, strict=True))
     assert all((one[1] != other[1]).any() for one, other in zip(false, scene.instances, strict=True))
 
@@ -74,7 +74,7 @@ def test_poison_shifts_every_mask_and_swaps_every_label():
 def test_the_shifted_domain_has_a_class_that_the_shipped_model_lacks():
     labels = {label for seed in range(8) for label, _ in generate_shifted_scene(seed).instances}
     assert NEW_CLASS in labels
-    assert labels <= set(CLASSES)
+    assert labels <= set(SHIFTED_CLASSES)
     again = generate_shifted_scene(5)
     assert (again.image == generate_shifted_scene(5).image).all()
     with pytest.raises(ValueError, match="at least 64 x 64"):

@@ -11,8 +11,8 @@ from backend.devtools.rehearsal.controls import plain_finetunings
 from backend.devtools.rehearsal.plan import Plan, finetuning
 from backend.errors import ServiceError
 from backend.learning.steps import Steps
-from training.finetune_settings import FinetuneSettings
-from training.shifted_scenes import CLASSES
+from training.finetune.settings import FinetuneSettings
+from training.synthetic.shifted import SHIFTED_CLASSES
 
 # A finetuning that says how far it is, and takes its time.
 MAKE = """
@@ -36,7 +36,7 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(Steps, "finetune_command", command)
     monkeypatch.setattr("backend.devtools.rehearsal.controls.TICK_S", 0.1)
     snapshots = [tmp_path / "one", tmp_path / "two"]
-    made = plain_finetunings(tmp_path / "base", snapshots, CLASSES, tmp_path / "plain", Plan(), said.append)
+    made = plain_finetunings(tmp_path / "base", snapshots, SHIFTED_CLASSES, tmp_path / "plain", Plan(), said.append)
     assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
     assert "control, plain finetuning: round 2 of 2, training 3/8" in said
     assert asked[0]["active"] == str(tmp_path / "base")
@@ -44,7 +44,7 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
     for request, snapshot in zip(asked, snapshots, strict=True):
         assert request["snapshot"] == str(snapshot)
         assert request["replay"] == []
-        assert request["classes"] == list(CLASSES)
+        assert request["classes"] == list(SHIFTED_CLASSES)
         assert request["settings"] == {**finetuning(192), "use_weights": False, "replay_share": 0.0}
 
 
@@ -52,7 +52,7 @@ def test_a_failure_names_its_log(tmp_path, monkeypatch):
     failing = [sys.executable, "-c", MAKE, str(tmp_path), "5"]
     monkeypatch.setattr(Steps, "finetune_command", lambda self, work: failing)
     with pytest.raises(ServiceError, match=r"failed with 5.*finetune.log"):
-        plain_finetunings(tmp_path, [tmp_path], CLASSES, tmp_path / "plain", Plan(), lambda line: None)
+        plain_finetunings(tmp_path, [tmp_path], SHIFTED_CLASSES, tmp_path / "plain", Plan(), lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from model.config import get_config
 from model.detectors.deformable import transformers_part
-from model.detectors.set_loss import Objects, Weights, focal_loss, match, set_losses
+from model.detectors.query_based import QueryTargets, Weights, focal_loss, match_queries, set_losses
 from model.network import build_network
 
 
@@ -91,10 +91,12 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch: pytest.M
 
 def test_matching_is_one_to_one_and_cheapest() -> None:
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
-    truth = Objects(torch.tensor([1, 0]), boxes[[1, 0]])
-    queries, objects = match(torch.zeros(3, 2), boxes, truth, Weights())
+    truth = QueryTargets(torch.tensor([1, 0]), boxes[[1, 0]])
+    queries, objects = match_queries(torch.zeros(3, 2), boxes, truth, Weights())
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {0: 1, 1: 0}
-    queries, _ = match(torch.zeros(3, 2), boxes, Objects(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights())
+    queries, _ = match_queries(
+        torch.zeros(3, 2), boxes, QueryTargets(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights()
+    )
     assert len(queries) == 0
 
 
@@ -103,7 +105,7 @@ def test_set_losses_by_hand() -> None:
     # alpha 0.25 (1 - alpha 0.75) * (1 - 0.5)^2 * ln 2, one query matched and one empty
     assert focal_loss(logits, torch.tensor([[[1.0], [0.0]]])).item() == pytest.approx(0.25 * 0.6931472, rel=1e-5)
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]])
-    truth = Objects(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.2]]))
+    truth = QueryTargets(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.2]]))
     pair = (torch.tensor([0]), torch.tensor([0]))
     losses = set_losses(logits, boxes, [truth], [pair], Weights(2, 5, 2))
     assert losses["class"].item() == pytest.approx(2 * 0.25 * 0.6931472, rel=1e-5)

@@ -9,12 +9,18 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from training.benchmark.beside import BASELINE, COARSE, REFINED, Trial, judge, without_refinement
+from training.benchmark.baseline import (
+    BASELINE,
+    COARSE,
+    REFINED,
+    Trial,
+    compare_methods,
+    without_refinement,
+)
 from training.datasets import open_set
-from training.evaluation.boundary_ap import boundary_ap
-from training.evaluation.coco_ap import mask_ap
+from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.coco_format import TruthBuilder
-from training.evaluation.perturbed import perturbed
+from training.metrics.coco import boundary_ap, mask_ap
 
 SMALL = [
     "MODEL.ROI_BOX_HEAD.FC_DIM",
@@ -66,8 +72,8 @@ def test_figures_are_cocos_and_a_gain_on_itself_is_nothing() -> None:
     for sample in samples:
         builder.add(sample)
     index = builder.build()
-    good, bad = perturbed(index.dataset, copies=1), perturbed(index.dataset, copies=3)
-    outcome = judge(index.dataset, {BASELINE: bad, COARSE: good, REFINED: good}, ratio=0.02)
+    good, bad = perturb_truth(index.dataset, copies=1), perturb_truth(index.dataset, copies=3)
+    outcome = compare_methods(index.dataset, {BASELINE: bad, COARSE: good, REFINED: good}, ratio=0.02)
     for kind, results in ((BASELINE, bad), (REFINED, good)):
         assert outcome["AP"][kind]["mask"] == pytest.approx(mask_ap(index, results)["AP"], abs=1e-9)
         assert outcome["AP"][kind]["boundary"] == pytest.approx(boundary_ap(index, results, ratio=0.02)["AP"], abs=1e-9)

@@ -11,28 +11,26 @@ import torch
 from click.testing import CliRunner
 
 from backend.cli.benchmark import directions
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
-from training.benchmark.directions import shared
-from training.benchmark.directions.fitting import LEAST_STEPS
-from training.benchmark.directions.pairing import difference, resampled_ap, scene_weights
-from training.benchmark.directions.planning import Setting, tasks
-from training.benchmark.directions.report import verdict
-from training.benchmark.directions.running import run
-from training.benchmark.directions.teaching import mask_branch
-from training.benchmark.directions.variants import (
+from training.benchmark.ablations import shared_detector as shared
+from training.benchmark.ablations.plan import (
     TABLE_NUMBERS,
+    Setting,
     compared_rows,
     comparisons,
+    tasks,
     variant_config,
 )
+from training.benchmark.ablations.report import difference, resampled_ap, scene_weights, verdict
+from training.benchmark.ablations.run import LEAST_STEPS, mask_branch, run_ablations
 from training.benchmark.recipe import Scale, training_config
-from training.benchmark.tables_methods import TABLES
-from training.config import network_config
+from training.benchmark.tables import TABLES
 from training.datasets import open_set
-from training.evaluation.coco_ap import mask_ap
-from training.evaluation.coco_format import TruthBuilder, detections
-from training.scenes import CLASSES
+from training.engine.config import network_config
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.metrics.coco import mask_ap
+from training.synthetic.scenes import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +119,13 @@ def test_the_run_goes_end_to_end_and_is_not_repeated(
 
 def test_steps_are_fitted_once_to_the_minutes(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "LEAST_SCORE", 0.0)
-    monkeypatch.setattr("training.benchmark.directions.running._work", lambda setting, task: task)
+    monkeypatch.setattr("training.benchmark.ablations.run._work", lambda setting, task: task)
     setting = Setting(detector, tmp_path, (8,), seeds=1, scenes=2, images=1, minutes=1e-6, processes=1, coarse_steps=1)
     told: list[str] = []
-    assert run(setting, told.append, lambda _: None) == LEAST_STEPS
+    assert run_ablations(setting, told.append, lambda _: None) == LEAST_STEPS
     assert any("minutes are too few for 60 steps" in line for line in told)
     told.clear()
-    assert run(setting, told.append, lambda _: None) == LEAST_STEPS
+    assert run_ablations(setting, told.append, lambda _: None) == LEAST_STEPS
     assert not any("timing" in line for line in told)
 
 
@@ -139,7 +137,7 @@ def test_resampled_ap_of_all_scenes_is_cocos() -> None:
         sample = samples[index]
         builder.add(sample)
         moved = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
-        found += detections(index, moved, rng.random(len(moved)), sample.classes)
+        found += coco_results(index, moved, rng.random(len(moved)), sample.classes)
     truth = builder.build()
     values = resampled_ap(truth.dataset, found, scene_weights(4, 10), ratio=0.02)
     assert values["mask"].shape == (11,)

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.benchmark import benchmark
-from training.benchmark.tables_methods import TABLES
-from training.datasets.cocofied import cocofied
+from training.benchmark.tables import TABLES
+from training.datasets.coco_categories import cocofied
 from training.datasets.miniature import write_miniature
 
 # One row of each; the rows of Tables 1 to 8 are one training.

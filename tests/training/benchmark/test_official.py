@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.benchmark.official import official_rules
+from training.benchmark.measurement import official_rules
 from training.datasets import open_set
 from training.datasets.miniature import write_miniature
 

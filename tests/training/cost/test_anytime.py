@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.cost.anytime import COARSE, UNLIMITED, Point, anytime_curve, as_text, draw, knee
-from training.cost.subjects import open_network
+from training.benchmark.cost.anytime import (
+    COARSE,
+    UNLIMITED,
+    Point,
+    anytime_curve,
+    anytime_text,
+    draw_anytime_curve,
+    knee,
+)
+from training.benchmark.cost.subjects import open_network
 from training.datasets import open_set
 
 NARROW = (
@@ -49,9 +57,9 @@ CURVE = [*CURVE, Point(0, 9000, 5.0, 0.56, 0.50)]
 
 def test_the_knee_is_the_point_after_which_time_buys_little(tmp_path: Path) -> None:
     assert knee(CURVE).budget == 500
-    table = as_text(CURVE)
+    table = anytime_text(CURVE)
     assert next(line for line in table.splitlines() if "knee" in line).split()[0] == "500"
-    draw(CURVE, tmp_path / "curve.png")
+    draw_anytime_curve(CURVE, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size == (720, 480)
 

@@ -8,11 +8,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import get_config
-from training.cost.closed_form import refinement_flops, transformer_flops
-from training.cost.counting import count_flops, count_operators, count_parameters
-from training.cost.memory import peak_bytes
-from training.cost.report import refinement_cost
-from training.cost.subjects import refinement_call, refiner_of, spread_nodes
+from training.benchmark.cost.measures import (
+    count_flops,
+    count_operators,
+    count_parameters,
+    peak_bytes,
+    refinement_flops,
+    transformer_flops,
+)
+from training.benchmark.cost.report import refinement_cost
+from training.benchmark.cost.subjects import refinement_call, refiner_of, spread_nodes
 
 NODES = (500, 1000, 2000, 4000, 8000)
 

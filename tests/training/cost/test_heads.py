@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from training.cost.counting import count_operators
-from training.cost.heads import as_text, compare_heads, head_call
-from training.cost.report import whole_cost
-from training.cost.subjects import fixed_nodes, open_network
+from training.benchmark.cost.heads import compare_heads, head_call, head_costs_text
+from training.benchmark.cost.measures import count_operators
+from training.benchmark.cost.report import whole_cost
+from training.benchmark.cost.subjects import fixed_nodes, open_network
 
 NARROW = (
     "MODEL.BACKBONE.NAME",
@@ -32,7 +32,7 @@ def test_both_ways_give_the_same_masks_and_ours_needs_less() -> None:
     assert theirs["peak_bytes"] > 2  # stored weights and whole grids
     assert theirs["flops"] == pytest.approx(1, abs=0.05)  # the same arithmetic
     assert outcome["ratios_to_ours"]["mask_rcnn"]["flops"] < 1
-    text = as_text(outcome)
+    text = head_costs_text(outcome)
     assert "authors_way" in text
     assert "1 instances of 1500 nodes" in text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.cost.networks import as_text, compare_networks, compare_training
+from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
 
 NARROW = (
     "MODEL.RESNETS.RES2_OUT_CHANNELS",
@@ -39,7 +39,7 @@ def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
         found = compare_networks(
             "released/R50-FPN", height=64, width=96, instances=(2, 4), nodes=nodes, overrides=NARROW, timed=False
         )
-        assert "inference, 4 instances:" in as_text(found)
+        assert "inference, 4 instances:" in network_costs_text(found)
         return {count: {name: one["flops"] for name, one in by.items()} for count, by in found["by_instances"].items()}
 
     few, many = flops(300), flops(600)

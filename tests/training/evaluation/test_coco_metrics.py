@@ -17,12 +17,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from training.datasets.miniature import write_miniature
-from training.evaluation.boundary import band
-from training.evaluation.coco_ap import coco_ap
+from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.coco_format import quiet
-from training.evaluation.coco_reading import RecordError, checked_results, checked_truth
-from training.evaluation.perturbed import perturbed
-from training.evaluation.runs import crop, unpack, well_formed
+from training.metrics.boundary import band
+from training.metrics.coco import coco_ap
+from training.metrics.coco_schema import RecordError, checked_results, checked_truth
+from training.metrics.rle import crop, unpack, well_formed
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(dataset: dict[str, Any]) -> list[dict[str, Any]]:
-    return perturbed(dataset, copies=6, seed=1)
+    return perturb_truth(dataset, copies=6, seed=1)
 
 
 def reference(dataset: dict[str, Any], found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_equals_the_reference(dataset: dict[str, Any], found: list[dict[str, Any
 
 
 def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[str, Any]) -> None:
-    boxed = perturbed(dataset, copies=3, seed=2, boxes=True)
+    boxed = perturb_truth(dataset, copies=3, seed=2, boxes=True)
     plain = [{name: value for name, value in one.items() if name != "bbox"} for one in boxed]
     with_boxes, without = coco_ap(dataset, boxed, "segm"), coco_ap(dataset, plain, "segm")
     same(with_boxes, reference(dataset, boxed, "segm"))
@@ -83,7 +83,7 @@ def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[s
 
 def test_crowded_images_keep_the_best_hundred_of_a_category(dataset: dict[str, Any]) -> None:
     one = {**dataset, "annotations": dataset["annotations"][:2]}
-    many = perturbed(one, copies=130, seed=3)
+    many = perturb_truth(one, copies=130, seed=3)
     same(coco_ap(one, many, "segm"), reference(one, many, "segm"))
 
 
@@ -95,7 +95,7 @@ def test_equals_the_reference_on_photographs() -> None:
     chosen = {one["id"] for one in dataset["images"][:15]}
     dataset["images"] = dataset["images"][:15]
     dataset["annotations"] = [one for one in dataset["annotations"] if one["image_id"] in chosen]
-    found = perturbed(dataset, copies=2)
+    found = perturb_truth(dataset, copies=2)
     for kind in ("segm", "bbox", "boundary"):
         same(coco_ap(dataset, found, kind), reference(dataset, found, kind))
 

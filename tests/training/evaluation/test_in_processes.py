@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 
 from training.datasets.miniature import write_miniature
-from training.evaluation import pairs
-from training.evaluation.coco_ap import coco_ap
-from training.evaluation.coco_reading import RecordError
-from training.evaluation.in_processes import in_order
-from training.evaluation.lvis_ap import lvis_ap
-from training.evaluation.perturbed import perturbed
+from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.score import score
+from training.metrics import coco as pairs
+from training.metrics.coco import coco_ap
+from training.metrics.coco_schema import RecordError
+from training.metrics.lvis import lvis_ap
+from training.metrics.parallel import map_in_processes
 
 
 def test_results_come_in_order_from_other_processes() -> None:
-    assert list(in_order(os.path.basename, [(f"/a/{n}",) for n in range(5)], 2)) == list("01234")
-    (mine,) = in_order(os.getpid, [()], 2)
+    assert list(map_in_processes(os.path.basename, [(f"/a/{n}",) for n in range(5)], 2)) == list("01234")
+    (mine,) = map_in_processes(os.getpid, [()], 2)
     assert mine == os.getpid()  # one piece of work needs no other process
-    assert os.getpid() not in set(in_order(os.getpid, [(), ()], 2))
+    assert os.getpid() not in set(map_in_processes(os.getpid, [(), ()], 2))
 
 
 def test_errors_come_back_as_they_were() -> None:
     with pytest.raises(FileNotFoundError):
-        list(in_order(os.listdir, [("/",), ("/nowhere/at/all",), ("/",)], 2))
+        list(map_in_processes(os.listdir, [("/",), ("/nowhere/at/all",), ("/",)], 2))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
     root = tmp_path_factory.mktemp("coco")
     write_miniature("coco", root, train=1, val=5, width=128, height=96)
     truth = json.loads((root / "annotations" / "instances_val2017.json").read_text())
-    found = perturbed(truth, copies=2, boxes=False)
+    found = perturb_truth(truth, copies=2, boxes=False)
     for one in found:
         one["segmentation"]["counts"] = one["segmentation"]["counts"].encode()
     return truth, found
@@ -44,7 +44,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
 
 @pytest.mark.parametrize("kind", ["segm", "boundary", "bbox"])
 def test_chunks_and_processes_change_no_number(
-    coco: tuple[dict, list], kind: pairs.Kind, monkeypatch: pytest.MonkeyPatch
+    coco: tuple[dict, list], kind: pairs.IouKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth, found = coco
     plain = coco_ap(truth, found, kind)
@@ -76,9 +76,8 @@ def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
 def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"training.evaluation.{layout}_files.WORTH_PROCESSES", 1)
     from training.datasets import open_set
-    from training.evaluation.bdd100k_files import PredictionWriter
-    from training.evaluation.cityscapes_ap import LABELS
-    from training.evaluation.cityscapes_files import write_predictions
+    from training.metrics.bdd100k import PredictionWriter
+    from training.metrics.cityscapes import LABELS, write_predictions
 
     root, found = tmp_path / "set", tmp_path / "found"
     write_miniature(layout, root, train=1, val=5, width=160, height=96)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from training.evaluation.coco_reading import RecordError
 from training.evaluation.score import score
+from training.metrics.coco_schema import RecordError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "judged_metrics.zip"
 

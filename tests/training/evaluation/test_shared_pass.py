@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import save_checkpoint
+from model.checkpoints.checkpoint import save_checkpoint
 from model.network import build_network
 from training.benchmark.recipe import Scale, training_config
-from training.benchmark.tables_methods import TABLES
-from training.config import network_config
+from training.benchmark.tables import TABLES
 from training.datasets import CocoSet, Sample, open_set
 from training.datasets.miniature import write_miniature
+from training.engine.config import network_config
 from training.evaluation.run import evaluate_checkpoint
-from training.scenes import CLASSES
+from training.synthetic.scenes import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from backend.cli.visualize import visualize
-from model.checkpoint import save_checkpoint
+from model.checkpoints.checkpoint import save_checkpoint
 from model.network import build_network
 from training.benchmark.recipe import Scale, training_config
-from training.benchmark.tables_methods import TABLES
-from training.config import network_config
-from training.figures.failures import boundary_error
-from training.figures.observation import Observation, observe
-from training.scenes import CLASSES, generate_scene
+from training.benchmark.tables import TABLES
+from training.engine.config import network_config
+from training.synthetic.scenes import CLASSES, generate_scene
+from training.visualization.failures import boundary_error
+from training.visualization.observation import Observation, observe
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_failures_of_a_set_are_drawn_worst_first_with_the_models_own_settings(
         }
         return [case] if len(samples) == 2 else []
 
-    monkeypatch.setattr("training.figures.failures.find_failures", find)
+    monkeypatch.setattr("training.visualization.failures.find_failures", find)
     command = ["--weights", str(tmp_path / "tiny"), "--out", str(tmp_path / "out"), "--failures"]
     done = CliRunner().invoke(visualize, [*command, "scenes:demo:2"])
     assert done.exit_code == 0, done.output

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from small_network import CLASSES, small_config
 
-from training.snapshot_records import SnapshotObject
-from training.snapshot_writer import write_snapshot
+from training.snapshots.format import SnapshotObject
+from training.snapshots.writer import write_snapshot
 
 STEPS = 6
 SIDE_PX = 72
@@ -20,7 +20,7 @@ def tiny_checkpoint(directory: Path) -> Path:
     """A network that trains a step in a blink."""
     import torch
 
-    from model.checkpoint import save_checkpoint
+    from model.checkpoints.checkpoint import save_checkpoint
     from model.network import build_network
 
     cfg = small_config()
@@ -63,14 +63,14 @@ def _picture(seed: int, classes: Sequence[str]) -> tuple[np.ndarray, list[Snapsh
 
 
 def main(checkpoint: Path, snapshot: Path, out: Path) -> None:
-    from training.finetune import finetune
+    from training.finetune.finetune import finetune
 
     finetune(checkpoint, snapshot, out, settings=settings())
 
 
 def settings(**more):
     """A run of a few steps whose every loss is written down; its state is saved every second step."""
-    from training.finetune import FinetuneSettings
+    from training.finetune.finetune import FinetuneSettings
 
     values = {
         "iterations": STEPS,

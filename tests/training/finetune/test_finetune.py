@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from finetune_parts import STEPS, settings, tiny_snapshot
 
 from backend.cli.train import finetune as command
-from model.checkpoint import load_checkpoint
-from training.finetune import FinetuneProgress, FinetuneStopped, finetune
-from training.finetune_data import NothingToLearn
-from training.progress import read_progress
+from model.checkpoints.checkpoint import load_checkpoint
+from training.engine.log import read_progress
+from training.finetune.data import NothingToLearn
+from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.finetune_settings import FinetuneSettings
+from training.finetune.settings import FinetuneSettings
 
 
 @pytest.mark.parametrize(

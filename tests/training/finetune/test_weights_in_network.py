@@ -10,10 +10,10 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint
 from model.network import build_network
-from training.mapper import to_network_input
-from training.snapshot_samples import Plain, Relabelled, SnapshotSamples, seen_as
+from training.datasets.loader import to_network_input
+from training.snapshots.samples import Plain, Relabelled, SnapshotSamples, relabel_samples
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
@@ -43,7 +43,7 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
         (0, True),
         (1, False),
     }
-    assert seen_as(samples, ("nut", "gear"), {}) is samples
+    assert relabel_samples(samples, ("nut", "gear"), {}) is samples
     assert not hasattr(Plain(samples)[0], "weights")
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.metadata import CheckpointError
 from training.gate import GateRules, Verdict, judge
-from training.gate.comparing import tail_share
+from training.gate.bootstrap import tail_share
 from training.gate.rules import parse_rules
 
 if TYPE_CHECKING:

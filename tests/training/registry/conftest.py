@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint_metadata import file_digest
+from model.checkpoints.metadata import file_digest
 from training.registry import Registry
 
 MakeCheckpoint = Callable[..., Path]

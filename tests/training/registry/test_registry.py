@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.metadata import CheckpointError
 from training.registry import Registry, RegistryError
-from training.registry.garbage import unfinished
 from training.registry.pointer import Pointer
 from training.registry.storage import Storage
+from training.registry.versions import unfinished
 
 Make = Callable[..., Path]
 

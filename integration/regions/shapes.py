@@ -1,0 +1,162 @@
+"""The geometry of one object as Label Studio region values: percent of the upright image, 0..100.
+
+Shapes: H, W mask size; N points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from integration.polygons.convert import keyhole, outline_mask
+from integration.polygons.exact import Outlined, Polygon, exact_polygons
+from integration.regions.brush_rle import encode_brush_mask
+
+#: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
+_DECIMALS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One region's geometry.
+
+    Attributes:
+        value: the `value` of the region, without its labels.
+        notes: what a person should know about it, for `meta.text`.
+    """
+
+    value: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """All regions of one object.
+
+    Attributes:
+        regions: the largest first; the others are parts of the same object.
+        parts_dropped: parts that were too small.
+        holes_filled: holes that were too small.
+        holes_cut: holes that are joined to the outline by a cut.
+        parts_merged: parts that share a region with a larger one.
+    """
+
+    regions: tuple[Shape, ...]
+    parts_dropped: int = 0
+    holes_filled: int = 0
+    holes_cut: int = 0
+    parts_merged: int = 0
+
+
+def polygon_shapes(mask_hw: np.ndarray, *, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> Shapes:
+    """Outline a mask (H, W) by itself; see `outlined_shapes`."""
+    asked: dict[str, Any] = {
+        "tolerance_px": tolerance_px,
+        "max_vertices": max_vertices,
+        "min_area_px": min_area_px,
+    }
+    height, width = mask_hw.shape
+    return outlined_shapes(outline_mask(mask_hw, **asked), width=width, height=height, **asked)
+
+
+def outlined_shapes(
+    outlined: Outlined,
+    *,
+    width: int,
+    height: int,
+    tolerance_px: float,
+    max_vertices: int | None,
+    min_area_px: float,
+) -> Shapes:
+    """One closed polygon for each part; holes are cut open to the outside (keyhole).
+
+    Args:
+        outlined: the object's polygons.
+        width: of the upright image.
+        height: of the upright image.
+        tolerance_px: that was asked for when outlining, likewise the others; for the notes.
+        max_vertices: likewise.
+        min_area_px: likewise.
+    """
+    polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
+    dropped = _dropped_notes(outlined.parts_dropped, outlined.holes_filled, min_area_px)
+    regions = []
+    for number, polygon in enumerate(polygons, start=1):
+        notes = [f"part {number} of {len(polygons)}"] if len(polygons) > 1 else []
+        notes += _polygon_notes(polygon, tolerance_px, max_vertices) + (dropped if number == 1 else [])
+        ring = keyhole(polygon) if polygon.holes else polygon.exterior
+        value = {"points": percent(ring, width, height).tolist(), "closed": True}
+        regions.append(Shape(value, tuple(notes)))
+    holes_cut = sum(len(polygon.holes) for polygon in polygons)
+    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut)
+
+
+def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+    """The exact mask, parts and holes included, as Label Studio's run-length code."""
+    if mask_hw.sum() < max(min_area_px, 1):
+        return Shapes((), parts_dropped=int(mask_hw.any()))
+    shape = Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})
+    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+
+
+def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:
+    """The box around the mask; the detector's box where the mask is empty."""
+    box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
+    height, width = mask_hw.shape
+    (x, y), (right, bottom) = percent(box, width, height)
+    area_px = (right - x) * (bottom - y) * width * height / 1e4
+    if not area_px >= max(min_area_px, 1e-9):  # also catches boxes that are not numbers
+        return Shapes((), parts_dropped=1)
+    size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
+    shape = Shape({"x": float(x), "y": float(y), **size, "rotation": 0})
+    return Shapes((shape,), parts_merged=max(_part_count(mask_hw) - 1, 0))
+
+
+def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of a mask in pixel edges; None when it is empty."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _part_count(mask_hw: np.ndarray) -> int:
+    """4-connected parts of a mask."""
+    box = mask_box(mask_hw)
+    if box is None:
+        return 0
+    left, top, right, bottom = box
+    return int(ndimage.label(mask_hw[top:bottom, left:right])[1])
+
+
+def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
+    """Whether a mask has a hole of at least `min_area_px`."""
+    return any(polygon.holes for polygon in exact_polygons(mask_hw, min_area_px=min_area_px))
+
+
+def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pixel edges (N, 2) to percent of the image, clamped: Label Studio's validation refuses 100.0000001."""
+    return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)
+
+
+def _polygon_notes(polygon: Polygon, tolerance_px: float, max_vertices: int | None) -> list[str]:
+    notes = []
+    if polygon.holes:
+        holes = "1 hole is" if len(polygon.holes) == 1 else f"{len(polygon.holes)} holes are"
+        notes.append(f"{holes} joined to the outline by a cut of no width")
+    if max_vertices is not None and polygon.tolerance_px > tolerance_px:
+        reached = polygon.tolerance_px
+        notes.append(f"within {reached:.2g} px of the exact outline, for at most {max_vertices} vertices")
+    return notes
+
+
+def _dropped_notes(parts: int, holes: int, min_area_px: float) -> list[str]:
+    notes = []
+    if parts:
+        notes.append(f"{parts} part{'s' * (parts > 1)} smaller than {min_area_px:g} px left out")
+    if holes:
+        notes.append(f"{holes} hole{'s' * (holes > 1)} smaller than {min_area_px:g} px filled")
+    return notes
