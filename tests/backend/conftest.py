@@ -1,6 +1,6 @@
 """Real parts for the tests of the service: a queue server process, worker processes, an HTTP server.
 
-The model is a fake one here (fake_worker.py): these tests are about the queue's mechanics.
+The model is a fake one here (tests/support/fake_worker.py): these tests are about the queue's mechanics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +25,9 @@ from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
 
 logging.getLogger("werkzeug").setLevel(logging.WARNING)
-sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_label_studio import FakeLabelStudio  # noqa: E402
-from service_parts import LOST_S, FakeWorkers, wait_until  # noqa: E402
+from tests.support.fake_label_studio import FakeLabelStudio
+from tests.support.service import LOST_S, FakeWorkers, wait_until
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from small_network import CLASSES, small_config, small_model
 from torch import nn
 
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.metadata import CheckpointError
 from model.predictor import InputSettings, Predictor, choose_device
+from tests.support.small_network import CLASSES, small_config, small_model
 
 SETTINGS = InputSettings("BGR", 64, 128)
 

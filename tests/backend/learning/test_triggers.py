@@ -6,7 +6,6 @@ import json
 import time
 
 import pytest
-from service_parts import setup_body
 
 from backend.api.app import create_app
 from backend.learning import run_record as runs
@@ -20,6 +19,7 @@ from backend.learning.triggers import (
 )
 from backend.learning.watcher import Watcher
 from backend.queue.train_queue import new_run
+from tests.support.service import setup_body
 
 PROJECT = "7"
 NEWEST = "2026-03-01T10:00:00.500000+00:00"

@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from finetune_parts import STEPS, settings, tiny_snapshot
 
 from backend.cli.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
+from tests.support.tiny_finetune import STEPS, settings, tiny_snapshot
 from training.engine.log import read_progress
 from training.finetune.data import NothingToLearn
 from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -55,9 +54,8 @@ def kill_amid(child: subprocess.Popen[bytes], lines: Path, count: int) -> None:
 def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     checkpoint: Path, snapshot: Path, finished: Path, tmp_path: Path
 ) -> None:
-    paths = os.pathsep.join([str(ROOT), str(HERE), str(ROOT / "tests" / "model")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(HERE / "finetune_parts.py"), str(checkpoint), str(snapshot), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "tests.support.tiny_finetune", str(checkpoint), str(snapshot), str(tmp_path)]
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
