@@ -32,6 +32,16 @@ STRIDES = (2.0, 4.0, 8.0, 16.0, 32.0)
 ROOT_MAP = 1
 
 
+class ViewFeatures(RoIPyramid):
+    """Features of views whose RoI is the whole view: the maps themselves are what RoIAlign would give."""
+
+    def dense(self, depth: int, size: int) -> Tensor:
+        """A whole quadtree level, (R, C, size, size)."""
+        level = self.maps[ROOT_MAP - depth]
+        every_view = len(self.rois) == len(level) and bool((self.rois[:, 0].diff() == 1).all())
+        return level if level.shape[-1] == size and every_view else super().dense(depth, size)
+
+
 class ViewPyramid(nn.Module):
     """Five maps of equal width from the trunk's features at strides 2 to 32, with the view's mean as context."""
 
@@ -67,7 +77,7 @@ class PromptNetwork(nn.Module):
         # Predicted IoU of the coarse mask: the score of an answer to a prompt, which has no class score.
         self.quality = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
 
-    def features(self, views: Tensor, prompts: Tensor) -> RoIPyramid:
+    def features(self, views: Tensor, prompts: Tensor) -> ViewFeatures:
         """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps."""
         maps = self.pyramid(self.trunk(normalised(views), self.prompt_stem(prompts)))
         side = self.mask_head.coarse_size
@@ -78,9 +88,9 @@ class PromptNetwork(nn.Module):
         corners = numbers.new_tensor([0.0, 0.0, VIEW_SIDE, VIEW_SIDE]).expand(len(views), 4)
         rois = torch.cat([numbers[:, None], corners], 1)
         levels = torch.full((len(views),), ROOT_MAP, device=views.device)
-        return RoIPyramid(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0)
+        return ViewFeatures(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0)
 
-    def coarse(self, pyramid: RoIPyramid) -> CoarseOutput:
+    def coarse(self, pyramid: ViewFeatures) -> CoarseOutput:
         """Coarse masks and incoherence logits of every view."""
         return self.mask_head.coarse(pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device))
 

@@ -114,13 +114,16 @@ def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) 
     return views, prompts, torch.from_numpy(np.stack([e.mask for e in batch]))
 
 
-def clicked(network: PromptNetwork, batch: list[Example], rounds: int, rng: np.random.Generator) -> list[Tensor | None]:
+def clicked(
+    network: PromptNetwork, batch: list[Example], rounds: int, rng: np.random.Generator, *, bf16: bool
+) -> list[Tensor | None]:
     """Let the network answer `rounds` times, adding a click in the error each time; its last masks (S, S) or None."""
     before: list[Tensor | None] = [None] * len(batch)
     network.eval()
     for _ in range(rounds):
         views, prompts, _ = as_tensors(batch, before)
-        coarse = network.predict(views, prompts, refine=False)[1]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            coarse = network.predict(views, prompts, refine=False)[1]
         coarse = torch.nn.functional.interpolate(coarse[:, None], VIEW_SIDE, mode="bilinear", align_corners=False)[:, 0]
         for k, example in enumerate(batch):
             before[k] = coarse[k]
@@ -166,7 +169,7 @@ def train_prompts(
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
             rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
-            before = clicked(network, batch, rounds, rng) if rounds else [None] * len(batch)
+            before = clicked(network, batch, rounds, rng, bf16=plan.bf16) if rounds else [None] * len(batch)
             views, prompts, masks = as_tensors(batch, before)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
                 terms = network.losses(views, prompts, masks)
