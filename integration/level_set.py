@@ -81,11 +81,8 @@ def level_set_outline(
     window = _window(mask_hw)
     if window is None:
         return Outlined([])
-    rows, columns = window
     inside = mask_hw[window]
-    values, x_px, y_px = _padded(
-        _signed_margin(inside, probability_hw[window]), window, mask_hw.shape[0], mask_hw.shape[1]
-    )
+    values, x_px, y_px = _padded(_signed_margin(inside, probability_hw[window]), window)
     contours = [contour[:-1] for contour in find_contours(values, 0.0)]
     rings = [_without_repeats(_in_pixels(contour, x_px, y_px)) for contour in contours]
     labels, _ = ndimage.label(inside)  # 4-connected, as the contours are
@@ -128,7 +125,7 @@ def _signed_margin(inside: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 
 def _padded(
-    values: np.ndarray, window: tuple[slice, slice], height: int, width: int
+    values: np.ndarray, window: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values with two rings around them, and the x and the y of every column and row of the result.
 
