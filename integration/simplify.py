@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 
 from integration.fewest import fewest_vertices
+from integration.fitting import fit_vertices
 from integration.shortcuts import ShortcutGraph
 
 _SMALLEST_SHARE = 1 / 20  # of the tolerance; smaller radii become zero
@@ -39,7 +40,11 @@ class Chain:
         spans: int (N,), the corner that each vertex belongs to, ascending around the chain.
     """
 
-    def __init__(self, corners: np.ndarray, tolerance_px: float, *, closed: bool) -> None:
+    def __init__(
+        self, corners: np.ndarray, tolerance_px: float, *, closed: bool, fitted: bool = False
+    ) -> None:
+        """Take corners (n, 2); `fitted` moves vertices off the contour to where the segments fit it best."""
+        self._fitted = fitted
         self.corners, self.closed = np.asarray(corners, dtype=np.float64), closed
         self._tolerance_px = tolerance_px
         self._radii = np.full(len(corners), float(tolerance_px))
@@ -90,6 +95,10 @@ class Chain:
         least = int(nodes.argmin())
         nodes = np.concatenate([nodes[least:], nodes[:least]])
         self.vertices, self.spans = graph.points_px(nodes), graph.corner_of(nodes)
+        if self._fitted:
+            self.vertices = fit_vertices(
+                self.corners, self._radii, graph.moments(), self.vertices, self.spans, closed=self.closed
+            )
 
 
 @dataclass(frozen=True, slots=True)
