@@ -22,6 +22,12 @@ class OutputParams(BaseModel):
     tolerance_px: float | None = Field(default=None, ge=0)
     max_vertices: int | None = Field(default=None, ge=3)
     min_area_px: float | None = Field(default=None, ge=0)
+    min_part_share: float | None = Field(default=None, ge=0, le=1)
+    min_hole_share: float | None = Field(default=None, ge=0, le=1)
+    border_px: int | None = Field(default=None, ge=0, le=16)
+    parts: Literal["joined", "separate"] | None = None
+    outline: Literal["smooth", "pixels"] | None = None
+    double_iou: float | None = Field(default=None, gt=0, le=1)
     shared_edges: bool | None = None
     max_regions: int | None = Field(default=None, ge=1)
 

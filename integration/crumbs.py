@@ -66,6 +66,19 @@ def remove_crumbs(mask_hw: np.ndarray, rule: CrumbRule) -> Cleaned:
     return Cleaned(filled_hw, dropped, int(np.count_nonzero(is_small[1:] & (areas[1:] > 0))))
 
 
+def reach_border(mask_hw: np.ndarray, border_px: int) -> np.ndarray:
+    """Let a mask (bool, H x W) that comes as close as `border_px` to the image's border go on to it.
+
+    Networks see little of the border's last pixels, and boxes end before it.
+    """
+    if not border_px or min(mask_hw.shape) <= 2 * border_px:
+        return mask_hw
+    reached_hw = mask_hw.copy()
+    for side in (reached_hw, reached_hw[::-1], reached_hw.T, reached_hw.T[::-1]):
+        side[:border_px] |= side[border_px]
+    return reached_hw
+
+
 def _without_small_parts(mask_hw: np.ndarray, rule: CrumbRule) -> tuple[np.ndarray, int]:
     labels, count = ndimage.label(mask_hw, _SIDES_AND_CORNERS)
     if not count:

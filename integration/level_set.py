@@ -18,71 +18,66 @@ from integration.exact import Outlined, Polygon
 from integration.simplify import signed_area
 
 Box = tuple[float, float, float, float]
+#: Probabilities (h, w) and the box that they cover.
+Patch = tuple[np.ndarray, Box]
 
 LEVEL = 0.5
 #: Probabilities count as at least this far from the level, so that outlines keep clear of pixel centres.
 _LEAST_MARGIN = 0.02
+_BLUR_PX = 1.0
 
 
-def paste_probabilities(values_hw: np.ndarray, box_xyxy: Box, height: int, width: int) -> np.ndarray:
-    """Sample a patch at the pixel centres of the image, as detectron2's `paste_masks_in_image` does.
+def sample_patch(
+    values_hw: np.ndarray, box_xyxy: Box, y_px: np.ndarray, x_px: np.ndarray
+) -> np.ndarray:
+    """Sample a patch at a grid of places, as detectron2's `paste_masks_in_image` samples it at pixel centres.
 
     Args:
         values_hw: float (h, w), probabilities that cover the box edge to edge.
         box_xyxy: left, top, right, bottom in pixel edges.
-        height: H of the image.
-        width: W of the image.
+        y_px: (H,) of the grid's rows, in pixel edges: a pixel's centre is at a half.
+        x_px: (W,) of its columns.
 
     Returns:
         Float32, H x W: bilinear between the centres of the patch's cells, falling to 0 outside of the box.
     """
     left, top, right, bottom = box_xyxy
-    pasted = np.zeros((height, width), dtype=np.float32)
     if not (right > left and bottom > top):
-        return pasted
-    rows, row_weights = _taps(np.asarray(values_hw).shape[0], top, bottom, height)
-    columns, column_weights = _taps(np.asarray(values_hw).shape[1], left, right, width)
-    window = row_weights @ np.asarray(values_hw, dtype=np.float32) @ column_weights.T
-    pasted[rows, columns] = window
-    return pasted
+        return np.zeros((len(y_px), len(x_px)), dtype=np.float32)
+    values_hw = np.asarray(values_hw, dtype=np.float32)
+    rows = _weights(values_hw.shape[0], top, bottom, y_px)
+    columns = _weights(values_hw.shape[1], left, right, x_px)
+    return np.asarray(rows @ values_hw @ columns.T)
 
 
-def _taps(cells: int, begin: float, end: float, length: int) -> tuple[slice, np.ndarray]:
-    """The pixels that cells of a box from `begin` to `end` reach, and their weights (pixels, cells)."""
-    reach = (end - begin) / cells
-    first = int(np.clip(np.floor(begin - reach), 0, length))
-    last = int(np.clip(np.ceil(end + reach), first, length))
-    at = (np.arange(first, last) + 0.5 - begin) / (end - begin) * cells - 0.5
-    weights = np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, 1).astype(np.float32)
-    return slice(first, last), weights
+def _weights(cells: int, begin: float, end: float, at_px: np.ndarray) -> np.ndarray:
+    """Bilinear weights (places, cells) of the cells of a box from `begin` to `end`."""
+    at = (at_px - begin) / (end - begin) * cells - 0.5
+    return np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, 1).astype(np.float32)
 
 
 def level_set_outline(
-    mask_hw: np.ndarray, probability_hw: np.ndarray, *, min_area_px: float = 0.0
+    mask_hw: np.ndarray, patch: Patch | None = None, *, min_area_px: float = 0.0, border_px: int = 0
 ) -> Outlined:
     """Outline a mask along the level set of a probability map.
 
     Args:
         mask_hw: bool, H x W: which pixel centres are inside.
-        probability_hw: float, H x W, at the pixel centres. Where it contradicts the mask, the mask wins. At the image's
-            border it counts as going on, so outlines of objects that touch the border reach it.
+        patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None: the
+            mask itself, blurred by a pixel, which takes the steps off its edges. At the image's border either counts as
+            going on, so outlines of objects that touch the border reach it.
         min_area_px: parts and holes smaller than this are left out and counted.
+        border_px: probabilities this close to the image's border are not used; those farther inside count there.
 
     Returns:
         One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    if mask_hw.shape != probability_hw.shape:
-        raise ValueError(
-            f"the probability map is {probability_hw.shape}, expected the mask's shape {mask_hw.shape}"
-        )
     window = _window(mask_hw)
     if window is None:
         return Outlined([])
     inside = mask_hw[window]
-    values, x_px, y_px = _padded(_signed_margin(inside, probability_hw[window]), window)
+    probability = _probability(inside, patch, window, mask_hw.shape, border_px)
+    values, x_px, y_px = _padded(_signed_margin(inside, probability), window)
     contours = [contour[:-1] for contour in find_contours(values, 0.0)]
     rings = [_without_repeats(_in_pixels(contour, x_px, y_px)) for contour in contours]
     labels, _ = ndimage.label(inside)  # 4-connected, as the contours are
@@ -115,6 +110,24 @@ def _window(mask_hw: np.ndarray) -> tuple[slice, slice] | None:
         slice(max(int(rows[0]) - 1, 0), min(int(rows[-1]) + 2, height)),
         slice(max(int(columns[0]) - 1, 0), min(int(columns[-1]) + 2, width)),
     )
+
+
+def _probability(
+    inside: np.ndarray,
+    patch: Patch | None,
+    window: tuple[slice, slice],
+    shape_hw: tuple[int, ...],
+    border_px: int,
+) -> np.ndarray:
+    """The probability at the pixel centres of a window."""
+    if patch is None:
+        return np.asarray(ndimage.gaussian_filter(inside.astype(np.float32), _BLUR_PX, mode="nearest"))
+    centres = [np.arange(part.start, part.stop) + 0.5 for part in window]
+    y_px, x_px = (
+        np.clip(at, min(border_px, length / 2), max(length - border_px, length / 2))
+        for at, length in zip(centres, shape_hw, strict=True)
+    )
+    return sample_patch(patch[0], patch[1], y_px, x_px)
 
 
 def _signed_margin(inside: np.ndarray, probability: np.ndarray) -> np.ndarray:
