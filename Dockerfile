@@ -28,7 +28,6 @@ COPY backend backend
 COPY integration integration
 COPY model model
 COPY training training
-COPY configs configs
 
 RUN useradd --create-home --uid 1000 transfiner && mkdir -p /var/lib/transfiner && chown transfiner /var/lib/transfiner
 USER transfiner

@@ -35,7 +35,7 @@ parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON
 
 fuzz:  ## 10,000 hostile inputs to a real API process, with a report (ARGS='--inputs N --report FILE')
 	@$(BOOTSTRAP) dev
-	@$(BIN)/python tests/backend/fuzz_run.py $(ARGS)
+	@$(BIN)/python -m tests.support.fuzz_api $(ARGS)
 
 lint:  ## ruff, mypy, and the direction of imports
 	@$(BOOTSTRAP) dev

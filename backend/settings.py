@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     replay_snapshots: int = Field(default=4, ge=0)
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
-    # Fields of training.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
+    # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
     gate_rules: dict[str, Any] = {}
@@ -202,9 +202,7 @@ class Settings(BaseSettings):
     @classmethod
     def _without_slash(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080"
-            )
+            raise ValueError(f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
         return url.rstrip("/")
 
     @field_validator("project_models")
@@ -235,17 +233,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _key_has_an_address(self) -> Settings:
         if self.label_studio_api_key.get_secret_value() and not self.label_studio_url:
-            raise ValueError(
-                "LABEL_STUDIO_API_KEY is set but LABEL_STUDIO_URL is not; the key is sent only there"
-            )
+            raise ValueError("LABEL_STUDIO_API_KEY is set but LABEL_STUDIO_URL is not; the key is sent only there")
         return self
 
     @model_validator(mode="after")
     def _basic_auth_is_whole(self) -> Settings:
         if bool(self.basic_auth_user) != bool(self.basic_auth_password.get_secret_value()):
-            raise ValueError(
-                "TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together"
-            )
+            raise ValueError("TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together")
         return self
 
     def models_of_projects(self) -> dict[str, Path]:
@@ -264,9 +258,7 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         problems = [f"{_variable(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
-        raise StartError(
-            "Wrong settings: " + "; ".join(problems) + ".", "Correct or unset the variable."
-        ) from error
+        raise StartError("Wrong settings: " + "; ".join(problems) + ".", "Correct or unset the variable.") from error
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
@@ -286,7 +278,5 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str,
     """
     environment = os.environ if environment is None else environment
     known = known_variables()
-    strangers = [
-        name for name in environment if name.startswith(PREFIX) and name not in known | FOREIGN_VARIABLES
-    ]
+    strangers = [name for name in environment if name.startswith(PREFIX) and name not in known | FOREIGN_VARIABLES]
     return {name: next(iter(difflib.get_close_matches(name, known, 1)), "") for name in sorted(strangers)}

@@ -23,9 +23,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
 
-from integration.images import FetchSettings, ImageError, ImageFetcher
-from integration.label_config import LabelConfig, parse_label_config
-from integration.regions import Output, build_prediction
+from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.regions.write import Output, build_prediction
 from model.instance import Instance
 
 log = logging.getLogger(__name__)

@@ -1,20 +1,28 @@
 """Every configuration key of Mask Transfiner, on top of detectron2's defaults.
 
 The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
-``paper`` (configs/paper/base.yaml) sets the same keys as the paper's text has them.
+``paper`` (model/configs/paper/base.yaml) sets the same keys as the paper's text has them.
+
+Keys and values that people set beside a configuration file.
+
+Configuration keys of the compared methods and of the query-based detector, on top of detectron2's defaults.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
 from model.backbones.efficientnet_lite import add_efficientnet_config
 from model.backbones.swin import add_swin_config
-from model.comparison_config import add_comparison_config
+from model.requirements import FIXES, MissingRequirementError
 
-CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+CONFIG_ROOT = Path(__file__).resolve().parent / "configs"
 
 
 def add_transfiner_config(cfg: CfgNode) -> None:
@@ -112,16 +120,14 @@ def _add_training(node: CfgNode) -> None:
     # The released code's branches: four convolutions on P2 with a semantic loss, and a contour loss.
     node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
-    node.LOSS_WEIGHTS = CfgNode(
-        {"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5}
-    )
+    node.LOSS_WEIGHTS = CfgNode({"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5})
 
 
 def get_config(name: str | Path = "released") -> CfgNode:
-    """The configuration of a preset, of a file under ``configs/``, or of any YAML file.
+    """The configuration of a preset, of a file under ``model/configs/``, or of any YAML file.
 
     Args:
-        name: ``"released"``, a path relative to ``configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
+        name: ``"released"``, a path below ``model/configs/`` without ``.yaml`` (``"released/R50-FPN"``), or a file.
 
     Raises:
         FileNotFoundError: no such configuration; the message lists the known ones.
@@ -141,3 +147,95 @@ def find_config(name: str | Path) -> Path:
             return path
     known = sorted(str(p.relative_to(CONFIG_ROOT).with_suffix("")) for p in CONFIG_ROOT.rglob("*.yaml"))
     raise FileNotFoundError(f"no configuration {str(name)!r}; give a YAML file or one of: {', '.join(known)}")
+
+
+def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
+    """Set keys of a configuration in place; ``pairs`` are keys and values, alternating, values also as text.
+
+    A whole number will do where the key is a fraction.
+
+    Raises:
+        ValueError: an unknown key, named with those that are like it; or a value of another type.
+    """
+    if len(pairs) % 2:
+        raise ValueError(f"keys and values alternate, but there are {len(pairs)}: {list(pairs)}")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        known = _leaves(cfg)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=3)
+            raise ValueError(f"no configuration key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        meant = _literal(value)
+        if isinstance(known[str(key)], float) and type(meant) is int:
+            meant = float(meant)
+        try:
+            cfg.merge_from_list([key, meant])
+        except ValueError as error:
+            expected = f"{type(known[str(key)]).__name__} like {known[str(key)]!r}"
+            raise ValueError(f"{key} cannot be {value!r}; it is a {expected}") from error
+
+
+def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        found |= _leaves(value, f"{path}{key}.") if isinstance(value, CfgNode) else {f"{path}{key}": value}
+    return found
+
+
+def _literal(value: object) -> object:
+    """What a text means as Python writes it; the text itself where it means nothing."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _pointrend_keys() -> Callable[[CfgNode], None]:
+    """The function that adds PointRend's keys, from the one file of that project that needs only detectron2.
+
+    Importing the project's package would import OpenCV, too (model/network.py does, to build a PointRend); the keys
+    have to be there always, since files of configurations that hold them have to be readable everywhere.
+
+    Raises:
+        MissingRequirementError: the detectron2 at hand comes without its projects.
+    """
+    package = importlib.util.find_spec("detectron2.projects.point_rend")
+    if package is None or package.origin is None:
+        raise MissingRequirementError(f"detectron2 has no projects/point_rend; fix: {FIXES['detectron2']}.")
+    place = Path(package.origin).with_name("config.py")
+    spec = importlib.util.spec_from_file_location("model.pointrend_config", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    add: Callable[[CfgNode], None] = module.add_pointrend_config
+    return add
+
+
+def add_comparison_config(cfg: CfgNode) -> None:
+    """Add detectron2's PointRend keys, and ours under ``MODEL.COMPARISON`` and ``MODEL.DETR``; one comment each."""
+    _pointrend_keys()(cfg)
+    cfg.MODEL.COMPARISON = node = CfgNode()
+    # Mask Scoring R-CNN: weight of the loss of the predicted mask IoU, and width of its fully connected layers.
+    node.MASK_IOU_WEIGHT = 1.0
+    node.MASK_IOU_FC_DIM = 1024
+    # BMask R-CNN: weights of the boundary's cross entropy and dice losses.
+    node.BOUNDARY_CROSS_ENTROPY_WEIGHT = 1.0
+    node.BOUNDARY_DICE_WEIGHT = 1.0
+
+    # The query-based detector (Deformable DETR, model/detectors/query_based.py), beside the usual ROI_HEADS keys.
+    cfg.MODEL.DETR = node = CfgNode()
+    # Object queries, that is the most objects of an image.
+    node.QUERIES = 300
+    # Layers of the encoder and of the decoder; width of their feed-forward parts; attention heads; dropout.
+    node.LAYERS = 6
+    node.FFN_DIM = 1024
+    node.HEADS = 8
+    node.DROPOUT = 0.1
+    # FPN maps that the encoder reads.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    # Each decoder layer corrects the boxes of the one before.
+    node.BOX_REFINEMENT = True
+    # Loss weights of classes (focal), box edges (L1) and box overlap (GIoU); the matching uses the same.
+    node.CLASS_WEIGHT = 2.0
+    node.L1_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0

@@ -1,7 +1,13 @@
-"""One detected object, as every other room of the house sees it (no torch here)."""
+"""One detected object, as every other room of the house sees it (no torch here).
+
+How much masks of one image overlap (no torch here): looks only where their boxes meet.
+
+Shapes: H, W image size; N, M masks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +53,48 @@ class Instance:
         if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.bool_:
             found = f"{self.mask_hw.dtype} of shape {self.mask_hw.shape}"
             raise ValueError(f"mask_hw must be a bool array of height x width, got {found}")
+
+
+Box = tuple[int, int, int, int]
+
+
+def box_of(mask_hw: np.ndarray) -> Box:
+    """Left, top, right, bottom of a bool H x W mask in pixel edges; (0, 0, 0, 0) when it is empty."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
+    """Intersection over union of two bool H x W masks; 0 when both are empty."""
+    return float(iou_matrix([mask_hw], [other_hw])[0, 0])
+
+
+def iou_matrix(masks: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """Intersection over union of N masks with M others, bool H x W each: float64 (N, M)."""
+    result = np.zeros((len(masks), len(others)))
+    here, there = [_Measured(mask_hw) for mask_hw in masks], [_Measured(mask_hw) for mask_hw in others]
+    for row, one in enumerate(here):
+        for column, other in enumerate(there):
+            shared = one.intersection(other)
+            if shared:
+                result[row, column] = shared / (one.area + other.area - shared)
+    return result
+
+
+class _Measured:
+    """A mask with its box and area."""
+
+    def __init__(self, mask_hw: np.ndarray) -> None:
+        self.mask_hw = mask_hw
+        self.box = left, top, right, bottom = box_of(mask_hw)
+        self.area = int(np.count_nonzero(mask_hw[top:bottom, left:right]))
+
+    def intersection(self, other: _Measured) -> int:
+        left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
+        right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
+        if left >= right or top >= bottom:
+            return 0
+        window = slice(top, bottom), slice(left, right)
+        return int(np.count_nonzero(self.mask_hw[window] & other.mask_hw[window]))

@@ -8,7 +8,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from model import backbones, comparisons, detectors, mask_head, meta_arch, roi_heads
+from model import backbones, detectors
+from model import baselines as comparisons
+from model.detectors import two_stage as meta_arch
+from model.detectors import two_stage as roi_heads
+from model.mask_head import head as mask_head
 from model.requirements import MissingRequirementError
 
 __all__ = ["backbones", "build_network", "comparisons", "detectors", "mask_head", "meta_arch", "roi_heads"]
@@ -31,11 +35,7 @@ def _register_pointrend() -> None:
     try:
         importlib.import_module("detectron2.projects.point_rend")
     except ModuleNotFoundError as error:
-        fix = (
-            "pip install opencv-python-headless"
-            if error.name == "cv2"
-            else "use a detectron2 with its projects"
-        )
+        fix = "pip install opencv-python-headless" if error.name == "cv2" else "use a detectron2 with its projects"
         raise MissingRequirementError(
             f"PointRend needs {error.name}, which is not installed; fix: {fix}.", name=error.name
         ) from error

@@ -21,13 +21,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.state_dict import load_weights
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
-from model.side_by_side import MOST_AT_A_TIME, side_by_side
-from model.state_keys import load_weights
+from model.parallel import MOST_AT_A_TIME, map_in_threads
 
-# A CPU is bound by arithmetic, so batches only pad there (but see `model.side_by_side`); a GPU is not.
+# A CPU is bound by arithmetic, so batches only pad there (but see `model.parallel`); a GPU is not.
 BATCH_SIZE_GPU = 4
 
 
@@ -93,7 +93,7 @@ class Predictor:
         """Build the network of a checkpoint directory and load its weights.
 
         Args:
-            directory: see `model.checkpoint`.
+            directory: see `model.checkpoints.checkpoint`.
             device: `auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
             score_threshold: weaker detections are dropped before their masks are computed; the checkpoint's
                 threshold if None.
@@ -162,7 +162,7 @@ class Predictor:
             outputs = self._run([self._prepare(images[i]) for i in batch])
             return [self._instances(output["instances"]) for output in outputs]
 
-        each = chain.from_iterable(side_by_side(found, batches, self.device))
+        each = chain.from_iterable(map_in_threads(found, batches, self.device))
         numbered = dict(zip(order, each, strict=True))
         return [numbered[i] for i in range(len(images))]
 
@@ -207,9 +207,7 @@ class Predictor:
         boxes = [(box[0], box[1], box[2], box[3]) for box in found.pred_boxes.tensor.float().tolist()]
         masks = found.pred_masks.numpy()
         classes = found.pred_classes.tolist()
-        uncertainty = (
-            found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
-        )
+        uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
         patches = found.mask_probabilities.float().numpy() if found.has("mask_probabilities") else None
         nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
         return [
@@ -239,16 +237,17 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:NUMBER") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use auto or cpu"
-        )
+        raise ValueError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
 
 def _inference_config(
-    cfg: CfgNode, device: torch.device, score_threshold: float | None, max_instances: int | None,
+    cfg: CfgNode,
+    device: torch.device,
+    score_threshold: float | None,
+    max_instances: int | None,
     node_budget: int | None,
-) -> CfgNode:  # fmt: skip
+) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
@@ -270,10 +269,6 @@ def _inference_config(
 
 def _check_image(image: np.ndarray, number: int) -> None:
     if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB"
-        )
+        raise ValueError(f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB"
-        )
+        raise ValueError(f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB")

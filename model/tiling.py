@@ -1,22 +1,29 @@
-"""Large images: predicted tile by tile at full resolution, cut objects sewn together again (`model.seams`).
+"""Large images: predicted tile by tile at full resolution, cut objects sewn together again (`model.tiling`).
 
 Knows no torch: it works with anything that maps images to instances. Besides the tiles the whole image is looked at
 once, made small: objects larger than a tile are recognised there, and tell which pieces belong together.
 
 Shape shorthand in this module: H x W the image's size, h x w a tile's, all in pixels.
+
+Sewing together what the borders of tiles cut.
+
+Two fragments of different tiles show one object when they have the same class and agree where both tiles look. Of an
+object that some tile shows whole, that tile's outline is taken as it is. Of one that is cut everywhere, each pixel is
+decided by the tile in which it lies farthest from a cut: networks are weakest at the border of what they see.
+
+Shape shorthand in this module: K fragments, h x w the size of a fragment's bounding box, all in pixels of the image.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from model.instance import Instance
-from model.seams import Fragment, Tile, cropped, sewn
 
 Predict = Callable[[list[np.ndarray]], list[list[Instance]]]
 
@@ -90,10 +97,10 @@ def predict_tiled(predict: Predict, image: np.ndarray, tiling: Tiling, *, batch:
         chosen = tiles[start : start + batch]
         parts = [np.ascontiguousarray(image[t.top : t.bottom, t.left : t.right]) for t in chosen]
         for tile, found in zip(chosen, predict(parts), strict=True):
-            fragments += [piece for instance in found if (piece := cropped(instance, tile)) is not None]
+            fragments += [piece for instance in found if (piece := instance_in_image(instance, tile)) is not None]
     if tiling.overview and len(tiles) > 1:
         fragments += _overview(predict, image, tiling)
-    objects = sorted(sewn(fragments, tiles), key=lambda found: -found.score)
+    objects = sorted(merge_tiles(fragments, tiles), key=lambda found: -found.score)
     return [_instance(found, height, width) for found in objects]
 
 
@@ -105,22 +112,19 @@ def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragm
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     whole = Tile(0, 0, height, width, height, width, is_overview=True)
     (found,) = predict([small])
-    pieces = (cropped(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in found)
+    pieces = (instance_in_image(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in found)
     return [_enlarged(piece, whole, size) for piece in pieces if piece is not None]
 
 
 def _enlarged(piece: Fragment, whole: Tile, size: tuple[int, int]) -> Fragment:
     """A fragment of the small image (width, height) in the pixels of the whole one; only its own box is enlarged."""
     tops, lefts = (
-        np.arange(length + 1) * full // length
-        for length, full in ((size[1], whole.height), (size[0], whole.width))
+        np.arange(length + 1) * full // length for length, full in ((size[1], whole.height), (size[0], whole.width))
     )
     rows = np.diff(tops[piece.top : piece.top + piece.mask_hw.shape[0] + 1])
     columns = np.diff(lefts[piece.left : piece.left + piece.mask_hw.shape[1] + 1])
     mask = piece.mask_hw.repeat(rows, axis=0).repeat(columns, axis=1)
-    return dataclasses.replace(
-        piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask
-    )
+    return dataclasses.replace(piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask)
 
 
 def _instance(found: Fragment, height: int, width: int) -> Instance:
@@ -130,3 +134,239 @@ def _instance(found: Fragment, height: int, width: int) -> Instance:
     mask[found.top : bottom, found.left : right] = found.mask_hw
     box = (float(found.left), float(found.top), float(right), float(bottom))
     return Instance(box, found.label, found.score, mask, found.uncertainty)
+
+
+# Least intersection over union, where both tiles look, of two fragments of one object.
+LEAST_AGREEMENT = 0.5
+# The same with the overview, whose outlines are coarse; above one half it cannot agree with two objects of a tile.
+LEAST_AGREEMENT_OVERVIEW = 0.55
+# A fragment within this share of the tile's edge from a cut is cut; outlines often end just before it.
+CUT_MARGIN = 1 / 128
+# A piece that a whole object covers to this share is no object of its own.
+COVERED = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A rectangle of an image of `height` x `width`; `is_overview`: all of the image, seen from afar."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    height: int
+    width: int
+    is_overview: bool = False
+
+    @property
+    def cuts(self) -> tuple[bool, bool, bool, bool]:
+        """Which sides (top, left, bottom, right) are inside the image."""
+        return self.top > 0, self.left > 0, self.bottom < self.height, self.right < self.width
+
+    def shows_whole(self, top: int, left: int, bottom: int, right: int) -> bool:
+        """Whether a box lies within the tile and away from its cuts."""
+        margin = max(1, round(max(self.bottom - self.top, self.right - self.left) * CUT_MARGIN))
+        inset = [margin if cut else 0 for cut in self.cuts]
+        return (
+            top >= self.top + inset[0]
+            and left >= self.left + inset[1]
+            and bottom <= self.bottom - inset[2]
+            and right <= self.right - inset[3]
+        )
+
+    def trust(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """For each pixel (h x w, float) its distance to the nearest cut; the overview is trusted least."""
+        if self.is_overview:
+            return np.full((len(rows), len(columns)), 0.5, np.float32)
+        far = float(self.height + self.width)
+        top, left, bottom, right = self.cuts
+        vertical = np.minimum(rows - self.top + 1 if top else far, self.bottom - rows if bottom else far) * np.ones(
+            len(rows)
+        )
+        horizontal = np.minimum(
+            columns - self.left + 1 if left else far, self.right - columns if right else far
+        ) * np.ones(len(columns))
+        distance: np.ndarray = np.minimum.outer(vertical.astype(np.float32), horizontal.astype(np.float32))
+        return distance
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """What one tile shows of an object.
+
+    Attributes:
+        top, left: where `mask_hw` lies in the image.
+        mask_hw: bool h x w, no empty row or column at its borders.
+    """
+
+    tile: Tile
+    label: str
+    score: float
+    uncertainty: float
+    top: int
+    left: int
+    mask_hw: np.ndarray
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.mask_hw.shape[0]
+
+    @property
+    def right(self) -> int:
+        return self.left + self.mask_hw.shape[1]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.top, self.left, self.bottom, self.right
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.tile.is_overview and self.tile.shows_whole(*self.box)
+
+    def within(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+        """The mask in a rectangle of the image, bool, the rectangle's size."""
+        mask = np.zeros((bottom - top, right - left), bool)
+        t, b = max(top, self.top), min(bottom, self.bottom)
+        s, e = max(left, self.left), min(right, self.right)
+        if t < b and s < e:
+            part = self.mask_hw[t - self.top : b - self.top, s - self.left : e - self.left]
+            mask[t - top : b - top, s - left : e - left] = part
+        return mask
+
+
+def instance_in_image(instance: Instance, tile: Tile) -> Fragment | None:
+    """An instance of a tile's own image in the whole image's pixels; None when its mask is empty."""
+    rows = np.flatnonzero(instance.mask_hw.any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(instance.mask_hw.any(axis=0))
+    mask = instance.mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    top, left = tile.top + int(rows[0]), tile.left + int(columns[0])
+    return Fragment(tile, instance.label, instance.score, instance.uncertainty, top, left, mask)
+
+
+def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fragment]:
+    """One fragment for each object; what a tile shows worse than its neighbour is left out."""
+    agreeing = _agreements(fragments)
+    objects: list[Fragment] = []
+    for group in _groups(len(fragments), agreeing):
+        objects += _resolved(group, fragments, agreeing, tiles)
+    return [found for found in objects if not _is_piece_of_another(found, objects)]
+
+
+def _agreements(fragments: Sequence[Fragment]) -> dict[int, set[int]]:
+    """For each fragment those of other tiles that show the same object."""
+    boxes = np.array([fragment.box for fragment in fragments]).reshape(-1, 4)
+    agreeing: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
+    for i, one in enumerate(fragments):
+        touching = (boxes[i + 1 :, :2] < boxes[i, 2:]).all(1) & (boxes[i + 1 :, 2:] > boxes[i, :2]).all(1)
+        for j in (np.flatnonzero(touching) + i + 1).tolist():
+            if _agree(one, fragments[j]):
+                agreeing[i].add(j)
+                agreeing[j].add(i)
+    return agreeing
+
+
+def _agree(one: Fragment, other: Fragment) -> bool:
+    if one.label != other.label or one.tile == other.tile:
+        return False
+    zone = (
+        max(one.tile.top, other.tile.top),
+        max(one.tile.left, other.tile.left),
+        min(one.tile.bottom, other.tile.bottom),
+        min(one.tile.right, other.tile.right),
+    )
+    # Outside both boxes neither has a pixel.
+    top = max(zone[0], min(one.top, other.top))
+    left = max(zone[1], min(one.left, other.left))
+    bottom = min(zone[2], max(one.bottom, other.bottom))
+    right = min(zone[3], max(one.right, other.right))
+    if top >= bottom or left >= right:
+        return False
+    a, b = one.within(top, left, bottom, right), other.within(top, left, bottom, right)
+    union = int((a | b).sum())
+    least = LEAST_AGREEMENT_OVERVIEW if one.tile.is_overview or other.tile.is_overview else LEAST_AGREEMENT
+    return union > 0 and int((a & b).sum()) >= least * union
+
+
+def _groups(count: int, agreeing: dict[int, set[int]]) -> Iterator[list[int]]:
+    """Connected fragments."""
+    seen: set[int] = set()
+    for start in range(count):
+        if start in seen:
+            continue
+        group, fresh = {start}, {start}
+        while fresh:
+            fresh = {j for i in fresh for j in agreeing[i]} - group
+            group |= fresh
+        seen |= group
+        yield sorted(group)
+
+
+def _resolved(
+    group: Sequence[int],
+    fragments: Sequence[Fragment],
+    agreeing: dict[int, set[int]],
+    tiles: Sequence[Tile],
+) -> list[Fragment]:
+    """The objects of a group: those that some tile shows whole, else one made of all pieces."""
+    whole: list[int] = []
+    for number in sorted((n for n in group if fragments[n].is_whole), key=lambda n: -fragments[n].score):
+        if not agreeing[number] & set(whole):
+            whole.append(number)
+    if whole:
+        return [fragments[number] for number in whole]
+    pieces = [fragments[number] for number in group]
+    made = _composed(pieces)
+    if made is None:
+        return []
+    # Alone with its opinion, and a neighbour sees more of the place: the neighbour's business.
+    is_alone = len({piece.tile for piece in pieces}) == 1
+    if is_alone and any(tile.shows_whole(*made.box) for tile in tiles if tile != made.tile):
+        return []
+    return [made]
+
+
+def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
+    """One object of several pieces; None when nothing of it is left."""
+    top, left = min(p.top for p in pieces), min(p.left for p in pieces)
+    bottom, right = max(p.bottom for p in pieces), max(p.right for p in pieces)
+    trusted = np.zeros((bottom - top, right - left), np.float32)
+    mask = np.zeros(trusted.shape, bool)
+    for tile in dict.fromkeys(piece.tile for piece in pieces):
+        t, b = max(top, tile.top), min(bottom, tile.bottom)
+        s, e = max(left, tile.left), min(right, tile.right)
+        seen = np.logical_or.reduce([p.within(t, s, b, e) for p in pieces if p.tile == tile])
+        trust = tile.trust(np.arange(t, b), np.arange(s, e))
+        place = (slice(t - top, b - top), slice(s - left, e - left))
+        better = trust > trusted[place]
+        mask[place] = np.where(better, seen, mask[place])
+        trusted[place] = np.maximum(trust, trusted[place])
+    areas = np.array([piece.mask_hw.sum() for piece in pieces], float)
+    score = float(np.average([piece.score for piece in pieces], weights=areas))
+    uncertainty = float(np.average([piece.uncertainty for piece in pieces], weights=areas))
+    first = pieces[0]
+    instance = Instance((0.0, 0.0, 0.0, 0.0), first.label, score, mask, uncertainty)
+    height, width = first.tile.height, first.tile.width
+    place_of_all = Tile(top, left, bottom, right, height, width)
+    made = instance_in_image(instance, place_of_all)
+    if made is None:
+        return None
+    return Fragment(first.tile, made.label, score, uncertainty, made.top, made.left, made.mask_hw)
+
+
+def _is_piece_of_another(found: Fragment, objects: Sequence[Fragment]) -> bool:
+    """Whether a cut piece lies within a larger object that was seen better.
+
+    Of whatever class: from a part a tool is easily mistaken for another, and masks show what is visible, so that one
+    object in front of another does not count as covered by it.
+    """
+    if found.is_whole or found.tile.is_overview:
+        return False
+    area = found.mask_hw.sum()
+    return any(
+        other is not found
+        and other.mask_hw.sum() > area
+        and int((other.within(*found.box) & found.mask_hw).sum()) >= COVERED * area
+        for other in objects
+    )

@@ -32,9 +32,7 @@ def check_venv() -> None:
     """Debian splits `venv` off its Python; the error of `python3 -m venv` there hides in ten lines."""
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        raise SetupError(
-            f"this Python lacks venv: `sudo apt-get install python{version}-venv`, or use another"
-        )
+        raise SetupError(f"this Python lacks venv: `sudo apt-get install python{version}-venv`, or use another")
 
 
 def check_disk(folder: Path, installed_gib: float, download_gib: float) -> None:

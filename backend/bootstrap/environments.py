@@ -113,9 +113,7 @@ def _create(environment: Environment) -> None:
     command = [sys.executable, "-m", "venv", str(environment.folder)]
     status, output = run_visibly(command, title=f"creating {environment.folder.name}", log=environment.log)
     if status:
-        raise SetupError(
-            f"`{' '.join(command)}` ended with status {status}: {output.strip() or 'no message'}"
-        )
+        raise SetupError(f"`{' '.join(command)}` ended with status {status}: {output.strip() or 'no message'}")
 
 
 def _pip(environment: Environment, title: str, *arguments: str) -> None:

@@ -47,9 +47,7 @@ class Progress:
         elapsed_s = time.monotonic() - self.started_s
         text = f"  {self.title}: {last or self.doing}  [{elapsed_s:.0f} s]"
         if self.stream.isatty():
-            columns = min(
-                LINE_COLUMNS, shutil.get_terminal_size().columns - 1
-            )  # a wrapped line cannot be rewritten
+            columns = min(LINE_COLUMNS, shutil.get_terminal_size().columns - 1)  # a wrapped line cannot be rewritten
             self.stream.write(f"\r{text[:columns]:<{columns}}" + ("\n" if last else ""))
         elif last or elapsed_s - self._shown_s >= HEARTBEAT_S:
             self.stream.write(text + "\n")

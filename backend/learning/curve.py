@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backend.learning import runs
-from backend.learning.runs import Run
+from backend.learning import run_record as runs
+from backend.learning.run_record import Run
 
 CURVE_FILE = "runs/curve.png"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#555555")
@@ -44,9 +44,14 @@ def draw_curve(series: Mapping[str, Sequence[Point]], *, title: str, figure_of_m
         axes.plot([x for x, _ in good], [y for _, y in good], "o-", color=colour, label=name)
         if bad:
             axes.plot(
-                [x for x, _ in bad], [y for _, y in bad], "x", color=colour, markersize=10, markeredgewidth=2.5,
+                [x for x, _ in bad],
+                [y for _, y in bad],
+                "x",
+                color=colour,
+                markersize=10,
+                markeredgewidth=2.5,
                 label=f"{name}, refused by the gate",
-            )  # fmt: skip
+            )
     axes.set_title(title)
     axes.set_xlabel("round")
     axes.set_ylabel(figure_of_merit)
@@ -72,8 +77,9 @@ def curve_of_runs(project: str, history: Sequence[Run]) -> bytes | None:
 
     return draw_curve(
         {"boundary AP": points("boundary_ap"), "mask AP": points("mask_ap")},
-        title=f"project {project}: each version on the hold-out of its time", figure_of_merit="AP",
-    )  # fmt: skip
+        title=f"project {project}: each version on the hold-out of its time",
+        figure_of_merit="AP",
+    )
 
 
 def _percent(value: object) -> float | None:

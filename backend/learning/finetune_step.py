@@ -11,15 +11,19 @@ from typing import Any
 
 def main(request: dict[str, Any]) -> int:
     """Leaves OUT/checkpoint and keeps OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
-    from training.finetune import FinetuneSettings, FinetuneStopped, finetune
+    from training.finetune.finetune import FinetuneSettings, FinetuneStopped, finetune
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         finetune(
-            Path(request["active"]), Path(request["snapshot"]), Path(request["out"]), classes=request["classes"],
-            replay=[Path(one) for one in request["replay"]], base_sets=request["base_sets"],
+            Path(request["active"]),
+            Path(request["snapshot"]),
+            Path(request["out"]),
+            classes=request["classes"],
+            replay=[Path(one) for one in request["replay"]],
+            base_sets=request["base_sets"],
             settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
-        )  # fmt: skip
+        )
     except FinetuneStopped as stop:
         print(stop, file=sys.stderr)
         return 1

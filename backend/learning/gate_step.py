@@ -11,15 +11,20 @@ from typing import Any
 def main(request: dict[str, Any]) -> int:
     """0 when the candidate may serve, 3 when it is refused."""
     from training.gate import judge
-    from training.gate.findings import detect_with
+    from training.gate.detections import detect_with
     from training.gate.rules import parse_rules
 
     out = Path(request["out"])
     verdict = judge(
-        Path(request["candidate"]), _path(request["incumbent"]), _path(request["best"]), Path(request["snapshot"]),
-        earlier=[Path(one) for one in request["earlier"]], rules=parse_rules(request["rules"]),
-        detect=detect_with(_device(request["device"])), out=out.parent / "report",
-    )  # fmt: skip
+        Path(request["candidate"]),
+        _path(request["incumbent"]),
+        _path(request["best"]),
+        Path(request["snapshot"]),
+        earlier=[Path(one) for one in request["earlier"]],
+        rules=parse_rules(request["rules"]),
+        detect=detect_with(_device(request["device"])),
+        out=out.parent / "report",
+    )
     unfinished = out.with_suffix(".part")
     unfinished.write_text(json.dumps(verdict.as_dict()), encoding="utf-8")
     unfinished.replace(out)

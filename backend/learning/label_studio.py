@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 from redis import Redis
 
-from backend.connection_findings import is_ours
+from backend.doctor.label_studio import is_ours
 from backend.errors import ServiceError
-from backend.image_source import ImageSource, label_studio_of
-from backend.learning.learner import LabelStudioSide
+from backend.learning.learner import ProjectClient
 from backend.learning.repredict import Repredictor
 from backend.learning.triggers import count_new_annotations
-from backend.projects import Project, Projects
+from backend.predictions.projects import Project, Projects
 from backend.settings import Settings
-from integration.client import LabelStudioClient
+from backend.worker.images import ImageSource, label_studio_of
+from integration.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
 class BackendClient(Protocol):
-    """The part of integration.client.LabelStudioClient that `follow_version` uses."""
+    """The part of integration.label_studio.client.LabelStudioClient that `follow_version` uses."""
 
     def list_backends(self, project_id: int) -> list[Json]: ...
 
@@ -75,28 +75,29 @@ def follow_version(
 
 
 @dataclass(frozen=True)
-class RealLabelStudio:
-    """The functions of `LabelStudioSide` on a real server."""
+class LabelStudioProject:
+    """The functions of `ProjectClient` on a real server."""
 
     settings: Settings
     connection: Redis
 
-    def side(self) -> LabelStudioSide:
-        return LabelStudioSide(self.count_new, self.take_snapshot, self.follow)
+    def side(self) -> ProjectClient:
+        return ProjectClient(self.count_new, self.take_snapshot, self.follow)
 
     def count_new(self, project: str, newest_at: str) -> int:
         return count_new_annotations(self._client(project), int(project), newest_at)
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
         # Not at the top: the worker that waits for a training needs no arrays.
-        from backend.freezing import SnapshotSettings
-        from backend.snapshotting import take_snapshot
+        from backend.learning.snapshot.builder import SnapshotSettings
+        from backend.learning.snapshot.take import take_snapshot
 
         fetcher = ImageSource(self.settings, Projects(self.connection)).fetcher(self._known(project))
         wanted = SnapshotSettings(
-            choice=self.settings.annotators, holdout_share=self.settings.holdout_share,
+            choice=self.settings.annotators,
+            holdout_share=self.settings.holdout_share,
             max_pixels=int(self.settings.max_image_megapixels * 1e6),
-        )  # fmt: skip
+        )
         return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
 
     def follow(self, project: str, version: str) -> str:

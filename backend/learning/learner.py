@@ -12,18 +12,18 @@ from typing import Any
 
 from redis import Redis
 
-from backend.active_models import registry_of
 from backend.errors import ServiceError, StartError
-from backend.learning import runs
+from backend.learning import run_record as runs
 from backend.learning.curve import CURVE_FILE, curve_of_runs
-from backend.learning.lock import ProjectLock
-from backend.learning.progress import Progress
-from backend.learning.rounds import Interrupted, Parts, Programs, Round
-from backend.learning.runs import Run, RunStore, begun
+from backend.learning.round import Interrupted, Round, RoundParts, RoundPrograms
+from backend.learning.run_record import Run, RunStore, started_runs
 from backend.learning.steps import Steps
-from backend.learning.train_queue import TrainQueue
+from backend.queue.project_lock import ProjectLock
+from backend.queue.round_progress import Progress
+from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
-from integration.client import ClientError
+from backend.versions.resolve import registry_of
+from integration.label_studio.client import ClientError
 
 log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
@@ -33,7 +33,7 @@ LOGS = ("finetune.log", "calibrate.log", "gate.log")
 
 
 @dataclass(frozen=True)
-class LabelStudioSide:
+class ProjectClient:
     """What a learner needs of a project's Label Studio; functions, so that tests can give their own.
 
     Attributes:
@@ -59,8 +59,8 @@ class Learner:
     settings: Settings
     connection: Redis
     worker: str
-    label_studio: LabelStudioSide
-    programs: Programs | None = None
+    label_studio: ProjectClient
+    programs: RoundPrograms | None = None
     is_stopping: bool = False
     queue: TrainQueue = field(init=False)
     store: RunStore = field(init=False)
@@ -68,9 +68,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         if not self.settings.registry:
-            raise StartError(
-                "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket."
-            )
+            raise StartError("Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.")
         self.queue = TrainQueue(self.connection)
         self.store = RunStore(self.settings.registry)
         self.registry = registry_of(self.settings)
@@ -81,9 +79,7 @@ class Learner:
         owner = f"{self.worker}:{run_id}"
         give_up = time.monotonic() + 2 * self.settings.learning_lost_s
         while time.monotonic() < give_up and not self.is_stopping:
-            with ProjectLock(
-                self.connection, project, owner, lost_after_s=self.settings.learning_lost_s
-            ) as lock:
+            with ProjectLock(self.connection, project, owner, lost_after_s=self.settings.learning_lost_s) as lock:
                 if lock.is_held:
                     return self._with_lock(project, run_id, lock)
             # Its owner may have died a moment ago; its lock ends soon.
@@ -101,7 +97,7 @@ class Learner:
         if run.is_over:
             self.queue.end(project, run_id)
             return run.state
-        return self._attempt(begun(run, self.worker), lock)
+        return self._attempt(started_runs(run, self.worker), lock)
 
     def _attempt(self, run: Run, lock: ProjectLock) -> str:
         progress = Progress(self.queue, run.project, run.id)
@@ -120,7 +116,7 @@ class Learner:
         self._close(run)
         return run.state
 
-    def _parts(self, run: Run, progress: Progress, lock: ProjectLock) -> Parts:
+    def _parts(self, run: Run, progress: Progress, lock: ProjectLock) -> RoundParts:
         def stop_because() -> str:
             if not lock.is_held:
                 return LOST
@@ -130,12 +126,16 @@ class Learner:
 
         side = self.label_studio
         assert self.programs is not None
-        return Parts(
-            self.settings, self.registry, self.store, self.programs,
+        return RoundParts(
+            self.settings,
+            self.registry,
+            self.store,
+            self.programs,
             lambda newest_at: side.count_new(run.project, newest_at),
             lambda folder: side.take_snapshot(run.project, folder),
-            progress, stop_because,
-        )  # fmt: skip
+            progress,
+            stop_because,
+        )
 
     def _follow(self, run: Run, progress: Progress) -> None:
         """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""

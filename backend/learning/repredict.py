@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 from redis import Redis
 
-from backend.active_models import version_directory
-from backend.connection import text
-from backend.deliveries import DEFERRED
-from backend.predictions import Predictions
-from backend.projects import Project
-from backend.schemas import TaskItem
-from backend.served_model import read_served_model
+from backend.predictions.projects import Project
+from backend.predictions.schemas import TaskItem
+from backend.predictions.service import Predictions
+from backend.queue.connection import text
+from backend.queue.delivery import DEFERRED
 from backend.settings import Settings
+from backend.versions.resolve import version_directory
+from backend.versions.served_model import read_served_model
 
 CHUNK = 200
 TOTAL = "transfiner:learning:{project}:repredict"
 TOTAL_TTL_S = 24 * 3600
 
 
-class Client(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+class RepredictClient(Protocol):
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def iter_tasks(
         self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...
@@ -44,7 +44,7 @@ class Repredictor:
         self.connection = connection
         self.predictions = Predictions(connection, settings)
 
-    def run(self, project: Project, client: Client, version: str) -> int:
+    def run(self, project: Project, client: RepredictClient, version: str) -> int:
         """Ask for every task without annotation and without a prediction of the version; their number."""
         if not project.hostname or not project.label_config:
             return 0  # it never called /setup: nothing could be pushed
@@ -63,13 +63,9 @@ class Repredictor:
         return len(tasks)
 
     def _ask(self, project: Project, tasks: list[TaskItem], version: str) -> None:
-        model = read_served_model(
-            version_directory(self.settings, project.key, version) or self.settings.model
-        )
+        model = read_served_model(version_directory(self.settings, project.key, version) or self.settings.model)
         jobs = self.predictions.jobs(project, tasks, model, request_id=f"repredict-{uuid.uuid4().hex[:8]}")
-        claim = self.predictions.deliveries.claim(
-            jobs[0].request_id, [job.id for job in jobs], lifetime_s=60.0
-        )
+        claim = self.predictions.deliveries.claim(jobs[0].request_id, [job.id for job in jobs], lifetime_s=60.0)
         self.predictions.queue.submit(jobs)
         facts = {job.id: {"project": project.key, "task": job.task["id"]} for job in jobs}
         self.predictions.deliveries.defer(claim, facts)
@@ -77,9 +73,7 @@ class Repredictor:
 
 def repredicting(connection: Redis, project: str) -> dict[str, Any]:
     """Progress for people: version, total, left; {} when there is nothing to tell."""
-    row = {
-        text(name): text(value) for name, value in connection.hgetall(TOTAL.format(project=project)).items()
-    }
+    row = {text(name): text(value) for name, value in connection.hgetall(TOTAL.format(project=project)).items()}
     if not row or not int(row["total"]):
         return {}
     waiting = (json.loads(entry) for entry in connection.hvals(DEFERRED))

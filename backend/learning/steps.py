@@ -1,14 +1,105 @@
-"""The programs of a round's heavy steps. Each is a process of its own, so the worker that watches needs no torch."""
+"""A step of a round as a process of its own: watched, stopped on demand, gone when its worker is gone.
+
+The programs of a round's heavy steps. Each is a process of its own, so the worker that watches needs no torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+POLL_S = 0.25
+# A child asked to stop saves its state first; on a busy machine one iteration takes seconds.
+STOP_GRACE_S = 120.0
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class ChildResult:
+    """How a child ended.
+
+    Attributes:
+        code: exit status; negative: the signal that killed it.
+        stopped_for: why it was asked to stop; "" when it was not.
+        tail: its last lines.
+    """
+
+    code: int
+    stopped_for: str
+    tail: str
+
+
+def run_child(
+    command: Sequence[str],
+    folder: Path,
+    name: str,
+    *,
+    look: Callable[[], None],
+    stop_because: Callable[[], str],
+) -> ChildResult:
+    """Run `command` to its end; its output goes to FOLDER/<name>.log.
+
+    Args:
+        look: called a few times a second, e.g. to read the child's progress.
+        stop_because: a reason ends the child politely; "" lets it go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / f"{name}.log"
+    bound = [
+        sys.executable,
+        "-m",
+        "backend.processes.exec_with_parent",
+        str(os.getpid()),
+        str(folder / f".{name}.lock"),
+    ]
+    with output.open("ab") as stream:
+        child = subprocess.Popen(
+            [*bound, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    reason = ""
+    try:
+        while child.poll() is None and not (reason := stop_because()):
+            look()
+            time.sleep(POLL_S)
+        look()
+    finally:
+        _end(child)
+    return ChildResult(child.returncode, reason, _tail(output))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            log.warning("the child did not end within %.0f s; killing it", STOP_GRACE_S)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # What it started itself goes too.
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _tail(output: Path) -> str:
+    return "\n".join(output.read_text(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:])
+
 
 VERDICT_FILE = "verdict.json"
 # More images cost time and hardly change the weights.
@@ -17,7 +108,7 @@ PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class FinetuneRequest:
     """What a finetuning is given.
 
     Attributes:
@@ -38,7 +129,7 @@ class Finetuning:
 
 
 @dataclass(frozen=True)
-class Judging:
+class GateRequest:
     """What the gate is given: checkpoint directories, the snapshot with the hold-out, earlier snapshots."""
 
     candidate: Path
@@ -55,14 +146,19 @@ class Steps:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def finetune_command(self, work: Finetuning) -> list[str]:
+    def finetune_command(self, work: FinetuneRequest) -> list[str]:
         """`transfiner finetune`, under torchrun for several processes."""
         request = {
-            "active": str(work.parent), "snapshot": str(work.snapshot), "out": str(work.out),
-            "classes": list(work.classes), "replay": [str(path) for path in work.replay], "version": work.version,
-            "base_sets": self.settings.finetune_base_sets, "settings": self.settings.finetune_options,
+            "active": str(work.parent),
+            "snapshot": str(work.snapshot),
+            "out": str(work.out),
+            "classes": list(work.classes),
+            "replay": [str(path) for path in work.replay],
+            "version": work.version,
+            "base_sets": self.settings.finetune_base_sets,
+            "settings": self.settings.finetune_options,
             "device": self.settings.device,
-        }  # fmt: skip
+        }
         return [*self._launcher(), "-m", "backend.learning.finetune_step", json.dumps(request)]
 
     def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
@@ -78,14 +174,18 @@ class Steps:
         command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
         return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
 
-    def gate_command(self, work: Judging) -> list[str]:
+    def gate_command(self, work: GateRequest) -> list[str]:
         """Writes `verdict.json` in the folder."""
         request = {
-            "candidate": str(work.candidate), "incumbent": _text(work.incumbent), "best": _text(work.best),
-            "snapshot": str(work.snapshot), "earlier": [str(path) for path in work.earlier],
-            "rules": self.settings.gate_rules, "device": self.settings.device,
+            "candidate": str(work.candidate),
+            "incumbent": _text(work.incumbent),
+            "best": _text(work.best),
+            "snapshot": str(work.snapshot),
+            "earlier": [str(path) for path in work.earlier],
+            "rules": self.settings.gate_rules,
+            "device": self.settings.device,
             "out": str(work.out / VERDICT_FILE),
-        }  # fmt: skip
+        }
         return [sys.executable, "-m", "backend.learning.gate_step", json.dumps(request)]
 
     def _launcher(self) -> list[str]:

@@ -10,15 +10,15 @@ import redis
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
-from backend.connection import worker_connection
 from backend.errors import TaskError
-from backend.learning.label_studio import RealLabelStudio
-from backend.learning.learner import LabelStudioSide, Learner
-from backend.learning.rounds import Programs
-from backend.learning.trainers import beat, leave
+from backend.learning.label_studio import LabelStudioProject
+from backend.learning.learner import Learner, ProjectClient
+from backend.learning.round import RoundPrograms
 from backend.learning.watcher import Watcher
-from backend.queue_loop import WORKER_TTL_S, serve_queue
+from backend.queue.connection import worker_connection
+from backend.queue.train_queue import forget_trainer, trainer_heartbeat
 from backend.settings import Settings
+from backend.worker.main import WORKER_TTL_S, serve_queue
 
 log = logging.getLogger(__name__)
 _learner: Learner | None = None
@@ -53,8 +53,8 @@ class TrainWorker(SimpleWorker):
 def run_train_worker(
     settings: Settings,
     *,
-    label_studio: LabelStudioSide | None = None,
-    programs: Programs | None = None,
+    label_studio: ProjectClient | None = None,
+    programs: RoundPrograms | None = None,
     burst: bool = False,
 ) -> None:
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
@@ -66,10 +66,10 @@ def run_train_worker(
     global _learner
     connection = worker_connection(settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    side = label_studio or RealLabelStudio(settings, connection).side()
+    side = label_studio or LabelStudioProject(settings, connection).side()
     _learner = learner = Learner(settings, connection, name, side, programs)
     watcher = Watcher(learner)
-    beat(connection, name)
+    trainer_heartbeat(connection, name)
     watcher.start()
     log.info("worker %s takes trainings; registry %s", name, settings.registry)
     try:
@@ -84,13 +84,17 @@ def run_train_worker(
 
 def _worker(learner: Learner) -> TrainWorker:
     return TrainWorker(
-        [learner.queue.queue], name=learner.worker, connection=learner.connection,
-        serializer=JSONSerializer, log_job_description=False, worker_ttl=WORKER_TTL_S,
-    )  # fmt: skip
+        [learner.queue.queue],
+        name=learner.worker,
+        connection=learner.connection,
+        serializer=JSONSerializer,
+        log_job_description=False,
+        worker_ttl=WORKER_TTL_S,
+    )
 
 
 def _say_goodbye(learner: Learner) -> None:
     try:
-        leave(learner.connection, learner.worker)
+        forget_trainer(learner.connection, learner.worker)
     except redis.RedisError as error:
         log.warning("left without saying goodbye: %s", error)

@@ -19,8 +19,8 @@ BUTTON, COMMAND, CORRECTIONS, SCHEDULE = "button", "command", "corrections", "sc
 CLOCK_MARGIN = timedelta(minutes=5)
 
 
-class Client(Protocol):
-    """The part of integration.client.LabelStudioClient that is used here."""
+class TriggerClient(Protocol):
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def iter_tasks(
         self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...
@@ -28,7 +28,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True)
-class Looked:
+class TriggerState:
     """What a look at a project found.
 
     Attributes:
@@ -43,7 +43,7 @@ class Looked:
     failed_at: int = -1
 
 
-def count_new_annotations(client: Client, project_id: int, newest_at: str) -> int:
+def count_new_annotations(client: TriggerClient, project_id: int, newest_at: str) -> int:
     """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are).
 
     Raises:
@@ -58,7 +58,7 @@ def count_new_annotations(client: Client, project_id: int, newest_at: str) -> in
     )
 
 
-def why_now(looked: Looked, settings: Settings) -> str:
+def training_reason(looked: TriggerState, settings: Settings) -> str:
     """The trigger that calls for a training now; "" for none. Nothing new never trains."""
     if looked.new_annotations <= max(0, looked.failed_at):
         return ""

@@ -1,4 +1,6 @@
-"""Looks after projects beside the trainings: takes over from dead workers, looks for what is new, keeps titles right.
+"""What the last look at a project found, for pages.
+
+Looks after projects beside the trainings: takes over from dead workers, looks for what is new, keeps titles right.
 
 Every worker of the queue `train` has one; a lock lets one of them look. What is remembered can be seen again.
 """
@@ -11,17 +13,30 @@ import time
 from typing import Any
 
 import redis
+from redis import Redis
 
-from backend.learning import runs
+from backend.learning import run_record as runs
 from backend.learning.learner import MOST_ATTEMPTS, Learner
-from backend.learning.lock import RELEASE, lock_owner
-from backend.learning.rounds import newest_looked_at
-from backend.learning.train_queue import QUEUED, RUNNING
-from backend.learning.trainers import beat
-from backend.learning.triggers import Looked, why_now
-from backend.learning.watcher_notes import looked_key
-from backend.projects import Projects
-from integration.client import ClientError
+from backend.learning.round import newest_trigger_state
+from backend.learning.triggers import TriggerState, training_reason
+from backend.predictions.projects import Projects
+from backend.queue.connection import text
+from backend.queue.project_lock import RELEASE_LOCK, lock_owner
+from backend.queue.train_queue import QUEUED, RUNNING, trainer_heartbeat
+from integration.label_studio.client import ClientError
+
+
+def trigger_state_key(project: str) -> str:
+    return f"transfiner:learning:{project}:looked"
+
+
+def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
+    """at (unix time), new (annotations newer than the newest snapshot), error; {} when nobody has looked yet."""
+    row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
+    if not row:
+        return {}
+    return {"at": float(row["at"]), "new": int(row.get("new", 0)), "error": row.get("error", "")}
+
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -45,12 +60,12 @@ class Watcher(threading.Thread):
         self.settings = learner.settings
         self.projects = Projects(learner.connection)
         self.stop = threading.Event()
-        self._release = learner.connection.register_script(RELEASE)
+        self._release = learner.connection.register_script(RELEASE_LOCK)
 
     def run(self) -> None:
         while not self.stop.wait(TICK_S):
             try:
-                beat(self.connection, self.learner.worker)
+                trainer_heartbeat(self.connection, self.learner.worker)
                 if self.connection.set(WATCH_LOCK, self.learner.worker, nx=True, px=WATCH_LOST_MS):
                     self._look_alone()
             except redis.RedisError as error:
@@ -125,31 +140,29 @@ class Watcher(threading.Thread):
         try:
             looked = self._looked(project)
             facts["new"] = looked.new_annotations
-            trigger = why_now(looked, self.settings)
+            trigger = training_reason(looked, self.settings)
             version = self.learner.registry.active(project)
             if version:
                 self.learner.label_studio.follow(project, version)
         except (ClientError, OSError, ValueError) as error:
             log.warning("project %s cannot be looked at: %s", project, error)
             facts["error"] = str(error)
-        self.connection.hset(looked_key(project), mapping=facts)
+        self.connection.hset(trigger_state_key(project), mapping=facts)
         if trigger and not self.queue.current(project):
             log.info("project %s: %s", project, self.queue.request(project, trigger).message)
         return trigger
 
-    def _looked(self, project: str) -> Looked:
-        newest_at = newest_looked_at(self.learner.registry, self.learner.store, project)
+    def _looked(self, project: str) -> TriggerState:
+        newest_at = newest_trigger_state(self.learner.registry, self.learner.store, project)
         count = self.learner.label_studio.count_new(project, newest_at)
         last = next(iter(self.learner.store.newest(project, 1)), None)
         if last is None:
-            return Looked(count)
+            return TriggerState(count)
         went_wrong = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
         failed_at = last.new_annotations if went_wrong else -1
-        return Looked(count, (time.time() - last.ended_at) / 3600, failed_at)
+        return TriggerState(count, (time.time() - last.ended_at) / 3600, failed_at)
 
     def _is_due(self, project: str, changed_at: float) -> bool:
-        looked_at = float(self.connection.hget(looked_key(project), "at") or 0)
+        looked_at = float(self.connection.hget(trigger_state_key(project), "at") or 0)
         pause_s = time.time() - looked_at
-        return pause_s > self.settings.learning_check_s or (
-            changed_at > looked_at and pause_s > LEAST_PAUSE_S
-        )
+        return pause_s > self.settings.learning_check_s or (changed_at > looked_at and pause_s > LEAST_PAUSE_S)

@@ -47,9 +47,7 @@ class DeformableBottleneck(BottleneckBlock):
         """(N, C, H, W) -> (N, out_channels, H / stride, W / stride)."""
         y = F.relu(self.conv1(x))
         conv = self.conv2
-        y = deform_conv2d(
-            y, self.conv2_offset(y), conv.weight, None, conv.stride, conv.padding, conv.dilation
-        )
+        y = deform_conv2d(y, self.conv2_offset(y), conv.weight, None, conv.stride, conv.padding, conv.dilation)
         y = self.conv3(F.relu(y if conv.norm is None else conv.norm(y)))
         return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 

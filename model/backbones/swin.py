@@ -83,9 +83,7 @@ class Mlp(nn.Module):
 class SwinBlock(nn.Module):
     """Attention in windows, shifted by `shift` tokens, then an MLP; both residual, normalised before."""
 
-    def __init__(
-        self, channels: int, heads: int, window: int, shift: int, mlp_ratio: float, drop_path: float
-    ) -> None:
+    def __init__(self, channels: int, heads: int, window: int, shift: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         self.window, self.shift, self.drop_path = window, shift, drop_path
         self.norm1 = nn.LayerNorm(channels)
@@ -210,9 +208,7 @@ class Swin(Backbone):
         self._out_features = [name for name in FEATURES if name in out_features]
         self.patch_embed = PatchEmbedding(channels_in, embed_dim)
         self.layers = nn.ModuleList(
-            SwinStage(
-                embed_dim * 2**i, heads[i], window, mlp_ratio, drop_paths(drop_path_rate, depths, i), i == 3
-            )
+            SwinStage(embed_dim * 2**i, heads[i], window, mlp_ratio, drop_paths(drop_path_rate, depths, i), i == 3)
             for i in range(4)
         )
         for index, name in enumerate(FEATURES):

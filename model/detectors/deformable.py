@@ -54,11 +54,19 @@ class DeformableTransformer(nn.Module):
         super().__init__()
         part = transformers_part()
         config = part.DeformableDetrConfig(
-            d_model=channels, num_queries=queries, num_feature_levels=levels, encoder_layers=layers,
-            decoder_layers=layers, encoder_ffn_dim=ffn_dim, decoder_ffn_dim=ffn_dim, encoder_attention_heads=heads,
-            decoder_attention_heads=heads, dropout=dropout, with_box_refine=box_refinement,
+            d_model=channels,
+            num_queries=queries,
+            num_feature_levels=levels,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            encoder_ffn_dim=ffn_dim,
+            decoder_ffn_dim=ffn_dim,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            dropout=dropout,
+            with_box_refine=box_refinement,
             disable_custom_kernels=True,
-        )  # fmt: skip
+        )
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GroupNorm(min(32, channels // 4), channels))
             for _ in range(levels)
@@ -86,17 +94,16 @@ class DeformableTransformer(nn.Module):
             valid: bool (N, H, W) where the padded images show something.
         """
         given = self._flatten(maps, valid)
-        geometry = {name: given[name] for name in ("spatial_shapes", "spatial_shapes_list", "level_start_index",
-                                                  "valid_ratios")}  # fmt: skip
+        geometry = {
+            name: given[name] for name in ("spatial_shapes", "spatial_shapes_list", "level_start_index", "valid_ratios")
+        }
         memory = self.encoder(
             inputs_embeds=given["cells"],
             attention_mask=given["mask"],
             spatial_position_embeddings=given["places"],
             **geometry,
         ).last_hidden_state
-        place, target = (
-            part.expand(len(memory), -1, -1) for part in self.queries.weight[None].chunk(2, dim=2)
-        )
+        place, target = (part.expand(len(memory), -1, -1) for part in self.queries.weight[None].chunk(2, dim=2))
         start = self.reference(place).sigmoid()
         found = self.decoder(
             inputs_embeds=target,

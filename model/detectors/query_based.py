@@ -1,10 +1,17 @@
 """Mask Transfiner on a query-based detector: Deformable DETR finds boxes, the same mask head outlines them.
 
 Shape shorthand: N images, Q queries, K classes, D decoder layers, M objects of an image.
+
+Losses of a set of predictions: one-to-one matching with the objects, then classes and boxes of matched pairs.
+
+Source: DETR (Carion et al., ECCV 2020) with the focal class loss of Deformable DETR (Zhu et al., ICLR 2021).
+
+Shape shorthand: Q queries, K classes, M objects of an image. Boxes are cx, cy, w, h as shares of the image.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +20,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torch.nn import functional as F
+from torchvision.ops import box_convert, generalized_box_iou
 
 from model.detectors.deformable import DeformableTransformer
-from model.detectors.set_loss import Objects, Weights, match, set_losses
-from model.mask_head import TransfinerMaskHead
-from model.meta_arch import _to_image
-from model.roi_heads import TransfinerROIHeads
-from model.roi_pyramid import RefinementPooler
+from model.detectors.two_stage import TransfinerROIHeads, _to_image
+from model.mask_head.head import TransfinerMaskHead
+from model.mask_head.roi_features import RefinementPooler
 
 # A predicted box trains the mask branch where it fits its object this well; the object's own box always does.
 FITTING_IOU = 0.5
@@ -97,12 +104,12 @@ class TransfinerDETR(nn.Module):
         logits, boxes = self._detect(features, images)
         given = [one["instances"].to(self.device) for one in batched_inputs]
         frame = _frame(images)
-        truths = [Objects(one.gt_classes, _to_shares(one.gt_boxes.tensor, frame)) for one in given]
+        truths = [QueryTargets(one.gt_classes, _to_shares(one.gt_boxes.tensor, frame)) for one in given]
         losses = dict[str, Tensor]()
         pairs: list[tuple[Tensor, Tensor]] = []
         for layer in range(len(logits)):
             pairs = [
-                match(one_logits, one_boxes, truth, self.weights)
+                match_queries(one_logits, one_boxes, truth, self.weights)
                 for one_logits, one_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
             ]
             found = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights)
@@ -195,3 +202,82 @@ def _to_shares(boxes_xyxy: Tensor, frame: Tensor) -> Tensor:
 
 def _to_edges(boxes: Tensor, frame: Tensor) -> Tensor:
     return box_convert(boxes.float(), "cxcywh", "xyxy") * frame
+
+
+ALPHA, GAMMA = 0.25, 2.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of classes, box edges (L1) and box overlap (GIoU); in the matching as in the loss."""
+
+    classes: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass(frozen=True)
+class QueryTargets:
+    """What an image shows: classes int64 (M,), boxes (M, 4)."""
+
+    classes: Tensor
+    boxes: Tensor
+
+
+@torch.no_grad()
+def match_queries(logits: Tensor, boxes: Tensor, truth: QueryTargets, weights: Weights) -> tuple[Tensor, Tensor]:
+    """Pairs of the least total cost.
+
+    Args:
+        logits: (Q, K); boxes: (Q, 4).
+
+    Returns:
+        queries, objects: int64 (min(Q, M),) each.
+    """
+    share = logits.float().sigmoid()[:, truth.classes]
+    positive = ALPHA * (1 - share) ** GAMMA * -(share + 1e-8).log()
+    negative = (1 - ALPHA) * share**GAMMA * -(1 - share + 1e-8).log()
+    distance = torch.cdist(boxes.float(), truth.boxes, p=1)
+    overlap = generalized_box_iou(_corners(boxes.float()), _corners(truth.boxes))
+    cost = weights.classes * (positive - negative) + weights.l1 * distance - weights.giou * overlap
+    queries, objects = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(queries, device=logits.device), torch.as_tensor(objects, device=logits.device)
+
+
+def set_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    truths: list[QueryTargets],
+    pairs: list[tuple[Tensor, Tensor]],
+    weights: Weights,
+) -> dict[str, Tensor]:
+    """Weighted losses ``class``, ``box`` and ``giou``, each divided by the number of objects of the batch.
+
+    Args:
+        logits: (N, Q, K); boxes: (N, Q, 4); truths, pairs: one an image.
+    """
+    count = max(sum(len(truth.classes) for truth in truths), 1)
+    wanted = torch.zeros_like(logits)
+    for image, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
+        wanted[image, queries, truth.classes[objects]] = 1
+    found = torch.cat([boxes[image, queries] for image, (queries, _) in enumerate(pairs)])
+    right = torch.cat([truth.boxes[objects] for truth, (_, objects) in zip(truths, pairs, strict=True)])
+    overlap = generalized_box_iou(_corners(found), _corners(right)).diag()
+    return {
+        "class": weights.classes * focal_loss(logits, wanted) / count,
+        "box": weights.l1 * F.l1_loss(found, right, reduction="sum") / count,
+        "giou": weights.giou * (1 - overlap).sum() / count,
+    }
+
+
+def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of the sigmoid focal loss."""
+    share = logits.sigmoid()
+    right = share * wanted + (1 - share) * (1 - wanted)
+    balance = ALPHA * wanted + (1 - ALPHA) * (1 - wanted)
+    plain = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return (balance * (1 - right) ** GAMMA * plain).sum()
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")

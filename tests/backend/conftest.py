@@ -1,6 +1,6 @@
 """Real parts for the tests of the service: a queue server process, worker processes, an HTTP server.
 
-The model is a fake one here (fake_worker.py): these tests are about the queue's mechanics.
+The model is a fake one here (tests/support/fake_worker.py): these tests are about the queue's mechanics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,21 +19,20 @@ import pytest
 from redis import Redis
 from werkzeug.serving import make_server
 
-from backend.app import create_app
-from backend.lifeline import die_with_parent
-from backend.queue_server import QueueServer
+from backend.api.app import create_app
+from backend.processes.embedded_redis import EmbeddedRedis
+from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
 
 logging.getLogger("werkzeug").setLevel(logging.WARNING)
-sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_label_studio import FakeLabelStudio  # noqa: E402
-from service_parts import LOST_S, FakeWorkers, wait_until  # noqa: E402
+from tests.support.fake_label_studio import FakeLabelStudio
+from tests.support.service import LOST_S, FakeWorkers, wait_until
 
 
 @pytest.fixture(scope="session")
-def queue_server() -> Iterator[QueueServer]:
-    server = QueueServer()
+def queue_server() -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis()
     process = subprocess.Popen(
         server.command,
         stdin=subprocess.PIPE,
@@ -61,7 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def worker_pool(queue_server: QueueServer, checkpoint: Path) -> Iterator[FakeWorkers]:
+def worker_pool(queue_server: EmbeddedRedis, checkpoint: Path) -> Iterator[FakeWorkers]:
     pool = FakeWorkers(queue_server.url, checkpoint)
     try:
         yield pool
@@ -71,7 +69,7 @@ def worker_pool(queue_server: QueueServer, checkpoint: Path) -> Iterator[FakeWor
 
 @pytest.fixture
 def settings(
-    queue_server: QueueServer,
+    queue_server: EmbeddedRedis,
     checkpoint: Path,
     worker_pool: FakeWorkers,
     request: pytest.FixtureRequest,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +10,11 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from backend.bootstrap.browser import BY_HAND, find_browser
-from backend.queue_server import free_port
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from running_demo import RunningDemo
+from backend.processes.embedded_redis import free_port
+from tests.support.running_demo import RunningDemo
 
 IMAGES = 4
-PATIENCE_MS = (
-    240_000  # Label Studio's pages take 6 s on an idle machine; nothing here waits longer than it must
-)
+PATIENCE_MS = 240_000  # Label Studio's pages take 6 s on an idle machine; nothing here waits longer than it must
 BROWSER_FLAGS = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",

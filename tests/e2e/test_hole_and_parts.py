@@ -19,12 +19,12 @@ import pytest
 import requests
 from PIL import Image
 from playwright.sync_api import Page, expect
-from running_demo import RunningDemo
-from shaped_service import HEIGHT, LABEL, WIDTH, shaped_mask
 
-from backend.queue_server import free_port
-from integration.annotations import regions_to_objects
-from integration.client import LabelStudioClient
+from backend.processes.embedded_redis import free_port
+from integration.label_studio.client import LabelStudioClient
+from integration.regions.read import regions_to_objects
+from tests.support.known_object_service import HEIGHT, LABEL, WIDTH, shaped_mask
+from tests.support.running_demo import RunningDemo
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,8 @@ def shaped_url(demo: RunningDemo, tmp_path_factory: pytest.TempPathFactory) -> I
     }
     command = [
         sys.executable,
-        str(Path(__file__).with_name("shaped_service.py")),
+        "-m",
+        "tests.support.known_object_service",
         str(port),
         str(model),
         str(folder),
@@ -102,9 +103,7 @@ def test_a_hole_and_two_parts_survive_display_submit_and_export(
     tmp_path: Path,
 ) -> None:
     client = demo.client()
-    project = client.create_project(title=f"hole and parts, {name}", label_config=CONFIG.format(attributes))[
-        "id"
-    ]
+    project = client.create_project(title=f"hole and parts, {name}", label_config=CONFIG.format(attributes))["id"]
     task = add_picture(client, project, tmp_path / f"{name}.png")
     client.create_backend(project, url=shaped_url, title=VERSION)
     client.retrieve_predictions(project, [task])

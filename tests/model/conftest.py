@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +14,6 @@ def few_threads() -> None:
 
 @pytest.fixture(scope="session")
 def recorded() -> np.lib.npyio.NpzFile:
-    from released_fixture import FIXTURES
+    from tests.support.released_fixture import FIXTURES
 
     return np.load(FIXTURES / "mask_head_tiny.npz")

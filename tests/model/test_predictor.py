@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from small_network import CLASSES, small_config, small_model
 from torch import nn
 
-from model.checkpoint import save_checkpoint
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.checkpoint import save_checkpoint
+from model.checkpoints.metadata import CheckpointError
 from model.predictor import InputSettings, Predictor, choose_device
+from tests.support.small_network import CLASSES, small_config, small_model
 
 SETTINGS = InputSettings("BGR", 64, 128)
 
@@ -31,9 +31,7 @@ class Recorder(nn.Module):
 
     def two_instances(self, height: int, width: int) -> Instances:
         found = Instances((height, width))
-        found.pred_boxes = Boxes(
-            torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, float(width), float(height)]])
-        )
+        found.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, float(width), float(height)]]))
         found.scores = torch.tensor([0.25, 0.75])
         found.pred_classes = torch.tensor([1, 0])
         found.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
@@ -72,9 +70,7 @@ def test_network_output_becomes_frozen_instances_by_falling_score() -> None:
 def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: int) -> None:
     network = Recorder()
     sizes = [(40, 90), (64, 64), (41, 90), (90, 40), (64, 65)]
-    results = Predictor(network, CLASSES, "1", SETTINGS, batch_size=batch_size)(
-        [random_image(*s) for s in sizes]
-    )
+    results = Predictor(network, CLASSES, "1", SETTINGS, batch_size=batch_size)([random_image(*s) for s in sizes])
     assert [found[0].mask_hw.shape for found in results] == sizes
     # On a CPU they run at the same time, so any may be first.
     assert sorted(len(batch) for batch in network.batches) == sorted(
@@ -183,9 +179,7 @@ def test_half_precision_finds_the_same_objects(checkpoint: Path) -> None:
 
 
 def test_thresholds_and_limits_reach_the_network(checkpoint: Path) -> None:
-    assert Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=1.0)(
-        [random_image(64, 64)]
-    ) == [[]]
+    assert Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=1.0)([random_image(64, 64)]) == [[]]
     [found] = Predictor.from_checkpoint(checkpoint, device="cpu", max_instances=1)([random_image(64, 64)])
     assert len(found) <= 1
 
@@ -194,8 +188,7 @@ def test_a_budget_of_nodes_reaches_the_network(checkpoint: Path) -> None:
     image = random_image(70, 100, seed=1)
     masks = {
         budget: [
-            one.mask_hw
-            for one in Predictor.from_checkpoint(checkpoint, device="cpu", node_budget=budget)([image])[0]
+            one.mask_hw for one in Predictor.from_checkpoint(checkpoint, device="cpu", node_budget=budget)([image])[0]
         ]
         for budget in (None, 0, 50)
     }
@@ -223,9 +216,7 @@ def test_weights_that_do_not_fit_their_config_are_named(checkpoint: Path, tmp_pa
     state.pop("roi_heads.mask_head.predictor.weight")
     metadata = {"name": "broken", "version": "1", "classes": list(CLASSES)}
     save_checkpoint(tmp_path / "broken", small_config(), state, metadata)
-    with pytest.raises(
-        CheckpointError, match=r"broken does not fit .*\nmissing \(1\): roi_heads.mask_head.predictor"
-    ):
+    with pytest.raises(CheckpointError, match=r"broken does not fit .*\nmissing \(1\): roi_heads.mask_head.predictor"):
         Predictor.from_checkpoint(tmp_path / "broken", device="cpu")
 
 

@@ -29,9 +29,7 @@ def test_a_complete_environment_passes() -> None:
         (ImportError(""), r"torch cannot be loaded \(ImportError\)"),
     ],
 )
-def test_each_failure_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
-) -> None:
+def test_each_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def fail(name: str) -> None:
         raise error
 
@@ -43,7 +41,8 @@ def test_each_failure_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "module", ["model.requirements", "model.checkpoint_metadata", "model.releases", "model.download"]
+    "module",
+    ["model.requirements", "model.checkpoints.metadata", "model.checkpoints.releases", "model.checkpoints.download"],
 )
 def test_what_commands_ask_first_is_free_of_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -35,9 +35,7 @@ def _of_class(image: np.ndarray, label: str) -> list[Instance]:
 
 
 def as_set(found: list[Instance]) -> set[tuple[str, bytes, tuple[float, ...]]]:
-    return {
-        (instance.label, np.packbits(instance.mask_hw).tobytes(), instance.box_xyxy) for instance in found
-    }
+    return {(instance.label, np.packbits(instance.mask_hw).tobytes(), instance.box_xyxy) for instance in found}
 
 
 @st.composite

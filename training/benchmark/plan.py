@@ -7,9 +7,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from training.benchmark.cost.report import refinement_cost
 from training.benchmark.recipe import Scale, data_of, training_config, training_digest
 from training.benchmark.rows import Row, Table
-from training.cost.report import refinement_cost
 
 # Section 6.1: 12 epochs of COCO (117,266 images) took 8 hours on four RTX 2080 Ti with an R50.
 GPU_SECONDS_AN_IMAGE = 8 * 3600 * 4 / (12 * 117_266)
@@ -21,7 +21,7 @@ BASIS = (
 )
 
 
-def plan(table: Table, scale: Scale) -> dict[str, Any]:
+def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
     """Data that is there or missing, and for every row iterations, GPU hours and GPU memory."""
     data = data_of(table, scale)
     rows, seen = [], set[str]()
@@ -33,12 +33,17 @@ def plan(table: Table, scale: Scale) -> dict[str, Any]:
     return {
         "table": table.number,
         "title": table.title,
-        "data": {"set": data.title, "needs": data.needs, "train": data.train, "test": data.test,
-                 "missing": missing_files(data.train, data.test)},
+        "data": {
+            "set": data.title,
+            "needs": data.needs,
+            "train": data.train,
+            "test": data.test,
+            "missing": missing_files(data.train, data.test),
+        },
         "rows": rows,
         "gpu_hours": sum(row.get("gpu_hours", 0.0) for row in rows),
         "basis": BASIS,
-    }  # fmt: skip
+    }
 
 
 def _row_plan(table: Table, row: Row, scale: Scale, seen: set[str]) -> dict[str, Any]:
@@ -89,9 +94,7 @@ def _peaks(cfg: CfgNode, tokens: int) -> tuple[int, int]:
     node, channels = cfg.MODEL.TRANSFINER, cfg.MODEL.FPN.OUT_CHANNELS
     key = (tokens, channels, node.REFINER, node.ENCODER_LAYERS, node.ENCODER_HEADS, *node.CUES)
     if key not in _PEAKS:
-        counted = [
-            refinement_cost(cfg, [tokens] * n, channels=channels, training=True)["peak_bytes"] for n in (1, 2)
-        ]
+        counted = [refinement_cost(cfg, [tokens] * n, channels=channels, training=True)["peak_bytes"] for n in (1, 2)]
         _PEAKS[key] = (counted[0], counted[1])
     return _PEAKS[key]
 
@@ -115,7 +118,7 @@ def missing_files(*names: str) -> list[str]:
     return [str(path) for path in paths if not path.exists()]
 
 
-def as_text(planned: dict[str, Any]) -> str:
+def plan_text(planned: dict[str, Any]) -> str:
     """The plan as lines for people."""
     data = planned["data"]
     lines = [f"Table {planned['table']}: {planned['title']}", f"data: {data['set']}; needs {data['needs']}"]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 PAPER, MEASURED = "#9aa4b2", "#c2410c"
 
 
-def draw(report: dict[str, Any], folder: Path) -> list[Path]:
+def draw_table_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     """The plots that the report's columns allow, as PNG files."""
     columns = set(report["columns"])
     drawn = []
@@ -76,11 +76,10 @@ def _by_size(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(1.1 * len(rows) + 3, 3.6))
     axes = figure.add_subplot()
     for place, (column, shade) in enumerate((("APs", 0.35), ("APm", 0.65), ("APl", 1.0))):
-        heights = [
-            (_mean(row, column) if source == "measured" else row["paper"].get(column)) or 0.0 for row in rows
-        ]
-        axes.bar([n + 0.27 * (place - 1) for n in range(len(rows))], heights, 0.25, color=MEASURED, alpha=shade,
-                 label=column)  # fmt: skip
+        heights = [(_mean(row, column) if source == "measured" else row["paper"].get(column)) or 0.0 for row in rows]
+        axes.bar(
+            [n + 0.27 * (place - 1) for n in range(len(rows))], heights, 0.25, color=MEASURED, alpha=shade, label=column
+        )
     axes.set(ylabel=f"AP by object size ({source})", xticks=range(len(rows)))
     axes.set_xticklabels([row["name"] for row in rows], rotation=20, ha="right", fontsize=7)
     axes.legend(frameon=False)
@@ -96,8 +95,14 @@ def _bars(report: dict[str, Any], column: str) -> Figure:
         if paper is not None:
             axes.barh(place - 0.2, paper, 0.35, color=PAPER, label="paper" if place == 0 else None)
         if found:
-            axes.barh(place + 0.2, found["mean"], 0.35, xerr=found["std"] or None, color=MEASURED,
-                      label="measured" if place == 0 else None)  # fmt: skip
+            axes.barh(
+                place + 0.2,
+                found["mean"],
+                0.35,
+                xerr=found["std"] or None,
+                color=MEASURED,
+                label="measured" if place == 0 else None,
+            )
     axes.set(yticks=range(len(rows)), xlabel=column)
     axes.set_yticklabels([row["name"] for row in rows], fontsize=8)
     axes.invert_yaxis()

@@ -12,7 +12,7 @@ from training.benchmark.rows import COLUMNS, Row, Table
 Results = dict[str, list[dict[str, Any]]]
 
 
-def build_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
+def build_table_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
     """Everything about a run of a table.
 
     ``rows[].measured[column]`` has mean, std (NaN-free; 0 for one seed) and the values of all seeds, in the unit the
@@ -20,9 +20,7 @@ def build_report(table: Table, results: Results, *, setting: dict[str, Any]) -> 
     """
     rows = []
     for row in table.rows:
-        measured = {
-            column: summary for column in table.columns() if (summary := _summary(results, row, column))
-        }
+        measured = {column: summary for column in table.columns() if (summary := _summary(results, row, column))}
         rows.append(
             {
                 "row": row.key,
@@ -59,7 +57,7 @@ def _summary(results: Results, row: Row, column: str) -> dict[str, Any] | None:
     return {"mean": statistics.fmean(values), "std": spread, "values": values}
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def table_report_markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     columns = report["columns"]
     lines = [f"# Table {report['table']}: {report['title']}", ""]
@@ -89,13 +87,13 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return f"{paper} / **{found['mean']:.1f}**{spread}{marked}"
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> list[Path]:
+def write_table_report(folder: Path, report: dict[str, Any]) -> list[Path]:
     """Write report.json, report.md and the plots; returns their paths."""
-    from training.benchmark.plots import draw
+    from training.benchmark.plots import draw_table_plots
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    pictures = draw(report, folder)
-    text = as_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
+    pictures = draw_table_plots(report, folder)
+    text = table_report_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
     (folder / "report.md").write_text(text, encoding="utf-8")
     return [folder / "report.json", folder / "report.md", *pictures]

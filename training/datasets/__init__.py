@@ -16,18 +16,28 @@ from pathlib import Path
 
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet
-from training.datasets.coco import CocoSet
-from training.datasets.lvis import LvisSet
+from training.datasets.coco import CocoSet, LvisSet
 from training.datasets.problems import BadAnnotationError, Policy, Problem, Problems
 from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import FILE, ViaSet
-from training.scenes import SPLITS
+from training.synthetic.scenes import SPLITS
 
 __all__ = [
-    "ENDLESS", "AnySet", "BadAnnotationError", "Bdd100kSet", "CityscapesSet", "CocoSet", "LvisSet", "Problem",
-    "Problems", "Sample", "SceneSet", "ViaSet", "open_set",
-]  # fmt: skip
+    "ENDLESS",
+    "AnySet",
+    "BadAnnotationError",
+    "Bdd100kSet",
+    "CityscapesSet",
+    "CocoSet",
+    "LvisSet",
+    "Problem",
+    "Problems",
+    "Sample",
+    "SceneSet",
+    "ViaSet",
+    "open_set",
+]
 
 AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
-from training.evaluation.bdd100k_ap import CATEGORIES, CROWD, IGNORED, parsed
+from training.metrics.bdd100k import CATEGORIES, CROWD, IGNORED, parsed
 
 
 @dataclass
@@ -59,16 +59,12 @@ class Bdd100kSet(Sequence[Sample]):
             bitmask, numbers = parsed(self.bitmask(index))
         except ValueError as error:
             self.problems.note(truth, "bitmask", "broken mask", f"{error}; its objects are left out")
-            return Sample(
-                image, np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.int64), np.zeros(0, bool), index
-            )
+            return Sample(image, np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.int64), np.zeros(0, bool), index)
         known = (bitmask.category >= 1) & (bitmask.category <= len(CATEGORIES))
         for place in np.flatnonzero(~known & (bitmask.attributes & (IGNORED | CROWD) == 0)):
             detail = f"category {bitmask.category[place]}; left out"
             self.problems.note(truth, f"instance {numbers[place]}", "unknown category", detail)
         kept = np.flatnonzero(known)
-        masks = np.array([bitmask.numbers == one + 1 for one in kept], bool).reshape(
-            -1, *bitmask.numbers.shape
-        )
+        masks = np.array([bitmask.numbers == one + 1 for one in kept], bool).reshape(-1, *bitmask.numbers.shape)
         crowd = (bitmask.attributes[kept] & (IGNORED | CROWD)) > 0
         return Sample(image, masks, bitmask.category[kept].astype(np.int64) - 1, crowd, index)

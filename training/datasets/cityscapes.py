@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
-from training.evaluation.cityscapes_ap import LABELS, LARGEST_LABEL
+from training.metrics.cityscapes import LABELS, LARGEST_LABEL
 
 IMAGE_ENDING = "_leftImg8bit.png"
 TRUTH_ENDING = "_gtFine_instanceIds.png"

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from training.datasets.coco_categories import COCO_CATEGORIES
-from training.scenes import CLASSES, Scene, generate_scene, scene_seed
+from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_seed
 
 LAYOUTS = ("coco", "lvis", "cityscapes", "bdd100k")
 COCO_STAND_INS = (3, 16, 44, 74, 48, 87)  # car, bird, bottle, mouse, fork, scissors
@@ -35,8 +35,11 @@ def write_miniature(
         ValueError: unknown layout.
     """
     writers: dict[str, Callable[[Path, str, list[Scene]], str]] = {
-        "coco": _write_coco, "lvis": _write_lvis, "cityscapes": _write_cityscapes, "bdd100k": _write_bdd100k,
-    }  # fmt: skip
+        "coco": _write_coco,
+        "lvis": _write_lvis,
+        "cityscapes": _write_cityscapes,
+        "bdd100k": _write_bdd100k,
+    }
     if layout not in writers:
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     names = {}
@@ -68,8 +71,9 @@ def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
     """As LVIS v0.5 lies over COCO's images; two categories are LVIS's alone."""
     dataset = _coco_dataset(split, scenes, COCO_STAND_INS)
     synsets = [(name, synset) for _, name, synset in COCO_CATEGORIES] + [
-        ("acorn", "acorn.n.01"), ("zucchini", "zucchini.n.02"),
-    ]  # fmt: skip
+        ("acorn", "acorn.n.01"),
+        ("zucchini", "zucchini.n.02"),
+    ]
     numbers = {name: index for index, (name, _) in enumerate(sorted(synsets), 1)}
     names = {number: name for number, name, _ in COCO_CATEGORIES}
     rng = np.random.default_rng(len(scenes))
@@ -83,9 +87,7 @@ def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
         one["neg_category_ids"] = [number for number in absent if number not in there and rng.random() < 0.6]
         one["not_exhaustive_category_ids"] = [number for number in sorted(there) if rng.random() < 0.3]
         one["file_name"] = f"COCO_val2014_{one['file_name']}"
-    dataset["categories"] = [
-        _lvis_category(numbers[name], name, synset, dataset) for name, synset in sorted(synsets)
-    ]
+    dataset["categories"] = [_lvis_category(numbers[name], name, synset, dataset) for name, synset in sorted(synsets)]
     _store_images(root / f"{split}2017", dataset, scenes)
     file = root / f"lvis_v0.5_{split}.json"
     _store(file, dataset)
@@ -95,9 +97,15 @@ def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
 def _lvis_category(number: int, name: str, synset: str, dataset: dict[str, Any]) -> dict[str, Any]:
     images = [one["image_id"] for one in dataset["annotations"] if one["category_id"] == number]
     return {
-        "id": number, "name": name.replace(" ", "_"), "synset": synset, "synonyms": [name], "def": f"stand-in: {name}",
-        "frequency": "rcf"[number % 3], "image_count": len(set(images)), "instance_count": len(images),
-    }  # fmt: skip
+        "id": number,
+        "name": name.replace(" ", "_"),
+        "synset": synset,
+        "synonyms": [name],
+        "def": f"stand-in: {name}",
+        "frequency": "rcf"[number % 3],
+        "image_count": len(set(images)),
+        "instance_count": len(images),
+    }
 
 
 def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -> dict[str, Any]:
@@ -108,16 +116,31 @@ def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -
         height, width = scene.image.shape[:2]
         name = f"{index:012d}.jpg"
         address = f"http://images.cocodataset.org/{split}2017/{name}"
-        images.append({
-            "id": index, "file_name": name, "height": height, "width": width, "license": 1, "coco_url": address,
-            "flickr_url": "", "date_captured": "2017-01-01 00:00:00",
-        })  # fmt: skip
+        images.append(
+            {
+                "id": index,
+                "file_name": name,
+                "height": height,
+                "width": width,
+                "license": 1,
+                "coco_url": address,
+                "flickr_url": "",
+                "date_captured": "2017-01-01 00:00:00",
+            }
+        )
         for label, mask in scene.instances:
             packed = rle.encode(np.asfortranarray(mask, np.uint8))
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": index, "category_id": stand_ins[CLASSES.index(label)],
-                "area": float(rle.area(packed)), "bbox": rle.toBbox(packed).tolist(), "iscrowd": 0, "mask": mask,
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": stand_ins[CLASSES.index(label)],
+                    "area": float(rle.area(packed)),
+                    "bbox": rle.toBbox(packed).tolist(),
+                    "iscrowd": 0,
+                    "mask": mask,
+                }
+            )
     info = {
         "description": "generated miniature",
         "version": "1.0",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.datasets.cocofied import cocofied
+from training.datasets.coco_categories import cocofied
 
 DIGESTS = "transfiner-digests.json"
 
@@ -42,16 +42,27 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
     "coco": (
         Part("train2017/*.jpg", 118_287, f"{_COCO_SITE}/zips/train2017.zip (18 GB), unpacked into ROOT"),
         Part("val2017/*.jpg", 5_000, f"{_COCO_SITE}/zips/val2017.zip (778 MB), unpacked into ROOT"),
-        Part("annotations/instances_train2017.json", 1, _ANNOTATIONS,
-             (("images", 118_287), ("annotations", 860_001), ("categories", 80))),
-        Part("annotations/instances_val2017.json", 1, _ANNOTATIONS,
-             (("images", 5_000), ("annotations", 36_781), ("categories", 80))),
+        Part(
+            "annotations/instances_train2017.json",
+            1,
+            _ANNOTATIONS,
+            (("images", 118_287), ("annotations", 860_001), ("categories", 80)),
+        ),
+        Part(
+            "annotations/instances_val2017.json",
+            1,
+            _ANNOTATIONS,
+            (("images", 5_000), ("annotations", 36_781), ("categories", 80)),
+        ),
     ),
     "lvis-cocofied": (
         Part("val2017/*.jpg", 5_000, f"{_COCO_SITE}/zips/val2017.zip (778 MB), unpacked into ROOT"),
-        Part("lvis_v0.5_val.json", 1,
-             "https://dl.fbaipublicfiles.com/LVIS/lvis_v0.5_val.json.zip, unpacked into ROOT (v0.5, not v1)",
-             (("images", 5_000), ("categories", 1_230))),
+        Part(
+            "lvis_v0.5_val.json",
+            1,
+            "https://dl.fbaipublicfiles.com/LVIS/lvis_v0.5_val.json.zip, unpacked into ROOT (v0.5, not v1)",
+            (("images", 5_000), ("categories", 1_230)),
+        ),
     ),
     "cityscapes": tuple(
         Part(f"{folder}/{split}/*/*_{ending}.png", count, f"{package} from {_CITY_SITE}, unpacked into ROOT")
@@ -64,11 +75,12 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
     "bdd100k": tuple(
         Part(f"{folder}/{split}/*.{ending}", count, f"{package} from {_BDD_SITE}, unpacked to ROOT/{folder}")
         for folder, ending, package in (
-            ("images/10k", "jpg", "10K Images"), ("labels/ins_seg/bitmasks", "png", "Instance Segmentation"),
+            ("images/10k", "jpg", "10K Images"),
+            ("labels/ins_seg/bitmasks", "png", "Instance Segmentation"),
         )
         for split, count in (("train", 7_000), ("val", 1_000))
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +98,13 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"pattern": self.part.pattern, "files": self.files, "expected": self.part.count,
-                "problem": self.problem, "source": "" if self.fine else self.part.source}  # fmt: skip
+        return {
+            "pattern": self.part.pattern,
+            "files": self.files,
+            "expected": self.part.count,
+            "problem": self.problem,
+            "source": "" if self.fine else self.part.source,
+        }
 
 
 def inspect(layout: str, root: Path, *, any_size: bool = False) -> list[Finding]:

@@ -46,9 +46,7 @@ class Problems:
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
-            raise ValueError(
-                f"what to do with bad annotations is {self.policy!r}, expected one of {get_args(Policy)}"
-            )
+            raise ValueError(f"what to do with bad annotations is {self.policy!r}, expected one of {get_args(Policy)}")
 
     def note(self, file: object, record: str, kind: str, detail: str) -> None:
         """Report a problem. Raises BadAnnotationError where the policy is ``fatal``."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.datasets.problems import Problems
 from training.datasets.sample import Sample
-from training.scenes import CLASSES, VERSION, generate_scene, scene_seed
+from training.synthetic.scenes import CLASSES, VERSION, generate_scene, scene_seed
 
 ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any run sees
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from training.datasets import AnySet
 from training.datasets.sample import Sample
-from training.evaluation.objects import AREA_RANGES_PX
+from training.metrics.matching import AREA_RANGES_PX
 
 _CELL_PX = (320, 240)
 _CAPTION_PX = 14
@@ -25,9 +25,7 @@ def spread(length: int, most: int) -> list[int]:
     return [round(one) for one in np.linspace(0, length - 1, most)]
 
 
-def statistics(
-    samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int
-) -> dict[str, Any]:
+def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int) -> dict[str, Any]:
     """Read samples and count: images, sizes, objects by class and by COCO's area ranges, crowds, problems."""
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
@@ -64,7 +62,7 @@ def _range(values: Sequence[int]) -> list[int]:
     return [min(values), max(values)] if values else []
 
 
-def contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
+def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
     """Images side by side, objects tinted by class and outlined, crowds grey, captions with ids and counts."""
     rows = -(-len(indices) // columns)
     width, height = _CELL_PX[0], _CELL_PX[1] + _CAPTION_PX
@@ -76,16 +74,14 @@ def contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> 
         sheet.paste(_drawn(sample), (left, top + _CAPTION_PX))
         named = Counter(samples.class_names[label] for label in sample.classes)
         caption = f"{sample.image_id}: " + ", ".join(f"{count} {name}" for name, count in named.most_common())
-        draw.text(
-            (left + 3, top + 1), caption[:52].encode("latin-1", "replace").decode("latin-1"), fill="black"
-        )
+        draw.text((left + 3, top + 1), caption[:52].encode("latin-1", "replace").decode("latin-1"), fill="black")
     return sheet
 
 
 def save_contact_sheet(samples: AnySet, indices: Sequence[int], file: Path) -> None:
     """Write the sheet as an image file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(samples, indices).save(file)
+    data_set_contact_sheet(samples, indices).save(file)
 
 
 def _drawn(sample: Sample) -> Image.Image:
@@ -94,9 +90,7 @@ def _drawn(sample: Sample) -> Image.Image:
     picture.thumbnail(_CELL_PX)
     canvas = np.asarray(picture, np.float32).copy()
     for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
-        small = np.asarray(
-            Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX)
-        )
+        small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX))
         inside = small > 96
         colour = np.array([128, 128, 128]) if crowd else np.random.default_rng(int(label)).uniform(40, 255, 3)
         canvas[inside] = canvas[inside] * 0.5 + colour * 0.5

@@ -77,9 +77,7 @@ def _outline(shape: dict[str, Any]) -> list[float] | None:
     """x, y, x, y ... of a polygon or rectangle."""
     if shape.get("name") == "polygon":
         return [
-            float(value)
-            for pair in zip(shape["all_points_x"], shape["all_points_y"], strict=True)
-            for value in pair
+            float(value) for pair in zip(shape["all_points_x"], shape["all_points_y"], strict=True) for value in pair
         ]
     if shape.get("name") == "rect":
         left, top = float(shape["x"]), float(shape["y"])
@@ -92,8 +90,13 @@ def _annotation(number: int, image: int, outline: list[float]) -> dict[str, Any]
     # No box: pycocotools needs none, and `usable` would call outlines that leave the image by a pixel bad.
     area = abs(sum(a * d - b * c for a, b, c, d in _edges(outline))) / 2
     return {
-        "id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "area": area, "segmentation": [outline],
-    }  # fmt: skip
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": area,
+        "segmentation": [outline],
+    }
 
 
 def _edges(outline: list[float]) -> list[tuple[float, float, float, float]]:

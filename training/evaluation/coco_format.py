@@ -34,7 +34,7 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
     return encoded
 
 
-def decoded(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
+def decode_masks(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
     """bool N x H x W of compressed RLEs of one image."""
     masks = [rle.decode(one).astype(bool) for one in packed]
     return np.array(masks, bool).reshape(-1, *shape_hw)
@@ -83,9 +83,7 @@ class TruthBuilder:
         return coco
 
 
-def detections(
-    image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray
-) -> list[dict[str, Any]]:
+def coco_results(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
         {

@@ -34,11 +34,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from model.mask_overlap import iou_matrix
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from model.mask_overlap import iou_matrix
-from training.outline_distance import compare_outlines
+from training.snapshots.outline_distance import compare_outlines
 
 #: Vertices (N, 2) of all outlines of a bool H x W mask, as a person would click them.
 Outliner = Callable[[np.ndarray], np.ndarray]
@@ -138,9 +138,10 @@ class Edits:
         self,
         shown: Sequence[EditableObject],
         truth: Sequence[EditableObject],
-        good: GoodOutline = GoodOutline(),  # noqa: B008 - frozen
+        good: GoodOutline | None = None,
     ) -> None:
         """Correct the regions of one image to its true objects, and count."""
+        good = good or GoodOutline()
         self.images += 1
         self.objects += len(truth)
         self.regions += len(shown)

@@ -2,11 +2,18 @@
 
 The pass may be shared among processes, each with the network of its own: images do not know of each other, and the
 arithmetic of an image is the same wherever it is done, with the same number of threads.
+
+Values as JSON knows them.
+
+COCO's test-dev submission: detections in the result format of its evaluation server.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +26,17 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
-from model.checkpoint import load_checkpoint
-from model.checkpoint_metadata import read_metadata
+from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.metadata import read_metadata
+from model.checkpoints.state_dict import load_weights
+from model.config import override
 from model.network import build_network
-from model.overrides import override
-from model.state_keys import load_weights
-from training.datasets import AnySet, Sample
-from training.evaluation.coco_ap import coco_ap
-from training.evaluation.coco_format import TruthBuilder, decoded, detections
-from training.evaluation.in_processes import in_order
-from training.host_memory import keep_freed_memory
-from training.mapper import to_network_input
+from training.datasets import AnySet, CocoSet, Sample
+from training.datasets.loader import to_network_input
+from training.distributed import keep_freed_memory
+from training.evaluation.coco_format import TruthBuilder, coco_results, decode_masks
+from training.metrics.coco import coco_ap
+from training.metrics.parallel import map_in_processes
 
 Metrics = dict[str, dict[str, float]]
 Result = dict[str, Any]
@@ -72,7 +79,7 @@ def load_for_evaluation(
 ) -> tuple[nn.Module, CfgNode, tuple[str, ...]]:
     """The network of a checkpoint, keeping its coarse masks; its configuration and class names.
 
-    On a CPU this process keeps freed memory from now on, see `training.host_memory`.
+    On a CPU this process keeps freed memory from now on, see `training.distributed`.
 
     Raises:
         CheckpointError: the directory is no checkpoint, or its weights do not fit its configuration.
@@ -115,13 +122,11 @@ def evaluate_checkpoint(
     """
     names = tuple(read_metadata(directory)["classes"])
     if names != samples.class_names:
-        raise ValueError(
-            f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}"
-        )
+        raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
     truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
     given = (directory, samples, device, overrides, torch.get_num_threads())
     indices = [(index, processes <= 1 and observe is not None) for index in range(len(samples))]
-    for done, seen in enumerate(in_order(_look, indices, processes, start=_open, start_with=given), 1):
+    for done, seen in enumerate(map_in_processes(_look, indices, processes, start=_open, start_with=given), 1):
         truth.join(seen.truth)
         refined += seen.refined
         coarse += seen.coarse
@@ -162,9 +167,7 @@ class _Seen:
         image = self.truth.images[0]
         shape = (image["height"], image["width"])
         kinds = {"pred_masks": self.refined, "pred_coarse_masks": self.coarse}
-        masks = {
-            name: decoded([one["segmentation"] for one in found], shape) for name, found in kinds.items()
-        }
+        masks = {name: decode_masks([one["segmentation"] for one in found], shape) for name, found in kinds.items()}
         return Instances(
             shape,
             scores=torch.tensor([one["score"] for one in self.refined], dtype=torch.float32),
@@ -207,8 +210,10 @@ def _look(index: int, keep: bool) -> _Seen:
     found = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
     seconds = time.perf_counter() - began_s
     scores, classes = found.scores.numpy(), found.pred_classes.numpy()
-    kinds = [detections(sample.image_id, _masks(masks), scores, classes)
-             for masks in (found.pred_masks, found.pred_coarse_masks)]  # fmt: skip
+    kinds = [
+        coco_results(sample.image_id, _masks(masks), scores, classes)
+        for masks in (found.pred_masks, found.pred_coarse_masks)
+    ]
     return _Seen(truth, kinds[0], kinds[1], seconds, (sample, found) if keep else None)
 
 
@@ -220,3 +225,46 @@ def infer(network: nn.Module, record: dict[str, Any]) -> Instances:
 
 def _masks(masks: torch.Tensor) -> np.ndarray:
     return masks.numpy().astype(bool)
+
+
+def json_values(value: Any) -> Any:
+    """The same with lists for tuples, and null where there is no number (nothing was there to be found)."""
+    if isinstance(value, dict):
+        return {key: json_values(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Submission:
+    """Collects what was found on each image (an `observe` of `evaluate_checkpoint`); `save` writes the file.
+
+    Records carry image_id, category_id, score and compressed RLE, and no box: with one, the server sorts objects into
+    sizes by their boxes' areas.
+    """
+
+    def __init__(self, samples: CocoSet) -> None:
+        self.category_ids = samples.category_ids
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, sample: Sample, found: Instances) -> None:
+        """Take in one image."""
+        masks = found.pred_masks.numpy().astype(bool)
+        for one in coco_results(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy()):
+            packed = one["segmentation"]
+            one["category_id"] = self.category_ids[one["category_id"] - 1]
+            one["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
+            self.records.append(one)
+
+    def save(self, file: Path) -> None:
+        """A JSON list, or a ``.zip`` of it as the server wants it.
+
+        The server expects the name ``detections_test-dev2017_NAME_results``.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.records)
+        if file.suffix != ".zip":
+            file.write_text(text)
+            return
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{file.stem}.json", text)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.bdd100k_files import bdd100k_ap
-from training.evaluation.cityscapes_ap import RATIO as CITYSCAPES_RATIO
-from training.evaluation.cityscapes_files import cityscapes_ap
-from training.evaluation.coco_ap import coco_ap
-from training.evaluation.coco_reading import read_results, read_truth
-from training.evaluation.lvis_ap import lvis_ap
-from training.evaluation.pairs import Kind, Progress
+from training.metrics.bdd100k import bdd100k_ap
+from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
+from training.metrics.cityscapes import cityscapes_ap
+from training.metrics.coco import IouKind, Progress, coco_ap
+from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.lvis import lvis_ap
 
-METRICS: dict[str, tuple[bool, Kind]] = {  # name -> (LVIS's rules, what is compared)
+METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
     "segm": (False, "segm"),
     "bbox": (False, "bbox"),
     "boundary": (False, "boundary"),
@@ -92,9 +91,7 @@ def score(
         ValueError: unknown metric or layout, or a metric that the layout does not define.
     """
     if metric not in METRICS or layout not in LAYOUTS:
-        raise ValueError(
-            f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}"
-        )
+        raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
     if layout == "coco":
         shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
         return _score_coco(truth, found, metric, mask_areas, unknown_categories, shared)
@@ -102,8 +99,9 @@ def score(
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
-        measured = cityscapes_ap(truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes,
-                                 progress=progress)  # fmt: skip
+        measured = cityscapes_ap(
+            truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
+        )
     else:
         measured = bdd100k_ap(truth, found, kind, processes=processes, progress=progress)
     return Score(layout, metric, *measured)

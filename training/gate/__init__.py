@@ -5,7 +5,7 @@ pictures, `holdout.py` is what they are measured on, `comparing.py` the paired b
 `bars.py` and `before_after.py` tell people.
 """
 
-from training.gate.judging import judge
+from training.gate.gate import judge
 from training.gate.rules import GateRules
 from training.gate.verdict import Verdict
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from training.datasets import CocoSet, Sample
 from training.evaluation.coco_format import TruthBuilder
-from training.evaluation.resampling import RankedMatches, average_precision, ranked_matches
-from training.gate.findings import Found, picture_key
+from training.gate.detections import Detection, picture_key
+from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
 
 HOLDOUT_FILE = "holdout.json"
 IMAGES = "images"
-KINDS = ("mask", "boundary")
+AP_KINDS = ("mask", "boundary")
 IOU50, IOU75 = 0, 5  # places among the IoU thresholds
 
 
@@ -103,7 +103,7 @@ def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> S
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HoldoutResult:
     """What a model reached on a hold-out.
 
     Attributes:
@@ -124,7 +124,7 @@ class Measured:
     def figures(self) -> dict[str, dict[str, float]]:
         """{"mask": {"AP", "AP50", "AP75", "AP/<class>"}, "boundary": {...}}, NaN where nothing was to be found."""
         everything = np.ones((1, len(self.holdout.keys)), np.int64)
-        return {kind: self._named(self.average_precision(kind, everything)[0]) for kind in KINDS}
+        return {kind: self._named(self.average_precision(kind, everything)[0]) for kind in AP_KINDS}
 
     def _named(self, values: np.ndarray) -> dict[str, float]:
         present = values[~np.isnan(values).any(1)]  # classes with truth x T
@@ -135,8 +135,8 @@ class Measured:
 
 
 def measure(
-    holdout: Holdout, found: Sequence[Sequence[Found]], classes: Sequence[str], ratio: float
-) -> Measured:
+    holdout: Holdout, found: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
+) -> HoldoutResult:
     """Match what a model of these classes found on each picture of a hold-out."""
     numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
     image_ids = [one["id"] for one in holdout.dataset["images"]]
@@ -152,7 +152,6 @@ def measure(
         if one.label in numbers  # a class that the project does not have is nobody's mistake
     ]
     matches = {
-        kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio)
-        for kind in KINDS
+        kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in AP_KINDS
     }
-    return Measured(holdout, frozenset(classes) & frozenset(holdout.classes), matches)
+    return HoldoutResult(holdout, frozenset(classes) & frozenset(holdout.classes), matches)

@@ -82,9 +82,7 @@ def parse_rules(values: Mapping[str, Any]) -> GateRules:
             raise ValueError(f"the gate has no rule {name!r}; {meant}")
         kind = int if name in _WHOLE else float
         if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):
-            raise ValueError(
-                f"the gate's {name} is {value!r}; expected a{' whole' if kind is int else ''} number"
-            )
+            raise ValueError(f"the gate's {name} is {value!r}; expected a{' whole' if kind is int else ''} number")
         given[name] = kind(value)
     return GateRules(**given)
 

@@ -1,10 +1,18 @@
-"""What the gate decided, as JSON and as a table."""
+"""What the gate decided, as JSON and as a table.
+
+The rules applied to figures: sentences for and against a candidate. Nothing here looks at a picture.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
+
+from training.gate.bootstrap import ALL, SHARED, Change, Changes
+from training.gate.holdout import AP_KINDS, Holdout, HoldoutResult
+from training.gate.rules import GateRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +90,129 @@ def _interval(change: dict[str, float] | None) -> str:
         return ""
     low, high = (f"{100 * change[end]:+.1f}" for end in ("low", "high"))
     return f"    {100 * change['change']:+.1f} [{low}, {high}]"
+
+
+@dataclass
+class Ruling:
+    """Reasons collected so far. It is for the candidate while nothing speaks against it."""
+
+    against: list[str] = field(default_factory=list)
+    in_favour: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def promote(self) -> bool:
+        """Whether the candidate may serve."""
+        return bool(self.in_favour) and not self.against
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What decided, first; then what one should know."""
+        return (*(self.against or self.in_favour), *self.notes)
+
+
+def format_points(value: float) -> str:
+    """A change of AP in points with its sign: +1.2."""
+    return f"{100 * value:+.1f}"
+
+
+def describe_change(change: Change, rules: GateRules) -> str:
+    """A change with its interval: +1.2 (95 % confidence: above +0.3, below +2.1)."""
+    share = f"{100 * rules.confidence:g} % confidence"
+    low, high = format_points(change.low), format_points(change.high)
+    return f"{format_points(change.change)} points ({share}: above {low}, below {high})"
+
+
+def rule_first(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
+    """A first version, with nothing that served before."""
+    reached = candidate.figures()["mask"]["AP"]
+    sentence = f"first version, nothing to compare with: mask AP {100 * reached:.1f} on the hold-out"
+    if reached >= rules.first_ap:
+        ruling.in_favour.append(f"{sentence}, at least {100 * rules.first_ap:.1f} was asked for")
+    else:
+        ruling.against.append(f"{sentence}, below the {100 * rules.first_ap:.1f} asked for")
+
+
+def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
+    """On a tiny hold-out both figures must rise clearly; no confidence is claimed."""
+    said = (
+        f"the hold-out has {holdout.annotated_images} annotated images, fewer than {rules.min_images}: "
+        "no confidence can be stated, so"
+    )
+    gains = {kind: changes[kind][ALL].change for kind in AP_KINDS}
+    text = " and ".join(f"{kind} AP by {format_points(gain)}" for kind, gain in gains.items())
+    asked = f"at least {format_points(rules.tiny_gain)} points of both {{}} asked for and {text} is what changed"
+    if min(gains.values()) >= rules.tiny_gain:
+        ruling.in_favour.append(f"{said} {asked.format('were')}")
+    else:
+        ruling.against.append(f"{said} {asked.format('are')}")
+    missing = rules.min_images - holdout.annotated_images
+    ruling.notes.append(f"{missing} more annotated images in the hold-out make the comparison statistical")
+
+
+def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
+    """Mask AP or boundary AP must certainly rise, neither may fall, nor the classes that both models know."""
+    rises = [kind for kind in AP_KINDS if changes[kind][ALL].low > rules.least_gain]
+    for kind in AP_KINDS:
+        text = f"{kind} AP {describe_change(changes[kind][ALL], rules)}"
+        if changes[kind][ALL].change < -rules.margin:
+            ruling.against.append(f"worse than the incumbent: {text}")
+        elif kind in rises:
+            ruling.in_favour.append(f"better than the incumbent: {text}")
+        else:
+            ruling.notes.append(f"not certainly different from the incumbent: {text}")
+        known = changes[kind].get(SHARED)
+        if known is not None and known.change < -rules.margin:
+            ruling.against.append(
+                f"worse on the classes that the incumbent knows: {kind} AP {describe_change(known, rules)}"
+            )
+    if not rises and not ruling.against:
+        ruling.against.append(
+            "not certainly better than the incumbent: neither mask AP nor boundary AP rose by more than "
+            f"{100 * rules.least_gain:.1f} points with {100 * rules.confidence:g} % confidence"
+        )
+
+
+def rule_classes(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
+    """No class may certainly fall."""
+    for place, name in enumerate(holdout.classes):
+        if holdout.images_with(place) < rules.min_images // 2:
+            continue  # a handful of images says nothing about one class
+        for kind, change in _of_class(changes, name):
+            if change.change < -rules.class_margin and change.high < 0:
+                ruling.against.append(f"class {name} is worse: {kind} AP {describe_change(change, rules)}")
+
+
+def rule_best(ruling: Ruling, changes: Changes, name: str, rules: GateRules) -> None:
+    """Not certainly worse than the best version that ever served."""
+    for kind in AP_KINDS:
+        change = changes[kind][ALL]
+        if change.high < 0:
+            ruling.against.append(
+                f"{name}, the best version so far, is better: {kind} AP {describe_change(change, rules)}; "
+                "promote that one"
+            )
+        else:
+            ruling.notes.append(f"against {name}, the best version so far: {kind} AP {describe_change(change, rules)}")
+
+
+def rule_forgetting(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
+    """On the hold-out of an earlier snapshot neither figure may certainly fall."""
+    if holdout.annotated_images < rules.min_images:
+        ruling.notes.append(
+            f"earlier hold-out {holdout.name[:12]} has {holdout.annotated_images} annotated images, too few to judge on"
+        )
+        return
+    for kind in AP_KINDS:
+        change = changes[kind].get(ALL)
+        if change is not None and change.change < -rules.forgetting_margin and change.high < 0:
+            ruling.against.append(
+                f"forgot what it knew of the earlier hold-out {holdout.name[:12]}: {kind} AP "
+                f"{describe_change(change, rules)}"
+            )
+
+
+def _of_class(changes: Changes, name: str) -> Iterator[tuple[str, Change]]:
+    for kind in AP_KINDS:
+        if (change := changes[kind].get(f"AP/{name}")) is not None:
+            yield kind, change

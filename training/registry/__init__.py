@@ -5,8 +5,8 @@
 Nothing here imports torch: the API reads it.
 """
 
-from training.registry.names import RegistryError
-from training.registry.records import SnapshotInfo, VersionInfo
 from training.registry.registry import Registry
+from training.registry.storage import RegistryError
+from training.registry.versions import SnapshotInfo, VersionInfo
 
 __all__ = ["Registry", "RegistryError", "SnapshotInfo", "VersionInfo"]

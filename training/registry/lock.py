@@ -14,8 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from training.registry.names import RegistryError
-from training.registry.storage import Storage, to_json
+from training.registry.storage import RegistryError, Storage, to_json
 
 PATIENCE_S = 60.0
 # Far longer than a swap takes; shorter than the patience of others, so that they outlive a killed owner.

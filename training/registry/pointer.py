@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from training.registry.names import RegistryError
+from training.registry.storage import RegistryError
 
 POINTER_FILE = "ACTIVE"
 _EVENTS_KEPT = 200

@@ -13,21 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.registry.garbage import removable, remove_version, unfinished
 from training.registry.lock import exclusively
-from training.registry.names import REPORT_FILE, RegistryError, checked_name, is_paper
 from training.registry.pointer import POINTER_FILE, Pointer, parse_pointer
-from training.registry.publication import now
-from training.registry.records import SnapshotInfo, Status, VersionInfo
 from training.registry.snapshots import fetch_snapshot, list_snapshots, publish_snapshot, snapshot_manifest
-from training.registry.storage import Storage
-from training.registry.transfer import files_of, upload
+from training.registry.storage import REPORT_FILE, RegistryError, Storage, checked_name, is_artifact
+from training.registry.transfer import files_of, upload_files, utc_now
 from training.registry.versions import (
     STATUS_FILE,
+    SnapshotInfo,
+    Status,
+    VersionInfo,
     fetch_version,
     list_versions,
     publish_version,
     read_record,
+    removable,
+    remove_version,
+    unfinished,
     version_folder,
 )
 
@@ -96,7 +98,7 @@ class Registry:
         """Make a published version the one that serves; the present one can be rolled back to."""
         with self._locked(project):
             read_record(self.storage, project, version)
-            self._swap(project, lambda pointer: pointer.promoted(version, now()))
+            self._swap(project, lambda pointer: pointer.promoted(version, utc_now()))
 
     def roll_back(self, project: str) -> str:
         """Make the version serve that served before; returns it. The present one is retired.
@@ -105,7 +107,7 @@ class Registry:
             RegistryError: none served before.
         """
         with self._locked(project):
-            return str(self._swap(project, lambda pointer: pointer.rolled_back(now())).version)
+            return str(self._swap(project, lambda pointer: pointer.rolled_back(utc_now())).version)
 
     def mark(self, project: str, version: str, status: Status, report: dict[str, Any]) -> None:
         """Record what was decided about a version, with the report; its "metrics" become the version's.
@@ -115,7 +117,7 @@ class Registry:
         read_record(self.storage, project, version)
         folder = version_folder(project, version)
         self.storage.write_json(f"{folder}/{REPORT_FILE}", report)
-        marked = {"status": status, "at": now(), "metrics": report.get("metrics", {})}
+        marked = {"status": status, "at": utc_now(), "metrics": report.get("metrics", {})}
         self.storage.write_json(f"{folder}/{STATUS_FILE}", marked)
 
     def attach(self, project: str, version: str, directory: Path) -> list[str]:
@@ -126,30 +128,26 @@ class Registry:
         """
         read_record(self.storage, project, version)
         contents = files_of(directory)
-        if strangers := [name for name in contents if not is_paper(name)]:
+        if strangers := [name for name in contents if not is_artifact(name)]:
             raise RegistryError(
                 f"{directory} holds {', '.join(strangers)}; only MODEL_CARD.md, report.* and pictures/ may be added "
                 "to a published version"
             )
         folder = version_folder(project, version)
-        upload(self.storage, contents, lambda name: f"{folder}/{name}")
+        upload_files(self.storage, contents, lambda name: f"{folder}/{name}")
         return sorted(contents)
 
     def paper(self, project: str, version: str, name: str) -> bytes | None:
         """The content of MODEL_CARD.md, report.json or a picture of a version; None if it has none."""
-        if not is_paper(name):
-            raise RegistryError(
-                f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*"
-            )
+        if not is_artifact(name):
+            raise RegistryError(f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*")
         return self.storage.read(f"{version_folder(project, version)}/{name}")
 
     def papers(self, project: str, version: str) -> list[str]:
         """Names of the papers that a version has."""
         folder = version_folder(project, version)
         pictures = [f"pictures/{name}" for name in self.storage.names(f"{folder}/pictures")]
-        return [
-            name for name in [*self.storage.names(folder), *pictures] if is_paper(name) and name != "pictures"
-        ]
+        return [name for name in [*self.storage.names(folder), *pictures] if is_artifact(name) and name != "pictures"]
 
     def best_ever(self, project: str) -> str | None:
         """Of the versions that serve or served and were not taken back, the one with the highest figures.
@@ -158,11 +156,7 @@ class Registry:
         good enough to choose whom the gate compares with, who measures anew. Without figures: the active one.
         """
         versions = [one for one in self.versions(project) if one.status == "promoted"]
-        rated = [
-            (_figure(one), number, one.name)
-            for number, one in enumerate(versions)
-            if _figure(one) is not None
-        ]
+        rated = [(_figure(one), number, one.name) for number, one in enumerate(versions) if _figure(one) is not None]
         return max(rated)[2] if rated else self.active(project)
 
     def publish_snapshot(self, project: str, directory: Path) -> str:

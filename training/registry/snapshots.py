@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from training.registry.names import RegistryError, checked_name
-from training.registry.publication import publish
-from training.registry.records import SnapshotInfo
-from training.registry.storage import Storage
-from training.registry.transfer import Content, Manifest, download, files_of, manifest_of
+from training.registry.storage import RegistryError, Storage, checked_name
+from training.registry.transfer import Content, Manifest, download_files, files_of, manifest_of, publish
+from training.registry.versions import SnapshotInfo
 
-RECORD_FILE = "snapshot.json"
+SNAPSHOT_RECORD_FILE = "snapshot.json"
 MANIFEST_FILE = "manifest.json"
 _PICTURES = "images/"
 
@@ -23,7 +21,7 @@ def publish_snapshot(storage: Storage, project: str, directory: Path) -> str:
     facts = _read_manifest(directory)
     digest = str(facts["digest"])
     folder = _folder(project, digest)
-    if storage.size(f"{folder}/{RECORD_FILE}") is not None:
+    if storage.size(f"{folder}/{SNAPSHOT_RECORD_FILE}") is not None:
         return digest  # a digest is its content: there is nothing to compare or to copy
     contents = files_of(directory)
     place = _place(project, folder, manifest_of(contents))
@@ -31,7 +29,7 @@ def publish_snapshot(storage: Storage, project: str, directory: Path) -> str:
     rest = {name: content for name, content in contents.items() if not name.startswith(_PICTURES)}
     pictures = manifest_of({name: one for name, one in contents.items() if name not in rest})
     described = {"manifest": facts, "images": pictures}
-    publish(storage, folder, RECORD_FILE, rest, described, place=place, content_digest=digest)
+    publish(storage, folder, SNAPSHOT_RECORD_FILE, rest, described, place=place, content_digest=digest)
     return digest
 
 
@@ -48,7 +46,7 @@ def fetch_snapshot(storage: Storage, project: str, digest: str, cache: Path) -> 
     manifest: Manifest = record["files"] | record["images"]
     place = _place(project, _folder(project, digest), manifest)
     base = cache / checked_name("project", project)
-    return download(storage, manifest, place, base / "snapshots" / digest, shared=base / "files")
+    return download_files(storage, manifest, place, base / "snapshots" / digest, shared=base / "files")
 
 
 def snapshot_manifest(storage: Storage, project: str, digest: str) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def _published(storage: Storage, project: str, digest: str) -> dict[str, Any]:
 
 
 def _record(storage: Storage, project: str, digest: str) -> dict[str, Any] | None:
-    return storage.read_json(f"{_folder(project, digest)}/{RECORD_FILE}")
+    return storage.read_json(f"{_folder(project, digest)}/{SNAPSHOT_RECORD_FILE}")
 
 
 def _snapshots(project: str) -> str:
@@ -88,9 +86,7 @@ def _place(project: str, folder: str, manifest: Manifest) -> Callable[[str], str
     return place
 
 
-def _upload_missing_pictures(
-    storage: Storage, contents: dict[str, Content], place: Callable[[str], str]
-) -> None:
+def _upload_missing_pictures(storage: Storage, contents: dict[str, Content], place: Callable[[str], str]) -> None:
     for name, content in contents.items():
         if name.startswith(_PICTURES) and isinstance(content, Path):
             target = place(name)

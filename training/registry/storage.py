@@ -1,20 +1,22 @@
-"""A folder or a bucket, through fsspec: whole files appear at once, and can be created by one writer only."""
+"""A folder or a bucket, through fsspec: whole files appear at once, and can be created by one writer only.
+
+Names that become parts of paths and URLs: projects, versions, snapshots, and the papers beside a version.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
-
-from training.registry.names import RegistryError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -76,13 +78,9 @@ class Storage:
         try:
             value = json.loads(content)
         except ValueError as error:
-            raise RegistryError(
-                f"{self.describe(name)} is not JSON ({error}); restore it from a backup"
-            ) from error
+            raise RegistryError(f"{self.describe(name)} is not JSON ({error}); restore it from a backup") from error
         if not isinstance(value, dict):
-            raise RegistryError(
-                f"{self.describe(name)} holds a {type(value).__name__}, expected a JSON object"
-            )
+            raise RegistryError(f"{self.describe(name)} holds a {type(value).__name__}, expected a JSON object")
         return value
 
     def size(self, name: str) -> int | None:
@@ -187,3 +185,37 @@ def _write_through(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+CARD_FILE = "MODEL_CARD.md"
+REPORT_FILE = "report.json"
+PICTURES = "pictures"
+
+
+class RegistryError(ValueError):
+    """The registry cannot do what was asked; the message says what, where and the fix."""
+
+
+def checked_name(kind: str, name: str) -> str:
+    """The same name, if it can be a folder's name anywhere.
+
+    Raises:
+        RegistryError: it is empty, too long, or could leave its folder.
+    """
+    if not _SAFE.fullmatch(name):
+        raise RegistryError(
+            f"the {kind} is called {name!r}; expected 1 to 100 letters, digits, '.', '_' or '-', "
+            "a letter or digit first"
+        )
+    return name
+
+
+def is_artifact(path: str) -> bool:
+    """Whether a file of a version is about it (card, report, pictures) and so may come later and change."""
+    parts = PurePosixPath(path).parts
+    if not parts or any(not _SAFE.fullmatch(part) for part in parts):
+        return False
+    if len(parts) == 1:
+        return parts[0] == CARD_FILE or PurePosixPath(parts[0]).stem == PurePosixPath(REPORT_FILE).stem
+    return parts[0] == PICTURES

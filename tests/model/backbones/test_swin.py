@@ -95,12 +95,14 @@ def test_released_pyramids(name: str, width: int) -> None:
     with torch.device("meta"):
         pyramid = build_backbone(cfg, ShapeSpec(channels=3))
         features = pyramid(torch.zeros(1, 3, 64, 96))
-    assert [shape.channels for shape in pyramid.bottom_up.output_shape().values()] == [
-        width * 2**i for i in range(4)
-    ]
+    assert [shape.channels for shape in pyramid.bottom_up.output_shape().values()] == [width * 2**i for i in range(4)]
     assert [tuple(feature.shape[1:]) for feature in features.values()] == [
-        (256, 16, 24), (256, 8, 12), (256, 4, 6), (256, 2, 3), (256, 1, 2)
-    ]  # fmt: skip
+        (256, 16, 24),
+        (256, 8, 12),
+        (256, 4, 6),
+        (256, 2, 3),
+        (256, 1, 2),
+    ]
     assert cfg.INPUT.FORMAT == "BGR"
     assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
 

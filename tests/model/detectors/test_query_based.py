@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from model.config import get_config
 from model.detectors.deformable import transformers_part
-from model.detectors.set_loss import Objects, Weights, focal_loss, match, set_losses
+from model.detectors.query_based import QueryTargets, Weights, focal_loss, match_queries, set_losses
 from model.network import build_network
 
 
@@ -42,9 +42,7 @@ def record(height: int, width: int, *, objects: int = 1) -> dict:
     truth.gt_masks = BitMasks(masks)
     truth.gt_boxes = truth.gt_masks.get_bounding_boxes()
     truth.gt_classes = torch.arange(objects) % 2
-    image = torch.randint(
-        0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
+    image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return {"image": image, "height": 2 * height, "width": 2 * width, "instances": truth}
 
 
@@ -53,16 +51,12 @@ def test_trains_and_outlines_what_it_finds() -> None:
     batch = [record(64, 96, objects=2), record(80, 64), record(64, 64, objects=0)]
     with EventStorage():
         losses = network(batch)
-    assert {"loss_class", "loss_box", "loss_giou", "loss_class_0", "loss_mask", "loss_mask_refine"} <= set(
-        losses
-    )
+    assert {"loss_class", "loss_box", "loss_giou", "loss_class_0", "loss_mask", "loss_mask_refine"} <= set(losses)
     total = torch.stack(list(losses.values())).sum()
     assert torch.isfinite(total)
     total.backward()
     silent = [
-        name
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
+        name for name, parameter in network.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
     assert silent == []
     with torch.inference_mode():
@@ -97,11 +91,11 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch: pytest.M
 
 def test_matching_is_one_to_one_and_cheapest() -> None:
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
-    truth = Objects(torch.tensor([1, 0]), boxes[[1, 0]])
-    queries, objects = match(torch.zeros(3, 2), boxes, truth, Weights())
+    truth = QueryTargets(torch.tensor([1, 0]), boxes[[1, 0]])
+    queries, objects = match_queries(torch.zeros(3, 2), boxes, truth, Weights())
     assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == {0: 1, 1: 0}
-    queries, _ = match(
-        torch.zeros(3, 2), boxes, Objects(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights()
+    queries, _ = match_queries(
+        torch.zeros(3, 2), boxes, QueryTargets(torch.zeros(0, dtype=torch.int64), boxes[:0]), Weights()
     )
     assert len(queries) == 0
 
@@ -109,11 +103,9 @@ def test_matching_is_one_to_one_and_cheapest() -> None:
 def test_set_losses_by_hand() -> None:
     logits = torch.zeros(1, 2, 1)
     # alpha 0.25 (1 - alpha 0.75) * (1 - 0.5)^2 * ln 2, one query matched and one empty
-    assert focal_loss(logits, torch.tensor([[[1.0], [0.0]]])).item() == pytest.approx(
-        0.25 * 0.6931472, rel=1e-5
-    )
+    assert focal_loss(logits, torch.tensor([[[1.0], [0.0]]])).item() == pytest.approx(0.25 * 0.6931472, rel=1e-5)
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]])
-    truth = Objects(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.2]]))
+    truth = QueryTargets(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.2]]))
     pair = (torch.tensor([0]), torch.tensor([0]))
     losses = set_losses(logits, boxes, [truth], [pair], Weights(2, 5, 2))
     assert losses["class"].item() == pytest.approx(2 * 0.25 * 0.6931472, rel=1e-5)

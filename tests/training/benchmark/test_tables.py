@@ -9,10 +9,11 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from model.incoherence import build_detection
+from model.mask_head.incoherence import build_detection
 from model.network import build_network
-from training.benchmark.ap_star import renumbered
-from training.benchmark.plan import as_text, missing_files, plan
+from training.benchmark.cost.subjects import training_record
+from training.benchmark.measurement import renumbered
+from training.benchmark.plan import missing_files, plan_table, plan_text
 from training.benchmark.recipe import (
     Scale,
     overrides_when_measured,
@@ -20,11 +21,10 @@ from training.benchmark.recipe import (
     training_config,
     training_digest,
 )
-from training.benchmark.report import as_markdown, build_report, write_report
+from training.benchmark.report import build_table_report, table_report_markdown, write_table_report
 from training.benchmark.rows import Row, Table
-from training.benchmark.running import run_table
-from training.benchmark.tables_methods import TABLES
-from training.cost.subjects import training_record
+from training.benchmark.runner import run_table
+from training.benchmark.tables import TABLES
 
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
 TINY = Scale(miniature=True, iterations=1, train="scenes:train:4", test="scenes:val:1")
@@ -48,8 +48,14 @@ def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
     assert row_of(7, "nla-224")[1].paper["MB"] == 18091
     assert row_of(12, "transfiner")[1].paper["FPS"] == 6.1
     assert [row.key for row in TABLES[9].rows if row.quoted] == [
-        "bpr-r50", "htc-r101", "refinemask-r101", "bcnet-r101", "istr-r50", "queryinst-r50", "solq-r50",
-    ]  # fmt: skip
+        "bpr-r50",
+        "htc-r101",
+        "refinemask-r101",
+        "bcnet-r101",
+        "istr-r50",
+        "queryinst-r50",
+        "solq-r50",
+    ]
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: f"table {table.number}")
@@ -96,13 +102,13 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
 
 
 def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
-    planned = plan(TABLES[10], Scale(data=str(tmp_path)))
+    planned = plan_table(TABLES[10], Scale(data=str(tmp_path)))
     assert str(tmp_path / "gtFine" / "train") in planned["data"]["missing"]
     ours = planned["rows"][-1]
     # 24,000 iterations of 8 images at 0.0819 GPU seconds
     assert ours["gpu_hours"] == pytest.approx(4.4, abs=0.05)
     assert 5 < ours["gpu_memory_gb"] < 11
-    text = as_text(planned)
+    text = plan_text(planned)
     assert "quoted from the paper" in text
     assert "GPU hours" in text
     assert missing_files("scenes:train") == []
@@ -138,7 +144,7 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     table, told = TABLES[3], list[str]()
     results = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=told.append)
     assert list(results) == ["guided"]
-    files = write_report(tmp_path / "table-3", build_report(table, results, setting={"miniature": True}))
+    files = write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
     assert {path.name for path in files} == {"report.json", "report.md", "rows.png"}
     report = json.loads((tmp_path / "table-3" / "report.json").read_text())
     guided = report["rows"][1]
@@ -157,7 +163,7 @@ def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path) -> None:
 def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
     table = TABLES[11]
     results = {"transfiner": [{"values": {"AP": 0.24, "APbox": 0.30}}, {"values": {"AP": 0.26}}]}
-    text = as_markdown(build_report(table, results, setting={}))
+    text = table_report_markdown(build_table_report(table, results, setting={}))
     assert "| _HRNet (quoted)_ | 22.5 | 28.2 |" in text
     assert "| Mask Transfiner | 23.6 / **25.0** ± 1.4 (+1.4) | 26.2 / **30.0** (+3.8) |" in text
     assert "| Mask R-CNN | 20.5 / - | 26.1 / - |" in text
@@ -166,9 +172,7 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
 def test_results_take_cocos_numbers_and_the_lvis_files_images_and_categories() -> None:
     file = {"categories": [{"id": 44}, {"id": 3}], "images": [{"id": 1}]}
     names = ("car", "bird", "bottle")
-    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [
-        {"image_id": 2, "category_id": 1}
-    ]
+    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
     assert renumbered(found, file, names) == [{"image_id": 1, "category_id": 44}]
     with pytest.raises(ValueError, match="the test set has 'blob'"):
         renumbered(found, file, ("car", "blob", "bottle"))

@@ -13,9 +13,9 @@ from detectron2.structures import Instances
 
 from training.datasets import open_set
 from training.datasets.miniature import write_miniature
-from training.evaluation.coco_reading import read_results, read_truth
+from training.evaluation.run import Submission
 from training.evaluation.score import score
-from training.evaluation.submission import Submission
+from training.metrics.coco_schema import read_results, read_truth
 
 
 def test_perfect_detections_survive_the_file(tmp_path: Path) -> None:

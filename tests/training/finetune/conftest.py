@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "model")]
-
-from finetune_parts import tiny_checkpoint, tiny_snapshot  # noqa: E402
+from tests.support.tiny_finetune import tiny_checkpoint, tiny_snapshot
 
 
 @pytest.fixture(scope="session")

@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from finetune_parts import STEPS, settings, tiny_snapshot
 
-from backend.finetune_command import finetune as command
-from model.checkpoint import load_checkpoint
-from training.finetune import FinetuneProgress, FinetuneStopped, finetune
-from training.finetune_data import NothingToLearn
-from training.progress import read_progress
+from backend.cli.train import finetune as command
+from model.checkpoints.checkpoint import load_checkpoint
+from tests.support.tiny_finetune import STEPS, settings, tiny_snapshot
+from training.engine.log import read_progress
+from training.finetune.data import NothingToLearn
+from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -55,9 +54,8 @@ def kill_amid(child: subprocess.Popen[bytes], lines: Path, count: int) -> None:
 def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     checkpoint: Path, snapshot: Path, finished: Path, tmp_path: Path
 ) -> None:
-    paths = os.pathsep.join([str(ROOT), str(HERE), str(ROOT / "tests" / "model")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(HERE / "finetune_parts.py"), str(checkpoint), str(snapshot), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "tests.support.tiny_finetune", str(checkpoint), str(snapshot), str(tmp_path)]
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
@@ -92,9 +90,7 @@ def test_a_finished_one_is_not_repeated_and_another_is_refused(
         finetune(checkpoint, snapshot, finished, classes=["gear", "nut"], settings=settings())
 
 
-def test_asked_to_stop_it_keeps_its_state_and_says_so(
-    checkpoint: Path, snapshot: Path, tmp_path: Path
-) -> None:
+def test_asked_to_stop_it_keeps_its_state_and_says_so(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
     def stop(note: FinetuneProgress) -> None:
         if note.iteration == 1 and note.phase == "training":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -102,9 +98,15 @@ def test_asked_to_stop_it_keeps_its_state_and_says_so(
     earlier = tiny_snapshot(tmp_path / "earlier", classes=("gear", "leaf"), images=2, first=50)
     with pytest.raises(FinetuneStopped, match="after 2 of 6 iterations"):
         finetune(
-            checkpoint, snapshot, tmp_path / "out", replay=[earlier], base_sets=["scenes:train:2"],
-            classes=["gear", "bolt"], settings=settings(renamed={"leaf": "bolt"}, accumulate=2), on_progress=stop,
-        )  # fmt: skip
+            checkpoint,
+            snapshot,
+            tmp_path / "out",
+            replay=[earlier],
+            base_sets=["scenes:train:2"],
+            classes=["gear", "bolt"],
+            settings=settings(renamed={"leaf": "bolt"}, accumulate=2),
+            on_progress=stop,
+        )
     note = read_progress(tmp_path / "out" / "progress.json")
     assert note is not None
     assert (note.phase, note.iteration) == ("stopped", 2), "the one under way is finished"

@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from training.datasets import Sample
 from training.evaluation.coco_format import encode
-from training.gate.findings import Found
+from training.gate.detections import Detection
 
 SIZE_PX = 64
 CLASSES = ("cat", "dog")
@@ -51,9 +51,7 @@ class World:
         for number in range(images):
             rng = np.random.default_rng((seed, number))
             file = f"{seed}-{number}.png"
-            Image.fromarray(rng.integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)).save(
-                directory / "images" / file
-            )
+            Image.fromarray(rng.integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)).save(directory / "images" / file)
             coco["images"].append({"id": number + 1, "file_name": file, "height": SIZE_PX, "width": SIZE_PX})
             for place in range(2):
                 coco["annotations"].append(
@@ -71,7 +69,7 @@ class World:
         self.models[directory] = (distort, seed, classes)
         return directory
 
-    def detect(self, directory: Path, samples: Sequence[Sample]) -> list[list[Found]]:
+    def detect(self, directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         """What the model of that folder finds: its distortion of the truth, with random scores."""
         distort, seed, classes = self.models[directory]
         self.looked.append((directory.name, len(samples)))
@@ -79,15 +77,9 @@ class World:
         for index in range(len(samples)):
             sample = samples[index]
             rng = np.random.default_rng((seed, int(sample.image[:4].sum())))
-            found = [
-                (label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)
-            ]
-            known = [
-                (CLASSES[label], mask)
-                for label, mask in found
-                if mask is not None and CLASSES[label] in classes
-            ]
-            results.append([Found(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known])
+            found = [(label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)]
+            known = [(CLASSES[label], mask) for label, mask in found if mask is not None and CLASSES[label] in classes]
+            results.append([Detection(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known])
         return results
 
 

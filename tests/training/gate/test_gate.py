@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.metadata import CheckpointError
 from training.gate import GateRules, Verdict, judge
-from training.gate.comparing import tail_share
+from training.gate.bootstrap import tail_share
 from training.gate.rules import parse_rules
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def test_swapped_labels_are_refused(world: World) -> None:
         results = world.detect(directory, samples)
         other = {"cat": "dog", "dog": "cat"}
         if directory == new:
-            results = [
-                [type(one)(other[one.label], one.score, one.segmentation) for one in seen] for seen in results
-            ]
+            results = [[type(one)(other[one.label], one.score, one.segmentation) for one in seen] for seen in results]
         return results
 
     assert not judge(new, old, None, holdout, rules=FEW, detect=swapping).promote
@@ -183,8 +181,12 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     out = world.folder / "report"
     verdict = ruled(world, world.model("new", world.shifted_by(0)), old, world.snapshot("s", 12), out=out)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
-        "MODEL_CARD.md", "pictures/before_after.png", "pictures/gate.png", "report.json", "report.md",
-    ]  # fmt: skip
+        "MODEL_CARD.md",
+        "pictures/before_after.png",
+        "pictures/gate.png",
+        "report.json",
+        "report.md",
+    ]
     assert json.loads((out / "report.json").read_text()) == verdict.as_dict()
     assert "![gate](pictures/gate.png)" in (out / "MODEL_CARD.md").read_text()
     assert "mask AP" in (out / "report.md").read_text()

@@ -9,10 +9,9 @@ import pytest
 import model
 from training.evaluation.run import evaluate_checkpoint
 from training.gate import GateRules, judge
-from training.scenes import CLASSES, generate_scene
-from training.snapshot_records import SnapshotObject
-from training.snapshot_writer import write_snapshot
-from training.snapshots import open_snapshot
+from training.snapshots.format import SnapshotObject, open_snapshot
+from training.snapshots.writer import write_snapshot
+from training.synthetic.scenes import CLASSES, generate_scene
 
 SHIPPED = Path(model.__file__).parent / "weights" / "scenes-small"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.checkpoint_metadata import CheckpointError
+from model.checkpoints.metadata import CheckpointError
 from training.registry import Registry, RegistryError
-from training.registry.garbage import unfinished
 from training.registry.pointer import Pointer
 from training.registry.storage import Storage
+from training.registry.versions import unfinished
 
 Make = Callable[..., Path]
 
@@ -33,9 +33,7 @@ def test_an_empty_registry_says_so(registry: Registry) -> None:
     assert registry.collect_garbage("12", keep=0) == []
 
 
-def test_a_published_version_comes_back_as_it_was(
-    registry: Registry, checkpoint: Make, tmp_path: Path
-) -> None:
+def test_a_published_version_comes_back_as_it_was(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
     made = checkpoint("v1")
     assert registry.publish("12", made, parent="v0", snapshot="abc", metrics={"mask_ap": 0.5}) == "v1"
     [info] = registry.versions("12")
@@ -74,9 +72,7 @@ def test_damaged_weights_are_not_published(registry: Registry, checkpoint: Make)
     assert registry.versions("12") == []
 
 
-def test_fetch_notices_what_changed_in_the_registry(
-    registry: Registry, checkpoint: Make, tmp_path: Path
-) -> None:
+def test_fetch_notices_what_changed_in_the_registry(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
     publish(registry, checkpoint, "v1")
     registry.storage.write("12/versions/v1/model.safetensors", b"changed")
     with pytest.raises(RegistryError, match="it was damaged or changed"):
@@ -87,9 +83,7 @@ def test_fetch_notices_what_changed_in_the_registry(
     assert list((tmp_path / "cache" / "12").iterdir()) == []
 
 
-def test_fetch_copies_once_and_mends_a_damaged_cache(
-    registry: Registry, checkpoint: Make, tmp_path: Path
-) -> None:
+def test_fetch_copies_once_and_mends_a_damaged_cache(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
     publish(registry, checkpoint, "v1")
     fetched = registry.fetch("12", "v1", tmp_path / "cache")
     first = (fetched / "model.safetensors").stat().st_ino
@@ -109,8 +103,10 @@ def test_promotion_and_rollback_tell_the_status(registry: Registry, checkpoint: 
     assert registry.active("12") == "v2"
     registry.mark("12", "v3", "rejected", {"reasons": ["worse"], "metrics": {"mask_ap": 0.1}})
     assert {one.name: one.status for one in registry.versions("12")} == {
-        "v1": "promoted", "v2": "promoted", "v3": "rejected",
-    }  # fmt: skip
+        "v1": "promoted",
+        "v2": "promoted",
+        "v3": "rejected",
+    }
     assert json.loads(registry.paper("12", "v3", "report.json") or b"")["reasons"] == ["worse"]
     assert registry.roll_back("12") == "v1"
     assert registry.version("12", "v2").status == "retired"
@@ -150,9 +146,7 @@ def test_garbage_spares_active_history_best_and_their_ancestors(registry: Regist
 
 
 def test_garbage_takes_what_nobody_finished_for_a_day(registry: Registry, checkpoint: Make) -> None:
-    registry.storage.create(
-        "12/versions/half/claim.json", b'{"content": "x", "at": "2026-01-01T00:00:00+00:00"}'
-    )
+    registry.storage.create("12/versions/half/claim.json", b'{"content": "x", "at": "2026-01-01T00:00:00+00:00"}')
     assert unfinished(registry.storage, "12", datetime(2026, 1, 1, 12, tzinfo=UTC)) == []
     with pytest.raises(RegistryError, match="never finished"):
         publish(registry, checkpoint, "half")
@@ -223,8 +217,7 @@ def test_promotions_of_two_processes_are_all_kept(checkpoint: Make, tmp_path: Pa
     for name in names:
         registry.publish("12", checkpoint("made", weights=b"w"), version=name)
     running = [
-        subprocess.Popen([sys.executable, "-c", _PROMOTE_MANY, str(tmp_path / "registry"), side])
-        for side in "ab"
+        subprocess.Popen([sys.executable, "-c", _PROMOTE_MANY, str(tmp_path / "registry"), side]) for side in "ab"
     ]
     assert [process.wait(60) for process in running] == [0, 0]
     pointer = registry.pointer("12")
@@ -234,9 +227,7 @@ def test_promotions_of_two_processes_are_all_kept(checkpoint: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", ".hidden", "a b", "x" * 101, "ü", "a\n"])
-def test_names_that_could_leave_their_folder_are_refused(
-    registry: Registry, checkpoint: Make, name: str
-) -> None:
+def test_names_that_could_leave_their_folder_are_refused(registry: Registry, checkpoint: Make, name: str) -> None:
     for refused in (
         lambda: registry.publish(name, checkpoint("v1")),
         lambda: registry.active(name),

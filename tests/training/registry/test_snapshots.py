@@ -30,9 +30,7 @@ def test_snapshots_come_back_oldest_first(registry: Registry, snapshot: Make, tm
     assert (fetched / "images" / "1.png").read_bytes() == b"one"
 
 
-def test_a_shared_picture_is_stored_and_copied_once(
-    registry: Registry, snapshot: Make, tmp_path: Path
-) -> None:
+def test_a_shared_picture_is_stored_and_copied_once(registry: Registry, snapshot: Make, tmp_path: Path) -> None:
     for digest, name in (("aaa", "1.png"), ("bbb", "renamed.png")):
         registry.publish_snapshot("12", snapshot(digest, {name: b"same"}))
     assert len(registry.storage.names("12/images")) == 1

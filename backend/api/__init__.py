@@ -1,0 +1,1 @@
+"""The HTTP application: one file a resource. Imports no torch."""

@@ -1,0 +1,145 @@
+"""The HTTP application. Imports no torch: one API process stays small beside the workers."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+
+from flask import Flask, Response, current_app, g, jsonify, request
+from redis import RedisError
+from werkzeug.exceptions import HTTPException
+
+from backend.api.jobs import job_routes
+from backend.api.label_studio import routes
+from backend.api.learning import learning
+from backend.api.openapi import openapi
+from backend.api.services import make_services
+from backend.api.status import status_page
+from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
+from backend.settings import Settings
+
+log = logging.getLogger(__name__)
+# Open to everybody, for probes: they tell nothing.
+PUBLIC = frozenset({"label_studio.health", "label_studio.ready"})
+# How Label Studio names itself. Its /health is checked: only a 401 there makes it say that the password is wrong.
+LABEL_STUDIO_AGENT = "heartex/"
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application for any WSGI server; settings are read from the environment when none are given."""
+    settings = settings or Settings()
+    app = Flask("transfiner", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = int(settings.max_request_mib * 2**20)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.extensions["transfiner"] = make_services(settings)
+    app.register_blueprint(routes)
+    app.register_blueprint(job_routes)
+    app.register_blueprint(status_page)
+    app.register_blueprint(learning)
+    app.register_blueprint(openapi)
+    app.before_request(_begin)
+    app.before_request(lambda: _authorise(settings))
+    app.after_request(_end)
+    app.register_error_handler(Exception, _failed)
+    return app
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", given) else uuid.uuid4().hex[:16]
+    g.begun = time.monotonic()
+
+
+def _authorise(settings: Settings) -> None:
+    """Basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead."""
+    if request.endpoint in PUBLIC and not _is_label_studio():
+        return
+    hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
+    if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
+        return
+    if not (hook or settings.basic_auth_user or settings.api_token.get_secret_value()):
+        return
+    if not knows_credentials(settings):
+        raise UnauthorizedError(
+            "Credentials are missing or wrong.",
+            "Give the ML backend in Label Studio the basic auth user and password.",
+        )
+
+
+def knows_credentials(settings: Settings) -> bool:
+    """Whether the request at hand carries the password or the token of the settings."""
+    given = request.authorization
+    token = settings.api_token.get_secret_value()
+    if given and given.type == "bearer":
+        return bool(token) and _same(given.token or "", token)
+    if not settings.basic_auth_user or not given or given.type != "basic":
+        return False
+    # Both are always compared, in constant time, so that the time taken tells nothing.
+    user_is_right = _same(given.username or "", settings.basic_auth_user)
+    return _same(given.password or "", settings.basic_auth_password.get_secret_value()) and user_is_right
+
+
+def _is_label_studio() -> bool:
+    return request.user_agent.string.startswith(LABEL_STUDIO_AGENT)
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def _end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.get("request_id", "")
+    begun = g.get("begun")
+    if begun is not None:
+        seconds = time.monotonic() - begun
+        endpoint = (request.endpoint or "unknown").rpartition(".")[2]
+        current_app.extensions["transfiner"].metrics.request_seconds.labels(endpoint, response.status_code).observe(
+            seconds
+        )
+        log.log(
+            logging.DEBUG if endpoint in ("health", "metrics", "ready") else logging.INFO,
+            "%s %s %d in %.3f s",
+            request.method,
+            request.path,
+            response.status_code,
+            seconds,
+            extra={"request_id": response.headers["X-Request-Id"]},
+        )
+    return response
+
+
+def _failed(error: Exception) -> Response:
+    """`{error, hint, request_id}`, never a traceback; the reason also as HTTP reason phrase."""
+    failure = _explain(error)
+    request_id = g.get("request_id", "")
+    if failure.status >= 500 and not isinstance(error, ServiceError | RedisError):
+        log.exception("request %s failed", request_id, exc_info=error)
+    elif failure.status not in (401, 404):
+        log.warning("request %s: %s", request_id, failure)
+    response = jsonify(error=failure.error, hint=failure.hint, request_id=request_id)
+    # Label Studio drops our body but shows the reason phrase: it is the only way to tell the annotator why.
+    response.status = f"{failure.status} {_reason_phrase(failure.error)}"
+    if failure.status == 401:
+        response.headers["WWW-Authenticate"] = 'Basic realm="transfiner"'
+    return response
+
+
+def _explain(error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RedisError):
+        return QueueUnavailableError(
+            f"The queue server does not answer ({type(error).__name__}).",
+            "Check that it runs and that TRANSFINER_REDIS_URL names it.",
+        )
+    if isinstance(error, HTTPException):
+        return ServiceError(error.description or error.name, status=error.code or 500)
+    return ServiceError("An internal error.", "The log of the API has more under this request id.")
+
+
+def _reason_phrase(text: str) -> str:
+    """One line of plain ASCII, as HTTP wants it."""
+    return re.sub(r"[^\x20-\x7e]+", " ", text)[:200].strip() or "Error"

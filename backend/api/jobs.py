@@ -1,0 +1,95 @@
+"""What has become of each task, for programs: list, run again, cancel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, redirect, request
+
+from backend.api.csrf import check_form
+from backend.api.services import Services
+from backend.errors import BadRequestError
+from backend.queue.cancel import cancel_waiting
+from backend.queue.delivery import DEFERRED
+from backend.queue.job_store import FINAL, QUEUED, STATS
+from backend.queue.recovery import living_workers
+
+job_routes = Blueprint("jobs", __name__)
+MOST_JOBS = 1000
+
+
+def _service() -> Services:
+    service: Services = current_app.extensions["transfiner"]
+    return service
+
+
+@job_routes.get("/jobs")
+def jobs() -> Response:
+    """State of each recent task: `?project=`, `?state=`, `?limit=`."""
+    service = _service()
+    limit = min(max(request.args.get("limit", 200, int), 1), MOST_JOBS)
+    rows: list[dict[str, Any]] = [
+        dict(row)
+        for row in service.queue.records.recent(MOST_JOBS)
+        if _matches(row, "project", request.args.get("project")) and _matches(row, "state", request.args.get("state"))
+    ][:limit]
+    workers = living_workers(service.connection)
+    pace_s = _seconds_per_task(service)
+    for row in rows:
+        position = service.queue.position(row["job"]) if row["state"] == QUEUED else None
+        if position is not None:
+            row["position"] = position
+            row["eta_s"] = round((position + 1) * pace_s / max(1, len(workers)), 1)
+        if row["state"] in FINAL and not row.get("delivery"):
+            row["delivery"] = "kept"
+    return jsonify(
+        jobs=rows,
+        workers=workers,
+        waiting=service.queue.depth(),
+        deferred=service.connection.hlen(DEFERRED),
+        projects=[project.public() for project in service.predictions.projects.all()],
+    )
+
+
+def _matches(row: dict[str, str], name: str, wanted: str | None) -> bool:
+    value = row.get(name, "")
+    return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
+
+
+def _seconds_per_task(service: Services) -> float:
+    seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
+    return float(seconds or 0) / max(1, int(done or 0))
+
+
+@job_routes.post("/jobs/<job_id>/retry")
+def retry(job_id: str) -> Response:
+    """Run a failed or parked task again."""
+    if not _service().queue.retry(job_id):
+        raise BadRequestError(f"There is no finished job {job_id[:80]!r}.", "GET /jobs lists them.", status=404)
+    return jsonify(status="queued", job=job_id)
+
+
+@job_routes.post("/jobs/<job_id>/cancel")
+def cancel_one(job_id: str) -> Response:
+    """Cancel a task that no worker has taken."""
+    service = _service()
+    check_form(service.connection, service.settings)
+    if not cancel_waiting(service.queue, service.predictions.deliveries, job_id=job_id):
+        raise BadRequestError(
+            f"No job {job_id[:80]!r} is waiting; what a worker has begun goes on to its end.",
+            "GET /jobs?state=queued lists those that wait.",
+            status=404,
+        )
+    return jsonify(status="cancelled", job=job_id)
+
+
+@job_routes.post("/jobs/cancel")
+def cancel_all() -> Any:
+    """Cancel all that waits, or with the field or parameter `project` what waits of one; a button on the page."""
+    service = _service()
+    check_form(service.connection, service.settings)
+    project = request.values.get("project", "")
+    cancelled = cancel_waiting(service.queue, service.predictions.deliveries, project=project)
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("../status", code=303)
+    return jsonify(status="cancelled", tasks=cancelled)

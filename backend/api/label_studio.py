@@ -1,0 +1,183 @@
+"""The endpoints that Label Studio and monitoring call."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from flask import Blueprint, Response, current_app, g, jsonify, redirect, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis import RedisError
+
+from backend.api.disconnect import client_disconnected
+from backend.api.services import Services
+from backend.api.setup_trust import untrusted_reason
+from backend.errors import BadRequestError, ServiceError
+from backend.learning.triggers import BUTTON
+from backend.predictions.output_params import output_settings
+from backend.predictions.projects import Project
+from backend.predictions.schemas import PredictRequest, SetupRequest, parse
+from backend.predictions.service import unusable_because
+from backend.queue.leases import Requester
+from backend.queue.recovery import living_workers
+from backend.queue.train_queue import TrainQueue, living_trainers
+from backend.versions.resolve import registry_of, served_model
+from backend.versions.served_model import ServedModel
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
+
+log = logging.getLogger(__name__)
+routes = Blueprint("label_studio", __name__)
+MODEL_CLASS = "MaskTransfiner"
+
+
+def _service() -> Services:
+    service: Services = current_app.extensions["transfiner"]
+    return service
+
+
+def _model(project_key: str = "") -> ServedModel:
+    """Read on every request (small files), so that a promoted version or replaced checkpoint is seen at once."""
+    return served_model(_service().settings, project_key)
+
+
+def _body() -> Any:
+    try:
+        body = request.get_json(force=True, silent=True)
+        if rb"\ud" in request.get_data().lower():
+            # Half a surrogate pair is allowed in JSON and can be stored nowhere.
+            json.dumps(body, ensure_ascii=False).encode()
+    except (RecursionError, UnicodeEncodeError) as error:
+        raise BadRequestError(f"The body cannot be read: {type(error).__name__}.", "Send plain JSON.") from error
+    if body is None:
+        raise BadRequestError("The body is not JSON.", "Send a JSON object with Content-Type: application/json.")
+    return body
+
+
+@routes.get("/")
+def front() -> Response:
+    """A browser is led to the status page; everybody else gets what /health says."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("status", code=302)  # type: ignore[return-value]
+    return health()
+
+
+@routes.get("/health")
+def health() -> Response:
+    """Label Studio gives this 1 s and wants JSON, so it asks nobody else."""
+    return jsonify(status="UP", model_class=MODEL_CLASS)
+
+
+@routes.get("/ready")
+def ready() -> tuple[Response, int]:
+    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons."""
+    problems = []
+    try:
+        _model()
+    except ServiceError as error:
+        problems.append(str(error))
+    try:
+        if not living_workers(_service().connection):
+            problems.append("No worker is alive. Start one with `transfiner worker`.")
+    except RedisError as error:
+        problems.append(f"The queue server does not answer: {type(error).__name__}.")
+    return jsonify(ready=not problems, problems=problems), 503 if problems else 200
+
+
+@routes.post("/setup")
+def setup() -> Response:
+    """Remember the project. An unusable label config is no reason to refuse: Label Studio would not show why."""
+    asked = parse(SetupRequest, _body())
+    model = _model(asked.project)
+    config = parse_label_config(asked.label_config)
+    reason = unusable_because(config, model)
+    _, complaints = output_settings(_service().settings, asked.extra_params)
+    refused = untrusted_reason(
+        _service().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
+    )
+    warnings = (*config.warnings, *complaints, *filter(None, [refused]))
+    if asked.project:
+        _service().predictions.projects.save(
+            Project(
+                key=asked.project,
+                hostname=asked.hostname.rstrip("/"),
+                token=asked.access_token,
+                label_config=asked.label_config,
+                model_version=model.version,
+                reason=reason,
+                warnings=warnings,
+                extra_params=asked.extra_params,
+                is_believed=not refused,
+            )
+        )
+    for text in (reason, *warnings):
+        if text:
+            log.warning("project %s: %s", asked.project, text)
+    return jsonify(model_version=model.version, model_class=MODEL_CLASS, reason=reason, warnings=warnings)
+
+
+@routes.post("/predict")
+def predict() -> Response:
+    """Results in task order, or `{"results": []}` and a push later."""
+    asked = parse(PredictRequest, _body())
+    asker = Requester(is_gone=client_disconnected(request.environ))
+    return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
+
+
+@routes.get("/versions")
+def versions() -> Response:
+    """Versions that Label Studio offers in a list; it does not say for which project, so the served ones of all."""
+    try:
+        keys = [project.key for project in _service().predictions.projects.all()]
+    except RedisError:
+        keys = []
+    return jsonify(versions=list(dict.fromkeys(_model(key).version for key in [*keys, ""])), message="ok")
+
+
+@routes.post("/webhook")
+def webhook() -> tuple[Response, int]:
+    """Events only say "look now"; Label Studio waits inside the annotator's request, so nothing is done here."""
+    try:
+        event = parse_event(_body())
+    except WebhookError as error:
+        raise BadRequestError(str(error)) from error
+    if isinstance(event, TrainingRequested):
+        return _start_training(event)
+    project_id = getattr(event, "project_id", None)
+    if project_id is not None:
+        try:
+            _service().hasty_projects.touch(project_id)
+        except RedisError as error:
+            # Losing a hint is harmless; making the annotator wait is not.
+            log.warning("event of project %s not noted: %s", project_id, error)
+    return jsonify(status="noted", event=type(event).__name__), 200
+
+
+def _start_training(event: TrainingRequested) -> tuple[Response, int]:
+    """The button, or every n-th annotation. Whether there is anything to learn is looked up when a worker takes it."""
+    service = _service()
+    if registry_of(service.settings) is None:
+        raise ServiceError(
+            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
+        )
+    project = str(event.project_id)
+    known = any(one.id == project for one in service.predictions.projects.all())
+    if not known and not service.settings.label_studio_url:
+        raise BadRequestError(
+            f"Nobody has connected project {project} to this backend.",
+            "Connect it in Label Studio under Settings > Model, or set LABEL_STUDIO_URL.",
+            status=404,
+        )
+    answer = TrainQueue(service.connection).request(project, BUTTON)
+    message = answer.message
+    if not living_trainers(service.connection):
+        message += " No worker takes trainings now: start one with `transfiner worker --queues train`."
+    log.info("project %s: %s", project, message)
+    return jsonify(status="queued" if answer.is_new else "folded in", job=answer.run, message=message), 200
+
+
+@routes.get("/metrics")
+def metrics() -> Response:
+    """For Prometheus."""
+    return Response(generate_latest(_service().metrics.registry), content_type=CONTENT_TYPE_LATEST)

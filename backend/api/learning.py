@@ -1,0 +1,148 @@
+"""The page's part about learning, the same as JSON, and its buttons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, redirect, request
+
+from backend.api.csrf import check_form, form_token
+from backend.api.services import Services
+from backend.errors import BadRequestError, ServiceError
+from backend.learning.curve import CURVE_FILE
+from backend.learning.repredict import repredicting
+from backend.learning.run_record import RunStore
+from backend.learning.triggers import BUTTON
+from backend.learning.watcher import read_trigger_state
+from backend.queue.connection import text
+from backend.queue.train_queue import TrainQueue, living_trainers
+from backend.versions.resolve import project_name, registry_of
+from training.registry import RegistryError
+
+learning = Blueprint("learning", __name__, url_prefix="/learning")
+ROUNDS_SHOWN = 12
+
+
+def _service() -> Services:
+    service: Services = current_app.extensions["transfiner"]
+    return service
+
+
+def learning_facts(service: Services) -> dict[str, Any]:
+    """For the template: what each project learned, learns and serves; {} where learning is off."""
+    registry = registry_of(service.settings)
+    if registry is None:
+        return {}
+    store = RunStore(service.settings.registry)
+    known = {project_name(project.key) for project in service.predictions.projects.all()}
+    names = sorted({*known, *store.projects()} - {""}, key=int)
+    return {
+        "trainers": living_trainers(service.connection),
+        "token": form_token(service.connection),
+        "registry": service.settings.registry,
+        "projects": [_project(service, registry, store, name) for name in names],
+    }
+
+
+def _project(service: Services, registry: Any, store: RunStore, name: str) -> dict[str, Any]:
+    connection = service.connection
+    versions = registry.versions(name)
+    active = registry.active(name)
+    return {
+        "id": name,
+        "active": active,
+        "can_roll_back": bool(registry.pointer(name).history),
+        "current": _current(TrainQueue(connection).current(name)),
+        "looked": read_trigger_state(connection, name),
+        "repredicting": repredicting(connection, name),
+        "rounds": [_round(run) for run in store.newest(name, ROUNDS_SHOWN)],
+        "versions": [
+            {**info.as_dict(), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])
+        ],
+        "has_curve": store.storage.size(f"{name}/{CURVE_FILE}") is not None,
+    }
+
+
+def _current(facts: dict[str, Any]) -> dict[str, Any]:
+    """With the loss curve as points of an SVG polyline, 240 x 60."""
+    losses = json.loads(facts.pop("curve", "[]"))
+    if len(losses) > 1:
+        low, high = min(losses), max(losses)
+        step, scale = 240 / (len(losses) - 1), 60 / ((high - low) or 1)
+        facts["curve_points"] = " ".join(
+            f"{n * step:.1f},{60 - (loss - low) * scale:.1f}" for n, loss in enumerate(losses)
+        )
+    return facts
+
+
+def _round(run: Any) -> dict[str, Any]:
+    facts = dict(vars(run))
+    del facts["figures"]
+    return facts
+
+
+@learning.get("")
+def learning_overview() -> Response:
+    """What the page shows, as JSON."""
+    facts = learning_facts(_service())
+    facts.pop("token", None)
+    return jsonify(facts)
+
+
+@learning.get("/<int:project>/curve.png")
+def curve(project: int) -> Response:
+    """The learning curve, drawn by the worker after each round."""
+    picture = RunStore(_service().settings.registry).storage.read(f"{project}/{CURVE_FILE}")
+    if picture is None:
+        raise ServiceError(f"Project {project} has no finished round yet.", status=404)
+    return Response(picture, content_type="image/png", headers={"Cache-Control": "no-cache"})
+
+
+@learning.get("/<int:project>/versions/<version>/<path:name>")
+def round_artifact(project: int, version: str, name: str) -> Response:
+    """Report, model card and pictures of a version."""
+    try:
+        content = registry_of(_service().settings).paper(str(project), version, name)
+    except RegistryError as error:
+        raise BadRequestError(str(error)) from error
+    if content is None:
+        raise ServiceError(f"Version {version} has no {name}.", status=404)
+    kinds = {"png": "image/png", "json": "application/json"}
+    kind = kinds.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
+    return Response(content, content_type=kind, headers={"X-Content-Type-Options": "nosniff"})
+
+
+@learning.post("/<int:project>/<action>")
+def act(project: int, action: str) -> Any:
+    """The buttons: start, cancel, promote (field `version`), rollback."""
+    service = _service()
+    check_form(service.connection, service.settings)
+    if registry_of(service.settings) is None:
+        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", status=409)
+    try:
+        said = _do(service, str(project), action, request.form.get("version", ""))
+    except RegistryError as error:
+        raise BadRequestError(str(error), status=409) from error
+    # Whoever watches the project gives the backend in Label Studio its new title.
+    service.predictions.projects.touch(project)
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("../../status", code=303)
+    return jsonify(status=said)
+
+
+def _do(service: Services, project: str, action: str, version: str) -> str:
+    registry, queue = registry_of(service.settings), TrainQueue(service.connection)
+    if action == "start":
+        return queue.request(project, BUTTON).message
+    if action == "cancel":
+        run = queue.cancel(project)
+        return f"Training {run} is being cancelled." if run else "Nothing waits or runs."
+    if action == "promote":
+        registry.promote(project, version)
+        return f"{version} serves now."
+    if action == "rollback":
+        return f"{registry.roll_back(project)} serves now."
+    raise BadRequestError(
+        f"There is no button {text(action)[:40]!r}.", "start, cancel, promote and rollback are.", status=404
+    )

@@ -1,0 +1,183 @@
+"""`transfiner data`: look at data sets, prepare the official ones, write miniatures of them.
+
+`transfiner scenes`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Check data sets, prepare the official ones, write miniatures of them.
+
+    \b
+    Example: transfiner data check coco:instances_val2017.json:val2017/
+    """
+
+
+@data.command()
+@click.argument("name", metavar="SET")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Images to read, evenly spread; 0: all. Annotation files are always checked whole.",
+)
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG.")
+@click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
+@click.option(
+    "--bad",
+    type=click.Choice(["skip", "fatal"]),
+    default="skip",
+    show_default=True,
+    help="End with 1 at the first annotation or file that cannot be right, or skip and count.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
+    """Read a set: what it holds, what is wrong with it, and a contact sheet.
+
+    SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
+    bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
+
+    \b
+    Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
+    """
+    from training.datasets import open_set
+    from training.datasets.statistics import save_contact_sheet, spread, statistics
+
+    policy: Any = bad
+    try:
+        samples = open_set(name, bad=policy, missing=policy)
+        indices = spread(len(samples), limit)
+        with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
+            found = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
+        if sheet:
+            save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(found) if as_json else _summary(found))
+
+
+def _summary(found: dict[str, Any]) -> str:
+    sizes = " x ".join("-".join(map(str, sorted(set(found[side])))) for side in ("width_px", "height_px"))
+    by_size = ", ".join(f"{count} {name}" for name, count in found["by_size"].items())
+    lines = [
+        f"{found['set']}: {found['images']} images, {found['images_read']} read, {sizes} px",
+        f"  {found['objects']} objects ({by_size}), {found['crowds']} crowds, "
+        f"{found['images_without_objects']} images without objects",
+    ]
+    counted = sorted(found["by_class"].items(), key=lambda one: -one[1])
+    lines += [f"  {name:<24}{count:>7}" for name, count in counted if count]
+    empty = sum(not count for _, count in counted)
+    lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
+    lines += [f"  {count} x {kind}" for kind, count in found["problems"].items()] or ["  nothing wrong"]
+    return "\n".join([*lines, *(f"    {one}" for one in found["problem_list"][:20])])
+
+
+@data.command()
+@click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
+@click.argument("root", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (miniatures, subsets).")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
+    """Check that an official set is whole, convert what must be converted, say what to download where.
+
+    \b
+    Example: transfiner data prepare lvis-cocofied data/coco
+    """
+    from training.datasets.preparation import convert, digests, inspect, set_names
+
+    findings = inspect(layout, root, any_size=any_size)
+    whole = all(one.fine for one in findings)
+    try:
+        known = digests(layout, root) if whole else {}
+        written = [str(path) for path in convert(layout, root)] if whole else []
+    except (ValueError, KeyError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    names = set_names(layout, root) if whole else []
+    outcome = {
+        "layout": layout,
+        "root": str(root),
+        "whole": whole,
+        "parts": [one.as_dict() for one in findings],
+        "digests": known,
+        "written": written,
+        "sets": names,
+    }
+    if as_json:
+        click.echo(json.dumps(outcome))
+    else:
+        for one in findings:
+            click.echo(f"{'ok     ' if one.fine else 'MISSING'} {root / one.part.pattern}: {one.problem or one.files}")
+            if not one.fine:
+                click.echo(f"        get {one.part.source.replace('ROOT', str(root))}")
+        for line in [*(f"wrote   {path}" for path in written), *(f"use     {name}" for name in names)]:
+            click.echo(line)
+    sys.exit(0 if whole else 1)
+
+
+@data.command()
+@click.argument("layout", type=click.Choice(["coco", "lvis", "cityscapes", "bdd100k"]))
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--train", type=click.IntRange(0), default=8, show_default=True, help="Images to train on.")
+@click.option("--val", type=click.IntRange(0), default=8, show_default=True, help="Images to evaluate on.")
+@click.option("--width", type=click.IntRange(64), default=320, show_default=True, help="Pixels.")
+@click.option("--height", type=click.IntRange(64), default=240, show_default=True, help="Pixels.")
+@click.option("--json", "as_json", is_flag=True, help="Print the names of the sets as JSON.")
+def miniature(layout: str, out: Path, train: int, val: int, width: int, height: int, as_json: bool) -> None:
+    """Write a small generated set in the exact layout of an official one.
+
+    \b
+    Example: transfiner data miniature cityscapes data/mini-cityscapes
+    """
+    from training.datasets.miniature import write_miniature
+
+    names = write_miniature(layout, out, train=train, val=val, width=width, height=height)
+    click.echo(json.dumps(names) if as_json else "\n".join(f"use {name}" for name in names.values()))
+
+
+@click.command()
+@click.option("--split", type=click.Choice(["train", "val", "demo"]), default="demo", show_default=True)
+@click.option("--count", type=click.IntRange(1), default=12, show_default=True)
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Index of the first scene.")
+@click.option("--width", type=click.IntRange(64), default=384, show_default=True, help="Pixels.")
+@click.option("--height", type=click.IntRange(64), default=288, show_default=True, help="Pixels.")
+@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Also write a contact sheet, a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def scenes(
+    split: str,
+    count: int,
+    first: int,
+    width: int,
+    height: int,
+    folder: Path,
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw scenes with exact masks: images and a COCO annotation file.
+
+    \b
+    Example: transfiner scenes --split demo --count 12 --out scenes/ --sheet scenes/sheet.png
+    """
+    from training.synthetic.files import write_scenes
+
+    written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
+    outcome = {
+        "images": len(written.images),
+        "instances": written.instances,
+        "annotations": str(written.annotations),
+    }
+    click.echo(
+        json.dumps(outcome)
+        if as_json
+        else f"{outcome['images']} scenes with {outcome['instances']} objects in {folder}"
+    )

@@ -1,0 +1,207 @@
+"""`transfiner effort`: how well the order of tasks fits the work they take, and its calibration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.errors import ServiceError
+
+if TYPE_CHECKING:
+    from backend.learning.snapshot.annotation_cost import CorrectionCost
+
+Folder = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What both commands are asked: a model, the images, and how to predict."""
+    for option in reversed(
+        (
+            click.option("--weights", type=Folder, required=True, help="Checkpoint directory."),
+            click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot."),
+            click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), help="Generated scenes."),
+            click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
+            click.option(
+                "--shown-from",
+                type=click.FloatRange(0, 1),
+                default=0.5,
+                show_default=True,
+                help="Detections below this score are not shown to people.",
+            ),
+            click.option("--device", default="auto", show_default=True),
+            click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def effort() -> None:
+    """Order tasks by the work they will take: calibrate, compare.
+
+    \b
+    Example: transfiner effort compare --weights model/weights/scenes-small --scenes val
+    """
+
+
+@effort.command()
+@_options
+def calibrate(
+    weights: Path,
+    snapshot: Path | None,
+    split: str | None,
+    count: int,
+    shown_from: float,
+    device: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Fit the expected edit to the corrections of a snapshot, and keep it with the model as effort.json.
+
+    Images that were held out of training are taken first.
+
+    \b
+    Example: transfiner effort calibrate --weights candidate --snapshot snapshots/5c0b06cb
+    """
+    from training.snapshots.annotation_cost import EffortError
+
+    measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
+    try:
+        fitted = measured.fit(name)
+    except EffortError as error:
+        raise ServiceError(str(error)) from error
+    path = fitted.save(weights)
+    if as_json:
+        click.echo(json.dumps({"path": str(path), "is_useful": fitted.is_useful, **asdict(fitted)}))
+        return
+    verdict = "it orders tasks from now on" if fitted.is_useful else "today's score is no worse and stays"
+    click.echo(
+        f"{path}: rank correlation with the edits of {fitted.images} images {fitted.rank_correlation:+.3f} when left "
+        f"out of the fit, today's score {fitted.baseline:+.3f}; {verdict}"
+    )
+
+
+@effort.command("compare")
+@_options
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the orders into this PNG.")
+def compare_effort(
+    weights: Path,
+    snapshot: Path | None,
+    split: str | None,
+    count: int,
+    shown_from: float,
+    device: str,
+    threads: int,
+    as_json: bool,
+    picture: Path | None,
+) -> None:
+    """Compare orders of tasks with the edits that a simulated annotator needs.
+
+    The expected edit is that of the model's effort.json; without one, it is fitted here, and each image is judged by
+    a fit that has not seen it.
+
+    \b
+    Example: transfiner effort compare --weights model/weights/scenes-small --scenes val --picture orders.png
+    """
+    from training.snapshots.work_order import compare_orders, draw_orders
+
+    measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
+    expected, origin = _expected(measured, weights)
+    scores = {
+        "expected edit": [-value for value in expected],
+        "score * (1 - uncertainty)": measured.certainty,
+        "mean confidence": measured.confidence,
+    }
+    figures = compare_orders(scores, measured.edits)
+    if picture:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_orders(scores, measured.edits).save(picture)
+    if as_json:
+        rows = {order: asdict(one) for order, one in figures.items()}
+        click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))
+        return
+    click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
+    click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
+    for order, one in figures.items():
+        interval = f"{one.low:+.2f}..{one.high:+.2f}"
+        click.echo(f"{order:28}{one.rank_correlation:>+18.3f}{interval:>18}{one.first_fifth:>21.0%}")
+
+
+def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
+    from training.snapshots.annotation_cost import EffortError, cross_fitted_edits, load_effort
+
+    try:
+        stored = load_effort(weights)
+    except EffortError as error:
+        raise ServiceError(str(error)) from error
+    if stored is not None:
+        return [stored.expected_edit(one) for one in measured.features], f"fitted on {stored.fitted_on}"
+    expected = cross_fitted_edits(measured.features, measured.edits)
+    return expected.tolist(), "fitted on the other four fifths of these images"
+
+
+def _measured(
+    weights: Path,
+    snapshot: Path | None,
+    split: str | None,
+    count: int,
+    shown_from: float,
+    device: str,
+    threads: int,
+) -> tuple[CorrectionCost, str]:
+    if (split is None) == (snapshot is None):
+        raise click.UsageError("choose one set: --snapshot DIR or --scenes val")
+    from model.requirements import MissingRequirementError, require_model_libraries
+
+    try:
+        require_model_libraries()
+    except MissingRequirementError as error:
+        raise ServiceError(str(error)) from error
+    import torch
+
+    from backend.learning.snapshot.annotation_cost import measure_correction_cost
+    from model.checkpoints.metadata import CheckpointError
+    from model.predictor import Predictor
+    from training.datasets import open_set
+
+    if threads:
+        torch.set_num_threads(threads)
+    samples: Any
+    if snapshot:
+        samples, classes, name = _snapshot_samples(snapshot, count)
+    else:
+        name = f"scenes:{split}:{count}"
+        opened = open_set(name)
+        samples, classes = opened, opened.class_names
+    try:
+        predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
+    except (CheckpointError, ValueError) as error:
+        raise ServiceError(f"The model in {weights} cannot be loaded: {error}") from error
+    with click.progressbar(length=len(samples), label=f"predicting {name}", file=sys.stderr) as bar:
+        measured = measure_correction_cost(
+            predictor, samples, classes, shown_from=shown_from, progress=lambda: bar.update(1)
+        )
+    return measured, name
+
+
+def _snapshot_samples(directory: Path, count: int) -> tuple[Any, tuple[str, ...], str]:
+    """The hold-out, then training images, `count` at most."""
+    from torch.utils.data import ConcatDataset, Subset
+
+    from training.snapshots.format import SnapshotError, open_snapshot
+
+    try:
+        snapshot = open_snapshot(directory)
+    except SnapshotError as error:
+        raise ServiceError(str(error)) from error
+    everything: Any = ConcatDataset([snapshot.open_set("holdout"), snapshot.open_set("train")])  # type: ignore[list-item]
+    chosen = Subset(everything, range(min(count, len(everything))))
+    return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"

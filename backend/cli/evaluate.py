@@ -1,0 +1,340 @@
+"""`transfiner evaluate`.
+
+`transfiner score`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.devtools.served_evaluation.command import served_options
+
+if TYPE_CHECKING:
+    from training.evaluation.score import Score
+
+
+@click.command()
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Checkpoint directory; may be left out with --served.",
+)
+@click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
+@click.option(
+    "--coco",
+    nargs=2,
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Annotation file and image folder of a COCO-format set.",
+)
+@click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
+@click.option(
+    "--submission",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the detections for COCO's server: .json or .zip (sets in COCO's format).",
+)
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
+@click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That share a CPU; same figures with the same --threads (1 each by default).",
+)
+@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.",
+)
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
+@click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
+@served_options
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+def evaluate(
+    weights: Path | None,
+    split: str | None,
+    coco: tuple[Path, Path] | None,
+    named: str | None,
+    submission: Path | None,
+    count: int,
+    ratio: float,
+    device: str,
+    threads: int,
+    processes: int,
+    overrides: tuple[tuple[str, str], ...],
+    picture: Path | None,
+    rows: int,
+    card: bool,
+    as_json: bool,
+    served: str | None,
+    **served_as: Any,
+) -> None:
+    """Measure mask AP and boundary AP of a model's refined and coarse masks, or of what a running API serves.
+
+    \b
+    Example: transfiner evaluate --weights model/weights/scenes-small --scenes val --count 200
+             transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
+    """
+    import torch
+
+    from training.datasets import open_set
+
+    if sum(one is not None for one in (split, coco, named)) != 1:
+        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    if threads > 0 or processes > 1:
+        torch.set_num_threads(threads or 1)
+    name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+    flat = [part for pair in overrides for part in pair]
+    how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
+    try:
+        samples = open_set(name)
+        if served:
+            if submission or picture or card:
+                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
+            _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
+            return
+        if weights is None:
+            raise click.UsageError("--weights is missing; only --served does without")
+        outcome = _raw(samples, name, weights, submission, picture, rows, how)
+    except (ValueError, FileNotFoundError) as error:  # a set, classes, an override, an image that is missing
+        raise click.ClickException(str(error)) from error
+    if card:
+        from training.evaluation.model_card import write_card
+
+        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
+    _say(outcome, as_json, _table)
+
+
+def _served(
+    samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
+) -> None:
+    """What a running API returns, beside the raw masks if there are weights."""
+    from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
+    from backend.devtools.served_evaluation.compare import comparison_text
+
+    _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
+
+
+def _raw(
+    samples: Any,
+    name: str,
+    weights: Path,
+    submission: Path | None,
+    picture: Path | None,
+    rows: int,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
+    from training.datasets import CocoSet
+    from training.evaluation.run import Submission, evaluate_checkpoint
+    from training.visualization.predictions import Comparison
+
+    if submission and not isinstance(samples, CocoSet):
+        raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
+    drawn = Comparison(rows) if picture else None
+    submitted = Submission(samples) if submission else None
+
+    def observe(sample: Any, found: Any) -> None:
+        for one in (drawn, submitted):
+            if one is not None:
+                one(sample, found)
+
+    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
+        result = evaluate_checkpoint(
+            weights,
+            samples,
+            progress=lambda _: bar.update(1),
+            observe=observe if drawn or submitted else None,
+            **how,
+        )
+    if picture and drawn:
+        drawn.save(picture)
+    if submission and submitted:
+        submitted.save(submission)
+    return {"weights": str(weights), "set": name} | result.as_dict()
+
+
+def _say(outcome: dict[str, Any], as_json: bool, comparison_text: Callable[[dict[str, Any]], str]) -> None:
+    from training.evaluation.run import json_values
+
+    click.echo(json.dumps(json_values(outcome)) if as_json else comparison_text(outcome))
+
+
+def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
+    chosen = (
+        f"--scenes {split} --count {count}" if split else f"--coco {coco[0]} {coco[1]}" if coco else f"--data {named}"
+    )
+    return f"transfiner evaluate --weights {weights} {chosen}"
+
+
+def _table(outcome: dict[str, Any]) -> str:
+    lines = [f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each"]
+    lines.append(f"{'':10}{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}")
+    for kind in ("refined", "coarse"):
+        mask, boundary = outcome[kind]["mask"], outcome[kind]["boundary"]
+        row = [f"{100 * mask[key]:.1f}" for key in ("AP", "AP50", "AP75")]
+        row += [f"{100 * boundary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
+        lines.append(
+            f"{kind:10}" + "".join(text.rjust(width) for text, width in zip(row, (10, 8, 8, 14, 8, 8), strict=True))
+        )
+    lines.append(f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP")
+    return "\n".join(lines)
+
+
+_METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
+
+
+@click.command()
+@click.option(
+    "--ground-truth",
+    "truth",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="COCO or LVIS annotation file; a folder for cityscapes and bdd100k.",
+)
+@click.option(
+    "--predictions",
+    "found",
+    type=click.Path(exists=True, path_type=Path),
+    help="COCO results file; a folder for cityscapes and bdd100k.",
+)
+@click.option("--metric", type=click.Choice(_METRICS), default="segm", show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["coco", "cityscapes", "bdd100k"]),
+    default="coco",
+    show_default=True,
+    help="Layout of the files.",
+)
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Boundary width / image diagonal; default 0.02, cityscapes 0.005.",
+)
+@click.option("--mask-areas", is_flag=True, help="Sort detections by mask area even if they carry boxes.")
+@click.option(
+    "--ignore-unknown-categories",
+    "lenient",
+    is_flag=True,
+    help="Leave out predictions of categories that the ground truth lacks, and say how many.",
+)
+@click.option(
+    "--benchmark", is_flag=True, help="Time boundary AP beside faster-coco-eval, by default on the perturbed truth."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(0),
+    default=0,
+    help="To share much work among; 0: one a core. The numbers are the same.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def score(
+    truth: Path,
+    found: Path | None,
+    metric: str,
+    layout: str,
+    ratio: float | None,
+    mask_areas: bool,
+    lenient: bool,
+    benchmark: bool,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Measure predictions on disk against ground truth: COCO, LVIS, Cityscapes, BDD100K.
+
+    \b
+    Example: transfiner score --ground-truth instances_val2017.json --predictions results.json --metric boundary
+    """
+    from training.evaluation.score import score as measure
+    from training.metrics.coco_schema import RecordError
+
+    if benchmark:
+        _benchmark(truth, found, as_json)
+        return
+    if found is None:
+        raise click.UsageError("--predictions is missing; only --benchmark does without")
+    _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
+    _demand_kind(found, "--predictions", folder=layout != "coco", layout=layout)
+    try:
+        result = measure(
+            truth,
+            found,
+            metric,
+            layout,
+            ratio=ratio,
+            mask_areas=mask_areas,
+            unknown_categories=lenient,
+            processes=processes or os.cpu_count() or 1,
+            progress=_Progress(),
+        )
+    except RecordError as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps(result.as_dict()) if as_json else _table_of_score_command(result))
+
+
+def _demand_kind(path: Path, option: str, *, folder: bool, layout: str) -> None:
+    if path.is_dir() != folder:
+        expected = "a folder" if folder else "a file"
+        raise click.UsageError(f"{option} {path} is not {expected}, which --format {layout} expects")
+
+
+class _Progress:
+    """A counter on standard error, where somebody watches."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{done} of {total} images", err=True, nl=done == total)
+
+
+def _table_of_score_command(result: Score) -> str:
+    values = result.as_dict()
+    lines = [f"{result.metric} ({result.layout}), {result.images} images, {result.detections} detections, percent"]
+    names = [name for name in result.numbers if "/" not in name]
+    lines.append("  ".join(f"{name:>6}" for name in names))
+    lines.append("  ".join(f"{_percent(values[name]):>6}" for name in names))
+    counted = {name: value for name, value in values["per_category"].items() if value >= 0}
+    lines += [f"  {name:<24}{_percent(value):>6}" for name, value in sorted(counted.items())]
+    absent = len(values["per_category"]) - len(counted)
+    lines += [f"  {absent} categories without ground truth"] if absent else []
+    return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
+
+
+def _percent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.1f}"
+
+
+def _benchmark(truth: Path, found: Path | None, as_json: bool) -> None:
+    from training.evaluation.boundary_benchmark import compare_speed
+    from training.metrics.coco_schema import RecordError
+
+    try:
+        result: dict[str, Any] = compare_speed(truth, found).as_dict()
+    except RecordError as error:
+        raise click.ClickException(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"--benchmark needs {error.name}: pip install faster-coco-eval") from error
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"boundary AP of {result['detections']} detections on {result['images']} images, processor seconds")
+    click.echo(
+        f"  ours {result['own_cpu_s']:.2f}, faster-coco-eval {result['reference_cpu_s']:.2f}: "
+        f"{result['ratio']:.1f} times less"
+    )
+    click.echo(f"  largest difference of the 12 numbers: {result['largest_difference']:.1e}")

@@ -1,0 +1,121 @@
+"""The `transfiner` program: one group whose commands are imported only when they are used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import click
+
+from backend.errors import ServiceError
+
+# command -> "module:object". Only the chosen one is imported.
+COMMANDS: dict[str, str] = {
+    "serve": "backend.cli.serve:serve",
+    "api": "backend.cli.serve:api",
+    "worker": "backend.cli.serve:worker",
+    "worker-alive": "backend.cli.serve:worker_alive",
+    "demo": "backend.demo.command:demo",
+    "doctor": "backend.doctor.command:doctor",
+    "dashboard": "backend.cli.serve:dashboard",
+    "predict": "backend.cli.predict:predict",
+    "soak": "backend.devtools.soak.command:soak",
+    "load": "backend.devtools.load.command:load",
+    "models": "backend.cli.models:models",
+    "learn": "backend.cli.learn:learn",
+    "rehearse": "backend.devtools.rehearsal.command:rehearse",
+    "train": "backend.cli.train:train",
+    "finetune": "backend.cli.train:finetune",
+    "evaluate": "backend.cli.evaluate:evaluate",
+    "gate": "backend.cli.gate:gate",
+    "benchmark": "backend.cli.benchmark:benchmark",
+    "visualize": "backend.cli.visualize:visualize",
+    "score": "backend.cli.evaluate:score",
+    "data": "backend.cli.data:data",
+    "scenes": "backend.cli.data:scenes",
+    "polygons": "backend.cli.polygons:polygons",
+    "snapshot": "backend.cli.snapshot:snapshot",
+    "effort": "backend.cli.effort:effort",
+}
+HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")
+
+
+class LazyGroup(click.Group):
+    """A group that lists commands without importing them: `--help` reads the first docstring line from the source."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [name for name, target in COMMANDS.items() if _source(target.partition(":")[0])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        target = COMMANDS.get(cmd_name)
+        if target is None or not _source(target.partition(":")[0]):
+            return None
+        return _load(cmd_name, target)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, _summary(COMMANDS[name])) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _source(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _summary(target: str) -> str:
+    """First line of the docstring of the command's function (else of its module), without importing it."""
+    module, _, name = target.partition(":")
+    path = _source(module)
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    text = ast.get_docstring(functions[0]) if functions else ast.get_docstring(tree)
+    return (text or "").partition("\n")[0]
+
+
+def _load(name: str, target: str) -> click.Command:
+    module, _, attribute = target.partition(":")
+    try:
+        command = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(_missing(name, error.name or str(error))) from error
+    assert isinstance(command, click.Command), f"{target} is {type(command).__name__}, not a click command"
+    return command
+
+
+def _missing(command: str, module: str) -> str:
+    package = module.partition(".")[0]
+    if package in HEAVY_PACKAGES:
+        return (
+            f"`transfiner {command}` needs {package}, which is not installed. "
+            "Run `make setup`, which installs torch, torchvision and detectron2 in matching versions."
+        )
+    return f"`transfiner {command}` needs the Python package {module}. Run `make setup`."
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="transfiner-ml-backend", message="%(version)s")
+def cli() -> None:
+    """Outline objects for Label Studio with Mask Transfiner.
+
+    \b
+    Example: transfiner serve --port 9090
+    """
+
+
+def main() -> None:
+    """Entry point: exit codes 0 fine, 1 failed with a reason, 2 wrong usage, 3 the gate refused."""
+    try:
+        cli()
+    except ServiceError as error:
+        click.echo(f"Error: {error.error}", err=True)
+        if error.hint:
+            click.echo(f"Fix:   {error.hint}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

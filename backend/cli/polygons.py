@@ -1,0 +1,271 @@
+"""Masks from files: an image (every pixel that is not black belongs to the mask) or a COCO annotation file.
+
+`transfiner polygons`: masks to polygons and back, with what it costs and what it keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from backend.errors import ServiceError
+from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.hausdorff import deviation_px
+from integration.polygons.shared_edges import masks_to_polygons
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMask:
+    """A mask (bool, H x W), what to call it, and the image it is of: masks of one image may touch."""
+
+    name: str
+    image: str
+    mask_hw: np.ndarray
+
+
+def read_masks(path: Path) -> list[NamedMask]:
+    """All masks of a file.
+
+    Raises:
+        ServiceError: the file cannot be read as either kind.
+    """
+    if path.suffix.lower() == ".json":
+        return list(_coco_masks(path))
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB") if picture.mode in ("P", "RGBA", "CMYK") else picture)
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"{path} is not an image: {error}", "Pass a PNG mask or a COCO .json file.") from error
+    return [NamedMask(path.name, path.name, np.asarray(pixels.any(axis=-1) if pixels.ndim == 3 else pixels > 0))]
+
+
+def _coco_masks(path: Path) -> Iterator[NamedMask]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {image["id"]: (image["height"], image["width"]) for image in records["images"]}
+        classes = {category["id"]: category["name"] for category in records.get("categories", [])}
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in records["annotations"]:
+            by_image[annotation["image_id"]].append(annotation)
+        for image, annotations in by_image.items():
+            for annotation in annotations:
+                label = classes.get(annotation.get("category_id"), "")
+                name = f"{annotation.get('id', '?')} {label}".strip()
+                yield NamedMask(name, str(image), _decoded(annotation["segmentation"], *sizes[image]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "Expected a COCO instances file: images with id, height, width; annotations with segmentation."
+        raise ServiceError(f"{path} is not a COCO file: {type(error).__name__} {error}.", hint) from error
+
+
+def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, list):
+        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        runs = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        runs = segmentation
+    return coco_mask.decode(runs).astype(np.bool_)
+
+
+FilePath = click.Path(dir_okay=False, path_type=Path)
+
+
+class _DefaultGroup(click.Group):
+    """`polygons FILE` means `polygons outline FILE`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["outline", *args])
+
+
+@click.group(cls=_DefaultGroup)
+def polygons() -> None:
+    """Turn masks into polygons and back: JSON, a table, a picture; benchmark and figure.
+
+    `transfiner polygons FILE` is short for `transfiner polygons outline FILE`.
+
+    \b
+    Example: transfiner polygons mask.png --tolerance-px 1 --picture outlined.png
+    """
+
+
+@polygons.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is exact.")
+@click.option("--max-vertices", type=click.IntRange(min=3), help="A polygon; the tolerance is raised to get there.")
+@click.option("--min-area-px", type=click.FloatRange(min=0), default=0.0, help="Smaller parts and holes are left out.")
+@click.option("--shared-edges", is_flag=True, help="Masks of one image that touch keep one edge between them.")
+@click.option("--picture", type=FilePath, help="Write a PNG of mask, polygon and vertices.")
+@click.option(
+    "--mask",
+    "number",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Which mask of the file the picture shows.",
+)
+@click.option("--zoom", type=click.IntRange(1, 64), default=12, show_default=True, help="Picture pixels a mask pixel.")
+@click.option("--json", "as_json", is_flag=True, help="Print the polygons and their figures as JSON.")
+def outline(
+    file: Path,
+    tolerance_px: float,
+    max_vertices: int | None,
+    min_area_px: float,
+    shared_edges: bool,
+    picture: Path | None,
+    number: int,
+    zoom: int,
+    as_json: bool,
+) -> None:
+    """Outline the masks of a PNG or COCO file.
+
+    For each mask: vertices of the exact contour and of the polygons, the two-way Hausdorff distance between them, the
+    tolerance reached, and the overlap (IoU) of the mask with what the polygons fill.
+
+    \b
+    Example: transfiner polygons outline instances_val2017.json --shared-edges --json > polygons.json
+    """
+    if shared_edges and max_vertices is not None:
+        raise click.UsageError("--max-vertices changes each polygon by itself; leave out --shared-edges or it.")
+    try:
+        masks = read_masks(file)
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+    if shared_edges:
+        outlines = [
+            found
+            for _, group in groupby(masks, key=lambda m: m.image)
+            for found in _together(list(group), tolerance_px, min_area_px)
+        ]
+    else:
+        outlines = [
+            mask_to_polygons(
+                named.mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px
+            )
+            for named in masks
+        ]
+    records = [_record(named, found) for named, found in zip(masks, outlines, strict=True)]
+    click.echo(json.dumps(records) if as_json else _table(records))
+    if picture is not None:
+        _write_picture(picture, masks, outlines, number, zoom)
+
+
+def _together(masks: list[NamedMask], tolerance_px: float, min_area_px: float) -> list[list[Polygon]]:
+    return masks_to_polygons([named.mask_hw for named in masks], tolerance_px=tolerance_px, min_area_px=min_area_px)
+
+
+def _record(named: NamedMask, found: list[Polygon]) -> dict[str, Any]:
+    exact = exact_polygons(named.mask_hw)
+    filled = polygons_to_mask(found, *named.mask_hw.shape)
+    union = int((filled | named.mask_hw).sum())
+    deviation = deviation_px(found, exact)
+    return {
+        "mask": named.name,
+        "image": named.image,
+        "parts": len(found),
+        "holes": sum(len(polygon.holes) for polygon in found),
+        "exact_vertices": sum(polygon.vertex_count for polygon in exact),
+        "vertices": sum(polygon.vertex_count for polygon in found),
+        "tolerance_px": max((polygon.tolerance_px for polygon in found), default=0.0),
+        "hausdorff_px": round(deviation, 4) if np.isfinite(deviation) else None,
+        "iou": round(int((filled & named.mask_hw).sum()) / union, 6) if union else 1.0,
+        "polygons": [
+            {"exterior": polygon.exterior.tolist(), "holes": [hole.tolist() for hole in polygon.holes]}
+            for polygon in found
+        ],
+    }
+
+
+_COLUMNS = ("mask", "parts", "holes", "exact_vertices", "vertices", "tolerance_px", "hausdorff_px", "iou")
+
+
+def _table(records: list[dict[str, Any]]) -> str:
+    rows = [[_cell(record[column]) for column in _COLUMNS] for record in records]
+    totals = [str(sum(record[column] for record in records)) for column in _COLUMNS[1:5]]
+    if len(rows) > 1:
+        rows.append([f"all {len(records)}", *totals, "", "", ""])
+    return aligned([list(_COLUMNS), *rows])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows as text columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _write_picture(path: Path, masks: list[NamedMask], outlines: list[list[Polygon]], number: int, zoom: int) -> None:
+    from backend.devtools.polygons.figure import draw_polygons
+
+    if number > len(masks):
+        raise click.UsageError(f"--mask {number}: the file has {len(masks)} masks.")
+    draw_polygons(masks[number - 1].mask_hw, outlines[number - 1], zoom).save(path, format="PNG")
+    click.echo(f"Wrote {path}", err=True)
+
+
+@polygons.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="The best time counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def benchmark(file: Path | None, tolerance_px: float, repeats: int, as_json: bool) -> None:
+    """Compare vertices, fidelity and time with OpenCV and shapely on the same masks.
+
+    Without FILE: on one 4000 x 3000 mask whose contour has some 20,000 corners. Times are processor time but for
+    median_wall_ms, so that they hold on a busy machine. Needs opencv-python-headless.
+
+    \b
+    Example: transfiner polygons benchmark instances_val2017.json
+    """
+    from backend.devtools.polygons.benchmark import compare_outline_methods
+    from backend.devtools.polygons.synthetic_mask import coastline_mask
+
+    try:
+        masks = [named.mask_hw for named in read_masks(file)] if file else [coastline_mask()]
+        rows = [asdict(figures) for figures in compare_outline_methods(masks, tolerance_px, repeats)]
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+    corners = sum(polygon.vertex_count for mask in masks for polygon in exact_polygons(mask))
+    if as_json:
+        click.echo(json.dumps({"masks": len(masks), "corners": corners, "tolerance_px": tolerance_px, "rows": rows}))
+        return
+    click.echo(f"{len(masks)} masks, {corners} corners, tolerance {tolerance_px:g} px")
+    click.echo(aligned([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]))
+
+
+@polygons.command()
+@click.argument("output", type=FilePath)
+@click.option("--mask", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A PNG mask.")
+@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the shrinkage of each method as JSON.")
+def figure(output: Path, file: Path | None, tolerance_px: float, as_json: bool) -> None:
+    """Draw one mask through OpenCV, Douglas-Peucker and ours, and five rounds of accepting and retraining.
+
+    \b
+    Example: transfiner polygons figure polygons.png
+    """
+    from backend.devtools.polygons.benchmark import METHODS
+    from backend.devtools.polygons.figure import comparison_figure, leaf_mask, shrinkage
+
+    try:
+        mask_hw = read_masks(file)[0].mask_hw if file else leaf_mask()
+        comparison_figure(mask_hw, tolerance_px).save(output, format="PNG")
+        shares = {label: shrinkage(mask_hw, method, tolerance_px) for label, method in METHODS.items()}
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps({"picture": str(output), "area_after_rounds": shares}) if as_json else f"Wrote {output}")

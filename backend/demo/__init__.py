@@ -1,0 +1,1 @@
+"""The service with a Label Studio and a ready project beside it."""

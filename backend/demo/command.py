@@ -1,0 +1,188 @@
+"""The `demo` command: the service, a real Label Studio beside it, and a project that is ready to annotate."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backend.bootstrap.running import Progress
+from backend.demo.project import TITLE
+from backend.errors import StartError
+from backend.logs import set_up_logs
+from backend.processes.label_studio_server import COLD_START_S, ROOT, LabelStudioServer
+from backend.processes.service_tree import service_children, warn_of_unknown_variables
+from backend.processes.supervisor import Child, Supervisor, python_module
+from backend.settings import Settings, load_settings
+from backend.versions.served_model import read_served_model
+
+TITLES = {
+    "queue": "queue server",
+    "worker-0": "worker",
+    "api": "backend and Label Studio",
+    "project": "project",
+}
+PROJECT_S = 1800.0  # the first start outlines every image: seconds each on a busy CPU
+LOG_TAIL_LINES = 12
+
+
+@click.command()
+@click.option("--port", default=8080, show_default=True, help="Port of Label Studio.")
+@click.option("--backend-port", default=9090, show_default=True, help="Port of the backend.")
+@click.option("--images", default=24, show_default=True, type=click.IntRange(1, 1000), help="Scenes to import.")
+@click.option("--folder", default=ROOT / "var" / "demo", type=click.Path(path_type=Path), help="Where it is kept.")
+@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
+@click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any) -> None:
+    """Run the service and a Label Studio whose project has every object outlined; Ctrl-C ends all of it.
+
+    Annotations are kept in the folder, so the next start goes on with them.
+
+    \b
+    Example: transfiner demo --port 8081 --backend-port 9091
+    """
+    with _only_one(folder):
+        for what, number, option in (
+            ("Label Studio", port, "--port"),
+            ("the backend", backend_port, "--backend-port"),
+        ):
+            check_port(what, number, option)
+        server = LabelStudioServer(folder / "label-studio", port)
+        server.check_installed()
+        sys.exit(_run(server, _settings(server, backend_port, {**_places(folder), **options}), folder, images))
+
+
+def check_port(what: str, port: int, option: str) -> None:
+    """Raise StartError when a program listens on `port` of loopback already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StartError(
+                f"Port {port} for {what} cannot be used: {error.strerror}.",
+                f"Stop the program that uses it, or choose another: make demo ARGS='{option} {port + 1}'.",
+            ) from error
+
+
+def _places(folder: Path) -> dict[str, Any]:
+    """Projects are numbered anew in every Label Studio: what one demo learned must not serve another."""
+    return {
+        "registry": str(folder / "registry"),
+        "registry_cache": folder / "cache",
+        "learning_folder": folder / "learning",
+    }
+
+
+def _settings(server: LabelStudioServer, port: int, options: dict[str, Any]) -> Settings:
+    # The children read the same variables; on a command line everybody could see the key.
+    os.environ["LABEL_STUDIO_URL"], os.environ["LABEL_STUDIO_API_KEY"] = server.url, server.login.token
+    settings = load_settings(port=port, **options)
+    set_up_logs(settings.model_copy(update={"log_level": "WARNING"}))
+    warn_of_unknown_variables()
+    return settings
+
+
+def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: int) -> int:
+    logs = folder / "log"
+    logs.mkdir(parents=True, exist_ok=True)
+    served, settings = service_children(settings)
+    backend_url = f"http://127.0.0.1:{settings.port}"
+    label_studio = Child("label-studio", server.command, server.environment, grace_s=5.0)
+    # Label Studio starts while the service does; the last part of the service is ready when both are.
+    served[-1] = replace(served[-1], ready=_both(served[-1], server), start_timeout_s=COLD_START_S)
+    project = project_child(server, settings, backend_url, folder, images)
+    children = [_logged(child, logs) for child in (label_studio, *served, project)]
+    login = server.login
+    address = f"{server.url}/projects/{{}}/data"
+    state = folder / "project.json"
+
+    def announce() -> None:
+        number = json.loads(state.read_text())["project"]
+        print(f"\n{TITLE}: {address.format(number)}  login {login.email}  password {login.password}", flush=True)
+        print("Ctrl-C ends it; your annotations are kept.", flush=True)
+
+    state.unlink(missing_ok=True)
+    status = Supervisor(children, when_ready=announce).run()
+    if status:
+        _show_newest_log(logs)
+    return status
+
+
+def project_child(server: LabelStudioServer, settings: Settings, backend_url: str, folder: Path, images: int) -> Child:
+    """The step that fills the project, as a process of its own: Ctrl-C ends it, a failure starts it once more."""
+    model = read_served_model(settings.model)
+    request = {
+        "url": server.url,
+        "images": str(folder / "images"),
+        "count": images,
+        "labels": model.labels,
+        "model_version": model.version,
+        "backend_url": backend_url,
+        "state": str(folder / "project.json"),
+    }
+    return Child(
+        "project",
+        python_module("backend.demo.project", json.dumps(request)),
+        ready=(folder / "project.json").exists,
+        start_timeout_s=PROJECT_S,
+        restarts=1,
+    )
+
+
+def _both(api: Child, server: LabelStudioServer) -> Callable[[], bool]:
+    return lambda: server.is_up() and api.ready()
+
+
+def _logged(child: Child, folder: Path) -> Child:
+    """The child with its output in a file of its own and its progress on the terminal."""
+    log = folder / f"{child.name}.log"
+    log.write_bytes(b"")
+    command = ["/bin/sh", "-c", 'log=$0; exec "$@" >>"$log" 2>&1', str(log), *child.command]
+    progress: list[Progress] = []
+
+    def ready() -> bool:
+        if child.name not in TITLES:
+            return child.ready()
+        if not progress:
+            progress.append(Progress(TITLES[child.name]))
+        is_ready = child.ready()
+        progress[0].doing = _last_line(log) if child.name == "project" else "starting"
+        progress[0].show(last="ready" if is_ready else "")
+        return is_ready
+
+    return replace(child, command=command, ready=ready)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "starting"
+
+
+def _show_newest_log(folder: Path) -> None:
+    newest = max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    tail = newest.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    print("\n".join([f"The last lines of {newest} (the others are beside it):", *tail]), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Two Label Studios on one database would corrupt it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StartError(
+                f"The demo in {folder} is running already.", "Use it, or end it with Ctrl-C in its terminal."
+            ) from error
+        yield

@@ -1,0 +1,199 @@
+"""The demo's project in Label Studio: made once through its API, found again later, brought up to date every time.
+
+Every step looks at what is there and adds what is missing, so an interrupted first start goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import requests
+from PIL import Image
+
+from backend.errors import StartError
+from integration.label_studio.client import ClientError, LabelStudioClient
+from training.synthetic.scenes import generate_scene, scene_seed
+
+TITLE = "Transfiner demo"
+DESCRIPTION = "Generated scenes. Every object is outlined by the model; correct what is wrong and press Submit."
+# Distinct on the scenes' muted backgrounds, and for people who confuse red and green.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c6bb1")
+UPLOAD_CHUNK = 8
+PREDICT_CHUNK = 4  # small, so that progress shows; Label Studio stores a chunk only when all of it is predicted
+LATE_S = 300.0  # predictions that missed Label Studio's deadline are pushed later: this long they are waited for
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class DemoProject:
+    """What the demo shows.
+
+    Attributes:
+        labels: classes of the model that predicts.
+        model_version: its version, as the backend reports it.
+        backend_url: the backend, as Label Studio reaches it.
+        images: pictures to import, one task each.
+    """
+
+    labels: Sequence[str]
+    model_version: str
+    backend_url: str
+    images: Sequence[Path]
+    title: str = TITLE
+
+
+Report = Callable[[str], None]
+
+
+def label_config(labels: Sequence[str]) -> str:
+    """Polygons in the colours of the labels."""
+    rows = (
+        f"    <Label value={quoteattr(label)} background={quoteattr(COLOURS[number % len(COLOURS)])}/>"
+        for number, label in enumerate(labels)
+    )
+    polygons = '  <PolygonLabels name="label" toName="image" strokeWidth="2" opacity="0.3">'
+    picture = '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>'
+    return "\n".join(["<View>", picture, polygons, *rows, "  </PolygonLabels>", "</View>"])
+
+
+def draw_scenes(folder: Path, count: int) -> list[Path]:
+    """The first `count` demo scenes as PNG files in `folder`; existing ones are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"scene-{number:03d}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        if not path.exists():
+            unfinished = path.with_suffix(".part")
+            Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(unfinished, "PNG")
+            unfinished.rename(path)
+    return paths
+
+
+def prepare_project(client: LabelStudioClient, demo: DemoProject, report: Report) -> int:
+    """Make the project ready to annotate and return its id.
+
+    Raises:
+        ClientError: Label Studio refuses something.
+        StartError: predictions do not arrive.
+    """
+    project = _project(client, demo)
+    _import_images(client, project, demo.images, report)
+    _connect(client, project, demo)
+    _retrieve(client, project, demo, report)
+    return project
+
+
+def _project(client: LabelStudioClient, demo: DemoProject) -> int:
+    for project in client.list_projects():
+        if project["title"] == demo.title:
+            return int(project["id"])
+    made = client.create_project(
+        title=demo.title,
+        label_config=label_config(demo.labels),
+        description=DESCRIPTION,
+        sampling="Uncertainty sampling",  # the label stream starts with the pictures the model is least sure of
+        show_collab_predictions=True,
+    )
+    return int(made["id"])
+
+
+def _import_images(client: LabelStudioClient, project: int, images: Sequence[Path], report: Report) -> None:
+    # Label Studio prefixes a file's name with a random part.
+    present = {str(task["data"].get("image", "")).partition("-")[2] for task in client.iter_tasks(project)}
+    missing = [path for path in images if path.name not in present]
+    for start in range(0, len(missing), UPLOAD_CHUNK):
+        report(f"importing images ({start} of {len(missing)})")
+        client.upload_files(project, missing[start : start + UPLOAD_CHUNK])
+
+
+def _connect(client: LabelStudioClient, project: int, demo: DemoProject) -> None:
+    """Connect the backend, under a title that equals the model version.
+
+    Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
+    """
+    wanted = {"url": demo.backend_url, "title": demo.model_version}
+    backends = client.list_backends(project)
+    if not backends:
+        client.create_backend(project, **wanted)
+    elif any(backends[0][key] != value for key, value in wanted.items()):
+        client.update_backend(backends[0], **wanted)
+
+
+def _retrieve(client: LabelStudioClient, project: int, demo: DemoProject, report: Report) -> None:
+    """Have Label Studio ask for every prediction that it lacks, and wait until it has them.
+
+    An image that cannot be predicted is reported and left; none at all is an error.
+    """
+    waiting = _without_prediction(client, project, demo.model_version)
+    total = len(waiting)
+    for start in range(0, total, PREDICT_CHUNK):
+        report(f"outlining objects ({start} of {total} images)")
+        client.retrieve_predictions(project, waiting[start : start + PREDICT_CHUNK])
+    give_up = time.monotonic() + LATE_S
+    while left := _without_prediction(client, project, demo.model_version):
+        failures = _failures(demo.backend_url, project)
+        late = [task for task in left if task not in failures]
+        if not late:
+            _tell_failures(len(left), total, failures[left[0]], report)
+            return
+        if time.monotonic() > give_up:
+            missing = f"{len(late)} of {total} images got no prediction within {LATE_S:.0f} s."
+            raise StartError(missing, "The worker's log says what it did; start again to go on.")
+        report(f"outlining objects ({total - len(left)} of {total} images)")
+        time.sleep(POLL_S)
+
+
+def _tell_failures(failed: int, total: int, reason: str, report: Report) -> None:
+    message = f"{failed} of {total} images got no prediction: {reason}"
+    if failed == total:
+        raise StartError(message, "The worker's log says more.")
+    report(message)
+
+
+def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:
+    """Tasks nobody has annotated that have no prediction of `version`."""
+    return [
+        int(task["id"])
+        for task in client.iter_tasks(project)
+        if not task.get("annotations")
+        and not any(prediction["model_version"] == version for prediction in task.get("predictions", ()))
+    ]
+
+
+def _failures(backend_url: str, project: int) -> dict[int, str]:
+    """Task ids that the backend has given up, with its reasons."""
+    answer = requests.get(f"{backend_url}/jobs", params={"project": project, "limit": 1000}, timeout=10)
+    answer.raise_for_status()
+    rows = answer.json()["jobs"]
+    return {int(row["task"]): row.get("error", "") for row in rows if row["state"] in ("failed", "parked")}
+
+
+def main(argument: str) -> None:
+    """Prepare the project that one JSON object describes, say so in its `state` file, and stay.
+
+    A process of its own, so that Ctrl-C can end it at any moment; it stays because the supervisor starts again what
+    ends. The API key comes in the environment, where other users of the machine cannot read it.
+    """
+    given = json.loads(argument)
+    images = draw_scenes(Path(given["images"]), int(given["count"]))
+    demo = DemoProject(given["labels"], given["model_version"], given["backend_url"], images)
+    client = LabelStudioClient(given["url"], os.environ["LABEL_STUDIO_API_KEY"])
+    project = prepare_project(client, demo, lambda text: print(text, flush=True))
+    state = Path(given["state"])
+    unfinished = state.with_suffix(".part")
+    unfinished.write_text(json.dumps({"project": project}))
+    unfinished.rename(state)
+    os.execvp("sleep", ["sleep", "infinity"])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except (ClientError, StartError, requests.RequestException) as error:
+        sys.exit(str(error))

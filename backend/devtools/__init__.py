@@ -1,0 +1,1 @@
+"""Load, faults, rehearsals and benchmarks of the service: tools for its developers, never imported by the product."""

@@ -1,0 +1,104 @@
+"""The `load` command: what HTTP and queue cost beside the bare predictor, in one run on one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backend.devtools.load.endurance import endure
+from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
+from backend.settings import SHIPPED_MODEL, load_settings
+
+Json = dict[str, Any]
+
+
+@click.command()
+@click.option("--tasks", default=48, show_default=True, help="Tasks of each measurement.")
+@click.option("--batch", default=4, show_default=True, help="Tasks predicted together.")
+@click.option("--rounds", default=9, show_default=True, help="Bare and served take turns this often.")
+@click.option("--model", type=click.Path(path_type=Path), default=SHIPPED_MODEL, help="Checkpoint directory.")
+@click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
+@click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
+@click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def load(
+    tasks: int, batch: int, rounds: int, model: Path, inline: bool, endurance: int, stub: bool, as_json: bool
+) -> None:
+    """Measure throughput and latency through HTTP and queue beside the bare predictor, and each process's memory.
+
+    "bare" is a script: it decodes each image and asks the predictor; "bare with outlines" also makes the regions that
+    Label Studio gets, as the service must. The overhead of a task is what its request took beyond the worker's own
+    seconds for it (image, network, outlines), asked one at a time. CPU is what each process used, whoever else was
+    on the machine. Start-up is from the worker's process to the first answer, a swap from replacing the checkpoint.
+
+    \b
+    Example: transfiner load --tasks 200
+    Example: transfiner load --tasks 40 --endurance 10000
+    """
+    load_settings()
+    pictures = noisy_pictures(tasks)
+    figures: Json = {"tasks": tasks, "batch": batch, "images": "inline" if inline else "by address"}
+    figures["load average before"] = round(os.getloadavg()[0], 2)
+    bare = None if stub else BarePredictor(model, batch)
+    turns: list[Json] = []
+    with ServedModelRun(None if stub else model, pictures, batch, inline=inline) as service:
+        for number in range(1 if stub else rounds):
+            _tell(f"turn {number + 1} of {1 if stub else rounds}")
+            turns.append(_turn(bare, service, pictures, number))
+        for name in turns[0]:
+            figures[name] = _middle([turn[name] for turn in turns])
+        figures["start-up in s"] = {"worker to first prediction": round(service.start_up_s, 1)}
+        _tell("one task at a time")
+        figures["one at a time"] = service.run_singly(max(8, tasks // 4))
+        figures["memory in MiB"] = service.memory_mib()
+        if bare:
+            figures["share of bare throughput"] = _share(turns, "bare")
+            figures["share of bare with outlines"] = _share(turns, "bare with outlines")
+            figures["model swap in s"] = service.swap_s()
+        if endurance:
+            figures["endurance"] = endure(service, endurance, _tell)
+    figures["load average after"] = round(os.getloadavg()[0], 2)
+    click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _turn(bare: BarePredictor | None, service: ServedModelRun, pictures: Sequence[bytes], number: int) -> Json:
+    """Each measured once, every other turn in the reverse order: the speed of a shared machine drifts."""
+    ways: dict[str, Callable[[], Json]] = {"served": lambda: service.run_together(number)}
+    if bare:
+        ways = {
+            "bare": lambda: bare.run(pictures),
+            "bare with outlines": lambda: bare.run(pictures, service.config),
+            **ways,
+        }
+    names = list(ways) if number % 2 == 0 else list(reversed(ways))
+    figures = {name: ways[name]() for name in names}
+    return {name: figures[name] for name in ways}
+
+
+def _middle(rows: list[Json]) -> Json:
+    """The row of the middle throughput."""
+    return sorted(rows, key=lambda row: float(row["tasks a second"]))[len(rows) // 2]
+
+
+def _share(turns: list[Json], of: str) -> float:
+    """Median over the rounds of served to bare."""
+    shares = [turn["served"]["tasks a second"] / turn[of]["tasks a second"] for turn in turns]
+    return round(statistics.median(shares), 3)
+
+
+def _text(figures: Json) -> str:
+    rows = []
+    for name, value in figures.items():
+        inner = ", ".join(f"{n} {v}" for n, v in value.items()) if isinstance(value, dict) else value
+        rows.append(f"{name:26} {inner}")
+    return "\n".join(rows)

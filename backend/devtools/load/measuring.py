@@ -1,0 +1,233 @@
+"""Pictures for load: each is another one, so that nothing is answered from memory.
+
+A checkpoint that another version replaces while workers serve it.
+
+The two sides of `transfiner load`: a script around the predictor, and the whole service as processes.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import requests
+from PIL import Image
+
+from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, memory_mib, processor_s
+from backend.settings import load_settings
+from backend.versions.served_model import node_budget_of, read_served_model
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output
+from integration.regions.write import build_prediction
+from model.checkpoints.metadata import METADATA_FILE
+
+WIDTH_PX, HEIGHT_PX = 384, 288
+
+
+def noisy_pictures(count: int) -> list[bytes]:
+    """PNG files of noise with two flat rectangles."""
+    files = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(90, 120, (HEIGHT_PX, WIDTH_PX, 3), dtype=np.uint8)
+        for _ in range(2):
+            top, left = int(rng.integers(0, 180)), int(rng.integers(0, 280))
+            pixels[top : top + 90, left : left + 90] = rng.integers(0, 255, 3)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def replaceable_copy(model: Path, folder: Path) -> Path:
+    """The checkpoint again in `folder`, so that the given one stays as it is."""
+    return shutil.copytree(model, folder / model.name)
+
+
+def give_new_version(directory: Path) -> None:
+    """The same weights under another version: for workers another model, to be loaded."""
+    file = directory / METADATA_FILE
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(json.dumps({**facts, "version": f"{facts['version']}-next"}), encoding="utf-8")
+    unfinished.replace(file)
+
+
+Json = dict[str, Any]
+STAGES = ("images", "model", "regions")
+
+
+class BarePredictor:
+    """The predictor in this process: what a script would do with files that it has in memory."""
+
+    def __init__(self, model: Path, batch: int) -> None:
+        from model.predictor import Predictor
+
+        settings = load_settings()
+        self.batch = batch
+        self.predictor = Predictor.from_checkpoint(
+            model,
+            device=settings.device,
+            score_threshold=settings.score_floor,
+            node_budget=node_budget_of(read_served_model(model), settings.node_budget),
+        )
+        self.predictor([np.zeros((320, 320, 3), np.uint8)])
+
+    def run(self, files: Sequence[bytes], config: str = "") -> Json:
+        """Decode and predict all, and with a label config also write what Label Studio would get."""
+        begun, used_s = time.perf_counter(), processor_s(os.getpid())
+        for start in range(0, len(files), self.batch):
+            chosen = files[start : start + self.batch]
+            images = [np.asarray(Image.open(io.BytesIO(file))) for file in chosen]
+            for image, found in zip(images, self.predictor(images), strict=True):
+                if config:
+                    build_prediction(
+                        found,
+                        parse_label_config(config),
+                        width=image.shape[1],
+                        height=image.shape[0],
+                        model_version=self.predictor.version,
+                        output=Output(),
+                    )
+        seconds = time.perf_counter() - begun
+        used_s = processor_s(os.getpid()) - used_s
+        return {
+            "tasks a second": round(len(files) / seconds, 3),
+            "CPU in ms a task": {"script": round(used_s / len(files) * 1000, 1)},
+        }
+
+
+class ServedModelRun:
+    """Queue server, API and one worker with pictures to predict; a context."""
+
+    def __init__(self, model: Path | None, files: Sequence[bytes], batch: int, *, inline: bool = False) -> None:
+        self._folder = TemporaryDirectory()
+        self.model = None if model is None else replaceable_copy(model, Path(self._folder.name))
+        self.stage = SoakHarness(
+            self.model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
+        )
+        self.files = files
+        self.images = [self._inline(file) if inline else self._address(n) for n, file in enumerate(files)]
+        self.config = ""
+        self.start_up_s = 0.0
+
+    def __enter__(self) -> ServedModelRun:
+        self.stage.__enter__()
+        labels = read_served_model(self.stage.model).labels
+        self.config = label_config(labels)
+        begun = time.perf_counter()
+        self.stage.start_workers(1)
+        self.stage.set_up_project(labels)
+        self._ask(800_000, self.images[:1])
+        self.start_up_s = time.perf_counter() - begun
+        # Connections and code paths are warm before anything is measured.
+        self._ask(900_000, self.images[:2])
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self.stage.__exit__(*of)
+        self._folder.cleanup()
+
+    def _inline(self, file: bytes) -> str:
+        return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+    def _address(self, number: int) -> str:
+        self.stage.images.files[f"{number}.png"] = self.files[number]
+        return f"{self.stage.images.url}/data/files/{number}.png"
+
+    def pids(self) -> dict[str, int]:
+        assert self.stage.api
+        assert self.stage.queue
+        return {
+            "api": child_of(self.stage.api.pid),
+            "worker": self.stage.workers[0].pid,
+            "queue server": self.stage.queue.pid,
+        }
+
+    def memory_mib(self) -> dict[str, float]:
+        return {name: memory_mib(pid) for name, pid in self.pids().items()}
+
+    def run_together(self, turn: int) -> Json:
+        """All pictures in one request, as Label Studio's "Retrieve predictions" asks."""
+        count = len(self.images)
+        stages_s, used_s, seconds = self._watched(lambda: self._ask(turn * 10_000, self.images))
+        return {
+            "tasks a second": round(count / seconds, 3),
+            "stages in ms a task": {name: round(s / count * 1000, 1) for name, s in stages_s.items()},
+            "CPU in ms a task": {name: round(s / count * 1000, 1) for name, s in used_s.items()},
+        }
+
+    def run_singly(self, count: int) -> Json:
+        """One task a request, one request at a time, as when tasks are opened."""
+        latencies, overheads = [], []
+        for number in range(count):
+            image = self.images[number % len(self.images)]
+            ask = functools.partial(self._ask, 500_000 + number, [image])
+            stages_s, _, seconds = self._watched(ask)
+            latencies.append(seconds)
+            overheads.append(seconds - sum(stages_s.values()))
+        return {
+            "tasks": count,
+            "latency p50 in ms": round(statistics.median(latencies) * 1000, 1),
+            "latency p95 in ms": round(sorted(latencies)[int(count * 0.95)] * 1000, 1),
+            "overhead p50 in ms": round(statistics.median(overheads) * 1000, 1),
+            "overhead p95 in ms": round(sorted(overheads)[int(count * 0.95)] * 1000, 1),
+        }
+
+    def swap_s(self) -> dict[str, float]:
+        """Another version takes the model's place: seconds of the first task it predicts, and of the one after."""
+        assert self.model
+        give_new_version(self.model)
+        taken: list[float] = []
+        for number in (700_000, 700_001):
+            begun = time.perf_counter()
+            self._ask(number, self.images[:1])
+            taken.append(round(time.perf_counter() - begun, 2))
+        return {"first task": taken[0], "next task": taken[1]}
+
+    def ask_chunk(self, first: int, count: int) -> int:
+        """One request for `count` new tasks; how many they were."""
+        self._ask(first, [self.images[number % len(self.images)] for number in range(count)])
+        return count
+
+    def _watched(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
+        """Seconds of the worker's stages, of each process's processor time, and of all of it."""
+        stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
+        begun = time.perf_counter()
+        act()
+        seconds = time.perf_counter() - begun
+        now_s = self._stages_s()
+        used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}
+        return {name: now_s[name] - stages_s[name] for name in STAGES}, used_s, seconds
+
+    def _stages_s(self) -> dict[str, float]:
+        with self.stage.connection() as connection:
+            figures = connection.hgetall("transfiner:stats")
+        return {name: float(figures.get(f"stage_{name}".encode(), 0)) for name in STAGES}
+
+    def _ask(self, first: int, images: Sequence[str]) -> None:
+        body = {
+            "tasks": [{"id": first + number, "data": {"image": image}} for number, image in enumerate(images)],
+            "project": PROJECT,
+            "label_config": self.config,
+            "params": {"context": None},
+        }
+        answer = requests.post(f"{self.stage.address}/predict", json=body, timeout=600)
+        answer.raise_for_status()
+        facts = answer.json()
+        if len(facts["results"]) != len(images):
+            raise click.ClickException("The deadline passed first; ask for fewer --tasks.")
+        if facts.get("errors"):
+            raise click.ClickException(f"Tasks failed: {facts['errors'][0]}")

@@ -1,0 +1,1 @@
+"""Ways to outline a mask, compared and drawn."""

@@ -1,0 +1,149 @@
+"""One project of the rehearsal in Label Studio: made, connected, annotated, trained, watched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.demo.project import UPLOAD_CHUNK, label_config
+from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
+from backend.devtools.rehearsal.harness import RehearsalServers
+from backend.devtools.rehearsal.pictures import Material, number_of
+from backend.errors import ServiceError
+from backend.versions.served_model import ServedModel
+from integration.label_studio.label_config import fold
+
+Report = Callable[[str], None]
+# A busy CPU takes seconds for a picture and minutes for a training.
+PATIENCE_S = 3600.0
+POLL_S = 1.0
+# Asking for all tasks with their predictions costs Label Studio as much as a picture costs the model.
+POLL_TASKS_S = 10.0
+BY_EFFORT, AT_RANDOM = "Uncertainty sampling", "Uniform sampling"
+
+
+@dataclass
+class RehearsedProject:
+    """A project and what happened in it.
+
+    Attributes:
+        material: the pictures, by the number in their names.
+        sampling: how Label Studio chooses the next task.
+        annotated: numbers of the pool's pictures, in the order they were annotated.
+    """
+
+    stage: RehearsalServers
+    material: Material
+    report: Report
+    sampling: str = BY_EFFORT
+    id: int = 0
+    annotated: list[int] = field(default_factory=list)
+
+    def set_up(self, title: str, images: Sequence[Path], version: str) -> None:
+        """Make the project, import the pool, connect the backend."""
+        client = self.stage.client()
+        made = client.create_project(
+            title=title,
+            label_config=label_config(self.material.classes),
+            sampling=self.sampling,
+            show_collab_predictions=True,
+        )
+        self.id = int(made["id"])
+        for start in range(0, len(images), UPLOAD_CHUNK):
+            self.report(f"{title}: importing images ({start} of {len(images)})")
+            client.upload_files(self.id, images[start : start + UPLOAD_CHUNK])
+        client.create_backend(self.id, url=self.stage.backend_url, title=version)
+        client.retrieve_predictions(self.id)
+
+    def is_known_to(self, model: ServedModel) -> bool:
+        """Whether the model knows any label of the project; one that knows none predicts nothing."""
+        known = {fold(name) for name in model.labels}
+        return any(fold(name) in known for name in self.material.classes)
+
+    def await_predictions(self, version: str) -> int:
+        """Wait until every task without annotation has a prediction of the version; their number."""
+        client = self.stage.client()
+
+        def waiting() -> tuple[int, int]:
+            tasks = [task for task in client.iter_tasks(self.id) if not task.get("annotations")]
+            having = sum(
+                any(one["model_version"] == version for one in task.get("predictions") or ()) for task in tasks
+            )
+            return having, len(tasks)
+
+        give_up = time.monotonic() + PATIENCE_S
+        while (counts := waiting())[0] < counts[1]:
+            self.report(f"predictions of {version}: {counts[0]} of {counts[1]} tasks")
+            _wait(give_up, f"predictions of {version} in project {self.id}", POLL_TASKS_S)
+        return counts[1]
+
+    def annotate(self, count: int, *, poison: bool = False) -> dict[str, float]:
+        """Take the next tasks as the label stream offers them, and submit; sums of actions and seconds."""
+        client = self.stage.client()
+        sums: dict[str, float] = {}
+        for number in range(count):
+            self.report(f"{'poisoning' if poison else 'annotating'} ({number} of {count})")
+            task = client.next_task(self.id)
+            if task is None:
+                raise ServiceError(f"Project {self.id} has no further task after {number} of {count}.")
+            picture = number_of(task["data"]["image"])
+            self.annotated.append(picture)
+            shown = _shown(client.get_task(int(task["id"])), self._version())
+            fields, actions = self._work(picture, shown, poison)
+            client.create_annotation(int(task["id"]), **fields)
+            for name, value in actions.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
+    def _version(self) -> str:
+        return str(self.stage.client().get_project(self.id).get("model_version") or "")
+
+    def _work(
+        self, picture: int, shown: dict[str, Any] | None, poison: bool
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        scene = self.material.pool(picture)
+        height, width = scene.image.shape[:2]
+        parent = {"parent_prediction": shown["id"]} if shown else {}
+        if poison:
+            false = poison_regions(scene.instances, self.material.classes)
+            regions = [one for label, mask_hw in false for one in draw_regions(label, mask_hw, width, height)]
+            return {"result": regions, "lead_time": 5.0, **parent}, {"poisoned": 1, "seconds": 5.0}
+        done = correct(shown["result"] if shown else [], scene.instances)
+        fields = {"result": done.result, "lead_time": done.lead_time_s, **parent}
+        return fields, {**done.actions, "images": 1, "seconds": done.lead_time_s}
+
+    def train(self) -> dict[str, Any]:
+        """Press Start Training in Label Studio and wait for the round's record."""
+        client = self.stage.client()
+        before = {one["id"] for one in self.stage.learning(self.id)["rounds"]}
+        client.start_training(client.list_backends(self.id)[0]["id"])
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            facts = self.stage.learning(self.id)
+            over = [one for one in facts["rounds"] if one["id"] not in before and one["state"] != "running"]
+            if over and not facts["current"]:
+                return over[0]
+            now = facts["current"]
+            self.report(f"training: {now.get('stage') or 'waiting'} {now.get('iteration') or ''}/{now.get('of') or ''}")
+            _wait(give_up, f"the round of project {self.id}")
+
+    def await_title(self, version: str) -> None:
+        """Wait until the backend in Label Studio, and so the project, is called like the version."""
+        give_up = time.monotonic() + PATIENCE_S
+        while self._version() != version:
+            _wait(give_up, f"the title {version} of project {self.id}")
+
+
+def _shown(task: dict[str, Any], version: str) -> dict[str, Any] | None:
+    """The prediction that the editor prefills: the newest one of the project's version."""
+    found = [one for one in task.get("predictions") or () if one["model_version"] == version]
+    return max(found, key=lambda one: int(one["id"]), default=None)
+
+
+def _wait(give_up: float, what: str, for_s: float = POLL_S) -> None:
+    if time.monotonic() > give_up:
+        raise ServiceError(f"{what} did not come within {PATIENCE_S:.0f} s.", "The logs are in the folder `log`.")
+    time.sleep(for_s)

@@ -1,0 +1,171 @@
+"""How well the order of tasks told the edits that they took: rank correlation, beside mean confidence.
+
+The report of a rehearsal: a page, JSON, and the learning curve as PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from backend.learning.curve import Point, draw_curve
+
+
+def rank_correlations(snapshot: Path) -> dict[str, Any]:
+    """Spearman's rho over the images of a snapshot whose prediction was shown; 1: the lowest score took the most.
+
+    Returns:
+        {"images", "task_score", "mean_confidence"}; None where nothing can be said (fewer than three images, no
+        variation).
+    """
+    from training.snapshots.annotation_cost import rank_correlation
+
+    entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
+    shown = [one for one in entries if one["shown"] and one["prediction_score"] is not None]
+    costs = [one["cost"] for one in shown]
+    scores = {
+        "task_score": [one["prediction_score"] for one in shown],
+        "mean_confidence": [_mean_confidence(one) for one in shown],
+    }
+    found: dict[str, Any] = {"images": len(shown)}
+    for name, values in scores.items():
+        rho = rank_correlation([-value for value in values], costs) if len(shown) > 2 else math.nan
+        found[name] = None if math.isnan(rho) else round(rho, 3)
+    return found
+
+
+def _mean_confidence(entry: dict[str, Any]) -> float:
+    scores = [one["score"] for one in entry["objects"] if one["score"] is not None]
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+LOOP = "the loop"
+
+
+def write_report(outcome: dict[str, Any], folder: Path) -> Path:
+    """report.md, report.json, learning_curve.png in the folder; the page's path."""
+    (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
+    series = {
+        name: [Point(one["round"], one["boundary_ap"]) for one in curve] for name, curve in outcome["curves"].items()
+    }
+    picture = draw_curve(series, title="boundary AP on images nobody touched", figure_of_merit="boundary AP")
+    (folder / "learning_curve.png").write_bytes(picture)
+    page = folder / "report.md"
+    page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
+    return page
+
+
+def rehearsal_markdown(outcome: dict[str, Any]) -> str:
+    """The page."""
+    plan = outcome["plan"]
+    lines = [
+        "# Learning from corrections, rehearsed",
+        "",
+        f"Start: {outcome['model']}, on a domain it never saw. {plan['rounds']} round(s) of {plan['per_round']} "
+        f"corrected images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
+        f"{outcome.get('minutes', '?')} minutes.",
+        "",
+        "![boundary AP by round](learning_curve.png)",
+        "",
+        *_curves(outcome),
+        "",
+        *_rounds(outcome),
+        "",
+        *_poison(outcome),
+        "",
+        *_rollback(outcome),
+        "",
+        "## Claims",
+        "",
+        *(f"- {'yes' if is_so else '**NO**'}: {claim}" for claim, is_so in claims(outcome).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def claims(outcome: dict[str, Any]) -> dict[str, bool]:
+    """What the rehearsal is to show, and whether it did."""
+    reached = [one["boundary_ap"] for one in outcome["curves"].get(LOOP, [])]
+    poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
+    found = {
+        "boundary AP on untouched images rose in each round": len(reached) > 1
+        and all(later > earlier for earlier, later in pairwise(reached)),
+        "the gate refused the poisoned round": poison.get("state") == "rejected",
+        "and the served model is the same file": bool(poison.get("is_same_file")),
+        "the rollback served another file at once": bool(back) and back["before"]["sha256"] != back["after"]["sha256"],
+    }
+    for name, curve in outcome["curves"].items():
+        if name != LOOP and reached:
+            found[f"the loop ends above {name}"] = reached[-1] > curve[-1]["boundary_ap"]
+    return found
+
+
+def _curves(outcome: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Boundary AP (mask AP) on untouched images",
+        "",
+        "| round | " + " | ".join(outcome["curves"]) + " |",
+        "|---|" + "---|" * len(outcome["curves"]),
+    ]
+    for number in range(max(len(curve) for curve in outcome["curves"].values())):
+        cells = [
+            f"{curve[number]['boundary_ap']:.1f} ({curve[number]['mask_ap']:.1f})" if number < len(curve) else ""
+            for curve in outcome["curves"].values()
+        ]
+        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _rounds(outcome: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Rounds",
+        "",
+        "| arm | round | state | kept | moved | relabelled | added | deleted | seconds | order: task score "
+        "| mean confidence |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in outcome["rounds"]:
+        work = [
+            f"{one['work'].get(name, 0):.0f}" for name in ("kept", "moved", "relabelled", "added", "deleted", "seconds")
+        ]
+        effort = [str(one["effort"][name]) for name in ("task_score", "mean_confidence")]
+        cells = [one["arm"], str(one["round"]), one["state"], *work, *effort]
+        lines.append("| " + " | ".join(cells) + " |")
+    refused = [
+        f"- {one['arm']}, round {one['round']}, {one['state']}: {reason}"
+        for one in outcome["rounds"]
+        if not one["state"].startswith("promoted")
+        for reason in one.get("reasons") or ()
+    ]
+    return [
+        *lines,
+        "",
+        "Order: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
+        *(["", "What was not promoted, and why:", "", *refused] if refused else []),
+    ]
+
+
+def _poison(outcome: dict[str, Any]) -> list[str]:
+    poison = outcome.get("poison")
+    if not poison:
+        return []
+    lines = [
+        "## The poisoned round",
+        "",
+        f"{poison['work'].get('poisoned', 0):.0f} images with shifted masks and swapped labels: **{poison['state']}**.",
+        f"Served before {poison['served_before']['version']} (sha256 {poison['served_before']['sha256'][:12]}), after "
+        f"{poison['served_after']['version']} (sha256 {poison['served_after']['sha256'][:12]}).",
+        "",
+    ]
+    return [*lines, *(f"- {reason}" for reason in (*poison["reasons"], poison["error"]) if reason)]
+
+
+def _rollback(outcome: dict[str, Any]) -> list[str]:
+    back = outcome.get("rollback")
+    if not back:
+        return []
+    said = f"From {back['before']['version']} to {back['after']['version']}"
+    title = f"; Label Studio calls the backend {back['title']}" if "title" in back else f" ({back['said']})"
+    return ["## Rollback", "", said + title + "."]

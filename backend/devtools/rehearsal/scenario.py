@@ -1,0 +1,187 @@
+"""What is played: honest rounds, a poisoned one, a rollback, controls; every figure is of the untouched test set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.devtools.rehearsal.controls import plain_finetunings
+from backend.devtools.rehearsal.harness import RehearsalServers, running_servers
+from backend.devtools.rehearsal.measure_step import measure
+from backend.devtools.rehearsal.pictures import material_of, write_pool, write_test_set
+from backend.devtools.rehearsal.plan import Plan
+from backend.devtools.rehearsal.project import AT_RANDOM, BY_EFFORT, RehearsedProject
+from backend.devtools.rehearsal.report import rank_correlations
+from backend.errors import ServiceError
+from backend.versions.served_model import ServedModel, read_served_model
+from model.checkpoints.metadata import WEIGHTS_FILE
+from training.registry import Registry
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class Scenario:
+    """One rehearsal in a folder.
+
+    Attributes:
+        model: checkpoint directory that everything starts from.
+        options: further variables of the service.
+        outcome: grows as it goes; written as report.json.
+    """
+
+    folder: Path
+    plan: Plan
+    model: Path
+    report: Report
+    options: Mapping[str, str] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    def play(self) -> dict[str, Any]:
+        """All of it.
+
+        Raises:
+            ServiceError, ClientError: something did not happen; what did is in `outcome`.
+        """
+        begun = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        base = read_served_model(self.model)
+        self.outcome.update(plan=self.plan.as_dict(), model=base.version, rounds=[], curves={})
+        material = material_of(self.plan)
+        images = write_pool(material, self.plan.pool, self.folder / "pool")
+        test_set = write_test_set(material, self.plan.test, self.folder / "test")
+        with running_servers(self.folder, self.plan, {"MODEL": str(self.model.absolute()), **self.options}) as stage:
+            main = RehearsedProject(stage, material, self.report, BY_EFFORT)
+            main.set_up("rehearsal, by effort", images, base.version)
+            self._learn(main, base, test_set, "the loop")
+            self._poison(stage, main)
+            self._roll_back(stage, main)
+            if self.plan.controls:
+                other = RehearsedProject(stage, material, self.report, AT_RANDOM)
+                other.set_up("rehearsal, random order", images, base.version)
+                self._learn(other, base, test_set, "random order")
+        if self.plan.controls:
+            self._compare(main, base, test_set, material.classes)
+        self.outcome["minutes"] = round((time.monotonic() - begun) / 60, 1)
+        return self.outcome
+
+    def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path, name: str) -> None:
+        """Honest rounds. What a round promoted predicts what is corrected in the next."""
+        start = self._measured({base.version: self.model}, test_set)[base.version]
+        curve = self.outcome["curves"][name] = [{"round": 0, "version": base.version, **start}]
+        version = base.version
+        for number in range(1, self.plan.rounds + 1):
+            predicts = version != base.version or project.is_known_to(base)
+            predicted = project.await_predictions(version) if predicts else 0
+            work = project.annotate(self.plan.per_round)
+            record = project.train()
+            if record["state"] == "failed":
+                raise ServiceError(f"Round {number} of {name} failed: {record['error']}", record["hint"])
+            if record["state"] == "rejected" and self.plan.by_hand:
+                project.stage.press(project.id, "promote", version=record["candidate"])
+                record["state"] = "promoted by hand"
+            if record["state"].startswith("promoted"):
+                version = record["candidate"]
+                project.await_title(version)
+            reached = self._measured({version: self._checkpoint(project, version, base)}, test_set)[version]
+            curve.append({"round": number, "version": version, "state": record["state"], **reached})
+            self.outcome["rounds"].append(
+                {
+                    "arm": name,
+                    "round": number,
+                    "state": record["state"],
+                    "serves": version,
+                    "candidate": record["candidate"],
+                    "parent": record["parent"],
+                    "reasons": record["reasons"],
+                    "gate": record["metrics"],
+                    "snapshot": record["snapshot"],
+                    "work": work,
+                    "tasks_with_prediction": predicted,
+                    "test": reached,
+                    "effort": rank_correlations(self._snapshot(project, record["snapshot"])),
+                }
+            )
+            self.report(f"{name}, round {number}: {record['state']}, boundary AP {reached['boundary_ap']:.1f}")
+        self._save()
+
+    def _poison(self, stage: RehearsalServers, project: RehearsedProject) -> None:
+        """Shifted masks and swapped labels: the gate must refuse, and the same file must serve."""
+        before = self._served(stage, project)
+        work = project.annotate(self.plan.per_round, poison=True)
+        record = project.train()
+        after = self._served(stage, project)
+        self.outcome["poison"] = {
+            "state": record["state"],
+            "candidate": record["candidate"],
+            "reasons": record["reasons"],
+            "error": record["error"],
+            "gate": record["metrics"],
+            "work": work,
+            "served_before": before,
+            "served_after": after,
+            "is_same_file": before == after,
+        }
+        self._save()
+
+    def _roll_back(self, stage: RehearsalServers, project: RehearsedProject) -> None:
+        before = self._served(stage, project)
+        if not stage.learning(project.id)["can_roll_back"]:
+            self.outcome["rollback"] = {"before": before, "after": before, "said": "nothing was promoted"}
+            return
+        stage.press(project.id, "rollback")
+        after = self._served(stage, project)
+        project.await_title(after["version"])
+        self.outcome["rollback"] = {"before": before, "after": after, "title": after["version"]}
+        # What the controls are compared with goes on from where it was.
+        stage.press(project.id, "promote", version=before["version"])
+        self._save()
+
+    def _compare(self, project: RehearsedProject, base: ServedModel, test_set: Path, classes: Sequence[str]) -> None:
+        """The controls that need no Label Studio: the same snapshots, finetuned plainly; and no training."""
+        curves = self.outcome["curves"]
+        snapshots = [
+            self._snapshot(project, one["snapshot"]) for one in self.outcome["rounds"] if one["arm"] == "the loop"
+        ]
+        versions = plain_finetunings(self.model, snapshots, classes, self.folder / "plain", self.plan, self.report)
+        figures = self._measured({path.parent.name: path for path in versions}, test_set)
+        start = curves["the loop"][0]
+        curves["plain finetuning"] = [start] + [
+            {"round": number, "version": name, **reached} for number, (name, reached) in enumerate(figures.items(), 1)
+        ]
+        curves["no training"] = [
+            {**start, "round": number, "version": base.version} for number in range(self.plan.rounds + 1)
+        ]
+        self._save()
+
+    def _measured(self, checkpoints: dict[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
+        self.report(f"measuring {', '.join(checkpoints)} on {self.plan.test} untouched images")
+        return measure(checkpoints, test_set)
+
+    def _registry(self) -> Registry:
+        return Registry(self.folder / "registry")
+
+    def _checkpoint(self, project: RehearsedProject, version: str, base: ServedModel) -> Path:
+        if version == base.version:
+            return self.model
+        return self._registry().fetch(str(project.id), version, self.folder / "cache")
+
+    def _snapshot(self, project: RehearsedProject, digest: str) -> Path:
+        return self._registry().fetch_snapshot(str(project.id), digest, self.folder / "cache")
+
+    def _served(self, stage: RehearsalServers, project: RehearsedProject) -> dict[str, str]:
+        """Version that serves, and the sha256 of its weights as they lie on the disk."""
+        version = stage.learning(project.id)["active"]
+        path = (
+            self.model if version is None else self._registry().fetch(str(project.id), version, self.folder / "cache")
+        )
+        digest = hashlib.sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest()
+        return {"version": version or read_served_model(self.model).version, "sha256": digest}
+
+    def _save(self) -> None:
+        (self.folder / "report.json").write_text(json.dumps(self.outcome, indent=1, ensure_ascii=False))

@@ -1,0 +1,143 @@
+"""What `transfiner evaluate --served URL` can be told.
+
+The served half of `transfiner evaluate`: both passes with their progress bars, then the figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from backend.devtools.served_evaluation import compare as gap
+from backend.devtools.served_evaluation.client import Credentials, ServedError
+from backend.devtools.served_evaluation.evaluation import ServedOptions, predict_set, score_served
+from backend.devtools.served_evaluation.parse import LabelError
+from model.checkpoints.metadata import read_metadata
+from training.datasets import AnySet
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--served", metavar="URL", help="Score what a running API returns, and the gap to the raw masks of --weights."
+    ),
+    click.option("--user", envvar="TRANSFINER_BASIC_AUTH_USER", default="", help="Served: user of its basic auth."),
+    click.option(
+        "--password",
+        envvar="TRANSFINER_BASIC_AUTH_PASSWORD",
+        default="",
+        help="Served: its password; better as TRANSFINER_BASIC_AUTH_PASSWORD.",
+    ),
+    click.option(
+        "--token",
+        envvar="TRANSFINER_API_TOKEN",
+        default="",
+        help="Served: bearer token; better as TRANSFINER_API_TOKEN.",
+    ),
+    click.option(
+        "--regions",
+        type=click.Choice(["polygon", "brush", "rectangle"]),
+        default="polygon",
+        show_default=True,
+        help="Served: what to ask for.",
+    ),
+    click.option(
+        "--tolerance-px",
+        type=click.FloatRange(0),
+        default=None,
+        help="Served: of the polygons, in pixels; default: the API's setting.",
+    ),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        default=0.25,
+        show_default=True,
+        help="Served: lowest score asked for; the API's TRANSFINER_SCORE_FLOOR is the lowest it gives.",
+    ),
+    click.option(
+        "--label-config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Served: ask with this label configuration instead of one made for the set's classes.",
+    ),
+    click.option("--project", default="", metavar="ID", help="Served: be served the model of this project."),
+    click.option(
+        "--images-by",
+        type=click.Choice(["request", "server"]),
+        default="request",
+        show_default=True,
+        help="Served: images inside the requests, or fetched by the API from a server of this command "
+        "(its workers then need TRANSFINER_PRIVATE_IMAGE_HOSTS=HOST:PORT of --image-server).",
+    ),
+    click.option(
+        "--image-server",
+        metavar="HOST:PORT",
+        default="127.0.0.1:0",
+        show_default=True,
+        help="Served: where that server listens, as the workers reach this machine.",
+    ),
+    click.option("--chunk", type=click.IntRange(1), default=8, show_default=True, help="Served: images in a request."),
+    click.option(
+        "--patience",
+        "patience_s",
+        type=click.FloatRange(0, min_open=True),
+        default=600.0,
+        show_default=True,
+        help="Served: give up when no image was done for so many seconds.",
+    ),
+)
+
+
+def served_options(command: Command) -> Command:
+    """Adds the options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+Json = dict[str, Any]
+
+
+def served_options_of(options: dict[str, Any]) -> ServedOptions:
+    """From the command's options."""
+    host, _, port = options.pop("image_server").rpartition(":")
+    if not host or not port.isdigit():
+        raise click.UsageError("--image-server needs HOST:PORT, e.g. 127.0.0.1:8123")
+    credentials = Credentials(options.pop("user"), options.pop("password"), options.pop("token"))
+    return ServedOptions(**options, credentials=credentials, image_host=host, image_port=int(port))
+
+
+def evaluate_served(
+    asked: ServedOptions, samples: AnySet, name: str, *, weights: Path | None, ratio: float, **how: Any
+) -> Json:
+    """The outcome as JSON; see `score_served`.
+
+    Args:
+        weights: of the model whose raw masks are compared; None: only what is served is scored.
+        how: of `evaluate_checkpoint`.
+    """
+    version = str(read_metadata(weights)["version"]) if weights else None
+    try:
+        with click.progressbar(length=len(samples), label=f"asking {asked.served}", file=sys.stderr) as bar:
+            served = predict_set(asked, samples, version=version, progress=bar.update)
+    except (ServedError, LabelError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    raw = _raw(samples, name, weights, ratio=ratio, **how) if weights else None
+    outcome: Json = {"set": name, "weights": str(weights) if weights else None}
+    outcome |= score_served(asked, served, raw=raw, ratio=ratio)
+    if outcome["failed"] and not served.objects.versions:
+        reasons = "; ".join(one["reason"] for one in outcome["failed"])
+        raise click.ClickException(f"every task failed: {reasons}")
+    return outcome
+
+
+def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
+    from training.evaluation.run import evaluate_checkpoint
+
+    found = gap.RawDetections()
+    with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
+        evaluate_checkpoint(weights, samples, observe=found, progress=lambda _: bar.update(1), **how)
+    return found.results

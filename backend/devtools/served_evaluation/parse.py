@@ -1,0 +1,88 @@
+"""Label Studio's JSON back to COCO results, through the reader that reads people's annotations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from integration.label_studio.label_config import LabelConfig
+from integration.regions.read import AnnotationError, regions_to_objects
+from training.evaluation.coco_format import coco_results
+
+
+class LabelError(ValueError):
+    """The labels of a configuration cannot be told apart as classes."""
+
+
+def classes_of_labels(config: LabelConfig, classes: Sequence[str]) -> dict[str, int]:
+    """Label -> number of the class that it stands for.
+
+    Raises:
+        LabelError: the configuration is unusable, no label is a class, or one label stands for several classes.
+    """
+    if config.reason is not None:
+        raise LabelError(config.reason)
+    match = config.match(classes)
+    if match.message:
+        raise LabelError(match.message)
+    found: dict[str, int] = {}
+    for name, targets in match.by_class.items():
+        for label in {target.label.value for target in targets}:
+            if label in found:
+                raise LabelError(
+                    f"label {label!r} stands for the classes {classes[found[label]]!r} and {name!r}, so an object with "
+                    "it cannot be scored; use a configuration with a label for each class"
+                )
+            found[label] = classes.index(name)
+    return found
+
+
+@dataclass
+class ServedResults:
+    """What came back for a set.
+
+    Attributes:
+        labels: label -> class number.
+        results: COCO results.
+        regions: how many were read. skipped: regions that are no object, by reason.
+        failed: task ids by reason (with its hint).
+        versions: model versions that answered, with how many tasks each.
+    """
+
+    labels: Mapping[str, int]
+    results: list[dict[str, Any]] = field(default_factory=list)
+    regions: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    versions: Counter[str] = field(default_factory=Counter)
+
+    def add(self, image_id: int, size_hw: tuple[int, int], prediction: Mapping[str, Any]) -> None:
+        """Take in the prediction of one task, for an image of this size."""
+        self.versions[str(prediction.get("model_version"))] += 1
+        regions = prediction.get("result") or []
+        self.regions += len(regions)
+        height, width = size_hw
+        try:
+            decoded = regions_to_objects(regions, width=width, height=height)
+        except AnnotationError as error:
+            self.skipped[str(error)] += len(regions)
+            return
+        self.skipped.update(reason for _, reason in decoded.skipped)
+        kept = [one for one in decoded.objects if one.label in self.labels and one.score is not None]
+        self.skipped.update(
+            f"label {one.label!r} is no class of the set" if one.label not in self.labels else "it has no score"
+            for one in decoded.objects
+            if one not in kept
+        )
+        masks = np.array([one.mask_hw for one in kept], bool).reshape(-1, height, width)
+        scores = np.array([one.score for one in kept], float)
+        numbers = np.array([self.labels[one.label] for one in kept], np.int64)
+        self.results += coco_results(image_id, masks, scores, numbers)
+
+    def fail(self, task: str, reason: str) -> None:
+        """Note a task that failed; its image counts as one without detections."""
+        self.failed.setdefault(reason, []).append(task)

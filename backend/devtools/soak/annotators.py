@@ -1,0 +1,110 @@
+"""What people in Label Studio do: ask for predictions, and ask again for tasks that have none yet."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from backend.devtools.soak.harness import PROJECT, SoakHarness, label_config
+
+Json = dict[str, Any]
+CHUNK = 6
+# Pushes that are on their way get this long before anybody asks again.
+PATIENCE_S = 3.0
+SETTLE_S = 3.0
+WIDTH_PX = 32
+
+
+@dataclass
+class Verdict:
+    """What became of the tasks of one fault; nothing may be lost, doubled or left without a reason."""
+
+    fault: str
+    tasks: int
+    stored_once: int
+    failed: dict[int, str]
+    lost: list[int]
+    doubled: list[int]
+    seconds: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        return not self.lost and not self.doubled
+
+
+class Annotators:
+    """Asks for `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does."""
+
+    def __init__(self, stage: SoakHarness, first: int, count: int) -> None:
+        self.stage = stage
+        self.ids = list(range(first, first + count))
+        self.widths = dict.fromkeys(self.ids, WIDTH_PX)
+        self.failed: dict[int, str] = {}
+        self.refused = 0
+        self._pool = ThreadPoolExecutor(8)
+        self._thread = threading.Thread(target=self._ask_until_done, daemon=True)
+        self.begun = time.monotonic()
+
+    def start(self) -> Annotators:
+        self._thread.start()
+        return self
+
+    def verdict(self, fault: str, give_up_s: float) -> Verdict:
+        """Wait for the end, then for late doubles."""
+        self._thread.join(give_up_s)
+        seconds = time.monotonic() - self.begun
+        time.sleep(SETTLE_S)
+        stored = self.stage.label_studio.stored()
+        return Verdict(
+            fault,
+            len(self.ids),
+            stored_once=sum(stored[number] == 1 for number in self.ids),
+            failed=dict(self.failed),
+            lost=[n for n in self.ids if not stored[n] and not self.failed.get(n)],
+            doubled=[n for n in self.ids if stored[n] > 1],
+            seconds=round(seconds, 1),
+            notes={"requests refused": self.refused},
+        )
+
+    def _open(self) -> list[int]:
+        stored = self.stage.label_studio.stored()
+        return [number for number in self.ids if not stored[number] and number not in self.failed]
+
+    def _ask_until_done(self) -> None:
+        while pending := self._open():
+            chunks = [pending[start : start + CHUNK] for start in range(0, len(pending), CHUNK)]
+            list(self._pool.map(self._ask, chunks))
+            end = time.monotonic() + PATIENCE_S
+            while self._open() and time.monotonic() < end:
+                time.sleep(0.1)
+
+    def _image(self, number: int) -> str:
+        return f"{self.stage.images.url}/data/upload/{self.widths[number]}/{number}.png"
+
+    def _ask(self, numbers: list[int]) -> None:
+        body = {
+            "tasks": [{"id": n, "data": {"image": self._image(n)}} for n in numbers],
+            "project": PROJECT,
+            "label_config": label_config(("thing",)),
+            "params": {"context": None},
+        }
+        try:
+            answer = requests.post(f"{self.stage.address}/predict", json=body, timeout=100)
+            answer.raise_for_status()
+            facts: Json = answer.json()
+        except requests.RequestException:
+            self.refused += 1
+            time.sleep(0.5)
+            return
+        for error in facts.get("errors", ()):
+            self.failed[int(error["task"])] = str(error["error"])
+        results = facts["results"]
+        if len(results) == len(numbers):
+            rows = [{"task": n, **row} for n, row in zip(numbers, results, strict=True) if row]
+            self.stage.label_studio.store(rows)

@@ -1,0 +1,227 @@
+"""What a process of this machine uses: memory and processor time, read from /proc.
+
+The whole service as processes on this machine that can be killed one by one. Loopback only; all end with us.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import requests
+from redis import Redis, RedisError
+
+from backend.devtools.soak.stand_in import StandIn
+from backend.errors import StartError
+from backend.processes.embedded_redis import EmbeddedRedis, free_port
+from backend.processes.parent_death import die_with_parent
+from backend.processes.supervisor import python_module
+from backend.queue.recovery import living_workers
+from backend.settings import PREFIX, load_settings
+
+
+def memory_mib(pid: int) -> float:
+    """Resident memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGESIZE") / 2**20, 1)
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of all its threads since it began."""
+    # Counted behind the program's name, which may hold spaces: utime and stime.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def child_of(pid: int) -> int:
+    """gunicorn's arbiter does nothing but watch; its child answers."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return int(children[0]) if children else pid
+
+
+PROJECT = "7.1795339022"
+# Short, so that faults show within seconds; a starved machine is still not taken for dead.
+QUICK = {
+    "worker_lost_s": "4",
+    "push_retry_s": "0.5",
+    "push_retry_max_s": "2",
+    "predict_deadline_s": "4",
+    "drain_s": "20",
+    "max_batch": "4",
+    "log_level": "ERROR",
+}
+Process = subprocess.Popen[bytes]
+
+
+def until(condition: Callable[[], object], what: str, give_up_s: float = 240.0) -> None:
+    """Wait for something.
+
+    Raises:
+        StartError: it never happened.
+    """
+    end = time.monotonic() + give_up_s
+    while not condition():
+        if time.monotonic() > end:
+            raise StartError(f"Waited {give_up_s:.0f} s in vain: {what}.")
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Where each part listens. Any 127.0.0.0/8 address is this machine, and is another host to those that connect."""
+
+    api: str = "127.0.0.1"
+    queue: str = "127.0.0.1"
+    label_studio: str = "127.0.0.1"
+    images: str = "127.0.0.1"
+
+
+class SoakHarness:
+    """Queue server, API and workers around a stand-in of Label Studio.
+
+    Args:
+        model: checkpoint directory for real workers; None: workers with a stub that costs nothing.
+        hosts: where each part listens.
+        settings: of all processes, on top of `QUICK`.
+    """
+
+    def __init__(self, model: Path | None = None, *, hosts: Hosts | None = None, **settings: str) -> None:
+        self.hosts = hosts or Hosts()
+        self.label_studio = StandIn(self.hosts.label_studio)
+        # Elsewhere, so that images can be had while Label Studio is down.
+        self.images = StandIn(self.hosts.images)
+        self.queue_server = EmbeddedRedis(host=self.hosts.queue)
+        self.port = free_port(self.hosts.api)
+        self._folder = TemporaryDirectory()
+        self.model = model or self._stub_model()
+        self.is_stub = model is None
+        self.settings = {**QUICK, "private_image_hosts": self.hosts.images, **settings}
+        self.queue: Process | None = None
+        self.api: Process | None = None
+        self.workers: list[Process] = []
+
+    def _stub_model(self) -> Path:
+        directory = Path(self._folder.name) / "stub"
+        directory.mkdir()
+        facts = {"name": "stub", "version": "stub-1", "classes": ["thing"], "digest": ""}
+        (directory / "metadata.json").write_text(json.dumps(facts), encoding="utf-8")
+        return directory
+
+    def __enter__(self) -> SoakHarness:
+        self.start_queue()
+        self.start_api()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in [*self.workers, self.api, self.queue]:
+            if process is not None:
+                process.kill()
+                process.wait()
+        self.label_studio.down()
+        self.images.down()
+        self._folder.cleanup()
+
+    @property
+    def address(self) -> str:
+        return f"http://{self.hosts.api}:{self.port}"
+
+    def connection(self) -> Redis:
+        return Redis.from_url(self.queue_server.url, socket_timeout=5)
+
+    def start_queue(self) -> None:
+        self.queue = self._start(self.queue_server.command, standard_input=self.queue_server.configuration)
+        until(self.queue_server.ready, "the queue server")
+
+    def start_api(self) -> None:
+        self.api = self._start(python_module("backend.cli", "api"))
+        until(lambda: self.get("/health"), "the API")
+
+    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
+        """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
+        module = (
+            python_module("backend.devtools.soak.stub_worker")
+            if self.is_stub
+            else python_module("backend.cli", "worker")
+        )
+        variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
+        fresh = [self._start(module, variables=variables) for _ in range(count)]
+        self.workers += fresh
+        pids = {process.pid for process in fresh}
+        until(lambda: pids <= self.living(), "workers", 900)
+        return fresh
+
+    def end_workers(self) -> None:
+        for process in self.workers:
+            process.kill()
+            process.wait()
+        self.workers = []
+
+    def living(self) -> set[int]:
+        """Pids of workers that give signs of life."""
+        try:
+            with self.connection() as connection:
+                return {int(facts["pid"]) for facts in living_workers(connection).values()}
+        except RedisError:
+            return set()
+
+    def get(self, path: str) -> requests.Response | None:
+        """The answer, or None when there is none."""
+        try:
+            return requests.get(self.address + path, timeout=5)
+        except requests.RequestException:
+            return None
+
+    def set_up_project(self, labels: tuple[str, ...] = ("thing",)) -> None:
+        body = {
+            "project": PROJECT,
+            "schema": label_config(labels),
+            "hostname": self.label_studio.url,
+            "access_token": "0" * 40,
+            "extra_params": {},
+        }
+        requests.post(f"{self.address}/setup", json=body, timeout=20).raise_for_status()
+
+    def _start(
+        self, command: list[str], *, standard_input: bytes | None = None, variables: Mapping[str, str] = {}
+    ) -> Process:
+        ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
+        given = {
+            "REDIS_URL": self.queue_server.url,
+            "MODEL": str(self.model),
+            "HOST": self.hosts.api,
+            "PORT": str(self.port),
+        }
+        strangers = {"LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", f"{PREFIX}LABEL_STUDIO_URL"}
+        environment = {name: value for name, value in os.environ.items() if name not in strangers}
+        process = subprocess.Popen(
+            command,
+            env={**environment, **ours, **{PREFIX + n: v for n, v in given.items()}, **dict(variables)},
+            stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
+            # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
+            stdout=subprocess.DEVNULL if standard_input else 2,
+            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+        )
+        if standard_input and process.stdin:
+            with process.stdin as stdin:
+                stdin.write(standard_input)
+        return process
+
+
+def label_config(labels: tuple[str, ...]) -> str:
+    tags = "".join(f'<Label value="{label}"/>' for label in labels)
+    polygons = f'<PolygonLabels name="poly" toName="image">{tags}</PolygonLabels>'
+    return f'<View><Image name="image" value="$image"/>{polygons}</View>'
+
+
+def check_settings() -> None:
+    """Refuse wrong variables before any process is started."""
+    load_settings()

@@ -1,0 +1,66 @@
+"""A real worker whose model costs nothing (`python -m backend.devtools.soak.stub_worker`): for faults, and queue costs.
+
+The variable SOAK holds JSON: `seconds` that a batch takes, `crash_width`: an image of this width kills the process,
+`clock_s`: how far this process's clock is ahead, `disk_full`: no file can be written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from typing import Any
+
+import numpy as np
+
+from backend.logs import set_up_logs
+from backend.settings import Settings
+from backend.versions.served_model import read_served_model
+from backend.worker.main import run_worker
+from backend.worker.predictor import Predictor
+from model.instance import Instance
+
+
+class StubPredictor:
+    """Finds a rectangle in the middle of every image."""
+
+    labels: tuple[str, ...] = ("thing",)
+    device = "cpu"
+    weights_bytes = 0
+
+    def __init__(self, version: str, wishes: dict[str, Any]) -> None:
+        self.version, self.wishes = version, wishes
+
+    def smaller(self, divisor: int) -> Predictor:  # noqa: ARG002
+        return self
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
+        if any(image.shape[1] == self.wishes.get("crash_width") for image in images):
+            os._exit(13)
+        time.sleep(float(self.wishes.get("seconds", 0.0)))
+        return [[_rectangle(image)] for image in images]
+
+
+def _rectangle(image: np.ndarray) -> Instance:
+    height, width = image.shape[:2]
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = True
+    return Instance((width / 4, height / 4, width * 3 / 4, height * 3 / 4), "thing", 0.9, mask)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    wishes = json.loads(os.environ.get("SOAK", "{}"))
+    if ahead_s := float(wishes.get("clock_s", 0)):
+        true_time = time.time
+        time.time = lambda: true_time() + ahead_s
+    if wishes.get("disk_full"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    settings = Settings()
+    set_up_logs(settings)
+    run_worker(settings, lambda chosen: StubPredictor(read_served_model(chosen.model).version, wishes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""One round: snapshot -> finetune -> publish -> gate -> promote or reject, recorded at every step.
+
+Each step can be done again without harm, so a second attempt goes on where the first was killed: the snapshot is named
+by its content, the finetuning resumes from its own state, a version is published once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from backend.errors import ServiceError
+from backend.learning import run_record as runs
+from backend.learning.run_record import Run, RunStore
+from backend.learning.steps import (
+    PROGRESS_FILE,
+    VERDICT_FILE,
+    ChildResult,
+    FinetuneRequest,
+    GateRequest,
+    read_json,
+    run_child,
+)
+from backend.learning.triggers import COMMAND, newest_of
+from backend.queue.round_progress import Progress
+from backend.settings import Settings
+from backend.versions.served_model import read_served_model
+from model.checkpoints.metadata import METADATA_FILE
+from training.registry import Registry
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint"
+
+
+class RoundPrograms(Protocol):
+    """Command lines of the heavy steps (steps.Steps outside tests)."""
+
+    def finetune_command(self, work: FinetuneRequest) -> list[str]: ...
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]: ...
+
+    def gate_command(self, work: GateRequest) -> list[str]: ...
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The round was stopped from outside; `reason` is cancelled, stopping (goes on later) or lost."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class RoundParts:
+    """What a round works with.
+
+    Attributes:
+        count_new: annotations newer than an ISO time, from Label Studio.
+        take_snapshot: freezes Label Studio's data as a snapshot directory below a folder.
+        stop_because: a reason to stop now, see `Interrupted`; "" to go on.
+    """
+
+    settings: Settings
+    registry: Registry
+    runs: RunStore
+    programs: RoundPrograms
+    count_new: Callable[[str], int]
+    take_snapshot: Callable[[Path], Path]
+    progress: Progress
+    stop_because: Callable[[], str]
+
+
+class Round:
+    """One round of one project, for whoever holds the project's lock."""
+
+    def __init__(self, parts: RoundParts, run: Run) -> None:
+        self.parts = parts
+        self.run = run
+        self.settings = parts.settings
+        self.cache = parts.settings.registry_cache
+        self.work = (parts.settings.learning_folder / run.project / run.id).absolute()
+
+    def learn(self) -> Run:
+        """Do it all; the record, whose `state` says how it ended.
+
+        Raises:
+            Interrupted: it was stopped; the record is still `running`.
+            ServiceError, ClientError, RegistryError: it failed.
+        """
+        if not self._has_something_new():
+            return self._over(runs.UNCHANGED)
+        snapshot = self._snapshot()
+        if self._was_judged():
+            self.run.reasons = ("The corrections are the same as in the round before.",)
+            return self._over(runs.UNCHANGED)
+        self._finetune(snapshot)
+        self._calibrate(snapshot)
+        self._publish()
+        promote = self._judge(snapshot)
+        if promote:
+            self._promote()
+        return self._over(runs.PROMOTED if promote else runs.REJECTED)
+
+    # Data
+
+    def _has_something_new(self) -> bool:
+        """Derived once more, so that a late or forged request trains nothing."""
+        self._stage("looking")
+        if self.run.snapshot:
+            return True
+        self.run.new_annotations = self.parts.count_new(self._newest_at())
+        if self.run.new_annotations or self.run.trigger == COMMAND or self._left_unjudged():
+            return True
+        self.run.reasons = ("No annotation is newer than the newest snapshot.",)
+        return False
+
+    def _newest_at(self) -> str:
+        return newest_trigger_state(self.parts.registry, self.parts.runs, self.run.project)
+
+    def _left_unjudged(self) -> bool:
+        """Whether the newest round with data ended without a verdict: the button then tries again."""
+        ended = [one for one in self._earlier_runs() if one.state != runs.UNCHANGED]
+        return bool(ended) and ended[0].state in (runs.CANCELLED, runs.FAILED)
+
+    def _earlier_runs(self) -> list[Run]:
+        return [one for one in self.parts.runs.newest(self.run.project) if one.id != self.run.id]
+
+    def _snapshot(self) -> Path:
+        registry, project = self.parts.registry, self.run.project
+        self._stage("snapshot")
+        if not self.run.snapshot:
+            taken = self.parts.take_snapshot(self.work / "snapshot")
+            manifest = read_json(taken / "manifest.json")
+            self.run.newest_annotation_at = str(manifest.get("newest_annotation_at") or "")
+            self.run.snapshot_counts = dict(manifest.get("counts", {}))
+            self.run.classes = tuple(manifest["classes"])
+            self.run.snapshot = registry.publish_snapshot(project, taken)
+            self._save()
+        return registry.fetch_snapshot(project, self.run.snapshot, self.cache)
+
+    def _was_judged(self) -> bool:
+        """The same data from the same version would give the same answer."""
+        parent = self._parent()[0]
+        self.run.parent = self.run.parent or parent
+        return any(
+            one.snapshot == self.run.snapshot
+            and one.parent == self.run.parent
+            and one.state in (runs.PROMOTED, runs.REJECTED)
+            for one in self._earlier_runs()
+        ) or any(one.candidate == parent and one.snapshot == self.run.snapshot for one in self._earlier_runs())
+
+    # Steps
+
+    def _parent(self) -> tuple[str, Path]:
+        active = self.parts.registry.active(self.run.project)
+        if active is None:
+            return read_served_model(self.settings.model).version, self.settings.model
+        return active, self.parts.registry.fetch(self.run.project, active, self.cache)
+
+    def _earlier_snapshots(self) -> tuple[Path, ...]:
+        registry, project = self.parts.registry, self.run.project
+        others = [one.digest for one in registry.snapshots(project) if one.digest != self.run.snapshot]
+        newest = others[-self.settings.replay_snapshots :] if self.settings.replay_snapshots else []
+        return tuple(registry.fetch_snapshot(project, digest, self.cache) for digest in newest)
+
+    def _finetune(self, snapshot: Path) -> None:
+        self.run.candidate = f"p{self.run.project}-{self.run.id}"
+        self._stage("finetune")
+        out = self.work / "finetune"
+        if (out / CHECKPOINT / METADATA_FILE).is_file():
+            return
+        work = FinetuneRequest(
+            self._parent()[1].absolute(),
+            snapshot.absolute(),
+            out,
+            self.run.candidate,
+            self.run.classes,
+            tuple(path.absolute() for path in self._earlier_snapshots()),
+        )
+        ended = self._child(
+            "finetune",
+            self.parts.programs.finetune_command(work),
+            lambda: self.parts.progress.show(read_json(out / PROGRESS_FILE)),
+        )
+        if ended.code or not (out / CHECKPOINT / METADATA_FILE).is_file():
+            raise _failure("finetuning", ended)
+
+    def _calibrate(self, snapshot: Path) -> None:
+        """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
+        from training.snapshots.annotation_cost import LEAST_IMAGES
+
+        if int(self.run.snapshot_counts.get("images", 0)) < LEAST_IMAGES:
+            return
+        self._stage("calibrate")
+        checkpoint = self.work / "finetune" / CHECKPOINT
+        ended = self._child(
+            "calibrate", self.parts.programs.calibrate_command(checkpoint, snapshot.absolute()), lambda: None
+        )
+        if ended.code:
+            log.warning("project %s: tasks keep their uncalibrated order: %s", self.run.project, ended.tail)
+
+    def _publish(self) -> None:
+        self._stage("publish")
+        self.parts.registry.publish(
+            self.run.project,
+            self.work / "finetune" / CHECKPOINT,
+            version=self.run.candidate,
+            parent=self.run.parent,
+            snapshot=self.run.snapshot,
+        )
+
+    def _judge(self, snapshot: Path) -> bool:
+        self._stage("gate")
+        registry, project = self.parts.registry, self.run.project
+        incumbent, directory = self._parent()
+        best = registry.best_ever(project)
+        work = GateRequest(
+            candidate=registry.fetch(project, self.run.candidate, self.cache).absolute(),
+            incumbent=directory.absolute(),
+            best=registry.fetch(project, best, self.cache).absolute() if best and best != incumbent else None,
+            snapshot=snapshot.absolute(),
+            earlier=tuple(path.absolute() for path in self._earlier_snapshots()),
+            out=self.work,
+        )
+        (self.work / VERDICT_FILE).unlink(missing_ok=True)
+        ended = self._child("gate", self.parts.programs.gate_command(work), lambda: None)
+        verdict = read_json(self.work / VERDICT_FILE)
+        if not verdict:
+            raise _failure("the gate", ended)
+        self.run.reasons = tuple(verdict["reasons"])
+        self.run.figures = dict(verdict["figures"])
+        registry.mark(
+            project,
+            self.run.candidate,
+            "promoted" if verdict["promote"] else "rejected",
+            {**verdict, "run": self.run.id},
+        )
+        self.run.metrics = dict(verdict.get("metrics", {}))
+        if (report := self.work / "report").is_dir():
+            registry.attach(project, self.run.candidate, report)
+        return bool(verdict["promote"])
+
+    def _promote(self) -> None:
+        self._stage("promote")
+        registry, project = self.parts.registry, self.run.project
+        if registry.active(project) is None:
+            # So that a rollback of the first promotion has somewhere to go.
+            registry.promote(project, registry.publish(project, self.settings.model))
+        registry.promote(project, self.run.candidate)
+        log.info("project %s: %s serves now", project, self.run.candidate)
+
+    # Books
+
+    def _child(self, name: str, command: list[str], look: Callable[[], None]) -> ChildResult:
+        ended = run_child(command, self.work, name, look=look, stop_because=self.parts.stop_because)
+        if ended.stopped_for:
+            raise Interrupted(ended.stopped_for)
+        return ended
+
+    def _stage(self, stage: str) -> None:
+        if reason := self.parts.stop_because():
+            raise Interrupted(reason)
+        self.run.stage = stage
+        log.info("project %s, round %s: %s", self.run.project, self.run.id, stage)
+        self.parts.progress.stage(stage)
+        self._save()
+
+    def _over(self, state: str) -> Run:
+        self.run.state = state
+        self.run.ended_at = time.time()
+        self._save()
+        return self.run
+
+    def _save(self) -> None:
+        self.parts.runs.save(self.run)
+
+
+def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> str:
+    """ISO time up to which annotations are in a snapshot.
+
+    A round whose data was that of an older snapshot (somebody submitted again without a change) counts as well: else
+    the same annotations would be new for ever.
+    """
+    frozen = [one.newest_annotation_at for one in registry.snapshots(project)]
+    return newest_of([*frozen, *(one.newest_annotation_at for one in store.newest(project))])
+
+
+def _failure(what: str, ended: ChildResult) -> ServiceError:
+    how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+    last = ended.tail.rpartition("\n")[2] or "it printed nothing"
+    return ServiceError(
+        f"Process of {what} {how}: {last}", "Its log is beside the record of the round, in the registry."
+    )

@@ -1,0 +1,1 @@
+"""Annotations of a project frozen as a training set."""

@@ -1,0 +1,292 @@
+"""One snapshot while images are added to it: whose annotation counts, what was corrected, what is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.errors import ServiceError, UnsupportedConfigError
+from backend.learning.snapshot.images import TaskImage
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.tasks import (
+    AnnotatedTask,
+    Annotation,
+    Choice,
+    LeftOut,
+    chosen_annotations,
+    newest_time,
+    used_labels,
+)
+from integration.polygons.convert import mask_to_polygons
+from integration.regions.consensus import vote
+from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
+from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
+from training.snapshots.format import (
+    HOLDOUT_SHARE,
+    SnapshotError,
+    SnapshotObject,
+    image_record,
+    is_holdout,
+    pixels_sha256,
+)
+from training.snapshots.report import (
+    Json,
+    build_correction_report,
+    correction_report_markdown,
+    image_entry,
+)
+from training.snapshots.writer import SnapshotWriter
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSettings:
+    """How a snapshot is taken.
+
+    Attributes:
+        choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
+        holdout_share: expected share of images that are held out.
+        max_pixels: of one image.
+        rules: of the corrections.
+    """
+
+    choice: Choice = "latest"
+    holdout_share: float = HOLDOUT_SHARE
+    max_pixels: int = 250_000_000
+    rules: CorrectionRules = field(default_factory=CorrectionRules)
+
+
+DEFAULT_SETTINGS = SnapshotSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What a project's annotations are about.
+
+    Attributes:
+        classes: labels that count, in the order of the categories.
+        value_key: of the task data that holds the image.
+        config: the label config; None when it is not known.
+    """
+
+    classes: tuple[str, ...]
+    value_key: str
+    config: LabelConfig | None = None
+
+    @classmethod
+    def of_config(cls, xml: str) -> Labelling:
+        """From a label config. Raises UnsupportedConfigError when there is nothing in it to learn from."""
+        config = parse_label_config(xml)
+        if config.reason is not None:
+            raise UnsupportedConfigError(f"No snapshot can be taken: {config.reason}", "Correct the label config.")
+        return cls(config.labels, config.value_key, config)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Labelling:
+        """From exported tasks alone: every label that was used, and the key of the data that is the same in all.
+
+        Raises:
+            UnsupportedConfigError: nothing is labelled, or several keys may hold the image.
+        """
+        labels = sorted({label for row in rows for label in used_labels(row)})
+        keys = set.intersection(*({*_texts(row.get("data"))} for row in rows)) if rows else set()
+        key = "image" if "image" in keys else next(iter(keys), "") if len(keys) == 1 else ""
+        if not labels or not key:
+            raise UnsupportedConfigError(
+                f"The export has {len(labels)} labels on outlines, and images may be under {sorted(keys)}; expected at "
+                "least one label and one key.",
+                "Give the label config with --label-config.",
+            )
+        return cls(tuple(labels), key)
+
+
+def outline_px(mask_hw: np.ndarray) -> np.ndarray:
+    """Vertices (N, 2) of a mask's outlines, as many as a prediction would be drawn with."""
+    rings = [
+        ring for polygon in mask_to_polygons(mask_hw, tolerance_px=1.0) for ring in (polygon.exterior, *polygon.holes)
+    ]
+    return np.concatenate(rings) if rings else np.empty((0, 2))
+
+
+class SnapshotBuilder:
+    """A snapshot while its images are added, those whose annotation wins first."""
+
+    def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
+        from training.snapshots.pictures import MostMoved
+
+        self._writer, self._labelling, self._settings = writer, labelling, settings
+        self._task_of: dict[str, int] = {}
+        self._entries: list[Json] = []
+        self._annotation_ids: list[int] = []
+        self._most_moved = MostMoved()
+        self.left_out: list[LeftOut] = []
+
+    def add(self, task: AnnotatedTask, pixels: TaskImage | str) -> None:
+        """Add a task's image with what counts of its annotations."""
+        if isinstance(pixels, str):
+            self.left_out.append(LeftOut(task.id, None, "", pixels))
+            return
+        sha256 = pixels_sha256(pixels.image_rgb)
+        if sha256 in self._task_of:
+            other = f"its image is also that of task {self._task_of[sha256]}, whose annotation is newer or ground truth"
+            self.left_out.append(LeftOut(task.id, None, "", other))
+            return
+        annotations = chosen_annotations(task.annotations, self._settings.choice)
+        objects, disputed, unreadable = self._vote(task, annotations, pixels.image_rgb.shape[:2])
+        if unreadable and not objects and not disputed:
+            # As an image without objects it would teach the model not to see them.
+            reason = "not one of its outlines can be read, and it is not known to be empty"
+            self.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
+            return
+        self._task_of[sha256] = task.id
+        shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
+        # Disputed objects take part, so that the predicted ones they came from do not look deleted.
+        found = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
+        found = [one for one in found if one.annotated is None or one.annotated < len(objects)]
+        self._write(task, annotations, pixels, [*objects, *disputed], found)
+        self._describe(task, annotations, sha256, shown, found)
+        for one in found:
+            if shown and one.vertices and one.predicted is not None and one.annotated is not None:
+                before_hw, after_hw = shown[one.predicted].mask_hw, objects[one.annotated].mask_hw
+                self._most_moved.add(pixels.image_rgb, before_hw, after_hw, one, name=f"task {task.id}")
+
+    def finish(self, read: Sequence[Annotation], project: str) -> Path:
+        """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
+        from training.snapshots.pictures import draw_correction_bars
+
+        left_out = [
+            {
+                "task": one.task_id,
+                "annotation": one.annotation_id,
+                "region": one.region_id,
+                "reason": one.reason,
+            }
+            for one in sorted(self.left_out, key=lambda one: (one.task_id, one.annotation_id or 0, one.region_id))
+        ]
+        report = build_correction_report(self._entries, left_out)
+        sheet = self._most_moved.sheet()
+        config = self._labelling.config
+        try:
+            return self._writer.finish(
+                newest_annotation_at=newest_time(read),
+                annotation_ids=self._annotation_ids,
+                extra={
+                    "choice": self._settings.choice,
+                    "left_out": dict(Counter(one["reason"] for one in left_out).most_common(50)),
+                    "predicted_values": _predicted_values(config) if config else {},
+                },
+                report=report,
+                report_markdown=correction_report_markdown(
+                    report, f"Corrections{f' of project {project}' if project else ''}"
+                ),
+                pictures={"labels.png": draw_correction_bars(report)} | ({"moved.png": sheet} if sheet else {}),
+            )
+        except SnapshotError as error:
+            reasons = "; ".join(f"task {one['task']}: {one['reason']}" for one in left_out[:5])
+            raise ServiceError(f"No snapshot: {error}", f"Left out: {reasons}" if reasons else "") from error
+
+    def _vote(
+        self, task: AnnotatedTask, annotations: Sequence[Annotation], size_hw: tuple[int, ...]
+    ) -> tuple[list[AnnotatedObject], list[AnnotatedObject], int]:
+        """The objects that count, those that annotators did not agree on, and how many outlines are broken."""
+        drawings, unreadable = [], 0
+        for annotation in annotations:
+            read = self._read(annotation.result, size_hw)
+            drawings.append(read.objects)
+            unreadable += read.unreadable
+            self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
+        if len(drawings) == 1:
+            return list(drawings[0]), [], unreadable
+        consensus = vote(drawings)
+        for drawn in consensus.disputed:
+            reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
+            self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))
+        return list(consensus.objects), list(consensus.disputed), unreadable
+
+    def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
+        if annotation.prediction is None:
+            return None
+        return list(self._read(annotation.prediction.result, size_hw).objects)
+
+    def _read(self, result: Sequence[Mapping[str, Any]], size_hw: tuple[int, ...]) -> Drawings:
+        height, width = size_hw
+        ours = self._labelling
+        return read_drawings(result, width=width, height=height, config=ours.config, labels=ours.classes)
+
+    def _write(
+        self,
+        task: AnnotatedTask,
+        annotations: Sequence[Annotation],
+        pixels: TaskImage,
+        objects: Sequence[AnnotatedObject],
+        found: Sequence[Correction],
+    ) -> None:
+        by_number = {one.annotated: one for one in found if one.annotated is not None}
+        rows = [_snapshot_object(drawn, by_number.get(number)) for number, drawn in enumerate(objects)]
+        ids = [one.id for one in annotations]
+        record = image_record(pixels.image_rgb, rows, self._labelling.classes, task_id=task.id, annotation_ids=ids)
+        self._writer.add(record, pixels.image_rgb, pixels.file)
+        self._annotation_ids += ids
+
+    def _describe(
+        self,
+        task: AnnotatedTask,
+        annotations: Sequence[Annotation],
+        sha256: str,
+        shown: Sequence[AnnotatedObject] | None,
+        found: Sequence[Correction],
+    ) -> None:
+        prediction = annotations[-1].prediction
+        seconds = [one.lead_time_s for one in annotations if one.lead_time_s is not None]
+        part = "holdout" if is_holdout(sha256, self._settings.holdout_share) else "train"
+        entry = image_entry(
+            found,
+            sha256=sha256,
+            part=part,
+            task_id=task.id,
+            annotation_ids=[one.id for one in annotations],
+            seconds=sum(seconds) if seconds else None,
+            shown=shown is not None,
+            model_version=prediction.model_version if prediction else "",
+            prediction_score=prediction.score if prediction else None,
+        )
+        self._entries.append(entry)
+
+
+def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
+    plain = SnapshotObject(
+        drawn.label,
+        drawn.mask_hw,
+        region_ids=drawn.region_ids,
+        box_only=is_box(drawn),
+        weight=0.0,
+        disputed=True,
+    )
+    if correction is None:
+        return plain
+    return replace(
+        plain,
+        correction=correction.kind,
+        weight=correction.weight,
+        moved_band_hw=correction.moved_band_hw,
+        disputed=False,
+    )
+
+
+def _predicted_values(config: LabelConfig) -> dict[str, list[str]]:
+    """Classes of a model that become each label, where the label config says so: finetuning can keep their heads."""
+    values: dict[str, list[str]] = {}
+    for label in (label for control in config.controls for label in control.labels):
+        if label.predicted_values:
+            values.setdefault(label.value, []).extend(
+                one for one in label.predicted_values if one not in values.get(label.value, [])
+            )
+    return values
+
+
+def _texts(data: object) -> list[str]:
+    return [key for key, value in data.items() if isinstance(value, str)] if isinstance(data, Mapping) else []

@@ -1,0 +1,1 @@
+"""What one prediction request means: projects, parameters, prompts, answers."""

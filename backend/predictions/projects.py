@@ -1,0 +1,97 @@
+"""What Label Studio told us about each project with /setup: /predict carries neither address nor token."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from redis import Redis
+
+from backend.queue.connection import text
+
+INDEX = "transfiner:projects"
+
+
+@dataclass(frozen=True)
+class Project:
+    """One Label Studio project.
+
+    Attributes:
+        key: "<id>.<created unix>", as Label Studio names it to us.
+        hostname: address of Label Studio as it sees itself; may be useless from another container.
+        token: legacy token of the project's creator; a secret. Refused by servers with legacy tokens off.
+        label_config: XML.
+        model_version: what our answer to /setup was.
+        reason: why nothing can be predicted for it, "" when something can.
+        warnings: what of the label config or the extra parameters is ignored.
+        extra_params: what the team typed as extra parameters of the ML backend.
+        is_believed: whether `hostname` and `token` may be used, see backend.api.setup_trust.
+        seen_at: unix time of the last /setup.
+        changed_at: unix time of the last webhook event, which only says "look now".
+    """
+
+    key: str
+    hostname: str = ""
+    token: str = ""
+    label_config: str = ""
+    model_version: str = ""
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    extra_params: dict[str, Any] | None = None
+    is_believed: bool = True
+    seen_at: float = 0.0
+    changed_at: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.key.partition(".")[0]
+
+    def public(self) -> dict[str, Any]:
+        """For status pages: everything but the secret."""
+        facts = {name: value for name, value in vars(self).items() if name not in ("token", "label_config")}
+        return {**facts, "has_token": bool(self.token)}
+
+
+def project_key(key: str) -> str:
+    return f"transfiner:project:{key}"
+
+
+class Projects:
+    """All projects, in Redis; lost ones come back with their next /setup."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+
+    def save(self, project: Project) -> None:
+        """Remember a project; the time of its last change survives.
+
+        So does a Label Studio that is believed: one that is not must not cut a project off from it.
+        """
+        if not project.is_believed and (before := self.get(project.key)).hostname and before.is_believed:
+            project = replace(project, hostname=before.hostname, token=before.token, is_believed=True)
+        facts = {**vars(project), "warnings": list(project.warnings), "seen_at": time.time()}
+        del facts["changed_at"]
+        with self.connection.pipeline() as pipe:
+            pipe.hset(project_key(project.key), mapping={name: json.dumps(value) for name, value in facts.items()})
+            pipe.sadd(INDEX, project.key)
+            pipe.execute()
+
+    def get(self, key: str) -> Project:
+        """The project, or an empty one when it never called /setup."""
+        row = self.connection.hgetall(project_key(key))
+        facts = {text(name): json.loads(value) for name, value in row.items()}
+        facts["warnings"] = tuple(facts.get("warnings", ()))
+        known = {name: value for name, value in facts.items() if name in Project.__dataclass_fields__}
+        return replace(Project(key=key), **known)
+
+    def all(self) -> list[Project]:
+        keys = sorted(text(member) for member in self.connection.smembers(INDEX))
+        return [self.get(key) for key in keys]
+
+    def touch(self, project_id: int | str) -> None:
+        """Note that something changed in a project; events name it by id alone and may come doubled or not at all."""
+        for member in self.connection.smembers(INDEX):
+            if text(member).partition(".")[0] == str(project_id):
+                self.connection.hset(project_key(text(member)), "changed_at", json.dumps(time.time()))

@@ -1,0 +1,83 @@
+"""What Label Studio sends (LABEL_STUDIO.md, section 2), as far as we read it. Unknown keys are its business."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from backend.errors import BadRequestError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class TaskItem(_Request):
+    """One task of a /predict."""
+
+    id: int | str | None = None
+    data: dict[str, Any]
+
+
+class PredictParams(_Request):
+    """`context` is set by interactive requests: the region somebody has just drawn."""
+
+    context: dict[str, Any] | None = None
+
+
+class PredictRequest(_Request):
+    """POST /predict."""
+
+    tasks: list[TaskItem]
+    project: str = ""
+    label_config: str = ""
+    params: PredictParams = Field(default_factory=PredictParams)
+
+    _project = field_validator("project", mode="before")(lambda value: "" if value is None else str(value))
+    _config = field_validator("label_config", mode="before")(lambda value: value or "")
+    _params = field_validator("params", mode="before")(lambda value: value or {})
+
+
+class SetupRequest(_Request):
+    """POST /setup."""
+
+    project: str = ""
+    label_config: str = Field(default="", alias="schema")
+    hostname: str = ""
+    access_token: str = ""
+    extra_params: dict[str, Any] = Field(default_factory=dict)
+
+    _texts = field_validator("project", "label_config", "hostname", "access_token", mode="before")(
+        lambda value: "" if value is None else str(value)
+    )
+
+    @field_validator("extra_params", mode="before")
+    @classmethod
+    def _object(cls, value: object) -> object:
+        """An object, or text that holds one; anything else is kept out without refusing the connection."""
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return {"unreadable": str(value)[:200]}
+        return value if isinstance(value, dict) else {}
+
+
+def parse(schema: type[Model], body: object) -> Model:
+    """Validate a decoded JSON body.
+
+    Raises:
+        BadRequestError: naming each offending field with what was expected.
+    """
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        details = [f"{'.'.join(str(part) for part in e['loc']) or 'body'}: {e['msg']}" for e in error.errors()[:5]]
+        raise BadRequestError(
+            f"The request is not a valid {schema.__name__}: {'; '.join(details)}.",
+            "The endpoints speak Label Studio 1.23's ML backend protocol.",
+        ) from error

@@ -1,0 +1,257 @@
+"""Answering /predict: tasks become jobs, jobs become results in task order, or a later push.
+
+What Label Studio does with answers (LABEL_STUDIO.md, section 2) decides the form: the number of results must be the
+number of tasks, an item may be a list, an empty one stores nothing. So a failed task is `[]`: the others of its batch
+are stored, nothing false is stored for it, and it is asked for again once its cause is gone. The reason stands beside
+the results under `errors`, in the log and at /jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+
+from backend.errors import BadRequestError, DeadlineError, TaskError, UnsupportedConfigError
+from backend.predictions.output_params import output_settings
+from backend.predictions.projects import Project, Projects
+from backend.predictions.prompts import chosen_regions
+from backend.predictions.schemas import PredictRequest, TaskItem
+from backend.queue.delivery import DeliveryClaim, DeliveryClaims
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import JobOutcome
+from backend.queue.leases import Requester
+from backend.settings import Settings
+from backend.versions.served_model import ServedModel
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+
+log = logging.getLogger(__name__)
+# Label Studio's placeholder for the only image of tasks that were uploaded before the project had a label config.
+UNDEFINED_KEY = "$undefined$"
+# Threads that must stay free for /health, /setup and webhooks while others wait for predictions.
+SPARE_THREADS = 8
+DEFERRED: dict[str, Any] = {"results": []}
+# A second request for one task answers this much after the first, in s, so that Label Studio has stored it by then.
+STORE_S = 0.3
+# A longer value of a task's image key is not an address but the image itself.
+LONGEST_ADDRESS = 4096
+# A claim outlives its request's deadline by at least this, in s: on a busy machine what follows the deadline takes a
+# while, and a claim that has ended by then can no longer be deferred, so its predictions would never be pushed.
+CLAIM_GRACE_S = 5.0
+
+
+class Predictions:
+    """The service behind /predict."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.settings = settings
+        self.queue = JobQueue(connection, settings)
+        self.deliveries = DeliveryClaims(connection)
+        self.projects = Projects(connection)
+        self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
+
+    def answer(
+        self, request: PredictRequest, model: ServedModel, request_id: str, asker: Requester | None = None
+    ) -> dict[str, Any]:
+        """The body for Label Studio.
+
+        Args:
+            asker: knows whether the client has hung up; its tasks are dropped then, unless they can be pushed later.
+
+        Raises:
+            UnsupportedConfigError: the label config has nothing that this model can fill.
+            BadRequestError: too many tasks.
+            TaskError, DeadlineError: an interactive request could not be answered.
+        """
+        if len(request.tasks) > self.settings.max_tasks_per_request:
+            raise BadRequestError(
+                f"{len(request.tasks)} tasks in one request; at most {self.settings.max_tasks_per_request} are taken.",
+                "Select fewer tasks, or raise TRANSFINER_MAX_TASKS_PER_REQUEST.",
+            )
+        project = self.projects.get(request.project) if request.project else Project(key="")
+        xml = request.label_config or project.label_config
+        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
+        asker = asker or Requester()
+        if request.params.context is not None:
+            return self._interactive(jobs, request.params.context, asker)
+        return self._ordinary(jobs, project, request_id, asker)
+
+    def jobs(
+        self,
+        project: Project,
+        tasks: Sequence[TaskItem],
+        model: ServedModel,
+        request_id: str,
+        *,
+        label_config: str = "",
+    ) -> list[PredictionJob]:
+        """What is to be computed for tasks of a project; the label config is the project's unless another is given.
+
+        Raises:
+            UnsupportedConfigError: the label config has nothing that this model can fill.
+        """
+        xml = label_config or project.label_config
+        config = usable_config(xml, model)
+        output, _ = output_settings(self.settings, project.extra_params)
+        return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
+
+    def _interactive(self, jobs: Sequence[PredictionJob], context: dict[str, Any], asker: Requester) -> dict[str, Any]:
+        deadline_s = self.settings.interactive_deadline_s
+        ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
+        # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
+        self.queue.wanted.leave(asker)
+        results = []
+        for job in jobs:
+            outcome = ended.get(job.id)
+            if outcome is None:
+                raise DeadlineError(f"Not ready within {deadline_s:.0f} s.", "Try again in a moment.")
+            if outcome.prediction is None:
+                raise TaskError(outcome.error, outcome.hint)
+            results.append(chosen_regions(outcome.prediction, context))
+        return {"results": results}
+
+    def _ordinary(
+        self, jobs: Sequence[PredictionJob], project: Project, request_id: str, asker: Requester
+    ) -> dict[str, Any]:
+        until = time.monotonic() + self.settings.predict_deadline_s
+        unique = list(dict.fromkeys(job.id for job in jobs))
+        claim = DeliveryClaim()
+        if _is_label_studio(project, jobs):
+            lifetime_s = self.settings.predict_deadline_s * 1.5 + CLAIM_GRACE_S
+            claim = self.deliveries.claim(request_id, unique, lifetime_s=lifetime_s)
+        try:
+            ended = self._wait(jobs, until, asker)
+        except BaseException:
+            self.deliveries.abandon(claim)
+            raise
+        if len(ended) < len(unique):
+            answer = self._defer(jobs, ended, project, claim)
+            if asker.is_gone():
+                # After deferring: what will be pushed is still wanted.
+                self.queue.wanted.leave(asker)
+            return answer
+        good = [job_id for job_id in unique if ended[job_id].prediction is not None]
+        if not self.deliveries.release_if_all_held(claim, good):
+            return self._leave_to_others(jobs, ended, project, claim, until)
+        if len(good) < len(unique):
+            self.deliveries.abandon(claim)
+        return _results(jobs, ended)
+
+    def _wait(self, jobs: Sequence[PredictionJob], until: float, asker: Requester) -> dict[str, JobOutcome]:
+        has_place = self._waiting.acquire(blocking=False)
+        if not has_place:
+            log.warning("all %d waiting places are taken; a request is deferred", self.settings.api_threads)
+            until = time.monotonic()
+        ended: dict[str, JobOutcome] = {}
+        try:
+            ended = self.queue.ask(jobs, until=until, asker=asker)
+            return ended
+        finally:
+            if has_place:
+                self._waiting.release()
+            if any(job.id not in ended for job in jobs):
+                # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
+                self.queue.wanted.stay(asker, self.settings.abandoned_s)
+
+    def _defer(
+        self, jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome], project: Project, claim: DeliveryClaim
+    ) -> dict[str, Any]:
+        facts = {
+            job.id: {"project": project.key, "task": job.task["id"]}
+            for job in jobs
+            if job.id not in ended or ended[job.id].prediction is not None
+        }
+        deferred = self.deliveries.defer(claim, facts)
+        self.deliveries.abandon(claim)
+        log.info("project %s: %d of %d tasks deferred", project.id or "?", len(deferred), len(jobs))
+        return DEFERRED
+
+    def _leave_to_others(
+        self,
+        jobs: Sequence[PredictionJob],
+        ended: dict[str, JobOutcome],
+        project: Project,
+        claim: DeliveryClaim,
+        until: float,
+    ) -> dict[str, Any]:
+        """Another request delivers (some of) these tasks: push what is ours, and answer when it has."""
+        answer = self._defer(jobs, ended, project, claim)
+        if len(claim.job_ids) == 1:
+            while self.deliveries.is_claimed(claim.job_ids[0]) and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(STORE_S)
+        return answer
+
+
+def _is_label_studio(project: Project, jobs: Sequence[PredictionJob]) -> bool:
+    """Who never called /setup, or has no numbers for ids, is none: nothing can be pushed there or stored twice."""
+    ids = [project.id, *(str(job.task["id"]) for job in jobs)]
+    return bool(project.hostname) and all(re.fullmatch(r"[0-9]{1,18}", number) for number in ids)
+
+
+def usable_config(xml: str, model: ServedModel) -> LabelConfig:
+    """The parsed label config.
+
+    Raises:
+        UnsupportedConfigError: it has no polygon, brush or rectangle labels on an image, or none that the model knows.
+    """
+    config = parse_label_config(xml)
+    reason = unusable_because(config, model)
+    if reason:
+        raise UnsupportedConfigError(reason)
+    return config
+
+
+def unusable_because(config: LabelConfig, model: ServedModel) -> str:
+    """Why nothing can be predicted for this config with this model; "" when something can."""
+    if config.reason:
+        return config.reason
+    return config.match(model.labels).message or ""
+
+
+def _job(
+    task: TaskItem,
+    project: str,
+    xml: str,
+    value_key: str,
+    version: str,
+    output: dict[str, Any],
+    request_id: str,
+) -> PredictionJob:
+    value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
+    # Only the image travels; when its key is missing the worker's error shall name what is there instead.
+    data = task.data if value is None else {value_key: value}
+    return PredictionJob(
+        project=project,
+        task={"id": task.id, "data": data},
+        image=_short(str(value)),
+        label_config=xml,
+        model_version=version,
+        output=output,
+        request_id=request_id,
+    )
+
+
+def _short(value: str) -> str:
+    """An image that is inside its task need not travel twice."""
+    if len(value) <= LONGEST_ADDRESS:
+        return value
+    return f"sha256:{hashlib.sha256(value.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def _results(jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome]) -> dict[str, Any]:
+    """Results in task order; `[]` and an entry in `errors` for a failed task."""
+    results: list[Any] = []
+    errors = []
+    for job in jobs:
+        outcome = ended[job.id]
+        results.append(outcome.prediction if outcome.prediction is not None else [])
+        if outcome.prediction is None:
+            errors.append({"task": job.task["id"], "error": outcome.error, "hint": outcome.hint})
+    return {"results": results, **({"errors": errors} if errors else {})}

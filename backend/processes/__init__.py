@@ -1,0 +1,1 @@
+"""Processes of the service: started in order, restarted, ended together."""

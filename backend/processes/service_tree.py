@@ -1,0 +1,148 @@
+"""The programs of the service, in starting order: queue server, workers, training worker, API."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+
+import click
+from redis import Redis, RedisError
+
+from backend.errors import StartError
+from backend.processes.embedded_redis import EmbeddedRedis
+from backend.processes.supervisor import Child, python_module
+from backend.queue.recovery import living_workers
+from backend.settings import PREFIX, Settings, unknown_variables
+
+# Folders that a command may choose for its children.
+PLACES = ("registry", "registry_cache", "learning_folder")
+DASHBOARD_HOST = "127.0.0.1"
+# Loading torch and the model takes seconds, on a starved machine many minutes.
+WORKER_START_S = 900.0
+
+
+def warn_of_unknown_variables() -> None:
+    """Warn on standard error of TRANSFINER_* variables that no setting reads, with the likely meant name."""
+    for name, close in unknown_variables().items():
+        click.echo(f"Warning: nobody reads {name}." + (f" Did you mean {close}?" if close else ""), err=True)
+
+
+def service_children(settings: Settings) -> tuple[list[Child], Settings]:
+    """The programs of the service in starting order, and the settings they run with (addresses filled in).
+
+    For `Supervisor`; other commands add children of their own behind these.
+
+    Raises:
+        StartError: the port is taken, there is no model, or no queue server.
+    """
+    from backend.versions.served_model import read_served_model
+
+    read_served_model(settings.model)
+    settings = settings.model_copy(update={"port": _checked_port(settings)})
+    children = []
+    if not settings.redis_url:
+        server = EmbeddedRedis()
+        settings = settings.model_copy(update={"redis_url": server.url})
+        children.append(
+            Child(
+                "queue",
+                server.command,
+                standard_input=server.configuration,
+                ready=server.ready,
+                start_timeout_s=20,
+            )
+        )
+    children += [_worker_child(settings, number) for number in range(settings.workers)]
+    if settings.registry and settings.train_worker:
+        children.append(_train_worker_child(settings))
+    children.append(_api_child(settings))
+    return children, settings
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """Variables that make a child see the same settings; only those that a command line can change."""
+    names = ("host", "port", "redis_url", "model", "device", *PLACES)
+    return {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
+
+
+def _worker_child(settings: Settings, number: int) -> Child:
+    return Child(
+        f"worker-{number}",
+        python_module("backend.cli", "worker"),
+        environment={**settings_environment(settings), f"{PREFIX}WORKER_NUMBER": str(number)},
+        ready=_workers_alive(settings, number + 1),
+        start_timeout_s=WORKER_START_S,
+        grace_s=settings.drain_s,
+    )
+
+
+def _train_worker_child(settings: Settings) -> Child:
+    """Small while it waits; a training that runs gets the time to save its state."""
+    return Child(
+        "train-worker",
+        python_module("backend.cli", "worker", "--queues", "train"),
+        environment=settings_environment(settings),
+        grace_s=settings.drain_s,
+    )
+
+
+def _api_child(settings: Settings) -> Child:
+    return Child(
+        "api",
+        python_module("backend.cli", "api"),
+        environment=settings_environment(settings),
+        ready=_answers(f"http://{_reachable(settings.host)}:{settings.port}/health"),
+        start_timeout_s=60.0,
+        grace_s=15.0,
+    )
+
+
+def dashboard_child(settings: Settings) -> Child:
+    return Child(
+        "dashboard",
+        python_module("backend.cli", "dashboard", "--host", DASHBOARD_HOST),
+        environment=settings_environment(settings),
+    )
+
+
+def _workers_alive(settings: Settings, count: int) -> Callable[[], bool]:
+    connection = Redis.from_url(settings.redis_url, socket_timeout=2.0)
+
+    def alive() -> bool:
+        try:
+            return len(living_workers(connection)) >= count
+        except RedisError:
+            return False
+
+    return alive
+
+
+def _answers(url: str, headers: Mapping[str, str] | None = None) -> Callable[[], bool]:
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    return answers
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def _checked_port(settings: Settings) -> int:
+    """The port to listen on, chosen by the system for 0; taken ones are an error now, not a dying child later."""
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.",
+                "Choose another port with --port, or stop the program that uses it.",
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,190 @@
+"""One process tree from one command: starts children in order, restarts what dies, ends everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from backend.errors import StartError
+from backend.processes.parent_death import die_with_parent
+
+log = logging.getLogger(__name__)
+POLL_S = 0.1
+
+
+@dataclass
+class Child:
+    """One supervised program.
+
+    Attributes:
+        name: as it appears in logs.
+        command: program and arguments.
+        environment: added to ours.
+        standard_input: fed to it once, for secrets that must not be on a command line.
+        ready: says whether it serves; children start one after the other, each when the one before is ready.
+        start_timeout_s: a child not ready after this is an error.
+        grace_s: after SIGTERM it may take this long before SIGKILL.
+        stop_signal: what asks it politely to end.
+        restarts: deaths within `RESTART_WINDOW_S` after which the whole tree is given up.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    standard_input: bytes | None = None
+    ready: Callable[[], bool] = lambda: True
+    start_timeout_s: float = 60.0
+    grace_s: float = 10.0
+    stop_signal: int = signal.SIGTERM
+    restarts: int = 5
+
+
+RESTART_WINDOW_S = 60.0
+
+
+class Supervisor:
+    """Runs children until a signal comes or one of them cannot be kept alive.
+
+    `run()` is for the main thread of a program; it returns the exit code. Every child leads a process group of its
+    own (Ctrl-C in a terminal reaches only the supervisor, which then ends them in reverse order), and the kernel ends
+    the children should the supervisor itself be killed.
+    """
+
+    def __init__(self, children: Sequence[Child], *, when_ready: Callable[[], None] = lambda: None) -> None:
+        self.children = list(children)
+        self.when_ready = when_ready
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.deaths: dict[str, list[float]] = {child.name: [] for child in self.children}
+        self.stopping = False
+
+    def run(self) -> int:
+        """Start all, watch until asked to stop. 0 after a signal, 1 when a child cannot be started or kept alive."""
+        with self._signals():
+            try:
+                for child in self.children:
+                    self._start(child)
+                    self._await_ready(child)
+                if not self.stopping:
+                    self.when_ready()
+                self._watch()
+                return 0
+            except StartError as error:
+                log.error("%s", error)
+                return 1
+            finally:
+                self.stop()
+
+    def stop(self) -> None:
+        """End every child, the last started first; SIGKILL for those that outlive their grace."""
+        for child in reversed(self.children):
+            process = self.processes.pop(child.name, None)
+            if process is not None:
+                _end(process, child)
+
+    def _start(self, child: Child) -> None:
+        if self.stopping:
+            return
+        try:
+            process = subprocess.Popen(
+                list(child.command),
+                env={**os.environ, **child.environment},
+                stdin=subprocess.PIPE if child.standard_input else subprocess.DEVNULL,
+                # Standard output is for what the command itself says; children are heard on standard error.
+                stdout=sys.stderr.fileno(),
+                start_new_session=True,
+                # The supervisor has no threads, so running Python between fork and exec is safe.
+                preexec_fn=functools.partial(die_with_parent, os.getpid(), child.stop_signal),
+            )
+        except OSError as error:
+            raise StartError(f"Cannot start {child.name} ({child.command[0]}): {error}.") from error
+        self.processes[child.name] = process
+        if child.standard_input and process.stdin:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(child.standard_input)
+        log.info("started %s (pid %d)", child.name, process.pid)
+
+    def _await_ready(self, child: Child) -> None:
+        give_up = time.monotonic() + child.start_timeout_s
+        while not self.stopping and not child.ready():
+            self._revive()
+            if time.monotonic() > give_up:
+                raise StartError(
+                    f"{child.name} was not ready after {child.start_timeout_s:.0f} s.",
+                    "Its own messages are above.",
+                )
+            time.sleep(POLL_S)
+
+    def _watch(self) -> None:
+        while not self.stopping:
+            self._revive()
+            time.sleep(POLL_S)
+
+    def _revive(self) -> None:
+        for child in self.children:
+            process = self.processes.get(child.name)
+            if process is None or process.poll() is None or self.stopping:
+                continue
+            self._count_death(child, process.returncode)
+            self._start(child)
+
+    def _count_death(self, child: Child, code: int) -> None:
+        now = time.monotonic()
+        recent = [moment for moment in self.deaths[child.name] if now - moment < RESTART_WINDOW_S] + [now]
+        self.deaths[child.name] = recent
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if len(recent) > child.restarts:
+            raise StartError(
+                f"{child.name} ended {len(recent)} times within {RESTART_WINDOW_S:.0f} s (last: {ended}); giving up.",
+                "Its own messages are above.",
+            )
+        log.error("%s ended (%s); restarting it (%d of %d)", child.name, ended, len(recent), child.restarts)
+        # The first restart is immediate; later ones back off, so that a broken child does not spin.
+        self._sleep(0.0 if len(recent) == 1 else min(0.25 * 2 ** len(recent), 5.0))
+
+    def _sleep(self, duration_s: float) -> None:
+        wake = time.monotonic() + duration_s
+        while not self.stopping and time.monotonic() < wake:
+            time.sleep(POLL_S)
+
+    def _request_stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self.stopping:
+            log.info("%s: stopping", signal.Signals(number).name)
+        self.stopping = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._request_stop) for number in names}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _end(process: subprocess.Popen[bytes], child: Child) -> None:
+    if process.poll() is None:
+        process.send_signal(child.stop_signal)
+        try:
+            process.wait(child.grace_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end within %.0f s; killing it", child.name, child.grace_s)
+    # The group also ends what the child itself left behind.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    log.info("ended %s", child.name)
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """Command line that runs `module` with this very interpreter."""
+    return [sys.executable, "-m", module, *arguments]

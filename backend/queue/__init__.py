@@ -1,0 +1,1 @@
+"""All use of Redis: jobs, leases, claims, heartbeats, recovery, locks."""

@@ -1,0 +1,194 @@
+"""The queue `train`: one request a project at a time, what it is doing, and the wish to cancel it.
+
+All of it is in Redis and may be lost: rounds are recorded in the registry (runs.py), triggers are derived anew.
+
+Which workers take the queue `train` now.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from backend.queue.connection import text
+
+TRAIN_QUEUE = "transfiner-train"
+INDEX = "transfiner:learning"
+# By name, so that the API can enqueue it without importing what trains.
+LEARN_FUNCTION = "backend.learning.train_worker.learn"
+QUEUED, RUNNING = "queued", "running"
+# One trigger is enough to look again after a round; the strongest one is kept by order of arrival.
+REQUEST = """
+local run = redis.call('HGET', KEYS[1], 'run')
+if run then
+  redis.call('HINCRBY', KEYS[1], 'folded', 1)
+  local state = redis.call('HGET', KEYS[1], 'state')
+  if state ~= 'queued' then redis.call('HSET', KEYS[1], 'again', ARGV[2]) end
+  return {run, state}
+end
+redis.call('HSET', KEYS[1], 'run', ARGV[1], 'trigger', ARGV[2], 'state', 'queued', 'requested_at', ARGV[3],
+           'attempts', 0, 'folded', 0)
+redis.call('SADD', KEYS[2], ARGV[4])
+return {}
+"""
+# Whoever ends a run may end that run only.
+END = """
+if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then return '' end
+local again = redis.call('HGET', KEYS[1], 'again')
+redis.call('DEL', KEYS[1])
+return again or ''
+"""
+
+
+def current_key(project: str) -> str:
+    return f"transfiner:learning:{project}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request.
+
+    Attributes:
+        run: id of the round that will serve it.
+        is_new: False when it was folded into one that waits or runs.
+        message: the same for people.
+    """
+
+    run: str
+    is_new: bool
+    message: str
+
+
+def new_run() -> str:
+    """Name of a run: UTC to the microsecond, so that later names sort later."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+
+
+class TrainQueue:
+    """Requests and progress behind one connection."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self.queue = Queue(TRAIN_QUEUE, connection=connection, serializer=JSONSerializer)
+        self._request = connection.register_script(REQUEST)
+        self._end = connection.register_script(END)
+
+    def request(self, project: str, trigger: str) -> Answer:
+        """Ask for a training; a second request is folded into the first and says so.
+
+        Args:
+            project: Label Studio's id.
+            trigger: why: button, corrections, schedule, command.
+        """
+        run = new_run()
+        other = self._request(keys=[current_key(project), INDEX], args=[run, trigger, time.time(), project])
+        if other:
+            name, state = text(other[0]), text(other[1])
+            doing = "waits for a worker" if state == QUEUED else "is running"
+            return Answer(
+                name,
+                False,
+                f"Training {name} of project {project} {doing} already; this request is folded into it"
+                + ("." if state == QUEUED else ": what is newer is looked at when it ends."),
+            )
+        self.enqueue(project, run, 1)
+        return Answer(run, True, f"Training {run} of project {project} was queued.")
+
+    def enqueue(self, project: str, run: str, attempt: int, *, at_front: bool = False) -> None:
+        """Hand a run to the workers; each attempt is a job of its own."""
+        self.queue.enqueue(
+            LEARN_FUNCTION,
+            args=(project, run),
+            job_id=f"train-{project}-{run}-{attempt}-{secrets.token_hex(2)}",
+            job_timeout=-1,
+            result_ttl=0,
+            failure_ttl=3600,
+            at_front=at_front,
+            description=f"training {run} of project {project}",
+        )
+
+    def is_enqueued(self, project: str, run: str) -> bool:
+        """Whether a job for the run is in the list."""
+        return any(job.startswith(f"train-{project}-{run}-") for job in self.queue.get_job_ids())
+
+    def revive(self, project: str, run: str, attempts: int, trigger: str) -> None:
+        """Put a run whose worker died back to the front."""
+        facts: dict[Any, Any] = {"run": run, "state": QUEUED, "attempts": attempts, "trigger": trigger}
+        self.connection.hset(current_key(project), mapping=facts)
+        self.connection.sadd(INDEX, project)
+        self.enqueue(project, run, attempts + 1, at_front=True)
+
+    def current(self, project: str) -> dict[str, Any]:
+        """What waits or runs for a project: run, state, trigger, stage, iteration, of, eta_s...; {} for nothing."""
+        row = {text(k): text(v) for k, v in self.connection.hgetall(current_key(project)).items()}
+        facts: dict[str, Any] = dict(row)
+        for name in ("attempts", "folded", "iteration", "of"):
+            facts[name] = int(float(row.get(name) or 0))
+        facts["eta_s"] = float(row["eta_s"]) if row.get("eta_s") else None
+        facts["losses"] = json.loads(row.get("losses") or "{}")
+        return facts if row.get("run") else {}
+
+    def projects(self) -> list[str]:
+        """Projects that ever asked for a training, as far as Redis remembers."""
+        return sorted(text(member) for member in self.connection.smembers(INDEX))
+
+    def note(self, project: str, run: str, **facts: object) -> None:
+        """Say what a run is doing; numbers and text. None removes a fact."""
+        key = current_key(project)
+        values: dict[Any, Any] = {n: _encode(v) for n, v in facts.items() if v is not None}
+        # `run` goes along: a queue server that was restarted has forgotten it.
+        self.connection.hset(key, mapping={"run": run, **values})
+        if gone := [name for name, value in facts.items() if value is None]:
+            self.connection.hdel(key, *gone)
+
+    def end(self, project: str, run: str) -> str:
+        """The run is over; the trigger that asked meanwhile, "" when none did."""
+        return text(self._end(keys=[current_key(project)], args=[run]))
+
+    def cancel(self, project: str) -> str:
+        """Ask for the end of what waits or runs; its id, "" when there is nothing."""
+        current = self.current(project)
+        run = str(current.get("run", ""))
+        if run:
+            self.connection.set(f"{current_key(project)}:cancel", run, ex=24 * 3600)
+        if current.get("state") == QUEUED:
+            self.end(project, run)
+        return run
+
+    def is_cancelled(self, project: str, run: str) -> bool:
+        return text(self.connection.get(f"{current_key(project)}:cancel")) == run
+
+
+def _encode(value: object) -> str | int | float:
+    return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+TRAINERS = "transfiner:trainers"
+# One that was not heard of for this long, in s, is gone.
+LOST_AFTER_S = 15.0
+
+
+def trainer_heartbeat(connection: Redis, worker: str) -> None:
+    """A sign of life."""
+    now = time.time()
+    connection.zadd(TRAINERS, {worker: now})
+    connection.zremrangebyscore(TRAINERS, 0, now - 60 * LOST_AFTER_S)
+
+
+def living_trainers(connection: Redis) -> list[str]:
+    """Names, in order."""
+    names: Any = connection.zrangebyscore(TRAINERS, time.time() - LOST_AFTER_S, "+inf")
+    return sorted(text(name) for name in names)
+
+
+def forget_trainer(connection: Redis, worker: str) -> None:
+    """A decent end."""
+    connection.zrem(TRAINERS, worker)

@@ -1,0 +1,1 @@
+"""Which checkpoint serves a project."""

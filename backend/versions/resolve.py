@@ -1,0 +1,149 @@
+"""Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
+
+No torch. Versions never change, so one that lies in the cache is good for ever; only the pointer is read again.
+
+Which checkpoint directory serves a project. The API and the workers ask here, so that they agree.
+
+An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ModelUnavailableError
+from backend.settings import Settings
+from backend.versions.served_model import ServedModel, read_served_model
+from model.checkpoints.metadata import METADATA_FILE
+
+# A pointer in a bucket is asked for again after this many s; one in a folder at once.
+REMOTE_TTL_S = 3.0
+
+_pointers: dict[tuple[str, str], tuple[float, str | None]] = {}
+_directories: dict[tuple[str, str, str, str], Path] = {}
+# Records of versions, which never change.
+_records: dict[tuple[str, str, str], ServedModel] = {}
+_fetching = threading.Lock()
+
+
+def registry_of(settings: Settings) -> Any:
+    """The registry of the settings, or None where learning is off."""
+    if not settings.registry:
+        return None
+    from training.registry import Registry
+
+    return Registry(settings.registry)
+
+
+def project_name(project_key: str) -> str:
+    """Label Studio's "<id>.<created>" as the registry names the project: its id; "" when it is none."""
+    name = project_key.partition(".")[0]
+    return name if re.fullmatch(r"[0-9]{1,18}", name) else ""
+
+
+def active_version(settings: Settings, project_key: str) -> str | None:
+    """Name of the project's active version; None when none was promoted yet."""
+    project, registry = project_name(project_key), registry_of(settings)
+    if not project or registry is None:
+        return None
+    place = (settings.registry, project)
+    read_at, version = _pointers.get(place, (0.0, None))
+    if "://" not in settings.registry or time.monotonic() - read_at > REMOTE_TTL_S:
+        version = registry.active(project)
+        _pointers[place] = (time.monotonic(), version)
+    return version
+
+
+def active_directory(settings: Settings, project_key: str) -> Path | None:
+    """Local checkpoint directory of the project's active version; None: serve the model of the settings."""
+    version = active_version(settings, project_key)
+    return None if version is None else _fetched(settings, project_name(project_key), version)
+
+
+def active_model(settings: Settings, project_key: str) -> ServedModel | None:
+    """What the API needs to know of the project's active version, from its record: no weights are downloaded.
+
+    Label Studio gives /setup 3 s. None: nothing was promoted.
+
+    Raises:
+        ModelUnavailableError: the registry does not answer.
+    """
+    version = active_version(settings, project_key)
+    if version is None:
+        return None
+    identity = (settings.registry, project_name(project_key), version)
+    if identity not in _records:
+        try:
+            info = registry_of(settings).version(project_name(project_key), version)
+        except (OSError, ValueError, LookupError) as error:
+            raise _unavailable(settings, project_name(project_key), version, error) from error
+        _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
+    return _records[identity]
+
+
+def version_directory(settings: Settings, project_key: str, version: str) -> Path | None:
+    """Local checkpoint directory of the version that a job asks for, active or not; None: the project has none such.
+
+    A promotion between a request and the worker that takes it must not fail the job.
+    """
+    project, registry = project_name(project_key), registry_of(settings)
+    if not project or registry is None or not version:
+        return None
+    if all(one.name != version for one in registry.versions(project)):
+        return None
+    return _fetched(settings, project, version)
+
+
+def _fetched(settings: Settings, project: str, version: str) -> Path:
+    """From the cache when this process has it there already: the registry compares all files' digests each time."""
+    identity = (settings.registry, str(settings.registry_cache), project, version)
+    known = _directories.get(identity)
+    if known is not None and (known / METADATA_FILE).is_file():
+        return known
+    try:
+        with _fetching:
+            directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
+    except (OSError, ValueError, LookupError) as error:
+        raise _unavailable(settings, project, version, error) from error
+    _directories[identity] = directory
+    return directory
+
+
+def _unavailable(settings: Settings, project: str, version: str, error: Exception) -> ModelUnavailableError:
+    return ModelUnavailableError(
+        f"Version {version!r} of project {project} cannot be had from {settings.registry}: {error}",
+        "Check TRANSFINER_REGISTRY; `transfiner models list` shows what is there.",
+    )
+
+
+__all__ = ["model_directory", "served_model", "version_directory"]
+
+
+def model_directory(settings: Settings, project_key: str) -> Path:
+    """The directory of the model that a project is predicted with.
+
+    Args:
+        project_key: Label Studio's "<id>.<created>"; "" for clients without a project.
+
+    Raises:
+        ModelUnavailableError: the active version cannot be had from the registry.
+    """
+    project_id = project_key.partition(".")[0]
+    pinned = settings.models_of_projects().get(project_id) if project_id else None
+    return pinned or active_directory(settings, project_key) or settings.model
+
+
+def served_model(settings: Settings, project_key: str) -> ServedModel:
+    """The same for the API, which needs names only and must answer /setup within 3 s: it downloads no weights.
+
+    Raises:
+        ModelUnavailableError: there is no model, or the registry does not answer.
+    """
+    project_id = project_key.partition(".")[0]
+    pinned = settings.models_of_projects().get(project_id) if project_id else None
+    active = None if pinned else active_model(settings, project_key)
+    return active or read_served_model(pinned or settings.model)

@@ -1,0 +1,1 @@
+"""One worker: batches from the queue, images, network, outlines, stored predictions."""

@@ -1,0 +1,134 @@
+"""The images of a batch, fetched and decoded by a pool of threads while others do something else.
+
+Images of tasks, fetched with the credentials of their project's Label Studio.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from backend.errors import TaskError
+from backend.predictions.projects import Project, Projects
+from backend.queue.job_queue import PredictionJob
+from backend.settings import Settings
+from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
+from integration.label_studio.label_config import parse_label_config
+
+log = logging.getLogger(__name__)
+FETCH_THREADS = 8
+Fetch = Callable[[PredictionJob, str], np.ndarray]
+
+
+class FetchedImages:
+    """Images on their way, since `begun` (time.monotonic())."""
+
+    def __init__(self, futures: Mapping[str, Future[tuple[np.ndarray | TaskError, float]]], begun: float) -> None:
+        self._futures = futures
+        self._begun = begun
+
+    def all(self) -> dict[str, np.ndarray | TaskError]:
+        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
+        return {job_id: future.result()[0] for job_id, future in self._futures.items()}
+
+    def seconds(self) -> float:
+        """From the beginning until the last one was there, whether anybody waited or not."""
+        return max(future.result()[1] for future in self._futures.values()) - self._begun
+
+
+class BatchFetcher:
+    """Starts fetching the images of batches.
+
+    Args:
+        fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB; called from several threads.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+
+    def begin(self, jobs: Mapping[str, PredictionJob]) -> FetchedImages:
+        begun = time.monotonic()
+        return FetchedImages({job_id: self._pool.submit(self._fetched, job) for job_id, job in jobs.items()}, begun)
+
+    def _fetched(self, job: PredictionJob) -> tuple[np.ndarray | TaskError, float]:
+        return self._tried(job), time.monotonic()
+
+    def _tried(self, job: PredictionJob) -> np.ndarray | TaskError:
+        try:
+            return self._fetch(job, parse_label_config(job.label_config).value_key)
+        except TaskError as error:
+            return error
+        except ImageError as error:
+            return TaskError(str(error))
+        except Exception as error:
+            log.exception("fetching the image of task %s failed unexpectedly", job.task.get("id"))
+            return TaskError(f"The image could not be fetched: {error!r}.", "The worker's log has more.")
+
+
+# Fetchers keep connections and access tokens; one a Label Studio account, the least used is dropped beyond this.
+MOST_FETCHERS = 16
+
+
+def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
+    """Address and key of a project's Label Studio: our own settings win over what /setup said.
+
+    The key of the settings goes to the address of the settings only: anybody may send a /setup. Both are empty when
+    the address of /setup is not believed.
+    """
+    if settings.label_studio_url:
+        return settings.label_studio_url, settings.label_studio_api_key.get_secret_value() or project.token
+    return (project.hostname, project.token) if project.is_believed else ("", "")
+
+
+class ImageSource:
+    """Fetches the image of a job; safe to use from several threads."""
+
+    def __init__(self, settings: Settings, projects: Projects) -> None:
+        self.settings = settings
+        self.projects = projects
+        self._fetchers: OrderedDict[tuple[str, str, str], ImageFetcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, job: PredictionJob, value_key: str) -> np.ndarray:
+        """HxWx3 uint8 RGB, turned as its EXIF says.
+
+        Raises:
+            ImageError: it cannot be fetched or decoded, or is over a limit.
+            TaskError: the same, where the reason may be that Label Studio's address is not believed.
+        """
+        project = self.projects.get(job.project) if job.project else Project(key="")
+        return self.fetcher(project).fetch(job.task, value_key)
+
+    def fetcher(self, project: Project) -> ImageFetcher:
+        """The fetcher with the credentials of a project's Label Studio; it keeps connections and access tokens."""
+        url, key = label_studio_of(self.settings, project)
+        identity = (url, key, project.hostname)
+        with self._lock:
+            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(self._settings(url, key, project.hostname))
+            self._fetchers[identity] = fetcher
+            while len(self._fetchers) > MOST_FETCHERS:
+                self._fetchers.popitem(last=False)
+        return fetcher
+
+    def _settings(self, url: str, key: str, hostname: str) -> FetchSettings:
+        ours = self.settings
+        return FetchSettings(
+            label_studio_url=url,
+            api_key=key,
+            label_studio_aliases=(hostname,) if hostname and hostname != url else (),
+            cache_dir=Path(ours.image_cache) if ours.image_cache else None,
+            cache_bytes=int(ours.image_cache_mib * 2**20),
+            max_bytes=int(ours.max_image_mib * 2**20),
+            max_pixels=int(ours.max_image_megapixels * 1e6),
+            timeout_s=ours.image_timeout_s,
+            max_redirects=ours.max_redirects,
+            private_hosts=tuple(host.strip() for host in ours.private_image_hosts.split(",") if host.strip()),
+        )

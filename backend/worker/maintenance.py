@@ -1,0 +1,87 @@
+"""What goes on in a worker's process beside its batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from backend.queue.job_queue import JobQueue
+from backend.queue.recovery import Heartbeat, requeue_lost, requeue_orphans
+from backend.settings import Settings
+from backend.worker.model_cache import WarmModels
+from backend.worker.push import Pusher
+
+log = logging.getLogger(__name__)
+MOST_BEAT_S = 1.5
+RESCUE_EVERY_S = 5.0
+
+
+class MaintenanceThread(threading.Thread):
+    """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
+
+    def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: WarmModels) -> None:
+        super().__init__(name="companion", daemon=True)
+        self.queue = queue
+        self.vitals = vitals
+        self.models = models
+        self.born = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        self.stop = threading.Event()
+        self.pusher = threading.Thread(
+            target=Pusher(queue, settings, vitals.name).run, args=(self.stop,), name="pusher", daemon=True
+        )
+
+    def run(self) -> None:
+        self.pusher.start()
+        rescue_at = time.monotonic() + RESCUE_EVERY_S
+        while not self.stop.is_set():
+            try:
+                self.vitals.beat({**self.born, **_present(self.models)})
+                requeue_orphans(self.queue)
+                if time.monotonic() > rescue_at:
+                    requeue_lost(self.queue)
+                    rescue_at = time.monotonic() + RESCUE_EVERY_S
+            except redis.RedisError as error:
+                log.warning("queue server: %s", error)
+            except Exception:
+                log.exception("looking after the queue failed; trying again")
+            self.stop.wait(min(MOST_BEAT_S, self.vitals.lost_after_s / 4))
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join(5)
+        self.pusher.join(5)
+
+
+def _present(models: WarmModels) -> dict[str, Any]:
+    return {
+        "version": models.version,
+        "models": models.facts,
+        "memory_mib": _memory_mib(),
+        "gpu_memory_mib": _gpu_memory_mib(),
+    }
+
+
+def _gpu_memory_mib() -> int:
+    """What torch holds of the GPU, 0 without one; torch is not imported here, only looked at."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(sum(torch.cuda.memory_reserved(n) for n in range(torch.cuda.device_count()))) // 2**20
+
+
+def _memory_mib() -> int:
+    """Resident memory now; elsewhere than on Linux its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return pages * resource.getpagesize() // 2**20

@@ -1,0 +1,218 @@
+"""Pushes deferred predictions into Label Studio: once, in chunks, with retry.
+
+Runs as a thread of every worker; a lock per project leaves each project to one of them. What is deferred is in Redis,
+so it outlives the process. After a push whose fate is unknown (a timeout, a killed worker) the tasks are looked up in
+Label Studio first: it has no duplicate check of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import redis
+
+from backend.predictions.projects import Project, Projects
+from backend.queue.connection import text
+from backend.queue.delivery import PUSHING, DeliveryClaims
+from backend.queue.job_queue import JobQueue
+from backend.queue.job_store import DONE, FINAL, STATS, JobStore
+from backend.queue.recovery import worker_key
+from backend.settings import Settings
+from backend.worker.images import label_studio_of
+from integration.label_studio.client import ClientError, LabelStudioClient
+
+log = logging.getLogger(__name__)
+POLL_S = 0.3
+# Rows that are ready are not held back longer than this, in s, for a fuller chunk.
+GATHER_S = 3.0
+
+# Removes a lock only while the dead worker still holds it: somebody else may have taken over already.
+UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class PushClient(Protocol):
+    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
+
+    def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = ...) -> int: ...
+
+    def list_predictions(self, *, task_id: int | None = None) -> list[dict[str, Any]]: ...
+
+
+def connect(settings: Settings, project: Project) -> PushClient:
+    """A client for the project's Label Studio.
+
+    No retries inside: a repeated bulk import would store everything twice.
+
+    Raises:
+        ClientError: where it is, is not known; predictions wait until it is.
+    """
+    url, key = label_studio_of(settings, project)
+    if not url:
+        raise ClientError(
+            f"the address {project.hostname!r} of project {project.id} is not used",
+            status=401,
+            fix="set LABEL_STUDIO_URL, or name its host in TRANSFINER_LABEL_STUDIO_HOSTS",
+        )
+    return LabelStudioClient(url, key, timeout_s=settings.label_studio_timeout_s, retries=0)
+
+
+class Pusher:
+    """Delivers what requests deferred."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        settings: Settings,
+        worker: str,
+        *,
+        connect: Callable[[Settings, Project], PushClient] = connect,
+    ) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.connection = queue.connection
+        self.records: JobStore = queue.records
+        self.deliveries = DeliveryClaims(queue.connection)
+        self.projects = Projects(queue.connection)
+        self.connect = connect
+        self._unlock = queue.connection.register_script(UNLOCK)
+        self.clients: dict[tuple[str, str], PushClient] = {}
+        self.failures: dict[str, int] = {}
+        self.wait_until: dict[str, float] = {}
+        self.ready_since: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Push until told to stop."""
+        while not stop.wait(POLL_S):
+            try:
+                self.push_ready()
+            except redis.RedisError as error:
+                log.warning("cannot look for deferred predictions: %s", error)
+            except Exception:
+                # A broken push must not end the thread: everything deferred later would never arrive.
+                log.exception("pushing failed unexpectedly; trying again")
+
+    def push_ready(self) -> int:
+        """Push one chunk of every project that has one; the number of predictions stored."""
+        by_project: dict[str, list[str]] = {}
+        for job_id, entry in self.deliveries.deferred().items():
+            by_project.setdefault(entry["project"], []).append(job_id)
+        return sum(self._push_project(key, ids) for key, ids in sorted(by_project.items()))
+
+    def _push_project(self, key: str, job_ids: list[str]) -> int:
+        if time.monotonic() < self.wait_until.get(key, 0.0):
+            return 0
+        states = dict(zip(job_ids, self.records.states(job_ids), strict=True))
+        self.deliveries.drop([i for i, state in states.items() if state != DONE and (state in FINAL or not state)])
+        done = [job_id for job_id, state in states.items() if state == DONE]
+        unfinished = sum(1 for state in states.values() if state and state not in FINAL)
+        if not self._worth_pushing(key, len(done), unfinished):
+            return 0
+        lock = f"transfiner:push:{key}"
+        if not self._acquire(lock):
+            return 0
+        try:
+            self._recover(job_ids)
+            return self._push(self.projects.get(key), self.deliveries.take(done[: self.settings.push_chunk]))
+        finally:
+            self.connection.delete(lock)
+
+    def _acquire(self, lock: str) -> bool:
+        """The lock names its holder and is good for as long as that worker lives, however long a push takes."""
+        if self.connection.set(lock, self.worker, nx=True):
+            return True
+        holder = text(self.connection.get(lock))
+        if holder and not self.connection.exists(worker_key(holder)):
+            log.warning("worker %s died while it pushed; taking over", holder)
+            self._unlock(keys=[lock], args=[holder])
+        return False
+
+    def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
+        """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""
+        if not done:
+            self.ready_since.pop(key, None)
+            return False
+        since = self.ready_since.setdefault(key, time.monotonic())
+        worth = done >= self.settings.push_chunk or not unfinished or time.monotonic() - since > GATHER_S
+        if worth:
+            self.ready_since.pop(key, None)
+        return worth
+
+    def _recover(self, job_ids: list[str]) -> None:
+        """With the lock in hand, whatever is still marked as being pushed was left by a worker that died."""
+        left = {text(member) for member in self.connection.smembers(PUSHING)} & set(job_ids)
+        if left:
+            self.deliveries.give_back(sorted(left), uncertain=True)
+
+    def _push(self, project: Project, job_ids: list[str]) -> int:
+        entries = self.deliveries.deferred()
+        outcomes = self.records.outcomes(job_ids)
+        rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
+        self.deliveries.drop([job_id for job_id in job_ids if job_id not in rows])
+        try:
+            client = self._client(project)
+            stored = {i for i in rows if entries[i].get("uncertain") and _is_stored(client, rows[i])}
+            missing = [row for job_id, row in rows.items() if job_id not in stored]
+            created = client.import_predictions(int(project.id), missing, chunk=len(missing)) if missing else 0
+        except ClientError as error:
+            return self._failed(project, rows, error)
+        except Exception:
+            self.deliveries.give_back(list(rows), uncertain=True)
+            self._back_off(project)
+            raise
+        if created < len(missing):
+            log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, len(missing) - created)
+        self.deliveries.pushed(list(rows))
+        self.failures.pop(project.key, None)
+        self.connection.hincrby(STATS, "pushed", created)
+        log.info("project %s: pushed %d prediction(s)", project.id, created)
+        return created
+
+    def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError) -> int:
+        """400: a row is refused for good, so they go one by one; all else is tried again later."""
+        self.connection.hincrby(STATS, "push_failures", 1)
+        if error.status in (400, 404, 422) and len(rows) == 1:
+            log.error("project %s: Label Studio refuses a prediction: %s", project.id, error)
+            self.deliveries.drop(list(rows))
+            return 0
+        # An answer with a 4xx status says that nothing was stored; no answer, or a 5xx, says nothing.
+        uncertain = error.status is None or error.status >= 500
+        self.deliveries.give_back(list(rows), uncertain=uncertain)
+        if error.status in (400, 404, 422):
+            return sum(self._push(project, self.deliveries.take([job_id])) for job_id in rows)
+        delay_s = self._back_off(project)
+        entries = self.deliveries.deferred()
+        self.records.keep(i for i, entry in entries.items() if entry["project"] == project.key)
+        log.error("project %s: pushing %d failed, again in %.0f s: %s", project.id, len(rows), delay_s, error)
+        return 0
+
+    def _back_off(self, project: Project) -> float:
+        """Leave the project alone for a while, twice as long after each failure; the s until it is tried again."""
+        failures = self.failures[project.key] = self.failures.get(project.key, 0) + 1
+        delay_s = min(self.settings.push_retry_s * 2 ** min(failures - 1, 30), self.settings.push_retry_max_s)
+        self.wait_until[project.key] = time.monotonic() + delay_s
+        # A new client asks for fresh credentials.
+        self.clients.clear()
+        return delay_s
+
+    def _client(self, project: Project) -> PushClient:
+        address = label_studio_of(self.settings, project)
+        if address not in self.clients:
+            self.clients[address] = self.connect(self.settings, project)
+        return self.clients[address]
+
+
+def _row(entry: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, Any]:
+    assert prediction is not None
+    return {
+        "task": int(entry["task"]),
+        **{name: prediction[name] for name in ("result", "score", "model_version")},
+    }
+
+
+def _is_stored(client: PushClient, row: dict[str, Any]) -> bool:
+    known = client.list_predictions(task_id=row["task"])
+    return any(prediction.get("model_version") == row["model_version"] for prediction in known)

@@ -1,0 +1,198 @@
+"""What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
+
+Three stages that a worker may overlap (backend/worker/pipeline.py). One bad image fails its own task only. This module
+is named by queued jobs, so it imports no torch itself; the predictor comes with the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from backend.errors import TaskError
+from backend.queue.job_queue import PredictionJob
+from backend.queue.job_store import FinishedJob, JobOutcome
+from backend.versions.served_model import ServedModel
+from backend.worker.images import BatchFetcher, Fetch, FetchedImages
+from backend.worker.oom_fallback import OomPolicy, PredictedImage, predict_with_fallback
+from backend.worker.postprocess import prediction_of_instances
+from backend.worker.predictor import Predictor
+from model.tiling import Tiling
+
+log = logging.getLogger(__name__)
+Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
+
+
+class Models(Protocol):
+    """The part of `backend.worker.model_cache.WarmModels` that is used here."""
+
+    def find(self, project_key: str, version: str) -> ServedModel: ...
+
+    def predictor(self, served: ServedModel) -> Predictor: ...
+
+    def spare(self, served: ServedModel) -> Predictor | None: ...
+
+
+@dataclass
+class PredictedTask:
+    """A batch behind the network. The images are gone: those of two batches are in memory already.
+
+    Attributes:
+        sizes: height and width of each upright image in px, or why there is none.
+        found: what the network saw, or why it did not.
+        models: of each job that has an image.
+        stages_s: seconds of each stage so far.
+    """
+
+    jobs: Mapping[str, PredictionJob]
+    sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
+    models: dict[str, ServedModel] = field(default_factory=dict)
+    found: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+
+class TaskRunner:
+    """Runs batches with warm predictors.
+
+    Args:
+        models: gives the predictor of the version that a job names.
+        fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
+        done: called with a batch's ended tasks and its stages' seconds.
+        tiling: which images are cut, and how.
+        tile_batch: tiles of one image predicted together.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        fetch: Fetch,
+        done: Done,
+        *,
+        tiling: Tiling | None = None,
+        tile_batch: int = 1,
+    ) -> None:
+        self.models = models
+        self.fetcher = BatchFetcher(fetch)
+        self.done = done
+        self.tiling = tiling or Tiling()
+        self.tile_batch = tile_batch
+
+    def run(self, jobs: Mapping[str, PredictionJob]) -> None:
+        """All stages of a batch one after the other. Never raises for a bad task."""
+        self.write(self.predict(jobs, self.fetcher.begin(jobs)))
+
+    def predict(self, jobs: Mapping[str, PredictionJob], images: FetchedImages) -> PredictedTask:
+        """Wait for the images and give them to the network; for the thread that signals interrupt."""
+        batch = PredictedTask(jobs)
+        arrived = images.all()
+        batch.stages_s["images"] = images.seconds()
+        begun = time.monotonic()
+        for model, arrays in self._by_model(batch, arrived).items():
+            batch.found |= self._predicted(model, arrays)
+        batch.stages_s["model"] = time.monotonic() - begun
+        return batch
+
+    def _by_model(
+        self, batch: PredictedTask, images: Mapping[str, np.ndarray | TaskError]
+    ) -> dict[ServedModel, dict[str, np.ndarray]]:
+        """Jobs of several projects are one batch when they have the same model."""
+        groups: dict[ServedModel, dict[str, np.ndarray]] = {}
+        for job_id, image in images.items():
+            job = batch.jobs[job_id]
+            if isinstance(image, TaskError):
+                batch.sizes[job_id] = image
+                continue
+            batch.sizes[job_id] = image.shape[0], image.shape[1]
+            try:
+                batch.models[job_id] = self.models.find(job.project, job.model_version)
+                groups.setdefault(batch.models[job_id], {})[job_id] = image
+            except TaskError as error:
+                batch.sizes[job_id] = error
+        return groups
+
+    def _predicted(
+        self, model: ServedModel, images: Mapping[str, np.ndarray]
+    ) -> Mapping[str, PredictedImage | TaskError]:
+        def spare() -> Predictor | None:
+            try:
+                return self.models.spare(model)
+            except TaskError as error:
+                log.error("no model on the CPU: %s", error)
+                return None
+
+        try:
+            predictor = self.models.predictor(model)
+        except TaskError as error:
+            return dict.fromkeys(images, error)
+        return predict_with_fallback(predictor, images, OomPolicy(self.tiling, self.tile_batch, spare))
+
+    def write(self, batch: PredictedTask) -> None:
+        """Turn what was found into predictions and hand all of them over."""
+        begun = time.monotonic()
+        shared_s = (batch.stages_s["images"] + batch.stages_s["model"]) / len(batch.jobs)
+        ended = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
+        stages_s = {**batch.stages_s, "regions": time.monotonic() - begun}
+        log.info("batch of %d: %s", len(batch.jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages_s.items()))
+        self.done(ended, stages_s)
+
+    def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
+        """End all of a batch with the same error."""
+        outcome = JobOutcome(error=error.error, hint=error.hint)
+        nothing = {"instances": 0, "regions": 0, "seconds": 0.0}
+        self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
+
+    def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
+        begun = time.monotonic()
+        outcome, instances = self._outcome(batch, job_id)
+        regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
+        seconds = round(shared_s + time.monotonic() - begun, 3)
+        _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
+        return FinishedJob(outcome, {"instances": instances, "regions": regions, "seconds": seconds})
+
+    def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
+        """How a task ended, and how many instances were found."""
+        size, found = batch.sizes[job_id], batch.found.get(job_id)
+        try:
+            if isinstance(size, TaskError):
+                raise size
+            if found is None or isinstance(found, TaskError):
+                raise found or TaskError("The image was not predicted.")
+            height, width = size
+            directory = batch.models[job_id].directory
+            prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)
+        except TaskError as error:
+            return JobOutcome(error=error.error, hint=error.hint), 0
+        return JobOutcome(prediction=prediction), len(found.instances)
+
+
+def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:
+    log.info(
+        "task %s of project %s: %s",
+        job.task.get("id"),
+        job.project,
+        outcome.error or f"{instances} object(s), {regions} region(s)",
+        extra={
+            "request_id": job.request_id,
+            "project": job.project,
+            "task": job.task.get("id"),
+            "job": job_id,
+            "version": job.model_version,
+        },
+    )
+
+
+def predict_task() -> None:
+    """The function that queued jobs name. Our workers look at the job's id only and run batches of them.
+
+    Raises:
+        TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
+    """
+    raise TaskError(
+        "This job was taken by a plain RQ worker, which has no model.",
+        "Start workers with `transfiner worker`.",
+    )

@@ -1,0 +1,1 @@
+"""Images of tasks: located, fetched within bounds, cached and decoded."""

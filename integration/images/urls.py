@@ -1,0 +1,137 @@
+"""Where the image of a task is: the forms of `task.data[key]` that Label Studio knows, as addresses to fetch.
+
+| value | address |
+|---|---|
+| `/data/upload/1/a.jpg`, `/data/local-files/?d=a.jpg` | Label Studio's own |
+| `http://label-studio/data/...` by a name that only browsers can use | the same at the configured address |
+| `s3://bucket/key` and other storage schemes | Label Studio's resolve endpoint, with the task's id |
+| other http(s) | as it is |
+| `data:image/png;base64,...` | decoded at once |
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from integration.images.decode import ImageError
+from integration.images.download import shown_url
+from integration.images.ssrf_guard import origin
+
+#: Storage schemes that Label Studio resolves.
+CLOUD_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure_blob"})
+
+
+def image_value(task: Mapping[str, Any], value_key: str) -> str:
+    """The text under a key of the task's data; dots lead into nested objects.
+
+    Raises:
+        ImageError: the key is missing or holds something else.
+    """
+    data = task.get("data")
+    if not isinstance(data, Mapping):
+        raise _bad_task("a task has no data", data, "an object with the image")
+    value: Any = data.get(value_key)
+    if value is None and "." in value_key:
+        value = data
+        for key in value_key.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, str) or not value.strip():
+        found = f"{value_key!r} = {value!r:.80} among the keys {sorted(map(str, data))!r:.200}"
+        raise _bad_task("a task has no image", found, f"an address under {value_key!r}")
+    return value.strip()
+
+
+def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence[str] = ()) -> str:
+    """The address to fetch for an image value; data URIs come back as they are.
+
+    Args:
+        value: from `image_value`.
+        task: its `id` is needed for cloud storage.
+        base_url: Label Studio as this machine reaches it; "" when there is none.
+        aliases: other addresses of the same Label Studio, such as the `hostname` of /setup.
+
+    Raises:
+        ImageError: no way to get there.
+    """
+    scheme = value.partition(":")[0].lower() if ":" in value else ""
+    if scheme == "data":
+        return value
+    if value.startswith("/") and not value.startswith("//"):
+        return _at_label_studio(value, base_url)
+    if scheme in ("http", "https"):
+        return _own_address(value, base_url, aliases)
+    if scheme in CLOUD_SCHEMES:
+        return _resolve_address(value, task, base_url)
+    raise ImageError(
+        "the image of a task has an address of an unknown form",
+        value=shown_url(value),
+        expected="/data/..., http(s)://..., data:..., or " + ", ".join(f"{name}://" for name in sorted(CLOUD_SCHEMES)),
+        fix="import the image into Label Studio or use an address of one of these forms",
+    )
+
+
+def decode_data_uri(uri: str, max_bytes: int) -> bytes:
+    """The bytes in a data URI (RFC 2397).
+
+    Raises:
+        ImageError: malformed, or larger than `max_bytes`.
+    """
+    head, comma, body = uri.partition(",")
+    if len(body) > max_bytes * 4 // 3 + 4 and head.lower().endswith(";base64"):
+        raise _bad_task("a data URI is too large", f"{len(body)} characters", f"at most {max_bytes} bytes")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        raw = unquote_to_bytes(body)
+        data = base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
+    except (binascii.Error, ValueError) as error:
+        raise _bad_task(f"a data URI is malformed ({error})", shown_url(uri), "data:image/...;base64,...") from error
+    if len(data) > max_bytes:
+        raise _bad_task("a data URI is too large", f"{len(data)} bytes", f"at most {max_bytes} bytes")
+    return data
+
+
+def _at_label_studio(path: str, base_url: str) -> str:
+    """An address at Label Studio, whose paths may or may not include its sub-path."""
+    if not base_url:
+        raise ImageError(
+            "an image lies in Label Studio, whose address is not known",
+            value=shown_url(path),
+            expected="the address of Label Studio",
+            fix="set its address and an API key in the settings of this backend",
+        )
+    base = urlsplit(base_url.rstrip("/"))
+    path = path.replace("\\", "%5C")  # names of files may hold it; in an address it is ambiguous
+    if base.path and path.startswith(base.path + "/"):
+        path = path[len(base.path) :]
+    return f"{base.scheme}://{base.netloc}{base.path}{path}"
+
+
+def _own_address(url: str, base_url: str, aliases: Sequence[str]) -> str:
+    """The same file at `base_url` when the address names this Label Studio by another name."""
+    try:
+        here = origin(url)
+        for alias in aliases:
+            if base_url and alias and origin(alias) == here != origin(base_url):
+                parts, sub_path = urlsplit(url), urlsplit(alias.rstrip("/")).path
+                path = parts.path.removeprefix(sub_path) + (f"?{parts.query}" if parts.query else "")
+                return _at_label_studio(path, base_url)
+    except ValueError as error:
+        raise _bad_task(f"an image has a malformed address ({error})", shown_url(url), "http(s)://host/path") from error
+    return url
+
+
+def _resolve_address(uri: str, task: Mapping[str, Any], base_url: str) -> str:
+    """Label Studio's presign endpoint: 303 to a signed address, or the file itself (measured)."""
+    if task.get("id") is None:
+        raise _bad_task("a cloud image can only be had through its task", shown_url(uri), "a task with an id")
+    encoded = base64.urlsafe_b64encode(uri.encode()).decode()
+    return _at_label_studio(f"/tasks/{int(task['id'])}/resolve/?fileuri={encoded}", base_url)
+
+
+def _bad_task(what: str, value: object, expected: str) -> ImageError:
+    return ImageError(what, value=value, expected=expected, fix="correct the data of the task")

@@ -1,0 +1,1 @@
+"""Label Studio's API, webhooks, labelling configuration and tasks."""

@@ -1,0 +1,278 @@
+"""Read the tags of a Label Studio labelling configuration; see `label_config` for what they mean.
+
+Label Studio's editor takes tag and attribute names in any case, so we do.
+
+Controls and labels of a labelling configuration, as the rest of this room needs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
+
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 100
+
+T = TypeVar("T")
+
+_KIND_OF_TAG: dict[str, Kind] = {
+    "polygonlabels": "polygon",
+    "brushlabels": "brush",
+    "rectanglelabels": "rectangle",
+    "polygon": "polygon",
+    "brush": "brush",
+    "rectangle": "rectangle",
+}
+_LABEL_TAGS = {"label", "choice"}
+
+
+@dataclass(slots=True)
+class _Tag:
+    name: str
+    attributes: dict[str, str]
+    labels: list[Label] = field(default_factory=list)
+
+    def get(self, attribute: str, default: str = "") -> str:
+        return self.attributes.get(attribute.lower(), default).strip()
+
+    def __str__(self) -> str:
+        return f'<{self.name} name="{self.get("name")}">'
+
+
+def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
+    """The controls of the first labelled image, and warnings about what was ignored.
+
+    Raises:
+        LabelConfigError: the text is no configuration, or has no control that we can fill.
+    """
+    warnings: list[str] = []
+    tags = [
+        _Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(_root(xml))
+    ]
+    images = {tag.get("name"): tag for tag in tags if tag.name == "image" and tag.get("name")}
+    if not images:
+        raise LabelConfigError("the labelling configuration has no <Image name=... value=...> tag; add one")
+    controls = [control for tag in tags if (control := _control(tag, tags, images, warnings)) is not None]
+    if not controls:
+        raise LabelConfigError(_no_control(tags, warnings))
+    first = controls[0].to_name
+    ignored = sorted({control.to_name for control in controls if control.to_name != first})
+    if ignored:
+        warnings.append(f"only the image {first!r} is predicted; controls of {', '.join(ignored)} are left alone")
+    return tuple(control for control in controls if control.to_name == first), tuple(warnings)
+
+
+def _root(xml: str) -> Element:
+    if not isinstance(xml, str) or not xml.strip():
+        raise LabelConfigError("the labelling configuration is empty; set one in the project's settings")
+    if len(xml) > MAX_CHARACTERS:
+        raise LabelConfigError(
+            f"the labelling configuration has {len(xml)} characters; at most {MAX_CHARACTERS} are read"
+        )
+    try:
+        return defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise LabelConfigError(f"the labelling configuration holds a DTD or entities ({error}); remove them") from error
+    except (ParseError, ValueError, LookupError) as error:  # the last two: characters, encodings
+        raise LabelConfigError(f"the labelling configuration is not well-formed XML: {error}") from error
+
+
+def _walk(root: Element) -> Iterator[Element]:
+    """All elements in document order, comments left out."""
+    waiting = [(root, 0)]
+    while waiting:
+        element, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise LabelConfigError(f"the labelling configuration nests tags more than {MAX_DEPTH} deep")
+        if isinstance(element.tag, str):
+            yield element
+        waiting.extend((child, depth + 1) for child in reversed(element))
+
+
+def _lower_keys(element: Element) -> dict[str, str]:
+    return {key.lower(): value for key, value in element.attrib.items()}
+
+
+def _labels(element: Element, warnings: list[str]) -> list[Label]:
+    """Labels anywhere below a tag, once each: choices may nest."""
+    if not element.tag.lower().endswith(("labels", "choices")):
+        return []
+    tags = [_Tag(child.tag.lower(), _lower_keys(child)) for child in _walk(element)]
+    labels = [_label(tag, warnings) for tag in tags if tag.name in _LABEL_TAGS and tag.get("value")]
+    return list({label.value: label for label in reversed(labels)}.values())[::-1]
+
+
+def _label(tag: _Tag, warnings: list[str]) -> Label:
+    names = tuple(dict.fromkeys(name for name in (tag.get("alias"), tag.get("value")) if name))
+    predicted = tuple(name.strip() for name in tag.get("predicted_values").split(",") if name.strip())
+    threshold = _number(tag, "model_score_threshold", 0, 1, warnings)
+    return Label(names[0], names, predicted, threshold)
+
+
+def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: list[str]) -> Control | None:
+    """A control that we can fill, or None with a warning that says why not."""
+    kind = _KIND_OF_TAG.get(tag.name)
+    if kind is None or tag.get("model_skip").lower() == "true":
+        return None
+    image = next((images[name] for name in _names(tag.get("toName")) if name in images), None)
+    problem = _problem(tag, image)
+    labels_tag = tag if tag.name.endswith("labels") else _labels_beside(tags, image)
+    if problem is None and (labels_tag is None or not labels_tag.labels):
+        problem = "it has no <Label value=...>" + (
+            " (labels taken from the task are not supported)" if tag.get("value") else ""
+        )
+    if problem is not None or image is None or labels_tag is None:
+        warnings.append(f"{tag} is ignored: {problem}")
+        return None
+    return Control(
+        kind=kind,
+        name=tag.get("name"),
+        to_name=image.get("name"),
+        value_key=_value_key(image),
+        labels=tuple(labels_tag.labels),
+        labels_name=labels_tag.get("name"),
+        labels_type=labels_tag.name,
+        score_threshold=_number(tag, "model_score_threshold", 0, 1, warnings),
+        tolerance_px=_number(tag, "model_tolerance_px", 0, 1000, warnings),
+        max_vertices=_whole(tag, "model_max_vertices", 3, warnings),
+        min_area_px=_number(tag, "model_min_area", 0, math.inf, warnings),
+        max_regions=_whole(tag, "model_max_regions", 1, warnings),
+    )
+
+
+def _problem(tag: _Tag, image: _Tag | None) -> str | None:
+    if not tag.get("name"):
+        return "it has no name"
+    if image is None:
+        return f'its toName="{tag.get("toName")}" is not the name of an <Image> tag'
+    if not _value_key(image):
+        return f'{image} has no value="$key" (lists of images are not supported)'
+    return None
+
+
+def _labels_beside(tags: list[_Tag], image: _Tag | None) -> _Tag | None:
+    """The tag that labels bare <Polygon>, <Brush> and <Rectangle> regions of an image."""
+    for tag in tags:
+        is_labels = tag.name == "labels" or (tag.name == "choices" and tag.get("perRegion").lower() == "true")
+        if is_labels and tag.labels and image is not None and image.get("name") in _names(tag.get("toName")):
+            return tag
+    return None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _value_key(image: _Tag) -> str:
+    value = image.get("value")
+    return value[1:] if value.startswith("$") else ""
+
+
+def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:
+    def accept(text: str) -> float | None:
+        number = float(text)
+        return number if math.isfinite(number) and low <= number <= high else None
+
+    return _checked(tag, attribute, accept, f"a number from {low:g} to {high:g}", warnings)
+
+
+def _whole(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
+    def accept(text: str) -> int | None:
+        return number if (number := int(text)) >= low else None
+
+    return _checked(tag, attribute, accept, f"a whole number of at least {low}", warnings)
+
+
+def _checked(
+    tag: _Tag, attribute: str, accept: Callable[[str], T | None], expected: str, warnings: list[str]
+) -> T | None:
+    text = tag.get(attribute)
+    if not text:
+        return None
+    try:
+        value = accept(text)
+    except ValueError:
+        value = None
+    if value is None:
+        warnings.append(f'{tag}: {attribute}="{text}" is ignored; expected {expected}')
+    return value
+
+
+def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
+    if warnings:
+        return f"no control can be predicted: {'; '.join(warnings)}"
+    found = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
+    return (
+        "the labelling configuration has no PolygonLabels, BrushLabels or RectangleLabels for an image; "
+        f"its controls are: {', '.join(found)}; add a <PolygonLabels name=... toName=...> with labels"
+    )
+
+
+Kind = Literal["polygon", "brush", "rectangle"]
+
+#: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
+KINDS: tuple[Kind, ...] = ("polygon", "brush", "rectangle")
+CATCH_ALL = "*"
+
+
+class LabelConfigError(ValueError):
+    """A labelling configuration that no prediction can be made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of a control.
+
+    Attributes:
+        value: as results spell it: the tag's `alias` when it has one, else its `value`.
+        names: all spellings of the label itself (value and alias).
+        predicted_values: class names of the model that become this label.
+        score_threshold: lowest score shown, or None for the control's.
+    """
+
+    value: str
+    names: tuple[str, ...]
+    predicted_values: tuple[str, ...] = ()
+    score_threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control tag that our regions fit.
+
+    Attributes:
+        kind: geometry of its regions.
+        name: `from_name` of its regions.
+        to_name: name of the Image tag.
+        value_key: key of the task data that holds the image.
+        labels: in the order of the configuration.
+        labels_name: `from_name` of the labels: equal to `name` for PolygonLabels and the like, the name of
+            the Labels or Choices tag when the geometry has a tag of its own.
+        labels_type: "polygonlabels", "brushlabels", "rectanglelabels", "labels" or "choices".
+        score_threshold, tolerance_px, max_vertices, min_area_px, max_regions: from the `model_*` attributes
+            that `label_config` lists; None if absent.
+    """
+
+    kind: Kind
+    name: str
+    to_name: str
+    value_key: str
+    labels: tuple[Label, ...]
+    labels_name: str
+    labels_type: str
+    score_threshold: float | None = None
+    tolerance_px: float | None = None
+    max_vertices: int | None = None
+    min_area_px: float | None = None
+    max_regions: int | None = None
+
+    @property
+    def is_paired(self) -> bool:
+        """True when labels come from a Labels or Choices tag: a region is then two results with one id."""
+        return self.labels_name != self.name

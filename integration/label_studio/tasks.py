@@ -1,0 +1,240 @@
+"""Label Studio's tasks as plain records: what people submitted, and the prediction that each annotation came from.
+
+Rows may come from the task list of the API (`LabelStudioClient.iter_tasks`, whole predictions in them), from the JSON
+export (ids of predictions, and a copy of one in `annotation.prediction`) or from an export snapshot. Measured on
+1.23.2: `parent_prediction` names the prediction in all of them; the copy is filled only while the project's version
+equals the prediction's; region ids survive submitting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Region = Mapping[str, Any]
+#: Which of a task's annotations counts: the newest, or what most annotators agree on.
+Choice = Literal["latest", "agreement"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourcePrediction:
+    """A prediction as it was shown.
+
+    Attributes:
+        id: Label Studio's; None for a copy without one.
+        model_version: of the model that made it.
+        score: of the whole image; None when there is none.
+        result: its regions.
+    """
+
+    id: int | None
+    model_version: str
+    score: float | None
+    result: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotation:
+    """A submitted annotation.
+
+    Attributes:
+        id: Label Studio's.
+        annotator: id of the user, as text; "" when unknown.
+        updated_at: when it was last submitted.
+        lead_time_s: seconds that the annotator spent; None when unknown.
+        ground_truth: starred in Label Studio.
+        result: its regions, relations and everything else.
+        prediction: what it came from; None when it was drawn from scratch or that is not known any more.
+    """
+
+    id: int
+    annotator: str
+    updated_at: datetime
+    lead_time_s: float | None
+    ground_truth: bool
+    result: tuple[Region, ...]
+    prediction: SourcePrediction | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """Something of an export that does not count, with the place and the reason; nothing goes without one."""
+
+    task_id: int
+    annotation_id: int | None
+    region_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotatedTask:
+    """A task with the annotations that count.
+
+    Attributes:
+        id: Label Studio's.
+        data: with the image's address.
+        annotations: oldest first; () when nobody has submitted any.
+        left_out: annotations that do not count.
+        file_name: of the uploaded file; "" for other images.
+    """
+
+    id: int
+    data: Mapping[str, Any]
+    annotations: tuple[Annotation, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    file_name: str = ""
+
+
+SKIPPED = "skipped by the annotator"
+
+
+def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, Any]] | None = None) -> AnnotatedTask:
+    """One task of an export.
+
+    Args:
+        row: a task with its annotations.
+        predictions: by id, for exports that name predictions only by id.
+
+    Returns:
+        The task; broken and skipped annotations are in `left_out`.
+    """
+    task_id = _integer(row.get("id")) or 0
+    known = dict(predictions or {})
+    known |= {p["id"]: p for p in _objects(row.get("predictions")) if isinstance(p.get("id"), int)}
+    kept: list[Annotation] = []
+    left_out: list[LeftOut] = []
+    for entry in _list(row.get("annotations")):
+        reason = _unusable(entry)
+        if reason is None:
+            kept.append(_annotation(entry, known, task_id))
+        else:
+            number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
+            left_out.append(LeftOut(task_id, number, "", reason))
+    kept.sort(key=_age)
+    data = row.get("data")
+    return AnnotatedTask(
+        task_id,
+        data if isinstance(data, Mapping) else {},
+        tuple(kept),
+        tuple(left_out),
+        str(row.get("file_upload") or ""),
+    )
+
+
+def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest") -> tuple[Annotation, ...]:
+    """The annotations of a task that count, oldest first.
+
+    Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
+    `consensus.agree`.
+    """
+    starred = [one for one in annotations if one.ground_truth]
+    by_age = sorted(starred or annotations, key=_age)
+    if starred or how == "latest":
+        return tuple(by_age[-1:])
+    newest = {one.annotator or f"#{one.id}": one for one in by_age}
+    return tuple(sorted(newest.values(), key=_age))
+
+
+def used_labels(row: Mapping[str, Any]) -> set[str]:
+    """Labels on outlines in the annotations of an exported task, for exports without their label config."""
+    regions = [one for entry in _objects(row.get("annotations")) for one in _objects(entry.get("result"))]
+    kinds = ("polygonlabels", "brushlabels", "rectanglelabels", "labels")
+    found = ((one.get("value") or {}).get(one.get("type")) for one in regions if one.get("type") in kinds)
+    return {label for labels in found for label in _list(labels) if isinstance(label, str)}
+
+
+def newest_time(annotations: Iterable[Annotation]) -> datetime | None:
+    """When the newest of some annotations was submitted."""
+    return max((one.updated_at for one in annotations), default=None)
+
+
+def _age(annotation: Annotation) -> tuple[datetime, int]:
+    return annotation.updated_at, annotation.id
+
+
+def _unusable(entry: object) -> str | None:
+    if not isinstance(entry, Mapping):
+        return f"an annotation is {type(entry).__name__}, expected an object"
+    if entry.get("was_cancelled"):
+        return SKIPPED
+    if not isinstance(entry.get("result"), list):
+        return f"its result is {type(entry.get('result')).__name__}, expected a list of regions"
+    if _integer(entry.get("id")) is None:
+        return f"its id is {entry.get('id')!r}, expected a number"
+    return None
+
+
+def _annotation(entry: Mapping[str, Any], known: Mapping[int, Any], task_id: int) -> Annotation:
+    result = tuple(_objects(entry["result"]))
+    by = entry.get("completed_by")
+    annotator = by.get("id") if isinstance(by, Mapping) else by
+    return Annotation(
+        id=int(entry["id"]),
+        annotator="" if annotator is None else str(annotator),
+        updated_at=_time(entry.get("updated_at") or entry.get("created_at")),
+        lead_time_s=_seconds(entry.get("lead_time")),
+        ground_truth=bool(entry.get("ground_truth")),
+        result=result,
+        prediction=_source(entry, result, known, task_id),
+    )
+
+
+def _source(
+    entry: Mapping[str, Any], result: Sequence[Region], known: Mapping[int, Any], task_id: int
+) -> SourcePrediction | None:
+    """The named prediction; else the copy; else the task's prediction with which most region ids are shared."""
+    parent = entry.get("parent_prediction")
+    parent = parent.get("id") if isinstance(parent, Mapping) else parent
+    if isinstance(parent, int) and parent in known:
+        return _prediction(known[parent])
+    copy = entry.get("prediction")
+    if isinstance(copy, Mapping) and isinstance(copy.get("result"), list):
+        return _prediction(copy)
+    ids = {str(region["id"]) for region in result if region.get("id")}
+    # `known` may hold the predictions of a whole project: region ids are unique in a task only.
+    here = [p for p in known.values() if p.get("task") in (None, task_id)]
+    shared = [(len(ids & _region_ids(p)), _integer(p.get("id")) or 0, p) for p in here]
+    count, _, best = max(shared, key=lambda item: item[:2], default=(0, 0, {}))
+    return _prediction(best) if count else None
+
+
+def _prediction(entry: Mapping[str, Any]) -> SourcePrediction:
+    return SourcePrediction(
+        _integer(entry.get("id")),
+        str(entry.get("model_version") or ""),
+        _seconds(entry.get("score")),
+        tuple(_objects(entry.get("result"))),
+    )
+
+
+def _region_ids(prediction: Mapping[str, Any]) -> set[str]:
+    return {str(region["id"]) for region in _objects(prediction.get("result")) if region.get("id")}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [one for one in _list(value) if isinstance(one, Mapping)]
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _seconds(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value >= 0 else None  # type: ignore[arg-type, operator]
+
+
+def _time(text: object) -> datetime:
+    """Label Studio's time stamp; the beginning of time for anything else, so that dated ones win."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""Masks to editable polygons with a certified tolerance, and back."""

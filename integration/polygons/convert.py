@@ -1,0 +1,188 @@
+"""Masks to polygons that people want to edit, and back.
+
+Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
+Contours through pixel centres (OpenCV) are half a pixel too small on every side.
+
+Shapes: H, W mask size; N vertices. Rings are as in `exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from integration.polygons.contours import fill_even_odd
+from integration.polygons.exact import Outlined, Polygon, cut_open, exact_outline, exact_polygons
+from integration.polygons.level_set import Patch, level_set_outline
+from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
+
+__all__ = [
+    "Outlined",
+    "Polygon",
+    "check_arguments",
+    "exact_polygons",
+    "keyhole",
+    "mask_to_polygons",
+    "outline_mask",
+    "polygons_to_mask",
+    "smooth_outline",
+]
+
+_FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
+_TOLERANCE_PRECISION = 0.01
+
+
+def mask_to_polygons(
+    mask_hw: np.ndarray,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+) -> list[Polygon]:
+    """Outline a mask, one polygon for each 4-connected part.
+
+    Args:
+        mask_hw: bool, H x W.
+        tolerance_px: largest two-way Hausdorff distance between a ring and its exact contour. 0 keeps every corner, and
+            `polygons_to_mask` then gives back the identical mask.
+        max_vertices: most vertices of a polygon, all its rings together; the tolerance is raised just enough and
+            recorded in the polygon. Validity goes first: a polygon keeps three vertices a ring, and more where parts
+            of the mask would overlap otherwise.
+        min_area_px: parts (with their holes filled) and holes smaller than this many pixels are left out. Nothing is
+            left out at 0.
+
+    Returns:
+        Valid polygons, in raster order of their first pixel.
+
+    Raises:
+        ValueError: the mask is not bool H x W, or a number is out of range.
+    """
+    return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px).polygons
+
+
+def outline_mask(
+    mask_hw: np.ndarray,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+) -> Outlined:
+    """As `mask_to_polygons`, with counts of what the minimum area left out."""
+    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
+    exact = exact_outline(mask_hw, min_area_px=min_area_px)
+    if max_vertices is not None:
+        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in exact.polygons]
+    else:
+        tolerances = [tolerance_px] * len(exact.polygons)
+    return replace(exact, polygons=_simplified(exact.polygons, tolerances))
+
+
+def smooth_outline(
+    mask_hw: np.ndarray,
+    patch: Patch | None = None,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+    border_px: int = 0,
+) -> Outlined:
+    """Outline a mask along the level set of its probabilities.
+
+    Args:
+        mask_hw: bool, H x W. At tolerance 0, `polygons_to_mask` gives it back exactly.
+        patch: its probabilities and their box; see `level_set_outline`, also for `border_px`.
+        tolerance_px: largest two-way Hausdorff distance between a ring and the level set.
+        max_vertices: most vertices of all polygons together, cuts between them included.
+        min_area_px: parts and holes smaller than this are left out.
+        border_px: see `level_set_outline`.
+
+    Returns:
+        Valid polygons. Vertices lie where the segments fit the level set best.
+
+    Raises:
+        ValueError: as `mask_to_polygons`.
+    """
+    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
+    exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
+    polygons = exact.polygons
+    if max_vertices is not None and polygons:
+        tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fitted=True)
+    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fitted=True))
+
+
+def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
+    """Fill polygons on the pixel grid: a pixel is inside when its centre is.
+
+    Args:
+        polygons: in pixel edges; parts outside the image are clipped, overlapping polygons are united.
+        height: H of the mask.
+        width: W of the mask.
+
+    Returns:
+        Bool, H x W.
+    """
+    mask_hw = np.zeros((height, width), dtype=np.bool_)
+    for polygon in polygons:
+        fill_even_odd([polygon.exterior, *polygon.holes], mask_hw)
+    return mask_hw
+
+
+def keyhole(polygon: Polygon) -> np.ndarray:
+    """One ring (N, 2) for a polygon with holes: each hole is joined by a cut that encloses nothing."""
+    return cut_open(polygon.exterior, polygon.holes)
+
+
+def _simplified(polygons: list[Polygon], tolerances_px: list[float], *, fitted: bool = False) -> list[Polygon]:
+    if not any(tolerances_px):
+        return polygons
+    outline = Outline([_rings(polygon, e, fitted) for polygon, e in zip(polygons, tolerances_px, strict=True)])
+    simplify_outlines([outline])
+    return [
+        Polygon(part[0], tuple(part[1:]), tolerance)
+        for part, tolerance in zip(outline.points_px(), tolerances_px, strict=True)
+    ]
+
+
+def _rings(polygon: Polygon, tolerance_px: float, fitted: bool) -> list[Ring]:
+    chains = [Chain(ring, tolerance_px, closed=True, fitted=fitted) for ring in (polygon.exterior, *polygon.holes)]
+    return [Ring(((chain, True),), is_hole=number > 0) for number, chain in enumerate(chains)]
+
+
+def _least_tolerance(polygons: list[Polygon], tolerance_px: float, max_vertices: int, *, fitted: bool = False) -> float:
+    """The least tolerance from `tolerance_px` on that meets the budget, found to within one percent."""
+    cuts = 2 * (len(polygons) - 1)
+
+    def fits(tolerance: float) -> bool:
+        simplified = _simplified(polygons, [tolerance] * len(polygons), fitted=fitted)
+        return sum(polygon.vertex_count for polygon in simplified) + cuts <= max_vertices
+
+    if fits(tolerance_px):
+        return tolerance_px
+    too_small, enough = tolerance_px, max(tolerance_px, _FIRST_TOLERANCE_PX)
+    # Everything is within that of everything.
+    largest = max(float(np.ptp(polygon.exterior, axis=0).max()) for polygon in polygons)
+    while not fits(enough):
+        if enough >= largest:
+            return too_small  # a triangle for each ring, or as close as a valid polygon comes
+        too_small, enough = enough, enough * 1.6
+    while enough - too_small > _TOLERANCE_PRECISION * enough:
+        middle = (too_small + enough) / 2
+        too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
+    return enough
+
+
+def check_arguments(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
+    """Raise ValueError for a mask or an option that `mask_to_polygons` cannot take."""
+    if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
+        raise ValueError(
+            f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "
+            "compare it with a threshold first"
+        )
+    if not 0 <= tolerance_px < float("inf"):
+        raise ValueError(f"tolerance_px must be a finite number of pixels >= 0, got {tolerance_px}")
+    if not 0 <= min_area_px < float("inf"):
+        raise ValueError(f"min_area_px must be a finite number of pixels >= 0, got {min_area_px}")
+    if max_vertices is not None and max_vertices < 3:
+        raise ValueError(f"max_vertices must be at least 3, as a triangle has; got {max_vertices}")

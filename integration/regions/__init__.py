@@ -1,0 +1,1 @@
+"""Label Studio regions: predictions written, annotations read."""

@@ -1,0 +1,366 @@
+"""Label Studio regions back to masks: what people drew and submitted.
+
+Coordinates in regions are percent of the upright, unrotated image: the editor's rotate button only sets
+`image_rotation` (measured), so it is ignored here. `parentID` joins the parts of one object.
+
+Shapes: H, W mask size; N points.
+
+The objects in a submitted result: only outlines of the project's own controls, each object once.
+
+A result also holds what is no outline: choices about the whole image, texts about a region, relations. A project with
+several kinds of outlines (or `Output.kind == "all"`) holds objects twice: the finer outline counts.
+
+Shapes: H, W mask size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from integration.label_studio.label_config import LabelConfig
+from integration.polygons.convert import Polygon, polygons_to_mask
+from integration.regions.brush_rle import BrushError, decode_brush_mask
+from model.instance import box_of, iou
+
+#: Larger sizes in a region are taken for nonsense: the masks would not fit any memory.
+MAX_PIXELS = 200_000_000
+#: Decimals of a pixel kept: percent with 8 decimals come back to the very lattice points they were made of.
+_DECIMALS = 4
+_GEOMETRIES = ("polygon", "brush", "rectangle")
+_LABEL_TYPES = ("labels", "choices")
+
+
+class AnnotationError(ValueError):
+    """A result whose image size is not known or not credible."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnnotatedObject:
+    """One object that somebody drew.
+
+    Attributes:
+        label: as the label config spells it.
+        mask_hw: bool, H x W; all parts together.
+        region_ids: the parts, the one without a parent first.
+        kinds: "polygon", "brush", "rectangle" of each part.
+        score: of the prediction that the first part came from; None for parts drawn by hand.
+    """
+
+    label: str
+    mask_hw: np.ndarray
+    region_ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """A result as objects.
+
+    Attributes:
+        objects: in the order of their first parts.
+        skipped: id and reason of each region that is no object.
+        width: of the image.
+        height: of the image.
+    """
+
+    objects: tuple[AnnotatedObject, ...]
+    skipped: tuple[tuple[str, str], ...]
+    width: int
+    height: int
+
+
+class _Skip(Exception):  # noqa: N818 - leaves this module as a reason, never as an error
+    """A region that cannot be an object."""
+
+
+@dataclass(slots=True)
+class _Region:
+    """The entries of a result with one id: a geometry, and its label in the same or another entry."""
+
+    id: str
+    kind: str = ""
+    value: Mapping[str, Any] | None = None
+    label: str = ""
+    parent_id: str = ""
+    score: float | None = None
+
+
+def regions_to_objects(
+    result: Sequence[Mapping[str, Any]], *, width: int | None = None, height: int | None = None
+) -> Decoded:
+    """Rasterise the regions of an annotation or a prediction.
+
+    Args:
+        result: `annotation.result` of webhooks, API and JSON export, or `prediction.result`.
+        width: of the upright image; by default `original_width` of the regions, which is right in everything that
+            the editor has saved (it rewrites wrong ones) but not in hand-made predictions.
+        height: likewise.
+
+    Returns:
+        Objects and skipped regions. Relations are neither. A child with another label than its parent is an object
+        of its own.
+
+    Raises:
+        AnnotationError: there are regions but no believable size.
+    """
+    entries = [entry for entry in result if isinstance(entry, Mapping) and entry.get("type") != "relation"]
+    width, height = _size(entries, width, height)
+    regions = _gather(entries)
+    drawn: dict[tuple[str, str], list[tuple[_Region, np.ndarray]]] = {}
+    skipped = []
+    for region in regions.values():
+        try:
+            mask_hw = _mask(region, width, height)
+        except (_Skip, BrushError) as error:
+            skipped.append((region.id, str(error)))
+            continue
+        drawn.setdefault((_root(region, regions), region.label), []).append((region, mask_hw))
+    objects = tuple(_object(parts) for parts in drawn.values())
+    return Decoded(objects, tuple(skipped), width, height)
+
+
+def _size(entries: Sequence[Mapping[str, Any]], width: int | None, height: int | None) -> tuple[int, int]:
+    if width is None or height is None:
+        sizes = ((entry.get("original_width"), entry.get("original_height")) for entry in entries)
+        width, height = next((size for size in sizes if all(isinstance(n, int) for n in size)), (0, 0))
+    if not (width and height and 0 < width * height <= MAX_PIXELS and width > 0):
+        if not entries:
+            return 0, 0
+        raise AnnotationError(
+            f"regions of an image of {width} x {height} pixels, expected 1 to {MAX_PIXELS} pixels; give the size of "
+            "the image, or correct original_width and original_height"
+        )
+    return width, height
+
+
+def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
+    regions: dict[str, _Region] = {}
+    for number, entry in enumerate(entries):
+        region_id = str(entry.get("id") or f"#{number}")
+        region = regions.setdefault(region_id, _Region(region_id))
+        kind, value = str(entry.get("type", "")), entry.get("value")
+        value = value if isinstance(value, Mapping) else {}
+        region.label = region.label or _first_label(kind, value)
+        region.parent_id = region.parent_id or str(entry.get("parentID") or "")
+        region.score = region.score if region.score is not None else _score(entry.get("score"))
+        if kind not in _LABEL_TYPES:
+            region.kind, region.value = kind.removesuffix("labels"), value
+    return regions
+
+
+def _first_label(kind: str, value: Mapping[str, Any]) -> str:
+    labels = value.get(kind)
+    return str(labels[0]) if isinstance(labels, list) and labels else ""
+
+
+def _score(score: object) -> float | None:
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None
+
+
+def _root(region: _Region, regions: Mapping[str, _Region]) -> str:
+    """The topmost known parent with the same label; a cycle ends where it began."""
+    seen = {region.id}
+    while (parent := regions.get(region.parent_id)) is not None and parent.id not in seen:
+        if parent.label != region.label:
+            break
+        seen.add(parent.id)
+        region = parent
+    return region.id
+
+
+def _object(parts: Sequence[tuple[_Region, np.ndarray]]) -> AnnotatedObject:
+    parts = sorted(parts, key=lambda part: bool(part[0].parent_id))
+    mask_hw = parts[0][1].copy()
+    for _, part_hw in parts[1:]:
+        mask_hw |= part_hw
+    regions = [region for region, _ in parts]
+    return AnnotatedObject(
+        regions[0].label,
+        mask_hw,
+        tuple(region.id for region in regions),
+        tuple(region.kind for region in regions),
+        regions[0].score,
+    )
+
+
+def _mask(region: _Region, width: int, height: int) -> np.ndarray:
+    if region.kind not in _GEOMETRIES or region.value is None:
+        raise _Skip(f"type {region.kind or 'without geometry'!r} is not an outline, a brush or a box")
+    if not region.label:
+        raise _Skip("it has no label")
+    if region.kind == "brush":
+        mask_hw = _brush_mask(region.value, width, height)
+    else:
+        points = _polygon_px(region.value) if region.kind == "polygon" else _rectangle(region.value, width, height)
+        ring = np.round(points * np.array([width, height]) / 100, _DECIMALS)
+        mask_hw = polygons_to_mask([Polygon(ring)], height, width)
+    if not mask_hw.any():
+        raise _Skip("it covers no pixel")
+    return mask_hw
+
+
+def _brush_mask(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+    if value.get("format") != "rle":
+        raise _Skip(f"brush format {value.get('format')!r} is not 'rle'")
+    return decode_brush_mask(value.get("rle") or [], height, width)
+
+
+def _polygon_px(value: Mapping[str, Any]) -> np.ndarray:
+    """Percent points (N, 2) of a polygon."""
+    points = _numbers(value.get("points") or [])
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
+        raise _Skip("a polygon needs at least 3 points of x and y")
+    if value.get("closed") is False:
+        raise _Skip("the polygon is not closed: it was never finished")
+    return points
+
+
+def _rectangle(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+    """Percent corners (4, 2) of a box, turned clockwise about its top left corner by `rotation` degrees."""
+    numbers = _numbers([value.get(key, 0) for key in ("x", "y", "width", "height", "rotation")])
+    x, y, box_width, box_height, rotation = numbers.tolist()
+    size_px = np.array([width, height])
+    angle = math.radians(rotation)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    corners = np.array([[0, 0], [box_width, 0], [box_width, box_height], [0, box_height]])
+    return np.array([x, y]) + (corners * size_px) @ turn / size_px
+
+
+def _numbers(values: object) -> np.ndarray:
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise _Skip(f"its coordinates are not numbers: {error}") from error
+    if not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
+        raise _Skip("its coordinates are not finite numbers")
+    return numbers
+
+
+#: Coarser kinds last.
+_FINEST_FIRST = ("brush", "polygon", "rectangle")
+_OUTLINES = ("polygon", "brush", "rectangle", "polygonlabels", "brushlabels", "rectanglelabels", "labels")
+#: An object is drawn twice when drawings of two kinds overlap this much.
+_TWICE_IOU = 0.9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawings:
+    """The objects of one result.
+
+    Attributes:
+        objects: in the order of the result.
+        left_out: id and reason of every region that is no object.
+        unreadable: how many of those are broken outlines, so that an object may be missing.
+    """
+
+    objects: tuple[AnnotatedObject, ...]
+    left_out: tuple[tuple[str, str], ...]
+    unreadable: int = 0
+
+
+def read_drawings(
+    result: Sequence[Mapping[str, Any]],
+    *,
+    width: int,
+    height: int,
+    config: LabelConfig | None = None,
+    labels: Sequence[str] | None = None,
+) -> Drawings:
+    """Read the objects of an annotation's or a prediction's result.
+
+    Args:
+        result: its entries.
+        width: of the upright image.
+        height: of the upright image.
+        config: the label config; entries of controls that it does not have are left out. None: any outline counts.
+        labels: labels that count; None: the config's, or all.
+    """
+    ours, left_out = _of_controls(result, config)
+    try:
+        decoded = regions_to_objects(ours, width=width, height=height)
+    except AnnotationError as error:
+        broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
+        return Drawings((), (*left_out, *broken), len(broken))
+    left_out += decoded.skipped
+    objects = []
+    allowed = labels if labels is not None else config.labels if config else None
+    for drawn in decoded.objects:
+        if allowed is None or drawn.label in allowed:
+            objects.append(drawn)
+        else:
+            left_out += _reasons(drawn, f"label {drawn.label!r} is not among the labels of the project")
+    doubles = _doubles(objects)
+    for number, kept in doubles.items():
+        left_out += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
+    kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
+    return Drawings(kept_objects, tuple(left_out), len(decoded.skipped))
+
+
+def is_box(drawn: AnnotatedObject) -> bool:
+    """Whether only a box was drawn, so that its mask says nothing about the outline."""
+    return all(kind == "rectangle" for kind in drawn.kinds)
+
+
+def _of_controls(
+    result: Sequence[Mapping[str, Any]], config: LabelConfig | None
+) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]]]:
+    names = {name for c in config.controls for name in (c.name, c.labels_name)} if config else None
+    ours, others = [], []
+    for entry in result:
+        if entry.get("type") == "relation":
+            continue
+        name, kind = entry.get("from_name"), entry.get("type")
+        if (name in names) if names is not None else (kind in _OUTLINES):
+            ours.append(entry)
+        else:
+            others.append(entry)
+    known = {entry.get("id") for entry in ours}
+    # Texts and ratings about an object have the id of its region: nothing is lost with those.
+    return ours, [
+        (
+            str(entry.get("id", "")),
+            f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing",
+        )
+        for entry in others
+        if entry.get("id") not in known
+    ]
+
+
+def _reasons(drawn: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
+    return [(region_id, reason) for region_id in drawn.region_ids]
+
+
+def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
+    """Numbers of objects that are drawn in a finer kind as well, with the number of that one."""
+    by_rank = sorted(range(len(objects)), key=lambda n: _rank(objects[n]))
+    doubles: dict[int, int] = {}
+    for place, number in enumerate(by_rank):
+        for finer in by_rank[:place]:
+            if finer not in doubles and _is_same(objects[finer], objects[number]):
+                doubles[number] = finer
+                break
+    return doubles
+
+
+def _rank(drawn: AnnotatedObject) -> int:
+    return min(_FINEST_FIRST.index(kind) for kind in drawn.kinds)
+
+
+def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
+    if finer.label != coarser.label or _rank(finer) == _rank(coarser):
+        return False
+    mask_hw = _filled_box(finer.mask_hw) if is_box(coarser) else finer.mask_hw
+    return iou(mask_hw, coarser.mask_hw) >= _TWICE_IOU
+
+
+def _filled_box(mask_hw: np.ndarray) -> np.ndarray:
+    filled = np.zeros_like(mask_hw)
+    left, top, right, bottom = box_of(mask_hw)
+    filled[top:bottom, left:right] = True
+    return filled

@@ -1,0 +1,167 @@
+"""How predictions are drawn, what was left out, and how sure they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from integration.label_studio.label_config_xml import KINDS, Kind
+from model.instance import Instance
+
+#: (instances shown, instances hidden for their score) -> score of the whole prediction, 0..1; the lowest comes first.
+Scorer = Callable[[Sequence[Instance], Sequence[Instance]], float]
+
+
+class RegionError(ValueError):
+    """Instances that do not belong to the image they are said to be of, or output settings out of range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How predictions are drawn. Attributes of the label config's tags win over these.
+
+    Attributes:
+        kind: "auto": polygons, else brush masks, else boxes, whichever the label config has for the class;
+            "polygon", "brush", "rectangle": that kind where the label config has it, else as "auto";
+            "all": every kind the label config has.
+        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks where the config has them.
+        tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
+        max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
+        min_area_px: parts and holes of polygons, and objects, smaller than this are left out.
+        min_part_share: parts smaller than this share of the object's largest part are left out.
+        min_hole_share: holes smaller than this share of the object's area are filled.
+        border_px: masks that come this close to the border of the image go on to it.
+        parts: "joined": an object is one polygon, its parts joined by cuts of no width, so that Label Studio counts it
+            once; "separate": a polygon a part.
+        outline: "smooth": polygons follow the probabilities between pixel centres; "pixels": the edges of pixels.
+        double_iou: an object whose mask overlaps a better scored one more than this (IoU), of whatever class, is the
+            same object and left out; 1 keeps all.
+        shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
+            Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
+        max_regions: most objects of a control on an image, the best scores first.
+        score_threshold: lowest score shown.
+    """
+
+    kind: Kind | Literal["auto", "all"] = "auto"
+    holes: Literal["keyhole", "brush"] = "keyhole"
+    tolerance_px: float = 1.0
+    max_vertices: int | None = None
+    min_area_px: float = 16.0
+    min_part_share: float = 0.05
+    min_hole_share: float = 0.01
+    border_px: int = 2
+    parts: Literal["joined", "separate"] = "joined"
+    outline: Literal["smooth", "pixels"] = "smooth"
+    double_iou: float = 0.7
+    shared_edges: bool = False
+    max_regions: int = 300
+    score_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("kind", self.kind in ("auto", "all", *KINDS), f"auto, all, {', '.join(KINDS)}"),
+            ("holes", self.holes in ("keyhole", "brush"), "keyhole or brush"),
+            ("tolerance_px", 0 <= self.tolerance_px < math.inf, "pixels, 0 or more"),
+            ("max_vertices", self.max_vertices is None or self.max_vertices >= 3, "3 or more, or None"),
+            ("min_area_px", 0 <= self.min_area_px < math.inf, "pixels, 0 or more"),
+            ("min_part_share", 0 <= self.min_part_share <= 1, "0 to 1"),
+            ("min_hole_share", 0 <= self.min_hole_share <= 1, "0 to 1"),
+            ("border_px", 0 <= self.border_px <= 16, "pixels, 0 to 16"),
+            ("parts", self.parts in ("joined", "separate"), "joined or separate"),
+            ("outline", self.outline in ("smooth", "pixels"), "smooth or pixels"),
+            ("double_iou", 0 < self.double_iou <= 1, "more than 0, up to 1"),
+            ("shared_edges", isinstance(self.shared_edges, bool), "true or false"),
+            ("max_regions", self.max_regions >= 1, "1 or more"),
+            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
+        ]
+        for name, is_fine, expected in checks:
+            if not is_fine:
+                raise RegionError(f"output setting {name} is {getattr(self, name)!r}, expected {expected}")
+
+    def digest(self) -> str:
+        """A short hash of all settings, for cache keys and job ids."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+#: How predictions were drawn before objects became one region each: a region a part, along the edges of pixels.
+PART_BY_PART = Output(
+    min_part_share=0.0, min_hole_share=0.0, border_px=0, parts="separate", outline="pixels", double_iou=1.0
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the instances of one image.
+
+    Attributes:
+        instances: given.
+        shown: instances with at least one region.
+        regions: written.
+        dropped: instances left out, by reason.
+        unlabelled: instances whose class no label of the project matches, by class.
+        parts_dropped: parts of shown objects that were too small.
+        holes_filled: holes of shown objects that were too small.
+        holes_cut: holes of shown polygons that are joined to the outline by a cut.
+        parts_merged: parts of shown objects that are in one region with a larger part.
+    """
+
+    NO_LABEL: ClassVar[str] = "no label for its class"
+    LOW_SCORE: ClassVar[str] = "below the score threshold"
+    OVER_LIMIT: ClassVar[str] = "over the limit of regions"
+    DOUBLE: ClassVar[str] = "overlaps a better scored object too much"
+    TOO_SMALL: ClassVar[str] = "smaller than the minimum area"
+    NOT_A_NUMBER: ClassVar[str] = "its score is not a number"
+
+    instances: int = 0
+    shown: int = 0
+    regions: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    unlabelled: Counter[str] = field(default_factory=Counter)
+    parts_dropped: int = 0
+    holes_filled: int = 0
+    holes_cut: int = 0
+    parts_merged: int = 0
+
+    def drop(self, reason: str, class_name: str) -> None:
+        """Count an instance that is not shown."""
+        self.dropped[reason] += 1
+        if reason == self.NO_LABEL:
+            self.unlabelled[class_name] += 1
+
+    def changes(self) -> dict[str, int]:
+        """How many things were left out or drawn otherwise than they are, by what was done; empty if none."""
+        counts = {
+            **self.dropped,
+            "parts left out": self.parts_dropped,
+            "holes filled": self.holes_filled,
+            "holes joined by a cut": self.holes_cut,
+            "parts merged": self.parts_merged,
+        }
+        return {what: count for what, count in counts.items() if count}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {**asdict(self), "dropped": dict(self.dropped), "unlabelled": dict(self.unlabelled)}
+
+
+def certainty(instances: Sequence[Instance]) -> float:
+    """The score of a whole prediction; Label Studio's uncertainty sampling shows the lowest first.
+
+    An instance is as certain as its detection and its boundary: score * (1 - uncertainty). The image gets the mean
+    of the average and of the worst instance: one bad object is found among many good ones, and many doubtful
+    objects come before one. An image with nothing found gets 0: either it is empty, which is quickly confirmed, or
+    the model is blind there, which is what it should learn first.
+    """
+    values = [min(max(i.score, 0.0), 1.0) * (1 - _unit(i.uncertainty)) for i in instances]
+    if not values:
+        return 0.0
+    return round((sum(values) / len(values) + min(values)) / 2, 6)
+
+
+def _unit(uncertainty: float) -> float:
+    return min(max(uncertainty, 0.0), 1.0) if math.isfinite(uncertainty) else 1.0

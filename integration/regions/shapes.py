@@ -1,0 +1,127 @@
+"""The geometry of one object as Label Studio region values: percent of the upright image, 0..100.
+
+Shapes: H, W mask size; N points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from integration.polygons.convert import keyhole
+from integration.polygons.exact import Outlined, exact_polygons
+from integration.polygons.joining import join_polygons
+from integration.regions.brush_rle import encode_brush_mask
+
+#: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
+_DECIMALS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One region's geometry.
+
+    Attributes:
+        value: the `value` of the region, without its labels.
+        notes: what a person should know about it, for `meta.text`.
+    """
+
+    value: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """All regions of one object.
+
+    Attributes:
+        regions: the largest first; the others are parts of the same object.
+        parts_dropped: parts that were too small.
+        holes_filled: holes that were too small.
+        holes_cut: holes that are joined to the outline by a cut.
+        parts_merged: parts that share a region with a larger one.
+    """
+
+    regions: tuple[Shape, ...]
+    parts_dropped: int = 0
+    holes_filled: int = 0
+    holes_cut: int = 0
+    parts_merged: int = 0
+
+
+def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool, max_vertices: int | None) -> Shapes:
+    """Closed polygons whose holes are cut open to the outside.
+
+    Args:
+        outlined: the object's polygons.
+        width: of the upright image.
+        height: of the upright image.
+        joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
+        max_vertices: that was asked for, for the note.
+    """
+    polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
+    if joined and polygons:
+        rings = [join_polygons(polygons)]
+    else:
+        rings = [keyhole(polygon) if polygon.holes else polygon.exterior for polygon in polygons]
+    regions = []
+    for number, ring in enumerate(rings, start=1):
+        notes = [f"Part {number} of {len(rings)} of one object."] if len(rings) > 1 else []
+        if max_vertices is not None and len(ring) > max_vertices:
+            notes = [f"More than {max_vertices} points, because its parts would overlap with fewer."]
+        value = {"points": percent(ring, width, height).tolist(), "closed": True}
+        regions.append(Shape(value, tuple(notes)))
+    holes_cut = sum(len(polygon.holes) for polygon in polygons)
+    merged = len(polygons) - len(rings)
+    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut, merged)
+
+
+def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+    """The exact mask, parts and holes included, as Label Studio's run-length code."""
+    if mask_hw.sum() < max(min_area_px, 1):
+        return Shapes((), parts_dropped=int(mask_hw.any()))
+    shape = Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})
+    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+
+
+def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:
+    """The box around the mask; the detector's box where the mask is empty."""
+    box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
+    height, width = mask_hw.shape
+    (x, y), (right, bottom) = percent(box, width, height)
+    area_px = (right - x) * (bottom - y) * width * height / 1e4
+    if not area_px >= max(min_area_px, 1e-9):  # also catches boxes that are not numbers
+        return Shapes((), parts_dropped=1)
+    size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
+    shape = Shape({"x": float(x), "y": float(y), **size, "rotation": 0})
+    return Shapes((shape,), parts_merged=max(_part_count(mask_hw) - 1, 0))
+
+
+def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of a mask in pixel edges; None when it is empty."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _part_count(mask_hw: np.ndarray) -> int:
+    """4-connected parts of a mask."""
+    box = mask_box(mask_hw)
+    if box is None:
+        return 0
+    left, top, right, bottom = box
+    return int(ndimage.label(mask_hw[top:bottom, left:right])[1])
+
+
+def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
+    """Whether a mask has a hole of at least `min_area_px`."""
+    return any(polygon.holes for polygon in exact_polygons(mask_hw, min_area_px=min_area_px))
+
+
+def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pixel edges (N, 2) to percent of the image, clamped: Label Studio's validation refuses 100.0000001."""
+    return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)

@@ -1,0 +1,328 @@
+"""Instances of the model to predictions that Label Studio shows, and nothing dropped in silence.
+
+An object is one region, because Label Studio counts regions. Only where the output settings ask for it is each part a
+region of its own, whose `parentID` names the largest part. Region ids are hashes, so equal predictions are equal, and
+unique: Label Studio merges regions with the same id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
+from integration.polygons.convert import outline_mask, smooth_outline
+from integration.polygons.crumbs import Cleaned, CrumbRule, reach_border, remove_crumbs
+from integration.polygons.exact import Outlined
+from integration.polygons.shared_edges import outline_masks
+from integration.regions.settings import Output, RegionError, Report, Scorer, certainty
+from integration.regions.shapes import (
+    Shape,
+    Shapes,
+    brush_shapes,
+    has_holes,
+    polygon_shapes,
+    rectangle_shapes,
+)
+from model.instance import Instance, iou_matrix
+
+__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty", "instances_to_prediction"]
+
+
+def instances_to_prediction(
+    instances: Sequence[Instance],
+    label_config: LabelConfig,
+    *,
+    width: int,
+    height: int,
+    model_version: str,
+    tolerance_px: float | None = None,
+    output: Output | None = None,
+    seed: str = "",
+) -> dict[str, Any]:
+    """As `build_prediction`, without the report; `tolerance_px` overrides the one of `output`."""
+    output = output or Output()
+    if tolerance_px is not None:
+        output = replace(output, tolerance_px=tolerance_px)
+    return build_prediction(
+        instances,
+        label_config,
+        width=width,
+        height=height,
+        model_version=model_version,
+        output=output,
+        seed=seed,
+    )[0]
+
+
+def build_prediction(
+    instances: Sequence[Instance],
+    label_config: LabelConfig,
+    *,
+    width: int,
+    height: int,
+    model_version: str,
+    output: Output | None = None,
+    seed: str = "",
+    scorer: Scorer | None = None,
+) -> tuple[dict[str, Any], Report]:
+    """Draw instances as one Label Studio prediction.
+
+    Args:
+        instances: of one image.
+        label_config: decides kinds, labels and thresholds.
+        width: of the upright image.
+        height: of the upright image.
+        model_version: stored with the prediction; Label Studio asks again when it changes.
+        output: how to draw.
+        seed: task and image, so that ids differ between tasks.
+        scorer: of the whole prediction; `certainty` of what is shown when None.
+
+    Returns:
+        {"result": regions, best score first, "score", "model_version"}; and what was left out.
+
+    Raises:
+        LabelConfigError: the label config is not supported.
+        RegionError: a mask has another size than the image.
+    """
+    label_config.require_supported()
+    _check_sizes(instances, width, height)
+    drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
+    drawing.draw(instances)
+    score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
+    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.report
+
+
+def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None:
+    for number, instance in enumerate(instances):
+        if instance.mask_hw.shape != (height, width):
+            raise RegionError(
+                f"instance {number} ({instance.label}) has a mask of height x width {instance.mask_hw.shape}, "
+                f"expected {(height, width)}: masks must cover the whole upright image"
+            )
+
+
+class _Drawing:
+    """The regions of one prediction while they are drawn."""
+
+    def __init__(self, label_config: LabelConfig, output: Output, width: int, height: int, seed: str) -> None:
+        self._config = label_config
+        self._output = output
+        self._size = {"original_width": width, "original_height": height, "image_rotation": 0}
+        self._seed = seed
+        self._drawn: Counter[str] = Counter()
+        self._shared: dict[tuple[int, float, float], Outlined] = {}
+        self._cleaned: dict[tuple[int, float], Cleaned] = {}
+        self._instances: Sequence[Instance] = ()
+        self._overlap: np.ndarray | None = None
+        self._shown_numbers: list[int] = []
+        self.result: list[dict[str, Any]] = []
+        self.shown: list[Instance] = []
+        self.hidden: list[Instance] = []
+        self.report = Report()
+
+    def draw(self, instances: Sequence[Instance]) -> None:
+        """Add the regions of all instances, the best first, and report."""
+        self._instances = instances
+        self.report.instances = len(instances)
+        classes = self._config.match(sorted({instance.label for instance in instances}))
+        chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
+        if self._output.shared_edges:
+            self._share_edges(instances, chosen)
+        for number in sorted(range(len(instances)), key=lambda n: -_sortable(instances[n].score)):
+            instance = instances[number]
+            reason = self._draw_instance(number, instance, chosen[number])
+            if reason is None:
+                self.shown.append(instance)
+                self._shown_numbers.append(number)
+            else:
+                self.report.drop(reason, instance.label)
+                if reason == Report.LOW_SCORE:
+                    self.hidden.append(instance)
+        self.report.shown = len(self.shown)
+        self.report.regions = len(self.result)
+        over = self.report.dropped[Report.OVER_LIMIT]
+        if over and self.result:
+            more = "1 more object was" if over == 1 else f"{over} more objects were"
+            _note(self.result[0], [f"{more} found and left out: the limit of regions is reached."])
+
+    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
+        """Add the regions of an instance; None, or the reason why it has none."""
+        if not math.isfinite(instance.score):
+            return Report.NOT_A_NUMBER
+        if not targets:
+            return Report.NO_LABEL
+        reasons = [self._draw_target(number, instance, target) for target in targets]
+        return None if None in reasons else reasons[0]
+
+    def _share_edges(self, instances: Sequence[Instance], chosen: Sequence[Sequence[Target]]) -> None:
+        """Outline together all instances that are drawn as polygons in the same way."""
+        alike: dict[tuple[float, float], list[int]] = {}
+        for number, targets in enumerate(chosen):
+            ways = {self._way(t.control) for t in targets if self._may_share(instances[number], t)}
+            for way in ways:
+                alike.setdefault(way, []).append(number)
+        for (tolerance_px, min_area_px), numbers in alike.items():
+            masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
+            found = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
+            for number, outlined in zip(numbers, found, strict=True):
+                self._shared[number, tolerance_px, min_area_px] = outlined
+
+    def _may_share(self, instance: Instance, target: Target) -> bool:
+        control = target.control
+        if control.kind != "polygon" or control.max_vertices or self._output.max_vertices:
+            return False
+        return instance.score >= self._threshold(target)
+
+    def _way(self, control: Control) -> tuple[float, float]:
+        """Tolerance and minimum area of a control's polygons."""
+        own = control.tolerance_px
+        return self._output.tolerance_px if own is None else own, self._min_area_px(control)
+
+    def _choose(self, instance: Instance, targets: Sequence[Target]) -> list[Target]:
+        """The targets to draw on: one of each kind for "all", else one; none of none."""
+        if not targets:
+            return []
+        by_kind = {target.control.kind: target for target in reversed(targets)}
+        if self._output.kind == "all":
+            return [by_kind[kind] for kind in KINDS if kind in by_kind]
+        chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
+        may_be_brush = chosen.control.kind == "polygon" and "brush" in by_kind
+        if self._output.holes == "brush" and may_be_brush:
+            min_area_px = self._min_area_px(chosen.control)
+            return [by_kind["brush"] if has_holes(instance.mask_hw, min_area_px) else chosen]
+        return [chosen]
+
+    def _is_double(self, number: int) -> bool:
+        """Whether an object that is shown already covers this one."""
+        if self._output.double_iou >= 1 or not self._shown_numbers:
+            return False
+        if self._overlap is None:
+            masks_hw = [instance.mask_hw for instance in self._instances]
+            self._overlap = iou_matrix(masks_hw, masks_hw)
+        return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
+
+    def _clean(self, number: int, min_area_px: float) -> Cleaned:
+        """The mask of an instance as it is drawn; a minimum area of 0 keeps every part and hole."""
+        key = number, min_area_px
+        if key not in self._cleaned:
+            output = self._output
+            mask_hw = reach_border(self._instances[number].mask_hw, output.border_px)
+            has_rule = min_area_px > 0 and (output.min_part_share or output.min_hole_share)
+            rule = CrumbRule(min_area_px, output.min_part_share, min_area_px, output.min_hole_share)
+            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else Cleaned(mask_hw)
+        return self._cleaned[key]
+
+    def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
+        control = target.control
+        if instance.score < self._threshold(target):
+            return Report.LOW_SCORE
+        if self._is_double(number):
+            return Report.DOUBLE
+        if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
+            return Report.OVER_LIMIT
+        shapes = self._shapes(number, instance, control)
+        if not shapes.regions:
+            return Report.TOO_SMALL
+        self._drawn[control.name] += 1
+        self.report.parts_dropped += shapes.parts_dropped
+        self.report.holes_filled += shapes.holes_filled
+        self.report.holes_cut += shapes.holes_cut
+        self.report.parts_merged += shapes.parts_merged
+        self._add(number, instance, target, shapes.regions)
+        return None
+
+    def _shapes(self, number: int, instance: Instance, control: Control) -> Shapes:
+        tolerance_px, min_area_px = self._way(control)
+        cleaned = self._clean(number, min_area_px)
+        if control.kind == "brush":
+            shapes = brush_shapes(cleaned.mask_hw, min_area_px=min_area_px)
+        elif control.kind == "rectangle":
+            shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        else:
+            max_vertices = control.max_vertices or self._output.max_vertices
+            outlined = self._shared.get((number, tolerance_px, min_area_px))
+            if outlined is None:
+                outlined = self._outline(instance, cleaned.mask_hw, tolerance_px, max_vertices, min_area_px)
+            height, width = instance.mask_hw.shape
+            joined = self._output.parts == "joined"
+            shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+        return replace(
+            shapes,
+            parts_dropped=shapes.parts_dropped + cleaned.parts_dropped,
+            holes_filled=shapes.holes_filled + cleaned.holes_filled,
+        )
+
+    def _outline(
+        self,
+        instance: Instance,
+        mask_hw: np.ndarray,
+        tolerance_px: float,
+        max_vertices: int | None,
+        min_area_px: float,
+    ) -> Outlined:
+        if self._output.outline == "pixels":
+            return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)
+        known = instance.probabilities
+        return smooth_outline(
+            mask_hw,
+            (known.values, known.box_xyxy) if known else None,
+            tolerance_px=tolerance_px,
+            max_vertices=max_vertices,
+            min_area_px=min_area_px,
+            border_px=self._output.border_px,
+        )
+
+    def _add(self, number: int, instance: Instance, target: Target, shapes: Sequence[Shape]) -> None:
+        first_id = self._id(number, target, 0)
+        for part, shape in enumerate(shapes):
+            region: dict[str, Any] = {
+                "id": self._id(number, target, part),
+                "to_name": target.control.to_name,
+                **self._size,
+                "score": round(min(max(instance.score, 0.0), 1.0), 6),
+            }
+            if part:
+                region["parentID"] = first_id
+            _note(region, shape.notes)
+            self.result += _labelled(region, target, shape.value)
+
+    def _id(self, number: int, target: Target, part: int) -> str:
+        text = f"{self._seed}|{number}|{target.control.name}|{target.label.value}|{part}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _threshold(self, target: Target) -> float:
+        for threshold in (target.label.score_threshold, target.control.score_threshold):
+            if threshold is not None:
+                return threshold
+        return self._output.score_threshold
+
+    def _min_area_px(self, control: Control) -> float:
+        return self._output.min_area_px if control.min_area_px is None else control.min_area_px
+
+
+def _labelled(region: dict[str, Any], target: Target, value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The region with its label; two results with one id when geometry and labels have tags of their own."""
+    control = target.control
+    labels = {control.labels_type: [target.label.value]}
+    named = {"from_name": control.labels_name, "type": control.labels_type, "value": {**value, **labels}}
+    if not control.is_paired:
+        return [{**region, **named}]
+    geometry = {"from_name": control.name, "type": control.kind, "value": value}
+    return [{**region, **geometry}, {**region, **named}]
+
+
+def _note(region: dict[str, Any], notes: Sequence[str]) -> None:
+    """Add lines to `meta.text`, which the editor shows and keeps on submit (measured)."""
+    if notes:
+        region.setdefault("meta", {}).setdefault("text", []).extend(notes)
+
+
+def _sortable(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf

@@ -1,0 +1,1 @@
+"""Checkpoints: stored, verified, downloaded and imported. Importing this package imports no torch."""

@@ -1,0 +1,164 @@
+"""Layers of the sequence encoder, and what Tables 6 and 7 compare it with; all map packed tokens to packed tokens.
+
+Shape shorthand: T tokens of all sequences, C channels, S the side of a dense grid.
+
+Self-attention over sequences of different length, packed one after another.
+
+Shape shorthand: T tokens of all sequences, C channels, H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KINDS = ("transformer", "mlp", "cnn", "non_local")
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm transformer encoder layer: attention, then a ReLU feed-forward part."""
+
+    def __init__(self, channels: int, heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(channels, heads, dropout)
+        self.linear1 = nn.Linear(channels, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """(T, C) to (T, C)."""
+        tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, positions, lengths)))
+        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+
+
+class MLPLayer(nn.Module):
+    """One hidden layer of PointRend's point head: each token for itself (Table 6: three of them, 256 wide)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """(T, C) to (T, C)."""
+        return F.relu(self.linear(tokens if positions is None else tokens + positions))
+
+
+class ConvolutionLayer(nn.Module):
+    """A 3x3 convolution over a dense RoI (Table 6: four of them); every sequence must be a whole square grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """(T, C) to (T, C)."""
+        side = math.isqrt(lengths[0]) if lengths else 0
+        if any(length != side * side for length in lengths):
+            raise ValueError(f"a CNN needs whole square grids as sequences, got lengths {sorted(set(lengths))}")
+        placed = tokens if positions is None else tokens + positions
+        grid = placed.unflatten(0, (len(lengths), side, side)).permute(0, 3, 1, 2)
+        return F.relu(self.convolution(grid)).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class NonLocalLayer(nn.Module):
+    """A non-local block, embedded Gaussian form with half the channels inside (Table 7)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(channels, 3 * (channels // 2))
+        self.outer = nn.Linear(channels // 2, channels)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """(T, C) to (T, C)."""
+        placed = tokens if positions is None else tokens + positions
+        mixed = self.inner(placed).unflatten(1, (3, 1, -1))
+        return tokens + self.outer(attend(mixed, lengths, scale=1.0).flatten(1))
+
+
+def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int, dropout: float) -> nn.ModuleList:
+    """``count`` layers of a kind.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "transformer":
+        return nn.ModuleList(EncoderLayer(channels, heads, ffn_dim, dropout) for _ in range(count))
+    simple: dict[str, type[nn.Module]] = {
+        "mlp": MLPLayer,
+        "cnn": ConvolutionLayer,
+        "non_local": NonLocalLayer,
+    }
+    if kind not in simple:
+        raise ValueError(f"MODEL.TRANSFINER.REFINER must be one of {KINDS}, got {kind!r}")
+    return nn.ModuleList(simple[kind](channels) for _ in range(count))
+
+
+def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:
+    """Attention within each sequence; weights are never stored.
+
+    On the CPU each sequence runs alone (padding only costs there), on a GPU sequences are padded to the longest of
+    their chunk. Sequences of one length run as one batch everywhere.
+
+    Args:
+        mixed: (T, 3, H, D) queries, keys and values; lengths: of the sequences, in order.
+        scale: of the logits; 1 / sqrt(D) when None.
+
+    Returns:
+        (T, H, D).
+    """
+    if len(set(lengths)) == 1:
+        return _attend_equal(mixed, len(lengths), dropout, scale)
+    if mixed.is_cuda:
+        return attend_padded(mixed, lengths, dropout, scale)
+    return torch.cat([_attend_equal(part, 1, dropout, scale) for part in mixed.split(lengths)])
+
+
+def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | None) -> Tensor:
+    queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
+    return attended.transpose(1, 2).flatten(0, 1)
+
+
+def attend_padded(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:
+    """The same, as one batch padded to the longest sequence."""
+    padded = nn.utils.rnn.pad_sequence(list(mixed.split(lengths)), batch_first=True)
+    limit = torch.tensor(lengths, device=mixed.device)
+    valid = torch.arange(padded.shape[1], device=mixed.device) < limit[:, None]
+    queries, keys, values = padded.permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=valid[:, None, None, :], dropout_p=dropout, scale=scale
+    )
+    return attended.transpose(1, 2)[valid]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; parameters are named as ``nn.MultiheadAttention``'s."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be split into {heads} attention heads")
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """(T, C) to (T, C). Positions (T, C) are added to queries and keys, not to values."""
+        split = 2 * tokens.shape[1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        placed = tokens if positions is None else tokens + positions
+        queries_keys = F.linear(placed, weight[:split], bias[:split])
+        values = F.linear(tokens, weight[split:], bias[split:])
+        mixed = torch.cat([queries_keys, values], dim=1).unflatten(1, (3, self.heads, -1))
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(mixed, lengths, dropout).flatten(1))

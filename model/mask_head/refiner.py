@@ -1,0 +1,223 @@
+"""The refinement network: node encoder, sequence encoder, pixel decoder (section 3.3; released layout).
+
+Shape shorthand: T tokens of all sequences packed one after another, C channels, S side of a grid.
+
+From places of the quadtree to tokens of a sequence: the node encoder (section 3.3).
+
+Shape shorthand: T tokens of all sequences, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.mask_head.encoder_layers import build_layers
+
+# DETR's sine encoding: temperature, and the full turn that a grid's side spans.
+TEMPERATURE = 10000.0
+TURN = 2 * math.pi
+
+# What the pixel decoder says of a place: its mask probability (the paper), or what to add to the coarse mask's logit.
+DECODERS = ("direct", "residual")
+# Coarse logits beyond this are as sure as it in a residual decoder: a surer one would leave no gradient to correct it.
+SUREST_LOGIT = 4.0
+
+# Where the position encoding enters: into queries and keys of every layer (released), or once into the tokens (paper).
+POSITION_PLACES = ("layers", "input")
+
+
+def position_table(size: int, channels: int) -> Tensor:
+    """Sine position encoding of a size x size grid, (size, size, channels); y in the first half of the channels."""
+    if channels % 4:
+        raise ValueError(f"position encoding needs channels divisible by 4, got {channels}")
+    half = channels // 2
+    steps = torch.arange(1, size + 1, dtype=torch.float32) / (size + 1e-6) * TURN
+    exponent = 2 * torch.div(torch.arange(half), 2, rounding_mode="floor") / half
+    angle = steps[:, None] / TEMPERATURE**exponent
+    encoded = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+    rows = encoded[:, None, :].expand(size, size, half)
+    columns = encoded[None, :, :].expand(size, size, half)
+    return torch.cat([rows, columns], dim=2)
+
+
+class SequenceRefiner(nn.Module):
+    """Cues of places to refined mask probabilities.
+
+    Args:
+        sizes: sides of the grids whose places it is asked about.
+        kind: of the layers, see refiner_layers.KINDS; ``layers`` of them.
+        position_place: one of ``POSITION_PLACES``; decoder: one of ``DECODERS``. A residual one begins with the
+            coarse mask, so that a short training cannot make it worse; not in the paper.
+        max_tokens: encoded in one go in inference; bounds memory and changes no result.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        sizes: tuple[int, ...] = (14, 28, 56, 112),
+        layers: int = 3,
+        heads: int = 4,
+        ffn_dim: int = 2048,
+        dropout: float = 0.1,
+        kind: str = "transformer",
+        cues: tuple[str, ...] = ("feature", "coarse", "position"),
+        position_place: str = "layers",
+        decoder: str = "direct",
+        max_tokens: int = 16384,
+    ) -> None:
+        super().__init__()
+        for key, value, known in (
+            ("POSITION", position_place, POSITION_PLACES),
+            ("DECODER", decoder, DECODERS),
+        ):
+            if value not in known:
+                raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {known}, got {value!r}")
+        self.max_tokens = max_tokens
+        self.decoder = decoder
+        self.position_place = position_place if "position" in cues else None
+        self.node_encoder = NodeEncoder(channels, cues)
+        self.layers = build_layers(kind, channels, layers, heads, ffn_dim, dropout)
+        for name, layer in self.node_encoder.layers.items():
+            self.add_module(name, layer)
+        self.conv_r1 = nn.Sequential(
+            nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, 1, 1), nn.Sigmoid()
+        )
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        if decoder == "residual":
+            for parameter in self.conv_r1[2].parameters():
+                nn.init.zeros_(parameter)
+        for size in sorted(set(sizes)):
+            self.register_buffer(f"positions_{size}", position_table(size, channels), persistent=False)
+
+    def forward(self, cues: NodeCues, lengths: list[int]) -> Tensor:
+        """Refined probabilities (T,); ``lengths``: tokens of each sequence, in order."""
+        tokens = self.node_encoder(cues)
+        positions = cues.position
+        if self.position_place == "input":
+            tokens = tokens + positions
+        layered = positions if self.position_place == "layers" else None
+        return torch.cat(
+            [
+                self.decode(
+                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk),
+                    cues.coarse[rows],
+                )
+                for rows, chunk in self._chunks(lengths)
+            ]
+        )
+
+    def positions(self, size: int) -> Tensor:
+        """Position encoding of a grid, (size, size, C)."""
+        return getattr(self, f"positions_{size}")
+
+    def encode(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
+        """Sequence encoder, (T, C) to (T, C)."""
+        for layer in self.layers:
+            tokens = layer(tokens, positions, lengths)
+        return tokens
+
+    def decode(self, tokens: Tensor, coarse: Tensor) -> Tensor:
+        """Pixel decoder, a two-layer MLP (stored as 1x1 convolutions): (T, C) to probabilities (T,).
+
+        ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
+        """
+        hidden = tokens[:, :, None, None]
+        for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
+            hidden = layer(hidden)
+        logits = hidden[:, 0, 0, 0]
+        if self.decoder == "residual":
+            logits = logits + coarse.to(logits.dtype).logit(1e-4).clamp(-SUREST_LOGIT, SUREST_LOGIT)
+        return logits.sigmoid()
+
+    def _chunks(self, lengths: list[int]) -> Iterator[tuple[slice, list[int]]]:
+        """Runs of whole sequences of at most ``max_tokens`` tokens (one may exceed it). A single run in training."""
+        start, chunk = 0, list[int]()
+        for length in lengths:
+            if chunk and sum(chunk) + length > self.max_tokens and not self.training:
+                yield slice(start, start + sum(chunk)), chunk
+                start, chunk = start + sum(chunk), []
+            chunk.append(length)
+        yield slice(start, start + sum(chunk)), chunk
+
+
+CUES = ("feature", "coarse", "position", "context")
+
+
+@dataclass(frozen=True)
+class NodeCues:
+    """What is known of T places.
+
+    Attributes:
+        feature: (T, C) FPN feature at the place and its level.
+        coarse: (T,) coarse mask probability there.
+        position: (T, C) encoding of the place relative to the RoI.
+        context: (T, 9 * C) features of the 3x3 neighbourhood, or None where that cue is off.
+    """
+
+    feature: Tensor
+    coarse: Tensor
+    position: Tensor
+    context: Tensor | None = None
+
+    def reordered(self, order: Tensor) -> NodeCues:
+        """The cues of the places at ``order``."""
+        context = None if self.context is None else self.context[order]
+        return NodeCues(self.feature[order], self.coarse[order], self.position[order], context)
+
+
+def join_cues(parts: list[NodeCues]) -> NodeCues:
+    """Cues of several runs of places, one after another."""
+    contexts = [part.context for part in parts if part.context is not None]
+    return NodeCues(
+        torch.cat([part.feature for part in parts]),
+        torch.cat([part.coarse for part in parts]),
+        torch.cat([part.position for part in parts]),
+        torch.cat(contexts) if contexts else None,
+    )
+
+
+class NodeEncoder:
+    """Fuses the cues to one token of C channels a place.
+
+    The released code fuses feature and coarse probability and adds the position in every encoder layer; the paper
+    adds it here, once, and has the context as a fourth cue. Not a module itself: the refiner registers ``layers``.
+
+    Args:
+        cues: which of ``CUES`` to use; at least one besides the position.
+    """
+
+    def __init__(self, channels: int, cues: tuple[str, ...]) -> None:
+        unknown = set(cues) - set(CUES)
+        if unknown or not set(cues) - {"position"}:
+            raise ValueError(f"CUES must be among {CUES}, one of them not the position; got {cues}")
+        self.cues = cues
+        widths = {"feature": channels, "coarse": 1, "context": channels}
+        width = sum(widths[cue] for cue in cues if cue != "position")
+        self.layers: dict[str, nn.Module] = {"conv_fuse": nn.Conv2d(width, channels, 1)}
+        if "context" in cues:
+            self.layers["context"] = nn.Linear(9 * channels, channels)
+
+    def __call__(self, given: NodeCues) -> Tensor:
+        """Tokens (T, C), without position.
+
+        ``conv_fuse`` is a linear map that checkpoints hold as a 1x1 convolution.
+        """
+        parts = []
+        if "feature" in self.cues:
+            parts.append(given.feature)
+        if "coarse" in self.cues:
+            parts.append(given.coarse[:, None].to(given.feature.dtype))
+        if "context" in self.cues:
+            parts.append(self.layers["context"](given.context))
+        fuse = self.layers["conv_fuse"]
+        assert isinstance(fuse, nn.Conv2d)
+        return F.linear(torch.cat(parts, dim=1), fuse.weight.flatten(1), fuse.bias)

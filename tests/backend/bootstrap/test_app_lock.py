@@ -1,0 +1,58 @@
+"""`make demo` and `make serve` set up the app lock only: nothing that only the tests' environment has may be needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.locked_imports import run_locked
+
+ROOT = Path(__file__).resolve().parents[3]
+LOCK = ROOT / "requirements" / "app.txt"
+
+
+def answer(code: str) -> str:
+    done = run_locked(code, LOCK, ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_module_can_be_imported() -> None:
+    code = """
+import importlib, pkgutil
+import backend, integration, model, training
+names = [m.name for p in (backend, integration, model, training)
+         for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".", onerror=lambda name: 1 / 0)]
+names.remove("integration.label_studio_ml")  # the adapter for those who bring that package along
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+    assert int(answer(code)) > 300
+
+
+def test_the_shipped_model_outlines_an_image() -> None:
+    code = """
+from backend.settings import SHIPPED_MODEL
+from model.predictor import Predictor
+from training.synthetic.scenes import generate_scene, scene_seed
+scene = generate_scene(scene_seed("demo", 0))
+(found,) = Predictor.from_checkpoint(SHIPPED_MODEL, device="cpu")([scene.image])
+print(len(found))
+"""
+    assert int(answer(code)) > 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from model.network import build_network as b; from training.engine.config import get_training_config as c;"
+        "b(c('ablations/pointrend'))",
+        "import sys; from backend.cli.main import main; sys.argv[1:] = ['polygons', 'figure', '{folder}/x.png'];main()",
+    ],
+)
+def test_what_only_comparisons_need_is_named_with_the_fix(code: str, tmp_path: Path) -> None:
+    done = run_locked(code.format(folder=tmp_path), LOCK, ROOT)
+    assert done.returncode == 1
+    assert "pip install opencv-python-headless" in done.stderr

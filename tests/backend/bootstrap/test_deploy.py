@@ -1,0 +1,242 @@
+"""deploy/, compose.yaml and Dockerfile.api: everything that can be checked without a cluster or Docker.
+
+Kubernetes' own kinds are validated by the schemas that the package kubernetes-validate carries; KEDA's ScaledObject is
+not among them and is checked by hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from backend.api.app import create_app
+from backend.cli.main import COMMANDS
+from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
+from backend.queue.job_store import STATS
+from backend.queue.recovery import Heartbeat
+from backend.settings import Settings, known_variables
+from tests.backend.bootstrap.test_containers import ROOT, built, steps
+from tests.support.locked_imports import locked, run_locked
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+Json = dict[str, Any]
+OTHERS = {"keda.sh/v1alpha1", "kustomize.config.k8s.io/v1beta1"}
+MANIFESTS: list[Json] = [
+    document for file in sorted(KUBERNETES.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())
+]
+
+
+def of_kind(kind: str) -> dict[str, Json]:
+    return {m["metadata"]["name"]: m for m in MANIFESTS if m["kind"] == kind}
+
+
+def pods() -> dict[str, Json]:
+    return {name: m["spec"]["template"] for name, m in of_kind("Deployment").items()}
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [m for m in MANIFESTS if m["apiVersion"] not in OTHERS],
+    ids=lambda m: f"{m['kind']}-{m['metadata']['name']}",
+)
+def test_manifests_fit_kubernetes_schemas(manifest):
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_schemas_refuse_what_is_wrong():
+    wrong = {**of_kind("Deployment")["api"], "spec": {"replica": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kustomization_names_every_file_and_image():
+    kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+    assert {*kustomization["resources"], "kustomization.yaml"} == {file.name for file in KUBERNETES.iterdir()}
+    ours = {c["image"] for pod in pods().values() for c in pod["spec"]["containers"] if ":" not in c["image"]}
+    assert ours == {image["name"] for image in kustomization["images"]}
+
+
+def test_selectors_volumes_and_claims_meet():
+    for name, deployment in of_kind("Deployment").items():
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items(), name
+        spec = deployment["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+        mounts = {m["name"] for c in spec["containers"] for m in c.get("volumeMounts", ())}
+        assert mounts == set(volumes), name
+        claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
+        assert claims <= set(of_kind("PersistentVolumeClaim"))
+    for service in of_kind("Service").values():
+        (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
+        ports = {port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    one, other = (of_kind("Deployment")[n]["spec"]["selector"]["matchLabels"] for n in ("worker", "trainer"))
+    assert one["lane"] != other["lane"], "they must not adopt each other's pods"
+
+
+def test_containers_have_probes_limits_and_no_more_rights_than_they_need():
+    for name, pod in pods().items():
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        for container in pod["spec"]["containers"]:
+            assert "memory" in container["resources"]["limits"]
+            if name != "trainer":
+                assert "livenessProbe" in container, name
+    assert pods()["worker"]["spec"]["nodeSelector"]
+    assert pods()["worker"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    grace_s = pods()["worker"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s > Settings.model_fields["batch_timeout_s"].default
+
+
+def test_commands_and_variables_exist():
+    names = set(of_kind("ConfigMap")["transfiner"]["data"])
+    for pod in pods().values():
+        for container in pod["spec"]["containers"]:
+            names |= {entry["name"] for entry in container.get("env", ())}
+            if "transfiner" in container["image"]:
+                assert container["args"][0] in COMMANDS
+            for probe in ("startupProbe", "livenessProbe"):
+                command = container.get(probe, {}).get("exec", {}).get("command", [])
+                if command and command[0] == "transfiner":
+                    assert command[1] in COMMANDS
+    assert {name for name in names if name.startswith("TRANSFINER_")} <= known_variables()
+    settings = of_kind("ConfigMap")["transfiner"]["data"]
+    assert Settings(redis_url=settings["TRANSFINER_REDIS_URL"], log_format=settings["TRANSFINER_LOG_FORMAT"])
+
+
+def test_workers_scale_with_both_lanes_of_the_queue():
+    """KEDA's ScaledObject by hand: required fields, and lists by the names that the queue library gives them."""
+    scaled = of_kind("ScaledObject")["worker"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] in of_kind("Deployment")
+    assert 0 <= scaled["minReplicaCount"] < scaled["maxReplicaCount"]
+    lists = set()
+    for trigger in scaled["triggers"]:
+        assert trigger["type"] == "redis"
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+        host, port = trigger["metadata"]["address"].split(":")
+        assert host.partition(".")[0] in of_kind("Service")
+        assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
+        lists.add(trigger["metadata"]["listName"])
+    assert lists == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
+    assert "replicas" not in of_kind("Deployment")["worker"]["spec"], "the autoscaler's business"
+
+
+def test_those_lists_are_the_queue_s_own(settings, redis):
+    client = create_app(settings).test_client()
+    queue = client.application.extensions["transfiner"].queue
+    assert {queue.predict.key, queue.interactive.key} == {
+        f"rq:queue:{PREDICT_QUEUE}",
+        f"rq:queue:{INTERACTIVE_QUEUE}",
+    }
+
+
+DASHBOARD: Json = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "transfiner.json").read_text())
+
+
+def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
+    """Every metric of every panel is in /metrics of a service with a worker, with the labels that panels group by."""
+    facts = {
+        "version": "v",
+        "memory_mib": 7,
+        "gpu_memory_mib": 3,
+        "models": [{"version": "v", "mib": 2, "device": "cpu"}],
+    }
+    Heartbeat(redis, "somebody", lost_after_s=60).beat(facts)
+    redis.hset(STATS, "stage_model", "1.5")
+    client = create_app(settings).test_client()
+    client.get("/health")
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    samples = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    for expression in expressions:
+        names = re.findall(r"transfiner_\w+", expression)
+        assert names
+        assert set(names) <= set(samples), expression
+        for labels in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(labels.replace(" ", "").split(",")) <= samples[names[0]] | {"le"}, expression
+    assert {
+        "transfiner_queue_depth",
+        "transfiner_stage_seconds_total",
+        "transfiner_worker_gpu_memory_bytes",
+    } <= {name for expression in expressions for name in re.findall(r"transfiner_\w+", expression)}
+
+
+def test_the_dashboard_s_panels_have_their_own_place():
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+        apart = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert apart or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    assert all(0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"] for panel in panels)
+
+
+def test_figures_of_compose_are_scraped_and_shown():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    (target,) = job["dns_sd_configs"]
+    assert target["names"] == ["api"]
+    assert target["port"] == Settings.model_fields["port"].default
+    for service in ("prometheus", "grafana"):
+        for volume in services[service]["volumes"]:
+            assert (ROOT / volume.split(":")[0]).exists()
+    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    gpus = [
+        w["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        for n, w in services.items()
+        if re.fullmatch(r"worker(-\d)?", n)
+    ]
+    assert sorted(gpus) == [["0"], ["1"], ["2"], ["3"]], "a worker for each GPU"
+
+
+def test_the_api_image_has_no_torch_and_needs_none(tmp_path: Path) -> None:
+    """The process of the image's files, with everything forbidden that its lock does not name."""
+    folder = built(tmp_path, dockerfile="Dockerfile.api")
+    lock = folder / "requirements" / "api.txt"
+    assert not locked(lock) & {"torch", "torchvision", "scipy", "scikit-image", "matplotlib", "pycocotools"}
+    question = """
+import sys
+from backend.cli.serve import serve_http
+import gunicorn.workers.gthread, gunicorn.app.base
+from backend.api.app import create_app
+from backend.settings import Settings
+client = create_app(Settings(redis_url="redis://127.0.0.1:1/0")).test_client()
+answers = {path: client.get(path).status_code for path in ("/health", "/status", "/versions", "/openapi.json")}
+answers["/webhook"] = client.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 1}}).status_code
+print(answers, "torch" in sys.modules)
+"""
+    done = run_locked(question, lock, folder)
+    assert done.returncode == 0, done.stderr
+    expected = {"/health": 200, "/status": 200, "/versions": 200, "/openapi.json": 200, "/webhook": 200}
+    assert done.stdout.strip() == f"{expected} False"
+
+
+def test_the_api_image_starts_the_api():
+    instructions = dict(steps("Dockerfile.api"))
+    assert json.loads(instructions["ENTRYPOINT"]) == ["python", "-m", "backend.cli"]
+    assert json.loads(instructions["CMD"]) == ["api"]
+    locks = [(ROOT / "requirements" / f"{name}.txt").read_text().splitlines() for name in ("api", "app")]
+    assert set(locks[0]) <= set(locks[1]) | {line for line in locks[0] if ";" in line}, "the same versions"
+
+
+def test_a_worker_s_probe(settings, redis):
+    from click.testing import CliRunner
+
+    from backend.cli.serve import worker_alive
+
+    def probe(*options: str) -> int:
+        return CliRunner().invoke(worker_alive, [*options]).exit_code
+
+    ours = ("--redis-url", settings.redis_url, "--host", "pod-1")
+    assert probe(*ours) == 1
+    Heartbeat(redis, "somebody", lost_after_s=60).beat({"host": "pod-1"})
+    assert probe(*ours) == 0
+    assert probe("--redis-url", settings.redis_url, "--host", "pod-2") == 1
+    assert probe("--redis-url", "redis://127.0.0.1:1/0") == 0, "the worker is not to blame"

@@ -1,0 +1,258 @@
+"""`transfiner evaluate --served` against a real API over HTTP: gaps, authorisation, deferral, failures, transports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from click.testing import CliRunner
+
+from backend.cli.evaluate import evaluate
+from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
+from backend.devtools.served_evaluation.compare import RawDetections, detections_above, notes
+from backend.devtools.served_evaluation.evaluation import (
+    ServedOptions,
+    predict_set,
+    score_served,
+    set_label_config,
+)
+from backend.devtools.served_evaluation.images import ImageServer, as_png
+from backend.devtools.served_evaluation.parse import LabelError, ServedResults, classes_of_labels
+from backend.settings import Settings
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.write import instances_to_prediction
+from model.instance import Instance
+from tests.support.service import FakeWorkers
+from training.datasets import Sample
+from training.evaluation.coco_format import decode_masks
+
+Serve = Callable[[Settings], str]
+
+
+class Squares:
+    """A set whose truth is what the fake model finds: the middle half of every image."""
+
+    class_names = ("gear", "leaf")
+
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        height, width = 48, 64 + 8 * index
+        mask = np.zeros((1, height, width), bool)
+        mask[0, height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+        image = np.full((height, width, 3), 40 * index, np.uint8)
+        return Sample(image, mask, np.zeros(1, np.int64), np.zeros(1, bool), index + 1)
+
+
+class Sleeps:
+    """Counts and shortens waiting."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, seconds: float) -> None:
+        self.count += 1
+
+
+def through(url: str, samples: Squares, **how: object) -> tuple[dict, object]:
+    asked = ServedOptions(url, patience_s=60, **how)  # type: ignore[arg-type]
+    served = predict_set(asked, samples, version="fake-1", progress=int)  # type: ignore[arg-type]
+    return score_served(asked, served, raw=None, ratio=0.02), served
+
+
+@pytest.mark.parametrize(
+    ("kind", "images_by"),
+    [("polygon", "request"), ("brush", "request"), ("rectangle", "request"), ("polygon", "server")],
+)
+def test_what_is_served_is_what_was_found(
+    settings: Settings, workers: FakeWorkers, serve: Serve, kind: str, images_by: str
+) -> None:
+    workers.start()
+    outcome, _ = through(serve(settings), Squares(), regions=kind, images_by=images_by, chunk=2)
+    assert outcome["served"]["mask"]["AP"] == pytest.approx(1)
+    assert outcome["served"]["boundary"]["AP"] == pytest.approx(1)
+    assert outcome["versions"] == {"fake-1": 3}
+    assert (outcome["objects"], outcome["regions"], outcome["failed"]) == (3, 3, [])
+
+
+def test_failed_tasks_are_told_by_reason(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
+    workers.start(fake={"fail": 72})
+    outcome, _ = through(serve(settings), Squares())
+    (failed,) = outcome["failed"]
+    assert failed["count"] == 1
+    assert "does not like this width" in failed["reason"] or "fake model" in failed["reason"]
+    assert outcome["served"]["mask"]["AP"] < 1
+    assert "without detections" in outcome["notes"][0]
+
+
+def test_a_server_that_nobody_allowed_is_a_reason(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
+    workers.start(private_image_hosts="192.0.2.1")
+    outcome, _ = through(serve(settings), Squares(1), images_by="server")
+    assert "not public" in outcome["failed"][0]["reason"]
+
+
+def test_deferred_answers_are_asked_for_again(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
+    workers.start(fake={"seconds": 0.4}, max_batch=1)
+    hasty = settings.model_copy(update={"predict_deadline_s": 0.1})
+    outcome, _ = through(serve(hasty), Squares())
+    assert outcome["deferred"] > 0
+    assert outcome["served"]["mask"]["AP"] == pytest.approx(1)
+
+
+def test_without_a_worker_patience_ends_with_the_fix(settings: Settings, serve: Serve) -> None:
+    hasty = settings.model_copy(update={"predict_deadline_s": 0.05})
+    api = ServedApiClient(serve(hasty), patience_s=0.2)
+    try:
+        with pytest.raises(ServedError, match=r"0 of 1 have, 0 workers are alive.*start a worker"):
+            api.predict([{"id": "a-0", "data": {"image": "data:,"}}], set_label_config(ServedOptions(""), ("gear",)))
+    finally:
+        api.close()
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [Credentials(user="me", password="secret"), Credentials(token="bear")],
+    ids=["basic", "bearer"],
+)
+def test_authorisation(settings: Settings, workers: FakeWorkers, serve: Serve, credentials: Credentials) -> None:
+    workers.start()
+    locked = settings.model_copy(
+        update={
+            "basic_auth_user": "me",
+            "basic_auth_password": settings.basic_auth_password.__class__("secret"),
+            "api_token": settings.api_token.__class__("bear"),
+        }
+    )
+    url = serve(locked)
+    outcome, _ = through(url, Squares(1), credentials=credentials)
+    assert outcome["objects"] == 1
+    with pytest.raises(ServedError, match="wants other credentials"):
+        through(url, Squares(1))
+    assert "secret" not in repr(credentials)
+
+
+def test_another_version_is_refused(settings: Settings, serve: Serve) -> None:
+    with pytest.raises(ServedError, match="serves fake-1, --weights is other-2"):
+        predict_set(ServedOptions(serve(settings)), Squares(1), version="other-2", progress=int)  # type: ignore[arg-type]
+
+
+def test_nobody_there_is_one_clear_sentence() -> None:
+    for url, message in (("http://127.0.0.1:9", "does not answer"), ("127.0.0.1:9", "expected the address")):
+        with pytest.raises(ServedError, match=message):
+            through(url, Squares(1))
+
+
+def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
+    """By hand: a 20 x 20 px frame with a 6 x 6 hole, and two 5 px squares that are one leaf."""
+    frame, leaf = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    frame[5:25, 5:25], frame[12:18, 12:18] = True, False
+    leaf[5:10, 40:45] = leaf[20:25, 40:45] = True
+    config = parse_label_config(set_label_config(ServedOptions("", tolerance_px=0.0), ("gear", "leaf")))
+    instances = [
+        Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0),
+        Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0),
+    ]
+    prediction = instances_to_prediction(instances, config, width=60, height=40, model_version="v")
+    assert len(prediction["result"]) == 3  # the frame with a cut, and the leaf's two parts
+    objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))
+    objects.add(7, (40, 60), prediction)
+    assert [(one["image_id"], one["category_id"], one["score"]) for one in objects.results] == [
+        (7, 1, 0.9),
+        (7, 2, 0.8),
+    ]
+    masks = decode_masks([one["segmentation"] for one in objects.results], (40, 60))
+    assert masks[0].sum() == 400 - 36
+    assert np.array_equal(masks, np.array([frame, leaf]))
+
+
+def test_labels_become_classes_by_name_or_refuse() -> None:
+    def config(labels: str) -> object:
+        return parse_label_config(
+            f'<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i">{labels}</PolygonLabels></View>'
+        )
+
+    named = config('<Label value="Wheel" predicted_values="gear"/>')
+    assert classes_of_labels(named, ("leaf", "gear")) == {"Wheel": 1}  # type: ignore[arg-type]
+    both = config('<Label value="Thing" predicted_values="gear,leaf"/>')
+    with pytest.raises(LabelError, match="'Thing' stands for the classes"):
+        classes_of_labels(both, ("leaf", "gear"))  # type: ignore[arg-type]
+    with pytest.raises(LabelError, match="no label of the project"):
+        classes_of_labels(config('<Label value="cat"/>'), ("leaf",))  # type: ignore[arg-type]
+
+
+def test_regions_that_are_no_objects_are_counted() -> None:
+    objects = ServedResults({"gear": 0})
+    region = {
+        "id": "a",
+        "type": "polygonlabels",
+        "score": 0.9,
+        "value": {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": ["cat"]},
+    }
+    objects.add(1, (10, 10), {"model_version": "v", "result": [region, {**region, "id": "b", "score": None}]})
+    assert objects.results == []
+    assert sum(objects.skipped.values()) == 2
+
+
+def test_scores_are_chosen_as_the_api_chooses() -> None:
+    raw = [{"score": score} for score in (0.2499999, 0.25, 0.3, 0.6)]
+    assert len(detections_above(raw, 0.25)) == 3
+    assert "SCORE_FLOOR" in notes([{"score": 0.6}], raw, 0.25)[0]
+    assert notes([{"score": 0.25}], raw, 0.25) == []
+    assert RawDetections().results == []
+
+
+def test_the_image_server_gives_only_its_images() -> None:
+    samples = Squares(2)
+    with ImageServer(samples) as server:  # type: ignore[arg-type]
+        address = server.of(1, samples[1].image)
+        with requests.Session() as session:
+            assert session.get(address, timeout=10).content == as_png(samples[1].image)
+            beyond = address.replace("/1.png", "/2.png")
+            for other in (f"http://{server.place}/1.png", f"http://{server.place}/x/1.png", beyond):
+                assert session.get(other, timeout=10).status_code == 404
+
+
+def test_the_command_prints_one_object(settings: Settings, workers: FakeWorkers, serve: Serve, tmp_path: Path) -> None:
+    from PIL import Image
+
+    workers.start()
+    url, samples = serve(settings), Squares(2)
+    records: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "gear"}]}
+    for index in range(2):
+        one = samples[index]
+        height, width = one.image.shape[:2]
+        Image.fromarray(one.image).save(tmp_path / f"{index}.png")
+        records["images"].append({"id": index, "file_name": f"{index}.png", "height": height, "width": width})
+        box = [width // 4, height // 4, width // 2, height // 2]
+        x, y, w, h = box
+        records["annotations"].append(
+            {
+                "id": index + 1,
+                "image_id": index,
+                "category_id": 1,
+                "bbox": box,
+                "area": w * h,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            }
+        )
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    command = ["--served", url, "--coco", str(tmp_path / "set.json"), str(tmp_path)]
+    done = CliRunner().invoke(evaluate, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout, parse_constant=pytest.fail)  # NaN is no JSON
+    assert found["served"]["mask"]["AP"] == pytest.approx(1)
+    assert "raw" not in found  # without weights
+    assert "served" in CliRunner().invoke(evaluate, command).stdout
+    assert CliRunner().invoke(evaluate, [*command, "--card"]).exit_code == 2
+    assert CliRunner().invoke(evaluate, ["--scenes", "val"]).exit_code == 2
+    nobody = CliRunner().invoke(evaluate, ["--served", "http://127.0.0.1:9", *command[2:]])
+    assert (nobody.exit_code, "does not answer" in nobody.output) == (1, True)

@@ -1,0 +1,77 @@
+"""`transfiner soak` and `transfiner load` do what they say, on a small scale; their long runs are for people.
+
+The one fault here is broken into a service on several hosts: API, queue server, Label Studio and images have loopback
+addresses of their own, workers have copies of the model of their own, so that nothing is shared but the network.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+
+import pytest
+from click.testing import CliRunner
+
+from backend.devtools.load.command import load
+from backend.devtools.load.measuring import give_new_version, replaceable_copy
+from backend.devtools.soak.annotators import Annotators, Verdict
+from backend.devtools.soak.command import line
+from backend.devtools.soak.faults import BATCH_S, FAULTS
+from backend.devtools.soak.harness import Hosts, SoakHarness
+from backend.versions.served_model import read_served_model
+
+HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", images="127.0.0.5")
+
+
+def test_several_hosts_one_of_which_dies(tmp_path):
+    with SoakHarness(hosts=HOSTS) as stage:
+        for number in range(2):
+            model = tmp_path / f"host-{number}" / "model"
+            shutil.copytree(stage.model, model)
+            stage.start_workers(1, model=model, seconds=BATCH_S)
+        stage.set_up_project()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", stage.queue_server.port), timeout=5)
+        verdict = FAULTS["worker-killed"](stage, Annotators(stage, 1, 24))
+    assert verdict.is_good, verdict
+    assert verdict.stored_once == 24
+    assert not verdict.failed
+
+
+@pytest.mark.parametrize("options", [["--endurance", "90"], ["--inline"]])
+def test_load_measures_the_queue(options):
+    asked = ["--stub", "--tasks", "8", "--json", *options]
+    figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
+    assert figures["served"]["tasks a second"] > 0
+    assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
+    assert figures["one at a time"]["overhead p50 in ms"] > 0
+    assert figures["start-up in s"]["worker to first prediction"] > 0
+    assert ("endurance" in figures) == (options == ["--endurance", "90"])
+    for process in figures["memory in MiB"] if "endurance" in figures else ():
+        assert set(figures["endurance"][process]) == {
+            "MiB after warm-up",
+            "MiB at the end",
+            "MiB a 1,000 tasks",
+        }
+
+
+def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "metadata.json").write_text(json.dumps({"name": "a", "version": "a-1", "classes": ["gear"]}))
+    copy = replaceable_copy(given, tmp_path / "elsewhere")
+    give_new_version(copy)
+    assert [read_served_model(one).version for one in (given, copy)] == ["a-1", "a-1-next"]
+    assert [file.name for file in copy.iterdir()] == ["metadata.json"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "doubled", "says"),
+    [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")],
+)
+def test_a_verdict_is_good_only_when_nothing_is_lost_or_doubled(lost, doubled, says):
+    verdict = Verdict("none", 4, 3, {5: "reason"}, lost, doubled, 1.0)
+    assert verdict.is_good == (says == "ok")
+    assert says in line(verdict)
+    assert "1 failed with a reason" in line(verdict)

@@ -1,0 +1,55 @@
+"""A round with the real finetuning and the real gate, as processes, on a network that learns in a blink."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from backend.learning import run_record as runs
+from backend.learning.learner import Learner, ProjectClient
+from backend.learning.steps import FinetuneRequest, Steps
+from backend.learning.triggers import BUTTON
+from tests.support.service import wait_until
+
+CLASSES = ("nut", "gear")
+
+
+def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis, registry, tmp_path):
+    from tests.support.tiny_finetune import _picture, tiny_checkpoint
+    from training.snapshots.writer import write_snapshot
+
+    def take_snapshot(project: str, folder: Path) -> Path:
+        pictures = [_picture(number, CLASSES) for number in range(8)]
+        return write_snapshot(pictures, folder, classes=CLASSES, project=project, holdout_share=0.5)
+
+    settings = learning.model_copy(
+        update={
+            "model": tiny_checkpoint(tmp_path / "tiny"),
+            "device": "cpu",
+            "gate_rules": {"resamples": 100},
+            "finetune_options": {"iterations": 2, "batch_size": 2, "threads": 1, "log_period": 1},
+        }
+    )
+    side = ProjectClient(lambda project, newest_at: 8, take_snapshot, lambda project, version: "")
+    learner = Learner(settings, redis, "me", side)
+    run_id = learner.queue.request("7", BUTTON).run
+    assert learner.learn("7", run_id) in (runs.PROMOTED, runs.REJECTED)
+    run = learner.store.load("7", run_id)
+    assert run.reasons
+    assert run.parent == "tiny-1"
+    made = registry.version("7", run.candidate)
+    assert made.classes == CLASSES, "a new class came, one went"
+    assert {"mask_ap", "boundary_ap"} <= set(made.metrics)
+    assert {"report.json", "MODEL_CARD.md"} <= set(registry.papers("7", run.candidate))
+    directory = registry.fetch("7", run.candidate, tmp_path / "elsewhere")
+    assert json.loads((directory / "metadata.json").read_text())["version"] == run.candidate
+    wait_until(lambda: not learner.queue.current("7"))
+
+
+def test_several_processes_are_started_by_torchrun(learning, tmp_path):
+    work = FinetuneRequest(tmp_path / "from", tmp_path / "data", tmp_path / "out", "v", CLASSES, (tmp_path / "old",))
+    command = Steps(learning.model_copy(update={"train_processes": 2})).finetune_command(work)
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = json.loads(command[-1])
+    assert asked["classes"] == ["nut", "gear"]
+    assert asked["replay"] == [str(tmp_path / "old")]

@@ -1,0 +1,104 @@
+"""Job ids, and choosing the object that an interactive request points at."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.predictions.prompts import chosen_regions
+from backend.queue.job_queue import PredictionJob
+
+BASE: dict[str, Any] = {
+    "project": "7.1795339022",
+    "task": {"id": 3, "data": {"image": "a.jpg"}},
+    "image": "a.jpg",
+    "label_config": "<View/>",
+    "model_version": "v1",
+    "output": {"tolerance_px": 1.0},
+}
+
+
+@given(project=st.text(), task=st.one_of(st.none(), st.integers(), st.text()), image=st.text(), version=st.text())
+@settings(max_examples=200)
+def test_ids_are_what_rq_allows(project, task, image, version):
+    job = PredictionJob(project, {"id": task, "data": {}}, image, "", version)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,120}", job.id)
+    assert PredictionJob.from_payload(job.payload()).id == job.id
+
+
+def test_who_asked_does_not_change_the_id():
+    assert PredictionJob(**BASE, request_id="r1").id == PredictionJob(**BASE).id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"project": "8.1"},
+        {"task": {"id": 4, "data": {"image": "a.jpg"}}},
+        {"image": "b.jpg"},
+        {"label_config": "<View></View>"},
+        {"model_version": "v2"},
+        {"output": {"tolerance_px": 2.0}},
+    ],
+)
+def test_whatever_changes_the_prediction_changes_the_id(change):
+    assert PredictionJob(**{**BASE, **change}).id != PredictionJob(**BASE).id
+
+
+def polygon(name: str, left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
+    points = [[left, top], [right, top], [right, bottom], [left, bottom]]
+    return {"id": name, "type": "polygonlabels", "value": {"points": points, "closed": True}}
+
+
+PREDICTION = {
+    "result": [
+        polygon("big", 0, 0, 100, 100),
+        polygon("small", 10, 10, 30, 30),
+        polygon("right", 60, 40, 90, 80),
+        {"id": "brush", "type": "brushlabels", "value": {"rle": [1, 2, 3]}},
+    ],
+    "score": 0.5,
+    "model_version": "v1",
+}
+EMPTY_MIDDLE = {**PREDICTION, "result": [polygon("small", 10, 10, 30, 30)]}
+
+
+@pytest.mark.parametrize(
+    ("value", "chosen"),
+    [
+        pytest.param({"x": 20, "y": 20, "width": 0.5}, ["small"], id="click: the smallest under it"),
+        pytest.param({"x": 50, "y": 5, "width": 0.5}, ["big"], id="click: on nothing else"),
+        pytest.param({"x": 9, "y": 9, "width": 22, "height": 22}, ["small"], id="box: fills it best"),
+        pytest.param({"x": 58, "y": 35, "width": 40, "height": 50, "rotation": 0}, ["right"], id="loose box"),
+        pytest.param({"x": 20, "y": 20, "radiusX": 10, "radiusY": 10}, ["small"], id="ellipse"),
+        pytest.param({"points": [[61, 41], [89, 41], [75, 79]]}, ["right"], id="polygon"),
+        pytest.param({"x": 1, "y": 1, "width": 1, "height": 1}, [], id="box: nothing like it"),
+        pytest.param({"rle": [1]}, ["big", "small", "right", "brush"], id="unreadable prompt: everything"),
+        pytest.param({"x": "a", "y": 1}, ["big", "small", "right", "brush"], id="nonsense: everything"),
+        pytest.param(None, ["big", "small", "right", "brush"], id="no value: everything"),
+    ],
+)
+def test_the_region_that_is_meant(value, chosen):
+    context = {"result": [{"type": "x", "value": value}]}
+    answer = chosen_regions(PREDICTION, context)
+    assert [region["id"] for region in answer["result"]] == chosen
+    assert answer["model_version"] == "v1"
+    assert len(PREDICTION["result"]) == 4
+
+
+def test_the_newest_prompt_counts():
+    prompts = [{"value": {"x": 20, "y": 20}}, {"value": {"x": 75, "y": 60}}]
+    assert chosen_regions(PREDICTION, {"result": prompts})["result"][0]["id"] == "right"
+
+
+@pytest.mark.parametrize("context", [{}, {"result": None}, {"result": []}])
+def test_no_prompt_means_everything(context):
+    assert chosen_regions(PREDICTION, context) == PREDICTION
+
+
+def test_a_click_beside_everything_chooses_nothing():
+    assert chosen_regions(EMPTY_MIDDLE, {"result": [{"value": {"x": 80, "y": 80}}]})["result"] == []

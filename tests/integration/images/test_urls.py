@@ -1,0 +1,152 @@
+"""From task data to addresses."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from integration.images.decode import ImageError
+from integration.images.urls import decode_data_uri, image_value, locate
+
+RECORDINGS = Path(__file__).parents[2] / "recordings"
+BASE = "http://ls:8080"
+S3 = "s3://bucket/a folder/ü.jpg"
+RESOLVED = "/tasks/5/resolve/?fileuri=" + base64.urlsafe_b64encode(S3.encode()).decode()
+
+
+def recorded_task(name: str) -> dict[str, Any]:
+    (path,) = RECORDINGS.glob(f"{name}*.json")
+    exchanges = json.loads(path.read_text())["exchanges"]
+    return next(e for e in exchanges if e["request"]["path"] == "/predict")["request"]["json"]["tasks"][0]
+
+
+@pytest.mark.parametrize(
+    ("value", "base_url", "expected"),
+    [
+        ("/data/upload/1/a.jpg", BASE, BASE + "/data/upload/1/a.jpg"),
+        ("/data/local-files/?d=a%20b.jpg", BASE, BASE + "/data/local-files/?d=a%20b.jpg"),
+        ("/data/upload/1/a.jpg", BASE + "/studio", BASE + "/studio/data/upload/1/a.jpg"),
+        ("/studio/data/upload/1/a.jpg", BASE + "/studio/", BASE + "/studio/data/upload/1/a.jpg"),
+        (
+            "http://localhost:8080/data/local-files/?d=a%20b",
+            BASE,
+            BASE + "/data/local-files/?d=a%20b",
+        ),
+        ("http://localhost:8080/data/x.jpg", "", "http://localhost:8080/data/x.jpg"),
+        ("http://localhost:9999/data/x.jpg", BASE, "http://localhost:9999/data/x.jpg"),
+        ("https://label.example/sub/data/x.jpg", BASE + "/in", BASE + "/in/data/x.jpg"),
+        ("HTTP://other/x.jpg?sign=1", BASE, "HTTP://other/x.jpg?sign=1"),
+        (S3, BASE, BASE + RESOLVED),
+        ("gs://b/k", BASE + "/sub", BASE + "/sub/tasks/5/resolve/?fileuri=Z3M6Ly9iL2s="),
+        ("data:image/png;base64,AAAA", "", "data:image/png;base64,AAAA"),
+    ],
+)
+def test_addresses(value: str, base_url: str, expected: str) -> None:
+    aliases = ("http://localhost:8080", "https://label.example/sub")
+    assert locate(value, {"id": 5}, base_url, aliases) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("05_", "/data/upload/1/1ddaddbc-000000008844.jpg"),
+        ("11_", "/tasks/22/resolve/?fileuri=czM6Ly9pbWdzL3NldDEvMDAwMDAwNTU4MDczLmpwZw=="),
+        ("12_", "/data/local-files/?d=ds/a%20b.jpg"),
+        ("13_", "/data/upload/8/8dc216a2-u.jpg"),
+    ],
+)
+def test_recorded_tasks(name: str, expected: str) -> None:
+    task = recorded_task(name)
+    found = locate(image_value(task, "image"), task, BASE, ("http://127.0.0.1:8081",))
+    assert found == BASE + expected
+
+
+@pytest.mark.parametrize(
+    ("value", "task", "base_url", "words"),
+    [
+        ("/data/upload/1/a.jpg", {"id": 5}, "", "set its address"),
+        ("s3://b/k", {"id": 5}, "", "set its address"),
+        ("s3://b/k", {}, BASE, "task with an id"),
+        ("ftp://host/x.jpg", {"id": 5}, BASE, "unknown form"),
+        ("file:///etc/passwd", {"id": 5}, BASE, "unknown form"),
+        ("//host/x.jpg", {"id": 5}, BASE, "unknown form"),
+        ("a.jpg", {"id": 5}, BASE, "unknown form"),
+        ("C:\\a.jpg", {"id": 5}, BASE, "unknown form"),
+        ("http://host:port/x.jpg", {"id": 5}, BASE, "malformed"),
+        ("http://[::1/x.jpg", {"id": 5}, BASE, "malformed"),
+    ],
+)
+def test_addresses_that_lead_nowhere(value: str, task: Any, base_url: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        locate(value, task, base_url, ("http://localhost:1",))
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "expected"),
+    [
+        ({"image": " /data/x "}, "image", "/data/x"),
+        ({"a": {"b": "x"}}, "a.b", "x"),
+        ({"a.b": "x"}, "a.b", "x"),
+    ],
+)
+def test_values(data: Any, key: str, expected: str) -> None:
+    assert image_value({"data": data}, key) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({}, "no data"),
+        ({"data": [1]}, "no data"),
+        ({"data": {}}, "an address under 'image'"),
+        ({"data": {"photo": "x"}}, r"among the keys \['photo'\]"),
+        ({"data": {"image": ""}}, "no image"),
+        ({"data": {"image": 5}}, "no image"),
+        ({"data": {"image": ["a", "b"]}}, "no image"),
+    ],
+)
+def test_tasks_without_an_image(task: Any, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        image_value(task, "image")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("data:image/png;base64,aGVsbG8=", b"hello"),
+        ("data:image/png;BASE64,aGVsbG8%3D", b"hello"),
+        ("data:,a%20b", b"a b"),
+    ],
+)
+def test_data_uris(uri: str, expected: bytes) -> None:
+    assert decode_data_uri(uri, 100) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png;base64,a", "malformed"),
+        ("data:image/png;base64,ü", "malformed"),
+        ("data:;base64," + "A" * 400, "at most 100 bytes"),
+        ("data:," + "A" * 101, "at most 100 bytes"),
+        ("data:;base64," + "A" * 136, "at most 100 bytes"),
+    ],
+)
+def test_bad_data_uris(uri: str, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        decode_data_uri(uri, 100)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"(http|s3|data|gs)s?:/{0,3}[\[\]@:%a0.,;]{0,12}", fullmatch=True))
+def test_any_text_is_located_or_refused(value: str) -> None:
+    try:
+        assert locate(value, {"id": 1}, BASE, ("http://localhost:8080",))
+    except ImageError as error:
+        assert error.fix  # noqa: PT017

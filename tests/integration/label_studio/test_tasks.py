@@ -1,0 +1,307 @@
+"""Exports of a real Label Studio as plain records, several annotators, and objects drawn twice."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.tasks import (
+    SKIPPED,
+    chosen_annotations,
+    newest_time,
+    read_task,
+    used_labels,
+)
+from integration.regions.consensus import vote
+from integration.regions.read import AnnotatedObject, is_box, read_drawings
+
+RECORDINGS = Path(__file__).parents[2] / "recordings"
+
+
+def recording(name: str) -> Any:
+    (path,) = RECORDINGS.glob(f"{name}*.json")
+    return json.loads(path.read_text())["data"]
+
+
+def event(name: str) -> dict[str, Any]:
+    (path,) = RECORDINGS.glob(f"{name}*.json")
+    return json.loads(path.read_text())["exchanges"][0]["request"]["json"]
+
+
+def region(region_id: str, label: str = "car", points: Any = None, **fields: Any) -> dict[str, Any]:
+    value = {"points": points or [[10, 10], [50, 10], [50, 50], [10, 50]], "closed": True}
+    return {
+        "id": region_id,
+        "type": "polygonlabels",
+        "from_name": "poly",
+        "to_name": "image",
+        "original_width": 100,
+        "original_height": 80,
+        "value": {**value, "polygonlabels": [label]},
+        **fields,
+    }
+
+
+def annotation(number: int, **fields: Any) -> dict[str, Any]:
+    minute = fields.pop("minute", number)
+    return {
+        "id": number,
+        "completed_by": 1,
+        "result": [region("r")],
+        "was_cancelled": False,
+        "ground_truth": False,
+        "updated_at": f"2026-11-22T10:{minute:02d}:00Z",
+        "lead_time": 5.0,
+        **fields,
+    }
+
+
+def test_the_json_export() -> None:
+    done, skipped = (read_task(row) for row in recording("70_"))
+    (one,) = done.annotations
+    assert (done.id, one.id, one.annotator, one.lead_time_s, one.ground_truth) == (25, 29, "1", 33.3, False)
+    assert one.updated_at == datetime(2026, 11, 22, 9, 25, 32, 931587, UTC)
+    assert (one.prediction, len(one.result), done.file_name) == (None, 4, "d04995e1-000000008844.jpg")
+    assert skipped.annotations == ()
+    assert [(left.annotation_id, left.reason) for left in skipped.left_out] == [(30, SKIPPED)]
+
+
+@pytest.mark.parametrize(("name", "prediction_id"), [("62_", 740), ("63_", 741), ("65_", 200)])
+def test_what_the_editor_submits_names_its_prediction(name: str, prediction_id: int) -> None:
+    (one,) = read_task(recording(name)).annotations
+    assert one.prediction is not None
+    assert (one.prediction.id, one.prediction.model_version) == (prediction_id, "v1")
+    assert {r["id"] for r in one.result} <= {r["id"] for r in one.prediction.result}
+
+
+def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
+    sent = event("56_")
+    (one,) = read_task({**sent["task"], "annotations": [sent["annotation"]]}).annotations
+    assert one.prediction is not None
+    assert (one.prediction.id, one.prediction.model_version, one.prediction.score) == (743, "d1", 0.9)
+
+
+OLD = {"id": 3, "model_version": "v0", "score": 0.2, "result": [region("r"), region("s")]}
+NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), region("u")]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "predictions", "expected"),
+    [
+        ({"parent_prediction": 4}, [OLD, NEW], 4),
+        ({"parent_prediction": {"id": 3}}, [OLD, NEW], 3),
+        ({"prediction": OLD}, [], 3),
+        ({"prediction": {}, "parent_prediction": None}, [OLD, NEW], 3),  # shares a region id
+        ({"prediction": {}, "parent_prediction": 99}, [NEW], None),  # deleted since, and nothing is shared
+        ({}, [3, 4], None),  # ids only, as the JSON export has them
+        ({"prediction": {}, "result": [region("mine")]}, [OLD, NEW], None),
+    ],
+)
+def test_where_an_annotation_came_from(fields: dict[str, Any], predictions: list[Any], expected: int | None) -> None:
+    row = {"id": 1, "data": {}, "annotations": [annotation(9, **fields)], "predictions": predictions}
+    (one,) = read_task(row).annotations
+    assert (one.prediction.id if one.prediction else None) == expected
+
+
+def test_predictions_may_be_given_beside_the_export() -> None:
+    row = {"id": 1, "data": {}, "annotations": [annotation(9, parent_prediction=4)], "predictions": [4]}
+    (one,) = read_task(row, predictions={4: {**NEW, "task": 1}}).annotations
+    assert one.prediction is not None
+    assert one.prediction.model_version == "v1"
+    (other,) = read_task({**row, "annotations": [annotation(9)]}, predictions={3: {**OLD, "task": 2}}).annotations
+    assert other.prediction is None  # the same region id in another task means nothing
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"was_cancelled": True}, SKIPPED),
+        ({"result": None}, "its result is NoneType"),
+        ({"result": "x"}, "its result is str"),
+        ({"id": None}, "its id is None"),
+    ],
+)
+def test_annotations_that_do_not_count_are_told(bad: dict[str, Any], reason: str) -> None:
+    row = {"id": 7, "data": {}, "annotations": [annotation(1), {**annotation(2), **bad}, "nonsense"]}
+    task = read_task(row)
+    assert [one.id for one in task.annotations] == [1]
+    assert [left.task_id for left in task.left_out] == [7, 7]
+    assert task.left_out[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "expected"),
+    [
+        ([annotation(1), annotation(2)], "latest", [2]),
+        ([annotation(1, minute=9), annotation(2)], "latest", [1]),  # submitted again
+        ([annotation(1, minute=5), annotation(2, minute=5)], "latest", [2]),
+        ([annotation(1, ground_truth=True), annotation(2)], "latest", [1]),
+        ([annotation(1, ground_truth=True), annotation(2, completed_by=2)], "agreement", [1]),
+        ([annotation(1), annotation(2), annotation(3, completed_by=2)], "agreement", [2, 3]),
+        ([annotation(1, completed_by=None), annotation(2, completed_by=None)], "agreement", [1, 2]),
+        ([annotation(1, completed_by={"id": 5}), annotation(2, completed_by=5)], "agreement", [2]),
+        ([], "latest", []),
+    ],
+)
+def test_which_annotations_count(rows: list[Any], how: Any, expected: list[int]) -> None:
+    task = read_task({"id": 1, "data": {}, "annotations": rows})
+    assert [one.id for one in chosen_annotations(task.annotations, how)] == expected
+
+
+def test_times_and_labels() -> None:
+    rows = [
+        annotation(1),
+        annotation(2, updated_at="yesterday"),
+        annotation(3, updated_at="2026-11-22T10:00:00.5Z"),
+    ]
+    task = read_task({"id": 1, "data": {}, "annotations": rows})
+    assert [one.id for one in task.annotations] == [2, 3, 1]  # without a date counts as the oldest
+    assert newest_time(task.annotations) == datetime(2026, 11, 22, 10, 1, tzinfo=UTC)
+    assert newest_time([]) is None
+    assert used_labels({"annotations": [annotation(1, result=[region("a", "x"), {"type": "choices"}])]}) == {"x"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+ENTRY = st.fixed_dictionaries({}, optional=dict.fromkeys((*annotation(1), "parent_prediction", "prediction"), JSON))
+
+
+@settings(max_examples=80)
+@given(st.fixed_dictionaries({"annotations": st.lists(ENTRY, max_size=3) | JSON, "predictions": JSON, "id": JSON}))
+def test_any_row_is_read(row: dict[str, Any]) -> None:
+    task = read_task(row)
+    count = len(row["annotations"]) if isinstance(row["annotations"], list) else 0
+    assert len(task.annotations) + len(task.left_out) == count
+    used_labels(row)
+
+
+# Several annotators
+
+
+def box(left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask_hw = np.zeros((40, 50), bool)
+    mask_hw[top:bottom, left:right] = True
+    return mask_hw
+
+
+def drawn(label: str, mask_hw: np.ndarray, region_id: str = "r") -> AnnotatedObject:
+    return AnnotatedObject(label, mask_hw, (region_id,), ("polygon",))
+
+
+A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 29, 25), box(30, 30, 45, 38)
+
+
+@pytest.mark.parametrize(
+    ("drawings", "labels", "disputed", "agreement"),
+    [
+        # what three annotators drew, labels agreed on, labels of disputed ones, share of agreed drawings
+        ([[("cat", A)], [("cat", SHIFTED)], [("cat", A)]], ["cat"], [], 1.0),
+        ([[("cat", A)], [("cat", A)], []], ["cat"], [], 1.0),
+        ([[("cat", A)], [], []], [], ["cat"], 0.0),
+        ([[("cat", A)], [("dog", A)], [("cat", A)]], ["cat"], [], 1.0),
+        ([[("cat", A)], [("dog", A)], [("bird", A)]], [], ["bird"], 0.0),
+        ([[("cat", A)], [("cat", A), ("cat", ELSEWHERE)], [("cat", A)]], ["cat"], ["cat"], 0.75),
+        ([[("cat", A)], [("dog", A)]], [], ["dog"], 0.0),  # two annotators: half is no majority
+        ([[("cat", A)], [("cat", A)]], ["cat"], [], 1.0),
+        ([[("cat", A)], []], [], ["cat"], 0.0),
+        ([[], [], []], [], [], 1.0),
+    ],
+)
+def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str], agreement: float) -> None:
+    found = vote([[drawn(*one) for one in each] for each in drawings])
+    assert [one.label for one in found.objects] == labels
+    assert [one.label for one in found.disputed] == disputed
+    assert found.agreement == agreement
+
+
+def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
+    (three,) = vote([[drawn("cat", A)], [drawn("cat", SHIFTED)], [drawn("cat", WIDER, "last")]]).objects
+    assert np.array_equal(three.mask_hw, (A & SHIFTED) | (A & WIDER) | (SHIFTED & WIDER))
+    assert three.region_ids == ("last",)
+    (two,) = vote([[drawn("cat", A)], [drawn("cat", SHIFTED)]]).objects
+    assert np.array_equal(two.mask_hw, SHIFTED)  # neither shrunk nor grown
+
+
+def test_neighbours_of_one_annotator_stay_two_objects() -> None:
+    left, right = box(0, 0, 20, 20), box(18, 0, 40, 20)
+    found = vote([[drawn("cat", left), drawn("cat", right)], [drawn("cat", right), drawn("cat", left)]])
+    assert len(found.objects) == 2
+
+
+masks = st.tuples(st.integers(0, 30), st.integers(0, 25), st.integers(1, 19), st.integers(1, 14)).map(
+    lambda b: box(b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.builds(drawn, st.sampled_from(["cat", "dog"]), masks), max_size=3), max_size=3))
+def test_agreement_loses_no_object(drawings: list[list[AnnotatedObject]]) -> None:
+    found = vote(drawings)
+    count = sum(len(each) for each in drawings)
+    assert len(found.objects) + len(found.disputed) <= count
+    assert all(one.mask_hw.any() for one in found.objects)
+    assert 0 <= found.agreement <= 1
+    if len(drawings) == 1:
+        assert len(found.objects) == count
+
+
+# Objects in a result
+
+BOTH = parse_label_config(
+    '<View><Image name="image" value="$image"/><PolygonLabels name="poly" toName="image"><Label value="car"/>'
+    '</PolygonLabels><RectangleLabels name="box" toName="image"><Label value="car"/></RectangleLabels>'
+    '<Choices name="light" toName="image"><Choice value="day"/></Choices></View>'
+)
+
+
+def rectangle(region_id: str, **value: float) -> dict[str, Any]:
+    corners = {"x": 10, "y": 10, "width": 40, "height": 40, **value}
+    return region(region_id, type="rectanglelabels", from_name="box", value={**corners, "rectanglelabels": ["car"]})
+
+
+CHOICE = {
+    "id": "c",
+    "type": "choices",
+    "from_name": "light",
+    "to_name": "image",
+    "value": {"choices": ["day"]},
+}
+NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["?"]}}
+
+
+@pytest.mark.parametrize(
+    ("result", "ids", "left_out"),
+    [
+        ([region("p"), CHOICE], ["p"], {"c": "outlines nothing"}),
+        ([region("p"), NOTE], ["p"], {}),  # a text about an object is not an object that is lost
+        ([region("p"), rectangle("b")], ["p"], {"b": "drawn as polygon"}),
+        ([rectangle("b"), region("p")], ["p"], {"b": "drawn as polygon"}),
+        ([region("p"), rectangle("b", x=55)], ["p", "b"], {}),
+        ([region("p"), region("q")], ["p", "q"], {}),  # twice in one kind: two objects
+        ([region("p", "bus")], [], {"p": "'bus' is not among"}),
+        ([region("p", value={"points": [], "polygonlabels": ["car"]})], [], {"p": "at least 3"}),
+        ([{"type": "relation", "from_id": "a", "to_id": "b"}, region("p")], ["p"], {}),
+        ([], [], {}),
+    ],
+)
+def test_objects_of_a_result(result: list[Any], ids: list[str], left_out: dict[str, str]) -> None:
+    read = read_drawings(result, width=100, height=80, config=BOTH)
+    assert [one.region_ids[0] for one in read.objects] == ids
+    assert {region_id for region_id, _ in read.left_out} == set(left_out)
+    assert all(left_out[region_id] in reason for region_id, reason in read.left_out)
+
+
+def test_a_box_is_known_as_a_box() -> None:
+    polygon, only_box = read_drawings([region("p"), rectangle("b", x=55)], width=100, height=80).objects
+    assert (is_box(polygon), is_box(only_box)) == (False, True)

@@ -1,0 +1,1 @@
+"""What tests share: doubles, helper processes, builders. No tests here."""

@@ -1,0 +1,120 @@
+"""Counted cost against formulas worked out by hand, and how memory grows; nothing here measures time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from model.config import get_config
+from training.benchmark.cost.measures import (
+    count_flops,
+    count_operators,
+    count_parameters,
+    peak_bytes,
+    refinement_flops,
+    transformer_flops,
+)
+from training.benchmark.cost.report import refinement_cost
+from training.benchmark.cost.subjects import refinement_call, refiner_of, spread_nodes
+
+NODES = (500, 1000, 2000, 4000, 8000)
+
+
+def test_closed_form_by_hand() -> None:
+    # d = 2, ff = 3, N = 5, one layer: 5 * (4*4 + 2*2*3) + 2*25*2 = 140 + 100 = 240 MAC.
+    assert transformer_flops([5], channels=2, ffn_dim=3, layers=1) == 480
+    assert transformer_flops([5, 5], channels=2, ffn_dim=3, layers=2) == 4 * 480
+    # The measured figure of an instance with 4,000 nodes.
+    assert refinement_flops([4000]) / 1e9 == pytest.approx(81.7, abs=0.1)
+
+
+@pytest.mark.parametrize("preset", ["released", "paper"])
+@pytest.mark.parametrize("lengths", [[560], [4000], [300, 1200, 90]])
+def test_counted_operations_are_the_closed_forms(preset: str, lengths: list[int]) -> None:
+    cost = refinement_cost(get_config(preset), lengths)
+    assert cost["flops"] == pytest.approx(cost["flops_by_formula"], rel=0.01)
+
+
+def test_torchs_own_encoder_counts_the_same() -> None:
+    """Its fast path would count as nothing; with it off, both of us agree with the formula."""
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    tokens = torch.zeros(1, 50, 64)
+    with torch.no_grad():
+        counted = count_flops(lambda: encoder(tokens))["total"]
+    assert counted == pytest.approx(transformer_flops([50], channels=64, ffn_dim=128, layers=2), rel=0.01)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def growth(peaks: list[int]) -> list[float]:
+    """Bytes a node between neighbouring measurements."""
+    steps = zip(NODES, NODES[1:], peaks, peaks[1:], strict=False)
+    return [(more - less) / (high - low) for low, high, less, more in steps]
+
+
+@pytest.mark.parametrize("preset", ["released", "paper"])
+def test_peak_memory_grows_linearly_with_the_nodes_of_an_instance(preset: str) -> None:
+    """Attention weights are never stored: every further node costs the same number of bytes."""
+    rates = growth([refinement_cost(get_config(preset), [count])["peak_bytes"] for count in NODES])
+    assert min(rates) > 1000  # something is counted at all
+    assert max(rates) == pytest.approx(min(rates), rel=0.01)
+
+
+def test_peak_memory_would_show_stored_attention_weights() -> None:
+    """The same measurement on attention that stores its weights grows with the square: the test can fail."""
+
+    def peak(count: int) -> int:
+        with FakeTensorMode(), torch.no_grad():
+            attention = nn.MultiheadAttention(256, 4, batch_first=True)
+            tokens = torch.zeros(1, count, 256)
+            return peak_bytes(lambda: attention(tokens, tokens, tokens, need_weights=True), attention)
+
+    rates = growth([peak(count) for count in NODES])
+    assert rates[-1] > 5 * rates[0]
+
+
+def test_peak_memory_of_inference_is_bounded_by_the_chunk() -> None:
+    """Instances are encoded in runs of MAX_TOKENS: a further run adds only its inputs and outputs."""
+    cfg = get_config("released")
+    cfg.MODEL.TRANSFINER.MAX_TOKENS = 4000
+    one, two, three = (refinement_cost(cfg, [1000] * count)["peak_bytes"] for count in (4, 8, 12))
+    assert three - two == pytest.approx(two - one, rel=0.02)
+    whole = cfg.clone()
+    whole.MODEL.TRANSFINER.MAX_TOKENS = 1_000_000
+    assert three < refinement_cost(whole, [1000] * 12)["peak_bytes"]
+
+
+def test_peak_memory_of_training_grows_linearly_with_the_instances() -> None:
+    cfg = get_config("released")
+    cfg.MODEL.TRANSFINER.ENCODER_DROPOUT = 0.0  # dropout of attention weights would have to store them
+    peaks = [refinement_cost(cfg, [500] * count, training=True)["peak_bytes"] for count in (2, 4, 6)]
+    assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.01)
+
+
+def test_parameters_and_operators_are_counted() -> None:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    assert count_parameters(layers) == {"total": 24, "0": 16, "2": 8}
+    calls = count_operators(lambda: layers(torch.zeros(5, 3)))
+    assert calls["aten.relu.default"] == 1
+    assert calls["aten.addmm.default"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 7, 560, 4000, 16464])
+def test_spread_nodes_are_as_many_as_asked_and_all_different(count: int) -> None:
+    levels = spread_nodes(2, [28, 56, 112], count, torch.device("cpu"))
+    assert sum(len(nodes) for nodes in levels) == 2 * count
+    for nodes in levels:
+        assert len({*zip(nodes.roi.tolist(), nodes.y.tolist(), nodes.x.tolist(), strict=True)}) == len(nodes)
+
+
+def test_more_nodes_than_places_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"20 nodes an instance asked for, levels \[4\] have 16 places"):
+        spread_nodes(1, [4], 20, torch.device("cpu"))
+
+
+def test_refiner_of_a_configuration_has_its_cues() -> None:
+    cfg = get_config("paper")
+    refiner = refiner_of(cfg, 64)
+    assert refinement_call(refiner, [10, 20], channels=64)().shape == (30,)

@@ -1,0 +1,56 @@
+"""Whole networks beside one another: what is counted; nothing here measures time."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
+
+NARROW = (
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "8",
+    "MODEL.RESNETS.DEPTH",
+    "50",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "8",
+    "MODEL.FPN.OUT_CHANNELS",
+    "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "32",
+    "MODEL.ROI_MASK_HEAD.FC_DIM",
+    "32",
+    "MODEL.POINT_HEAD.FC_DIM",
+    "32",
+    "MODEL.TRANSFINER.ENCODER_FFN_DIM",
+    "64",
+    "MODEL.RPN.CONV_DIMS",
+    "[32]",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "32",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "20",
+)
+
+
+def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
+    def flops(nodes: int) -> dict[int, dict[str, float]]:
+        found = compare_networks(
+            "released/R50-FPN", height=64, width=96, instances=(2, 4), nodes=nodes, overrides=NARROW, timed=False
+        )
+        assert "inference, 4 instances:" in network_costs_text(found)
+        return {count: {name: one["flops"] for name, one in by.items()} for count, by in found["by_instances"].items()}
+
+    few, many = flops(300), flops(600)
+    assert many[2]["ours"] > few[2]["ours"]
+    assert few[4]["ours"] > few[2]["ours"]
+    assert many[2]["mask_rcnn"] == pytest.approx(few[2]["mask_rcnn"])
+    assert few[2]["mask_rcnn"] < few[2]["ours"]
+    assert few[4]["pointrend"] > few[2]["pointrend"]
+
+
+def test_a_training_step_beside_mask_r_cnns() -> None:
+    found = compare_training("released/R50-FPN", height=64, width=96, instances=2, overrides=NARROW, timed=False)
+    assert 0 < found["training"]["mask_rcnn"]["ratios"]["flops"] < 1
+    assert found["training"].keys() == {"ours", "mask_rcnn"}

@@ -1,0 +1,49 @@
+"""Sets by name: scenes, and the same scenes through COCO files on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.datasets import open_set
+from training.synthetic.files import write_scenes
+
+SIZE = {"width": 128, "height": 96}
+
+
+def test_a_coco_set_holds_what_the_scenes_hold(tmp_path: Path) -> None:
+    written = write_scenes(tmp_path, "val", range(3), **SIZE)
+    stored = open_set(f"coco:{written.annotations}:{tmp_path / 'images'}")
+    drawn = open_set("scenes:val:3", **SIZE)
+    assert stored.class_names == drawn.class_names
+    assert len(stored) == len(drawn) == 3
+    for index in range(3):
+        one, other = stored[index], drawn[index]
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.masks, other.masks)
+        assert np.array_equal(one.classes, other.classes)
+        assert one.image_id == other.image_id
+        assert not one.crowd.any()
+
+
+@pytest.mark.parametrize("name", ["scenes", "scenes:test", "scenes:val:many", "coco:only.json", "balloons", ""])
+def test_unknown_names_are_refused_with_the_known_forms(name: str) -> None:
+    with pytest.raises(ValueError, match="write scenes:"):
+        open_set(name)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        open_set(f"coco:{tmp_path / 'nowhere.json'}:{tmp_path}")
+    written = write_scenes(tmp_path, "val", range(1), **SIZE)
+    written.images[0].unlink()
+    with pytest.raises(FileNotFoundError, match=r"val-000000\.png"):
+        open_set(f"coco:{written.annotations}:{tmp_path / 'images'}")[0]
+
+
+def test_scenes_end_where_their_count_says() -> None:
+    assert len(list(open_set("scenes:demo:2", **SIZE))) == 2
+    with pytest.raises(IndexError):
+        open_set("scenes:demo:2", **SIZE)[2]

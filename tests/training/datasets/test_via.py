@@ -1,0 +1,80 @@
+"""Sets outlined with the VGG Image Annotator: both versions of the file, odd shapes, and photographs at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.datasets import BadAnnotationError, open_set
+
+BALLOON = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data")) / "balloon"
+SQUARE = {"name": "polygon", "all_points_x": [2, 10, 10, 2], "all_points_y": [3, 3, 9, 9]}
+RECTANGLE = {"name": "rect", "x": 12, "y": 0, "width": 4, "height": 5}
+POINT = {"name": "point", "cx": 3, "cy": 3}
+
+
+def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, listed: bool = True) -> Path:
+    Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "a.jpg")
+    regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes]
+    named = regions if listed else {str(index): one for index, one in enumerate(regions)}
+    entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": named}}
+    whole = {"_via_settings": {}, "_via_img_metadata": entries} if project else entries
+    (folder / "via_region_data.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"listed": False}, {"project": True}])
+def test_polygons_and_rectangles_are_masks(tmp_path: Path, options: dict[str, bool]) -> None:
+    samples = open_set(f"via:{written(tmp_path, [SQUARE, RECTANGLE], **options)}:balloon")
+    (sample,) = samples
+    assert samples.class_names == ("balloon",)
+    assert sample.masks.shape == (2, 12, 20)
+    assert sample.masks[0, 3:9, 2:10].all()
+    assert sample.masks[0].sum() == 48
+    assert sample.masks[1].sum() == 20
+    assert open_set(f"via:{tmp_path}").class_names == ("object",)
+
+
+def test_what_is_no_outline_is_reported(tmp_path: Path) -> None:
+    flat = SQUARE | {"all_points_y": [3, 3, 3, 3]}
+    samples = open_set(f"via:{written(tmp_path, [POINT, flat, SQUARE])}")
+    assert len(samples[0].masks) == 1
+    assert samples.problems.counts() == {"unknown shape": 1, "degenerate polygon": 1}
+    with pytest.raises(BadAnnotationError, match=r"a\.jpg123 region 0: unknown shape: 'point'"):
+        open_set(f"via:{tmp_path}", bad="fatal")
+
+
+def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"via_region_data\.json; give via:FOLDER"):
+        open_set(f"via:{tmp_path}")
+    (written(tmp_path, [SQUARE]) / "a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg123 of .* is missing"):
+        open_set(f"via:{tmp_path}")
+    assert len(open_set(f"via:{tmp_path}", missing="skip")) == 0
+    (tmp_path / "via_region_data.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match="is no VIA file"):
+        open_set(f"via:{tmp_path}")
+
+
+def test_turned_photographs_have_the_size_they_are_shown_with(tmp_path: Path) -> None:
+    written(tmp_path, [SQUARE])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 12, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    (sample,) = open_set(f"via:{tmp_path}")
+    assert sample.image.shape[:2] == sample.masks.shape[1:] == (12, 20)
+
+
+@pytest.mark.skipif(not BALLOON.is_dir(), reason=f"no {BALLOON}: set TRANSFINER_SHARED_DATA")
+def test_the_balloon_set_is_read_whole() -> None:
+    for split, images, outlines in (("train", 61, 255), ("val", 13, 50)):
+        samples = open_set(f"via:{BALLOON / split}:balloon")
+        assert (len(samples), samples.problems.found) == (images, [])
+        assert len(samples[0].masks) > 0
+        assert sum(len(samples._coco.getAnnIds(imgIds=[one])) for one in samples._image_ids) == outlines

@@ -1,0 +1,116 @@
+"""AP of weighed images: COCO's own numbers when every image counts once, those of real copies when some count more."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from training.datasets import Sample
+from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
+from training.metrics.bootstrap import (
+    RankedMatches,
+    average_precision,
+    bootstrap_draws,
+    ranked_matches,
+)
+from training.metrics.coco import boundary_ap
+from training.synthetic.scenes import CLASSES, generate_scene
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def noisy() -> tuple[COCO, list[dict]]:
+    """Scenes with crowds; detections shifted, doubled, mislabelled, some with equal scores, none on the last image."""
+    rng = np.random.default_rng(0)
+    truth, found = TruthBuilder(CLASSES), []
+    for image_id in range(1, IMAGES + 1):
+        scene = generate_scene(image_id, width=160, height=120)
+        masks = np.array([mask for _, mask in scene.instances], bool).reshape(-1, 120, 160)
+        classes = np.array([CLASSES.index(label) for label, _ in scene.instances], np.int64)
+        crowd = np.arange(len(classes)) % 5 == 1
+        truth.add(Sample(scene.image, masks, classes, crowd, image_id))
+        if image_id < IMAGES:
+            shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
+            labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
+            found += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
+    return truth.build(), found
+
+
+def reference(truth: COCO, found: list[dict]) -> np.ndarray:
+    """pycocotools' mask AP, K x T."""
+    with quiet():
+        run = COCOeval(truth, truth.loadRes(copy.deepcopy(found)), "segm")
+        run.evaluate()
+        run.accumulate()
+    precision = run.eval["precision"][:, :, :, 0, -1].mean(1).T
+    return np.where(precision < 0, np.nan, precision)
+
+
+def ours(ranked: list[RankedMatches], weights: np.ndarray) -> np.ndarray:
+    """B x K x T."""
+    return np.stack([average_precision(one, weights) for one in ranked], axis=1)
+
+
+def test_every_image_once_is_cocos_own_number(noisy: tuple) -> None:
+    truth, found = noisy
+    once = np.ones((1, IMAGES), np.int64)
+    mask = ours(ranked_matches(truth.dataset, found, boundary=False), once)[0]
+    np.testing.assert_allclose(mask, reference(truth, found), rtol=0, atol=1e-9)
+    boundary = ours(ranked_matches(truth.dataset, found, boundary=True), once)[0]
+    expected = boundary_ap(truth, found)
+    assert np.nanmean(boundary) == pytest.approx(expected["AP"], abs=1e-9)
+    assert boundary[0].mean() == pytest.approx(expected[f"AP/{CLASSES[0]}"], abs=1e-9)
+
+
+def copied(truth: COCO, found: list[dict], weights: np.ndarray) -> tuple[COCO, list[dict]]:
+    """Real copies of images."""
+    dataset: dict = {"images": [], "annotations": [], "categories": truth.dataset["categories"], "info": {}}
+    results = []
+    for image, weight in zip(truth.dataset["images"], weights, strict=True):
+        for number in range(weight):
+            identity = image["id"] * 100 + number
+            dataset["images"].append(image | {"id": identity})
+            for one in truth.dataset["annotations"]:
+                if one["image_id"] == image["id"]:
+                    place = len(dataset["annotations"]) + 1
+                    dataset["annotations"].append(one | {"image_id": identity, "id": place})
+            results += [one | {"image_id": identity} for one in found if one["image_id"] == image["id"]]
+    coco = COCO()
+    coco.dataset = dataset
+    with quiet():
+        coco.createIndex()
+    return coco, results
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_image_drawn_often_counts_as_copies_of_it(noisy: tuple, seed: int) -> None:
+    truth, found = noisy
+    # Copies of a detection stay together in the ranking, as they do in ours.
+    unequal = [one | {"score": one["score"] + 1e-6 * number} for number, one in enumerate(found)]
+    weights = bootstrap_draws(IMAGES, 1, seed)
+    ranked = ranked_matches(truth.dataset, unequal, boundary=False)
+    expected = reference(*copied(truth, unequal, weights[0]))
+    np.testing.assert_allclose(ours(ranked, weights)[0], expected, rtol=0, atol=1e-9)
+
+
+def test_what_is_absent_is_nan_and_what_is_never_found_is_zero(noisy: tuple) -> None:
+    truth, found = noisy
+    ranked = ranked_matches(truth.dataset, [], boundary=True)
+    everything, nothing = np.ones((1, IMAGES), np.int64), np.zeros((1, IMAGES), np.int64)
+    reached = ours(ranked, everything)[0]
+    wanted = [one["category_id"] - 1 for one in truth.dataset["annotations"] if not one["iscrowd"]]
+    present = np.isin(np.arange(len(CLASSES)), wanted)
+    assert (reached[present] == 0).all()
+    assert np.isnan(reached[~present]).all()
+    assert np.isnan(ours(ranked_matches(truth.dataset, found, boundary=False), nothing)).all()
+
+
+def test_draws_keep_the_number_of_images_and_repeat_by_seed() -> None:
+    assert (bootstrap_draws(7, 50, 3).sum(1) == 7).all()
+    assert (bootstrap_draws(7, 50, 3) == bootstrap_draws(7, 50, 3)).all()
+    assert bootstrap_draws(0, 5, 0).shape == (5, 0)

@@ -1,0 +1,222 @@
+"""COCO's numbers against pycocotools and faster-coco-eval; malformed files; run lengths."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from training.datasets.miniature import write_miniature
+from training.evaluation.boundary_benchmark import perturb_truth
+from training.evaluation.coco_format import quiet
+from training.metrics.boundary import band
+from training.metrics.coco import coco_ap
+from training.metrics.coco_schema import RecordError, checked_results, checked_truth
+from training.metrics.rle import crop, unpack, well_formed
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A miniature in COCO's layout: 80 categories, polygons, crowds."""
+    folder = tmp_path_factory.mktemp("coco")
+    write_miniature("coco", folder, train=0, val=6, width=160, height=120)
+    return json.loads((folder / "annotations" / "instances_val2017.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    return perturb_truth(dataset, copies=6, seed=1)
+
+
+def reference(dataset: dict[str, Any], found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The 12 numbers and the AP of each category by pycocotools, for boundaries by faster-coco-eval."""
+    dataset, found = copy.deepcopy(dataset), copy.deepcopy(found)
+    with quiet():
+        if kind == "boundary":
+            faster = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+            index = faster.COCO(dataset)
+            run = faster.COCOeval_faster(index, index.loadRes(found), kind)
+        else:
+            index = COCO()
+            index.dataset = dataset
+            index.createIndex()
+            run = COCOeval(index, index.loadRes(found), kind)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return dict(zip(NAMES, run.stats[:12], strict=True))
+
+
+def same(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    for name, value in theirs.items():
+        assert (-1 if np.isnan(ours[name]) else ours[name]) == pytest.approx(value, abs=1e-9), name
+
+
+@pytest.mark.parametrize("kind", ["segm", "bbox", "boundary"])
+def test_equals_the_reference(dataset: dict[str, Any], found: list[dict[str, Any]], kind: Any) -> None:
+    ours = coco_ap(dataset, found, kind)
+    assert 0.1 < ours["AP"] < 0.9
+    same(ours, reference(dataset, found, kind))
+
+
+def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[str, Any]) -> None:
+    boxed = perturb_truth(dataset, copies=3, seed=2, boxes=True)
+    plain = [{name: value for name, value in one.items() if name != "bbox"} for one in boxed]
+    with_boxes, without = coco_ap(dataset, boxed, "segm"), coco_ap(dataset, plain, "segm")
+    same(with_boxes, reference(dataset, boxed, "segm"))
+    assert with_boxes["APs"] != without["APs"]
+    assert coco_ap(dataset, boxed, "segm", mask_areas=True) == pytest.approx(without, nan_ok=True)
+
+
+def test_crowded_images_keep_the_best_hundred_of_a_category(dataset: dict[str, Any]) -> None:
+    one = {**dataset, "annotations": dataset["annotations"][:2]}
+    many = perturb_truth(one, copies=130, seed=3)
+    same(coco_ap(one, many, "segm"), reference(one, many, "segm"))
+
+
+def test_equals_the_reference_on_photographs() -> None:
+    file = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not here; set TRANSFINER_SHARED_DATA")
+    dataset = json.loads(file.read_text())
+    chosen = {one["id"] for one in dataset["images"][:15]}
+    dataset["images"] = dataset["images"][:15]
+    dataset["annotations"] = [one for one in dataset["annotations"] if one["image_id"] in chosen]
+    found = perturb_truth(dataset, copies=2)
+    for kind in ("segm", "bbox", "boundary"):
+        same(coco_ap(dataset, found, kind), reference(dataset, found, kind))
+
+
+masks = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(
+    lambda given: np.random.default_rng(given[2]).random(given[:2]) < given[3]
+)
+
+
+@given(st.lists(masks, min_size=1, max_size=5))
+def test_run_lengths_are_unpacked_as_pycocotools_packs_them(drawn: list[np.ndarray]) -> None:
+    packed = [rle.encode(np.asfortranarray(one, np.uint8))["counts"] for one in drawn]
+    runs = unpack(packed)
+    assert well_formed(packed, np.array([one.size for one in drawn])).all()
+    for index, mask in enumerate(drawn):
+        height, width = mask.shape
+        cut = crop(runs[index], height, slice(width // 3, width), slice(height // 2, height))
+        assert np.array_equal(cut.T, mask[height // 2 :, width // 3 :])
+
+
+@given(masks, st.integers(1, 6))
+def test_a_boundary_is_what_erosions_remove(mask: np.ndarray, width_px: int) -> None:
+    inner = np.pad(mask, 1)
+    for _ in range(width_px):
+        rows = inner[:-2] & inner[1:-1] & inner[2:]
+        inner = np.pad(rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:], 1)
+    assert np.array_equal(band(mask, width_px), mask & ~inner[1:-1, 1:-1])
+
+
+@given(st.binary(max_size=30), st.integers(0, 400))
+def test_a_mask_that_passes_is_read_alike_by_pycocotools(counts: bytes, pixels: int) -> None:
+    """Whatever passes our check is safe to hand to C."""
+    if 0 not in counts and pixels and well_formed([counts], np.array([pixels]))[0]:
+        mask = rle.decode({"size": [pixels, 1], "counts": counts})
+        assert mask.sum() == rle.area({"size": [pixels, 1], "counts": counts}) == unpack([counts])[0][1::2].sum()
+
+
+def spoiled(record: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy with one value replaced; `...` removes it."""
+    record = copy.deepcopy(record)
+    inner = record
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((0, "score"), ..., r"f\.json: results\[0\]\.score: is missing"),
+        ((1, "score"), "high", r"results\[1\]\.score: is 'high'"),
+        ((2, "score"), float("nan"), r"results\[2\]\.score: is nan"),
+        ((0, "image_id"), 999, r"results\[0\]\.image_id: is 999"),
+        ((0, "image_id"), [], r"results\[0\]\.image_id: is \[\]"),
+        ((3, "category_id"), 12, r"results\[3\]\.category_id: is 12"),
+        ((4, "segmentation"), ..., r"results\[4\]\.segmentation: is missing"),
+        ((4, "segmentation", "size"), [1, 2], r"results\[4\]\.segmentation\.size"),
+        ((5, "segmentation", "counts"), "abc", r"results\[5\]\.segmentation\.counts: is 'abc'"),
+        ((5, "segmentation", "counts"), [3, -1], r"results\[5\]\.segmentation\.counts"),
+        ((5, "segmentation"), [[1, 2, 3]], r"results\[5\]\.segmentation\[0\]: is \[1, 2, 3\]"),
+        ((0,), 7, r"results\[0\]: is 7; expected an object"),
+    ],
+)
+def test_malformed_results_are_named(
+    dataset: dict[str, Any], found: list[dict[str, Any]], path: Any, value: Any, message: str
+) -> None:
+    with pytest.raises(RecordError, match=message):
+        checked_results(spoiled(found, path, value), "f.json", dataset, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("images",), ..., r"t\.json: \.?images: is missing"),
+        (("images", 1, "id"), 1, r"images\[1\]\.id: is 1; .*images\[0\] has it too"),
+        (("images", 0, "height"), 0, r"images\[0\]\.height"),
+        (("categories", 0, "name"), None, r"categories\[0\]\.name"),
+        (("annotations", 0, "area"), -1, r"annotations\[0\]\.area: is -1"),
+        (("annotations", 0, "image_id"), 99, r"annotations\[0\]\.image_id: is 99"),
+        (("annotations", 2, "category_id"), 0, r"annotations\[2\]\.category_id"),
+        (("annotations", 2, "iscrowd"), "no", r"annotations\[2\]\.iscrowd"),
+        (("annotations", 1, "segmentation"), [], r"annotations\[1\]\.segmentation"),
+    ],
+)
+def test_malformed_truth_is_named(dataset: dict[str, Any], path: Any, value: Any, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        checked_truth(spoiled(dataset, path, value), "t.json", masks=True)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_any_spoiled_file_is_refused_or_evaluated(
+    dataset: dict[str, Any], found: list[Any], data: st.DataObject
+) -> None:
+    """Replace a value anywhere: either an error that names the file, or numbers."""
+    truth, results = {**dataset, "annotations": dataset["annotations"][:3]}, found[:6]
+    whole = {"truth": truth, "results": results}
+    path: list[Any] = []
+    inner: Any = whole
+    while isinstance(inner, dict | list) and inner and (not path or data.draw(st.integers(0, 3)) > 0):
+        step = data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+        path.append(step)
+        inner = inner[step]
+    whole = spoiled(whole, tuple(path), data.draw(json_values))
+    try:
+        checked = checked_truth(whole["truth"], "truth.json", masks=True)
+        kept, _ = checked_results(whole["results"], "results.json", checked, masks=True)
+    except RecordError as error:
+        named = "truth.json" in str(error) or "results.json" in str(error)
+    else:
+        named = True
+        assert -1e-9 <= np.nan_to_num(coco_ap(checked, kept, "segm")["AP"]) <= 1 + 1e-9
+    assert named

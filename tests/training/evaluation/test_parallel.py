@@ -1,0 +1,105 @@
+"""Shared among processes, everything comes out as in one: order, numbers, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.datasets.miniature import write_miniature
+from training.evaluation.boundary_benchmark import perturb_truth
+from training.evaluation.score import score
+from training.metrics import coco as pairs
+from training.metrics.coco import coco_ap
+from training.metrics.coco_schema import RecordError
+from training.metrics.lvis import lvis_ap
+from training.metrics.parallel import map_in_processes
+
+
+def test_results_come_in_order_from_other_processes() -> None:
+    assert list(map_in_processes(os.path.basename, [(f"/a/{n}",) for n in range(5)], 2)) == list("01234")
+    (mine,) = map_in_processes(os.getpid, [()], 2)
+    assert mine == os.getpid()  # one piece of work needs no other process
+    assert os.getpid() not in set(map_in_processes(os.getpid, [(), ()], 2))
+
+
+def test_errors_come_back_as_they_were() -> None:
+    with pytest.raises(FileNotFoundError):
+        list(map_in_processes(os.listdir, [("/",), ("/nowhere/at/all",), ("/",)], 2))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
+    root = tmp_path_factory.mktemp("coco")
+    write_miniature("coco", root, train=1, val=5, width=128, height=96)
+    truth = json.loads((root / "annotations" / "instances_val2017.json").read_text())
+    found = perturb_truth(truth, copies=2, boxes=False)
+    for one in found:
+        one["segmentation"]["counts"] = one["segmentation"]["counts"].encode()
+    return truth, found
+
+
+@pytest.mark.parametrize("kind", ["segm", "boundary", "bbox"])
+def test_chunks_and_processes_change_no_number(
+    coco: tuple[dict, list], kind: pairs.IouKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, found = coco
+    plain = coco_ap(truth, found, kind)
+    monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
+    monkeypatch.setattr(pairs, "_CHUNKS", 3)
+    told: list[tuple[int, int]] = []
+    shared = coco_ap(
+        truth, found, kind, processes=2 if kind == "boundary" else 1, progress=lambda done, of: told.append((done, of))
+    )
+    np.testing.assert_equal(shared, plain)  # to the last bit, NaN included
+    assert told[-1] == (5, 5)
+    assert len(told) == 3
+
+
+def test_lvis_in_chunks(coco: tuple[dict, list], monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, found = coco
+    images = [one | {"neg_category_ids": [], "not_exhaustive_category_ids": []} for one in truth["images"]]
+    plain = lvis_ap(truth | {"images": images}, found, "boundary")
+    monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
+    np.testing.assert_equal(lvis_ap(truth | {"images": images}, found, "boundary"), plain)
+
+
+def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
+    truth, _ = coco
+    assert coco_ap(truth, [], "segm", processes=2)["AP"] == 0
+
+
+@pytest.mark.parametrize("layout", ["cityscapes", "bdd100k"])
+def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"training.evaluation.{layout}_files.WORTH_PROCESSES", 1)
+    from training.datasets import open_set
+    from training.metrics.bdd100k import PredictionWriter
+    from training.metrics.cityscapes import LABELS, write_predictions
+
+    root, found = tmp_path / "set", tmp_path / "found"
+    write_miniature(layout, root, train=1, val=5, width=160, height=96)
+    samples = open_set(f"{layout}:{root}:val")
+    truth = root / ("gtFine/val" if layout == "cityscapes" else "labels/ins_seg/bitmasks/val")
+    writer = PredictionWriter(found) if layout == "bdd100k" else None
+    for index, path in enumerate(sorted(truth.rglob("*_instanceIds.png" if writer is None else "*.png"))):
+        sample = samples[index]
+        masks = np.array([np.roll(mask, 1, 0) for mask in sample.masks], bool).reshape(-1, 96, 160)
+        scores = np.linspace(0.9, 0.3, len(masks))
+        if writer is not None:
+            writer.add(path.stem, masks, [int(one) + 1 for one in sample.classes], scores.tolist())
+        else:
+            labels = [list(LABELS.values())[int(one)] for one in sample.classes]
+            name = path.name.removesuffix("_gtFine_instanceIds.png")
+            write_predictions(found, name, list(masks), labels, scores.tolist())
+    if writer is not None:
+        writer.close()
+    plain, shared = (score(truth, found, "segm", layout, processes=n).as_dict() for n in (1, 2))
+    assert plain == shared
+    assert plain["AP"] > 0
+    broken = next(found.rglob("*.png"))
+    broken.write_bytes(b"no picture")
+    with pytest.raises(RecordError, match=broken.name):
+        score(truth, found, "segm", layout, processes=2)

@@ -1,0 +1,65 @@
+"""One pass over a set by several processes gives what one process gives, to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoints.checkpoint import save_checkpoint
+from model.network import build_network
+from training.benchmark.recipe import Scale, training_config
+from training.benchmark.tables import TABLES
+from training.datasets import CocoSet, Sample, open_set
+from training.datasets.miniature import write_miniature
+from training.engine.config import network_config
+from training.evaluation.run import evaluate_checkpoint
+from training.synthetic.scenes import CLASSES
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network with random weights that finds something everywhere."""
+    cfg = training_config(TABLES[5], TABLES[5].rows[1], Scale(miniature=True), seed=0)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 6
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    metadata = {"name": "tiny", "version": "tiny-1", "classes": list(CLASSES), "preset": "paper"}
+    save_checkpoint(folder, network_config(cfg), build_network(cfg).state_dict(), metadata)
+    return folder
+
+
+def test_two_processes_see_what_one_sees(tiny: Path) -> None:
+    samples, seen, told = open_set("scenes:val:3", width=128, height=96), {}, list[int]()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for processes in (1, 2):
+            shown: list[tuple[Sample, object]] = []
+            result = evaluate_checkpoint(
+                tiny,
+                samples,
+                processes=processes,
+                progress=told.append,
+                observe=lambda *one, s=shown: s.append(one),
+            )
+            seen[processes] = (result, shown)
+    finally:
+        torch.set_num_threads(threads)
+    (one, of_one), (two, of_two) = seen[1], seen[2]
+    np.testing.assert_equal((two.refined, two.coarse), (one.refined, one.coarse))
+    assert told == [1, 2, 3] * 2
+    for (sample, found), (again, rebuilt) in zip(of_one, of_two, strict=True):
+        assert np.array_equal(sample.image, again.image)
+        for name in ("pred_masks", "pred_coarse_masks", "scores", "pred_classes"):
+            assert torch.equal(found.get(name), rebuilt.get(name)), name
+
+
+def test_other_classes_are_refused_before_anything_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    write_miniature("coco", tmp_path, train=1, val=1, width=96, height=72)
+    samples = CocoSet(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
+    with pytest.raises(ValueError, match="the checkpoint knows gear"):
+        evaluate_checkpoint(tiny, samples)

@@ -1,0 +1,257 @@
+"""Snapshots: the same data is the same snapshot, images never change sides, masks come back as they were."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from training.snapshots.format import (
+    SnapshotError,
+    SnapshotObject,
+    decode_rle,
+    encode_rle,
+    image_record,
+    is_holdout,
+    open_snapshot,
+    pixels_sha256,
+)
+from training.snapshots.writer import SnapshotWriter, write_snapshot
+
+CLASSES = ("cat", "dog")
+Content = list[tuple[np.ndarray, list[SnapshotObject]]]
+
+
+def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def mask(left: int, top: int, right: int, bottom: int, height: int = 24, width: int = 32) -> np.ndarray:
+    mask_hw = np.zeros((height, width), bool)
+    mask_hw[top:bottom, left:right] = True
+    return mask_hw
+
+
+def content(count: int = 12) -> Content:
+    """Images with none to three objects."""
+    band = mask(1, 1, 5, 9)
+    objects = [
+        SnapshotObject("cat", mask(2, 3, 9, 12), "moved", 2.0, band, ("r1",)),
+        SnapshotObject("dog", mask(5, 5, 30, 20), "kept", 0.5, None, ("r2", "r3")),
+        SnapshotObject("dog", mask(0, 0, 32, 24), "added", 1.0, disputed=True),
+    ]
+    return [(picture(seed), objects[: seed % 4]) for seed in range(count)]
+
+
+def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
+    given_images = content()
+    snapshot = open_snapshot(write_snapshot(given_images, tmp_path, classes=CLASSES), check_pixels=True)
+    by_hash = {pixels_sha256(image): objects for image, objects in given_images}
+    seen = set()
+    for part in ("train", "holdout"):
+        records, samples = snapshot.coco(part), snapshot.open_set(part)
+        assert samples.class_names == CLASSES
+        for image, sample in zip(records["images"], (samples[n] for n in range(len(samples))), strict=True):
+            seen.add(image["sha256"])
+            assert pixels_sha256(sample.image) == image["sha256"]
+            assert is_holdout(image["sha256"]) == (part == "holdout")
+            entries = [a for a in records["annotations"] if a["image_id"] == image["id"]]
+            expected = by_hash[image["sha256"]]
+            assert len(entries) == len(expected) == len(sample.masks)
+            for entry, drawn_hw, label in zip(entries, sample.masks, sample.classes, strict=True):
+                origin = next(o for o in expected if np.array_equal(o.mask_hw, drawn_hw))
+                assert (CLASSES[label], entry["weight"]) == (origin.label, origin.weight)
+                assert (entry["correction"], bool(entry["iscrowd"])) == (origin.correction, origin.disputed)
+                assert entry["region_ids"] == list(origin.region_ids)
+                band_hw = decode_rle(entry["moved_band"]) if entry["moved_band"] else None
+                assert (band_hw is None) == (origin.moved_band_hw is None)
+                assert band_hw is None or np.array_equal(band_hw, origin.moved_band_hw)
+    assert seen == set(by_hash)
+    counts = snapshot.manifest["counts"]
+    assert (counts["images"], counts["empty_images"], counts["disputed"]) == (12, 3, 3)
+    assert counts["objects_by_class"] == {"cat": 9, "dog": 6}
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(6)), turned=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_order_changes_nothing(order: list[int], turned: list[bool], tmp_path_factory: pytest.TempPathFactory) -> None:
+    images = content(6)
+    shuffled = [(images[n][0], images[n][1][::-1] if turned[n] else images[n][1]) for n in order]
+    one = write_snapshot(images, tmp_path_factory.mktemp("one"), classes=CLASSES)
+    other = write_snapshot(shuffled, tmp_path_factory.mktemp("other"), classes=CLASSES)
+    assert one.name == other.name
+    assert [(one / f).read_bytes() for f in ("train.json", "holdout.json")] == [
+        (other / f).read_bytes() for f in ("train.json", "holdout.json")
+    ]
+
+
+def changed(what: str) -> tuple[Content, tuple[str, ...], float]:
+    """The content with one thing changed."""
+    images, classes, share = content(6), CLASSES, 0.2
+    image, objects = images[3]
+    first = objects[0]
+    as_given = {"label": first.label, "mask_hw": first.mask_hw, "moved_band_hw": first.moved_band_hw}
+    as_given |= {"correction": first.correction, "weight": first.weight, "region_ids": first.region_ids}
+    rows = {
+        "pixel": {},
+        "label": {"label": "dog"},
+        "mask": {"mask_hw": mask(2, 3, 9, 13)},
+        "weight": {"weight": 1.5},
+        "band": {"moved_band_hw": mask(1, 1, 5, 8)},
+        "correction": {"correction": "relabelled"},
+        "region id": {"region_ids": ("other",)},
+    }
+    if what == "pixel":
+        image = image.copy()
+        image[0, 0, 0] ^= 1
+    elif what == "classes":
+        classes = ("cat", "dog", "bird")
+    elif what == "share":
+        share = 0.3
+    images[3] = (image, [SnapshotObject(**as_given | rows.get(what, {})), *objects[1:]])
+    return images, classes, share
+
+
+@pytest.mark.parametrize(
+    ("what", "same"),
+    [
+        ("nothing", True),
+        ("region id", True),  # who drew it in which session is not content
+        *((w, False) for w in ("pixel", "label", "mask", "weight", "band", "correction", "classes", "share")),
+    ],
+)
+def test_the_digest_is_of_the_content(what: str, same: bool, tmp_path: Path) -> None:
+    images, classes, share = changed(what)
+    one = write_snapshot(content(6), tmp_path / "one", classes=CLASSES)
+    other = write_snapshot(images, tmp_path / "other", classes=classes, holdout_share=share)
+    assert (one.name == other.name) == same
+
+
+def test_ids_and_times_and_file_formats_are_not_content(tmp_path: Path) -> None:
+    image, objects = content(4)[3]
+    names = []
+    for number, suffix in enumerate((".png", ".webp")):
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, suffix[1:], lossless=True)
+        with SnapshotWriter(tmp_path / str(number), CLASSES, project=str(number)) as writer:
+            record = image_record(image, objects, CLASSES, task_id=number, annotation_ids=[number])
+            writer.add(record, image, (data.getvalue(), suffix))
+            when = datetime(2026, 1, 1 + number, tzinfo=UTC)
+            path = writer.finish(newest_annotation_at=when, annotation_ids=[7, number, 7])
+        names.append(path.name)
+        manifest = open_snapshot(path, check_pixels=True).manifest
+        assert manifest["newest_annotation_at"] == when.isoformat()
+        assert manifest["annotation_ids"] == [number, 7]
+    assert names[0] == names[1]
+
+
+def test_the_same_data_twice_is_one_folder(tmp_path: Path) -> None:
+    first = write_snapshot(content(), tmp_path, classes=CLASSES)
+    created = (first / "manifest.json").read_bytes()
+    assert write_snapshot(content(), tmp_path, classes=CLASSES) == first
+    assert (first / "manifest.json").read_bytes() == created
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+def test_an_image_uploaded_again_stays_on_its_side(tmp_path: Path) -> None:
+    """Whatever else is annotated, and in whatever lossless file it comes."""
+    sides: dict[str, set[str]] = {}
+    for round_number, count in enumerate((5, 20, 40)):
+        snapshot = open_snapshot(write_snapshot(content(count), tmp_path / str(round_number), classes=CLASSES))
+        for part in ("train", "holdout"):
+            for image in snapshot.coco(part)["images"]:
+                sides.setdefault(image["sha256"], set()).add(part)
+    assert len(sides) == 40
+    assert all(len(parts) == 1 for parts in sides.values())
+    assert 0 < sum("holdout" in parts for parts in sides.values()) < 20
+
+
+@given(st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}"), st.floats(0, 0.99), st.floats(0, 0.99))
+def test_a_larger_share_only_adds_to_the_holdout(sha256: str, share: float, other: float) -> None:
+    low, high = sorted((share, other))
+    assert is_holdout(sha256, low) <= is_holdout(sha256, high)
+    assert not is_holdout(sha256, 0.0)
+
+
+def test_about_the_share_is_held_out() -> None:
+    held = sum(is_holdout(pixels_sha256(picture(seed, 4, 4))) for seed in range(1000))
+    assert 150 < held < 250
+
+
+def test_blank_images_of_other_shapes_are_other_images() -> None:
+    assert pixels_sha256(np.zeros((4, 8, 3), np.uint8)) != pixels_sha256(np.zeros((8, 4, 3), np.uint8))
+
+
+@given(
+    st.integers(1, 20).flatmap(
+        lambda h: st.integers(1, 20).flatmap(
+            lambda w: st.lists(st.booleans(), min_size=h * w, max_size=h * w).map(
+                lambda bits: np.array(bits, bool).reshape(h, w)
+            )
+        )
+    )
+)
+def test_any_mask_survives_the_run_length_code(mask_hw: np.ndarray) -> None:
+    assert np.array_equal(decode_rle(json.loads(json.dumps(encode_rle(mask_hw)))), mask_hw)
+
+
+def damage(path: Path, what: str) -> None:
+    if what == "an annotation":
+        text = (path / "train.json").read_text()
+        (path / "train.json").write_text(text.replace('"weight": 2.0', '"weight": 9.0', 1))
+    elif what == "an image":
+        next((path / "images").iterdir()).unlink()
+    elif what == "pixels":
+        Image.new("RGB", (32, 24)).save(next((path / "images").iterdir()))
+    elif what == "a file":
+        (path / "holdout.json").unlink()
+    elif what == "json":
+        (path / "manifest.json").write_text("{")
+    else:
+        (path / "manifest.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("an annotation", "was changed"),
+        ("an image", "missing"),
+        ("pixels", "pixels with the hash"),
+        ("a file", "no snapshot: holdout.json is missing"),
+        ("json", "damaged"),
+        ("a list", "holds a list"),
+    ],
+)
+def test_a_damaged_snapshot_is_not_opened(what: str, words: str, tmp_path: Path) -> None:
+    path = write_snapshot(content(), tmp_path, classes=CLASSES)
+    damage(path, what)
+    with pytest.raises(SnapshotError, match=words):
+        open_snapshot(path, check_pixels=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (SnapshotObject("bird", mask(0, 0, 3, 3)), "a 'bird'"),
+        (SnapshotObject("cat", np.zeros((24, 32), bool)), "0 pixels"),
+        (SnapshotObject("cat", np.ones((3, 3), bool)), r"mask of \(3, 3\)"),
+    ],
+)
+def test_objects_that_cannot_be_are_refused(bad: SnapshotObject, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_snapshot([(picture(0), [bad])], tmp_path, classes=CLASSES)
+    assert not list(tmp_path.iterdir())  # nothing half-written is left
+
+
+def test_no_image_is_no_snapshot(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError, match="at least one annotated task"):
+        write_snapshot([], tmp_path, classes=CLASSES)
+    with pytest.raises(ValueError, match="distinct classes"):
+        write_snapshot(content(), tmp_path, classes=("cat", "cat"))

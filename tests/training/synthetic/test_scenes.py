@@ -1,0 +1,98 @@
+"""Generated scenes: the same seed gives the same picture; masks are what is visible."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+
+from training.synthetic.files import write_scenes
+from training.synthetic.scenes import (
+    CLASSES,
+    SPLITS,
+    generate_scene,
+    scene_contact_sheet,
+    scene_seed,
+)
+from training.synthetic.shapes import SHAPES
+
+SIZE = {"width": 160, "height": 120}
+
+
+def test_same_seed_same_scene() -> None:
+    one, two = generate_scene(5, **SIZE), generate_scene(5, **SIZE)
+    assert np.array_equal(one.image, two.image)
+    assert [label for label, _ in one.instances] == [label for label, _ in two.instances]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one.instances, two.instances, strict=True))
+    assert not np.array_equal(one.image, generate_scene(6, **SIZE).image)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6))
+def test_masks_are_visible_disjoint_and_named(seed: int) -> None:
+    scene = generate_scene(seed, **SIZE, least_area_px=40)
+    assert scene.image.shape == (120, 160, 3)
+    assert scene.image.dtype == np.uint8
+    together = np.zeros((120, 160), int)
+    for label, mask in scene.instances:
+        assert label in CLASSES
+        assert mask.shape == (120, 160)
+        assert mask.dtype == np.bool_
+        assert mask.sum() >= 40
+        together += mask
+    assert together.max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_outlines_stay_within_their_unit_square(name: str) -> None:
+    for seed in range(40):
+        outline = SHAPES[name](np.random.default_rng(seed))
+        points = np.concatenate(outline.solids)
+        assert np.isfinite(points).all()
+        assert np.abs(points).max() <= 1.3  # bent stalks may stick out a little
+
+
+def test_splits_are_disjoint() -> None:
+    seeds = [scene_seed(split, index) for split in SPLITS for index in (0, 7, 999_999_999)]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "message"),
+    [("test", 0, "unknown split"), ("train", -1, "outside"), ("train", 10**9, "outside")],
+)
+def test_bad_scene_numbers_are_refused(split: str, index: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scene_seed(split, index)
+
+
+def test_too_small_a_scene_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 x 64"):
+        generate_scene(0, width=32, height=100)
+
+
+def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE, sheet=tmp_path / "sheet.png")
+    coco = COCO(str(written.annotations))
+    capsys.readouterr()
+    scene = generate_scene(scene_seed("val", 4), **SIZE)
+    found = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
+    assert [CLASSES[one["category_id"] - 1] for one in found] == [label for label, _ in scene.instances]
+    for one, (_, mask) in zip(found, scene.instances, strict=True):
+        assert np.array_equal(coco.annToMask(one).astype(bool), mask)
+        assert one["area"] == mask.sum()
+    with Image.open(written.images[1]) as picture:
+        assert np.array_equal(np.asarray(picture), scene.image)
+    assert len(json.loads(written.annotations.read_text())["images"]) == 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 160, 120)
+
+
+def test_contact_sheet_tints_masks() -> None:
+    scenes = [generate_scene(1, **SIZE)]
+    assert scene_contact_sheet(scenes, 1).tobytes() != scene_contact_sheet(scenes, 1, outlines=True).tobytes()

@@ -1,0 +1,208 @@
+"""Operations, parameters and calls, counted while a network runs; deterministic, so fit for tests.
+
+Peak memory of tensors: counted, not measured, so the same on every run and machine.
+
+What an operator allocates for itself and frees before it returns is not seen; on a GPU `torch.cuda` is asked as well.
+
+Frames per second by the paper's protocol (section 6.2): 200 iterations, five runs, one preloaded image at a time.
+
+Operations of the refinement by formula, to check the counted ones against.
+
+Shape shorthand: N tokens of a sequence (its reference points included), d channels, ff width of the feed-forward part.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(run: Callable[[], object]) -> dict[str, int]:
+    """Operations (2 x MAC) of a call by kind of operator, with their sum as ``total``.
+
+    Fused attention counts as its two products. ``nn.TransformerEncoder``'s fast path would count as nothing in
+    inference, so it is off meanwhile.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    kinds = {str(kind): int(count) for kind, count in counter.get_flop_counts()["Global"].items()}
+    return {"total": int(counter.get_total_flops())} | dict(sorted(kinds.items()))
+
+
+def count_parameters(network: nn.Module) -> dict[str, int]:
+    """Parameters of a network's direct parts and their sum as ``total``."""
+    parts = {name: _size(part) for name, part in network.named_children()}
+    return {"total": _size(network)} | {name: size for name, size in parts.items() if size}
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Counts the tensor operators that are called: on a GPU about the kernels that are launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operators(run: Callable[[], object]) -> Counter[str]:
+    """Operators of a call by name."""
+    with OperatorCounter() as counter:
+        run()
+    return counter.calls
+
+
+def peak_bytes(run: Callable[[], object], *modules: nn.Module) -> int:
+    """Most bytes of tensors alive at once during a call, parameters and buffers of ``modules`` included.
+
+    Works on real tensors and under ``FakeTensorMode``, where nothing is computed and nothing allocated.
+    """
+    tracker = MemTracker()
+    tracker.track_external(*modules)
+    with tracker:
+        run()
+    snapshot = tracker.get_tracker_snapshot("peak")
+    return sum(int(kinds["Total"]) for kinds in snapshot.values())
+
+
+def cuda_peak_bytes(run: Callable[[], object], device: str) -> int | None:
+    """What torch's allocator held at most on a GPU during a call; None on other devices."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+PAPER_ITERATIONS = 200
+CPU_ITERATIONS = 20  # a CPU is some tens of times slower, and as steady
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Frames per second of each run, and their mean and standard deviation."""
+
+    mean_fps: float
+    std_fps: float
+    runs_fps: tuple[float, ...]
+    iterations: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def default_iterations(device: str) -> int:
+    """The paper's 200 on a GPU, 20 on a CPU."""
+    return PAPER_ITERATIONS if device.startswith("cuda") else CPU_ITERATIONS
+
+
+def frames_per_second(
+    run: Callable[[int], object],
+    *,
+    device: str,
+    iterations: int | None = None,
+    runs: int = RUNS,
+    warm_up: int = 2,
+) -> Speed:
+    """Time a call on one image.
+
+    Args:
+        run: told which image of the preloaded ones to take; network and post-processing.
+        iterations: of one run; the device's default when None. runs: to average over.
+        warm_up: calls before the first run.
+    """
+    count = iterations or default_iterations(device)
+    for index in range(warm_up):
+        run(index)
+    found = [count / _seconds(run, count, device) for _ in range(runs)]
+    return Speed(statistics.fmean(found), statistics.stdev(found) if runs > 1 else 0.0, tuple(found), count)
+
+
+def alternate(subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1) -> list[float]:
+    """Median seconds of several calls that take turns, so that what slows the machine slows all of them."""
+    for subject in list(subjects) * warm_up:
+        subject()
+    seconds: list[list[float]] = [[] for _ in subjects]
+    for _ in range(repeats):
+        for record, subject in zip(seconds, subjects, strict=True):
+            record.append(_seconds(lambda _, one=subject: one(), 1, device))  # type: ignore[misc]
+    return [statistics.median(record) for record in seconds]
+
+
+def _seconds(run: Callable[[int], object], count: int, device: str) -> float:
+    _wait(device)
+    started_s = time.perf_counter()
+    for index in range(count):
+        run(index)
+    _wait(device)
+    return time.perf_counter() - started_s
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+MULTIPLY_ADD = 2  # operations
+
+
+def transformer_flops(lengths: Sequence[int], *, channels: int = 256, ffn_dim: int = 2048, layers: int = 3) -> int:
+    """Operations (2 x MAC) of the sequence encoder: L * (N * (4 d^2 + 2 d ff) + 2 N^2 d) MACs a sequence.
+
+    The four projections and the two feed-forward maps grow with N, the two products of attention with N squared.
+    """
+    macs = 0
+    for length in lengths:
+        per_token = 4 * channels**2 + 2 * channels * ffn_dim
+        macs += layers * (length * per_token + 2 * length**2 * channels)
+    return MULTIPLY_ADD * macs
+
+
+def node_flops(tokens: int, *, channels: int = 256, cues: Sequence[str] = ("feature", "coarse")) -> int:
+    """Operations of the node encoder (fuse, and the compression of a 3x3 context) and of the pixel decoder."""
+    widths = {"feature": channels, "coarse": 1, "context": channels}
+    fused = sum(widths[cue] for cue in cues if cue in widths)
+    macs = fused * channels + channels * channels + channels
+    if "context" in cues:
+        macs += 9 * channels * channels
+    return MULTIPLY_ADD * tokens * macs
+
+
+def refinement_flops(
+    lengths: Sequence[int],
+    *,
+    channels: int = 256,
+    ffn_dim: int = 2048,
+    layers: int = 3,
+    cues: Sequence[str] = ("feature", "coarse"),
+) -> int:
+    """Node encoder, sequence encoder and pixel decoder together, for the transformer refiner."""
+    encoder = transformer_flops(lengths, channels=channels, ffn_dim=ffn_dim, layers=layers)
+    return encoder + node_flops(sum(lengths), channels=channels, cues=cues)

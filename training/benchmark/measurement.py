@@ -1,0 +1,285 @@
+"""Measure a trained row: every column that its table asks for, as fractions, frames a second, GFLOP and MB.
+
+Cityscapes' and BDD100K's own rules, where a row is measured on those sets in their official layouts.
+
+Shape shorthand: N detections of an image, H x W its pixels.
+
+AP*, the tables' LVIS column: predictions of COCO's classes under LVIS's rules and finer outlines.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import nn
+
+from training.benchmark.cost.measures import frames_per_second
+from training.benchmark.cost.report import refinement_cost
+from training.benchmark.rows import DataSet
+from training.datasets import AnySet, open_set
+from training.datasets.bdd100k import Bdd100kSet
+from training.datasets.cityscapes import CityscapesSet
+from training.datasets.coco_categories import COCO_CATEGORIES
+from training.datasets.loader import to_network_input
+from training.evaluation.coco_format import TruthBuilder, coco_results, load_quietly
+from training.evaluation.incoherence_analysis import analyse
+from training.evaluation.inspection import mask_head_of, recorded_refinement
+from training.metrics.bdd100k import Bdd100kEvaluation, merged
+from training.metrics.cityscapes import LABELS, CityscapesEvaluation
+from training.metrics.coco import boundary_ap, coco_ap, mask_ap
+from training.metrics.lvis import lvis_ap
+
+SPEED_IMAGES = 8
+_REGION_COLUMNS = {
+    "Percent": "percent",
+    "Recall_Err": "recall_err",
+    "AP_GT": "ap_gt",
+    "AP_Coarse": "ap_coarse",
+}
+
+
+class Measurement:
+    """Runs a network over a set once, and answers for columns from what it found.
+
+    Args:
+        speed: (iterations, runs) of the frames per second.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        cfg: CfgNode,
+        data: DataSet,
+        *,
+        speed: tuple[int | None, int] = (None, 5),
+        progress: Callable[[int], object] = int,
+    ) -> None:
+        self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
+        self.samples = open_test_set(data, cfg)
+        self.progress = progress
+        self.records: list[dict[str, Any]] = []
+        self.official = official_rules(self.samples)
+        self.truth, self.found = self._run()
+
+    @torch.inference_mode()
+    def _run(self) -> tuple[Any, list[dict[str, Any]]]:
+        truth, found = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
+        resize = [ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)]
+        for index in range(len(self.samples)):
+            sample = self.samples[index]
+            truth.add(sample)
+            record = to_network_input(sample, resize, self.cfg.INPUT.FORMAT)
+            if len(self.records) < SPEED_IMAGES:
+                self.records.append(record)
+            one = self.network([record])[0]["instances"].to("cpu")
+            masks, scores, classes = (
+                one.pred_masks.numpy().astype(bool),
+                one.scores.numpy(),
+                one.pred_classes.numpy(),
+            )
+            if self.official is not None:
+                self.official.add(index, masks, scores, classes)
+            results = coco_results(sample.image_id, masks, scores, classes)
+            for result, box in zip(results, one.pred_boxes.tensor.tolist(), strict=True):
+                result["box_xyxy"] = box
+            found += results
+            self.progress(index + 1)
+        return truth.build(), found
+
+    def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Values by column, and what lies behind them, for the JSON report; a column we cannot fill is left out."""
+        values: dict[str, float] = {}
+        details: dict[str, Any] = {}
+        masks = [{k: v for k, v in one.items() if k != "box_xyxy"} for one in self.found]
+        if {"AP", "AP50", "APs", "APm", "APl"} & set(wanted):
+            details["mask"] = mask_ap(self.truth, masks)
+            values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
+        if {"APB", "APB50"} & set(wanted):
+            details["boundary"] = boundary_ap(self.truth, masks, ratio=self.data.ratio)
+            values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
+        if self.official is not None:
+            details["official"] = self.official.values()
+            values |= details["official"]
+        if "APbox" in wanted:
+            details["box"] = self._box_ap()
+            values["APbox"] = details["box"]["AP"]
+        if {"AP*", "AP*50"} & set(wanted):
+            details["lvis"] = ap_star(self.data, self.truth.dataset, masks, self.samples.class_names)
+            if details["lvis"]:
+                values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
+        if {*_REGION_COLUMNS, "Acc", "Recall"} & set(wanted):
+            values |= self._analysed(details)
+        if "FPS" in wanted:
+            details["speed"] = self._frames_per_second()
+            values["FPS"] = details["speed"]["mean_fps"]
+        if {"GFLOP", "MB"} & set(wanted):
+            details["refinement"] = self._refinement_cost()
+            values |= {
+                "GFLOP": details["refinement"]["flops"] / 1e9,
+                "MB": details["refinement"]["peak_bytes"] / 1e6,
+            }
+        return {column: values[column] for column in wanted if column in values}, details
+
+    def _box_ap(self) -> dict[str, float]:
+        boxes = []
+        for one in self.found:
+            left, top, right, bottom = one["box_xyxy"]
+            kept = {key: one[key] for key in ("image_id", "category_id", "score")}
+            boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
+        return coco_ap(self.truth.dataset, boxes, "bbox")
+
+    def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
+        found = details["analysis"] = analyse(self.network, self.cfg, self.samples)
+        table1, table3 = found["table1"], found["table3"]
+        values = {column: table1[name] for column, name in _REGION_COLUMNS.items()}
+        values["Acc"] = table1["accuracy"]
+        if table3 is not None:
+            values |= {"Recall": table3["pooled"]["recall"], "AccDetector": table3["pooled"]["accuracy"]}
+        return values
+
+    def _frames_per_second(self) -> dict[str, object]:
+        @torch.inference_mode()
+        def run(index: int) -> None:
+            self.network([self.records[index % len(self.records)]])
+
+        iterations, runs = self.speed
+        device = self.cfg.MODEL.DEVICE
+        return frames_per_second(run, device=device, iterations=iterations, runs=runs).as_dict()
+
+    def _refinement_cost(self) -> dict[str, Any]:
+        """Of one instance with as many nodes as the measured images have on average, references included."""
+        head = mask_head_of(self.network)
+        if head is None or not head.sizes:
+            return {"flops": 0, "peak_bytes": 0, "tokens": 0}
+        with torch.inference_mode(), recorded_refinement(self.network) as records:
+            for record in self.records:
+                self.network([record])
+        rois = sum(len(one.output.logits) for one in records)
+        nodes = sum(len(level) for one in records for level in one.levels)
+        tokens = round(nodes / max(rois, 1)) + head.settings.reference_points * head.coarse_size**2
+        channels = self.cfg.MODEL.FPN.OUT_CHANNELS
+        return refinement_cost(self.cfg, [max(tokens, 1)], channels=channels)
+
+
+def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
+    """The set a row is measured on."""
+    return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
+
+
+class OfficialRules(Protocol):
+    """Collects images and answers with columns."""
+
+    def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        """Take in the detections of the set's image ``index``: bool (N, H, W), float (N,), int (N,)."""
+        ...
+
+    def values(self) -> dict[str, float]:
+        """Columns of a table as fractions."""
+        ...
+
+
+def official_rules(samples: AnySet) -> OfficialRules | None:
+    """The rules of a set; None where COCO's are the set's own."""
+    if isinstance(samples, CityscapesSet):
+        return _Cityscapes(samples)
+    return _Bdd100k(samples) if isinstance(samples, Bdd100kSet) else None
+
+
+class _Cityscapes:
+    def __init__(self, samples: CityscapesSet) -> None:
+        self.samples = samples
+        self.masks, self.boundaries = CityscapesEvaluation("segm"), CityscapesEvaluation("boundary")
+
+    def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        truth, labels = self.samples.instance_ids(index), list(LABELS.values())
+        given: tuple[Any, ...] = (list(masks), [labels[int(one)] for one in classes], scores.tolist())
+        self.masks.add(truth, *given)
+        self.boundaries.add(truth, *given)
+
+    def values(self) -> dict[str, float]:
+        masks, boundaries = self.masks.numbers(), self.boundaries.numbers()
+        return {
+            "AP": masks["AP"],
+            "AP50": masks["AP50"],
+            "APB": boundaries["AP"],
+            "APB50": boundaries["AP50"],
+        }
+
+
+class _Bdd100k:
+    def __init__(self, samples: Bdd100kSet) -> None:
+        self.samples, self.evaluation = samples, Bdd100kEvaluation()
+
+    def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        found = merged(masks, [int(one) + 1 for one in classes], scores.tolist())
+        self.evaluation.add(self.samples.bitmask(index), found, {n: float(score) for n, score in enumerate(scores, 1)})
+
+    def values(self) -> dict[str, float]:
+        return {"AP": self.evaluation.numbers()["AP"]}
+
+
+Json = dict[str, Any]
+
+
+def ap_star(data: DataSet, truth: Json, found: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
+    """LVIS AP by name; empty where the set has no LVIS annotations.
+
+    Args:
+        data: with the LVIS file of the test images, or of generated scenes, which are annotated completely.
+        truth: of the test set as COCO has it. found: its COCO results, classes counted from 1 in ``class_names``.
+
+    Raises:
+        ValueError: the LVIS file is not reduced to COCO's classes, or a class is not one of COCO's.
+    """
+    if data.lvis and Path(data.lvis).is_file():
+        dataset = load_quietly(Path(data.lvis)).dataset
+        return lvis_ap(dataset, renumbered(found, dataset, class_names), "segm")
+    if not data.test.startswith("scenes:"):
+        return {}
+    return lvis_ap(as_lvis(truth), found, "segm")
+
+
+def renumbered(found: list[Json], dataset: Json, class_names: tuple[str, ...]) -> list[Json]:
+    """Results with COCO's category numbers, on the file's images and of its categories alone.
+
+    A category that occurs nowhere in the file has no AP there, and its predictions count for nothing.
+    """
+    number_of = {name: number for number, name, _ in COCO_CATEGORIES}
+    strange = [name for name in class_names if name not in number_of]
+    if strange:
+        raise ValueError(f"AP* needs COCO's classes, the test set has {strange[0]!r}; leave out the LVIS annotations")
+    listed = {one["id"] for one in dataset["categories"]}
+    if not listed <= set(number_of.values()):
+        raise ValueError(
+            f"the LVIS annotations have {len(listed)} categories, some not COCO's; AP* needs the file that is reduced "
+            "to COCO's classes (transfiner data prepare lvis-cocofied)"
+        )
+    images = {one["id"] for one in dataset["images"]}
+    numbered = (one | {"category_id": number_of[class_names[one["category_id"] - 1]]} for one in found)
+    return [one for one in numbered if one["image_id"] in images and one["category_id"] in listed]
+
+
+def as_lvis(dataset: Json) -> Json:
+    """A completely annotated COCO set as LVIS sees one: categories an image has not are known to be absent."""
+    result = copy.copy(dataset)
+    everything = {one["id"] for one in dataset["categories"]}
+    present: dict[int, set[int]] = {}
+    for one in dataset["annotations"]:
+        present.setdefault(one["image_id"], set()).add(one["category_id"])
+    result["images"] = [
+        image
+        | {
+            "neg_category_ids": sorted(everything - present.get(image["id"], set())),
+            "not_exhaustive_category_ids": [],
+        }
+        for image in dataset["images"]
+    ]
+    result["categories"] = [{"frequency": "f"} | one for one in dataset["categories"]]
+    return result

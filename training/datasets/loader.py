@@ -1,0 +1,295 @@
+"""From a sample to what the network reads: augmentation, boxes of visible masks, detectron2's dict.
+
+The order of samples and every random choice follow from (seed, position in the run) alone, so a resumed run sees
+what an uninterrupted one would have seen, whatever the number of workers.
+
+A sample that says which of its objects, and which places of them, finetuning shall look at harder.
+
+Which sample of which set a run shows at a position: by the sets' sizes, or by shares that somebody chose.
+
+Everything follows from (seed, position) alone, so a resumed run goes on with the samples it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch.utils.data import DataLoader, Dataset
+
+from training import distributed as processes
+from training.datasets import Sample, open_set
+
+Record = dict[str, Any]
+
+
+class SampleSet(Protocol):
+    """What can be learned from: numbered samples of named classes."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of an index."""
+        ...
+
+
+class TrainingSamples(Dataset[Record]):
+    """Position in the run -> network input, over one or several sets that share their classes.
+
+    Args:
+        sets: with the same class names in the same order.
+        shares: of the samples that come from each set; by default each sample is shown once an epoch.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[SampleSet],
+        cfg: CfgNode,
+        *,
+        seed: int,
+        shares: Sequence[float] = (),
+    ) -> None:
+        names = {tuple(one.class_names) for one in sets}
+        if len(names) != 1:
+            raise ValueError(f"the training sets need the same classes in the same order, got {sorted(names)}")
+        self.sets, self.seed, self.format = sets, seed, cfg.INPUT.FORMAT
+        self.class_names = names.pop()
+        self.augmentations = build_augmentation(cfg, is_train=True)
+        if cfg.TRAINING.FLIP_VERTICAL:
+            self.augmentations.insert(0, T.RandomFlip(horizontal=False, vertical=True))
+        sizes = [len(one) for one in sets]
+        self.total = sum(sizes)
+        if self.total == 0:
+            raise ValueError("the training sets hold no images")
+        self.order: Order = Mixture(sizes, shares, seed) if shares else SequentialOrder(sizes, seed)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def place_at(self, position: int) -> tuple[int, int]:
+        """(set, index in it) that the run shows at a position."""
+        return self.order.place_at(position)
+
+    def __getitem__(self, position: int) -> Record:
+        number, index = self.place_at(position)
+        sample = self.sets[number][index]
+        return to_network_input(sample, self.augmentations, self.format, seed=(self.seed, position))
+
+
+def to_network_input(
+    sample: Sample,
+    augmentations: Sequence[T.Augmentation],
+    image_format: str,
+    *,
+    seed: tuple[int, int] | None = None,
+) -> Record:
+    """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
+
+    Crowd regions and masks that augmentation emptied are left out. A `WeightedSample` adds the fields that
+    `model.mask_head.targets` reads.
+    """
+    state = np.random.get_state()
+    if seed is not None:
+        np.random.seed(np.random.SeedSequence(seed).generate_state(4))
+    inputs = T.AugInput(np.array(sample.image))
+    applied = T.AugmentationList(list(augmentations))(inputs)
+    np.random.set_state(state)
+    kept = np.flatnonzero(~sample.crowd)
+    masks = [applied.apply_segmentation(sample.masks[index].astype(np.uint8)) for index in kept]
+    image = inputs.image if image_format == "RGB" else inputs.image[..., ::-1]
+    height, width = sample.image.shape[:2]
+    weights = _weights(sample, kept, applied) if isinstance(sample, WeightedSample) else {}
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "height": height,
+        "width": width,
+        "image_id": sample.image_id,
+        "instances": _instances(masks, sample.classes[kept], inputs.image.shape[:2], weights),
+    }
+
+
+def _weights(sample: WeightedSample, kept: np.ndarray, applied: T.Transform) -> dict[str, Any]:
+    weights = torch.from_numpy(sample.weights[kept].astype(np.float32))
+    bands = [applied.apply_segmentation(sample.bands[index].astype(np.uint8)) for index in kept]
+    fields = {"gt_weights": weights, "gt_band_weights": torch.full_like(weights, sample.band_weight)}
+    return fields | ({"gt_bands": BitMasks(torch.from_numpy(np.array(bands, bool)))} if bands else {})
+
+
+def _instances(masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], more: dict[str, Any]) -> Instances:
+    stacked = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
+    instances = Instances(size)
+    instances.gt_masks = BitMasks(stacked)
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes() if len(stacked) else Boxes(torch.zeros(0, 4))
+    instances.gt_classes = torch.from_numpy(classes)
+    for name, value in more.items():
+        instances.set(name, value)
+    return instances[instances.gt_boxes.nonempty()]
+
+
+class _Positions:
+    """This process's share of every batch, from where the run stands, endlessly."""
+
+    def __init__(self, batch: int, first_iteration: int) -> None:
+        if batch % processes.process_count():
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {batch} is no multiple of the {processes.process_count()} processes"
+            )
+        self.batch, self.first = batch, first_iteration
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, step = self.first * self.batch + processes.rank(), processes.process_count()
+        while True:
+            yield list(range(start, start - processes.rank() + self.batch, step))
+            start += self.batch
+
+
+def training_samples(cfg: CfgNode) -> TrainingSamples:
+    """The samples of `cfg.DATASETS.TRAIN`."""
+    keys = cfg.TRAINING
+    cache = Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None
+    sets = [
+        open_set(
+            name,
+            width=keys.SCENE_WIDTH,
+            height=keys.SCENE_HEIGHT,
+            cache=cache,
+            bad=keys.BAD_ANNOTATIONS,
+            missing=keys.MISSING_IMAGES,
+        )
+        for name in cfg.DATASETS.TRAIN
+    ]
+    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
+
+
+def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:
+    """Batches as lists of network inputs, from iteration `first_iteration` on; never ends."""
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return DataLoader(
+        samples,
+        batch_sampler=_Positions(cfg.SOLVER.IMS_PER_BATCH, first_iteration),
+        num_workers=workers,
+        collate_fn=list,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+        # A loader draws a seed when it starts: from here, or a resumed run would be one random number ahead.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSample(Sample):
+    """A picture with its truth and the weights of its mask losses.
+
+    Attributes:
+        weights: float32, N, of each object's mask losses.
+        bands: bool, N x H x W, where people moved the outline.
+        band_weight: factor of the places in a band, on top of the object's weight.
+    """
+
+    weights: np.ndarray
+    bands: np.ndarray
+    band_weight: float
+
+
+# From this many samples on a set is shown in its own order: generated scenes without end are all different anyway.
+UNSHUFFLED = 1_000_000
+# Positions in which every share is kept, as well as whole samples allow.
+BLOCK = 20
+
+
+class Order(Protocol):
+    """The order of a run."""
+
+    def place_at(self, position: int) -> tuple[int, int]:
+        """(set, index in the set) at a position of the run, 0 or more."""
+        ...
+
+
+class SequentialOrder:
+    """Every sample of every set once an epoch, in an order of its own each.
+
+    Args:
+        sizes: of the sets, in samples.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int) -> None:
+        self.sizes, self.seed, self.total = tuple(sizes), seed, sum(sizes)
+
+    def place_at(self, position: int) -> tuple[int, int]:
+        """See `Order`."""
+        index = shuffled(position, self.total, self.seed)
+        for number, size in enumerate(self.sizes):
+            if index < size:
+                return number, index
+            index -= size
+        raise IndexError(f"position {position} of sets of {self.sizes} samples")
+
+
+class Mixture:
+    """Sets drawn from by shares; each is gone through in epochs of its own, small ones oftener.
+
+    Args:
+        sizes: of the sets, in samples. shares: of the samples that are shown, positive; scaled to a sum of 1.
+
+    Raises:
+        ValueError: not one positive share a set, or a set without samples.
+    """
+
+    def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int) -> None:
+        if len(shares) != len(sizes) or not shares or min(shares) <= 0:
+            raise ValueError(f"{len(sizes)} sets need as many positive shares, got {list(shares)}")
+        if min(sizes) <= 0:
+            raise ValueError(f"a set without samples cannot be drawn from; the sets have {list(sizes)} samples")
+        self.sizes, self.seed = tuple(sizes), seed
+        self.counts = _whole(shares)
+
+    def place_at(self, position: int) -> tuple[int, int]:
+        """See `Order`."""
+        block, rank = divmod(position, sum(self.counts))
+        order = _block_order(self.counts, self.seed, block)
+        number = order[rank]
+        drawn = block * self.counts[number] + order[:rank].count(number)
+        return number, shuffled(drawn, self.sizes[number], self.seed + 1 + number)
+
+
+def shuffled(position: int, total: int, seed: int) -> int:
+    """The index that a set of `total` samples shows at a position: each epoch is a permutation of its own."""
+    epoch, place = divmod(position, total)
+    return place if total >= UNSHUFFLED else int(_permutation(total, seed, epoch)[place])
+
+
+@lru_cache(maxsize=16)
+def _permutation(total: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(total)
+
+
+@lru_cache(maxsize=16)
+def _block_order(counts: tuple[int, ...], seed: int, block: int) -> tuple[int, ...]:
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    return tuple(np.random.default_rng((seed, block, len(counts))).permutation(numbers).tolist())
+
+
+def _whole(shares: Sequence[float]) -> tuple[int, ...]:
+    """How many of a block's positions each set gets: the largest remainders are rounded up, at least one each."""
+    exact = np.asarray(shares, float) / sum(shares) * max(BLOCK, len(shares))
+    counts = np.maximum(np.floor(exact), 1).astype(int)
+    for number in np.argsort(counts - exact, kind="stable")[: max(0, round(exact.sum()) - counts.sum())]:
+        counts[number] += 1
+    return tuple(counts.tolist())

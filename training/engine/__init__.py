@@ -1,0 +1,1 @@
+"""The training loop: batches, steps, schedules, state and evaluation on the way."""

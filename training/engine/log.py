@@ -1,0 +1,192 @@
+"""What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
+
+Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``.
+
+How far a training run is, as a file that pages and other programs read while it runs. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+LOSSES_FILE = "losses.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+logger = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Collects losses, and every `period` iterations writes their means.
+
+    Args:
+        folder: of the run. period: iterations between lines.
+        first_iteration: where the run goes on; lines of later iterations, of a sitting that was killed after its
+            last save, are dropped, since they come again.
+        tell: given a note at every line.
+    """
+
+    def __init__(self, folder: Path, period: int, *, first_iteration: int = 0, tell: OnProgress | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.period, self.tell = folder, max(1, period), tell
+        for name in (LOSSES_FILE, EVALUATIONS_FILE):
+            _keep_until(folder / name, first_iteration)
+        self._lines = (folder / LOSSES_FILE).open("a", encoding="utf-8")
+        self._board = _tensorboard(folder / "tensorboard", first_iteration)
+        self._recent: list[dict[str, float]] = []
+        self._durations_s: deque[float] = deque(maxlen=50)
+        self._last_s = time.monotonic()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+    def evaluated(self, iteration: int, figures: dict[str, float]) -> None:
+        """Write down what an evaluation found, by name, as fractions."""
+        line = {"iteration": iteration} | figures
+        with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+        self._scalars({f"evaluation/{name}": value for name, value in figures.items()}, iteration)
+        logger.info("%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+    def picture(self, iteration: int, picture_rgb: np.ndarray) -> None:
+        """Show a picture (H x W x 3 uint8) in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image("predictions", picture_rgb, iteration, dataformats="HWC")
+
+    def record(self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
+        """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds."""
+        now = time.monotonic()
+        self._durations_s.append(now - self._last_s)
+        self._last_s = now
+        self._recent.append(losses)
+        if iteration % self.period:
+            return
+        means = {name: sum(one[name] for one in self._recent) / len(self._recent) for name in losses}
+        self._recent.clear()
+        self._write(iteration, means, lr, fraction, elapsed_s)
+
+    def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
+        seconds = sum(self._durations_s) / len(self._durations_s)
+        left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
+        line = {
+            "iteration": iteration,
+            "elapsed_s": round(elapsed_s, 1),
+            "lr": lr,
+            "seconds_per_iteration": seconds,
+        }
+        self._lines.write(json.dumps(line | means) + "\n")
+        self._lines.flush()
+        self._scalars(means | {"lr": lr}, iteration)
+        if self.tell is not None:
+            of = round(iteration / fraction) if fraction > 0 else iteration
+            self.tell(RunProgress(iteration, of, "training", means, left_s, elapsed_s))
+        parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in means.items())
+        logger.info(
+            "%6d %5.1f%% %s | lr %.1e %.2f s/it, %.0f min left",
+            iteration,
+            100 * fraction,
+            parts,
+            lr,
+            seconds,
+            left_s / 60,
+        )
+
+    def _scalars(self, values: dict[str, float], iteration: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
+
+
+def _keep_until(path: Path, iteration: int) -> None:
+    """Drop the lines of iterations after this one, and one that a kill left unfinished; in one step."""
+    if not path.is_file():
+        return
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _tensorboard(folder: Path, first_iteration: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.warning("tensorboard is not installed: losses go to %s only", LOSSES_FILE)
+        return None
+    return SummaryWriter(str(folder), purge_step=first_iteration + 1 if first_iteration else None)
+
+
+PROGRESS_FILE = "progress.json"
+PHASES = ("starting", "training", "evaluating", "saving", "stopped", "failed", "done")
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """A note of a run.
+
+    Attributes:
+        iteration: steps done; of: steps of the whole run (an estimate where the clock ends it).
+        losses: means since the last note, by name; "total" is their sum.
+        eta_s: seconds left, None while nothing is known.
+        phase: one of `PHASES`.
+        elapsed_s: seconds spent, over all sittings.
+        error: why it failed, else "".
+        updated: when this was written (ISO, UTC).
+    """
+
+    iteration: int
+    of: int
+    phase: str
+    losses: Mapping[str, float] = field(default_factory=dict)
+    eta_s: float | None = None
+    elapsed_s: float = 0.0
+    error: str = ""
+    updated: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f"the phase of a run is {self.phase!r}; choose one of {', '.join(PHASES)}")
+
+
+OnProgress = Callable[[RunProgress], None]
+
+
+def write_progress(path: Path, progress: RunProgress) -> None:
+    """Replace the file in one step: a reader finds the old note or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read_progress(path: Path) -> RunProgress | None:
+    """The last note; None where no run has written one.
+
+    Raises:
+        ValueError: the file is not such a note.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    try:
+        return RunProgress(**facts)
+    except TypeError as error:
+        raise ValueError(f"{path} is not the progress of a run: {error}; remove the file") from error

@@ -1,0 +1,236 @@
+"""The training loop: any detectron2 model, any of our sets, stoppable and resumable at every iteration.
+
+Ctrl-C and SIGTERM as a wish: the run finishes its iteration, saves, and ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from model.checkpoints.checkpoint import save_checkpoint
+from training import distributed as processes
+from training.datasets.loader import TrainingSamples, training_loader, training_samples
+from training.distributed import keep_freed_memory
+from training.engine.config import network_config
+from training.engine.evaluate_while_training import Checks
+from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
+from training.engine.optimizer import (
+    MovingAverage,
+    build_optimizer,
+    lr_factor,
+    run_fraction,
+    set_lr,
+)
+from training.engine.state import TrainingProgress, load_state, save_state
+from training.engine.step import Batch, LearningStep
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened
+    """A loss was not finite. The batch is saved beside the run's state."""
+
+
+class Trainer:
+    """Trains a model in a folder.
+
+    Args:
+        cfg: from `get_training_config`.
+        model: called with a list of network inputs, returns a dict of losses in training.
+        folder: where the state, the losses and the checkpoint go.
+        name: of the checkpoint.
+        resume: go on from the folder's state.
+        samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
+        metadata: more entries for the checkpoint's metadata.
+        on_progress: told on the first process how far the run is, beside ``progress.json`` in the folder.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        folder: Path,
+        *,
+        name: str = "model",
+        resume: bool = False,
+        samples: TrainingSamples | None = None,
+        metadata: dict[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.cfg, self.model, self.folder, self.name = cfg, model, folder, name
+        self.metadata, self.on_progress = metadata or {}, on_progress
+        self.optimizer = build_optimizer(cfg, model)
+        self.step = LearningStep(cfg, model, self.optimizer)
+        self.average = MovingAverage(model, cfg.TRAINING.EMA_DECAY) if cfg.TRAINING.EMA_DECAY > 0 else None
+        self.progress = TrainingProgress()
+        if resume:
+            self.progress = load_state(folder, model, self.optimizer, self.average, self.step.precision)
+        self.stop, self.stop_requested = StopSignal(), False
+        self.samples = samples if samples is not None else training_samples(cfg)
+        if len(self.samples.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the training sets have "
+                f"{len(self.samples.class_names)}: {', '.join(self.samples.class_names)}"
+            )
+        self.checks = Checks(cfg, folder)
+
+    def train(self) -> TrainingProgress:
+        """Run until the schedule ends or someone asks to stop; the state is saved in either case.
+
+        Raises:
+            TrainingDiverged: a loss became NaN or infinite.
+        """
+        torch.set_num_threads(self.cfg.TRAINING.THREADS or processes.threads_each())
+        keep_freed_memory(self.cfg.MODEL.DEVICE)
+        loader = training_loader(self.samples, self.cfg, first_iteration=self.progress.iteration)
+        self.model.train()
+        processes.share_start(self.model)
+        with self.stop, self._log() as log:
+            try:
+                self._loop(iter(loader), log)
+                self.save()
+                self._check(log, last=not self.stop_requested)
+            except BaseException as error:
+                self._tell("failed", error=f"{type(error).__name__}: {error}")
+                raise
+        self._tell("stopped" if self.stop_requested else "done")
+        if self.stop_requested:
+            logger.warning(
+                "stopped after iteration %d; the same command with --resume goes on", self.progress.iteration
+            )
+        return self.progress
+
+    def _log(self) -> AbstractContextManager[RunLog | None]:
+        if processes.rank() != 0:
+            return nullcontext()
+        period, first = self.cfg.TRAINING.LOG_PERIOD, self.progress.iteration
+        return RunLog(self.folder, period, first_iteration=first, tell=self._pass_on)
+
+    def _loop(self, batches: Iterator[Batch], log: RunLog | None) -> None:
+        if log is not None and self.checks.evaluation_due(self.progress.iteration):
+            self.save()  # a kill cut this evaluation off, and perhaps the checkpoint before it
+            self._check(log)
+        self._tell("training")
+        before_s, started_s = self.progress.elapsed_s, time.monotonic()
+        fraction = run_fraction(self.cfg, self.progress.iteration, before_s)
+        while fraction < 1 and not self.stop_requested:  # both are the same on every process
+            lr = set_lr(self.optimizer, lr_factor(self.cfg, self.progress.iteration, fraction))
+            losses = self._learn(next(batches))
+            self.progress.iteration += 1
+            elapsed_s, stop = processes.broadcast_floats(before_s + time.monotonic() - started_s, self.stop.wished)
+            self.progress.elapsed_s, self.stop_requested = elapsed_s, bool(stop)
+            fraction = run_fraction(self.cfg, self.progress.iteration, self.progress.elapsed_s)
+            if log is not None:
+                log.record(self.progress.iteration, losses, lr, fraction, self.progress.elapsed_s)
+            if self._save_due():
+                self.save()
+                self._check(log)
+
+    def _learn(self, batch: Batch) -> dict[str, float]:
+        with EventStorage(self.progress.iteration):  # detectron2's heads log into one
+            values = self.step(batch, lambda losses: self._diverged(batch, losses))
+        if self.average is not None:
+            self.average.update(self.model)
+        return values
+
+    def _save_due(self) -> bool:
+        iteration = self.progress.iteration
+        checked = self.checks.evaluation_due(iteration) or self.checks.picture_due(iteration)
+        return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or checked
+
+    def _check(self, log: RunLog | None, *, last: bool = False) -> None:
+        """Look at the checkpoint that was just saved; the other processes wait at their next step."""
+        if log is None:
+            return
+        iteration, checkpoint = self.progress.iteration, self.folder / "checkpoint"
+        if self.checks.picture_due(iteration):
+            self.checks.draw(checkpoint, iteration, log)
+        if self.checks.evaluation_due(iteration, last=last):
+            self._tell("evaluating")
+            self.checks.evaluate(checkpoint, iteration, log)
+
+    def _tell(self, phase: str, *, error: str = "") -> None:
+        iteration, elapsed_s = self.progress.iteration, self.progress.elapsed_s
+        fraction = run_fraction(self.cfg, iteration, elapsed_s)
+        of = round(iteration / fraction) if fraction > 0 else self.cfg.SOLVER.MAX_ITER
+        left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else None
+        self._pass_on(RunProgress(iteration, of, phase, {}, left_s, elapsed_s, error))
+
+    def _pass_on(self, progress: RunProgress) -> None:
+        if processes.rank() == 0:
+            write_progress(self.folder / PROGRESS_FILE, progress)
+            if self.on_progress is not None:
+                self.on_progress(progress)
+
+    def _diverged(self, batch: Batch, values: dict[str, float]) -> None:
+        path = self.folder / f"diverged_batch_{processes.rank()}.pt"
+        torch.save({"iteration": self.progress.iteration, "batch": batch, "model": self.model.state_dict()}, path)
+        raise TrainingDiverged(
+            f"losses after iteration {self.progress.iteration} are not finite: {values}. The batch and the weights "
+            f"are in {path}; lower SOLVER.BASE_LR or the clipping, and resume from the last state."
+        )
+
+    def save(self) -> Path:
+        """Write the state and, beside it, a checkpoint of the averaged weights; returns the checkpoint."""
+        path = self.folder / "checkpoint"
+        if processes.rank() != 0:
+            return path
+        save_state(self.folder, self.progress, self.model, self.optimizer, self.average, self.step.precision)
+        seen = self.progress.iteration * self.cfg.SOLVER.IMS_PER_BATCH
+        training = {
+            "iterations": self.progress.iteration,
+            "images_seen": seen,
+            "minutes": round(self.progress.elapsed_s / 60, 1),
+            "sets": list(self.cfg.DATASETS.TRAIN),
+            "init": self.cfg.TRAINING.INIT or "random",
+            "config": self.cfg.TRAINING.dump(),
+        }
+        metadata = {
+            "name": self.name,
+            "version": f"{self.name}-{self.progress.iteration}",
+            "classes": list(self.samples.class_names),
+            "preset": "paper" if self.cfg.MODEL.TRANSFINER.DETECTION == "cascaded" else "released",
+            "training": training,
+        } | self.metadata
+        weights = self.average.state if self.average is not None else self.model.state_dict()
+        save_checkpoint(path, network_config(self.cfg), weights, metadata, half=True, overwrite=True)
+        return path
+
+
+class StopSignal:
+    """A context in which SIGINT and SIGTERM set `wished` instead of ending the program.
+
+    Outside the main thread, where Python handles no signals, nobody can wish.
+    """
+
+    def __init__(self) -> None:
+        self.wished = False
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {one: signal.signal(one, self._wish) for one in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one, handler in self._previous.items():
+            signal.signal(one, handler)
+
+    def _wish(self, number: int, _: FrameType | None) -> None:
+        logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
+        self.wished = True

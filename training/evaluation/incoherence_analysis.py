@@ -1,0 +1,327 @@
+"""Tables 1 and 3 for any model and set: one pass over the images, the definitions beside it.
+
+Shape shorthand: R detections of an image, M truths, S side of a grid.
+
+Table 1: how much of a coarse mask's error lies in incoherent regions, and what perfect labels there would bring.
+
+Reading (the paper's 14 / 43 / 56 % fit none exactly): the box under study is the detection's; the truth is cut to it
+on an S x S grid, S = 224; the regions are equation 1's on three halvings of that truth, as they are (not nested), and
+the region U of an object is their union on the grid. E is where the coarse mask is wrong.
+
+Shape shorthand: R objects, S side of the grid, L halvings.
+
+Table 3: how well incoherent regions are detected, place by place, a level at a time and pooled.
+
+The paper's "accuracy" is not defined there, so precision, recall, pixel accuracy and F1 are all given. What is
+counted as detected is what becomes a node of the quadtree; what should be is equation 1 within its parents' coverage.
+
+Shape shorthand: R RoIs, S side of a level, L levels coarse to fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.mask_head.incoherence import incoherent_regions
+from model.mask_head.quadtree import Nodes
+from training.datasets import AnySet, Sample
+from training.datasets.loader import to_network_input
+from training.evaluation import (
+    incoherence_analysis as analysis,
+)
+from training.evaluation import (
+    incoherence_analysis as analysis_detector,
+)
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.evaluation.inspection import Refined, mask_head_of, recorded_refinement
+from training.metrics.coco import mask_ap
+
+MATCH_IOU = 0.5
+
+
+@dataclass
+class _Found:
+    """What the pass collects."""
+
+    counts: list[analysis.RegionCounts] = field(default_factory=list)
+    levels: list[Confusion] = field(default_factory=list)
+    coarse: list[dict[str, Any]] = field(default_factory=list)
+    filled: list[dict[str, Any]] = field(default_factory=list)
+
+
+def analyse(
+    network: nn.Module,
+    cfg: CfgNode,
+    samples: AnySet,
+    *,
+    side: int = analysis.GRID_SIDE,
+    progress: Callable[[int], object] = int,
+) -> dict[str, Any]:
+    """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
+
+    Args:
+        network: any detectron2 two-stage network in inference mode; with KEEP_COARSE its coarse masks are studied,
+            else the masks it predicts.
+        side: of the grid that masks are compared on.
+
+    Returns:
+        ``{"table1": {percent, recall_err, accuracy, ..._pooled, objects, ap_coarse, ap_gt}, "table3": ...}``,
+        fractions in 0..1.
+    """
+    head = mask_head_of(network)
+    sizes = head.sizes if head else []
+    truth, found = TruthBuilder(samples.class_names), _Found(levels=[Confusion() for _ in sizes])
+    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    for index in range(len(samples)):
+        sample = samples[index]
+        truth.add(sample)
+        record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
+        instances, refined = _predict(network, record, recorded=bool(sizes))
+        _study(sample, instances, refined, sizes, side, found)
+        progress(index + 1)
+    index_of_truth = truth.build()
+    table1 = analysis.region_properties(analysis.join_counts(found.counts)) | {
+        "ap_coarse": mask_ap(index_of_truth, found.coarse)["AP"],
+        "ap_gt": mask_ap(index_of_truth, found.filled)["AP"],
+    }
+    table3 = analysis_detector.detector_figures(found.levels, sizes) if sizes else None
+    return {"images": len(samples), "table1": table1, "table3": table3}
+
+
+@torch.inference_mode()
+def _predict(network: nn.Module, record: dict[str, Any], *, recorded: bool) -> tuple[Instances, Refined | None]:
+    """Detections with masks on their RoI grids and boxes in pixels of the original image."""
+    context: AbstractContextManager[list[Refined]] = recorded_refinement(network) if recorded else nullcontext([])
+    with context as records:
+        (instances,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
+    instances = instances.to("cpu")
+    height, width = instances.image_size
+    scale = torch.tensor([record["width"] / width, record["height"] / height] * 2)
+    instances.pred_boxes = Boxes(instances.pred_boxes.tensor * scale)
+    return instances, records[0] if records else None
+
+
+def _study(
+    sample: Sample, instances: Instances, refined: Refined | None, sizes: list[int], side: int, found: _Found
+) -> None:
+    boxes = instances.pred_boxes
+    coarse = coarse_on_grid(instances, side)
+    matched, partner = match_to_truth(sample, boxes, instances.pred_classes)
+    cut = BitMasks(torch.from_numpy(sample.masks[partner.numpy()]))
+    cut_boxes = boxes.tensor[matched]
+    truth = _crop(cut, cut_boxes, side)
+    filled = coarse.clone()
+    filled[matched] = analysis.fill_with_truth(coarse[matched], truth)
+    found.counts.append(analysis.region_counts(coarse[matched], truth))
+    for masks, results in ((coarse, found.coarse), (filled, found.filled)):
+        pasted = paste(masks, boxes, sample.image.shape[:2])
+        results += coco_results(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
+    if refined is not None and len(matched):
+        rois = len(refined.output.logits)
+        grids = analysis_detector.regions_of_nodes(refined.levels, rois, sizes)
+        known = matched < rois  # a limit on refined instances leaves the later ones without nodes
+        if not known.any():
+            return
+        wanted = analysis_detector.wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
+        for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
+            found.levels[level] += analysis_detector.compare_regions(grid[matched[known]], right)
+
+
+def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Detections with a truth of their class, not a crowd, of box IoU >= .5, and that truth (largest IoU).
+
+    Returns:
+        matched: int64 (m,) indices of detections; partner: int64 (m,) indices of the sample's masks.
+    """
+    masks = BitMasks(torch.from_numpy(sample.masks))
+    if not len(sample.masks) or not len(boxes):
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    iou = pairwise_iou(boxes, masks.get_bounding_boxes())
+    allowed = classes[:, None] == torch.from_numpy(sample.classes)[None]
+    allowed &= ~torch.from_numpy(sample.crowd)[None]
+    best, partner = torch.where(allowed, iou, torch.zeros_like(iou)).max(1)
+    matched = torch.nonzero(best >= MATCH_IOU)[:, 0]
+    return matched, partner[matched]
+
+
+def coarse_on_grid(instances: Instances, side: int) -> Tensor:
+    """Coarse masks (or, where there are none, the predicted ones) on a side x side grid, bool (R, side, side)."""
+    name = "pred_coarse_masks" if instances.has("pred_coarse_masks") else "pred_masks"
+    masks = instances.get(name).float()
+    if not len(masks):
+        return torch.zeros((0, side, side), dtype=torch.bool)
+    return F.interpolate(masks, (side, side), mode="bilinear")[:, 0] >= 0.5
+
+
+def paste(masks: Tensor, boxes: Boxes, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Masks of RoI grids in the image, bool R x H x W."""
+    if not len(masks):
+        return np.zeros((0, *shape_hw), bool)
+    pasted: np.ndarray = paste_masks_in_image(masks.float(), boxes, shape_hw, threshold=0.5).numpy()
+    return pasted
+
+
+def _crop(masks: BitMasks, boxes_xyxy: Tensor, side: int) -> Tensor:
+    """Masks cut to boxes, set from half coverage on, bool (R, side, side)."""
+    if not len(boxes_xyxy):
+        return torch.zeros((0, side, side), dtype=torch.bool)
+    return masks.crop_and_resize(boxes_xyxy, side)
+
+
+GRID_SIDE = 224
+HALVINGS = 3
+
+
+def incoherent_union(masks: Tensor, halvings: int = HALVINGS) -> Tensor:
+    """Places of a mask's grid in an incoherent region of any level, bool (R, S, S).
+
+    Raises:
+        ValueError: the side cannot be halved ``halvings`` times.
+    """
+    union = torch.zeros_like(masks, dtype=torch.bool)
+    if not len(masks):
+        return union
+    for region in incoherent_regions(masks, halvings, nested=False):
+        times = masks.shape[-1] // region.shape[-1]
+        union |= region.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return union
+
+
+def fill_with_truth(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> Tensor:
+    """The coarse masks with the truth inside the incoherent regions: what AP_GT is measured on. Bool (R, S, S)."""
+    return torch.where(incoherent_union(truth, halvings), truth, coarse)
+
+
+@dataclass(frozen=True)
+class RegionCounts:
+    """Pixels of R objects, int64 (R,) each.
+
+    Attributes:
+        places: of the grid; region: in U; errors: where the coarse mask is wrong; caught: errors in U.
+    """
+
+    places: Tensor
+    region: Tensor
+    errors: Tensor
+    caught: Tensor
+
+    def __len__(self) -> int:
+        return len(self.region)
+
+
+def region_counts(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> RegionCounts:
+    """Count regions and errors of bool (R, S, S) masks."""
+    union = incoherent_union(truth, halvings)
+    wrong = coarse != truth
+    places = torch.full((len(truth),), truth[0].numel() if len(truth) else 0, dtype=torch.int64)
+    return RegionCounts(places, union.flatten(1).sum(1), wrong.flatten(1).sum(1), (wrong & union).flatten(1).sum(1))
+
+
+def join_counts(parts: list[RegionCounts]) -> RegionCounts:
+    """Objects of several images as one."""
+    fields = ("places", "region", "errors", "caught")
+    empty = torch.zeros(0, dtype=torch.int64)
+    return RegionCounts(*(torch.cat([empty, *(getattr(part, name) for part in parts)]) for name in fields))
+
+
+def region_properties(counts: RegionCounts) -> dict[str, float]:
+    """Table 1's first three columns as fractions: the mean over objects, and pooled over all pixels.
+
+    An object without any error has no recall, one without any region no accuracy; they are left out of those means.
+    NaN where nothing is left.
+    """
+    region, errors, caught = counts.region.double(), counts.errors.double(), counts.caught.double()
+    some_error, some_region = errors > 0, region > 0
+    return {
+        "percent": _mean(region / counts.places),
+        "recall_err": _mean((caught / errors)[some_error]),
+        "accuracy": _mean((1 - caught / region)[some_region]),
+        "percent_pooled": _share(region, counts.places.double()),
+        "recall_err_pooled": _share(caught, errors),
+        "accuracy_pooled": 1 - _share(caught, region),
+        "objects": float(len(counts)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    total = float(whole.sum())
+    return float(part.sum()) / total if total else float("nan")
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counted places."""
+
+    hit: int = 0
+    false_alarm: int = 0
+    miss: int = 0
+    right_rejection: int = 0
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(
+            self.hit + other.hit,
+            self.false_alarm + other.false_alarm,
+            self.miss + other.miss,
+            self.right_rejection + other.right_rejection,
+        )
+
+    def figures(self) -> dict[str, float]:
+        """precision, recall, accuracy and f1 as fractions; NaN where nothing was counted."""
+        everything = self.hit + self.false_alarm + self.miss + self.right_rejection
+        return {
+            "precision": _ratio(self.hit, self.hit + self.false_alarm),
+            "recall": _ratio(self.hit, self.hit + self.miss),
+            "accuracy": _ratio(self.hit + self.right_rejection, everything),
+            "f1": _ratio(2 * self.hit, 2 * self.hit + self.false_alarm + self.miss),
+        }
+
+
+def compare_regions(found: Tensor, wanted: Tensor) -> Confusion:
+    """Count bool (R, S, S) regions against the right ones."""
+    return Confusion(
+        int((found & wanted).sum()),
+        int((found & ~wanted).sum()),
+        int((~found & wanted).sum()),
+        int((~found & ~wanted).sum()),
+    )
+
+
+def regions_of_nodes(levels: Sequence[Nodes], rois: int, sizes: Sequence[int]) -> list[Tensor]:
+    """Nodes drawn on their levels' grids, L bool (R, S, S)."""
+    grids = []
+    for nodes, size in zip(levels, sizes, strict=True):
+        grid = torch.zeros((rois, size, size), dtype=torch.bool)
+        grid[nodes.roi.cpu(), nodes.y.cpu(), nodes.x.cpu()] = True
+        grids.append(grid)
+    return grids
+
+
+def wanted_regions(truth: Tensor, levels: int) -> list[Tensor]:
+    """Equation 1 within its parents' coverage, from truth of twice the finest level's side; L bool, coarsest first."""
+    return incoherent_regions(truth, levels, nested=True)
+
+
+def detector_figures(levels: Sequence[Confusion], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Figures of every level, named by its side, and of all their places together as ``pooled``."""
+    named = {str(size): level.figures() for size, level in zip(sizes, levels, strict=True)}
+    return named | {"pooled": sum(levels, Confusion()).figures()}
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

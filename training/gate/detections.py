@@ -1,0 +1,95 @@
+"""What checkpoints find on pictures. Each looks at each picture once, however many hold-outs hold it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.datasets import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One detection: class name, score in 0..1, compressed RLE of its mask in the whole image."""
+
+    label: str
+    score: float
+    segmentation: dict[str, Any]
+
+
+# (checkpoint directory, pictures) -> what it finds on each of them.
+Detect = Callable[[Path, Sequence[Sample]], list[list[Detection]]]
+
+
+def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) -> Detect:
+    """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
+
+    Args:
+        device: of the network; progress: told how many pictures are done.
+    """
+
+    def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+        # Here, so that reading verdicts needs no torch.
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        from model.parallel import map_in_threads
+        from training.datasets.loader import to_network_input
+        from training.evaluation.coco_format import encode
+        from training.evaluation.run import infer, load_for_evaluation
+
+        network, cfg, names = load_for_evaluation(directory, device)
+        resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+        done, turn = itertools.count(1), threading.Lock()
+
+        def look(index: int) -> list[Detection]:
+            seen = infer(network, to_network_input(samples[index], resize, cfg.INPUT.FORMAT))
+            labels = [names[label] for label in seen.pred_classes.tolist()]
+            masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
+            with turn:
+                progress(next(done))
+            return [Detection(*one) for one in zip(labels, seen.scores.tolist(), masks, strict=True)]
+
+        return map_in_threads(look, range(len(samples)), device)
+
+    return detect
+
+
+def picture_key(sample: Sample) -> str:
+    """sha256 of a sample's size and pixels."""
+    digest = hashlib.sha256(str(sample.image.shape).encode())
+    digest.update(sample.image.tobytes())
+    return digest.hexdigest()
+
+
+class DetectionCache:
+    """Remembers what each checkpoint found on each picture."""
+
+    def __init__(self, detect: Detect) -> None:
+        self._detect = detect
+        self._seen: dict[tuple[Path, str], list[Detection]] = {}
+
+    def on(self, directory: Path, samples: Sequence[Sample], keys: Sequence[str]) -> list[list[Detection]]:
+        """What a checkpoint finds on each of some samples, whose `picture_key`s are given."""
+        new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
+        if new:
+            results = self._detect(directory, _Chosen(samples, list(new.values())))
+            self._seen.update({(directory, key): found for key, found in zip(new, results, strict=True)})
+        return [self._seen[directory, key] for key in keys]
+
+
+class _Chosen(Sequence[Sample]):
+    """Some samples of a set, each read when it is asked for."""
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self._samples, self._indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return self._samples[self._indices[index]]

@@ -1,0 +1,155 @@
+"""One judgement: candidate, incumbent and best-ever on the same hold-out, by the evaluator of `transfiner evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.metadata import read_metadata
+from training.gate import bootstrap as comparing
+from training.gate.bootstrap import Changes, bootstrap_changes
+from training.gate.detections import Detect, DetectionCache, detect_with
+from training.gate.holdout import Holdout, HoldoutResult, measure, open_holdout
+from training.gate.rules import GateRules
+from training.gate.verdict import (
+    Ruling,
+    Verdict,
+    rule_best,
+    rule_better,
+    rule_classes,
+    rule_first,
+    rule_forgetting,
+    rule_tiny,
+    without_nan,
+)
+
+
+def judge(
+    candidate: Path,
+    incumbent: Path | None,
+    best: Path | None,
+    holdout: Path | str,
+    *,
+    earlier: Sequence[Path] = (),
+    rules: GateRules | None = None,
+    detect: Detect | None = None,
+    out: Path | None = None,
+) -> Verdict:
+    """Decide whether a candidate may serve.
+
+    Args:
+        candidate: checkpoint directory.
+        incumbent: what serves now; None for a first version.
+        best: the best version that ever served; None if it is the incumbent or there is none.
+        holdout: snapshot directory whose hold-out decides.
+        earlier: snapshot directories whose hold-outs must not be forgotten.
+        rules: settings; their defaults if None.
+        detect: what lets a checkpoint look at pictures; by default our network on the CPU.
+        out: folder for report.json, report.md, MODEL_CARD.md and pictures/, ready for `Registry.attach`.
+
+    Raises:
+        CheckpointError: a directory is no checkpoint.
+        FileNotFoundError: a snapshot has no hold-out, or lacks a picture.
+    """
+    rules = rules or GateRules()
+    models = {"candidate": candidate, "incumbent": incumbent, "best": best}
+    bench = _Bench(
+        {role: _Model.read(path) for role, path in models.items() if path is not None},
+        rules,
+        DetectionCache(detect or detect_with()),
+    )
+    asked = open_holdout(Path(holdout))
+    measured = bench.measure(asked)
+    changes = {
+        role: bootstrap_changes(measured["candidate"], one, rules)
+        for role, one in measured.items()
+        if role != "candidate" and asked.annotated_images
+    }
+    ruling = _rule(bench, asked, measured, changes)
+    before = [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier]
+    figures: dict[str, Any] = {
+        "rules": rules.as_dict(),
+        "holdout": asked.as_dict(),
+        "models": {role: bench.models[role].as_dict() | one.figures() for role, one in measured.items()},
+        "changes": {role: comparing.as_dict(one) for role, one in changes.items()},
+        "earlier": before,
+    }
+    verdict = Verdict(ruling.promote, ruling.reasons, without_nan(figures))
+    if out is not None:
+        from training.gate.report import write_gate_report
+
+        seen = {role: bench.found(model, asked) for role, model in bench.models.items()}
+        write_gate_report(out, verdict, candidate, asked, seen)
+    return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    directory: Path
+    version: str
+    classes: tuple[str, ...]
+    digest: str
+
+    @classmethod
+    def read(cls, directory: Path) -> _Model:
+        metadata = read_metadata(directory)
+        return cls(directory, str(metadata["version"]), tuple(metadata["classes"]), str(metadata.get("digest", "")))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"version": self.version, "digest": self.digest, "classes": list(self.classes)}
+
+
+@dataclass
+class _Bench:
+    """The models at hand and what they found so far."""
+
+    models: dict[str, _Model]
+    rules: GateRules
+    findings: DetectionCache
+
+    def found(self, model: _Model, holdout: Holdout) -> list[Any]:
+        return self.findings.on(model.directory, holdout.samples, holdout.keys)
+
+    def measure(self, holdout: Holdout, roles: Sequence[str] | None = None) -> dict[str, HoldoutResult]:
+        return {
+            role: measure(holdout, self.found(model, holdout), model.classes, self.rules.boundary_ratio)
+            for role, model in self.models.items()
+            if roles is None or role in roles
+        }
+
+    def look_back(self, holdout: Holdout, ruling: Ruling) -> dict[str, Any]:
+        """Candidate and incumbent on an earlier hold-out."""
+        told = holdout.as_dict()
+        if "incumbent" not in self.models or not holdout.annotated_images:
+            return told
+        measured = self.measure(holdout, ("candidate", "incumbent"))
+        changes = bootstrap_changes(measured["candidate"], measured["incumbent"], self.rules)
+        rule_forgetting(ruling, changes, holdout, self.rules)
+        figures = {role: one.figures() for role, one in measured.items()}
+        return told | {"models": figures, "changes": comparing.as_dict(changes)}
+
+
+def _rule(bench: _Bench, asked: Holdout, measured: dict[str, HoldoutResult], changes: dict[str, Changes]) -> Ruling:
+    ruling, rules = Ruling(), bench.rules
+    for role, one in measured.items():
+        if unknown := [name for name in asked.classes if name not in one.known]:
+            ruling.notes.append(f"the {role} does not know {', '.join(unknown)}: counted as never found")
+    if not asked.annotated_images:
+        ruling.against.append(
+            "the hold-out has no annotated image: nothing was measured; annotate more images (about one in five is "
+            "held out), or promote by hand"
+        )
+    elif "incumbent" not in changes:
+        rule_first(ruling, measured["candidate"], rules)
+        if asked.annotated_images < rules.min_images:
+            ruling.notes.append(f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough")
+    elif asked.annotated_images < rules.min_images:
+        rule_tiny(ruling, changes["incumbent"], asked, rules)
+    else:
+        rule_better(ruling, changes["incumbent"], rules)
+        rule_classes(ruling, changes["incumbent"], asked, rules)
+    if "best" in changes:
+        rule_best(ruling, changes["best"], bench.models["best"].version, rules)
+    return ruling

@@ -1,0 +1,307 @@
+"""BDD100K instance AP, in memory: COCO's averages over a matching of its own.
+
+Source: bdd100k 1.0.1, eval/ins_seg. All detections of an image share one bitmask, the higher score on top, so none
+overlap. IoU is plain, for crowds too; a detection takes the truth of highest IoU, ignored ones included, and is counted
+wrong if that is below the threshold; a truth marked as crowd counts like any other and may be taken several times.
+
+A bitmask is H x W x 4, uint8: category, attributes (1 ignored, 2 crowd), instance number in 16 bits (0: nothing).
+
+BDD100K's files: bitmasks as RGBA PNG for truth and predictions, and one JSON file with the predictions' scores.
+
+The JSON is a list of ``{"name": "image.jpg", "labels": [{"index": 1, "score": 0.9}, ...]}``; an index is the instance's
+number in the image's bitmask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from training.metrics.coco import IouKind
+from training.metrics.coco_schema import RecordError, is_integer, is_number, read_json
+from training.metrics.matching import (
+    AREA_RANGES_PX,
+    IOU_THRESHOLDS,
+    Matches,
+    Objects,
+    curves,
+    precisions,
+    rank,
+    recalls,
+)
+from training.metrics.parallel import map_in_processes
+
+CATEGORIES = (
+    "pedestrian",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)  # numbered from 1
+IGNORED, CROWD = 1, 2
+_MOST = (1, 10, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmask:
+    """One image's instances: `numbers` int H x W, 1 for the first, 0 for none; category, attributes, area of each."""
+
+    numbers: np.ndarray
+    category: np.ndarray
+    attributes: np.ndarray
+    area: np.ndarray
+
+
+def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bitmask, np.ndarray]:
+    """The instances of a bitmask, by rising number or in the given order, and the numbers that were there.
+
+    Raises:
+        ValueError: no H x W x 4 bytes, or an instance has pixels of two categories or attributes.
+    """
+    if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
+        raise ValueError(f"a bitmask is an 8-bit RGBA image, this has shape {bitmask.shape}, {bitmask.dtype}")
+    raw = (bitmask[..., 2].astype(np.int64) << 8) + bitmask[..., 3]
+    there, first, areas = np.unique(raw, return_index=True, return_counts=True)
+    chosen = np.array([one for one in (there if order is None else order) if one and one in there], np.int64)
+    places = np.searchsorted(there, chosen)
+    table = np.zeros(int(there[-1]) + 1, np.int64)
+    table[chosen] = np.arange(1, len(chosen) + 1)
+    category, attributes = (bitmask[..., layer].reshape(-1)[first[places]].astype(int) for layer in (0, 1))
+    numbers = table[raw]
+    for layer, values in ((0, category), (1, attributes)):
+        mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
+        if mixed.any() and (order is None or layer == 0):
+            raise ValueError(f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}")
+    return Bitmask(numbers, category, attributes, areas[places].astype(float)), chosen
+
+
+def merged(masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> np.ndarray:
+    """The bitmask of overlapping detections (bool N x H x W), number n + 1 for the n-th: higher scores on top."""
+    bitmask = np.zeros((*masks.shape[1:], 4), np.uint8)
+    for index in np.argsort(np.asarray(scores), kind="stable"):
+        number = int(index) + 1
+        bitmask[masks[index]] = (categories[index], 0, number >> 8, number & 255)
+    return bitmask
+
+
+class Bdd100kEvaluation:
+    """Collects images, in the order of their names; `numbers` evaluates what was collected."""
+
+    def __init__(self) -> None:
+        self._truth: list[Objects] = []
+        self._found: list[Objects] = []
+        self._matches: list[Matches] = []
+
+    def add(self, truth: np.ndarray, found: np.ndarray, scores: dict[int, float]) -> None:
+        """Take in one image: two bitmasks, and the scores of the detections by their number in `found`.
+
+        Raises:
+            ValueError: a bitmask is malformed, or their sizes differ.
+        """
+        if truth.shape != found.shape:
+            raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}")
+        real, _ = parsed(truth)
+        ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
+        seen, numbers = parsed(found, ranked)
+        image = len(self._truth)
+        ours = _objects(real, image, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
+        theirs = _objects(
+            seen, image, np.array([scores[int(one)] for one in numbers], float), np.zeros(len(numbers), bool)
+        )
+        matches = _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)
+        self._truth.append(ours)
+        self._found.append(theirs)
+        self._matches.append(matches)
+
+    def join(self, other: Bdd100kEvaluation) -> None:
+        """Take in what another evaluation collected, as if its images had been added here."""
+        before = len(self._truth)
+        self._truth += [replace(one, image=one.image + before) for one in other._truth]
+        self._found += [replace(one, image=one.image + before) for one in other._found]
+        self._matches += other._matches
+
+    def numbers(self) -> dict[str, float]:
+        """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""
+        truth, found = _joined(self._truth), _joined(self._found)
+        truth = truth[(truth.category >= 0) & (truth.category < len(CATEGORIES))]
+        order = np.lexsort((-found.score, found.image, found.category))
+        order = order[(found.category[order] >= 0) & (found.category[order] < len(CATEGORIES))]
+        order = order[rank(found[order]) < _MOST[-1]]
+        matches = Matches(
+            np.concatenate([one.matched for one in self._matches], axis=2)[:, :, order],
+            np.concatenate([one.ignored for one in self._matches], axis=2)[:, :, order],
+        )
+        outcome = curves(truth, found[order], matches, len(CATEGORIES), _MOST)
+        return precisions(outcome, CATEGORIES) | recalls(outcome, _MOST)
+
+
+def _objects(bitmask: Bitmask, image: int, scores: np.ndarray, ignore: np.ndarray) -> Objects:
+    count = len(bitmask.area)
+    nobody = np.zeros(count, bool)
+    return Objects(np.full(count, image), bitmask.category - 1, bitmask.area, scores, nobody, ignore)
+
+
+def _joined(parts: list[Objects]) -> Objects:
+    empty = np.zeros(0)
+    none = Objects(empty.astype(int), empty.astype(int), empty, empty, empty.astype(bool), empty.astype(bool))
+    fields = ("image", "category", "area", "score", "crowd", "ignore")
+    return Objects(*(np.concatenate([getattr(one, name) for one in [none, *parts]]) for name in fields))
+
+
+def _iou(found: Bitmask, truth: Bitmask) -> np.ndarray:
+    """detections x truths."""
+    columns = len(truth.area) + 1
+    shared = np.bincount(
+        (found.numbers * columns + truth.numbers).ravel(), minlength=(len(found.area) + 1) * columns
+    ).reshape(-1, columns)[1:, 1:]
+    return shared / (found.area[:, None] + truth.area[None] - shared)
+
+
+def _matched(truth: Objects, found: Objects, iou: np.ndarray, crowd: np.ndarray) -> Matches:
+    """Detections in order of falling score; see the module's legend."""
+    shape = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS), len(found))
+    result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
+    unwanted = truth.outside_px() | truth.ignore
+    for category in np.intersect1d(found.category, truth.category):
+        rows, columns = np.flatnonzero(found.category == category), np.flatnonzero(truth.category == category)
+        for level, threshold in enumerate(IOU_THRESHOLDS):
+            left = iou[np.ix_(rows, columns)].copy()
+            for row, index in enumerate(rows):
+                best = int(np.argmax(left[row]))
+                if left[row, best] < threshold:
+                    continue
+                result.matched[:, level, index] = True
+                result.ignored[:, level, index] = unwanted[:, columns[best]]
+                if not crowd[columns[best]]:
+                    left[:, best] = 0
+    result.ignored[:] |= ~result.matched & found.outside_px()[:, None]
+    return result
+
+
+CHUNK = 4  # images that a process reads in one go
+WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
+Scores = dict[str, dict[int, float]]
+
+
+def bdd100k_ap(
+    truths: Path,
+    found: Path,
+    kind: IouKind = "segm",
+    *,
+    processes: int = 1,
+    progress: Callable[[int, int], object] = max,
+) -> tuple[dict[str, float], int, int]:
+    """(numbers, images, detections) of a folder of predictions for a folder of ground truth, read image by image.
+
+    Args:
+        truths: with a bitmask each image, for instance ``labels/ins_seg/bitmasks/val``.
+        found: with one ``.json`` of scores, and bitmasks of the same names at any depth.
+        processes: to share the images among; the numbers are the same.
+        progress: told (images done, images in all).
+
+    Raises:
+        RecordError: a file is missing or malformed; the message names it, and the record.
+        ValueError: the kind is not defined for BDD100K.
+    """
+    if kind != "segm":
+        raise ValueError(f"BDD100K compares bitmasks: metric {kind!r} is not defined there; choose segm")
+    images = sorted(truths.rglob("*.png"))
+    if not images:
+        raise RecordError(f"{truths}: holds no *.png; expected a folder of BDD100K bitmasks")
+    lists = sorted(found.rglob("*.json"))
+    if len(lists) != 1:
+        raise RecordError(f"{found}: holds {len(lists)} .json files; expected exactly one, with the scores")
+    scores = read_scores(lists[0])
+    bitmasks = {one.name: one for one in found.rglob("*.png")}
+    for path in images:
+        if path.name not in bitmasks or path.name not in scores:
+            where = found if path.name not in bitmasks else lists[0]
+            raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
+    evaluation, done = Bdd100kEvaluation(), 0
+    given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
+    work = [(given[start : start + CHUNK],) for start in range(0, len(given), CHUNK)]
+    for part, read in map_in_processes(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
+        evaluation.join(part)
+        done += read
+        progress(done, len(images))
+    return evaluation.numbers(), len(images), sum(len(one) for _, _, one in given)
+
+
+def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> tuple[Bdd100kEvaluation, int]:
+    """(some images collected, how many they are), from (truth, bitmask, scores) of each."""
+    evaluation = Bdd100kEvaluation()
+    for path, bitmask, scores in images:
+        try:
+            evaluation.add(read_bitmask(path), read_bitmask(bitmask), scores)
+        except ValueError as error:
+            raise RecordError(f"{bitmask} (truth {path}): {error}") from error
+    return evaluation, len(images)
+
+
+def read_bitmask(path: Path) -> np.ndarray:
+    """uint8 H x W x 4. Raises RecordError."""
+    try:
+        with Image.open(path) as picture:
+            bitmask = np.array(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RecordError(f"{path}: is no readable image: {error}") from error
+    if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
+        raise RecordError(f"{path}: has shape {bitmask.shape}; expected an 8-bit RGBA bitmask")
+    return bitmask
+
+
+def read_scores(path: Path) -> Scores:
+    """image name ending in .png -> instance number -> score. Raises RecordError."""
+    listed = read_json(path)
+    if not isinstance(listed, list):
+        raise RecordError(f"{path}: is no list; expected [{{name, labels}}, ...]")
+    result: Scores = {}
+    for index, one in enumerate(listed):
+        if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+            raise RecordError(f"{path}: [{index}].name: expected the name of an image")
+        labels = one.get("labels") or []
+        if not isinstance(labels, list):
+            raise RecordError(f"{path}: [{index}].labels: expected a list")
+        checked = [_label(label, f"{path}: [{index}].labels[{n}]") for n, label in enumerate(labels)]
+        result[one["name"].replace(".jpg", ".png")] = dict(checked)
+        if len(dict(checked)) != len(checked):
+            raise RecordError(f"{path}: [{index}].labels: an index occurs twice")
+    return result
+
+
+def _label(one: Any, place: str) -> tuple[int, float]:
+    if not isinstance(one, dict):
+        raise RecordError(f"{place}: is {one!r}; expected an object with index and score")
+    if not is_integer(one.get("index")) or not 0 < one["index"] < 1 << 16:
+        raise RecordError(f"{place}.index: is {one.get('index')!r}; expected an integer from 1 to 65535")
+    if not is_number(one.get("score")):
+        raise RecordError(f"{place}.score: is {one.get('score')!r}; expected a finite number")
+    return one["index"], float(one["score"])
+
+
+class PredictionWriter:
+    """Writes detections as BDD100K's server takes them: bitmasks/NAME.png, and scores.json when closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed: list[dict[str, Any]] = []
+        (folder / "bitmasks").mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> None:
+        """One image's detections: bool N x H x W, BDD100K category numbers from 1, scores; `name` without ending."""
+        Image.fromarray(merged(masks, categories, scores)).save(self.folder / "bitmasks" / f"{name}.png")
+        labels = [{"index": index, "score": float(score)} for index, score in enumerate(scores, 1)]
+        self._listed.append({"name": f"{name}.jpg", "labels": labels})
+
+    def close(self) -> None:
+        """Write the scores."""
+        (self.folder / "scores.json").write_text(json.dumps(self._listed))

@@ -1,0 +1,340 @@
+"""Cityscapes instance AP, in memory; with boundaries as the Boundary IoU paper evaluates Cityscapes.
+
+Source: cityscapesscripts 2.3.0, evalInstanceLevelSemanticLabeling. Unlike COCO: an overlap must be *above* the
+threshold, the precision curve is integrated in steps over the distinct scores, instances under 100 px and groups need
+not be found, and a detection nobody matches is forgiven if enough of it lies on void, groups or such instances.
+
+Pixels of an instance image: 1000 * label + number for an instance, the label alone for a group and for stuff.
+
+Cityscapes' files: ground truth as instance images, predictions as one text file and mask images an image.
+
+A line of a prediction file is ``mask.png LABEL_ID SCORE``; the file's name begins as the ground truth's does
+(``frankfurt_000000_000294``); every pixel of a mask other than 0 belongs to the object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from training.metrics.boundary import boundary_mask
+from training.metrics.coco import IouKind
+from training.metrics.coco_schema import RecordError
+from training.metrics.parallel import map_in_processes
+
+LABELS = {
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+LARGEST_LABEL = 33
+# Labels that Cityscapes leaves out of its evaluation; of a void label's numbered instances none is void.
+VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+THRESHOLDS = np.arange(0.5, 1.0, 0.05)
+LEAST_PX = 100
+RATIO = 0.005  # boundary width / image diagonal
+
+
+@dataclass(slots=True)
+class _Truth:
+    """One instance or group of one class on one image, and the (score, overlap) of every detection that touches it."""
+
+    needed: bool
+    touched: list[tuple[float, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One detection: its score, its best overlap, and the share of it that lies on what is ignored."""
+
+    score: float
+    best: float
+    forgiven: float
+
+
+class CityscapesEvaluation:
+    """Collects images; `numbers` evaluates what was collected."""
+
+    def __init__(self, kind: Literal["segm", "boundary"] = "segm", ratio: float = RATIO) -> None:
+        self.kind, self.ratio = kind, ratio
+        self._truths: dict[int, list[_Truth]] = {label: [] for label in LABELS.values()}
+        self._found: dict[int, list[_Found]] = {label: [] for label in LABELS.values()}
+
+    def add(
+        self,
+        instance_ids: np.ndarray,
+        masks: Sequence[np.ndarray],
+        labels: Sequence[int],
+        scores: Sequence[float],
+    ) -> None:
+        """Take in one image.
+
+        Args:
+            instance_ids: int H x W, the ground truth as in ``*_gtFine_instanceIds.png``.
+            masks: bool H x W each, the detections.
+            labels: Cityscapes label ids of the detections; others than the eight evaluated ones are left out.
+            scores: of the detections.
+        """
+        ids, pixels = np.unique(instance_ids, return_counts=True)
+        areas = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
+        truths = {one: _Truth(one >= 1000 and areas[one] >= LEAST_PX) for one in areas if _label(one) in self._truths}
+        for one, truth in truths.items():
+            self._truths[_label(one)].append(truth)
+        band = self._band(instance_ids, truths) if self.kind == "boundary" else None
+        band_areas = _counts(band) if band is not None else {}
+        for mask, label, score in zip(masks, labels, scores, strict=True):
+            if label in self._found and mask.any():
+                touched = self._touched(instance_ids, band, mask, label, areas, band_areas)
+                self._found[label].append(_record(touched, truths, areas, instance_ids[mask], float(score)))
+
+    def join(self, other: CityscapesEvaluation) -> None:
+        """Take in what another evaluation collected, as if its images had been added here."""
+        for label in self._truths:
+            self._truths[label] += other._truths[label]
+            self._found[label] += other._found[label]
+
+    def _band(self, instance_ids: np.ndarray, truths: dict[int, _Truth]) -> np.ndarray:
+        """The boundaries of all truths, -1 elsewhere."""
+        band = np.full(instance_ids.shape, -1, np.int64)
+        for one in truths:
+            band[boundary_mask(instance_ids == one, self.ratio)] = one
+        return band
+
+    def _touched(
+        self,
+        instance_ids: np.ndarray,
+        band: np.ndarray | None,
+        mask: np.ndarray,
+        label: int,
+        areas: dict[int, int],
+        band_areas: dict[int, int],
+    ) -> list[tuple[int, int, float]]:
+        """(truth, shared pixels, overlap) of the truths of a class that a detection shares pixels with."""
+        shared = _counts(instance_ids[mask])
+        size = int(np.count_nonzero(mask))
+        touched = [(t, n, n / (areas[t] + size - n)) for t, n in shared.items() if _label(t) == label]
+        if band is None:
+            return touched
+        edge = boundary_mask(mask, self.ratio)
+        edges, length = _counts(band[edge]), int(np.count_nonzero(edge))
+        return [(t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in touched if t in edges]
+
+    def numbers(self) -> dict[str, float]:
+        """AP, AP50, AP75 and ``AP/<class>``, ``AP50/<class>``: fractions, NaN for a class without truth."""
+        values = np.array([[self._ap(label, float(one)) for one in THRESHOLDS] for label in LABELS.values()])
+        result = {"AP": _mean(values), "AP50": _mean(values[:, 0]), "AP75": _mean(values[:, 5])}
+        result |= {f"AP/{name}": float(row.mean()) for name, row in zip(LABELS, values, strict=True)}
+        return result | {f"AP50/{name}": float(row[0]) for name, row in zip(LABELS, values, strict=True)}
+
+    def _ap(self, label: int, threshold: float) -> float:
+        needed = [one for one in self._truths[label] if one.needed]
+        if not needed:
+            return float("nan")
+        right, wrong, missed = [], [], 0
+        for truth in needed:
+            scores = sorted(score for score, overlap in truth.touched if overlap > threshold)
+            missed += not scores
+            right += scores[-1:]
+            wrong += scores[:-1]
+        wrong += [one.score for one in self._found[label] if one.best <= threshold and one.forgiven <= threshold]
+        return _integrated(np.array(right), np.array(wrong), missed)
+
+
+def _record(
+    touched: list[tuple[int, int, float]],
+    truths: dict[int, _Truth],
+    areas: dict[int, int],
+    under: np.ndarray,
+    score: float,
+) -> _Found:
+    """Note a detection at the truths that it touches; sum up what of it is forgiven (a small group twice)."""
+    forgiven = int(np.isin(under, VOID).sum())
+    for truth, shared, overlap in touched:
+        truths[truth].touched.append((score, overlap))
+        forgiven += shared * ((truth < 1000) + (areas[truth] < LEAST_PX))
+    best = max((overlap for _, _, overlap in touched), default=-1.0)
+    return _Found(score, best, forgiven / len(under))
+
+
+def _integrated(right: np.ndarray, wrong: np.ndarray, missed: int) -> float:
+    """Area under precision over recall: each distinct score a point, half a step to either side, ending in (1, 0)."""
+    thresholds = np.unique(np.concatenate((right, wrong)))
+    if not len(thresholds):
+        return 0.0
+    hits = len(right) - np.searchsorted(np.sort(right), thresholds)
+    reported = hits + len(wrong) - np.searchsorted(np.sort(wrong), thresholds)
+    precision = np.append(hits / reported, 1.0)
+    recall = np.append(hits / max(1, len(right) + missed), 0.0)
+    stretched = np.concatenate((recall[:1], recall, [0.0]))
+    return float(np.dot(precision, (stretched[:-2] - stretched[2:]) / 2))
+
+
+def _label(instance_id: int) -> int:
+    return instance_id if instance_id < 1000 else instance_id // 1000
+
+
+def _counts(values: np.ndarray) -> dict[int, int]:
+    there, numbers = np.unique(values, return_counts=True)
+    return dict(zip(there.tolist(), numbers.tolist(), strict=True))
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else float("nan")
+
+
+ENDING = "_gtFine_instanceIds.png"
+CHUNK = 4  # images that a process reads in one go
+WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
+Line = tuple[Path, int, float]
+
+
+def cityscapes_ap(
+    truths: Path,
+    found: Path,
+    kind: IouKind = "segm",
+    *,
+    ratio: float = RATIO,
+    processes: int = 1,
+    progress: Callable[[int, int], object] = max,
+) -> tuple[dict[str, float], int, int]:
+    """(numbers, images, detections) of a folder of predictions for a folder of ground truth, read image by image.
+
+    Args:
+        truths: searched for ``*_gtFine_instanceIds.png``, for instance ``gtFine/val``.
+        found: searched for the prediction files.
+        kind: ``segm`` or ``boundary``.
+        ratio: boundary width / image diagonal.
+        processes: to share the images among; the numbers are the same.
+        progress: told (images done, images in all).
+
+    Raises:
+        RecordError: a file is missing or malformed; the message names it, and the line.
+        ValueError: the kind is not defined for Cityscapes.
+    """
+    if kind not in ("segm", "boundary"):
+        raise ValueError(f"Cityscapes compares masks: metric {kind!r} is not defined there; choose segm or boundary")
+    images = sorted(truths.rglob(f"*{ENDING}"))
+    if not images:
+        raise RecordError(f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it")
+    texts = sorted(found.rglob("*.txt"))
+    compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
+    evaluation, count, done = CityscapesEvaluation(compared, ratio), 0, 0
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    work = [([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio) for some in chunks]
+    for part, lines, read in map_in_processes(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
+        evaluation.join(part)
+        count, done = count + lines, done + read
+        progress(done, len(images))
+    return evaluation.numbers(), len(images), count
+
+
+def _evaluated(
+    images: list[tuple[Path, Path]], found: Path, kind: Literal["segm", "boundary"], ratio: float
+) -> tuple[CityscapesEvaluation, int, int]:
+    """(some images collected, their detections, how many they are), from (truth, prediction file) of each."""
+    evaluation, count = CityscapesEvaluation(kind, ratio), 0
+    for path, text in images:
+        ids = read_instance_ids(path)
+        lines = read_lines(text, found)
+        masks = [read_mask(mask, ids.shape) for mask, _, _ in lines]
+        evaluation.add(ids, masks, [label for _, label, _ in lines], [score for _, _, score in lines])
+        count += len(lines)
+    return evaluation, count, len(images)
+
+
+def _prediction_of(truth: Path, texts: Sequence[Path], found: Path) -> Path:
+    begin = truth.name.removesuffix(ENDING)
+    fitting = [one for one in texts if one.name.startswith(begin)]
+    if len(fitting) != 1:
+        raise RecordError(f"{found}: holds {len(fitting)} files {begin}*.txt; expected exactly one for {truth.name}")
+    return fitting[0]
+
+
+def read_instance_ids(path: Path) -> np.ndarray:
+    """int H x W of an instance image. Raises RecordError."""
+    ids = _pixels(path)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise RecordError(f"{path}: has shape {ids.shape}; expected one channel of instance ids")
+    ids = ids.astype(np.int64)
+    labels = np.unique(np.where(ids < 1000, ids, ids // 1000))
+    if labels[0] < 0 or labels[-1] > LARGEST_LABEL:
+        raise RecordError(f"{path}: has label {labels[-1]}; expected label ids 0 to {LARGEST_LABEL}")
+    return ids
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """bool H x W of a prediction's mask. Raises RecordError."""
+    try:
+        with Image.open(path) as picture:
+            mask = np.asarray(picture.convert("L")) != 0
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RecordError(f"{path}: is no readable image: {error}") from error
+    if mask.shape != shape:
+        raise RecordError(f"{path}: is {mask.shape} pixels; expected {shape} as in the ground truth")
+    return mask
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RecordError(f"{path}: is no readable image: {error}") from error
+
+
+def read_lines(path: Path, root: Path) -> list[Line]:
+    """(mask file, label id, score) of each line of a prediction file; masks lie below `root`. Raises RecordError."""
+    lines: list[Line] = []
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read as text: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        place, parts = f"{path}:{number}", line.split(" ")
+        if len(parts) != 3:
+            raise RecordError(f"{place}: has {len(parts)} words; expected MASK.png LABEL_ID SCORE")
+        mask = (path.parent / parts[0]).resolve()
+        if Path(parts[0]).is_absolute() or not mask.is_relative_to(root.resolve()):
+            raise RecordError(f"{place}: mask {parts[0]!r} lies outside {root}; expected a relative path inside")
+        if any(mask == known for known, _, _ in lines):
+            raise RecordError(f"{place}: mask {parts[0]!r} is listed twice")
+        label, score = _number(parts[1], f"{place}: label"), _number(parts[2], f"{place}: score")
+        if not -1 <= label <= LARGEST_LABEL:
+            raise RecordError(f"{place}: label {parts[1]!r}; expected a Cityscapes label id up to {LARGEST_LABEL}")
+        lines.append((mask, int(label), score))
+    return lines
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise RecordError(f"{place}: {text!r}; expected a finite number")
+    return value
+
+
+def write_predictions(
+    folder: Path, name: str, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
+) -> None:
+    """Write one image's detections as Cityscapes' server takes them; `name` as in frankfurt_000000_000294."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, (mask, label, score) in enumerate(zip(masks, labels, scores, strict=True)):
+        file = f"{name}_{index}.png"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file)
+        lines.append(f"{file} {label} {score}\n")
+    (folder / f"{name}.txt").write_text("".join(lines))

@@ -1,0 +1,240 @@
+"""Average precision as COCO defines it, for masks, boxes and boundaries: pycocotools' numbers in less time.
+
+COCO records (already checked) as arrays: truths and detections in the order in which COCO evaluates them.
+
+Candidate pairs of truths and detections with the IoU of a metric: the costly part, shared among processes.
+
+Pairs never cross images, so chunks of images can be compared anywhere; joined in order they are the pairs of one pass,
+number for number.
+
+Boundary AP: COCO AP with the IoU replaced by min(mask IoU, boundary IoU).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from training.metrics.boundary import boundary_mask, boundary_width_px, with_boundaries
+from training.metrics.matching import (
+    Curves,
+    Objects,
+    Pairs,
+    curves,
+    match_detections,
+    overlapping_pairs,
+    precisions,
+    rank,
+    recalls,
+    tight_boxes,
+)
+from training.metrics.parallel import map_in_processes
+
+_MOST = (1, 10, 100)
+
+
+def mask_ap(truth: COCO, found: list[dict[str, Any]]) -> dict[str, float]:
+    """COCO's 12 numbers and ``AP/<class>`` for every class: fractions in 0..1, NaN where nothing was to be found.
+
+    AP over IoU .50:.95, AP50, AP75, by area (APs, APm, APl); AR1, AR10, AR100, ARs, ARm, ARl.
+    """
+    return coco_ap(truth.dataset, found, "segm")
+
+
+def coco_ap(
+    dataset: dict[str, Any],
+    found: list[dict[str, Any]],
+    kind: IouKind,
+    *,
+    ratio: float = 0.02,
+    mask_areas: bool = False,
+    processes: int = 1,
+    progress: Progress = max,
+) -> dict[str, float]:
+    """The same from checked records.
+
+    Args:
+        dataset: COCO ground truth.
+        found: COCO results.
+        kind: what is compared.
+        ratio: boundary width / image diagonal.
+        mask_areas: see `coco_records.detections`.
+        processes, progress: see `pairs.compared`; the numbers are the same.
+    """
+    masks = kind != "bbox"
+    truth = in_coco_order(truth_objects(dataset, masks=masks))
+    results = in_coco_order(detection_objects(dataset, found, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
+    names = category_names(dataset)
+    pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
+    outcome = measured(truth, results, pairs, categories=len(names), most=_MOST)
+    return precisions(outcome, names) | recalls(outcome, _MOST)
+
+
+def measured(truth: Objects, found: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]) -> Curves:
+    """Precision and recall of detections, both sorted as `in_coco_order` does, from their candidate pairs."""
+    return curves(truth, found, match_detections(truth, found, pairs), categories, most)
+
+
+Record = dict[str, Any]
+
+
+def compressed(segmentation: Any, height: int, width: int) -> Record:
+    """Compressed RLE (counts as bytes) of polygons, run lengths or an RLE of an H x W image."""
+    if isinstance(segmentation, list):
+        merged: Record = rle.merge(rle.frPyObjects(segmentation, height, width))
+        return merged
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        packed: Record = rle.frPyObjects(segmentation, height, width)
+        return packed
+    return {"size": segmentation["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def truth_objects(dataset: Record, *, masks: bool, federated: bool = False) -> Objects:
+    """The annotations of a COCO (`federated`: LVIS) dataset; images and categories are numbered by rising id.
+
+    Args:
+        dataset: with images, annotations and categories.
+        masks: read segmentations; else boxes.
+        federated: LVIS's reading: no crowds, the field `ignore` counts, annotations of area 0 are not there.
+    """
+    records = [one for one in dataset["annotations"] if not federated or one["area"] > 0]
+    sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
+    crowd = _flags(records, "iscrowd") & (not federated)
+    return Objects(
+        **_places(dataset, records),
+        area=np.array([one["area"] for one in records], float),
+        score=np.zeros(len(records)),
+        crowd=crowd,
+        ignore=_flags(records, "ignore") & federated,
+        masks=[compressed(one["segmentation"], *sizes[one["image_id"]]) for one in records] if masks else (),
+        boxes=np.zeros((0, 4)) if masks else _boxes(records),
+    )
+
+
+def detection_objects(dataset: Record, results: Sequence[Record], *, masks: bool, mask_areas: bool = False) -> Objects:
+    """COCO results as arrays.
+
+    As in COCO's own tool, results that carry a box have its area, also when masks are compared: that changes APs, APm
+    and APl. `mask_areas` takes the masks' areas instead, as detectron2 does by leaving the boxes out.
+    """
+    sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
+    boxed = bool(results) and bool(results[0].get("bbox")) and not (masks and mask_areas)
+    packed = [] if boxed and not masks else [_mask(one, sizes[one["image_id"]]) for one in results]
+    boxes = _boxes(results) if boxed else tight_boxes(packed)
+    area = boxes[:, 2] * boxes[:, 3] if boxed else _areas(packed)
+    return Objects(
+        **_places(dataset, results),
+        area=area,
+        score=np.array([one["score"] for one in results], float),
+        crowd=np.zeros(len(results), bool),
+        ignore=np.zeros(len(results), bool),
+        masks=packed if masks else (),
+        boxes=np.zeros((0, 4)) if masks else boxes,
+    )
+
+
+def _mask(record: Record, size: tuple[int, int]) -> Record:
+    """Of a result without a segmentation, its box; COCO's tool does the same."""
+    if "segmentation" in record:
+        return compressed(record["segmentation"], *size)
+    x, y, width, height = record["bbox"]
+    corners = [x, y, x, y + height, x + width, y + height, x + width, y]
+    return compressed([corners], *size)
+
+
+def _areas(masks: list[Record]) -> np.ndarray:
+    """In parts: pycocotools' `area` counts its arguments in 8 bits."""
+    parts = [rle.area(masks[start : start + 128]) for start in range(0, len(masks), 128)]
+    return np.concatenate(parts).astype(float) if parts else np.zeros(0)
+
+
+def _boxes(records: Sequence[Record]) -> np.ndarray:
+    return np.array([one["bbox"] for one in records], float).reshape(-1, 4)
+
+
+def _flags(records: Sequence[Record], name: str) -> np.ndarray:
+    return np.array([bool(one.get(name, 0)) for one in records], bool)
+
+
+def _places(dataset: Record, records: Sequence[Record]) -> dict[str, np.ndarray]:
+    images = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["images"]))}
+    kinds = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["categories"]))}
+    return {
+        "image": np.array([images[one["image_id"]] for one in records], np.int64),
+        "category": np.array([kinds[one["category_id"]] for one in records], np.int64),
+    }
+
+
+def category_names(dataset: Record) -> list[str]:
+    """Names by rising category id; where several share a name, with their ids."""
+    ordered = sorted(dataset["categories"], key=lambda one: one["id"])
+    uses = Counter(one["name"] for one in ordered)
+    return [one["name"] if uses[one["name"]] == 1 else f"{one['name']} ({one['id']})" for one in ordered]
+
+
+def in_coco_order(found: Objects, *, most: int | None = None) -> Objects:
+    """Sorted by category, image and falling score (stable), at most `most` of each category on each image."""
+    ordered = found[np.lexsort((-found.score, found.image, found.category))]
+    if most is None:
+        return ordered
+    return ordered[rank(ordered) < most]
+
+
+IouKind = Literal["segm", "bbox", "boundary"]
+Progress = Callable[[int, int], object]  # (images done, images in all)
+# With fewer detections, starting processes takes longer than comparing.
+WORTH_PROCESSES = 20_000
+_CHUNKS = 16
+
+
+def iou_pairs(
+    truth: Objects, found: Objects, kind: IouKind, ratio: float, *, processes: int = 1, progress: Progress = max
+) -> Pairs:
+    """Pairs of equal image and category with IoU >= 0.5, as `overlapping_pairs` and `with_boundaries` have them.
+
+    Args:
+        truth, found: sorted as `coco_records.in_order` does.
+        processes: to share the work among, where there is enough of it.
+        progress: told (images done, images in all) after each chunk.
+    """
+    images = int(max(truth.image.max(initial=-1), found.image.max(initial=-1))) + 1
+    worth = len(found) >= WORTH_PROCESSES
+    edges = np.linspace(0, images, (_CHUNKS if worth else 1) + 1).astype(int)
+    places = [
+        (np.flatnonzero(_within(truth, low, high)), np.flatnonzero(_within(found, low, high)))
+        for low, high in pairwise(edges)
+    ]
+    work = [(truth[ours], found[theirs], kind, ratio) for ours, theirs in places]
+    parts = []
+    for number, pairs in enumerate(map_in_processes(_compare, work, processes if worth else 1)):
+        ours, theirs = places[number]
+        parts.append((theirs[pairs.found], ours[pairs.truth], pairs.iou))
+        progress(int(edges[number + 1]), images)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.lexsort((columns[1], columns[0]))
+    return Pairs(*(column[order] for column in columns))
+
+
+def _compare(truth: Objects, found: Objects, kind: IouKind, ratio: float) -> Pairs:
+    pairs = overlapping_pairs(truth, found, boxes=kind == "bbox")
+    return with_boundaries(pairs, truth, found, ratio) if kind == "boundary" else pairs
+
+
+def _within(objects: Objects, low: int, high: int) -> np.ndarray:
+    inside: np.ndarray = (objects.image >= low) & (objects.image < high)
+    return inside
+
+
+__all__ = ["boundary_ap", "boundary_mask", "boundary_width_px"]
+
+
+def boundary_ap(truth: COCO, found: list[dict[str, Any]], *, ratio: float = 0.02) -> dict[str, float]:
+    """The same names as `mask_ap`, under boundary IoU."""
+    return coco_ap(truth.dataset, found, "boundary", ratio=ratio)

@@ -1,0 +1,99 @@
+"""LVIS AP, with masks, boxes or boundaries; on an LVIS file cut to COCO's categories this is PointRend's AP*.
+
+Source: the lvis package 0.5.3. Each image is annotated for some categories only: those on it, and those known to be
+absent (`neg_category_ids`). Detections of others are left out; unmatched detections of categories whose objects were
+not all drawn (`not_exhaustive_category_ids`) do not count. 300 detections an image over all categories.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from training.metrics.coco import (
+    IouKind,
+    Progress,
+    category_names,
+    detection_objects,
+    in_coco_order,
+    iou_pairs,
+    measured,
+    truth_objects,
+)
+from training.metrics.matching import Objects, mean, precisions, recalls
+
+MOST = 300
+_FREQUENCIES = ("r", "c", "f")
+
+
+def lvis_ap(
+    dataset: dict[str, Any],
+    found: list[dict[str, Any]],
+    kind: IouKind,
+    *,
+    ratio: float = 0.02,
+    processes: int = 1,
+    progress: Progress = max,
+) -> dict[str, float]:
+    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
+
+    Args:
+        dataset: LVIS ground truth.
+        found: COCO results; those with boxes have the boxes' areas, as in the reference.
+        kind: what is compared.
+        ratio: boundary width / image diagonal.
+        processes, progress: see `pairs.compared`; the numbers are the same.
+    """
+    masks = kind != "bbox"
+    truth = in_coco_order(truth_objects(dataset, masks=masks, federated=True))
+    results = detection_objects(dataset, found, masks=masks)
+    results = results[_best_of_each_image(results)]
+    results = _judged(dataset, truth, results[results.area > 0])
+    names = category_names(dataset)
+    results = in_coco_order(results)
+    pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
+    outcome = measured(truth, results, pairs, categories=len(names), most=(MOST,))
+    values = precisions(outcome, names)
+    kinds = [one.get("frequency") for one in sorted(dataset["categories"], key=lambda one: one["id"])]
+    for frequency in _FREQUENCIES:
+        chosen = [index for index, one in enumerate(kinds) if one == frequency]
+        values[f"AP{frequency}"] = mean(outcome.precision[:, :, chosen, 0])
+    return values | recalls(outcome, (MOST,))
+
+
+def _best_of_each_image(found: Objects) -> np.ndarray:
+    """Indices of the 300 best of each image, in the order of the file (equal scores: the earlier)."""
+    order = np.lexsort((np.arange(len(found)), -found.score, found.image))
+    image = found.image[order]
+    rank = np.arange(len(found)) - np.searchsorted(image, image)
+    return np.sort(order[rank < MOST])
+
+
+def _judged(dataset: dict[str, Any], truth: Objects, found: Objects) -> Objects:
+    """Without detections that the annotations say nothing about; those not judged fully are marked `ignore`."""
+    images = sorted(dataset["images"], key=lambda one: one["id"])
+    kinds = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["categories"]))}
+
+    def keys(field: str) -> np.ndarray:
+        listed = [(n, kinds[k]) for n, one in enumerate(images) for k in one[field] if k in kinds]
+        return _keys(*np.array(listed, np.int64).reshape(-1, 2).T)
+
+    of_found = _keys(found.image, found.category)
+    known = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
+    incomplete = np.isin(of_found, keys("not_exhaustive_category_ids"))
+    marked = Objects(
+        found.image,
+        found.category,
+        found.area,
+        found.score,
+        found.crowd,
+        incomplete,
+        found.masks,
+        found.boxes,
+    )
+    return marked[np.isin(of_found, known)]
+
+
+def _keys(image: np.ndarray, category: np.ndarray) -> np.ndarray:
+    return (image << 32) + category

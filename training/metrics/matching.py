@@ -1,0 +1,255 @@
+"""Truths or detections of a whole set as arrays: what matching works on, whatever file they came from.
+
+Shapes: N objects, A area ranges, T IoU thresholds, K categories, R recall thresholds.
+
+Which detection overlaps which truth: the pairs of equal image and category whose IoU can count at all.
+
+Only pairs with IoU of at least the lowest threshold are kept. Nothing below can ever match, and most
+pairs are far below: matching and, for boundary AP, the costly part of the IoU see a fraction of them.
+
+Greedy matching as COCO and LVIS define it, for all IoU thresholds and area ranges at once.
+
+In order of falling score, a detection takes the truth of highest IoU that is still free, a truth that counts
+before one that is ignored; of equal IoUs the later one. A detection and a truth that are candidates of nobody else
+need no order at all: they are decided together, which is nearly all of them.
+
+From matches to numbers: precision at 101 recalls, averages by area, by category, and average recalls.
+
+Source: COCO's evaluation (pycocotools) and LVIS's, whose arithmetic is the same. Absent values are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+# COCO's and LVIS's: closed at both ends, in pixels.
+AREA_RANGES_PX = ((0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2))
+AREA_NAMES = ("", "s", "m", "l")
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """N truths or detections.
+
+    Attributes:
+        image: int64, index into the set's images.
+        category: int64, index into the set's categories.
+        area: float64, px; decides which of the area ranges counts the object.
+        score: float64; zeros for truths.
+        crowd: bool; a truth that any number of detections may match, with IoU over the detection's area.
+        ignore: bool; a truth that need not be found. For a detection: not counted when nothing matches it.
+        masks: compressed RLE, one each (empty where only boxes are compared).
+        boxes: float64 N x 4, x, y, width, height.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    area: np.ndarray
+    score: np.ndarray
+    crowd: np.ndarray
+    ignore: np.ndarray
+    masks: Sequence[dict[str, Any]] = field(default=())
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, chosen: np.ndarray) -> Objects:
+        """A subset, in the order of `chosen` (int indices or a bool mask)."""
+        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Objects(
+            self.image[indices],
+            self.category[indices],
+            self.area[indices],
+            self.score[indices],
+            self.crowd[indices],
+            self.ignore[indices],
+            [self.masks[index] for index in indices] if len(self.masks) else (),
+            self.boxes[indices] if len(self.boxes) else self.boxes,
+        )
+
+    def outside_px(self) -> np.ndarray:
+        """bool A x N: whether an object's area lies outside each of the area ranges."""
+        return np.array([(self.area < low) | (self.area > high) for low, high in AREA_RANGES_PX])
+
+
+def tight_boxes(masks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """N x 4 boxes (x, y, width, height) of compressed masks."""
+    return np.asarray(rle.toBbox(list(masks)), float).reshape(-1, 4) if len(masks) else np.zeros((0, 4))
+
+
+def rank(found: Objects) -> np.ndarray:
+    """Place of each object within its image and category; the objects are sorted by both."""
+    key = np.stack((found.category, found.image))
+    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(found)])
+    return np.arange(len(found)) - np.repeat(first, np.diff(np.concatenate((first, [len(found)]))))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """P candidate pairs, sorted by detection, then truth: indices into both, and their IoU."""
+
+    found: np.ndarray
+    truth: np.ndarray
+    iou: np.ndarray
+
+
+def groups(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
+    """(key of each group, where it starts and, last, where all end) of objects sorted by category and image."""
+    keys = objects.category * _STRIDE + objects.image
+    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.zeros(0, int)
+    return keys[starts], np.concatenate((starts, [len(keys)]))
+
+
+_STRIDE = np.int64(1) << 40
+
+
+def overlapping_pairs(truth: Objects, found: Objects, *, boxes: bool) -> Pairs:
+    """Pairs of sorted truths and detections with IoU of masks (or boxes) >= 0.5; crowds: over the detection's area."""
+    truth_keys, truth_starts = groups(truth)
+    keys, starts = groups(found)
+    _, ours, theirs = np.intersect1d(keys, truth_keys, assume_unique=True, return_indices=True)
+    parts = []
+    for one, other in zip(ours, theirs, strict=True):
+        first, first_truth = starts[one], truth_starts[other]
+        iou = _iou(truth, found, slice(first_truth, truth_starts[other + 1]), slice(first, starts[one + 1]), boxes)
+        near, near_truth = np.nonzero(iou >= IOU_THRESHOLDS[0])
+        if len(near):
+            parts.append((near + first, near_truth + first_truth, iou[near, near_truth]))
+    if not parts:
+        return Pairs(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _iou(truth: Objects, found: Objects, truths: slice, detections: slice, boxes: bool) -> np.ndarray:
+    crowd = truth.crowd[truths].astype(np.uint8)
+    if boxes:
+        return np.asarray(rle.iou(found.boxes[detections], truth.boxes[truths], crowd))
+    return np.asarray(rle.iou(list(found.masks[detections]), list(truth.masks[truths]), crowd))
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """bool A x T x N each: which detections matched, and which do not count."""
+
+    matched: np.ndarray
+    ignored: np.ndarray
+
+
+def match_detections(truth: Objects, found: Objects, pairs: Pairs) -> Matches:
+    """Match detections that are sorted by category, image and falling score to truths, by their candidate pairs."""
+    unwanted = truth.outside_px() | truth.ignore | truth.crowd  # A x N
+    outside = found.outside_px() | found.ignore
+    shape = (len(outside), len(IOU_THRESHOLDS), len(found))
+    result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
+    rivals = np.bincount(pairs.truth, minlength=len(truth))[pairs.truth]
+    choices = np.bincount(pairs.found, minlength=len(found))[pairs.found]
+    simple = (choices == 1) & ((rivals == 1) | truth.crowd[pairs.truth])
+    _match_alone(result, pairs, simple, unwanted)
+    _match_in_order(result, pairs, ~simple, unwanted, truth.crowd)
+    result.ignored[:] |= ~result.matched & outside[:, None]
+    return result
+
+
+def _match_alone(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray) -> None:
+    found, truth = pairs.found[chosen], pairs.truth[chosen]
+    hit = pairs.iou[chosen] >= IOU_THRESHOLDS[:, None]  # T x P
+    result.matched[:, :, found] = hit
+    result.ignored[:, :, found] = hit & unwanted[:, None, truth]
+
+
+def _match_in_order(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray, crowd: np.ndarray) -> None:
+    found, truth, iou = pairs.found[chosen], pairs.truth[chosen], pairs.iou[chosen]
+    order = np.lexsort((truth, iou, found))  # a detection's best candidate last
+    found, truth, iou = found[order], truth[order], iou[order]
+    starts = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1]))) if len(found) else found
+    taken = np.zeros((len(unwanted), len(IOU_THRESHOLDS), len(crowd) or 1), bool)
+    for start, stop in zip(starts, np.concatenate((starts[1:], [len(found)])), strict=False):
+        candidates = truth[start:stop]
+        hit = (iou[start:stop] >= IOU_THRESHOLDS[:, None])[None]  # 1 x T x C
+        free = hit & ~(taken[:, :, candidates] & ~crowd[candidates])
+        best, counts = _best(free, unwanted[:, candidates])
+        area, threshold = np.nonzero(best >= 0)
+        winner = candidates[best[area, threshold]]
+        taken[area, threshold, winner] = True
+        result.matched[area, threshold, found[start]] = True
+        result.ignored[area, threshold, found[start]] = ~counts[area, threshold]
+
+
+def _best(free: np.ndarray, unwanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(A x T index of the best free candidate or -1, A x T whether it counts); candidates come best last."""
+    ranks = np.arange(1, free.shape[2] + 1)
+    wanted = np.max(ranks * (free & ~unwanted[:, None]), axis=2)
+    any_free = np.max(ranks * free, axis=2)
+    return np.where(wanted > 0, wanted, any_free) - 1, wanted > 0
+
+
+_TINY = np.spacing(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """precision: T x R x K x A; recall: T x K x A x M, for each number M of detections an image. NaN: no truth."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+
+
+def curves(truth: Objects, found: Objects, matches: Matches, categories: int, most: Sequence[int]) -> Curves:
+    """Precision and recall of matched detections sorted by category, image and falling score."""
+    wanted = ~(truth.outside_px() | truth.ignore | truth.crowd)  # A x N
+    thresholds, areas = len(IOU_THRESHOLDS), len(wanted)
+    precision = np.full((thresholds, len(RECALL_THRESHOLDS), categories, areas), np.nan)
+    recall = np.full((thresholds, categories, areas, len(most)), np.nan)
+    place = rank(found)
+    starts = np.searchsorted(found.category, np.arange(categories + 1))
+    for category in np.unique(truth.category):
+        there = slice(starts[category], starts[category + 1])
+        order = there.start + np.argsort(-found.score[there], kind="stable")
+        counted = ~matches.ignored[:, :, order]
+        hit = matches.matched[:, :, order]
+        number = wanted[:, truth.category == category].sum(1)
+        for area in np.flatnonzero(number):
+            right, wrong = hit[area] & counted[area], ~hit[area] & counted[area]
+            precision[:, :, category, area] = _precision(right, wrong, number[area])
+            for column, limit in enumerate(most):
+                recall[:, category, area, column] = right[:, place[order] < limit].sum(1) / number[area]
+    return Curves(precision, recall)
+
+
+def _precision(right: np.ndarray, wrong: np.ndarray, number: int) -> np.ndarray:
+    """T x R: the highest precision at or beyond each recall, 0 where it is not reached. right, wrong: bool T x D."""
+    hits, misses = np.cumsum(right, axis=1).astype(float), np.cumsum(wrong, axis=1).astype(float)
+    precision = hits / (misses + hits + _TINY)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    envelope = np.concatenate((envelope, np.zeros((len(envelope), 1))), axis=1)
+    reached = hits / number
+    places = [np.searchsorted(row, RECALL_THRESHOLDS, side="left") for row in reached]
+    return np.take_along_axis(envelope, np.array(places), axis=1)
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean of the values that are there, NaN if none is."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else float("nan")
+
+
+def precisions(result: Curves, names: Sequence[str]) -> dict[str, float]:
+    """AP, AP50, AP75, APs, APm, APl and ``AP/<category>``."""
+    overall = result.precision[..., 0]
+    values = {"AP": mean(overall), "AP50": mean(overall[0]), "AP75": mean(overall[5])}
+    values |= {f"AP{name}": mean(result.precision[..., area]) for area, name in enumerate(AREA_NAMES) if area}
+    return values | {f"AP/{name}": mean(overall[:, :, index]) for index, name in enumerate(names)}
+
+
+def recalls(result: Curves, most: Sequence[int]) -> dict[str, float]:
+    """AR at each number of detections an image, then ARs, ARm, ARl at the last of them."""
+    values = {f"AR{limit}": mean(result.recall[:, :, 0, column]) for column, limit in enumerate(most)}
+    return values | {f"AR{name}": mean(result.recall[:, :, area, -1]) for area, name in enumerate(AREA_NAMES) if area}

@@ -1,0 +1,64 @@
+"""A function over many arguments in several processes; results come in the arguments' order, as from a plain loop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def map_in_processes(
+    function: Callable[..., Result],
+    arguments: Sequence[tuple[Any, ...]],
+    processes: int,
+    *,
+    start: Callable[..., object] | None = None,
+    start_with: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Results one by one, each as soon as it and all before it are there.
+
+    With one process, or one argument, everything happens in this one. Processes are started anew (not forked: that
+    is not safe with torch's threads) and end with this one, however it ends.
+
+    Args:
+        function: of a module, so that another process can import it; called with each tuple of arguments.
+        start: called first in each process with `start_with`; also in this one when there are no others.
+
+    Raises:
+        Exception: whatever `function` raised; what has not begun by then is not begun.
+    """
+    if processes <= 1 or len(arguments) <= 1:
+        if start is not None:
+            start(*start_with)
+        yield from (function(*one) for one in arguments)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(processes, len(arguments)), context, initializer=_begin, initargs=(start, start_with)
+    )
+    try:
+        waiting = deque(pool.submit(function, *one) for one in arguments)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(start: Callable[..., object] | None, start_with: tuple[Any, ...]) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if start is not None:
+        start(*start_with)
+
+
+def _end_with(parent: Any) -> None:
+    """A parent that was killed cannot end its children."""
+    parent.join()
+    os._exit(1)

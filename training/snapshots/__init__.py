@@ -1,0 +1,1 @@
+"""Snapshots of a project's annotations: their format, corrections, reports and annotation cost."""

@@ -1,0 +1,242 @@
+"""The order of work: how much a person will have to edit in an image, told from the prediction alone.
+
+    expected edit = intercept + sum over features of weight x feature        (weights >= 0, actions of `corrections`)
+    score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)
+
+Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
+image that is worse in any feature never gets a better score. A model version carries them as effort.json; a version
+without that file, or whose fit orders no better than today's score, keeps `integration.regions.settings.certainty`.
+
+Shapes: H, W image size; K images, F features.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from model.instance import Instance, box_of
+from training.snapshots.outline_distance import outline_length
+
+EFFORT_FILE = "effort.json"
+#: Fewer images than this say little about the weights.
+LEAST_IMAGES = 20
+_RIDGE = 0.05
+#: Corners of an outline for one vertex that a person sees, about: keeps features on the scale of actions.
+_CORNERS_A_VERTEX = 10.0
+
+#: Features, each the larger the more there is to do. All are sums over the objects of an image.
+FEATURES = {
+    "objects": "objects shown",
+    "doubt": "1 - score of those",
+    "outline": "length of their outlines, in vertices",
+    "doubtful_outline": "the same times 1 - score",
+    "uncertain_outline": "the same times the uncertainty of the refined outline",
+    "box": "1 - IoU of the detector's box and the box around the mask: the two disagree",
+    "class": "overlap of their box with the box of an object of another class, shown or not",
+    "hidden": "scores of objects that were found but are not shown: they may be missing",
+    "nodes": "incoherent quadtree nodes of the refined outlines, in hundreds; 0 when the model does not tell",
+    "nothing": "1 when nothing is shown",
+}
+
+
+class EffortError(ValueError):
+    """Effort cannot be fitted or read; the message says what, the value and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffortModel:
+    """Weights of the features.
+
+    Attributes:
+        weights: by name of the feature, in actions, >= 0.
+        intercept: actions of an image whose features are all 0.
+        scale: the expected edit that is scored 0.5: the median of the images it was fitted to.
+        images: how many those were.
+        rank_correlation: Spearman's, of expected and real edits of images that were left out of the fit.
+        baseline: the same of today's score.
+        fitted_on: where the images came from.
+    """
+
+    weights: Mapping[str, float]
+    intercept: float
+    scale: float
+    images: int
+    rank_correlation: float
+    baseline: float
+    fitted_on: str = ""
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether it orders images better than today's score does."""
+        return self.rank_correlation > self.baseline
+
+    def expected_edit(self, features: Mapping[str, float]) -> float:
+        """Actions of the hand that an image will take, from its features."""
+        return self.intercept + sum(self.weights.get(name, 0.0) * value for name, value in features.items())
+
+    def score(self, shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> float:
+        """The task score, in (0, 1]: the more there is to edit, the lower. Six decimals, as Label Studio keeps."""
+        return round(self.scale / (self.scale + self.expected_edit(features_of(shown, hidden))), 6)
+
+    def save(self, directory: Path) -> Path:
+        """Write effort.json into a checkpoint directory."""
+        path = directory / EFFORT_FILE
+        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+
+def load_effort(directory: Path) -> EffortModel | None:
+    """The effort model of a checkpoint directory; None when it has none.
+
+    Raises:
+        EffortError: the file is damaged.
+    """
+    path = directory / EFFORT_FILE
+    try:
+        stored = EffortModel(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = [*stored.weights.values(), stored.intercept, stored.scale]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers) or stored.scale <= 0:
+            raise ValueError(f"weights, intercept and scale are {numbers}, expected finite numbers >= 0")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EffortError(f"{path} is damaged: {error}; run `transfiner effort calibrate` again") from error
+    return stored
+
+
+def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> dict[str, float]:
+    """The features of an image.
+
+    Args:
+        shown: instances that the annotator sees.
+        hidden: instances that were found but left out because of their score.
+    """
+    rows = [_object_features(one, [*shown, *hidden]) for one in shown]
+    totals = {name: float(sum(row.get(name, 0.0) for row in rows)) for name in FEATURES}
+    totals["hidden"] = float(sum(_unit(one.score) for one in hidden))
+    totals["nothing"] = float(not shown)
+    return totals
+
+
+def fit_effort(
+    features: Sequence[Mapping[str, float]],
+    edits: Sequence[float],
+    baseline_scores: Sequence[float],
+    *,
+    fitted_on: str = "",
+) -> EffortModel:
+    """Fit the weights to the edits that images took.
+
+    Args:
+        features: of K images, from `features_of`.
+        edits: their cost, from `corrections.edit_cost`.
+        baseline_scores: today's scores of the same images, low first.
+
+    Raises:
+        EffortError: fewer than `LEAST_IMAGES` images, or all took the same.
+    """
+    if len(edits) < LEAST_IMAGES or len(set(edits)) < 2:
+        raise EffortError(
+            f"{len(edits)} images with {len(set(edits))} different edits, expected {LEAST_IMAGES} images and some that "
+            "took more than others; annotate more images first"
+        )
+    matrix = np.array([[row.get(name, 0.0) for name in FEATURES] for row in features])
+    target = np.asarray(edits, dtype=np.float64)
+    weights, intercept = _solve(matrix, target)
+    left_out = _cross_fitted(matrix, target)
+    return EffortModel(
+        {name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)},
+        float(intercept),
+        max(float(np.median(target)), 1.0),
+        len(target),
+        rank_correlation(left_out, target),
+        rank_correlation(-np.asarray(baseline_scores), target),
+        fitted_on,
+    )
+
+
+def cross_fitted_edits(features: Sequence[Mapping[str, float]], edits: Sequence[float]) -> np.ndarray:
+    """Expected edit of each of K images, from weights that were fitted without it."""
+    matrix = np.array([[row.get(name, 0.0) for name in FEATURES] for row in features])
+    return _cross_fitted(matrix, np.asarray(edits, dtype=np.float64))
+
+
+def rank_correlation(expected: Sequence[float] | np.ndarray, real: Sequence[float] | np.ndarray) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank; 0 when either does not vary."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(np.asarray(values, dtype=np.float64)) for values in (expected, real)]
+    if any(np.ptp(one) == 0 for one in ranks):
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _solve(matrix: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights and intercept, all >= 0: least squares over features in units of their spread, slightly shrunk."""
+    spread = np.maximum(np.abs(matrix).max(axis=0), 1e-9)
+    scaled = np.hstack([matrix / spread, np.ones((len(matrix), 1))])
+    shrink = np.sqrt(_RIDGE * len(matrix)) * np.eye(scaled.shape[1])[:-1]
+    solved, _ = nnls(np.vstack([scaled, shrink]), np.concatenate([target, np.zeros(len(shrink))]))
+    return solved[:-1] / spread, float(solved[-1])
+
+
+def _cross_fitted(matrix: np.ndarray, target: np.ndarray, folds: int = 5) -> np.ndarray:
+    expected = np.zeros(len(target))
+    fold_of = np.random.default_rng(0).permutation(len(target)) % folds
+    for fold in range(folds):
+        held = fold_of == fold
+        weights, intercept = _solve(matrix[~held], target[~held])
+        expected[held] = matrix[held] @ weights + intercept
+    return expected
+
+
+def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str, float]:
+    doubt = 1 - _unit(one.score)
+    mask_box, corners = _outline(one)
+    vertices = corners / _CORNERS_A_VERTEX
+    nodes = one.incoherent_nodes or 0
+    return {
+        "objects": 1.0,
+        "doubt": doubt,
+        "outline": vertices,
+        "doubtful_outline": vertices * doubt,
+        "uncertain_outline": vertices * _unit(one.uncertainty),
+        "box": 1 - _box_iou(one.box_xyxy, mask_box),
+        "class": max((_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0),
+        "nodes": nodes / 100,
+    }
+
+
+def _outline(one: Instance) -> tuple[Sequence[float], int]:
+    """Box around the mask (all 0 when it is empty) and its outline's length; looks into the detector's box first."""
+    height, width = one.mask_hw.shape
+    left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in one.box_xyxy)
+    rows, columns = slice(max(top - 2, 0), max(bottom + 3, 0)), slice(max(left - 2, 0), max(right + 3, 0))
+    window = one.mask_hw[rows, columns]
+    if not window.any():
+        rows, columns, window = slice(0, height), slice(0, width), one.mask_hw
+    if not window.any():
+        return (0.0, 0.0, 0.0, 0.0), 0
+    x, y, right, bottom = box_of(window)
+    box = (x + columns.start, y + rows.start, right + columns.start, bottom + rows.start)
+    return box, outline_length(window)
+
+
+def _box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    union = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
+    return shared / union if shared > 0 and union > 0 else 0.0
+
+
+def _unit(value: float) -> float:
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 1.0

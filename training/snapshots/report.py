@@ -1,0 +1,205 @@
+"""The corrections of a snapshot as figures: per label and in all, as JSON and as a table.
+
+A predicted object counts under the label it was shown with, an added one under the label it was given. An annotation's
+seconds are shared out to its objects by 1 + cost: everything is looked at, and work takes longer.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from training.snapshots.corrections import Correction
+
+Json = dict[str, Any]
+#: What became of objects that were shown; the report's columns.
+SHOWN = ("kept", "moved", "relabelled", "deleted")
+#: The label of images without any object, which cost time too.
+NO_OBJECT = "(no object)"
+
+
+def image_entry(
+    corrections: Sequence[Correction],
+    *,
+    sha256: str,
+    part: str,
+    task_id: int,
+    annotation_ids: Sequence[int],
+    seconds: float | None,
+    shown: bool,
+    model_version: str = "",
+    prediction_score: float | None = None,
+) -> Json:
+    """What the report keeps of one image.
+
+    Args:
+        corrections: of its objects.
+        sha256: of its content; part: "train" or "holdout".
+        task_id: Label Studio's; annotation_ids likewise.
+        seconds: spent on it; None when unknown.
+        shown: whether a prediction was shown and is known.
+        model_version: of that prediction; prediction_score: its score.
+    """
+    return {
+        "sha256": sha256,
+        "part": part,
+        "task_id": task_id,
+        "annotation_ids": sorted(annotation_ids),
+        "seconds": seconds,
+        "shown": shown,
+        "model_version": model_version,
+        "prediction_score": prediction_score,
+        "cost": round(sum(one.cost for one in corrections), 3),
+        "objects": [_object_entry(one) for one in corrections],
+    }
+
+
+def build_correction_report(images: Iterable[Json], left_out: Sequence[Json] = ()) -> Json:
+    """The report of a snapshot.
+
+    Args:
+        images: from `image_entry`.
+        left_out: {task, annotation, region, reason} of what does not count.
+
+    Returns:
+        {"totals", "labels": {label: figures}, "images", "left_out"}, images by content hash. Figures: predicted, kept,
+        moved, relabelled, deleted, added, unseen (drawn where no prediction was shown), acceptance (kept / predicted;
+        None without predictions), moved_mean_px and moved_max_px of moved outlines, cost, seconds.
+    """
+    entries = sorted(images, key=lambda entry: entry["sha256"])
+    labels: dict[str, list[tuple[Json, float, bool]]] = {}
+    for entry in entries:
+        for one, seconds in _with_seconds(entry):
+            key = one["predicted_label"] or one["label"]
+            labels.setdefault(key, []).append((one, seconds, entry["shown"]))
+    everything = [row for rows in labels.values() for row in rows]
+    return {
+        "totals": {**_figures(everything), **_image_figures(entries)},
+        "labels": {label: _figures(labels[label]) for label in sorted(labels)},
+        "images": entries,
+        "left_out": list(left_out),
+    }
+
+
+def correction_report_markdown(report: Mapping[str, Any], title: str) -> str:
+    """The report as a page with one table."""
+    totals = report["totals"]
+    lines = [f"# {title}", "", _summary(totals), ""]
+    heads = (
+        "label",
+        "predicted",
+        *SHOWN,
+        "added",
+        "unseen",
+        "accepted",
+        "moved, mean px",
+        "max px",
+        "work",
+        "seconds",
+    )
+    lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for label, figures in [*report["labels"].items(), ("**all**", totals)]:
+        lines.append(f"| {label} | " + " | ".join(_cells(figures)) + " |")
+    lines += [
+        "",
+        "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing.",
+    ]
+    return "\n".join(lines + _reasons(report["left_out"])) + "\n"
+
+
+def _object_entry(one: Correction) -> Json:
+    return {
+        "correction": one.kind,
+        "label": one.label,
+        "predicted_label": one.predicted_label,
+        "score": one.score,
+        "iou": round(one.iou, 4),
+        "mean_px": round(one.mean_px, 3),
+        "max_px": round(one.max_px, 3),
+        "vertices": one.vertices,
+        "cost": round(one.cost, 3),
+    }
+
+
+def _with_seconds(entry: Json) -> list[tuple[Json, float]]:
+    objects = entry["objects"] or [_nothing(entry["shown"])]
+    total = sum(1 + one["cost"] for one in objects)
+    return [(one, (entry["seconds"] or 0.0) * (1 + one["cost"]) / total) for one in objects]
+
+
+def _nothing(shown: bool) -> Json:
+    return {
+        "correction": "",
+        "label": NO_OBJECT,
+        "predicted_label": None,
+        "vertices": 0,
+        "cost": 0.0,
+        "shown": shown,
+    }
+
+
+def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
+    kinds = [one["correction"] for one, _, _ in rows]
+    counts: Json = {kind: kinds.count(kind) for kind in SHOWN}
+    predicted = sum(counts.values())
+    moved = [one for one, _, _ in rows if one["vertices"] and one["predicted_label"]]
+    return {
+        "predicted": predicted,
+        **counts,
+        "added": sum(one["correction"] == "added" and shown for one, _, shown in rows),
+        "unseen": sum(one["correction"] == "added" and not shown for one, _, shown in rows),
+        "acceptance": counts["kept"] / predicted if predicted else None,
+        "moved_mean_px": statistics.fmean(one["mean_px"] for one in moved) if moved else None,
+        "moved_max_px": max(one["max_px"] for one in moved) if moved else None,
+        "cost": round(sum(one["cost"] for one, _, _ in rows), 3),
+        "seconds": round(sum(seconds for _, seconds, _ in rows), 3),
+    }
+
+
+def _image_figures(entries: Sequence[Json]) -> Json:
+    timed = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
+    shown = [entry for entry in entries if entry["shown"]]
+    return {
+        "images": len(entries),
+        "images_shown": len(shown),
+        "images_untouched": sum(entry["cost"] == 0 for entry in shown),
+        "images_timed": len(timed),
+        "median_seconds": statistics.median(timed) if timed else None,
+        "median_cost": statistics.median(entry["cost"] for entry in entries) if entries else None,
+    }
+
+
+def _summary(totals: Mapping[str, Any]) -> str:
+    accepted = totals["acceptance"]
+    parts = [f"{totals['images']} images, {totals['images_shown']} with a prediction"]
+    if totals["images_shown"]:
+        parts.append(f"{totals['images_untouched']} submitted as they were")
+    if accepted is not None:
+        parts.append(f"{accepted:.0%} of {totals['predicted']} predicted objects kept")
+    if totals["median_seconds"] is not None:
+        parts.append(f"{totals['median_seconds']:.0f} s an image (median of {totals['images_timed']})")
+    return "; ".join(parts) + "."
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    counts = [str(figures[key]) for key in ("predicted", *SHOWN, "added", "unseen")]
+    accepted = figures["acceptance"]
+    measures = [figures["moved_mean_px"], figures["moved_max_px"], figures["cost"], figures["seconds"]]
+    cells = ["" if accepted is None else f"{accepted:.0%}"]
+    cells += ["" if value is None else f"{value:.1f}" for value in measures]
+    return counts + cells
+
+
+def _reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not left_out:
+        return []
+    counted: dict[str, list[str]] = {}
+    for one in left_out:
+        place = f"task {one['task']}" + (f" region {one['region']}" if one["region"] else "")
+        counted.setdefault(one["reason"], []).append(place)
+    lines = ["", f"## Left out: {len(left_out)}", ""]
+    for reason, places in sorted(counted.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+        lines.append(f"- {len(places)} x {reason}: {', '.join(places[:5])}{more}")
+    return lines

@@ -1,0 +1,117 @@
+"""Samples of a snapshot with what people corrected in them, and any set with its classes put in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.datasets import Sample
+from training.datasets.loader import SampleSet, WeightedSample
+from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pillow_pixels
+
+
+class SnapshotSamples(Sequence[WeightedSample]):
+    """The training part of a snapshot, weighted as its corrections say.
+
+    An object that only has a box trains its box and class: its mask, which is that box, weighs nothing. Disputed
+    objects are crowd, so not trained on.
+
+    Args:
+        directory: of the snapshot; it is checked against its digest.
+        band_weight: factor of the places where people moved an outline.
+        part: "train" or "holdout".
+        without: content hashes of images to leave out.
+
+    Raises:
+        SnapshotError: the directory is no snapshot, or was changed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        band_weight: float = 1.0,
+        part: str = "train",
+        without: Collection[str] = (),
+    ) -> None:
+        self.snapshot: Snapshot = open_snapshot(directory)
+        self.band_weight = band_weight
+        self.class_names: tuple[str, ...] = self.snapshot.classes
+        records = self.snapshot.coco(part)
+        self._images: list[dict[str, Any]] = [one for one in records["images"] if one["sha256"] not in without]
+        self._class_of = {one["id"]: self.class_names.index(one["name"]) for one in records["categories"]}
+        self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
+        for annotation in records["annotations"]:
+            if annotation["image_id"] in self._objects:
+                self._objects[annotation["image_id"]].append(annotation)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> WeightedSample:  # type: ignore[override]
+        image = self._images[index]
+        picture = pillow_pixels(self.snapshot.images / image["file_name"])
+        objects, size = self._objects[image["id"]], picture.shape[:2]
+        masks = [decode_rle(one["segmentation"]) for one in objects]
+        bands = [decode_rle(band) if (band := one.get("moved_band")) else np.zeros(size, bool) for one in objects]
+        weights = [0.0 if one.get("box_only") else float(one.get("weight", 1.0)) for one in objects]
+        return WeightedSample(
+            picture,
+            np.array(masks, bool).reshape(-1, *size),
+            np.array([self._class_of[one["category_id"]] for one in objects], np.int64),
+            np.array([bool(one.get("iscrowd", 0)) for one in objects], bool),
+            int(image["id"]),
+            np.array(weights, np.float32),
+            np.array(bands, bool).reshape(-1, *size),
+            self.band_weight,
+        )
+
+
+class Plain(Sequence[Sample]):
+    """A weighted set without its weights: the control that shows what they are good for."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples, self.class_names = samples, samples.class_names
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        one = self.samples[index]
+        return Sample(one.image, one.masks, one.classes, one.crowd, one.image_id)
+
+
+class Relabelled(Sequence[Sample]):
+    """A set seen through other classes: matched by name, renamed first; objects of other classes count as crowd.
+
+    What a set never labelled is background in it: choose base sets that do not show the objects of new classes.
+
+    Args:
+        samples: the set. classes: names to give out, in their order. renamed: name in the set -> name in `classes`.
+    """
+
+    def __init__(self, samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
+        self.samples, self.class_names = samples, tuple(classes)
+        names = [(renamed or {}).get(name, name) for name in samples.class_names]
+        self._index_of = np.array(
+            [self.class_names.index(name) if name in self.class_names else -1 for name in names], np.int64
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        sample = self.samples[index]
+        classes = self._index_of[sample.classes]
+        return replace(sample, classes=np.maximum(classes, 0), crowd=sample.crowd | (classes < 0))
+
+
+def relabel_samples(samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str]) -> SampleSet:
+    """The set with these classes; itself where it has them already."""
+    if tuple(samples.class_names) == tuple(classes) and not renamed:
+        return samples
+    return Relabelled(samples, classes, renamed)

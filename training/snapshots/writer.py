@@ -1,0 +1,188 @@
+"""Writing snapshots: images are collected one by one, and the whole moves into place at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from training.snapshots.format import (
+    FILES,
+    HOLDOUT_SHARE,
+    MANIFEST,
+    ImageRecord,
+    Json,
+    SnapshotError,
+    SnapshotObject,
+    coco_file,
+    digest_of,
+    image_record,
+    is_holdout,
+)
+
+
+def write_snapshot(
+    images: Iterable[tuple[np.ndarray, Sequence[SnapshotObject]]],
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    project: str = "",
+    holdout_share: float = HOLDOUT_SHARE,
+) -> Path:
+    """A snapshot of images (uint8 H x W x 3) with their objects, without a report; see `SnapshotWriter`."""
+    with SnapshotWriter(folder, classes, project=project, holdout_share=holdout_share) as writer:
+        for image_rgb, objects in images:
+            writer.add(image_record(image_rgb, objects, classes), image_rgb)
+        return writer.finish()
+
+
+class SnapshotWriter:
+    """Collects images, then writes them as one snapshot; nothing of it is seen before it is whole.
+
+    Use as a context manager: what was collected is removed at its end unless `finish` moved it into place.
+
+    Args:
+        folder: where snapshots lie; each becomes a folder named by its digest.
+        classes: names, in the order of the categories.
+        project: whose data it is.
+        holdout_share: expected share of images in the hold-out.
+    """
+
+    def __init__(
+        self, folder: Path, classes: Sequence[str], *, project: str = "", holdout_share: float = HOLDOUT_SHARE
+    ) -> None:
+        if not 0 <= holdout_share < 1 or len(set(classes)) != len(classes) or not classes:
+            raise ValueError(
+                f"a snapshot needs distinct classes and a hold-out share in [0, 1), got classes {list(classes)} and "
+                f"share {holdout_share}"
+            )
+        self.folder, self.classes, self.project = folder, tuple(classes), project
+        self.holdout_share = holdout_share
+        self._records: dict[str, ImageRecord] = {}
+        self._unfinished = folder / f".unfinished-{os.getpid()}-{id(self):x}"
+
+    def __enter__(self) -> SnapshotWriter:
+        (self._unfinished / "images").mkdir(parents=True)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def add(self, record: ImageRecord, image_rgb: np.ndarray, file: tuple[bytes, str] | None = None) -> None:
+        """Take in an image.
+
+        Args:
+            record: from `snapshot_records.image_record`; replaces one of the same content.
+            image_rgb: uint8, H x W x 3.
+            file: bytes and suffix (".jpg") of a file that decodes to these pixels in Pillow; a PNG is written if None.
+        """
+        suffix = file[1] if file else ".png"
+        path = self._unfinished / "images" / f"{record.sha256}{suffix}"
+        for former in path.parent.glob(f"{record.sha256}.*"):
+            former.unlink()
+        if file:
+            path.write_bytes(file[0])
+        else:
+            Image.fromarray(image_rgb).save(path, "PNG")
+        image = {**record.image, "file_name": path.name}
+        self._records[record.sha256] = ImageRecord(record.sha256, image, record.annotations)
+
+    def finish(
+        self,
+        *,
+        newest_annotation_at: datetime | None = None,
+        annotation_ids: Sequence[int] = (),
+        extra: Mapping[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
+        report_markdown: str = "",
+        pictures: Mapping[str, Image.Image] | None = None,
+    ) -> Path:
+        """Write everything and move it into place.
+
+        Args:
+            newest_annotation_at: of the annotations in it.
+            annotation_ids: Label Studio's.
+            extra: further entries of the manifest.
+            report: becomes corrections.json; `report_markdown` report.md; `pictures` PNG files by name.
+
+        Returns:
+            `folder/<digest>`. A snapshot with the same digest that is there already is kept as it is.
+
+        Raises:
+            SnapshotError: there is no image in it.
+        """
+        if not self._records:
+            raise SnapshotError(
+                "a snapshot without a single image, expected at least one annotated task; annotate some images, or "
+                "look at the reasons why all were left out"
+            )
+        sets = self._write_sets()
+        digest = digest_of(sets["train"], sets["holdout"], self.holdout_share)
+        manifest = {
+            **(extra or {}),
+            "digest": digest,
+            "project": self.project,
+            "classes": list(self.classes),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "newest_annotation_at": newest_annotation_at.isoformat() if newest_annotation_at else None,
+            "holdout_share": self.holdout_share,
+            "counts": _counts(sets, self.classes),
+            "annotation_ids": sorted(set(annotation_ids)),
+        }
+        _write_json(self._unfinished / "corrections.json", report or {})
+        (self._unfinished / "report.md").write_text(report_markdown, encoding="utf-8")
+        (self._unfinished / "pictures").mkdir()
+        for name, picture in (pictures or {}).items():
+            picture.save(self._unfinished / "pictures" / name)
+        _write_json(self._unfinished / MANIFEST, manifest)
+        return self._move(digest)
+
+    def _write_sets(self) -> dict[str, Json]:
+        records = list(self._records.values())
+        held = [one for one in records if is_holdout(one.sha256, self.holdout_share)]
+        train = [one for one in records if not is_holdout(one.sha256, self.holdout_share)]
+        # Image ids go on in the second file, so that they are unique in the snapshot.
+        sets = {
+            "train": coco_file(train, self.classes),
+            "holdout": coco_file(held, self.classes, first_image_id=len(train) + 1),
+        }
+        for name, coco in sets.items():
+            _write_json(self._unfinished / FILES[name], coco)
+        return sets
+
+    def _move(self, digest: str) -> Path:
+        target = self.folder / digest
+        if not target.exists():
+            try:
+                self._unfinished.rename(target)
+            except OSError:
+                if not (target / MANIFEST).is_file():  # else another process was faster with the same data
+                    raise
+        return target
+
+
+def _counts(sets: Mapping[str, Json], classes: Sequence[str]) -> Json:
+    objects = [entry for coco in sets.values() for entry in coco["annotations"] if not entry["iscrowd"]]
+    by_class = [sum(entry["category_id"] == number for entry in objects) for number in range(1, len(classes) + 1)]
+    annotated = {entry["image_id"] for coco in sets.values() for entry in coco["annotations"]}
+    images = sum(len(coco["images"]) for coco in sets.values())
+    return {
+        "images": images,
+        "train_images": len(sets["train"]["images"]),
+        "holdout_images": len(sets["holdout"]["images"]),
+        "empty_images": images - len(annotated),
+        "objects": len(objects),
+        "disputed": sum(entry["iscrowd"] for coco in sets.values() for entry in coco["annotations"]),
+        "objects_by_class": dict(zip(classes, by_class, strict=True)),
+    }
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
