@@ -106,10 +106,10 @@ def smooth_outline(
     """
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
-    polygons = exact.polygons
+    polygons, size_px = exact.polygons, (float(mask_hw.shape[1]), float(mask_hw.shape[0]))
     if max_vertices is not None and polygons:
-        tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fitted=True)
-    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fitted=True))
+        tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
+    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px))
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -134,10 +134,12 @@ def keyhole(polygon: Polygon) -> np.ndarray:
     return cut_open(polygon.exterior, polygon.holes)
 
 
-def _simplified(polygons: list[Polygon], tolerances_px: list[float], *, fitted: bool = False) -> list[Polygon]:
+def _simplified(
+    polygons: list[Polygon], tolerances_px: list[float], *, fit_in_px: tuple[float, float] | None = None
+) -> list[Polygon]:
     if not any(tolerances_px):
         return polygons
-    outline = Outline([_rings(polygon, e, fitted) for polygon, e in zip(polygons, tolerances_px, strict=True)])
+    outline = Outline([_rings(polygon, e, fit_in_px) for polygon, e in zip(polygons, tolerances_px, strict=True)])
     simplify_outlines([outline])
     return [
         Polygon(part[0], tuple(part[1:]), tolerance)
@@ -145,17 +147,21 @@ def _simplified(polygons: list[Polygon], tolerances_px: list[float], *, fitted: 
     ]
 
 
-def _rings(polygon: Polygon, tolerance_px: float, fitted: bool) -> list[Ring]:
-    chains = [Chain(ring, tolerance_px, closed=True, fitted=fitted) for ring in (polygon.exterior, *polygon.holes)]
+def _rings(polygon: Polygon, tolerance_px: float, fit_in_px: tuple[float, float] | None) -> list[Ring]:
+    chains = [
+        Chain(ring, tolerance_px, closed=True, fit_in_px=fit_in_px) for ring in (polygon.exterior, *polygon.holes)
+    ]
     return [Ring(((chain, True),), is_hole=number > 0) for number, chain in enumerate(chains)]
 
 
-def _least_tolerance(polygons: list[Polygon], tolerance_px: float, max_vertices: int, *, fitted: bool = False) -> float:
+def _least_tolerance(
+    polygons: list[Polygon], tolerance_px: float, max_vertices: int, *, fit_in_px: tuple[float, float] | None = None
+) -> float:
     """The least tolerance from `tolerance_px` on that meets the budget, found to within one percent."""
     cuts = 2 * (len(polygons) - 1)
 
     def fits(tolerance: float) -> bool:
-        simplified = _simplified(polygons, [tolerance] * len(polygons), fitted=fitted)
+        simplified = _simplified(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
         return sum(polygon.vertex_count for polygon in simplified) + cuts <= max_vertices
 
     if fits(tolerance_px):

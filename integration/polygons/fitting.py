@@ -29,6 +29,7 @@ def fit_vertices(
     spans: np.ndarray,
     *,
     closed: bool,
+    size_px: tuple[float, float],
 ) -> np.ndarray:
     """Fit a chain's vertices.
 
@@ -40,6 +41,7 @@ def fit_vertices(
         vertices_px: (N, 2), certified.
         spans: (N,), the corner of each vertex, ascending.
         closed: whether the last corner is joined to the first; the ends of open chains stay.
+        size_px: width and height of the image. Vertices stay in it, and those of corners on its border on the border.
 
     Returns:
         (N, 2), certified.
@@ -58,6 +60,8 @@ def fit_vertices(
     after = np.arange(len(first)) if closed else np.arange(1, len(first))
     moving = np.arange(len(vertices_px)) if closed else np.arange(1, len(vertices_px) - 1)
     wishes[moving] = _crossings(normals[before], offsets[before], normals[after], offsets[after], vertices_px[moving])
+    corner = corners_px[spans % count]
+    wishes = np.where((corner == 0) | (corner == size_px), corner, np.clip(wishes, 0, size_px))
     return _certified(corners_px, radii_px, vertices_px, wishes, spans, first, last)
 
 
@@ -107,8 +111,8 @@ def _certified(
     own_corner, own_radius = corners_px[spans % count], radii_px[spans % count]
     # A wish farther off than the radius is cut short, so that its direction is not lost.
     step = wishes_px - own_corner
-    away = np.hypot(*step.T)
-    wishes_px = own_corner + step * np.minimum(1, own_radius * 0.999 / np.maximum(away, _NO_LENGTH))[:, None]
+    away = np.maximum(np.hypot(*step.T), _NO_LENGTH)
+    wishes_px = own_corner + step * np.minimum(1, own_radius * 0.999 / away)[:, None]
     level: np.ndarray = np.zeros(len(vertices_px), dtype=np.int64)
     shares = np.array(_SHARES)
     ends = np.append(np.arange(1, len(first)), len(first) % len(vertices_px))

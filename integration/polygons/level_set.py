@@ -61,9 +61,9 @@ def level_set_outline(
 
     Args:
         mask_hw: bool, H x W: which pixel centres are inside.
-        patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None: the
-            mask itself, blurred by a pixel, which takes the steps off its edges. At the image's border either counts as
-            going on, so outlines of objects that touch the border reach it.
+        patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None:
+            the mask itself, blurred by a pixel, which takes the steps off its edges. At the image's border either
+            counts as going on, so outlines of objects that touch the border reach it.
         min_area_px: parts and holes smaller than this are left out and counted.
         border_px: probabilities this close to the image's border are not used; those farther inside count there.
 

@@ -40,9 +40,24 @@ class Chain:
         spans: int (N,), the corner that each vertex belongs to, ascending around the chain.
     """
 
-    def __init__(self, corners: np.ndarray, tolerance_px: float, *, closed: bool, fitted: bool = False) -> None:
-        """Take corners (n, 2); `fitted` moves vertices off the contour to where the segments fit it best."""
-        self._fitted = fitted
+    def __init__(
+        self,
+        corners: np.ndarray,
+        tolerance_px: float,
+        *,
+        closed: bool,
+        fit_in_px: tuple[float, float] | None = None,
+    ) -> None:
+        """Take corners (n, 2).
+
+        Args:
+            corners: no two neighbours alike.
+            tolerance_px: the first radius of every corner.
+            closed: whether the last corner is joined to the first.
+            fit_in_px: width and height of the image, to move vertices off the contour to where the segments fit it best;
+                None: vertices stay on the contour.
+        """
+        self._fit_in_px = fit_in_px
         self.corners, self.closed = np.asarray(corners, dtype=np.float64), closed
         self._tolerance_px = tolerance_px
         self._radii = np.full(len(corners), float(tolerance_px))
@@ -89,9 +104,15 @@ class Chain:
         least = int(nodes.argmin())
         nodes = np.concatenate([nodes[least:], nodes[:least]])
         self.vertices, self.spans = graph.points_px(nodes), graph.corner_of(nodes)
-        if self._fitted:
+        if self._fit_in_px is not None:
             self.vertices = fit_vertices(
-                self.corners, self._radii, graph.moments(), self.vertices, self.spans, closed=self.closed
+                self.corners,
+                self._radii,
+                graph.moments(),
+                self.vertices,
+                self.spans,
+                closed=self.closed,
+                size_px=self._fit_in_px,
             )
 
 

@@ -32,7 +32,8 @@ class Output:
         holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks where the config has them.
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
-        min_area_px: parts and holes of polygons, and objects, smaller than this are left out.
+        min_area_px: parts and holes of polygons, and objects, smaller than this are left out. 0: masks are drawn as
+            they are, whatever the two shares and `border_px` say.
         min_part_share: parts smaller than this share of the object's largest part are left out.
         min_hole_share: holes smaller than this share of the object's area are filled.
         border_px: masks that come this close to the border of the image go on to it.

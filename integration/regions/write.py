@@ -209,11 +209,12 @@ class _Drawing:
         return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
 
     def _clean(self, number: int, min_area_px: float) -> Cleaned:
-        """The mask of an instance as it is drawn; a minimum area of 0 keeps every part and hole."""
+        """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
         key = number, min_area_px
         if key not in self._cleaned:
-            output = self._output
-            mask_hw = reach_border(self._instances[number].mask_hw, output.border_px)
+            output, mask_hw = self._output, self._instances[number].mask_hw
+            if min_area_px > 0:
+                mask_hw = reach_border(mask_hw, output.border_px)
             has_rule = min_area_px > 0 and (output.min_part_share or output.min_hole_share)
             rule = CrumbRule(min_area_px, output.min_part_share, min_area_px, output.min_hole_share)
             self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else Cleaned(mask_hw)

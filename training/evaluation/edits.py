@@ -18,10 +18,10 @@ Seconds are sums of the keystroke-level model (Card, Moran and Newell 1980): key
 think 1.35, once an object where a decision is needed.
 
 Which region becomes which object, and whether it is edited or deleted and drawn anew, is chosen so that the sum of
-actions is least. An outline is edited at the corners of the truth: each wrong pixel belongs to the nearest vertex of the
-true outline. All vertices with a point of either outline farther off than allowed nearby are put right, then others, the
-largest error first, until the IoU is reached; predicted vertices that are farther off than allowed and were not dragged
-to a new place are removed.
+actions is least. An outline is edited at the corners of the truth: each wrong pixel belongs to the nearest vertex of
+the true outline. All vertices are put right that have a point of either outline too far off nearby, then others, the
+largest error first, until the IoU is reached; predicted vertices that are too far off and were not dragged to a new
+place are removed.
 
 Shapes: H, W image size; N, M vertices.
 """
