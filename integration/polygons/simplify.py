@@ -54,7 +54,7 @@ class Chain:
             corners: no two neighbours alike.
             tolerance_px: the first radius of every corner.
             closed: whether the last corner is joined to the first.
-            fit_in_px: width and height of the image, to move vertices off the contour to where the segments fit it best;
+            fit_in_px: width and height of the image, to move vertices to where the segments fit the contour best;
                 None: vertices stay on the contour.
         """
         self._fit_in_px = fit_in_px

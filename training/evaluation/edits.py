@@ -34,10 +34,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from model.mask_overlap import iou_matrix
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from model.instance import iou_matrix
 from training.snapshots.outline_distance import compare_outlines
 
 #: Vertices (N, 2) of all outlines of a bool H x W mask, as a person would click them.
