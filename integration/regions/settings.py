@@ -27,9 +27,10 @@ class Output:
 
     Attributes:
         kind: "auto": polygons, else brush masks, else boxes, whichever the label config has for the class;
-            "polygon", "brush", "rectangle": that kind where the label config has it, else as "auto";
+            "polygon", "brush", "bitmask", "rectangle": that kind where the label config has it, else as "auto";
             "all": every kind the label config has.
-        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks where the config has them.
+        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (or bitmasks) where the config has
+            them.
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
         min_area_px: parts and holes of polygons, and objects, smaller than this are left out. 0: masks are drawn as
@@ -58,7 +59,7 @@ class Output:
     border_px: int = 2
     parts: Literal["joined", "separate"] = "joined"
     outline: Literal["smooth", "pixels"] = "smooth"
-    double_iou: float = 0.7
+    double_iou: float = 0.6
     shared_edges: bool = False
     max_regions: int = 300
     score_threshold: float = 0.0

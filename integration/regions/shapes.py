@@ -14,6 +14,7 @@ from scipy import ndimage
 from integration.polygons.convert import keyhole
 from integration.polygons.exact import Outlined, exact_polygons
 from integration.polygons.joining import join_polygons
+from integration.regions.bitmask_png import encode_bitmask
 from integration.regions.brush_rle import encode_brush_mask
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
@@ -85,6 +86,13 @@ def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
         return Shapes((), parts_dropped=int(mask_hw.any()))
     shape = Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})
     return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+
+
+def bitmask_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+    """The exact mask, parts and holes included, as a PNG."""
+    if mask_hw.sum() < max(min_area_px, 1):
+        return Shapes((), parts_dropped=int(mask_hw.any()))
+    return Shapes((Shape({"imageDataURL": encode_bitmask(mask_hw)}),), parts_merged=_part_count(mask_hw) - 1)
 
 
 def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:

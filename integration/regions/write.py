@@ -25,6 +25,7 @@ from integration.regions.settings import Output, RegionError, Report, Scorer, ce
 from integration.regions.shapes import (
     Shape,
     Shapes,
+    bitmask_shapes,
     brush_shapes,
     has_holes,
     polygon_shapes,
@@ -193,10 +194,10 @@ class _Drawing:
         if self._output.kind == "all":
             return [by_kind[kind] for kind in KINDS if kind in by_kind]
         chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
-        may_be_brush = chosen.control.kind == "polygon" and "brush" in by_kind
-        if self._output.holes == "brush" and may_be_brush:
+        masks = [kind for kind in ("brush", "bitmask") if kind in by_kind]
+        if self._output.holes == "brush" and chosen.control.kind == "polygon" and masks:
             min_area_px = self._min_area_px(chosen.control)
-            return [by_kind["brush"] if has_holes(instance.mask_hw, min_area_px) else chosen]
+            return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
 
     def _is_double(self, number: int) -> bool:
@@ -204,7 +205,8 @@ class _Drawing:
         if self._output.double_iou >= 1 or not self._shown_numbers:
             return False
         if self._overlap is None:
-            masks_hw = [instance.mask_hw for instance in self._instances]
+            min_area_px = self._output.min_area_px
+            masks_hw = [self._clean(number, min_area_px).mask_hw for number in range(len(self._instances))]
             self._overlap = iou_matrix(masks_hw, masks_hw)
         return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
 
@@ -244,6 +246,8 @@ class _Drawing:
         cleaned = self._clean(number, min_area_px)
         if control.kind == "brush":
             shapes = brush_shapes(cleaned.mask_hw, min_area_px=min_area_px)
+        elif control.kind == "bitmask":
+            shapes = bitmask_shapes(cleaned.mask_hw, min_area_px=min_area_px)
         elif control.kind == "rectangle":
             shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
         else:
