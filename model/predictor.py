@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
-from model.instance import Instance
+from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
 from model.parallel import MOST_AT_A_TIME, map_in_threads
 
@@ -204,19 +204,21 @@ class Predictor:
     def _instances(self, found: Instances) -> list[Instance]:
         found = found.to("cpu")
         scores: Tensor = found.scores.float()
-        boxes = found.pred_boxes.tensor.float().tolist()
+        boxes = [(box[0], box[1], box[2], box[3]) for box in found.pred_boxes.tensor.float().tolist()]
         masks = found.pred_masks.numpy()
         classes = found.pred_classes.tolist()
         uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
+        patches = found.mask_probabilities.float().numpy() if found.has("mask_probabilities") else None
         nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
         return [
             Instance(
-                box_xyxy=(boxes[r][0], boxes[r][1], boxes[r][2], boxes[r][3]),
+                box_xyxy=boxes[r],
                 label=self.labels[classes[r]],
                 score=float(scores[r]),
                 mask_hw=masks[r],
                 uncertainty=uncertainty[r],
                 incoherent_nodes=None if nodes[r] is None else int(nodes[r]),
+                probabilities=None if patches is None else ProbabilityPatch(patches[r], boxes[r]),
             )
             for r in scores.argsort(descending=True, stable=True).tolist()
         ]

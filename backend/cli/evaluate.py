@@ -59,6 +59,23 @@ if TYPE_CHECKING:
 )
 @click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
 @click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
+@click.option(
+    "--edits",
+    is_flag=True,
+    help="Count what a simulated annotator does to correct the shown regions, beside other ways to draw them.",
+)
+@click.option(
+    "--good",
+    nargs=2,
+    type=float,
+    default=(0.95, 3.0),
+    show_default=True,
+    metavar="IOU PX",
+    help="Edits: outlines at least so alike, and nowhere farther off, are left alone.",
+)
+@click.option(
+    "--shown-from", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Edits: lowest score shown."
+)
 @served_options
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
@@ -76,6 +93,9 @@ def evaluate(
     picture: Path | None,
     rows: int,
     card: bool,
+    edits: bool,
+    good: tuple[float, float],
+    shown_from: float,
     as_json: bool,
     served: str | None,
     **served_as: Any,
@@ -84,6 +104,7 @@ def evaluate(
 
     \b
     Example: transfiner evaluate --weights model/weights/scenes-small --scenes val --count 200
+             transfiner evaluate --weights model/weights/scenes-small --scenes val --count 100 --edits
              transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
     """
     import torch
@@ -101,6 +122,12 @@ def evaluate(
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     try:
         samples = open_set(name)
+        if edits:
+            if submission or picture or card:
+                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
+            served_from = {"served": served, **served_as} if served else None
+            _edits(samples, name, weights, served_from, good, shown_from, device, as_json)
+            return
         if served:
             if submission or picture or card:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
@@ -126,6 +153,33 @@ def _served(
     from backend.devtools.served_evaluation.compare import comparison_text
 
     _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
+
+
+def _edits(
+    samples: Any,
+    name: str,
+    weights: Path | None,
+    served_as: dict[str, Any] | None,
+    good: tuple[float, float],
+    shown_from: float,
+    device: str,
+    as_json: bool,
+) -> None:
+    """What correcting the shown regions takes, of weights or of a running API."""
+    from backend.devtools.simulated_edits import edits_text, evaluate_edits
+    from training.evaluation.edits import GoodOutline
+
+    rule = GoodOutline(iou=good[0], distance_px=good[1])
+    if served_as is not None:
+        from backend.devtools.served_evaluation.command import evaluate_served_edits, served_options_of
+
+        asked = served_options_of(served_as | {"threshold": shown_from})
+        _say(evaluate_served_edits(asked, samples, name, good=rule), as_json, edits_text)
+        return
+    if weights is None:
+        raise click.UsageError("--weights is missing; only --served does without")
+    outcome = evaluate_edits(samples, name, weights, good=rule, shown_from=shown_from, device=device)
+    _say(outcome, as_json, edits_text)
 
 
 def _raw(

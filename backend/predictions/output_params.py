@@ -16,12 +16,18 @@ class OutputParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["auto", "polygon", "brush", "rectangle", "all"] | None = None
+    kind: Literal["auto", "polygon", "brush", "bitmask", "rectangle", "all"] | None = None
     holes: Literal["keyhole", "brush"] | None = None
     score_threshold: float | None = Field(default=None, ge=0, le=1)
     tolerance_px: float | None = Field(default=None, ge=0)
     max_vertices: int | None = Field(default=None, ge=3)
     min_area_px: float | None = Field(default=None, ge=0)
+    min_part_share: float | None = Field(default=None, ge=0, le=1)
+    min_hole_share: float | None = Field(default=None, ge=0, le=1)
+    border_px: int | None = Field(default=None, ge=0, le=16)
+    parts: Literal["joined", "separate"] | None = None
+    outline: Literal["smooth", "pixels"] | None = None
+    double_iou: float | None = Field(default=None, gt=0, le=1)
     shared_edges: bool | None = None
     max_regions: int | None = Field(default=None, ge=1)
 

@@ -64,6 +64,7 @@ def upscale_instance(instance: Instance, height: int, width: int) -> Instance:
         instance,
         box_xyxy=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
         mask_hw=instance.mask_hw[rows][:, columns],
+        probabilities=None,
     )
 
 

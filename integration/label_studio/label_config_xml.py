@@ -24,9 +24,11 @@ T = TypeVar("T")
 _KIND_OF_TAG: dict[str, Kind] = {
     "polygonlabels": "polygon",
     "brushlabels": "brush",
+    "bitmasklabels": "bitmask",
     "rectanglelabels": "rectangle",
     "polygon": "polygon",
     "brush": "brush",
+    "bitmask": "bitmask",
     "rectangle": "rectangle",
 }
 _LABEL_TAGS = {"label", "choice"}
@@ -209,15 +211,15 @@ def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
         return f"no control can be predicted: {'; '.join(warnings)}"
     found = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
     return (
-        "the labelling configuration has no PolygonLabels, BrushLabels or RectangleLabels for an image; "
+        "the labelling configuration has no PolygonLabels, BrushLabels, BitmaskLabels or RectangleLabels for an image; "
         f"its controls are: {', '.join(found)}; add a <PolygonLabels name=... toName=...> with labels"
     )
 
 
-Kind = Literal["polygon", "brush", "rectangle"]
+Kind = Literal["polygon", "brush", "bitmask", "rectangle"]
 
 #: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
-KINDS: tuple[Kind, ...] = ("polygon", "brush", "rectangle")
+KINDS: tuple[Kind, ...] = ("polygon", "brush", "bitmask", "rectangle")
 CATCH_ALL = "*"
 
 
@@ -254,7 +256,7 @@ class Control:
         labels: in the order of the configuration.
         labels_name: `from_name` of the labels: equal to `name` for PolygonLabels and the like, the name of
             the Labels or Choices tag when the geometry has a tag of its own.
-        labels_type: "polygonlabels", "brushlabels", "rectanglelabels", "labels" or "choices".
+        labels_type: "polygonlabels", "brushlabels", "bitmasklabels", "rectanglelabels", "labels" or "choices".
         score_threshold, tolerance_px, max_vertices, min_area_px, max_regions: from the `model_*` attributes
             that `label_config` lists; None if absent.
     """

@@ -141,7 +141,7 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
 def used_labels(row: Mapping[str, Any]) -> set[str]:
     """Labels on outlines in the annotations of an exported task, for exports without their label config."""
     regions = [one for entry in _objects(row.get("annotations")) for one in _objects(entry.get("result"))]
-    kinds = ("polygonlabels", "brushlabels", "rectanglelabels", "labels")
+    kinds = ("polygonlabels", "brushlabels", "bitmasklabels", "rectanglelabels", "labels")
     found = ((one.get("value") or {}).get(one.get("type")) for one in regions if one.get("type") in kinds)
     return {label for labels in found for label in _list(labels) if isinstance(label, str)}
 

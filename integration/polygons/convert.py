@@ -15,6 +15,7 @@ import numpy as np
 
 from integration.polygons.contours import fill_even_odd
 from integration.polygons.exact import Outlined, Polygon, cut_open, exact_outline, exact_polygons
+from integration.polygons.level_set import Patch, level_set_outline
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "mask_to_polygons",
     "outline_mask",
     "polygons_to_mask",
+    "smooth_outline",
 ]
 
 _FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
@@ -71,10 +73,43 @@ def outline_mask(
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     exact = exact_outline(mask_hw, min_area_px=min_area_px)
     if max_vertices is not None:
-        tolerances = [_least_tolerance(polygon, tolerance_px, max_vertices) for polygon in exact.polygons]
+        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in exact.polygons]
     else:
         tolerances = [tolerance_px] * len(exact.polygons)
     return replace(exact, polygons=_simplified(exact.polygons, tolerances))
+
+
+def smooth_outline(
+    mask_hw: np.ndarray,
+    patch: Patch | None = None,
+    *,
+    tolerance_px: float = 0.0,
+    max_vertices: int | None = None,
+    min_area_px: float = 0.0,
+    border_px: int = 0,
+) -> Outlined:
+    """Outline a mask along the level set of its probabilities.
+
+    Args:
+        mask_hw: bool, H x W. At tolerance 0, `polygons_to_mask` gives it back exactly.
+        patch: its probabilities and their box; see `level_set_outline`, also for `border_px`.
+        tolerance_px: largest two-way Hausdorff distance between a ring and the level set.
+        max_vertices: most vertices of all polygons together, cuts between them included.
+        min_area_px: parts and holes smaller than this are left out.
+        border_px: see `level_set_outline`.
+
+    Returns:
+        Valid polygons. Vertices lie where the segments fit the level set best.
+
+    Raises:
+        ValueError: as `mask_to_polygons`.
+    """
+    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
+    exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
+    polygons, size_px = exact.polygons, (float(mask_hw.shape[1]), float(mask_hw.shape[0]))
+    if max_vertices is not None and polygons:
+        tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
+    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px))
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -99,10 +134,12 @@ def keyhole(polygon: Polygon) -> np.ndarray:
     return cut_open(polygon.exterior, polygon.holes)
 
 
-def _simplified(polygons: list[Polygon], tolerances_px: list[float]) -> list[Polygon]:
+def _simplified(
+    polygons: list[Polygon], tolerances_px: list[float], *, fit_in_px: tuple[float, float] | None = None
+) -> list[Polygon]:
     if not any(tolerances_px):
         return polygons
-    outline = Outline([_rings(polygon, e) for polygon, e in zip(polygons, tolerances_px, strict=True)])
+    outline = Outline([_rings(polygon, e, fit_in_px) for polygon, e in zip(polygons, tolerances_px, strict=True)])
     simplify_outlines([outline])
     return [
         Polygon(part[0], tuple(part[1:]), tolerance)
@@ -110,22 +147,28 @@ def _simplified(polygons: list[Polygon], tolerances_px: list[float]) -> list[Pol
     ]
 
 
-def _rings(polygon: Polygon, tolerance_px: float) -> list[Ring]:
-    exterior = Ring(((Chain(polygon.exterior, tolerance_px, closed=True), True),), is_hole=False)
-    holes = [Ring(((Chain(hole, tolerance_px, closed=True), True),), is_hole=True) for hole in polygon.holes]
-    return [exterior, *holes]
+def _rings(polygon: Polygon, tolerance_px: float, fit_in_px: tuple[float, float] | None) -> list[Ring]:
+    chains = [
+        Chain(ring, tolerance_px, closed=True, fit_in_px=fit_in_px) for ring in (polygon.exterior, *polygon.holes)
+    ]
+    return [Ring(((chain, True),), is_hole=number > 0) for number, chain in enumerate(chains)]
 
 
-def _least_tolerance(polygon: Polygon, tolerance_px: float, max_vertices: int) -> float:
+def _least_tolerance(
+    polygons: list[Polygon], tolerance_px: float, max_vertices: int, *, fit_in_px: tuple[float, float] | None = None
+) -> float:
     """The least tolerance from `tolerance_px` on that meets the budget, found to within one percent."""
+    cuts = 2 * (len(polygons) - 1)
 
     def fits(tolerance: float) -> bool:
-        return _simplified([polygon], [tolerance])[0].vertex_count <= max_vertices
+        simplified = _simplified(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
+        return sum(polygon.vertex_count for polygon in simplified) + cuts <= max_vertices
 
     if fits(tolerance_px):
         return tolerance_px
     too_small, enough = tolerance_px, max(tolerance_px, _FIRST_TOLERANCE_PX)
-    largest = float(np.ptp(polygon.exterior, axis=0).max())  # everything is within that of everything
+    # Everything is within that of everything.
+    largest = max(float(np.ptp(polygon.exterior, axis=0).max()) for polygon in polygons)
     while not fits(enough):
         if enough >= largest:
             return too_small  # a triangle for each ring, or as close as a valid polygon comes

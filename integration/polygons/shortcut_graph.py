@@ -93,15 +93,20 @@ class ShortcutGraph:
 
     def squares_px3(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Integral (A,), along the stretch that each arc replaces, of the squared distance to the arc's line."""
-        if self._sums is None:
-            self._sums = self._running_moments()
-        xx, xy, yy, x, y, one = self._sums[:, target // self.k] - self._sums[:, source // self.k]
+        sums = self.moments()
+        xx, xy, yy, x, y, one = sums[:, target // self.k] - sums[:, source // self.k]
         start = self.nodes_px[source] - self.corners_px[0]
         dx, dy = (self.nodes_px[target % self.node_count] - self.nodes_px[source]).T
         # The distance is (x dy - y dx - c) / length.
         c = start[:, 0] * dy - start[:, 1] * dx
         square = dy * dy * xx - 2 * dx * dy * xy + dx * dx * yy + 2 * c * (dx * y - dy * x) + c * c * one
         return np.maximum(square / np.maximum(dx * dx + dy * dy, _SLACK), 0.0)
+
+    def moments(self) -> np.ndarray:
+        """See `_running_moments`; computed once."""
+        if self._sums is None:
+            self._sums = self._running_moments()
+        return self._sums
 
     def _running_moments(self) -> np.ndarray:
         """Integrals (6, 2 n + 1) of x^2, xy, y^2, x, y, 1 along two laps of the chain, up to each corner.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import shapely
 
+from integration.polygons.fitting import fit_vertices
 from integration.polygons.min_vertex_path import fewest_vertices
 from integration.polygons.shortcut_graph import ShortcutGraph
 
@@ -39,7 +40,24 @@ class Chain:
         spans: int (N,), the corner that each vertex belongs to, ascending around the chain.
     """
 
-    def __init__(self, corners: np.ndarray, tolerance_px: float, *, closed: bool) -> None:
+    def __init__(
+        self,
+        corners: np.ndarray,
+        tolerance_px: float,
+        *,
+        closed: bool,
+        fit_in_px: tuple[float, float] | None = None,
+    ) -> None:
+        """Take corners (n, 2).
+
+        Args:
+            corners: no two neighbours alike.
+            tolerance_px: the first radius of every corner.
+            closed: whether the last corner is joined to the first.
+            fit_in_px: width and height of the image, to move vertices to where the segments fit the contour best;
+                None: vertices stay on the contour.
+        """
+        self._fit_in_px = fit_in_px
         self.corners, self.closed = np.asarray(corners, dtype=np.float64), closed
         self._tolerance_px = tolerance_px
         self._radii = np.full(len(corners), float(tolerance_px))
@@ -86,6 +104,16 @@ class Chain:
         least = int(nodes.argmin())
         nodes = np.concatenate([nodes[least:], nodes[:least]])
         self.vertices, self.spans = graph.points_px(nodes), graph.corner_of(nodes)
+        if self._fit_in_px is not None:
+            self.vertices = fit_vertices(
+                self.corners,
+                self._radii,
+                graph.moments(),
+                self.vertices,
+                self.spans,
+                closed=self.closed,
+                size_px=self._fit_in_px,
+            )
 
 
 @dataclass(frozen=True, slots=True)

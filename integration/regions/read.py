@@ -24,6 +24,7 @@ import numpy as np
 
 from integration.label_studio.label_config import LabelConfig
 from integration.polygons.convert import Polygon, polygons_to_mask
+from integration.regions.bitmask_png import BitmaskError, decode_bitmask
 from integration.regions.brush_rle import BrushError, decode_brush_mask
 from model.instance import box_of, iou
 
@@ -31,7 +32,7 @@ from model.instance import box_of, iou
 MAX_PIXELS = 200_000_000
 #: Decimals of a pixel kept: percent with 8 decimals come back to the very lattice points they were made of.
 _DECIMALS = 4
-_GEOMETRIES = ("polygon", "brush", "rectangle")
+_GEOMETRIES = ("polygon", "brush", "bitmask", "rectangle")
 _LABEL_TYPES = ("labels", "choices")
 
 
@@ -47,7 +48,7 @@ class AnnotatedObject:
         label: as the label config spells it.
         mask_hw: bool, H x W; all parts together.
         region_ids: the parts, the one without a parent first.
-        kinds: "polygon", "brush", "rectangle" of each part.
+        kinds: "polygon", "brush", "bitmask", "rectangle" of each part.
         score: of the prediction that the first part came from; None for parts drawn by hand.
     """
 
@@ -117,7 +118,7 @@ def regions_to_objects(
     for region in regions.values():
         try:
             mask_hw = _mask(region, width, height)
-        except (_Skip, BrushError) as error:
+        except (_Skip, BrushError, BitmaskError) as error:
             skipped.append((region.id, str(error)))
             continue
         drawn.setdefault((_root(region, regions), region.label), []).append((region, mask_hw))
@@ -196,6 +197,8 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
         raise _Skip("it has no label")
     if region.kind == "brush":
         mask_hw = _brush_mask(region.value, width, height)
+    elif region.kind == "bitmask":
+        mask_hw = decode_bitmask(region.value.get("imageDataURL"), height, width)
     else:
         points = _polygon_px(region.value) if region.kind == "polygon" else _rectangle(region.value, width, height)
         ring = np.round(points * np.array([width, height]) / 100, _DECIMALS)
@@ -243,8 +246,8 @@ def _numbers(values: object) -> np.ndarray:
 
 
 #: Coarser kinds last.
-_FINEST_FIRST = ("brush", "polygon", "rectangle")
-_OUTLINES = ("polygon", "brush", "rectangle", "polygonlabels", "brushlabels", "rectanglelabels", "labels")
+_FINEST_FIRST = ("brush", "bitmask", "polygon", "rectangle")
+_OUTLINES = (*_GEOMETRIES, *(f"{kind}labels" for kind in _GEOMETRIES), "labels")
 #: An object is drawn twice when drawings of two kinds overlap this much.
 _TWICE_IOU = 0.9
 

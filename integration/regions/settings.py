@@ -27,12 +27,22 @@ class Output:
 
     Attributes:
         kind: "auto": polygons, else brush masks, else boxes, whichever the label config has for the class;
-            "polygon", "brush", "rectangle": that kind where the label config has it, else as "auto";
+            "polygon", "brush", "bitmask", "rectangle": that kind where the label config has it, else as "auto";
             "all": every kind the label config has.
-        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks where the config has them.
+        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (or bitmasks) where the config has
+            them.
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
-        min_area_px: parts and holes of polygons, and objects, smaller than this are left out.
+        min_area_px: parts and holes of polygons, and objects, smaller than this are left out. 0: masks are drawn as
+            they are, whatever the two shares and `border_px` say.
+        min_part_share: parts smaller than this share of the object's largest part are left out.
+        min_hole_share: holes smaller than this share of the object's area are filled.
+        border_px: masks that come this close to the border of the image go on to it.
+        parts: "joined": an object is one polygon, its parts joined by cuts of no width, so that Label Studio counts it
+            once; "separate": a polygon a part.
+        outline: "smooth": polygons follow the probabilities between pixel centres; "pixels": the edges of pixels.
+        double_iou: an object whose mask overlaps a better scored one more than this (IoU), of whatever class, is the
+            same object and left out; 1 keeps all.
         shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
             Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
         max_regions: most objects of a control on an image, the best scores first.
@@ -44,6 +54,12 @@ class Output:
     tolerance_px: float = 1.0
     max_vertices: int | None = None
     min_area_px: float = 16.0
+    min_part_share: float = 0.05
+    min_hole_share: float = 0.01
+    border_px: int = 2
+    parts: Literal["joined", "separate"] = "joined"
+    outline: Literal["smooth", "pixels"] = "smooth"
+    double_iou: float = 0.6
     shared_edges: bool = False
     max_regions: int = 300
     score_threshold: float = 0.0
@@ -55,6 +71,12 @@ class Output:
             ("tolerance_px", 0 <= self.tolerance_px < math.inf, "pixels, 0 or more"),
             ("max_vertices", self.max_vertices is None or self.max_vertices >= 3, "3 or more, or None"),
             ("min_area_px", 0 <= self.min_area_px < math.inf, "pixels, 0 or more"),
+            ("min_part_share", 0 <= self.min_part_share <= 1, "0 to 1"),
+            ("min_hole_share", 0 <= self.min_hole_share <= 1, "0 to 1"),
+            ("border_px", 0 <= self.border_px <= 16, "pixels, 0 to 16"),
+            ("parts", self.parts in ("joined", "separate"), "joined or separate"),
+            ("outline", self.outline in ("smooth", "pixels"), "smooth or pixels"),
+            ("double_iou", 0 < self.double_iou <= 1, "more than 0, up to 1"),
             ("shared_edges", isinstance(self.shared_edges, bool), "true or false"),
             ("max_regions", self.max_regions >= 1, "1 or more"),
             ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
@@ -66,6 +88,12 @@ class Output:
     def digest(self) -> str:
         """A short hash of all settings, for cache keys and job ids."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+#: How predictions were drawn before objects became one region each: a region a part, along the edges of pixels.
+PART_BY_PART = Output(
+    min_part_share=0.0, min_hole_share=0.0, border_px=0, parts="separate", outline="pixels", double_iou=1.0
+)
 
 
 @dataclass(slots=True)
@@ -81,12 +109,13 @@ class Report:
         parts_dropped: parts of shown objects that were too small.
         holes_filled: holes of shown objects that were too small.
         holes_cut: holes of shown polygons that are joined to the outline by a cut.
-        parts_merged: parts of shown objects that are in one brush mask or box with a larger part.
+        parts_merged: parts of shown objects that are in one region with a larger part.
     """
 
     NO_LABEL: ClassVar[str] = "no label for its class"
     LOW_SCORE: ClassVar[str] = "below the score threshold"
     OVER_LIMIT: ClassVar[str] = "over the limit of regions"
+    DOUBLE: ClassVar[str] = "overlaps a better scored object too much"
     TOO_SMALL: ClassVar[str] = "smaller than the minimum area"
     NOT_A_NUMBER: ClassVar[str] = "its score is not a number"
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from integration.polygons.convert import keyhole, outline_mask
-from integration.polygons.exact import Outlined, Polygon, exact_polygons
+from integration.polygons.convert import keyhole
+from integration.polygons.exact import Outlined, exact_polygons
+from integration.polygons.joining import join_polygons
+from integration.regions.bitmask_png import encode_bitmask
 from integration.regions.brush_rle import encode_brush_mask
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
@@ -51,47 +53,31 @@ class Shapes:
     parts_merged: int = 0
 
 
-def polygon_shapes(mask_hw: np.ndarray, *, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> Shapes:
-    """Outline a mask (H, W) by itself; see `outlined_shapes`."""
-    asked: dict[str, Any] = {
-        "tolerance_px": tolerance_px,
-        "max_vertices": max_vertices,
-        "min_area_px": min_area_px,
-    }
-    height, width = mask_hw.shape
-    return outlined_shapes(outline_mask(mask_hw, **asked), width=width, height=height, **asked)
-
-
-def outlined_shapes(
-    outlined: Outlined,
-    *,
-    width: int,
-    height: int,
-    tolerance_px: float,
-    max_vertices: int | None,
-    min_area_px: float,
-) -> Shapes:
-    """One closed polygon for each part; holes are cut open to the outside (keyhole).
+def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool, max_vertices: int | None) -> Shapes:
+    """Closed polygons whose holes are cut open to the outside.
 
     Args:
         outlined: the object's polygons.
         width: of the upright image.
         height: of the upright image.
-        tolerance_px: that was asked for when outlining, likewise the others; for the notes.
-        max_vertices: likewise.
-        min_area_px: likewise.
+        joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
+        max_vertices: that was asked for, for the note.
     """
     polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
-    dropped = _dropped_notes(outlined.parts_dropped, outlined.holes_filled, min_area_px)
+    if joined and polygons:
+        rings = [join_polygons(polygons)]
+    else:
+        rings = [keyhole(polygon) if polygon.holes else polygon.exterior for polygon in polygons]
     regions = []
-    for number, polygon in enumerate(polygons, start=1):
-        notes = [f"part {number} of {len(polygons)}"] if len(polygons) > 1 else []
-        notes += _polygon_notes(polygon, tolerance_px, max_vertices) + (dropped if number == 1 else [])
-        ring = keyhole(polygon) if polygon.holes else polygon.exterior
+    for number, ring in enumerate(rings, start=1):
+        notes = [f"Part {number} of {len(rings)} of one object."] if len(rings) > 1 else []
+        if max_vertices is not None and len(ring) > max_vertices:
+            notes = [f"More than {max_vertices} points, because its parts would overlap with fewer."]
         value = {"points": percent(ring, width, height).tolist(), "closed": True}
         regions.append(Shape(value, tuple(notes)))
     holes_cut = sum(len(polygon.holes) for polygon in polygons)
-    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut)
+    merged = len(polygons) - len(rings)
+    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut, merged)
 
 
 def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
@@ -100,6 +86,13 @@ def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
         return Shapes((), parts_dropped=int(mask_hw.any()))
     shape = Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})
     return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+
+
+def bitmask_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+    """The exact mask, parts and holes included, as a PNG."""
+    if mask_hw.sum() < max(min_area_px, 1):
+        return Shapes((), parts_dropped=int(mask_hw.any()))
+    return Shapes((Shape({"imageDataURL": encode_bitmask(mask_hw)}),), parts_merged=_part_count(mask_hw) - 1)
 
 
 def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:
@@ -140,23 +133,3 @@ def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
 def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pixel edges (N, 2) to percent of the image, clamped: Label Studio's validation refuses 100.0000001."""
     return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)
-
-
-def _polygon_notes(polygon: Polygon, tolerance_px: float, max_vertices: int | None) -> list[str]:
-    notes = []
-    if polygon.holes:
-        holes = "1 hole is" if len(polygon.holes) == 1 else f"{len(polygon.holes)} holes are"
-        notes.append(f"{holes} joined to the outline by a cut of no width")
-    if max_vertices is not None and polygon.tolerance_px > tolerance_px:
-        reached = polygon.tolerance_px
-        notes.append(f"within {reached:.2g} px of the exact outline, for at most {max_vertices} vertices")
-    return notes
-
-
-def _dropped_notes(parts: int, holes: int, min_area_px: float) -> list[str]:
-    notes = []
-    if parts:
-        notes.append(f"{parts} part{'s' * (parts > 1)} smaller than {min_area_px:g} px left out")
-    if holes:
-        notes.append(f"{holes} hole{'s' * (holes > 1)} smaller than {min_area_px:g} px filled")
-    return notes

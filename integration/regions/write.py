@@ -1,7 +1,8 @@
 """Instances of the model to predictions that Label Studio shows, and nothing dropped in silence.
 
-A part of an object is a region of its own; its `parentID` names the largest part. Region ids are hashes, so equal
-predictions are equal, and unique: Label Studio merges regions with the same id.
+An object is one region, because Label Studio counts regions. Only where the output settings ask for it is each part a
+region of its own, whose `parentID` names the largest part. Region ids are hashes, so equal predictions are equal, and
+unique: Label Studio merges regions with the same id.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
+from integration.polygons.convert import outline_mask, smooth_outline
+from integration.polygons.crumbs import Cleaned, CrumbRule, reach_border, remove_crumbs
 from integration.polygons.exact import Outlined
 from integration.polygons.shared_edges import outline_masks
 from integration.regions.settings import Output, RegionError, Report, Scorer, certainty
 from integration.regions.shapes import (
     Shape,
     Shapes,
+    bitmask_shapes,
     brush_shapes,
     has_holes,
-    outlined_shapes,
     polygon_shapes,
     rectangle_shapes,
 )
-from model.instance import Instance
+from model.instance import Instance, iou_matrix
 
 __all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty", "instances_to_prediction"]
 
@@ -114,6 +119,10 @@ class _Drawing:
         self._seed = seed
         self._drawn: Counter[str] = Counter()
         self._shared: dict[tuple[int, float, float], Outlined] = {}
+        self._cleaned: dict[tuple[int, float], Cleaned] = {}
+        self._instances: Sequence[Instance] = ()
+        self._overlap: np.ndarray | None = None
+        self._shown_numbers: list[int] = []
         self.result: list[dict[str, Any]] = []
         self.shown: list[Instance] = []
         self.hidden: list[Instance] = []
@@ -121,6 +130,7 @@ class _Drawing:
 
     def draw(self, instances: Sequence[Instance]) -> None:
         """Add the regions of all instances, the best first, and report."""
+        self._instances = instances
         self.report.instances = len(instances)
         classes = self._config.match(sorted({instance.label for instance in instances}))
         chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
@@ -131,6 +141,7 @@ class _Drawing:
             reason = self._draw_instance(number, instance, chosen[number])
             if reason is None:
                 self.shown.append(instance)
+                self._shown_numbers.append(number)
             else:
                 self.report.drop(reason, instance.label)
                 if reason == Report.LOW_SCORE:
@@ -139,7 +150,8 @@ class _Drawing:
         self.report.regions = len(self.result)
         over = self.report.dropped[Report.OVER_LIMIT]
         if over and self.result:
-            _note(self.result[0], [f"{over} more object{'s' * (over > 1)} found, over the limit of regions"])
+            more = "1 more object was" if over == 1 else f"{over} more objects were"
+            _note(self.result[0], [f"{more} found and left out: the limit of regions is reached."])
 
     def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
         """Add the regions of an instance; None, or the reason why it has none."""
@@ -158,7 +170,7 @@ class _Drawing:
             for way in ways:
                 alike.setdefault(way, []).append(number)
         for (tolerance_px, min_area_px), numbers in alike.items():
-            masks_hw = [instances[number].mask_hw for number in numbers]
+            masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
             found = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
             for number, outlined in zip(numbers, found, strict=True):
                 self._shared[number, tolerance_px, min_area_px] = outlined
@@ -182,16 +194,40 @@ class _Drawing:
         if self._output.kind == "all":
             return [by_kind[kind] for kind in KINDS if kind in by_kind]
         chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
-        may_be_brush = chosen.control.kind == "polygon" and "brush" in by_kind
-        if self._output.holes == "brush" and may_be_brush:
+        masks = [kind for kind in ("brush", "bitmask") if kind in by_kind]
+        if self._output.holes == "brush" and chosen.control.kind == "polygon" and masks:
             min_area_px = self._min_area_px(chosen.control)
-            return [by_kind["brush"] if has_holes(instance.mask_hw, min_area_px) else chosen]
+            return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
+
+    def _is_double(self, number: int) -> bool:
+        """Whether an object that is shown already covers this one."""
+        if self._output.double_iou >= 1 or not self._shown_numbers:
+            return False
+        if self._overlap is None:
+            min_area_px = self._output.min_area_px
+            masks_hw = [self._clean(number, min_area_px).mask_hw for number in range(len(self._instances))]
+            self._overlap = iou_matrix(masks_hw, masks_hw)
+        return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
+
+    def _clean(self, number: int, min_area_px: float) -> Cleaned:
+        """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
+        key = number, min_area_px
+        if key not in self._cleaned:
+            output, mask_hw = self._output, self._instances[number].mask_hw
+            if min_area_px > 0:
+                mask_hw = reach_border(mask_hw, output.border_px)
+            has_rule = min_area_px > 0 and (output.min_part_share or output.min_hole_share)
+            rule = CrumbRule(min_area_px, output.min_part_share, min_area_px, output.min_hole_share)
+            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else Cleaned(mask_hw)
+        return self._cleaned[key]
 
     def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
         control = target.control
         if instance.score < self._threshold(target):
             return Report.LOW_SCORE
+        if self._is_double(number):
+            return Report.DOUBLE
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
             return Report.OVER_LIMIT
         shapes = self._shapes(number, instance, control)
@@ -207,20 +243,46 @@ class _Drawing:
 
     def _shapes(self, number: int, instance: Instance, control: Control) -> Shapes:
         tolerance_px, min_area_px = self._way(control)
+        cleaned = self._clean(number, min_area_px)
         if control.kind == "brush":
-            return brush_shapes(instance.mask_hw, min_area_px=min_area_px)
-        if control.kind == "rectangle":
-            return rectangle_shapes(instance.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
-        asked: dict[str, Any] = {
-            "tolerance_px": tolerance_px,
-            "max_vertices": control.max_vertices or self._output.max_vertices,
-            "min_area_px": min_area_px,
-        }
-        outlined = self._shared.get((number, tolerance_px, min_area_px))
-        if outlined is None:
-            return polygon_shapes(instance.mask_hw, **asked)
-        height, width = instance.mask_hw.shape
-        return outlined_shapes(outlined, width=width, height=height, **asked)
+            shapes = brush_shapes(cleaned.mask_hw, min_area_px=min_area_px)
+        elif control.kind == "bitmask":
+            shapes = bitmask_shapes(cleaned.mask_hw, min_area_px=min_area_px)
+        elif control.kind == "rectangle":
+            shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        else:
+            max_vertices = control.max_vertices or self._output.max_vertices
+            outlined = self._shared.get((number, tolerance_px, min_area_px))
+            if outlined is None:
+                outlined = self._outline(instance, cleaned.mask_hw, tolerance_px, max_vertices, min_area_px)
+            height, width = instance.mask_hw.shape
+            joined = self._output.parts == "joined"
+            shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+        return replace(
+            shapes,
+            parts_dropped=shapes.parts_dropped + cleaned.parts_dropped,
+            holes_filled=shapes.holes_filled + cleaned.holes_filled,
+        )
+
+    def _outline(
+        self,
+        instance: Instance,
+        mask_hw: np.ndarray,
+        tolerance_px: float,
+        max_vertices: int | None,
+        min_area_px: float,
+    ) -> Outlined:
+        if self._output.outline == "pixels":
+            return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)
+        known = instance.probabilities
+        return smooth_outline(
+            mask_hw,
+            (known.values, known.box_xyxy) if known else None,
+            tolerance_px=tolerance_px,
+            max_vertices=max_vertices,
+            min_area_px=min_area_px,
+            border_px=self._output.border_px,
+        )
 
     def _add(self, number: int, instance: Instance, target: Target, shapes: Sequence[Shape]) -> None:
         first_id = self._id(number, target, 0)

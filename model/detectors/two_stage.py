@@ -48,7 +48,12 @@ class TransfinerRCNN(GeneralizedRCNN):
 
 
 def _to_image(result: Instances, height: int, width: int) -> Instances:
-    """Boxes and masks of the network's input scaled to the original image; empty boxes leave."""
+    """Scale boxes and masks of the network's input to the original image; empty boxes leave.
+
+    The masks' probabilities stay as ``mask_probabilities`` (R, S, S), from edge to edge of the boxes.
+    """
+    if result.has("pred_masks"):
+        result.mask_probabilities = result.pred_masks[:, 0]
     scaled = detector_postprocess(result, height, width, MASK_THRESHOLD)
     if scaled.has("pred_coarse_masks"):
         coarse = scaled.pred_coarse_masks[:, 0]

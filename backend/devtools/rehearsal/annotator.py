@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from integration.polygons.convert import outline_mask
 from integration.regions.read import AnnotatedObject, regions_to_objects
 from integration.regions.shapes import polygon_shapes
 
@@ -66,7 +67,8 @@ def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
 
 def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, region_id: str = "") -> list[Region]:
     """Polygons of an object as the editor submits them; parts name the first one as their parent."""
-    shapes = polygon_shapes(mask_hw, tolerance_px=0.5, max_vertices=None, min_area_px=4.0).regions
+    outlined = outline_mask(mask_hw, tolerance_px=0.5, min_area_px=4.0)
+    shapes = polygon_shapes(outlined, width=width, height=height, joined=True, max_vertices=None).regions
     first = region_id or secrets.token_hex(5)
     regions = []
     for number, shape in enumerate(shapes):

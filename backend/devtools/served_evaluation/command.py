@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,9 @@ from backend.devtools.served_evaluation.evaluation import ServedOptions, predict
 from backend.devtools.served_evaluation.parse import LabelError
 from model.checkpoints.metadata import read_metadata
 from training.datasets import AnySet
+
+if TYPE_CHECKING:
+    from training.evaluation.edits import GoodOutline
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -141,3 +144,23 @@ def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
     with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
         evaluate_checkpoint(weights, samples, observe=found, progress=lambda _: bar.update(1), **how)
     return found.results
+
+
+def evaluate_served_edits(asked: ServedOptions, samples: AnySet, name: str, *, good: GoodOutline) -> Json:
+    """What it takes by hand to correct the regions that a running API serves for a set."""
+    from backend.devtools.simulated_edits import SERVED, outcome_of, shown_regions, true_objects, without_crowd
+    from training.evaluation.edits import Edits
+
+    try:
+        with click.progressbar(length=len(samples), label=f"asking {asked.served}", file=sys.stderr) as bar:
+            served = predict_set(asked, samples, version=None, progress=bar.update)
+    except (ServedError, LabelError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    answers = {image_id: (size_hw, regions) for image_id, size_hw, regions in served.objects.answers}
+    edits = Edits()
+    for index in range(len(samples)):
+        sample = samples[index]
+        (height, width), regions = answers.get(sample.image_id, (sample.image.shape[:2], []))
+        shown = without_crowd(shown_regions(regions, height, width), sample)
+        edits.add(shown, true_objects(sample, samples.class_names, good), good)
+    return outcome_of(name, asked.served, {SERVED: edits}, good, asked.threshold)

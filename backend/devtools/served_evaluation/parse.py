@@ -50,6 +50,7 @@ class ServedResults:
         results: COCO results.
         regions: how many were read. skipped: regions that are no object, by reason.
         failed: task ids by reason (with its hint).
+        answers: image id, size and regions of each prediction, in the order they came.
         versions: model versions that answered, with how many tasks each.
     """
 
@@ -59,11 +60,13 @@ class ServedResults:
     skipped: Counter[str] = field(default_factory=Counter)
     failed: dict[str, list[str]] = field(default_factory=dict)
     versions: Counter[str] = field(default_factory=Counter)
+    answers: list[tuple[int, tuple[int, int], list[Any]]] = field(default_factory=list)
 
     def add(self, image_id: int, size_hw: tuple[int, int], prediction: Mapping[str, Any]) -> None:
         """Take in the prediction of one task, for an image of this size."""
         self.versions[str(prediction.get("model_version"))] += 1
         regions = prediction.get("result") or []
+        self.answers.append((image_id, size_hw, regions))
         self.regions += len(regions)
         height, width = size_hw
         try:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from integration.polygons import exact
-from integration.polygons.contours import trace_rings
+from integration.polygons.convert import polygons_to_mask
+from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
-from integration.regions.write import Output
+from integration.regions.write import Output, Report
+from model.instance import ProbabilityPatch
 from tests.support.regions import (
     EXACT,
     PAIRED,
@@ -24,11 +28,11 @@ from tests.support.regions import (
 @pytest.mark.parametrize(
     ("kind", "types"),
     [
-        ("auto", ["polygonlabels"] * 3),
-        ("polygon", ["polygonlabels"] * 3),
+        ("auto", ["polygonlabels"]),
+        ("polygon", ["polygonlabels"]),
         ("brush", ["brushlabels"]),
         ("rectangle", ["rectanglelabels"]),
-        ("all", ["polygonlabels"] * 3 + ["brushlabels", "rectanglelabels"]),
+        ("all", ["polygonlabels", "brushlabels", "rectanglelabels"]),
     ],
 )
 def test_kinds(kind: Any, types: list[str]) -> None:
@@ -59,43 +63,91 @@ def test_geometry_and_label_tags_give_two_results_with_one_id(tag: str) -> None:
     assert (found.label, found.mask_hw.sum()) == ("car", 72)
 
 
-def test_parts_are_joined_by_parent_id_and_holes_by_cuts() -> None:
-    prediction, _ = predict([instance()], output=EXACT)
+def test_an_object_is_one_region_whose_cuts_can_be_undone() -> None:
+    prediction, report = predict([instance()], output=EXACT)
+    (region,) = prediction["result"]
+    assert "parentID" not in region
+    assert "meta" not in region
+    assert report.parts_merged == 2
+    drawn_px = np.round(np.array(region["value"]["points"]) * [60, 40] / 100, 4)
+    parts = split_ring(drawn_px)
+    assert len(parts) == 3
+    assert sum(len(part.holes) for part in parts) == 1
+    assert np.array_equal(polygons_to_mask(parts, 40, 60), ring())
+
+
+def test_parts_are_regions_of_their_own_only_when_asked() -> None:
+    prediction, _ = predict([instance()], output=replace(EXACT, parts="separate"))
     first, *others = prediction["result"]
     assert "parentID" not in first
     assert [region["parentID"] for region in others] == [first["id"]] * 2
-    assert first["meta"]["text"] == ["part 1 of 3", "1 hole is joined to the outline by a cut of no width"]
-    assert [region["meta"]["text"] for region in others] == [["part 2 of 3"], ["part 3 of 3"]]
+    notes = [region["meta"]["text"] for region in prediction["result"]]
+    assert notes == [[f"Part {number} of 3 of one object."] for number in (1, 2, 3)]
 
 
 def test_plain_regions_carry_no_notes() -> None:
     prediction, _ = predict([instance(np.ones((40, 60), bool))])
     assert "meta" not in prediction["result"][0]
-    assert prediction["result"][0]["value"]["points"] == [[0, 0], [100, 0], [100, 100], [0, 100]]
+    assert sorted(prediction["result"][0]["value"]["points"]) == [[0, 0], [0, 100], [100, 0], [100, 100]]
 
 
-def test_small_parts_and_holes_are_counted_and_said() -> None:
+@pytest.mark.parametrize("outline", ["smooth", "pixels"])
+def test_small_parts_and_holes_are_counted_but_not_talked_about(outline: Any) -> None:
     mask_hw = ring()
     mask_hw[38, 50] = True
     mask_hw[25, 30] = False
-    prediction, report = predict([instance(mask_hw)], output=Output(min_area_px=20, tolerance_px=0))
-    assert (report.parts_dropped, report.holes_filled) == (2, 1)
-    (first, _) = prediction["result"]
-    assert "2 parts smaller than 20 px left out" in first["meta"]["text"]
-    assert "1 hole smaller than 20 px filled" in first["meta"]["text"]
+    output = Output(min_area_px=20, tolerance_px=0, outline=outline)
+    prediction, report = predict([instance(mask_hw)], output=output)
+    assert (report.parts_dropped, report.holes_filled) == (3, 1)
+    (region,) = prediction["result"]
+    assert "meta" not in region
 
 
-def test_leaving_out_what_is_small_traces_the_mask_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = []
+def test_what_is_small_depends_on_the_object() -> None:
+    mask_hw = np.zeros((40, 60), bool)
+    mask_hw[5:35, 2:42] = True  # 1200 px
+    mask_hw[10:16, 50:56] = True  # 36 px
+    _, report = predict([instance(mask_hw)], output=Output(min_part_share=0.05))
+    assert (report.parts_dropped, report.parts_merged) == (1, 0)
+    _, report = predict([instance(mask_hw)], output=Output(min_part_share=0.02))
+    assert (report.parts_dropped, report.parts_merged) == (0, 1)
 
-    def trace_and_count(mask_hw: np.ndarray) -> list[np.ndarray]:
-        traced.append(mask_hw)
-        return trace_rings(mask_hw)
 
-    monkeypatch.setattr(exact, "trace_rings", trace_and_count)
-    _, report = predict([instance(np.eye(40, 60, dtype=bool) | ring())], output=Output(min_area_px=20))
-    assert report.parts_dropped
-    assert len(traced) == 1
+def test_an_object_near_the_border_reaches_it() -> None:
+    mask_hw = np.zeros((40, 60), bool)
+    mask_hw[10:30, 2:40] = True
+    prediction, _ = predict([instance(mask_hw)])
+    assert min(x for x, _ in prediction["result"][0]["value"]["points"]) == 0
+    prediction, _ = predict([instance(mask_hw)], output=Output(border_px=0))
+    assert min(x for x, _ in prediction["result"][0]["value"]["points"]) > 3
+
+
+def test_doubles_of_other_classes_are_left_out() -> None:
+    mask_hw = np.zeros((40, 60), bool)
+    mask_hw[10:30, 10:40] = True
+    double_hw = np.roll(mask_hw, 2, axis=1)
+    both = [instance(mask_hw, score=0.8), instance(double_hw, label="pine", score=0.9)]
+    prediction, report = predict(both)
+    assert [region["value"]["polygonlabels"] for region in prediction["result"]] == [["tree"]]
+    assert report.dropped == {Report.DOUBLE: 1}
+    _, report = predict(both, output=Output(double_iou=1.0))
+    assert report.shown == 2
+    # What no label of the project shows hides nothing.
+    _, report = predict([both[0], instance(double_hw, label="whale", score=0.9)])
+    assert report.shown == 1
+
+
+@given(hnp.arrays(np.float32, (9, 12), elements=st.floats(0, 1, width=32)), st.booleans())
+def test_smooth_outlines_at_tolerance_0_are_exactly_the_mask(values: np.ndarray, with_probabilities: bool) -> None:
+    mask_hw = np.zeros((40, 60), bool)
+    mask_hw[6:15, 20:32] = values >= 0.5
+    patch = ProbabilityPatch(values, (20.0, 6.0, 32.0, 15.0)) if with_probabilities else None
+    prediction, report = predict([replace(instance(mask_hw), probabilities=patch)], output=EXACT)
+    if not mask_hw.any():
+        assert report.shown == 0
+        return
+    (drawn,) = regions_to_objects(prediction["result"]).objects
+    assert np.array_equal(drawn.mask_hw, mask_hw)
 
 
 @pytest.mark.parametrize("tolerance_px", [0, 1, 3])
@@ -129,10 +181,8 @@ def test_a_vertex_budget_or_another_tolerance_keeps_edges_apart() -> None:
 
 def test_what_is_merged_or_cut_is_counted() -> None:
     _, report = predict([instance()], output=replace(EXACT, kind="all"))
-    holes = sum(len(polygon.holes) for polygon in exact.exact_polygons(ring()))
-    assert holes
-    # Three polygons; one brush mask and one box hold all three parts.
-    assert report.changes() == {"holes joined by a cut": holes, "parts merged": 4}
+    # One polygon, one brush mask and one box hold all three parts.
+    assert report.changes() == {"holes joined by a cut": 1, "parts merged": 6}
     _, report = predict([instance(np.ones((40, 60), bool))])
     assert report.changes() == {}
 

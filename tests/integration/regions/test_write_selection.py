@@ -39,7 +39,8 @@ from tests.support.regions import (
 )
 def test_thresholds_label_before_control_before_setting(labels: str, control: str, default: float, shown: int) -> None:
     instances = [instance(score=score) for score in (0.3, 0.9, 0.6)]
-    prediction, report = predict(instances, config_xml(labels, control), output=Output(score_threshold=default))
+    output = Output(score_threshold=default, double_iou=1)
+    prediction, report = predict(instances, config_xml(labels, control), output=output)
     assert report.shown == shown
     assert report.dropped[Report.LOW_SCORE] == 3 - shown
     scores = [region["score"] for region in prediction["result"]]
@@ -49,10 +50,12 @@ def test_thresholds_label_before_control_before_setting(labels: str, control: st
 def test_more_than_the_limit_keeps_the_best_and_says_so() -> None:
     whole = np.ones((40, 60), bool)
     instances = [instance(whole, score=score) for score in (0.1, 0.9, 0.5, 0.7)]
-    prediction, report = predict(instances, config_xml(control='model_max_regions="2"'))
+    prediction, report = predict(instances, config_xml(control='model_max_regions="2"'), output=Output(double_iou=1))
     assert [region["score"] for region in prediction["result"]] == [0.9, 0.7]
     assert report.dropped == {Report.OVER_LIMIT: 2}
-    assert prediction["result"][0]["meta"]["text"] == ["2 more objects found, over the limit of regions"]
+    assert prediction["result"][0]["meta"]["text"] == [
+        "2 more objects were found and left out: the limit of regions is reached."
+    ]
 
 
 def test_what_is_left_out_is_counted_by_reason() -> None:
@@ -86,7 +89,7 @@ def test_control_attributes_win_over_settings() -> None:
 
 def test_boxes_enclose_the_mask_and_fall_back_to_the_detection() -> None:
     xml = config_xml()
-    output = Output(kind="rectangle")
+    output = Output(kind="rectangle", min_part_share=0, min_hole_share=0, border_px=0)
     prediction, _ = predict([instance(), instance(np.zeros((40, 60), bool))], xml, output=output)
     values = [region["value"] for region in prediction["result"]]
     assert values[0] | {"rectanglelabels": None} == {
@@ -161,6 +164,12 @@ def test_unsupported_configs_are_an_error_with_their_reason() -> None:
         {"max_vertices": 2},
         {"min_area_px": math.inf},
         {"max_regions": 0},
+        {"min_part_share": 1.1},
+        {"min_hole_share": -0.1},
+        {"border_px": 17},
+        {"parts": "many"},
+        {"outline": "wavy"},
+        {"double_iou": 0},
         {"shared_edges": 1},
         {"score_threshold": 1.1},
     ],

@@ -1,0 +1,192 @@
+"""`transfiner evaluate --edits`: what shown regions cost an annotator, beside other ways to draw the same masks.
+
+The table of actions and the rules are in `training.evaluation.edits`. Shapes: H, W image size; N vertices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import click
+import numpy as np
+
+from backend.devtools.polygons.benchmark import opencv
+from backend.errors import ServiceError
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.polygons.convert import mask_to_polygons, polygons_to_mask
+from integration.polygons.exact import Polygon
+from integration.polygons.joining import join_polygons
+from integration.regions.read import regions_to_objects
+from integration.regions.settings import PART_BY_PART, Output
+from integration.regions.write import build_prediction
+from model.instance import Instance
+from training.datasets import AnySet, Sample
+from training.evaluation.edits import EditableObject, Edits, GoodOutline
+
+Json = dict[str, Any]
+#: Instances of an image, its height and width -> the regions that a person would see.
+Drawer = Callable[[Sequence[Instance], int, int], list[EditableObject]]
+#: Tolerances of the outlines that a person would click, the fewest clicks first.
+_CLICK_TOLERANCES_PX = (3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.0)
+SERVED, BEFORE, OPENCV = "as served", "part by part, pixel edges", "OpenCV contours + Douglas-Peucker"
+
+
+def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
+    """The ways to draw that are compared; OpenCV's only where it is installed."""
+    config = label_config_of(classes)
+
+    def drawer(output: Output) -> Drawer:
+        output = dataclasses.replace(output, score_threshold=shown_from)
+
+        def draw(instances: Sequence[Instance], height: int, width: int) -> list[EditableObject]:
+            prediction, _ = build_prediction(
+                instances, config, width=width, height=height, model_version="", output=output
+            )
+            return shown_regions(prediction["result"], height, width)
+
+        return draw
+
+    def draw_with_opencv(instances: Sequence[Instance], height: int, width: int) -> list[EditableObject]:
+        shown = [instance for instance in instances if instance.score >= shown_from]
+        polygons = [(i.label, polygon) for i in shown for polygon in opencv(i.mask_hw, PART_BY_PART.tolerance_px)]
+        rings = [(label, polygon.exterior) for label, polygon in polygons if len(polygon.exterior) > 2]
+        regions = [_region(label, ring, height, width) for label, ring in rings]
+        return [region for region in regions if region.mask_hw.any()]
+
+    ways = {SERVED: drawer(Output()), BEFORE: drawer(PART_BY_PART)}
+    try:
+        opencv(np.zeros((2, 2), dtype=bool), 1.0)
+    except ServiceError:
+        return ways
+    return ways | {OPENCV: draw_with_opencv}
+
+
+def label_config_of(classes: Sequence[str]) -> LabelConfig:
+    """A label configuration with polygons of these classes."""
+    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in classes)
+    control = f'<PolygonLabels name="regions" toName="image">{labels}</PolygonLabels>'
+    return parse_label_config(f'<View><Image name="image" value="$image"/>{control}</View>')
+
+
+def shown_regions(result: Sequence[Mapping[str, Any]], height: int, width: int) -> list[EditableObject]:
+    """Each region of a prediction by itself, as Label Studio counts them."""
+    by_id: dict[str, list[Json]] = {}
+    for entry in result:
+        plain = {key: value for key, value in entry.items() if key != "parentID"}
+        by_id.setdefault(str(entry.get("id")), []).append(plain)
+    regions = []
+    for entries in by_id.values():
+        for drawn in regions_to_objects(entries, width=width, height=height).objects:
+            points = next((e["value"]["points"] for e in entries if "points" in e.get("value", {})), None)
+            vertices = (
+                np.array(points) * [width, height] / 100 if points else click_vertices(drawn.mask_hw, GoodOutline())
+            )
+            regions.append(EditableObject(drawn.label, drawn.mask_hw, vertices))
+    return regions
+
+
+def _region(label: str, ring: np.ndarray, height: int, width: int) -> EditableObject:
+    return EditableObject(label, polygons_to_mask([Polygon(ring)], height, width), ring)
+
+
+def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
+    """Vertices (N, 2) that a person would click for a good outline of a mask: as few as that takes."""
+    ring = np.empty((0, 2))
+    for tolerance_px in _CLICK_TOLERANCES_PX:
+        if tolerance_px > good.distance_px:
+            continue
+        polygons = mask_to_polygons(mask_hw, tolerance_px=tolerance_px)
+        drawn_hw = polygons_to_mask(polygons, *mask_hw.shape)
+        ring = join_polygons(polygons)
+        common, union = np.count_nonzero(drawn_hw & mask_hw), np.count_nonzero(drawn_hw | mask_hw)
+        if common >= good.iou * union:
+            break
+    return ring
+
+
+def true_objects(sample: Sample, classes: Sequence[str], good: GoodOutline) -> list[EditableObject]:
+    """The objects of a sample, without crowd regions."""
+    return [
+        EditableObject(classes[number], mask_hw, click_vertices(mask_hw, good))
+        for mask_hw, number, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True)
+        if not crowd and mask_hw.any()
+    ]
+
+
+def without_crowd(shown: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
+    """Regions that do not lie mostly in crowd regions: those are nobody's work."""
+    crowd_hw = sample.masks[sample.crowd].any(axis=0)
+    return [r for r in shown if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
+
+
+def evaluate_edits(
+    samples: AnySet, name: str, weights: Path, *, good: GoodOutline, shown_from: float, device: str
+) -> Json:
+    """Predict a set and correct it by hand, once for each way to draw. Returns the outcome as JSON."""
+    from model.predictor import Predictor
+
+    predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
+    classes = samples.class_names
+    ways = drawers(classes, shown_from)
+    edits = {way: Edits() for way in ways}
+    with click.progressbar(length=len(samples), label=f"correcting {name}", file=sys.stderr) as bar:
+        for sample, instances in _predicted(predictor, samples):
+            truth = true_objects(sample, classes, good)
+            for way, draw in ways.items():
+                shown = without_crowd(draw(instances, *sample.image.shape[:2]), sample)
+                edits[way].add(shown, truth, good)
+            bar.update(1)
+    return outcome_of(name, str(weights), edits, good, shown_from)
+
+
+def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[Instance]]]:
+    """Samples with the instances of the set's classes, a few at a time."""
+    at_once = predictor.images_at_once
+    for start in range(0, len(samples), at_once):
+        chosen = [samples[number] for number in range(start, min(start + at_once, len(samples)))]
+        for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
+            yield sample, [instance for instance in instances if instance.label in samples.class_names]
+
+
+def outcome_of(name: str, source: str, edits: Mapping[str, Edits], good: GoodOutline, shown_from: float) -> Json:
+    """The figures as JSON."""
+    return {
+        "set": name,
+        "source": source,
+        "good": dataclasses.asdict(good),
+        "shown_from": shown_from,
+        "images": max(sums.images for sums in edits.values()),
+        "objects": max(sums.objects for sums in edits.values()),
+        "edits": {way: sums.as_dict() for way, sums in edits.items()},
+    }
+
+
+def edits_text(outcome: Json) -> str:
+    """The outcome for people."""
+    good = outcome["good"]
+    columns = ("actions", "seconds", "untouched", "regions", "vertices", "doubles", "false", "misses", "redrawn")
+    lines = [
+        f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
+        f"scores from {outcome['shown_from']:g}",
+        f"good: IoU of at least {good['iou']:g}, no outline point farther than {good['distance_px']:g} px",
+        f"{'an object:':36}"
+        + "".join(f"{column:>10}" for column in columns[:5])
+        + f"{'in all:':>10}"
+        + "".join(f"{column:>9}" for column in columns[5:]),
+    ]
+    for way, sums in outcome["edits"].items():
+        cells = [
+            f"{sums['actions_per_object']:.2f}",
+            f"{sums['seconds_per_object']:.1f}",
+            f"{sums['untouched_share']:.1%}",
+            f"{sums['regions_per_object']:.2f}",
+            f"{sums['vertices_per_object']:.1f}",
+        ]
+        counts = [str(sums[column]) for column in columns[5:]]
+        lines.append(f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts))
+    return "\n".join(lines)

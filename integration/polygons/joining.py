@@ -1,0 +1,131 @@
+"""Draw an object of several parts and holes as one ring, and take such a ring apart again.
+
+Label Studio counts regions, and its polygons know neither parts nor holes. So parts are joined, as holes are (see
+`keyhole`), by cuts that are walked there and back: they enclose nothing, and filling the ring gives the parts exactly.
+
+Shapes: N, M vertices of rings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+from scipy.spatial import cKDTree
+
+from integration.polygons.exact import Polygon, cut_open
+from integration.polygons.simplify import signed_area
+
+_NEAREST = 8  # vertices tried as the far end of a cut before the shortest one is taken all the same
+
+
+def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
+    """Join the polygons of one object by the shortest cuts between their vertices.
+
+    Args:
+        polygons: at least one; they do not overlap.
+
+    Returns:
+        One closed ring (N, 2). Cuts add no new coordinates, so nothing is lost to rounding.
+    """
+    waiting = sorted(polygons, key=lambda polygon: -polygon.area_px)
+    ring = _opened(waiting.pop(0))
+    outlines = shapely.union_all([shapely.Polygon(polygon.exterior) for polygon in waiting])
+    while waiting:
+        index, at_ring, at_part, part = min(
+            (_shortest_cut(ring, number, polygon, outlines) for number, polygon in enumerate(waiting)),
+            key=lambda cut: (cut[4], cut[0]),
+        )[:4]
+        del waiting[index]
+        loop = np.roll(part, -at_part, axis=0)
+        ring = np.concatenate([ring[: at_ring + 1], loop, loop[:1], ring[at_ring:]])
+    return ring
+
+
+def _opened(polygon: Polygon) -> np.ndarray:
+    return cut_open(polygon.exterior, polygon.holes) if polygon.holes else polygon.exterior
+
+
+def _shortest_cut(
+    ring: np.ndarray, number: int, polygon: Polygon, outlines: shapely.Geometry
+) -> tuple[int, int, int, np.ndarray, float]:
+    """Number and vertices of the ring and of a part's own ring to join; that ring, and the length of the cut.
+
+    The shortest cut that does not run through another part is preferred.
+    """
+    part = _opened(polygon)
+    distance, nearest = cKDTree(ring).query(part, k=1)
+    order = np.argsort(distance, kind="stable")[:_NEAREST]
+    for at_part in order:
+        line = shapely.LineString([ring[nearest[at_part]], part[at_part]])
+        if line.length == 0 or shapely.intersection(line, outlines).length < 1e-9:
+            break
+    else:
+        at_part = order[0]
+    return number, int(nearest[at_part]), int(at_part), part, float(distance[at_part])
+
+
+def split_ring(ring: np.ndarray) -> list[Polygon]:
+    """Undo the cuts of a ring: its parts with their holes.
+
+    Wherever the ring comes back to a point, a loop is taken off; what was walked there and back is left with two points
+    and goes. Rings without cuts come back as they are.
+
+    Args:
+        ring: (N, 2), not closed by a repeated point.
+
+    Returns:
+        Polygons that fill the same pixels under the even-odd rule, the first vertex's part first.
+    """
+    loops = [loop for loop in _loops(np.asarray(ring, dtype=np.float64)) if signed_area(loop) != 0]
+    shapes = [shapely.make_valid(shapely.Polygon(loop)) for loop in loops]
+    depth, parent = _nesting(loops, shapes)
+    return [
+        Polygon(
+            _turned(loops[number], 1),
+            tuple(_turned(loops[n], -1) for n in range(len(loops)) if parent[n] == number and depth[n] % 2),
+        )
+        for number in range(len(loops))
+        if depth[number] % 2 == 0
+    ]
+
+
+def _loops(ring: np.ndarray) -> list[np.ndarray]:
+    """Simple loops, of at least three points, that make up a ring which passes points more than once."""
+    loops: list[np.ndarray] = []
+    walked: list[tuple[float, float]] = []
+    place: dict[tuple[float, float], int] = {}
+    for point in map(tuple, ring.tolist()):
+        since = place.get(point)
+        if since is None:
+            place[point] = len(walked)
+            walked.append(point)
+            continue
+        loop = walked[since:]
+        for gone in walked[since + 1 :]:
+            del place[gone]
+        del walked[since + 1 :]
+        if len(loop) > 2:
+            loops.append(np.array(loop))
+    if len(walked) > 2:
+        loops.append(np.array(walked))
+    return loops[::-1]
+
+
+def _nesting(loops: Sequence[np.ndarray], shapes: Sequence[shapely.Geometry]) -> tuple[list[int], list[int]]:
+    """How many other loops each loop lies in, and the innermost of those; -1 for none."""
+    depth, parent = [0] * len(loops), [-1] * len(loops)
+    if len(loops) == 1:
+        return depth, parent
+    areas = [abs(signed_area(loop)) for loop in loops]
+    for inner, shape in enumerate(shapes):
+        point = shape.representative_point()
+        around = [n for n in range(len(loops)) if areas[n] > areas[inner] and shapes[n].contains(point)]
+        depth[inner] = len(around)
+        parent[inner] = min(around, key=lambda n: areas[n], default=-1)
+    return depth, parent
+
+
+def _turned(loop: np.ndarray, sign: int) -> np.ndarray:
+    return loop if signed_area(loop) * sign > 0 else loop[::-1]
