@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis import Redis
@@ -21,14 +22,14 @@ from redis import Redis
 from backend.errors import BadRequestError, DeadlineError, TaskError, UnsupportedConfigError
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
-from backend.predictions.prompts import chosen_regions
+from backend.predictions.prompts import chosen_regions, read_prompt
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel
+from backend.versions.served_model import ServedModel, prompt_version
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,14 @@ class Predictions:
             )
         project = self.projects.get(request.project) if request.project else Project(key="")
         xml = request.label_config or project.label_config
-        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         asker = asker or Requester()
         if request.params.context is not None:
+            prompted = self._prompted(project, request, request_id, xml)
+            if prompted:
+                return self._interactive(prompted, None, asker)
+            jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
             return self._interactive(jobs, request.params.context, asker)
+        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         return self._ordinary(jobs, project, request_id, asker)
 
     def jobs(
@@ -101,7 +106,28 @@ class Predictions:
         output, _ = output_settings(self.settings, project.extra_params)
         return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
 
-    def _interactive(self, jobs: Sequence[PredictionJob], context: dict[str, Any], asker: Requester) -> dict[str, Any]:
+    def _prompted(self, project: Project, request: PredictRequest, request_id: str, xml: str) -> list[PredictionJob]:
+        """Jobs for the promptable model, which knows no labels; none when there is no such model or no prompt.
+
+        Raises:
+            UnsupportedConfigError: the label config has no control that an outline fits.
+        """
+        version = prompt_version(self.settings)
+        config = parse_label_config(xml)
+        if not version:
+            return []
+        if config.reason:
+            raise UnsupportedConfigError(config.reason)
+        prompt = read_prompt(request.params.context or {}, config)
+        if prompt is None:
+            return []
+        output, _ = output_settings(self.settings, project.extra_params)
+        jobs = [_job(task, project.key, xml, config.value_key, version, output, request_id) for task in request.tasks]
+        return [replace(job, prompt=dict(prompt)) for job in jobs]
+
+    def _interactive(
+        self, jobs: Sequence[PredictionJob], context: dict[str, Any] | None, asker: Requester
+    ) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s
         ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
         # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
@@ -113,7 +139,8 @@ class Predictions:
                 raise DeadlineError(f"Not ready within {deadline_s:.0f} s.", "Try again in a moment.")
             if outcome.prediction is None:
                 raise TaskError(outcome.error, outcome.hint)
-            results.append(chosen_regions(outcome.prediction, context))
+            prediction = outcome.prediction
+            results.append(prediction if context is None else chosen_regions(prediction, context))
         return {"results": results}
 
     def _ordinary(

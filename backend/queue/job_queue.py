@@ -48,6 +48,7 @@ class PredictionJob:
         model_version: the version that the answer will carry.
         output: fields of integration.regions.write.Output.
         request_id: of the request that asked first; for logs, not part of the identity.
+        prompt: what an annotator points at (`backend.predictions.prompts.PromptFields`); None for a whole image.
     """
 
     project: str
@@ -57,6 +58,7 @@ class PredictionJob:
     model_version: str
     output: dict[str, Any] = field(default_factory=dict)
     request_id: str = ""
+    prompt: dict[str, Any] | None = None
 
     @functools.cached_property
     def id(self) -> str:
@@ -68,6 +70,7 @@ class PredictionJob:
             self.model_version,
             self.label_config,
             self.output,
+            *([self.prompt] if self.prompt else []),
         )
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
         project = re.sub(r"[^A-Za-z0-9]", "", self.project.partition(".")[0])[:20] or "none"

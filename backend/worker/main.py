@@ -27,12 +27,14 @@ from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import STATS, FinishedJob
 from backend.queue.recovery import Heartbeat, requeue_jobs_of, running_key
 from backend.settings import Settings
+from backend.versions.served_model import prompt_version
 from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.predictor import Predictor
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 
@@ -150,6 +152,7 @@ def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load,
         lambda ended, stages_s: _record(queue, name, ended, stages_s),
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
         tile_batch=settings.max_batch,
+        prompts=PromptRunner(settings) if prompt_version(settings) else None,
     )
     taking = Batcher(queue, vitals, settings)
     companion = MaintenanceThread(queue, vitals, settings, models)

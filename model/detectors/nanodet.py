@@ -99,9 +99,7 @@ class PathAggregation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(
-            nn.Conv2d(channels, PYRAMID_CHANNELS, 1) for channels in TRUNK_CHANNELS[1:]
-        )
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, PYRAMID_CHANNELS, 1) for channels in TRUNK_CHANNELS[1:])
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
         """Three maps of 128 channels from the features at strides 8, 16, 32."""
@@ -140,9 +138,7 @@ class NanoDet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, K + 44, h, w) a stride: class logits, then logits of 11 distances for left, top, right, bottom."""
         maps = self.pyramid(self.trunk(images)[2:])
-        return [
-            out(tower(x)) for tower, out, x in zip(self.towers, self.outputs, maps, strict=True)
-        ]
+        return [out(tower(x)) for tower, out, x in zip(self.towers, self.outputs, maps, strict=True)]
 
     def decode(
         self, outputs: list[Tensor], size_hw: tuple[int, int], score_threshold: float, max_detections: int
@@ -189,4 +185,4 @@ def convolutions_in_graph_order(network: NanoDet) -> list[nn.Conv2d]:
     heads: list[nn.Conv2d] = []
     for tower, output in zip(network.towers, network.outputs, strict=True):
         heads += [tower.conv, output]  # type: ignore[list-item]
-    return [*trunk, *network.pyramid.lateral, *heads]  # type: ignore[list-item]
+    return [*trunk, *network.pyramid.lateral, *heads]

@@ -1,6 +1,6 @@
 """The promptable network: NanoDet's trunk sees a view and its prompts, a pyramid feeds the Mask Transfiner mask head.
 
-A view is the neighbourhood of one object at a fixed size, as in RITM's zoom-in (Sofiiuk et al., 2022). The prompts enter
+A view is the neighbourhood of one object at a fixed size, as in RITM's zoom-in (Sofiiuk et al., 2022). Prompts enter
 as maps through a convolution of their own, whose output is added to the stem's and is zero before training. The view
 is the RoI of the mask head: coarse mask, incoherent nodes and quadtree refinement are those of every other model here.
 
@@ -92,11 +92,15 @@ class PromptNetwork(nn.Module):
 
     def coarse(self, pyramid: ViewFeatures) -> CoarseOutput:
         """Coarse masks and incoherence logits of every view."""
-        return self.mask_head.coarse(pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device))
+        return self.mask_head.coarse(
+            pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device)
+        )
 
     def score(self, output: CoarseOutput) -> Tensor:
         """Logits (V,) of the IoU that a view's coarse mask is expected to have."""
-        mask = F.adaptive_avg_pool2d(output.logits.detach().sigmoid()[:, None], output.trunk.shape[-2:])
+        mask = F.adaptive_avg_pool2d(
+            output.logits.detach().sigmoid()[:, None], (self.mask_head.coarse_size, self.mask_head.coarse_size)
+        )
         trunk = output.trunk.detach()
         inside = (trunk * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1.0)
         return self.quality(torch.cat([inside, trunk.mean((2, 3))], 1).float())[:, 0]
@@ -152,8 +156,12 @@ def prompt_maps(
     if box_xyxy is not None:
         x0, y0, x1, y1 = box_xyxy
         # Cover of each pixel by the box, so that an edge between pixels is seen.
-        across = (torch.minimum(centres + 0.5, torch.tensor(x1)) - torch.maximum(centres - 0.5, torch.tensor(x0))).clamp(0, 1)
-        along = (torch.minimum(centres + 0.5, torch.tensor(y1)) - torch.maximum(centres - 0.5, torch.tensor(y0))).clamp(0, 1)
+        across = (
+            torch.minimum(centres + 0.5, torch.tensor(x1)) - torch.maximum(centres - 0.5, torch.tensor(x0))
+        ).clamp(0, 1)
+        along = (torch.minimum(centres + 0.5, torch.tensor(y1)) - torch.maximum(centres - 0.5, torch.tensor(y0))).clamp(
+            0, 1
+        )
         maps[0] = along[:, None] * across[None]
     for x, y, is_positive in points:
         disc = (centres[:, None] - y) ** 2 + (centres[None] - x) ** 2 <= radius_px**2

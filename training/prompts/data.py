@@ -96,7 +96,9 @@ def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations:
         if mask.shape != (size[1], size[0]):
             continue
         if image.size != size:
-            mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
+            mask = (
+                np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
+            )
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows) or mask.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
@@ -120,10 +122,12 @@ def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
         rle = coco_mask.frPyObjects(segmentation, height, width)
     else:
         rle = segmentation
-    return coco_mask.decode(rle)  # type: ignore[no-any-return]
+    return np.asarray(coco_mask.decode(rle))
 
 
-def jittered_box(box_xyxy: Sequence[float], share: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+def jittered_box(
+    box_xyxy: Sequence[float], share: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
     """A box whose edges moved by up to `share` of its width or height."""
     x0, y0, x1, y1 = box_xyxy
     width, height = x1 - x0, y1 - y0

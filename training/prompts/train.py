@@ -104,7 +104,9 @@ class Views(IterableDataset[list[Example]]):
         if by_clicks or rng.random() < 0.25:
             first = next_click(np.ascontiguousarray(mask), np.zeros_like(mask), rng=rng)
             clicks = [first] if first else []
-        return Example(np.ascontiguousarray(pixels), np.ascontiguousarray(mask), None if by_clicks else (x0, y0, x1, y1), clicks)
+        return Example(
+            np.ascontiguousarray(pixels), np.ascontiguousarray(mask), None if by_clicks else (x0, y0, x1, y1), clicks
+        )
 
 
 def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +159,9 @@ def train_prompts(
         optimizer.load_state_dict(state["optimizer"])
         spent, step = state["spent_s"], state["step"]
     batches = iter(
-        DataLoader(Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=4 if plan.workers else None)
+        DataLoader(
+            Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=4 if plan.workers else None
+        )
     )
     network.train()
     started, saved, losses = time.monotonic() - spent, time.monotonic(), dict[str, float]()
