@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from backend.queue.keys import TASK
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
 from tests.support.service import predict_body, setup_body, tasks, wait_until
 
@@ -50,7 +51,7 @@ def test_late_predictions_arrive_once_in_chunks(late, workers, label_studio):
     assert first["project"] == 7
     assert first["model_version"] == "fake-1"
     assert first["result"][0]["value"]["polygonlabels"] == ["gear"]
-    assert set(first) == {"project", "task", "model_version", "score", "result"}
+    assert set(first) == {"id", "project", "task", "model_version", "score", "result"}
 
 
 def test_asking_again_and_again_computes_and_stores_once(late, workers, label_studio, redis):
@@ -130,8 +131,8 @@ def test_what_waits_for_label_studio_outlives_its_time(late, workers, label_stud
     ask(late, 2)
     workers.start(push_retry_s=60, result_ttl_s=10, fake={"seconds": 0.01})
     wait_until(lambda: label_studio.failures == [])
-    keys = redis.keys("transfiner:task:*")
-    wait_until(lambda: all(redis.ttl(key) > 3600 for key in keys))
+    keys = redis.keys(f"{TASK}*")
+    assert [redis.ttl(key) for key in keys] == [-1, -1], "kept until it is pushed"
 
 
 @pytest.mark.parametrize("odd", ["7a.1", "project", "-.1"])
