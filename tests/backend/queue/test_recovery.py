@@ -129,6 +129,11 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
             assert "queue server" in failed.json()["error"]
             process = start()
             wait_until(lambda: living_workers(connection))
+            connection.set("kept", "1")
+            process.kill()
+            process.wait()
+            process = start()
+            assert connection.get("kept") == b"1", "what was answered as deferred is still known"
         assert len(ask(address, predict_body(tasks(2)))["results"]) == 2
         assert worker.poll() is None
     finally:
