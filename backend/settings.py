@@ -197,6 +197,10 @@ class Settings(BaseSettings):
     # Demanded on /webhook as header X-Transfiner-Secret; Label Studio's events never carry basic auth.
     webhook_secret: SecretStr = SecretStr("")
 
+    # Names under which the service is reached while no password is set, comma separated ("*": any). Addresses, names
+    # without a dot and names that no public server has (.local, .internal, .svc ...) need not be listed.
+    allowed_hosts: str = ""
+
     # --- logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # text for people, json for log collectors.

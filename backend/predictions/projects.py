@@ -10,8 +10,7 @@ from typing import Any
 from redis import Redis
 
 from backend.queue.connection import text
-
-INDEX = "transfiner:projects"
+from backend.queue.keys import PROJECTS, project_key
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,6 @@ class Project:
         return {**facts, "has_token": bool(self.token)}
 
 
-def project_key(key: str) -> str:
-    return f"transfiner:project:{key}"
-
-
 class Projects:
     """All projects, in Redis; lost ones come back with their next /setup."""
 
@@ -75,7 +70,7 @@ class Projects:
         del facts["changed_at"]
         with self.connection.pipeline() as pipe:
             pipe.hset(project_key(project.key), mapping={name: json.dumps(value) for name, value in facts.items()})
-            pipe.sadd(INDEX, project.key)
+            pipe.sadd(PROJECTS, project.key)
             pipe.execute()
 
     def get(self, key: str) -> Project:
@@ -87,11 +82,11 @@ class Projects:
         return replace(Project(key=key), **known)
 
     def all(self) -> list[Project]:
-        keys = sorted(text(member) for member in self.connection.smembers(INDEX))
+        keys = sorted(text(member) for member in self.connection.smembers(PROJECTS))
         return [self.get(key) for key in keys]
 
     def touch(self, project_id: int | str) -> None:
         """Note that something changed in a project; events name it by id alone and may come doubled or not at all."""
-        for member in self.connection.smembers(INDEX):
+        for member in self.connection.smembers(PROJECTS):
             if text(member).partition(".")[0] == str(project_id):
                 self.connection.hset(project_key(text(member)), "changed_at", json.dumps(time.time()))

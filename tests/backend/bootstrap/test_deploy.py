@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
 from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
-from backend.queue.job_store import STATS
+from backend.queue.keys import STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
