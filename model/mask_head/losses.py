@@ -19,7 +19,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.mask_head import losses
 from model.mask_head.quadtree import Nodes, sample_nodes
 from model.mask_head.targets import (
     MaskTargets,
@@ -74,7 +73,7 @@ def _main_losses(
     truth = targets.masks[root]
     weights = pixel_weights(instances, sides)
     _log_accuracy(output.logits, truth)
-    found = {"mask": losses.coarse_mask_loss(output.logits, truth, weights.at(root) if weights else None)}
+    found = {"mask": coarse_mask_loss(output.logits, truth, weights.at(root) if weights else None)}
     if detection:
         found["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence, weights)
     if head.encoder is not None:
@@ -92,13 +91,13 @@ def _auxiliary_losses(
     target, valid = semantic_target(instances, height, width, round(pyramid.strides[0]))
     contour = head.boundary(output)
     if len(contour) == 0:
-        edge = losses.no_foreground(contour)
+        edge = no_foreground(contour)
     else:
         side = contour.shape[-1]
         truth = mask_targets(instances, [side], _no_regions).masks[side]
         weights = pixel_weights(instances, [side])
-        edge = losses.boundary_loss(contour, boundary_target(truth), weights.at(side) if weights else None)
-    return {"semantic": losses.semantic_loss(semantic, target, valid), "mask_boundary": edge}
+        edge = boundary_loss(contour, boundary_target(truth), weights.at(side) if weights else None)
+    return {"semantic": semantic_loss(semantic, target, valid), "mask_boundary": edge}
 
 
 def _refinement_loss(
@@ -130,7 +129,7 @@ def _refinement_loss(
     if weights is not None:
         grids = {size: weights.at(size)[chosen] for size in truth}
         by_token = _at_tokens(head, grids, levels, kept, len(references))
-    return losses.refinement_loss(torch.cat([*values, references]), wanted, by_token)
+    return refinement_loss(torch.cat([*values, references]), wanted, by_token)
 
 
 def _at_tokens(
@@ -156,11 +155,11 @@ def _choose(available: int, limit: int) -> Tensor:
 
 def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
     """Zeros for a batch without foreground that keep every parameter in the graph."""
-    found = {"mask": losses.no_foreground(output.logits)}
+    found = {"mask": no_foreground(output.logits)}
     if head.detection:
-        found["mask_incoherence"] = losses.no_foreground(*output.incoherence)
+        found["mask_incoherence"] = no_foreground(*output.incoherence)
     if head.encoder is not None:
-        found["mask_refine"] = losses.no_foreground(*head.encoder.parameters())
+        found["mask_refine"] = no_foreground(*head.encoder.parameters())
     return found
 
 

@@ -23,11 +23,10 @@ from backend.api.app import create_app
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
-
-logging.getLogger("werkzeug").setLevel(logging.WARNING)
-
 from tests.support.fake_label_studio import FakeLabelStudio
 from tests.support.service import LOST_S, FakeWorkers, wait_until
+
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -38,15 +38,12 @@ from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
 from training.datasets import AnySet, Sample
 from training.datasets.loader import to_network_input
-from training.evaluation import (
-    incoherence_analysis as analysis,
-)
-from training.evaluation import (
-    incoherence_analysis as analysis_detector,
-)
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.inspection import Refined, mask_head_of, recorded_refinement
 from training.metrics.coco import mask_ap
+
+GRID_SIDE = 224
+
 
 MATCH_IOU = 0.5
 
@@ -55,7 +52,7 @@ MATCH_IOU = 0.5
 class _Found:
     """What the pass collects."""
 
-    counts: list[analysis.RegionCounts] = field(default_factory=list)
+    counts: list[RegionCounts] = field(default_factory=list)
     levels: list[Confusion] = field(default_factory=list)
     coarse: list[dict[str, Any]] = field(default_factory=list)
     filled: list[dict[str, Any]] = field(default_factory=list)
@@ -66,7 +63,7 @@ def analyse(
     cfg: CfgNode,
     samples: AnySet,
     *,
-    side: int = analysis.GRID_SIDE,
+    side: int = GRID_SIDE,
     progress: Callable[[int], object] = int,
 ) -> dict[str, Any]:
     """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
@@ -92,11 +89,11 @@ def analyse(
         _study(sample, instances, refined, sizes, side, found)
         progress(index + 1)
     index_of_truth = truth.build()
-    table1 = analysis.region_properties(analysis.join_counts(found.counts)) | {
+    table1 = region_properties(join_counts(found.counts)) | {
         "ap_coarse": mask_ap(index_of_truth, found.coarse)["AP"],
         "ap_gt": mask_ap(index_of_truth, found.filled)["AP"],
     }
-    table3 = analysis_detector.detector_figures(found.levels, sizes) if sizes else None
+    table3 = detector_figures(found.levels, sizes) if sizes else None
     return {"images": len(samples), "table1": table1, "table3": table3}
 
 
@@ -123,20 +120,20 @@ def _study(
     cut_boxes = boxes.tensor[matched]
     truth = _crop(cut, cut_boxes, side)
     filled = coarse.clone()
-    filled[matched] = analysis.fill_with_truth(coarse[matched], truth)
-    found.counts.append(analysis.region_counts(coarse[matched], truth))
+    filled[matched] = fill_with_truth(coarse[matched], truth)
+    found.counts.append(region_counts(coarse[matched], truth))
     for masks, results in ((coarse, found.coarse), (filled, found.filled)):
         pasted = paste(masks, boxes, sample.image.shape[:2])
         results += coco_results(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
     if refined is not None and len(matched):
         rois = len(refined.output.logits)
-        grids = analysis_detector.regions_of_nodes(refined.levels, rois, sizes)
+        grids = regions_of_nodes(refined.levels, rois, sizes)
         known = matched < rois  # a limit on refined instances leaves the later ones without nodes
         if not known.any():
             return
-        wanted = analysis_detector.wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
+        wanted = wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
         for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
-            found.levels[level] += analysis_detector.compare_regions(grid[matched[known]], right)
+            found.levels[level] += compare_regions(grid[matched[known]], right)
 
 
 def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +177,6 @@ def _crop(masks: BitMasks, boxes_xyxy: Tensor, side: int) -> Tensor:
     return masks.crop_and_resize(boxes_xyxy, side)
 
 
-GRID_SIDE = 224
 HALVINGS = 3
 
 

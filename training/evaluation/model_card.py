@@ -53,8 +53,8 @@ def render_card(
         "## How it was trained",
         "",
         f"- Start: {_STARTS.get(start, f'from the checkpoint {start}')}.",
-        f"- Data: {', '.join(training.get('sets', ['unknown']))}, drawn by `training/synthetic/scenes.py`; no photographs, "
-        "no annotations by people. Training and held-out scenes come from disjoint ranges of seeds.",
+        f"- Data: {', '.join(training.get('sets', ['unknown']))}, drawn by `training/synthetic/scenes.py`; no "
+        "photographs, no annotations by people. Training and held-out scenes come from disjoint ranges of seeds.",
         f"- Length: {training.get('iterations', '?')} iterations, {training.get('images_seen', '?')} images seen, "
         f"{training.get('minutes', '?')} minutes of wall clock. Weights are a moving average.",
         *([f"- {training['note']}"] if "note" in training else []),
