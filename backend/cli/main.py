@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "scenes": "backend.cli.data:scenes",
     "polygons": "backend.cli.polygons:polygons",
     "snapshot": "backend.cli.snapshot:snapshot",
+    "export": "backend.cli.export:export",
     "effort": "backend.cli.effort:effort",
 }
 HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")

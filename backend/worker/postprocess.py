@@ -62,8 +62,8 @@ def prediction_of_instances(
     if changes := report.changes():
         log.info("task %s: %s", job.task.get("id"), changes)
     for region in prediction["result"] if found.note else ():
-        # Label Studio keeps this text with the region, so that annotators see it.
-        region.setdefault("meta", {}).setdefault("text", []).append(found.note)
+        # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
+        region["meta"] = {"text": [found.note]}
     return prediction
 
 

@@ -38,4 +38,4 @@ def _depth(region: np.ndarray) -> np.ndarray:
     """Distance of each pixel of a region to its rim; the image's border is a rim, too."""
     if not region.any():
         return np.zeros(region.shape, np.float32)
-    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]  # type: ignore[no-any-return]
+    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]

@@ -33,7 +33,7 @@ class MaskedObject:
 
     def mask(self) -> np.ndarray:
         """Bool H x W."""
-        return coco_mask.decode(self.rle).astype(bool)  # type: ignore[no-any-return]
+        return coco_mask.decode(self.rle).astype(bool)
 
 
 @dataclass(slots=True)
