@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: Pixels of decoded images that are kept for the next prompt on them.
 KEPT_BYTES = 256 << 20
+#: Side of the image that a fresh model is tried on.
+VIEW_PX = 64
 
 
 class PromptRunner:
@@ -66,6 +68,11 @@ class PromptRunner:
             self._images.move_to_end((job.project, job.image))
             while len(self._images) > 1 and sum(image.nbytes for image in self._images.values()) > KEPT_BYTES:
                 self._images.popitem(last=False)
+
+    def warm(self) -> None:
+        """Load the model now, so that the first prompt need not wait for it."""
+        self._predictor = self._load(self.settings)
+        self._predictor.image(np.zeros((VIEW_PX, VIEW_PX, 3), np.uint8)).prompt_boxes([(0, 0, VIEW_PX, VIEW_PX)])
 
     def _warm(self, version: str) -> PromptPredictor:
         if self._predictor is None or self._predictor.version != version:
