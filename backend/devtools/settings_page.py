@@ -17,6 +17,7 @@ HEAD = """\
 Every setting is an environment variable. Written from the comments of `backend/settings.py` by
 `python -m backend.devtools.settings_page > docs/settings.md`; a test says when this page is out of date.
 """
+TABLE_HEAD = "| variable | default | what it does |\n|---|---|---|"
 FIELD = re.compile(r"    (\w+): ")
 STANDARD_NAMES = {
     "label_studio_url": "LABEL_STUDIO_URL",
@@ -62,7 +63,7 @@ def settings_page() -> str:
     for row in setting_rows():
         if row.section != section:
             section = row.section
-            lines.append(f"\n## {section[0].upper()}{section[1:]}\n\n| variable | default | what it does |\n|---|---|---|")
+            lines.append(f"\n## {section[0].upper()}{section[1:]}\n\n{TABLE_HEAD}")
         comment = row.comment.replace("|", "\\|")
         lines.append(f"| `{row.variable}` | {_default(row.name)} | {comment} |")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"

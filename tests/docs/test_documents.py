@@ -52,12 +52,14 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize(("page", "text"), COMMANDS)
-def test_a_documented_command_and_its_options_exist(page, text, tmp_path, monkeypatch) -> None:
+def test_a_documented_command_and_its_options_exist(
+    page: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From another folder than the repository: a command must not depend on where it is called."""
     monkeypatch.chdir(tmp_path)
     command: click.Command = cli
     words = shlex.split(text)
-    path = []
+    path: list[str] = []
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         child = command.get_command(click.Context(command), words[0])
         assert child is not None, f"{page}: `transfiner {text}`: {' '.join([*path, words[0]])} is no command"
@@ -73,7 +75,7 @@ def test_a_documented_command_and_its_options_exist(page, text, tmp_path, monkey
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page) -> None:
+def test_links_lead_to_files(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
@@ -116,6 +118,6 @@ def test_the_walks_name_files_that_exist_and_count_them() -> None:
 
 def test_the_rooms_of_the_architecture_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rooms = {path for path in re.findall(r"`((?:backend|training|model|integration)/[a-z_]+)`", page)}
+    rooms = set(re.findall(r"`((?:backend|training|model|integration)/[a-z_]+)`", page))
     assert len(rooms) > 10
     assert not [room for room in rooms if not Path(ROOT / room).is_dir()]
