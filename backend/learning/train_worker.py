@@ -15,7 +15,7 @@ from backend.learning.label_studio import LabelStudioProject
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.round import RoundPrograms
 from backend.learning.watcher import Watcher
-from backend.queue.connection import worker_connection
+from backend.queue.connection import require_queue_server, worker_connection
 from backend.queue.train_queue import forget_trainer, trainer_heartbeat
 from backend.settings import Settings
 from backend.worker.main import WORKER_TTL_S, serve_queue
@@ -65,6 +65,7 @@ def run_train_worker(
     """
     global _learner
     connection = worker_connection(settings)
+    require_queue_server(connection, settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     side = label_studio or LabelStudioProject(settings, connection).side()
     _learner = learner = Learner(settings, connection, name, side, programs)

@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from backend.predictions.projects import Projects
-from backend.queue.connection import WORKER_BLOCK_S, worker_connection
+from backend.queue.connection import WORKER_BLOCK_S, require_queue_server, worker_connection
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import STATS, FinishedJob
 from backend.queue.recovery import Heartbeat, requeue_jobs_of, running_key
@@ -139,6 +139,7 @@ def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load,
         burst: end when nothing is waiting.
     """
     connection: Redis = worker_connection(settings)
+    require_queue_server(connection, settings)
     models = WarmModels(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
