@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(default=2.0, gt=0)
     # The same inside a webhook, which Label Studio gives 1 s in all.
     redis_webhook_timeout_s: float = Field(default=0.5, gt=0)
+    # A starting worker, or `serve` with a queue server elsewhere, ends when it does not answer within this time, in s.
+    redis_start_s: float = Field(default=30.0, ge=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
     workers: int = Field(default=1, ge=1, le=64)
     # Tasks that one worker runs as one batch, and how long an idle one waits for more of them, in ms. Tasks that come

@@ -18,7 +18,7 @@ from backend.learning.label_studio import LabelStudioProject
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.round import RoundPrograms
 from backend.learning.watcher import Watcher
-from backend.queue.connection import text, worker_connection
+from backend.queue.connection import require_queue_server, text, worker_connection
 from backend.queue.train_queue import LEARN_FUNCTIONS, forget_trainer, trainer_heartbeat
 from backend.settings import Settings
 from backend.worker.main import StopSignal, serve_queue
@@ -54,6 +54,7 @@ def run_train_worker(
         burst: end when nothing is waiting.
     """
     connection = worker_connection(settings)
+    require_queue_server(connection, settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     client = label_studio or LabelStudioProject(settings, connection).side()
     learner = Learner(settings, connection, name, client, programs)

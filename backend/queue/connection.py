@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from redis import Redis
+import time
+from urllib.parse import urlsplit
+
+from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
@@ -12,6 +15,7 @@ from backend.settings import Settings
 
 # A queue server that answers no command of a worker for this long, in s, is taken for gone.
 WORKER_TIMEOUT_S = 10
+RETRY_S = 0.5
 
 
 def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
@@ -40,6 +44,32 @@ def worker_connection(settings: Settings) -> Redis:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=30,
     )
+
+
+def require_queue_server(connection: Redis, settings: Settings) -> None:
+    """Wait until the queue server answers; for a process that starts and can do nothing without it.
+
+    Raises:
+        StartError: it did not answer within `redis_start_s`; says what was tried.
+    """
+    until = time.monotonic() + settings.redis_start_s
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            connection.ping()
+            return
+        except RedisError as error:
+            if time.monotonic() >= until:
+                url = urlsplit(_url(settings))
+                place = url.path if url.scheme == "unix" else f"{url.hostname}:{url.port or 6379}"
+                raise StartError(
+                    f"No queue server answers at {place}: {attempts} attempts in {settings.redis_start_s:g} s, "
+                    f"the last one ended with {type(error).__name__}: {error}",
+                    "Start the server, correct --redis-url (TRANSFINER_REDIS_URL), "
+                    "or use `transfiner serve` without it, which starts one.",
+                ) from error
+        time.sleep(RETRY_S)
 
 
 def text(value: bytes | str | None) -> str:

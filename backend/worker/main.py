@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from rq.job import Job, JobStatus
 
 from backend.predictions.projects import Projects
-from backend.queue.connection import worker_connection
+from backend.queue.connection import require_queue_server, worker_connection
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import FinishedJob
 from backend.queue.keys import QUEUED_CHANNEL, STATS, running_key
@@ -167,6 +167,7 @@ def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load,
         burst: end when nothing is waiting.
     """
     connection: Redis = worker_connection(settings)
+    require_queue_server(connection, settings)
     models = WarmModels(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"

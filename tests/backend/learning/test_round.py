@@ -68,6 +68,17 @@ def test_nothing_new_trains_nothing(wishes, rounds, registry, trigger):
     assert len(registry.versions(PROJECT)) == 2
 
 
+def test_what_cannot_be_judged_is_said_before_training(wishes, rounds):
+    wishes.set(new=2, parts={"train_images": 3, "holdout_images": 0})
+    run = rounds.ask()
+    assert run.state == runs.UNCHANGED
+    assert "3 annotated image(s) leave none to judge by; annotate 1 more" in run.reasons[0]
+    assert f"transfiner learn --project {PROJECT}" in run.hint
+    assert not wishes.done("finetune")
+    run = rounds.ask(COMMAND)
+    assert len(wishes.done("finetune")) == 1, "the command line trains all the same"
+
+
 def test_a_second_request_is_folded_in_and_said(wishes, rounds, queue):
     wishes.set(new=2, iterations=2000, seconds=0.02)
     waiting = queue.request(PROJECT, BUTTON)
