@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from backend.learning import run_record as runs
 from backend.learning.triggers import BUTTON
 from backend.queue.train_queue import living_trainers
 from tests.support.service import wait_until
+
+pytestmark = pytest.mark.service
 
 PROJECT = "7"
 

@@ -11,6 +11,8 @@ import requests
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
 from tests.support.service import predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7.1795339022"
 
 
