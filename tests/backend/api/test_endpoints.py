@@ -15,6 +15,8 @@ from backend.settings import Settings
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 DEEP = b"[" * 100_000
 
 

@@ -22,6 +22,8 @@ from backend.processes.embedded_redis import binary, free_port
 from backend.processes.label_studio_server import SWITCHES
 from backend.settings import Settings, known_variables
 
+pytestmark = pytest.mark.service
+
 ROOT = Path(__file__).resolve().parents[3]
 SET_UP = "python3 -m backend.bootstrap"
 

@@ -26,6 +26,8 @@ from backend.settings import Settings, known_variables
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
 from tests.support.locked_imports import locked, run_locked
 
+pytestmark = pytest.mark.service
+
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 Json = dict[str, Any]
 OTHERS = {"keda.sh/v1alpha1", "kustomize.config.k8s.io/v1beta1"}

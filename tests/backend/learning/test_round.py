@@ -17,6 +17,8 @@ from backend.queue.keys import learning_lock_key
 from backend.versions.resolve import active_directory, version_directory
 from tests.support.service import wait_until
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7"
 LATER = "2026-01-02T00:00:00+00:00"
 OLD_RUN = "20260101-000000-abcdef"

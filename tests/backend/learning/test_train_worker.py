@@ -13,6 +13,8 @@ from backend.learning.triggers import BUTTON
 from backend.queue.train_queue import LEARN_FUNCTION, living_trainers
 from tests.support.service import wait_until
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7"
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.service import ROOT, wait_until
 
+pytestmark = pytest.mark.service
+
 # A child that notes its pid, and ends politely unless told to be stubborn.
 CHILD = """
 import os, signal, sys, time

@@ -18,6 +18,8 @@ from backend.worker.main import run_worker  # noqa: F401  (what the killed proce
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import data_uri, predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 
 def ask(address: str, body: dict) -> dict:
     return requests.post(f"{address}/predict", json=body, timeout=100).json()

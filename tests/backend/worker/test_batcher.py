@@ -23,6 +23,8 @@ from backend.worker.batcher import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 NAME = "this-worker"
 
 

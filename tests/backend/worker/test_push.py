@@ -19,6 +19,8 @@ from backend.worker.push import PushClient, Pusher
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7.1795339022"
 
 
