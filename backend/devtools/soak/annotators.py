@@ -39,9 +39,15 @@ class Verdict:
 
 
 class Annotators:
-    """Asks for `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does."""
+    """Asks for `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does.
 
-    def __init__(self, stage: SoakHarness, first: int, count: int) -> None:
+    Args:
+        asks_again: also for tasks that were answered and not stored; else only where the request was refused.
+    """
+
+    def __init__(self, stage: SoakHarness, first: int, count: int, *, asks_again: bool = True) -> None:
+        self.asks_again = asks_again
+        self.answered: set[int] = set()
         self.stage = stage
         self.ids = list(range(first, first + count))
         self.widths = dict.fromkeys(self.ids, WIDTH_PX)
@@ -78,6 +84,7 @@ class Annotators:
 
     def _ask_until_done(self) -> None:
         while pending := self._open():
+            pending = [number for number in pending if self.asks_again or number not in self.answered]
             chunks = [pending[start : start + CHUNK] for start in range(0, len(pending), CHUNK)]
             list(self._pool.map(self._ask, chunks))
             end = time.monotonic() + PATIENCE_S
@@ -102,6 +109,7 @@ class Annotators:
             self.refused += 1
             time.sleep(0.5)
             return
+        self.answered.update(numbers)
         for error in facts.get("errors", ()):
             self.failed[int(error["task"])] = str(error["error"])
         results = facts["results"]

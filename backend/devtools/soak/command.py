@@ -14,15 +14,28 @@ import click
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, FAULTS
 from backend.devtools.soak.harness import SoakHarness, check_settings
+from backend.devtools.soak.random_faults import run_random
 
 
 @click.command()
 @click.option("--fault", "faults", multiple=True, type=click.Choice(sorted(FAULTS)), help="Only these.")
 @click.option("--tasks", default=36, show_default=True, help="Tasks asked for during each fault.")
 @click.option("--rounds", default=1, show_default=True, help="How often the whole list is gone through.")
+@click.option("--random", "is_random", is_flag=True, help="Faults at random moments instead, for --seconds.")
+@click.option("--seconds", default=600.0, show_default=True, help="How long faults are random.")
+@click.option("--seed", default=0, show_default=True, help="The same seed chooses the same faults.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the verdicts here as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def soak(faults: Sequence[str], tasks: int, rounds: int, report: Path | None, as_json: bool) -> None:
+def soak(
+    faults: Sequence[str],
+    tasks: int,
+    rounds: int,
+    is_random: bool,
+    seconds: float,
+    seed: int,
+    report: Path | None,
+    as_json: bool,
+) -> None:
     """Break every part of a service on this machine while tasks are asked for; each must be stored exactly once.
 
     Starts a queue server, an API, two workers with a stub for a model, and a stand-in for Label Studio, on loopback.
@@ -32,7 +45,8 @@ def soak(faults: Sequence[str], tasks: int, rounds: int, report: Path | None, as
     """
     check_settings()
     verdicts = []
-    for verdict in run_faults(faults or list(FAULTS), tasks, rounds):
+    run = [run_random(seconds, seed)] if is_random else run_faults(faults or list(FAULTS), tasks, rounds)
+    for verdict in run:
         verdicts.append(verdict)
         if not as_json:
             click.echo(line(verdict))

@@ -16,6 +16,9 @@ from backend.queue.keys import DEFERRED, RUNNING
 GIVE_UP_S = 300.0
 CRASH_WIDTH_PX = 48
 BATCH_S = 0.4
+# Longer than the stage's `worker_lost_s`.
+FROZEN_S = 8.0
+FULL_S = 4.0
 # Of a batch that is never ready within the stage's deadline of 4 s, however few tasks there are.
 LATE_S = 5.0
 Fault = Callable[[SoakHarness, Annotators], Verdict]
@@ -93,6 +96,35 @@ def queue_restarted(stage: SoakHarness, asked: Annotators) -> Verdict:
     stage.start_queue()
     stage.set_up_project()
     return _verdict(queue_restarted, asked)
+
+
+@fault
+def worker_frozen(stage: SoakHarness, asked: Annotators) -> Verdict:
+    """A worker stands still for longer than it takes to be thought dead, and goes on with what others have taken."""
+    _begun(stage, asked)
+    stage.workers[0].send_signal(signal.SIGSTOP)
+    time.sleep(FROZEN_S)
+    stage.workers[0].send_signal(signal.SIGCONT)
+    return _verdict(worker_frozen, asked)
+
+
+@fault
+def queue_full(stage: SoakHarness, asked: Annotators) -> Verdict:
+    """The queue server refuses writes for some seconds."""
+    _begun(stage, asked)
+    fill_queue(stage, FULL_S)
+    return _verdict(queue_full, asked)
+
+
+def fill_queue(stage: SoakHarness, seconds: float) -> None:
+    """Leave the queue server without memory for a while."""
+    with stage.connection() as connection:
+        limit = connection.config_get("maxmemory")["maxmemory"]
+        connection.config_set("maxmemory", "1")
+        try:
+            time.sleep(seconds)
+        finally:
+            connection.config_set("maxmemory", limit)
 
 
 @fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 from collections import Counter
 from typing import Any
@@ -30,6 +31,7 @@ class StandIn:
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
         self.rows: list[Json] = []
+        self._ids = itertools.count(1)
         self.files: dict[str, bytes] = {}
         self.forgets_to_answer = 0
         self._app = Flask("stand-in")
@@ -38,6 +40,7 @@ class StandIn:
         rule = "/api/projects/<int:project>/import/predictions"
         self._app.add_url_rule(rule, view_func=self._import, methods=["POST"])
         self._app.add_url_rule("/api/predictions", view_func=self._list)
+        self._app.add_url_rule("/api/predictions/<int:prediction>/", view_func=self._delete, methods=["DELETE"])
         self._server: BaseWSGIServer | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
@@ -62,7 +65,7 @@ class StandIn:
 
     def store(self, rows: list[Json]) -> None:
         """What an answer of /predict brings."""
-        self.rows += rows
+        self.rows += [{"id": next(self._ids), **row} for row in rows]
 
     def stored(self) -> Counter[int]:
         """Predictions of each task."""
@@ -78,7 +81,7 @@ class StandIn:
 
     def _import(self, project: int) -> tuple[Response, int]:  # noqa: ARG002
         rows = request.get_json()
-        self.rows += rows
+        self.store(rows)
         if self.forgets_to_answer:
             self.forgets_to_answer -= 1
             return jsonify(detail="late"), 504
@@ -87,3 +90,7 @@ class StandIn:
     def _list(self) -> Response:
         task = request.args.get("task", type=int)
         return jsonify([row for row in self.rows if int(row["task"]) == task])
+
+    def _delete(self, prediction: int) -> tuple[str, int]:
+        self.rows = [row for row in self.rows if row["id"] != prediction]
+        return "", 204

@@ -221,7 +221,7 @@ def test_unknown_paths_are_json_too(client, path, status):
 
 def test_too_large_a_body_is_refused(settings):
     client = create_app(settings.model_copy(update={"max_request_mib": 0.01})).test_client()
-    assert client.post("/predict", data=b" " * 20_000).status_code == 413
+    assert client.post("/predict", data=b" " * 20_000, content_type="application/json").status_code == 413
 
 
 def test_jobs_show_state_position_and_estimate(client):
