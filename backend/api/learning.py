@@ -53,10 +53,10 @@ def _project(service: Services, registry: Any, store: RunStore, name: str) -> di
         "id": name,
         "active": active,
         "can_roll_back": bool(registry.pointer(name).history),
-        "current": _current(TrainQueue(connection).current(name)),
+        "current": _current(TrainQueue(connection), name),
         "looked": read_trigger_state(connection, name),
         "repredicting": repredicting(connection, name),
-        "rounds": [_round(run) for run in store.newest(name, ROUNDS_SHOWN)],
+        "rounds": _rounds(store, name),
         "versions": [
             {**info.as_dict(), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])
         ],
@@ -64,22 +64,29 @@ def _project(service: Services, registry: Any, store: RunStore, name: str) -> di
     }
 
 
-def _current(facts: dict[str, Any]) -> dict[str, Any]:
-    """With the loss curve as points of an SVG polyline, 240 x 60."""
+def _current(queue: TrainQueue, project: str) -> dict[str, Any]:
+    """What runs now, with the loss curve as points of an SVG polyline, 240 x 60; {} when nothing does."""
+    facts = queue.current(project)
+    if facts:
+        facts["is_cancelled"] = queue.is_cancelled(project, str(facts.get("run", "")))
     losses = json.loads(facts.pop("curve", "[]"))
     if len(losses) > 1:
         low, high = min(losses), max(losses)
         step, scale = 240 / (len(losses) - 1), 60 / ((high - low) or 1)
+        facts["loss_first"], facts["loss_last"] = f"{losses[0]:.3g}", f"{losses[-1]:.3g}"
         facts["curve_points"] = " ".join(
             f"{n * step:.1f},{60 - (loss - low) * scale:.1f}" for n, loss in enumerate(losses)
         )
     return facts
 
 
-def _round(run: Any) -> dict[str, Any]:
-    facts = dict(vars(run))
-    del facts["figures"]
-    return facts
+def _rounds(store: RunStore, project: str) -> list[dict[str, Any]]:
+    """The newest rounds, numbered from the project's first, without the gate's long figures."""
+    total = store.count(project)
+    return [
+        {"number": total - place, **{name: value for name, value in vars(run).items() if name != "figures"}}
+        for place, run in enumerate(store.newest(project, ROUNDS_SHOWN))
+    ]
 
 
 @learning.get("")

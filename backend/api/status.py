@@ -13,8 +13,14 @@ from backend.api.csrf import form_token
 from backend.api.learning import learning_facts
 from backend.api.services import Services
 from backend.errors import ServiceError
+<<<<<<< HEAD
 from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
+=======
+from backend.predictions.projects import Project
+from backend.queue.delivery import DEFERRED
+from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING, STATS
+>>>>>>> docs
 from backend.queue.recovery import living_workers
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError
@@ -86,13 +92,20 @@ def _from_redis(service: Services) -> dict[str, Any]:
         "ended": sum(row["state"] in FINAL for row in load),
         "eta": _eta(service, waiting, len(workers)),
         "workers": workers,
-        "projects": service.predictions.projects.all(),
+        "projects": [project_row(project) for project in service.predictions.projects.all()],
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
         "form_token": form_token(service.connection),
         "errors": [row for row in records if row["state"] in (FAILED, PARKED)][:LIST_ERRORS],
         "rows": records[:LIST],
     }
+
+
+def project_row(project: Project) -> dict[str, Any]:
+    """What the page shows of a project, with its address in Label Studio where that is a web address."""
+    is_web = project.hostname.startswith(("http://", "https://"))
+    link = f"{project.hostname}/projects/{project.id}/data" if is_web and project.is_believed else ""
+    return {**project.public(), "id": project.id, "link": link}
 
 
 def _eta(service: Services, waiting: int, workers: int) -> str:

@@ -66,6 +66,11 @@ if TYPE_CHECKING:
     help="Count what a simulated annotator does to correct the shown regions, beside other ways to draw them.",
 )
 @click.option(
+    "--prompts",
+    type=click.Choice(["box", "clicks"]),
+    help="Measure the promptable network: masks from true boxes, or clicks until a mask is good.",
+)
+@click.option(
     "--good",
     nargs=2,
     type=float,
@@ -95,6 +100,7 @@ def evaluate(
     rows: int,
     card: bool,
     edits: bool,
+    prompts: str | None,
     good: tuple[float, float],
     shown_from: float,
     as_json: bool,
@@ -106,6 +112,7 @@ def evaluate(
     \b
     Example: transfiner evaluate --weights model/weights/scenes-small --scenes val --count 200
              transfiner evaluate --weights model/weights/scenes-small --scenes val --count 100 --edits
+             transfiner evaluate --weights photos --coco instances.json images/ --prompts box
              transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
     """
     import torch
@@ -123,6 +130,11 @@ def evaluate(
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     try:
         samples = open_set(name)
+        if prompts:
+            if weights is None:
+                raise click.UsageError("--prompts needs the --weights of a promptable model, such as photos")
+            _prompts(samples, weights, prompts, device, as_json)
+            return
         if edits:
             if submission or picture or card:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
@@ -154,6 +166,25 @@ def _served(
     from backend.devtools.served_evaluation.compare import comparison_text
 
     _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
+
+
+def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool) -> None:
+    """Yardsticks of prompts; GrabCut beside them where OpenCV is installed."""
+    import importlib.util
+
+    from model.prompts.predictor import PromptPredictor
+    from training.prompts.data import objects_of
+    from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
+
+    predictor = PromptPredictor.from_checkpoint(weights, device=device)
+    objects = objects_of(samples)
+    with click.progressbar(length=len(objects.objects), label=f"prompting by {kind}", file=sys.stderr) as bar:
+        if kind == "clicks":
+            _say(measure_clicks(predictor, objects, progress=lambda: bar.update(1)), as_json, clicks_text)
+            return
+        with_grabcut = importlib.util.find_spec("cv2") is not None
+        figures = measure_boxes(predictor, objects, with_grabcut=with_grabcut, progress=lambda: bar.update(1))
+    _say(box_report(figures), as_json, box_text)
 
 
 def _edits(

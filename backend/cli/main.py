@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gate": "backend.cli.gate:gate",
         "effort": "backend.cli.effort:effort",
         "train": "backend.cli.train:train",
+        "train-prompts": "backend.cli.train_prompts:train_prompts_command",
         "evaluate": "backend.cli.evaluate:evaluate",
         "data": "backend.cli.data:data",
         "scenes": "backend.cli.data:scenes",

@@ -17,6 +17,7 @@ from backend.versions.resolve import model_directory
 from backend.versions.served_model import ServedModel, read_served_model
 from integration.label_studio.auth import is_personal_access_token
 from integration.label_studio.client import ClientError
+from integration.label_studio.label_config import parse_label_config
 
 Json = dict[str, Any]
 
@@ -58,6 +59,9 @@ def connection_findings(settings: Settings, client: DoctorClient, model: ServedM
         )
     for backend in backends:
         yield from _backend(backend, _served(settings, backend, model))
+    for project in projects:
+        own = [backend for backend in backends if backend["project"] == project["id"]]
+        yield from _labels(project, own, settings, model)
     hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
     yield from _webhooks(settings, list(hooks.values()), backends, client)
     for backend in backends:
@@ -115,6 +119,32 @@ def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     reason = backend.get("error_message") or "no reason given"
     fix = "Start the service, and use an address that Label Studio's machine or container can reach (not localhost)."
     yield Finding(name, "error", f"{backend['url']} is {backend['state']}: {reason}", fix)
+
+
+def _labels(
+    project: Json, backends: Sequence[Json], settings: Settings, model: ServedModel | None
+) -> Iterator[Finding]:
+    """Whether the model that serves a project knows its labels; only for projects that ours is connected to."""
+    ours = [backend for backend in backends if is_ours(backend)]
+    served = _served(settings, ours[0], model) if ours else None
+    xml = str(project.get("label_config") or "")
+    if served is None or not xml:
+        return
+    config = parse_label_config(xml)
+    name = f"labels of project {project['id']}"
+    if config.reason:
+        yield Finding(name, "error", config.reason, "Correct the project's labeling setup; the README has one to copy.")
+        return
+    matched = config.match(served.labels)
+    unknown = ", ".join(matched.unmatched_labels)
+    if not unknown:
+        yield Finding(name, "ok", f"{served.version} knows all of them.")
+        return
+    fix = (
+        "Annotate about 15 images with them and press Start Training, or give a class's name in a label's "
+        "predicted_values."
+    )
+    yield Finding(name, "warning", f"{served.version} does not know: {unknown}. They are not outlined.", fix)
 
 
 def _title(backend: Json, model: ServedModel, client: DoctorClient) -> Finding:

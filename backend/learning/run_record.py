@@ -102,6 +102,10 @@ class RunStore:
         found = (self.load(project, name) for name in reversed(names[-count:]))
         return [run for run in found if run is not None]
 
+    def count(self, project: str) -> int:
+        """How many rounds a project has had."""
+        return sum(bool(RUN_ID.fullmatch(name)) for name in self.storage.names(f"{project}/runs"))
+
     def projects(self) -> list[str]:
         """Projects that the registry knows."""
         return [name for name in self.storage.names("") if name.isdigit()]

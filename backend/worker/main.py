@@ -26,14 +26,12 @@ from backend.queue.job_store import FinishedJob
 from backend.queue.keys import QUEUED_CHANNEL, STATS, running_key
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
-from backend.versions.served_model import prompt_version
 from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.predictor import Predictor
-from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 
@@ -179,7 +177,7 @@ def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load,
         recorder.record,
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
         tile_batch=settings.max_batch,
-        prompts=PromptRunner(settings) if prompt_version(settings) else None,
+        prompts=_warm_prompts(settings),
     )
     batcher = Batcher(queue, vitals, settings)
     stop = StopSignal()

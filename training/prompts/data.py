@@ -6,7 +6,7 @@ Shape shorthand: S side of a view.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from model.prompts.views import View, view_of_box, view_of_image
+from training.datasets.sample import Sample
 
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640
@@ -52,6 +53,7 @@ class Source:
     Attributes:
         weights: how often an object is drawn, by the annotation's `source` and then its `kind`; 1 where not named.
         most_objects: of an image; a random choice of them is kept.
+        factor: of all weights of this file.
         skip: `source` values left out.
     """
 
@@ -59,6 +61,7 @@ class Source:
     images: Path
     weights: dict[str, float]
     most_objects: int = 12
+    factor: float = 1.0
     skip: tuple[str, ...] = ()
 
 
@@ -83,6 +86,22 @@ def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None 
     return loaded
 
 
+def objects_of(samples: Iterable[Sample], *, least_area_px: float = 1.0) -> ObjectSet:
+    """The objects of any data set, at the images' own size; crowds are left out."""
+    loaded = ObjectSet([], [], [])
+    for sample in samples:
+        loaded.images.append(sample.image)
+        loaded.names.append(str(sample.image_id))
+        for mask, is_crowd in zip(sample.masks, sample.crowd, strict=True):
+            if is_crowd or mask.sum() < least_area_px:
+                continue
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            loaded.objects.append(MaskedObject(len(loaded.images) - 1, rle, box, 1.0))
+    return loaded
+
+
 def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
     path = source.images / record["file_name"]
     with Image.open(path) as file:
@@ -103,7 +122,7 @@ def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations:
         if not len(rows) or mask.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
         box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        weight = source.weights.get(annotation.get("source", record.get("source", "")), 1.0)
+        weight = source.factor * source.weights.get(annotation.get("source", record.get("source", "")), 1.0)
         weight *= source.weights.get(annotation.get("kind", ""), 1.0)
         rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         objects.append(MaskedObject(len(loaded.images), rle, box, weight))

@@ -181,3 +181,35 @@ def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     values = 1000 * np.array(seconds or [0.0])
     return {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
+
+
+def box_text(report: dict[str, Any]) -> str:
+    """A table of `box_report` for people."""
+    sizes = list(report["objects"])
+    lines = ["objects".ljust(24) + "".join(f"{report['objects'][size]:>9}" for size in sizes)]
+    for kind in ("iou", "boundary_iou"):
+        lines.append(f"{kind.replace('_', ' '):24}" + "".join(f"{size:>9}" for size in sizes))
+        for method, means in report[kind].items():
+            cells = "".join(f"{means[size]:9.3f}" if means[size] is not None else "        -" for size in sizes)
+            lines.append(f"  {method:22}{cells}")
+    gain = report["refined_minus_coarse_boundary_iou"]
+    lines.append(
+        f"refined minus coarse, boundary IoU: {gain['mean']:+.4f} (95 %: {gain['low']:+.4f} to {gain['high']:+.4f})"
+    )
+    return "\n".join([*lines, _ms_line(report["ms"])])
+
+
+def clicks_text(report: dict[str, Any]) -> str:
+    """The figures of `measure_clicks` for people."""
+    return "\n".join(
+        [
+            f"{report['objects']} objects, at most {MOST_CLICKS} clicks",
+            f"NoC@85 {report['noc_85']:.2f} ({100 * report['failed_85']:.0f} % not reached)",
+            f"NoC@90 {report['noc_90']:.2f} ({100 * report['failed_90']:.0f} % not reached)",
+            _ms_line(report["ms"]),
+        ]
+    )
+
+
+def _ms_line(ms: dict[str, float]) -> str:
+    return f"milliseconds a prompt: p50 {ms['p50']:.0f}, p95 {ms['p95']:.0f}"

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from backend.api.app import create_app
+from backend.api.status import project_row
+from backend.predictions.projects import Project
 from backend.processes.embedded_redis import free_port
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat
@@ -49,6 +51,18 @@ def client(settings):
     return app.test_client()
 
 
+@pytest.mark.parametrize(
+    ("hostname", "is_believed", "link"),
+    [
+        ("http://ls:8080", True, "http://ls:8080/projects/7/data"),
+        ("http://ls:8080", False, ""),
+        ("javascript:alert(1)", True, ""),
+    ],
+)
+def test_a_project_links_to_label_studio(hostname, is_believed, link):
+    assert project_row(Project(key="7.1", hostname=hostname, is_believed=is_believed))["link"] == link
+
+
 def test_an_idle_service_says_what_to_do_next(client):
     text = read(client.get("/status").text)
     assert "fake-1" in text
@@ -80,6 +94,8 @@ def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis
     assert TOKEN not in page
     assert 'http-equiv="refresh"' in page
     assert "width=device-width" in page
+    assert "projects/7/data" not in page, "an address that anybody could have sent is not linked"
+    assert "data-confirm" in page
 
 
 def test_without_a_queue_server_it_says_so(settings):

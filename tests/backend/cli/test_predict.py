@@ -105,9 +105,9 @@ def test_a_broken_image_is_reported_and_the_others_go_on(store: Path, pictures: 
     ("arguments", "code", "message"),
     [
         (["--model", "nix"], 1, "no checkpoint 'nix'"),
-        (["--device", "toaster"], 1, "device is 'toaster'"),
+        (["--device", "toaster"], 2, "'toaster'; expected auto, cpu, cuda"),
         (["--score-threshold", "2"], 2, "not in the range"),
-        (["--format", "label-studio", "--label-config", "none.xml"], 1, "none.xml"),
+        (["--format", "label-studio", "--label-config", "none.xml"], 2, "none.xml"),
     ],
 )
 def test_wrong_use_is_named(store: Path, pictures: list[Path], arguments: list[str], code: int, message: str) -> None:

@@ -84,6 +84,20 @@ def ours_answers(monkeypatch):
     monkeypatch.setattr(module, "_answers", lambda url: "10.0.0.5" in url)
 
 
+@pytest.mark.parametrize(
+    ("label", "status", "says"), [("gear", "ok", "knows all"), ("balloon", "warning", "does not know: balloon")]
+)
+def test_labels_that_the_model_does_not_know_are_named(settings, model, monkeypatch, label, status, says):
+    xml = (
+        '<View><Image name="i" value="$image"/><PolygonLabels name="p" toName="i">'
+        f'<Label value="{label}"/></PolygonLabels></View>'
+    )
+    monkeypatch.setattr(FakeClient, "list_projects", lambda self: [{"id": 4, "label_config": xml}])
+    rows = [finding for finding in findings(settings, FakeClient(), model) if finding.name == "labels of project 4"]
+    assert [row.status for row in rows] == [status]
+    assert says in rows[0].detail
+
+
 def test_a_healthy_connection_has_no_complaint(settings, model):
     assert {finding.status for finding in findings(settings, FakeClient(), model)} == {"ok"}
 
