@@ -13,14 +13,9 @@ from backend.api.csrf import form_token
 from backend.api.learning import learning_facts
 from backend.api.services import Services
 from backend.errors import ServiceError
-<<<<<<< HEAD
+from backend.predictions.projects import Project
 from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
-=======
-from backend.predictions.projects import Project
-from backend.queue.delivery import DEFERRED
-from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING, STATS
->>>>>>> docs
 from backend.queue.recovery import living_workers
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError

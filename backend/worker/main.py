@@ -227,3 +227,15 @@ def _list_failed(queue: JobQueue, job_id: str, reason: str) -> None:
                 lane.failed_job_registry.add(job, ttl=queue.settings.result_ttl_s, exc_string=reason, pipeline=pipe)
                 pipe.execute()
             return
+
+
+def _warm_prompts(settings: Settings) -> PromptRunner | None:
+    """The promptable model of the settings, loaded; None where none is installed."""
+    if not prompt_version(settings):
+        return None
+    runner = PromptRunner(settings)
+    try:
+        runner.warm()
+    except (ValueError, OSError) as error:
+        log.error("the promptable model cannot be loaded (%s); prompts are answered with the reason", error)
+    return runner
