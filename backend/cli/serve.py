@@ -200,12 +200,12 @@ def worker_alive(redis_url: str | None, host: str | None) -> None:
     sys.exit(0 if alive else 1)
 
 
-PORT = 9181
+DASHBOARD_PORT = 9181
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=PORT, show_default=True, help="Port to listen on.")
+@click.option("--port", default=DASHBOARD_PORT, show_default=True, help="Port to listen on.")
 @click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
 def dashboard(host: str, port: int, **options: Any) -> None:
     """Show RQ's own view of the queue in a browser, read only; needs requirements/dashboard.in.
