@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "doctor": "backend.doctor.command:doctor",
         "predict": "backend.cli.predict:predict",
         "learn": "backend.cli.learn:learn",
+        "export": "backend.cli.export:export",
     },
     "Operate": {
         "models": "backend.cli.models:models",

@@ -13,8 +13,8 @@ from redis.retry import Retry
 from backend.errors import StartError
 from backend.settings import Settings
 
-# A worker blocks on the queue for up to this long, in s; reads must outlast it.
-WORKER_BLOCK_S = 20
+# A queue server that answers no command of a worker for this long, in s, is taken for gone.
+WORKER_TIMEOUT_S = 10
 RETRY_S = 0.5
 
 
@@ -33,9 +33,16 @@ def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
 
 
 def worker_connection(settings: Settings) -> Redis:
-    """For workers: patient, since RQ itself waits for jobs on it and reconnects."""
+    """For workers, which wait for the queue server themselves.
+
+    No command is repeated: a script that takes tasks would take others, and nobody would know of the first.
+    """
     return Redis.from_url(
-        _url(settings), socket_timeout=WORKER_BLOCK_S * 2, socket_connect_timeout=5, health_check_interval=30
+        _url(settings),
+        socket_timeout=WORKER_TIMEOUT_S,
+        socket_connect_timeout=5,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=30,
     )
 
 

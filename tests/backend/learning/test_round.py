@@ -13,8 +13,11 @@ from backend.learning.learner import Learner
 from backend.learning.run_record import Run
 from backend.learning.triggers import BUTTON, COMMAND
 from backend.learning.watcher import Watcher
+from backend.queue.keys import learning_lock_key
 from backend.versions.resolve import active_directory, version_directory
 from tests.support.service import wait_until
+
+pytestmark = pytest.mark.service
 
 PROJECT = "7"
 LATER = "2026-01-02T00:00:00+00:00"
@@ -187,7 +190,7 @@ def test_two_workers_never_train_one_project_together(learning, wishes, rounds, 
 def test_a_lost_lock_ends_the_training(wishes, rounds, redis, learning):
     wishes.set(new=2, iterations=2000, seconds=0.02)
     run = rounds.begin()
-    redis.set(f"transfiner:learning:{PROJECT}:lock", "somebody else")
+    redis.set(learning_lock_key(PROJECT), "somebody else")
     record = rounds.finish(run)
     assert not record.is_over, "it is the other's now"
     wait_until(lambda: wishes.done("stopped"))
