@@ -103,12 +103,12 @@ def test_a_tiny_holdout_asks_for_a_clear_gain_and_says_so(world: World, off_px: 
 def test_the_first_model_of_unknown_labels_serves_when_it_beats_nothing(
     world: World, distort: str, promoted: bool
 ) -> None:
-    holdout = world.snapshot("s", 2, classes=("balloon",))
-    old = world.model("old", world.shifted_by(0), classes=("cat",))
-    way = world.shifted_by(3) if distort == "found" else world.blind()
-    verdict = ruled(world, world.model("new", way, classes=("balloon",)), old, holdout)
+    holdout = world.snapshot("s", 2, classes=("cat",))
+    old = world.model("old", world.shifted_by(0), classes=("dog",))
+    way = world.shifted_by(1) if distort == "found" else world.blind()
+    verdict = ruled(world, world.model("new", way, classes=("cat",)), old, holdout)
     assert verdict.promote == promoted
-    assert "the incumbent knows none of: balloon" in verdict.reasons[0]
+    assert "the incumbent knows none of: cat" in verdict.reasons[0]
     assert ("beats nothing" if promoted else "finds nothing either") in verdict.reasons[0]
     assert any("only 2 annotated images" in reason for reason in verdict.reasons)
 
