@@ -147,7 +147,11 @@ def test_the_image_is_found_under_its_key(settings, serve, workers, data, config
 )
 def test_bad_requests_get_a_reason_and_a_hint(settings, serve, body, status, says):
     address = serve(settings.model_copy(update={"max_tasks_per_request": 5}))
-    answer = ask(address, body) if not isinstance(body, str) else requests.post(f"{address}/predict", body, timeout=20)
+    kind = {"Content-Type": "application/json"}
+    if isinstance(body, str):
+        answer = requests.post(f"{address}/predict", body, headers=kind, timeout=20)
+    else:
+        answer = ask(address, body)
     assert answer.status_code == status
     facts = answer.json()
     assert set(facts) == {"error", "hint", "request_id"}
