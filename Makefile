@@ -8,7 +8,7 @@ BIN = .venv/bin
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test fuzz parity lint setup lock clean clean-demo
+.PHONY: help demo serve test check fuzz parity lint setup lock clean clean-demo
 
 help:  ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -26,6 +26,9 @@ serve:  ## The backend alone, for a Label Studio that you run yourself
 test:  ## All tests, the end-to-end test in a real Label Studio and a real browser included
 	@$(BOOTSTRAP) dev label-studio browser
 	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint  ## What to run while editing: lint, types and the unit tests, minutes
+	@$(BIN)/python -m pytest -q -m unit $(ARGS)
 
 parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON2=FOLDER)
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { echo "DETECTRON2='$(DETECTRON2)' is no checkout of detectron2; \

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
 from backend.devtools.capacity.command import capacity
 from backend.settings import SHIPPED_MODEL
 
@@ -29,9 +30,9 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 @click.command()
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=CHECKPOINT,
     required=True,
-    help="Checkpoint directory.",
+    help="Checkpoint directory or name.",
 )
 @click.option("--set", "name", default="scenes:val:40", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
 @click.option(
@@ -43,7 +44,7 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
     show_default=True,
     help="Nodes an image; repeatable.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG of the curve.")
 @click.option("--json", "as_json", is_flag=True)
@@ -88,7 +89,7 @@ def anytime(
 @click.option("--test-set", "test", required=True, help="Set to measure on.")
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Instead of the configuration's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option("--rows", "pictures", type=click.IntRange(0), default=4, show_default=True, help="Images in the picture.")
@@ -140,7 +141,7 @@ def beside(
 @click.command()
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=CHECKPOINT,
     default=SHIPPED_MODEL,
     help="Checkpoint directory of the shared detector; the model that ships by default.",
 )
@@ -293,7 +294,7 @@ class _Steps:
 @click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
 @click.option(
     "--keep-memory/--return-memory",
@@ -346,7 +347,7 @@ TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-class BenchmarkGroup(click.Group):
+class BenchmarkGroup(SuggestingGroup):
     """A group whose commands are the tables' numbers beside the named ones."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -382,7 +383,7 @@ def benchmark() -> None:
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Instead of the schedule's; 0: the schedule's.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every row.")
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
     "--speed-iterations",
     type=click.IntRange(0),
@@ -480,7 +481,7 @@ def _run_of_benchmark_command(
 
 @benchmark.command()
 @click.option("--config", default=None, help="Configuration with random weights, for instance released/R50-FPN.")
-@click.option("--weights", type=_FOLDER, help="Checkpoint directory.")
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name.")
 @click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
 @click.option(
     "--instances",
@@ -490,7 +491,7 @@ def _run_of_benchmark_command(
     help="Detections that are kept; 0: as many as the network finds.",
 )
 @click.option("--nodes", type=click.IntRange(1), default=None, help="Nodes of each instance; default: what it finds.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=None, help="Of a run; default 200, on a CPU 20.")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Measure frames per second.")
@@ -548,7 +549,7 @@ def cost(
 @click.option("--config", default="released/R50-FPN", show_default=True)
 @click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
 @click.option("--json", "as_json", is_flag=True)
 def speed(
@@ -581,9 +582,9 @@ def speed(
 
 
 @benchmark.command()
-@click.option("--weights", type=_FOLDER, required=True, help="Checkpoint directory.")
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
     """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.

@@ -23,6 +23,8 @@ from model.instance import Instance
 from model.predictor import InputSettings, Predictor
 from tests.support.released_fixture import FIXTURES, whole_model_state
 
+pytestmark = pytest.mark.slow
+
 PHOTO = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data")) / "coco_samples" / "000000008844.jpg"
 NAME = "parity_8844_edge320"
 # Between correct implementations on a CPU in fp32; 20 of 20 planted mistakes exceeded them.

@@ -11,6 +11,8 @@ import pytest
 from model import requirements
 from model.requirements import MissingRequirementError, require_model_libraries
 
+pytestmark = pytest.mark.service
+
 
 def test_a_complete_environment_passes() -> None:
     require_model_libraries()

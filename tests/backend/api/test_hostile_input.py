@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from backend.api.app import create_app
 from tests.support.service import RECORDINGS, predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 EXAMPLES = int(os.environ.get("TRANSFINER_FUZZ_EXAMPLES", "60"))
 LENIENT = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(

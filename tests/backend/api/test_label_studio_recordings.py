@@ -16,6 +16,8 @@ import requests
 from backend.settings import Settings
 from tests.support.service import RECORDINGS, data_uri, setup_body
 
+pytestmark = pytest.mark.service
+
 label_interface = pytest.importorskip("label_studio_sdk.label_interface", reason="the judge is the SDK")
 
 

@@ -13,6 +13,8 @@ from backend.errors import StartError
 from backend.queue.job_queue import PREDICT_QUEUE, JobQueue, PredictionJob
 from tests.support.service import CONFIG
 
+pytestmark = pytest.mark.service
+
 RIGHT = "Basic bGVhZDpzZWNyZXQ="
 AUTH = {"basic_auth_user": "lead", "basic_auth_password": "secret"}
 

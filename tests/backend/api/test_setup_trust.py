@@ -18,6 +18,8 @@ from integration.label_studio.client import ClientError
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 KEY = "7.1795339022"
 
 

@@ -13,6 +13,8 @@ from backend.queue.recovery import Heartbeat
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 
 class Texts(HTMLParser):
     """Checks that tags are balanced, collects the text."""

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.locked_imports import run_locked
 
+pytestmark = pytest.mark.service
+
 ROOT = Path(__file__).resolve().parents[3]
 LOCK = ROOT / "requirements" / "app.txt"
 

@@ -13,6 +13,8 @@ from backend.bootstrap import browser, checks, environments
 from backend.bootstrap.failures import SetupError, explain_pip_failure
 from backend.bootstrap.running import Progress, run_visibly
 
+pytestmark = pytest.mark.service
+
 ROOT = environments.ROOT
 
 

@@ -15,6 +15,8 @@ from backend.errors import StartError
 from backend.settings import Settings, known_variables, load_settings, unknown_variables
 from tests.support.service import ROOT, predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 USE_THE_API = """
 import json, sys
 from pathlib import Path

@@ -20,6 +20,8 @@ from model.checkpoints.import_released import expected_state
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
 from model.requirements import MissingRequirementError
 
+pytestmark = pytest.mark.service
+
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:

@@ -30,10 +30,13 @@ from tests.support.service import ROOT, wait_until
 MODEL = Path(os.environ.get("TRANSFINER_MODEL") or SHIPPED_MODEL)
 # Nothing here is about time, and the machine may be busy.
 PATIENT = {"TRANSFINER_PREDICT_DEADLINE_S": "600", "TRANSFINER_WORKER_LOST_S": "20"}
-pytestmark = pytest.mark.skipif(
-    not (MODEL / "model.safetensors").is_file(),
-    reason=f"there is no checkpoint in {MODEL}; set TRANSFINER_MODEL",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (MODEL / "model.safetensors").is_file(),
+        reason=f"there is no checkpoint in {MODEL}; set TRANSFINER_MODEL",
+    ),
+]
 
 
 class Serving:

@@ -24,6 +24,8 @@ from backend.processes.label_studio_server import LabelStudioServer, Login
 from integration.label_studio.label_config import parse_label_config
 from training.synthetic.scenes import CLASSES
 
+pytestmark = pytest.mark.service
+
 
 def test_a_taken_port_is_told_with_the_option_to_change_it() -> None:
     with socket.socket() as other:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from backend.devtools.capacity.figures import Figures
 from backend.devtools.capacity.measuring import CapacityMeasurement, Sizes
+
+pytestmark = pytest.mark.service
 
 BATCH = {"images_s": 0.01, "model_s": 0.4, "regions_s": 0.05, "request_s": 0.5, "processor_s": 0.4}
 COST = {"api": 2.0, "worker": 10.0, "queue_server": 0.5}

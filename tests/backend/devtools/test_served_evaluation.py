@@ -30,6 +30,8 @@ from tests.support.service import FakeWorkers
 from training.datasets import Sample
 from training.evaluation.coco_format import decode_masks
 
+pytestmark = pytest.mark.service
+
 Serve = Callable[[Settings], str]
 
 

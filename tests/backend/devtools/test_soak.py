@@ -21,6 +21,8 @@ from backend.devtools.soak.faults import BATCH_S, FAULTS
 from backend.devtools.soak.harness import Hosts, SoakHarness
 from backend.versions.served_model import read_served_model
 
+pytestmark = pytest.mark.service
+
 HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", images="127.0.0.5")
 
 

@@ -16,6 +16,8 @@ from backend.settings import Settings
 from backend.versions.served_model import ServedModel
 from integration.label_studio.client import ClientError
 
+pytestmark = pytest.mark.service
+
 PAT = "aaaa.bbbb.cccc"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 BACKEND = {

@@ -12,6 +12,8 @@ from backend.api.app import create_app
 from backend.learning.triggers import BUTTON
 from tests.support.service import setup_body
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7"
 PAGE = "/learning/7/"
 

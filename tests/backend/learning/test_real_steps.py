@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from backend.learning import run_record as runs
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.steps import FinetuneRequest, Steps
 from backend.learning.triggers import BUTTON
 from tests.support.service import wait_until
+
+pytestmark = pytest.mark.slow
 
 CLASSES = ("nut", "gear")
 

@@ -14,6 +14,8 @@ from tests.support.fake_label_studio import TOKEN
 from tests.support.learning_doubles import write_checkpoint
 from tests.support.service import data_uri, setup_body, wait_until
 
+pytestmark = pytest.mark.service
+
 KEY = "7.1795339022"
 
 

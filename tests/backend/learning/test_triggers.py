@@ -21,6 +21,8 @@ from backend.learning.watcher import Watcher
 from backend.queue.train_queue import new_run
 from tests.support.service import setup_body
 
+pytestmark = pytest.mark.service
+
 PROJECT = "7"
 NEWEST = "2026-03-01T10:00:00.500000+00:00"
 RECORDINGS = (

@@ -10,6 +10,8 @@ import requests
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, data_uri, predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 TWO_IMAGES = CONFIG.replace('value="$image"', 'value="$picture"')
 
 

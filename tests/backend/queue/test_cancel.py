@@ -11,6 +11,8 @@ import requests
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import predict_body, setup_body, tasks, wait_until
 
+pytestmark = pytest.mark.service
+
 SEVEN, NINE = "7.1795339022", "9.1"
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from backend.queue import completion as finished_news
 from backend.queue.completion import CompletionListener
-from backend.queue.job_store import FINISHED_CHANNEL
+from backend.queue.keys import FINISHED_CHANNEL
 from tests.support.service import wait_until
+
+pytestmark = pytest.mark.service
 
 
 def test_each_request_hears_of_its_own_tasks_over_one_subscription(redis):

@@ -17,6 +17,8 @@ from backend.worker.model_cache import WarmModels
 from model.instance import Instance
 from tests.support.service import predict_body, setup_body, tasks
 
+pytestmark = pytest.mark.service
+
 
 class Loaded:
     """A model that takes 100 MiB."""

@@ -22,6 +22,8 @@ from backend.worker.task_runner import TaskRunner
 from model.instance import Instance
 from tests.support.service import CONFIG
 
+pytestmark = pytest.mark.service
+
 PATIENCE_S = 60
 SERVED = ServedModel(Path("models/v1"), "v1", "v1", ("gear",), "")
 

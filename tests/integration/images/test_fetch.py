@@ -17,6 +17,8 @@ from PIL import Image
 
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 
+pytestmark = pytest.mark.service
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 UPLOAD = "/data/upload/1/a.png"
 

@@ -17,6 +17,8 @@ from integration.label_studio.auth import (
     life_s,
 )
 
+pytestmark = pytest.mark.service
+
 REFRESH = "/api/token/refresh/"
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PERSONAL = "aaa.bbb.ccc"

@@ -10,6 +10,8 @@ import pytest
 
 from integration.label_studio.client import ClientError, LabelStudioClient
 
+pytestmark = pytest.mark.service
+
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

@@ -19,6 +19,8 @@ from PIL import Image
 
 from model.instance import Instance
 
+pytestmark = pytest.mark.service
+
 CONFIG = """<View><Image name="i" value="$i"/>
   <PolygonLabels name="p" toName="i"><Label value="gear"/></PolygonLabels></View>"""
 NAME = "integration.label_studio_ml"

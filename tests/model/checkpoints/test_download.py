@@ -13,6 +13,8 @@ import pytest
 from model.checkpoints import download as module
 from model.checkpoints.download import DownloadError, download
 
+pytestmark = pytest.mark.service
+
 CONTENT = bytes(range(256)) * 4096
 
 

@@ -32,6 +32,8 @@ from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.metrics.coco import mask_ap
 from training.synthetic.scenes import CLASSES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:

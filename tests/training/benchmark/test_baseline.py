@@ -22,6 +22,8 @@ from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.coco_format import TruthBuilder
 from training.metrics.coco import boundary_ap, mask_ap
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "MODEL.ROI_BOX_HEAD.FC_DIM",
     "16",

@@ -26,6 +26,8 @@ from training.benchmark.rows import Row, Table
 from training.benchmark.runner import run_table
 from training.benchmark.tables import TABLES
 
+pytestmark = pytest.mark.slow
+
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
 TINY = Scale(miniature=True, iterations=1, train="scenes:train:4", test="scenes:val:1")
 

@@ -13,6 +13,8 @@ from training.benchmark.tables import TABLES
 from training.datasets.coco_categories import cocofied
 from training.datasets.miniature import write_miniature
 
+pytestmark = pytest.mark.slow
+
 # One row of each; the rows of Tables 1 to 8 are one training.
 ROWS = {
     1: "coarse",

@@ -14,6 +14,8 @@ import torch
 
 from training.distributed import threads_each
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -16,7 +16,10 @@ from training.engine.evaluate_while_training import Checks
 from training.engine.trainer import Trainer
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning"),
+]
 
 
 @pytest.fixture

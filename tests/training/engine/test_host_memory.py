@@ -9,6 +9,8 @@ import pytest
 
 from training import distributed as host_memory
 
+pytestmark = pytest.mark.service
+
 # Ten tensors of 48 MiB, one after the other, twice before and twice after; prints the pages that were new each time.
 RUN = """
 import resource, sys, torch

@@ -47,7 +47,10 @@ NARROW = {
 }
 
 # detectron2 and torch 2.15 disagree about what is deprecated; nothing of ours is meant.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning"),
+]
 
 
 def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from training.engine.trainer import Trainer
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning"),
     pytest.mark.skipif(
         not os.environ.get("TRANSFINER_SLOW_TESTS"),

@@ -18,6 +18,8 @@ from training.metrics.coco_schema import RecordError
 from training.metrics.lvis import lvis_ap
 from training.metrics.parallel import map_in_processes
 
+pytestmark = pytest.mark.service
+
 
 def test_results_come_in_order_from_other_processes() -> None:
     assert list(map_in_processes(os.path.basename, [(f"/a/{n}",) for n in range(5)], 2)) == list("01234")

@@ -18,6 +18,8 @@ from training.engine.config import network_config
 from training.evaluation.run import evaluate_checkpoint
 from training.synthetic.scenes import CLASSES
 
+pytestmark = pytest.mark.service
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

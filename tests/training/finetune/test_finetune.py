@@ -22,7 +22,10 @@ from training.finetune.data import NothingToLearn
 from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning"),
+]
 ROOT = Path(__file__).parents[3]
 
 

@@ -13,6 +13,8 @@ from training.snapshots.format import SnapshotObject, open_snapshot
 from training.snapshots.writer import write_snapshot
 from training.synthetic.scenes import CLASSES, generate_scene
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = Path(model.__file__).parent / "weights" / "scenes-small"
 
 

@@ -19,6 +19,8 @@ from training.registry.pointer import Pointer
 from training.registry.storage import Storage
 from training.registry.versions import unfinished
 
+pytestmark = pytest.mark.service
+
 Make = Callable[..., Path]
 
 

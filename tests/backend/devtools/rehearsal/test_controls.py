@@ -14,6 +14,8 @@ from backend.learning.steps import Steps
 from training.finetune.settings import FinetuneSettings
 from training.synthetic.shifted import SHIFTED_CLASSES
 
+pytestmark = pytest.mark.service
+
 # A finetuning that says how far it is, and takes its time.
 MAKE = """
 import json, pathlib, sys, time
