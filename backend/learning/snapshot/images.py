@@ -18,7 +18,6 @@ from backend.errors import ServiceError
 from integration.images.decode import ImageError, decode_image
 from integration.images.urls import image_value
 from integration.label_studio.tasks import AnnotatedTask
-from training.snapshots.format import pillow_pixels
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
@@ -66,10 +65,7 @@ def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int) 
     image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels)
     with Image.open(io.BytesIO(fetched)) as picture:
         suffix = _SUFFIXES.get(picture.format or "")
-    # Transparency, 16 bits and the like look different to those who read a COCO set.
-    if suffix and np.array_equal(pillow_pixels(io.BytesIO(fetched)), image_rgb):
-        return TaskImage(image_rgb, (fetched, suffix))
-    return TaskImage(image_rgb, None)
+    return TaskImage(image_rgb, (fetched, suffix) if suffix else None)
 
 
 class ImageFolder:
