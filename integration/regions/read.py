@@ -90,6 +90,7 @@ class _Region:
     label: str = ""
     parent_id: str = ""
     score: float | None = None
+    painted_hw: tuple[int, int] | None = None
 
 
 def regions_to_objects(
@@ -152,6 +153,12 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
+            size = (entry.get("original_height"), entry.get("original_width"))
+            if (
+                all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in size)
+                and size[0] * size[1] <= MAX_PIXELS
+            ):
+                region.painted_hw = size
     return regions
 
 
@@ -196,7 +203,7 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     if not region.label:
         raise _Skip("it has no label")
     if region.kind == "brush":
-        mask_hw = _brush_mask(region.value, width, height)
+        mask_hw = _brush_mask(region, width, height)
     elif region.kind == "bitmask":
         mask_hw = decode_bitmask(region.value.get("imageDataURL"), height, width)
     else:
@@ -215,10 +222,19 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     return mask_hw
 
 
-def _brush_mask(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+def _brush_mask(region: _Region, width: int, height: int) -> np.ndarray:
+    """The painted pixels (H, W); what was painted on another size of the image is scaled, nearest pixels."""
+    value = region.value or {}
     if value.get("format") != "rle":
         raise _Skip(f"brush format {value.get('format')!r} is not 'rle'")
-    return decode_brush_mask(value.get("rle") or [], height, width)
+    rows, columns = region.painted_hw or (height, width)
+    try:
+        return decode_brush_mask(value.get("rle") or [], height, width)
+    except BrushError:
+        if (rows, columns) == (height, width):
+            raise
+    mask_hw = decode_brush_mask(value.get("rle") or [], rows, columns)
+    return mask_hw[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
 
 
 def _polygon_px(value: Mapping[str, Any]) -> np.ndarray:

@@ -28,6 +28,7 @@ def run_folder(folder: Path, timeout_s: float = 600) -> str:
     """Output of one reproduction, with the names of today in its Python parts."""
     script = (folder / "repro.sh").read_text()
     renames = "; ".join(f"s/{old.replace('.', '[.]')}/{new}/g" for old, new in MOVED.items())
+    script = script.replace("$P/.venv/bin/transfiner", "$P/.venv/bin/python -m backend.cli")
     script = script.replace('cd "$W"', f'cd "$W"; ls *.py >/dev/null 2>&1 && sed -i "{renames}" *.py', 1)
     environment = os.environ | {"PROJECT": str(ROOT), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = ["sh", "-c", script, str(folder / "repro.sh")]

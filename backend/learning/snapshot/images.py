@@ -106,7 +106,9 @@ class ImageFolder:
 
 def _names(value: str, file_upload: str) -> list[str]:
     """What the file may be called, the surest name first."""
-    parts = urlsplit(value)
+    # In an address `#` begins a fragment; in the key of a bucket or a path it is a letter.
+    is_address = value.startswith(("http://", "https://"))
+    parts = urlsplit(value.replace("\\", "/") if is_address else value.replace("\\", "/").replace("#", "%23"))
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
     names = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1)), file_upload]
     for name in (path.rpartition("/")[2], file_upload):

@@ -95,7 +95,8 @@ def test_a_picture_of_another_size_or_damaged_is_named_and_left_out(tmp_path: Pa
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=3), st.just([]),
-    st.just({}), st.lists(st.floats(-1e9, 1e9), max_size=8), st.just({"size": [12, 20], "counts": "P1"}), st.just([[1e9] * 6]),
+    st.just({}), st.lists(st.floats(-1e9, 1e9), max_size=8), st.just({"size": [12, 20], "counts": "P1"}),
+    st.just([[1e9] * 6]),
 )  # fmt: skip
 
 
