@@ -40,11 +40,17 @@ def data() -> None:
     type=click.Choice(["skip", "fatal"]),
     default="skip",
     show_default=True,
-    help="End with 1 at the first annotation or file that cannot be right, or skip and count.",
+    help="Stop at the first annotation or file that cannot be right, or skip and count.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
+<<<<<<< HEAD
     """Read a set: what it holds, what is wrong with it, and a contact sheet; exit code 1 when something is.
+=======
+    """Read a set: what it holds, what is wrong with it, and a contact sheet. The first thing to run on any set.
+
+    Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all.
+>>>>>>> data
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
@@ -66,8 +72,15 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(found) if as_json else _summary(found))
+<<<<<<< HEAD
     if found["problems"]:
         sys.exit(1)
+=======
+    sys.exit(1 if found["lost"] or not found["objects"] else 0)
+
+
+_MOST_SHOWN = 20  # problems; --json has them all
+>>>>>>> data
 
 
 def _summary(found: dict[str, Any]) -> str:
@@ -78,12 +91,14 @@ def _summary(found: dict[str, Any]) -> str:
         f"  {found['objects']} objects ({by_size}), {found['crowds']} crowds, "
         f"{found['images_without_objects']} images without objects",
     ]
+    if not found["objects"]:
+        lines.append("  not one object: nothing can be learned from this set")
     counted = sorted(found["by_class"].items(), key=lambda one: -one[1])
     lines += [f"  {name:<24}{count:>7}" for name, count in counted if count]
     empty = sum(not count for _, count in counted)
     lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
     lines += [f"  {count} x {kind}" for kind, count in found["problems"].items()] or ["  nothing wrong"]
-    return "\n".join([*lines, *(f"    {one}" for one in found["problem_list"][:20])])
+    return "\n".join([*lines, *(f"    {problem}" for problem in found["problem_list"][:_MOST_SHOWN])])
 
 
 @data.command()

@@ -139,7 +139,7 @@ def _of_file(
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
     hint = "Export as JSON in Label Studio (not JSON-MIN)."
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_bytes())
     except ValueError as error:
         raise ServiceError(f"{path} is not JSON: {error}.", hint) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

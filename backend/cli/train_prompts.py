@@ -69,6 +69,7 @@ def train_prompts_command(
     from model.detectors.coco_classes import COCO_CLASSES
     from model.detectors.nanodet_weights import load_packaged_weights
     from model.network import build_network
+    from model.prompts.detector import PromptedDetector
     from training.prompts.data import Source, load_objects
     from training.prompts.train import PromptTraining, train_prompts
 
@@ -76,17 +77,18 @@ def train_prompts_command(
     cfg = get_config("prompts/photos-detector")
     cfg.MODEL.DEVICE = "cpu"
     network = build_network(cfg)
+    assert isinstance(network, PromptedDetector)
     try:
-        load_packaged_weights(network.detector, nanodet)  # type: ignore[arg-type]
-        network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())  # type: ignore[union-attr,operator]
+        load_packaged_weights(network.detector, nanodet)
+        network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
     plan = PromptTraining(batch=batch, seconds=60 * minutes, bf16=bf16, iterations=iterations)
-    train_prompts(network.prompts, objects, plan, out)  # type: ignore[arg-type]
-    network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))  # type: ignore[operator]
+    train_prompts(network.prompts, objects, plan, out)
+    network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
     facts = {"name": "photos", "version": version, "classes": list(COCO_CLASSES), "preset": "prompts/photos-detector"}
     save_checkpoint(out / "checkpoint", cfg, network, facts, half=True, overwrite=True)
     click.echo(f"The checkpoint is {out / 'checkpoint'}.")

@@ -35,7 +35,13 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
+<<<<<<< HEAD
 from backend.versions.served_model import ServedModel, prompt_version
+=======
+from backend.versions.served_model import ServedModel
+from integration.images.decode import ImageError
+from integration.images.urls import image_value
+>>>>>>> data
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
@@ -284,6 +290,11 @@ def _job(
     value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
     # Only the image travels; when its key is missing the worker's error shall name what is there instead.
     data = task.data if value is None else {value_key: value}
+    if value is None:
+        try:
+            value = image_value({"data": task.data}, value_key)  # a path or a template: needs the other keys
+        except ImageError:
+            value = None
     return PredictionJob(
         project=project,
         task={"id": task.id, "data": data},

@@ -26,12 +26,14 @@ from backend.queue.job_store import FinishedJob
 from backend.queue.keys import QUEUED_CHANNEL, STATS, running_key
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
+from backend.versions.served_model import prompt_version
 from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.predictor import Predictor
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -26,23 +27,60 @@ CLOUD_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure_blob"})
 
 
 def image_value(task: Mapping[str, Any], value_key: str) -> str:
-    """The text under a key of the task's data; dots lead into nested objects.
+    """The address of a task's image.
+
+    Args:
+        task: with its `data`.
+        value_key: a key of the data, a path such as `pages[0].url`, or a text with `$` names in it such as
+            `https://cdn/$file`, which stand for what lies under these paths, as in Label Studio's editor.
 
     Raises:
-        ImageError: the key is missing or holds something else.
+        ImageError: a key is missing or holds something else.
     """
     data = task.get("data")
     if not isinstance(data, Mapping):
         raise _bad_task("a task has no data", data, "an object with the image")
-    value: Any = data.get(value_key)
-    if value is None and "." in value_key:
-        value = data
-        for key in value_key.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+    value: Any = _filled(value_key, data) if "$" in value_key and value_key not in data else _under(value_key, data)
     if not isinstance(value, str) or not value.strip():
         found = f"{value_key!r} = {value!r:.80} among the keys {sorted(map(str, data))!r:.200}"
         raise _bad_task("a task has no image", found, f"an address under {value_key!r}")
     return value.strip()
+
+
+_NAME = re.compile(r"\$\{([^{}$]+)\}|\$([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)")
+_STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+
+
+def _under(path: str, data: Mapping[str, Any]) -> Any:
+    """What lies under a path of keys, dots and [indices]; None where there is nothing."""
+    if path in data:
+        return data[path]
+    value: Any = data
+    for index, key in _STEP.findall(path):
+        if index:
+            value = value[int(index)] if isinstance(value, list) and int(index) < len(value) else None
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _filled(text: str, data: Mapping[str, Any]) -> str | None:
+    """A text with its `$` names replaced; the longest path that leads to a text counts. None: one leads nowhere."""
+    missing = False
+
+    def fill(match: re.Match[str]) -> str:
+        nonlocal missing
+        path = match[1] or match[2]
+        ends = [len(path), *(place for place in range(len(path) - 1, 0, -1) if path[place] in ".[" and not match[1])]
+        for end in ends:
+            value = _under(path[:end], data)
+            if isinstance(value, str | int) and not isinstance(value, bool):
+                return f"{value}{path[end:]}"
+        missing = True
+        return ""
+
+    filled = _NAME.sub(fill, text)
+    return None if missing else filled
 
 
 def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence[str] = ()) -> str:
@@ -87,7 +125,12 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
         if not comma:
             raise ValueError("no comma")
         raw = unquote_to_bytes(body)
-        data = base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
+        if head.lower().endswith(";base64"):
+            # Browsers read white space and missing padding; so do we.
+            raw = b"".join(raw.split()).rstrip(b"=")
+            data = base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+        else:
+            data = raw
     except (binascii.Error, ValueError) as error:
         raise _bad_task(f"a data URI is malformed ({error})", shown_url(uri), "data:image/...;base64,...") from error
     if len(data) > max_bytes:

@@ -8,6 +8,7 @@ Controls and labels of a labelling configuration, as the rest of this room needs
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -154,7 +155,7 @@ def _problem(tag: _Tag, image: _Tag | None) -> str | None:
     if image is None:
         return f'its toName="{tag.get("toName")}" is not the name of an <Image> tag'
     if not _value_key(image):
-        return f'{image} has no value="$key" (lists of images are not supported)'
+        return f'{image} has no value="$key" or valueList="$key"'
     return None
 
 
@@ -171,9 +172,22 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+_PATH = re.compile(r"\$([^$/{}]+)")
+
+
 def _value_key(image: _Tag) -> str:
+    """The key of `value="$key"`; the whole text where `$` names stand in it; "" where there is none.
+
+    Of `valueList="$pages"` the first entry is the image.
+    """
+    pages = _PATH.fullmatch(image.get("valueList"))
+    if pages:
+        return f"{pages[1]}[0]"
     value = image.get("value")
-    return value[1:] if value.startswith("$") else ""
+    single = _PATH.fullmatch(value)
+    if single and not (":" in value or " " in value):
+        return single[1]
+    return value if "$" in value else ""
 
 
 def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:

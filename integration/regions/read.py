@@ -32,7 +32,7 @@ from model.instance import box_of, iou
 MAX_PIXELS = 200_000_000
 #: Decimals of a pixel kept: percent with 8 decimals come back to the very lattice points they were made of.
 _DECIMALS = 4
-_GEOMETRIES = ("polygon", "brush", "bitmask", "rectangle")
+_GEOMETRIES = ("polygon", "brush", "bitmask", "ellipse", "vector", "rectangle")
 _LABEL_TYPES = ("labels", "choices")
 
 
@@ -90,6 +90,7 @@ class _Region:
     label: str = ""
     parent_id: str = ""
     score: float | None = None
+    painted_hw: tuple[int, int] | None = None
 
 
 def regions_to_objects(
@@ -152,6 +153,12 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
+            size = (entry.get("original_height"), entry.get("original_width"))
+            if (
+                all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in size)
+                and size[0] * size[1] <= MAX_PIXELS
+            ):
+                region.painted_hw = size
     return regions
 
 
@@ -196,11 +203,18 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     if not region.label:
         raise _Skip("it has no label")
     if region.kind == "brush":
-        mask_hw = _brush_mask(region.value, width, height)
+        mask_hw = _brush_mask(region, width, height)
     elif region.kind == "bitmask":
         mask_hw = decode_bitmask(region.value.get("imageDataURL"), height, width)
     else:
-        points = _polygon_px(region.value) if region.kind == "polygon" else _rectangle(region.value, width, height)
+        if region.kind == "polygon":
+            points = _polygon_px(region.value)
+        elif region.kind == "vector":
+            points = _vector(region.value)
+        elif region.kind == "ellipse":
+            points = _ellipse(region.value, width, height)
+        else:
+            points = _rectangle(region.value, width, height)
         ring = np.round(points * np.array([width, height]) / 100, _DECIMALS)
         mask_hw = polygons_to_mask([Polygon(ring)], height, width)
     if not mask_hw.any():
@@ -208,10 +222,19 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     return mask_hw
 
 
-def _brush_mask(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+def _brush_mask(region: _Region, width: int, height: int) -> np.ndarray:
+    """The painted pixels (H, W); what was painted on another size of the image is scaled, nearest pixels."""
+    value = region.value or {}
     if value.get("format") != "rle":
         raise _Skip(f"brush format {value.get('format')!r} is not 'rle'")
-    return decode_brush_mask(value.get("rle") or [], height, width)
+    rows, columns = region.painted_hw or (height, width)
+    try:
+        return decode_brush_mask(value.get("rle") or [], height, width)
+    except BrushError:
+        if (rows, columns) == (height, width):
+            raise
+    mask_hw = decode_brush_mask(value.get("rle") or [], rows, columns)
+    return mask_hw[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
 
 
 def _polygon_px(value: Mapping[str, Any]) -> np.ndarray:
@@ -235,6 +258,62 @@ def _rectangle(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
     return np.array([x, y]) + (corners * size_px) @ turn / size_px
 
 
+#: Points of an ellipse's outline: at 1000 px radius they lie 0.05 px inside it.
+_ELLIPSE_POINTS = 360
+
+
+def _ellipse(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
+    """Percent points (N, 2) of an ellipse, turned clockwise about its centre by `rotation` degrees.
+
+    `radiusX` is in percent of the width, `radiusY` in percent of the height.
+    """
+    numbers = _numbers([value.get(key, 0) for key in ("x", "y", "radiusX", "radiusY", "rotation")])
+    x, y, radius_x, radius_y, rotation = numbers.tolist()
+    size_px, angle = np.array([width, height]), math.radians(rotation)
+    around = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
+    points_px = np.stack([np.cos(around) * radius_x * width, np.sin(around) * radius_y * height], axis=1) / 100
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return np.array([x, y]) + points_px @ turn * 100 / size_px
+
+
+def _vector(value: Mapping[str, Any]) -> np.ndarray:
+    """Percent points (N, 2) of a closed path of straight edges."""
+    vertices = value.get("vertices") or value.get("points") or []
+    if value.get("closed") is not True:
+        raise _Skip("the vector is not closed: it encloses nothing")
+    if any(isinstance(vertex, Mapping) and vertex.get("isBezier") for vertex in vertices):
+        raise _Skip("the vector has Bezier curves, which are not read")
+    points = _numbers([[v.get("x"), v.get("y")] if isinstance(v, Mapping) else v for v in vertices])
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
+        raise _Skip("a vector needs at least 3 vertices of x and y")
+    return points
+
+
+def _extent(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
+    """The pixels (H, W) that a region without a readable mask is known to lie in; None where it says nothing."""
+    value = entry.get("value")
+    value = value if isinstance(value, Mapping) else {}
+    vertices = value.get("vertices") or value.get("points")
+    try:
+        if vertices:
+            points = _numbers([[v.get("x"), v.get("y")] if isinstance(v, Mapping) else v for v in vertices])
+        elif "radiusX" in value:
+            points = _ellipse(value, width, height)
+        elif "width" in value and "height" in value:
+            points = _rectangle(value, width, height)
+        else:
+            return None
+    except (_Skip, TypeError, AttributeError):
+        return None
+    if points.ndim != 2 or points.shape[1:] != (2,):
+        return None
+    corners = np.clip(points, 0, 100) * np.array([width, height]) / 100
+    (left, top), (right, bottom) = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int)
+    mask_hw = np.zeros((height, width), bool)
+    mask_hw[top:bottom, left:right] = True
+    return mask_hw
+
+
 def _numbers(values: object) -> np.ndarray:
     try:
         numbers = np.array(values, dtype=np.float64)
@@ -246,7 +325,7 @@ def _numbers(values: object) -> np.ndarray:
 
 
 #: Coarser kinds last.
-_FINEST_FIRST = ("brush", "bitmask", "polygon", "rectangle")
+_FINEST_FIRST = ("brush", "bitmask", "polygon", "vector", "ellipse", "rectangle")
 _OUTLINES = (*_GEOMETRIES, *(f"{kind}labels" for kind in _GEOMETRIES), "labels")
 #: An object is drawn twice when drawings of two kinds overlap this much.
 _TWICE_IOU = 0.9
@@ -260,11 +339,16 @@ class Drawings:
         objects: in the order of the result.
         left_out: id and reason of every region that is no object.
         unreadable: how many of those are broken outlines, so that an object may be missing.
+        ignored: what was drawn but cannot be learned from, with the pixels that it may cover: neither object nor
+            background.
+        nowhere: how many of the unreadable have no known place, so that nothing in the image is known to be background.
     """
 
     objects: tuple[AnnotatedObject, ...]
     left_out: tuple[tuple[str, str], ...]
     unreadable: int = 0
+    ignored: tuple[AnnotatedObject, ...] = ()
+    nowhere: int = 0
 
 
 def read_drawings(
@@ -291,18 +375,31 @@ def read_drawings(
         broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
         return Drawings((), (*left_out, *broken), len(broken))
     left_out += decoded.skipped
-    objects = []
+    objects: list[AnnotatedObject] = []
+    ignored: list[AnnotatedObject] = []
+    nowhere = 0
+    for region_id, _ in decoded.skipped:
+        entries = [entry for entry in ours if str(entry.get("id") or "") == region_id]
+        extents = [extent for entry in entries if (extent := _extent(entry, width, height)) is not None]
+        if extents and extents[0].any():
+            ignored.append(AnnotatedObject("", extents[0], (region_id,), ("unreadable",)))
+        elif not extents:
+            nowhere += 1
+    own = _own_ids(result, config)
     allowed = labels if labels is not None else config.labels if config else None
     for drawn in decoded.objects:
         if allowed is None or drawn.label in allowed:
             objects.append(drawn)
         else:
             left_out += _reasons(drawn, f"label {drawn.label!r} is not among the labels of the project")
+            # A box of another control is a region of interest or the like, no object of ours.
+            if own is None or drawn.region_ids[0] in own or not is_box(drawn):
+                ignored.append(drawn)
     doubles = _doubles(objects)
     for number, kept in doubles.items():
         left_out += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
     kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
-    return Drawings(kept_objects, tuple(left_out), len(decoded.skipped))
+    return Drawings(kept_objects, tuple(left_out), len(decoded.skipped), tuple(ignored), nowhere)
 
 
 def is_box(drawn: AnnotatedObject) -> bool:
@@ -314,18 +411,25 @@ def _of_controls(
     result: Sequence[Mapping[str, Any]], config: LabelConfig | None
 ) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]]]:
     names = {name for c in config.controls for name in (c.name, c.labels_name)} if config else None
-    ours, others = [], []
+    image = config.controls[0].to_name if config else None
+    ours, others, elsewhere = [], [], []
     for entry in result:
         if entry.get("type") == "relation":
             continue
         name, kind = entry.get("from_name"), entry.get("type")
-        if (name in names) if names is not None else (kind in _OUTLINES):
+        if (image and entry.get("to_name", image) != image) or entry.get("item_index") not in (None, 0):
+            elsewhere.append(entry)
+        elif (names is not None and name in names) or kind in _OUTLINES:
             ours.append(entry)
         else:
             others.append(entry)
     known = {entry.get("id") for entry in ours}
+    left_elsewhere = {
+        str(entry.get("id", "")): f"it is of another image: {entry.get('to_name')!r}, item {entry.get('item_index', 0)}"
+        for entry in elsewhere
+    }
     # Texts and ratings about an object have the id of its region: nothing is lost with those.
-    return ours, [
+    return ours, [*left_elsewhere.items()] + [
         (
             str(entry.get("id", "")),
             f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing",
@@ -333,6 +437,14 @@ def _of_controls(
         for entry in others
         if entry.get("id") not in known
     ]
+
+
+def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) -> set[str] | None:
+    """Ids of regions of the config's own controls; None without a config."""
+    if config is None:
+        return None
+    names = {name for control in config.controls for name in (control.name, control.labels_name)}
+    return {str(entry.get("id") or "") for entry in result if entry.get("from_name") in names}
 
 
 def _reasons(drawn: AnnotatedObject, reason: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
-from training.datasets.problems import BadAnnotationError, Policy, Problem, Problems
+from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems
 from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import FILE, ViaSet
@@ -30,6 +30,7 @@ __all__ = [
     "Bdd100kSet",
     "CityscapesSet",
     "CocoSet",
+    "ImageLeftOutError",
     "LvisSet",
     "Problem",
     "Problems",
@@ -66,10 +67,12 @@ def open_set(
         BadAnnotationError: with ``bad="fatal"``, the first annotation that cannot be right.
     """
     kind, _, rest = name.partition(":")
-    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k") else rest.partition(":")
+    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k") else _split(rest)
     if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
         return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
     if kind == "via" and first:
+        if Path(rest).is_dir():
+            first, second = rest, ""
         return ViaSet(Path(first) / FILE, Path(first), bad=bad, missing=missing, label=second or "object")
     if colon and first:
         if kind == "coco":
@@ -84,3 +87,12 @@ def open_set(
         f"unknown data set {name!r}; write scenes:{'|'.join(SPLITS)}[:COUNT], coco:ANNOTATIONS.json:IMAGES/, "
         "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT, bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL]"
     )
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """The parts before and after the colon that ends the name of a file that is there, else the first colon."""
+    places = [place for place, letter in enumerate(rest) if letter == ":"]
+    there = [place for place in places if Path(rest[:place]).is_file()]
+    if not there:
+        return rest.partition(":")
+    return rest[: there[0]], ":", rest[there[0] + 1 :]

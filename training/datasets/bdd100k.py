@@ -52,14 +52,14 @@ class Bdd100kSet(Sequence[Sample]):
             return np.array(picture)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        with Image.open(self.files[index]) as picture:
-            image = np.asarray(picture.convert("RGB"))
+        image = self.problems.picture(self.files[index], self.missing)
         truth = self.truth_path(self.files[index])
         try:
             bitmask, numbers = parsed(self.bitmask(index))
         except ValueError as error:
             self.problems.note(truth, "bitmask", "broken mask", f"{error}; its objects are left out")
             return Sample(image, np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.int64), np.zeros(0, bool), index)
+        self.problems.same_size(truth, bitmask.numbers, image)
         known = (bitmask.category >= 1) & (bitmask.category <= len(CATEGORIES))
         for place in np.flatnonzero(~known & (bitmask.attributes & (IGNORED | CROWD) == 0)):
             detail = f"category {bitmask.category[place]}; left out"

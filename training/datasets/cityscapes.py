@@ -56,9 +56,9 @@ class CityscapesSet(Sequence[Sample]):
             return np.array(picture).astype(np.int64)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        with Image.open(self.files[index]) as picture:
-            image = np.asarray(picture.convert("RGB"))
+        image = self.problems.picture(self.files[index], self.missing)
         ids = self.instance_ids(index)
+        self.problems.same_size(self.truth_path(self.files[index]), ids, image)
         numbers = list(LABELS.values())
         there = []
         for one in np.unique(ids).tolist():

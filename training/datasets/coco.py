@@ -1,39 +1,36 @@
-"""Any set in COCO's format.
-
-LVIS: COCO's format and images, with other names for the files.
-
-Which annotations of a COCO file can be used: the bad ones are reported and left out.
-"""
+"""Any set in COCO's format, and LVIS: COCO's format and images, with other names for the files."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, ImageOps
-from pycocotools.coco import COCO
+from pycocotools import mask as coco_mask
 
+from model.images import read_header, turn_upright
+from training.datasets.coco_records import CocoRecords, Record, read_records
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
-from training.metrics.coco_schema import is_integer, is_number
-from training.metrics.rle import well_formed
+from training.metrics.coco_schema import RecordError, read_json
 
 
 @dataclass
 class CocoSet(Sequence[Sample]):
     """A set in COCO's format on disk; masks from polygons or either kind of RLE.
 
+    A picture that cannot be decoded, or whose size is not the one its masks were drawn on, raises ImageLeftOutError
+    when it is asked for. Masks drawn on the unturned pixels of a picture with an EXIF orientation are turned with it.
+
     Raises:
         FileNotFoundError: the annotation file or (``missing="fatal"``, when it is asked for) an image is missing.
         ValueError: the annotation file is no COCO file.
-        BadAnnotationError: ``bad="fatal"`` and an annotation cannot be right.
+        BadAnnotationError: ``bad="fatal"`` and an annotation cannot be right; ``missing="fatal"`` and an image is
+            damaged.
     """
 
     annotations: Path
@@ -44,25 +41,27 @@ class CocoSet(Sequence[Sample]):
 
     def __post_init__(self) -> None:
         self.problems = Problems(self.bad)
-        self._coco = _index(usable(self._records(), self.annotations, self.problems))
-        self._image_ids = sorted(self._coco.getImgIds())
+        self.records: CocoRecords = read_records(self._records(), self.annotations, self.problems)
+        self._basenames = Counter(_file_name(image).rpartition("/")[2] for image in self.records.images.values())
+        self._image_ids = sorted(self.records.images)
         if self.missing == "skip":
-            self._image_ids = [one for one in self._image_ids if self._is_there(one)]
-        categories = self._coco.loadCats(sorted(self._coco.getCatIds()))
-        self.class_names = tuple(category["name"] for category in categories)
-        self.category_ids: tuple[int, ...] = tuple(category["id"] for category in categories)
-        self._class_of = {category["id"]: index for index, category in enumerate(categories)}
+            self._image_ids = [image_id for image_id in self._image_ids if self._is_there(image_id)]
+        self.class_names = self.records.class_names
+        self.category_ids = self.records.category_ids
 
-    def _records(self) -> dict[str, Any]:
+    @property
+    def object_count(self) -> int:
+        """How many objects there are to learn from."""
+        listed = self.records.annotations
+        return sum(not _is_ignored(one) for image_id in self._image_ids for one in listed[image_id])
+
+    def _records(self) -> Any:
         if not self.annotations.is_file():
             raise FileNotFoundError(f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/")
         try:
-            dataset = json.loads(self.annotations.read_bytes())
-        except ValueError as error:
+            return read_json(self.annotations)
+        except RecordError as error:
             raise ValueError(f"{self.annotations} is no JSON: {error}") from error
-        if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
-            raise ValueError(f"{self.annotations} is no COCO file: it needs images, annotations and categories")
-        return dataset
 
     def _is_there(self, image_id: int) -> bool:
         path = self.image_path(image_id)
@@ -72,32 +71,115 @@ class CocoSet(Sequence[Sample]):
         return True
 
     def image_path(self, image_id: int) -> Path:
-        """Where the file of an image should be."""
-        return self.images / str(self._coco.loadImgs(image_id)[0]["file_name"])
+        """Where the file of an image is, or should be: names of other systems and percent signs are understood."""
+        return self._first_of(_names(str(self.records.images[image_id].get("file_name", ""))))
+
+    def _first_of(self, names: Sequence[str]) -> Path:
+        """The first name that is a file; a name without its folders only where no other record has the same."""
+        for name in names:
+            if (self.images / name).is_file():
+                return self.images / name
+        for base in (name.rpartition("/")[2] for name in names):
+            if self._basenames[base] == 1 and (self.images / base).is_file():
+                return self.images / base
+        return self.images / names[0]
 
     def __len__(self) -> int:
         return len(self._image_ids)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         image_id = self._image_ids[index]
+        image = self._picture(image_id)
+        truth_hw, orientation = self._drawn_on(image_id, image)
+        masks, classes, crowd = [], [], []
+        for annotation in self.records.annotations[image_id]:
+            mask_hw = self._mask(annotation, truth_hw)
+            if mask_hw is None:
+                continue
+            ignored = _is_ignored(annotation)
+            everywhere = range(len(self.class_names)) if annotation.get("every_class") else ()
+            for label in everywhere or (self.records.class_of[annotation["category_id"]],):
+                masks.append(turn_upright(mask_hw, orientation))
+                classes.append(label)
+                crowd.append(ignored)
+        stacked = np.array(masks, bool).reshape(-1, *image.shape[:2])
+        return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), int(image_id))
+
+    def _picture(self, image_id: int) -> np.ndarray:
         path = self.image_path(image_id)
         if not path.is_file():
             raise FileNotFoundError(f"image {image_id} of {self.annotations} is missing: {path}")
-        with Image.open(path) as picture:
-            image = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        found: list[dict[str, Any]] = self._coco.loadAnns(self._coco.getAnnIds(imgIds=[image_id]))
-        masks = np.array([self._coco.annToMask(one) for one in found], bool).reshape(-1, *image.shape[:2])
-        classes = np.array([self._class_of[one["category_id"]] for one in found], np.int64)
-        crowd = np.array([bool(one.get("iscrowd", 0)) for one in found], bool)
-        return Sample(image, masks, classes, crowd, int(image_id))
+        return self.problems.picture(path, self.missing)
+
+    def _drawn_on(self, image_id: int, image: np.ndarray) -> tuple[tuple[int, int], int]:
+        """The size (H, W) of the masks, and the EXIF orientation that they are still to be turned by."""
+        record, upright_hw = self.records.images[image_id], (image.shape[0], image.shape[1])
+        stated_hw = (record["height"], record["width"])
+        if stated_hw in ((None, None), upright_hw):
+            return upright_hw, 1
+        path = self.image_path(image_id)
+        header = read_header(path)
+        if header.orientation != 1 and stated_hw == header.stored_hw:
+            detail = f"{path.name} is turned by EXIF {header.orientation}, its annotations are not: they are turned too"
+            self.problems.note(self.annotations, f"image {image_id}", "turned image", detail, repaired=True)
+            return header.stored_hw, header.orientation
+        size, stated = (" x ".join(map(str, pair[::-1])) for pair in (upright_hw, stated_hw))
+        detail = f"{path.name} is {size}, its record says {stated}; left out"
+        raise self.problems.leave_out(self.annotations, f"image {image_id}", "other size", detail)
+
+    def _mask(self, annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
+        """bool H x W of an annotation, None (and noted) where nothing of it lies in the image."""
+        mask_hw = _rasterised(annotation, size_hw)
+        if mask_hw is not None and mask_hw.any():
+            return mask_hw
+        if mask_hw is None:
+            detail = f"the RLE has size {annotation['segmentation'].get('size')}, its image {list(size_hw)}; left out"
+            self.problems.note(self.annotations, annotation["place"], "broken mask", detail)
+        elif annotation["bbox"] is not None and annotation["ignored"] is None:
+            box = annotation["bbox"]
+            detail = f"not one pixel of it lies in the image; its box {box} is an ignored region"
+            self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
+            annotation["ignored"] = box
+            return self._mask(annotation, size_hw)
+        else:
+            detail = "not one pixel of it lies in the image; left out"
+            self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
+        return None
 
 
-def _index(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+def _is_ignored(annotation: Record) -> bool:
+    return bool(annotation["iscrowd"] or annotation["ignored"] is not None or annotation.get("every_class"))
+
+
+def _rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
+    """bool H x W; None where run lengths are of another size."""
+    height, width = size_hw
+    segmentation = annotation["segmentation"]
+    if annotation["ignored"] is not None:
+        x, y, w, h = annotation["ignored"]
+        mask_hw = np.zeros(size_hw, bool)
+        mask_hw[int(y) : int(np.ceil(min(y + h, height))), int(x) : int(np.ceil(min(x + w, width)))] = True
+        return mask_hw
+    if isinstance(segmentation, list):
+        packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif segmentation.get("size") != [height, width]:
+        return None
+    elif isinstance(segmentation["counts"], list):
+        packed = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        packed = segmentation
+    mask: np.ndarray = coco_mask.decode(packed)
+    return mask.astype(bool)
+
+
+def _file_name(image: Record) -> str:
+    return _names(str(image.get("file_name", "")))[-1]
+
+
+def _names(name: str) -> list[str]:
+    """What a file may be called, the surest first: as written, with slashes for backslashes, percent signs decoded."""
+    slashes = name.replace("\\", "/")
+    return list(dict.fromkeys((name, slashes, unquote(slashes))))
 
 
 _COCO_NAME = 16  # characters of 000000266409.jpg
@@ -113,82 +195,12 @@ class LvisSet(CocoSet):
 
     def image_path(self, image_id: int) -> Path:
         """Below `images`, with or without the folder of the split, which v1 names in its URLs."""
-        record = self._coco.loadImgs(image_id)[0]
+        record = self.records.images[image_id]
         address = str(record.get("coco_url", ""))
-        name = str(record["file_name"])[-_COCO_NAME:] if "file_name" in record else address.rpartition("/")[2]
-        folder = address.split("/")[-2] if address.count("/") > 1 else ""
-        nested = self.images / folder / name
-        return nested if folder and not (self.images / name).is_file() and nested.is_file() else self.images / name
-
-
-Record = dict[str, Any]
-_SLACK_PX = 1.0  # COCO's own boxes leave their images by rounding
-
-
-def usable(dataset: Record, file: Path, problems: Problems) -> Record:
-    """The dataset without annotations that cannot be right; of several polygons the bad ones alone are left out."""
-    images = {one["id"]: one for one in dataset["images"]}
-    categories = {one["id"] for one in dataset["categories"]}
-    kept = []
-    for one in dataset.get("annotations", []):
-        record = f"annotation {one.get('id')}"
-        fault = _fault(one, images, categories)
-        if fault is not None:
-            problems.note(file, record, *fault)
-            continue
-        polygons = one["segmentation"]
-        if isinstance(polygons, list):
-            good = [polygon for polygon in polygons if not _degenerate(polygon)]
-            if len(good) < len(polygons):
-                left = f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing"
-                problems.note(file, record, "degenerate polygon", left)
-            if not good:
-                continue
-            one = one | {"segmentation": good}
-        kept.append(one)
-    return dataset | {"annotations": _with_whole_masks(kept, images, file, problems)}
-
-
-def _fault(one: Record, images: dict[int, Record], categories: set[int]) -> tuple[str, str] | None:
-    if one.get("image_id") not in images:
-        return "unknown image", f"image_id {one.get('image_id')!r} is not among the images"
-    if one.get("category_id") not in categories:
-        return "unknown category", f"category_id {one.get('category_id')!r} is not among the categories"
-    if not isinstance(one.get("segmentation"), list | dict) or not one["segmentation"]:
-        return "no mask", f"segmentation is {str(one.get('segmentation'))[:40]}"
-    image = images[one["image_id"]]
-    box, height, width = one.get("bbox"), image.get("height"), image.get("width")
-    if box is None or height is None or width is None:
-        return None
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return "box outside", f"bbox {str(box)[:60]} is not [x, y, width, height]"
-    x, y, w, h = box
-    inside = x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
-    if w <= 0 or h <= 0 or not inside:
-        return "box outside", f"bbox {box} in an image of {width} x {height}"
-    return None
-
-
-def _degenerate(polygon: Any) -> bool:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_number, polygon)):
-        return True
-    x, y = np.array(polygon, float).reshape(-1, 2).T
-    return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
-
-
-def _with_whole_masks(records: list[Record], images: dict[int, Record], file: Path, problems: Problems) -> list[Record]:
-    """Without run lengths that do not fit their image: pycocotools would write outside its memory."""
-    packed = [one for one in records if isinstance(one["segmentation"], dict)]
-    counts = [one["segmentation"].get("counts") for one in packed]
-    pixels = [math.prod((images[one["image_id"]].get(side) or 0) for side in ("height", "width")) for one in packed]
-    texts = [one.encode("utf-8", "replace") if isinstance(one, str) else b"" for one in counts]
-    fine = well_formed(texts, np.array(pixels, np.int64))
-    broken = set()
-    for one, runs, size, good in zip(packed, counts, pixels, fine, strict=True):
-        if isinstance(runs, list):
-            good = all(map(is_integer, runs)) and min(runs, default=0) >= 0 and sum(runs) == size
-        shape = [images[one["image_id"]].get(side) for side in ("height", "width")]
-        if not good or one["segmentation"].get("size") != shape:
-            broken.add(id(one))
-            problems.note(file, f"annotation {one.get('id')}", "broken mask", f"the RLE does not fill {shape} pixels")
-    return [one for one in records if id(one) not in broken]
+        folder, name = (address.split("/")[-2] if address.count("/") > 1 else ""), address.rpartition("/")[2]
+        names = []
+        if isinstance(record.get("file_name"), str):
+            given = _names(record["file_name"])
+            name = record["file_name"][-_COCO_NAME:] if record["file_name"].startswith("COCO_") else given[0]
+            names = given
+        return self._first_of(list(dict.fromkeys((name, *names, *([f"{folder}/{name}"] if folder else [])))))

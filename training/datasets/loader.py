@@ -27,7 +27,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from training import distributed as processes
-from training.datasets import Sample, open_set
+from training.datasets import CocoSet, ImageLeftOutError, Sample, open_set
 
 Record = dict[str, Any]
 
@@ -85,8 +85,22 @@ class TrainingSamples(Dataset[Record]):
 
     def __getitem__(self, position: int) -> Record:
         number, index = self.place_at(position)
-        sample = self.sets[number][index]
+        sample = next_usable(self.sets[number], index)
         return to_network_input(sample, self.augmentations, self.format, seed=(self.seed, position))
+
+
+def next_usable(samples: SampleSet, index: int) -> Sample:
+    """The sample of an index, or the first after it whose image is not left out (damaged, of another size).
+
+    Raises:
+        ValueError: every image of the set is left out.
+    """
+    for offset in range(len(samples)):
+        try:
+            return samples[(index + offset) % len(samples)]
+        except ImageLeftOutError as error:
+            reason = error
+    raise ValueError(f"not one image of a training set can be used; the last: {reason}") from reason
 
 
 def to_network_input(
@@ -171,6 +185,11 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
         )
         for name in cfg.DATASETS.TRAIN
     ]
+    if all(isinstance(samples, CocoSet) and not samples.object_count for samples in sets):
+        raise ValueError(
+            f"the training sets hold no object: {', '.join(cfg.DATASETS.TRAIN)}; expected annotations with masks, see "
+            "transfiner data check"
+        )
     return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
 
 

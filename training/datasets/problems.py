@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
+from model.images import ImageError, read_image
+
 Policy = Literal["skip", "fatal"]
 logger = logging.getLogger(__name__)
 _TOLD = 5  # problems of one kind that are logged one by one; the rest is only counted
@@ -15,6 +19,10 @@ _TOLD = 5  # problems of one kind that are logged one by one; the rest is only c
 
 class BadAnnotationError(ValueError):
     """An annotation that cannot be right, in a set whose policy is ``fatal``."""
+
+
+class ImageLeftOutError(BadAnnotationError):
+    """An image that cannot be read or does not fit its truth; it is noted, and whoever goes through a set skips it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +34,14 @@ class Problem:
         record: which of its records, ``annotation 17`` for instance.
         kind: ``degenerate polygon``, ``box outside``, ``unknown category``, ``missing file``...
         detail: the value, and what was done about it.
+        repaired: nothing is lost: the record could be read all the same.
     """
 
     file: str
     record: str
     kind: str
     detail: str
+    repaired: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}: {self.record}: {self.kind}: {self.detail}"
@@ -43,22 +53,62 @@ class Problems:
 
     policy: Policy = "skip"
     found: list[Problem] = field(default_factory=list)
+    _known: set[Problem] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
             raise ValueError(f"what to do with bad annotations is {self.policy!r}, expected one of {get_args(Policy)}")
 
-    def note(self, file: object, record: str, kind: str, detail: str) -> None:
-        """Report a problem. Raises BadAnnotationError where the policy is ``fatal``."""
-        problem = Problem(str(file), record, kind, detail)
-        if self.policy == "fatal":
+    def note(self, file: object, record: str, kind: str, detail: str, *, repaired: bool = False) -> None:
+        """Report a problem. Raises BadAnnotationError where the policy is ``fatal`` and something is lost."""
+        problem = Problem(str(file), record, kind, detail, repaired)
+        if self.policy == "fatal" and not repaired:
             raise BadAnnotationError(str(problem))
-        if problem in self.found:  # the same image read again
+        if problem in self._known:  # the same image read again
             return
+        self._known.add(problem)
         self.found.append(problem)
         told = self.counts()[kind]
         if told <= _TOLD:
             logger.warning("%s%s", problem, "; more of this kind are only counted" if told == _TOLD else "")
+
+    def leave_out(self, file: object, record: str, kind: str, detail: str) -> ImageLeftOutError:
+        """Note an image that cannot be used, and give the error to raise.
+
+        Raises:
+            BadAnnotationError: the policy is ``fatal``.
+        """
+        self.note(file, record, kind, detail)
+        return ImageLeftOutError(str(Problem(str(file), record, kind, detail)))
+
+    def picture(self, path: Path, missing: Policy) -> np.ndarray:
+        """RGB pixels (H, W, 3) of a picture.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ImageLeftOutError: it is damaged; BadAnnotationError where ``missing`` is ``fatal``.
+        """
+        try:
+            return read_image(path)
+        except ImageError as error:
+            noted = Problems("fatal") if missing == "fatal" else self
+            raise noted.leave_out(path, "image", "damaged image", f"{error}; left out") from error
+
+    def same_size(self, truth: Path, truth_hw: np.ndarray, image: np.ndarray) -> None:
+        """Compare an array of truth (H, W) with its picture (H, W, 3).
+
+        Raises:
+            ImageLeftOutError: they differ; BadAnnotationError where the policy is ``fatal``.
+        """
+        if truth_hw.shape[:2] != image.shape[:2]:
+            (height, width), (rows, columns) = image.shape[:2], truth_hw.shape[:2]
+            detail = f"the picture is {width} x {height}, its truth {columns} x {rows}; left out"
+            raise self.leave_out(truth, "image", "other size", detail)
+
+    @property
+    def lost(self) -> int:
+        """How many of them lost an image, an object or a part of one."""
+        return sum(not problem.repaired for problem in self.found)
 
     def truth_is_there(self, truth: Path, image: Path, missing: Policy) -> bool:
         """Whether a picture's ground truth is a file; if not, that is noted, or fatal where ``missing`` says so.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.datasets import AnySet
+from training.datasets import AnySet, ImageLeftOutError
 from training.datasets.sample import Sample
 from training.metrics.matching import AREA_RANGES_PX
 
@@ -30,19 +30,24 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     areas: list[int] = []
-    crowds = without = 0
+    crowds = without = left_out = 0
     for done, index in enumerate(indices, 1):
-        sample = samples[index]
+        progress(done)
+        try:
+            sample = samples[index]
+        except ImageLeftOutError:
+            left_out += 1
+            continue
         sizes.append(sample.image.shape[:2])
         areas += sample.masks.sum((1, 2))[~sample.crowd].tolist()
         classes.update(samples.class_names[label] for label in sample.classes[~sample.crowd])
         crowds += int(sample.crowd.sum())
         without += not len(sample.classes)
-        progress(done)
     area = np.array(areas)
     return {
         "images": len(samples),
-        "images_read": len(indices),
+        "images_read": len(indices) - left_out,
+        "images_left_out": left_out,
         "images_without_objects": without,
         "objects": int(sum(classes.values())),
         "crowds": crowds,
@@ -54,6 +59,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         },
         "by_class": {name: classes[name] for name in samples.class_names},
         "problems": dict(samples.problems.counts()),
+        "lost": samples.problems.lost,
         "problem_list": [str(one) for one in samples.problems.found],
     }
 
@@ -70,7 +76,11 @@ def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int
     draw = ImageDraw.Draw(sheet)
     for place, index in enumerate(indices):
         left, top = place % columns * width, place // columns * height
-        sample = samples[index]
+        try:
+            sample = samples[index]
+        except ImageLeftOutError:
+            draw.text((left + 3, top + 1), f"sample {index}: left out", fill="black")
+            continue
         sheet.paste(_drawn(sample), (left, top + _CAPTION_PX))
         named = Counter(samples.class_names[label] for label in sample.classes)
         caption = f"{sample.image_id}: " + ", ".join(f"{count} {name}" for name, count in named.most_common())

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from model.images import ImageError, read_header
 from training.datasets.coco import CocoSet
 
 FILE = "via_region_data.json"
-_TURNED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
-_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -39,7 +36,7 @@ class ViaSet(CocoSet):
             if not path.is_file() and self.missing == "fatal":
                 raise FileNotFoundError(f"{key} of {self.annotations} is missing: {path}")
             number = len(images) + 1
-            width, height = _size_px(path) if path.is_file() else (0, 0)
+            width, height = _size_px(path) if path.is_file() else (None, None)
             images.append({"id": number, "file_name": path.name, "width": width, "height": height})
             for index, region in enumerate(_regions(entry)):
                 outline = _outline(region.get("shape_attributes", {}))
@@ -104,8 +101,10 @@ def _edges(outline: list[float]) -> list[tuple[float, float, float, float]]:
     return [(*one, *other) for one, other in zip(points, points[1:] + points[:1], strict=True)]
 
 
-def _size_px(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(_ORIENTATION) in _TURNED
-    return (height, width) if turned else (width, height)
+def _size_px(path: Path) -> tuple[int | None, int | None]:
+    """Width and height as shown; None where the picture cannot be read: that is said when it is asked for."""
+    try:
+        height, width = read_header(path).upright_hw
+    except (ImageError, OSError):
+        return None, None
+    return width, height

@@ -11,6 +11,7 @@ COCO's test-dev submission: detections in the result format of its evaluation se
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 import zipfile
@@ -31,7 +32,7 @@ from model.checkpoints.metadata import read_metadata
 from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.network import build_network
-from training.datasets import AnySet, CocoSet, Sample
+from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample
 from training.datasets.loader import to_network_input
 from training.distributed import keep_freed_memory
 from training.evaluation.coco_format import TruthBuilder, coco_results, decode_masks
@@ -40,6 +41,7 @@ from training.metrics.parallel import map_in_processes
 
 Metrics = dict[str, dict[str, float]]
 Result = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +126,20 @@ def evaluate_checkpoint(
     if names != samples.class_names:
         raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
     truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
+    images = 0
     given = (directory, samples, device, overrides, torch.get_num_threads())
     indices = [(index, processes <= 1 and observe is not None) for index in range(len(samples))]
     for done, seen in enumerate(map_in_processes(_look, indices, processes, start=_open, start_with=given), 1):
+        progress(done)
+        if seen is None:
+            continue
+        images += 1
         truth.join(seen.truth)
         refined += seen.refined
         coarse += seen.coarse
         seconds += seen.seconds
         if observe is not None:
             observe(*(seen.shown or (samples[done - 1], seen.rebuilt())))
-        progress(done)
     _close()
     dataset = truth.build().dataset
 
@@ -143,7 +149,7 @@ def evaluate_checkpoint(
             "boundary": coco_ap(dataset, results, "boundary", ratio=ratio, processes=processes),
         }
 
-    return Evaluation(measure(refined), measure(coarse), len(samples), seconds / max(1, len(samples)))
+    return Evaluation(measure(refined), measure(coarse), images, seconds / max(1, images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +206,15 @@ def _close() -> None:
     _opened = None
 
 
-def _look(index: int, keep: bool) -> _Seen:
+def _look(index: int, keep: bool) -> _Seen | None:
     assert _opened is not None
     network, cfg, samples = _opened
-    sample, truth = samples[index], TruthBuilder(samples.class_names)
+    truth = TruthBuilder(samples.class_names)
+    try:
+        sample = samples[index]
+    except ImageLeftOutError as error:
+        logger.warning("not evaluated: %s", error)
+        return None
     truth.add(sample)
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     began_s = time.perf_counter()

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
+from model.images import read_image
 from training.datasets import CocoSet
 
 MANIFEST = "manifest.json"
@@ -113,12 +113,9 @@ def _check_image(path: Path, sha256: str, check_pixels: bool) -> None:
             raise SnapshotError(f"{path} has pixels with the hash {found}, expected {sha256}; take the snapshot again")
 
 
-def pillow_pixels(file: Any) -> np.ndarray:
+def pillow_pixels(file: Path) -> np.ndarray:
     """RGB uint8 (H, W, 3) of an image file, as `CocoSet` reads it."""
-    from PIL import ImageOps
-
-    with Image.open(file) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    return read_image(file)
 
 
 def _read_json(path: Path) -> Json:

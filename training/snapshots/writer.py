@@ -183,7 +183,14 @@ def _counts(sets: Mapping[str, Json], classes: Sequence[str]) -> Json:
         "holdout_images": len(sets["holdout"]["images"]),
         "empty_images": images - len(annotated),
         "objects": len(objects),
-        "disputed": sum(entry["iscrowd"] for coco in sets.values() for entry in coco["annotations"]),
+        "disputed": len(
+            {
+                (entry["image_id"], *entry["region_ids"])
+                for coco in sets.values()
+                for entry in coco["annotations"]
+                if entry["iscrowd"]
+            }
+        ),
         "objects_by_class": dict(zip(classes, by_class, strict=True)),
     }
 

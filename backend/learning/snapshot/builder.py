@@ -136,9 +136,9 @@ class SnapshotBuilder:
             return
         annotations = chosen_annotations(task.annotations, self._settings.choice)
         objects, disputed, unreadable = self._vote(task, annotations, pixels.image_rgb.shape[:2])
-        if unreadable and not objects and not disputed:
-            # As an image without objects it would teach the model not to see them.
-            reason = "not one of its outlines can be read, and it is not known to be empty"
+        if unreadable:
+            # What was drawn somewhere in it would be taught as background.
+            reason = f"{unreadable} of its outlines cannot be read, and where they lie is not known"
             self.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
             return
         self._task_of[sha256] = task.id
@@ -195,19 +195,24 @@ class SnapshotBuilder:
         self, task: AnnotatedTask, annotations: Sequence[Annotation], size_hw: tuple[int, ...]
     ) -> tuple[list[AnnotatedObject], list[AnnotatedObject], int]:
         """The objects that count, those that annotators did not agree on, and how many outlines are broken."""
-        drawings, unreadable = [], 0
+        drawings, unreadable, ignored = [], 0, list[AnnotatedObject]()
         for annotation in annotations:
             read = self._read(annotation.result, size_hw)
             drawings.append(read.objects)
-            unreadable += read.unreadable
+            unreadable += read.nowhere
+            ignored += read.ignored
             self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
         if len(drawings) == 1:
-            return list(drawings[0]), [], unreadable
+            return list(drawings[0]), self._in_every_class(ignored), unreadable
         consensus = vote(drawings)
         for drawn in consensus.disputed:
             reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
             self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))
-        return list(consensus.objects), list(consensus.disputed), unreadable
+        return list(consensus.objects), [*consensus.disputed, *self._in_every_class(ignored)], unreadable
+
+    def _in_every_class(self, ignored: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
+        """Regions of no known class, once for each class: judging ignores them by class."""
+        return [replace(drawn, label=label) for drawn in ignored for label in self._labelling.classes]
 
     def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
         if annotation.prediction is None:

@@ -18,7 +18,6 @@ from backend.errors import ServiceError
 from integration.images.decode import ImageError, decode_image
 from integration.images.urls import image_value
 from integration.label_studio.tasks import AnnotatedTask
-from training.snapshots.format import pillow_pixels
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
@@ -66,10 +65,7 @@ def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int) 
     image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels)
     with Image.open(io.BytesIO(fetched)) as picture:
         suffix = _SUFFIXES.get(picture.format or "")
-    # Transparency, 16 bits and the like look different to those who read a COCO set.
-    if suffix and np.array_equal(pillow_pixels(io.BytesIO(fetched)), image_rgb):
-        return TaskImage(image_rgb, (fetched, suffix))
-    return TaskImage(image_rgb, None)
+    return TaskImage(image_rgb, (fetched, suffix) if suffix else None)
 
 
 class ImageFolder:
@@ -110,7 +106,9 @@ class ImageFolder:
 
 def _names(value: str, file_upload: str) -> list[str]:
     """What the file may be called, the surest name first."""
-    parts = urlsplit(value)
+    # In an address `#` begins a fragment; in the key of a bucket or a path it is a letter.
+    is_address = value.startswith(("http://", "https://"))
+    parts = urlsplit(value.replace("\\", "/") if is_address else value.replace("\\", "/").replace("#", "%23"))
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
     names = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1)), file_upload]
     for name in (path.rpartition("/")[2], file_upload):

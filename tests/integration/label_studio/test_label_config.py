@@ -76,10 +76,6 @@ def test_there_are_recorded_configs() -> None:
         (POLYGONS.format(labels="", control='value="$labels"'), "labels taken from the task"),
         (POLYGONS.replace("$image", "http://a/b.jpg").format(labels="", control=""), 'no value="$key"'),
         (
-            POLYGONS.replace("value=", "valueList=").format(labels='<Label value="a"/>', control=""),
-            "lists of images",
-        ),
-        (
             POLYGONS.replace('toName="image"', 'toName="other"').format(labels="", control=""),
             'toName="other"',
         ),

@@ -133,7 +133,7 @@ SQUARE = [[10, 10], [50, 10], [50, 50]]
     [
         (region(label=None), "no label"),
         (region("keypoint", value={"x": 1, "y": 1}), "'keypoint' is not"),
-        (region("ellipse", value={"x": 1, "y": 1, "radiusX": 3, "radiusY": 4}), "'ellipse' is not"),
+        (region("keypoint", value={"x": 1, "y": 1, "width": 3}), "'keypoint' is not"),
         (region(value={"points": SQUARE[:2]}), "at least 3 points"),
         (region(value={}), "at least 3 points"),
         (region(value={"points": [[1, 2, 3]] * 4}), "at least 3 points"),

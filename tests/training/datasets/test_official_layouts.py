@@ -84,21 +84,23 @@ def test_perfect_predictions_score_one_in_every_layout(sets: dict[str, tuple[Pat
 
 
 @pytest.mark.parametrize(
-    ("spoil", "kind"),
+    ("spoil", "kind", "outcome"),
     [
-        ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "degenerate polygon"),
-        ({"segmentation": [[1, 1, 5]]}, "degenerate polygon"),
-        ({"segmentation": []}, "no mask"),
-        ({"segmentation": {"size": [96, 128], "counts": "zzz"}}, "broken mask"),
-        ({"segmentation": {"size": [96, 128], "counts": [5]}}, "broken mask"),
-        ({"bbox": [500, 1, 9, 9]}, "box outside"),
-        ({"bbox": [5, 1, 0, 9]}, "box outside"),
-        ({"category_id": 12}, "unknown category"),
-        ({"image_id": 77}, "unknown image"),
+        ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "degenerate polygon", "ignored"),
+        ({"segmentation": [[1, 1, 5]]}, "degenerate polygon", "ignored"),
+        ({"segmentation": [[0, 0, 1e9, 0, 1e9, 1e9]]}, "degenerate polygon", "ignored"),
+        ({"segmentation": []}, "no mask", "ignored"),
+        ({"segmentation": [], "bbox": None}, "no mask", "lost"),
+        ({"segmentation": {"size": [96, 128], "counts": "zzz"}}, "broken mask", "ignored"),
+        ({"segmentation": {"size": [96, 128], "counts": [5]}}, "broken mask", "ignored"),
+        ({"bbox": [500, 1, 9, 9]}, "box outside", "kept"),
+        ({"bbox": [5, 1, 0, 9]}, "box outside", "kept"),
+        ({"category_id": 12}, "unknown category", "ignored"),
+        ({"image_id": 77}, "unknown image", "lost"),
     ],
 )
 def test_bad_annotations_are_told_and_skipped_or_fatal(
-    sets: dict[str, tuple[Path, str]], tmp_path: Path, spoil: dict[str, Any], kind: str
+    sets: dict[str, tuple[Path, str]], tmp_path: Path, spoil: dict[str, Any], kind: str, outcome: str
 ) -> None:
     root, _ = sets["coco"]
     dataset = json.loads((root / "annotations" / "instances_val2017.json").read_text())
@@ -110,7 +112,15 @@ def test_bad_annotations_are_told_and_skipped_or_fatal(
     samples = open_set(name)
     assert dict(samples.problems.counts()) == {kind: 1}
     assert f"bad.json: annotation {number}: {kind}" in str(samples.problems.found[0])
-    assert sum(len(one.classes) for one in samples) == len(dataset["annotations"]) - 1
+    annotations = dataset["annotations"]
+    ids = {category["id"] for category in dataset["categories"]}
+    ignored_classes = 1 if annotations[0]["category_id"] in ids else len(ids)
+    objects = sum(int((~sample.crowd).sum()) for sample in samples)
+    crowds = sum(annotation["iscrowd"] for annotation in annotations)
+    assert objects == len(annotations) - crowds - (outcome != "kept")
+    assert sum(int(sample.crowd.sum()) for sample in samples) == crowds + ignored_classes * (outcome == "ignored")
+    if outcome == "kept":
+        return
     with pytest.raises(BadAnnotationError, match=f"annotation {number}: {kind}"):
         open_set(name, bad="fatal")
 

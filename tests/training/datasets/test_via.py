@@ -77,4 +77,4 @@ def test_the_balloon_set_is_read_whole() -> None:
         samples = open_set(f"via:{BALLOON / split}:balloon")
         assert (len(samples), samples.problems.found) == (images, [])
         assert len(samples[0].masks) > 0
-        assert sum(len(samples._coco.getAnnIds(imgIds=[one])) for one in samples._image_ids) == outlines
+        assert sum(len(samples.records.annotations[one]) for one in samples._image_ids) == outlines

@@ -1,0 +1,123 @@
+"""COCO files that people really have: each record is used, repaired or named; nothing becomes background unseen."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from training.datasets import CocoSet, ImageLeftOutError, open_set
+from training.datasets.loader import next_usable
+
+VALID: dict[str, Any] = {
+    "images": [{"id": n, "file_name": f"{n}.png", "width": 20, "height": 12} for n in (1, 2)],
+    "categories": [{"id": 1, "name": "gear"}, {"id": 2, "name": "key"}],
+    "annotations": [
+        {
+            "id": n,
+            "image_id": 1 + n % 2,
+            "category_id": 1 + n // 2,
+            "bbox": [2 * n, 2, 6, 5],
+            "segmentation": [[2 * n, 2, 2 * n + 6, 2, 2 * n + 6, 7, 2 * n, 7]],
+            "area": 30,
+            "iscrowd": 0,
+        }
+        for n in range(4)
+    ],
+}
+
+
+def opened(folder: Path, dataset: Any, *, size: tuple[int, int] = (20, 12), exif: int = 1) -> CocoSet:
+    orientation = Image.Exif()
+    orientation[0x0112] = exif
+    for number in (1, 2):
+        Image.new("RGB", size, (9, 99, 200)).save(folder / f"{number}.png", exif=orientation)
+    (folder / "a.json").write_text(json.dumps(dataset))
+    samples = open_set(f"coco:{folder / 'a.json'}:{folder}", missing="skip")
+    assert isinstance(samples, CocoSet)
+    return samples
+
+
+def changed(**tables: Any) -> dict[str, Any]:
+    return copy.deepcopy(VALID) | tables
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "objects"),
+    [
+        (VALID, None, 4),
+        (changed(annotations=[a | {"id": 1} for a in VALID["annotations"]]), "repeated annotation id", 4),
+        (changed(annotations=[{k: v for k, v in a.items() if k != "id"} for a in VALID["annotations"]]), None, 4),
+        (changed(images=[i | {"id": str(i["id"])} for i in VALID["images"]]), None, 4),
+        (changed(images=[{"id": i["id"], "file_name": i["file_name"]} for i in VALID["images"]]), None, 4),
+        (changed(images=[i | {"file_name": f"C:\\x\\{i['file_name']}"} for i in VALID["images"]]), None, 4),
+        (changed(images=[*VALID["images"], VALID["images"][0]]), "repeated image", 4),
+        (changed(images=[i | {"id": 1} for i in VALID["images"]]), "repeated image id", 0),
+        (changed(categories=[{"id": n, "name": "key"} for n in (1, 2)]), "repeated class name", 4),
+        (changed(categories=[{"id": 1}, {"id": 2, "name": "key"}]), "category without name", 4),
+        (changed(categories=[{"id": 1, "name": n} for n in ("gear", "key")]), "repeated category id", 0),
+        (changed(annotations=None), "no annotations", 0),
+    ],
+)
+def test_records_are_used_repaired_or_named(tmp_path: Path, dataset: Any, kind: str | None, objects: int) -> None:
+    samples = opened(tmp_path, dataset)
+    assert sum(int((~sample.crowd).sum()) for sample in samples) == samples.object_count == objects
+    assert kind is None or kind in samples.problems.counts()
+    assert kind is not None or not samples.problems.found
+
+
+def test_masks_drawn_on_unturned_pixels_are_turned_with_the_picture(tmp_path: Path) -> None:
+    straight = opened(tmp_path, VALID)[0].masks
+    turned = opened(tmp_path, VALID, exif=6)
+    assert np.array_equal(turned[0].masks, np.rot90(straight, -1, axes=(1, 2)))
+    assert dict(turned.problems.counts()) == {"turned image": 1}
+    assert turned.problems.lost == 0
+
+
+def test_a_picture_of_another_size_or_damaged_is_named_and_left_out(tmp_path: Path) -> None:
+    samples = opened(tmp_path, VALID, size=(10, 6))
+    with pytest.raises(ImageLeftOutError, match=r"1\.png is 10 x 6, its record says 20 x 12"):
+        samples[0]
+    samples = opened(tmp_path, VALID)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    with pytest.raises(ImageLeftOutError, match=r"1\.png is damaged|1\.png is not an image"):
+        samples[0]
+    assert dict(samples.problems.counts()) == {"damaged image": 1}
+    assert next_usable(samples, 0).image_id == 2
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=3), st.just([]),
+    st.just({}), st.lists(st.floats(-1e9, 1e9), max_size=8), st.just({"size": [12, 20], "counts": "P1"}),
+    st.just([[1e9] * 6]),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(sorted(VALID)), st.integers(0, 3), st.integers(0, 6), VALUES), max_size=3))
+def test_no_damage_ends_in_a_traceback_or_a_silent_loss(tmp_path: Path, damages: list[tuple[Any, ...]]) -> None:
+    dataset = copy.deepcopy(VALID)
+    for table, row, column, value in damages:
+        entry = dataset[table][row % len(dataset[table])]
+        entry[sorted(entry)[column % len(entry)]] = value
+    try:
+        samples = opened(tmp_path, dataset)
+    except ValueError as error:
+        if "a.json" not in str(error):
+            raise
+        return
+    objects = 0
+    for index in range(len(samples)):
+        try:
+            objects += int((~samples[index].crowd).sum())
+        except ImageLeftOutError:
+            continue
+    marked = sum(annotation.get("iscrowd") in (1, True) for annotation in dataset["annotations"])
+    assert objects == 4 - marked or samples.problems.lost

@@ -1,0 +1,295 @@
+"""What a COCO file says, read with care: each record is used, repaired or named with file, field and value.
+
+Shapes: H, W size of an image as its record states it.
+
+Nothing is dropped in silence, and nothing that was drawn becomes background where that can be helped: an object whose
+mask cannot be read but whose box can is kept as a region to ignore (``iscrowd``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.datasets.problems import Problems
+from training.metrics.coco_schema import is_integer, is_number
+from training.metrics.rle import well_formed
+
+Record = dict[str, Any]
+#: Coordinates beyond this many pixels are nonsense; rasterising an edge takes memory in proportion to its length.
+LARGEST_COORDINATE_PX = 1e6
+_SLACK_PX = 1.0  # COCO's own boxes leave their images by rounding
+
+
+@dataclass
+class CocoRecords:
+    """The usable records of a file.
+
+    Attributes:
+        images: by id; `height` and `width` are None where the file does not say.
+        annotations: of each image, in the order of the file. `ignored` is the box [x, y, w, h] of a region whose mask
+            cannot be read, else None.
+        category_ids: one of each class. class_names: in their order.
+        class_of: category id -> class.
+    """
+
+    images: dict[int, Record] = field(default_factory=dict)
+    annotations: dict[int, list[Record]] = field(default_factory=dict)
+    category_ids: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    class_of: dict[int, int] = field(default_factory=dict)
+
+
+def read_records(dataset: Any, file: Path, problems: Problems) -> CocoRecords:
+    """Check a parsed COCO file.
+
+    Raises:
+        ValueError: it is no COCO file, or has no categories that can be used.
+        BadAnnotationError: the policy of `problems` is ``fatal`` and a record cannot be used.
+    """
+    if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
+        raise ValueError(f"{file} is no COCO file: it needs images, annotations and categories")
+    for name in ("images", "categories", "annotations"):
+        if not isinstance(dataset.get(name, []), list) and not (name == "annotations" and dataset[name] is None):
+            raise ValueError(f"{file}: {name} is {_short(dataset[name])}; expected a list")
+    if "annotations" in dataset and dataset["annotations"] is None:
+        problems.note(file, "annotations", "no annotations", "it is null; read as an empty list", repaired=True)
+    reader = _Reader(file, problems)
+    reader.categories(dataset["categories"])
+    reader.images(dataset["images"])
+    reader.annotations(dataset.get("annotations") or [])
+    return reader.records
+
+
+class _Reader:
+    def __init__(self, file: Path, problems: Problems) -> None:
+        self.file, self.problems, self.records = file, problems, CocoRecords()
+        self._text_ids: dict[str, int] = {}
+        self._left_out: set[int] = set()  # images
+        self._unclear: set[int] = set()  # category ids that stand for two names
+
+    def _note(self, place: str, kind: str, detail: str, *, repaired: bool = False) -> None:
+        self.problems.note(self.file, place, kind, detail, repaired=repaired)
+
+    def _id(self, value: Any) -> int | None:
+        """An id as an integer: digits are read as a number, other text gets a number of its own below zero."""
+        if is_integer(value):
+            return int(value)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+            return int(value)
+        if isinstance(value, str) and value.strip():
+            text = value.strip()
+            if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19:
+                return int(text)
+            return self._text_ids.setdefault(text, -1 - len(self._text_ids))
+        return None
+
+    def categories(self, listed: list[Any]) -> None:
+        names: dict[int, str] = {}
+        for index, category in enumerate(listed):
+            place = f"categories[{index}]"
+            number = self._id(category.get("id")) if isinstance(category, dict) else None
+            if number is None:
+                self._note(place, "broken category", f"{_field(category, 'id')}; expected an id; left out")
+                continue
+            name = category.get("name")
+            if not isinstance(name, str) or not name.strip():
+                name = str(number)
+                detail = f"{_field(category, 'name')}; expected a text; called {name!r}, after its id"
+                self._note(place, "category without name", detail, repaired=True)
+            if names.setdefault(number, name) != name:
+                self._unclear.add(number)
+                detail = f"id {number} is {names[number]!r} and {name!r}; its annotations are ignored regions"
+                self._note(place, "repeated category id", detail)
+        classes: dict[str, int] = {}
+        category_ids: list[int] = []
+        for number in sorted(names):
+            name = names[number]
+            if name in classes:
+                detail = f"{category_ids[classes[name]]} and {number} are both called {name!r}; read as one class"
+                self._note(f"category {number}", "repeated class name", detail, repaired=True)
+            else:
+                classes[name] = len(category_ids)
+                category_ids.append(number)
+            self.records.class_of[number] = classes[name]
+        if not classes:
+            raise ValueError(f"{self.file}: categories has no category with an id; expected one for each class")
+        self.records.category_ids, self.records.class_names = tuple(category_ids), tuple(classes)
+
+    def images(self, listed: list[Any]) -> None:
+        for index, image in enumerate(listed):
+            place = f"images[{index}]"
+            number = self._id(image.get("id")) if isinstance(image, dict) else None
+            if number is None:
+                self._note(place, "broken image", f"{_field(image, 'id')}; expected an id; left out")
+                continue
+            if number in self.records.images or number in self._left_out:
+                self._repeated(place, number, image)
+                continue
+            name = image.get("file_name")
+            if not (isinstance(name, str) and name) and not isinstance(image.get("coco_url"), str):
+                self._left_out.add(number)
+                detail = f"{_field(image, 'file_name')}; expected a name; the image and its annotations are left out"
+                self._note(place, "broken image", detail)
+                continue
+            sides = [image.get(side) for side in ("height", "width")]
+            if not all(is_integer(side) and side > 0 for side in sides) or math.prod(sides) >= 1 << 31:
+                if any(side is not None for side in sides):
+                    detail = f"height, width are {_short(sides)}; expected pixels; taken from the picture"
+                    self._note(place, "broken size", detail, repaired=True)
+                sides = [None, None]
+            self.records.images[number] = image | {"id": number, "height": sides[0], "width": sides[1]}
+            self.records.annotations[number] = []
+
+    def _repeated(self, place: str, number: int, image: Record) -> None:
+        former = self.records.images.get(number)
+        name = image.get("file_name")
+        if former is not None and former.get("file_name") == name:
+            self._note(place, "repeated image", f"id {number}, {name}, is listed before; read once", repaired=True)
+            return
+        if former is not None:
+            del self.records.images[number], self.records.annotations[number]
+            self._left_out.add(number)
+            name = f"{former.get('file_name')} and {name}"
+        detail = f"id {number} stands for {name}: whose its annotations are cannot be known; all are left out"
+        self._note(place, "repeated image id", detail)
+
+    def annotations(self, listed: list[Any]) -> None:
+        packed: list[tuple[str, Record]] = []
+        seen: Counter[Any] = Counter()
+        for index, entry in enumerate(listed):
+            if not isinstance(entry, dict):
+                self._note(f"annotations[{index}]", "broken annotation", f"{_short(entry)}; expected an object")
+                continue
+            place = f"annotation {entry['id']}" if is_integer(entry.get("id")) else f"annotations[{index}]"
+            seen[str(entry.get("id"))] += "id" in entry
+            annotation = self._annotation(place, entry)
+            if annotation is None:
+                continue
+            self.records.annotations[annotation["image_id"]].append(annotation)
+            if isinstance(annotation.get("segmentation"), dict):
+                packed.append((place, annotation))
+        repeated = [number for number, count in seen.items() if count > 1]
+        if repeated:
+            detail = f"{len(repeated)} ids occur again, such as {_short(repeated[0])}; each is an object of its own"
+            self._note("annotations", "repeated annotation id", detail, repaired=True)
+        self._check_packed(packed)
+
+    def _annotation(self, place: str, entry: Record) -> Record | None:
+        image_id, category_id = self._id(entry.get("image_id")), self._id(entry.get("category_id"))
+        if image_id in self._left_out:
+            self._note(place, "image left out", f"image_id {_short(entry.get('image_id'))} is left out, see there")
+            return None
+        if image_id is None or image_id not in self.records.images:
+            detail = f"image_id {_short(entry.get('image_id'))} is not among the images; left out"
+            self._note(place, "unknown image", detail)
+            return None
+        image, crowd = self.records.images[image_id], entry.get("iscrowd", 0)
+        if crowd not in (0, 1, None):
+            self._note(place, "broken iscrowd", f"iscrowd is {_short(crowd)}, expected 0 or 1; read so", repaired=True)
+            crowd = 0
+        annotation = entry | {"place": place, "image_id": image_id, "ignored": None, "iscrowd": int(crowd or 0)}
+        annotation["category_id"] = category_id
+        if category_id is None or category_id not in self.records.class_of or category_id in self._unclear:
+            if category_id not in self._unclear:
+                detail = f"category_id {_short(entry.get('category_id'))} is not among the categories; ignored region"
+                self._note(place, "unknown category", detail)
+            annotation["category_id"], annotation["every_class"] = self.records.category_ids[0], True
+        box, fault = _box(entry.get("bbox"), image)
+        segmentation, problem = _polygons(entry.get("segmentation"))
+        kind = "degenerate polygon" if entry.get("segmentation") else "no mask"
+        if segmentation is None and box is None:
+            self._note(place, kind, f"{problem}, and {fault}; left out")
+            return None
+        if segmentation is None:
+            self._note(place, kind, f"{problem}; its box {_short(box)} is an ignored region")
+            annotation["ignored"] = box
+        elif problem:
+            self._note(place, "degenerate polygon", problem)
+        elif fault and entry.get("bbox") is not None:
+            self._note(place, "box outside", f"{fault}; the box is taken from the mask", repaired=True)
+        return annotation | {"segmentation": segmentation, "bbox": box}
+
+    def _check_packed(self, packed: list[tuple[str, Record]]) -> None:
+        """Ignore run lengths that do not fit their size: pycocotools would write outside its memory."""
+        sizes = [_size(annotation["segmentation"]) for _, annotation in packed]
+        counts = [annotation["segmentation"].get("counts") for _, annotation in packed]
+        texts = [one.encode("utf-8", "replace") if isinstance(one, str) else b"" for one in counts]
+        fine = well_formed(texts, np.array([math.prod(size or (0,)) for size in sizes], np.int64))
+        for (place, annotation), size, runs, good in zip(packed, sizes, counts, fine, strict=True):
+            if isinstance(runs, list):
+                good = size is not None and all(map(is_integer, runs)) and min(runs, default=0) >= 0
+                good = good and sum(runs) == math.prod(size or ())
+            image = self.records.images[annotation["image_id"]]
+            stated = (image["height"], image["width"])
+            if good and size is not None and stated in ((None, None), size):
+                continue
+            shown = f"size {_short(annotation['segmentation'].get('size'))}, image {stated[0]} x {stated[1]}"
+            box = annotation["bbox"]
+            done = "left out" if box is None else f"its box {_short(box)} is an ignored region"
+            self._note(place, "broken mask", f"the RLE does not fill its image ({shown}); {done}")
+            annotation["ignored"], annotation["segmentation"] = box, None
+        for number, listed in self.records.annotations.items():
+            usable = [one for one in listed if one["segmentation"] is not None or one["ignored"] is not None]
+            self.records.annotations[number] = usable
+
+
+def _polygons(drawn: Any) -> tuple[Any, str]:
+    """The usable segmentation or None, and what is wrong with it."""
+    if isinstance(drawn, dict) and drawn:
+        return drawn, ""
+    if not isinstance(drawn, list) or not drawn:
+        return None, f"segmentation is {_short(drawn)}"
+    polygons = [drawn] if all(map(is_number, drawn)) else drawn  # one polygon that is not in a list
+    good = [polygon for polygon in polygons if not _degenerate(polygon)]
+    left = f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing or are no finite points below 1e6"
+    if not good:
+        return None, left
+    return good, left if len(good) < len(polygons) else ""
+
+
+def _degenerate(polygon: Any) -> bool:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_number, polygon)):
+        return True
+    points = np.array(polygon, float).reshape(-1, 2)
+    if np.abs(points).max() >= LARGEST_COORDINATE_PX:
+        return True
+    x, y = points.T
+    return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
+
+
+def _box(box: Any, image: Record) -> tuple[list[float] | None, str]:
+    """The part of a box inside the image, or None; and what is wrong with it."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return None, f"bbox is {_short(box)}, expected [x, y, width, height]"
+    x, y, w, h = map(float, box)
+    width, height = (image[side] or LARGEST_COORDINATE_PX for side in ("width", "height"))
+    fault = f"bbox is {_short(box)} in an image of {image['width']} x {image['height']}"
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    inside = x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
+    if w <= 0 or h <= 0 or right <= left or bottom <= top:
+        return None, fault
+    return [left, top, right - left, bottom - top], "" if inside else fault
+
+
+def _size(packed: Record) -> tuple[int, int] | None:
+    size = packed.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(map(is_integer, size)) or min(size) <= 0:
+        return None
+    return (size[0], size[1]) if size[0] * size[1] < 1 << 31 else None
+
+
+def _field(record: Any, name: str) -> str:
+    if not isinstance(record, dict):
+        return f"is {_short(record)}, expected an object"
+    return f"{name} is {_short(record[name])}" if name in record else f"{name} is missing"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
