@@ -44,13 +44,9 @@ def data() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
-<<<<<<< HEAD
-    """Read a set: what it holds, what is wrong with it, and a contact sheet; exit code 1 when something is.
-=======
     """Read a set: what it holds, what is wrong with it, and a contact sheet. The first thing to run on any set.
 
     Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all.
->>>>>>> data
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
@@ -72,15 +68,10 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(found) if as_json else _summary(found))
-<<<<<<< HEAD
-    if found["problems"]:
-        sys.exit(1)
-=======
     sys.exit(1 if found["lost"] or not found["objects"] else 0)
 
 
 _MOST_SHOWN = 20  # problems; --json has them all
->>>>>>> data
 
 
 def _summary(found: dict[str, Any]) -> str:

@@ -35,13 +35,9 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
-<<<<<<< HEAD
 from backend.versions.served_model import ServedModel, prompt_version
-=======
-from backend.versions.served_model import ServedModel
 from integration.images.decode import ImageError
 from integration.images.urls import image_value
->>>>>>> data
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
