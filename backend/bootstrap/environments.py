@@ -11,16 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checks import OLDEST_WITHOUT_WHEELS, check_compiler, check_disk, check_venv
-from .failures import SetupError, explain_pip_failure
+from .failures import SetupError, explain_failure
 from .running import run_visibly
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 DETECTRON2_LOCK = REQUIREMENTS / "detectron2.txt"
-PIP = "pip==26.3"  # one release for everybody; machine-readable progress needs 24.1 or newer
+UV = "uv==0.13.9"  # as requirements/dev.txt
 PIP_ENVIRONMENT = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
+# uv does not read pip's configuration, in which people have named their mirror; so it is handed over.
+PIP_TO_UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "cert": "SSL_CERT_FILE",
+}
 WHEEL_PYTHON = "3.10"  # the interpreter in the name of the detectron2 wheel, whose Python code runs on any
-RECIPE = "1"  # raise it when the steps below change, so that environments made by older steps are made again
+RECIPE = "2"  # raise it when the steps below change, so that environments made by older steps are made again
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Environment:
     def digest(self) -> str:
         """What the stamp of a finished environment says: its locks, its Python and the steps that made it."""
         locked = self.lock.read_bytes() + (DETECTRON2_LOCK.read_bytes() if self.with_project else b"")
-        about = f"{RECIPE} {sys.version_info[:2]} {self.detectron2_source} {PIP} ".encode()
+        about = f"{RECIPE} {sys.version_info[:2]} {self.detectron2_source} {UV} ".encode()
         return hashlib.sha256(about + locked).hexdigest()
 
     def is_ready(self) -> bool:
@@ -91,13 +98,12 @@ def prepare(environment: Environment) -> None:
     environment.stamp.unlink(missing_ok=True)
     _create(environment)
     # This small package also tells an unreachable registry in seconds, before gigabytes are asked for.
-    patience = ("--retries", "2", "--timeout", "20")
-    _pip(environment, "reaching the package registry", "install", *patience, "--upgrade", PIP)
-    _pip(environment, "Python packages", "install", "--progress-bar", "raw", "-r", str(environment.lock))
+    pip = ("-m", "pip", "install", "--quiet", "--retries", "2", "--timeout", "20", UV)
+    _run(environment, "reaching the package registry", pip, PIP_ENVIRONMENT)
+    _uv_install(environment, "Python packages", "-r", str(environment.lock))
     if environment.with_project:
         _install_detectron2(environment)
-        own = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-        _pip(environment, "transfiner", "install", *own)
+        _uv_install(environment, "transfiner", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         _verify(environment)
     environment.stamp.write_text(environment.digest())
 
@@ -116,24 +122,43 @@ def _create(environment: Environment) -> None:
         raise SetupError(f"`{' '.join(command)}` ended with status {status}: {output.strip() or 'no message'}")
 
 
-def _pip(environment: Environment, title: str, *arguments: str) -> None:
-    command = [str(environment.python), "-m", "pip", *arguments]
-    status, output = run_visibly(command, title=title, log=environment.log, environment=PIP_ENVIRONMENT)
+def _run(environment: Environment, title: str, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+    command = [str(environment.python), *arguments]
+    status, output = run_visibly(command, title=title, log=environment.log, environment=variables)
     if status:
-        raise SetupError(f"{title}: {explain_pip_failure(output)}\n  (all of it: {environment.log})")
+        raise SetupError(f"{title}: {explain_failure(output)}\n  (all of it: {environment.log})")
+
+
+def _uv_install(environment: Environment, title: str, *arguments: str) -> None:
+    _run(environment, title, ("-m", "uv", "pip", "install", *arguments), uv_variables(environment.python))
+
+
+def uv_variables(python: Path) -> dict[str, str]:
+    """Return uv's variables for the environment of `python`: pip's index, mirrors and certificates, as pip mixes them.
+
+    What the caller's own environment says to uv wins.
+    """
+    variables = {"VIRTUAL_ENV": str(python.parent.parent), "UV_NO_PROGRESS": "1", "UV_LINK_MODE": "copy"}
+    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        key, _, value = line.partition("=")
+        if (name := PIP_TO_UV.get(key.rsplit(".", 1)[-1])) and name not in os.environ:
+            words = value.strip("'\"").replace("\\n", " ").split()
+            variables[name] = ("," if name == "UV_FIND_LINKS" else " ").join(words)
+    if "UV_INDEX" in variables:
+        variables.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    return variables
 
 
 def _install_detectron2(environment: Environment) -> None:
     if environment.detectron2_source:
         check_compiler("detectron2 is to be built from source")
-        built = ("--no-deps", "--no-build-isolation", environment.detectron2_source)
-        _pip(environment, "detectron2", "install", *built)
+        _uv_install(environment, "detectron2", "--no-deps", "--no-build-isolation", environment.detectron2_source)
         return
     question = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     packages = subprocess.check_output([str(environment.python), "-c", question], text=True).strip()
-    platform = ("--python-version", WHEEL_PYTHON, "--only-binary=:all:")
-    target = ("--upgrade", "--target", packages)
-    _pip(environment, "detectron2", "install", "--no-deps", *platform, *target, "-r", str(DETECTRON2_LOCK))
+    wheel = ("--no-deps", "--python-version", WHEEL_PYTHON, "--only-binary", ":all:", "--target", packages)
+    _uv_install(environment, "detectron2", *wheel, "-r", str(DETECTRON2_LOCK))
 
 
 def _verify(environment: Environment) -> None:

@@ -6,7 +6,7 @@ import re
 
 NETWORK = (
     r"NewConnectionError|ConnectTimeoutError|NameResolutionError|ReadTimeoutError|ProxyError|SSLError"
-    r"|Max retries|from versions: none"
+    r"|Max retries|from versions: none|[Ee]rror sending request|dns error|tcp connect error|Connection refused"
 )
 COMPILER = (
     r"command '\S*(gcc|g\+\+|cc|c\+\+|cl(\.exe)?)' failed|[Uu]nable to find a compiler"
@@ -19,11 +19,11 @@ class SetupError(Exception):
     """Something the reader of the message has to mend; the message says how."""
 
 
-# The first row that matches what pip printed explains the failure. An unreachable registry comes before "no
+# The first row that matches what pip or uv printed explains the failure. An unreachable registry comes before "no
 # matching distribution", because pip reports the first as the second.
-PIP_FAILURES = (
+INSTALL_FAILURES = (
     (
-        r"No space left on device|Errno 28",
+        r"No space left on device|[Ee]rrno 28|os error 28",
         "the disk is full: free some space (`df -h .`) and run the same command again",
     ),
     (
@@ -37,18 +37,18 @@ PIP_FAILURES = (
         "`sudo apt-get install build-essential python3-dev`, then run the same command again",
     ),
     (
-        r"No matching distribution found|Could not find a version",
+        r"No matching distribution found|Could not find a version|No solution found when resolving",
         "the registry lacks one of the locked versions for this Python: use Python 3.11 to 3.13 "
         "(`make setup PYTHON=python3.12`), or a mirror that carries every file",
     ),
-    (r"Permission denied|Errno 13", "a folder is not writable for you: run as the owner of this checkout"),
+    (r"Permission denied|Errno 13|os error 13", "a folder is not writable for you: run as the owner of this checkout"),
 )
 
 
-def explain_pip_failure(output: str) -> str:
-    """The cause and the fix for what pip printed; the last lines of it when the cause is unknown."""
-    for pattern, explanation in PIP_FAILURES:
+def explain_failure(output: str) -> str:
+    """The cause and the fix for what pip or uv printed; the last lines of it when the cause is unknown."""
+    for pattern, explanation in INSTALL_FAILURES:
         if re.search(pattern, output):
             return explanation
     tail = "\n    ".join(output.strip().splitlines()[-TAIL_LINES:])
-    return f"pip failed; its last lines were:\n    {tail}"
+    return f"the installation failed; its last lines were:\n    {tail}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,31 +15,16 @@ from typing import TextIO
 REFRESH_S = 0.5
 HEARTBEAT_S = 20.0  # how often a log without a terminal gets a sign of life
 LINE_COLUMNS = 100
-DOWNLOADED = re.compile(r"Progress (\d+) of (\d+)")
-FILE = re.compile(r"(?:Downloading|Using cached) (\S+?)(?: \(|$)")
-PACKAGE = re.compile(r"(?:Collecting|Building wheel for) ([A-Za-z0-9_.-]+)")
 
 
 class Progress:
-    """Turns pip's output into one line: on a terminal rewritten in place, elsewhere repeated now and then."""
+    """One line that says where a step stands: on a terminal rewritten in place, elsewhere repeated now and then."""
 
     def __init__(self, title: str, stream: TextIO = sys.stdout) -> None:
         self.title, self.stream = title, stream
         self.doing = "starting"
         self.started_s = time.monotonic()
         self._shown_s = -HEARTBEAT_S
-
-    def read(self, line: str) -> None:
-        """Take in one line that pip printed."""
-        if match := DOWNLOADED.search(line):
-            done, total = (int(number) / 1e6 for number in match.groups())
-            self.doing = f"{self.doing.split(' (')[0]} ({done:.0f} of {total:.0f} MB)"
-        elif match := FILE.search(line):
-            self.doing = f"downloading {match[1].rsplit('/', 1)[-1].split('-')[0]}"
-        elif match := PACKAGE.search(line):
-            self.doing = f"looking at {match[1]}"
-        elif line.startswith("Installing collected packages"):
-            self.doing = f"unpacking {line.count(',') + 1} packages"
 
     def show(self, *, last: str = "") -> None:
         """Print where things stand; `last` replaces it by a closing word."""
@@ -96,6 +80,5 @@ def _start(command: list[str], environment: dict[str, str] | None) -> subprocess
 def _drain(process: subprocess.Popen[str], progress: Progress, output: io.StringIO) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        progress.read(line)
-        if not DOWNLOADED.search(line):
-            output.write(line)
+        progress.doing = line.strip() or progress.doing
+        output.write(line)

@@ -1,17 +1,7 @@
-"""`transfiner benchmark anytime`: what accuracy a budget of nodes buys.
-
-`transfiner benchmark beside`: Mask Transfiner and Mask R-CNN trained alike on any data set.
-
-`transfiner benchmark directions`.
-
-`transfiner benchmark networks`: whole networks beside one another.
-
-`transfiner benchmark`: the paper's tables by number, cost, speed, and the analysis of incoherent regions.
-"""
+"""`transfiner benchmark`: the paper's tables by number, and measurements of accuracy, cost and speed by name."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -20,6 +10,7 @@ from typing import Any
 
 import click
 
+from backend.cli.output import json_option, limit_threads, print_result, size_option, threads_option
 from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
 from backend.devtools.capacity.command import capacity
 from backend.settings import SHIPPED_MODEL
@@ -47,7 +38,7 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG of the curve.")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def anytime(
     weights: Path, name: str, budgets: tuple[int, ...], device: str, threads: int, picture: Path | None, as_json: bool
 ) -> None:
@@ -56,8 +47,6 @@ def anytime(
     \b
     Example: transfiner benchmark anytime --weights model/weights/scenes-small --picture anytime.png
     """
-    import torch
-
     from training.benchmark.cost.anytime import (
         anytime_as_dict,
         anytime_curve,
@@ -67,15 +56,14 @@ def anytime(
     from training.datasets import open_set
     from training.evaluation.run import load_for_evaluation
 
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     network, cfg, _ = load_for_evaluation(weights, device)
     samples = open_set(name)
     with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
         points = anytime_curve(network, cfg, samples, budgets, progress=lambda _: bar.update(1))
     if picture is not None:
         draw_anytime_curve(points, picture)
-    click.echo(json.dumps(anytime_as_dict(points)) if as_json else anytime_text(points))
+    print_result(anytime_as_dict(points), anytime_text(points), as_json)
 
 
 @click.command()
@@ -100,7 +88,7 @@ def anytime(
     show_default=True,
     help="Folder of models and report; a run goes on there.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@json_option
 def beside(
     overrides: tuple[tuple[str, str], ...], pictures: int, out: Path, as_json: bool, device: str, **options: Any
 ) -> None:
@@ -109,8 +97,7 @@ def beside(
     \b
     Example: transfiner benchmark beside --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
     """
-    import torch
-
+    from model.predictor import choose_device
     from training.benchmark.baseline import (
         Trial,
         baseline_report_markdown,
@@ -123,9 +110,9 @@ def beside(
     from training.datasets import open_set
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    trial = Trial(device=device, overrides=tuple(part for pair in overrides for part in pair), **options)
+    trial = Trial(
+        device=str(choose_device(device)), overrides=tuple(part for pair in overrides for part in pair), **options
+    )
     try:
         images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
         checkpoints = train_both(trial, out, lambda line: click.echo(line, err=True))
@@ -135,7 +122,7 @@ def beside(
         raise click.ClickException(str(error)) from error
     outcome = compare_methods(truth, found, ratio=trial.ratio)
     write_baseline_report(out, trial, outcome, rows)
-    click.echo(json.dumps(outcome) if as_json else baseline_report_markdown(trial, outcome))
+    print_result(outcome, baseline_report_markdown(trial, outcome), as_json)
 
 
 @click.command()
@@ -181,20 +168,9 @@ def beside(
     help="Folder of the run; the same command goes on there.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it needs.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan or the report as JSON.")
+@json_option
 def directions(
-    weights: Path,
-    tables: tuple[str, ...],
-    minutes: float,
-    steps: int,
-    seeds: int,
-    scenes: int,
-    images: int,
-    coarse_steps: int,
-    processes: int,
-    out: Path,
-    dry_run: bool,
-    as_json: bool,
+    weights: Path, out: Path, tables: tuple[str, ...], processes: int, dry_run: bool, as_json: bool, **scale: Any
 ) -> None:
     """Show in which direction the rows of Tables 2, 4, 5, 6 and 8 differ, in half an hour on a CPU.
 
@@ -208,26 +184,15 @@ def directions(
     from training.benchmark.ablations.report import write_ablation_report
 
     numbers = tuple(sorted(int(one) for one in tables)) or TABLE_NUMBERS
-    chosen = Setting(
-        weights,
-        out,
-        numbers,
-        seeds,
-        scenes,
-        images,
-        minutes,
-        steps,
-        processes or os.cpu_count() or 1,
-        coarse_steps,
-    )
+    chosen = Setting(weights, out, numbers, processes=processes or os.cpu_count() or 1, **scale)
     if dry_run:
         planned = plan(chosen)
-        click.echo(json.dumps(planned) if as_json else _plan_text(planned))
+        print_result(planned, _plan_text(planned), as_json)
         return
     report = _run(chosen)
     if report is None:
         raise click.ClickException("no seed is complete yet; the same command goes on")
-    click.echo(json.dumps(report) if as_json else write_ablation_report(out, report)[1].read_text(encoding="utf-8"))
+    print_result(report, write_ablation_report(out, report)[1].read_text(encoding="utf-8"), as_json)
 
 
 def _run(chosen: Any) -> dict[str, Any] | None:
@@ -260,20 +225,6 @@ def _plan_text(planned: dict[str, Any]) -> str:
     )
 
 
-class _Steps:
-    """Counts the runs: each network once for its operations, once for its operators, on a GPU once for its
-    memory, once to warm up, and each turn."""
-
-    def __init__(self, instances: tuple[int, ...], training: bool, repeats: int, device: str) -> None:
-        runs = 3 + device.startswith("cuda") + repeats
-        self.total = (3 * len(instances) + 2 * training) * runs
-        self.done = 0
-
-    def __call__(self, what: str) -> None:
-        self.done += 1
-        click.echo(f"{self.done} of {self.total}: {what}", err=True)
-
-
 @click.command()
 @click.option("--config", default="released/R50-FPN", show_default=True, help="Of Mask Transfiner.")
 @click.option(
@@ -291,18 +242,12 @@ class _Steps:
     show_default=True,
     help="Nodes of each of our instances, beside 196 reference points.",
 )
-@click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
+@size_option
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
-@click.option(
-    "--keep-memory/--return-memory",
-    default=True,
-    show_default=True,
-    help="On a CPU: use freed memory again, as training and evaluation do here, or leave it to the C library.",
-)
-@click.option("--json", "as_json", is_flag=True)
+@threads_option
+@json_option
 def networks(
     config: str,
     instances: tuple[int, ...],
@@ -312,7 +257,6 @@ def networks(
     training: bool,
     device: str,
     threads: int,
-    keep_memory: bool,
     as_json: bool,
 ) -> None:
     """Time and count Mask Transfiner, Mask R-CNN and PointRend whole, as ratios from one run.
@@ -320,27 +264,17 @@ def networks(
     \b
     Example: transfiner benchmark networks --instances 50 --instances 100 --training
     """
-    import torch
-
-    from training.benchmark.cost.networks import (
-        compare_networks,
-        compare_training,
-        network_costs_text,
-    )
+    from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
     from training.distributed import keep_freed_memory
 
-    if threads:
-        torch.set_num_threads(threads)
-    if keep_memory:
-        keep_freed_memory(device)
-    common = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
-    tell = _Steps(tuple(instances), training, repeats, device)
-    inference = compare_networks(config, instances=instances, nodes=nodes, tell=tell, **common)  # type: ignore[arg-type]
-    learned = compare_training(config, tell=tell, **common) if training else None  # type: ignore[arg-type]
-    outcome = {"inference": inference, "training": learned, "keep_memory": keep_memory}
-    memory = "kept for the next tensor" if keep_memory else "left to the C library"
-    text = f"{network_costs_text(inference, learned)}\nfreed memory was {memory}"
-    click.echo(json.dumps(outcome) if as_json else text)
+    limit_threads(threads)
+    keep_freed_memory(device)
+    common: dict[str, Any] = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
+    common["tell"] = lambda what: click.echo(what, err=True)
+    inference = compare_networks(config, instances=instances, nodes=nodes, **common)
+    learned = compare_training(config, **common) if training else None
+    outcome = {"inference": inference, "training": learned}
+    print_result(outcome, network_costs_text(inference, learned), as_json)
 
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
@@ -395,7 +329,7 @@ def benchmark() -> None:
     "--miniature", is_flag=True, help="Generated scenes and a tiny network: minutes, and no claim about COCO."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it needs: data, hours, GPU memory.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan or the report as JSON.")
+@json_option
 @click.pass_context
 def table(
     ctx: click.Context,
@@ -420,21 +354,18 @@ def table(
     scale = _scale(scale_options)
     if dry_run:
         planned = plan_table(chosen, scale)
-        click.echo(json.dumps(planned) if as_json else plan_text(planned))
+        print_result(planned, plan_text(planned), as_json)
         return
     report = _run_of_benchmark_command(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
     folder = out / f"table-{chosen.number}"
-    click.echo(json.dumps(report) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+    print_result(report, (folder / "report.md").read_text(encoding="utf-8"), as_json)
 
 
 def _scale(options: dict[str, Any]) -> Any:
-    import torch
-
+    from model.predictor import choose_device
     from training.benchmark.recipe import Scale
 
-    device = options.pop("device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(choose_device(options.pop("device")))
     return Scale(train=options.pop("train_set"), test=options.pop("test_set"), device=device, **options)
 
 
@@ -482,7 +413,7 @@ def _run_of_benchmark_command(
 @benchmark.command()
 @click.option("--config", default=None, help="Configuration with random weights, for instance released/R50-FPN.")
 @click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name.")
-@click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
+@size_option
 @click.option(
     "--instances",
     type=click.IntRange(0),
@@ -496,19 +427,16 @@ def _run_of_benchmark_command(
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Measure frames per second.")
 @click.option("--whole/--refinement-only", default=True)
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def cost(
     config: str | None,
     weights: Path | None,
     size: tuple[int, int],
     instances: int,
     nodes: int | None,
-    device: str,
-    iterations: int | None,
-    runs: int,
-    speed: bool,
     whole: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Count operations, parameters and peak memory, and measure frames per second.
 
@@ -527,65 +455,41 @@ def cost(
     alone = refinement_cost(cfg, lengths, channels=cfg.MODEL.FPN.OUT_CHANNELS)
     entire = None
     if whole:
-        entire = whole_cost(
-            config=config,
-            weights=weights,
-            height=size[0],
-            width=size[1],
-            instances=instances,
-            nodes=nodes,
-            device=device,
-            speed=speed,
-            iterations=iterations,
-            runs=runs,
-        )
+        sizes: dict[str, Any] = {"height": size[0], "width": size[1], "instances": instances, "nodes": nodes}
+        entire = whole_cost(config=config, weights=weights, **sizes, **options)
     outcome = {"refinement": alone, "whole": entire}
-    click.echo(json.dumps(outcome) if as_json else costs_text(alone, entire))
+    print_result(outcome, costs_text(alone, entire), as_json)
 
 
 @benchmark.command()
 @click.option("--instances", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--nodes", type=click.IntRange(1), default=560, show_default=True, help="Nodes of each instance.")
 @click.option("--config", default="released/R50-FPN", show_default=True)
-@click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width.")
+@size_option
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's.")
-@click.option("--json", "as_json", is_flag=True)
-def speed(
-    config: str,
-    size: tuple[int, int],
-    instances: int,
-    nodes: int,
-    repeats: int,
-    device: str,
-    threads: int,
-    as_json: bool,
-) -> None:
+@threads_option
+@json_option
+def speed(config: str, size: tuple[int, int], device: str, threads: int, as_json: bool, **counts: Any) -> None:
     """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
 
     \b
     Example: transfiner benchmark speed --instances 10 --nodes 4000
     """
-    import torch
-
     from training.benchmark.cost.heads import compare_heads, head_costs_text
     from training.distributed import keep_freed_memory
 
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     keep_freed_memory(device)
-    outcome = compare_heads(
-        config, height=size[0], width=size[1], instances=instances, nodes=nodes, repeats=repeats, device=device
-    )
-    click.echo(json.dumps(outcome) if as_json else head_costs_text(outcome))
+    outcome = compare_heads(config, height=size[0], width=size[1], device=device, **counts)
+    print_result(outcome, head_costs_text(outcome), as_json)
 
 
 @benchmark.command()
 @click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
     """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.
 
@@ -600,7 +504,7 @@ def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
     samples = open_set(name)
     with click.progressbar(length=len(samples), label=f"analysing {name}", file=sys.stderr) as bar:
         outcome = analyse(network, cfg, samples, progress=lambda _: bar.update(1))
-    click.echo(json.dumps(outcome) if as_json else _regions_text(outcome))
+    print_result(outcome, _regions_text(outcome), as_json)
 
 
 def _regions_text(outcome: dict[str, Any]) -> str:

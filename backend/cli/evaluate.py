@@ -254,7 +254,7 @@ def _raw(
 
 
 def _say(outcome: dict[str, Any], as_json: bool, comparison_text: Callable[[dict[str, Any]], str]) -> None:
-    from training.evaluation.run import json_values
+    from model.files import json_values
 
     click.echo(json.dumps(json_values(outcome)) if as_json else comparison_text(outcome))
 

@@ -112,11 +112,10 @@ def _number(text: str) -> float | str:
 
 def detector(device: str) -> Detect:
     """Lets checkpoints look at pictures, with a bar on the error stream."""
-    import torch
-
+    from model.predictor import choose_device
     from training.gate.detections import detect_with
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = str(choose_device(device))
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         label = f"{directory.name} looks at {len(samples)} images"

@@ -46,9 +46,8 @@ def train(
     Several processes: torchrun --nproc-per-node 2 -m backend.cli.main train ... (a busy CPU likes two processes of one
     thread better than one of two; see TRAINING.THREADS)
     """
-    import torch
-
     from model.config import override
+    from model.predictor import choose_device
     from training import distributed as processes
     from training.engine.build import build_for_training
     from training.engine.config import get_training_config
@@ -63,7 +62,7 @@ def train(
         raise click.ClickException(str(error)) from error
     if max_minutes is not None:
         cfg.TRAINING.MAX_MINUTES = max_minutes
-    cfg.MODEL.DEVICE = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    cfg.MODEL.DEVICE = str(choose_device(device))
     if not resume and (folder / STATE_FILE).exists():
         raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     processes.init_process_group(cfg.MODEL.DEVICE)

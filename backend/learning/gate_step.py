@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from model.files import write_text
+from model.predictor import choose_device
+
 
 def main(request: dict[str, Any]) -> int:
     """0 when the candidate may serve, 3 when it is refused."""
@@ -22,25 +25,15 @@ def main(request: dict[str, Any]) -> int:
         Path(request["snapshot"]),
         earlier=[Path(one) for one in request["earlier"]],
         rules=parse_rules(request["rules"]),
-        detect=detect_with(_device(request["device"])),
+        detect=detect_with(str(choose_device(request["device"]))),
         out=out.parent / "report",
     )
-    unfinished = out.with_suffix(".part")
-    unfinished.write_text(json.dumps(verdict.as_dict()), encoding="utf-8")
-    unfinished.replace(out)
+    write_text(out, json.dumps(verdict.as_dict()))
     return 0 if verdict.promote else 3
 
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
-PARENT_VARIABLE = "TRANSFINER_PARENT_PID"
 
 
 def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None:

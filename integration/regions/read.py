@@ -153,12 +153,9 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
-            size = (entry.get("original_height"), entry.get("original_width"))
-            if (
-                all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in size)
-                and size[0] * size[1] <= MAX_PIXELS
-            ):
-                region.painted_hw = size
+            height, width = entry.get("original_height"), entry.get("original_width")
+            if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+                region.painted_hw = (height, width) if height * width <= MAX_PIXELS else None
     return regions
 
 

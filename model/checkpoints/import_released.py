@@ -25,7 +25,7 @@ from torch import Tensor
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.metadata import CheckpointError, file_digest
 from model.checkpoints.releases import ARCHITECTURES
-from model.checkpoints.state_dict import CONSTANTS, KeyReport, compare_keys
+from model.checkpoints.state_dict import KeyReport, compare_keys
 from model.config import get_config
 from model.network import build_network
 
@@ -198,11 +198,6 @@ def import_released(
     cfg = released_config(config, num_classes)
     written = save_checkpoint(directory, cfg, kept, metadata, half=half, overwrite=overwrite)
     return Import(directory, config, report, written)
-
-
-def ignored_constants(state: dict[str, Tensor]) -> list[str]:
-    """Names in a file that older detectron2 versions stored and the configuration holds."""
-    return [name for name in state if name.startswith(CONSTANTS)]
 
 
 def _class_names(num_classes: int, given: Sequence[str] | None, file: Path) -> Sequence[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.files import json_values, write_text
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.measurement import Measurement
 from training.benchmark.recipe import (
@@ -21,7 +22,6 @@ from training.benchmark.rows import Row, Table, digest
 from training.engine.build import build_for_training
 from training.engine.state import STATE_FILE
 from training.engine.trainer import Trainer
-from training.evaluation.run import json_values
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _run_row(
     outcome = {"identity": identity, "seed": seed, "checkpoint": str(checkpoint)} | _measured(
         table, row, checkpoint, scale, cfg, speed
     )
-    _write(file, outcome)
+    write_text(file, json.dumps(outcome))
     return outcome
 
 
@@ -138,10 +138,3 @@ def _measured(
         values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
     outcome: dict[str, Any] = json_values({"values": values, "details": details, "images": len(measurement.samples)})
     return outcome
-
-
-def _write(file: Path, outcome: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(outcome))
-    part.replace(file)

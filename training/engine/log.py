@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from model.files import write_text
+
 LOSSES_FILE = "losses.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 logger = logging.getLogger(__name__)
@@ -119,9 +121,7 @@ def _keep_until(path: Path, iteration: int) -> None:
         return
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _tensorboard(folder: Path, first_iteration: int) -> Any:
@@ -170,10 +170,7 @@ OnProgress = Callable[[RunProgress], None]
 
 def write_progress(path: Path, progress: RunProgress) -> None:
     """Replace the file in one step: a reader finds the old note or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(asdict(progress)) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(asdict(progress)) + "\n")
 
 
 def read_progress(path: Path) -> RunProgress | None:

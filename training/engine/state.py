@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.files import replacing
 from training.engine.optimizer import MovingAverage
 from training.engine.step import Precision
 
@@ -32,8 +33,7 @@ def save_state(
     precision: Precision | None = None,
 ) -> Path:
     """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, unfinished = folder / STATE_FILE, folder / (STATE_FILE + ".unfinished")
+    path = folder / STATE_FILE
     state: dict[str, Any] = {
         "iteration": progress.iteration,
         "elapsed_s": progress.elapsed_s,
@@ -48,8 +48,8 @@ def save_state(
     if average is not None:
         state["average"] = average.state
         state["average_updates"] = average.updates
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        torch.save(state, unfinished)
     return path
 
 

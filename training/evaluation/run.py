@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 import zipfile
 from collections.abc import Callable
@@ -236,15 +235,6 @@ def infer(network: nn.Module, record: dict[str, Any]) -> Instances:
 
 def _masks(masks: torch.Tensor) -> np.ndarray:
     return masks.numpy().astype(bool)
-
-
-def json_values(value: Any) -> Any:
-    """The same with lists for tuples, and null where there is no number (nothing was there to be found)."""
-    if isinstance(value, dict):
-        return {key: json_values(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Submission:

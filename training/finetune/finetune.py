@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.files import write_text
+from model.predictor import choose_device
 from training import distributed as processes
 from training.datasets.loader import TrainingSamples
 from training.engine.log import PROGRESS_FILE, OnProgress, write_progress
@@ -73,8 +73,7 @@ def finetune(
         ValueError: OUT holds another finetuning, or classes and renamings do not fit.
     """
     settings = settings or FinetuneSettings()
-    if settings.device == "auto":
-        settings = replace(settings, device="cuda" if torch.cuda.is_available() else "cpu")
+    settings = replace(settings, device=str(choose_device(settings.device)))
     joined = processes.process_count() == 1
     processes.init_process_group(settings.device)
     tell = _ProgressReporter(out, on_progress)
@@ -184,10 +183,7 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
                 f"({', '.join(str(before.get(key)) for key in differing)}); choose another folder"
             )
     elif processes.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(REQUEST + ".unfinished")
-        unfinished.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, json.dumps(plain, indent=2) + "\n")
 
 
 def _publish(checkpoint: Path, result: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.metadata import read_metadata
+from model.files import json_values
 from training.gate import bootstrap as comparing
 from training.gate.bootstrap import Changes, bootstrap_changes
 from training.gate.detections import Detect, DetectionCache, detect_with
@@ -23,7 +24,6 @@ from training.gate.verdict import (
     rule_forgetting,
     rule_tiny,
     rule_unknown_labels,
-    without_nan,
 )
 
 
@@ -77,7 +77,7 @@ def judge(
         "changes": {role: comparing.as_dict(one) for role, one in changes.items()},
         "earlier": before,
     }
-    verdict = Verdict(ruling.promote, ruling.reasons, without_nan(figures))
+    verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
         from training.gate.report import write_gate_report
 

@@ -5,7 +5,6 @@ The rules applied to figures: sentences for and against a candidate. Nothing her
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,15 +51,6 @@ class Verdict:
     def rows(self) -> list[str]:
         """Models side by side, a line a figure, and the change from the incumbent."""
         return _rows(self.figures)
-
-
-def without_nan(value: Any) -> Any:
-    """The same nested value with None for NaN, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _heading(verdict: Verdict) -> str:

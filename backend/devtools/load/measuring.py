@@ -33,6 +33,7 @@ from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output
 from integration.regions.write import build_prediction
 from model.checkpoints.metadata import METADATA_FILE
+from model.files import write_text
 
 WIDTH_PX, HEIGHT_PX = 384, 288
 
@@ -61,9 +62,7 @@ def give_new_version(directory: Path) -> None:
     """The same weights under another version: for workers another model, to be loaded."""
     file = directory / METADATA_FILE
     facts = json.loads(file.read_text(encoding="utf-8"))
-    unfinished = file.with_suffix(".part")
-    unfinished.write_text(json.dumps({**facts, "version": f"{facts['version']}-next"}), encoding="utf-8")
-    unfinished.replace(file)
+    write_text(file, json.dumps({**facts, "version": f"{facts['version']}-next"}))
 
 
 Json = dict[str, Any]

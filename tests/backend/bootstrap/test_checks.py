@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from backend.bootstrap import browser, checks, environments
-from backend.bootstrap.failures import SetupError, explain_pip_failure
-from backend.bootstrap.running import Progress, run_visibly
+from backend.bootstrap.failures import SetupError, explain_failure
+from backend.bootstrap.running import run_visibly
 
 pytestmark = pytest.mark.service
 
@@ -57,13 +56,15 @@ def test_a_missing_compiler_is_named_with_the_fix(monkeypatch):
             "registry could not be reached",
         ),
         ("ERROR: No matching distribution found for torch==2.15.0", "lacks one of the locked versions"),
+        ("error: error sending request for url\n  Caused by: tcp connect error", "registry could not be reached"),
+        ("  × No solution found when resolving dependencies", "lacks one of the locked versions"),
         ("error: command '/usr/bin/gcc' failed with exit code 1", "build-essential"),
         ("error: [Errno 13] Permission denied: '/opt/x'", "not writable"),
         ("first\nsecond\nsomething nobody has seen", "something nobody has seen"),
     ],
 )
-def test_pips_failures_are_explained(output, expected):
-    assert expected in explain_pip_failure(output)
+def test_failures_of_pip_and_uv_are_explained(output, expected):
+    assert expected in explain_failure(output)
 
 
 def test_an_unreachable_registry_is_recognised_in_what_pip_really_prints(tmp_path):
@@ -82,26 +83,8 @@ def test_an_unreachable_registry_is_recognised_in_what_pip_really_prints(tmp_pat
     nowhere = ["--index-url", "http://127.0.0.1:9/simple", "--dest", str(tmp_path), "no-such-package==1.0"]
     status, output = run_visibly(command + nowhere, title="reaching", log=tmp_path / "log")
     assert status != 0
-    assert "registry could not be reached" in explain_pip_failure(output)
+    assert "registry could not be reached" in explain_failure(output)
     assert output in (tmp_path / "log").read_text()
-
-
-def test_progress_follows_what_pip_prints():
-    stream = io.StringIO()
-    progress = Progress("Python packages", stream)
-    lines = [
-        "Collecting torch==2.15.0",
-        "  Downloading torch-2.15.0-cp311.whl (900.1 MB)",
-        "Progress 450000000 of 900000000",
-    ]
-    seen = []
-    for line in lines:
-        progress.read(line)
-        seen.append(progress.doing)
-    assert seen == ["looking at torch", "downloading torch", "downloading torch (450 of 900 MB)"]
-    progress.read("Installing collected packages: a, b, c")
-    progress.show(last="done")
-    assert stream.getvalue().startswith("  Python packages: done")
 
 
 def test_no_browser_names_the_command_to_type(monkeypatch):
@@ -132,6 +115,16 @@ def test_a_finished_environment_is_recognised_and_a_changed_lock_is_noticed(tmp_
     environments.prepare(environment)  # nothing to do: runs no pip, makes no venv
     (locks / "dev.txt").write_text("torch==2.16.0\n")
     assert not environment.is_ready()
+
+
+def test_uv_is_the_locked_one_and_reads_what_pip_was_told(monkeypatch):
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/a http://127.0.0.1:9/b")
+    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/pips")
+    variables = environments.uv_variables(Path(sys.executable))
+    assert variables["UV_INDEX"] == "http://127.0.0.1:9/a http://127.0.0.1:9/b"
+    assert "UV_FIND_LINKS" not in variables
+    assert environments.UV in _pins(environments.REQUIREMENTS / "dev.txt")
 
 
 def test_the_locks_agree_and_name_no_registry():

@@ -8,6 +8,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from backend.cli.benchmark import benchmark
+from model.config import get_config
+from tests.support.refinement_flops import refinement_flops
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -43,7 +45,11 @@ def test_cost_of_the_refinement_alone_agrees_with_the_closed_form() -> None:
     assert code == 0, text
     found = json.loads(text)["refinement"]
     assert found["tokens"] == 2 * (560 + 196)
-    assert abs(found["flops"] / found["flops_by_formula"] - 1) < 0.01
+    cfg = get_config("paper").MODEL.TRANSFINER
+    by_formula = refinement_flops(
+        [560 + 196] * 2, ffn_dim=cfg.ENCODER_FFN_DIM, layers=cfg.ENCODER_LAYERS, cues=cfg.CUES
+    )
+    assert abs(found["flops"] / by_formula - 1) < 0.01
 
 
 def test_cost_wants_one_network() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.cityscapes_predictions import write_predictions
 from training.datasets import BadAnnotationError, open_set
 from training.datasets.coco_categories import cocofied
 from training.datasets.loader import training_samples
@@ -19,7 +20,7 @@ from training.datasets.statistics import data_set_contact_sheet, statistics
 from training.engine.config import get_training_config
 from training.evaluation.score import score
 from training.metrics.bdd100k import PredictionWriter
-from training.metrics.cityscapes import LABELS, write_predictions
+from training.metrics.cityscapes import LABELS
 from training.synthetic.scenes import generate_scene, scene_seed
 
 SIZE = {"width": 128, "height": 96}

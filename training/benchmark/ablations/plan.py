@@ -6,7 +6,6 @@ Which rows are compared with which, and the configuration of each at miniature s
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +76,6 @@ def result_file(setting: Setting, name: str) -> Path:
 def planned_steps(setting: Setting) -> int:
     """The steps that this folder's run was planned with."""
     return setting.steps or int(json.loads((setting.folder / PLAN_FILE).read_text())["steps"])
-
-
-def keep(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON, wholly or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(file)
 
 
 def plan(setting: Setting) -> dict[str, Any]:

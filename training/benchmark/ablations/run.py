@@ -12,6 +12,7 @@ Shape shorthand: N truths of a scene.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -31,11 +32,11 @@ from torch import Tensor, nn
 
 import model.network  # noqa: F401 - registers the heads
 from model.checkpoints.checkpoint import load_checkpoint
+from model.files import replacing, write_text
 from training.benchmark.ablations.plan import (
     PLAN_FILE,
     Setting,
     Task,
-    keep,
     measured_config,
     planned_steps,
     result_file,
@@ -106,7 +107,8 @@ def _work(setting: Setting, task: Task) -> Task:
         as_measured = mask_branch(measured_config(cfg, row_of(number, key)), start)
         as_measured.load_state_dict(heads.state_dict())
         found = detect_on_scenes(as_measured, detector, setting.images)
-        keep(result_file(setting, name), {"training_s": seconds, "steps": steps, "found": found})
+        content = {"training_s": seconds, "steps": steps, "found": found}
+        write_text(result_file(setting, name), json.dumps(content))
     return task
 
 
@@ -140,7 +142,7 @@ def fitted_steps(setting: Setting, detector: SharedDetector, spent_s: float, tel
         "load_average": os.getloadavg(),
         "minutes": setting.minutes,
     }
-    keep(file, facts)
+    write_text(file, json.dumps(facts))
     tell(f"{steps} steps a training fit into {setting.minutes:g} minutes")
     return steps
 
@@ -179,9 +181,8 @@ def train_common_start(setting: Setting, detector: SharedDetector, tell: Callabl
     cfg = variant_config(detector.cfg, 5, "depth-0", iterations=setting.coarse_steps, seed=0)
     heads = mask_branch(cfg, load_checkpoint(setting.weights).state)
     train_mask_branch(heads, cfg, detector, setting.scenes)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    save_file({f"roi_heads.{name}": one.contiguous() for name, one in heads.state_dict().items()}, unfinished)
-    unfinished.replace(file)
+    with replacing(file) as unfinished:
+        save_file({f"roi_heads.{name}": one.contiguous() for name, one in heads.state_dict().items()}, unfinished)
 
 
 def starting_weights_of(setting: Setting, detector: SharedDetector, cfg: CfgNode) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ What a trained mask head makes of the shared detections, as COCO results.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import load_checkpoint
+from model.files import replacing
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.rows import digest
 from training.datasets import Sample, SceneSet, open_set
@@ -103,7 +103,6 @@ class SharedDetector:
             return
         samples = self.scenes(split)
         network, cfg = open_network(weights=self.weights)
-        self._path(split, 0).parent.mkdir(parents=True, exist_ok=True)
         for done, index in enumerate(indices, 1):
             _store(self._path(split, index), _seen(network, cfg, samples[index]))
             progress(done)
@@ -148,10 +147,8 @@ def _seen(network: nn.Module, cfg: CfgNode, sample: Sample) -> dict[str, Any]:
 
 
 def _store(path: Path, arrays: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
-    unfinished.replace(path)
 
 
 MASK_THRESHOLD = 0.5

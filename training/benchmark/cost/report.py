@@ -17,7 +17,6 @@ from training.benchmark.cost.measures import (
     cuda_peak_bytes,
     frames_per_second,
     peak_bytes,
-    refinement_flops,
 )
 from training.benchmark.cost.subjects import (
     fixed_nodes,
@@ -32,10 +31,7 @@ from training.evaluation.inspection import mask_head_of
 
 
 def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
-    """Operations, parameters and peak memory of the refiner on sequences of these lengths, without computing them.
-
-    ``by_formula`` is the closed form's count, for transformers only.
-    """
+    """Operations, parameters and peak memory of the refiner on sequences of these lengths, without computing them."""
     with FakeTensorMode():
         refiner = refiner_of(cfg, channels).train(training)
         call = refinement_call(refiner, lengths, channels=channels)
@@ -48,21 +44,10 @@ def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, tr
 
         flops = count_flops(run)
         peak = peak_bytes(run, refiner)
-    node = cfg.MODEL.TRANSFINER
-    by_formula = None
-    if node.REFINER == "transformer" and not training:
-        by_formula = refinement_flops(
-            lengths,
-            channels=channels,
-            ffn_dim=node.ENCODER_FFN_DIM,
-            layers=node.ENCODER_LAYERS,
-            cues=node.CUES,
-        )
     return {
         "sequences": len(lengths),
         "tokens": sum(lengths),
         "flops": flops["total"],
-        "flops_by_formula": by_formula,
         "parameters": count_parameters(refiner)["total"],
         "peak_bytes": peak,
     }
@@ -123,9 +108,6 @@ def costs_text(refinement: dict[str, Any], whole: dict[str, Any] | None) -> str:
         f"  {refinement['flops'] / 1e9:10.2f} GFLOP   {refinement['parameters'] / 1e6:8.2f} M parameters   "
         f"{refinement['peak_bytes'] / 2**20:8.0f} MiB peak",
     ]
-    if refinement["flops_by_formula"]:
-        difference = 100 * (refinement["flops"] / refinement["flops_by_formula"] - 1)
-        lines.append(f"  the closed form differs by {difference:+.3f} %")
     if whole is None:
         return "\n".join(lines)
     height, width = whole["image"]

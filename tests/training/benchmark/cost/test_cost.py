@@ -8,13 +8,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import get_config
+from tests.support.refinement_flops import refinement_flops, transformer_flops
 from training.benchmark.cost.measures import (
     count_flops,
     count_operators,
     count_parameters,
     peak_bytes,
-    refinement_flops,
-    transformer_flops,
 )
 from training.benchmark.cost.report import refinement_cost
 from training.benchmark.cost.subjects import refinement_call, refiner_of, spread_nodes
@@ -33,8 +32,10 @@ def test_closed_form_by_hand() -> None:
 @pytest.mark.parametrize("preset", ["released", "paper"])
 @pytest.mark.parametrize("lengths", [[560], [4000], [300, 1200, 90]])
 def test_counted_operations_are_the_closed_forms(preset: str, lengths: list[int]) -> None:
-    cost = refinement_cost(get_config(preset), lengths)
-    assert cost["flops"] == pytest.approx(cost["flops_by_formula"], rel=0.01)
+    cfg = get_config(preset)
+    node = cfg.MODEL.TRANSFINER
+    by_formula = refinement_flops(lengths, ffn_dim=node.ENCODER_FFN_DIM, layers=node.ENCODER_LAYERS, cues=node.CUES)
+    assert refinement_cost(cfg, lengths)["flops"] == pytest.approx(by_formula, rel=0.01)
 
 
 def test_torchs_own_encoder_counts_the_same() -> None:
