@@ -153,13 +153,16 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
-            size = (entry.get("original_height"), entry.get("original_width"))
-            if (
-                all(isinstance(side, int) and 0 < side <= MAX_PIXELS for side in size)
-                and size[0] * size[1] <= MAX_PIXELS
-            ):
-                region.painted_hw = size
+            region.painted_hw = _painted_size(entry)
     return regions
+
+
+def _painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the image that a region was drawn on; None where the entry has none to be believed."""
+    rows, columns = entry.get("original_height"), entry.get("original_width")
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return None
+    return (rows, columns) if rows > 0 and 0 < columns <= MAX_PIXELS // rows else None
 
 
 def _first_label(kind: str, value: Mapping[str, Any]) -> str:
