@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     type=click.Choice(["box", "clicks"]),
     help="Measure the promptable network: masks from true boxes, or clicks until a mask is good.",
 )
+@click.option("--grabcut", is_flag=True, help="Prompts: GrabCut beside ours (needs OpenCV; slow).")
 @click.option(
     "--good",
     nargs=2,
@@ -101,6 +102,7 @@ def evaluate(
     card: bool,
     edits: bool,
     prompts: str | None,
+    grabcut: bool,
     good: tuple[float, float],
     shown_from: float,
     as_json: bool,
@@ -133,7 +135,7 @@ def evaluate(
         if prompts:
             if weights is None:
                 raise click.UsageError("--prompts needs the --weights of a promptable model, such as photos")
-            _prompts(samples, weights, prompts, device, as_json)
+            _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
             return
         if edits:
             if submission or picture or card:
@@ -168,10 +170,8 @@ def _served(
     _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
 
 
-def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool) -> None:
-    """Yardsticks of prompts; GrabCut beside them where OpenCV is installed."""
-    import importlib.util
-
+def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool, *, with_grabcut: bool) -> None:
+    """Yardsticks of prompts, on any set."""
     from model.prompts.predictor import PromptPredictor
     from training.prompts.data import objects_of
     from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
@@ -182,7 +182,6 @@ def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool)
         if kind == "clicks":
             _say(measure_clicks(predictor, objects, progress=lambda: bar.update(1)), as_json, clicks_text)
             return
-        with_grabcut = importlib.util.find_spec("cv2") is not None
         figures = measure_boxes(predictor, objects, with_grabcut=with_grabcut, progress=lambda: bar.update(1))
     _say(box_report(figures), as_json, box_text)
 

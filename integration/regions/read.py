@@ -153,10 +153,22 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
+<<<<<<< HEAD
             height, width = entry.get("original_height"), entry.get("original_width")
             if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
                 region.painted_hw = (height, width) if height * width <= MAX_PIXELS else None
+=======
+            region.painted_hw = _painted_size(entry)
+>>>>>>> data
     return regions
+
+
+def _painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the image that a region was drawn on; None where the entry has none to be believed."""
+    rows, columns = entry.get("original_height"), entry.get("original_width")
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return None
+    return (rows, columns) if rows > 0 and 0 < columns <= MAX_PIXELS // rows else None
 
 
 def _first_label(kind: str, value: Mapping[str, Any]) -> str:
