@@ -27,7 +27,7 @@ PIP_TO_UV = {
     "cert": "SSL_CERT_FILE",
 }
 WHEEL_PYTHON = "3.10"  # the interpreter in the name of the detectron2 wheel, whose Python code runs on any
-RECIPE = "2"  # raise it when the steps below change, so that environments made by older steps are made again
+RECIPE = "3"  # raise it when the steps below change, so that environments made by older steps are made again
 
 
 @dataclass(frozen=True)

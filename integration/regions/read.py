@@ -153,13 +153,7 @@ def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if kind not in _LABEL_TYPES:
             region.kind, region.value = kind.removesuffix("labels"), value
-<<<<<<< HEAD
-            height, width = entry.get("original_height"), entry.get("original_width")
-            if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-                region.painted_hw = (height, width) if height * width <= MAX_PIXELS else None
-=======
             region.painted_hw = _painted_size(entry)
->>>>>>> data
     return regions
 
 
