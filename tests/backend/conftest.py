@@ -85,6 +85,7 @@ def settings(
     return Settings(
         redis_url=queue_server.url,
         model=checkpoint,
+        prompt_model=tmp_path / "none",  # its own tests load the real one
         score_threshold=0.0,
         worker_lost_s=LOST_S,
         predict_deadline_s=90.0,
