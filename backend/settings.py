@@ -20,6 +20,7 @@ from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
 SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
+SHIPPED_PROMPT_MODEL = Path(model_package.__file__).parent / "weights" / "photos"
 # Read by the tests and by other commands, never by the service itself.
 FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 
@@ -54,6 +55,8 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(default=2.0, gt=0)
     # The same inside a webhook, which Label Studio gives 1 s in all.
     redis_webhook_timeout_s: float = Field(default=0.5, gt=0)
+    # A starting worker, or `serve` with a queue server elsewhere, ends when it does not answer within this time, in s.
+    redis_start_s: float = Field(default=30.0, ge=0)
     # Workers that `serve` starts; one a GPU, or one on a CPU.
     workers: int = Field(default=1, ge=1, le=64)
     # Tasks that one worker runs as one batch, and how long an idle one waits for more of them, in ms. Tasks that come
@@ -87,6 +90,9 @@ class Settings(BaseSettings):
     # --- the model
     # Checkpoint directory: model.safetensors, config.yaml, metadata.json.
     model: Path = SHIPPED_MODEL
+    # The promptable model that answers boxes and clicks, whatever the project's own model knows; a folder that does not
+    # exist: smart tools choose among the outlines that are there.
+    prompt_model: Path = SHIPPED_PROMPT_MODEL
     # Models of single projects, by Label Studio's project id: "12=/models/gears,13=/models/leaves".
     project_models: str = ""
     # Weights of all models that one worker keeps loaded, in MiB; beyond it the least used are dropped.
@@ -192,6 +198,10 @@ class Settings(BaseSettings):
     api_token: SecretStr = SecretStr("")
     # Demanded on /webhook as header X-Transfiner-Secret; Label Studio's events never carry basic auth.
     webhook_secret: SecretStr = SecretStr("")
+
+    # Names under which the service is reached while no password is set, comma separated ("*": any). Addresses, names
+    # without a dot and names that no public server has (.local, .internal, .svc ...) need not be listed.
+    allowed_hosts: str = ""
 
     # --- logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -13,9 +13,19 @@ from model import baselines as comparisons
 from model.detectors import two_stage as meta_arch
 from model.detectors import two_stage as roi_heads
 from model.mask_head import head as mask_head
+from model.prompts import detector as prompted_detector
 from model.requirements import MissingRequirementError
 
-__all__ = ["backbones", "build_network", "comparisons", "detectors", "mask_head", "meta_arch", "roi_heads"]
+__all__ = [
+    "backbones",
+    "build_network",
+    "comparisons",
+    "detectors",
+    "mask_head",
+    "meta_arch",
+    "prompted_detector",
+    "roi_heads",
+]
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

@@ -208,6 +208,8 @@ class Predictor:
         masks = found.pred_masks.numpy()
         classes = found.pred_classes.tolist()
         uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
+        # Probabilities cover the box, unless the network says where they lie.
+        places = found.patch_boxes.float().tolist() if found.has("patch_boxes") else boxes
         patches = found.mask_probabilities.float().numpy() if found.has("mask_probabilities") else None
         nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
         return [
@@ -218,7 +220,7 @@ class Predictor:
                 mask_hw=masks[r],
                 uncertainty=uncertainty[r],
                 incoherent_nodes=None if nodes[r] is None else int(nodes[r]),
-                probabilities=None if patches is None else ProbabilityPatch(patches[r], boxes[r]),
+                probabilities=None if patches is None else ProbabilityPatch(patches[r], tuple(places[r])),
             )
             for r in scores.argsort(descending=True, stable=True).tolist()
         ]

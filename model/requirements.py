@@ -6,7 +6,11 @@ Free of torch, so that commands can ask before they import anything heavy.
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 
+# What a driver makes: NVIDIA's on Linux, in WSL and on Tegra, AMD's.
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/nvmap", "/dev/kfd")
 SETUP = "run `make setup` in the project folder"
 FIXES = {
     "torch": f"{SETUP}, or `pip install torch torchvision`",
@@ -37,3 +41,15 @@ def require_model_libraries() -> None:
             # A torchvision built for another torch raises RuntimeError, a missing CUDA library OSError.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise MissingRequirementError(f"{name} cannot be loaded ({reason}); fix: {fix}.", name=name) from error
+
+
+def missing_gpu_reason(device: str) -> str:
+    """Why `device` cannot be used, said without importing torch; "" when it may be there.
+
+    A look at the driver's files, so that a worker on a machine without a GPU ends at once.
+    """
+    if not device.startswith("cuda") or not sys.platform.startswith("linux"):
+        return ""
+    if any(Path(file).exists() for file in GPU_FILES):
+        return ""
+    return f"device is {device!r}, but this machine has no GPU driver; use --device cpu or auto."

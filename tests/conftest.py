@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A demo that runs on the developer's machine must not be found by the tests' commands.
+STATE_HOME = tempfile.TemporaryDirectory(prefix="transfiner-tests-")
+os.environ["XDG_STATE_HOME"] = STATE_HOME.name
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

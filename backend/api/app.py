@@ -9,13 +9,14 @@ import time
 import uuid
 
 from flask import Flask, Response, current_app, g, jsonify, request
-from redis import RedisError
+from redis import OutOfMemoryError, RedisError
 from werkzeug.exceptions import HTTPException
 
 from backend.api.jobs import job_routes
 from backend.api.label_studio import routes
 from backend.api.learning import learning
 from backend.api.openapi import openapi
+from backend.api.origin import SECURITY_HEADERS, check_origin
 from backend.api.services import make_services
 from backend.api.status import status_page
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
@@ -41,6 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(learning)
     app.register_blueprint(openapi)
     app.before_request(_begin)
+    app.before_request(lambda: check_origin(settings))
     app.before_request(lambda: _authorise(settings))
     app.after_request(_end)
     app.register_error_handler(Exception, _failed)
@@ -92,6 +94,7 @@ def _same(given: str, expected: str) -> bool:
 
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
+    response.headers.update(SECURITY_HEADERS)
     begun = g.get("begun")
     if begun is not None:
         seconds = time.monotonic() - begun
@@ -130,6 +133,11 @@ def _failed(error: Exception) -> Response:
 def _explain(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
+    if isinstance(error, OutOfMemoryError):
+        return QueueUnavailableError(
+            "The queue server is full.",
+            "Wait until waiting tasks are done, or raise its maxmemory; nothing that it has is lost.",
+        )
     if isinstance(error, RedisError):
         return QueueUnavailableError(
             f"The queue server does not answer ({type(error).__name__}).",

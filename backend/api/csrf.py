@@ -18,9 +18,9 @@ from redis import Redis
 from backend.api.setup_trust import FORWARDED
 from backend.errors import ServiceError
 from backend.queue.connection import text
+from backend.queue.keys import FORM_SECRET
 from backend.settings import Settings
 
-SECRET = "transfiner:form-secret"
 # A page that was left open this long must be loaded again.
 HOURS = 12
 
@@ -56,8 +56,8 @@ def check_form(connection: Redis, settings: Settings) -> None:
 
 
 def _token(connection: Redis, hour: int) -> str:
-    connection.set(SECRET, secrets.token_hex(32), nx=True)
-    secret = text(connection.get(SECRET)).encode()
+    connection.set(FORM_SECRET, secrets.token_hex(32), nx=True)
+    secret = text(connection.get(FORM_SECRET)).encode()
     return hmac.new(secret, f"form {hour}".encode(), hashlib.sha256).hexdigest()
 
 

@@ -10,8 +10,8 @@ from backend.api.csrf import check_form
 from backend.api.services import Services
 from backend.errors import BadRequestError
 from backend.queue.cancel import cancel_waiting
-from backend.queue.delivery import DEFERRED
-from backend.queue.job_store import FINAL, QUEUED, STATS
+from backend.queue.job_store import FINAL, QUEUED
+from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
 
 job_routes = Blueprint("jobs", __name__)
@@ -46,7 +46,7 @@ def jobs() -> Response:
         jobs=rows,
         workers=workers,
         waiting=service.queue.depth(),
-        deferred=service.connection.hlen(DEFERRED),
+        deferred=service.predictions.deliveries.count_deferred(),
         projects=[project.public() for project in service.predictions.projects.all()],
     )
 

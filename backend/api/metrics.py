@@ -10,9 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from redis import Redis
 
 from backend.queue.connection import text
-from backend.queue.delivery import DEFERRED
+from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
-from backend.queue.job_store import STATS
+from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
 
 # Where a batch's time goes; workers add to `stage_<name>` in Redis.
@@ -67,7 +67,9 @@ class SharedFigures:
         for lane, waiting in self.queue.depth().items():
             depth.add_metric((lane,), waiting)
         yield depth
-        yield GaugeMetricFamily("transfiner_deferred", "Predictions waiting to be pushed", connection.hlen(DEFERRED))
+        yield GaugeMetricFamily(
+            "transfiner_deferred", "Predictions waiting to be pushed", DeliveryClaims(connection).count_deferred()
+        )
         workers = living_workers(connection)
         yield GaugeMetricFamily("transfiner_workers", "Living workers", len(workers))
         stages = CounterMetricFamily("transfiner_stage_seconds", "Where batches' time goes", labels=("stage",))

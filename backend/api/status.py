@@ -13,8 +13,8 @@ from backend.api.csrf import form_token
 from backend.api.learning import learning_facts
 from backend.api.services import Services
 from backend.errors import ServiceError
-from backend.queue.delivery import DEFERRED
-from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING, STATS
+from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING
+from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError
@@ -78,7 +78,7 @@ def _from_redis(service: Services) -> dict[str, Any]:
         "figures": [
             ("waiting", waiting),
             ("running", counts[RUNNING]),
-            ("to be pushed", service.connection.hlen(DEFERRED)),
+            ("to be pushed", service.predictions.deliveries.count_deferred()),
             ("failed", counts[FAILED] + counts[PARKED]),
             ("workers", len(workers)),
         ],

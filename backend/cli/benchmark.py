@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from backend.cli.output import json_option, limit_threads, print_result, size_option, threads_option
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
 from backend.devtools.capacity.command import capacity
 from backend.settings import SHIPPED_MODEL
 
@@ -20,9 +21,9 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 @click.command()
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=CHECKPOINT,
     required=True,
-    help="Checkpoint directory.",
+    help="Checkpoint directory or name.",
 )
 @click.option("--set", "name", default="scenes:val:40", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
 @click.option(
@@ -34,7 +35,7 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
     show_default=True,
     help="Nodes an image; repeatable.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG of the curve.")
 @json_option
@@ -76,7 +77,7 @@ def anytime(
 @click.option("--test-set", "test", required=True, help="Set to measure on.")
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Instead of the configuration's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option("--rows", "pictures", type=click.IntRange(0), default=4, show_default=True, help="Images in the picture.")
@@ -127,7 +128,7 @@ def beside(
 @click.command()
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=CHECKPOINT,
     default=SHIPPED_MODEL,
     help="Checkpoint directory of the shared detector; the model that ships by default.",
 )
@@ -244,7 +245,7 @@ def _plan_text(planned: dict[str, Any]) -> str:
 @size_option
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
 def networks(
@@ -280,7 +281,7 @@ TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-class BenchmarkGroup(click.Group):
+class BenchmarkGroup(SuggestingGroup):
     """A group whose commands are the tables' numbers beside the named ones."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -316,7 +317,7 @@ def benchmark() -> None:
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Instead of the schedule's; 0: the schedule's.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every row.")
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
     "--speed-iterations",
     type=click.IntRange(0),
@@ -411,7 +412,7 @@ def _run_of_benchmark_command(
 
 @benchmark.command()
 @click.option("--config", default=None, help="Configuration with random weights, for instance released/R50-FPN.")
-@click.option("--weights", type=_FOLDER, help="Checkpoint directory.")
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name.")
 @size_option
 @click.option(
     "--instances",
@@ -421,7 +422,7 @@ def _run_of_benchmark_command(
     help="Detections that are kept; 0: as many as the network finds.",
 )
 @click.option("--nodes", type=click.IntRange(1), default=None, help="Nodes of each instance; default: what it finds.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=None, help="Of a run; default 200, on a CPU 20.")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Measure frames per second.")
@@ -466,7 +467,7 @@ def cost(
 @click.option("--config", default="released/R50-FPN", show_default=True)
 @size_option
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
 def speed(config: str, size: tuple[int, int], device: str, threads: int, as_json: bool, **counts: Any) -> None:
@@ -485,9 +486,9 @@ def speed(config: str, size: tuple[int, int], device: str, threads: int, as_json
 
 
 @benchmark.command()
-@click.option("--weights", type=_FOLDER, required=True, help="Checkpoint directory.")
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @json_option
 def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
     """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.

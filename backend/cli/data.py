@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from backend.cli.types import SuggestingGroup
 
-@click.group()
+
+@click.group(cls=SuggestingGroup)
 def data() -> None:
     """Check data sets, prepare the official ones, write miniatures of them.
 
@@ -42,7 +44,7 @@ def data() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
-    """Read a set: what it holds, what is wrong with it, and a contact sheet.
+    """Read a set: what it holds, what is wrong with it, and a contact sheet; exit code 1 when something is.
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
@@ -64,6 +66,8 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(found) if as_json else _summary(found))
+    if found["problems"]:
+        sys.exit(1)
 
 
 def _summary(found: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What both commands are asked: a model, the images, and how to predict."""
     for option in reversed(
         (
-            click.option("--weights", type=Folder, required=True, help="Checkpoint directory."),
+            click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),
             click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot."),
             click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), help="Generated scenes."),
             click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
@@ -34,7 +35,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="Detections below this score are not shown to people.",
             ),
-            click.option("--device", default="auto", show_default=True),
+            click.option("--device", type=DEVICE, default="auto", show_default=True),
             click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         )
@@ -43,7 +44,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def effort() -> None:
     """Order tasks by the work they will take: calibrate, compare.
 

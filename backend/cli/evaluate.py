@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.cli.types import CHECKPOINT, DEVICE
 from backend.devtools.served_evaluation.command import served_options
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Checkpoint directory; may be left out with --served.",
+    type=CHECKPOINT,
+    help="Checkpoint directory or name; may be left out with --served.",
 )
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
 @click.option(
     "--processes",

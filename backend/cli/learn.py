@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from backend.settings import Settings, load_settings
+from backend.processes.running_service import load_settings_of_running
+from backend.settings import Settings
 
 POLL_S = 0.5
 
@@ -33,7 +34,7 @@ def learn(project: int, now: bool, wait: bool, as_json: bool, **options: Any) ->
     from backend.queue.train_queue import TrainQueue
     from backend.versions.resolve import registry_of
 
-    settings = load_settings(**options)
+    settings = load_settings_of_running(**options)
     set_up_logs(settings)
     if registry_of(settings) is None:
         raise StartError("Learning is off: TRANSFINER_REGISTRY is empty.", "Set it, or give --registry FOLDER.")

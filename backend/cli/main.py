@@ -10,40 +10,51 @@ from pathlib import Path
 
 import click
 
+from backend.cli.types import SuggestingGroup
 from backend.errors import ServiceError
 
-# command -> "module:object". Only the chosen one is imported.
-COMMANDS: dict[str, str] = {
-    "serve": "backend.cli.serve:serve",
-    "api": "backend.cli.serve:api",
-    "worker": "backend.cli.serve:worker",
-    "worker-alive": "backend.cli.serve:worker_alive",
-    "demo": "backend.demo.command:demo",
-    "doctor": "backend.doctor.command:doctor",
-    "dashboard": "backend.cli.serve:dashboard",
-    "predict": "backend.cli.predict:predict",
-    "soak": "backend.devtools.soak.command:soak",
-    "load": "backend.devtools.load.command:load",
-    "models": "backend.cli.models:models",
-    "learn": "backend.cli.learn:learn",
-    "rehearse": "backend.devtools.rehearsal.command:rehearse",
-    "train": "backend.cli.train:train",
-    "finetune": "backend.cli.train:finetune",
-    "evaluate": "backend.cli.evaluate:evaluate",
-    "gate": "backend.cli.gate:gate",
-    "benchmark": "backend.cli.benchmark:benchmark",
-    "visualize": "backend.cli.visualize:visualize",
-    "score": "backend.cli.evaluate:score",
-    "data": "backend.cli.data:data",
-    "scenes": "backend.cli.data:scenes",
-    "polygons": "backend.cli.polygons:polygons",
-    "snapshot": "backend.cli.snapshot:snapshot",
-    "effort": "backend.cli.effort:effort",
+# Who needs a command -> command -> "module:object". Only the chosen one is imported.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Annotate": {
+        "demo": "backend.demo.command:demo",
+        "serve": "backend.cli.serve:serve",
+        "doctor": "backend.doctor.command:doctor",
+        "predict": "backend.cli.predict:predict",
+        "learn": "backend.cli.learn:learn",
+        "export": "backend.cli.export:export",
+    },
+    "Operate": {
+        "models": "backend.cli.models:models",
+        "api": "backend.cli.serve:api",
+        "worker": "backend.cli.serve:worker",
+        "worker-alive": "backend.cli.serve:worker_alive",
+        "dashboard": "backend.cli.serve:dashboard",
+        "load": "backend.devtools.load.command:load",
+        "soak": "backend.devtools.soak.command:soak",
+    },
+    "Train": {
+        "snapshot": "backend.cli.snapshot:snapshot",
+        "finetune": "backend.cli.train:finetune",
+        "gate": "backend.cli.gate:gate",
+        "effort": "backend.cli.effort:effort",
+        "train": "backend.cli.train:train",
+        "evaluate": "backend.cli.evaluate:evaluate",
+        "data": "backend.cli.data:data",
+        "scenes": "backend.cli.data:scenes",
+        "rehearse": "backend.devtools.rehearsal.command:rehearse",
+    },
+    "Research": {
+        "benchmark": "backend.cli.benchmark:benchmark",
+        "score": "backend.cli.evaluate:score",
+        "visualize": "backend.cli.visualize:visualize",
+        "polygons": "backend.cli.polygons:polygons",
+    },
 }
+COMMANDS: dict[str, str] = {name: target for section in SECTIONS.values() for name, target in section.items()}
 HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """A group that lists commands without importing them: `--help` reads the first docstring line from the source."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -56,9 +67,10 @@ class LazyGroup(click.Group):
         return _load(cmd_name, target)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, _summary(COMMANDS[name])) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        known = set(self.list_commands(ctx))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _summary(target)) for name, target in commands.items() if name in known])
 
 
 def _source(module: str) -> Path | None:

@@ -20,6 +20,7 @@ from backend.cli.registry import (
     rollback,
     show_version,
 )
+from backend.cli.types import SuggestingGroup
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -42,7 +43,7 @@ half_option = click.option("--half", is_flag=True, help="Store half precision: h
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def models() -> None:
     """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
 

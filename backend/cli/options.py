@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.registry import open_registry
+from backend.cli.types import DEVICE
 from backend.settings import load_settings
-from model.checkpoints.metadata import METADATA_FILE
+from backend.versions.store import DEFAULT_STORE, find_model
+from model.checkpoints.metadata import METADATA_FILE, CheckpointError
 
 if TYPE_CHECKING:
     from training.datasets import Sample
@@ -28,7 +30,9 @@ rule_option = click.option(
     metavar="NAME VALUE",
     help="A rule of the gate, e.g. --rule confidence 0.9; TRANSFINER_GATE_RULES by default.",
 )
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+device_option = click.option(
+    "--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ..."
+)
 cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
@@ -48,7 +52,7 @@ class CheckpointPlaces:
     cache: Path
 
     def model(self, name: str) -> Path:
-        """A checkpoint directory, given as such or as a version of the project.
+        """A checkpoint directory, given as such, by the name of a model, or as a version of the project.
 
         Raises:
             ClickException: it is neither.
@@ -56,9 +60,10 @@ class CheckpointPlaces:
         if (Path(name) / METADATA_FILE).is_file():
             return Path(name)
         if self.registry is None or self.project is None:
-            raise click.ClickException(
-                f"{name} is no checkpoint directory; for a version of the registry give --project"
-            )
+            try:
+                return find_model(name, DEFAULT_STORE)
+            except CheckpointError as error:
+                raise click.ClickException(f"{error}; for a version of the registry give --project") from error
         return self.registry.fetch(self.project, name, self.cache)
 
     def snapshot(self, name: str | None) -> Path:
@@ -71,7 +76,7 @@ class CheckpointPlaces:
             return Path(name)
         if self.registry is None or self.project is None:
             raise click.ClickException(f"--holdout is {name!r}, expected a snapshot directory, or give --project")
-        known = [one.digest for one in self.registry.snapshots(self.project)]
+        known = [snapshot.digest for snapshot in self.registry.snapshots(self.project)]
         if not known:
             raise click.ClickException(f"project {self.project} has no snapshot in {self.registry.url}; give --holdout")
         return self.registry.fetch_snapshot(self.project, name or known[-1], self.cache)

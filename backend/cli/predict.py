@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
+from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean
 from backend.versions.store import DEFAULT_STORE, find_model
 from integration.images.decode import decode_image
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.regions.write import instances_to_prediction
 from model.instance import Instance
 from model.requirements import MissingRequirementError, require_model_libraries
 
@@ -177,6 +177,9 @@ class LabelStudioWriter:
 
     def add(self, outlined: PredictedImageFile) -> None:
         """Append a task whose image is the file's path, as it was given."""
+        # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
+        from integration.regions.write import instances_to_prediction
+
         height, width = outlined.image_rgb.shape[:2]
         prediction = instances_to_prediction(
             outlined.instances,
@@ -221,7 +224,6 @@ def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
 
 # Files of one's own may be larger than what a server accepts from strangers.
 MAX_PIXELS = 250_000_000
-FilePath = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -236,10 +238,10 @@ FilePath = click.Path(dir_okay=False, path_type=Path)
     help="COCO results, Label Studio tasks, or pictures with the objects drawn on.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file, or folder of the pictures.")
-@click.option("--label-config", "config_file", type=FilePath, help="Labeling config, for label-studio.")
+@click.option("--label-config", "config_file", type=EXISTING_FILE, help="Labeling config, for label-studio.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
 def predict(
@@ -262,11 +264,14 @@ def predict(
     \b
     Example: transfiner predict photos/*.jpg --format overlay --output outlined
     """
+    missing = [image for image in images if not image.is_file()]
+    if len(missing) == len(images):
+        raise click.ClickException(_missing_images(missing))
     try:
+        directory = find_model(model, store)
         require_model_libraries()
         from model.predictor import Predictor
 
-        directory = find_model(model, store)
         predictor = Predictor.from_checkpoint(directory, device=device, score_threshold=score_threshold)
         writer = _writer(kind, predictor, output, config_file, tolerance_px)
         failures = _predict_all(predictor, images, writer)
@@ -277,6 +282,18 @@ def predict(
         click.echo(f"Error: {message}", err=True)
     if failures:
         sys.exit(1)
+
+
+def _missing_images(images: Sequence[Path]) -> str:
+    """Which images do not exist, with the nearest name in the folder of the first."""
+    first = images[0]
+    folder = first.parent
+    kind = "is a folder" if first.is_dir() else "does not exist"
+    expected = f"{first}/*.jpg" if first.is_dir() else "an image file"
+    others = f" (nor do {len(images) - 1} others)" if len(images) > 1 else ""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() and not first.is_dir() else []
+    meant = did_you_mean(first.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
+    return f"image is '{first}', which {kind}{others}; expected {expected}. {meant}"
 
 
 def _writer(

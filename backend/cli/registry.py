@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.settings import load_settings
+from backend.processes.running_service import load_settings_of_running
 from model.checkpoints.metadata import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_registry(url: str | None) -> Registry:
     """The registry of that folder or URL, else of the settings."""
     from training.registry import Registry
 
-    return Registry(url or load_settings().registry or "var/registry")
+    return Registry(url or load_settings_of_running().registry or "var/registry")
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 from flask import Flask
 from redis import Redis, RedisError
 
+from backend.cli.types import CHECKPOINT, DEVICE, PORT
+from backend.errors import StartError
+from backend.processes.running_service import announced, status_url
 from backend.processes.service_tree import (
     DASHBOARD_HOST,
     dashboard_child,
@@ -30,14 +32,15 @@ from backend.processes.service_tree import (
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings
+from model.requirements import missing_gpu_reason
 
 
 @click.command()
 @click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
-@click.option("--port", type=int, help="Port to listen on (TRANSFINER_PORT).")
+@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
 @click.option("--workers", type=int, help="Worker processes (TRANSFINER_WORKERS).")
-@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
-@click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
 @click.option("--redis-url", help="Use this queue server instead of an embedded one (TRANSFINER_REDIS_URL).")
 @click.option("--dashboard", is_flag=True, help="Also RQ's own view of the queue, read only, on this machine.")
 def serve(dashboard: bool, **options: Any) -> None:
@@ -50,6 +53,7 @@ def serve(dashboard: bool, **options: Any) -> None:
     from backend.logs import set_up_logs
 
     settings = load_settings(**options)
+    _check_device(settings)
     set_up_logs(settings)
     warn_of_unknown_variables()
     if dashboard:
@@ -59,8 +63,17 @@ def serve(dashboard: bool, **options: Any) -> None:
     children, settings = service_children(settings)
     children += [dashboard_child(settings)] if dashboard else []
     address = f"http://{settings.host}:{settings.port}"
-    ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it."
-    sys.exit(Supervisor(children, when_ready=lambda: click.echo(ready)).run())
+    status = status_url(settings.host, settings.port)
+    ready = f"Transfiner serves {address} (model {settings.model.name}), status page {status}; Ctrl-C stops it."
+    with announced("service", settings):
+        code = Supervisor(children, when_ready=lambda: click.echo(ready)).run()
+    sys.exit(code)
+
+
+def _check_device(settings: Settings) -> None:
+    """Refuse TRANSFINER_DEVICE as the option --device is refused."""
+    if reason := missing_gpu_reason(settings.device):
+        raise StartError(reason, "Correct TRANSFINER_DEVICE or give --device.")
 
 
 # Label Studio keeps a connection for a few requests (health, setup, predict).
@@ -71,9 +84,9 @@ GRACE_S = 8
 
 @click.command()
 @click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
-@click.option("--port", type=int, help="Port to listen on (TRANSFINER_PORT).")
+@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
 @click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
-@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
 def api(**options: Any) -> None:
     """Run the HTTP API alone, for several hosts; needs a queue server and workers elsewhere.
 
@@ -131,8 +144,8 @@ def _answer_waiting_requests_on_stop(worker: Any) -> None:
 
 @click.command()
 @click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
-@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
-@click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
 @click.option("--max-batch", type=int, help="Tasks predicted together (TRANSFINER_MAX_BATCH).")
 @click.option(
     "--queues",
@@ -152,6 +165,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
     from backend.logs import set_up_logs
 
     settings = load_settings(**options)
+    _check_device(settings)
     set_up_logs(settings)
     if queues == "train":
         from backend.learning.train_worker import run_train_worker
@@ -186,12 +200,12 @@ def worker_alive(redis_url: str | None, host: str | None) -> None:
     sys.exit(0 if alive else 1)
 
 
-PORT = 9181
+DASHBOARD_PORT = 9181
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=PORT, show_default=True, help="Port to listen on.")
+@click.option("--port", default=DASHBOARD_PORT, show_default=True, help="Port to listen on.")
 @click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
 def dashboard(host: str, port: int, **options: Any) -> None:
     """Show RQ's own view of the queue in a browser, read only; needs requirements/dashboard.in.

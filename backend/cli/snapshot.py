@@ -125,18 +125,18 @@ def _of_file(
 
     if images is None:
         raise click.UsageError("--export needs --images, the folder with the images of its tasks")
-    rows = _read_rows(export_file)
+    rows = read_rows(export_file)
     if config_file is not None:
         labelling = Labelling.of_config(config_file.read_text(encoding="utf-8"))
     else:
         labelling = Labelling.of_rows(rows)
-    stored = _read_rows(predictions_file) if predictions_file else []
+    stored = read_rows(predictions_file) if predictions_file else []
     by_id = {row["id"]: row for row in stored if isinstance(row.get("id"), int)}
     fetch = ImageFolder(images).fetch
     return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
 
 
-def _read_rows(path: Path) -> list[Mapping[str, Any]]:
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
     hint = "Export as JSON in Label Studio (not JSON-MIN)."
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from backend.cli.types import CHECKPOINT, DEVICE
+
 
 @click.command()
 @click.argument("config")
@@ -24,7 +26,7 @@ import click
 @click.option("--name", default=None, help="Name of the checkpoint; the configuration's by default.")
 @click.option("--max-minutes", type=float, default=None, help="Fit the schedule to this wall-clock time.")
 @click.option("--resume", is_flag=True, help="Go on where the folder's run stopped.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def train(
@@ -88,7 +90,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--from", "active", type=_FOLDER, required=True, help="Checkpoint directory to start from.")
+@click.option("--from", "active", type=CHECKPOINT, required=True, help="Checkpoint directory to start from.")
 @click.option("--snapshot", type=_FOLDER, required=True, help="Snapshot to learn from.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of this finetuning."
@@ -118,7 +120,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--plain", is_flag=True, help="Ignore the corrections' weights and bands.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--threads", type=int, default=0, help="Threads of the arithmetic; 0: the machine's.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def finetune(

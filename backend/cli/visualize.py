@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from backend.cli.types import CHECKPOINT, DEVICE
+
 _FIGURES = ("depths", "regions", "attention")
 
 
@@ -15,9 +17,9 @@ _FIGURES = ("depths", "regions", "attention")
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--weights",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=CHECKPOINT,
     required=True,
-    help="Checkpoint directory.",
+    help="Checkpoint directory or name.",
 )
 @click.option(
     "--out",
@@ -36,7 +38,7 @@ _FIGURES = ("depths", "regions", "attention")
     help="Also draw the worst outlines of a set: scenes:val:50 or coco:FILE:FOLDER/.",
 )
 @click.option("--count", type=click.IntRange(1), default=8, show_default=True, help="How many of the worst.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the written files as JSON.")
 def visualize(
     images: tuple[Path, ...],

@@ -18,13 +18,14 @@ import numpy as np
 from backend.devtools.polygons.benchmark import opencv
 from backend.errors import ServiceError
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.polygons.convert import mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import mask_to_polygons, polygons_to_mask, smooth_outline
+from integration.polygons.crumbs import CrumbRule, remove_crumbs
 from integration.polygons.exact import Polygon
 from integration.polygons.joining import join_polygons
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
-from model.instance import Instance
+from model.instance import Instance, iou
 from training.datasets import AnySet, Sample
 from training.evaluation.edits import EditableObject, Edits, GoodOutline
 
@@ -33,6 +34,8 @@ Json = dict[str, Any]
 Drawer = Callable[[Sequence[Instance], int, int], list[EditableObject]]
 #: Tolerances of the outlines that a person would click, the fewest clicks first.
 _CLICK_TOLERANCES_PX = (3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.0)
+#: Of the smooth outlines that are compared at equal IoU.
+_COMPARED_TOLERANCES_PX = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
 SERVED, BEFORE, OPENCV = "as served", "part by part, pixel edges", "OpenCV contours + Douglas-Peucker"
 
 
@@ -124,6 +127,52 @@ def without_crowd(shown: Sequence[EditableObject], sample: Sample) -> list[Edita
     return [r for r in shown if 2 * np.count_nonzero(r.mask_hw & crowd_hw) <= np.count_nonzero(r.mask_hw)]
 
 
+class EqualIou:
+    """Vertices of smooth outlines beside those along pixel edges: of the same masks, at the same IoU with them."""
+
+    def __init__(self, shown_from: float) -> None:
+        self._shown_from = shown_from
+        self._stairs: list[tuple[int, float]] = []
+        self._smooth: dict[float, list[tuple[int, float]]] = {tolerance: [] for tolerance in _COMPARED_TOLERANCES_PX}
+
+    def add(self, instances: Sequence[Instance]) -> None:
+        """Outline the shown instances of an image in both ways."""
+        output = Output()
+        rule = CrumbRule(output.min_area_px, output.min_part_share, output.min_area_px, output.min_hole_share)
+        for instance in instances:
+            if instance.score < self._shown_from:
+                continue
+            mask_hw = remove_crumbs(instance.mask_hw, rule).mask_hw
+            if not mask_hw.any():
+                continue
+            known = instance.probabilities
+            patch = (known.values, known.box_xyxy) if known else None
+            self._stairs.append(_cost(mask_to_polygons(mask_hw, tolerance_px=output.tolerance_px), mask_hw))
+            for tolerance_px, figures in self._smooth.items():
+                figures.append(_cost(smooth_outline(mask_hw, patch, tolerance_px=tolerance_px).polygons, mask_hw))
+
+    def as_dict(self) -> Json:
+        """Means over the masks; smooth vertices are interpolated between tolerances at the IoU of the others."""
+        if not self._stairs:
+            return {}
+        vertices, mean_iou = np.mean(self._stairs, axis=0)
+        curve = np.array([np.mean(figures, axis=0) for figures in self._smooth.values()])[::-1]
+        smooth = float(np.interp(mean_iou, curve[:, 1], curve[:, 0]))
+        return {
+            "masks": len(self._stairs),
+            "iou": float(mean_iou),
+            "pixel_vertices": float(vertices),
+            "smooth_vertices": smooth,
+            "saved": 1 - smooth / float(vertices),
+        }
+
+
+def _cost(polygons: Sequence[Polygon], mask_hw: np.ndarray) -> tuple[int, float]:
+    """Vertices of polygons, and their IoU with the mask."""
+    filled_hw = polygons_to_mask(polygons, *mask_hw.shape)
+    return sum(polygon.vertex_count for polygon in polygons), iou(filled_hw, mask_hw)
+
+
 def evaluate_edits(
     samples: AnySet, name: str, weights: Path, *, good: GoodOutline, shown_from: float, device: str
 ) -> Json:
@@ -133,15 +182,16 @@ def evaluate_edits(
     predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
     classes = samples.class_names
     ways = drawers(classes, shown_from)
-    edits = {way: Edits() for way in ways}
+    edits, equal_iou = {way: Edits() for way in ways}, EqualIou(shown_from)
     with click.progressbar(length=len(samples), label=f"correcting {name}", file=sys.stderr) as bar:
         for sample, instances in _predicted(predictor, samples):
             truth = true_objects(sample, classes, good)
             for way, draw in ways.items():
                 shown = without_crowd(draw(instances, *sample.image.shape[:2]), sample)
                 edits[way].add(shown, truth, good)
+            equal_iou.add(instances)
             bar.update(1)
-    return outcome_of(name, str(weights), edits, good, shown_from)
+    return outcome_of(name, str(weights), edits, good, shown_from) | {"equal_iou": equal_iou.as_dict()}
 
 
 def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[Instance]]]:
@@ -189,4 +239,10 @@ def edits_text(outcome: Json) -> str:
         ]
         counts = [str(sums[column]) for column in columns[5:]]
         lines.append(f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts))
+    if equal := outcome.get("equal_iou"):
+        lines.append(
+            f"outlines of the same {equal['masks']} masks at the same IoU with them, {equal['iou']:.4f}: "
+            f"{equal['pixel_vertices']:.1f} vertices along pixel edges, {equal['smooth_vertices']:.1f} smooth "
+            f"({-equal['saved']:+.0%})"
+        )
     return "\n".join(lines)

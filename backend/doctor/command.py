@@ -12,7 +12,8 @@ import click
 from backend.doctor.label_studio import connection_findings
 from backend.doctor.machine import Finding, local_findings
 from backend.errors import ServiceError
-from backend.settings import Settings, load_settings
+from backend.processes.running_service import load_settings_of_running
+from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from integration.label_studio.client import ClientError, LabelStudioClient
 
@@ -38,7 +39,7 @@ def doctor(fix: bool, as_json: bool, **options: Any) -> None:
     \b
     Example: transfiner doctor --label-studio-url http://localhost:8080
     """
-    findings = _examine(load_settings(**options))
+    findings = _examine(load_settings_of_running(**options))
     if fix:
         findings = [_repaired(finding) for finding in findings]
     click.echo(_json(findings) if as_json else "\n".join(_line(finding) for finding in findings))

@@ -18,7 +18,7 @@ from backend.learning.curve import CURVE_FILE, curve_of_runs
 from backend.learning.round import Interrupted, Round, RoundParts, RoundPrograms
 from backend.learning.run_record import Run, RunStore, started_runs
 from backend.learning.steps import Steps
-from backend.queue.project_lock import ProjectLock
+from backend.queue.locks import RenewedLock, project_lock
 from backend.queue.round_progress import Progress
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
@@ -74,12 +74,16 @@ class Learner:
         self.registry = registry_of(self.settings)
         self.programs = self.programs or Steps(self.settings)
 
+    def stop(self) -> None:
+        """End what runs, whose round is put back."""
+        self.is_stopping = True
+
     def learn(self, project: str, run_id: str) -> str:
         """Run the round that a request stands for; how it ended, "" when it is not wanted any more."""
         owner = f"{self.worker}:{run_id}"
         give_up = time.monotonic() + 2 * self.settings.learning_lost_s
         while time.monotonic() < give_up and not self.is_stopping:
-            with ProjectLock(self.connection, project, owner, lost_after_s=self.settings.learning_lost_s) as lock:
+            with project_lock(self.connection, project, owner, lost_after_s=self.settings.learning_lost_s) as lock:
                 if lock.is_held:
                     return self._with_lock(project, run_id, lock)
             # Its owner may have died a moment ago; its lock ends soon.
@@ -87,7 +91,7 @@ class Learner:
         self.queue.enqueue(project, run_id, 0)
         return ""
 
-    def _with_lock(self, project: str, run_id: str, lock: ProjectLock) -> str:
+    def _with_lock(self, project: str, run_id: str, lock: RenewedLock) -> str:
         request = self.queue.current(project)
         if request.get("run") != run_id:
             return ""  # cancelled, or done by somebody else
@@ -99,7 +103,7 @@ class Learner:
             return run.state
         return self._attempt(started_runs(run, self.worker), lock)
 
-    def _attempt(self, run: Run, lock: ProjectLock) -> str:
+    def _attempt(self, run: Run, lock: RenewedLock) -> str:
         progress = Progress(self.queue, run.project, run.id)
         round_ = Round(self._parts(run, progress, lock), run)
         try:
@@ -116,7 +120,7 @@ class Learner:
         self._close(run)
         return run.state
 
-    def _parts(self, run: Run, progress: Progress, lock: ProjectLock) -> RoundParts:
+    def _parts(self, run: Run, progress: Progress, lock: RenewedLock) -> RoundParts:
         def stop_because() -> str:
             if not lock.is_held:
                 return LOST

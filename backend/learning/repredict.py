@@ -6,7 +6,6 @@ somebody who opens one of the tasks meanwhile gets it at once. Nothing here wait
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ from backend.predictions.projects import Project
 from backend.predictions.schemas import TaskItem
 from backend.predictions.service import Predictions
 from backend.queue.connection import text
-from backend.queue.delivery import DEFERRED
+from backend.queue.delivery import DeliveryClaims
+from backend.queue.keys import repredict_key
 from backend.settings import Settings
 from backend.versions.resolve import version_directory
 from backend.versions.served_model import read_served_model
 
 CHUNK = 200
-TOTAL = "transfiner:learning:{project}:repredict"
 TOTAL_TTL_S = 24 * 3600
 
 
@@ -54,7 +53,7 @@ class Repredictor:
             if not task.get("annotations")
             and not any(one.get("model_version") == version for one in task.get("predictions") or ())
         ]
-        key = TOTAL.format(project=project.id)
+        key = repredict_key(project.id)
         facts: dict[Any, Any] = {"version": version, "total": len(tasks), "since": time.time()}
         self.connection.hset(key, mapping=facts)
         self.connection.expire(key, TOTAL_TTL_S)
@@ -73,9 +72,8 @@ class Repredictor:
 
 def repredicting(connection: Redis, project: str) -> dict[str, Any]:
     """Progress for people: version, total, left; {} when there is nothing to tell."""
-    row = {text(name): text(value) for name, value in connection.hgetall(TOTAL.format(project=project)).items()}
+    row = {text(name): text(value) for name, value in connection.hgetall(repredict_key(project)).items()}
     if not row or not int(row["total"]):
         return {}
-    waiting = (json.loads(entry) for entry in connection.hvals(DEFERRED))
-    left = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in waiting)
+    left = DeliveryClaims(connection).count_deferred_of(project)
     return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}

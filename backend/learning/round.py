@@ -31,6 +31,7 @@ from backend.settings import Settings
 from backend.versions.served_model import read_served_model
 from model.checkpoints.metadata import METADATA_FILE
 from training.registry import Registry
+from training.snapshots.holdout import what_is_missing
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
@@ -97,6 +98,8 @@ class Round:
         if self._was_judged():
             self.run.reasons = ("The corrections are the same as in the round before.",)
             return self._over(runs.UNCHANGED)
+        if not self._can_be_judged():
+            return self._over(runs.UNCHANGED)
         self._finetune(snapshot)
         self._calibrate(snapshot)
         self._publish()
@@ -152,6 +155,19 @@ class Round:
             and one.state in (runs.PROMOTED, runs.REJECTED)
             for one in self._earlier_runs()
         ) or any(one.candidate == parent and one.snapshot == self.run.snapshot for one in self._earlier_runs())
+
+    def _can_be_judged(self) -> bool:
+        """Say before training what the gate could not judge, with the choice; the command line trains all the same."""
+        counts = self.run.snapshot_counts
+        missing = what_is_missing(counts)
+        if not missing:
+            return True
+        if self.run.trigger == COMMAND and counts.get("train_images"):
+            self.run.note = f"{missing}. The version is kept as a candidate: promote it by hand if it is good."
+            return True
+        self.run.reasons = (f"Nothing was trained: {missing}.",)
+        self.run.hint = f"Or train and keep it as a candidate: `transfiner learn --project {self.run.project}`."
+        return False
 
     # Steps
 

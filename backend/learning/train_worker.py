@@ -1,13 +1,16 @@
-"""A worker of the queue `train`: an RQ worker that runs one round at a time and stays small itself."""
+"""A worker of the queue `train`: runs one round at a time and stays small itself."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
+from typing import Any
 
 import redis
-from rq import SimpleWorker
+from redis import Redis
+from rq.exceptions import DeserializationError, NoSuchJobError
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.errors import TaskError
@@ -15,39 +18,24 @@ from backend.learning.label_studio import LabelStudioProject
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.round import RoundPrograms
 from backend.learning.watcher import Watcher
-from backend.queue.connection import worker_connection
-from backend.queue.train_queue import forget_trainer, trainer_heartbeat
+from backend.queue.connection import require_queue_server, text, worker_connection
+from backend.queue.train_queue import LEARN_FUNCTIONS, forget_trainer, trainer_heartbeat
 from backend.settings import Settings
-from backend.worker.main import WORKER_TTL_S, serve_queue
+from backend.worker.main import StopSignal, serve_queue
 
 log = logging.getLogger(__name__)
-_learner: Learner | None = None
 
 
 def learn(project: str, run: str) -> str:
-    """The function behind every job of the queue; how the round ended.
+    """The function that queued trainings name. Our workers read the names of project and run only.
 
     Raises:
-        TaskError: a plain RQ worker took it.
+        TaskError: always, since whoever calls it is a plain RQ worker.
     """
-    if _learner is None:
-        raise TaskError(
-            "This job was taken by a plain RQ worker.", "Start one with `transfiner worker --queues train`."
-        )
-    return _learner.learn(project, run)
-
-
-class TrainWorker(SimpleWorker):
-    """Asked to stop, it ends the training's process, which keeps its state, and puts the round back."""
-
-    log_result_lifespan = False
-    is_asked_to_stop = False
-
-    def handle_warm_shutdown_request(self) -> None:
-        self.is_asked_to_stop = True
-        if _learner is not None:
-            _learner.is_stopping = True
-        log.info("stopping; a training that runs is put back into the queue")
+    raise TaskError(
+        f"Training {run} of project {project} was taken by a plain RQ worker.",
+        "Start one with `transfiner worker --queues train`.",
+    )
 
 
 def run_train_worker(
@@ -59,42 +47,61 @@ def run_train_worker(
 ) -> None:
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
 
+    Asked to stop, it ends the training's process, which keeps its state, and puts the round back.
+
     Args:
         label_studio, programs: doubles, in tests.
         burst: end when nothing is waiting.
     """
-    global _learner
     connection = worker_connection(settings)
+    require_queue_server(connection, settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    side = label_studio or LabelStudioProject(settings, connection).side()
-    _learner = learner = Learner(settings, connection, name, side, programs)
+    client = label_studio or LabelStudioProject(settings, connection).side()
+    learner = Learner(settings, connection, name, client, programs)
     watcher = Watcher(learner)
-    trainer_heartbeat(connection, name)
     watcher.start()
     log.info("worker %s takes trainings; registry %s", name, settings.registry)
     try:
         # What the queue server forgot, the records in the registry still say: the watcher asks for it again.
-        serve_queue(lambda: _worker(learner), connection, burst=burst, back=lambda: None)
+        serve_queue(
+            lambda: run_next(learner),
+            connection,
+            StopSignal(learner.stop),
+            burst=burst,
+            connected=lambda: trainer_heartbeat(connection, name),
+        )
     finally:
         watcher.stop.set()
         watcher.join(5)
-        _say_goodbye(learner)
-        _learner = None
+        _leave(connection, name)
 
 
-def _worker(learner: Learner) -> TrainWorker:
-    return TrainWorker(
-        [learner.queue.queue],
-        name=learner.worker,
-        connection=learner.connection,
-        serializer=JSONSerializer,
-        log_job_description=False,
-        worker_ttl=WORKER_TTL_S,
-    )
+def run_next(learner: Learner) -> bool:
+    """Run the training that waits longest; False when none waits.
 
-
-def _say_goodbye(learner: Learner) -> None:
+    A job is data: what it asks to call is compared with the known names and never imported.
+    """
+    queue = learner.queue.queue
+    head: Any = learner.connection.lpop(queue.key)
+    job_id = text(head)
+    if not job_id:
+        return False
     try:
-        forget_trainer(learner.connection, learner.worker)
+        job = Job.fetch(job_id, connection=learner.connection, serializer=JSONSerializer)
+        function, arguments = job.func_name, list(job.args)
+    except (NoSuchJobError, DeserializationError) as error:
+        log.error("training job %s cannot be read and is dropped: %s", job_id, error)
+        return True
+    job.delete()
+    if function in LEARN_FUNCTIONS and len(arguments) == 2 and all(isinstance(name, str) for name in arguments):
+        learner.learn(*arguments)
+    else:
+        log.error("training job %s asks for %s%r, which is no training; dropped", job_id, function, tuple(arguments))
+    return True
+
+
+def _leave(connection: Redis, name: str) -> None:
+    try:
+        forget_trainer(connection, name)
     except redis.RedisError as error:
         log.warning("left without saying goodbye: %s", error)

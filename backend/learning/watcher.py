@@ -21,13 +21,10 @@ from backend.learning.round import newest_trigger_state
 from backend.learning.triggers import TriggerState, training_reason
 from backend.predictions.projects import Projects
 from backend.queue.connection import text
-from backend.queue.project_lock import RELEASE_LOCK, lock_owner
+from backend.queue.keys import WATCH_LOCK, trigger_state_key
+from backend.queue.locks import RenewedLock, lock_owner
 from backend.queue.train_queue import QUEUED, RUNNING, trainer_heartbeat
 from integration.label_studio.client import ClientError
-
-
-def trigger_state_key(project: str) -> str:
-    return f"transfiner:learning:{project}:looked"
 
 
 def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
@@ -40,9 +37,8 @@ def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
-WATCH_LOCK = "transfiner:learning:watch"
 # Longer than looking at a project takes; a watcher that died holds up the others no longer.
-WATCH_LOST_MS = 30_000
+WATCH_LOST_S = 30.0
 # A request that is in no list fell out between two commands; it is put back after this many s.
 LOST_REQUEST_S = 15.0
 # A flood of events makes at most one look in this many s.
@@ -60,24 +56,18 @@ class Watcher(threading.Thread):
         self.settings = learner.settings
         self.projects = Projects(learner.connection)
         self.stop = threading.Event()
-        self._release = learner.connection.register_script(RELEASE_LOCK)
 
     def run(self) -> None:
         while not self.stop.wait(TICK_S):
             try:
                 trainer_heartbeat(self.connection, self.learner.worker)
-                if self.connection.set(WATCH_LOCK, self.learner.worker, nx=True, px=WATCH_LOST_MS):
-                    self._look_alone()
+                with RenewedLock(self.connection, WATCH_LOCK, self.learner.worker, lost_after_s=WATCH_LOST_S) as lock:
+                    if lock.is_held:
+                        self.look_after_all()
             except redis.RedisError as error:
                 log.warning("queue server: %s", error)
             except Exception:
                 log.exception("looking after the projects failed; trying again")
-
-    def _look_alone(self) -> None:
-        try:
-            self.look_after_all()
-        finally:
-            self._release(keys=[WATCH_LOCK], args=[self.learner.worker])
 
     def look_after_all(self) -> None:
         """Take over what was left behind; look at each project whose time has come."""

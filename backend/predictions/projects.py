@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import Redis
 
+from backend.errors import BadRequestError
 from backend.queue.connection import text
+from backend.queue.keys import PROJECTS, project_key
 
-INDEX = "transfiner:projects"
+# A project that has sent no /setup for this long, in s, is forgotten.
+LIFETIME_S = 90 * 24 * 3600
+MOST_PROJECTS = 2000
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,6 @@ class Project:
         return {**facts, "has_token": bool(self.token)}
 
 
-def project_key(key: str) -> str:
-    return f"transfiner:project:{key}"
-
-
 class Projects:
     """All projects, in Redis; lost ones come back with their next /setup."""
 
@@ -65,33 +66,55 @@ class Projects:
         self.connection = connection
 
     def save(self, project: Project) -> None:
-        """Remember a project; the time of its last change survives.
+        """Remember a project for `LIFETIME_S`; the time of its last change survives.
 
         So does a Label Studio that is believed: one that is not must not cut a project off from it.
+
+        Raises:
+            BadRequestError: there are `MOST_PROJECTS` others.
         """
+        if not self.connection.exists(project_key(project.key)) and len(self.all()) >= MOST_PROJECTS:
+            raise BadRequestError(
+                f"There are {MOST_PROJECTS} projects already.",
+                f"Those that send no /setup for {LIFETIME_S // 86400} days are forgotten.",
+                status=409,
+            )
         if not project.is_believed and (before := self.get(project.key)).hostname and before.is_believed:
             project = replace(project, hostname=before.hostname, token=before.token, is_believed=True)
         facts = {**vars(project), "warnings": list(project.warnings), "seen_at": time.time()}
         del facts["changed_at"]
         with self.connection.pipeline() as pipe:
             pipe.hset(project_key(project.key), mapping={name: json.dumps(value) for name, value in facts.items()})
-            pipe.sadd(INDEX, project.key)
+            pipe.expire(project_key(project.key), LIFETIME_S)
+            pipe.sadd(PROJECTS, project.key)
             pipe.execute()
 
     def get(self, key: str) -> Project:
         """The project, or an empty one when it never called /setup."""
-        row = self.connection.hgetall(project_key(key))
-        facts = {text(name): json.loads(value) for name, value in row.items()}
-        facts["warnings"] = tuple(facts.get("warnings", ()))
-        known = {name: value for name, value in facts.items() if name in Project.__dataclass_fields__}
-        return replace(Project(key=key), **known)
+        row: Any = self.connection.hgetall(project_key(key))
+        return _project(key, row)
 
     def all(self) -> list[Project]:
-        keys = sorted(text(member) for member in self.connection.smembers(INDEX))
-        return [self.get(key) for key in keys]
+        """All projects by key; those whose time is over are forgotten."""
+        keys = sorted(text(member) for member in self.connection.smembers(PROJECTS))
+        with self.connection.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hgetall(project_key(key))
+            rows = pipe.execute()
+        if gone := [key for key, row in zip(keys, rows, strict=True) if not row]:
+            self.connection.srem(PROJECTS, *gone)
+        return [_project(key, row) for key, row in zip(keys, rows, strict=True) if row]
 
     def touch(self, project_id: int | str) -> None:
         """Note that something changed in a project; events name it by id alone and may come doubled or not at all."""
-        for member in self.connection.smembers(INDEX):
-            if text(member).partition(".")[0] == str(project_id):
+        for member in self.connection.smembers(PROJECTS):
+            is_known = text(member).partition(".")[0] == str(project_id)
+            if is_known and self.connection.exists(project_key(text(member))):
                 self.connection.hset(project_key(text(member)), "changed_at", json.dumps(time.time()))
+
+
+def _project(key: str, row: Mapping[bytes, bytes]) -> Project:
+    facts = {text(name): json.loads(value) for name, value in row.items()}
+    facts["warnings"] = tuple(facts.get("warnings", ()))
+    known = {name: value for name, value in facts.items() if name in Project.__dataclass_fields__}
+    return replace(Project(key=key), **known)

@@ -1,17 +1,85 @@
-"""Interactive requests: of everything outlined in the image, the object that somebody has just pointed at.
+"""Interactive requests: what an annotator points at, and the answer where no model takes prompts.
 
-The model takes no prompts, but its outlines are there (often already computed): a click chooses the smallest object
-under it, a box the object that fills it best. Positions are percent of the image, as Label Studio's regions are.
+`params.context.result` holds the prompts of the region in work, the newest last, in percent of the image: key points
+(`is_positive` says whether the object is there; the editor sends it for smart key points only, so an absent one is
+positive), rectangles, ellipses, polygons and brushes. A promptable model answers them (`backend.worker.prompt_runner`).
+Where none is installed, the outlines that are there are chosen from: a click takes the smallest object under it, a box
+the object that fills it best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from integration.label_studio.label_config import LabelConfig
 
 Box = tuple[float, float, float, float]
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
 LEAST_OVERLAP = 0.1
+# Prompts of one region that are read: an annotator clicks a few times, a forged request may not fill the queue.
+MOST_POINTS = 100
+
+
+class PromptFields(TypedDict):
+    """What was pointed at, as it travels through the queue; coordinates in percent of the upright image.
+
+    Attributes:
+        box_pct: left, top, right, bottom of the newest box-like prompt, or None.
+        points_pct: x, y and whether the object is there, in the order of the clicks.
+        drawing: the newest polygon or brush region (the mask so far), or None.
+        label: chosen by the annotator; the first of the label config where the editor sent none.
+        region: id of the region in work.
+    """
+
+    box_pct: list[float] | None
+    points_pct: list[tuple[float, float, bool]]
+    drawing: dict[str, Any] | None
+    label: str
+    region: str
+
+
+def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields | None:
+    """The prompts of a context; None when it holds nothing that points at a place."""
+    regions = [region for region in context.get("result") or [] if isinstance(region, dict)]
+    box: list[float] | None = None
+    points: list[tuple[float, float, bool]] = []
+    drawing: dict[str, Any] | None = None
+    for region in regions:
+        value = region.get("value")
+        if not isinstance(value, dict):
+            continue
+        if value.get("rle") or value.get("imageDataURL"):
+            drawing = region
+        elif (bounds := _bounds_pct(region)) is not None and all(map(math.isfinite, bounds)):
+            if _is_point(bounds):
+                points.append((bounds[0], bounds[1], region.get("is_positive") is not False))
+            else:
+                # A newer box is a new object: clicks before it belonged to the one before.
+                box, points, drawing = list(bounds), [], region if value.get("points") else None
+    if box is None and drawing is None and not any(is_positive for *_, is_positive in points):
+        return None
+    return {
+        "box_pct": box,
+        "points_pct": points[-MOST_POINTS:],
+        "drawing": drawing,
+        "label": _chosen_label(regions, config),
+        "region": str(next((region["id"] for region in reversed(regions) if region.get("id")), "")),
+    }
+
+
+def _chosen_label(regions: Sequence[Mapping[str, Any]], config: LabelConfig) -> str:
+    """The newest label that the label config knows, else its first one."""
+    known = set(config.labels)
+    for region in reversed(regions):
+        value = region.get("value")
+        for key, labels in value.items() if isinstance(value, dict) else ():
+            if key.endswith(("labels", "choices")) and isinstance(labels, list):
+                for label in labels:
+                    if str(label) in known:
+                        return str(label)
+    return config.labels[0] if config.labels else ""
 
 
 def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:

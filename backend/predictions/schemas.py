@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from backend.errors import BadRequestError
 
 Model = TypeVar("Model", bound=BaseModel)
+LONGEST_EXTRA_PARAMS = 2**14
 
 
 class _Request(BaseModel):
@@ -43,12 +44,14 @@ class PredictRequest(_Request):
 
 
 class SetupRequest(_Request):
-    """POST /setup."""
+    """POST /setup. What it says is kept for long, so its size is limited."""
 
-    project: str = ""
-    label_config: str = Field(default="", alias="schema")
-    hostname: str = ""
-    access_token: str = ""
+    # Label Studio's is "<id>.<created>".
+    project: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}\z")
+    # The 1203 labels of LVIS take 60 kB.
+    label_config: str = Field(default="", alias="schema", max_length=2**20)
+    hostname: str = Field(default="", max_length=2048)
+    access_token: str = Field(default="", max_length=8192)
     extra_params: dict[str, Any] = Field(default_factory=dict)
 
     _texts = field_validator("project", "label_config", "hostname", "access_token", mode="before")(
@@ -64,6 +67,8 @@ class SetupRequest(_Request):
                 value = json.loads(value)
             except ValueError:
                 return {"unreadable": str(value)[:200]}
+        if len(json.dumps(value, default=str)) > LONGEST_EXTRA_PARAMS:
+            raise ValueError(f"is longer than {LONGEST_EXTRA_PARAMS} characters")
         return value if isinstance(value, dict) else {}
 
 

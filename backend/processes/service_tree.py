@@ -13,6 +13,7 @@ from redis import Redis, RedisError
 from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.supervisor import Child, python_module
+from backend.queue.connection import require_queue_server, web_connection
 from backend.queue.recovery import living_workers
 from backend.settings import PREFIX, Settings, unknown_variables
 
@@ -42,7 +43,10 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
     read_served_model(settings.model)
     settings = settings.model_copy(update={"port": _checked_port(settings)})
     children = []
-    if not settings.redis_url:
+    if settings.redis_url:
+        with web_connection(settings) as connection:
+            require_queue_server(connection, settings)
+    else:
         server = EmbeddedRedis()
         settings = settings.model_copy(update={"redis_url": server.url})
         children.append(

@@ -34,7 +34,8 @@ class Child:
         start_timeout_s: a child not ready after this is an error.
         grace_s: after SIGTERM it may take this long before SIGKILL.
         stop_signal: what asks it politely to end.
-        restarts: deaths within `RESTART_WINDOW_S` after which the whole tree is given up.
+        restarts: deaths within `RESTART_WINDOW_S` after which it is a broken child: while the tree starts, the tree is
+            given up; later the child is paused for longer and longer, and the others go on.
     """
 
     name: str
@@ -49,10 +50,12 @@ class Child:
 
 
 RESTART_WINDOW_S = 60.0
+# A broken child is tried again after this many s, doubling up to the second number.
+PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
 
 class Supervisor:
-    """Runs children until a signal comes or one of them cannot be kept alive.
+    """Runs children until a signal comes, or until one of them cannot be started.
 
     `run()` is for the main thread of a program; it returns the exit code. Every child leads a process group of its
     own (Ctrl-C in a terminal reaches only the supervisor, which then ends them in reverse order), and the kernel ends
@@ -65,14 +68,20 @@ class Supervisor:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.deaths: dict[str, list[float]] = {child.name: [] for child in self.children}
         self.stopping = False
+        self.is_ready = False
+        # Children that wait for their next start: when (time.monotonic()), and how long the last wait was.
+        self.start_at: dict[str, float] = {}
+        self.started_at: dict[str, float] = {}
+        self.pauses: dict[str, float] = {}
 
     def run(self) -> int:
-        """Start all, watch until asked to stop. 0 after a signal, 1 when a child cannot be started or kept alive."""
+        """Start all, watch until asked to stop. 0 after a signal, 1 when a child cannot be started."""
         with self._signals():
             try:
                 for child in self.children:
                     self._start(child)
                     self._await_ready(child)
+                self.is_ready = True
                 if not self.stopping:
                     self.when_ready()
                 self._watch()
@@ -107,6 +116,7 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"Cannot start {child.name} ({child.command[0]}): {error}.") from error
         self.processes[child.name] = process
+        self.started_at[child.name] = time.monotonic()
         if child.standard_input and process.stdin:
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(child.standard_input)
@@ -129,31 +139,39 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def _revive(self) -> None:
+        """Start again what died, each when its wait is over."""
         for child in self.children:
             process = self.processes.get(child.name)
             if process is None or process.poll() is None or self.stopping:
                 continue
-            self._count_death(child, process.returncode)
-            self._start(child)
+            if child.name not in self.start_at:
+                self.start_at[child.name] = time.monotonic() + self._wait_after_death(child, process.returncode)
+            if time.monotonic() >= self.start_at[child.name]:
+                del self.start_at[child.name]
+                self._start(child)
 
-    def _count_death(self, child: Child, code: int) -> None:
+    def _wait_after_death(self, child: Child, code: int) -> float:
+        """Count a death; how long to wait until the next start, in s.
+
+        Raises:
+            StartError: it died too often before everything was ready.
+        """
         now = time.monotonic()
         recent = [moment for moment in self.deaths[child.name] if now - moment < RESTART_WINDOW_S] + [now]
         self.deaths[child.name] = recent
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if len(recent) > child.restarts:
-            raise StartError(
-                f"{child.name} ended {len(recent)} times within {RESTART_WINDOW_S:.0f} s (last: {ended}); giving up.",
-                "Its own messages are above.",
-            )
-        log.error("%s ended (%s); restarting it (%d of %d)", child.name, ended, len(recent), child.restarts)
-        # The first restart is immediate; later ones back off, so that a broken child does not spin.
-        self._sleep(0.0 if len(recent) == 1 else min(0.25 * 2 ** len(recent), 5.0))
-
-    def _sleep(self, duration_s: float) -> None:
-        wake = time.monotonic() + duration_s
-        while not self.stopping and time.monotonic() < wake:
-            time.sleep(POLL_S)
+        if now - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S:
+            self.pauses.pop(child.name, None)
+        if len(recent) <= child.restarts and child.name not in self.pauses:
+            log.error("%s ended (%s); restarting it (%d of %d)", child.name, ended, len(recent), child.restarts)
+            # The first restart is immediate; later ones back off, so that a broken child does not spin.
+            return 0.0 if len(recent) == 1 else min(0.25 * 2 ** len(recent), 5.0)
+        reason = f"{child.name} ended {len(recent)} times within {RESTART_WINDOW_S:.0f} s (last: {ended})"
+        if not self.is_ready:
+            raise StartError(f"{reason}; giving up.", "Its own messages are above.")
+        pause_s = self.pauses[child.name] = min(self.pauses.get(child.name, PAUSE_S / 2) * 2, LONGEST_PAUSE_S)
+        log.error("%s; paused for %.0f s, the others go on", reason, pause_s)
+        return pause_s
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
         if not self.stopping:

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.client import PubSub
 
 from backend.queue.connection import text
-from backend.queue.job_store import FINISHED_CHANNEL
+from backend.queue.keys import FINISHED_CHANNEL
 
 log = logging.getLogger(__name__)
 # The first request waits this long, in s, for the subscription; later rechecks find what was missed before it.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from redis import Redis
+import time
+from urllib.parse import urlsplit
+
+from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
@@ -10,8 +13,9 @@ from redis.retry import Retry
 from backend.errors import StartError
 from backend.settings import Settings
 
-# A worker blocks on the queue for up to this long, in s; reads must outlast it.
-WORKER_BLOCK_S = 20
+# A queue server that answers no command of a worker for this long, in s, is taken for gone.
+WORKER_TIMEOUT_S = 10
+RETRY_S = 0.5
 
 
 def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
@@ -29,10 +33,43 @@ def web_connection(settings: Settings, timeout_s: float | None = None) -> Redis:
 
 
 def worker_connection(settings: Settings) -> Redis:
-    """For workers: patient, since RQ itself waits for jobs on it and reconnects."""
+    """For workers, which wait for the queue server themselves.
+
+    No command is repeated: a script that takes tasks would take others, and nobody would know of the first.
+    """
     return Redis.from_url(
-        _url(settings), socket_timeout=WORKER_BLOCK_S * 2, socket_connect_timeout=5, health_check_interval=30
+        _url(settings),
+        socket_timeout=WORKER_TIMEOUT_S,
+        socket_connect_timeout=5,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=30,
     )
+
+
+def require_queue_server(connection: Redis, settings: Settings) -> None:
+    """Wait until the queue server answers; for a process that starts and can do nothing without it.
+
+    Raises:
+        StartError: it did not answer within `redis_start_s`; says what was tried.
+    """
+    until = time.monotonic() + settings.redis_start_s
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            connection.ping()
+            return
+        except RedisError as error:
+            if time.monotonic() >= until:
+                url = urlsplit(_url(settings))
+                place = url.path if url.scheme == "unix" else f"{url.hostname}:{url.port or 6379}"
+                raise StartError(
+                    f"No queue server answers at {place}: {attempts} attempts in {settings.redis_start_s:g} s, "
+                    f"the last one ended with {type(error).__name__}: {error}",
+                    "Start the server, correct --redis-url (TRANSFINER_REDIS_URL), "
+                    "or use `transfiner serve` without it, which starts one.",
+                ) from error
+        time.sleep(RETRY_S)
 
 
 def text(value: bytes | str | None) -> str:

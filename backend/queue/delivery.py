@@ -19,69 +19,12 @@ from typing import Any
 from redis import Redis
 
 from backend.queue.connection import text
-from backend.queue.job_store import job_key
+from backend.queue.job_store import QUEUED_TTL_S
+from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key
+from backend.queue.lua import load_script
 
-DEFERRED = "transfiner:deferred"
-PUSHING = "transfiner:pushing"
 # After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
 SETTLE_MS = 5000
-
-# A claim is "<request>:<number of tasks>". ARGV: claim, its number of tasks, ms to live.
-CLAIM = """
-local held = {}
-for i, job in ipairs(KEYS) do
-  local key = 'transfiner:claim:' .. job
-  local other = redis.call('GET', key)
-  local size = other and tonumber(string.match(other, ':(%d+)$')) or 0
-  local free = not other or other == ARGV[1] or (tonumber(ARGV[2]) == 1 and size > 1)
-  local in_flight = redis.call('SISMEMBER', 'transfiner:pushing', job)
-  if in_flight == 1 or redis.call('EXISTS', 'transfiner:pushed:' .. job) == 1 then free = false end
-  if free then
-    redis.call('SET', key, ARGV[1], 'PX', ARGV[3])
-    redis.call('HDEL', 'transfiner:deferred', job)
-  end
-  held[i] = free and 1 or 0
-end
-return held
-"""
-
-# Lua: notes what became of a task on its record, not on one that has expired: it would come back without a lifetime.
-MARK = """
-local function mark(record, delivery)
-  if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'delivery', delivery) end
-end
-"""
-
-# Gives the claims up and says which were still held. ARGV: claim, '1' to give up only if all are held, prefix of the
-# records, what to note on the records of those given up or "".
-RELEASE = (
-    MARK
-    + """
-local held, all = {}, true
-for i, job in ipairs(KEYS) do
-  held[i] = redis.call('GET', 'transfiner:claim:' .. job) == ARGV[1] and 1 or 0
-  all = all and held[i] == 1
-end
-if ARGV[2] == '1' and not all then return held end
-for i, job in ipairs(KEYS) do
-  if held[i] == 1 then
-    redis.call('DEL', 'transfiner:claim:' .. job)
-    if ARGV[4] ~= '' then mark(ARGV[3] .. job, ARGV[4]) end
-  end
-end
-return held
-"""
-)
-
-# Moves deferred tasks into the set of those being pushed; the ones that were claimed back meanwhile are left out.
-TAKE = """
-local taken = {}
-for i, job in ipairs(KEYS) do
-  taken[i] = redis.call('HEXISTS', 'transfiner:deferred', job)
-  if taken[i] == 1 then redis.call('SADD', 'transfiner:pushing', job) end
-end
-return taken
-"""
 
 
 @dataclass(frozen=True)
@@ -102,18 +45,17 @@ class DeliveryClaims:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
-        self._claim = connection.register_script(CLAIM)
-        self._release = connection.register_script(RELEASE)
-        self._take = connection.register_script(TAKE)
-        self._note = connection.register_script(
-            MARK + "for _, job in ipairs(KEYS) do mark(ARGV[1] .. job, ARGV[2]) end"
-        )
+        self._claim = load_script(connection, "claim")
+        self._release = load_script(connection, "release")
+        self._defer = load_script(connection, "defer")
+        self._take = load_script(connection, "take_deferred")
+        self._end_push = load_script(connection, "end_push")
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> DeliveryClaim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
         claim = DeliveryClaim(f"{request_id}:{len(job_ids)}", tuple(job_ids))
         if job_ids:
-            self._claim(keys=list(job_ids), args=[claim.token, len(job_ids), int(lifetime_s * 1000)])
+            self._claim(keys=list(job_ids), args=[NAMES, claim.token, len(job_ids), int(lifetime_s * 1000)])
         return claim
 
     def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str]) -> bool:
@@ -123,21 +65,30 @@ class DeliveryClaims:
         return all(self._give_up(claim, job_ids, only_all=True, delivery="answered"))
 
     def defer(self, claim: DeliveryClaim, facts: dict[str, dict[str, Any]]) -> list[str]:
-        """Instead of answering: hand what is still ours to the pusher. The ids deferred.
+        """Hand tasks to the pusher instead of answering them, but for those that somebody else delivers.
 
         Args:
             facts: by job id, what the pusher needs: project, task.
+
+        Returns:
+            Ids of tasks that the queue server does not know: nobody will deliver them.
         """
         ids = list(facts)
         if not ids or not claim.job_ids:
             return []
-        held = self._give_up(claim, ids)
-        ours = [job_id for job_id, mine in zip(ids, held, strict=True) if mine]
-        if ours:
-            now = time.time()
-            self.connection.hset(DEFERRED, mapping={i: json.dumps({**facts[i], "since": now}) for i in ours})
-            self._mark(ours, "deferred")
-        return ours
+        now = time.time()
+        entries = [json.dumps({**facts[job_id], "since": now}) for job_id in ids]
+        answers = self._defer(keys=ids, args=[NAMES, claim.token, *entries])
+        return [job_id for job_id, answer in zip(ids, answers, strict=True) if answer < 0]
+
+    def count_deferred(self) -> int:
+        """How many tasks wait to be pushed."""
+        return int(self.connection.hlen(DEFERRED))
+
+    def count_deferred_of(self, project_id: str) -> int:
+        """How many tasks of a Label Studio project wait to be pushed."""
+        entries = map(json.loads, self.connection.hvals(DEFERRED))
+        return sum(str(entry.get("project", "")).partition(".")[0] == project_id for entry in entries)
 
     def abandon(self, claim: DeliveryClaim) -> None:
         """Give up what is still ours; nobody has to deliver it."""
@@ -145,7 +96,7 @@ class DeliveryClaims:
             self._give_up(claim, claim.job_ids)
 
     def is_claimed(self, job_id: str) -> bool:
-        return bool(self.connection.exists(f"transfiner:claim:{job_id}"))
+        return bool(self.connection.exists(claim_key(job_id)))
 
     def deferred(self) -> dict[str, dict[str, Any]]:
         """By job id: project, task, since, and what the pusher noted."""
@@ -153,46 +104,39 @@ class DeliveryClaims:
 
     def take(self, job_ids: Sequence[str]) -> list[str]:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
-        taken = self._take(keys=list(job_ids)) if job_ids else []
-        return [job_id for job_id, ours in zip(job_ids, taken, strict=True) if ours]
+        taken = self._take(keys=[DEFERRED, PUSHING], args=list(job_ids)) if job_ids else []
+        return [job_id for job_id, is_taken in zip(job_ids, taken, strict=True) if is_taken]
 
-    def pushed(self, job_ids: Sequence[str]) -> None:
-        with self.connection.pipeline() as pipe:
-            for job_id in job_ids:
-                pipe.hdel(DEFERRED, job_id)
-                pipe.srem(PUSHING, job_id)
-                pipe.set(f"transfiner:pushed:{job_id}", "1", px=SETTLE_MS)
-            pipe.execute()
-        self._mark(job_ids, "pushed")
+    def being_pushed(self) -> set[str]:
+        """Ids of tasks that some pusher has taken."""
+        return {text(member) for member in self.connection.smembers(PUSHING)}
+
+    def pushed(self, job_ids: Sequence[str], *, keep_s: int) -> None:
+        """Note that Label Studio has stored them; their records live `keep_s` from now on."""
+        if job_ids:
+            self._end_push(keys=list(job_ids), args=[NAMES, "pushed", SETTLE_MS, keep_s])
 
     def give_back(self, job_ids: Sequence[str], *, uncertain: bool) -> None:
         """After a failed push: they stay deferred. `uncertain`: Label Studio may have stored them all the same."""
-        with self.connection.pipeline() as pipe:
-            for job_id in job_ids:
-                pipe.srem(PUSHING, job_id)
-            pipe.execute()
-        entries = self.deferred()
-        changed: dict[Any, Any] = {
-            i: json.dumps({**entries[i], "uncertain": True}) for i in job_ids if uncertain and i in entries
+        entries = self.deferred() if uncertain else {}
+        marked: dict[Any, Any] = {
+            job_id: json.dumps({**entries[job_id], "uncertain": True}) for job_id in job_ids if job_id in entries
         }
-        if changed:
-            self.connection.hset(DEFERRED, mapping=changed)
+        with self.connection.pipeline() as pipe:
+            if marked:
+                pipe.hset(DEFERRED, mapping=marked)
+            if job_ids:
+                pipe.srem(PUSHING, *job_ids)
+            pipe.execute()
 
-    def drop(self, job_ids: Sequence[str]) -> None:
+    def drop(self, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> None:
         """There is nothing to deliver for them any more."""
         if job_ids:
-            with self.connection.pipeline() as pipe:
-                pipe.hdel(DEFERRED, *job_ids)
-                pipe.srem(PUSHING, *job_ids)
-                pipe.execute()
+            self._end_push(keys=list(job_ids), args=[NAMES, "", 0, keep_s])
 
     def _give_up(
         self, claim: DeliveryClaim, job_ids: Sequence[str], *, only_all: bool = False, delivery: str = ""
     ) -> list[int]:
-        """For each 1 if it was still ours; see `RELEASE`."""
-        held: list[int] = self._release(keys=list(job_ids), args=[claim.token, int(only_all), job_key(""), delivery])
+        """For each 1 if it was still ours; see release.lua."""
+        held: list[int] = self._release(keys=list(job_ids), args=[NAMES, claim.token, int(only_all), delivery])
         return held
-
-    def _mark(self, job_ids: Sequence[str], delivery: str) -> None:
-        if job_ids:
-            self._note(keys=list(job_ids), args=[job_key(""), delivery])

@@ -24,7 +24,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.queue.completion import CompletionListener, Subscription
-from backend.queue.job_store import FAILED, FINAL, QUEUED, JobOutcome, JobStore
+from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, JobOutcome, JobStore
+from backend.queue.keys import QUEUED_CHANNEL
 from backend.queue.leases import LEASE_S, NO_REQUESTER, Requester, RequestLeases
 from backend.settings import Settings
 
@@ -48,6 +49,7 @@ class PredictionJob:
         model_version: the version that the answer will carry.
         output: fields of integration.regions.write.Output.
         request_id: of the request that asked first; for logs, not part of the identity.
+        prompt: what an annotator points at (`backend.predictions.prompts.PromptFields`); None for a whole image.
     """
 
     project: str
@@ -57,6 +59,7 @@ class PredictionJob:
     model_version: str
     output: dict[str, Any] = field(default_factory=dict)
     request_id: str = ""
+    prompt: dict[str, Any] | None = None
 
     @functools.cached_property
     def id(self) -> str:
@@ -68,6 +71,7 @@ class PredictionJob:
             self.model_version,
             self.label_config,
             self.output,
+            *([self.prompt] if self.prompt else []),
         )
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
         project = re.sub(r"[^A-Za-z0-9]", "", self.project.partition(".")[0])[:20] or "none"
@@ -123,13 +127,11 @@ class JobQueue:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
 
-    def enqueue_first(self, jobs: dict[str, PredictionJob]) -> None:
-        """Put jobs in front of the others without asking whether they are there; their records have the payloads."""
-        with self.connection.pipeline() as pipe:
-            self._enqueue(pipe, jobs, self.predict, at_front=True)
-            pipe.execute()
+    def announce(self) -> None:
+        """Wake the workers that wait for work."""
+        self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, pipe: Pipeline, jobs: dict[str, PredictionJob], lane: Queue, *, at_front: bool = False) -> None:
+    def _enqueue(self, pipe: Pipeline, jobs: dict[str, PredictionJob], lane: Queue) -> None:
         prepared = [
             Queue.prepare_data(
                 TASK_FUNCTION,
@@ -138,11 +140,11 @@ class JobQueue:
                 result_ttl=self.settings.result_ttl_s,
                 failure_ttl=self.settings.result_ttl_s,
                 description=f"predict task {job.task.get('id')} of project {job.project}",
-                at_front=at_front,
             )
             for job_id, job in jobs.items()
         ]
         lane.enqueue_many(prepared, pipeline=pipe)
+        pipe.publish(QUEUED_CHANNEL, "")
 
     def _unlist_failed(self, job_id: str) -> None:
         self.predict.failed_job_registry.remove(job_id)
@@ -196,16 +198,18 @@ class JobQueue:
         return time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
 
     def _resubmit_lost(self, jobs: Sequence[PredictionJob], asker: Requester) -> None:
-        states = self.records.states([job.id for job in jobs])
-        lost = [job for job, state in zip(jobs, states, strict=True) if not state]
-        if lost:
-            self.submit(lost, asker=asker)
+        unknown = self.records.unknown([job.id for job in jobs])
+        if unknown:
+            self.submit([job for job in jobs if job.id in unknown], asker=asker)
 
     def _promote(self, job_ids: Iterable[str]) -> None:
-        """Move waiting jobs into the fast lane; those that a worker took in the meantime need no help."""
-        for job_id in job_ids:
-            if self.connection.lrem(self.predict.key, 1, job_id):
-                self.connection.lpush(self.interactive.key, job_id)
+        """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""
+        with self.connection.pipeline() as pipe:
+            for job_id in job_ids:
+                pipe.lrem(self.predict.key, 1, job_id)
+                pipe.lrem(self.interactive.key, 1, job_id)
+                pipe.lpush(self.interactive.key, job_id)
+            pipe.execute()
 
     def depth(self) -> dict[str, int]:
         """Waiting jobs of each lane."""
@@ -225,6 +229,8 @@ class JobQueue:
             # RQ raises for such an id.
             return False
         payload = self.records.payload(job_id)
+        if self.records.states([job_id])[0] not in (FAILED, PARKED):
+            return False
         if payload is None or not self.records.forget(job_id):
             return False
         self._unlist_failed(job_id)

@@ -2,15 +2,15 @@
 
     queued -> running -> done | failed | parked
 
-`parked` is a task that killed its worker too often; it stays until somebody retries it. Nothing here is worth a backup:
-Label Studio asks again for whatever is missing.
+`parked` is a task during which workers died too often; it stays until somebody retries it. docs/architecture.md names
+who moves a task from state to state.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,42 +18,15 @@ from redis import Redis
 from redis.client import Pipeline
 
 from backend.queue.connection import text
+from backend.queue.keys import NAMES, TASKS, task_key
+from backend.queue.lua import load_script
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
 FINAL = frozenset({DONE, FAILED, PARKED})
-INDEX = "transfiner:tasks"
-STATS = "transfiner:stats"
-# Workers say the job id here when a task has ended, so that waiting requests wake at once.
-FINISHED_CHANNEL = "transfiner:finished"
 # A task may wait in the queue this long, in s, before its record goes.
 QUEUED_TTL_S = 24 * 3600
 # The index keeps this many of the newest tasks for /jobs.
 INDEX_SIZE = 20_000
-
-# Per job: "new" when the caller shall enqueue it (unknown, or failed before), else the present state. One round trip,
-# atomic: of parallel requests for one task exactly one hears "new". ARGV: prefix of the records, now, s to live, name
-# of who waits for it (backend/queue/leases.py) or "", ms of that one's lease.
-RESERVE = """
-local answers = {}
-if ARGV[4] ~= '' then redis.call('SET', 'transfiner:asker:' .. ARGV[4], '1', 'PX', ARGV[5]) end
-for i, job in ipairs(KEYS) do
-  local key = ARGV[1] .. job
-  local state = redis.call('HGET', key, 'state')
-  if not state or state == 'failed' then
-    redis.call('DEL', key)
-    redis.call('HSET', key, 'state', 'queued', 'queued_at', ARGV[2])
-    redis.call('EXPIRE', key, ARGV[3])
-    answers[i] = state and 'again' or 'new'
-  else
-    answers[i] = state
-  end
-  if ARGV[4] ~= '' and state ~= 'done' and state ~= 'parked' then
-    redis.call('SADD', 'transfiner:askers:' .. job, ARGV[4])
-    redis.call('EXPIRE', 'transfiner:askers:' .. job, ARGV[3])
-  end
-end
-return answers
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +50,14 @@ class FinishedJob:
     facts: Mapping[str, float]
 
 
-def job_key(job_id: str) -> str:
-    return f"transfiner:task:{job_id}"
-
-
 class JobStore:
     """All task records behind one connection."""
 
     def __init__(self, connection: Redis, *, result_ttl_s: int) -> None:
         self.connection = connection
         self.result_ttl_s = result_ttl_s
-        self._reserve = connection.register_script(RESERVE)
+        self._reserve = load_script(connection, "reserve")
+        self._finish_one = load_script(connection, "finish")
 
     def reserve(self, job_ids: Sequence[str], asker: str = "", lease_s: float = 0.0) -> list[str]:
         """For each id "new" or "again" (the caller must enqueue it) or its present state.
@@ -98,7 +68,7 @@ class JobStore:
         if not job_ids:
             return []
         lease_ms = int(lease_s * 1000)
-        answers = self._reserve(keys=list(job_ids), args=[job_key(""), time.time(), QUEUED_TTL_S, asker, lease_ms])
+        answers = self._reserve(keys=list(job_ids), args=[NAMES, time.time(), QUEUED_TTL_S, asker, lease_ms])
         return [text(answer) for answer in answers]
 
     def describe(self, facts: dict[str, dict[str, Any]], also: Callable[[Pipeline], object] = lambda _: None) -> None:
@@ -106,15 +76,27 @@ class JobStore:
         now = time.time()
         with self.connection.pipeline() as pipe:
             for job_id, values in facts.items():
-                pipe.hset(job_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
-                pipe.zadd(INDEX, {job_id: now})
-            pipe.zremrangebyrank(INDEX, 0, -INDEX_SIZE - 1)
+                pipe.hset(task_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
+                pipe.zadd(TASKS, {job_id: now})
+            pipe.zremrangebyrank(TASKS, 0, -INDEX_SIZE - 1)
             also(pipe)
             pipe.execute()
 
     def states(self, job_ids: Sequence[str]) -> list[str]:
         """State of each, "" for unknown ones."""
         return [text(row[0]) for row in self._read(job_ids, ("state",))]
+
+    def unknown(self, job_ids: Sequence[str]) -> set[str]:
+        """Those that nobody will compute unless they are submitted: forgotten, or reserved and never described."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(task_key(job_id), "state")
+                pipe.hexists(task_key(job_id), "payload")
+            answers = pipe.execute()
+        pairs = zip(job_ids, answers[::2], answers[1::2], strict=True)
+        return {
+            job_id for job_id, state, has_payload in pairs if not state or (text(state) == QUEUED and not has_payload)
+        }
 
     def projects(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The project of each, "" for unknown ones."""
@@ -134,9 +116,9 @@ class JobStore:
 
     def payload(self, job_id: str) -> dict[str, Any] | None:
         """Fields of a task's PredictionJob; None when nothing is left of them."""
-        value: Any = self.connection.hget(job_key(job_id), "payload")
-        found: dict[str, Any] | None = json.loads(value) if value else None
-        return found
+        value: Any = self.connection.hget(task_key(job_id), "payload")
+        payload: dict[str, Any] | None = json.loads(value) if value else None
+        return payload
 
     def finish(self, job_id: str, outcome: JobOutcome, *, state: str = "") -> None:
         """Store how a task ended and wake those who wait for it."""
@@ -145,57 +127,41 @@ class JobStore:
             pipe.execute()
 
     def finish_all(self, ended: Mapping[str, FinishedJob], also: Callable[[Pipeline], object] = lambda _: None) -> None:
-        """The same for a batch in one round trip; `also` adds commands that belong to it."""
+        """Store how the tasks of a batch ended, in one round trip; `also` adds commands that belong to it."""
         with self.connection.pipeline() as pipe:
-            for job_id, one in ended.items():
-                self._finish(pipe, job_id, one)
+            for job_id, job in ended.items():
+                self._finish(pipe, job_id, job)
             also(pipe)
             pipe.execute()
 
     def _finish(self, pipe: Pipeline, job_id: str, ended: FinishedJob, state: str = "") -> None:
         outcome = ended.outcome
         state = state or (DONE if outcome.prediction is not None else FAILED)
-        values: dict[str, Any] = {
-            "state": state,
+        fields: dict[str, Any] = {
             "finished_at": time.time(),
             "error": outcome.error,
             "hint": outcome.hint,
             **ended.facts,
         }
         if outcome.prediction is not None:
-            values["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
-            # Images that came inside the task are large, and nobody runs a finished task again.
-            pipe.hdel(job_key(job_id), "payload")
-        pipe.hset(job_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
-        pipe.expire(job_key(job_id), self.result_ttl_s if state != PARKED else QUEUED_TTL_S)
-        pipe.delete(f"transfiner:askers:{job_id}")
-        pipe.hincrby(STATS, f"tasks_{state}", 1)
-        pipe.publish(FINISHED_CHANNEL, job_id)
+            fields["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
+        lifetime_s = self.result_ttl_s if state != PARKED else QUEUED_TTL_S
+        # Images that came inside the task are large, and nobody runs a finished task again.
+        drops_payload = int(outcome.prediction is not None)
+        pairs = [item for name, value in fields.items() for item in (name, _encode(value))]
+        self._finish_one(
+            keys=[task_key(job_id)], args=[NAMES, job_id, state, lifetime_s, drops_payload, *pairs], client=pipe
+        )
 
-    def keep(self, job_ids: Iterable[str]) -> None:
-        """Keep records whose predictions Label Studio has not taken yet, though their time is over."""
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.expire(job_key(job_id), QUEUED_TTL_S)
-            pipe.execute()
-
-    def queued(self, limit: int) -> dict[str, float]:
-        """Of the newest tasks those that say `queued`, with the time since when."""
-        ids = [text(member) for member in self._newest(limit)]
-        rows = zip(ids, self._read(ids, ("state", "queued_at")), strict=True)
-        return {job_id: float(at or time.time()) for job_id, (state, at) in rows if text(state) == QUEUED}
-
-    def _newest(self, limit: int) -> list[Any]:
-        members: Any = self.connection.zrevrange(INDEX, 0, limit - 1)
-        return list(members)
-
-    def requeue(self, job_id: str) -> None:
-        self.connection.hset(job_key(job_id), "state", QUEUED)
+    def newest(self, limit: int, *, skip: int = 0) -> list[str]:
+        """Ids of the tasks that were asked for last, newest first."""
+        members: Any = self.connection.zrevrange(TASKS, skip, skip + limit - 1)
+        return [text(member) for member in members]
 
     def forget(self, job_id: str) -> bool:
         """Remove one record (a parked task that is to be retried)."""
-        self.connection.zrem(INDEX, job_id)
-        return bool(self.connection.delete(job_key(job_id)))
+        self.connection.zrem(TASKS, job_id)
+        return bool(self.connection.delete(task_key(job_id)))
 
     def recent(self, limit: int) -> list[dict[str, str]]:
         """The newest records, newest first, without their predictions."""
@@ -217,7 +183,7 @@ class JobStore:
             "delivery",
             "interactive",
         )
-        ids = [text(member) for member in self._newest(limit)]
+        ids = self.newest(limit)
         rows = zip(ids, self._read(ids, names), strict=True)
         return [
             {"job": job_id, **{name: text(value) for name, value in zip(names, row, strict=True) if value}}
@@ -228,7 +194,7 @@ class JobStore:
     def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[Any]:
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), names)
+                pipe.hmget(task_key(job_id), names)
             return list(pipe.execute())
 
 

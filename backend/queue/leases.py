@@ -13,30 +13,10 @@ from dataclasses import dataclass, field
 
 from redis import Redis
 
+from backend.queue.keys import requester_key
+
 # A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
 LEASE_S = 10.0
-# Lua: forgets a task that nobody wants and says whether it did. Part of the script that takes tasks
-# (backend/worker/batcher.py), so that whoever asks for one of them afterwards hears that it is new.
-FORGET_IF_UNWANTED = """
-local function forget_if_unwanted(job, record)
-  local askers = redis.call('SMEMBERS', 'transfiner:askers:' .. job)
-  if #askers == 0 or redis.call('HEXISTS', 'transfiner:deferred', job) == 1 then return false end
-  for _, asker in ipairs(askers) do
-    if redis.call('EXISTS', 'transfiner:asker:' .. asker) == 1 then return false end
-  end
-  redis.call('DEL', record, 'transfiner:askers:' .. job)
-  redis.call('ZREM', 'transfiner:tasks', job)
-  return true
-end
-"""
-
-
-def requesters_key(job_id: str) -> str:
-    return f"transfiner:askers:{job_id}"
-
-
-def requester_key(token: str) -> str:
-    return f"transfiner:asker:{token}"
 
 
 @dataclass(frozen=True)
@@ -62,11 +42,11 @@ class RequestLeases:
         self.connection = connection
 
     def stay(self, asker: Requester, lease_s: float = LEASE_S) -> None:
-        """Somebody waits still."""
+        """Renew the lease of a request; tasks whose leases have all ended are dropped when a worker takes them."""
         if asker.token:
             self.connection.set(requester_key(asker.token), "1", px=int(lease_s * 1000))
 
     def leave(self, asker: Requester) -> None:
-        """Nobody waits under this name any more."""
+        """End the lease of a request that waits no more."""
         if asker.token:
             self.connection.delete(requester_key(asker.token))

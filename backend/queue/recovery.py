@@ -1,7 +1,8 @@
-"""Workers' signs of life, and what happens to the tasks of those that stopped giving any.
+"""Workers' heartbeats, and what happens to the tasks of those that stopped giving any.
 
-RQ itself notices a killed in-process worker only after minutes. Here every worker renews a key that expires within
-seconds and lists what it is running; the others (and its own successor) take over from a dead one.
+Every worker renews a key that expires within seconds and lists what it is running; the others take over from one whose
+key is gone. Such a worker is dead, cut off or frozen: nobody else can tell. So each of its tasks notes a death, and a
+worker that comes back takes its deaths back.
 """
 
 from __future__ import annotations
@@ -13,23 +14,15 @@ from typing import Any
 
 from redis import Redis
 
+from backend.queue import keys
 from backend.queue.connection import text
-from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.job_store import PARKED, QUEUED, RUNNING, JobOutcome
+from backend.queue.job_queue import JobQueue
+from backend.queue.job_store import QUEUED, QUEUED_TTL_S
+from backend.queue.lua import load_script
 
 log = logging.getLogger(__name__)
-WORKERS = "transfiner:workers"
-LOCK = "transfiner:orphans-lock"
-# A job that waits in no list, though its record says so, fell out between two commands; it is put back after this.
-LOST_AFTER_S = 15.0
-
-
-def worker_key(name: str) -> str:
-    return f"transfiner:worker:{name}"
-
-
-def running_key(name: str) -> str:
-    return f"transfiner:running:{name}"
+# Tasks that are looked at in one search for lost ones: as many of the newest, and as many of the others in turn.
+SEARCHED = 500
 
 
 class Heartbeat:
@@ -41,84 +34,111 @@ class Heartbeat:
         self.lost_after_s = lost_after_s
 
     def beat(self, facts: dict[str, Any]) -> None:
-        with self.connection.pipeline() as pipe:
-            pipe.sadd(WORKERS, self.name)
-            pipe.set(worker_key(self.name), json.dumps(facts), px=int(self.lost_after_s * 1000))
+        """Say that the worker lives, with facts for pages; a queue server without memory keeps the facts before."""
+        lifetime_ms = int(self.lost_after_s * 1000)
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.pexpire(keys.worker_key(self.name), lifetime_ms)
+            pipe.sadd(keys.WORKERS, self.name)
+            pipe.set(keys.worker_key(self.name), json.dumps(facts), px=lifetime_ms)
             pipe.execute()
 
     def leave(self) -> None:
-        """A decent end: nothing is left to take over."""
-        with self.connection.pipeline() as pipe:
-            pipe.srem(WORKERS, self.name)
-            pipe.delete(worker_key(self.name), running_key(self.name))
-            pipe.execute()
+        """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
+        self.connection.delete(keys.worker_key(self.name))
+        if not self.connection.exists(keys.running_key(self.name)):
+            self.connection.srem(keys.WORKERS, self.name)
 
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
     """Facts of each worker that was heard of lately."""
-    names = sorted(text(member) for member in connection.smembers(WORKERS))
-    values = connection.mget([worker_key(name) for name in names]) if names else []
+    names = sorted(text(member) for member in connection.smembers(keys.WORKERS))
+    values = connection.mget([keys.worker_key(name) for name in names]) if names else []
     return {name: json.loads(value) for name, value in zip(names, values, strict=True) if value}
 
 
 def requeue_orphans(queue: JobQueue) -> list[str]:
-    """Put tasks of dead workers back at the front; park those that were there too often. Ids of the tasks found.
+    """Put tasks of workers without a heartbeat back at the front, park those with too many deaths; their ids.
 
-    Any number of processes may call this at any time.
+    Any number of processes may call this at any time: what is taken from a worker is taken in one step.
     """
-    connection = queue.connection
-    if not connection.set(LOCK, "1", nx=True, px=5000):
-        return []
-    try:
-        alive = living_workers(connection)
-        dead = [name for name in map(text, connection.smembers(WORKERS)) if name not in alive]
-        return [job_id for name in dead for job_id in requeue_jobs_of(queue, name)]
-    finally:
-        connection.delete(LOCK)
+    alive = living_workers(queue.connection)
+    names = {text(member) for member in queue.connection.smembers(keys.WORKERS)} - alive.keys()
+    return [job_id for name in sorted(names) for job_id in _requeue(queue, name, is_dead=True)]
 
 
 def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
-    """The same for one worker that is known to run nothing any more."""
-    connection = queue.connection
-    ids = sorted(text(member) for member in connection.smembers(running_key(name)))
-    log.warning("worker %s stopped without a word; it left %d task(s)", name, len(ids))
-    for job_id in ids:
-        state, attempts = connection.hmget(f"transfiner:task:{job_id}", "state", "attempts")
-        if state == RUNNING.encode():
-            _put_back(queue, job_id, int(attempts or 0), f"worker {name} died while it ran this task")
-    with connection.pipeline() as pipe:
-        pipe.srem(WORKERS, name)
-        pipe.delete(running_key(name))
-        pipe.execute()
-    return ids
+    """Requeue what a worker has taken and lost sight of, by itself: no death of any task. Ids of the tasks."""
+    return _requeue(queue, name, is_dead=False)
 
 
-def _put_back(queue: JobQueue, job_id: str, attempts: int, why: str) -> None:
-    if attempts >= queue.settings.max_attempts:
-        error = f"Parked after {attempts} attempts: {why}."
-        hint = f"Look at the image, then POST /jobs/{job_id}/retry."
-        queue.records.finish(job_id, JobOutcome(error=error, hint=hint), state=PARKED)
-        log.error("%s: %s %s", job_id, error, hint)
-        return
-    payload = queue.records.payload(job_id)
-    if payload is None:
-        return
-    queue.records.requeue(job_id)
-    queue.enqueue_first({job_id: PredictionJob.from_payload(payload)})
-    log.warning("%s: %s; queued again", job_id, why)
+def _requeue(queue: JobQueue, name: str, *, is_dead: bool) -> list[str]:
+    limit = queue.settings.max_attempts
+    queued, parked = (
+        [text(job_id) for job_id in ids]
+        for ids in load_script(queue.connection, "requeue")(
+            keys=[
+                keys.running_key(name),
+                keys.WORKERS,
+                keys.worker_key(name),
+                keys.taken_from_key(name),
+                queue.predict.key,
+            ],
+            args=[
+                keys.NAMES,
+                name,
+                int(is_dead),
+                limit,
+                time.time(),
+                QUEUED_TTL_S,
+                f"Parked after {limit} attempts: the last worker, {name}, died while it ran this task.",
+                "Look at the image, then POST /jobs/%s/retry.",
+            ],
+        )
+    )
+    if is_dead:
+        log.warning("worker %s stopped without a word; it left %d task(s)", name, len(queued) + len(parked))
+    if queued or parked:
+        queue.announce()
+    for job_id in parked:
+        log.error("%s: parked, the last worker %s died while it ran this task", job_id, name)
+    return sorted(queued + parked)
 
 
-def requeue_lost(queue: JobQueue, limit: int = 500) -> list[str]:
-    """Queue again what is `queued` by its record but in no list: its worker died between taking and noting it."""
-    now = time.time()
-    waiting = {i for lane in (queue.predict, queue.interactive) for i in lane.get_job_ids()}
-    lost = [
-        job_id
-        for job_id, since in queue.records.queued(limit).items()
-        if job_id not in waiting and now - since > LOST_AFTER_S
-    ]
-    # A worker may have taken it since the lists were read: only what is still `queued` is put back.
-    lost = [i for i, state in zip(lost, queue.records.states(lost), strict=True) if state == QUEUED]
-    for job_id in lost:
-        _put_back(queue, job_id, 0, "it was taken from the queue but never started")
-    return lost
+def absolve(queue: JobQueue, name: str) -> list[str]:
+    """Take back the deaths that tasks noted while worker `name`, which lives, was cut off or frozen. Their ids."""
+    absolved = load_script(queue.connection, "absolve")(
+        keys=[keys.taken_from_key(name), queue.predict.key],
+        args=[keys.NAMES, name, queue.settings.max_attempts, QUEUED_TTL_S],
+    )
+    if absolved:
+        log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved))
+        queue.announce()
+    return sorted(text(job_id) for job_id in absolved)
+
+
+class LostTaskSearch:
+    """Queues tasks again that say they are queued and lie in no list, a part of all tasks at each search."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+        self.script = load_script(queue.connection, "requeue_lost")
+        self.position = 0
+
+    def run(self) -> list[str]:
+        """Search among the newest tasks and the next part of the others; ids of those that were queued again."""
+        records, lanes = self.queue.records, (self.queue.interactive, self.queue.predict)
+        others = records.newest(SEARCHED, skip=self.position)
+        self.position = self.position + SEARCHED if others else 0
+        ids = list(dict.fromkeys([*records.newest(SEARCHED), *others]))
+        listed = {job_id for lane in lanes for job_id in lane.get_job_ids()}
+        states = zip(ids, records.states(ids), strict=True)
+        candidates = [job_id for job_id, state in states if state == QUEUED and job_id not in listed]
+        if not candidates:
+            return []
+        # The script looks again: since the lists were read a worker may have taken one.
+        requeued = self.script(keys=[lane.key for lane in lanes], args=[keys.NAMES, *candidates])
+        lost = [text(job_id) for job_id in requeued]
+        if lost:
+            log.warning("%d task(s) said that they wait and were in no list; queued again", len(lost))
+            self.queue.announce()
+        return lost

@@ -1,8 +1,7 @@
 """The queue `train`: one request a project at a time, what it is doing, and the wish to cancel it.
 
-All of it is in Redis and may be lost: rounds are recorded in the registry (runs.py), triggers are derived anew.
-
-Which workers take the queue `train` now.
+All of it is in Redis and may be lost: rounds are recorded in the registry (run_record.py), triggers are derived anew.
+Which workers take the queue now stands here, too.
 """
 
 from __future__ import annotations
@@ -19,37 +18,15 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.queue.connection import text
+from backend.queue.keys import LEARNING, TRAINERS, learning_cancel_key, learning_key
+from backend.queue.lua import load_script
 
 TRAIN_QUEUE = "transfiner-train"
-INDEX = "transfiner:learning"
 # By name, so that the API can enqueue it without importing what trains.
 LEARN_FUNCTION = "backend.learning.train_worker.learn"
+# What a worker takes for a training; names that earlier releases stored stay here for one release.
+LEARN_FUNCTIONS = frozenset({LEARN_FUNCTION})
 QUEUED, RUNNING = "queued", "running"
-# One trigger is enough to look again after a round; the strongest one is kept by order of arrival.
-REQUEST = """
-local run = redis.call('HGET', KEYS[1], 'run')
-if run then
-  redis.call('HINCRBY', KEYS[1], 'folded', 1)
-  local state = redis.call('HGET', KEYS[1], 'state')
-  if state ~= 'queued' then redis.call('HSET', KEYS[1], 'again', ARGV[2]) end
-  return {run, state}
-end
-redis.call('HSET', KEYS[1], 'run', ARGV[1], 'trigger', ARGV[2], 'state', 'queued', 'requested_at', ARGV[3],
-           'attempts', 0, 'folded', 0)
-redis.call('SADD', KEYS[2], ARGV[4])
-return {}
-"""
-# Whoever ends a run may end that run only.
-END = """
-if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then return '' end
-local again = redis.call('HGET', KEYS[1], 'again')
-redis.call('DEL', KEYS[1])
-return again or ''
-"""
-
-
-def current_key(project: str) -> str:
-    return f"transfiner:learning:{project}"
 
 
 @dataclass(frozen=True)
@@ -78,8 +55,8 @@ class TrainQueue:
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
         self.queue = Queue(TRAIN_QUEUE, connection=connection, serializer=JSONSerializer)
-        self._request = connection.register_script(REQUEST)
-        self._end = connection.register_script(END)
+        self._request = load_script(connection, "request_training")
+        self._end = load_script(connection, "end_training")
 
     def request(self, project: str, trigger: str) -> Answer:
         """Ask for a training; a second request is folded into the first and says so.
@@ -89,7 +66,7 @@ class TrainQueue:
             trigger: why: button, corrections, schedule, command.
         """
         run = new_run()
-        other = self._request(keys=[current_key(project), INDEX], args=[run, trigger, time.time(), project])
+        other = self._request(keys=[learning_key(project), LEARNING], args=[run, trigger, time.time(), project])
         if other:
             name, state = text(other[0]), text(other[1])
             doing = "waits for a worker" if state == QUEUED else "is running"
@@ -122,13 +99,13 @@ class TrainQueue:
     def revive(self, project: str, run: str, attempts: int, trigger: str) -> None:
         """Put a run whose worker died back to the front."""
         facts: dict[Any, Any] = {"run": run, "state": QUEUED, "attempts": attempts, "trigger": trigger}
-        self.connection.hset(current_key(project), mapping=facts)
-        self.connection.sadd(INDEX, project)
+        self.connection.hset(learning_key(project), mapping=facts)
+        self.connection.sadd(LEARNING, project)
         self.enqueue(project, run, attempts + 1, at_front=True)
 
     def current(self, project: str) -> dict[str, Any]:
         """What waits or runs for a project: run, state, trigger, stage, iteration, of, eta_s...; {} for nothing."""
-        row = {text(k): text(v) for k, v in self.connection.hgetall(current_key(project)).items()}
+        row = {text(k): text(v) for k, v in self.connection.hgetall(learning_key(project)).items()}
         facts: dict[str, Any] = dict(row)
         for name in ("attempts", "folded", "iteration", "of"):
             facts[name] = int(float(row.get(name) or 0))
@@ -138,11 +115,11 @@ class TrainQueue:
 
     def projects(self) -> list[str]:
         """Projects that ever asked for a training, as far as Redis remembers."""
-        return sorted(text(member) for member in self.connection.smembers(INDEX))
+        return sorted(text(member) for member in self.connection.smembers(LEARNING))
 
     def note(self, project: str, run: str, **facts: object) -> None:
         """Say what a run is doing; numbers and text. None removes a fact."""
-        key = current_key(project)
+        key = learning_key(project)
         values: dict[Any, Any] = {n: _encode(v) for n, v in facts.items() if v is not None}
         # `run` goes along: a queue server that was restarted has forgotten it.
         self.connection.hset(key, mapping={"run": run, **values})
@@ -151,27 +128,26 @@ class TrainQueue:
 
     def end(self, project: str, run: str) -> str:
         """The run is over; the trigger that asked meanwhile, "" when none did."""
-        return text(self._end(keys=[current_key(project)], args=[run]))
+        return text(self._end(keys=[learning_key(project)], args=[run]))
 
     def cancel(self, project: str) -> str:
         """Ask for the end of what waits or runs; its id, "" when there is nothing."""
         current = self.current(project)
         run = str(current.get("run", ""))
         if run:
-            self.connection.set(f"{current_key(project)}:cancel", run, ex=24 * 3600)
+            self.connection.set(learning_cancel_key(project), run, ex=24 * 3600)
         if current.get("state") == QUEUED:
             self.end(project, run)
         return run
 
     def is_cancelled(self, project: str, run: str) -> bool:
-        return text(self.connection.get(f"{current_key(project)}:cancel")) == run
+        return text(self.connection.get(learning_cancel_key(project))) == run
 
 
 def _encode(value: object) -> str | int | float:
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-TRAINERS = "transfiner:trainers"
 # One that was not heard of for this long, in s, is gone.
 LOST_AFTER_S = 15.0
 

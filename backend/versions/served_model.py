@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.errors import ModelUnavailableError
+from backend.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,10 @@ def read_served_model(directory: Path) -> ServedModel:
         raise ModelUnavailableError(f"There is no model in {directory}: metadata.json is missing.", hint) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelUnavailableError(f"{path} is not the metadata of a checkpoint: {error!r}.", hint) from error
+
+
+def prompt_version(settings: Settings) -> str:
+    """The version of the promptable model that answers interactive requests; "" where none is installed."""
+    if not (settings.prompt_model / "metadata.json").is_file():
+        return ""
+    return read_served_model(settings.prompt_model).version

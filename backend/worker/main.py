@@ -1,134 +1,162 @@
-"""RQ's loop ends when the queue server goes away; ours waits until it is back, with what was loaded still loaded.
+"""The worker process: keeps the model warm and runs waiting tasks as overlapping batches until it is asked to stop.
 
-An in-process RQ worker that keeps the model warm and runs waiting jobs as overlapping batches.
+The queue server may go away, restart, forget everything or be full: the loop waits until it is back, with what was
+loaded still loaded and what was computed still kept.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from types import FrameType
 
 import redis
 from redis import Redis
 from redis.client import Pipeline
-from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
 from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-from rq.worker import WorkerStatus
 
 from backend.predictions.projects import Projects
-from backend.queue.connection import WORKER_BLOCK_S, worker_connection
+from backend.queue.connection import require_queue_server, worker_connection
 from backend.queue.job_queue import JobQueue
-from backend.queue.job_store import STATS, FinishedJob
-from backend.queue.recovery import Heartbeat, requeue_jobs_of, running_key
+from backend.queue.job_store import FinishedJob
+from backend.queue.keys import QUEUED_CHANNEL, STATS, running_key
+from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
+from backend.versions.served_model import prompt_version
 from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.predictor import Predictor
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
-RECONNECT_S = 0.5
-# RQ blocks on the queue for this many seconds less 15, which our connection's own timeout must outlast.
-WORKER_TTL_S = WORKER_BLOCK_S + 15
+# An idle worker is woken when something is queued; it looks by itself this often, in s.
+LOOK_S = 1.0
+# Pauses between tries while the queue server is away or full, in s, doubling.
+RETRY_S, LONGEST_RETRY_S = 0.25, 4.0
+# A second signal within this time, in s, is the same one sent twice (by a terminal and a supervisor).
+SAME_SIGNAL_S = 1.0
 
 
-class LoopWorker(Protocol):
-    """The part of an RQ worker that is used here."""
+class StopSignal:
+    """Whether this process was asked to end (SIGTERM, SIGINT); what is at hand is finished first.
 
-    is_asked_to_stop: bool
+    A second signal ends the process at once. For the main thread.
 
-    def work(self, *, burst: bool, logging_level: str) -> bool: ...
+    Args:
+        also: called at the first signal.
+    """
+
+    def __init__(self, also: Callable[[], object] = lambda: None) -> None:
+        self.is_set = False
+        self._also = also
+        self._asked_at = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if self.is_set and time.monotonic() - self._asked_at > SAME_SIGNAL_S:
+            raise SystemExit(1)
+        if not self.is_set:
+            self.is_set, self._asked_at = True, time.monotonic()
+            log.info("stopping after what is at hand")
+            self._also()
 
 
 def serve_queue(
-    make_worker: Callable[[], LoopWorker], connection: redis.Redis, *, burst: bool, back: Callable[[], object]
+    work: Callable[[], bool],
+    connection: Redis,
+    stop: StopSignal,
+    *,
+    burst: bool = False,
+    connected: Callable[[], object] = lambda: None,
 ) -> None:
-    """Work until asked to stop, or with `burst` until nothing waits.
+    """Work until asked to stop, or with `burst` until nothing waits; a queue server that fails is waited for.
 
     Args:
-        make_worker: a fresh worker for each stretch between losses of the queue server.
-        back: called when the queue server has come back.
+        work: takes and runs what waits; False when there was nothing.
+        connected: called at the beginning and whenever the queue server answers again.
     """
-    while True:
+    pause_s = RETRY_S
+    while not stop.is_set:
         try:
-            worker = make_worker()
-            worker.work(burst=burst, logging_level="WARNING")
-            if burst or worker.is_asked_to_stop:
-                return
-        except StopRequested:
-            return
+            with connection.pubsub(ignore_subscribe_messages=True) as news:
+                news.subscribe(QUEUED_CHANNEL)
+                connected()
+                while not stop.is_set:
+                    if work():
+                        pause_s = RETRY_S
+                    elif burst:
+                        return
+                    else:
+                        news.get_message(timeout=LOOK_S)
+        except redis.OutOfMemoryError as error:
+            log.error("the queue server is full; waiting until it has room, nothing is lost: %s", error)
         except redis.RedisError as error:
-            log.warning("the queue server went away: %s", error)
-        _await_queue_server(connection)
-        back()
+            log.warning("the queue server went away; waiting until it is back: %s", error)
+        wake_at = time.monotonic() + pause_s
+        while not stop.is_set and time.monotonic() < wake_at:
+            time.sleep(min(RETRY_S, pause_s))
+        pause_s = min(pause_s * 2, LONGEST_RETRY_S)
 
 
-def _await_queue_server(connection: redis.Redis) -> None:
-    while True:
-        try:
-            connection.ping()
-            return
-        except redis.RedisError:
-            time.sleep(RECONNECT_S)
+class Recorder:
+    """Hands what became of batches to the queue; keeps what the queue server did not take.
 
-
-# RQ hears from a worker this often, in s; it waits for more than a minute.
-HEARTBEAT_S = 10.0
-
-
-class BatchWorker(SimpleWorker):
-    """Waits for a job as RQ does, then runs it and all that waits behind it in batches.
-
-    RQ brings the jobs and lists the failed ones. What runs is in our own records, which every job's outcome goes to;
-    RQ's books of a job (five round trips) would say the same again.
+    Args:
+        worker: name of the worker, which has nothing more to do with the tasks then.
     """
 
-    log_result_lifespan = False
+    def __init__(self, queue: JobQueue, worker: str) -> None:
+        self.queue = queue
+        self.worker = worker
+        self._kept: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
 
-    def __init__(self, taking: Batcher, runner: TaskRunner, settings: Settings) -> None:
-        super().__init__(
-            [taking.queue.interactive, taking.queue.predict],
-            name=taking.vitals.name,
-            connection=taking.connection,
-            serializer=JSONSerializer,
-            log_job_description=False,
-            worker_ttl=WORKER_TTL_S,
-        )
-        self.is_asked_to_stop = False
-        self._beat_again_at = 0.0
-        self.taking = taking
-        self.stretch = BatchPipeline(taking, runner, may_go_on=self._may_go_on, timeout_s=settings.batch_timeout_s)
+    def record(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+        """Store outcomes and figures of a batch in one round trip.
 
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run `job` and what else is waiting."""
-        # RQ ends an idle worker in the middle of what it does, a busy one when it is done.
-        self.set_state(WorkerStatus.BUSY)
-        self.stretch.run(self.taking.first(job.id, queue))
-        self.set_state(WorkerStatus.IDLE)
+        Raises:
+            RedisError: they could not be stored; `flush` tries again.
+        """
+        self._kept.append((ended, stages_s))
+        self.flush()
 
-    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """For RQ's books, which it would write four times a task; `orphans.Vitals` are what counts."""
-        if pipeline is not None or time.monotonic() > self._beat_again_at:
-            super().heartbeat(timeout, pipeline)
-            self._beat_again_at = time.monotonic() + HEARTBEAT_S
+    def flush(self) -> None:
+        """Store what is kept, the oldest first.
 
-    def _may_go_on(self) -> bool:
-        self.heartbeat()
-        return not self.is_asked_to_stop
+        Raises:
+            RedisError: it still cannot be stored.
+        """
+        while self._kept:
+            ended, stages_s = self._kept[0]
+            self._store(ended, stages_s)
+            self._kept.pop(0)
 
-    def handle_warm_shutdown_request(self) -> None:
-        self.is_asked_to_stop = True
-        log.info("stopping after the batches at hand")
+    def _store(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+        good = [job_id for job_id, job in ended.items() if job.outcome.prediction is not None]
+
+        def also(pipe: Pipeline) -> None:
+            pipe.srem(running_key(self.worker), *ended)
+            if good:
+                pipe.delete(*(Job.key_for(job_id) for job_id in good))
+            pipe.hincrby(STATS, "batches", 1)
+            pipe.hincrby(STATS, "batch_tasks", len(ended))
+            for stage, seconds in stages_s.items():
+                pipe.hincrbyfloat(STATS, f"stage_{stage}", seconds)
+            for figure in ("instances", "seconds"):
+                pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in ended.values()))
+
+        self.queue.records.finish_all(ended, also)
+        for job_id in ended.keys() - set(good):
+            _list_failed(self.queue, job_id, ended[job_id].outcome.error)
 
 
 def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load, *, burst: bool = False) -> None:
@@ -139,55 +167,55 @@ def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load,
         burst: end when nothing is waiting.
     """
     connection: Redis = worker_connection(settings)
+    require_queue_server(connection, settings)
     models = WarmModels(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     vitals = Heartbeat(connection, name, lost_after_s=settings.worker_lost_s)
-    source = ImageSource(settings, Projects(connection))
+    recorder = Recorder(queue, name)
     runner = TaskRunner(
         models,
-        source.fetch,
-        lambda ended, stages_s: _record(queue, name, ended, stages_s),
+        ImageSource(settings, Projects(connection)).fetch,
+        recorder.record,
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
         tile_batch=settings.max_batch,
+        prompts=PromptRunner(settings) if prompt_version(settings) else None,
     )
-    taking = Batcher(queue, vitals, settings)
-    companion = MaintenanceThread(queue, vitals, settings, models)
-    companion.start()
+    batcher = Batcher(queue, vitals, settings)
+    stop = StopSignal()
+    pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
+    maintenance = MaintenanceThread(queue, vitals, settings, models)
+
+    def work() -> bool:
+        batch = batcher.first()
+        if batch is not None:
+            pipeline.run(batch)
+        return batch is not None
+
+    def take_stock() -> None:
+        """What was computed is stored; what was taken in a call whose answer was lost is queued again."""
+        recorder.flush()
+        requeue_jobs_of(queue, name)
+        absolve(queue, name)
+
+    maintenance.start()
     log.info("worker %s serves %s", name, models.version)
     try:
-        serve_queue(
-            lambda: BatchWorker(taking, runner, settings),
-            connection,
-            burst=burst,
-            back=lambda: requeue_jobs_of(queue, name),
-        )
+        serve_queue(work, connection, stop, burst=burst, connected=take_stock)
+        take_stock()
+    except redis.RedisError as error:
+        log.warning("left without saying goodbye: %s", error)
     finally:
-        companion.end()
-        try:
-            vitals.leave()
-        except redis.RedisError as error:
-            log.warning("left without saying goodbye: %s", error)
+        maintenance.end()
+        _leave(vitals)
 
 
-def _record(queue: JobQueue, worker: str, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-    """All about a batch in one round trip: outcomes, figures, and that this worker has nothing more to do with it."""
-    good = [job_id for job_id, one in ended.items() if one.outcome.prediction is not None]
-
-    def also(pipe: Pipeline) -> None:
-        pipe.srem(running_key(worker), *ended)
-        if good:
-            pipe.delete(*(Job.key_for(job_id) for job_id in good))
-        pipe.hincrby(STATS, "batches", 1)
-        pipe.hincrby(STATS, "batch_tasks", len(ended))
-        for stage, seconds in stages_s.items():
-            pipe.hincrbyfloat(STATS, f"stage_{stage}", seconds)
-        for figure in ("instances", "seconds"):
-            pipe.hincrbyfloat(STATS, figure, sum(one.facts[figure] for one in ended.values()))
-
-    queue.records.finish_all(ended, also)
-    for job_id in ended.keys() - set(good):
-        _list_failed(queue, job_id, ended[job_id].outcome.error)
+def _leave(vitals: Heartbeat) -> None:
+    """What is still listed as running, after an error, is taken over by others as from a dead worker."""
+    try:
+        vitals.leave()
+    except redis.RedisError as error:
+        log.warning("left without saying goodbye: %s", error)
 
 
 def _list_failed(queue: JobQueue, job_id: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes on in a worker's process beside its batches."""
+"""The thread of a worker that sends heartbeats, takes over from dead workers and pushes deferred predictions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any
 import redis
 
 from backend.queue.job_queue import JobQueue
-from backend.queue.recovery import Heartbeat, requeue_lost, requeue_orphans
+from backend.queue.recovery import Heartbeat, LostTaskSearch, absolve, requeue_orphans
 from backend.settings import Settings
 from backend.worker.model_cache import WarmModels
 from backend.worker.push import Pusher
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
-RESCUE_EVERY_S = 5.0
+SEARCH_EVERY_S = 5.0
 
 
 class MaintenanceThread(threading.Thread):
-    """What goes on beside the batches: signs of life, taking over from dead workers, pushing what was deferred."""
+    """Runs beside the batches until `end`."""
 
     def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: WarmModels) -> None:
-        super().__init__(name="companion", daemon=True)
+        super().__init__(name="maintenance", daemon=True)
         self.queue = queue
         self.vitals = vitals
         self.models = models
@@ -41,14 +41,16 @@ class MaintenanceThread(threading.Thread):
 
     def run(self) -> None:
         self.pusher.start()
-        rescue_at = time.monotonic() + RESCUE_EVERY_S
+        search = LostTaskSearch(self.queue)
+        search_at = time.monotonic() + SEARCH_EVERY_S
         while not self.stop.is_set():
             try:
                 self.vitals.beat({**self.born, **_present(self.models)})
+                absolve(self.queue, self.vitals.name)
                 requeue_orphans(self.queue)
-                if time.monotonic() > rescue_at:
-                    requeue_lost(self.queue)
-                    rescue_at = time.monotonic() + RESCUE_EVERY_S
+                if time.monotonic() > search_at:
+                    search.run()
+                    search_at = time.monotonic() + SEARCH_EVERY_S
             except redis.RedisError as error:
                 log.warning("queue server: %s", error)
             except Exception:

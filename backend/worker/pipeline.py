@@ -1,5 +1,4 @@
-"""A stretch of work without a pause: while the network runs on one batch, the images of the next are fetched and
-decoded, and what was found in the last is outlined and recorded.
+"""Overlaps batches: while the network runs on one, the images of the next are fetched and the last is outlined.
 
     main thread      network 1 | network 2 | network 3
     fetch threads    images 2  | images 3  |

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import redis
 
 from backend.predictions.projects import Project, Projects
-from backend.queue.connection import text
-from backend.queue.delivery import PUSHING, DeliveryClaims
+from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
-from backend.queue.job_store import DONE, FINAL, STATS, JobStore
-from backend.queue.recovery import worker_key
+from backend.queue.job_store import DONE, FINAL, JobStore
+from backend.queue.keys import STATS, push_lock_key
+from backend.queue.locks import RenewedLock
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from integration.label_studio.client import ClientError, LabelStudioClient
@@ -30,9 +30,6 @@ POLL_S = 0.3
 # Rows that are ready are not held back longer than this, in s, for a fuller chunk.
 GATHER_S = 3.0
 
-# Removes a lock only while the dead worker still holds it: somebody else may have taken over already.
-UNLOCK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-
 
 class PushClient(Protocol):
     """The part of integration.label_studio.client.LabelStudioClient that is used here."""
@@ -40,6 +37,8 @@ class PushClient(Protocol):
     def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = ...) -> int: ...
 
     def list_predictions(self, *, task_id: int | None = None) -> list[dict[str, Any]]: ...
+
+    def delete_prediction(self, prediction_id: int) -> None: ...
 
 
 def connect(settings: Settings, project: Project) -> PushClient:
@@ -78,7 +77,6 @@ class Pusher:
         self.deliveries = DeliveryClaims(queue.connection)
         self.projects = Projects(queue.connection)
         self.connect = connect
-        self._unlock = queue.connection.register_script(UNLOCK)
         self.clients: dict[tuple[str, str], PushClient] = {}
         self.failures: dict[str, int] = {}
         self.wait_until: dict[str, float] = {}
@@ -111,24 +109,13 @@ class Pusher:
         unfinished = sum(1 for state in states.values() if state and state not in FINAL)
         if not self._worth_pushing(key, len(done), unfinished):
             return 0
-        lock = f"transfiner:push:{key}"
-        if not self._acquire(lock):
-            return 0
-        try:
+        lock = RenewedLock(self.connection, push_lock_key(key), self.worker, lost_after_s=self.settings.worker_lost_s)
+        with lock:
+            if not lock.is_held:
+                return 0
             self._recover(job_ids)
-            return self._push(self.projects.get(key), self.deliveries.take(done[: self.settings.push_chunk]))
-        finally:
-            self.connection.delete(lock)
-
-    def _acquire(self, lock: str) -> bool:
-        """The lock names its holder and is good for as long as that worker lives, however long a push takes."""
-        if self.connection.set(lock, self.worker, nx=True):
-            return True
-        holder = text(self.connection.get(lock))
-        if holder and not self.connection.exists(worker_key(holder)):
-            log.warning("worker %s died while it pushed; taking over", holder)
-            self._unlock(keys=[lock], args=[holder])
-        return False
+            ready = self.deliveries.take(done[: self.settings.push_chunk])
+            return self._push(self.projects.get(key), ready, lock)
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
         """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""
@@ -143,37 +130,56 @@ class Pusher:
 
     def _recover(self, job_ids: list[str]) -> None:
         """With the lock in hand, whatever is still marked as being pushed was left by a worker that died."""
-        left = {text(member) for member in self.connection.smembers(PUSHING)} & set(job_ids)
+        left = self.deliveries.being_pushed() & set(job_ids)
         if left:
             self.deliveries.give_back(sorted(left), uncertain=True)
 
-    def _push(self, project: Project, job_ids: list[str]) -> int:
+    def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
         entries = self.deliveries.deferred()
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
         self.deliveries.drop([job_id for job_id in job_ids if job_id not in rows])
+        uncertain = {job_id for job_id in rows if entries[job_id].get("uncertain")}
         try:
             client = self._client(project)
-            stored = {i for i in rows if entries[i].get("uncertain") and _is_stored(client, rows[i])}
-            missing = [row for job_id, row in rows.items() if job_id not in stored]
-            created = client.import_predictions(int(project.id), missing, chunk=len(missing)) if missing else 0
+            stored = {job_id for job_id in uncertain if _copies(client, rows[job_id])}
+            missing = {job_id: row for job_id, row in rows.items() if job_id not in stored}
+            # A worker that was frozen must not import what another one has imported meanwhile.
+            if not lock.renew():
+                log.warning("project %s: another worker has taken over; nothing is pushed", project.id)
+                return 0
+            created = self._import(client, project, missing)
+            # Between that check and Label Studio's storing there was a moment all the same.
+            doubtful = missing if not lock.renew() else {job_id: missing[job_id] for job_id in uncertain - stored}
+            removed = sum(_remove_copies(client, row) for row in doubtful.values())
         except ClientError as error:
-            return self._failed(project, rows, error)
+            return self._failed(project, rows, error, lock)
         except Exception:
-            self.deliveries.give_back(list(rows), uncertain=True)
+            if lock.is_held:
+                self.deliveries.give_back(list(rows), uncertain=True)
             self._back_off(project)
             raise
-        if created < len(missing):
-            log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, len(missing) - created)
-        self.deliveries.pushed(list(rows))
+        if removed:
+            log.warning("project %s: removed %d prediction(s) that were stored twice", project.id, removed)
+        self.deliveries.pushed(list(rows), keep_s=self.settings.result_ttl_s)
         self.failures.pop(project.key, None)
-        self.connection.hincrby(STATS, "pushed", created)
+        self.connection.hincrby(STATS, "pushed", created - removed)
         log.info("project %s: pushed %d prediction(s)", project.id, created)
         return created
 
-    def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError) -> int:
+    def _import(self, client: PushClient, project: Project, rows: Mapping[str, Mapping[str, Any]]) -> int:
+        if not rows:
+            return 0
+        created = client.import_predictions(int(project.id), list(rows.values()), chunk=len(rows))
+        if created < len(rows):
+            log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, len(rows) - created)
+        return created
+
+    def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError, lock: RenewedLock) -> int:
         """400: a row is refused for good, so they go one by one; all else is tried again later."""
         self.connection.hincrby(STATS, "push_failures", 1)
+        if not lock.is_held:
+            return 0  # whoever has the lock now has the rows, too
         if error.status in (400, 404, 422) and len(rows) == 1:
             log.error("project %s: Label Studio refuses a prediction: %s", project.id, error)
             self.deliveries.drop(list(rows))
@@ -182,10 +188,8 @@ class Pusher:
         uncertain = error.status is None or error.status >= 500
         self.deliveries.give_back(list(rows), uncertain=uncertain)
         if error.status in (400, 404, 422):
-            return sum(self._push(project, self.deliveries.take([job_id])) for job_id in rows)
+            return sum(self._push(project, self.deliveries.take([job_id]), lock) for job_id in rows)
         delay_s = self._back_off(project)
-        entries = self.deliveries.deferred()
-        self.records.keep(i for i, entry in entries.items() if entry["project"] == project.key)
         log.error("project %s: pushing %d failed, again in %.0f s: %s", project.id, len(rows), delay_s, error)
         return 0
 
@@ -213,6 +217,20 @@ def _row(entry: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, 
     }
 
 
-def _is_stored(client: PushClient, row: dict[str, Any]) -> bool:
-    known = client.list_predictions(task_id=row["task"])
-    return any(prediction.get("model_version") == row["model_version"] for prediction in known)
+def _copies(client: PushClient, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Predictions of the row's version that Label Studio has for the row's task, the oldest first."""
+    stored = client.list_predictions(task_id=row["task"])
+    copies = [prediction for prediction in stored if prediction.get("model_version") == row["model_version"]]
+    return sorted(copies, key=lambda prediction: int(prediction.get("id") or 0))
+
+
+def _remove_copies(client: PushClient, row: dict[str, Any]) -> int:
+    """Remove all but the oldest of equal predictions; their number."""
+
+    def regions(prediction: Mapping[str, Any]) -> list[Any]:
+        return [region.get("id") for region in prediction.get("result") or ()]
+
+    equal = [copy for copy in _copies(client, row) if regions(copy) == regions(row)]
+    for copy in equal[1:]:
+        client.delete_prediction(int(copy["id"]))
+    return len(equal[1:])

@@ -20,8 +20,9 @@ from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.versions.served_model import ServedModel
 from backend.worker.images import BatchFetcher, Fetch, FetchedImages
 from backend.worker.oom_fallback import OomPolicy, PredictedImage, predict_with_fallback
-from backend.worker.postprocess import prediction_of_instances
+from backend.worker.postprocess import prediction_of_instances, prediction_of_prompt
 from backend.worker.predictor import Predictor
+from backend.worker.prompt_runner import PromptRunner
 from model.tiling import Tiling
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class TaskRunner:
         done: called with a batch's ended tasks and its stages' seconds.
         tiling: which images are cut, and how.
         tile_batch: tiles of one image predicted together.
+        prompts: answers interactive jobs; None where no promptable model is installed.
     """
 
     def __init__(
@@ -75,12 +77,25 @@ class TaskRunner:
         *,
         tiling: Tiling | None = None,
         tile_batch: int = 1,
+        prompts: PromptRunner | None = None,
     ) -> None:
         self.models = models
-        self.fetcher = BatchFetcher(fetch)
+        self.prompts = prompts
+        self._fetch = fetch
+        self.fetcher = BatchFetcher(self._fetched)
         self.done = done
         self.tiling = tiling or Tiling()
         self.tile_batch = tile_batch
+
+    def _fetched(self, job: PredictionJob, value_key: str) -> np.ndarray:
+        """The image of a job; one that was prompted a moment ago is still there."""
+        if job.prompt is None or self.prompts is None:
+            return self._fetch(job, value_key)
+        image = self.prompts.remembered(job)
+        if image is None:
+            image = self._fetch(job, value_key)
+            self.prompts.remember(job, image)
+        return image
 
     def run(self, jobs: Mapping[str, PredictionJob]) -> None:
         """All stages of a batch one after the other. Never raises for a bad task."""
@@ -108,12 +123,26 @@ class TaskRunner:
                 batch.sizes[job_id] = image
                 continue
             batch.sizes[job_id] = image.shape[0], image.shape[1]
+            if job.prompt is not None:
+                batch.found[job_id] = self._prompted(job, image)
+                continue
             try:
                 batch.models[job_id] = self.models.find(job.project, job.model_version)
                 groups.setdefault(batch.models[job_id], {})[job_id] = image
             except TaskError as error:
                 batch.sizes[job_id] = error
         return groups
+
+    def _prompted(self, job: PredictionJob, image: np.ndarray) -> PredictedImage | TaskError:
+        if self.prompts is None:
+            return TaskError("This worker has no promptable model.", "Set TRANSFINER_PROMPT_MODEL for workers and API.")
+        try:
+            return PredictedImage([self.prompts.answer(job, image)])
+        except TaskError as error:
+            return error
+        except Exception as error:
+            log.exception("a prompt failed unexpectedly")
+            return TaskError(f"The prompt could not be answered: {error!r}.", "The worker's log has more.")
 
     def _predicted(
         self, model: ServedModel, images: Mapping[str, np.ndarray]
@@ -163,6 +192,9 @@ class TaskRunner:
             if found is None or isinstance(found, TaskError):
                 raise found or TaskError("The image was not predicted.")
             height, width = size
+            if batch.jobs[job_id].prompt is not None:
+                prediction = prediction_of_prompt(batch.jobs[job_id], found.instances[0], width, height)
+                return JobOutcome(prediction=prediction), 1
             directory = batch.models[job_id].directory
             prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)
         except TaskError as error:

@@ -160,6 +160,14 @@ class LabelStudioClient:
         chunks = [list(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
         return sum(int(self._json("POST", path, json=part).get("created", 0)) for part in chunks)
 
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Remove one prediction; one that is gone already is no error."""
+        try:
+            self._request("DELETE", f"/api/predictions/{prediction_id}/", self._timeout_s, {})
+        except ClientError as error:
+            if error.status != 404:
+                raise
+
     def retrieve_predictions(self, project_id: int, task_ids: Sequence[int] | None = None) -> Json:
         """The data manager's action: Label Studio asks its backend about tasks (None: all) and stores the answers.
 

@@ -1,21 +1,22 @@
 """Outlines that follow a probability map between pixel centres, and still rasterise to exactly one mask.
 
-The crack contour of a mask (`exact`) is a staircase. Here every crossing of the outline with a line between two
-neighbouring pixel centres, one inside and one outside, is put where the probability passes one half (marching squares;
-Lorensen and Cline 1987). The mask alone decides which centres are inside, so `polygons_to_mask` gives it back whatever
-the probabilities are.
+The crack contour of a mask (`exact`) is a staircase. Here every edge of a pixel on it, which lies between the centre of
+a pixel inside and of one outside, becomes the point between those centres where the probability passes one half
+(marching squares; Lorensen and Cline 1987). The mask alone decides which centres are inside, so `polygons_to_mask`
+gives it back whatever the probabilities are.
 
-Shapes: H, W mask size; h, w patch size; N vertices. Rings are as in `exact`.
+Shapes: H, W mask size; h, w patch size; N corners of a ring; E unit edges. Rings are as in `exact`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
-from skimage.measure import find_contours
 
-from integration.polygons.exact import Outlined, Polygon
-from integration.polygons.simplify import signed_area
+from integration.polygons.exact import Outlined, Polygon, exact_outline
+from model.instance import box_of
 
 Box = tuple[float, float, float, float]
 #: Probabilities (h, w) and the box that they cover.
@@ -62,118 +63,97 @@ def level_set_outline(
     Args:
         mask_hw: bool, H x W: which pixel centres are inside.
         patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None:
-            the mask itself, blurred by a pixel, which takes the steps off its edges. At the image's border either
-            counts as going on, so outlines of objects that touch the border reach it.
+            the mask itself, blurred by a pixel, which takes the steps off its edges.
         min_area_px: parts and holes smaller than this are left out and counted.
         border_px: probabilities this close to the image's border are not used; those farther inside count there.
 
     Returns:
         One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
+        Outlines of objects that touch the image's border reach it, at a right angle.
     """
-    window = _window(mask_hw)
-    if window is None:
-        return Outlined([])
-    inside = mask_hw[window]
-    probability = _probability(inside, patch, window, mask_hw.shape, border_px)
-    values, x_px, y_px = _padded(_signed_margin(inside, probability), window)
-    contours = [contour[:-1] for contour in find_contours(values, 0.0)]
-    rings = [_without_repeats(_in_pixels(contour, x_px, y_px)) for contour in contours]
-    labels, _ = ndimage.label(inside)  # 4-connected, as the contours are
-    owners = [_part_inside(contour, labels) for contour in contours]
-    areas = [signed_area(ring) for ring in rings]
-    parts = [index for index, area in enumerate(areas) if area > 0 and area >= min_area_px and len(rings[index]) > 2]
-    number_of = {owners[index]: number for number, index in enumerate(parts)}
-    holes: list[list[np.ndarray]] = [[] for _ in parts]
-    filled = 0
-    for ring, area, owner in zip(rings, areas, owners, strict=True):
-        if area < 0 and owner in number_of:
-            if -area >= min_area_px:
-                holes[number_of[owner]].append(ring)
-            else:
-                filled += 1
-    order = sorted(range(len(parts)), key=lambda number: owners[parts[number]])
-    polygons = [Polygon(rings[parts[number]], tuple(holes[number])) for number in order]
-    return Outlined(polygons, sum(area > 0 for area in areas) - len(parts), filled)
+    exact = exact_outline(mask_hw, min_area_px=min_area_px)
+    if not exact.polygons:
+        return exact
+    margins = _Margins(mask_hw, patch, border_px)
+    polygons = [
+        Polygon(margins.level_ring(polygon.exterior), tuple(map(margins.level_ring, polygon.holes)))
+        for polygon in exact.polygons
+    ]
+    return replace(exact, polygons=polygons)
 
 
-def _window(mask_hw: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the mask with one pixel around it, as far as the image goes; None for an empty mask."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return None
-    height, width = mask_hw.shape
-    return (
-        slice(max(int(rows[0]) - 1, 0), min(int(rows[-1]) + 2, height)),
-        slice(max(int(columns[0]) - 1, 0), min(int(columns[-1]) + 2, width)),
-    )
+class _Margins:
+    """How far pixels are from the level, in the box around a mask and one pixel more."""
+
+    def __init__(self, mask_hw: np.ndarray, patch: Patch | None, border_px: int) -> None:
+        self._shape_hw = mask_hw.shape
+        left, top, right, bottom = box_of(mask_hw)
+        self._origin = np.array([left - 1, top - 1])
+        y_px, x_px = np.arange(top - 1, bottom + 1) + 0.5, np.arange(left - 1, right + 1) + 0.5
+        if patch is None:
+            inside = np.pad(mask_hw[top:bottom, left:right], 1).astype(np.float32)
+            probability = ndimage.gaussian_filter(inside, _BLUR_PX, mode="nearest")
+        else:
+            y_px, x_px = (
+                np.clip(at, min(border_px, length / 2), max(length - border_px, length / 2))
+                for at, length in zip((y_px, x_px), mask_hw.shape, strict=True)
+            )
+            probability = sample_patch(patch[0], patch[1], y_px, x_px)
+        self._margins = np.nan_to_num(probability, nan=LEVEL).astype(np.float64) - LEVEL
+
+    def level_ring(self, corners: np.ndarray) -> np.ndarray:
+        """The ring through the level between the centres on both sides of each unit edge of a crack contour (N, 2)."""
+        begin, step = _unit_edges(corners.astype(np.int64))
+        # The mask is on the right-hand side as seen on the screen: of (dx, dy) that is (-dy, dx).
+        inwards = np.stack([-step[:, 1], step[:, 0]], axis=1)
+        middle = begin + step / 2
+        inside, outside = (np.floor(middle + side * inwards / 2).astype(np.int64) for side in (1, -1))
+        is_border = ((outside < 0) | (outside >= self._shape_hw[::-1])).any(axis=1)
+        above, below = self._margin(inside, 1), self._margin(outside, -1)
+        points = inside + 0.5 - inwards * (above / (above + below))[:, None]
+        points[is_border] = middle[is_border]
+        return _without_straight_runs(_with_border_turns(points, inwards, is_border))
+
+    def _margin(self, pixels: np.ndarray, sign: int) -> np.ndarray:
+        """Of pixels (E, 2) that are inside (`sign` 1) or outside (-1), at least the least one."""
+        x, y = (pixels - self._origin).T
+        height, width = self._margins.shape
+        return np.maximum(sign * self._margins[y.clip(0, height - 1), x.clip(0, width - 1)], _LEAST_MARGIN)
 
 
-def _probability(
-    inside: np.ndarray,
-    patch: Patch | None,
-    window: tuple[slice, slice],
-    shape_hw: tuple[int, ...],
-    border_px: int,
-) -> np.ndarray:
-    """The probability at the pixel centres of a window."""
-    if patch is None:
-        return np.asarray(ndimage.gaussian_filter(inside.astype(np.float32), _BLUR_PX, mode="nearest"))
-    centres = [np.arange(part.start, part.stop) + 0.5 for part in window]
-    y_px, x_px = (
-        np.clip(at, min(border_px, length / 2), max(length - border_px, length / 2))
-        for at, length in zip(centres, shape_hw, strict=True)
-    )
-    return sample_patch(patch[0], patch[1], y_px, x_px)
+def _unit_edges(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and step of each edge of a pixel along a ring: 2 x (E, 2)."""
+    step = np.roll(corners, -1, axis=0) - corners
+    length = np.abs(step).sum(axis=1)
+    edge = np.repeat(np.arange(len(corners)), length)
+    along = np.arange(len(edge)) - np.repeat(np.cumsum(length) - length, length)
+    unit = np.sign(step)[edge]
+    return corners[edge] + along[:, None] * unit, unit
 
 
-def _signed_margin(inside: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """How far each pixel is above the level: positive exactly inside."""
-    margin = np.nan_to_num(np.asarray(probability, dtype=np.float64), nan=LEVEL) - LEVEL
-    size = np.clip(np.where(inside, margin, -margin), _LEAST_MARGIN, 1 - LEVEL)
-    return np.where(inside, size, -size)
+def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.ndarray) -> np.ndarray:
+    """With the corners of the image, and a foot on its border where the outline leaves it."""
+    if not is_border.any():
+        return points
+    after = np.roll(np.arange(len(points)), -1)
+    turns = (inwards != inwards[after]).any(axis=1)
+    is_corner = is_border & is_border[after] & turns
+    leaves, arrives = is_border & ~is_border[after], ~is_border & is_border[after]
+    extra = np.empty_like(points)
+    # Of the point on the border, the coordinate across it; of the other one, the coordinate along it.
+    for chosen, border, other in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
+        across = inwards if border is points else inwards[after]
+        extra[chosen] = np.where(across != 0, border, other)[chosen]
+    is_extra = is_corner | leaves | arrives
+    rows = np.repeat(np.arange(len(points)), 1 + is_extra)
+    result = points[rows]
+    result[np.flatnonzero(np.diff(rows, prepend=-1) == 0)] = extra[is_extra]
+    return np.asarray(result)
 
 
-def _padded(values: np.ndarray, window: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values with two rings around them, and the x and the y of every column and row of the result.
-
-    The inner ring continues the values up to the edge of the window's outermost pixels; the outer ring, outside, lies
-    at the same place, so that an outline which leaves the image turns exactly at its border.
-    """
-    rows, columns = window
-    padded = np.pad(np.pad(values, 1, mode="edge"), 1, constant_values=-1.0)
-    y_px = _nodes(rows.start, rows.stop)
-    x_px = _nodes(columns.start, columns.stop)
-    return padded, x_px, y_px
-
-
-def _nodes(first: int, last: int) -> np.ndarray:
-    centres = np.arange(first, last) + 0.5
-    return np.concatenate([[first, first], centres, [last, last]])
-
-
-def _in_pixels(contour: np.ndarray, x_px: np.ndarray, y_px: np.ndarray) -> np.ndarray:
-    """Contour points (row, column) in places of the padded values -> (x, y) in pixel edges."""
-    y = np.interp(contour[:, 0], np.arange(len(y_px)), y_px)
-    x = np.interp(contour[:, 1], np.arange(len(x_px)), x_px)
-    return np.stack([x, y], axis=1)
-
-
-def _without_repeats(ring: np.ndarray) -> np.ndarray:
-    """Without points equal to the one before, or in the middle of a straight run along the image's border."""
+def _without_straight_runs(ring: np.ndarray) -> np.ndarray:
+    """Without repeated points, and points in the middle of a run along the image's border or between equal pixels."""
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    if len(ring) < 4:
-        return ring
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    along = (before * after).sum(axis=1)
-    return ring[(cross != 0) | (along < 0)]
-
-
-def _part_inside(contour: np.ndarray, labels: np.ndarray) -> int:
-    """The part that a contour bounds: that of the inside end of the grid edge which its first point lies on."""
-    for point in contour:
-        for place in (np.floor(point), np.ceil(point)):
-            row, column = np.clip(place.astype(np.int64) - 2, 0, np.array(labels.shape) - 1)
-            if labels[row, column]:
-                return int(labels[row, column])
-    raise AssertionError("a contour has the mask on one side")
+    return ring[(cross != 0) | ((before * after).sum(axis=1) < 0)]

@@ -63,6 +63,9 @@ class Chain:
         self._radii = np.full(len(corners), float(tolerance_px))
         if not closed:
             self._radii[[0, -1]] = 0.0  # junctions stay
+        if fit_in_px is not None:
+            # An outline that touches the border of the image keeps touching it, where it does.
+            self._radii[((self.corners == 0) | (self.corners == fit_in_px)).any(axis=1)] = 0.0
         self._solve()
 
     def tighten(self, first: int, last: int) -> bool:

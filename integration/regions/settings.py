@@ -29,7 +29,7 @@ class Output:
         kind: "auto": polygons, else brush masks, else boxes, whichever the label config has for the class;
             "polygon", "brush", "bitmask", "rectangle": that kind where the label config has it, else as "auto";
             "all": every kind the label config has.
-        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks or bitmasks where the config has
+        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (bitmasks) where the config has
             them.
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.

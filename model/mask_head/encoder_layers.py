@@ -112,6 +112,8 @@ def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float
     Returns:
         (T, H, D).
     """
+    if not lengths:  # nothing incoherent and no reference points
+        return mixed[:, 0]
     if len(set(lengths)) == 1:
         return _attend_equal(mixed, len(lengths), dropout, scale)
     if mixed.is_cuda:

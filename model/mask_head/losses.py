@@ -34,14 +34,21 @@ if TYPE_CHECKING:
     from model.mask_head.roi_features import RoIPyramid
 
 
-def mask_branch_losses(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]) -> dict[str, Tensor]:
+def mask_branch_losses(
+    head: TransfinerMaskHead,
+    pyramid: RoIPyramid,
+    instances: list[Instances],
+    output: CoarseOutput | None = None,
+) -> dict[str, Tensor]:
     """Weighted losses of the mask branch by name.
 
     Args:
         pyramid: of the R foreground proposals; instances: the same proposals by image, with ``proposal_boxes``,
             ``gt_classes`` and ``gt_masks``. Images without any foreground train on.
+        output: of ``head.coarse``, where the caller needs it, too.
     """
-    output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
+    if output is None:
+        output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
     if sum(len(image) for image in instances) == 0:
         found = _nothing(head, output)
     else:

@@ -5,6 +5,7 @@ For the mechanics of pushing only; tests/e2e has the real one.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -28,9 +29,11 @@ class FakeLabelStudio:
         self.pushes: list[int] = []
         self.failures: list[int] = []
         self.unknown_tasks: set[int] = set()
+        self.ids = itertools.count(1)
         app = Flask("fake-label-studio")
         app.add_url_rule("/api/projects/<int:project>/import/predictions", view_func=self._import, methods=["POST"])
         app.add_url_rule("/api/predictions", view_func=self._list)
+        app.add_url_rule("/api/predictions/<int:prediction>/", view_func=self._delete, methods=["DELETE"])
         self.server = make_server("127.0.0.1", 0, app, threaded=True)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
@@ -46,11 +49,15 @@ class FakeLabelStudio:
         if self.unknown_tasks & {row["task"] for row in rows}:
             return jsonify(detail="task of another project"), 400
         self.pushes.append(len(rows))
-        self.predictions += [{"project": project, **row} for row in rows]
+        self.predictions += [{"id": next(self.ids), "project": project, **row} for row in rows]
         return (jsonify(detail="late"), 504) if failure == 0 else jsonify(created=len(rows))
 
     def _list(self) -> Response:
         return jsonify([row for row in self.predictions if row["task"] == request.args.get("task", type=int)])
+
+    def _delete(self, prediction: int) -> tuple[str, int]:
+        self.predictions = [row for row in self.predictions if row["id"] != prediction]
+        return "", 204
 
     def end(self) -> None:
         self.server.shutdown()

@@ -1,5 +1,7 @@
-"""The service with the product's own queue, API and worker, but a model that always finds one known object: it has a
-hole and two parts, a thin stalk and a jagged rim. `python -m tests.support.known_object_service` runs it until SIGINT.
+"""The service with the product's own queue, API and worker, but a model that always finds two known objects.
+
+One has a hole and two parts, a thin stalk and a jagged rim, the other is a ring.
+`python -m tests.support.known_object_service` runs it until SIGINT.
 
 PARENT: process id that the worker must not outlive; PORT, MODEL (folder with metadata.json) and FOLDER are arguments.
 """
@@ -21,7 +23,7 @@ from backend.processes.supervisor import Supervisor
 from backend.settings import Settings, load_settings
 from backend.versions.served_model import read_served_model
 from backend.worker.main import run_worker
-from model.instance import Instance
+from model.instance import Instance, box_of
 
 LABEL = "gear"
 WIDTH, HEIGHT = 640, 480
@@ -37,8 +39,14 @@ def shaped_mask() -> np.ndarray:
     return wheel | stalk | disc
 
 
+def ring_mask() -> np.ndarray:
+    """Bool (HEIGHT, WIDTH): a ring that touches nothing of the other object."""
+    y, x = (np.mgrid[:HEIGHT, :WIDTH] + 0.5).astype(np.float64)
+    return np.abs(np.hypot(y - 390, x - 545) - 50) < 16
+
+
 class ShapedPredictor:
-    """Finds `shaped_mask` on every picture."""
+    """Finds `shaped_mask` and `ring_mask` on every picture."""
 
     labels = (LABEL,)
     device = "cpu"
@@ -51,10 +59,11 @@ class ShapedPredictor:
         return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
-        mask = shaped_mask()
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        return [[Instance(box, LABEL, 0.9, mask)] for _ in images]
+        found = []
+        for mask, score in ((shaped_mask(), 0.9), (ring_mask(), 0.8)):
+            left, top, right, bottom = map(float, box_of(mask))
+            found.append(Instance((left, top, right, bottom), LABEL, score, mask))
+        return [found for _ in images]
 
 
 def serve(port: int, model: Path, folder: Path) -> int:

@@ -68,7 +68,7 @@ class Wishes:
         digest = hashlib.sha256(wishes.get("data", "a").encode()).hexdigest()
         at = wishes.get("at", "2026-01-01T00:00:00+00:00")
         self.note(f"snapshot {project} {digest[:8]}")
-        return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3))
+        return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3), wishes.get("parts", {}))
 
     def _follow(self, project: str, version: str) -> str:
         self.note(f"follow {project} {version}")
@@ -95,7 +95,9 @@ class Programs:
         return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / "verdict.json")]
 
 
-def write_snapshot(directory: Path, digest: str, project: str, at: str, images: int = 3) -> Path:
+def write_snapshot(
+    directory: Path, digest: str, project: str, at: str, images: int = 3, parts: dict[str, int] | None = None
+) -> Path:
     directory.mkdir(parents=True)
     manifest = {
         "digest": digest,
@@ -103,7 +105,7 @@ def write_snapshot(directory: Path, digest: str, project: str, at: str, images: 
         "created": at,
         "classes": ["gear", "leaf"],
         "newest_annotation_at": at,
-        "counts": {"images": images},
+        "counts": {"images": images, **(parts or {})},
         "annotation_ids": [1],
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))

@@ -67,6 +67,7 @@ class FakeWorkers:
             **os.environ,
             "TRANSFINER_REDIS_URL": self.redis_url,
             "TRANSFINER_MODEL": str(self.model),
+            "TRANSFINER_PROMPT_MODEL": str(self.model / "none"),
             "TRANSFINER_WORKER_LOST_S": str(LOST_S),
             "TRANSFINER_PRIVATE_IMAGE_HOSTS": "127.0.0.1",
             **{f"TRANSFINER_{name.upper()}": str(value) for name, value in options.items()},

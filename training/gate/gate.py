@@ -23,6 +23,7 @@ from training.gate.verdict import (
     rule_first,
     rule_forgetting,
     rule_tiny,
+    rule_unknown_labels,
 )
 
 
@@ -141,6 +142,10 @@ def _rule(bench: _Bench, asked: Holdout, measured: dict[str, HoldoutResult], cha
             "the hold-out has no annotated image: nothing was measured; annotate more images (about one in five is "
             "held out), or promote by hand"
         )
+    elif "incumbent" in measured and not measured["incumbent"].known:
+        rule_unknown_labels(ruling, measured["candidate"], asked)
+        if asked.annotated_images < rules.min_images:
+            ruling.notes.append(f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough")
     elif "incumbent" not in changes:
         rule_first(ruling, measured["candidate"], rules)
         if asked.annotated_images < rules.min_images:

@@ -123,6 +123,20 @@ def rule_first(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> No
         ruling.against.append(f"{sentence}, below the {100 * rules.first_ap:.1f} asked for")
 
 
+def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult, holdout: Holdout) -> None:
+    """An incumbent that knows none of the labels finds nothing: any model that finds something may serve."""
+    mask, boundary = (candidate.figures()[kind]["AP"] for kind in AP_KINDS)
+    names = ", ".join(holdout.classes)
+    sentence = (
+        f"the incumbent knows none of: {names}; the candidate reaches mask AP {100 * mask:.1f} and boundary AP "
+        f"{100 * boundary:.1f} on {holdout.annotated_images} annotated images held out"
+    )
+    if mask > 0 and boundary > 0:
+        ruling.in_favour.append(f"first model of these labels: {sentence}, which beats nothing")
+    else:
+        ruling.against.append(f"{sentence}: it finds nothing either; annotate more images and train again")
+
+
 def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
     """On a tiny hold-out both figures must rise clearly; no confidence is claimed."""
     said = (

@@ -7,7 +7,7 @@
         images/<sha256>.*  each decodes to the pixels whose hash is its name
         corrections.json, report.md, pictures/
 
-An image is in the hold-out for ever, or never: its content hash alone decides.
+What is held out: `training.snapshots.holdout`.
 
 The records of a snapshot: COCO's, with what finetuning needs to know about each object beside them.
 
@@ -31,18 +31,12 @@ from pycocotools import mask as coco_mask
 
 from training.datasets import CocoSet
 
-HOLDOUT_SHARE = 0.2
 MANIFEST = "manifest.json"
 FILES = {"train": "train.json", "holdout": "holdout.json"}
 
 
 class SnapshotError(ValueError):
     """A folder that is no snapshot, or not the one that its name says; the message says what, where and the fix."""
-
-
-def is_holdout(sha256: str, share: float = HOLDOUT_SHARE) -> bool:
-    """Whether an image is held out, by its content hash: about `share` of all images."""
-    return int(sha256[:16], 16) < share * 2**64
 
 
 @dataclass(frozen=True, slots=True)

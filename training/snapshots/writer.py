@@ -15,7 +15,6 @@ from PIL import Image
 
 from training.snapshots.format import (
     FILES,
-    HOLDOUT_SHARE,
     MANIFEST,
     ImageRecord,
     Json,
@@ -24,8 +23,8 @@ from training.snapshots.format import (
     coco_file,
     digest_of,
     image_record,
-    is_holdout,
 )
+from training.snapshots.holdout import HOLDOUT_SHARE, holdout_hashes
 
 
 def write_snapshot(
@@ -94,6 +93,10 @@ class SnapshotWriter:
         image = {**record.image, "file_name": path.name}
         self._records[record.sha256] = ImageRecord(record.sha256, image, record.annotations)
 
+    def holdout_hashes(self) -> frozenset[str]:
+        """Content hashes of the images taken in so far that are held out."""
+        return holdout_hashes(self._records, self.holdout_share)
+
     def finish(
         self,
         *,
@@ -146,8 +149,9 @@ class SnapshotWriter:
 
     def _write_sets(self) -> dict[str, Json]:
         records = list(self._records.values())
-        held = [one for one in records if is_holdout(one.sha256, self.holdout_share)]
-        train = [one for one in records if not is_holdout(one.sha256, self.holdout_share)]
+        hashes = self.holdout_hashes()
+        held = [record for record in records if record.sha256 in hashes]
+        train = [record for record in records if record.sha256 not in hashes]
         # Image ids go on in the second file, so that they are unique in the snapshot.
         sets = {
             "train": coco_file(train, self.classes),

@@ -18,7 +18,7 @@ from backend.devtools.load.measuring import STAGES, ServedModelRun
 from backend.devtools.soak.harness import processor_s
 from backend.errors import StartError
 from backend.queue.connection import text
-from backend.queue.job_store import STATS, job_key
+from backend.queue.keys import STATS, task_key
 from backend.queue.recovery import living_workers
 
 Json = dict[str, Any]
@@ -118,7 +118,7 @@ def stored_bytes(connection: Redis) -> int:
 def predictions(service: ServedModelRun, most: int) -> list[Json]:
     """Finished predictions as they would go to Label Studio."""
     with service.stage.connection() as connection:
-        keys = sorted(text(key) for key in connection.scan_iter(f"{job_key('')}*", count=1000))
+        keys = sorted(text(key) for key in connection.scan_iter(f"{task_key('')}*", count=1000))
         kept = [connection.hget(key, "prediction") for key in keys]
     return [json.loads(value) for value in kept if value][:most]
 

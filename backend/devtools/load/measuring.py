@@ -26,6 +26,7 @@ import requests
 from PIL import Image
 
 from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, memory_mib, processor_s
+from backend.queue.keys import STATS
 from backend.settings import load_settings
 from backend.versions.served_model import node_budget_of, read_served_model
 from integration.label_studio.label_config import parse_label_config
@@ -213,7 +214,7 @@ class ServedModelRun:
 
     def _stages_s(self) -> dict[str, float]:
         with self.stage.connection() as connection:
-            figures = connection.hgetall("transfiner:stats")
+            figures = connection.hgetall(STATS)
         return {name: float(figures.get(f"stage_{name}".encode(), 0)) for name in STAGES}
 
     def _ask(self, first: int, images: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.harness import SoakHarness, until
-from backend.queue.delivery import DEFERRED
+from backend.queue.keys import DEFERRED, RUNNING
 
 GIVE_UP_S = 300.0
 CRASH_WIDTH_PX = 48
@@ -33,7 +33,7 @@ def _begun(stage: SoakHarness, asked: Annotators) -> None:
 
     def is_running() -> bool:
         with stage.connection() as connection:
-            return any(connection.scan_iter("transfiner:running:*"))
+            return any(connection.scan_iter(f"{RUNNING}*"))
 
     until(is_running, "a running batch", 60)
 

@@ -27,13 +27,12 @@ from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
 from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
 from training.snapshots.format import (
-    HOLDOUT_SHARE,
     SnapshotError,
     SnapshotObject,
     image_record,
-    is_holdout,
     pixels_sha256,
 )
+from training.snapshots.holdout import HOLDOUT_SHARE
 from training.snapshots.report import (
     Json,
     build_correction_report,
@@ -167,6 +166,9 @@ class SnapshotBuilder:
             }
             for one in sorted(self.left_out, key=lambda one: (one.task_id, one.annotation_id or 0, one.region_id))
         ]
+        held = self._writer.holdout_hashes()
+        for entry in self._entries:
+            entry["part"] = "holdout" if entry["sha256"] in held else "train"
         report = build_correction_report(self._entries, left_out)
         sheet = self._most_moved.sheet()
         config = self._labelling.config
@@ -242,11 +244,10 @@ class SnapshotBuilder:
     ) -> None:
         prediction = annotations[-1].prediction
         seconds = [one.lead_time_s for one in annotations if one.lead_time_s is not None]
-        part = "holdout" if is_holdout(sha256, self._settings.holdout_share) else "train"
         entry = image_entry(
             found,
             sha256=sha256,
-            part=part,
+            part="train",  # `finish` knows what is held out
             task_id=task.id,
             annotation_ids=[one.id for one in annotations],
             seconds=sum(seconds) if seconds else None,

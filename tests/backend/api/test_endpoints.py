@@ -9,7 +9,7 @@ import pytest
 from backend.api.app import create_app
 from backend.predictions.projects import Projects
 from backend.processes.embedded_redis import free_port
-from backend.queue.job_store import job_key
+from backend.queue.keys import task_key
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings
 from tests.support.fake_label_studio import TOKEN
@@ -105,7 +105,7 @@ def test_no_secret_travels_in_a_job(client, redis):
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job,) = service.queue.predict.get_jobs()
-    assert TOKEN not in str(redis.hgetall(job_key(job.id)))
+    assert TOKEN not in str(redis.hgetall(task_key(job.id)))
     assert TOKEN not in str(job.to_dict())
 
 

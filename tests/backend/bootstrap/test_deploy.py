@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
 from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
-from backend.queue.job_store import STATS
+from backend.queue.keys import STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
@@ -110,7 +110,21 @@ def test_commands_and_variables_exist():
                     assert command[1] in COMMANDS
     assert {name for name in names if name.startswith("TRANSFINER_")} <= known_variables()
     settings = of_kind("ConfigMap")["transfiner"]["data"]
-    assert Settings(redis_url=settings["TRANSFINER_REDIS_URL"], log_format=settings["TRANSFINER_LOG_FORMAT"])
+    assert Settings(log_format=settings["TRANSFINER_LOG_FORMAT"])
+
+
+def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
+    for name in ("api", "worker", "trainer", "queue"):
+        (container,) = pods()[name]["spec"]["containers"]
+        variables = {entry["name"]: entry for entry in container["env"]}
+        assert variables["QUEUE_PASSWORD"]["valueFrom"]["secretKeyRef"]["name"] == "transfiner"
+        if name != "queue":
+            # Kubernetes puts a variable that stands before it in place of $(...).
+            assert list(variables).index("QUEUE_PASSWORD") < list(variables).index("TRANSFINER_REDIS_URL")
+            url = variables["TRANSFINER_REDIS_URL"]["value"].replace("$(QUEUE_PASSWORD)", "secret")
+            assert Settings(redis_url=url).redis_url == "redis://:secret@queue:6379/0"
+    for trigger in of_kind("ScaledObject")["worker"]["spec"]["triggers"]:
+        assert trigger["metadata"]["passwordFromEnv"] == "QUEUE_PASSWORD"
 
 
 def test_workers_scale_with_both_lanes_of_the_queue():

@@ -163,7 +163,7 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
         Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0),
     ]
     prediction = instances_to_prediction(instances, config, width=60, height=40, model_version="v")
-    assert len(prediction["result"]) == 3  # the frame with a cut, and the leaf's two parts
+    assert len(prediction["result"]) == 2  # the frame with a cut, and the leaf's two parts joined by one
     objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))
     objects.add(7, (40, 60), prediction)
     assert [(one["image_id"], one["category_id"], one["score"]) for one in objects.results] == [

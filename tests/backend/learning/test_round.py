@@ -13,6 +13,7 @@ from backend.learning.learner import Learner
 from backend.learning.run_record import Run
 from backend.learning.triggers import BUTTON, COMMAND
 from backend.learning.watcher import Watcher
+from backend.queue.keys import learning_lock_key
 from backend.versions.resolve import active_directory, version_directory
 from tests.support.service import wait_until
 
@@ -67,6 +68,17 @@ def test_nothing_new_trains_nothing(wishes, rounds, registry, trigger):
     assert rounds.ask(trigger).state == runs.UNCHANGED
     assert len(wishes.done("finetune")) == 1
     assert len(registry.versions(PROJECT)) == 2
+
+
+def test_what_cannot_be_judged_is_said_before_training(wishes, rounds):
+    wishes.set(new=2, parts={"train_images": 3, "holdout_images": 0})
+    run = rounds.ask()
+    assert run.state == runs.UNCHANGED
+    assert "3 annotated image(s) leave none to judge by; annotate 1 more" in run.reasons[0]
+    assert f"transfiner learn --project {PROJECT}" in run.hint
+    assert not wishes.done("finetune")
+    run = rounds.ask(COMMAND)
+    assert len(wishes.done("finetune")) == 1, "the command line trains all the same"
 
 
 def test_a_second_request_is_folded_in_and_said(wishes, rounds, queue):
@@ -178,7 +190,7 @@ def test_two_workers_never_train_one_project_together(learning, wishes, rounds, 
 def test_a_lost_lock_ends_the_training(wishes, rounds, redis, learning):
     wishes.set(new=2, iterations=2000, seconds=0.02)
     run = rounds.begin()
-    redis.set(f"transfiner:learning:{PROJECT}:lock", "somebody else")
+    redis.set(learning_lock_key(PROJECT), "somebody else")
     record = rounds.finish(run)
     assert not record.is_over, "it is the other's now"
     wait_until(lambda: wishes.done("stopped"))

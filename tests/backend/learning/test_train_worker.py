@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from backend.learning import run_record as runs
+from backend.learning.train_worker import run_next
 from backend.learning.triggers import BUTTON
-from backend.queue.train_queue import living_trainers
+from backend.queue.train_queue import LEARN_FUNCTION, living_trainers
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.service
@@ -43,3 +45,24 @@ def test_a_killed_worker_is_resumed_once_and_a_stopped_one_puts_its_round_back(
     assert begun[1] >= 3, "it went on where it was"
     assert len(wishes.done("snapshot")) == 1
     assert len(living_trainers(redis)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "is_run"),
+    [
+        (LEARN_FUNCTION, ("7", "run-1"), True),
+        ("os.system", ("touch /tmp/never",), False),
+        ("backend.learning.train_worker.run_train_worker", ("7", "run-1"), False),
+        (LEARN_FUNCTION, ("7",), False),
+        (LEARN_FUNCTION, ("7", ["run-1"]), False),
+    ],
+)
+def test_only_trainings_run(redis, queue, function, arguments, is_run):
+    """Whoever can write to the queue must not run what he likes."""
+    runs: list[tuple[str, ...]] = []
+    learner = SimpleNamespace(connection=redis, queue=queue, learn=lambda *names: runs.append(names))
+    queue.queue.enqueue(function, args=arguments)
+    assert run_next(learner)
+    assert runs == ([arguments] if is_run else [])
+    assert not run_next(learner)
+    assert not list(redis.scan_iter("rq:job:*"))

@@ -106,16 +106,29 @@ def test_a_dead_child_is_started_again_and_reported(tree, tmp_path):
     assert "a ended (killed by SIGKILL); restarting it (1 of 3)" in errors
 
 
-def test_a_child_that_keeps_dying_ends_the_tree_with_a_reason(tree, tmp_path):
+def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path):
     process = tree({"a": {"restarts": 1}, "b": {}})
     wait_until((tmp_path / "ready").exists)
     for count in (1, 2):
         wait_until(lambda count=count: len(pids(tmp_path / "a")) == count)
         os.kill(pids(tmp_path / "a")[-1], signal.SIGKILL)
+    wait_until(lambda: len(pids(tmp_path / "a")) == 3)
+    assert len(pids(tmp_path / "b")) == 1
+    assert is_alive(pids(tmp_path / "b")[0])
+    os.kill(pids(tmp_path / "b")[0], signal.SIGKILL)
+    wait_until(lambda: len(pids(tmp_path / "b")) == 2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "a ended 2 times within 60 s (last: killed by SIGKILL); paused for 5 s, the others go on" in errors
+
+
+def test_a_child_that_keeps_dying_while_the_tree_starts_is_a_clear_error(tree, tmp_path):
+    (tmp_path / "child.py").write_text("raise SystemExit(3)")
+    process = tree({"a": {"restarts": 1}, "b": {}})
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "a ended 2 times" in errors
-    assert not is_alive(pids(tmp_path / "b")[0])
+    assert "a ended 2 times within 60 s (last: exit code 3); giving up" in errors
 
 
 def test_killing_the_supervisor_ends_the_children(tree, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from backend.queue import completion as finished_news
 from backend.queue.completion import CompletionListener
-from backend.queue.job_store import FINISHED_CHANNEL
+from backend.queue.keys import FINISHED_CHANNEL
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.service

@@ -12,7 +12,7 @@ from redis import Redis
 
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import LostTaskSearch, living_workers
 from backend.settings import Settings
 from backend.worker.main import run_worker  # noqa: F401  (what the killed processes run)
 from tests.support.fake_label_studio import TOKEN
@@ -131,6 +131,11 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
             assert "queue server" in failed.json()["error"]
             process = start()
             wait_until(lambda: living_workers(connection))
+            connection.set("kept", "1")
+            process.kill()
+            process.wait()
+            process = start()
+            assert connection.get("kept") == b"1", "what was answered as deferred is still known"
         assert len(ask(address, predict_body(tasks(2)))["results"]) == 2
         assert worker.poll() is None
     finally:
@@ -139,20 +144,18 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
         process.wait()
 
 
-def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, redis, monkeypatch):
+def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, redis):
     """A worker died between taking a job and noting that it runs."""
-    monkeypatch.setattr("backend.queue.recovery.LOST_AFTER_S", 0.0)
     workers.end()
     queue = JobQueue(redis, settings)
     body = predict_body(tasks(1))
     job = PredictionJob("", {"id": 1, "data": body["tasks"][0]["data"]}, "x", body["label_config"], "fake-1")
     queue.submit([job])
     assert redis.lpop(queue.predict.key) == job.id.encode()
-    from backend.queue.recovery import requeue_lost
-
-    assert requeue_lost(queue) == [job.id]
+    search = LostTaskSearch(queue)
+    assert search.run() == [job.id]
     assert queue.predict.get_job_ids() == [job.id]
-    assert requeue_lost(queue) == []
+    assert search.run() == []
 
 
 def test_the_api_answers_waiting_label_studio_before_it_stops(settings, serve, workers, label_studio):

@@ -15,9 +15,10 @@ from rq.job import Job
 
 from backend.api.disconnect import client_disconnected
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.job_store import DONE, STATS, JobOutcome
-from backend.queue.leases import Requester, requester_key
-from backend.queue.recovery import Heartbeat, requeue_jobs_of, running_key
+from backend.queue.job_store import DONE, JobOutcome
+from backend.queue.keys import DEFERRED, STATS, WORKERS, requester_key, running_key
+from backend.queue.leases import Requester
+from backend.queue.recovery import Heartbeat, requeue_orphans
 from backend.worker.batcher import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
@@ -51,18 +52,10 @@ def numbers(batch: Any) -> list[int]:
     return [job.task["id"] for job in batch.jobs.values()] if batch else []
 
 
-def first(taking: Batcher) -> Any:
-    """As RQ begins: it takes one job, interactive ones before others."""
-    for lane in (taking.queue.interactive, taking.queue.predict):
-        if (job_id := taking.connection.lpop(lane.key)) is not None:
-            return taking.first(job_id.decode(), lane)
-    return None
-
-
 def test_batches_come_in_order_with_all_that_a_worker_needs(queue, taking, redis):
     asked = jobs(5)
     queue.submit(asked)
-    begun = first(taking)
+    begun = taking.first()
     assert list(begun.jobs.values()) == asked[:3]
     assert numbers(taking.next()) == [4, 5]
     assert taking.next() is None
@@ -73,7 +66,7 @@ def test_batches_come_in_order_with_all_that_a_worker_needs(queue, taking, redis
 def test_interactive_tasks_stay_alone(queue, taking):
     queue.submit(jobs(2))
     queue.submit(jobs(2, start=8), interactive=True)
-    assert numbers(first(taking)) == [8]
+    assert numbers(taking.first()) == [8]
     assert numbers(taking.urgent()) == [9]
     assert taking.urgent() is None
 
@@ -82,12 +75,13 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     """The killer of a batch is found by running each of its tasks with nothing beside it."""
     asked = jobs(4)
     queue.submit(asked[1:2])
+    redis.sadd(WORKERS, "dead")
     assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    requeue_jobs_of(queue, "dead")
+    assert requeue_orphans(queue) == [asked[1].id]
     queue.submit(asked)
     redis.lpop(queue.predict.key)
     redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
-    begun = first(taking)
+    begun = taking.first()
     assert (numbers(begun), begun.is_alone) == ([1], False)
     assert taking.ahead() is None, "a suspect is not even prepared beside another batch"
     suspect = taking.next()
@@ -100,7 +94,7 @@ def test_nothing_is_taken_ahead_that_another_worker_could_run_now(queue, taking,
     for number in range(others):
         Heartbeat(redis, f"other-{number}", lost_after_s=60).beat({})
     queue.submit(jobs(7))
-    assert numbers(first(taking)) == [1, 2, 3]
+    assert numbers(taking.first()) == [1, 2, 3]
     assert numbers(taking.ahead()) == ahead
 
 
@@ -109,7 +103,7 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     queue.submit(asked)
     queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
     queue.records.forget(asked[2].id)
-    assert numbers(first(taking)) == [2]
+    assert numbers(taking.first()) == [2]
     assert queue.records.states([asked[0].id]) == [DONE]
     assert not redis.exists(Job.key_for(asked[0].id)), "nothing is left in RQ's books"
 
@@ -129,10 +123,10 @@ def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, secon
     if second_asker:
         queue.submit(asked, asker=Requester())
     if deferred:
-        redis.hset("transfiner:deferred", asked[0].id, json.dumps({"project": "7.1", "task": 1}))
+        redis.hset(DEFERRED, asked[0].id, json.dumps({"project": "7.1", "task": 1}))
     if leaves:
         queue.wanted.leave(asker)
-    assert numbers(first(taking)) == ([1] if is_taken else [])
+    assert numbers(taking.first()) == ([1] if is_taken else [])
     assert int(redis.hget(STATS, "tasks_dropped") or 0) == (0 if is_taken else 1)
     # Whoever asks again finds nothing in the way.
     assert bool(queue.records.states([asked[0].id])[0]) == is_taken
@@ -143,7 +137,7 @@ def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, secon
 def test_work_without_asker_is_never_dropped(queue, taking):
     """An operator's retry, and predictions after a promotion."""
     queue.submit(jobs(1))
-    assert numbers(first(taking)) == [1]
+    assert numbers(taking.first()) == [1]
 
 
 def hang_up_while_waiting(address: str, body: dict[str, Any], seen: Callable[[], object]) -> None:
@@ -166,7 +160,7 @@ def test_a_client_that_went_away_costs_no_compute_time(settings, serve, queue, t
     hang_up_while_waiting(address, predict_body(tasks(1), context=context), lambda: leases(redis))
     wait_until(lambda: not leases(redis))
     assert queue.depth() == {"interactive": int(context is not None), "predict": int(context is None)}
-    assert first(taking) is None
+    assert taking.first() is None
     assert queue.depth() == {"interactive": 0, "predict": 0}
     assert redis.hget(STATS, "tasks_dropped") == b"1"
 
@@ -175,16 +169,16 @@ def test_an_interactive_request_that_was_given_up_costs_no_compute_time(settings
     address = serve(settings.model_copy(update={"interactive_deadline_s": 0.2}))
     answer = requests.post(f"{address}/predict", json=predict_body(tasks(1), context={"result": []}), timeout=60)
     assert answer.status_code == 504
-    assert first(taking) is None
+    assert taking.first() is None
 
 
 def test_label_studio_that_hung_up_gets_its_predictions_pushed(settings, serve, taking, redis, label_studio):
     address = serve(settings)
     requests.post(f"{address}/setup", json=setup_body(label_studio.url, TOKEN), timeout=60)
     hang_up_while_waiting(address, predict_body(tasks(2), project="7.1795339022"), lambda: leases(redis))
-    wait_until(lambda: redis.hlen("transfiner:deferred") == 2)
+    wait_until(lambda: redis.hlen(DEFERRED) == 2)
     wait_until(lambda: not leases(redis))
-    assert numbers(first(taking)) == [1, 2]
+    assert numbers(taking.first()) == [1, 2]
 
 
 def test_a_request_in_the_pipe_is_no_hanging_up():

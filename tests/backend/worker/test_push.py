@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
 
+from backend.predictions.projects import Project
+from backend.queue.delivery import DeliveryClaims
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import JobOutcome
+from backend.queue.keys import TASK, push_lock_key
+from backend.worker.push import PushClient, Pusher
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
-from tests.support.service import predict_body, setup_body, tasks, wait_until
+from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
 
 pytestmark = pytest.mark.service
 
@@ -52,7 +60,7 @@ def test_late_predictions_arrive_once_in_chunks(late, workers, label_studio):
     assert first["project"] == 7
     assert first["model_version"] == "fake-1"
     assert first["result"][0]["value"]["polygonlabels"] == ["gear"]
-    assert set(first) == {"project", "task", "model_version", "score", "result"}
+    assert set(first) == {"id", "project", "task", "model_version", "score", "result"}
 
 
 def test_asking_again_and_again_computes_and_stores_once(late, workers, label_studio, redis):
@@ -132,8 +140,8 @@ def test_what_waits_for_label_studio_outlives_its_time(late, workers, label_stud
     ask(late, 2)
     workers.start(push_retry_s=60, result_ttl_s=10, fake={"seconds": 0.01})
     wait_until(lambda: label_studio.failures == [])
-    keys = redis.keys("transfiner:task:*")
-    wait_until(lambda: all(redis.ttl(key) > 3600 for key in keys))
+    keys = redis.keys(f"{TASK}*")
+    assert [redis.ttl(key) for key in keys] == [-1, -1], "kept until it is pushed"
 
 
 @pytest.mark.parametrize("odd", ["7a.1", "project", "-.1"])
@@ -155,3 +163,63 @@ def test_a_client_without_setup_gets_its_results_when_it_asks_again(settings, se
     assert requests.get(f"{address}/jobs", timeout=20).json()["deferred"] == 0
     workers.start(fake={"seconds": 0.01})
     wait_until(lambda: len(requests.post(f"{address}/predict", json=body, timeout=20).json()["results"]) == 2)
+
+
+class FrozenClient:
+    """A Label Studio that stores; the process stands still right before or after the import."""
+
+    def __init__(self, freeze_before: Callable[[], None], freeze_after: Callable[[], None]) -> None:
+        self.stored: list[dict[str, Any]] = []
+        self.freeze_before, self.freeze_after = freeze_before, freeze_after
+
+    def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = 200) -> int:
+        self.freeze_before()
+        self.stored += [{"id": len(self.stored) + 1 + n, **row} for n, row in enumerate(rows)]
+        self.freeze_after()
+        return len(rows)
+
+    def list_predictions(self, *, task_id: int | None = None) -> list[dict[str, Any]]:
+        return [row for row in self.stored if row["task"] == task_id]
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        self.stored = [row for row in self.stored if row["id"] != prediction_id]
+
+
+@pytest.mark.parametrize("frozen", ["before the check", "before the import", "after the import"])
+def test_a_worker_frozen_while_it_pushes_stores_nothing_twice(settings, redis, frozen):
+    """It is taken over while it stands still, and then goes on."""
+    queue, deliveries, count = JobQueue(redis, settings), DeliveryClaims(redis), 20
+    jobs = [PredictionJob(PROJECT, {"id": n, "data": {}}, f"{n}", CONFIG, "v1") for n in range(1, count + 1)]
+    queue.submit(jobs)
+    for job in jobs:
+        prediction = {"result": [{"id": f"r{job.task['id']}"}], "score": 1.0, "model_version": "v1"}
+        queue.records.finish(job.id, JobOutcome(prediction=prediction))
+    claim = deliveries.claim("request", [job.id for job in jobs], lifetime_s=60)
+    assert deliveries.defer(claim, {job.id: {"project": PROJECT, "task": job.task["id"]} for job in jobs}) == []
+
+    def take_over() -> None:
+        """The lock has expired meanwhile, and another worker pushes."""
+        client.freeze_before = client.freeze_after = lambda: None
+        redis.delete(push_lock_key(PROJECT))
+        second.push_ready()
+
+    def go_on() -> None:
+        pass
+
+    client = FrozenClient(
+        take_over if frozen == "before the import" else go_on, take_over if frozen == "after the import" else go_on
+    )
+    first = Pusher(queue, settings, "first", connect=lambda *_: client)
+    second = Pusher(queue, settings, "second", connect=lambda *_: client)
+    if frozen == "before the check":
+        connected = first._client
+
+        def late_client(project: Project) -> PushClient:
+            take_over()
+            return connected(project)
+
+        first._client = late_client  # type: ignore[method-assign]
+    first.push_ready()
+    second.push_ready()
+    assert sorted(row["task"] for row in client.stored) == list(range(1, count + 1))
+    assert deliveries.count_deferred() == 0

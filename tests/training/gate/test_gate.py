@@ -99,6 +99,20 @@ def test_a_tiny_holdout_asks_for_a_clear_gain_and_says_so(world: World, off_px: 
     assert any("5 more annotated images" in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(("distort", "promoted"), [("found", True), ("blind", False)])
+def test_the_first_model_of_unknown_labels_serves_when_it_beats_nothing(
+    world: World, distort: str, promoted: bool
+) -> None:
+    holdout = world.snapshot("s", 2, classes=("balloon",))
+    old = world.model("old", world.shifted_by(0), classes=("cat",))
+    way = world.shifted_by(3) if distort == "found" else world.blind()
+    verdict = ruled(world, world.model("new", way, classes=("balloon",)), old, holdout)
+    assert verdict.promote == promoted
+    assert "the incumbent knows none of: balloon" in verdict.reasons[0]
+    assert ("beats nothing" if promoted else "finds nothing either") in verdict.reasons[0]
+    assert any("only 2 annotated images" in reason for reason in verdict.reasons)
+
+
 @pytest.mark.parametrize("incumbent", [True, False])
 def test_an_empty_holdout_measures_nothing_and_promotes_nothing(world: World, incumbent: bool) -> None:
     old = world.model("old", world.shifted_by(3)) if incumbent else None

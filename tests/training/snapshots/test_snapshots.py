@@ -19,9 +19,15 @@ from training.snapshots.format import (
     decode_rle,
     encode_rle,
     image_record,
-    is_holdout,
     open_snapshot,
     pixels_sha256,
+)
+from training.snapshots.holdout import (
+    LEAST_HOLDOUT,
+    LEAST_IMAGES,
+    holdout_hashes,
+    is_holdout,
+    what_is_missing,
 )
 from training.snapshots.writer import SnapshotWriter, write_snapshot
 
@@ -61,7 +67,7 @@ def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
         for image, sample in zip(records["images"], (samples[n] for n in range(len(samples))), strict=True):
             seen.add(image["sha256"])
             assert pixels_sha256(sample.image) == image["sha256"]
-            assert is_holdout(image["sha256"]) == (part == "holdout")
+            assert (image["sha256"] in holdout_hashes(by_hash)) == (part == "holdout")
             entries = [a for a in records["annotations"] if a["image_id"] == image["id"]]
             expected = by_hash[image["sha256"]]
             assert len(entries) == len(expected) == len(sample.masks)
@@ -160,16 +166,18 @@ def test_the_same_data_twice_is_one_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
 
 
-def test_an_image_uploaded_again_stays_on_its_side(tmp_path: Path) -> None:
+def test_an_image_uploaded_again_never_comes_from_training_into_the_holdout(tmp_path: Path) -> None:
     """Whatever else is annotated, and in whatever lossless file it comes."""
-    sides: dict[str, set[str]] = {}
+    sides: dict[str, list[str]] = {}
     for round_number, count in enumerate((5, 20, 40)):
         snapshot = open_snapshot(write_snapshot(content(count), tmp_path / str(round_number), classes=CLASSES))
         for part in ("train", "holdout"):
             for image in snapshot.coco(part)["images"]:
-                sides.setdefault(image["sha256"], set()).add(part)
+                sides.setdefault(image["sha256"], []).append(part)
     assert len(sides) == 40
-    assert all(len(parts) == 1 for parts in sides.values())
+    # Only an image that a small set was topped up with goes the other way.
+    assert all(parts == sorted(parts) for parts in sides.values())
+    assert sum(len(set(parts)) > 1 for parts in sides.values()) <= LEAST_HOLDOUT
     assert 0 < sum("holdout" in parts for parts in sides.values()) < 20
 
 
@@ -178,6 +186,40 @@ def test_a_larger_share_only_adds_to_the_holdout(sha256: str, share: float, othe
     low, high = sorted((share, other))
     assert is_holdout(sha256, low) <= is_holdout(sha256, high)
     assert not is_holdout(sha256, 0.0)
+
+
+HASHES = st.lists(st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}"), max_size=30, unique=True)
+
+
+@given(HASHES, HASHES)
+def test_no_image_comes_from_training_into_the_holdout(before: list[str], added: list[str]) -> None:
+    """As images are added to a set that was trained on."""
+    if len(before) < LEAST_IMAGES:
+        return
+    trained = set(before) - holdout_hashes(before)
+    assert not trained & holdout_hashes([*before, *added])
+
+
+@given(HASHES)
+def test_a_set_that_can_be_judged_has_a_holdout(hashes: list[str]) -> None:
+    held = holdout_hashes(hashes)
+    assert len(held) >= (LEAST_HOLDOUT if len(hashes) >= LEAST_IMAGES else 0)
+    assert {sha256 for sha256 in hashes if is_holdout(sha256)} <= held
+    assert holdout_hashes(hashes, 0.0) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({}, ""),
+        ({"images": 4, "train_images": 2, "holdout_images": 2}, ""),
+        ({"images": 3, "train_images": 3, "holdout_images": 0}, "3 annotated image(s) leave none to judge by; "),
+        ({"images": 1, "train_images": 0, "holdout_images": 1}, "none to train on; annotate 3 more"),
+    ],
+)
+def test_what_cannot_be_judged_is_said(counts: dict[str, int], says: str) -> None:
+    assert says in what_is_missing(counts)
+    assert bool(says) == bool(what_is_missing(counts))
 
 
 def test_about_the_share_is_held_out() -> None:

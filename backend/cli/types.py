@@ -1,0 +1,79 @@
+"""What options accept, checked before anything heavy is imported: checkpoints by name, devices, close spellings."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from backend.versions.store import DEFAULT_STORE, find_model, stored_models
+from model.checkpoints.metadata import METADATA_FILE, CheckpointError
+from model.requirements import missing_gpu_reason
+
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """A sentence that names the closest known spelling; "" when none is close."""
+    close = difflib.get_close_matches(value, list(known), 1)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+class CheckpointType(click.ParamType):
+    """A checkpoint directory, given as a path or by the name of a shipped or imported model."""
+
+    name = "checkpoint"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The checkpoint's directory; fails with the names there are."""
+        try:
+            return find_model(str(value), DEFAULT_STORE)
+        except CheckpointError:
+            names = [stored.directory.name for stored in stored_models(DEFAULT_STORE)]
+            meant = did_you_mean(str(value), names) or f"Known names: {', '.join(names)}."
+            self.fail(
+                f"{str(value)!r} is no checkpoint; expected a folder with {METADATA_FILE} or a model's name. "
+                f"{meant} `transfiner models list` shows them.",
+                param,
+                ctx,
+            )
+
+
+class DeviceType(click.ParamType):
+    """auto, cpu, cuda or cuda:NUMBER; a GPU that the machine does not have is refused without importing torch."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The device's name as it was given."""
+        if not DEVICE_NAME.fullmatch(value):
+            self.fail(f"{value!r}; expected auto, cpu, cuda or cuda:NUMBER, e.g. cuda:1.", param, ctx)
+        if reason := missing_gpu_reason(value):
+            self.fail(reason, param, ctx)
+        return value
+
+
+class SuggestingGroup(click.Group):
+    """A group that names the closest command when one is misspelt."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a suggestion in the error."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = did_you_mean(args[0], self.list_commands(ctx))
+            # Newer versions of click bring suggestions of their own.
+            if meant and not getattr(error, "possibilities", None):
+                raise click.UsageError(f"{error.message.rstrip('.')}. {meant}", ctx) from error
+            raise
+
+
+CHECKPOINT = CheckpointType()
+DEVICE = DeviceType()
+PORT = click.IntRange(0, 65535)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

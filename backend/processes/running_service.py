@@ -1,0 +1,144 @@
+"""Which demo or service runs on this machine: a state file each, so that other commands find it by themselves.
+
+A file lies in the user's state folder (`XDG_STATE_HOME`, else ~/.local/state), readable by the user alone, because the
+address of an embedded queue server holds its password. It goes with its process; one left behind by a kill is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backend.settings import PREFIX, Settings, load_settings
+
+# Settings that a command takes over from the running service unless they are given.
+TAKEN_OVER = ("redis_url", "registry", "registry_cache", "learning_folder", "model", "host", "port")
+LABEL_STUDIO = ("label_studio_url", "label_studio_api_key")
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A running demo or service.
+
+    Attributes:
+        kind: "demo" or "service".
+        pid: of the supervising process.
+        started_at: the kernel's start time of that process, so that a number given anew is no mistake.
+        settings: values of `TAKEN_OVER`, for a demo also those of `LABEL_STUDIO`.
+    """
+
+    kind: str
+    pid: int
+    started_at: str
+    settings: Mapping[str, str]
+
+    @property
+    def status_url(self) -> str:
+        """Address of the status page."""
+        return status_url(self.settings["host"], int(self.settings["port"]))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return _start_time(self.pid) == self.started_at
+
+
+def status_url(host: str, port: int) -> str:
+    """Address of the status page as a browser on this machine reaches it."""
+    reachable = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "[::1]"}.get(host, host)
+    return f"http://{reachable}:{port}/status"
+
+
+def state_folder() -> Path:
+    """Folder of the state files of this user."""
+    root = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(root) / "transfiner"
+
+
+@contextlib.contextmanager
+def announced(kind: str, settings: Settings) -> Iterator[None]:
+    """Keep a state file while the service runs; without a writable folder, do without."""
+    names = TAKEN_OVER + (LABEL_STUDIO if kind == "demo" else ())
+    values = {name: _plain(getattr(settings, name)) for name in names}
+    if values["registry"] and "://" not in values["registry"]:
+        values["registry"] = str(Path(values["registry"]).absolute())
+    service = RunningService(kind, os.getpid(), _start_time(os.getpid()), values)
+    try:
+        path = state_folder() / f"{service.pid}.json"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123
+            json.dump(asdict(service), file)
+    except (OSError, RuntimeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def running_services() -> list[RunningService]:
+    """Demos and services of this user that run now, oldest first; files left behind are removed."""
+    services = []
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in sorted(state_folder().glob("*.json"), key=lambda path: path.stat().st_mtime):
+            try:
+                service = RunningService(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                continue
+            if service.is_alive:
+                services.append(service)
+            else:
+                path.unlink(missing_ok=True)
+    return services
+
+
+def load_settings_of_running(**options: Any) -> Settings:
+    """Settings for a command beside a service: options, then the environment, then the newest running service.
+
+    Where a queue server is named by an option or the environment, no other service is looked for. Says on standard
+    error which one is used.
+
+    Raises:
+        StartError: a value is not allowed.
+    """
+    settings = load_settings(**options)
+    services = running_services()
+    if settings.redis_url or not services:
+        return settings
+    service = services[-1]
+    given = {name for name, value in options.items() if value is not None}
+    given |= {name for name in TAKEN_OVER if PREFIX + name.upper() in os.environ}
+    if settings.label_studio_url:
+        given |= set(LABEL_STUDIO)
+    values = {name: value for name, value in service.settings.items() if name not in given and value != ""}
+    others = f"; {len(services) - 1} more run, name another with --redis-url" if len(services) > 1 else ""
+    click.echo(f"Uses the {service.kind} that runs here, {service.status_url}{others}.", err=True)
+    return load_settings(**{**options, **values})
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat; "" where there is no such file."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

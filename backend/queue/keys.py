@@ -1,0 +1,139 @@
+"""Names of everything that lies in Redis, spelled nowhere else; scripts get them from `NAMES`."""
+
+from __future__ import annotations
+
+import json
+
+PREFIX = "transfiner:"
+
+# Prediction tasks.
+TASK = f"{PREFIX}task:"
+TASKS = f"{PREFIX}tasks"
+STATS = f"{PREFIX}stats"
+# Job ids are published here when tasks end, so that waiting requests wake at once.
+FINISHED_CHANNEL = f"{PREFIX}finished"
+# Published when tasks were queued, so that idle workers wake at once.
+QUEUED_CHANNEL = f"{PREFIX}queued"
+# Requests that wait: who waits for a task, and each one's lease.
+REQUESTERS = f"{PREFIX}askers:"
+REQUESTER = f"{PREFIX}asker:"
+
+# Delivery to Label Studio.
+CLAIM = f"{PREFIX}claim:"
+DEFERRED = f"{PREFIX}deferred"
+PUSHING = f"{PREFIX}pushing"
+PUSHED = f"{PREFIX}pushed:"
+PUSH_LOCK = f"{PREFIX}push:"
+
+# Workers.
+WORKERS = f"{PREFIX}workers"
+WORKER = f"{PREFIX}worker:"
+RUNNING = f"{PREFIX}running:"
+# Tasks that were taken from a worker because it seemed dead.
+TAKEN_FROM = f"{PREFIX}taken-from:"
+
+# Projects and pages.
+PROJECTS = f"{PREFIX}projects"
+PROJECT = f"{PREFIX}project:"
+FORM_SECRET = f"{PREFIX}form-secret"
+
+# Learning.
+LEARNING = f"{PREFIX}learning"
+TRAINERS = f"{PREFIX}trainers"
+WATCH_LOCK = f"{PREFIX}learning:watch"
+
+# RQ's own hash of a job.
+RQ_JOB = "rq:job:"
+
+# What scripts need to name keys that depend on their data; decoded in Lua from ARGV[1].
+NAMES = json.dumps(
+    {
+        "task": TASK,
+        "tasks": TASKS,
+        "stats": STATS,
+        "finished_channel": FINISHED_CHANNEL,
+        "requesters": REQUESTERS,
+        "requester": REQUESTER,
+        "claim": CLAIM,
+        "deferred": DEFERRED,
+        "pushing": PUSHING,
+        "pushed": PUSHED,
+        "worker": WORKER,
+        "rq_job": RQ_JOB,
+    }
+)
+
+
+def task_key(job_id: str) -> str:
+    """The record of a task."""
+    return TASK + job_id
+
+
+def requesters_key(job_id: str) -> str:
+    """The set of requests that wait for a task."""
+    return REQUESTERS + job_id
+
+
+def requester_key(token: str) -> str:
+    """The lease of a request that waits."""
+    return REQUESTER + token
+
+
+def claim_key(job_id: str) -> str:
+    """Which request delivers a task."""
+    return CLAIM + job_id
+
+
+def pushed_key(job_id: str) -> str:
+    """Exists for a moment after a task was pushed."""
+    return PUSHED + job_id
+
+
+def push_lock_key(project: str) -> str:
+    """The lock of whoever pushes into a project."""
+    return PUSH_LOCK + project
+
+
+def worker_key(name: str) -> str:
+    """The heartbeat of a worker; expires when the worker dies."""
+    return WORKER + name
+
+
+def running_key(name: str) -> str:
+    """The set of tasks that a worker has taken and not ended."""
+    return RUNNING + name
+
+
+def taken_from_key(name: str) -> str:
+    """The set of tasks that were requeued or parked because a worker seemed dead."""
+    return TAKEN_FROM + name
+
+
+def project_key(key: str) -> str:
+    """What /setup said about a project."""
+    return PROJECT + key
+
+
+def learning_key(project: str) -> str:
+    """The training that waits or runs for a project."""
+    return f"{LEARNING}:{project}"
+
+
+def learning_cancel_key(project: str) -> str:
+    """The run of a project that shall end."""
+    return f"{LEARNING}:{project}:cancel"
+
+
+def learning_lock_key(project: str) -> str:
+    """The lock of whoever trains a project."""
+    return f"{LEARNING}:{project}:lock"
+
+
+def trigger_state_key(project: str) -> str:
+    """What the last look at a project found."""
+    return f"{LEARNING}:{project}:looked"
+
+
+def repredict_key(project: str) -> str:
+    """How many tasks are predicted anew after a promotion."""
+    return f"{LEARNING}:{project}:repredict"

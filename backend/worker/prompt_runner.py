@@ -1,0 +1,114 @@
+"""Answers interactive jobs: the annotator's prompt in percent -> the promptable model -> one object in pixels."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backend.errors import TaskError
+from backend.queue.job_queue import PredictionJob
+from backend.settings import Settings
+from integration.regions.read import regions_to_objects
+from model.instance import Instance
+
+if TYPE_CHECKING:
+    from model.prompts.predictor import PromptPredictor
+
+log = logging.getLogger(__name__)
+#: Pixels of decoded images that are kept for the next prompt on them.
+KEPT_BYTES = 256 << 20
+#: Side of the image that a fresh model is tried on.
+VIEW_PX = 64
+
+
+class PromptRunner:
+    """The promptable model of the settings, loaded with the first prompt, and the images last prompted.
+
+    Args:
+        load: builds the predictor; another one in tests of the mechanics.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[Settings], PromptPredictor] | None = None) -> None:
+        self.settings = settings
+        self._load = load or load_prompt_predictor
+        self._predictor: PromptPredictor | None = None
+        self._lock = threading.Lock()
+        self._images: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+
+    def answer(self, job: PredictionJob, image_rgb: np.ndarray) -> Instance:
+        """The object that a job's prompt means, with the annotator's label.
+
+        Raises:
+            TaskError: there is no promptable model, another version of it, or the prompt says nothing.
+        """
+        from model.prompts.answers import Prompt
+
+        predictor = self._warm(job.model_version)
+        try:
+            prompt = Prompt(**_in_pixels(job.prompt or {}, image_rgb.shape[:2]))
+        except ValueError as error:
+            raise TaskError(f"The prompt cannot be used: {error}.", "Draw a box or click into the object.") from error
+        return replace(predictor.image(image_rgb).prompt(prompt), label=str((job.prompt or {}).get("label", "")))
+
+    def remembered(self, job: PredictionJob) -> np.ndarray | None:
+        """The decoded image of a job that was prompted before."""
+        with self._lock:
+            return self._images.get((job.project, job.image))
+
+    def remember(self, job: PredictionJob, image_rgb: np.ndarray) -> None:
+        """Keep an image for the next prompt; the oldest leave when they take too much memory."""
+        with self._lock:
+            self._images[job.project, job.image] = image_rgb
+            self._images.move_to_end((job.project, job.image))
+            while len(self._images) > 1 and sum(image.nbytes for image in self._images.values()) > KEPT_BYTES:
+                self._images.popitem(last=False)
+
+    def warm(self) -> None:
+        """Load the model now, so that the first prompt need not wait for it."""
+        self._predictor = self._load(self.settings)
+        self._predictor.image(np.zeros((VIEW_PX, VIEW_PX, 3), np.uint8)).prompt_boxes([(0, 0, VIEW_PX, VIEW_PX)])
+
+    def _warm(self, version: str) -> PromptPredictor:
+        if self._predictor is None or self._predictor.version != version:
+            try:
+                self._predictor = self._load(self.settings)
+            except (ValueError, OSError) as error:
+                raise TaskError(
+                    f"The promptable model cannot be loaded: {error}.", "Set TRANSFINER_PROMPT_MODEL."
+                ) from error
+            log.info("promptable model %s is loaded", self._predictor.version)
+        if self._predictor.version != version:
+            raise TaskError(
+                f"The API asked for the promptable model {version!r}, this worker has {self._predictor.version!r}.",
+                "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
+            )
+        return self._predictor
+
+
+def load_prompt_predictor(settings: Settings) -> PromptPredictor:
+    """The predictor of `settings.prompt_model`. Raises CheckpointError, ValueError."""
+    from model.prompts.predictor import PromptPredictor
+
+    return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device)
+
+
+def _in_pixels(prompt: dict[str, Any], shape_hw: tuple[int, int]) -> dict[str, Any]:
+    """Fields of `model.prompts.answers.Prompt` from the percent of a job's prompt; boxes are cut to the image."""
+    height, width = shape_hw
+    box = None
+    if prompt.get("box_pct"):
+        x0, y0, x1, y1 = (min(max(float(value), 0.0), 100.0) for value in prompt["box_pct"])
+        box = (x0 * width / 100, y0 * height / 100, x1 * width / 100, y1 * height / 100)
+    points = tuple((x * width / 100, y * height / 100, bool(sign)) for x, y, sign in prompt.get("points_pct", ()))
+    mask = None
+    if prompt.get("drawing"):
+        drawing = {**prompt["drawing"], "original_width": width, "original_height": height}
+        objects = regions_to_objects([drawing], width=width, height=height).objects
+        mask = objects[0].mask_hw if objects else None
+    return {"box_xyxy": box, "points": points, "mask_hw": mask}

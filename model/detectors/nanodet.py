@@ -1,0 +1,188 @@
+"""NanoDet-g: a small one-stage detector of COCO's 80 classes (RangiLyu/nanodet, Apache-2.0), rewritten in torch.
+
+The norms of the original are folded into its convolutions, so a layer is a convolution with bias and LeakyReLU(0.1).
+Its trunk (strides 4 to 32) is also the backbone of the promptable network (`model.prompts.network`).
+
+Shape shorthand: N images, C channels, L the three strides, B boxes, K = 80 classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from model.detectors.coco_classes import COCO_CLASSES
+
+INPUT_SIZE = 416
+PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
+PIXEL_STD_BGR = (57.375, 57.12, 58.395)
+STRIDES = (8, 16, 32)
+DISTANCE_BINS = 11
+NMS_IOU = 0.6
+TRUNK_CHANNELS = (64, 128, 256, 512)  # at strides 4, 8, 16, 32
+STEM_CHANNELS = 32
+PYRAMID_CHANNELS = 128
+
+
+class Layer(nn.Module):
+    """3x3 convolution with bias and LeakyReLU(0.1)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), 0.1, inplace=True)
+
+
+class SplitBlock(nn.Module):
+    """Two layers in a row whose outputs stand side by side, the later one first."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.first = Layer(channels_in, channels)
+        self.second = Layer(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        return torch.cat([self.second(first), first], 1)
+
+
+class Stage(nn.Module):
+    """A cross-stage-partial stage: a layer, ``blocks``, a layer, and the first layer's output beside the last's."""
+
+    def __init__(self, channels_in: int, channels: int, blocks: int, stride: int) -> None:
+        super().__init__()
+        self.enter = Layer(channels_in, channels, stride)
+        self.blocks = nn.ModuleList(SplitBlock(channels, channels // 2) for _ in range(blocks))
+        self.leave = Layer(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered = inner = self.enter(x)
+        for block in self.blocks:
+            inner = block(inner)
+        return torch.cat([self.leave(inner), entered], 1)
+
+
+class Trunk(nn.Module):
+    """The backbone: a stem at stride 2 and four stages at strides 4 to 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Layer(3, STEM_CHANNELS, 2)
+        self.stages = nn.ModuleList(
+            [Stage(32, 32, 1, 1), Stage(64, 64, 2, 2), Stage(128, 128, 2, 2), Stage(256, 256, 3, 2)]
+        )
+
+    def forward(self, images: Tensor, stem_addition: Tensor | None = None) -> list[Tensor]:
+        """Features at strides 2, 4, 8, 16, 32 of (N, 3, H, W) normalised BGR images.
+
+        ``stem_addition`` (N, 32, H/2, W/2) is added to the first convolution's output, before its activation.
+        """
+        x = self.stem.conv(images)
+        if stem_addition is not None:
+            x = x + stem_addition
+        features = [F.leaky_relu(x, 0.1)]
+        x = F.max_pool2d(features[0], 3, 2, 1)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class PathAggregation(nn.Module):
+    """Top-down and bottom-up sums of the last three stages, without convolutions between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, PYRAMID_CHANNELS, 1) for channels in TRUNK_CHANNELS[1:])
+
+    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """Three maps of 128 channels from the features at strides 8, 16, 32."""
+        maps = [layer(x) for layer, x in zip(self.lateral, stages, strict=True)]
+        for finer in (1, 0):
+            maps[finer] = maps[finer] + _resized(maps[finer + 1], maps[finer])
+        for coarser in (1, 2):
+            maps[coarser] = maps[coarser] + _resized(maps[coarser - 1], maps[coarser])
+        return maps
+
+
+def _resized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear")
+
+
+class Detections(NamedTuple):
+    """Boxes of one image by falling score: (B, 4) xyxy in pixels, (B,), int64 (B,)."""
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+class NanoDet(nn.Module):
+    """The whole detector."""
+
+    def __init__(self, num_classes: int = len(COCO_CLASSES)) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.trunk = Trunk()
+        self.pyramid = PathAggregation()
+        self.towers = nn.ModuleList(Layer(PYRAMID_CHANNELS, PYRAMID_CHANNELS) for _ in STRIDES)
+        outputs = num_classes + 4 * DISTANCE_BINS
+        self.outputs = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, outputs, 1) for _ in STRIDES)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, K + 44, h, w) a stride: class logits, then logits of 11 distances for left, top, right, bottom."""
+        maps = self.pyramid(self.trunk(images)[2:])
+        return [out(tower(x)) for tower, out, x in zip(self.towers, self.outputs, maps, strict=True)]
+
+    def decode(
+        self, outputs: list[Tensor], size_hw: tuple[int, int], score_threshold: float, max_detections: int
+    ) -> Detections:
+        """Detections of one image, from outputs of N = 1.
+
+        Args:
+            size_hw: of the image in pixels; the outputs are of the image stretched to 416 x 416.
+        """
+        boxes, scores = self.candidates(outputs)
+        height, width = size_hw
+        boxes = boxes * boxes.new_tensor([width, height, width, height]) / INPUT_SIZE
+        boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
+        cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
+        kept = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
+        return Detections(boxes[cell[kept]], scores[cell, label][kept], label[kept])
+
+    def candidates(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes (cells, 4) in pixels of the 416 x 416 input and scores (cells, K) of one image."""
+        boxes, scores = [], []
+        for stride, output in zip(STRIDES, outputs, strict=True):
+            rows, columns = output.shape[-2:]
+            flat = output[0].flatten(1).T.float()
+            scores.append(flat[:, : self.num_classes].sigmoid())
+            bins = torch.arange(DISTANCE_BINS, dtype=flat.dtype, device=flat.device)
+            spread = flat[:, self.num_classes :].unflatten(1, (4, DISTANCE_BINS)).softmax(2)
+            left, top, right, bottom = (spread @ bins * stride).unbind(1)
+            y = ((torch.arange(rows, device=flat.device) + 0.5) * stride).repeat_interleave(columns)
+            x = ((torch.arange(columns, device=flat.device) + 0.5) * stride).repeat(rows)
+            boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], 1))
+        return torch.cat(boxes), torch.cat(scores)
+
+
+def normalised(images_rgb: Tensor) -> Tensor:
+    """(N, 3, H, W) RGB in 0..255 to the network's BGR input."""
+    mean = images_rgb.new_tensor(PIXEL_MEAN_BGR)[:, None, None]
+    std = images_rgb.new_tensor(PIXEL_STD_BGR)[:, None, None]
+    return (images_rgb.flip(1) - mean) / std
+
+
+def convolutions_in_graph_order(network: NanoDet) -> list[nn.Conv2d]:
+    """The 34 convolutions as the packaged graph numbers them: trunk, laterals, then tower and output a stride."""
+    trunk = [module for module in network.trunk.modules() if isinstance(module, nn.Conv2d)]
+    heads: list[nn.Conv2d] = []
+    for tower, output in zip(network.towers, network.outputs, strict=True):
+        heads += [tower.conv, output]  # type: ignore[list-item]
+    return [*trunk, *network.pyramid.lateral, *heads]

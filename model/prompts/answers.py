@@ -1,0 +1,163 @@
+"""Prompts and what becomes of the network's answer: the view to look at, the probabilities, the object in the image.
+
+Shape shorthand: V views, S = 256 the side of a view, H x W an image's size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.layers import paste_masks_in_image
+from scipy.ndimage import label as label_components
+
+from model.instance import Instance, ProbabilityPatch, box_of
+from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
+from model.prompts.views import View, view_of_box, view_of_image
+
+#: A point of an image: x, y in pixels, and whether the object is there (True) or not (False).
+Point = tuple[float, float, bool]
+#: A mask that fills less of its view than this is looked at again from nearer.
+ZOOM_SHARE = 0.5
+#: Views the network looks at together.
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What somebody pointed at; at least one of the three.
+
+    Attributes:
+        box_xyxy: around the object, loose or tight, in pixels of the image.
+        points: clicks, in the order in which they were made.
+        mask_hw: the object's mask so far, bool H x W.
+    """
+
+    box_xyxy: tuple[float, float, float, float] | None = None
+    points: tuple[Point, ...] = ()
+    mask_hw: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.box_xyxy is None and self.mask_hw is None and not any(point[2] for point in self.points):
+            raise ValueError(
+                f"a prompt needs a box, a mask or a positive click; got {len(self.points)} negative clicks"
+            )
+        if self.box_xyxy is not None:
+            x0, y0, x1, y1 = self.box_xyxy
+            if not (np.isfinite(self.box_xyxy).all() and x1 > x0 and y1 > y0):
+                raise ValueError(f"box is {self.box_xyxy}, expected left < right and top < bottom in pixels")
+
+
+def look(
+    network: PromptNetwork,
+    image_rgb: np.ndarray,
+    views: Sequence[View],
+    prompts: Sequence[Prompt],
+    *,
+    device: torch.device,
+    bf16: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(views), BATCH):
+        shown, asked = views[start : start + BATCH], prompts[start : start + BATCH]
+        pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown]))
+        maps = torch.stack([_maps(view, prompt) for view, prompt in zip(shown, asked, strict=True)])
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            answer = network.predict(pixels.to(device).permute(0, 3, 1, 2).float(), maps.to(device))
+        parts.append(tuple(values.float().cpu().numpy() for values in answer))
+    refined, coarse, scores = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return refined, coarse, scores
+
+
+def first_view(prompt: Prompt, shape_hw: tuple[int, int]) -> View:
+    """Where a prompt is looked at: around its box, around the mask so far and the clicks, or the whole image."""
+    if prompt.box_xyxy is not None:
+        return view_of_box(prompt.box_xyxy, VIEW_SIDE)
+    if prompt.mask_hw is not None and prompt.mask_hw.any():
+        return view_of_box(_around(box_of(prompt.mask_hw), prompt.points), VIEW_SIDE)
+    return view_of_image(shape_hw, VIEW_SIDE)
+
+
+def _around(box: Sequence[float], points: Sequence[Point]) -> tuple[float, float, float, float]:
+    """A box grown to hold the positive clicks."""
+    inside = [point for point in points if point[2]]
+    xs, ys = [p[0] for p in inside], [p[1] for p in inside]
+    return min([box[0], *xs]), min([box[1], *ys]), max([box[2], *xs]), max([box[3], *ys])
+
+
+def nearer_view(view: View, values: np.ndarray, prompt: Prompt) -> View | None:
+    """The view around the mask that was found, if that shows it larger."""
+    mask = values >= 0.5
+    if not mask.any():
+        return None
+    left, top, right, bottom = np.array(box_of(mask), float) / values.shape[0]
+    x0, y0, x1, y1 = view.box_xyxy
+    box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
+    nearer = view_of_box(_around(box, prompt.points), VIEW_SIDE)
+    a, b, c, d = nearer.box_xyxy
+    return nearer if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
+
+
+def _maps(view: View, prompt: Prompt) -> torch.Tensor:
+    """Prompt maps in pixels of the view."""
+    box = None
+    if prompt.box_xyxy is not None:
+        x0, y0, x1, y1 = view.to_view(np.array(prompt.box_xyxy).reshape(2, 2)).flatten().tolist()
+        box = (x0, y0, x1, y1)
+    points = [(*view.to_view(np.array([point[:2]]))[0].tolist(), point[2]) for point in prompt.points]
+    mask = None
+    if prompt.mask_hw is not None:
+        mask = torch.from_numpy(view.pixels(prompt.mask_hw.astype(np.uint8) * 255, 0).astype(np.float32) / 255)
+    return prompt_maps(box, points, mask)
+
+
+def as_instance(
+    view: View, values: np.ndarray, score: float, prompt: Prompt, shape_hw: tuple[int, int], label: str = ""
+) -> Instance:
+    """The object in a view's probabilities (s, s), in pixels of the image."""
+    values = _likeliest(values, view, prompt)
+    mask = mask_of_view(view, values, shape_hw)
+    if not mask.any():  # it lies between the centres of pixels: the pixel where it is likeliest
+        mask.flat[int(view.to_image(values, shape_hw).argmax())] = True
+    left, top, right, bottom = box_of(mask)
+    return Instance(
+        box_xyxy=(float(left), float(top), float(right), float(bottom)),
+        label=label,
+        score=score,
+        mask_hw=mask,
+        probabilities=ProbabilityPatch(values.astype(np.float32), view.box_xyxy),
+    )
+
+
+def mask_of_view(view: View, values: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Bool H x W: where probabilities (s, s) of a view reach one half, by the rule of every other mask here."""
+    boxes = torch.tensor([view.box_xyxy], dtype=torch.float32)
+    pasted = paste_masks_in_image(
+        torch.from_numpy(np.ascontiguousarray(values, np.float32))[None], boxes, shape_hw, 0.5
+    )
+    return np.asarray(pasted[0].numpy(), bool)
+
+
+def _likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
+    """Probabilities raised where no place reaches one half; parts that no positive click touches are left out."""
+    most = float(values.max())
+    if most < 0.5:
+        values = np.clip(values * (0.75 / max(most, 1e-6)), 0.0, 1.0)
+    clicks = [point for point in prompt.points if point[2]]
+    if not clicks or prompt.box_xyxy is not None:
+        return values
+    parts, count = label_components(values >= 0.5)
+    if count < 2:
+        return values
+    side = values.shape[0]
+    places = (view.to_view(np.array([point[:2] for point in clicks])) * side / VIEW_SIDE).astype(int).clip(0, side - 1)
+    touched = {int(parts[y, x]) for x, y in places} - {0}
+    if not touched:
+        return values
+    largest = np.bincount(parts.flat, minlength=count + 1)
+    most_pixels = max(largest[k] for k in touched)
+    kept = [k for k in range(1, count + 1) if k in touched or largest[k] >= 0.2 * most_pixels]
+    return np.where((parts == 0) | np.isin(parts, kept), values, 0.0)

@@ -1,0 +1,86 @@
+"""A detector whose boxes are prompts: NanoDet-g finds common objects, the promptable mask head outlines each.
+
+Inference only: a class that it does not know is pointed at, or learned by a two-stage detector (`training.finetune`).
+
+Shape shorthand: R detections of an image, H x W its size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.detectors.nanodet import INPUT_SIZE, Detections, NanoDet, normalised
+from model.prompts.answers import Prompt, first_view, look, mask_of_view
+from model.prompts.network import PromptNetwork
+from model.prompts.views import View
+
+
+@META_ARCH_REGISTRY.register()
+class PromptedDetector(nn.Module):
+    """NanoDet-g's boxes through the promptable network; inputs and outputs are detectron2's."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.detector = NanoDet(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        self.prompts = PromptNetwork(cfg)
+        self.score_threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Detections of images given as uint8 RGB (3, h, w), in pixels of their `height` and `width`."""
+        if self.training:
+            raise NotImplementedError("PromptedDetector is for inference; train its networks with `training.prompts`")
+        return [{"instances": self._detected(item)} for item in batched_inputs]
+
+    def detect(self, image: Tensor, size_hw: tuple[int, int]) -> Detections:
+        """Boxes of a uint8 RGB (3, h, w) image, in pixels of an image of `size_hw`."""
+        pixels = image[None].to(self.device).float()
+        stretched = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
+        outputs = self.detector(normalised(stretched))
+        return self.detector.decode(outputs, size_hw, self.score_threshold, self.max_detections)
+
+    def _detected(self, item: dict[str, Any]) -> Instances:
+        image = item["image"]
+        height, width = int(item.get("height", image.shape[-2])), int(item.get("width", image.shape[-1]))
+        found = self.detect(image, (height, width))
+        boxes = found.boxes_xyxy.cpu()
+        instances = Instances(
+            (height, width), pred_boxes=Boxes(boxes), scores=found.scores.cpu(), pred_classes=found.classes.cpu()
+        )
+        instances = instances[Boxes(boxes).nonempty()]
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        scale = np.array([pixels.shape[1] / width, pixels.shape[0] / height] * 2)
+        prompts = [Prompt(box_xyxy=tuple((box * scale).tolist())) for box in instances.pred_boxes.tensor.numpy()]
+        views = [first_view(prompt, pixels.shape[:2]) for prompt in prompts]
+        if not views:
+            return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
+        refined, coarse, _ = look(self.prompts, pixels, views, prompts, device=self.device)
+        placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
+        return self._with_masks(instances, placed, refined, coarse)
+
+    def _with_masks(self, found: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray) -> Instances:
+        found.pred_masks = _pasted(views, refined, found.image_size)
+        if self.keep_coarse:
+            found.pred_coarse_masks = _pasted(views, coarse, found.image_size)
+        found.mask_probabilities = torch.from_numpy(refined)
+        found.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
+        return found
+
+
+def _pasted(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:
+    """Bool (R, H, W) masks of the views' probabilities."""
+    masks = [mask_of_view(view, value, size_hw) for view, value in zip(views, values, strict=True)]
+    return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size_hw), bool))

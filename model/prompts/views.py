@@ -1,0 +1,85 @@
+"""Views: the window around a prompt, its pixels at a fixed size, and masks carried between view and image.
+
+Coordinates are continuous pixel edges; a window may reach over the image's border, where the view shows a plain colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+#: A box is shown with this much of its size around it.
+MARGIN = 1.4
+#: The longer side of a window is at most this many times the shorter one: pixels are stretched no further.
+MOST_STRETCH = 2.0
+#: Windows are not smaller: below it there is nothing but blur around an object.
+LEAST_SIDE_PX = 24.0
+#: Colour outside the image: about NanoDet's mean.
+OUTSIDE_RGB = (124, 116, 104)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window of an image, shown at `side` x `side` pixels; `box_xyxy` in image pixels."""
+
+    box_xyxy: tuple[float, float, float, float]
+    side: int
+
+    def to_view(self, points_xy: np.ndarray) -> np.ndarray:
+        """(N, 2) image points in pixels of the view."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return (np.asarray(points_xy, float) - (x0, y0)) * (self.side / (x1 - x0), self.side / (y1 - y0))
+
+    def pixels(self, image: np.ndarray, fill: tuple[int, ...] | int = OUTSIDE_RGB) -> np.ndarray:
+        """The window of a uint8 H x W (x 3) image, side x side."""
+        x0, y0, x1, y1 = self.box_xyxy
+        height, width = image.shape[:2]
+        left, top, right, bottom = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+        whole = Image.new("RGB" if image.ndim == 3 else "L", (self.side, self.side), fill)
+        corners = self.to_view(np.array([[left, top], [right, bottom]])).round().astype(int)
+        (u0, v0), (u1, v1) = corners.tolist()
+        if right - left > 0 and bottom - top > 0 and u1 > u0 and v1 > v0:
+            # Crop first: Pillow would convert the whole picture for each view.
+            a, b, c, d = int(left), int(top), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
+            part = Image.fromarray(np.ascontiguousarray(image[b:d, a:c]))
+            box = (left - a, top - b, right - a, bottom - b)
+            whole.paste(part.resize((u1 - u0, v1 - v0), Image.Resampling.BILINEAR, box=box), (u0, v0))
+        return np.asarray(whole)
+
+    def to_image(self, values: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+        """Float values (s, s) of the view as float32 H x W of the image, bilinear, 0 outside the window."""
+        x0, y0, x1, y1 = self.box_xyxy
+        height, width = shape_hw
+        a, b = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
+        c, d = min(int(np.ceil(x1)), width), min(int(np.ceil(y1)), height)
+        out = np.zeros(shape_hw, np.float32)
+        if c <= a or d <= b:
+            return out
+        sx, sy = values.shape[1] / (x1 - x0), values.shape[0] / (y1 - y0)
+        part = Image.fromarray(np.asarray(values, np.float32)).transform(
+            (c - a, d - b),
+            Image.Transform.AFFINE,
+            (1 / 1 * sx, 0, (a - x0) * sx, 0, sy, (b - y0) * sy),
+            Image.Resampling.BILINEAR,
+        )
+        out[b:d, a:c] = np.asarray(part)
+        return out
+
+
+def view_of_box(box_xyxy: Sequence[float], side: int, margin: float = MARGIN) -> View:
+    """The view of an object with this box."""
+    x0, y0, x1, y1 = box_xyxy
+    width, height = max(x1 - x0, 1.0) * margin, max(y1 - y0, 1.0) * margin
+    width = max(width, height / MOST_STRETCH, LEAST_SIDE_PX)
+    height = max(height, width / MOST_STRETCH, LEAST_SIDE_PX)
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return View((x - width / 2, y - height / 2, x + width / 2, y + height / 2), side)
+
+
+def view_of_image(shape_hw: tuple[int, int], side: int) -> View:
+    """The whole image, as a square around its longer side's stretch allows."""
+    height, width = float(shape_hw[0]), float(shape_hw[1])
+    return view_of_box((0.0, 0.0, width, height), side, margin=1.0)

@@ -1,0 +1,102 @@
+"""What is answered "deferred" has somebody who delivers it, whatever the queue server forgot meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from backend.api.app import create_app
+from backend.queue import keys
+from backend.queue.delivery import DeliveryClaims
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import JobOutcome
+from tests.support.fake_label_studio import TOKEN
+from tests.support.service import CONFIG, predict_body, setup_body, tasks
+
+PROJECT = "7.1795339022"
+FACTS = {"project": PROJECT, "task": 1}
+
+
+@pytest.fixture
+def queue(settings, redis) -> JobQueue:
+    return JobQueue(redis, settings)
+
+
+@pytest.fixture
+def job(queue) -> str:
+    job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
+    queue.submit([job])
+    return job.id
+
+
+@pytest.fixture
+def deliveries(redis) -> DeliveryClaims:
+    return DeliveryClaims(redis)
+
+
+def test_an_expired_claim_is_deferred_all_the_same(deliveries, redis, job):
+    """A clock that steps forward ends all lifetimes at once."""
+    claim = deliveries.claim("request", [job], lifetime_s=60)
+    redis.delete(keys.claim_key(job))
+    assert deliveries.defer(claim, {job: FACTS}) == []
+    assert list(deliveries.deferred()) == [job]
+
+
+@pytest.mark.parametrize("by", ["another request", "an answer", "a push"])
+def test_what_somebody_else_delivers_is_not_deferred(deliveries, redis, job, by):
+    claim = deliveries.claim("request", [job, "other"], lifetime_s=60)
+    other = deliveries.claim("second", [job], lifetime_s=60)
+    if by == "an answer":
+        assert deliveries.release_if_all_held(other, [job])
+    if by == "a push":
+        assert deliveries.defer(other, {job: FACTS}) == []
+        assert deliveries.take([job]) == [job]
+        deliveries.pushed([job], keep_s=60)
+    assert deliveries.defer(claim, {job: FACTS}) == []
+    assert deliveries.count_deferred() == 0
+
+
+def test_what_the_queue_server_does_not_know_is_said(deliveries, redis, job):
+    claim = deliveries.claim("request", [job], lifetime_s=60)
+    redis.flushall()
+    assert deliveries.defer(claim, {job: FACTS}) == [job]
+    assert deliveries.count_deferred() == 0
+
+
+def test_a_deferred_record_has_no_lifetime_until_it_is_pushed(queue, deliveries, redis, job):
+    claim = deliveries.claim("request", [job], lifetime_s=60)
+    deliveries.defer(claim, {job: FACTS})
+    queue.records.finish(job, JobOutcome(prediction={"result": []}))
+    assert redis.ttl(keys.task_key(job)) == -1
+    deliveries.take([job])
+    deliveries.pushed([job], keep_s=50)
+    assert 0 < redis.ttl(keys.task_key(job)) <= 50
+
+
+@pytest.mark.parametrize("forgotten", ["everything but the project", "everything, the address is in the settings"])
+def test_tasks_that_were_forgotten_while_a_request_waited_are_deferred_and_queued_again(
+    settings, redis, label_studio, monkeypatch, forgotten
+):
+    address = label_studio.url if "settings" in forgotten else ""
+    app = create_app(settings.model_copy(update={"predict_deadline_s": 0.2, "label_studio_url": address}))
+    service = app.extensions["transfiner"]
+    client = app.test_client()
+    client.post("/setup", json=setup_body(label_studio.url, TOKEN))
+    unknown = service.queue.records.unknown
+
+    def forget(job_ids: list[str]) -> set[str]:
+        redis.flushall()
+        return unknown(job_ids)
+
+    monkeypatch.setattr(service.queue.records, "unknown", forget)
+    monkeypatch.setattr("backend.queue.job_queue.RECHECK_S", 60.0)
+    answer = client.post("/predict", json=predict_body(tasks(3), project=PROJECT))
+    assert answer.get_json() == {"results": []}
+    assert service.predictions.deliveries.count_deferred() == 3
+    assert len(service.queue.predict) == 3
+
+
+def test_label_studio_without_a_known_address_hears_that_nothing_can_be_pushed(settings, redis):
+    client = create_app(settings.model_copy(update={"predict_deadline_s": 0.2})).test_client()
+    answer = client.post("/predict", json=predict_body(tasks(1), project=PROJECT))
+    assert answer.status_code == 503
+    assert "LABEL_STUDIO_URL" in answer.get_json()["hint"]

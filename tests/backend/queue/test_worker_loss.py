@@ -1,0 +1,208 @@
+"""Workers that were cut off, frozen or killed, seen from the queue: what counts against a task and what does not."""
+
+from __future__ import annotations
+
+import pytest
+from redis import OutOfMemoryError, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from backend.queue import keys
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import FinishedJob, JobOutcome
+from backend.queue.locks import RenewedLock
+from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of, requeue_orphans
+from backend.worker.batcher import Batcher
+from backend.worker.main import Recorder, serve_queue
+from tests.support.service import CONFIG, wait_until
+
+GOOD = FinishedJob(JobOutcome(prediction={"result": []}), {"instances": 0, "regions": 0, "seconds": 0.0})
+
+
+@pytest.fixture
+def queue(settings, redis) -> JobQueue:
+    return JobQueue(redis, settings)
+
+
+def submit(queue: JobQueue, count: int) -> list[str]:
+    jobs = [
+        PredictionJob("7.1", {"id": number, "data": {"image": f"{number}.png"}}, f"{number}.png", CONFIG, "v1")
+        for number in range(count)
+    ]
+    queue.submit(jobs)
+    return [job.id for job in jobs]
+
+
+def worker(queue: JobQueue, name: str) -> Batcher:
+    """A worker that gives signs of life."""
+    vitals = Heartbeat(queue.connection, name, lost_after_s=60)
+    vitals.beat({})
+    return Batcher(queue, vitals, queue.settings)
+
+
+def silence(queue: JobQueue, batcher: Batcher) -> None:
+    """What others see of a worker that was killed, frozen or cut off."""
+    queue.connection.delete(keys.worker_key(batcher.vitals.name))
+
+
+def test_a_worker_that_comes_back_takes_back_what_was_blamed_on_its_tasks(queue):
+    """Four cuts of an innocent task."""
+    ids = submit(queue, 2)
+    names = [f"w{number}" for number in range(4)]
+    for name in names:
+        batcher = worker(queue, name)
+        batch = batcher.first()
+        assert batch is not None
+        silence(queue, batcher)
+        assert set(requeue_orphans(queue)) == set(batch.jobs)
+        batcher.vitals.beat({})
+        assert set(absolve(queue, name)) == set(batch.jobs)
+        assert queue.records.states(ids) == ["queued", "queued"]
+
+
+def test_a_task_that_was_parked_for_a_frozen_worker_is_queued_again(queue):
+    (job_id,) = submit(queue, 1)
+    for name in ("w1", "w2"):
+        batcher = worker(queue, name)
+        assert batcher.first() is not None
+        silence(queue, batcher)
+        assert requeue_orphans(queue) == [job_id]
+    assert queue.records.states([job_id]) == ["parked"]
+    assert "2 attempts" in queue.records.outcomes([job_id])[job_id].error
+    assert absolve(queue, "w1") == [job_id]
+    assert queue.records.states([job_id]) == ["queued"]
+    assert queue.records.outcomes([job_id]) == {}
+    suspect = worker(queue, "w3").first()
+    assert suspect is not None
+    assert suspect.is_alone, "one worker did die while it ran it"
+
+
+def test_a_worker_that_loses_the_connection_gets_its_tasks_again_without_blame(queue):
+    ids = submit(queue, 3)
+    batcher = worker(queue, "w1")
+    for _ in range(5):
+        batch = batcher.first()
+        assert batch is not None
+        assert not batch.is_alone
+        assert set(requeue_jobs_of(queue, "w1")) == set(ids)
+
+
+def test_a_living_worker_keeps_its_tasks_whoever_thinks_it_dead(queue):
+    """Its heartbeat came back between the look and the taking."""
+    ids = submit(queue, 1)
+    batcher = worker(queue, "w1")
+    assert batcher.first() is not None
+    silence(queue, batcher)
+    watching = JobQueue(queue.connection, queue.settings)
+    batcher.vitals.beat({})
+    assert requeue_orphans(watching) == []
+    assert queue.records.states(ids) == ["running"]
+
+
+def test_two_that_take_over_put_each_task_back_once(queue):
+    ids = submit(queue, 4)
+    batcher = worker(queue, "w1")
+    assert batcher.first() is not None
+    silence(queue, batcher)
+    assert sorted(requeue_orphans(queue) + requeue_orphans(queue)) == sorted(ids)
+    assert sorted(queue.predict.get_job_ids()) == sorted(ids)
+
+
+def test_a_task_listed_twice_is_taken_once(queue):
+    ids = submit(queue, 2)
+    queue.connection.rpush(queue.predict.key, *ids)
+    batcher = worker(queue, "w1")
+    batch = batcher.first()
+    assert batch is not None
+    assert list(batch.jobs) == ids
+    assert batcher.first() is None
+
+
+def test_a_task_that_was_reserved_and_never_described_is_new_for_the_next(queue):
+    """Its API process died, or the queue server refused the description for want of memory."""
+    (job_id,) = submit(queue, 1)
+    queue.connection.delete(keys.task_key(job_id), queue.predict.key)
+    assert queue.records.reserve([job_id]) == ["new"]
+    assert queue.records.unknown([job_id]) == {job_id}
+    submit(queue, 1)
+    assert queue.records.unknown([job_id]) == set()
+    assert queue.predict.get_job_ids() == [job_id]
+
+
+def test_retry_leaves_a_running_task_alone(queue):
+    (job_id,) = submit(queue, 1)
+    assert worker(queue, "w1").first() is not None
+    assert not queue.retry(job_id)
+    assert queue.records.states([job_id]) == ["running"]
+
+
+def test_the_result_of_a_worker_that_was_thought_dead_stays(queue):
+    (job_id,) = submit(queue, 1)
+    batcher = worker(queue, "w1")
+    assert batcher.first() is not None
+    silence(queue, batcher)
+    requeue_orphans(queue)
+    Recorder(queue, "w1").record({job_id: GOOD}, {})
+    queue.records.finish(job_id, JobOutcome(error="another worker could not"))
+    assert queue.records.outcomes([job_id])[job_id].error == ""
+    assert worker(queue, "w2").first() is None, "nothing is left to compute"
+
+
+class NeverStops:
+    is_set = False
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("cut"), OutOfMemoryError("full")])
+def test_the_loop_waits_out_whatever_the_queue_server_does(queue, redis, monkeypatch, error):
+    monkeypatch.setattr("backend.worker.main.RETRY_S", 0.01)
+    failures, connections = [error, error], []
+
+    def work() -> bool:
+        if failures:
+            raise failures.pop()
+        return False
+
+    serve_queue(work, redis, NeverStops(), burst=True, connected=lambda: connections.append(1))  # type: ignore[arg-type]
+    assert len(connections) == 3
+
+
+def test_what_a_full_queue_server_did_not_take_is_stored_later(queue, redis: Redis):
+    ids = submit(queue, 2)
+    assert worker(queue, "w1").first() is not None
+    recorder = Recorder(queue, "w1")
+    before = redis.config_get("maxmemory")["maxmemory"]
+    redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(OutOfMemoryError):
+            recorder.record(dict.fromkeys(ids, GOOD), {})
+    finally:
+        redis.config_set("maxmemory", before)
+    assert queue.records.states(ids) == ["running", "running"]
+    recorder.flush()
+    assert queue.records.states(ids) == ["done", "done"]
+    assert not redis.exists(keys.running_key("w1"))
+
+
+def test_a_lock_that_was_lost_is_not_deleted_by_its_former_owner(redis):
+    with RenewedLock(redis, "a lock", "first", lost_after_s=60) as first:
+        assert first.is_held
+        redis.delete("a lock")
+        with RenewedLock(redis, "a lock", "second", lost_after_s=60) as second:
+            assert second.is_held
+            assert not first.renew()
+            first.__exit__(None, None, None)
+            assert redis.get("a lock") == b"second"
+
+
+@pytest.mark.parametrize("is_retaken", [True, False])
+def test_a_lock_that_the_queue_server_forgot_is_retaken_only_where_nobody_can_have_done_its_work(redis, is_retaken):
+    with RenewedLock(redis, "a lock", "first", lost_after_s=60, is_retaken=is_retaken) as lock:
+        redis.delete("a lock")
+        assert lock.renew() == is_retaken
+        assert bool(redis.exists("a lock")) == is_retaken
+
+
+def test_a_lock_is_renewed_while_its_owner_lives(redis):
+    with RenewedLock(redis, "a lock", "first", lost_after_s=1.0):
+        redis.pexpire("a lock", 100_000)
+        wait_until(lambda: redis.pttl("a lock") <= 1000)
+    assert not redis.exists("a lock")

@@ -1,0 +1,123 @@
+"""Views, prompt maps and the promptable network: geometry exactly, the network by its mechanics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import get_config
+from model.prompts.answers import Prompt, as_instance
+from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
+from model.prompts.predictor import PromptPredictor
+from model.prompts.views import MOST_STRETCH, view_of_box
+
+
+@pytest.fixture(scope="module")
+def predictor() -> PromptPredictor:
+    torch.manual_seed(0)
+    return PromptPredictor(PromptNetwork(get_config("prompts/photos")).eval())
+
+
+@given(
+    st.floats(-50, 400), st.floats(-50, 400), st.floats(0.5, 300), st.floats(0.5, 300), st.sampled_from([1.0, 1.4, 2.0])
+)
+def test_views_hold_their_box_and_stretch_little(x: float, y: float, w: float, h: float, margin: float) -> None:
+    view = view_of_box((x, y, x + w, y + h), VIEW_SIDE, margin)
+    x0, y0, x1, y1 = view.box_xyxy
+    assert x0 <= x + 1e-6
+    assert x1 >= x + w - 1e-6
+    assert y0 <= y + 1e-6
+    assert y1 >= y + h - 1e-6
+    assert 1 / MOST_STRETCH - 1e-6 <= (x1 - x0) / (y1 - y0) <= MOST_STRETCH + 1e-6
+
+
+def test_masks_go_to_the_view_and_back() -> None:
+    mask = np.zeros((120, 160), bool)
+    mask[40:80, 50:110] = True
+    view = view_of_box((50, 40, 110, 80), 128)
+    back = view.to_image(view.pixels(mask.astype(np.uint8) * 255, 0) / 255.0, mask.shape) >= 0.5
+    assert (back & mask).sum() / (back | mask).sum() > 0.97
+
+
+def test_views_reach_over_the_border() -> None:
+    image = np.full((40, 60, 3), 200, np.uint8)
+    pixels = view_of_box((-20, -20, 20, 20), 64, 1.0).pixels(image)
+    assert (pixels[:30, :30] != 200).all()
+    assert (pixels[34:, 34:] == 200).all()
+
+
+def test_prompt_maps_mark_what_was_pointed_at() -> None:
+    maps = prompt_maps((10.0, 20.0, 30.5, 40.0), [(100.0, 100.0, True), (150.0, 50.0, False)], None)
+    assert maps.shape == (PROMPT_MAPS, VIEW_SIDE, VIEW_SIDE)
+    assert maps[0].sum() == pytest.approx(20.5 * 20)
+    assert maps[1, 100, 100] == 1
+    assert maps[2, 50, 150] == 1
+    assert maps[1, 50, 150] == 0
+    assert maps[3].sum() == 0
+
+
+def test_an_untrained_network_ignores_prompts_and_answers_all_the_same(predictor: PromptPredictor) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    prompted = predictor.image(image)
+    answers = [
+        prompted.prompt(Prompt(box_xyxy=(20, 20, 70, 60))),
+        prompted.prompt(Prompt(points=((30, 30, True), (100, 80, False)))),
+        *prompted.prompt_boxes([(20, 20, 70, 60), (0, 0, 120, 90)]),
+    ]
+    for answer in answers:
+        assert answer.mask_hw.shape == (90, 120)
+        assert answer.mask_hw.any()
+        assert answer.probabilities is not None
+    assert np.array_equal(answers[0].mask_hw, answers[2].mask_hw), "a batch answers as a single prompt does"
+
+
+def test_where_nothing_is_likely_the_likeliest_part_comes() -> None:
+    values = np.full((128, 128), 0.01, np.float32)
+    values[60:70, 60:70] = 0.2
+    view = view_of_box((10, 10, 60, 60), VIEW_SIDE)
+    mask = as_instance(view, values, 0.1, Prompt(box_xyxy=(10, 10, 60, 60)), (80, 80)).mask_hw
+    assert mask.any()
+    assert mask[30:40, 30:40].any()
+    assert not mask[:20].any()
+
+
+def test_parts_that_no_click_touches_leave() -> None:
+    values = np.zeros((128, 128), np.float32)
+    values[20:60, 20:60] = 0.9
+    values[100:104, 100:104] = 0.9
+    view = view_of_box((0, 0, 64, 64), VIEW_SIDE, 1.0)
+    mask = as_instance(view, values, 0.9, Prompt(points=((20.0, 20.0, True),)), (64, 64)).mask_hw
+    assert mask[20, 20]
+    assert not mask[51, 51]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"points": ((1, 1, False),)}, "positive click"),
+        ({"box_xyxy": (5, 5, 5, 9)}, "left < right"),
+        ({}, "needs a box"),
+    ],
+)
+def test_prompts_that_say_nothing_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prompt(**fields)  # type: ignore[arg-type]
+
+
+def test_losses_reach_every_part() -> None:
+    from detectron2.utils.events import EventStorage
+
+    torch.manual_seed(1)
+    network = PromptNetwork(get_config("prompts/photos"))
+    masks = torch.zeros(2, VIEW_SIDE, VIEW_SIDE, dtype=torch.bool)
+    masks[:, 60:200, 80:180] = True
+    with EventStorage(0):
+        terms = network.losses(
+            torch.rand(2, 3, VIEW_SIDE, VIEW_SIDE) * 255, torch.rand(2, 4, VIEW_SIDE, VIEW_SIDE), masks
+        )
+    torch.stack(list(terms.values())).sum().backward()
+    missing = [name for name, p in network.named_parameters() if p.grad is None and "encoder" not in name]
+    assert missing == []

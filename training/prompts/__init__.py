@@ -1,0 +1,1 @@
+"""Training and measuring the promptable network: views, simulated clicks, the loop, the yardsticks."""

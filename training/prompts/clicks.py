@@ -1,0 +1,41 @@
+"""Simulated clicks: in the middle of the largest error, as RITM's evaluation places them (Sofiiuk et al., 2022)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+Click = tuple[float, float, bool]
+
+
+def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator | None = None) -> Click | None:
+    """The point farthest inside the larger kind of error (missed or too much); None where there is no error.
+
+    Args:
+        truth, guess: bool H x W.
+        rng: draws among the inner half of the error's points instead, for training.
+
+    Returns:
+        x, y of the pixel's centre, and whether the click is positive.
+    """
+    missed, extra = truth & ~guess, guess & ~truth
+    inside_missed, inside_extra = _depth(missed), _depth(extra)
+    most = max(inside_missed.max(initial=0.0), inside_extra.max(initial=0.0))
+    if most <= 0:
+        return None
+    is_positive = bool(inside_missed.max(initial=0.0) >= inside_extra.max(initial=0.0))
+    depth = inside_missed if is_positive else inside_extra
+    if rng is None:
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    else:
+        rows, columns = np.nonzero(depth >= 0.5 * most)
+        k = int(rng.integers(len(rows)))
+        row, column = rows[k], columns[k]
+    return float(column) + 0.5, float(row) + 0.5, is_positive
+
+
+def _depth(region: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of a region to its rim; the image's border is a rim, too."""
+    if not region.any():
+        return np.zeros(region.shape, np.float32)
+    return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]

@@ -1,0 +1,159 @@
+"""Objects of COCO files as views to learn prompts from: images decoded once, windows and prompts drawn at random.
+
+Shape shorthand: S side of a view.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from model.prompts.views import View, view_of_box, view_of_image
+
+#: Images are kept in memory with their longer side reduced to this.
+LONGEST_SIDE_PX = 640
+LEAST_AREA_PX = 80.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedObject:
+    """One object: the image's number in its set, its mask as compressed RLE, its box, and how often it is drawn."""
+
+    image: int
+    rle: dict[str, Any]
+    box_xyxy: tuple[float, float, float, float]
+    weight: float
+
+    def mask(self) -> np.ndarray:
+        """Bool H x W."""
+        return coco_mask.decode(self.rle).astype(bool)
+
+
+@dataclass(slots=True)
+class ObjectSet:
+    """Objects with their images in memory."""
+
+    images: list[np.ndarray]
+    objects: list[MaskedObject]
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A COCO file with its images' folder.
+
+    Attributes:
+        weights: how often an object is drawn, by the annotation's `source` and then its `kind`; 1 where not named.
+        most_objects: of an image; a random choice of them is kept.
+        skip: `source` values left out.
+    """
+
+    annotations: Path
+    images: Path
+    weights: dict[str, float]
+    most_objects: int = 12
+    skip: tuple[str, ...] = ()
+
+
+def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None = None) -> ObjectSet:
+    """Decode all images of COCO files and list their objects; crowds and specks are left out."""
+    rng = np.random.default_rng(seed)
+    loaded = ObjectSet([], [], [])
+    for source in sources:
+        content = json.loads(source.annotations.read_text(encoding="utf-8"))
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        for annotation in content["annotations"]:
+            if not annotation.get("iscrowd") and annotation.get("segmentation"):
+                by_image.setdefault(annotation["image_id"], []).append(annotation)
+        for record in content["images"][:limit]:
+            annotations = by_image.get(record["id"], [])
+            if not annotations or record.get("source") in source.skip:
+                continue
+            if len(annotations) > source.most_objects:
+                chosen = rng.choice(len(annotations), source.most_objects, replace=False)
+                annotations = [annotations[k] for k in chosen]
+            _add(loaded, source, record, annotations)
+    return loaded
+
+
+def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
+    path = source.images / record["file_name"]
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    size = image.size
+    image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
+    scale = image.width / size[0], image.height / size[1]
+    objects = []
+    for annotation in annotations:
+        mask = _decoded(annotation["segmentation"], record["height"], record["width"])
+        if mask.shape != (size[1], size[0]):
+            continue
+        if image.size != size:
+            mask = (
+                np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
+            )
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows) or mask.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
+            continue
+        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        weight = source.weights.get(annotation.get("source", record.get("source", "")), 1.0)
+        weight *= source.weights.get(annotation.get("kind", ""), 1.0)
+        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        objects.append(MaskedObject(len(loaded.images), rle, box, weight))
+    if objects:
+        loaded.images.append(np.asarray(image))
+        loaded.objects += objects
+        loaded.names.append(str(path))
+
+
+def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """uint8 H x W mask of any of COCO's forms."""
+    if isinstance(segmentation, list):
+        parts = coco_mask.frPyObjects(segmentation, height, width)
+        rle = coco_mask.merge(parts)
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    return np.asarray(coco_mask.decode(rle))
+
+
+def jittered_box(
+    box_xyxy: Sequence[float], share: float, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A box whose edges moved by up to `share` of its width or height."""
+    x0, y0, x1, y1 = box_xyxy
+    width, height = x1 - x0, y1 - y0
+    a, b, c, d = rng.uniform(-share, share, 4)
+    return x0 + a * width, y0 + b * height, x1 + c * width, y1 + d * height
+
+
+def box_view(
+    image_hw: tuple[int, int], box_xyxy: Sequence[float], side: int, rng: np.random.Generator, *, by_clicks: bool
+) -> View:
+    """A window to learn from: around the box as it will be at use, or as loose as an annotator's clicks leave it."""
+    if by_clicks and rng.random() < 0.35:
+        return view_of_image(image_hw, side)
+    margin = rng.uniform(1.2, 2.5) if by_clicks else rng.uniform(1.25, 1.6)
+    view = view_of_box(box_xyxy, side, margin)
+    x0, y0, x1, y1 = view.box_xyxy
+    slack = 0.15 if by_clicks else 0.04
+    dx, dy = rng.uniform(-slack, slack, 2) * (x1 - x0, y1 - y0)
+    return View((x0 + dx, y0 + dy, x1 + dx, y1 + dy), side)
+
+
+def recoloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and colour of a view changed a little; uint8 S x S x 3."""
+    values = pixels.astype(np.float32)
+    values = (values - 118) * rng.uniform(0.7, 1.35) + 118 + rng.uniform(-30, 30)
+    values *= rng.uniform(0.9, 1.1, 3).astype(np.float32)
+    if rng.random() < 0.1:
+        values[:] = values.mean(2, keepdims=True)
+    return np.clip(values, 0, 255).astype(np.uint8)

@@ -1,0 +1,183 @@
+"""Yardsticks of prompts: overlap of masks from boxes, clicks until a mask is good, beside an ellipse and GrabCut.
+
+NoC@85 is the number of clicks until IoU 0.85, at most 20, each in the middle of the largest error (RITM's rule).
+
+Shape shorthand: H x W an image's size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.prompts.answers import Prompt
+from model.prompts.predictor import PromptedImage, PromptPredictor
+from training.metrics.boundary import boundary_mask
+from training.prompts.clicks import next_click
+from training.prompts.data import MaskedObject, ObjectSet, jittered_box
+
+MOST_CLICKS = 20
+#: COCO's sizes by area in pixels.
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+
+
+@dataclass(slots=True)
+class BoxFigures:
+    """IoU and boundary IoU of each object, by method; areas in pixels; seconds of each of our prompts."""
+
+    iou: dict[str, list[float]] = field(default_factory=dict)
+    boundary: dict[str, list[float]] = field(default_factory=dict)
+    areas: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, method: str, truth: np.ndarray, mask: np.ndarray) -> None:
+        self.iou.setdefault(method, []).append(overlap(truth, mask))
+        self.boundary.setdefault(method, []).append(overlap(boundary_mask(truth), boundary_mask(mask)))
+
+
+def overlap(truth: np.ndarray, mask: np.ndarray) -> float:
+    """Intersection over union of two bool masks; 1 when both are empty."""
+    union = np.count_nonzero(truth | mask)
+    return float(np.count_nonzero(truth & mask) / union) if union else 1.0
+
+
+def ellipse_in_box(box_xyxy: Sequence[float], shape_hw: tuple[int, int]) -> np.ndarray:
+    """The largest ellipse with upright axes in a box, bool H x W."""
+    x0, y0, x1, y1 = box_xyxy
+    y, x = np.ogrid[: shape_hw[0], : shape_hw[1]]
+    across, along = (x + 0.5 - (x0 + x1) / 2) / ((x1 - x0) / 2), (y + 0.5 - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    return np.asarray(across**2 + along**2 <= 1)
+
+
+def grabcut(image_rgb: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
+    """GrabCut started from a box, five rounds, bool H x W; needs OpenCV, which only the tests' environment has."""
+    import cv2
+
+    x0, y0, x1, y1 = (round(value) for value in box_xyxy)
+    mask = np.zeros(image_rgb.shape[:2], np.uint8)
+    try:
+        cv2.grabCut(
+            image_rgb[:, :, ::-1].copy(),
+            mask,
+            (x0, y0, max(x1 - x0, 1), max(y1 - y0, 1)),
+            np.zeros((1, 65)),
+            np.zeros((1, 65)),
+            5,
+            cv2.GC_INIT_WITH_RECT,
+        )
+    except cv2.error:  # a box over the whole image leaves no background to learn from
+        mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
+    return (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
+
+
+def measure_boxes(
+    predictor: PromptPredictor,
+    objects: ObjectSet,
+    *,
+    jitter: float = 0.1,
+    with_grabcut: bool = False,
+    seed: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> BoxFigures:
+    """Every object from its true box and from a jittered one; ours coarse and refined, the ellipse, GrabCut."""
+    figures, rng = BoxFigures(), np.random.default_rng(seed)
+    for item in objects.objects:
+        image = objects.images[item.image]
+        truth, prompted = item.mask(), predictor.image(image)
+        moved = _inside(jittered_box(item.box_xyxy, jitter, rng), image.shape[:2])
+        started = time.perf_counter()
+        refined = prompted.prompt(Prompt(box_xyxy=item.box_xyxy)).mask_hw
+        figures.seconds.append(time.perf_counter() - started)
+        figures.areas.append(float(truth.sum()))
+        figures.add("refined", truth, refined)
+        figures.add("coarse", truth, prompted.prompt(Prompt(box_xyxy=item.box_xyxy), refine=False).mask_hw)
+        figures.add("jittered", truth, prompted.prompt(Prompt(box_xyxy=moved)).mask_hw)
+        figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
+        if with_grabcut:
+            figures.add("grabcut", truth, grabcut(image, item.box_xyxy))
+        progress()
+    return figures
+
+
+def _inside(box: Sequence[float], shape_hw: tuple[int, int]) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(shape_hw[1])), min(y1, float(shape_hw[0]))
+
+
+def clicks_needed(
+    prompted: PromptedImage, item: MaskedObject, *, targets: Sequence[float]
+) -> tuple[list[int], list[float]]:
+    """Clicks until each target IoU is reached (at most 20), and the seconds of each answer."""
+    truth = item.mask()
+    guess, points, seconds = np.zeros_like(truth), [], list[float]()
+    reached: dict[float, int] = {}
+    for count in range(1, MOST_CLICKS + 1):
+        click = next_click(truth, guess)
+        if click is None:
+            break
+        points.append(click)
+        started = time.perf_counter()
+        guess = prompted.prompt(Prompt(points=tuple(points), mask_hw=guess if count > 1 else None)).mask_hw
+        seconds.append(time.perf_counter() - started)
+        found = overlap(truth, guess)
+        for target in targets:
+            if found >= target:
+                reached.setdefault(target, count)
+        if len(reached) == len(targets):
+            break
+    return [reached.get(target, MOST_CLICKS) for target in targets], seconds
+
+
+def measure_clicks(
+    predictor: PromptPredictor, objects: ObjectSet, *, progress: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """NoC@85, NoC@90 and the share of objects that never get there."""
+    counts, seconds = [], list[float]()
+    for item in objects.objects:
+        needed, took = clicks_needed(predictor.image(objects.images[item.image]), item, targets=(0.85, 0.90))
+        counts.append(needed)
+        seconds += took
+        progress()
+    table = np.array(counts)
+    return {
+        "objects": len(table),
+        "noc_85": float(table[:, 0].mean()),
+        "noc_90": float(table[:, 1].mean()),
+        "failed_85": float((table[:, 0] == MOST_CLICKS).mean()),
+        "failed_90": float((table[:, 1] == MOST_CLICKS).mean()),
+        "ms": _milliseconds(seconds),
+    }
+
+
+def box_report(figures: BoxFigures) -> dict[str, Any]:
+    """Means by method and size, the gain of refining with its interval, milliseconds."""
+    areas = np.array(figures.areas)
+    chosen: dict[str, Any] = {"all": np.ones(len(areas), bool)}
+    chosen |= {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
+    report: dict[str, Any] = {"objects": {name: int(rows.sum()) for name, rows in chosen.items()}}
+    for kind, values in (("iou", figures.iou), ("boundary_iou", figures.boundary)):
+        report[kind] = {
+            method: {name: float(np.mean(np.array(row)[rows])) if rows.any() else None for name, rows in chosen.items()}
+            for method, row in values.items()
+        }
+    gain = np.array(figures.boundary["refined"]) - np.array(figures.boundary["coarse"])
+    low, high = mean_interval(gain)
+    report["refined_minus_coarse_boundary_iou"] = {"mean": float(gain.mean()), "low": low, "high": high}
+    report["ms"] = _milliseconds(figures.seconds)
+    return report
+
+
+def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Where the mean lies with 95 % confidence, by bootstrap over the objects."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    values = 1000 * np.array(seconds or [0.0])
+    return {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}

@@ -1,0 +1,219 @@
+"""The training loop of the promptable network: views with box or click prompts, two stages of clicks, EMA, checkpoints.
+
+Shape shorthand: V views of a batch, S side of a view.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
+from training.prompts.clicks import Click, next_click
+from training.prompts.data import ObjectSet, box_view, jittered_box, recoloured
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptTraining:
+    """How the network is trained.
+
+    Attributes:
+        batch: views; seconds: wall time after which it ends with the learning rate at zero.
+        click_share: of batches whose prompts are clicks alone; the rest have boxes, a third of them with a click, too.
+        rounds: most click rounds before the one that is learned from.
+    """
+
+    batch: int = 16
+    seconds: float = 3600.0
+    learning_rate: float = 5e-4
+    trunk_factor: float = 0.3
+    weight_decay: float = 0.02
+    click_share: float = 0.35
+    rounds: int = 3
+    ema_decay: float = 0.999
+    bf16: bool = False
+    seed: int = 1
+    checkpoint_s: float = 240.0
+    workers: int = 1
+    iterations: int = 0  # stop after so many, too; 0: by time alone
+
+
+@dataclass
+class Example:
+    """One view: pixels (S, S, 3) uint8, mask (S, S) bool, and its prompts in view pixels."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    box_xyxy: tuple[float, float, float, float] | None
+    clicks: list[Click]
+
+
+class Views(IterableDataset[list[Example]]):
+    """Endless batches of examples; objects are drawn by their weights."""
+
+    def __init__(self, objects: ObjectSet, plan: PromptTraining) -> None:
+        super().__init__()
+        self.set, self.plan = objects, plan
+
+    def __iter__(self) -> Iterator[tuple[bool, list[Example]]]:  # type: ignore[override]
+        info = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng((self.plan.seed, info.id if info else 0, int(time.time())))
+        weights = np.array([item.weight for item in self.set.objects])
+        weights /= weights.sum()
+        while True:
+            by_clicks = bool(rng.random() < self.plan.click_share)
+            numbers = rng.choice(len(weights), 3 * self.plan.batch, p=weights)
+            batch = []
+            for number in numbers:
+                example = self._example(int(number), by_clicks, rng)
+                if example is not None:
+                    batch.append(example)
+                if len(batch) == self.plan.batch:
+                    break
+            yield by_clicks, batch
+
+    def _example(self, number: int, by_clicks: bool, rng: np.random.Generator) -> Example | None:
+        item = self.set.objects[number]
+        image = self.set.images[item.image]
+        box = jittered_box(item.box_xyxy, 0.15 if rng.random() < 0.7 else 0.03, rng)
+        view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
+        pixels = recoloured(view.pixels(image), rng)
+        mask = view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128
+        if mask.sum() < 30:
+            return None
+        x0, y0, x1, y1 = view.to_view(np.array(box).reshape(2, 2)).flatten().tolist()
+        if rng.random() < 0.5:
+            pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+            x0, x1 = VIEW_SIDE - x1, VIEW_SIDE - x0
+        clicks: list[Click] = []
+        if by_clicks or rng.random() < 0.25:
+            first = next_click(np.ascontiguousarray(mask), np.zeros_like(mask), rng=rng)
+            clicks = [first] if first else []
+        return Example(
+            np.ascontiguousarray(pixels), np.ascontiguousarray(mask), None if by_clicks else (x0, y0, x1, y1), clicks
+        )
+
+
+def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (V, 3, S, S) float, prompt maps (V, 4, S, S), masks (V, S, S) bool."""
+    views = torch.from_numpy(np.stack([e.pixels for e in batch])).permute(0, 3, 1, 2).float()
+    prompts = torch.stack([prompt_maps(e.box_xyxy, e.clicks, m) for e, m in zip(batch, masks_before, strict=True)])
+    return views, prompts, torch.from_numpy(np.stack([e.mask for e in batch]))
+
+
+def clicked(
+    network: PromptNetwork, batch: list[Example], rounds: int, rng: np.random.Generator, *, bf16: bool
+) -> list[Tensor | None]:
+    """Let the network answer `rounds` times, adding a click in the error each time; its last masks (S, S) or None."""
+    before: list[Tensor | None] = [None] * len(batch)
+    network.eval()
+    for _ in range(rounds):
+        views, prompts, _ = as_tensors(batch, before)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            coarse = network.predict(views, prompts, refine=False)[1]
+        coarse = torch.nn.functional.interpolate(coarse[:, None], VIEW_SIDE, mode="bilinear", align_corners=False)[:, 0]
+        for k, example in enumerate(batch):
+            before[k] = coarse[k]
+            click = next_click(example.mask, (coarse[k] > 0.5).numpy(), rng=rng)
+            if click is not None:
+                example.clicks.append(click)
+    network.train()
+    return before
+
+
+def train_prompts(
+    network: PromptNetwork, objects: ObjectSet, plan: PromptTraining, folder: Path, *, resume: bool = True
+) -> None:
+    """Train until the time is over; the state is kept in `folder`/state.pt, averaged weights in `folder`/ema.pt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    torch.set_flush_denormal(True)
+    rng = np.random.default_rng(plan.seed)
+    ema = copy.deepcopy(network).eval()
+    trunk = set(network.trunk.parameters())
+    groups = [
+        {"params": [p for p in network.parameters() if p not in trunk], "lr": plan.learning_rate, "factor": 1.0},
+        {"params": list(trunk), "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)
+    spent, step = 0.0, 0
+    if resume and (folder / "state.pt").is_file():
+        state = torch.load(folder / "state.pt", weights_only=True)
+        network.load_state_dict(state["network"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        spent, step = state["spent_s"], state["step"]
+    batches = iter(
+        DataLoader(
+            Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=4 if plan.workers else None
+        )
+    )
+    network.train()
+    started, saved, losses = time.monotonic() - spent, time.monotonic(), dict[str, float]()
+    with EventStorage(0), (folder / "log.jsonl").open("a") as lines:
+        while (spent := time.monotonic() - started) < plan.seconds and (not plan.iterations or step < plan.iterations):
+            progress = spent / plan.seconds
+            rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * group["factor"] * rate
+            by_clicks, batch = next(batches)
+            rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
+            before = clicked(network, batch, rounds, rng, bf16=plan.bf16) if rounds else [None] * len(batch)
+            views, prompts, masks = as_tensors(batch, before)
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
+                terms = network.losses(views, prompts, masks)
+            total = torch.stack([value.float() for value in terms.values()]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            step += 1
+            _average(ema, network, min(plan.ema_decay, (step + 1) / (step + 10)))
+            for name, value in terms.items():
+                losses[name] = losses.get(name, 0.0) + float(value.detach())
+            if step % 25 == 0:
+                means = {name: round(value / 25, 4) for name, value in losses.items()}
+                line: dict[str, Any] = {"step": step, "spent_s": round(spent, 1), "views": step * plan.batch, **means}
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                losses = {}
+            if time.monotonic() - saved > plan.checkpoint_s:
+                _save(folder, network, ema, optimizer, spent, step)
+                saved = time.monotonic()
+    _save(folder, network, ema, optimizer, time.monotonic() - started, step)
+
+
+@torch.no_grad()
+def _average(ema: PromptNetwork, network: PromptNetwork, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+
+
+def _save(
+    folder: Path, network: PromptNetwork, ema: PromptNetwork, optimizer: torch.optim.Optimizer, spent: float, step: int
+) -> None:
+    state = {
+        "network": network.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "spent_s": spent,
+        "step": step,
+    }
+    for name, content in (("state.pt", state), ("ema.pt", ema.state_dict())):
+        temporary = folder / f".{name}.part"
+        torch.save(content, temporary)
+        temporary.replace(folder / name)
