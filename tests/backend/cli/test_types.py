@@ -26,7 +26,7 @@ ASK = "import sys; from backend.cli.main import main\ntry: main()\nfinally: prin
         (["predict", "a.jpg", "--label-config", "nosuch.xml"], ["nosuch.xml", "does not exist"]),
         (["predict", "a.jpg", "--device", "gpu"], ["'gpu'", "expected auto, cpu, cuda"]),
         (["evaluate", "--weights", "scene-small"], ["scene-small", "expected a folder", "Did you mean scenes-small?"]),
-        (["serve", "--model", "nosuch"], ["nosuch", "Known names: scenes-small", "transfiner models list"]),
+        (["serve", "--model", "nosuch"], ["nosuch", "Known names: ", "scenes-small", "transfiner models list"]),
         (["serve", "--port", "99999"], ["99999", "65535"]),
         (["prdict", "a.jpg"], ["prdict", "predict"]),
         (["models", "lst"], ["lst", "list"]),
