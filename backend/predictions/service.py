@@ -36,9 +36,9 @@ from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, prompt_version
-from integration.images.decode import ImageError
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
+from model.image_error import ImageError
 
 log = logging.getLogger(__name__)
 # Label Studio's placeholder for the only image of tasks that were uploaded before the project had a label config.

@@ -15,7 +15,6 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from integration.images.decode import ImageError
 from integration.images.ssrf_guard import (
     DEFAULT_PORTS,
     AddressPolicy,
@@ -25,6 +24,7 @@ from integration.images.ssrf_guard import (
     origin,
 )
 from integration.label_studio.auth import AuthError, LabelStudioAuth, keep_authorization_header
+from model.image_error import ImageError
 
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = {301, 302, 303, 307, 308}

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from integration.images.decode import ImageError
 from integration.images.download import shown_url
 from integration.images.ssrf_guard import origin
+from model.image_error import ImageError
 
 #: Storage schemes that Label Studio resolves.
 CLOUD_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure_blob"})
