@@ -47,7 +47,7 @@ class SetupRequest(_Request):
     """POST /setup. What it says is kept for long, so its size is limited."""
 
     # Label Studio's is "<id>.<created>".
-    project: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}\z")
+    project: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     # The 1203 labels of LVIS take 60 kB.
     label_config: str = Field(default="", alias="schema", max_length=2**20)
     hostname: str = Field(default="", max_length=2048)
