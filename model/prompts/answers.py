@@ -19,6 +19,8 @@ from model.prompts.views import View, view_of_box, view_of_image
 
 #: A point of an image: x, y in pixels, and whether the object is there (True) or not (False).
 Point = tuple[float, float, bool]
+#: Boxes are drawn loosely: an object may reach this share of the box beyond it.
+BOX_SLACK = 0.15
 #: A mask that fills less of its view than this is looked at again from nearer.
 ZOOM_SHARE = 0.5
 #: Views the network looks at together.
@@ -118,7 +120,7 @@ def as_instance(
     view: View, values: np.ndarray, score: float, prompt: Prompt, shape_hw: tuple[int, int], label: str = ""
 ) -> Instance:
     """The object in a view's probabilities (s, s), in pixels of the image."""
-    values = _likeliest(values, view, prompt)
+    values = _likeliest(within_box(values, view, prompt.box_xyxy), view, prompt)
     mask = mask_of_view(view, values, shape_hw)
     if not mask.any():  # it lies between the centres of pixels: the pixel where it is likeliest
         mask.flat[int(view.to_image(values, shape_hw).argmax())] = True
@@ -139,6 +141,20 @@ def mask_of_view(view: View, values: np.ndarray, shape_hw: tuple[int, int]) -> n
         torch.from_numpy(np.ascontiguousarray(values, np.float32))[None], boxes, shape_hw, 0.5
     )
     return np.asarray(pasted[0].numpy(), bool)
+
+
+def within_box(values: np.ndarray, view: View, box_xyxy: Sequence[float] | None) -> np.ndarray:
+    """Probabilities (s, s) of a view, 0 beyond a hand-drawn box and a margin: its owner is not in that box."""
+    if box_xyxy is None:
+        return values
+    x0, y0, x1, y1 = box_xyxy
+    dx, dy = BOX_SLACK * (x1 - x0), BOX_SLACK * (y1 - y0)
+    corners = np.array([[x0 - dx, y0 - dy], [x1 + dx, y1 + dy]])
+    side = values.shape[0]
+    (u0, v0), (u1, v1) = view.to_view(corners) * side / view.side
+    centres = np.arange(side) + 0.5
+    inside = ((centres >= v0) & (centres <= v1))[:, None] & ((centres >= u0) & (centres <= u1))[None]
+    return np.where(inside, values, 0.0)
 
 
 def _likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.detectors.nanodet import INPUT_SIZE, Detections, NanoDet, normalised
-from model.prompts.answers import Prompt, first_view, look, mask_of_view
+from model.prompts.answers import Prompt, first_view, look, mask_of_view, within_box
 from model.prompts.network import PromptNetwork
 from model.prompts.views import View
 
@@ -68,6 +68,8 @@ class PromptedDetector(nn.Module):
         if not views:
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
         refined, coarse, _ = look(self.prompts, pixels, views, prompts, device=self.device)
+        boxes_seen = [prompt.box_xyxy for prompt in prompts]
+        refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, boxes_seen, strict=True)])
         placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
         return self._with_masks(instances, placed, refined, coarse)
 

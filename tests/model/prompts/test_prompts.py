@@ -84,6 +84,17 @@ def test_where_nothing_is_likely_the_likeliest_part_comes() -> None:
     assert not mask[:20].any()
 
 
+def test_an_answer_to_a_box_stays_near_the_box() -> None:
+    view = view_of_box((20, 20, 60, 60), VIEW_SIDE)
+    mask = as_instance(view, np.ones((128, 128), np.float32), 0.9, Prompt(box_xyxy=(20, 20, 60, 60)), (90, 90)).mask_hw
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert rows[0] >= 13
+    assert rows[-1] <= 66
+    assert columns[0] >= 13
+    assert columns[-1] <= 66
+    assert mask[20:60, 20:60].all()
+
+
 def test_parts_that_no_click_touches_leave() -> None:
     values = np.zeros((128, 128), np.float32)
     values[20:60, 20:60] = 0.9
