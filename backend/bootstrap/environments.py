@@ -140,7 +140,8 @@ def uv_variables(python: Path) -> dict[str, str]:
     """
     variables = {"VIRTUAL_ENV": str(python.parent.parent), "UV_NO_PROGRESS": "1", "UV_LINK_MODE": "copy"}
     listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
-    for line in listed.stdout.splitlines():
+    # pip lists `:env:` first and lets it win; a stable sort puts it last.
+    for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         key, _, value = line.partition("=")
         if (name := PIP_TO_UV.get(key.rsplit(".", 1)[-1])) and name not in os.environ:
             words = value.strip("'\"").replace("\\n", " ").split()
