@@ -6,6 +6,7 @@ Shape shorthand: S side of a view.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pycocotools import mask as coco_mask
 from model.prompts.views import View, view_of_box, view_of_image
 from training.datasets.sample import Sample
 
+log = logging.getLogger(__name__)
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640
 LEAST_AREA_PX = 80.0
@@ -113,7 +115,8 @@ def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations:
     for annotation in annotations:
         mask = _decoded(annotation["segmentation"], record["height"], record["width"])
         if mask.shape != (size[1], size[0]):
-            continue
+            log.warning("%s is %d x %d, its record says otherwise; its objects are left out", path, *size)
+            return
         if image.size != size:
             mask = (
                 np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0

@@ -72,6 +72,7 @@ class Views(IterableDataset[list[Example]]):
 
     def __iter__(self) -> Iterator[tuple[bool, list[Example]]]:  # type: ignore[override]
         info = torch.utils.data.get_worker_info()
+        # The time: a resumed run must not see the same views again.
         rng = np.random.default_rng((self.plan.seed, info.id if info else 0, int(time.time())))
         weights = np.array([item.weight for item in self.set.objects])
         weights /= weights.sum()
