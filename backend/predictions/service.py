@@ -8,6 +8,7 @@ the results under `errors`, in the log and at /jobs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from backend.errors import (
     BadRequestError,
@@ -163,7 +164,9 @@ class Predictions:
         try:
             ended = self._wait(jobs, until, asker)
         except BaseException:
-            self.deliveries.abandon(claim)
+            # Where this fails too the claims end by themselves; nothing that was deferred is lost by it.
+            with contextlib.suppress(RedisError):
+                self.deliveries.abandon(claim)
             raise
         if len(ended) < len(unique):
             answer = self._defer(jobs, ended, project, claim)
@@ -172,7 +175,7 @@ class Predictions:
                 self.queue.wanted.leave(asker)
             return answer
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
-        if not self.deliveries.release_if_all_held(claim, good):
+        if not self.deliveries.release_if_all_held(claim, good, keep_s=self.settings.result_ttl_s):
             return self._leave_to_others(jobs, ended, project, claim, until)
         if len(good) < len(unique):
             self.deliveries.abandon(claim)

@@ -114,7 +114,7 @@ class Pusher:
             if not lock.is_held:
                 return 0
             self._recover(job_ids)
-            ready = self.deliveries.take(done[: self.settings.push_chunk])
+            ready = self.deliveries.take(done, self.settings.push_chunk)
             return self._push(self.projects.get(key), ready, lock)
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
@@ -135,6 +135,8 @@ class Pusher:
             self.deliveries.give_back(sorted(left), uncertain=True)
 
     def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
+        if not job_ids:
+            return 0
         entries = self.deliveries.deferred()
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
@@ -188,7 +190,7 @@ class Pusher:
         uncertain = error.status is None or error.status >= 500
         self.deliveries.give_back(list(rows), uncertain=uncertain)
         if error.status in (400, 404, 422):
-            return sum(self._push(project, self.deliveries.take([job_id]), lock) for job_id in rows)
+            return sum(self._push(project, self.deliveries.take([job_id], 1), lock) for job_id in rows)
         delay_s = self._back_off(project)
         log.error("project %s: pushing %d failed, again in %.0f s: %s", project.id, len(rows), delay_s, error)
         return 0

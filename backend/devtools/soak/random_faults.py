@@ -73,12 +73,12 @@ def run_random(seconds: float, seed: int) -> Verdict:
     chance = random.Random(seed)
     faults: Counter[str] = Counter()
     verdicts: list[Verdict] = []
-    begun = time.monotonic()
     # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
     with SoakHarness(max_attempts="1000") as stage:
         stage.start_workers(WORKERS, seconds=BATCH_S)
         stage.set_up_project()
         groups: list[Annotators] = []
+        begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             groups.append(Annotators(stage, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
             time.sleep(chance.uniform(0.0, LONGEST_PAUSE_S))
