@@ -29,6 +29,7 @@ from backend.errors import (
 )
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
+from backend.predictions.promises import PromiseKeeper
 from backend.predictions.prompts import chosen_regions, read_prompt
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
@@ -64,6 +65,7 @@ class Predictions:
         self.queue = JobQueue(connection, settings)
         self.deliveries = DeliveryClaims(connection)
         self.projects = Projects(connection)
+        self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects)
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
     def answer(
@@ -215,6 +217,7 @@ class Predictions:
                 "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."
             )
         self.deliveries.abandon(claim)
+        self.promises.keep(project, [job for job in jobs if job.id in facts])
         log.info("project %s: %d tasks deferred", project.id or "?", len(facts))
         return DEFERRED
 

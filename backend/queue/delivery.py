@@ -2,9 +2,9 @@
 
 Label Studio stores every answer it gets, without a lock: three people who open one task at the same moment would get
 three equal predictions. So a request *claims* its tasks. It answers with results only while it holds all claims; else,
-or when the deadline passes first, it answers `{"results": []}` and its tasks are *deferred*: pushed later through the bulk
-import, once, by a worker (backend/worker/push.py). A deferral ends only when the task is delivered, so a request that
-dies with its claims takes nothing along.
+or when the deadline passes first, it answers `{"results": []}` and its tasks are *deferred*: pushed later through the
+bulk import, once, by a worker (backend/worker/push.py). A deferral ends only when the task is delivered, so a request
+that dies with its claims takes nothing along.
 
 A request for one task takes the claim over from one for many: somebody is looking at that task.
 """
@@ -59,9 +59,7 @@ class DeliveryClaims:
             self._claim(keys=list(job_ids), args=[NAMES, claim.token, len(job_ids), int(lifetime_s * 1000)])
         return claim
 
-    def release_if_all_held(
-        self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S
-    ) -> bool:
+    def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> bool:
         """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours.
 
         Args:
@@ -108,6 +106,11 @@ class DeliveryClaims:
     def deferred(self) -> dict[str, dict[str, Any]]:
         """By job id: project, task, since, and what the pusher noted."""
         return {text(key): json.loads(value) for key, value in self.connection.hgetall(DEFERRED).items()}
+
+    def deferred_of(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of these tasks wait to be pushed."""
+        entries: Any = self.connection.hmget(DEFERRED, list(job_ids)) if job_ids else []
+        return {job_id for job_id, entry in zip(job_ids, entries, strict=True) if entry}
 
     def take(self, job_ids: Sequence[str], most: int) -> list[str]:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""

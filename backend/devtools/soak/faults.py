@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from backend.devtools.soak.annotators import Annotators, Verdict
+from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.harness import SoakHarness, until
 from backend.queue.keys import DEFERRED, RUNNING
 
@@ -42,7 +42,9 @@ def _begun(stage: SoakHarness, asked: Annotators) -> None:
 
 
 def _verdict(function: Fault, asked: Annotators) -> Verdict:
-    return asked.verdict(function.__name__.replace("_", "-"), GIVE_UP_S)
+    asked.wait(GIVE_UP_S)
+    time.sleep(SETTLE_S)
+    return asked.verdict(function.__name__.replace("_", "-"))
 
 
 @fault
@@ -78,24 +80,30 @@ def worker_terminated(stage: SoakHarness, asked: Annotators) -> Verdict:
 def api_killed(stage: SoakHarness, asked: Annotators) -> Verdict:
     """kill -9 of the API with requests in flight; then it is started again."""
     _begun(stage, asked)
-    if stage.api:
-        stage.api.kill()
-        stage.api.wait()
+    stage.end_api()
     stage.start_api()
     return _verdict(api_killed, asked)
 
 
 @fault
 def queue_restarted(stage: SoakHarness, asked: Annotators) -> Verdict:
-    """kill -9 of the queue server, which forgets everything; two seconds later it is back."""
+    """kill -9 of the queue server; two seconds later it is back with its data."""
     _begun(stage, asked)
-    if stage.queue:
-        stage.queue.kill()
-        stage.queue.wait()
+    stage.end_queue()
     time.sleep(2)
     stage.start_queue()
-    stage.set_up_project()
     return _verdict(queue_restarted, asked)
+
+
+@fault
+def queue_forgotten(stage: SoakHarness, asked: Annotators) -> Verdict:
+    """kill -9 of the queue server, which forgets everything; nobody asks again for what was answered."""
+    asked.asks_again = False
+    _begun(stage, asked)
+    stage.end_queue(forgets=True)
+    time.sleep(2)
+    stage.start_queue()
+    return _verdict(queue_forgotten, asked)
 
 
 @fault
@@ -129,11 +137,11 @@ def fill_queue(stage: SoakHarness, seconds: float) -> None:
 
 @fault
 def queue_flushed(stage: SoakHarness, asked: Annotators) -> Verdict:
-    """Somebody empties the queue server, and Label Studio's next health round sends /setup."""
+    """Somebody empties the queue server; nobody asks again for what was answered."""
+    asked.asks_again = False
     _begun(stage, asked)
     with stage.connection() as connection:
         connection.flushall()
-    stage.set_up_project()
     return _verdict(queue_flushed, asked)
 
 

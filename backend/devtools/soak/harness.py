@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +21,8 @@ from typing import Any
 import requests
 from redis import Redis, RedisError
 
+from backend.devtools.soak.clock import SteppedClock
+from backend.devtools.soak.link import Link
 from backend.devtools.soak.stand_in import StandIn
 from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
@@ -49,6 +52,7 @@ def child_of(pid: int) -> int:
 
 
 PROJECT = "7.1795339022"
+LINKED_WORKERS = 2
 # Short, so that faults show within seconds; a starved machine is still not taken for dead.
 QUICK = {
     "worker_lost_s": "4",
@@ -91,10 +95,14 @@ class SoakHarness:
     Args:
         model: checkpoint directory for real workers; None: workers with a stub that costs nothing.
         hosts: where each part listens.
+        is_breakable: API and workers reach the queue server over links that can be cut (`links`: the API's, then one
+            for each of two workers) and follow a clock that can be stepped (`clock`).
         settings: of all processes, on top of `QUICK`.
     """
 
-    def __init__(self, model: Path | None = None, *, hosts: Hosts | None = None, **settings: str) -> None:
+    def __init__(
+        self, model: Path | None = None, *, hosts: Hosts | None = None, is_breakable: bool = False, **settings: str
+    ) -> None:
         self.hosts = hosts or Hosts()
         self.label_studio = StandIn(self.hosts.label_studio)
         # Elsewhere, so that images can be had while Label Studio is down.
@@ -108,6 +116,10 @@ class SoakHarness:
         self.queue: Process | None = None
         self.api: Process | None = None
         self.workers: list[Process] = []
+        target = (self.hosts.queue, self.queue_server.port)
+        self.links = [Link(target) for _ in range(1 + LINKED_WORKERS)] if is_breakable else []
+        self.clock = SteppedClock(Path(self._folder.name) / "clock") if is_breakable else None
+        self._link_of: dict[int, Link] = {}
 
     def _stub_model(self) -> Path:
         directory = Path(self._folder.name) / "stub"
@@ -122,10 +134,11 @@ class SoakHarness:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in [*self.workers, self.api, self.queue]:
-            if process is not None:
-                process.kill()
-                process.wait()
+        self.end_workers()
+        self.end_api()
+        self.end_queue()
+        for link in self.links:
+            link.close()
         self.label_studio.down()
         self.images.down()
         self._folder.cleanup()
@@ -137,27 +150,54 @@ class SoakHarness:
     def connection(self) -> Redis:
         return Redis.from_url(self.queue_server.url, socket_timeout=5)
 
+    def end_queue(self, *, forgets: bool = False) -> None:
+        """kill -9 of the queue server; with `forgets` its data are gone, too."""
+        if self.queue:
+            self.queue.kill()
+            self.queue.wait()
+            self.queue = None
+        if forgets:
+            shutil.rmtree(self.queue_server.folder)
+            Path(self.queue_server.folder).mkdir(mode=0o700)
+
     def start_queue(self) -> None:
         self.queue = self._start(self.queue_server.command, standard_input=self.queue_server.configuration)
         until(self.queue_server.ready, "the queue server")
 
+    def end_api(self) -> None:
+        """kill -9 of both processes of the API, whatever they are doing."""
+        if self.api:
+            for pid in {child_of(self.api.pid), self.api.pid}:
+                os.kill(pid, signal.SIGKILL)
+            self.api.wait()
+            self.api = None
+
     def start_api(self) -> None:
-        self.api = self._start(python_module("backend.cli", "api"))
+        self.api = self._start(self._on_clock("backend.cli", "api"), link=self.links[0] if self.links else None)
         until(lambda: self.get("/health"), "the API")
 
     def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
         """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
-        module = (
-            python_module("backend.devtools.soak.stub_worker")
-            if self.is_stub
-            else python_module("backend.cli", "worker")
-        )
+        module = ("backend.devtools.soak.stub_worker",) if self.is_stub else ("backend.cli", "worker")
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
-        fresh = [self._start(module, variables=variables) for _ in range(count)]
-        self.workers += fresh
+        fresh = []
+        for _ in range(count):
+            link = self._free_link()
+            fresh.append(self._start(self._on_clock(*module), variables=variables, link=link))
+            if link:
+                self._link_of[fresh[-1].pid] = link
+            self.workers.append(fresh[-1])
         pids = {process.pid for process in fresh}
         until(lambda: pids <= self.living(), "workers", 900)
         return fresh
+
+    def _free_link(self) -> Link | None:
+        taken = [self._link_of.get(worker.pid) for worker in self.workers]
+        return next((link for link in self.links[1:] if link not in taken), None)
+
+    def _on_clock(self, *module: str) -> list[str]:
+        clock = ("backend.devtools.soak.clock", str(self.clock.file)) if self.clock else ()
+        return python_module(*clock, *module)
 
     def end_workers(self) -> None:
         for process in self.workers:
@@ -191,11 +231,16 @@ class SoakHarness:
         requests.post(f"{self.address}/setup", json=body, timeout=20).raise_for_status()
 
     def _start(
-        self, command: list[str], *, standard_input: bytes | None = None, variables: Mapping[str, str] = {}
+        self,
+        command: list[str],
+        *,
+        standard_input: bytes | None = None,
+        variables: Mapping[str, str] = {},
+        link: Link | None = None,
     ) -> Process:
         ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
         given = {
-            "REDIS_URL": self.queue_server.url,
+            "REDIS_URL": self.queue_server.url_at("127.0.0.1", link.port) if link else self.queue_server.url,
             "MODEL": str(self.model),
             "HOST": self.hosts.api,
             "PORT": str(self.port),

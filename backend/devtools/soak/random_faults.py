@@ -1,24 +1,29 @@
-"""Faults at random moments, from a seed: kills, freezes, restarts and a full queue server while tasks are asked for.
+"""Faults at random moments, from a seed: everything is killed, frozen, cut off, filled up or put on another time.
 
-Nobody asks again for what was answered, so what was promised must be kept.
+Nobody asks again for what was answered, and no person helps: what was promised must be kept.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
-from backend.devtools.soak.annotators import Annotators, Verdict
+from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, GIVE_UP_S, fill_queue
-from backend.devtools.soak.harness import SoakHarness
+from backend.devtools.soak.harness import LINKED_WORKERS, SoakHarness, child_of
 
-WORKERS = 2
 # Tasks asked for at once, and the longest pause between two faults in s.
 TASKS = 24
 LONGEST_PAUSE_S = 4.0
+# Longer than the stage's `worker_lost_s`.
+LONGEST_FAULT_S = 8.0
+# Of the issue that these tests come from: a correction, a changed zone, a machine that slept over the weekend.
+STEPS_S = (20.0, 2 * 3600.0, 30 * 3600.0, -2 * 3600.0)
 
 
 def kill_worker(stage: SoakHarness, _: random.Random) -> None:
@@ -31,27 +36,49 @@ def kill_worker(stage: SoakHarness, _: random.Random) -> None:
 
 def freeze_worker(stage: SoakHarness, chance: random.Random) -> None:
     """Sometimes for so long that it is thought dead."""
-    worker = chance.choice(stage.workers)
-    worker.send_signal(signal.SIGSTOP)
-    time.sleep(chance.uniform(0.5, 8.0))
-    worker.send_signal(signal.SIGCONT)
+    with _frozen([chance.choice(stage.workers).pid]):
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
+
+
+def freeze_api(stage: SoakHarness, chance: random.Random) -> None:
+    """With requests in flight; their claims may end meanwhile."""
+    assert stage.api
+    with _frozen([stage.api.pid, child_of(stage.api.pid)]):
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
+
+
+def freeze_queue(stage: SoakHarness, chance: random.Random) -> None:
+    """It answers nobody and loses nothing."""
+    assert stage.queue
+    with _frozen([stage.queue.pid]):
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
+
+
+def cut_off(stage: SoakHarness, chance: random.Random) -> None:
+    """One process loses its connections to the queue server, or they go silent."""
+    link = chance.choice(stage.links)
+    with chance.choice((link.cut, link.held))():
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
 def restart_queue(stage: SoakHarness, chance: random.Random) -> None:
     """kill -9 of the queue server, which reads its log when it starts again."""
-    if stage.queue:
-        stage.queue.kill()
-        stage.queue.wait()
+    stage.end_queue()
     time.sleep(chance.uniform(0.0, 3.0))
     stage.start_queue()
 
 
 def restart_api(stage: SoakHarness, _: random.Random) -> None:
     """kill -9 of the API with requests in flight."""
-    if stage.api:
-        stage.api.kill()
-        stage.api.wait()
+    stage.end_api()
     stage.start_api()
+
+
+def step_clock(stage: SoakHarness, chance: random.Random) -> None:
+    """All clocks of the wall are set."""
+    assert stage.clock
+    with stage.connection() as connection:
+        stage.clock.step(chance.choice(STEPS_S), connection)
 
 
 def fill(stage: SoakHarness, chance: random.Random) -> None:
@@ -62,20 +89,34 @@ def fill(stage: SoakHarness, chance: random.Random) -> None:
 ACTIONS: tuple[Callable[[SoakHarness, random.Random], None], ...] = (
     kill_worker,
     freeze_worker,
+    freeze_api,
+    freeze_queue,
+    cut_off,
     restart_queue,
     restart_api,
+    step_clock,
     fill,
 )
+
+
+@contextmanager
+def _frozen(pids: Iterable[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def run_random(seconds: float, seed: int) -> Verdict:
     """Break something again and again for `seconds`, then wait until every task is stored or has a reason."""
     chance = random.Random(seed)
     faults: Counter[str] = Counter()
-    verdicts: list[Verdict] = []
     # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
-    with SoakHarness(max_attempts="1000") as stage:
-        stage.start_workers(WORKERS, seconds=BATCH_S)
+    with SoakHarness(is_breakable=True, max_attempts="1000") as stage:
+        stage.start_workers(LINKED_WORKERS, seconds=BATCH_S)
         stage.set_up_project()
         groups: list[Annotators] = []
         begun = time.monotonic()
@@ -85,7 +126,12 @@ def run_random(seconds: float, seed: int) -> Verdict:
             action = chance.choice(ACTIONS)
             faults[action.__name__] += 1
             action(stage, chance)
-        verdicts = [group.verdict("random", GIVE_UP_S) for group in groups]
+        give_up_at = time.monotonic() + GIVE_UP_S
+        for group in groups:
+            group.wait(max(0.0, give_up_at - time.monotonic()))
+        ended_s = time.monotonic() - begun
+        time.sleep(SETTLE_S)
+        verdicts = [group.verdict("random") for group in groups]
     return Verdict(
         f"random {seed}",
         tasks=sum(verdict.tasks for verdict in verdicts),
@@ -93,6 +139,6 @@ def run_random(seconds: float, seed: int) -> Verdict:
         failed={task: reason for verdict in verdicts for task, reason in verdict.failed.items()},
         lost=[task for verdict in verdicts for task in verdict.lost],
         doubled=[task for verdict in verdicts for task in verdict.doubled],
-        seconds=round(time.monotonic() - begun, 1),
+        seconds=round(ended_s, 1),
         notes=dict(faults),
     )
