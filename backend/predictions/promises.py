@@ -101,7 +101,7 @@ class PromiseKeeper:
             job_id: {"project": promise.project.key, "task": promise.job.task["id"], "uncertain": True}
             for job_id, promise in promises.items()
         }
-        self.deliveries.defer(DeliveryClaim("promises:0", tuple(facts)), facts)
+        self.deliveries.defer(DeliveryClaim("promises:0:0", tuple(facts)), facts)
 
     def close(self) -> None:
         """End the thread; for a process that goes on."""

@@ -12,6 +12,7 @@ A request for one task takes the claim over from one for many: somebody is looki
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class DeliveryClaim:
     """What one request asked to deliver.
 
     Attributes:
-        token: "<request>:<number of tasks>", the value of the claims in Redis.
+        token: "<request>:<s to live>:<number of tasks>", the value of the claims in Redis.
         job_ids: the tasks; some may be, or come to be, held by other requests.
     """
 
@@ -51,10 +52,12 @@ class DeliveryClaims:
         self._defer = load_script(connection, "defer")
         self._take = load_script(connection, "take_deferred")
         self._end_push = load_script(connection, "end_push")
+        # By task: its claim, and since when this process has seen it (time.monotonic()).
+        self._claims_seen: dict[str, tuple[str, float]] = {}
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> DeliveryClaim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
-        claim = DeliveryClaim(f"{request_id}:{len(job_ids)}", tuple(job_ids))
+        claim = DeliveryClaim(f"{request_id}:{math.ceil(lifetime_s)}:{len(job_ids)}", tuple(job_ids))
         if job_ids:
             self._claim(keys=list(job_ids), args=[NAMES, claim.token, len(job_ids), int(lifetime_s * 1000)])
         return claim
@@ -116,6 +119,21 @@ class DeliveryClaims:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
         taken = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, most, *job_ids]) if job_ids else []
         return [text(job_id) for job_id in taken]
+
+    def end_overdue_claims(self, job_ids: Sequence[str]) -> None:
+        """End claims that outlived their time by the clock of this process: the queue server's was set back."""
+        values: Any = self.connection.mget([claim_key(job_id) for job_id in job_ids]) if job_ids else []
+        now = time.monotonic()
+        for job_id, token in zip(job_ids, map(text, values), strict=True):
+            last, since = self._claims_seen.pop(job_id, ("", now))
+            if not token:
+                continue
+            if token != last:
+                since = now
+            if now - since > float(token.split(":")[-2]):
+                self._release(keys=[job_id], args=[NAMES, token, 0, 0])
+            else:
+                self._claims_seen[job_id] = (token, since)
 
     def being_pushed(self) -> set[str]:
         """Ids of tasks that some pusher has taken."""

@@ -19,8 +19,9 @@ from backend.predictions.projects import Project, Projects
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import DONE, FINAL, JobStore
-from backend.queue.keys import STATS, push_lock_key
+from backend.queue.keys import NAMES, STATS, push_lock_key
 from backend.queue.locks import RenewedLock
+from backend.queue.lua import load_script
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from integration.label_studio.client import ClientError, LabelStudioClient
@@ -78,6 +79,7 @@ class Pusher:
         self.projects = Projects(queue.connection)
         self.connect = connect
         self.clients: dict[tuple[str, str], PushClient] = {}
+        self._break_lock = load_script(queue.connection, "break_lock")
         self.failures: dict[str, int] = {}
         self.wait_until: dict[str, float] = {}
         self.ready_since: dict[str, float] = {}
@@ -112,9 +114,12 @@ class Pusher:
         lock = RenewedLock(self.connection, push_lock_key(key), self.worker, lost_after_s=self.settings.worker_lost_s)
         with lock:
             if not lock.is_held:
+                self._break_lock(keys=[push_lock_key(key)], args=[NAMES])
                 return 0
             self._recover(job_ids)
             ready = self.deliveries.take(done, self.settings.push_chunk)
+            if not ready:
+                self.deliveries.end_overdue_claims(done)
             return self._push(self.projects.get(key), ready, lock)
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,9 @@ from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import die_with_parent
 from backend.processes.supervisor import python_module
+from backend.queue.connection import text
+from backend.queue.job_store import INDEX_SIZE, JobStore
+from backend.queue.keys import claim_key
 from backend.queue.recovery import living_workers
 from backend.settings import PREFIX, load_settings
 
@@ -172,12 +175,15 @@ class SoakHarness:
             self.api.wait()
             self.api = None
 
-    def start_api(self) -> None:
+    def start_api(self, *, is_awaited: bool = True) -> None:
         self.api = self._start(self._on_clock("backend.cli", "api"), link=self.links[0] if self.links else None)
-        until(lambda: self.get("/health"), "the API")
+        if is_awaited:
+            until(lambda: self.get("/health"), "the API")
 
-    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
-        """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
+    def start_workers(
+        self, count: int, *, model: Path | None = None, is_awaited: bool = True, **wishes: Any
+    ) -> list[Process]:
+        """Workers; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
         module = ("backend.devtools.soak.stub_worker",) if self.is_stub else ("backend.cli", "worker")
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
         fresh = []
@@ -188,7 +194,8 @@ class SoakHarness:
                 self._link_of[fresh[-1].pid] = link
             self.workers.append(fresh[-1])
         pids = {process.pid for process in fresh}
-        until(lambda: pids <= self.living(), "workers", 900)
+        if is_awaited:
+            until(lambda: pids <= self.living(), "workers", 900)
         return fresh
 
     def _free_link(self) -> Link | None:
@@ -212,6 +219,18 @@ class SoakHarness:
                 return {int(facts["pid"]) for facts in living_workers(connection).values()}
         except RedisError:
             return set()
+
+    def whereabouts(self, tasks: Iterable[int]) -> list[str]:
+        """State, delivery and claim of each task, for people who look for what became of it."""
+        names = {str(task) for task in tasks}
+        with self.connection() as connection:
+            rows = JobStore(connection, result_ttl_s=0).recent(INDEX_SIZE) if names else []
+            return [
+                f"{row['state']}, {row.get('delivery', 'no delivery')}, "
+                f"{text(connection.get(claim_key(row['job']))) or 'no claim'}"
+                for row in rows
+                if row["task"] in names
+            ]
 
     def get(self, path: str) -> requests.Response | None:
         """The answer, or None when there is none."""

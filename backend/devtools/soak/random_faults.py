@@ -31,7 +31,7 @@ def kill_worker(stage: SoakHarness, _: random.Random) -> None:
     worker = stage.workers.pop(0)
     worker.kill()
     worker.wait()
-    stage.start_workers(1, seconds=BATCH_S)
+    stage.start_workers(1, seconds=BATCH_S, is_awaited=False)
 
 
 def freeze_worker(stage: SoakHarness, chance: random.Random) -> None:
@@ -71,7 +71,7 @@ def restart_queue(stage: SoakHarness, chance: random.Random) -> None:
 def restart_api(stage: SoakHarness, _: random.Random) -> None:
     """kill -9 of the API with requests in flight."""
     stage.end_api()
-    stage.start_api()
+    stage.start_api(is_awaited=False)
 
 
 def step_clock(stage: SoakHarness, chance: random.Random) -> None:
@@ -114,6 +114,7 @@ def run_random(seconds: float, seed: int) -> Verdict:
     """Break something again and again for `seconds`, then wait until every task is stored or has a reason."""
     chance = random.Random(seed)
     faults: Counter[str] = Counter()
+    where: Counter[str] = Counter()
     # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
     with SoakHarness(is_breakable=True, max_attempts="1000") as stage:
         stage.start_workers(LINKED_WORKERS, seconds=BATCH_S)
@@ -132,13 +133,15 @@ def run_random(seconds: float, seed: int) -> Verdict:
         ended_s = time.monotonic() - begun
         time.sleep(SETTLE_S)
         verdicts = [group.verdict("random") for group in groups]
+        lost = [task for verdict in verdicts for task in verdict.lost]
+        where.update(stage.whereabouts(lost))
     return Verdict(
         f"random {seed}",
         tasks=sum(verdict.tasks for verdict in verdicts),
         stored_once=sum(verdict.stored_once for verdict in verdicts),
         failed={task: reason for verdict in verdicts for task, reason in verdict.failed.items()},
-        lost=[task for verdict in verdicts for task in verdict.lost],
+        lost=lost,
         doubled=[task for verdict in verdicts for task in verdict.doubled],
         seconds=round(ended_s, 1),
-        notes=dict(faults),
+        notes={**faults, **({"lost are": dict(where)} if where else {})},
     )

@@ -4,7 +4,7 @@
 -- stays deferred: should the request die, the pusher goes on when its claim has ended.
 --
 -- KEYS: ids of the tasks.
--- ARGV: 1 names of keys (JSON), 2 claim "<request>:<number of tasks>", 3 number of tasks, 4 ms to live.
+-- ARGV: 1 names of keys (JSON), 2 claim "<request>:<s to live>:<number of tasks>", 3 number of tasks, 4 ms to live.
 -- Returns: for each task 1 if it is claimed now.
 local names = cjson.decode(ARGV[1])
 local claim = ARGV[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from backend.api.app import create_app
@@ -68,6 +70,19 @@ def test_what_another_request_claims_is_pushed_when_that_one_dies(deliveries, re
         assert deliveries.release_if_all_held(other, [job])
     redis.delete(keys.claim_key(job))
     assert deliveries.take([job], 1) == ([job] if holder == "dies" else [])
+
+
+def test_a_claim_that_the_queue_server_keeps_too_long_ends(deliveries, redis, job, monkeypatch):
+    """Its clock was set back, and the request died."""
+    deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
+    deliveries.claim("dying", [job], lifetime_s=60)
+    deliveries.end_overdue_claims([job])
+    redis.pexpire(keys.claim_key(job), 7_200_000)
+    assert deliveries.take([job], 1) == []
+    true_time = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: true_time() + 61)
+    deliveries.end_overdue_claims([job])
+    assert deliveries.take([job], 1) == [job]
 
 
 def test_a_deferred_task_that_a_dying_request_claims_stays_deferred(queue, deliveries, redis, job):

@@ -185,6 +185,19 @@ class FrozenClient:
         self.stored = [row for row in self.stored if row["id"] != prediction_id]
 
 
+def test_the_lock_of_a_dead_worker_is_ended_however_long_it_lasts(settings, redis):
+    queue, deliveries = JobQueue(redis, settings), DeliveryClaims(redis)
+    job = PredictionJob(PROJECT, {"id": 1, "data": {}}, "1", CONFIG, "v1")
+    queue.submit([job])
+    queue.records.finish(job.id, JobOutcome(prediction={"result": [], "score": 1.0, "model_version": "v1"}))
+    deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
+    redis.set(push_lock_key(PROJECT), "dead", px=7_200_000)
+    client = FrozenClient(lambda: None, lambda: None)
+    pusher = Pusher(queue, settings, "living", connect=lambda *_: client)
+    wait_until(lambda: pusher.push_ready() or client.stored, give_up_s=30)
+    assert [row["task"] for row in client.stored] == [1]
+
+
 @pytest.mark.parametrize("frozen", ["before the check", "before the import", "after the import"])
 def test_a_worker_frozen_while_it_pushes_stores_nothing_twice(settings, redis, frozen):
     """It is taken over while it stands still, and then goes on."""
