@@ -18,6 +18,11 @@ from backend.settings import SHIPPED_MODEL
 BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 
 
+def _tell(line: str) -> None:
+    """Print what is being done, beside the result."""
+    click.echo(line, err=True)
+
+
 @click.command()
 @click.option(
     "--weights",
@@ -115,7 +120,7 @@ def beside(
     )
     try:
         images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
-        checkpoints = train_both(trial, out, lambda line: click.echo(line, err=True))
+        checkpoints = train_both(trial, out, _tell)
         with click.progressbar(length=images, label=f"measuring {trial.test}", file=sys.stderr) as bar:
             truth, found, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
     except (BenchmarkStopped, ValueError, FileNotFoundError, KeyError) as error:
@@ -211,7 +216,7 @@ def _run(chosen: Any) -> dict[str, Any] | None:
         write_ablation_report(chosen.folder, latest[-1])
         click.echo(f"{seeds} of {chosen.seeds} seeds: {summary(latest[-1])} {chosen.folder / 'report.md'}", err=True)
 
-    run_ablations(chosen, lambda line: click.echo(line, err=True), after_seed)
+    run_ablations(chosen, _tell, after_seed)
     return latest[-1] if latest else None
 
 
@@ -264,15 +269,14 @@ def networks(
     \b
     Example: transfiner benchmark networks --instances 50 --instances 100 --training
     """
-    from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
+    from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
     from training.distributed import keep_freed_memory
 
     limit_threads(threads)
     keep_freed_memory(device)
-    common: dict[str, Any] = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
-    common["tell"] = lambda what: click.echo(what, err=True)
-    inference = compare_networks(config, instances=instances, nodes=nodes, **common)
-    learned = compare_training(config, **common) if training else None
+    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
+    inference = compare_networks(setting, instances=instances, nodes=nodes, tell=_tell)
+    learned = compare_training(setting, tell=_tell) if training else None
     outcome = {"inference": inference, "training": learned}
     print_result(outcome, network_costs_text(inference, learned), as_json)
 
@@ -393,7 +397,7 @@ def _run_of_benchmark_command(
             only=rows,
             checkpoints=checkpoints,
             speed=speed,
-            tell=lambda line: click.echo(line, err=True),
+            tell=_tell,
         )
     except (BenchmarkStopped, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -434,6 +438,7 @@ def cost(
     size: tuple[int, int],
     instances: int,
     nodes: int | None,
+    device: str,
     whole: bool,
     as_json: bool,
     **options: Any,
@@ -444,7 +449,7 @@ def cost(
     Example: transfiner benchmark cost --config paper --instances 10 --nodes 560 --no-speed
     """
     from model.checkpoints.checkpoint import load_checkpoint
-    from training.benchmark.cost.report import costs_text, refinement_cost, whole_cost
+    from training.benchmark.cost.comparison import CostSetting, costs_text, refinement_cost, whole_cost
     from training.engine.config import get_training_config
 
     if (config is None) == (weights is None):
@@ -455,8 +460,8 @@ def cost(
     alone = refinement_cost(cfg, lengths, channels=cfg.MODEL.FPN.OUT_CHANNELS)
     entire = None
     if whole:
-        sizes: dict[str, Any] = {"height": size[0], "width": size[1], "instances": instances, "nodes": nodes}
-        entire = whole_cost(config=config, weights=weights, **sizes, **options)
+        setting = CostSetting(config, weights, height=size[0], width=size[1], device=device)
+        entire = whole_cost(setting, instances=instances, nodes=nodes, **options)
     outcome = {"refinement": alone, "whole": entire}
     print_result(outcome, costs_text(alone, entire), as_json)
 
@@ -470,18 +475,21 @@ def cost(
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
-def speed(config: str, size: tuple[int, int], device: str, threads: int, as_json: bool, **counts: Any) -> None:
+def speed(
+    config: str, size: tuple[int, int], device: str, repeats: int, threads: int, as_json: bool, **counts: Any
+) -> None:
     """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
 
     \b
     Example: transfiner benchmark speed --instances 10 --nodes 4000
     """
-    from training.benchmark.cost.heads import compare_heads, head_costs_text
+    from training.benchmark.cost.comparison import CostSetting, compare_heads, head_costs_text
     from training.distributed import keep_freed_memory
 
     limit_threads(threads)
     keep_freed_memory(device)
-    outcome = compare_heads(config, height=size[0], width=size[1], device=device, **counts)
+    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
+    outcome = compare_heads(setting, **counts)
     print_result(outcome, head_costs_text(outcome), as_json)
 
 

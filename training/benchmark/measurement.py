@@ -20,8 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
+from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
-from training.benchmark.cost.report import refinement_cost
 from training.benchmark.rows import DataSet
 from training.datasets import AnySet, open_set
 from training.datasets.bdd100k import Bdd100kSet

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from training.benchmark.cost.report import refinement_cost
+from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.recipe import Scale, data_of, training_config, training_digest
 from training.benchmark.rows import Row, Table
 
