@@ -52,14 +52,10 @@ def anytime(
     \b
     Example: transfiner benchmark anytime --weights model/weights/scenes-small --picture anytime.png
     """
-    from training.benchmark.cost.anytime import (
-        anytime_as_dict,
-        anytime_curve,
-        anytime_text,
-        draw_anytime_curve,
-    )
+    from training.benchmark.cost.anytime import anytime_as_dict, anytime_curve, anytime_text, budget_name, knee
     from training.datasets import open_set
     from training.evaluation.run import load_for_evaluation
+    from training.visualization.charts import draw_budget_curve
 
     limit_threads(threads)
     network, cfg, _ = load_for_evaluation(weights, device)
@@ -67,7 +63,7 @@ def anytime(
     with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
         points = anytime_curve(network, cfg, samples, budgets, progress=lambda _: bar.update(1))
     if picture is not None:
-        draw_anytime_curve(points, picture)
+        draw_budget_curve(points, knee(points), budget_name, picture)
     print_result(anytime_as_dict(points), anytime_text(points), as_json)
 
 
@@ -122,10 +118,10 @@ def beside(
         images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
         checkpoints = train_both(trial, out, _tell)
         with click.progressbar(length=images, label=f"measuring {trial.test}", file=sys.stderr) as bar:
-            truth, found, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
+            truth, results, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
     except (BenchmarkStopped, ValueError, FileNotFoundError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    outcome = compare_methods(truth, found, ratio=trial.ratio)
+    outcome = compare_methods(truth, results, ratio=trial.ratio)
     write_baseline_report(out, trial, outcome, rows)
     print_result(outcome, baseline_report_markdown(trial, outcome), as_json)
 
@@ -188,19 +184,19 @@ def directions(
     from training.benchmark.ablations.plan import TABLE_NUMBERS, Setting, plan
     from training.benchmark.ablations.report import write_ablation_report
 
-    numbers = tuple(sorted(int(one) for one in tables)) or TABLE_NUMBERS
+    numbers = tuple(sorted(map(int, tables))) or TABLE_NUMBERS
     chosen = Setting(weights, out, numbers, processes=processes or os.cpu_count() or 1, **scale)
     if dry_run:
         planned = plan(chosen)
         print_result(planned, _plan_text(planned), as_json)
         return
-    report = _run(chosen)
+    report = _run_ablations(chosen)
     if report is None:
         raise click.ClickException("no seed is complete yet; the same command goes on")
     print_result(report, write_ablation_report(out, report)[1].read_text(encoding="utf-8"), as_json)
 
 
-def _run(chosen: Any) -> dict[str, Any] | None:
+def _run_ablations(chosen: Any) -> dict[str, Any] | None:
     from training.benchmark.ablations.plan import planned_steps
     from training.benchmark.ablations.report import (
         build_ablation_report,
@@ -360,7 +356,7 @@ def table(
         planned = plan_table(chosen, scale)
         print_result(planned, plan_text(planned), as_json)
         return
-    report = _run_of_benchmark_command(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
+    report = _run_table(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
     folder = out / f"table-{chosen.number}"
     print_result(report, (folder / "report.md").read_text(encoding="utf-8"), as_json)
 
@@ -373,7 +369,7 @@ def _scale(options: dict[str, Any]) -> Any:
     return Scale(train=options.pop("train_set"), test=options.pop("test_set"), device=device, **options)
 
 
-def _run_of_benchmark_command(
+def _run_table(
     chosen: Any, out: Path, scale: Any, rows: tuple[str, ...], checkpoints: Path | None, speed: tuple[int | None, int]
 ) -> dict[str, Any]:
     from training.benchmark.plan import missing_files
@@ -516,13 +512,14 @@ def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
 
 
 def _regions_text(outcome: dict[str, Any]) -> str:
-    one = outcome["table1"]
+    table1 = outcome["table1"]
     lines = [
-        f"{outcome['images']} images, {one['objects']:.0f} matched objects",
-        f"Table 1: incoherent regions cover {100 * one['percent']:.1f} % of a box and hold "
-        f"{100 * one['recall_err']:.1f} % of its errors; coarse masks are right in "
-        f"{100 * one['accuracy']:.1f} % of them",
-        f"         mask AP {100 * one['ap_coarse']:.1f} coarse, {100 * one['ap_gt']:.1f} with the truth in the regions",
+        f"{outcome['images']} images, {table1['objects']:.0f} matched objects",
+        f"Table 1: incoherent regions cover {100 * table1['percent']:.1f} % of a box and hold "
+        f"{100 * table1['recall_err']:.1f} % of its errors; coarse masks are right in "
+        f"{100 * table1['accuracy']:.1f} % of them",
+        f"         mask AP {100 * table1['ap_coarse']:.1f} coarse, {100 * table1['ap_gt']:.1f} with the truth in "
+        "the regions",
     ]
     for level, figures in (outcome["table3"] or {}).items():
         named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())

@@ -81,12 +81,12 @@ def planned_steps(setting: Setting) -> int:
 def plan(setting: Setting) -> dict[str, Any]:
     """What a run would need, without computing anything."""
     rows = compared_rows(setting.tables)
-    one = [task for task in tasks(setting, setting.steps or 1) if task.seed == 0]
+    of_one_seed = [task for task in tasks(setting, setting.steps or 1) if task.seed == 0]
     return {
         "tables": list(setting.tables),
         "rows": len(rows),
-        "trainings": len(one) * setting.seeds,
-        "measurements": sum(len(task.measured) for task in one) * setting.seeds,
+        "trainings": len(of_one_seed) * setting.seeds,
+        "measurements": sum(len(task.measured) for task in of_one_seed) * setting.seeds,
         "seeds": setting.seeds,
         "scenes": setting.scenes,
         "images": setting.images,
@@ -180,7 +180,11 @@ def row_of(number: int, key: str) -> Row:
 
 def compared_rows(numbers: tuple[int, ...] = TABLE_NUMBERS) -> list[tuple[Table, Row]]:
     """Every row that takes part in a comparison, once a table, in the tables' order."""
-    wanted = {(one.table.number, row.key) for one in comparisons(numbers) for row in (one.first, one.second)}
+    wanted = {
+        (comparison.table.number, row.key)
+        for comparison in comparisons(numbers)
+        for row in (comparison.first, comparison.second)
+    }
     return [(TABLES[number], row) for number in numbers for row in TABLES[number].rows if (number, row.key) in wanted]
 
 
@@ -212,7 +216,7 @@ def variant_config(detector: CfgNode, number: int, key: str, *, iterations: int,
 
 
 def measured_config(trained: CfgNode, row: Row) -> CfgNode:
-    """The same as it is measured."""
+    """A row's configuration as it is measured, from the one that it is trained with."""
     cfg: CfgNode = trained.clone()
     cfg.merge_from_list(overrides_when_measured(row, miniature=True))
     return cfg
