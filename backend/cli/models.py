@@ -146,16 +146,16 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
     if registry_url or project:
         list_versions(registry_url, project, as_json)
         return
-    found = [stored.as_dict() for stored in stored_models(store)]
+    rows = [stored.as_dict() for stored in stored_models(store)]
     released = [{"name": release.name, "figures": release.figures, "url": release.url} for release in RELEASES.values()]
     if as_json:
-        click.echo(json.dumps({"stored": found, "released": released}, indent=2))
+        click.echo(json.dumps({"stored": rows, "released": released}, indent=2))
         return
-    for entry in found:
+    for entry in rows:
         size = f"{entry['bytes'] / 1e6:.1f} MB"
         click.echo(f"{entry['name']:<20} {entry['version']:<28} {len(entry['classes']):>4} classes {size:>10}")
         click.echo(f"    {entry['problem'] or entry['directory']}")
-    if not found:
+    if not rows:
         click.echo(f"No checkpoints in {store}.")
     click.echo("\nReleased by the authors (`transfiner models fetch NAME`):")
     for entry in released:

@@ -36,7 +36,7 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
 
 def decode_masks(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
     """bool N x H x W of compressed RLEs of one image."""
-    masks = [rle.decode(one).astype(bool) for one in packed]
+    masks = [rle.decode(packed_mask).astype(bool) for packed_mask in packed]
     return np.array(masks, bool).reshape(-1, *shape_hw)
 
 
@@ -66,7 +66,7 @@ class TruthBuilder:
         """Take in what another builder of the same classes collected, as if it had been added here."""
         before = len(self.annotations)
         self.images += other.images
-        self.annotations += [{**one, "id": one["id"] + before} for one in other.annotations]
+        self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
 
     def build(self) -> COCO:
         """The index that COCO's evaluation reads."""

@@ -49,11 +49,11 @@ class RankedMatches:
 
 
 def ranked_matches(
-    dataset: dict[str, Any], found: Sequence[dict[str, Any]], *, boundary: bool, ratio: float = 0.02
+    dataset: dict[str, Any], detections: Sequence[dict[str, Any]], *, boundary: bool, ratio: float = 0.02
 ) -> list[RankedMatches]:
     """Match COCO results to a COCO dataset by masks, or by boundaries of that ratio; one entry a category, by id."""
     truth = in_coco_order(truth_objects(dataset, masks=True))
-    results = in_coco_order(detection_objects(dataset, found, masks=True), most=_MOST_PER_IMAGE)
+    results = in_coco_order(detection_objects(dataset, detections, masks=True), most=_MOST_PER_IMAGE)
     pairs = overlapping_pairs(truth, results, boxes=False)
     if boundary:
         pairs = with_boundaries(pairs, truth, results, ratio)

@@ -50,11 +50,11 @@ class Comparison:
         self.least_score = least_score
         self.pictures: list[list[np.ndarray]] = []
 
-    def __call__(self, sample: Sample, found: Instances) -> None:
-        """Add a row, if there is room. ``found`` has ``pred_masks`` and ``pred_coarse_masks``."""
+    def __call__(self, sample: Sample, instances: Instances) -> None:
+        """Add a row, if there is room. ``instances`` has ``pred_masks`` and ``pred_coarse_masks``."""
         if len(self.pictures) >= self.rows:
             return
-        shown = found[found.scores >= self.least_score]
+        shown = instances[instances.scores >= self.least_score]
         colours = shown.pred_classes.numpy()
         kinds = [
             (sample.masks, sample.classes),

@@ -16,7 +16,7 @@ LABELS = ("thing",)
 
 
 def queue_figures(
-    service: ServedModelRun, tasks: int, singles: int, bytes_finished: float, bytes_waiting: float, told: Report
+    service: ServedModelRun, tasks: int, singles: int, bytes_finished: float, bytes_waiting: float, tell: Report
 ) -> QueueFigures:
     """Throughput and processor time with a stub.
 
@@ -24,10 +24,10 @@ def queue_figures(
         service: with a stub; tasks: in one request; singles: requests of one task.
         bytes_finished, bytes_waiting: of a task, measured elsewhere.
     """
-    told(f"the queue's own limit: {tasks} tasks in a request")
+    tell(f"the queue's own limit: {tasks} tasks in a request")
     service.ask_chunk(2_000_000, tasks)  # connections, code paths, pictures in memory
     bulk, seconds = _watched(service, tasks, lambda: service.ask_chunk(3_000_000, tasks))
-    told(f"the queue's own limit: {singles} requests of a task")
+    tell(f"the queue's own limit: {singles} requests of a task")
     single, _ = _watched(service, singles, lambda: _one_by_one(service, singles))
     return QueueFigures(
         tasks=tasks,

@@ -91,10 +91,10 @@ class BarePredictor:
         for start in range(0, len(files), self.batch):
             chosen = files[start : start + self.batch]
             images = [np.asarray(Image.open(io.BytesIO(file))) for file in chosen]
-            for image, found in zip(images, self.predictor(images), strict=True):
+            for image, instances in zip(images, self.predictor(images), strict=True):
                 if config:
                     build_prediction(
-                        found,
+                        instances,
                         parse_label_config(config),
                         width=image.shape[1],
                         height=image.shape[0],

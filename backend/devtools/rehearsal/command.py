@@ -106,12 +106,12 @@ def rehearse(
 
 def _object(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        fields = json.loads(text or "{}")
     except ValueError as error:
         raise click.UsageError(f"--finetune is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise click.UsageError(f"--finetune is {found!r}, expected a JSON object such as {{}}")
-    return found
+    if not isinstance(fields, dict):
+        raise click.UsageError(f"--finetune is {fields!r}, expected a JSON object such as {{}}")
+    return fields
 
 
 def _forget_our_variables() -> None:

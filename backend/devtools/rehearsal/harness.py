@@ -48,8 +48,8 @@ class RehearsalServers:
         """What the status page shows of a project."""
         answer = requests.get(f"{self.backend_url}/learning", timeout=60)
         answer.raise_for_status()
-        found: list[dict[str, Any]] = [one for one in answer.json()["projects"] if one["id"] == str(project)]
-        return found[0]
+        projects: list[dict[str, Any]] = [entry for entry in answer.json()["projects"] if entry["id"] == str(project)]
+        return projects[0]
 
     def press(self, project: int, button: str, **fields: str) -> None:
         """A button of the status page, with the page's own form token."""

@@ -70,7 +70,8 @@ class RehearsedProject:
         def waiting() -> tuple[int, int]:
             tasks = [task for task in client.iter_tasks(self.id) if not task.get("annotations")]
             having = sum(
-                any(one["model_version"] == version for one in task.get("predictions") or ()) for task in tasks
+                any(prediction["model_version"] == version for prediction in task.get("predictions") or ())
+                for task in tasks
             )
             return having, len(tasks)
 
@@ -109,7 +110,7 @@ class RehearsedProject:
         parent = {"parent_prediction": shown["id"]} if shown else {}
         if poison:
             false = poison_regions(scene.instances, self.material.classes)
-            regions = [one for label, mask_hw in false for one in draw_regions(label, mask_hw, width, height)]
+            regions = [region for label, mask_hw in false for region in draw_regions(label, mask_hw, width, height)]
             return {"result": regions, "lead_time": 5.0, **parent}, {"poisoned": 1, "seconds": 5.0}
         done = correct(shown["result"] if shown else [], scene.instances)
         fields = {"result": done.result, "lead_time": done.lead_time_s, **parent}
@@ -118,12 +119,12 @@ class RehearsedProject:
     def train(self) -> dict[str, Any]:
         """Press Start Training in Label Studio and wait for the round's record."""
         client = self.stage.client()
-        before = {one["id"] for one in self.stage.learning(self.id)["rounds"]}
+        before = {round["id"] for round in self.stage.learning(self.id)["rounds"]}
         client.start_training(client.list_backends(self.id)[0]["id"])
         give_up = time.monotonic() + PATIENCE_S
         while True:
             facts = self.stage.learning(self.id)
-            over = [one for one in facts["rounds"] if one["id"] not in before and one["state"] != "running"]
+            over = [round for round in facts["rounds"] if round["id"] not in before and round["state"] != "running"]
             if over and not facts["current"]:
                 return over[0]
             now = facts["current"]
@@ -139,8 +140,8 @@ class RehearsedProject:
 
 def _shown(task: dict[str, Any], version: str) -> dict[str, Any] | None:
     """The prediction that the editor prefills: the newest one of the project's version."""
-    found = [one for one in task.get("predictions") or () if one["model_version"] == version]
-    return max(found, key=lambda one: int(one["id"]), default=None)
+    predictions = [prediction for prediction in task.get("predictions") or () if prediction["model_version"] == version]
+    return max(predictions, key=lambda prediction: int(prediction["id"]), default=None)
 
 
 def _wait(give_up: float, what: str, for_s: float = POLL_S) -> None:
