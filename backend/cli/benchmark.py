@@ -24,12 +24,7 @@ def _tell(line: str) -> None:
 
 
 @click.command()
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    required=True,
-    help="Checkpoint directory or name.",
-)
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--set", "name", default="scenes:val:40", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
 @click.option(
     "--budget",
@@ -198,11 +193,7 @@ def directions(
 
 def _run_ablations(chosen: Any) -> dict[str, Any] | None:
     from training.benchmark.ablations.plan import planned_steps
-    from training.benchmark.ablations.report import (
-        build_ablation_report,
-        summary,
-        write_ablation_report,
-    )
+    from training.benchmark.ablations.report import build_ablation_report, summary, write_ablation_report
     from training.benchmark.ablations.run import run_ablations
 
     latest: list[dict[str, Any]] = []
@@ -319,10 +310,7 @@ def benchmark() -> None:
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
 @click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
-    "--speed-iterations",
-    type=click.IntRange(0),
-    default=0,
-    help="Of a run of frames per second; 0: 200 (CPU 20).",
+    "--speed-iterations", type=click.IntRange(0), default=0, help="Of a run of frames per second; 0: 200 (CPU 20)."
 )
 @click.option("--speed-runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
@@ -386,15 +374,7 @@ def _run_table(
             "other sets with --train-set and --test-set, or --miniature"
         )
     try:
-        results = run_table(
-            chosen,
-            out,
-            scale,
-            only=rows,
-            checkpoints=checkpoints,
-            speed=speed,
-            tell=_tell,
-        )
+        results = run_table(chosen, out, scale, only=rows, checkpoints=checkpoints, speed=speed, tell=_tell)
     except (BenchmarkStopped, ValueError) as error:
         raise click.ClickException(str(error)) from error
     setting = {

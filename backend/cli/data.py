@@ -166,14 +166,7 @@ def miniature(layout: str, out: Path, train: int, val: int, width: int, height: 
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Also write a contact sheet, a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def scenes(
-    split: str,
-    count: int,
-    first: int,
-    width: int,
-    height: int,
-    folder: Path,
-    sheet: Path | None,
-    as_json: bool,
+    split: str, count: int, first: int, width: int, height: int, folder: Path, sheet: Path | None, as_json: bool
 ) -> None:
     """Draw scenes with exact masks: images and a COCO annotation file.
 
@@ -183,11 +176,7 @@ def scenes(
     from training.synthetic.files import write_scenes
 
     written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
-    outcome = {
-        "images": len(written.images),
-        "instances": written.instances,
-        "annotations": str(written.annotations),
-    }
+    outcome = {"images": len(written.images), "instances": written.instances, "annotations": str(written.annotations)}
     click.echo(
         json.dumps(outcome)
         if as_json

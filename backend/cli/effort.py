@@ -152,13 +152,7 @@ def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float],
 
 
 def _measured(
-    weights: Path,
-    snapshot: Path | None,
-    split: str | None,
-    count: int,
-    shown_from: float,
-    device: str,
-    threads: int,
+    weights: Path, snapshot: Path | None, split: str | None, count: int, shown_from: float, device: str, threads: int
 ) -> tuple[CorrectionCost, str]:
     if (split is None) == (snapshot is None):
         raise click.UsageError("choose one set: --snapshot DIR or --scenes val")

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    help="Checkpoint directory or name; may be left out with --served.",
-)
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
     "--coco",
@@ -239,11 +235,7 @@ def _raw(
 
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights,
-            samples,
-            progress=lambda _: bar.update(1),
-            observe=observe if drawn or submitted else None,
-            **how,
+            weights, samples, progress=lambda _: bar.update(1), observe=observe if drawn or submitted else None, **how
         )
     if picture and drawn:
         drawn.save(picture)

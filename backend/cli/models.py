@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.gate import compare_models
-from backend.cli.registry import (
-    gc,
-    list_versions,
-    project_option,
-    promote,
-    registry_option,
-    rollback,
-    show_version,
-)
+from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
 from backend.cli.types import SuggestingGroup
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
@@ -66,13 +58,7 @@ for command in (promote, rollback, compare_models, gc):
 @store_option
 @json_option
 def import_command(
-    file: Path,
-    name: str | None,
-    classes_file: Path | None,
-    half: bool,
-    force: bool,
-    store: Path,
-    as_json: bool,
+    file: Path, name: str | None, classes_file: Path | None, half: bool, force: bool, store: Path, as_json: bool
 ) -> None:
     """Check an authors' .pth and store it as a checkpoint.
 

@@ -109,11 +109,7 @@ def polygons() -> None:
 @click.option("--shared-edges", is_flag=True, help="Masks of one image that touch keep one edge between them.")
 @click.option("--picture", type=FilePath, help="Write a PNG of mask, polygon and vertices.")
 @click.option(
-    "--mask",
-    "number",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Which mask of the file the picture shows.",
+    "--mask", "number", type=click.IntRange(min=1), default=1, help="Which mask of the file the picture shows."
 )
 @click.option("--zoom", type=click.IntRange(1, 64), default=12, show_default=True, help="Picture pixels a mask pixel.")
 @click.option("--json", "as_json", is_flag=True, help="Print the polygons and their figures as JSON.")

@@ -37,12 +37,7 @@ from training.metrics.coco import boundary_ap, coco_ap, mask_ap
 from training.metrics.lvis import lvis_ap
 
 SPEED_IMAGES = 8
-_REGION_COLUMNS = {
-    "Percent": "percent",
-    "Recall_Err": "recall_err",
-    "AP_GT": "ap_gt",
-    "AP_Coarse": "ap_coarse",
-}
+_REGION_COLUMNS = {"Percent": "percent", "Recall_Err": "recall_err", "AP_GT": "ap_gt", "AP_Coarse": "ap_coarse"}
 
 
 class Measurement:
@@ -118,10 +113,7 @@ class Measurement:
             values["FPS"] = details["speed"]["mean_fps"]
         if {"GFLOP", "MB"} & set(wanted):
             details["refinement"] = self._refinement_cost()
-            values |= {
-                "GFLOP": details["refinement"]["flops"] / 1e9,
-                "MB": details["refinement"]["peak_bytes"] / 1e6,
-            }
+            values |= {"GFLOP": details["refinement"]["flops"] / 1e9, "MB": details["refinement"]["peak_bytes"] / 1e6}
         return {column: values[column] for column in wanted if column in values}, details
 
     def _box_ap(self) -> dict[str, float]:
@@ -202,12 +194,7 @@ class _Cityscapes:
 
     def values(self) -> dict[str, float]:
         masks, boundaries = self.masks.numbers(), self.boundaries.numbers()
-        return {
-            "AP": masks["AP"],
-            "AP50": masks["AP50"],
-            "APB": boundaries["AP"],
-            "APB50": boundaries["AP50"],
-        }
+        return {"AP": masks["AP"], "AP50": masks["AP50"], "APB": boundaries["AP"], "APB50": boundaries["AP50"]}
 
 
 class _Bdd100k:
@@ -274,10 +261,7 @@ def as_lvis(dataset: Json) -> Json:
         present.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
     result["images"] = [
         image
-        | {
-            "neg_category_ids": sorted(everything - present.get(image["id"], set())),
-            "not_exhaustive_category_ids": [],
-        }
+        | {"neg_category_ids": sorted(everything - present.get(image["id"], set())), "not_exhaustive_category_ids": []}
         for image in dataset["images"]
     ]
     result["categories"] = [{"frequency": "f"} | category for category in dataset["categories"]]

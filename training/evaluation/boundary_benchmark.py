@@ -81,10 +81,7 @@ def _timed(
 ) -> tuple[Any, float]:
     best, value = float("inf"), None
     for _ in range(rounds):
-        records, detections = (
-            copy.deepcopy(dataset),
-            copy.deepcopy(results),
-        )  # the reference changes what it reads
+        records, detections = (copy.deepcopy(dataset), copy.deepcopy(results))  # the reference changes what it reads
         started_s = time.process_time()
         value = evaluate(records, detections)
         best = min(best, time.process_time() - started_s)
@@ -112,11 +109,7 @@ def perturb_truth(
 
 
 def perturb_masks(
-    masks: Sequence[np.ndarray],
-    labels: Sequence[int],
-    kinds: Sequence[int],
-    rng: np.random.Generator,
-    copies: int = 2,
+    masks: Sequence[np.ndarray], labels: Sequence[int], kinds: Sequence[int], rng: np.random.Generator, copies: int = 2
 ) -> tuple[list[np.ndarray], list[int], list[float]]:
     """(masks, labels, scores): `copies` detections for every object of an image; `kinds` are the labels to confuse."""
     perturbed: list[tuple[np.ndarray, int, float]] = []

@@ -54,11 +54,7 @@ class TruthBuilder:
         self.images.append({"id": sample.image_id, "height": height, "width": width})
         for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
             segmentation = encode(mask)
-            record = {
-                "id": len(self.annotations) + 1,
-                "image_id": sample.image_id,
-                "category_id": int(label) + 1,
-            }
+            record = {"id": len(self.annotations) + 1, "image_id": sample.image_id, "category_id": int(label) + 1}
             measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
 
@@ -72,12 +68,7 @@ class TruthBuilder:
         """The index that COCO's evaluation reads."""
         coco = COCO()
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
-        coco.dataset = {
-            "info": {},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
+        coco.dataset = {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
         with quiet():
             coco.createIndex()
         return coco
@@ -86,11 +77,6 @@ class TruthBuilder:
 def coco_results(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
-        {
-            "image_id": image_id,
-            "category_id": int(label) + 1,
-            "score": float(score),
-            "segmentation": encode(mask),
-        }
+        {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}
         for mask, score, label in zip(masks, scores, classes, strict=True)
     ]

@@ -59,12 +59,7 @@ class _RegionTotals:
 
 
 def analyse(
-    network: nn.Module,
-    cfg: CfgNode,
-    samples: AnySet,
-    *,
-    side: int = GRID_SIDE,
-    progress: Callable[[int], object] = int,
+    network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE, progress: Callable[[int], object] = int
 ) -> dict[str, Any]:
     """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
 

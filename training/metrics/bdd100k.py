@@ -37,16 +37,7 @@ from training.metrics.matching import (
 )
 from training.metrics.parallel import map_in_processes
 
-CATEGORIES = (
-    "pedestrian",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-)  # numbered from 1
+CATEGORIES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # numbered from 1
 IGNORED, CROWD = 1, 2
 _MOST = (1, 10, 100)
 

@@ -28,16 +28,7 @@ from training.metrics.coco import IouKind
 from training.metrics.coco_schema import RecordError
 from training.metrics.parallel import map_in_processes
 
-LABELS = {
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
+LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
 # Labels that Cityscapes leaves out of its evaluation; of a void label's numbered instances none is void.
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
@@ -72,11 +63,7 @@ class CityscapesEvaluation:
         self._detections: dict[int, list[_Detection]] = {label: [] for label in LABELS.values()}
 
     def add(
-        self,
-        instance_ids: np.ndarray,
-        masks: Sequence[np.ndarray],
-        labels: Sequence[int],
-        scores: Sequence[float],
+        self, instance_ids: np.ndarray, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
     ) -> None:
         """Take in one image.
 

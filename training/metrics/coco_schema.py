@@ -154,11 +154,7 @@ class _Checks:
         for index, record in enumerate(dataset[name]):
             before = seen.setdefault(record["id"], index)
             self.that(
-                before == index,
-                f"{name}[{index}]",
-                "id",
-                record,
-                f"an id of its own; {name}[{before}] has it too",
+                before == index, f"{name}[{index}]", "id", record, f"an id of its own; {name}[{before}] has it too"
             )
 
     def image(self, place: str, record: Record, *, masks: bool, federated: bool) -> None:
@@ -213,13 +209,7 @@ class _Checks:
         counts = drawn.get("counts")
         if isinstance(counts, list):
             fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(
-                fine,
-                f"{place}.segmentation",
-                "counts",
-                drawn,
-                f"run lengths that add up to {math.prod(size)}",
-            )
+            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
             return None
         fine = isinstance(counts, str) and counts.isascii()
         return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")

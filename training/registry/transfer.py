@@ -54,12 +54,7 @@ def upload_files(storage: Storage, contents: Mapping[str, Content], place: Calla
 
 
 def download_files(
-    storage: Storage,
-    manifest: Manifest,
-    place: Callable[[str], str],
-    target: Path,
-    *,
-    shared: Path | None = None,
+    storage: Storage, manifest: Manifest, place: Callable[[str], str], target: Path, *, shared: Path | None = None
 ) -> Path:
     """A local directory with these files, complete and checked; nothing is copied that lies there already.
 

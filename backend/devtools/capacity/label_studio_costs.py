@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +16,11 @@ import requests
 from backend.devtools.capacity.figures import LabelStudioFigures
 from backend.devtools.capacity.service_times import Report
 from backend.devtools.load.measuring import ServedModelRun
-from backend.devtools.soak.harness import processor_s
+from backend.devtools.programs import processor_s, running_program
 from backend.errors import StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
-from backend.processes.parent_death import ends_with_parent
+from backend.processes.waiting import wait_until
 from backend.settings import load_settings
 from integration.label_studio.client import LabelStudioClient
 
@@ -30,7 +28,6 @@ Json = dict[str, Any]
 TASK_CHUNK, FILE_CHUNK = 250, 8
 # Two projects; Label Studio keeps a project's tasks, files and predictions apart.
 PUSHED, ASKED = "Capacity: pushed", "Capacity: asked for"
-STOP_S = 20.0
 
 
 @contextlib.contextmanager
@@ -43,35 +40,10 @@ def label_studio(tell: Report) -> Iterator[tuple[LabelStudioServer, int]]:
     with TemporaryDirectory() as folder:
         server = LabelStudioServer(Path(folder), free_port())
         server.check_installed()
-        log = Path(folder) / "log.txt"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                server.command,
-                env={**environ, **server.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=ends_with_parent(),
-            )
-        try:
-            _await(server, process, log, tell)
+        with running_program("label-studio", server.command, server.environment, Path(folder)) as process:
+            tell("Label Studio starts, which takes a minute")
+            wait_until(server.is_up, "Label Studio", COLD_START_S, poll_s=1.0, process=process)
             yield server, process.pid
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)
-            process.kill()
-            process.wait()
-
-
-def _await(server: LabelStudioServer, process: subprocess.Popen[bytes], log: Path, tell: Report) -> None:
-    begun = time.monotonic()
-    tell("Label Studio starts, which takes a minute")
-    while not server.is_up():
-        if process.poll() is not None or time.monotonic() - begun > COLD_START_S:
-            last = log.read_text(encoding="utf-8", errors="replace")[-300:]
-            raise StartError(f"Label Studio did not get ready within {COLD_START_S:.0f} s. It said: {last}")
-        time.sleep(1)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -10,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from redis import Redis
 
 from backend.devtools.capacity.figures import StageTimes, Together
 from backend.devtools.load.measuring import STAGES, ServedModelRun
-from backend.devtools.soak.harness import processor_s
+from backend.devtools.programs import as_png, processor_s
 from backend.errors import StartError
 from backend.queue.connection import text
 from backend.queue.keys import STATS, task_key
@@ -33,12 +31,7 @@ def scene_files(count: int) -> list[bytes]:
     """PNG files of generated scenes, what the shipped model is for."""
     from training.synthetic.scenes import generate_scene, scene_seed
 
-    files = []
-    for number in range(count):
-        file = io.BytesIO()
-        Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(file, "PNG")
-        files.append(file.getvalue())
-    return files
+    return [as_png(generate_scene(scene_seed("demo", number)).image) for number in range(count)]
 
 
 def batch_seconds(

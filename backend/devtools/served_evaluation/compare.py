@@ -33,10 +33,7 @@ class RawDetections:
 
 def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
     """Mask AP and boundary AP of COCO results, fractions."""
-    return {
-        "mask": mask_ap(truth, list(results)),
-        "boundary": boundary_ap(truth, list(results), ratio=ratio),
-    }
+    return {"mask": mask_ap(truth, list(results)), "boundary": boundary_ap(truth, list(results), ratio=ratio)}
 
 
 def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:

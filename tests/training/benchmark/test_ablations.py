@@ -14,14 +14,7 @@ from backend.cli.benchmark import directions
 from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.ablations import shared_detector as shared
-from training.benchmark.ablations.plan import (
-    TABLE_NUMBERS,
-    Setting,
-    compared_rows,
-    comparisons,
-    tasks,
-    variant_config,
-)
+from training.benchmark.ablations.plan import TABLE_NUMBERS, Setting, compared_rows, comparisons, tasks, variant_config
 from training.benchmark.ablations.report import verdict
 from training.benchmark.ablations.run import LEAST_STEPS, mask_branch, run_ablations
 from training.benchmark.recipe import Scale, training_config

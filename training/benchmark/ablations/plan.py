@@ -101,11 +101,8 @@ def plan(setting: Setting) -> dict[str, Any]:
 TABLE_NUMBERS = (2, 4, 5, 6, 8)
 # (table, row) -> why it is not compared here.
 LEFT_OUT = {
-    (
-        6,
-        "pointrend",
-    ): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
-    "start where the others start",
+    (6, "pointrend"): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
+    "start where the others start"
 }
 # Each pair is one claim of a table; the difference is second minus first, its expected sign the paper's.
 _PAIRS = {
@@ -127,12 +124,7 @@ _PAIRS = {
     ],
     8: [("neither", "mjr"), ("neither", "qmp"), ("mjr", "both"), ("qmp", "both")],
 }
-_TINY = {
-    "ENCODER_FFN_DIM": 128,
-    "ENCODER_DROPOUT": 0.0,
-    "SAMPLES_PER_LEVEL": 50,
-    "TRAIN_INSTANCE_LIMIT": 10,
-}
+_TINY = {"ENCODER_FFN_DIM": 128, "ENCODER_DROPOUT": 0.0, "SAMPLES_PER_LEVEL": 50, "TRAIN_INSTANCE_LIMIT": 10}
 # A few hundred steps teach a sequence encoder less than the coarse mask knows, unless it begins with that mask; but
 # where the cue "coarse" is what is compared, nodes may know it by their cues alone.
 _COARSE_IS_COMPARED = (4,)

@@ -227,11 +227,7 @@ def mask_branch(cfg: CfgNode, start: dict[str, Tensor]) -> nn.Module:
 
 
 def train_mask_branch(
-    heads: nn.Module,
-    cfg: CfgNode,
-    detector: SharedDetector,
-    scenes: int,
-    progress: Callable[[int], object] = int,
+    heads: nn.Module, cfg: CfgNode, detector: SharedDetector, scenes: int, progress: Callable[[int], object] = int
 ) -> None:
     """Train the mask branch for ``SOLVER.MAX_ITER`` steps on the first ``scenes`` training scenes, in place."""
     optimizer, average = build_optimizer(cfg, heads), MovingAverage(heads, cfg.TRAINING.EMA_DECAY)

@@ -147,11 +147,7 @@ def costs_table(costs: Costs) -> list[str]:
 
 
 def compare_networks(
-    setting: CostSetting,
-    *,
-    instances: Sequence[int] = (50, 100),
-    nodes: int = 364,
-    tell: ProgressCallback = len,
+    setting: CostSetting, *, instances: Sequence[int] = (50, 100), nodes: int = 364, tell: ProgressCallback = len
 ) -> dict[str, Any]:
     """Inference of Mask Transfiner, Mask R-CNN and PointRend on one image, masks pasted into it.
 
@@ -191,10 +187,7 @@ def compare_training(
         for name, (config, changes) in _subjects(setting).items()
         if name != "pointrend"
     }
-    return {
-        "setting": setting.facts(instances=instances, images=images),
-        "training": compare_calls(calls, setting),
-    }
+    return {"setting": setting.facts(instances=instances, images=images), "training": compare_calls(calls, setting)}
 
 
 def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | None = None) -> str:
@@ -202,7 +195,7 @@ def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | Non
     facts = inference["setting"]
     lines = [
         f"{facts['config']}, {facts['width']} x {facts['height']} px, {facts['nodes']} nodes an instance, "
-        f"{facts['device']}, {facts['threads']} threads; ratios are to ours",
+        f"{facts['device']}, {facts['threads']} threads; ratios are to ours"
     ]
     for count, costs in inference["by_instances"].items():
         lines += [f"inference, {count} instances:", *costs_table(costs)]

@@ -120,12 +120,7 @@ def default_iterations(device: str) -> int:
 
 
 def frames_per_second(
-    run: Callable[[int], object],
-    *,
-    device: str,
-    iterations: int | None = None,
-    runs: int = RUNS,
-    warm_up: int = 2,
+    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = RUNS, warm_up: int = 2
 ) -> Speed:
     """Time a call on one image.
 

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.benchmark.cost.anytime import (
-    COARSE,
-    UNLIMITED,
-    Point,
-    anytime_curve,
-    anytime_text,
-    budget_name,
-    knee,
-)
+from training.benchmark.cost.anytime import COARSE, UNLIMITED, Point, anytime_curve, anytime_text, budget_name, knee
 from training.benchmark.cost.subjects import open_network
 from training.datasets import open_set
 from training.visualization.charts import draw_budget_curve
