@@ -20,7 +20,7 @@ from backend.predictions.projects import Project
 from backend.predictions.schemas import PredictRequest, SetupRequest, parse
 from backend.predictions.service import unusable_because
 from backend.queue.leases import Requester
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.resolve import registry_of, served_model
 from backend.versions.served_model import ServedModel
@@ -78,7 +78,7 @@ def ready() -> tuple[Response, int]:
     except ServiceError as error:
         problems.append(str(error))
     try:
-        if not living_workers(_service().connection):
+        if all(is_interactive(name) for name in living_workers(_service().connection)):
             problems.append("No worker is alive. Start one with `transfiner worker`.")
     except RedisError as error:
         problems.append(f"The queue server does not answer: {type(error).__name__}.")

@@ -144,10 +144,11 @@ def _answer_waiting_requests_on_stop(worker: Any) -> None:
 @click.option("--max-batch", type=int, help="Tasks predicted together (TRANSFINER_MAX_BATCH).")
 @click.option(
     "--queues",
-    type=click.Choice(["predict", "train"]),
+    type=click.Choice(["predict", "interactive", "train"]),
     default="predict",
     show_default=True,
-    help="What this worker does; a training must not keep predictions waiting, so it is one or the other.",
+    help="What this worker does: whole images (and prompts where nobody else answers them), prompts alone, so that "
+    "none waits behind a batch, or trainings.",
 )
 @click.option("--burst", is_flag=True, help="End when nothing is waiting.")
 def worker(queues: str, burst: bool, **options: Any) -> None:
@@ -155,6 +156,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
 
     \b
     Example: transfiner worker --redis-url redis://queue:6379/0 --device cuda:1
+    Example: transfiner worker --queues interactive
     Example: transfiner worker --queues train
     """
     from backend.logs import set_up_logs
@@ -169,7 +171,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
         return
     from backend.worker.main import run_worker
 
-    run_worker(settings, burst=burst)
+    run_worker(settings, burst=burst, is_interactive=queues == "interactive")
 
 
 @click.command("worker-alive")

@@ -19,6 +19,7 @@ from redis import Redis, RedisError
 from backend.devtools.soak.stand_in import StandIn
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import die_with_parent
+from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
 from backend.processes.waiting import wait_until
 from backend.queue.recovery import living_workers
@@ -109,15 +110,23 @@ class ServiceHarness:
         self.api = self._start(python_module("backend.cli", "api"))
         wait_until(lambda: self.get("/health"), "The API", START_S)
 
-    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
+    def start_workers(
+        self, count: int, *, model: Path | None = None, is_nice: bool = False, **wishes: Any
+    ) -> list[Process]:
         """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
-        module = (
+        command = (
             python_module("backend.devtools.soak.stub_worker")
             if self.is_stub
             else python_module("backend.cli", "worker")
         )
+        command = [*NICE, *command] if is_nice else command
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
-        fresh = [self._start(module, variables=variables) for _ in range(count)]
+        return self._await_life([self._start(command, variables=variables) for _ in range(count)])
+
+    def start_interactive_worker(self) -> None:
+        self._await_life([self._start(python_module("backend.cli", "worker", "--queues", "interactive"))])
+
+    def _await_life(self, fresh: list[Process]) -> list[Process]:
         self.workers += fresh
         pids = {process.pid for process in fresh}
         wait_until(lambda: pids <= self.living(), "Workers", 900)

@@ -80,8 +80,9 @@ def test_selectors_volumes_and_claims_meet():
         (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
         ports = {port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    one, other = (of_kind("Deployment")[n]["spec"]["selector"]["matchLabels"] for n in ("worker", "trainer"))
-    assert one["lane"] != other["lane"], "they must not adopt each other's pods"
+    names = ("worker", "interactive", "trainer")
+    lanes = {of_kind("Deployment")[name]["spec"]["selector"]["matchLabels"]["lane"] for name in names}
+    assert len(lanes) == len(names), "they must not adopt each other's pods"
 
 
 def test_containers_have_probes_limits_and_no_more_rights_than_they_need():
@@ -114,7 +115,7 @@ def test_commands_and_variables_exist():
 
 
 def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
-    for name in ("api", "worker", "trainer", "queue"):
+    for name in ("api", "worker", "interactive", "trainer", "queue"):
         (container,) = pods()[name]["spec"]["containers"]
         variables = {entry["name"]: entry for entry in container["env"]}
         assert variables["QUEUE_PASSWORD"]["valueFrom"]["secretKeyRef"]["name"] == "transfiner"
@@ -123,25 +124,24 @@ def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
             assert list(variables).index("QUEUE_PASSWORD") < list(variables).index("TRANSFINER_REDIS_URL")
             url = variables["TRANSFINER_REDIS_URL"]["value"].replace("$(QUEUE_PASSWORD)", "secret")
             assert Settings(redis_url=url).redis_url == "redis://:secret@queue:6379/0"
-    for trigger in of_kind("ScaledObject")["worker"]["spec"]["triggers"]:
-        assert trigger["metadata"]["passwordFromEnv"] == "QUEUE_PASSWORD"
+    for scaled in of_kind("ScaledObject").values():
+        assert {trigger["metadata"]["passwordFromEnv"] for trigger in scaled["spec"]["triggers"]} == {"QUEUE_PASSWORD"}
 
 
-def test_workers_scale_with_both_lanes_of_the_queue():
+@pytest.mark.parametrize(("name", "lane"), [("worker", PREDICT_QUEUE), ("interactive", INTERACTIVE_QUEUE)])
+def test_workers_scale_with_their_lane_of_the_queue(name, lane):
     """KEDA's ScaledObject by hand: required fields, and lists by the names that the queue library gives them."""
-    scaled = of_kind("ScaledObject")["worker"]["spec"]
-    assert scaled["scaleTargetRef"]["name"] in of_kind("Deployment")
+    scaled = of_kind("ScaledObject")[name]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == name
     assert 0 <= scaled["minReplicaCount"] < scaled["maxReplicaCount"]
-    lists = set()
-    for trigger in scaled["triggers"]:
-        assert trigger["type"] == "redis"
-        assert all(isinstance(value, str) for value in trigger["metadata"].values())
-        host, port = trigger["metadata"]["address"].split(":")
-        assert host.partition(".")[0] in of_kind("Service")
-        assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
-        lists.add(trigger["metadata"]["listName"])
-    assert lists == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
-    assert "replicas" not in of_kind("Deployment")["worker"]["spec"], "the autoscaler's business"
+    (trigger,) = scaled["triggers"]
+    assert trigger["type"] == "redis"
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    host, port = trigger["metadata"]["address"].split(":")
+    assert host.partition(".")[0] in of_kind("Service")
+    assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
+    assert trigger["metadata"]["listName"] == f"rq:queue:{lane}"
+    assert "replicas" not in of_kind("Deployment")[name]["spec"], "the autoscaler's business"
 
 
 def test_those_lists_are_the_queue_s_own(settings, redis):
