@@ -25,7 +25,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, memory_mib, processor_s
+from backend.devtools.soak.harness import PROJECT, SoakHarness, label_config, memory_mib, processor_s
 from backend.queue.keys import STATS
 from backend.settings import load_settings
 from backend.versions.served_model import node_budget_of, read_served_model
@@ -151,7 +151,7 @@ class ServedModelRun:
         assert self.stage.api
         assert self.stage.queue
         return {
-            "api": child_of(self.stage.api.pid),
+            "api": self.stage.api.pid,
             "worker": self.stage.workers[0].pid,
             "queue server": self.stage.queue.pid,
         }

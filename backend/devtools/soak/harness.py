@@ -42,12 +42,6 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def child_of(pid: int) -> int:
-    """gunicorn's arbiter does nothing but watch; its child answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(children[0]) if children else pid
-
-
 PROJECT = "7.1795339022"
 # Short, so that faults show within seconds; a starved machine is still not taken for dead.
 QUICK = {
