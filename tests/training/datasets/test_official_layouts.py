@@ -112,7 +112,7 @@ def test_bad_annotations_are_told_and_skipped_or_fatal(
     name = f"coco:{file}:{root / 'val2017'}"
     samples = open_set(name)
     assert dict(samples.problems.counts()) == {kind: 1}
-    assert f"bad.json: annotation {number}: {kind}" in str(samples.problems.found[0])
+    assert f"bad.json: annotation {number}: {kind}" in str(samples.problems.entries[0])
     annotations = dataset["annotations"]
     ids = {category["id"] for category in dataset["categories"]}
     ignored_classes = 1 if annotations[0]["category_id"] in ids else len(ids)
