@@ -158,11 +158,7 @@ _HEADING_PX = 18
 
 
 def draw_before_after(
-    holdout: Holdout,
-    seen: dict[str, list[Sequence[Detection]]],
-    models: dict[str, Any],
-    path: Path,
-    rows: int = 4,
+    holdout: Holdout, seen: dict[str, list[Sequence[Detection]]], models: dict[str, Any], path: Path, rows: int = 4
 ) -> None:
     """Draw the pictures of a hold-out that gained most and lost most into a PNG.
 

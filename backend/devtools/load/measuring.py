@@ -149,11 +149,7 @@ class ServedModelRun:
     def pids(self) -> dict[str, int]:
         assert self.stage.api
         assert self.stage.queue
-        return {
-            "api": self.stage.api.pid,
-            "worker": self.stage.workers[0].pid,
-            "queue server": self.stage.queue.pid,
-        }
+        return {"api": self.stage.api.pid, "worker": self.stage.workers[0].pid, "queue server": self.stage.queue.pid}
 
     def memory_mib(self) -> dict[str, float]:
         return {name: memory_mib(pid) for name, pid in self.pids().items()}

@@ -103,7 +103,7 @@ def _prompt_image(service: ServiceHarness, config: str, image: int, task: int, r
         "width": rng.uniform(15, 40),
         "height": rng.uniform(15, 40),
     }
-    regions = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
+    regions: list[Json] = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
     seconds = []
     for number in range(1 + LATER):
         begun = time.perf_counter()
@@ -111,7 +111,7 @@ def _prompt_image(service: ServiceHarness, config: str, image: int, task: int, r
         seconds.append(time.perf_counter() - begun)
         place: Json = {"x": box["x"] + box["width"] * rng.random(), "y": box["y"] + box["height"] * rng.random()}
         point = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
-        regions.append({**point, "value": {**place, "width": 0.2, "keypointlabels": [LABEL]}})
+        regions.append(point | {"value": place | {"width": 0.2, "keypointlabels": [LABEL]}})
         time.sleep(rng.uniform(0.1, 0.4))  # a person needs a moment, and batches come and go meanwhile
     return seconds
 
