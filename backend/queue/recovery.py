@@ -27,7 +27,7 @@ SEARCHED = 500
 
 
 class Heartbeat:
-    """The signs of life of one worker."""
+    """The signs of life of one worker; one that takes interactive tasks only has `INTERACTIVE_NAME` in front."""
 
     def __init__(self, connection: Redis, name: str, *, lost_after_s: float) -> None:
         self.connection = connection
@@ -42,13 +42,23 @@ class Heartbeat:
             pipe.pexpire(keys.worker_key(self.name), lifetime_ms)
             pipe.sadd(keys.WORKERS, self.name)
             pipe.set(keys.worker_key(self.name), json.dumps({**facts, "beat": next(self._beats)}), px=lifetime_ms)
+            if is_interactive(self.name):
+                pipe.set(keys.INTERACTIVE_WORKERS, "1", px=lifetime_ms)
             pipe.execute()
 
     def leave(self) -> None:
         """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
         self.connection.delete(keys.worker_key(self.name))
+        if is_interactive(self.name):
+            # Another one says so again with its next sign of life; until then the others take interactive tasks.
+            self.connection.delete(keys.INTERACTIVE_WORKERS)
         if not self.connection.exists(keys.running_key(self.name)):
             self.connection.srem(keys.WORKERS, self.name)
+
+
+def is_interactive(name: str) -> bool:
+    """Whether a worker takes interactive tasks only."""
+    return name.startswith(keys.INTERACTIVE_NAME)
 
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
@@ -85,6 +95,8 @@ class OrphanSearch:
             self._seen[name] = (beat, since if beat == last else now)
             if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
                 taken += _requeue(self.queue, name, is_dead=True, beat=beat)
+                if is_interactive(name):
+                    connection.delete(keys.INTERACTIVE_WORKERS)
         return taken
 
 

@@ -14,6 +14,7 @@ import click
 from backend.devtools.load.endurance import endure
 from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
 from backend.devtools.load.memory import memory_table
+from backend.devtools.load.prompts import measure_prompts
 from backend.settings import SHIPPED_MODEL, load_settings
 
 Json = dict[str, Any]
@@ -28,6 +29,7 @@ Json = dict[str, Any]
 @click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
 @click.option("--memory", type=click.IntRange(1), help="Only memory, with requests of this many tasks.")
+@click.option("--prompts", type=click.IntRange(0), default=0, help="Instead: latency of prompts on this many images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def load(
     tasks: int,
@@ -38,6 +40,7 @@ def load(
     endurance: int,
     stub: bool,
     memory: int | None,
+    prompts: int,
     as_json: bool,
 ) -> None:
     """Measure throughput and latency through HTTP and queue beside the bare predictor, and each process's memory.
@@ -52,6 +55,7 @@ def load(
     \b
     Example: transfiner load --tasks 200
     Example: transfiner load --tasks 40 --endurance 10000
+    Example: transfiner load --prompts 30 --tasks 200
     Example: transfiner load --memory 5000
     """
     load_settings()
@@ -59,9 +63,12 @@ def load(
         rows = memory_table(None if stub else model, memory)
         click.echo(json.dumps(rows, indent=2) if as_json else _memory_text(rows))
         return
+    if prompts:
+        _report({"load average before": _load_average(), **measure_prompts(model, prompts, tasks, batch)}, as_json)
+        return
     pictures = noisy_pictures(tasks)
     figures: Json = {"tasks": tasks, "batch": batch, "images": "inline" if inline else "by address"}
-    figures["load average before"] = round(os.getloadavg()[0], 2)
+    figures["load average before"] = _load_average()
     bare = None if stub else BarePredictor(model, batch)
     turns: list[Json] = []
     with ServedModelRun(None if stub else model, pictures, batch, inline=inline) as service:
@@ -80,7 +87,15 @@ def load(
             figures["model swap in s"] = service.swap_s()
         if endurance:
             figures["endurance"] = endure(service, endurance, _tell)
-    figures["load average after"] = round(os.getloadavg()[0], 2)
+    _report(figures, as_json)
+
+
+def _load_average() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def _report(figures: Json, as_json: bool) -> None:
+    figures["load average after"] = _load_average()
     click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
 
 

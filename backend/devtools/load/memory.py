@@ -12,7 +12,9 @@ import requests
 from PIL import Image
 
 from backend.devtools.load.measuring import replaceable_copy
-from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, until
+from backend.devtools.programs import child_of
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.processes.waiting import wait_until
 from backend.versions.served_model import read_served_model
 
 # Labels of COCO and of LVIS.
@@ -39,11 +41,11 @@ def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
 def _of_labels(count: int, tasks: int) -> dict[str, Any]:
     """One request is computed and pushed, then others wait without any worker."""
     labels = ("thing", *(f"label number {number}" for number in range(count - 1)))
-    with SoakHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60") as stage:
+    with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60") as stage:
         stage.set_up_project(labels)
         (worker,) = stage.start_workers(1)
         _ask(stage, labels, 1, [f"data/upload/32/{number}.png" for number in range(tasks)])
-        until(lambda: len(stage.label_studio.stored()) == tasks, "all predictions", GIVE_UP_S)
+        wait_until(lambda: len(stage.label_studio.stored()) == tasks, "All predictions", GIVE_UP_S)
         worker_mib = peak_mib(worker.pid)
         stage.end_workers()
         for number in range(1, 1 + WAITING_REQUESTS):
@@ -55,19 +57,19 @@ def _of_labels(count: int, tasks: int) -> dict[str, Any]:
 def _of_large_images(model: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         copy = None if model is None else replaceable_copy(model, Path(folder))
-        with SoakHarness(copy, predict_deadline_s="2", worker_lost_s="60", batch_timeout_s="900") as stage:
+        with ServiceHarness(copy, predict_deadline_s="2", worker_lost_s="60", batch_timeout_s="900") as stage:
             labels = read_served_model(stage.model).labels
             stage.set_up_project(labels)
             (worker,) = stage.start_workers(1)
             stage.images.files["large.jpg"] = _large_picture()
             _ask(stage, labels, 1, [f"data/files/large.jpg?{number}" for number in range(LARGE_IMAGES)])
-            until(lambda: len(stage.label_studio.stored()) == LARGE_IMAGES, "all predictions", GIVE_UP_S)
+            wait_until(lambda: len(stage.label_studio.stored()) == LARGE_IMAGES, "All predictions", GIVE_UP_S)
             megapixels = LARGE_PX[0] * LARGE_PX[1] / 1e6
             kind = "stub" if model is None else model.name
             return _row(f"{LARGE_IMAGES} images of {megapixels:.0f} MP, {kind}", stage, peak_mib(worker.pid))
 
 
-def _ask(stage: SoakHarness, labels: tuple[str, ...], first: int, paths: list[str]) -> None:
+def _ask(stage: ServiceHarness, labels: tuple[str, ...], first: int, paths: list[str]) -> None:
     items = [
         {"id": first + number, "data": {"image": f"{stage.images.url}/{path}"}} for number, path in enumerate(paths)
     ]
@@ -75,7 +77,7 @@ def _ask(stage: SoakHarness, labels: tuple[str, ...], first: int, paths: list[st
     requests.post(f"{stage.address}/predict", json=body, timeout=600).raise_for_status()
 
 
-def _row(case: str, stage: SoakHarness, worker_mib: float) -> dict[str, Any]:
+def _row(case: str, stage: ServiceHarness, worker_mib: float) -> dict[str, Any]:
     assert stage.api
     assert stage.queue
     return {

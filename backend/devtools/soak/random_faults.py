@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from backend.devtools.programs import child_of
 from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, GIVE_UP_S, fill_queue
-from backend.devtools.soak.harness import LINKED_WORKERS, SoakHarness, child_of
+from backend.devtools.soak.harness import LINKED_WORKERS, ServiceHarness
 
 # Tasks asked for at once, and the longest pause between two faults in s.
 TASKS = 24
@@ -26,67 +27,67 @@ LONGEST_FAULT_S = 8.0
 STEPS_S = (20.0, 2 * 3600.0, 30 * 3600.0, -2 * 3600.0)
 
 
-def kill_worker(stage: SoakHarness, _: random.Random) -> None:
+def kill_worker(harness: ServiceHarness, _: random.Random) -> None:
     """kill -9; started again, as a supervisor does."""
-    worker = stage.workers.pop(0)
+    worker = harness.workers.pop(0)
     worker.kill()
     worker.wait()
-    stage.start_workers(1, seconds=BATCH_S, is_awaited=False)
+    harness.start_workers(1, seconds=BATCH_S, is_awaited=False)
 
 
-def freeze_worker(stage: SoakHarness, chance: random.Random) -> None:
+def freeze_worker(harness: ServiceHarness, chance: random.Random) -> None:
     """Sometimes for so long that it is thought dead."""
-    with _frozen([chance.choice(stage.workers).pid]):
+    with _frozen([chance.choice(harness.workers).pid]):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
-def freeze_api(stage: SoakHarness, chance: random.Random) -> None:
+def freeze_api(harness: ServiceHarness, chance: random.Random) -> None:
     """With requests in flight; their claims may end meanwhile."""
-    assert stage.api
-    with _frozen([stage.api.pid, child_of(stage.api.pid)]):
+    assert harness.api
+    with _frozen([harness.api.pid, child_of(harness.api.pid)]):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
-def freeze_queue(stage: SoakHarness, chance: random.Random) -> None:
+def freeze_queue(harness: ServiceHarness, chance: random.Random) -> None:
     """It answers nobody and loses nothing."""
-    assert stage.queue
-    with _frozen([stage.queue.pid]):
+    assert harness.queue
+    with _frozen([harness.queue.pid]):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
-def cut_off(stage: SoakHarness, chance: random.Random) -> None:
+def cut_off(harness: ServiceHarness, chance: random.Random) -> None:
     """One process loses its connections to the queue server, or they go silent."""
-    link = chance.choice(stage.links)
+    link = chance.choice(harness.links)
     with chance.choice((link.cut, link.held))():
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
-def restart_queue(stage: SoakHarness, chance: random.Random) -> None:
+def restart_queue(harness: ServiceHarness, chance: random.Random) -> None:
     """kill -9 of the queue server, which reads its log when it starts again."""
-    stage.end_queue()
+    harness.end_queue()
     time.sleep(chance.uniform(0.0, 3.0))
-    stage.start_queue()
+    harness.start_queue()
 
 
-def restart_api(stage: SoakHarness, _: random.Random) -> None:
+def restart_api(harness: ServiceHarness, _: random.Random) -> None:
     """kill -9 of the API with requests in flight."""
-    stage.end_api()
-    stage.start_api(is_awaited=False)
+    harness.end_api()
+    harness.start_api(is_awaited=False)
 
 
-def step_clock(stage: SoakHarness, chance: random.Random) -> None:
+def step_clock(harness: ServiceHarness, chance: random.Random) -> None:
     """All clocks of the wall are set."""
-    assert stage.clock
-    with stage.connection() as connection:
-        stage.clock.step(chance.choice(STEPS_S), connection)
+    assert harness.clock
+    with harness.connection() as connection:
+        harness.clock.step(chance.choice(STEPS_S), connection)
 
 
-def fill(stage: SoakHarness, chance: random.Random) -> None:
+def fill(harness: ServiceHarness, chance: random.Random) -> None:
     """The queue server refuses writes for a while."""
-    fill_queue(stage, chance.uniform(0.5, 4.0))
+    fill_queue(harness, chance.uniform(0.5, 4.0))
 
 
-ACTIONS: tuple[Callable[[SoakHarness, random.Random], None], ...] = (
+ACTIONS: tuple[Callable[[ServiceHarness, random.Random], None], ...] = (
     kill_worker,
     freeze_worker,
     freeze_api,
@@ -116,17 +117,17 @@ def run_random(seconds: float, seed: int) -> Verdict:
     faults: Counter[str] = Counter()
     where: Counter[str] = Counter()
     # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
-    with SoakHarness(is_breakable=True, max_attempts="1000") as stage:
-        stage.start_workers(LINKED_WORKERS, seconds=BATCH_S)
-        stage.set_up_project()
+    with ServiceHarness(is_breakable=True, max_attempts="1000") as harness:
+        harness.start_workers(LINKED_WORKERS, seconds=BATCH_S)
+        harness.set_up_project()
         groups: list[Annotators] = []
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
-            groups.append(Annotators(stage, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
+            groups.append(Annotators(harness, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
             time.sleep(chance.uniform(0.0, LONGEST_PAUSE_S))
             action = chance.choice(ACTIONS)
             faults[action.__name__] += 1
-            action(stage, chance)
+            action(harness, chance)
         give_up_at = time.monotonic() + GIVE_UP_S
         for group in groups:
             group.wait(max(0.0, give_up_at - time.monotonic()))
@@ -134,7 +135,7 @@ def run_random(seconds: float, seed: int) -> Verdict:
         time.sleep(SETTLE_S)
         verdicts = [group.verdict("random") for group in groups]
         lost = [task for verdict in verdicts for task in verdict.lost]
-        where.update(stage.whereabouts(lost))
+        where.update(harness.whereabouts(lost))
     return Verdict(
         f"random {seed}",
         tasks=sum(verdict.tasks for verdict in verdicts),

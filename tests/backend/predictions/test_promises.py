@@ -7,13 +7,14 @@ import time
 import pytest
 import requests
 
-from backend.devtools.soak.harness import PROJECT, SoakHarness, label_config, until
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.processes.waiting import wait_until
 
 pytestmark = pytest.mark.service
 TASKS = 8
 
 
-def ask(stage: SoakHarness, first: int) -> object:
+def ask(stage: ServiceHarness, first: int) -> object:
     """What Label Studio hears about tasks that no worker computes in time."""
     body = {
         "tasks": [
@@ -30,12 +31,12 @@ def ask(stage: SoakHarness, first: int) -> object:
 @pytest.mark.parametrize("pushed_before", [False, True], ids=["nothing was pushed", "half was pushed"])
 @pytest.mark.parametrize("how", ["emptied", "restarted without its data"])
 def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
-    with SoakHarness(predict_deadline_s="0.5", push_chunk="4") as stage:
+    with ServiceHarness(predict_deadline_s="0.5", push_chunk="4") as stage:
         stage.set_up_project()
         assert ask(stage, 1) == {"results": []}
         if pushed_before:
             stage.start_workers(1)
-            until(lambda: len(stage.label_studio.stored()) == TASKS, "the first push")
+            wait_until(lambda: len(stage.label_studio.stored()) == TASKS, "The first push", 120)
             stage.end_workers()
             assert ask(stage, 1 + TASKS) == {"results": []}
         if how == "emptied":
@@ -46,6 +47,6 @@ def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
             stage.start_queue()
         stage.start_workers(1)
         expected = dict.fromkeys(range(1, 1 + TASKS * (1 + pushed_before)), 1)
-        until(lambda: len(stage.label_studio.stored()) == len(expected), "all predictions", 60)
+        wait_until(lambda: len(stage.label_studio.stored()) == len(expected), "All predictions", 120)
         time.sleep(1.0)  # for copies
         assert stage.label_studio.stored() == expected
