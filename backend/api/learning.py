@@ -19,6 +19,7 @@ from backend.queue.connection import text
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.resolve import project_name, registry_of
 from training.registry import RegistryError
+from training.registry.storage import is_artifact
 
 learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
@@ -27,6 +28,20 @@ ROUNDS_SHOWN = 12
 def _service() -> Services:
     service: Services = current_app.extensions["transfiner"]
     return service
+
+
+def _registry() -> Any:
+    """The registry.
+
+    Raises:
+        ServiceError: learning is off.
+    """
+    registry = registry_of(_service().settings)
+    if registry is None:
+        raise ServiceError(
+            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or bucket.", status=409
+        )
+    return registry
 
 
 def learning_facts(service: Services) -> dict[str, Any]:
@@ -100,7 +115,7 @@ def learning_overview() -> Response:
 @learning.get("/<int:project>/curve.png")
 def curve(project: int) -> Response:
     """The learning curve, drawn by the worker after each round."""
-    picture = RunStore(_service().settings.registry).storage.read(f"{project}/{CURVE_FILE}")
+    picture = _registry().storage.read(f"{project}/{CURVE_FILE}")
     if picture is None:
         raise ServiceError(f"Project {project} has no finished round yet.", status=404)
     return Response(picture, content_type="image/png", headers={"Cache-Control": "no-cache"})
@@ -109,10 +124,9 @@ def curve(project: int) -> Response:
 @learning.get("/<int:project>/versions/<version>/<path:name>")
 def round_artifact(project: int, version: str, name: str) -> Response:
     """Report, model card and pictures of a version."""
-    try:
-        content = registry_of(_service().settings).paper(str(project), version, name)
-    except RegistryError as error:
-        raise BadRequestError(str(error)) from error
+    if not is_artifact(name):
+        raise BadRequestError(f"{name[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are.")
+    content = _registry().paper(str(project), version, name)
     if content is None:
         raise ServiceError(f"Version {version} has no {name}.", status=404)
     kinds = {"png": "image/png", "json": "application/json"}
@@ -125,8 +139,7 @@ def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
     service = _service()
     check_form(service.connection, service.settings)
-    if registry_of(service.settings) is None:
-        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", status=409)
+    _registry()
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:
