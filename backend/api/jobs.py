@@ -72,7 +72,7 @@ def cancel_one(job_id: str) -> Response:
     """Cancel a task that no worker has taken."""
     service = _service()
     check_form(service.connection, service.settings)
-    if not cancel_waiting(service.queue, service.predictions.deliveries, job_id=job_id):
+    if not cancel_waiting(service.queue, job_id=job_id):
         raise BadRequestError(
             f"No job {job_id[:80]!r} is waiting; what a worker has begun goes on to its end.",
             "GET /jobs?state=queued lists those that wait.",
@@ -87,7 +87,7 @@ def cancel_all() -> Any:
     service = _service()
     check_form(service.connection, service.settings)
     project = request.values.get("project", "")
-    cancelled = cancel_waiting(service.queue, service.predictions.deliveries, project=project)
+    cancelled = cancel_waiting(service.queue, project=project)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("../status", code=303)
     return jsonify(status="cancelled", tasks=cancelled)
