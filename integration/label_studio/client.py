@@ -142,6 +142,11 @@ class LabelStudioClient:
 
     # Predictions
 
+    def delete_predictions(self, project_id: int, model_version: str) -> None:
+        """Remove a project's predictions of one version; a project that shows this version shows none then."""
+        body = {"model_version": model_version}
+        self._json("DELETE", f"/api/projects/{project_id}/model-versions", json=body)
+
     def list_predictions(self, *, project_id: int | None = None, task_id: int | None = None) -> list[Json]:
         """Stored predictions of a project or of a task."""
         given = {"project": project_id, "task": task_id}
@@ -206,6 +211,11 @@ class LabelStudioClient:
         """Webhooks of a project, or of the organization."""
         params = {} if project_id is None else {"project": project_id}
         return self._json("GET", "/api/webhooks", params=params)
+
+    def create_webhook(self, project_id: int, url: str, **fields: object) -> Json:
+        """Have all events of a project sent to an address, as Label Studio itself does for a backend."""
+        body = {"project": project_id, "url": url, "send_payload": True, "send_for_all_actions": True, **fields}
+        return self._json("POST", "/api/webhooks/", json=body)
 
     def update_webhook(self, webhook: Mapping[str, Any], **fields: object) -> Json:
         """Change a webhook, given as `list_webhooks` gives it, e.g. its `headers`."""
