@@ -102,7 +102,7 @@ def connection_changes(
             yield _title(client, backend, title)
         needs_tools = has_smart_tools(xml) and prompt_version(settings)
         if needs_tools and backend.get("is_interactive") is False:
-            yield _smart_tools(client, backend)
+            yield _smart_tools(client, backend, title)
         yield from _webhook(settings, client, project, backend, hooks)
     if backends and project.get("sampling", SAMPLING) != SAMPLING:
         yield _sampling(client, project)
@@ -129,14 +129,14 @@ def _title(client: ConnectionClient, backend: Json, title: str) -> Change:
     )
 
 
-def _smart_tools(client: ConnectionClient, backend: Json) -> Change:
+def _smart_tools(client: ConnectionClient, backend: Json, title: str) -> Change:
     return Change(
         "smart tools",
         f"smart tools of project {backend['project']}",
         "The label config has smart tools, but the backend is not used for them.",
         "Switch on `Use for interactive preannotations` of the backend (`transfiner doctor --fix` does).",
         "the backend is used for interactive preannotations",
-        lambda: client.update_backend(backend, is_interactive=True),
+        lambda: client.update_backend(backend, title=title, is_interactive=True),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,13 @@ from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
 
 log = logging.getLogger(__name__)
+SHOWN_COLUMNS = ("tasks:predictions_score", "tasks:predictions_model_versions")
+# What the data manager of Label Studio 1.23 hides by default.
+HIDDEN_COLUMNS = [
+    *("tasks:inner_id", "tasks:annotations_results", "tasks:annotations_ids", *SHOWN_COLUMNS),
+    *("tasks:predictions_results", "tasks:file_upload", "tasks:storage_filename", "tasks:created_at"),
+    *("tasks:updated_at", "tasks:updated_by", "tasks:avg_lead_time", "tasks:draft_exists"),
+]
 Json = dict[str, Any]
 
 
@@ -36,6 +43,8 @@ class BackendClient(ConnectionClient, Protocol):
     def list_webhooks(self, project_id: int | None = None) -> list[Json]: ...
     def list_predictions(self, *, project_id: int | None = None) -> list[Json]: ...
     def delete_predictions(self, project_id: int, model_version: str) -> None: ...
+    def list_views(self, project_id: int) -> list[Json]: ...
+    def save_view(self, project_id: int, data: Mapping[str, Any], view_id: int | None = None) -> Any: ...
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
@@ -91,7 +100,20 @@ def settle(
             done.append(change.done)
             title = change.title or title
             log.info("project %d: set %s", project_id, change.done)
+    if is_first:
+        show_columns(client, project_id)
+        done.append("the data manager shows score and version of predictions")
     return Settled(True, is_first, title, tuple(done))
+
+
+def show_columns(client: BackendClient, project_id: int) -> None:
+    """Show in the data manager's first tab what a prediction's version says, and the score that tasks come by."""
+    view = next(iter(client.list_views(project_id)), {})
+    data = dict(view.get("data") or {"title": "Default", "type": "list", "target": "tasks"})
+    hidden = data.get("hiddenColumns") or {"explore": HIDDEN_COLUMNS, "labeling": HIDDEN_COLUMNS}
+    shown = [name for name in hidden.get("explore", ()) if name not in SHOWN_COLUMNS]
+    data["hiddenColumns"] = {**hidden, "explore": shown}
+    client.save_view(project_id, data, view.get("id"))
 
 
 def remove_notices(client: BackendClient, project_id: int) -> None:

@@ -222,6 +222,19 @@ class LabelStudioClient:
         body = {"url": webhook["url"], **fields}
         return self._json("PATCH", f"/api/webhooks/{webhook['id']}/", json=body)
 
+    # Data manager
+
+    def list_views(self, project_id: int) -> list[Json]:
+        """Tabs of a project's data manager; none before somebody has opened it."""
+        return self._json("GET", "/api/dm/views", params={"project": project_id})
+
+    def save_view(self, project_id: int, data: Mapping[str, Any], view_id: int | None = None) -> Json:
+        """Make a tab, or change one; `data` as `list_views` gives it."""
+        body = {"project": project_id, "data": dict(data)}
+        if view_id is None:
+            return self._json("POST", "/api/dm/views/", json=body)
+        return self._json("PATCH", f"/api/dm/views/{view_id}/", json=body)
+
     # Requests
 
     def _pages(

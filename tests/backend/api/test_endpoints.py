@@ -260,17 +260,4 @@ def test_tasks_of_a_project_whose_labels_are_unknown_get_a_sentence_instead(clie
     results = client.post("/predict", json=body).get_json()["results"]
     assert results == [{"result": [], "score": None, "model_version": version}] * 2
     assert "knows none of: car, dog" in version
-    assert client.post("/predict", json={**body, "project": ""}).status_code == 400, "no project shows a version"
-
-
-def test_tasks_of_a_project_whose_labels_are_unknown_get_a_sentence_instead(client, redis):
-    """Retrieve Predictions closes without a word: what it leaves behind must say why."""
-    config = CONFIG.replace("gear", "car").replace("leaf", "dog")
-    version = client.post("/setup", json=setup_body("http://ls:8080/", TOKEN, config=config)).get_json()[
-        "model_version"
-    ]
-    body = {**predict_body(tasks(2), project="7.1795339022"), "label_config": config}
-    results = client.post("/predict", json=body).get_json()["results"]
-    assert results == [{"result": [], "score": None, "model_version": version}] * 2
-    assert "knows none of: car, dog" in version
-    assert client.post("/predict", json={**body, "project": ""}).status_code == 400, "no project shows a version"
+    assert client.post("/predict", json={**body, "project": ""}).status_code == 422, "no project shows a version"

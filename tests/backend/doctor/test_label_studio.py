@@ -138,7 +138,11 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
             id="version",
         ),
         pytest.param(
-            FakeClient(hooks=[HOOK, {**HOOK, "url": "http://old:1/webhook"}]), {}, "warning", "Webhooks", id="left"
+            FakeClient(hooks=[HOOK, {**HOOK, "id": 9, "url": "http://old:1/webhook"}]),
+            {},
+            "warning",
+            "Webhooks",
+            id="left",
         ),
         pytest.param(
             FakeClient(),

@@ -37,6 +37,7 @@ class Backends:
         self.hooks = [{"id": n, "project": 7, "url": f"http://{n}/webhook"} for n in range(len(titles))]
         self.made: list[tuple[str, object]] = []
         self.predictions: list[dict[str, object]] = []
+        self.views = [{"id": 3, "data": {"hiddenColumns": {"explore": ["tasks:predictions_score", "tasks:id"]}}}]
 
     def list_backends(self, project_id):
         return self.rows
@@ -56,6 +57,12 @@ class Backends:
     def create_webhook(self, project_id, url, **fields):
         self.made.append((f"webhook {url}", fields))
 
+    def list_views(self, project_id):
+        return self.views
+
+    def save_view(self, project_id, data, view_id=None):
+        self.made.append((f"view {view_id}", data["hiddenColumns"]["explore"]))
+
     def list_predictions(self, *, project_id):
         return self.predictions
 
@@ -64,6 +71,7 @@ class Backends:
 
 
 RENAMED = {"title": "v2"}
+SHOWN = ("view 3", ["tasks:id"])
 ORDERED = ("project 7", {"sampling": SAMPLING})
 
 
@@ -72,7 +80,7 @@ ORDERED = ("project 7", {"sampling": SAMPLING})
     [
         pytest.param(Backends("v1"), [("backend 0", RENAMED)], id="a new version serves: the title alone"),
         pytest.param(Backends("v2"), [], id="it is right already, and a person chose the order"),
-        pytest.param(Backends("my model"), [("backend 0", RENAMED), ORDERED], id="connected just now"),
+        pytest.param(Backends("my model"), [("backend 0", RENAMED), ORDERED, SHOWN], id="connected just now"),
         pytest.param(Backends("sam", "v1"), [("backend 1", RENAMED)], id="another one beside ours"),
         pytest.param(Backends(), [], id="none is connected"),
     ],
@@ -98,8 +106,9 @@ def test_the_title_says_why_nothing_is_outlined_and_smart_tools_are_switched_on(
     )
     assert client.made == [
         ("backend 0", {"title": title}),
-        ("backend 0", {"is_interactive": True}),
+        ("backend 0", {"title": title, "is_interactive": True}),
         ("webhook http://0/webhook", {"headers": {}}),
+        SHOWN,
     ]
 
 
