@@ -247,10 +247,21 @@ class Settings(BaseSettings):
             raise ValueError("TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together")
         return self
 
+    @property
+    def status_url(self) -> str:
+        """Address of the status page as a browser on this machine reaches it."""
+        return status_url(self.host, self.port)
+
     def models_of_projects(self) -> dict[str, Path]:
         """Checkpoint directories of single projects, by project id."""
         pairs = (part.strip().partition("=") for part in self.project_models.split(",") if part.strip())
         return {project: Path(directory) for project, _, directory in pairs}
+
+
+def status_url(host: str, port: int) -> str:
+    """Address of the status page of an API that listens on `host`, as a browser on this machine reaches it."""
+    reachable = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "[::1]"}.get(host, host)
+    return f"http://{reachable}:{port}/status"
 
 
 def load_settings(**overrides: Any) -> Settings:

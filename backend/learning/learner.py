@@ -12,6 +12,7 @@ from typing import Any
 
 from redis import Redis
 
+from backend.doctor.connection import Settled
 from backend.errors import ServiceError, StartError
 from backend.learning import run_record as runs
 from backend.learning.curve import CURVE_FILE, curve_of_runs
@@ -39,12 +40,12 @@ class ProjectClient:
     Attributes:
         count_new: (project, ISO time) -> annotations newer than it.
         take_snapshot: (project, folder) -> the snapshot's directory below the folder.
-        follow: (project, version) -> what was done so that Label Studio shows the version, for people.
+        follow: project -> what was set in Label Studio so that it shows the version that serves.
     """
 
     count_new: Callable[[str, str], int]
     take_snapshot: Callable[[str, Path], Path]
-    follow: Callable[[str, str], str]
+    follow: Callable[[str], Settled]
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Learner:
         """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
         progress.stage("label studio")
         try:
-            run.note = self.label_studio.follow(run.project, run.candidate)
+            run.note = "; ".join(self.label_studio.follow(run.project).done)
         except (ClientError, OSError) as error:
             run.note = f"Label Studio does not show the version yet: {error}"
             log.warning("project %s: %s", run.project, run.note)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backend.doctor.connection import Settled
     from backend.learning.learner import ProjectClient
     from backend.learning.steps import FinetuneRequest, GateRequest
 
@@ -70,9 +71,11 @@ class Wishes:
         self.note(f"snapshot {project} {digest[:8]}")
         return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3), wishes.get("parts", {}))
 
-    def _follow(self, project: str, version: str) -> str:
-        self.note(f"follow {project} {version}")
-        return f"called {version}"
+    def _follow(self, project: str) -> Settled:
+        from backend.doctor.connection import Settled
+
+        self.note(f"follow {project}")
+        return Settled(True, done=("the backend's title",))
 
 
 class Programs:

@@ -23,7 +23,7 @@ READY = re.compile(r"(http://[\d.:]+)/projects/(\d+)/data  login (\S+)  password
 
 @dataclass
 class RunningDemo:
-    """Start with `start()`; `stop()` is Ctrl-C."""
+    """Start with `start()`; `stop()` is Ctrl-C. `variables` are added to its environment."""
 
     folder: Path
     port: int
@@ -31,6 +31,7 @@ class RunningDemo:
     images: int
     url: str = ""
     project: int = 0
+    variables: dict[str, str] = field(default_factory=dict)
     email: str = ""
     password: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -47,7 +48,12 @@ class RunningDemo:
         command += ["--images", str(self.images), "--folder", str(self.folder / "demo")]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command,
+                cwd=ROOT,
+                env={**os.environ, **self.variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
         give_up = time.monotonic() + START_LIMIT_S
         while not (match := READY.search(self.output.read_text(errors="replace"))):

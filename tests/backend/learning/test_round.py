@@ -34,7 +34,7 @@ def test_a_request_becomes_a_promoted_version(learning, wishes, rounds, store, r
     assert (run.state, run.attempts, run.new_annotations) == (runs.PROMOTED, 1, 5)
     assert (run.parent, run.classes, run.reasons) == ("base-1", ("gear", "leaf"), ("better",))
     assert registry.active(PROJECT) == run.candidate
-    assert wishes.done("follow") == [f"follow 7 {run.candidate}"]
+    assert wishes.done("follow") == ["follow 7"]
     assert [info.status for info in registry.versions(PROJECT)] == ["promoted", "promoted"]
     assert [info.digest for info in registry.snapshots(PROJECT)] == [run.snapshot]
     assert queue.current(PROJECT) == {}
