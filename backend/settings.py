@@ -29,11 +29,7 @@ class Settings(BaseSettings):
     """Operation of the service. Every field `x` is read from `TRANSFINER_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        extra="forbid",
-        populate_by_name=True,
-        validate_default=True,
-        protected_namespaces=(),
+        env_prefix=PREFIX, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
     )
 
     # --- where the service listens
@@ -99,8 +95,8 @@ class Settings(BaseSettings):
     warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
-    # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is fast
-    # at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
+    # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is
+    # fast at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
     # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
@@ -131,8 +127,7 @@ class Settings(BaseSettings):
     # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
     # The key is only ever sent to this address, never to one that a request names.
     label_studio_url: str = Field(
-        default="",
-        validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url"),
+        default="", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
     )
     label_studio_api_key: SecretStr = Field(
         default=SecretStr(""),

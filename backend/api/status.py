@@ -16,7 +16,7 @@ from backend.errors import ServiceError
 from backend.predictions.projects import Project
 from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError
 
@@ -42,14 +42,7 @@ def ago(moment: str | float | None) -> str:
 def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
-    facts: dict[str, Any] = {
-        "problems": [],
-        "rows": [],
-        "workers": {},
-        "projects": [],
-        "errors": [],
-        "figures": [],
-    }
+    facts: dict[str, Any] = {"problems": [], "rows": [], "workers": {}, "projects": [], "errors": [], "figures": []}
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:
@@ -85,7 +78,7 @@ def _from_redis(service: Services) -> dict[str, Any]:
         ],
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
-        "eta": _eta(service, waiting, len(workers)),
+        "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
         "workers": workers,
         "projects": [project_row(project) for project in service.predictions.projects.all()],
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
