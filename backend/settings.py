@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
+    # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is
+    # fast at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
     # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
     node_budget: int = Field(default=-1, ge=-1)

@@ -16,7 +16,6 @@ from backend.worker.oom_fallback import PredictedImage
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
-from model.instance import Instance
 from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
@@ -64,15 +63,16 @@ def prediction_of_instances(
     for region in prediction["result"] if found.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
         region["meta"] = {"text": [found.note]}
-    return prediction
+    return {**prediction, "precision": found.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, found: PredictedImage, width: int, height: int) -> dict[str, Any]:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
         TaskError: it cannot be written.
     """
+    (instance,) = found.instances
     config = parse_label_config(job.label_config)
     prompt = job.prompt or {}
     try:
@@ -91,4 +91,4 @@ def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, hei
         raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
     for region in prediction["result"]:
         region["score"] = round(instance.score, 4)
-    return {**prediction, "score": round(instance.score, 4)}
+    return {**prediction, "score": round(instance.score, 4), "precision": found.precision}
