@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     max_image_megapixels: float = Field(default=80.0, gt=0)
     image_timeout_s: float = Field(default=30.0, gt=0)
     max_redirects: int = Field(default=5, ge=0)
+    # Memory for decoding pictures, all of one worker at once, in MiB. They wait for one another; a picture that takes
+    # more than all of it fails its task: 80 megapixels take 1.0 GiB as JPEG, 0.6 GiB as PNG, 1.8 GiB as JPEG 2000.
+    max_decoding_mib: float = Field(default=1536.0, gt=0)
     # Hosts that may resolve to loopback or private addresses, comma separated ("host", "host:port" or "*").
     # Label Studio's own host is always allowed.
     private_image_hosts: str = ""
