@@ -102,7 +102,8 @@ def _prompt_image(service: SoakHarness, config: str, image: int, task: int, rng:
         "width": rng.uniform(15, 40),
         "height": rng.uniform(15, 40),
     }
-    regions: list[dict[str, Any]] = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
+    value = {**box, "rectanglelabels": [LABEL]}
+    regions: list[dict[str, Any]] = [{"id": "box", "type": "rectanglelabels", "value": value}]
     seconds = []
     for number in range(1 + LATER):
         begun = time.perf_counter()
