@@ -39,7 +39,7 @@ def queue_figures(
 
 
 def _one_by_one(service: ServedModelRun, count: int) -> None:
-    """As when annotators open tasks: Label Studio asks for health and setup before each prediction."""
+    """Ask for tasks as when annotators open them: Label Studio asks for health and setup before each prediction."""
     for number in range(count):
         service.stage.get("/health")
         service.stage.set_up_project(LABELS)
