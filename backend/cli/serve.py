@@ -23,12 +23,7 @@ from redis import Redis, RedisError
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
 from backend.processes.running_service import announced, status_url
-from backend.processes.service_tree import (
-    DASHBOARD_HOST,
-    dashboard_child,
-    service_children,
-    warn_of_unknown_variables,
-)
+from backend.processes.service_tree import DASHBOARD_HOST, dashboard_child, service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings

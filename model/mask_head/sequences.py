@@ -85,8 +85,8 @@ class QuadtreeRefinement:
         counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
         packed = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
         refined = torch.empty_like(packed).index_copy(0, order, packed)
-        found, *by_level = refined.split([len(part) for part in owners])
-        return found, by_level
+        root_values, *by_level = refined.split([len(part) for part in owners])
+        return root_values, by_level
 
     def _reference_cues(self, pyramid: RoIPyramid, coarse: Tensor, rois: Tensor) -> NodeCues:
         """The coarse RoI feature's places as positive and negative references."""

@@ -79,7 +79,7 @@ class RunLog:
         self._recent.append(losses)
         if iteration % self.period:
             return
-        means = {name: sum(one[name] for one in self._recent) / len(self._recent) for name in losses}
+        means = {name: sum(losses[name] for losses in self._recent) / len(self._recent) for name in losses}
         self._recent.clear()
         self._write(iteration, means, lr, fraction, elapsed_s)
 

@@ -68,29 +68,31 @@ def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = F
             f"{source}: is a JSON {_kind(dataset)}; expected an object with images, annotations, categories"
         )
     check = _Checks(source)
-    for index, one in enumerate(check.records(dataset, "images")):
-        check.image(f"images[{index}]", one, masks=masks, federated=federated)
-    for index, one in enumerate(check.records(dataset, "categories")):
-        check.category(f"categories[{index}]", one)
+    for index, record in enumerate(check.records(dataset, "images")):
+        check.image(f"images[{index}]", record, masks=masks, federated=federated)
+    for index, record in enumerate(check.records(dataset, "categories")):
+        check.category(f"categories[{index}]", record)
     check.unique(dataset, "images")
     check.unique(dataset, "categories")
     sizes = _sizes(dataset)
-    known = {one["id"] for one in dataset["categories"]}
-    for index, one in enumerate(check.records(dataset, "annotations")):
+    known = {category["id"] for category in dataset["categories"]}
+    for index, record in enumerate(check.records(dataset, "annotations")):
         place = f"annotations[{index}]"
-        check.integer(place, one, "id")
-        check.membership(place, one, sizes, known)
+        check.integer(place, record, "id")
+        check.membership(place, record, sizes, known)
         check.that(
-            is_number(one.get("area")) and one["area"] >= 0,
+            is_number(record.get("area")) and record["area"] >= 0,
             place,
             "area",
-            one,
+            record,
             "a number of pixels, 0 or more",
         )
-        check.that(one.get("iscrowd", 0) in (0, 1), place, "iscrowd", one, "0 or 1")
-        check.shape(place, one, sizes[one["image_id"]], masks=masks)
+        check.that(record.get("iscrowd", 0) in (0, 1), place, "iscrowd", record, "0 or 1")
+        check.shape(place, record, sizes[record["image_id"]], masks=masks)
     check.unique(dataset, "annotations")
-    check.compressed((f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ()))
+    check.compressed(
+        (f"annotations[{n}]", annotation) for n, annotation in enumerate(dataset["annotations"] if masks else ())
+    )
     return dataset
 
 
@@ -101,26 +103,26 @@ def checked_results(
     if not isinstance(results, list):
         raise RecordError(f"{source}: is a JSON {_kind(results)}; expected a list of results")
     check, sizes = _Checks(source), _sizes(truth)
-    known = {one["id"] for one in truth["categories"]}
+    known = {category["id"] for category in truth["categories"]}
     kept: list[Record] = []
     boxed = bool(results) and isinstance(results[0], dict) and bool(results[0].get("bbox"))
-    for index, one in enumerate(results):
+    for index, result in enumerate(results):
         place = f"results[{index}]"
-        check.that(isinstance(one, dict), place, "", one, "an object")
-        check.membership(place, one, sizes, None if unknown_categories else known)
-        check.that(is_number(one.get("score")), place, "score", one, "a finite number")
-        if boxed or (not masks and "segmentation" not in one):
-            check.box(place, one)
-        if "segmentation" in one or not boxed:
-            check.shape(place, one, sizes[one["image_id"]], masks=True)
-        if one["category_id"] in known:
-            kept.append(one)
-    check.compressed((f"results[{n}]", one) for n, one in enumerate(results) if "segmentation" in one)
+        check.that(isinstance(result, dict), place, "", result, "an object")
+        check.membership(place, result, sizes, None if unknown_categories else known)
+        check.that(is_number(result.get("score")), place, "score", result, "a finite number")
+        if boxed or (not masks and "segmentation" not in result):
+            check.box(place, result)
+        if "segmentation" in result or not boxed:
+            check.shape(place, result, sizes[result["image_id"]], masks=True)
+        if result["category_id"] in known:
+            kept.append(result)
+    check.compressed((f"results[{n}]", result) for n, result in enumerate(results) if "segmentation" in result)
     return kept, len(results) - len(kept)
 
 
 def _sizes(dataset: Record) -> dict[int, tuple[int, int]]:
-    return {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
+    return {image["id"]: (image.get("height", 0), image.get("width", 0)) for image in dataset["images"]}
 
 
 class _Checks:
@@ -140,66 +142,64 @@ class _Checks:
         listed = dataset.get(name)
         self.that(isinstance(listed, list), "", name, dataset, "a list")
         assert isinstance(listed, list)
-        for index, one in enumerate(listed):
-            self.that(isinstance(one, dict), f"{name}[{index}]", "", one, "an object")
+        for index, record in enumerate(listed):
+            self.that(isinstance(record, dict), f"{name}[{index}]", "", record, "an object")
         return listed
 
-    def integer(self, place: str, one: Record, field: str) -> None:
-        self.that(is_integer(one.get(field)), place, field, one, "an integer")
+    def integer(self, place: str, record: Record, field: str) -> None:
+        self.that(is_integer(record.get(field)), place, field, record, "an integer")
 
     def unique(self, dataset: Record, name: str) -> None:
         seen: dict[int, int] = {}
-        for index, one in enumerate(dataset[name]):
-            before = seen.setdefault(one["id"], index)
+        for index, record in enumerate(dataset[name]):
+            before = seen.setdefault(record["id"], index)
             self.that(
-                before == index,
-                f"{name}[{index}]",
-                "id",
-                one,
-                f"an id of its own; {name}[{before}] has it too",
+                before == index, f"{name}[{index}]", "id", record, f"an id of its own; {name}[{before}] has it too"
             )
 
-    def image(self, place: str, one: Record, *, masks: bool, federated: bool) -> None:
-        self.integer(place, one, "id")
+    def image(self, place: str, record: Record, *, masks: bool, federated: bool) -> None:
+        self.integer(place, record, "id")
         for side in ("height", "width") if masks else ():
-            self.that(is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels")
+            self.that(
+                is_integer(record.get(side)) and record[side] > 0, place, side, record, "a positive number of pixels"
+            )
         if masks:
             self.that(
-                one["height"] * one["width"] < LARGEST_PIXELS,
+                record["height"] * record["width"] < LARGEST_PIXELS,
                 place,
                 "width",
-                one,
+                record,
                 "an image below 2^31 pixels",
             )
         for field in ("neg_category_ids", "not_exhaustive_category_ids") if federated else ():
-            listed = one.get(field)
+            listed = record.get(field)
             fine = isinstance(listed, list) and all(map(is_integer, listed))
-            self.that(fine, place, field, one, "a list of category ids (this metric needs an LVIS file)")
+            self.that(fine, place, field, record, "a list of category ids (this metric needs an LVIS file)")
 
-    def category(self, place: str, one: Record) -> None:
-        self.integer(place, one, "id")
-        self.that(isinstance(one.get("name"), str), place, "name", one, "a name")
+    def category(self, place: str, record: Record) -> None:
+        self.integer(place, record, "id")
+        self.that(isinstance(record.get("name"), str), place, "name", record, "a name")
 
     def membership(
-        self, place: str, one: Record, images: dict[int, tuple[int, int]], categories: set[int] | None
+        self, place: str, record: Record, images: dict[int, tuple[int, int]], categories: set[int] | None
     ) -> None:
-        self.integer(place, one, "image_id")
-        self.that(one["image_id"] in images, place, "image_id", one, "the id of an image of the ground truth")
-        self.integer(place, one, "category_id")
-        fine = categories is None or one["category_id"] in categories
-        self.that(fine, place, "category_id", one, "the id of a category of the ground truth")
+        self.integer(place, record, "image_id")
+        self.that(record["image_id"] in images, place, "image_id", record, "the id of an image of the ground truth")
+        self.integer(place, record, "category_id")
+        fine = categories is None or record["category_id"] in categories
+        self.that(fine, place, "category_id", record, "the id of a category of the ground truth")
 
-    def box(self, place: str, one: Record) -> None:
-        box = one.get("bbox")
+    def box(self, place: str, record: Record) -> None:
+        box = record.get("bbox")
         fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
         fine = fine and box is not None and min(box[2:]) >= 0
-        self.that(fine, place, "bbox", one, "[x, y, width, height], finite, sides 0 or more")
+        self.that(fine, place, "bbox", record, "[x, y, width, height], finite, sides 0 or more")
 
-    def shape(self, place: str, one: Record, size: tuple[int, int], *, masks: bool) -> None:
+    def shape(self, place: str, record: Record, size: tuple[int, int], *, masks: bool) -> None:
         if not masks:
-            return self.box(place, one)
-        drawn = one.get("segmentation")
-        self.that(isinstance(drawn, list | dict), place, "segmentation", one, "polygons or an RLE object")
+            return self.box(place, record)
+        drawn = record.get("segmentation")
+        self.that(isinstance(drawn, list | dict), place, "segmentation", record, "polygons or an RLE object")
         if isinstance(drawn, list):
             return self._polygons(place, drawn)
         assert isinstance(drawn, dict)
@@ -209,13 +209,7 @@ class _Checks:
         counts = drawn.get("counts")
         if isinstance(counts, list):
             fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(
-                fine,
-                f"{place}.segmentation",
-                "counts",
-                drawn,
-                f"run lengths that add up to {math.prod(size)}",
-            )
+            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
             return None
         fine = isinstance(counts, str) and counts.isascii()
         return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")
@@ -224,20 +218,21 @@ class _Checks:
         self.that(bool(drawn), place, "segmentation", {"segmentation": drawn}, "at least one polygon")
         for number, polygon in enumerate(drawn):
             fine = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            fine = fine and all(is_number(one) and abs(one) < 1e6 for one in polygon)
+            fine = fine and all(is_number(number) and abs(number) < 1e6 for number in polygon)
             expected = "x, y of at least three points, finite, below 1e6"
             self.that(fine, f"{place}.segmentation[{number}]", "", polygon, expected)
 
     def compressed(self, listed: Iterable[tuple[str, Record]]) -> None:
         """All compressed masks at once, which is a hundred times faster than one by one."""
-        found = [(p, o["segmentation"]) for p, o in listed if isinstance(o["segmentation"], dict)]
-        found = [(place, one) for place, one in found if isinstance(one["counts"], str)]
-        pixels = np.array([math.prod(one["size"]) for _, one in found], np.int64)
-        good = well_formed([one["counts"].encode() for _, one in found], pixels)
+        packed = [(p, o["segmentation"]) for p, o in listed if isinstance(o["segmentation"], dict)]
+        packed = [(place, packed) for place, packed in packed if isinstance(packed["counts"], str)]
+        pixels = np.array([math.prod(rle["size"]) for _, rle in packed], np.int64)
+        good = well_formed([rle["counts"].encode() for _, rle in packed], pixels)
         for index in np.flatnonzero(~good)[:1]:
-            place, one = found[index]
-            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
-            self.that(False, f"{place}.segmentation", "counts", one, expected)
+            place, segmentation = packed[index]
+            height, width = segmentation["size"]
+            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({height} x {width})"
+            self.that(False, f"{place}.segmentation", "counts", segmentation, expected)
 
 
 def is_integer(value: Any) -> bool:

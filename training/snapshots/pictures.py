@@ -69,16 +69,18 @@ class MostMoved:
         image_rgb: np.ndarray,
         before_hw: np.ndarray,
         after_hw: np.ndarray,
-        one: Correction,
+        correction: Correction,
         *,
         name: str,
     ) -> None:
         """Take an object, if it is among the farthest so far; `name` tells it apart, e.g. "task 7 r2"."""
-        if not one.vertices or (len(self._tiles) >= self.limit and (one.mean_px, name) <= self._tiles[0][:2]):
+        if not correction.vertices or (
+            len(self._tiles) >= self.limit and (correction.mean_px, name) <= self._tiles[0][:2]
+        ):
             return
-        caption = f"{one.label}  {one.mean_px:.1f} px, max {one.max_px:.0f}  {name}"
+        caption = f"{correction.label}  {correction.mean_px:.1f} px, max {correction.max_px:.0f}  {name}"
         tile = _tile(image_rgb, before_hw, after_hw, caption)
-        heapq.heappush(self._tiles, (one.mean_px, name, tile))
+        heapq.heappush(self._tiles, (correction.mean_px, name, tile))
         if len(self._tiles) > self.limit:
             heapq.heappop(self._tiles)
 
