@@ -19,8 +19,11 @@ import model as model_package
 from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
-SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
-SHIPPED_PROMPT_MODEL = Path(model_package.__file__).parent / "weights" / "photos"
+WEIGHTS = Path(model_package.__file__).parent / "weights"
+# Common objects on photographs, and prompts.
+SHIPPED_MODEL = SHIPPED_PROMPT_MODEL = WEIGHTS / "photos"
+# Objects on scenes that the project draws: for the demo's second project, benchmarks and tests.
+SCENES_MODEL = WEIGHTS / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
 FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 
@@ -29,11 +32,7 @@ class Settings(BaseSettings):
     """Operation of the service. Every field `x` is read from `TRANSFINER_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        extra="forbid",
-        populate_by_name=True,
-        validate_default=True,
-        protected_namespaces=(),
+        env_prefix=PREFIX, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
     )
 
     # --- where the service listens
@@ -128,8 +127,7 @@ class Settings(BaseSettings):
     # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
     # The key is only ever sent to this address, never to one that a request names.
     label_studio_url: str = Field(
-        default="",
-        validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url"),
+        default="", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
     )
     label_studio_api_key: SecretStr = Field(
         default=SecretStr(""),

@@ -48,7 +48,7 @@ class PredictorLike(Protocol):
 def _load_predictor() -> PredictorLike:
     # Imported by name: this room is free of torch, except in a process that was started to run the model.
     module = importlib.import_module("model.predictor")
-    shipped = Path(__file__).parents[1] / "model" / "weights" / "scenes-small"
+    shipped = Path(__file__).parents[1] / "model" / "weights" / "photos"
     directory = os.environ.get("TRANSFINER_MODEL") or shipped
     device = os.environ.get("TRANSFINER_DEVICE") or "auto"
     predictor: PredictorLike = module.Predictor.from_checkpoint(directory, device=device)
