@@ -42,7 +42,14 @@ def ago(moment: str | float | None) -> str:
 def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
-    facts: dict[str, Any] = {"problems": [], "rows": [], "workers": {}, "projects": [], "errors": [], "figures": []}
+    facts: dict[str, Any] = {
+        "problems": [],
+        "rows": [],
+        "workers": {},
+        "projects": [],
+        "errors": [],
+        "figures": [],
+    }
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:

@@ -80,7 +80,15 @@ def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis
     Heartbeat(redis, "worker-1", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 321})
     page = client.get("/status").text
     text = read(page)
-    for part in ("3 waiting", "worker-1", "321 MiB", "http://ls:8080", "a broken image", "upload it again", "deferred"):
+    for part in (
+        "3 waiting",
+        "worker-1",
+        "321 MiB",
+        "http://ls:8080",
+        "a broken image",
+        "upload it again",
+        "deferred",
+    ):
         assert part in text
     assert "<b>a broken" not in page, "escaped"
     assert TOKEN not in page
