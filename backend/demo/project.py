@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import requests
@@ -167,7 +168,7 @@ def _connect(client: LabelStudioClient, project: int, demo: DemoProject) -> None
 
     Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
     """
-    wanted = {"url": demo.backend_url, "title": demo.model_version, "is_interactive": True}
+    wanted: dict[str, Any] = {"url": demo.backend_url, "title": demo.model_version, "is_interactive": True}
     backends = client.list_backends(project)
     if not backends:
         client.create_backend(project, **wanted)

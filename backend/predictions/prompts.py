@@ -7,7 +7,7 @@ it best. `integration.regions.prompts` reads what the editor sends.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -40,18 +40,6 @@ class PromptMemory:
             self.connection.set(prompted_key(project, task), record, ex=MEMORY_S)
         elif project:
             self.connection.delete(prompted_key(project, task))
-
-
-def region_ids(groups: Sequence[Any]) -> frozenset[str]:
-    """Ids of the regions of a task's drafts or annotations, as Label Studio sends them."""
-    results = [group.get("result") for group in groups if isinstance(group, Mapping)]
-    return frozenset(
-        str(region["id"])
-        for result in results
-        if isinstance(result, list)
-        for region in result
-        if isinstance(region, dict) and "id" in region
-    )
 
 
 def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from redis import Redis
 from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
-from backend.predictions.prompts import PromptMemory, chosen_regions, region_ids
+from backend.predictions.prompts import PromptMemory, chosen_regions
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
@@ -32,7 +32,7 @@ from backend.settings import Settings
 from backend.versions.served_model import ServedModel, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.regions.prompts import PromptError, read_prompt, require_place, with_earlier
+from integration.regions.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
 from model.image_error import ImageError
 
 log = logging.getLogger(__name__)

@@ -165,15 +165,27 @@ def with_earlier(
     return prompt, _remembered(prompt)
 
 
+def region_ids(groups: Sequence[Any]) -> frozenset[str]:
+    """Ids of the regions of a task's drafts or annotations, as Label Studio sends them."""
+    results = [group.get("result") for group in groups if isinstance(group, Mapping)]
+    return frozenset(
+        str(region["id"])
+        for result in results
+        if isinstance(result, list)
+        for region in result
+        if isinstance(region, dict) and "id" in region
+    )
+
+
 def _continues(clicks: Sequence[Click], base: PromptFields, is_accepted: bool) -> bool:
     """Whether clicks that came without any known one are about the earlier prompt."""
     positive = [click for click in clicks if click[2]]
     if not positive:
         return True
     box = base["box_pct"]
-    return (
-        bool(box) and not is_accepted and all(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y, _ in positive)
-    )
+    if box is None or is_accepted:
+        return False
+    return all(box[0] <= x <= box[2] and box[1] <= y <= box[3] for x, y, _ in positive)
 
 
 def _remembered(prompt: PromptFields) -> EarlierPrompt:
@@ -255,10 +267,9 @@ def build_answer(
         RegionError: the mask has another size than the image.
     """
     # What the annotator draws with, else the first kind that the label config has for the label.
-    kind = "auto" if not prompt["drawing"] else "polygon" if prompt["box_pct"] else "brush"
-    if kind == "auto" and output.kind != "all":
-        kind = output.kind
-    output = replace(output, kind=kind, parts="joined")
+    output = replace(output, kind="auto" if output.kind == "all" else output.kind, parts="joined")
+    if prompt["drawing"]:
+        output = replace(output, kind="polygon" if prompt["box_pct"] else "brush")
     # Somebody asked for this very object: neither its score nor its size is too low to show it.
     asked = replace(instance, label=prompt["label"], score=1.0)
     for smallest in (output, replace(output, min_area_px=0.0)):
