@@ -10,7 +10,6 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
-from backend.api.disconnect import client_disconnected
 from backend.api.services import Services
 from backend.api.setup_trust import untrusted_reason
 from backend.errors import BadRequestError, ServiceError
@@ -121,7 +120,8 @@ def setup() -> Response:
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
     asked = parse(PredictRequest, _body())
-    asker = Requester(is_gone=client_disconnected(request.environ))
+    # waitress tells whether the client has closed its connection: nobody would read the answer.
+    asker = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
     return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
 
 

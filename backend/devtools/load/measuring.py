@@ -25,7 +25,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from backend.devtools.programs import as_png, child_of, memory_mib, processor_s
+from backend.devtools.programs import as_png, memory_mib, processor_s
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.queue.keys import STATS
 from backend.settings import load_settings
@@ -150,7 +150,7 @@ class ServedModelRun:
         assert self.stage.api
         assert self.stage.queue
         return {
-            "api": child_of(self.stage.api.pid),
+            "api": self.stage.api.pid,
             "worker": self.stage.workers[0].pid,
             "queue server": self.stage.queue.pid,
         }

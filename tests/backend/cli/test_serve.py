@@ -1,4 +1,4 @@
-"""`transfiner serve` for real: its own queue server, a worker with the real model, gunicorn; no part is a stand-in.
+"""`transfiner serve` for real: its own queue server and HTTP server, a worker with the real model; no stand-ins.
 
 Runs on the model that ships, or on the checkpoint directory in TRANSFINER_MODEL.
 """
