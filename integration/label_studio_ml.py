@@ -6,8 +6,8 @@ Needs `label-studio-ml` (1.0.9 of PyPI, or the 2.x of its repository); this proj
 
 Settings are the variables of our own server: TRANSFINER_MODEL (checkpoint directory), TRANSFINER_DEVICE,
 TRANSFINER_LABEL_STUDIO_URL and TRANSFINER_LABEL_STUDIO_API_KEY, else those of label-studio-ml: LABEL_STUDIO_URL
-and LABEL_STUDIO_API_KEY. Smart tools are answered by the promptable model, TRANSFINER_PROMPT_MODEL. There is no queue here, no deferred answer
-and no training: those need our own server.
+and LABEL_STUDIO_API_KEY. Smart tools are answered by the promptable model, TRANSFINER_PROMPT_MODEL. There is no queue
+here, no deferred answer and no training: those need our own server.
 """
 
 from __future__ import annotations

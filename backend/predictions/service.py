@@ -123,7 +123,7 @@ class Predictions:
             raise UnsupportedConfigError(config.reason)
         output, _ = output_settings(self.settings, project.extra_params)
         context = request.params.context or {}
-        results = []
+        results: list[Any] = []
         for task in request.tasks:
             try:
                 prompt, remembered = with_earlier(
