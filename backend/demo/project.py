@@ -29,10 +29,7 @@ PHOTOGRAPHS_TITLE = "Transfiner demo: photographs"
 BRUSH_TITLE = "Transfiner demo: photographs with a brush"
 PHOTOGRAPHS = "Common things are outlined; anything else is a box or a click away."
 # Above the picture: what the smart tools want is nowhere to be seen in Label Studio.
-HELP = (
-    "Switch on Auto-Annotation below, choose a label, then draw a box around a thing or click into it. "
-    "Alt+click where it is not (Ctrl+Alt+click inside a box). The green tick accepts the outline."
-)
+HELP = "Auto-Annotation on, a label, then a box or a click. Not this: Alt+click, in a box Ctrl+Alt+click."
 # Distinct on the scenes' muted backgrounds, and for people who confuse red and green.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c6bb1")
 UPLOAD_CHUNK = 8
@@ -87,14 +84,13 @@ def scenes_config(labels: Sequence[str]) -> str:
 
 def smart_config(labels: Sequence[str], shape: str) -> str:
     """One row of labels for outlines of a shape ("Polygon", "Brush") and for smart boxes and clicks."""
-    style = ' strokeWidth="2" opacity="0.4"' if shape == "Polygon" else ""
     return f"""<View>
   <Header size="6" value={quoteattr(HELP)}/>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
-  <Labels name="label" toName="image">
+  <Labels name="label" toName="image" strokeWidth="3" opacity="0.4">
 {_labels(labels)}
   </Labels>
-  <{shape} name="outline" toName="image"{style}/>
+  <{shape} name="outline" toName="image"/>
   <Rectangle name="box" toName="image" smart="true" smartOnly="true"/>
   <KeyPoint name="click" toName="image" smart="true" smartOnly="true"/>
 </View>"""
