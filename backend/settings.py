@@ -19,8 +19,11 @@ import model as model_package
 from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
-SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
-SHIPPED_PROMPT_MODEL = Path(model_package.__file__).parent / "weights" / "photos"
+WEIGHTS = Path(model_package.__file__).parent / "weights"
+# Common objects on photographs, and prompts.
+SHIPPED_MODEL = SHIPPED_PROMPT_MODEL = WEIGHTS / "photos"
+# Objects on scenes that the project draws: for the demo's second project, benchmarks and tests.
+SCENES_MODEL = WEIGHTS / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
 FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 

@@ -13,7 +13,7 @@ import click
 from backend.cli.output import json_option, limit_threads, print_result, size_option, threads_option
 from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
 from backend.devtools.capacity.command import capacity
-from backend.settings import SHIPPED_MODEL
+from backend.settings import SCENES_MODEL
 
 BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 
@@ -125,8 +125,8 @@ def beside(
 @click.option(
     "--weights",
     type=CHECKPOINT,
-    default=SHIPPED_MODEL,
-    help="Checkpoint directory of the shared detector; the model that ships by default.",
+    default=SCENES_MODEL,
+    help="Checkpoint directory of the shared detector; scenes-small by default.",
 )
 @click.option(
     "--table",
@@ -269,7 +269,7 @@ def networks(
 
 
 @click.command()
-@click.option("--weights", type=CHECKPOINT, default=SHIPPED_MODEL, help="Checkpoint; the model that ships by default.")
+@click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
 @click.option(
     "--set", "name", default="scenes:val:200", show_default=True, help="The model's own validation set, by name."
 )

@@ -228,7 +228,7 @@ MAX_PIXELS = 250_000_000
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="scenes-small", show_default=True, help="Checkpoint directory or name.")
+@click.option("--model", default="photos", show_default=True, help="Checkpoint directory or name.")
 @click.option(
     "--format",
     "kind",
