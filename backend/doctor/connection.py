@@ -60,13 +60,14 @@ class Settled:
     Attributes:
         is_connected: whether one of its backends is ours.
         is_first: whether a person had connected it just before.
-        title: that ours has now; "" when it has not changed.
+        title: that ours has now; "" when it has not changed. project: title of the project.
         done: everything that was set, for people.
     """
 
     is_connected: bool = False
     is_first: bool = False
     title: str = ""
+    project: str = ""
     done: tuple[str, ...] = ()
 
 

@@ -90,9 +90,8 @@ def settle(
     if not mine:
         return Settled()
     is_first = is_first_connection(mine, known_versions)
-    changes = connection_changes(
-        settings, client, client.get_project(project_id), mine, client.list_webhooks(project_id), model
-    )
+    project = client.get_project(project_id)
+    changes = connection_changes(settings, client, project, mine, client.list_webhooks(project_id), model)
     title, done = "", []
     for change in changes:
         if change.make is not None and (is_first or change.kind == "title"):
@@ -103,7 +102,7 @@ def settle(
     if is_first:
         show_columns(client, project_id)
         done.append("the data manager shows score and version of predictions")
-    return Settled(True, is_first, title, tuple(done))
+    return Settled(True, is_first, title, str(project.get("title", "")), tuple(done))
 
 
 def show_columns(client: BackendClient, project_id: int) -> None:

@@ -15,7 +15,6 @@ from redis import Redis
 from backend.doctor.connection import Settled
 from backend.errors import ServiceError, StartError
 from backend.learning import run_record as runs
-from backend.learning.curve import CURVE_FILE, curve_of_runs
 from backend.learning.round import Interrupted, Round, RoundParts, RoundPrograms
 from backend.learning.run_record import Run, RunStore, started_runs
 from backend.learning.steps import Steps
@@ -105,7 +104,7 @@ class Learner:
         return self._attempt(started_runs(run, self.worker), lock)
 
     def _attempt(self, run: Run, lock: RenewedLock) -> str:
-        progress = Progress(self.queue, run.project, run.id)
+        progress = Progress(self.queue, run.project, run.id, self.worker)
         round_ = Round(self._parts(run, progress, lock), run)
         try:
             round_.learn()
@@ -169,11 +168,6 @@ class Learner:
         run.hint = getattr(error, "hint", "")
         log.error("project %s: round %s failed: %s", run.project, run.id, error)
 
-    def _draw(self, project: str) -> None:
-        picture = curve_of_runs(project, self.store.newest(project)[::-1])
-        if picture is not None:
-            self.store.storage.write(f"{project}/{CURVE_FILE}", picture)
-
     def _close(self, run: Run) -> None:
         """Record, logs, room on the disk, and whoever asked meanwhile."""
         current = self.queue.current(run.project)
@@ -183,7 +177,6 @@ class Learner:
             if (work / name).is_file():
                 self.store.write(run, name, (work / name).read_bytes())
         self.store.save(run)
-        self._draw(run.project)
         shutil.rmtree(work, ignore_errors=True)
         again = self.queue.end(run.project, run.id)
         log.info("project %s: round %s is %s", run.project, run.id, run.state)

@@ -38,7 +38,7 @@ def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
     """What the last look at a project found; {} when nobody has looked yet.
 
     at (unix time), new (annotations newer than the newest snapshot), error, connected (whether one of its backends is
-    ours), set (what was set in Label Studio last, for people).
+    ours), set (what was set in Label Studio last, for people), title (of the project).
     """
     row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
     if not row:
@@ -49,6 +49,7 @@ def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
         "error": row.get("error", ""),
         "connected": row.get("connected") == "1",
         "set": row.get("set", ""),
+        "title": row.get("title", ""),
     }
 
 
@@ -140,6 +141,7 @@ class Watcher(threading.Thread):
             trigger = training_reason(looked, self.settings)
             settled = self.learner.label_studio.follow(project)
             facts["connected"] = int(settled.is_connected)
+            facts["title"] = settled.project
             if settled.done:
                 facts["set"] = "; ".join(settled.done)
         except (ClientError, OSError, ValueError) as error:

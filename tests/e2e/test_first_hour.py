@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,10 +126,10 @@ def test_the_first_hour(
     status = f"http://localhost:{demo.backend_port}/status"
 
     page.goto(settings)
-    page.get_by_role("button", name=re.compile("Connect Model")).click()
+    page.get_by_role("button", name="Add machine learning model").click()
     page.locator("input[name=title]").fill("my model")
     page.locator("input[name=url]").fill(f"http://127.0.0.1:{demo.backend_port}")
-    page.get_by_role("button", name=re.compile("machine learning form")).click()
+    page.get_by_role("button", name="Save machine learning form").click()
     expect(page.get_by_text("Connected", exact=True)).to_be_visible()
     clock.step("connected in the browser")
 

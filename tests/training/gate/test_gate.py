@@ -196,7 +196,7 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     verdict = ruled(world, world.model("new", world.shifted_by(0)), old, world.snapshot("s", 12), out=out)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
         "MODEL_CARD.md",
-        "pictures/before_after.png",
+        "pictures/before_after.jpg",
         "pictures/gate.png",
         "report.json",
         "report.md",
