@@ -103,6 +103,11 @@ class JobStore:
         rows = self._read(job_ids, ("project",))
         return {job_id: text(row[0]) for job_id, row in zip(job_ids, rows, strict=True)}
 
+    def notes(self, job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """State and delivery of each, "" for what is not known."""
+        rows = self._read(job_ids, ("state", "delivery"))
+        return {job_id: (text(row[0]), text(row[1])) for job_id, row in zip(job_ids, rows, strict=True)}
+
     def outcomes(self, job_ids: Sequence[str]) -> dict[str, JobOutcome]:
         """Those of the given tasks that have ended."""
         rows = self._read(job_ids, ("state", "prediction", "error", "hint"))

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import redis
 
 from backend.errors import TaskError
 from backend.predictions.projects import Project, Projects
@@ -36,7 +37,11 @@ class FetchedImages:
         self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
-        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
+        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one.
+
+        Raises:
+            RedisError: what is known of a project could not be looked up.
+        """
         return {job_id: future.result()[0] for job_id, future in self._futures.items()}
 
     def seconds(self) -> float:
@@ -63,12 +68,17 @@ class BatchFetcher:
         return self._tried(job), time.monotonic()
 
     def _tried(self, job: PredictionJob) -> np.ndarray | TaskError:
+        if not job.label_config:
+            return TaskError("The task waited so long that its label config was forgotten.", "Ask for it again.")
         try:
             return self._fetch(job, parse_label_config(job.label_config).value_key)
         except TaskError as error:
             return error
         except ImageError as error:
             return TaskError(str(error))
+        except redis.RedisError:
+            # No fault of the task: the batch is given up, and taken again once the queue server is back.
+            raise
         except Exception as error:
             log.exception("fetching the image of task %s failed unexpectedly", job.task.get("id"))
             return TaskError(f"The image could not be fetched: {error!r}.", "The worker's log has more.")

@@ -17,7 +17,7 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import DONE, JobOutcome
 from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key
 from backend.queue.leases import Requester
-from backend.queue.recovery import Heartbeat, requeue_orphans
+from backend.queue.recovery import Heartbeat, OrphanSearch
 from backend.worker.batcher import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
@@ -92,7 +92,7 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     queue.submit(asked[1:2])
     redis.sadd(WORKERS, "dead")
     assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    assert requeue_orphans(queue) == [asked[1].id]
+    assert OrphanSearch(queue).run() == [asked[1].id]
     queue.submit(asked)
     redis.lpop(queue.predict.key)
     redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
