@@ -219,15 +219,15 @@ class TransfinerModel(LabelStudioMLBase):
         return prediction
 
     def _images(self) -> ImageFetcher:
-        told = str(getattr(self, "hostname", "") or "")  # 1.0.9 passes on what /setup said, 2.x does not
+        setup_url = str(getattr(self, "hostname", "") or "")  # 1.0.9 passes on what /setup said, 2.x does not
         url = _first_set("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
         # The key of our settings goes to the address of our settings only: anybody may send a /setup.
         key = _first_set("TRANSFINER_LABEL_STUDIO_API_KEY", "LABEL_STUDIO_API_KEY") if url else ""
         return _fetcher(
             FetchSettings(
-                label_studio_url=url or told,
+                label_studio_url=url or setup_url,
                 api_key=key or str(getattr(self, "access_token", "") or ""),
-                label_studio_aliases=(told,) if told and told != url else (),
+                label_studio_aliases=(setup_url,) if setup_url and setup_url != url else (),
             )
         )
 

@@ -21,7 +21,7 @@ Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands are asked: a model, the images, and how to predict."""
+    """Add the options of both commands: a model, the images, and how to predict."""
     for option in reversed(
         (
             click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),

@@ -240,6 +240,13 @@ MAX_PIXELS = 250_000_000
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "auto")),
+    default="fp32",
+    show_default=True,
+    help="On a CPU; auto: bf16 where that is fast and measured.",
+)
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
 def predict(
@@ -252,6 +259,7 @@ def predict(
     score_threshold: float,
     tolerance_px: float,
     device: str,
+    precision: str,
     store: Path,
     as_json: bool,
 ) -> None:
@@ -272,7 +280,7 @@ def predict(
     try:
         directory = find_model(model, store)
         require_model_libraries()
-        outliner = _outliner(directory, boxes_file, device, score_threshold)
+        outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
         writer = _writer(kind, outliner, output, config_file, tolerance_px)
         failures = _predict_all(outliner, images, writer)
         _print(writer.records, kind, output, as_json)
@@ -309,12 +317,16 @@ class _Outliner:
     outline: Callable[[Batch], list[list[Instance]]]
 
 
-def _outliner(directory: Path, boxes_file: Path | None, device: str, score_threshold: float) -> _Outliner:
+def _outliner(
+    directory: Path, boxes_file: Path | None, device: str, score_threshold: float, precision: str
+) -> _Outliner:
     """A model of its own detector, or with a file of boxes the promptable network of the model."""
     if boxes_file is None:
         from model.predictor import Predictor
 
-        predictor = Predictor.from_checkpoint(directory, device=device, score_threshold=score_threshold)
+        predictor = Predictor.from_checkpoint(
+            directory, device=device, score_threshold=score_threshold, precision=precision
+        )
         return _Outliner(
             predictor.labels,
             predictor.version,
@@ -327,7 +339,7 @@ def _outliner(directory: Path, boxes_file: Path | None, device: str, score_thres
 
     ids = category_ids_of(read_metadata(directory)["classes"])
     boxes = BoxFile(boxes_file, image_id_of, {number: label for label, number in ids.items()})
-    prompts = PromptPredictor.from_checkpoint(directory, device=device)
+    prompts = PromptPredictor.from_checkpoint(directory, device=device, precision=precision)
     return _Outliner(
         boxes.labels,
         prompts.version,

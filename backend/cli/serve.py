@@ -20,7 +20,7 @@ from redis import Redis, RedisError
 
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
-from backend.processes.running_service import announced, status_url
+from backend.processes.running_service import announced
 from backend.processes.service_tree import DASHBOARD_HOST, dashboard_child, service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
@@ -56,8 +56,8 @@ def serve(dashboard: bool, **options: Any) -> None:
     children, settings = service_children(settings)
     children += [dashboard_child(settings)] if dashboard else []
     address = f"http://{settings.host}:{settings.port}"
-    status = status_url(settings.host, settings.port)
-    ready = f"Transfiner serves {address} (model {settings.model.name}), status page {status}; Ctrl-C stops it."
+    ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
+    ready += f"Status page: {settings.status_url}"
     with announced("service", settings):
         code = Supervisor(children, when_ready=lambda: click.echo(ready)).run()
     sys.exit(code)

@@ -20,7 +20,7 @@ from backend.demo.project import PHOTOGRAPHS_TITLE, SCENES_TITLE
 from backend.errors import StartError
 from backend.logs import set_up_logs
 from backend.processes.label_studio_server import COLD_START_S, ROOT, LabelStudioServer
-from backend.processes.running_service import announced, status_url
+from backend.processes.running_service import announced
 from backend.processes.service_tree import service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Child, Supervisor, python_module
 from backend.settings import SCENES_MODEL, Settings, load_settings
@@ -104,7 +104,7 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
         print(f"\nLogin {login.email}, password {login.password}", flush=True)
         print(f"{PHOTOGRAPHS_TITLE}: {address.format(numbers['photographs'])}", flush=True)
         print(f"{SCENES_TITLE}: {address.format(numbers['project'])}", flush=True)
-        print(f"Status page: {status_url(settings.host, settings.port)}", flush=True)
+        print(f"Status page: {settings.status_url}", flush=True)
         print("Ctrl-C ends it; your annotations are kept.", flush=True)
 
     state.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
+from backend.versions.notice import project_notice
 from backend.versions.served_model import ServedModel, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
@@ -70,7 +71,8 @@ class Predictions:
             asker: knows whether the client has hung up; its tasks are dropped then, unless they can be pushed later.
 
         Raises:
-            UnsupportedConfigError: the label config has nothing that this model can fill.
+            UnsupportedConfigError: the label config has nothing that this model can fill, and a prompt or a client
+                without a project asks. (A project's tasks get empty predictions that say so.)
             BadRequestError: too many tasks.
             TaskError, DeadlineError: an interactive request could not be answered.
         """
@@ -87,6 +89,9 @@ class Predictions:
                 return self._prompted(project, request, version, request_id, xml, asker)
             jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
             return self._interactive(jobs, request.params.context, asker)
+        if project.key and (notice := project_notice(self.settings, xml, model)):
+            # Stored under the sentence as its version: Label Studio shows nothing else of an answer.
+            return {"results": [{"result": [], "score": None, "model_version": notice} for _ in request.tasks]}
         jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         return self._ordinary(jobs, project, request_id, asker)
 

@@ -16,7 +16,6 @@ from integration.label_studio.label_config import parse_label_config
 from integration.regions.prompts import PromptFields, build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
-from model.instance import Instance
 from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
@@ -64,17 +63,18 @@ def prediction_of_instances(
     for region in prediction["result"] if found.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
         region["meta"] = {"text": [found.note]}
-    return prediction
+    return {**prediction, "precision": found.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, found: PredictedImage, width: int, height: int) -> dict[str, Any]:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
         TaskError: it cannot be written.
     """
+    (instance,) = found.instances
     try:
-        return build_answer(
+        answer = build_answer(
             instance,
             PromptFields(**(job.prompt or {})),  # type: ignore[typeddict-item]
             parse_label_config(job.label_config),
@@ -87,3 +87,4 @@ def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, hei
     except Exception as error:
         log.exception("turning an answer into a region failed")
         raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
+    return {**answer, "precision": found.precision}

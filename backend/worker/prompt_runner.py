@@ -43,6 +43,11 @@ class PromptRunner:
         self._lock = threading.Lock()
         self._images: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
+    @property
+    def precision(self) -> str:
+        """Of the predictor that answered last."""
+        return self._predictor.precision if self._predictor else "fp32"
+
     def answer(self, job: PredictionJob, image_rgb: np.ndarray) -> Instance:
         """The object that a job's prompt means, with the annotator's label.
 
@@ -141,4 +146,4 @@ def load_prompt_predictor(settings: Settings) -> PromptPredictor:
     """The predictor of `settings.prompt_model`. Raises CheckpointError, ValueError."""
     from model.prompts.predictor import PromptPredictor
 
-    return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device)
+    return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device, precision=settings.precision)

@@ -103,7 +103,7 @@ class ShortcutGraph:
         return np.maximum(square / np.maximum(dx * dx + dy * dy, _SLACK), 0.0)
 
     def moments(self) -> np.ndarray:
-        """See `_running_moments`; computed once."""
+        """Sums of `_running_moments`, computed once."""
         if self._sums is None:
             self._sums = self._running_moments()
         return self._sums
@@ -277,12 +277,7 @@ class Wedges:
         return along, across
 
     def _bounds(
-        self,
-        outside: np.ndarray,
-        inside: np.ndarray,
-        along: np.ndarray,
-        across: np.ndarray,
-        radius: np.ndarray,
+        self, outside: np.ndarray, inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest slopes (B + 1, W): before the block and after each of its corners.
 

@@ -186,7 +186,7 @@ class CoarseOutput:
     trunk: Tensor
 
     def select(self, index: Tensor) -> CoarseOutput:
-        """The same for some of the RoIs."""
+        """Return the output of some of the RoIs."""
         return CoarseOutput(self.logits[index], [level[index] for level in self.incoherence], self.trunk[index])
 
 
@@ -241,10 +241,7 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
 
 
 def refine_masks(
-    head: TransfinerMaskHead,
-    pyramid: RoIPyramid,
-    output: CoarseOutput,
-    limit: LimitNodes | None = None,
+    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, limit: LimitNodes | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Refined probabilities (R, 112, 112) of R instances, each one's uncertainty (R,) and incoherent nodes (R,)."""
     settings = head.settings

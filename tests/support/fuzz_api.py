@@ -72,12 +72,7 @@ class Tally:
         # Learning is off here, which /webhook says with 501.
         if status == 0 or (status >= 500 and status != 501) or "Traceback" in text:
             self.bad.append(
-                {
-                    "request": f"{method} {path}",
-                    "status": status,
-                    "body": str(body)[:2000],
-                    "answer": text[:300],
-                }
+                {"request": f"{method} {path}", "status": status, "body": str(body)[:2000], "answer": text[:300]}
             )
         if self.sent % max(1, self.inputs // 10) == 0:
             self.memory_mib.append(self.memory())

@@ -26,7 +26,7 @@ READY = re.compile(
 
 @dataclass
 class RunningDemo:
-    """Start with `start()`; `stop()` is Ctrl-C. `project` is the one of scenes."""
+    """Start with `start()`; `stop()` is Ctrl-C. `project` is the one of scenes; `variables` join its environment."""
 
     folder: Path
     port: int
@@ -35,6 +35,7 @@ class RunningDemo:
     url: str = ""
     project: int = 0
     photographs: int = 0
+    variables: dict[str, str] = field(default_factory=dict)
     email: str = ""
     password: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -51,7 +52,12 @@ class RunningDemo:
         command += ["--images", str(self.images), "--folder", str(self.folder / "demo")]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command,
+                cwd=ROOT,
+                env={**os.environ, **self.variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
         give_up = time.monotonic() + START_LIMIT_S
         while not (match := READY.search(self.output.read_text(errors="replace"))):

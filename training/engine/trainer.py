@@ -27,13 +27,7 @@ from training.distributed import keep_freed_memory
 from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.optimizer import (
-    MovingAverage,
-    build_optimizer,
-    lr_factor,
-    run_fraction,
-    set_lr,
-)
+from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
 from training.engine.state import TrainingProgress, load_state, save_state
 from training.engine.step import Batch, LearningStep
 
@@ -55,7 +49,7 @@ class Trainer:
         resume: go on from the folder's state.
         samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
         metadata: more entries for the checkpoint's metadata.
-        on_progress: told on the first process how far the run is, beside ``progress.json`` in the folder.
+        on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
     """
 
     def __init__(

@@ -19,8 +19,9 @@ import numpy as np
 from pycocotools import mask as rle
 
 from training.evaluation.coco_format import quiet
+from training.evaluation.coco_truth import read_truth
 from training.metrics.coco import coco_ap, compressed
-from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.coco_schema import read_results
 
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -53,7 +54,7 @@ def compare_speed(
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    dataset = read_truth(truth, masks=True)
+    dataset = read_truth(truth, masks=True).dataset
     if results_file:
         results = read_results(results_file, dataset, masks=True)[0]
     else:

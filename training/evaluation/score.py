@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.coco_truth import read_truth
 from training.metrics.bdd100k import bdd100k_ap
 from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
 from training.metrics.cityscapes import cityscapes_ap
 from training.metrics.coco import IouKind, Progress, coco_ap
-from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.coco_schema import read_results
 from training.metrics.lvis import lvis_ap
 
 METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
@@ -112,13 +113,23 @@ def _score_coco(
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
-    dataset = read_truth(truth, masks=masks, federated=federated)
-    results, left_out = read_results(results_file, dataset, masks=masks, unknown_categories=unknown_categories)
+    known = read_truth(truth, masks=masks, federated=federated)
+    dataset = known.dataset
+    results, left_out = read_results(
+        results_file,
+        dataset,
+        masks=masks,
+        unknown_categories=unknown_categories,
+        id_of=known.id_of,
+        left_out=known.left_out,
+    )
     if federated:
         numbers = lvis_ap(dataset, results, kind, **shared)
     else:
         numbers = coco_ap(dataset, results, kind, mask_areas=mask_areas, **shared)
-    notes = [f"{left_out} results of unknown categories were left out"] if left_out else []
+    unjudged = "unknown categories" + (" and of images that cannot be judged" if known.left_out else "")
+    notes = [f"{left_out} results of {unjudged} were left out"] if left_out else []
+    notes += known.notes()
     if masks and not mask_areas and results and results[0].get("bbox"):
         notes.append(
             "the predictions carry boxes: as in the reference tool, APs, APm and APl sort them by the area of the box"

@@ -30,7 +30,7 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
     """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
 
     Args:
-        device: of the network; progress: told how many pictures are done.
+        device: of the network; progress: called with how many pictures are done.
     """
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:

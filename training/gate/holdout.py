@@ -104,7 +104,7 @@ def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> S
 
 @dataclass(frozen=True, slots=True)
 class HoldoutResult:
-    """What a model reached on a hold-out.
+    """Matches of one model on a hold-out.
 
     Attributes:
         holdout: that one.

@@ -97,7 +97,7 @@ class Ruling:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What decided, first; then what one should know."""
+        """Sentences: the deciding ones first, then notes."""
         return (*(self.against or self.in_favour), *self.notes)
 
 

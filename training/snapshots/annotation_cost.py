@@ -1,4 +1,4 @@
-"""The order of work: how much a person will have to edit in an image, told from the prediction alone.
+"""The order of work: how much a person will have to edit in an image, estimated from the prediction alone.
 
     expected edit = intercept + sum over features of weight x feature        (weights >= 0, actions of `corrections`)
     score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)

@@ -81,6 +81,7 @@ class BarePredictor:
             device=settings.device,
             score_threshold=settings.score_floor,
             node_budget=node_budget_of(read_served_model(model), settings.node_budget),
+            precision=settings.precision,
         )
         self.predictor([np.zeros((320, 320, 3), np.uint8)])
 
@@ -149,11 +150,7 @@ class ServedModelRun:
     def pids(self) -> dict[str, int]:
         assert self.stage.api
         assert self.stage.queue
-        return {
-            "api": self.stage.api.pid,
-            "worker": self.stage.workers[0].pid,
-            "queue server": self.stage.queue.pid,
-        }
+        return {"api": self.stage.api.pid, "worker": self.stage.workers[0].pid, "queue server": self.stage.queue.pid}
 
     def memory_mib(self) -> dict[str, float]:
         return {name: memory_mib(pid) for name, pid in self.pids().items()}

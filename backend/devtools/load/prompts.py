@@ -103,7 +103,7 @@ def _prompt_image(service: ServiceHarness, config: str, image: int, task: int, r
         "width": rng.uniform(15, 40),
         "height": rng.uniform(15, 40),
     }
-    regions = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
+    regions: list[Json] = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
     seconds = []
     for number in range(1 + LATER):
         begun = time.perf_counter()

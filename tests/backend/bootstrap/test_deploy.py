@@ -162,10 +162,7 @@ def test_workers_scale_with_their_lane_of_the_queue(name, lane):
 def test_those_lists_are_the_queue_s_own(settings, redis):
     client = create_app(settings).test_client()
     queue = client.application.extensions["transfiner"].queue
-    assert {queue.predict.key, queue.interactive.key} == {
-        f"rq:queue:{PREDICT_QUEUE}",
-        f"rq:queue:{INTERACTIVE_QUEUE}",
-    }
+    assert {queue.predict.key, queue.interactive.key} == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
 
 
 DASHBOARD: Json = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "transfiner.json").read_text())
@@ -192,11 +189,9 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
         assert set(names) <= set(samples), expression
         for labels in re.findall(r"by \(([^)]*)\)", expression):
             assert set(labels.replace(" ", "").split(",")) <= samples[names[0]] | {"le"}, expression
-    assert {
-        "transfiner_queue_depth",
-        "transfiner_stage_seconds_total",
-        "transfiner_worker_gpu_memory_bytes",
-    } <= {name for expression in expressions for name in re.findall(r"transfiner_\w+", expression)}
+    assert {"transfiner_queue_depth", "transfiner_stage_seconds_total", "transfiner_worker_gpu_memory_bytes"} <= {
+        name for expression in expressions for name in re.findall(r"transfiner_\w+", expression)
+    }
 
 
 def test_the_dashboard_s_panels_have_their_own_place():

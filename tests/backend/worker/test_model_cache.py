@@ -25,6 +25,7 @@ class Loaded:
 
     labels = ("gear",)
     weights_bytes = 100 * 2**20
+    precision = "fp32"
 
     def __init__(self, version: str, device: str) -> None:
         self.version, self.device = version, device
