@@ -29,11 +29,7 @@ class Settings(BaseSettings):
     """Operation of the service. Every field `x` is read from `TRANSFINER_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        extra="forbid",
-        populate_by_name=True,
-        validate_default=True,
-        protected_namespaces=(),
+        env_prefix=PREFIX, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
     )
 
     # --- where the service listens
@@ -128,8 +124,7 @@ class Settings(BaseSettings):
     # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
     # The key is only ever sent to this address, never to one that a request names.
     label_studio_url: str = Field(
-        default="",
-        validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url"),
+        default="", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
     )
     label_studio_api_key: SecretStr = Field(
         default=SecretStr(""),

@@ -158,11 +158,11 @@ class Predictor:
         order = sorted(range(len(images)), key=lambda i: self._input_size(images[i]))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
-        def found(batch: list[int]) -> list[list[Instance]]:
+        def detect(batch: list[int]) -> list[list[Instance]]:
             outputs = self._run([self._prepare(images[i]) for i in batch])
             return [self._instances(output["instances"]) for output in outputs]
 
-        each = chain.from_iterable(map_in_threads(found, batches, self.device))
+        each = chain.from_iterable(map_in_threads(detect, batches, self.device))
         numbered = dict(zip(order, each, strict=True))
         return [numbered[i] for i in range(len(images))]
 
@@ -201,17 +201,21 @@ class Predictor:
         # its neighbours.
         return [output for single in inputs for output in self._run([single])]
 
-    def _instances(self, found: Instances) -> list[Instance]:
-        found = found.to("cpu")
-        scores: Tensor = found.scores.float()
-        boxes = [(box[0], box[1], box[2], box[3]) for box in found.pred_boxes.tensor.float().tolist()]
-        masks = found.pred_masks.numpy()
-        classes = found.pred_classes.tolist()
-        uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
+    def _instances(self, instances: Instances) -> list[Instance]:
+        instances = instances.to("cpu")
+        scores: Tensor = instances.scores.float()
+        boxes = [(box[0], box[1], box[2], box[3]) for box in instances.pred_boxes.tensor.float().tolist()]
+        masks = instances.pred_masks.numpy()
+        classes = instances.pred_classes.tolist()
+        uncertainty = (
+            instances.uncertainty.float().clamp(0, 1).tolist()
+            if instances.has("uncertainty")
+            else [0.0] * len(instances)
+        )
         # Probabilities cover the box, unless the network says where they lie.
-        places = found.patch_boxes.float().tolist() if found.has("patch_boxes") else boxes
-        patches = found.mask_probabilities.float().numpy() if found.has("mask_probabilities") else None
-        nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
+        places = instances.patch_boxes.float().tolist() if instances.has("patch_boxes") else boxes
+        patches = instances.mask_probabilities.float().numpy() if instances.has("mask_probabilities") else None
+        nodes = instances.incoherent_nodes.tolist() if instances.has("incoherent_nodes") else [None] * len(instances)
         return [
             Instance(
                 box_xyxy=boxes[r],

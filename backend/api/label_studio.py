@@ -10,7 +10,6 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
-from backend.api.disconnect import client_disconnected
 from backend.api.services import Services
 from backend.api.setup_trust import untrusted_reason
 from backend.errors import BadRequestError, ServiceError
@@ -20,7 +19,7 @@ from backend.predictions.projects import Project
 from backend.predictions.schemas import PredictRequest, SetupRequest, parse
 from backend.predictions.service import unusable_because
 from backend.queue.leases import Requester
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.notice import project_notice
 from backend.versions.resolve import registry_of, served_model
@@ -79,7 +78,7 @@ def ready() -> tuple[Response, int]:
     except ServiceError as error:
         problems.append(str(error))
     try:
-        if not living_workers(_service().connection):
+        if all(is_interactive(name) for name in living_workers(_service().connection)):
             problems.append("No worker is alive. Start one with `transfiner worker`.")
     except RedisError as error:
         problems.append(f"The queue server does not answer: {type(error).__name__}.")
@@ -128,7 +127,8 @@ def setup() -> Response:
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
     asked = parse(PredictRequest, _body())
-    asker = Requester(is_gone=client_disconnected(request.environ))
+    # waitress tells whether the client has closed its connection: nobody would read the answer.
+    asker = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
     return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
 
 

@@ -21,7 +21,7 @@ from backend.errors import ServiceError
 from backend.predictions.projects import Project
 from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import RUNNING as TRAINS
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError
@@ -94,8 +94,8 @@ def _tasks(service: Services) -> dict[str, Any]:
         "figures": figures,
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
-        "eta": _eta(service, waiting, len(workers)),
-        "workers": workers,
+        "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
+        "workers": {name: {**row, "takes_prompts": is_interactive(name)} for name, row in workers.items()},
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
         "form_token": form_token(service.connection),

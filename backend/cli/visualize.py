@@ -15,12 +15,7 @@ _FIGURES = ("depths", "regions", "attention")
 
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    required=True,
-    help="Checkpoint directory or name.",
-)
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -99,11 +94,7 @@ def _draw_images(
     from training.visualization import plots as drawing
     from training.visualization.observation import WHOLE_SEQUENCES, observe
 
-    draw = {
-        "depths": drawing.draw_depths,
-        "regions": drawing.draw_regions,
-        "attention": drawing.draw_attention,
-    }
+    draw = {"depths": drawing.draw_depths, "regions": drawing.draw_regions, "attention": drawing.draw_attention}
     names = load_checkpoint(weights).metadata["classes"]
     network, cfg = open_network(weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES])
     written: list[Path] = []

@@ -26,12 +26,7 @@ from backend.processes.supervisor import Child, Supervisor, python_module
 from backend.settings import Settings, load_settings
 from backend.versions.served_model import read_served_model
 
-TITLES = {
-    "queue": "queue server",
-    "worker-0": "worker",
-    "api": "backend and Label Studio",
-    "project": "project",
-}
+TITLES = {"queue": "queue server", "worker-0": "worker", "api": "backend and Label Studio", "project": "project"}
 PROJECT_S = 1800.0  # the first start outlines every image: seconds each on a busy CPU
 LOG_TAIL_LINES = 12
 
@@ -52,10 +47,7 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
     Example: transfiner demo --port 8081 --backend-port 9091
     """
     with _only_one(folder):
-        for what, number, option in (
-            ("Label Studio", port, "--port"),
-            ("the backend", backend_port, "--backend-port"),
-        ):
+        for what, number, option in (("Label Studio", port, "--port"), ("the backend", backend_port, "--backend-port")):
             check_port(what, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()

@@ -19,10 +19,7 @@ Every setting is an environment variable. Written from the comments of `backend/
 """
 TABLE_HEAD = "| variable | default | what it does |\n|---|---|---|"
 FIELD = re.compile(r"    (\w+): ")
-STANDARD_NAMES = {
-    "label_studio_url": "LABEL_STUDIO_URL",
-    "label_studio_api_key": "LABEL_STUDIO_API_KEY",
-}
+STANDARD_NAMES = {"label_studio_url": "LABEL_STUDIO_URL", "label_studio_api_key": "LABEL_STUDIO_API_KEY"}
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,7 @@ from typing import Any
 
 from redis import Redis
 
-from backend.errors import (
-    BadRequestError,
-    DeadlineError,
-    QueueUnavailableError,
-    TaskError,
-    UnsupportedConfigError,
-)
+from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
 from backend.predictions.prompts import chosen_regions, read_prompt
@@ -280,13 +274,7 @@ def unusable_because(config: LabelConfig, model: ServedModel) -> str:
 
 
 def _job(
-    task: TaskItem,
-    project: str,
-    xml: str,
-    value_key: str,
-    version: str,
-    output: dict[str, Any],
-    request_id: str,
+    task: TaskItem, project: str, xml: str, value_key: str, version: str, output: dict[str, Any], request_id: str
 ) -> PredictionJob:
     value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
     # Only the image travels; when its key is missing the worker's error shall name what is there instead.

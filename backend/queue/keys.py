@@ -28,6 +28,9 @@ PUSH_LOCK = f"{PREFIX}push:"
 # Workers.
 WORKERS = f"{PREFIX}workers"
 WORKER = f"{PREFIX}worker:"
+# Exists while a worker lives that takes interactive tasks only; their names begin so, too.
+INTERACTIVE_WORKERS = f"{PREFIX}interactive-workers"
+INTERACTIVE_NAME = "interactive-"
 RUNNING = f"{PREFIX}running:"
 # Tasks that were taken from a worker because it seemed dead.
 TAKEN_FROM = f"{PREFIX}taken-from:"
@@ -59,6 +62,7 @@ NAMES = json.dumps(
         "pushing": PUSHING,
         "pushed": PUSHED,
         "worker": WORKER,
+        "interactive_name": INTERACTIVE_NAME,
         "rq_job": RQ_JOB,
     }
 )

@@ -128,8 +128,7 @@ def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Predicte
             return PredictedImage(found, note)
         if not is_out_of_memory(found):
             return TaskError(
-                f"The model failed on this image of {width} x {height}: {found!r}.",
-                "The worker's log has more.",
+                f"The model failed on this image of {width} x {height}: {found!r}.", "The worker's log has more."
             )
     return TaskError(
         f"Out of memory on an image of {width} x {height}, even at 1/{FACTORS[-1]} of its size and in parts.",

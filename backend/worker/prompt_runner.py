@@ -14,6 +14,8 @@ import numpy as np
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
+from backend.versions.served_model import ServedModel
+from backend.worker.predictor import Predictor
 from integration.regions.read import regions_to_objects
 from model.instance import Instance
 
@@ -74,6 +76,19 @@ class PromptRunner:
         self._predictor = self._load(self.settings)
         self._predictor.image(np.zeros((VIEW_PX, VIEW_PX, 3), np.uint8)).prompt_boxes([(0, 0, VIEW_PX, VIEW_PX)])
 
+    @property
+    def version(self) -> str:
+        """Of the model that is loaded; "" before the first prompt."""
+        return self._predictor.version if self._predictor else ""
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]:
+        """What the status page shows of the model."""
+        if self._predictor is None:
+            return ()
+        size = sum(weight.nbytes for weight in self._predictor.network.parameters())
+        return ({"version": self.version, "mib": round(size / 2**20, 1), "device": str(self._predictor.device)},)
+
     def _warm(self, version: str) -> PromptPredictor:
         if self._predictor is None or self._predictor.version != version:
             try:
@@ -89,6 +104,36 @@ class PromptRunner:
                 "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
             )
         return self._predictor
+
+
+class PromptsAlone:
+    """The models of an interactive worker: the promptable one. Whole images are for other workers."""
+
+    def __init__(self, prompts: PromptRunner) -> None:
+        self.prompts = prompts
+
+    @property
+    def version(self) -> str:
+        return self.prompts.version
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]:
+        return self.prompts.facts
+
+    def find(self, project_key: str, version: str) -> ServedModel:
+        """Refuse a task that is no prompt. Raises TaskError."""
+        raise TaskError(
+            f"A worker for prompts was given a whole image of project {project_key!r} (version {version!r}).",
+            "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
+        )
+
+    def predictor(self, served: ServedModel) -> Predictor:
+        """Never reached: `find` refuses first."""
+        raise NotImplementedError(served.version)
+
+    def spare(self, served: ServedModel) -> Predictor | None:
+        """Never reached: `find` refuses first."""
+        raise NotImplementedError(served.version)
 
 
 def load_prompt_predictor(settings: Settings) -> PromptPredictor:

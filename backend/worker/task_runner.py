@@ -233,6 +233,5 @@ def predict_task() -> None:
         TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
     """
     raise TaskError(
-        "This job was taken by a plain RQ worker, which has no model.",
-        "Start workers with `transfiner worker`.",
+        "This job was taken by a plain RQ worker, which has no model.", "Start workers with `transfiner worker`."
     )

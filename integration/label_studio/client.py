@@ -107,12 +107,7 @@ class LabelStudioClient:
         return self._json("POST", path, files=files, params={"return_task_ids": "true"})
 
     def iter_tasks(
-        self,
-        project_id: int,
-        *,
-        page_size: int = 100,
-        fields: str = "all",
-        query: str | None = None,
+        self, project_id: int, *, page_size: int = 100, fields: str = "all", query: str | None = None
     ) -> Iterator[Json]:
         """Tasks page by page, with annotations and predictions; `query` filters as the data manager does (JSON)."""
         params = {"project": project_id, "fields": fields} | ({"query": query} if query else {})

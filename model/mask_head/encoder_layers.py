@@ -89,11 +89,7 @@ def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int,
     """
     if kind == "transformer":
         return nn.ModuleList(EncoderLayer(channels, heads, ffn_dim, dropout) for _ in range(count))
-    simple: dict[str, type[nn.Module]] = {
-        "mlp": MLPLayer,
-        "cnn": ConvolutionLayer,
-        "non_local": NonLocalLayer,
-    }
+    simple: dict[str, type[nn.Module]] = {"mlp": MLPLayer, "cnn": ConvolutionLayer, "non_local": NonLocalLayer}
     if kind not in simple:
         raise ValueError(f"MODEL.TRANSFINER.REFINER must be one of {KINDS}, got {kind!r}")
     return nn.ModuleList(simple[kind](channels) for _ in range(count))

@@ -73,10 +73,7 @@ class SequenceRefiner(nn.Module):
         max_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        for key, value, known in (
-            ("POSITION", position_place, POSITION_PLACES),
-            ("DECODER", decoder, DECODERS),
-        ):
+        for key, value, known in (("POSITION", position_place, POSITION_PLACES), ("DECODER", decoder, DECODERS)):
             if value not in known:
                 raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {known}, got {value!r}")
         self.max_tokens = max_tokens
@@ -108,8 +105,7 @@ class SequenceRefiner(nn.Module):
         return torch.cat(
             [
                 self.decode(
-                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk),
-                    cues.coarse[rows],
+                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk), cues.coarse[rows]
                 )
                 for rows, chunk in self._chunks(lengths)
             ]

@@ -140,13 +140,7 @@ def flatten_maps(maps: list[Tensor]) -> Tensor:
 
 
 def sample_roi_align(
-    table: Tensor,
-    maps: list[Tensor],
-    strides: list[float],
-    rois: Tensor,
-    roi_levels: Tensor,
-    nodes: Nodes,
-    size: int,
+    table: Tensor, maps: list[Tensor], strides: list[float], rois: Tensor, roi_levels: Tensor, nodes: Nodes, size: int
 ) -> Tensor:
     """RoIAlign (aligned, adaptive sampling) of a size x size grid, computed only at the nodes.
 

@@ -148,12 +148,7 @@ def finetune(wishes: Wishes, facts: dict[str, Any]) -> None:
             sys.exit(0)
         iteration += 1
         state.write_text(json.dumps(iteration))
-        progress = {
-            "iteration": iteration,
-            "of": wanted.get("iterations", 1),
-            "eta_s": 7,
-            "phase": "training",
-        }
+        progress = {"iteration": iteration, "of": wanted.get("iterations", 1), "eta_s": 7, "phase": "training"}
         (out / ".part").write_text(json.dumps({**progress, "losses": {"total": 1.0 / iteration}}))
         (out / ".part").replace(out / "progress.json")
     write_checkpoint(out / "checkpoint", "made", f"{facts['parent']} {wanted.get('data', 'a')} {time.time()}")

@@ -87,7 +87,7 @@ def _changes(
     if shared.any() and not shared.all():
         columns[SHARED] = (_mean(ours[:, shared]), _mean(theirs[:, shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
-    changes = {name: _change(one - other, tail) for name, (one, other) in columns.items()}
+    changes = {name: _change(ours - other, tail) for name, (ours, other) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 
@@ -109,4 +109,4 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 def as_dict(changes: Changes) -> dict[str, Any]:
     """Plain types, for JSON."""
-    return {kind: {name: one.as_dict() for name, one in part.items()} for kind, part in changes.items()}
+    return {kind: {name: change.as_dict() for name, change in part.items()} for kind, part in changes.items()}

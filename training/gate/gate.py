@@ -64,8 +64,8 @@ def judge(
     asked = open_holdout(Path(holdout))
     measured = bench.measure(asked)
     changes = {
-        role: bootstrap_changes(measured["candidate"], one, rules)
-        for role, one in measured.items()
+        role: bootstrap_changes(measured["candidate"], result, rules)
+        for role, result in measured.items()
         if role != "candidate" and asked.annotated_images
     }
     ruling = _rule(bench, asked, measured, changes)
@@ -73,15 +73,15 @@ def judge(
     figures: dict[str, Any] = {
         "rules": rules.as_dict(),
         "holdout": asked.as_dict(),
-        "models": {role: bench.models[role].as_dict() | one.figures() for role, one in measured.items()},
-        "changes": {role: comparing.as_dict(one) for role, one in changes.items()},
+        "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
+        "changes": {role: comparing.as_dict(change) for role, change in changes.items()},
         "earlier": before,
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
         from training.gate.report import write_gate_report
 
-        seen = {role: bench.found(model, asked) for role, model in bench.models.items()}
+        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
         write_gate_report(out, verdict, candidate, asked, seen)
     return verdict
 
@@ -110,32 +110,32 @@ class _Bench:
     rules: GateRules
     findings: DetectionCache
 
-    def found(self, model: _Model, holdout: Holdout) -> list[Any]:
+    def detections(self, model: _Model, holdout: Holdout) -> list[Any]:
         return self.findings.on(model.directory, holdout.samples, holdout.keys)
 
     def measure(self, holdout: Holdout, roles: Sequence[str] | None = None) -> dict[str, HoldoutResult]:
         return {
-            role: measure(holdout, self.found(model, holdout), model.classes, self.rules.boundary_ratio)
+            role: measure(holdout, self.detections(model, holdout), model.classes, self.rules.boundary_ratio)
             for role, model in self.models.items()
             if roles is None or role in roles
         }
 
     def look_back(self, holdout: Holdout, ruling: Ruling) -> dict[str, Any]:
         """Candidate and incumbent on an earlier hold-out."""
-        told = holdout.as_dict()
+        facts = holdout.as_dict()
         if "incumbent" not in self.models or not holdout.annotated_images:
-            return told
+            return facts
         measured = self.measure(holdout, ("candidate", "incumbent"))
         changes = bootstrap_changes(measured["candidate"], measured["incumbent"], self.rules)
         rule_forgetting(ruling, changes, holdout, self.rules)
-        figures = {role: one.figures() for role, one in measured.items()}
-        return told | {"models": figures, "changes": comparing.as_dict(changes)}
+        figures = {role: result.figures() for role, result in measured.items()}
+        return facts | {"models": figures, "changes": comparing.as_dict(changes)}
 
 
 def _rule(bench: _Bench, asked: Holdout, measured: dict[str, HoldoutResult], changes: dict[str, Changes]) -> Ruling:
     ruling, rules = Ruling(), bench.rules
-    for role, one in measured.items():
-        if unknown := [name for name in asked.classes if name not in one.known]:
+    for role, result in measured.items():
+        if unknown := [name for name in asked.classes if name not in result.known]:
             ruling.notes.append(f"the {role} does not know {', '.join(unknown)}: counted as never found")
     if not asked.annotated_images:
         ruling.against.append(

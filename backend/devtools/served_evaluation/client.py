@@ -79,10 +79,10 @@ class ServedApiClient:
         Raises:
             ServedError: nobody answers there, or not this project's API, or it wants other credentials.
         """
-        found = self._json("GET", "/versions").get("versions")
-        if not isinstance(found, list):
+        versions = self._json("GET", "/versions").get("versions")
+        if not isinstance(versions, list):
             raise ServedError(f"{self.url}/versions has no list of versions; is it the address of a transfiner API?")
-        return [str(one) for one in found]
+        return [str(version) for version in versions]
 
     def predict(self, tasks: Sequence[Json], label_config: str, progress: Callable[[int], object] = int) -> Json:
         """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.

@@ -112,19 +112,7 @@ def test_no_secret_travels_in_a_job(client, redis):
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b'"x"',
-        b"{",
-        b"\xff\xfe",
-        b'{"action": 7}',
-        b"{}",
-        DEEP,
-        b'{"project": "\\ud800"}',
-    ],
+    "body", [b"", b"null", b"[]", b'"x"', b"{", b"\xff\xfe", b'{"action": 7}', b"{}", DEEP, b'{"project": "\\ud800"}']
 )
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
 def test_nonsense_is_refused_politely(client, path, body):

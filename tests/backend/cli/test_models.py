@@ -169,7 +169,4 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path, files: Path, monkeypa
 
     monkeypatch.setattr(models_command, "require_model_libraries", missing)
     result = run("import", files / "output.pth", "--store", tmp_path)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "Error: detectron2 is not installed; fix: run `make setup`.\n",
-    )
+    assert (result.exit_code, result.stderr) == (1, "Error: detectron2 is not installed; fix: run `make setup`.\n")

@@ -152,11 +152,7 @@ FAILURES = [
     (("gate", "good-3"), 1, "give --project"),
     (("gate", "good-3", "--promote"), 2, "--promote needs --project"),
     (("gate", "good-3", "--project", "12", "--rule", "confidance", "1"), 2, "did you mean confidence"),
-    (
-        ("gate", "good-3", "--project", "12", "--rule", "margin", "much"),
-        2,
-        "margin is 'much'; expected a number",
-    ),
+    (("gate", "good-3", "--project", "12", "--rule", "margin", "much"), 2, "margin is 'much'; expected a number"),
     (("models", "compare", "a", "b", "--recorded"), 2, "give --project"),
 ]
 

@@ -117,11 +117,7 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
         pytest.param(FakeClient(), {"key": ""}, "error", "LABEL_STUDIO_API_KEY", id="no key"),
         pytest.param(FakeClient(backends=[], hooks=[]), {}, "warning", "Connect ours", id="nothing connected"),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "state": "DI"}]),
-            {},
-            "error",
-            "ML_BLOCK_LOCAL_IP=false",
-            id="blocked",
+            FakeClient(backends=[{**BACKEND, "state": "DI"}]), {}, "error", "ML_BLOCK_LOCAL_IP=false", id="blocked"
         ),
         pytest.param(
             FakeClient(backends=[{**BACKEND, "state": "DI", "url": "http://localhost:9"}], hooks=[]),
@@ -131,11 +127,7 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
             id="unreachable",
         ),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "model_version": "old"}]),
-            {},
-            "warning",
-            "TRANSFINER_MODEL",
-            id="version",
+            FakeClient(backends=[{**BACKEND, "model_version": "old"}]), {}, "warning", "TRANSFINER_MODEL", id="version"
         ),
         pytest.param(
             FakeClient(hooks=[HOOK, {**HOOK, "id": 9, "url": "http://old:1/webhook"}]),

@@ -106,11 +106,7 @@ def test_only_our_own_page_may_change_anything(client, form, headers, address, s
 
 def test_with_a_password_the_buttons_need_it_from_anywhere(learning):
     guarded = learning.model_copy(
-        update={
-            "basic_auth_user": "lead",
-            "basic_auth_password": SecretStr("secret"),
-            "api_token": SecretStr("abc"),
-        }
+        update={"basic_auth_user": "lead", "basic_auth_password": SecretStr("secret"), "api_token": SecretStr("abc")}
     )
     client = create_app(guarded).test_client()
     known = {"Authorization": "Basic " + base64.b64encode(b"lead:secret").decode()}

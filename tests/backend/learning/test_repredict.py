@@ -170,8 +170,5 @@ def test_unlabelled_tasks_are_predicted_anew_and_pushed(learning, registry, redi
     assert repredicting(redis, "7") == {"version": "new-1", "total": 2, "left": 2}
     workers.start(registry=learning.registry, registry_cache=str(learning.registry_cache), fake={"seconds": 0.01})
     wait_until(lambda: len(label_studio.predictions) == 2)
-    assert {(row["task"], row["model_version"]) for row in label_studio.predictions} == {
-        (3, "new-1"),
-        (4, "new-1"),
-    }
+    assert {(row["task"], row["model_version"]) for row in label_studio.predictions} == {(3, "new-1"), (4, "new-1")}
     wait_until(lambda: repredicting(redis, "7")["left"] == 0)

@@ -120,12 +120,7 @@ def test_versions_are_those_that_setup_tells_label_studio(load: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (None, "is empty"),
-        ("<View/>", "no <Image"),
-        (CONFIG.replace("gear", "whale"), "'whale'"),
-    ],
+    ("config", "words"), [(None, "is empty"), ("<View/>", "no <Image"), (CONFIG.replace("gear", "whale"), "'whale'")]
 )
 @pytest.mark.parametrize("base", [OldBase, NewBase])
 def test_what_cannot_be_predicted_is_logged(
