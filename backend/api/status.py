@@ -95,7 +95,7 @@ def _tasks(service: Services) -> dict[str, Any]:
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
         "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
-        "workers": workers,
+        "workers": {name: {**row, "takes_prompts": is_interactive(name)} for name, row in workers.items()},
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
         "form_token": form_token(service.connection),
@@ -125,13 +125,17 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
         )
         for name in {*known, *facts_of}
     ]
-    views.sort(key=lambda view: (not view["current"], -float(view["seen_at"] or 0), view["id"]))
+    views.sort(key=lambda view: (not view["current"], -_newest_round(view), int(view["id"])))
     return {
         "learning": bool(learning),
         "projects": views,
         "names": {view["id"]: view["name"] for view in views},
         "trainers": {name: _work_of(name, views) for name in trainers},
     }
+
+
+def _newest_round(view: dict[str, Any]) -> float:
+    return max((run["ended_at"] for run in view["rounds"]), default=0.0)
 
 
 def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:
