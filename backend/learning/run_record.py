@@ -23,7 +23,10 @@ class Run:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
         state: running, or how it ended (module constants).
-        stage: what it was doing last: looking, snapshot, finetune, calibrate, publish, gate, promote, label studio.
+        stage: what it was doing last: looking, snapshot, few-shot or finetune, calibrate, publish, gate, promote,
+            label studio.
+        stage_s: seconds that each stage took, by name.
+        method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.
         snapshot: digest of the data.
         parent: version it started from; candidate: version it made.
@@ -41,6 +44,8 @@ class Run:
     trigger: str = ""
     state: str = RUNNING
     stage: str = ""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    method: str = ""
     attempts: int = 0
     new_annotations: int = 0
     folded: int = 0

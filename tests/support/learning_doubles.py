@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backend.learning.learner import ProjectClient
-    from backend.learning.steps import FinetuneRequest, GateRequest
+    from backend.learning.steps import FewShotRequest, FinetuneRequest, GateRequest
 
 
 HERE = Path(__file__)
@@ -84,6 +84,11 @@ class Programs:
     def finetune_command(self, work: FinetuneRequest) -> list[str]:
         facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.parent)}
         self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
+        return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
+
+    def few_shot_command(self, work: FewShotRequest) -> list[str]:
+        facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.base)}
+        self.wishes.note(f"few-shot from {work.base.name} against {work.incumbent.name}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
 
     def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
