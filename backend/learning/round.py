@@ -7,6 +7,7 @@ by its content, the finetuning resumes from its own state, a version is publishe
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class RoundPrograms(Protocol):
 
     def few_shot_command(self, work: FewShotRequest) -> list[str]: ...
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]: ...
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]: ...
 
     def gate_command(self, work: GateRequest) -> list[str]: ...
 
@@ -92,7 +93,7 @@ class Round:
         self.run = run
         self.settings = parts.settings
         self.cache = parts.settings.registry_cache
-        self.stage_began = 0.0
+        self.stage_began: tuple[float, float] | None = None
         self.work = (parts.settings.learning_folder / run.project / run.id).absolute()
 
     def learn(self) -> Run:
@@ -245,18 +246,33 @@ class Round:
         return self.parts.programs.finetune_command(work)
 
     def _calibrate(self, snapshot: Path) -> None:
-        """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
-        from training.snapshots.annotation_cost import LEAST_IMAGES
+        """The order of tasks fits the version that predicts them; the round says when it is not used."""
+        from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, load_effort
 
-        if int(self.run.snapshot_counts.get("images", 0)) < LEAST_IMAGES:
+        kind = "images" if self._folds else "holdout_images"
+        images = int(self.run.snapshot_counts.get(kind, 0))
+        if images < LEAST_IMAGES:
+            self.run.order = (
+                f"tasks are ordered by certainty: {images} images that the version did not learn from say too little "
+                f"about the edits it will take, {LEAST_IMAGES} are needed"
+            )
             return
         self._stage("calibrate")
         checkpoint = self.training_folder / CHECKPOINT
-        ended = self._child(
-            "calibrate", self.parts.programs.calibrate_command(checkpoint, snapshot.absolute()), lambda: None
-        )
-        if ended.code:
-            log.warning("project %s: tasks keep their uncalibrated order: %s", self.run.project, ended.tail)
+        command = self.parts.programs.calibrate_command(checkpoint, snapshot.absolute(), self._folds)
+        ended = self._child("calibrate", command, lambda: None)
+        try:
+            effort = None if ended.code else load_effort(checkpoint)
+        except EffortError as error:
+            log.warning("project %s: %s", self.run.project, error)
+            effort = None
+        self.run.order = effort.verdict if effort else f"tasks are ordered by certainty: {ended.tail}"
+
+    @property
+    def _folds(self) -> Path | None:
+        """What a cross-validation found, where the training wrote that."""
+        folds = self.training_folder / FOLDS_FILE
+        return folds if folds.is_file() else None
 
     def _publish(self) -> None:
         self._stage("publish")
@@ -280,7 +296,7 @@ class Round:
             snapshot=snapshot.absolute(),
             earlier=tuple(path.absolute() for path in self._earlier_snapshots()),
             out=self.work,
-            folds=folds if (folds := self.training_folder / FOLDS_FILE).is_file() else None,
+            folds=self._folds,
         )
         (self.work / VERDICT_FILE).unlink(missing_ok=True)
         ended = self._child("gate", self.parts.programs.gate_command(work), lambda: None)
@@ -327,10 +343,12 @@ class Round:
         self._save()
 
     def _end_stage(self) -> None:
-        now = time.time()
-        if self.run.stage and self.stage_began:
-            spent = self.run.stage_s.get(self.run.stage, 0.0)
-            self.run.stage_s[self.run.stage] = round(spent + now - self.stage_began, 1)
+        """Note what the stage took that ends here, with its processes, which are over."""
+        now = (time.time(), _cpu_s())
+        if self.stage_began is not None:
+            books = (self.run.stage_s, self.run.stage_cpu_s)
+            for book, before, after in zip(books, self.stage_began, now, strict=True):
+                book[self.run.stage] = round(book.get(self.run.stage, 0.0) + after - before, 1)
         self.stage_began = now
 
     def _over(self, state: str) -> Run:
@@ -352,6 +370,12 @@ def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> s
     """
     frozen = [one.newest_annotation_at for one in registry.snapshots(project)]
     return newest_of([*frozen, *(one.newest_annotation_at for one in store.newest(project))])
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process and of its children that ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _failure(what: str, ended: ChildResult) -> ServiceError:

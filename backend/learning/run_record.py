@@ -25,7 +25,7 @@ class Run:
         state: running, or how it ended (module constants).
         stage: what it was doing last: looking, snapshot, few-shot or finetune, calibrate, publish, gate, promote,
             label studio.
-        stage_s: seconds that each stage took, by name.
+        stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
         method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.
         snapshot: digest of the data.
@@ -34,6 +34,7 @@ class Run:
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
+        order: what tasks are ordered by, and why.
         error, hint: why it failed and what to do.
         note: what was done in Label Studio afterwards.
         requested_at, started_at, ended_at: unix times.
@@ -45,6 +46,7 @@ class Run:
     state: str = RUNNING
     stage: str = ""
     stage_s: dict[str, float] = field(default_factory=dict)
+    stage_cpu_s: dict[str, float] = field(default_factory=dict)
     method: str = ""
     attempts: int = 0
     new_annotations: int = 0
@@ -58,6 +60,7 @@ class Run:
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
     error: str = ""
     hint: str = ""
     worker: str = ""

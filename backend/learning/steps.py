@@ -194,7 +194,7 @@ class Steps:
         }
         return [sys.executable, "-m", "backend.learning.few_shot_step", json.dumps(request)]
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
         options = [
             "--snapshot",
@@ -204,6 +204,8 @@ class Steps:
             "--device",
             self.settings.device,
         ]
+        if folds is not None:
+            options += ["--folds", str(folds)]
         command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
         return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
 

@@ -91,7 +91,7 @@ class Programs:
         self.wishes.note(f"few-shot from {work.base.name} against {work.incumbent.name}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
 
     def gate_command(self, work: GateRequest) -> list[str]:

@@ -31,7 +31,7 @@ FOLDS = 5
 #: Key of a checkpoint's metadata: the base's digest, and the content hashes of the images that it learned from.
 FACTS_KEY = "fewshot"
 #: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
-VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 0.6
+VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
 
 
 def learn_few_shot(
@@ -78,8 +78,14 @@ def learn_few_shot(
     fit_s = len(own) * views * FIT_S
     taught = images_taught(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent and folds else set()
     pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
-    judging_s = sum(fit_s * folds * len(pool) / len(own) + len(pool) * OUTLINES_S for pool in pools.values())
-    progress = _Progress(out, on_progress, total_s=len(own) * views * VIEW_S + judging_s + fit_s)
+    fits = folds * sum(bool(pool) for pool in pools.values()) + 1
+    judged = sum(len(pool) for pool in pools.values())
+    progress = _Progress(
+        out,
+        on_progress,
+        steps=len(own) + judged + fits,
+        total_s=len(own) * views * VIEW_S + judged * OUTLINES_S + fits * fit_s,
+    )
 
     images: dict[str, LearnedImage] = {}
     for number, sha256 in enumerate(hashes):
@@ -99,7 +105,9 @@ def learn_few_shot(
         "snapshot": digest,
         FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes},
     }
-    learner.save(out / CHECKPOINT, learner.rows(list(images.values())), facts)
+    rows = learner.rows(list(images.values()))
+    progress.add(fit_s)
+    learner.save(out / CHECKPOINT, rows, facts)
     progress.end()
     return out / CHECKPOINT
 
@@ -128,7 +136,7 @@ def out_of_fold(
         spent: told the work that was done, in seconds of a quiet core; fit_s: what one fit costs.
 
     Returns:
-        By content hash: [label, score, RLE] of each detection; nothing where there is only one image.
+        By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
     """
     ordered = sorted(images)
     folds = min(folds, len(ordered))
@@ -146,30 +154,38 @@ def out_of_fold(
 def _as_json(instances: Instances, classes: Sequence[str]) -> list[list[Any]]:
     masks = [encode_rle(mask) for mask in instances.pred_masks.numpy()]
     labels = [classes[label] for label in instances.pred_classes.tolist()]
-    return [list(entry) for entry in zip(labels, instances.scores.tolist(), masks, strict=True)]
+    boxes = instances.pred_boxes.tensor.tolist()
+    return [list(entry) for entry in zip(labels, instances.scores.tolist(), masks, boxes, strict=True)]
 
 
 class _Progress:
-    """Work done and left, in seconds of a quiet core; the clock says how much slower this one is."""
+    """Steps done (images looked at, fits, images judged), and the time left by what each costs on a quiet core.
 
-    def __init__(self, out: Path, on_progress: OnProgress | None, *, total_s: float) -> None:
+    The clock says how much slower this core is, so the first image gives an estimate of the whole.
+    """
+
+    def __init__(self, out: Path, on_progress: OnProgress | None, *, steps: int, total_s: float) -> None:
         self.file, self.on_progress = out / PROGRESS_FILE, on_progress
-        self.total_s, self.done_s = total_s, 0.0
+        self.steps, self.total_s = steps, total_s
+        self.step, self.done_s = 0, 0.0
         self.phase = "training"
         self.began = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
-        self.add(0.0)
+        self._write(total_s)
 
     def add(self, work_s: float) -> None:
+        """A step is done that costs this much on a quiet core."""
+        self.step = min(self.step + 1, self.steps)
         self.done_s = min(self.done_s + work_s, self.total_s)
-        elapsed_s = time.monotonic() - self.began
-        left_s = self.total_s - self.done_s
-        eta_s = elapsed_s / self.done_s * left_s if self.done_s else left_s
-        note = RunProgress(round(self.done_s), round(self.total_s), self.phase, {}, eta_s, elapsed_s)
+        slowness = (time.monotonic() - self.began) / self.done_s
+        self._write(slowness * (self.total_s - self.done_s))
+
+    def end(self) -> None:
+        self.phase, self.step = "done", self.steps
+        self._write(0.0)
+
+    def _write(self, eta_s: float) -> None:
+        note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, time.monotonic() - self.began)
         write_progress(self.file, note)
         if self.on_progress is not None:
             self.on_progress(note)
-
-    def end(self) -> None:
-        self.phase, self.done_s = "done", self.total_s
-        self.add(0.0)

@@ -33,7 +33,7 @@ from training.fewshot.views import views_of_image
 from training.finetune.start import previous_names
 
 #: Weaker detections are not outlined: each costs a look at a view.
-SCORE_THRESHOLD = 0.1
+SCORE_THRESHOLD = 0.2
 MOST_DETECTIONS = 50
 #: An object's score is its box's times the IoU that its mask is expected to have.
 QUALITY_POWER = 1.0
