@@ -63,6 +63,57 @@ def anytime(
 
 
 @click.command()
+@click.option("--weights", type=CHECKPOINT, default="photos", show_default=True, help="Base that learns.")
+@click.option("--train-set", "train", required=True, help="Set to draw images from, as in `transfiner data check`.")
+@click.option("--test-set", "test", required=True, help="Set to measure on.")
+@click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
+@click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30), show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of the training images.")
+@click.option("--all-test-images", is_flag=True, help="Measure on images without the classes, too.")
+@json_option
+@threads_option
+def fewshot(
+    weights: Path,
+    train: str,
+    test: str,
+    classes: tuple[str, ...],
+    counts: tuple[int, ...],
+    seeds: int,
+    all_test_images: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Draw AP against the number of annotated photographs that new classes are learned from.
+
+    \b
+    Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
+    """
+    from training.datasets import open_set
+    from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
+
+    limit_threads(threads)
+
+    def show(point: CurvePoint) -> None:
+        figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
+        click.echo(f"{point.images} images, draw {point.seed}: {figures}", err=True)
+
+    source = open_set(train)
+    names = classes or source.class_names
+    try:
+        points = fewshot_curve(
+            weights,
+            ClassSamples(source, names),
+            ClassSamples(open_set(test), names, all_images=all_test_images),
+            counts,
+            seeds,
+            progress=show,
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    print_result(curve_as_dict(points), curve_text(points), as_json)
+
+
+@click.command()
 @click.option(
     "--config",
     default="training/photographs",
@@ -547,4 +598,5 @@ benchmark.add_command(directions)
 benchmark.add_command(beside)
 benchmark.add_command(networks)
 benchmark.add_command(precision)
+benchmark.add_command(fewshot)
 benchmark.add_command(capacity)
