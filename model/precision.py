@@ -125,15 +125,15 @@ def _convert_two_stage(network: Any) -> None:
 
 
 def _convert_prompts(network: PromptNetwork) -> None:
-    for part in (network.trunk, network.prompt_stem):
-        _convert(part)
-    for part in (network.pyramid, network.mask_head):
-        _convert_weights(part)
+    _convert(network.trunk)
+    _convert(network.prompt_stem)
+    _convert_weights(network.pyramid)
+    _convert_weights(network.mask_head)
 
 
 def _convert_weights(module: nn.Module) -> None:
     module.to(dtype=torch.bfloat16)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
 
 
 def _convert(module: nn.Module, *, fp32_outputs: bool = False) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from training.benchmark.cost import comparison
 from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
 
 NARROW = (
@@ -50,6 +53,29 @@ def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
     assert many[2]["mask_rcnn"] == pytest.approx(few[2]["mask_rcnn"])
     assert few[2]["mask_rcnn"] < few[2]["ours"]
     assert few[4]["pointrend"] > few[2]["pointrend"]
+
+
+def test_all_three_in_bf16_and_a_pointrend_of_the_own_class() -> None:
+    outcome = compare_networks(replace(SETTING, repeats=1), instances=(2,), nodes=300, precision="bf16")
+    costs = outcome["by_instances"][2]
+    assert next(iter(costs)) == "ours bf16", "what the others are measured by"
+    assert set(costs) == {
+        *("ours", "mask_rcnn", "pointrend"),
+        *("ours bf16", "mask_rcnn bf16", "pointrend bf16", "pointrend bf16, own class"),
+    }
+    assert "pointrend bf16, own class" in network_costs_text(outcome)
+
+
+def test_pointrend_in_bf16_gives_pointrends_masks() -> None:
+    """Points from tables and matrix products are the convolutions and grid samples they stand for."""
+    masks = {}
+    for kind in ("pointrend", "pointrend bf16", "pointrend bf16, own class"):
+        config, changes = comparison._subjects(SETTING)["pointrend"]
+        call = comparison._inference(kind, SETTING, config, changes, 3, 0)
+        masks[kind] = call().pred_masks.float()  # type: ignore[attr-defined]
+    exact, *others = masks.values()
+    for mask in others:
+        assert (mask != exact).float().mean() < 0.02
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
