@@ -66,16 +66,13 @@ def test_all_three_in_bf16_and_a_pointrend_of_the_own_class() -> None:
     assert "pointrend bf16, own class" in network_costs_text(outcome)
 
 
-def test_pointrend_in_bf16_gives_pointrends_masks() -> None:
-    """Points from tables and matrix products are the convolutions and grid samples they stand for."""
-    masks = {}
-    for kind in ("pointrend", "pointrend bf16", "pointrend bf16, own class"):
-        config, changes = comparison._subjects(SETTING)["pointrend"]
-        call = comparison._inference(kind, SETTING, config, changes, 3, 0)
-        masks[kind] = call().pred_masks.float()  # type: ignore[attr-defined]
-    exact, *others = masks.values()
-    for mask in others:
-        assert (mask != exact).float().mean() < 0.02
+@pytest.mark.parametrize("kind", ["pointrend bf16", "pointrend bf16, own class"])
+def test_pointrend_as_treated_gives_pointrends_masks(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Points from tables, matrix products and the own class alone compute what upstream does; here all in fp32."""
+    monkeypatch.setattr("training.benchmark.cost.half_precision.to_bf16", lambda _: None)
+    config, changes = comparison._subjects(SETTING)["pointrend"]
+    exact, treated = (comparison._inference(name, SETTING, config, changes, 3, 0)() for name in ("pointrend", kind))
+    assert (exact.pred_masks != treated.pred_masks).float().mean() < 1e-3  # type: ignore[attr-defined]
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
