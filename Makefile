@@ -8,7 +8,7 @@ BIN = .venv/bin
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fuzz parity lint setup lock clean clean-demo
+.PHONY: help demo serve test check fuzz parity gpu-check lint setup lock clean clean-demo
 
 help:  ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -35,6 +35,10 @@ parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON
 	give the folder that holds detectron2/__init__.py"; exit 2; }
 	@$(BOOTSTRAP) dev
 	PYTHONPATH="$(DETECTRON2)" TRANSFINER_DETECTRON2="$(DETECTRON2)" $(BIN)/python -m pytest tests/model $(ARGS)
+
+gpu-check:  ## What wants a GPU, with aims, and a report (ARGS='--device cpu --tiny' rehearses it)
+	@$(BOOTSTRAP) dev
+	@$(BIN)/python -m training.benchmark.gpu_check $(ARGS)
 
 fuzz:  ## 10,000 hostile inputs to a real API process, with a report (ARGS='--inputs N --report FILE')
 	@$(BOOTSTRAP) dev
