@@ -10,8 +10,16 @@ from typing import Any
 
 import click
 
-from backend.cli.output import json_option, limit_threads, print_result, size_option, threads_option
-from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
+from backend.cli.types import (
+    CHECKPOINT,
+    DEVICE,
+    SuggestingGroup,
+    json_option,
+    limit_threads,
+    print_result,
+    size_option,
+    threads_option,
+)
 from backend.devtools.capacity.command import capacity
 from backend.settings import SCENES_MODEL
 
