@@ -29,6 +29,16 @@ def _service() -> Services:
     return service
 
 
+def _registry(service: Services) -> Any:
+    """The registry; raises ServiceError where learning is off."""
+    registry = registry_of(service.settings)
+    if registry is None:
+        raise ServiceError(
+            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
+        )
+    return registry
+
+
 def learning_facts(service: Services) -> dict[str, Any]:
     """For the template: what each project learned, learns and serves; {} where learning is off."""
     registry = registry_of(service.settings)
@@ -100,6 +110,7 @@ def learning_overview() -> Response:
 @learning.get("/<int:project>/curve.png")
 def curve(project: int) -> Response:
     """The learning curve, drawn by the worker after each round."""
+    _registry(_service())
     picture = RunStore(_service().settings.registry).storage.read(f"{project}/{CURVE_FILE}")
     if picture is None:
         raise ServiceError(f"Project {project} has no finished round yet.", status=404)
@@ -110,7 +121,7 @@ def curve(project: int) -> Response:
 def round_artifact(project: int, version: str, name: str) -> Response:
     """Report, model card and pictures of a version."""
     try:
-        content = registry_of(_service().settings).paper(str(project), version, name)
+        content = _registry(_service()).paper(str(project), version, name)
     except RegistryError as error:
         raise BadRequestError(str(error)) from error
     if content is None:
@@ -125,8 +136,6 @@ def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
     service = _service()
     check_form(service.connection, service.settings)
-    if registry_of(service.settings) is None:
-        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", status=409)
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:
@@ -139,7 +148,7 @@ def act(project: int, action: str) -> Any:
 
 
 def _do(service: Services, project: str, action: str, version: str) -> str:
-    registry, queue = registry_of(service.settings), TrainQueue(service.connection)
+    registry, queue = _registry(service), TrainQueue(service.connection)
     if action == "start":
         return queue.request(project, BUTTON).message
     if action == "cancel":
