@@ -27,6 +27,16 @@ def _service() -> Services:
     return service
 
 
+def _registry(service: Services) -> Any:
+    """The registry; raises ServiceError where learning is off."""
+    registry = registry_of(service.settings)
+    if registry is None:
+        raise ServiceError(
+            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
+        )
+    return registry
+
+
 def learning_facts(service: Services) -> dict[str, Any]:
     """What each project learned, learns and serves; {} where learning is off."""
     registry = registry_of(service.settings)
