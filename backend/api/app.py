@@ -16,7 +16,7 @@ from backend.api.jobs import job_routes
 from backend.api.label_studio import routes
 from backend.api.learning import learning
 from backend.api.openapi import openapi
-from backend.api.origin import SECURITY_HEADERS, check_origin
+from backend.api.origin import SECURITY_HEADERS, check_origin, has_password
 from backend.api.services import make_services
 from backend.api.status import status_page
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
@@ -63,7 +63,7 @@ def _authorise(settings: Settings) -> None:
     hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
     if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
         return
-    if not (hook or settings.basic_auth_user or settings.api_token.get_secret_value()):
+    if not (hook or has_password(settings)):
         return
     if not knows_credentials(settings):
         raise UnauthorizedError(

@@ -1,8 +1,7 @@
 """Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
 
-No torch. Versions never change, so one that lies in the cache is good for ever; only the pointer is read again.
-
-Which checkpoint directory serves a project. The API and the workers ask here, so that they agree.
+The API and the workers ask here, so that they agree. No torch. Versions never change, so one that lies in the cache is
+good for ever; only the pointer is read again.
 
 An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
 """
@@ -15,13 +14,16 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from backend.errors import ModelUnavailableError
+from backend.errors import ModelUnavailableError, ServiceError
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from model.checkpoints.metadata import METADATA_FILE
 from model.files import write_text
+
+if TYPE_CHECKING:
+    from training.registry import Registry
 
 log = logging.getLogger(__name__)
 # A pointer in a bucket is asked for again after this many s; one in a folder at once.
@@ -36,13 +38,25 @@ _problems: dict[tuple[str, str], str] = {}
 _fetching = threading.Lock()
 
 
-def registry_of(settings: Settings) -> Any:
+def registry_of(settings: Settings) -> Registry | None:
     """The registry of the settings, or None where learning is off."""
     if not settings.registry:
         return None
     from training.registry import Registry
 
     return Registry(settings.registry)
+
+
+def required_registry(settings: Settings) -> Registry:
+    """The registry of the settings.
+
+    Raises:
+        ServiceError: learning is off.
+    """
+    registry = registry_of(settings)
+    if registry is None:
+        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", "Name a folder or bucket.", status=409)
+    return registry
 
 
 def project_name(project_key: str) -> str:
@@ -66,7 +80,7 @@ def active_version(settings: Settings, project_key: str) -> str | None:
     if "://" in settings.registry and place in _pointers and time.monotonic() - read_at <= REMOTE_TTL_S:
         return version
     try:
-        version = registry_of(settings).active(project)
+        version = required_registry(settings).active(project)
     except RegistryError as error:
         if _problems.get(place) != str(error):
             log.error("the registry cannot be read; project %s is served as before: %s", project, error)
@@ -118,7 +132,7 @@ def active_directory(settings: Settings, project_key: str) -> Path | None:
 
 
 def active_model(settings: Settings, project_key: str) -> ServedModel | None:
-    """What the API needs to know of the project's active version, from its record: no weights are downloaded.
+    """Describe the project's active version for the API, from its record: no weights are downloaded.
 
     Label Studio gives /setup 3 s. None: nothing was promoted.
 
@@ -131,7 +145,7 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
     identity = (settings.registry, project_name(project_key), version)
     if identity not in _records:
         try:
-            info = registry_of(settings).version(project_name(project_key), version)
+            info = required_registry(settings).version(project_name(project_key), version)
         except (OSError, ValueError, LookupError) as error:
             fetched = Path(settings.registry_cache) / project_name(project_key) / version
             if (fetched / METADATA_FILE).is_file():
@@ -165,7 +179,7 @@ def _fetched(settings: Settings, project: str, version: str) -> Path:
         return known
     try:
         with _fetching:
-            directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
+            directory = required_registry(settings).fetch(project, version, settings.registry_cache)
     except (OSError, ValueError, LookupError) as error:
         # Complete, since only `fetch` writes there: it names the folder when all files are in it.
         if ((fetched := Path(settings.registry_cache) / project / version) / METADATA_FILE).is_file():
@@ -200,7 +214,7 @@ def model_directory(settings: Settings, project_key: str) -> Path:
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """The same for the API, which needs names only and must answer /setup within 3 s: it downloads no weights.
+    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s.
 
     Raises:
         ModelUnavailableError: there is no model, or the registry does not answer.

@@ -130,7 +130,7 @@ class TransfinerDETR(nn.Module):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list[Any]:
-        """As ``GeneralizedRCNN.inference``: instances of the network's input, or of the original images."""
+        """Predict like ``GeneralizedRCNN.inference``: instances of the network's input, or of the original images."""
         images = self._images(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
@@ -179,7 +179,7 @@ class TransfinerDETR(nn.Module):
 
 
 def _mask_proposals(truth: Instances, boxes_xyxy: Tensor, queries: Tensor, objects: Tensor) -> Instances:
-    """What the mask branch is trained on: every object in its own box, and in its query's where that fits."""
+    """Build proposals to train the mask branch on: every object in its own box, and in its query's where that fits."""
     own = Instances(truth.image_size)
     own.proposal_boxes, own.gt_classes, own.gt_masks = truth.gt_boxes, truth.gt_classes, truth.gt_masks
     if not len(queries):
@@ -220,7 +220,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class QueryTargets:
-    """What an image shows: classes int64 (M,), boxes (M, 4)."""
+    """Truth of one image: classes int64 (M,), boxes (M, 4)."""
 
     classes: Tensor
     boxes: Tensor

@@ -36,7 +36,7 @@ _CELL_PX = 480  # of the picture; photographs have thousands
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained on what.
+    """Configuration, sets and length of the two trainings.
 
     Attributes:
         config: of Mask Transfiner, under ``model/configs/`` or a file; the other one is made from it.

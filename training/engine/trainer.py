@@ -49,7 +49,7 @@ class Trainer:
         resume: go on from the folder's state.
         samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
         metadata: more entries for the checkpoint's metadata.
-        on_progress: told on the first process how far the run is, beside ``progress.json`` in the folder.
+        on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
     """
 
     def __init__(

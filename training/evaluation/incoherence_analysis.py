@@ -50,7 +50,7 @@ MATCH_IOU = 0.5
 
 @dataclass
 class _RegionTotals:
-    """What the pass collects."""
+    """Counts and COCO results that one pass over a set collects."""
 
     counts: list[RegionCounts] = field(default_factory=list)
     levels: list[Confusion] = field(default_factory=list)

@@ -206,7 +206,7 @@ class RegistryError(ValueError):
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The same name, if it can be a folder's name anywhere.
+    """Return the name if it can be a folder's name anywhere.
 
     Raises:
         RegistryError: it is empty, too long, or could leave its folder.

@@ -58,7 +58,7 @@ def set_label_config(asked: ServedOptions, classes: Sequence[str]) -> str:
 
 @dataclass
 class Served:
-    """What an API returned for a set, and the set's truth."""
+    """Answers of an API for a set, and the set's truth."""
 
     truth: TruthBuilder
     objects: ServedResults
@@ -71,7 +71,7 @@ def predict_set(asked: ServedOptions, samples: AnySet, *, version: str | None, p
 
     Args:
         version: that the API must serve (of the weights whose raw masks it is compared with); None: any.
-        progress: told how many more images are done.
+        progress: called with how many more images are done.
 
     Raises:
         ServedError: the API cannot be asked, or serves another version.
