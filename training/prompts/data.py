@@ -127,8 +127,8 @@ def _add(
         if not len(rows) or mask_hw.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
         box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        weight = source.factor * source.weights.get(annotation.get("source", record.get("source", "")), 1.0)
-        weight *= source.weights.get(annotation.get("kind", ""), 1.0)
+        weight = source.factor * source.weights.get(str(annotation.get("source", record.get("source", ""))), 1.0)
+        weight *= source.weights.get(str(annotation.get("kind", "")), 1.0)
         rle = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
         objects.append(MaskedObject(len(loaded.images), rle, box, weight))
     if objects:
