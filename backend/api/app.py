@@ -21,6 +21,7 @@ from backend.api.services import make_services
 from backend.api.status import status_page
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
 from backend.settings import Settings
+from training.registry import RegistryError
 
 log = logging.getLogger(__name__)
 # Open to everybody, for probes: they tell nothing.
@@ -141,6 +142,12 @@ def _explain(error: Exception) -> ServiceError:
         return QueueUnavailableError(
             f"The queue server does not answer ({type(error).__name__}).",
             "Check that it runs and that TRANSFINER_REDIS_URL names it.",
+        )
+    if isinstance(error, RegistryError):
+        return ServiceError(
+            f"The registry cannot be read: {error}",
+            "Restore it from a backup, or correct TRANSFINER_REGISTRY.",
+            status=503,
         )
     if isinstance(error, HTTPException):
         return ServiceError(error.description or error.name, status=error.code or 500)

@@ -52,6 +52,7 @@ class DeliveryClaims:
         self._defer = load_script(connection, "defer")
         self._take = load_script(connection, "take_deferred")
         self._end_push = load_script(connection, "end_push")
+        self._give_back = load_script(connection, "give_back")
         # By task: its claim, and since when this process has seen it (time.monotonic()).
         self._claims_seen: dict[str, tuple[str, float]] = {}
 
@@ -146,16 +147,8 @@ class DeliveryClaims:
 
     def give_back(self, job_ids: Sequence[str], *, uncertain: bool) -> None:
         """After a failed push: they stay deferred. `uncertain`: Label Studio may have stored them all the same."""
-        entries = self.deferred() if uncertain else {}
-        marked: dict[Any, Any] = {
-            job_id: json.dumps({**entries[job_id], "uncertain": True}) for job_id in job_ids if job_id in entries
-        }
-        with self.connection.pipeline() as pipe:
-            if marked:
-                pipe.hset(DEFERRED, mapping=marked)
-            if job_ids:
-                pipe.srem(PUSHING, *job_ids)
-            pipe.execute()
+        if job_ids:
+            self._give_back(keys=[DEFERRED, PUSHING], args=[int(uncertain), *job_ids])
 
     def drop(self, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> None:
         """There is nothing to deliver for them any more."""

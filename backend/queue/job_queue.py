@@ -24,10 +24,11 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.queue.completion import CompletionListener, Subscription
-from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, JobOutcome, JobStore
-from backend.queue.keys import QUEUED_CHANNEL
+from backend.queue.job_store import FAILED, FINAL, QUEUED, QUEUED_TTL_S, JobOutcome, JobStore
+from backend.queue.keys import QUEUED_CHANNEL, task_key
 from backend.queue.label_configs import LabelConfigs, config_digest
 from backend.queue.leases import LEASE_S, NO_REQUESTER, Requester, RequestLeases
+from backend.queue.lua import load_script
 from backend.settings import Settings
 
 INTERACTIVE_QUEUE = "transfiner-interactive"
@@ -101,6 +102,7 @@ class JobQueue:
         self.wanted = RequestLeases(connection)
         self.configs = LabelConfigs(connection)
         self.news = CompletionListener(connection)
+        self._retry = load_script(connection, "retry")
         self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
         self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
 
@@ -226,26 +228,19 @@ class JobQueue:
         """Waiting jobs of each lane."""
         return {"interactive": len(self.interactive), "predict": len(self.predict)}
 
-    def position(self, job_id: str) -> int | None:
-        """How many jobs are before this one; None when it is not waiting."""
-        ahead: Any = self.connection.lpos(self.interactive.key, job_id)
-        if ahead is not None:
-            return int(ahead)
-        behind: Any = self.connection.lpos(self.predict.key, job_id)
-        return None if behind is None else int(behind) + len(self.interactive)
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """The newest records, newest first, with the `position` of those that wait."""
+        return self.records.recent(limit, (self.interactive.key, self.predict.key))
 
     def retry(self, job_id: str) -> bool:
-        """Run a failed or parked task again; False when there is no such record or no payload left of it."""
+        """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
             # RQ raises for such an id.
             return False
-        payload = self.records.payload(job_id)
-        if self.records.states([job_id])[0] not in (FAILED, PARKED):
-            return False
-        if payload is None or not self.records.forget(job_id):
+        if not self._retry(keys=[task_key(job_id), self.predict.key], args=[job_id, time.time(), QUEUED_TTL_S]):
             return False
         self._unlist_failed(job_id)
-        self.submit([self.job_of(payload)])
+        self.announce()
         return True
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import redis
 
-from backend.errors import TaskError
+from backend.errors import StartError, TaskError
 from backend.predictions.projects import Project, Projects
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
@@ -100,9 +100,21 @@ def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
 
 
 class ImageSource:
-    """Fetches the image of a job; safe to use from several threads."""
+    """Fetches the image of a job; safe to use from several threads.
+
+    Raises:
+        StartError: the cache cannot be a folder where the settings say: every task would fail for it.
+    """
 
     def __init__(self, settings: Settings, projects: Projects) -> None:
+        if settings.image_cache:
+            try:
+                Path(settings.image_cache).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StartError(
+                    f"The image cache {settings.image_cache} cannot be used as a folder: {error}.",
+                    "Correct TRANSFINER_IMAGE_CACHE; empty means no cache.",
+                ) from error
         self.settings = settings
         self.projects = projects
         self._fetchers: OrderedDict[tuple[str, str, str], ImageFetcher] = OrderedDict()

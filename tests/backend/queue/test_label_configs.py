@@ -41,9 +41,9 @@ def test_a_task_that_is_retried_keeps_its_label_config(settings, redis):
     queue.submit([job])
     queue.records.finish(job.id, JobOutcome(error="no such image"))
     assert queue.retry(job.id)
-    payload = queue.records.payload(job.id)
-    assert payload is not None
-    assert queue.job_of(payload) == job
+    batch = Batcher(queue, Heartbeat(redis, "w", lost_after_s=60), settings).first()
+    assert batch is not None
+    assert list(batch.jobs.values()) == [job]
 
 
 def test_a_forgotten_label_config_is_empty(settings, redis):

@@ -151,6 +151,31 @@ def test_retry_leaves_a_running_task_alone(queue):
     assert queue.records.states([job_id]) == ["running"]
 
 
+@pytest.mark.parametrize("state", ["failed", "parked"])
+def test_retry_queues_a_task_that_has_ended_badly_once(queue, state):
+    (job_id,) = submit(queue, 1)
+    assert worker(queue, "w1").first() is not None
+    queue.records.finish(job_id, JobOutcome(error="bad luck"), state=state)
+    assert queue.retry(job_id)
+    assert not queue.retry(job_id)
+    assert queue.records.outcomes([job_id]) == {}
+    batch = worker(queue, "w2").first()
+    assert batch is not None
+    assert list(batch.jobs) == [job_id]
+    assert not batch.is_alone, "its deaths are forgotten"
+
+
+def test_the_newest_records_say_how_many_tasks_are_before_each(queue):
+    ids = submit(queue, 3)
+    queue._promote([ids[2]])
+    rows = {row["job"]: row for row in queue.recent(10)}
+    assert {job_id: row["position"] for job_id, row in rows.items()} == {ids[2]: 0, ids[0]: 1, ids[1]: 2}
+    assert worker(queue, "w1").first() is not None
+    assert "position" not in {row["job"]: row for row in queue.recent(10)}[ids[2]]
+    assert {row["project"] for row in queue.recent(2)} == {"7.1"}
+    assert len(queue.recent(2)) == 2
+
+
 def test_the_result_of_a_worker_that_was_thought_dead_stays(queue):
     (job_id,) = submit(queue, 1)
     batcher = worker(queue, "w1")

@@ -15,7 +15,7 @@ from rq.job import Job
 
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import DONE, JobOutcome
-from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key
+from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key, task_key
 from backend.queue.leases import Requester
 from backend.queue.recovery import Heartbeat, OrphanSearch
 from backend.worker.batcher import Batcher
@@ -117,7 +117,7 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     asked = jobs(3)
     queue.submit(asked)
     queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
-    queue.records.forget(asked[2].id)
+    redis.delete(task_key(asked[2].id))
     assert numbers(taking.first()) == [2]
     assert queue.records.states([asked[0].id]) == [DONE]
     assert not redis.exists(Job.key_for(asked[0].id)), "nothing is left in RQ's books"
