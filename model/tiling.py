@@ -304,10 +304,7 @@ def _groups(count: int, agreeing: dict[int, set[int]]) -> Iterator[list[int]]:
 
 
 def _resolved(
-    group: Sequence[int],
-    fragments: Sequence[Fragment],
-    agreeing: dict[int, set[int]],
-    tiles: Sequence[Tile],
+    group: Sequence[int], fragments: Sequence[Fragment], agreeing: dict[int, set[int]], tiles: Sequence[Tile]
 ) -> list[Fragment]:
     """The objects of a group: those that some tile shows whole, else one made of all pieces."""
     whole: list[int] = []

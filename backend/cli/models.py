@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.gate import compare_models
+from backend.cli.model_table import model_table, table_text
 from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
 from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
@@ -34,14 +35,20 @@ half_option = click.option("--half", is_flag=True, help="Store half precision: h
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
 
 
-@click.group(cls=SuggestingGroup)
-def models() -> None:
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
     """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
 
+    Without a command: a table of what each model knows, its size, its AP and its milliseconds, from the models' cards.
+
     \b
+    Example: transfiner models
     Example: transfiner models fetch R50-FPN-3x
     Example: transfiner models rollback --project 12
     """
+    if context.invoked_subcommand is None:
+        click.echo(table_text(model_table(DEFAULT_STORE)))
 
 
 for command in (promote, rollback, compare_models, gc):

@@ -43,12 +43,7 @@ class ChildResult:
 
 
 def run_child(
-    command: Sequence[str],
-    folder: Path,
-    name: str,
-    *,
-    look: Callable[[], None],
-    stop_because: Callable[[], str],
+    command: Sequence[str], folder: Path, name: str, *, look: Callable[[], None], stop_because: Callable[[], str]
 ) -> ChildResult:
     """Run `command` to its end; its output goes to FOLDER/<name>.log.
 
@@ -163,14 +158,7 @@ class Steps:
 
     def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
         """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
-        options = [
-            "--snapshot",
-            str(snapshot),
-            "--count",
-            str(CALIBRATION_IMAGES),
-            "--device",
-            self.settings.device,
-        ]
+        options = ["--snapshot", str(snapshot), "--count", str(CALIBRATION_IMAGES), "--device", self.settings.device]
         command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
         return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
 
@@ -192,13 +180,7 @@ class Steps:
         processes = self.settings.train_processes
         if processes == 1:
             return [sys.executable]
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-        ]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

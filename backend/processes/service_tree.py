@@ -52,13 +52,7 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
         server = EmbeddedRedis()
         settings = settings.model_copy(update={"redis_url": server.url})
         children.append(
-            Child(
-                "queue",
-                server.command,
-                standard_input=server.configuration,
-                ready=server.ready,
-                start_timeout_s=20,
-            )
+            Child("queue", server.command, standard_input=server.configuration, ready=server.ready, start_timeout_s=20)
         )
     has_prompts = bool(prompt_version(settings))
     if has_prompts:

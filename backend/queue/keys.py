@@ -18,6 +18,9 @@ QUEUED_CHANNEL = f"{PREFIX}queued"
 REQUESTERS = f"{PREFIX}askers:"
 REQUESTER = f"{PREFIX}asker:"
 
+# What a task was asked interactively a moment ago.
+PROMPTED = f"{PREFIX}prompted:"
+
 # Delivery to Label Studio.
 CLAIM = f"{PREFIX}claim:"
 DEFERRED = f"{PREFIX}deferred"
@@ -81,6 +84,11 @@ def requesters_key(job_id: str) -> str:
 def requester_key(token: str) -> str:
     """The lease of a request that waits."""
     return REQUESTER + token
+
+
+def prompted_key(project: str, task: object) -> str:
+    """What a task was asked interactively a moment ago."""
+    return f"{PROMPTED}{project}:{task}"
 
 
 def claim_key(job_id: str) -> str:

@@ -277,12 +277,7 @@ class Wedges:
         return along, across
 
     def _bounds(
-        self,
-        outside: np.ndarray,
-        inside: np.ndarray,
-        along: np.ndarray,
-        across: np.ndarray,
-        radius: np.ndarray,
+        self, outside: np.ndarray, inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest slopes (B + 1, W): before the block and after each of its corners.
 

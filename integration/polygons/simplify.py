@@ -41,12 +41,7 @@ class Chain:
     """
 
     def __init__(
-        self,
-        corners: np.ndarray,
-        tolerance_px: float,
-        *,
-        closed: bool,
-        fit_in_px: tuple[float, float] | None = None,
+        self, corners: np.ndarray, tolerance_px: float, *, closed: bool, fit_in_px: tuple[float, float] | None = None
     ) -> None:
         """Take corners (n, 2).
 

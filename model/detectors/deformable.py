@@ -162,11 +162,7 @@ def _classifier(channels: int, num_classes: int) -> nn.Linear:
 
 def _box_head(channels: int) -> nn.Sequential:
     layers = nn.Sequential(
-        nn.Linear(channels, channels),
-        nn.ReLU(),
-        nn.Linear(channels, channels),
-        nn.ReLU(),
-        nn.Linear(channels, 4),
+        nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4)
     )
     nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
     return layers

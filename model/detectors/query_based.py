@@ -247,11 +247,7 @@ def match_queries(logits: Tensor, boxes: Tensor, truth: QueryTargets, weights: W
 
 
 def set_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    truths: list[QueryTargets],
-    pairs: list[tuple[Tensor, Tensor]],
-    weights: Weights,
+    logits: Tensor, boxes: Tensor, truths: list[QueryTargets], pairs: list[tuple[Tensor, Tensor]], weights: Weights
 ) -> dict[str, Tensor]:
     """Weighted losses ``class``, ``box`` and ``giou``, each divided by the number of objects of the batch.
 

@@ -241,10 +241,7 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
 
 
 def refine_masks(
-    head: TransfinerMaskHead,
-    pyramid: RoIPyramid,
-    output: CoarseOutput,
-    limit: LimitNodes | None = None,
+    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, limit: LimitNodes | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Refined probabilities (R, 112, 112) of R instances, each one's uncertainty (R,) and incoherent nodes (R,)."""
     settings = head.settings

@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 
 def mask_branch_losses(
-    head: TransfinerMaskHead,
-    pyramid: RoIPyramid,
-    instances: list[Instances],
-    output: CoarseOutput | None = None,
+    head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances], output: CoarseOutput | None = None
 ) -> dict[str, Tensor]:
     """Weighted losses of the mask branch by name.
 

@@ -77,10 +77,7 @@ class QuadtreeRefinement:
         self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
     ) -> tuple[Tensor, list[Tensor]]:
         """One sequence an RoI: its reference points, then its nodes level by level."""
-        owners = [
-            rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)),
-            *(n.roi for n in levels),
-        ]
+        owners = [rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)), *(n.roi for n in levels)]
         order = sequence_order(owners)
         counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
         packed = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
@@ -110,10 +107,7 @@ class QuadtreeRefinement:
             contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in around]
         return [
             NodeCues(
-                feature,
-                nodes.of(resize_masks(coarse, size)),
-                self.refiner.positions(size)[nodes.y, nodes.x],
-                context,
+                feature, nodes.of(resize_masks(coarse, size)), self.refiner.positions(size)[nodes.y, nodes.x], context
             )
             for feature, nodes, size, context in zip(features, levels, self.sizes, contexts, strict=True)
         ]

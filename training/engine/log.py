@@ -86,12 +86,7 @@ class RunLog:
     def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         seconds = sum(self._durations_s) / len(self._durations_s)
         left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
-        line = {
-            "iteration": iteration,
-            "elapsed_s": round(elapsed_s, 1),
-            "lr": lr,
-            "seconds_per_iteration": seconds,
-        }
+        line = {"iteration": iteration, "elapsed_s": round(elapsed_s, 1), "lr": lr, "seconds_per_iteration": seconds}
         self._lines.write(json.dumps(line | means) + "\n")
         self._lines.flush()
         self._scalars(means | {"lr": lr}, iteration)

@@ -25,7 +25,7 @@ from training.gate.holdout import Holdout
 from training.gate.verdict import ChangeFigures, ModelFigures, Verdict, VerdictFigures
 from training.visualization.predictions import in_rows, tinted
 
-BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.png"
+BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
 
 
 def write_gate_report(
@@ -154,6 +154,7 @@ def _dress(axes: Axes, names: list[str], figures: VerdictFigures, compared: bool
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
 _HEADING_PX = 18
+JPEG_QUALITY = 82
 
 
 def draw_before_after(
@@ -163,7 +164,7 @@ def draw_before_after(
     path: Path,
     rows: int = 4,
 ) -> None:
-    """Draw the pictures of a hold-out that gained most and lost most into a PNG.
+    """Draw the pictures of a hold-out that gained most and lost most into a JPEG.
 
     Args:
         seen: what "candidate" and, if there is one, "incumbent" found on each picture.
@@ -178,7 +179,7 @@ def draw_before_after(
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
     for column, title in enumerate(titles):
         pen.text((4 + column * (_CELL_PX[0] + 4), 3), title, fill="black")
-    headed.save(path)
+    headed.save(path, quality=JPEG_QUALITY)
 
 
 _WHEN = {"incumbent": "before", "candidate": "after"}

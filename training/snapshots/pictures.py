@@ -19,13 +19,7 @@ from model.instance import box_of
 from training.snapshots.corrections import Correction
 
 #: Told apart by people who confuse red and green.
-COLOURS = {
-    "kept": "#009e73",
-    "moved": "#e69f00",
-    "relabelled": "#cc79a7",
-    "deleted": "#d55e00",
-    "added": "#0072b2",
-}
+COLOURS = {"kept": "#009e73", "moved": "#e69f00", "relabelled": "#cc79a7", "deleted": "#d55e00", "added": "#0072b2"}
 BEFORE_RGB, AFTER_RGB = (255, 110, 0), (0, 230, 255)
 MOST_LABELS = 25
 _TILE_PX, _CAPTION_PX, _GAP_PX, _COLUMNS = 240, 18, 6, 4
@@ -65,13 +59,7 @@ class MostMoved:
         self._tiles: list[tuple[float, str, Image.Image]] = []
 
     def add(
-        self,
-        image_rgb: np.ndarray,
-        before_hw: np.ndarray,
-        after_hw: np.ndarray,
-        correction: Correction,
-        *,
-        name: str,
+        self, image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, correction: Correction, *, name: str
     ) -> None:
         """Take an object, if it is among the farthest so far; `name` tells it apart, e.g. "task 7 r2"."""
         if not correction.vertices or (

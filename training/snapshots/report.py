@@ -86,25 +86,11 @@ def correction_report_markdown(report: Mapping[str, Any], title: str) -> str:
     """The report as a page with one table."""
     totals = report["totals"]
     lines = [f"# {title}", "", _summary(totals), ""]
-    heads = (
-        "label",
-        "predicted",
-        *SHOWN,
-        "added",
-        "unseen",
-        "accepted",
-        "moved, mean px",
-        "max px",
-        "work",
-        "seconds",
-    )
+    heads = ("label", "predicted", *SHOWN, "added", "unseen", "accepted", "moved, mean px", "max px", "work", "seconds")
     lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for label, figures in [*report["labels"].items(), ("**all**", totals)]:
         lines.append(f"| {label} | " + " | ".join(_cells(figures)) + " |")
-    lines += [
-        "",
-        "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing.",
-    ]
+    lines += ["", "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing."]
     return "\n".join(lines + _reasons(report["left_out"])) + "\n"
 
 
@@ -129,14 +115,7 @@ def _with_seconds(entry: Json) -> list[tuple[Json, float]]:
 
 
 def _nothing(shown: bool) -> Json:
-    return {
-        "correction": "",
-        "label": NO_OBJECT,
-        "predicted_label": None,
-        "vertices": 0,
-        "cost": 0.0,
-        "shown": shown,
-    }
+    return {"correction": "", "label": NO_OBJECT, "predicted_label": None, "vertices": 0, "cost": 0.0, "shown": shown}
 
 
 def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:

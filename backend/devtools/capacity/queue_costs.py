@@ -7,7 +7,7 @@ from collections.abc import Callable
 from backend.devtools.capacity.figures import Cost, QueueFigures
 from backend.devtools.capacity.service_times import Report, stored_bytes
 from backend.devtools.load.measuring import ServedModelRun
-from backend.devtools.soak.harness import PROJECT, SoakHarness
+from backend.devtools.soak.harness import PROJECT, ServiceHarness
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.settings import load_settings
 
@@ -39,7 +39,7 @@ def queue_figures(
 
 
 def _one_by_one(service: ServedModelRun, count: int) -> None:
-    """Ask for tasks as when annotators open them: Label Studio asks for health and setup before each prediction."""
+    """As when annotators open tasks: Label Studio asks for health and setup before each prediction."""
     for number in range(count):
         service.stage.get("/health")
         service.stage.set_up_project(LABELS)
@@ -48,13 +48,13 @@ def _one_by_one(service: ServedModelRun, count: int) -> None:
 
 def _measured(service: ServedModelRun, tasks: int, act: Callable[[], object]) -> tuple[Cost, float]:
     """Processor time a task, and seconds of all."""
-    _, used_s, seconds = service.watched(act)
+    _, used_s, seconds = service.measured(act)
     return Cost(**{name.replace(" ", "_"): round(1000 * s / tasks, 3) for name, s in used_s.items()}), seconds
 
 
 def bytes_of_waiting(label_config: str, count: int) -> float:
     """That a task takes in the queue server while nobody has taken it."""
-    stage = SoakHarness()
+    stage = ServiceHarness()
     try:
         stage.start_queue()
         with stage.connection() as connection:

@@ -14,7 +14,7 @@ import click
 from backend.devtools.load.endurance import endure
 from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
 from backend.devtools.load.prompts import measure_prompts
-from backend.settings import SHIPPED_MODEL, load_settings
+from backend.settings import SCENES_MODEL, load_settings
 
 Json = dict[str, Any]
 
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 @click.option("--tasks", default=48, show_default=True, help="Tasks of each measurement.")
 @click.option("--batch", default=4, show_default=True, help="Tasks predicted together.")
 @click.option("--rounds", default=9, show_default=True, help="Bare and served take turns this often.")
-@click.option("--model", type=click.Path(path_type=Path), default=SHIPPED_MODEL, help="Checkpoint directory.")
+@click.option("--model", type=click.Path(path_type=Path), default=SCENES_MODEL, help="Checkpoint directory.")
 @click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
 @click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")

@@ -14,7 +14,8 @@ import requests
 from PIL import Image
 
 from backend.devtools.load.measuring import Json
-from backend.devtools.soak.harness import PROJECT, SoakHarness, label_config, memory_mib
+from backend.devtools.programs import memory_mib
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.errors import StartError
 from backend.queue.job_queue import PREDICT_QUEUE
 from backend.versions.served_model import read_served_model
@@ -46,7 +47,7 @@ def measure_prompts(model: Path, images: int, batch_tasks: int, max_batch: int) 
         StartError: the batch ended before the prompts did, so nothing was measured beside it.
     """
     files = scene_pictures(images)
-    with SoakHarness(
+    with ServiceHarness(
         model, max_batch=str(max_batch), predict_deadline_s="1", worker_lost_s="60", abandoned_s="6000"
     ) as service:
         service.start_interactive_worker()
@@ -72,18 +73,18 @@ def measure_prompts(model: Path, images: int, batch_tasks: int, max_batch: int) 
     return figures
 
 
-def _send_batch(service: SoakHarness, config: str, images: int, count: int) -> None:
+def _send_batch(service: ServiceHarness, config: str, images: int, count: int) -> None:
     """Tasks as one request, which is deferred after a second; they stay in the queue."""
     tasks = [{"id": number, "data": {"image": _address(service, number % images)}} for number in range(count)]
     _ask(service, config, tasks, None)
 
 
-def _waiting(service: SoakHarness) -> int:
+def _waiting(service: ServiceHarness) -> int:
     with service.connection() as connection:
         return int(connection.llen(f"rq:queue:{PREDICT_QUEUE}"))
 
 
-def _prompts(service: SoakHarness, config: str, images: int, first_id: int) -> Json:
+def _prompts(service: ServiceHarness, config: str, images: int, first_id: int) -> Json:
     rng = random.Random(first_id)
     first, later = [], []
     for number in range(images):
@@ -93,7 +94,7 @@ def _prompts(service: SoakHarness, config: str, images: int, first_id: int) -> J
     return {**_percentiles("first", first), **_percentiles("later", later)}
 
 
-def _prompt_image(service: SoakHarness, config: str, image: int, task: int, rng: random.Random) -> list[float]:
+def _prompt_image(service: ServiceHarness, config: str, image: int, task: int, rng: random.Random) -> list[float]:
     """Seconds of each prompt: a box, then a click more each time."""
     tasks = [{"id": task, "data": {"image": _address(service, image)}}]
     box = {
@@ -102,25 +103,24 @@ def _prompt_image(service: SoakHarness, config: str, image: int, task: int, rng:
         "width": rng.uniform(15, 40),
         "height": rng.uniform(15, 40),
     }
-    value = {**box, "rectanglelabels": [LABEL]}
-    regions: list[dict[str, Any]] = [{"id": "box", "type": "rectanglelabels", "value": value}]
+    regions: list[Json] = [{"id": "box", "type": "rectanglelabels", "value": {**box, "rectanglelabels": [LABEL]}}]
     seconds = []
     for number in range(1 + LATER):
         begun = time.perf_counter()
         _ask(service, config, tasks, {"result": regions})
         seconds.append(time.perf_counter() - begun)
-        place = {"x": box["x"] + box["width"] * rng.random(), "y": box["y"] + box["height"] * rng.random()}
-        point = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
+        place: Json = {"x": box["x"] + box["width"] * rng.random(), "y": box["y"] + box["height"] * rng.random()}
+        point: dict[str, Any] = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
         regions.append({**point, "value": {**place, "width": 0.2, "keypointlabels": [LABEL]}})
         time.sleep(rng.uniform(0.1, 0.4))  # a person needs a moment, and batches come and go meanwhile
     return seconds
 
 
-def _address(service: SoakHarness, number: int) -> str:
+def _address(service: ServiceHarness, number: int) -> str:
     return f"{service.images.url}/data/files/{number}.jpg"
 
 
-def _ask(service: SoakHarness, config: str, tasks: list[dict[str, Any]], context: dict[str, Any] | None) -> None:
+def _ask(service: ServiceHarness, config: str, tasks: list[dict[str, Any]], context: dict[str, Any] | None) -> None:
     body = {"tasks": tasks, "project": PROJECT, "label_config": config, "params": {"context": context}}
     answer = requests.post(f"{service.address}/predict", json=body, timeout=120)
     if not answer.ok:

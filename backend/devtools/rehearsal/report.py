@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backend.learning.curve import Point, draw_curve
+from backend.devtools.rehearsal.curve import Point, draw_curve
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:

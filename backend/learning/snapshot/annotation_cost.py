@@ -14,13 +14,7 @@ from model.instance import Instance
 from model.parallel import MOST_AT_A_TIME
 from training.datasets import Sample
 from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
-from training.snapshots.corrections import (
-    DEFAULT_RULES,
-    CorrectionRules,
-    DrawnObject,
-    edit_cost,
-    find_corrections,
-)
+from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
 
 SHOWN_FROM = 0.5
 
@@ -80,10 +74,7 @@ def measure_correction_cost(
 
 
 def simulated_edit(
-    shown: Sequence[Instance],
-    sample: Sample,
-    class_names: Sequence[str],
-    rules: CorrectionRules = DEFAULT_RULES,
+    shown: Sequence[Instance], sample: Sample, class_names: Sequence[str], rules: CorrectionRules = DEFAULT_RULES
 ) -> float:
     """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
