@@ -19,8 +19,11 @@ import model as model_package
 from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
-SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
-SHIPPED_PROMPT_MODEL = Path(model_package.__file__).parent / "weights" / "photos"
+WEIGHTS = Path(model_package.__file__).parent / "weights"
+# Common objects on photographs, and prompts.
+SHIPPED_MODEL = SHIPPED_PROMPT_MODEL = WEIGHTS / "photos"
+# Objects on scenes that the project draws: for the demo's second project, benchmarks and tests.
+SCENES_MODEL = WEIGHTS / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
 FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 
@@ -95,6 +98,9 @@ class Settings(BaseSettings):
     warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
+    # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is
+    # fast at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
     # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
     node_budget: int = Field(default=-1, ge=-1)
@@ -144,6 +150,9 @@ class Settings(BaseSettings):
     max_image_megapixels: float = Field(default=80.0, gt=0)
     image_timeout_s: float = Field(default=30.0, gt=0)
     max_redirects: int = Field(default=5, ge=0)
+    # Memory for decoding pictures, all of one worker at once, in MiB. They wait for one another; a picture that takes
+    # more than all of it fails its task: 80 megapixels take 1.0 GiB as JPEG, 0.6 GiB as PNG, 1.8 GiB as JPEG 2000.
+    max_decoding_mib: float = Field(default=1536.0, gt=0)
     # Hosts that may resolve to loopback or private addresses, comma separated ("host", "host:port" or "*").
     # Label Studio's own host is always allowed.
     private_image_hosts: str = ""
@@ -174,6 +183,9 @@ class Settings(BaseSettings):
     replay_snapshots: int = Field(default=4, ge=0)
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
+    # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
+    # where a model of that kind serves or the serving one knows none of them; 0: always finetune.
+    few_shot_images: int = Field(default=300, ge=0)
     # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.

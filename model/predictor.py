@@ -26,6 +26,7 @@ from model.checkpoints.state_dict import load_weights
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
 from model.parallel import MOST_AT_A_TIME, map_in_threads
+from model.precision import choose_precision, to_bf16
 
 # A CPU is bound by arithmetic, so batches only pad there (but see `model.parallel`); a GPU is not.
 BATCH_SIZE_GPU = 4
@@ -50,6 +51,7 @@ class Predictor:
         device: a torch device.
         batch_size: images the network sees at a time.
         mixed_precision: run in half precision where that is safe (GPUs only).
+        precision: in which `model` computes, for whoever asks; see `model.precision`.
 
     Raises:
         ValueError: an unknown channel order, or a batch size below one.
@@ -65,6 +67,7 @@ class Predictor:
         device: torch.device | str = "cpu",
         batch_size: int = 1,
         mixed_precision: bool = False,
+        precision: str = "fp32",
     ) -> None:
         if input_settings.channel_order not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {input_settings.channel_order!r}, expected 'RGB' or 'BGR'")
@@ -76,6 +79,7 @@ class Predictor:
         self.input_settings = input_settings
         self.batch_size = batch_size
         self.mixed_precision = mixed_precision
+        self.precision = "mixed" if mixed_precision else precision
         self._model = model.to(self.device).eval()
 
     @classmethod
@@ -89,6 +93,7 @@ class Predictor:
         node_budget: int | None = None,
         batch_size: int | None = None,
         mixed_precision: bool | None = None,
+        precision: str = "fp32",
     ) -> Predictor:
         """Build the network of a checkpoint directory and load its weights.
 
@@ -101,16 +106,21 @@ class Predictor:
             node_budget: most nodes of an image that are refined, 0 for all; the checkpoint's if None.
             batch_size: images at a time; 1 on a CPU, more on a GPU if None.
             mixed_precision: on for GPUs if None.
+            precision: `fp32`, `bf16` or `auto` on a CPU, see `model.precision.choose_precision`.
 
         Raises:
             CheckpointError: the directory is no complete checkpoint, or its weights do not fit its config.
-            ValueError: an unknown or absent device, a threshold outside [0, 1], or a negative number.
+            ValueError: an unknown or absent device, a threshold outside [0, 1], a negative number, or a precision that
+                this device or network has not.
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
+        chosen = choose_precision(precision, place, metadata)
         cfg = _inference_config(cfg, place, score_threshold, max_instances, node_budget)
         model = build_network(cfg)
         load_weights(model, state, source=str(directory))
+        if chosen == "bf16":
+            to_bf16(model.eval())
         on_gpu = place.type == "cuda"
         return cls(
             model,
@@ -120,6 +130,7 @@ class Predictor:
             device=place,
             batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
+            precision=chosen,
         )
 
     @functools.cached_property

@@ -19,6 +19,7 @@ from backend.api.project_view import duration, project_view
 from backend.api.services import Services
 from backend.errors import ServiceError
 from backend.predictions.projects import Project
+from backend.processes.paused_parts import paused_parts
 from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
 from backend.queue.recovery import is_interactive, living_workers
@@ -51,6 +52,7 @@ def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
     facts: dict[str, Any] = {"problems": [], "projects": [], "workers": {}, "trainers": {}, "rows": [], "figures": []}
+    facts["problems"] += paused_parts()
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:

@@ -138,7 +138,7 @@ class TaskRunner:
         if self.prompts is None:
             return TaskError("This worker has no promptable model.", "Set TRANSFINER_PROMPT_MODEL for workers and API.")
         try:
-            return PredictedImage([self.prompts.answer(job, image)])
+            return PredictedImage([self.prompts.answer(job, image)], precision=self.prompts.precision)
         except TaskError as error:
             return error
         except Exception as error:
@@ -195,7 +195,7 @@ class TaskRunner:
                 raise found or TaskError("The image was not predicted.")
             height, width = size
             if batch.jobs[job_id].prompt is not None:
-                prediction = prediction_of_prompt(batch.jobs[job_id], found.instances[0], width, height)
+                prediction = prediction_of_prompt(batch.jobs[job_id], found, width, height)
                 return JobOutcome(prediction=prediction), 1
             directory = batch.models[job_id].directory
             prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)

@@ -381,7 +381,7 @@ def unreachable_error(method: str, url: str, error: requests.RequestException) -
 
 
 def _words(answer: requests.Response) -> str:
-    """What the answer says, without markup."""
+    """Text of an answer without markup."""
     if "json" not in answer.headers.get("content-type", ""):
         return "" if "html" in answer.headers.get("content-type", "") else answer.text[:500]
     try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.mask_head.encoder_layers import build_layers
+from model.mask_head.encoder_layers import build_layers, in_bf16_on_cpu
 
 # DETR's sine encoding: temperature, and the full turn that a grid's side spans.
 TEMPERATURE = 10000.0
@@ -126,10 +126,15 @@ class SequenceRefiner(nn.Module):
 
         ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
         """
-        hidden = tokens[:, :, None, None]
-        for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
-            hidden = layer(hidden)
-        logits = hidden[:, 0, 0, 0]
+        if in_bf16_on_cpu(tokens):
+            first, second = (layer for layer in self.conv_r1 if isinstance(layer, nn.Conv2d))
+            hidden = F.linear(tokens, first.weight.flatten(1), first.bias).relu_()
+            logits = F.linear(hidden, second.weight.flatten(1), second.bias)[:, 0].float()
+        else:
+            hidden = tokens[:, :, None, None]
+            for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
+                hidden = layer(hidden)
+            logits = hidden[:, 0, 0, 0]
         if self.decoder == "residual":
             logits = logits + coarse.to(logits.dtype).logit(1e-4).clamp(-SUREST_LOGIT, SUREST_LOGIT)
         return logits.sigmoid()

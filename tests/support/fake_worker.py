@@ -32,6 +32,7 @@ class FakePredictor:
         self.version = version
         self.connection = connection
         self.wishes = wishes
+        self.precision = "fp32"
         self.weights_bytes = int(wishes.get("weights_mib", 1) * 2**20)
 
     def smaller(self, divisor: int) -> FakePredictor:

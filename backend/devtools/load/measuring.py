@@ -81,6 +81,7 @@ class BarePredictor:
             device=settings.device,
             score_threshold=settings.score_floor,
             node_budget=node_budget_of(read_served_model(model), settings.node_budget),
+            precision=settings.precision,
         )
         self.predictor([np.zeros((320, 320, 3), np.uint8)])
 

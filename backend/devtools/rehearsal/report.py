@@ -1,6 +1,6 @@
-"""How well the order of tasks told the edits that they took: rank correlation, beside mean confidence.
+"""The report of a rehearsal: a page, JSON, and the learning curve as PNG.
 
-The report of a rehearsal: a page, JSON, and the learning curve as PNG.
+It says how well the order of tasks predicted the edits that they took: rank correlation, beside mean confidence.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def rehearsal_markdown(outcome: dict[str, Any]) -> str:
 
 
 def claims(outcome: dict[str, Any]) -> dict[str, bool]:
-    """What the rehearsal is to show, and whether it did."""
+    """Claims of the rehearsal, and whether each holds."""
     reached = [point["boundary_ap"] for point in outcome["curves"].get(LOOP, [])]
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
     outcomes = {

@@ -126,3 +126,9 @@ def test_papers_of_a_version_are_read_only_from_its_folder(client, wishes, round
     assert client.get(f"{PAGE}versions/{version}/report.json").get_json()["promote"] is True
     assert client.get(f"{PAGE}versions/{version}/MODEL_CARD.md").status_code == 404
     assert client.get(f"{PAGE}versions/{version}/metadata.json").status_code == 400
+
+
+def test_where_learning_is_off_artifacts_say_so(learning):
+    answer = connect(create_app(learning.model_copy(update={"registry": ""}))).get(f"{PAGE}versions/v1/report.md")
+    assert answer.status_code == 409
+    assert "Learning is off" in answer.text
