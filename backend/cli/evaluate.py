@@ -159,7 +159,7 @@ def evaluate(
 def _served(
     samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
 ) -> None:
-    """What a running API returns, beside the raw masks if there are weights."""
+    """Score what a running API returns, beside the raw masks if there are weights."""
     from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
     from backend.devtools.served_evaluation.compare import comparison_text
 
@@ -192,7 +192,7 @@ def _edits(
     device: str,
     as_json: bool,
 ) -> None:
-    """What correcting the shown regions takes, of weights or of a running API."""
+    """Measure what correcting the shown regions takes, of weights or of a running API."""
     from backend.devtools.simulated_edits import edits_text, evaluate_edits
     from training.evaluation.edits import GoodOutline
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.gate import compare_models
+from backend.cli.model_table import model_table, table_text
 from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
-from backend.cli.types import SuggestingGroup
+from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -29,20 +30,25 @@ store_option = click.option(
     show_default=True,
     help="Folder of the imported checkpoints.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 classes_option = click.option("--classes", "classes_file", type=FilePath, help="Class names in order, one a line.")
 half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
 
 
-@click.group(cls=SuggestingGroup)
-def models() -> None:
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
     """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
 
+    Without a command: a table of what each model knows, its size, its AP and its milliseconds, from the models' cards.
+
     \b
+    Example: transfiner models
     Example: transfiner models fetch R50-FPN-3x
     Example: transfiner models rollback --project 12
     """
+    if context.invoked_subcommand is None:
+        click.echo(table_text(model_table(DEFAULT_STORE)))
 
 
 for command in (promote, rollback, compare_models, gc):

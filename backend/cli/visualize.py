@@ -62,7 +62,10 @@ def visualize(
 
 
 def _draw_failures(name: str, weights: Path, out: Path, count: int, device: str) -> Path:
-    """As the model is served: whole sequences, which the other figures need, take minutes an image and change masks."""
+    """Draw the worst detections of the model as it is served.
+
+    Whole sequences, which the other figures need, take minutes an image and change masks.
+    """
     from model.checkpoints.metadata import read_metadata
     from training.benchmark.cost.subjects import open_network
     from training.datasets import open_set

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from backend.settings import PREFIX, SHIPPED_MODEL, SHIPPED_PROMPT_MODEL, Settings
+from backend.settings import PREFIX, SHIPPED_MODEL, Settings
 
 HEAD = """\
 # Settings
@@ -70,7 +70,7 @@ def _default(name: str) -> str:
     value = Settings.model_fields[name].get_default(call_default_factory=True)
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if value in (SHIPPED_MODEL, SHIPPED_PROMPT_MODEL):
+    if value == SHIPPED_MODEL:
         value = Path("model") / "weights" / value.name
     return f"`{value}`" if value not in ("", [], {}) else "empty"
 

@@ -10,6 +10,8 @@ PREFIX = "transfiner:"
 TASK = f"{PREFIX}task:"
 TASKS = f"{PREFIX}tasks"
 STATS = f"{PREFIX}stats"
+# Label configs by digest, apart from the tasks that name them.
+CONFIG = f"{PREFIX}config:"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
@@ -17,6 +19,9 @@ QUEUED_CHANNEL = f"{PREFIX}queued"
 # Requests that wait: who waits for a task, and each one's lease.
 REQUESTERS = f"{PREFIX}askers:"
 REQUESTER = f"{PREFIX}asker:"
+
+# What a task was asked interactively a moment ago.
+PROMPTED = f"{PREFIX}prompted:"
 
 # Delivery to Label Studio.
 CLAIM = f"{PREFIX}claim:"
@@ -73,6 +78,11 @@ def task_key(job_id: str) -> str:
     return TASK + job_id
 
 
+def config_key(digest: str) -> str:
+    """The XML of a label config."""
+    return CONFIG + digest
+
+
 def requesters_key(job_id: str) -> str:
     """The set of requests that wait for a task."""
     return REQUESTERS + job_id
@@ -81,6 +91,11 @@ def requesters_key(job_id: str) -> str:
 def requester_key(token: str) -> str:
     """The lease of a request that waits."""
     return REQUESTER + token
+
+
+def prompted_key(project: str, task: object) -> str:
+    """What a task was asked interactively a moment ago."""
+    return f"{PROMPTED}{project}:{task}"
 
 
 def claim_key(job_id: str) -> str:

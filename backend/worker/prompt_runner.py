@@ -16,7 +16,7 @@ from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel
 from backend.worker.predictor import Predictor
-from integration.regions.read import regions_to_objects
+from integration.regions.prompts import PromptFields, prompt_in_pixels
 from model.instance import Instance
 
 if TYPE_CHECKING:
@@ -58,10 +58,11 @@ class PromptRunner:
 
         predictor = self._warm(job.model_version)
         try:
-            prompt = Prompt(**_in_pixels(job.prompt or {}, image_rgb.shape[:2]))
-        except ValueError as error:
+            fields = PromptFields(**(job.prompt or {}))  # type: ignore[typeddict-item]
+            prompt = Prompt(**vars(prompt_in_pixels(fields, image_rgb.shape[:2])))
+        except (ValueError, KeyError) as error:
             raise TaskError(f"The prompt cannot be used: {error}.", "Draw a box or click into the object.") from error
-        return replace(predictor.image(image_rgb).prompt(prompt), label=str((job.prompt or {}).get("label", "")))
+        return replace(predictor.image(image_rgb).prompt(prompt), label=fields["label"])
 
     def remembered(self, job: PredictionJob) -> np.ndarray | None:
         """The decoded image of a job that was prompted before."""
@@ -146,19 +147,3 @@ def load_prompt_predictor(settings: Settings) -> PromptPredictor:
     from model.prompts.predictor import PromptPredictor
 
     return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device, precision=settings.precision)
-
-
-def _in_pixels(prompt: dict[str, Any], shape_hw: tuple[int, int]) -> dict[str, Any]:
-    """Fields of `model.prompts.answers.Prompt` from the percent of a job's prompt; boxes are cut to the image."""
-    height, width = shape_hw
-    box = None
-    if prompt.get("box_pct"):
-        x0, y0, x1, y1 = (min(max(float(value), 0.0), 100.0) for value in prompt["box_pct"])
-        box = (x0 * width / 100, y0 * height / 100, x1 * width / 100, y1 * height / 100)
-    points = tuple((x * width / 100, y * height / 100, bool(sign)) for x, y, sign in prompt.get("points_pct", ()))
-    mask = None
-    if prompt.get("drawing"):
-        drawing = {**prompt["drawing"], "original_width": width, "original_height": height}
-        objects = regions_to_objects([drawing], width=width, height=height).objects
-        mask = objects[0].mask_hw if objects else None
-    return {"box_xyxy": box, "points": points, "mask_hw": mask}

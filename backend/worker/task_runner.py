@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -172,7 +173,7 @@ class TaskRunner:
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
         """End all of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
-        nothing = {"instances": 0, "regions": 0, "seconds": 0.0}
+        nothing = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
         self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
 
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
@@ -181,7 +182,8 @@ class TaskRunner:
         regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
         seconds = round(shared_s + time.monotonic() - begun, 3)
         _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
-        return FinishedJob(outcome, {"instances": instances, "regions": regions, "seconds": seconds})
+        facts = {"instances": instances, "regions": regions, "objects": _objects(outcome), "seconds": seconds}
+        return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
         """How a task ended, and how many instances were found."""
@@ -200,6 +202,12 @@ class TaskRunner:
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
         return JobOutcome(prediction=prediction), len(found.instances)
+
+
+def _objects(outcome: JobOutcome) -> int:
+    """How many objects a prediction shows: an object has a region for each control that takes it."""
+    regions = outcome.prediction["result"] if outcome.prediction is not None else ()
+    return max(Counter(region.get("from_name") for region in regions).values(), default=0)
 
 
 def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:

@@ -44,7 +44,7 @@ def masks_to_polygons(
 def outline_masks(
     masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
 ) -> list[Outlined]:
-    """As `masks_to_polygons`, with counts of what the minimum area left out."""
+    """Outline masks as `masks_to_polygons` does; count what the minimum area left out."""
     for mask_hw in masks_hw:
         check_arguments(mask_hw, tolerance_px, None, min_area_px)
     if len({mask.shape for mask in masks_hw}) > 1:

@@ -103,7 +103,7 @@ class ShortcutGraph:
         return np.maximum(square / np.maximum(dx * dx + dy * dy, _SLACK), 0.0)
 
     def moments(self) -> np.ndarray:
-        """See `_running_moments`; computed once."""
+        """Sums of `_running_moments`, computed once."""
         if self._sums is None:
             self._sums = self._running_moments()
         return self._sums

@@ -28,6 +28,11 @@ class Release:
     figures: str
 
     @property
+    def knows(self) -> str:
+        """The classes that it was trained on."""
+        return "LVIS's 1230 classes" if "LVIS" in self.name else "COCO's 80 classes"
+
+    @property
     def url(self) -> str:
         """Where the file is."""
         return DOWNLOAD_URL.format(file_id=self.file_id)

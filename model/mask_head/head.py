@@ -186,7 +186,7 @@ class CoarseOutput:
     trunk: Tensor
 
     def select(self, index: Tensor) -> CoarseOutput:
-        """The same for some of the RoIs."""
+        """Return the output of some of the RoIs."""
         return CoarseOutput(self.logits[index], [level[index] for level in self.incoherence], self.trunk[index])
 
 

@@ -114,7 +114,7 @@ class QuadtreeRefinement:
 
 
 def _deal(nodes: Nodes, parts: Tensor) -> Nodes:
-    """The same places with an RoI's nodes dealt in turn to its ``parts`` (R,) sequences, numbered through."""
+    """Deal the nodes of each RoI in turn to its ``parts`` (R,) sequences, numbered through."""
     counts = nodes.counts(len(parts))
     rank = torch.arange(len(nodes), device=parts.device) - (counts.cumsum(0) - counts)[nodes.roi]
     first = parts.cumsum(0) - parts

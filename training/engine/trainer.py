@@ -49,7 +49,7 @@ class Trainer:
         resume: go on from the folder's state.
         samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
         metadata: more entries for the checkpoint's metadata.
-        on_progress: told on the first process how far the run is, beside ``progress.json`` in the folder.
+        on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class Trainer:
         if len(self.samples.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise ValueError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the training sets have "
-                f"{len(self.samples.class_names)}: {', '.join(self.samples.class_names)}"
+                f"{len(self.samples.class_names)}: {', '.join(self.samples.class_names)}; set it to this "
+                "number, or correct the categories (transfiner data check)"
             )
         self.checks = Checks(cfg, folder)
 

@@ -65,7 +65,7 @@ _DRAG_REACH = 2.0
 
 @dataclass(frozen=True, slots=True)
 class GoodOutline:
-    """What an annotator accepts."""
+    """Limits within which an annotator leaves an outline as it is."""
 
     iou: float = 0.95
     distance_px: float = 3.0

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
-from training.datasets import AnySet, Sample
+from training.datasets import AnySet, Sample, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.inspection import Refined, mask_head_of, recorded_refinement
@@ -50,7 +50,7 @@ MATCH_IOU = 0.5
 
 @dataclass
 class _RegionTotals:
-    """What the pass collects."""
+    """Counts and COCO results that one pass over a set collects."""
 
     counts: list[RegionCounts] = field(default_factory=list)
     levels: list[Confusion] = field(default_factory=list)
@@ -76,8 +76,7 @@ def analyse(
     sizes = head.sizes if head else []
     truth, regions = TruthBuilder(samples.class_names), _RegionTotals(levels=[Confusion() for _ in sizes])
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         instances, refined = _predict(network, record, recorded=bool(sizes))

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a checkpoint reached.
+    """Figures of a checkpoint on a set.
 
     Attributes:
         refined: ``{"mask": {"AP": ...}, "boundary": {...}}``, fractions in 0..1, of the refined masks.
@@ -115,8 +115,8 @@ def evaluate_checkpoint(
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
         overrides: configuration keys and values, alternating.
         processes: that share the images (on a CPU), each with this one's number of threads.
-        progress: told how many images are done.
-        observe: shown each sample with what was found on it, to draw it for instance.
+        progress: called with how many images are done.
+        observe: called with each sample and its detections, to draw them for instance.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a network made of one image.
+    """Truth and detections of one image.
 
     Attributes:
         truth: of this image alone. refined, coarse: COCO results, of the same detections.
@@ -184,7 +184,7 @@ class _Seen:
 
 
 class _Open(NamedTuple):
-    """What a process needs to look at images."""
+    """Network, configuration and set of one process."""
 
     network: nn.Module
     cfg: CfgNode

@@ -214,7 +214,7 @@ def cityscapes_ap(
         kind: ``segm`` or ``boundary``.
         ratio: boundary width / image diagonal.
         processes: to share the images among; the numbers are the same.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the line.

@@ -57,7 +57,7 @@ def coco_ap(
     processes: int = 1,
     progress: Progress = max,
 ) -> dict[str, float]:
-    """The same from checked records.
+    """AP by name from checked records.
 
     Args:
         dataset: COCO ground truth.
@@ -239,5 +239,5 @@ __all__ = ["boundary_ap", "boundary_mask", "boundary_width_px"]
 
 
 def boundary_ap(truth: COCO, results: list[dict[str, Any]], *, ratio: float = 0.02) -> dict[str, float]:
-    """The same names as `mask_ap`, under boundary IoU."""
+    """AP by the names of `mask_ap`, under boundary IoU."""
     return coco_ap(truth.dataset, results, "boundary", ratio=ratio)

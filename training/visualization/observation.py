@@ -1,4 +1,4 @@
-"""What a network thought of one image, ready to be drawn.
+"""Boxes, masks by depth, nodes and attention of one image, ready to be drawn.
 
 Shape shorthand: R instances, L quadtree levels, S side of a level, T tokens of a sequence.
 """

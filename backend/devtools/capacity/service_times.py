@@ -104,7 +104,7 @@ def many_tasks_seconds(service: ServedModelRun, alone: Sequence[StageTimes], tur
 
 
 def stored_bytes(connection: Redis) -> int:
-    """What all keys take."""
+    """Bytes of all keys in the queue server."""
     return sum(int(connection.memory_usage(key, samples=0) or 0) for key in connection.scan_iter(count=1000))
 
 
@@ -117,7 +117,7 @@ def predictions(service: ServedModelRun, most: int) -> list[Json]:
 
 
 def device(service: ServedModelRun) -> str:
-    """What the worker's network runs on."""
+    """Device of the worker's network."""
     with service.stage.connection() as connection:
         for facts in living_workers(connection).values():
             for model in facts.get("models", ()):

@@ -110,8 +110,8 @@ def _prompt_image(service: ServiceHarness, config: str, image: int, task: int, r
         _ask(service, config, tasks, {"result": regions})
         seconds.append(time.perf_counter() - begun)
         place: Json = {"x": box["x"] + box["width"] * rng.random(), "y": box["y"] + box["height"] * rng.random()}
-        point = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
-        regions.append(point | {"value": place | {"width": 0.2, "keypointlabels": [LABEL]}})
+        point: dict[str, Any] = {"id": f"point-{number}", "type": "keypointlabels", "is_positive": number % 2 == 0}
+        regions.append({**point, "value": {**place, "width": 0.2, "keypointlabels": [LABEL]}})
         time.sleep(rng.uniform(0.1, 0.4))  # a person needs a moment, and batches come and go meanwhile
     return seconds
 

@@ -90,7 +90,7 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
 
 
 def poison_regions(truth: Truth, labels: Sequence[str], shift_px: int = 14) -> Truth:
-    """What somebody careless, or worse, would submit: every mask shifted, every label another one if there is one."""
+    """Spoil the truth: every mask shifted, every label another one if there is one."""
     others = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
     shifted = [(others[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
     return [(label, mask_hw) for label, mask_hw in shifted if mask_hw.any()]

@@ -65,7 +65,7 @@ def rehearse(
     from backend.devtools.rehearsal.report import claims, write_report
     from backend.devtools.rehearsal.scenario import Scenario
     from backend.errors import StartError
-    from backend.settings import SHIPPED_MODEL
+    from backend.settings import SCENES_MODEL
 
     if folder.exists() and any(folder.iterdir()):
         raise StartError(f"{folder} is not empty.", "Choose another --out, or remove it.")
@@ -83,7 +83,7 @@ def rehearse(
         raise click.UsageError(str(error)) from error
     plan = replace(plan, controls=plan.controls and not no_controls, processes=1 if tiny else usual_processes(device))
     _forget_our_variables()
-    story = Scenario(folder, plan, model or SHIPPED_MODEL, _report, {"DEVICE": device})
+    story = Scenario(folder, plan, model or SCENES_MODEL, _report, {"DEVICE": device})
     outcome = story.play()
     page = write_report(outcome, folder)
     held = claims(outcome)

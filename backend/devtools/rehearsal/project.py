@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.demo.project import UPLOAD_CHUNK, label_config
+from backend.demo.project import UPLOAD_CHUNK, scenes_config
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
 from backend.devtools.rehearsal.harness import RehearsalServers
 from backend.devtools.rehearsal.pictures import Material, number_of
@@ -47,7 +47,7 @@ class RehearsedProject:
         client = self.stage.client()
         made = client.create_project(
             title=title,
-            label_config=label_config(self.material.classes),
+            label_config=scenes_config(self.material.classes),
             sampling=self.sampling,
             show_collab_predictions=True,
         )

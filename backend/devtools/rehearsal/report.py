@@ -1,6 +1,6 @@
-"""How well the order of tasks told the edits that they took: rank correlation, beside mean confidence.
+"""The report of a rehearsal: a page, JSON, and the learning curve as PNG.
 
-The report of a rehearsal: a page, JSON, and the learning curve as PNG.
+It says how well the order of tasks predicted the edits that they took: rank correlation, beside mean confidence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backend.learning.curve import Point, draw_curve
+from training.visualization.charts import draw_curves
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:
@@ -49,11 +49,10 @@ def write_report(outcome: dict[str, Any], folder: Path) -> Path:
     """report.md, report.json, learning_curve.png in the folder; the page's path."""
     (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
     series = {
-        name: [Point(point["round"], point["boundary_ap"]) for point in curve]
-        for name, curve in outcome["curves"].items()
+        name: [(point["round"], point["boundary_ap"]) for point in curve] for name, curve in outcome["curves"].items()
     }
-    picture = draw_curve(series, title="boundary AP on images nobody touched", figure_of_merit="boundary AP")
-    (folder / "learning_curve.png").write_bytes(picture)
+    title = "boundary AP on images nobody touched"
+    draw_curves(series, title=title, figure_of_merit="boundary AP", path=folder / "learning_curve.png")
     page = folder / "report.md"
     page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
     return page
@@ -87,7 +86,7 @@ def rehearsal_markdown(outcome: dict[str, Any]) -> str:
 
 
 def claims(outcome: dict[str, Any]) -> dict[str, bool]:
-    """What the rehearsal is to show, and whether it did."""
+    """Claims of the rehearsal, and whether each holds."""
     reached = [point["boundary_ap"] for point in outcome["curves"].get(LOOP, [])]
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
     outcomes = {

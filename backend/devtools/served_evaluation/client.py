@@ -31,7 +31,7 @@ class ServedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the API may ask for; all empty: nothing. The token goes before user and password."""
+    """Credentials of the API; all empty: none. The token goes before user and password."""
 
     user: str = ""
     password: str = ""
@@ -88,7 +88,7 @@ class ServedApiClient:
         """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.
 
         Args:
-            progress: told how many of them have ended, while the answer is deferred.
+            progress: called with how many of them have ended, while the answer is deferred.
 
         Raises:
             ServedError: no task has ended for `patience_s`, or the answer is none.

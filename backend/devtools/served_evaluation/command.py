@@ -1,4 +1,4 @@
-"""What `transfiner evaluate --served URL` can be told.
+"""Options of `transfiner evaluate --served URL`.
 
 The served half of `transfiner evaluate`: both passes with their progress bars, then the figures.
 """

@@ -49,7 +49,7 @@ def metric_differences(served: Metrics, raw: Metrics) -> Metrics:
 
 
 def notes(served: Sequence[Json], raw: Sequence[Json], threshold: float) -> list[str]:
-    """What a reader must know about the thresholds."""
+    """Sentences about the thresholds that a reader must know."""
     lowest = min((result["score"] for result in served), default=threshold)
     between = [result for result in detections_above(raw, threshold) if round(result["score"], 6) < lowest - 1e-6]
     if lowest > threshold and len(between) > 0.02 * len(raw):

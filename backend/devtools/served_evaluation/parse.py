@@ -15,7 +15,7 @@ from training.evaluation.coco_format import coco_results
 
 
 class LabelError(ValueError):
-    """The labels of a configuration cannot be told apart as classes."""
+    """The labels of a configuration cannot be distinguished as classes."""
 
 
 def classes_of_labels(config: LabelConfig, classes: Sequence[str]) -> dict[str, int]:

@@ -128,7 +128,7 @@ def test_the_image_starts_the_service_by_default(image: Path) -> None:
     assert done.returncode == 0, done.stderr
     question = "import backend.cli.main, backend.settings as s; print(s.SHIPPED_MODEL)"
     shipped = Path(run([sys.executable, "-c", question], image).stdout.strip())
-    assert shipped == image / "model" / "weights" / "scenes-small"
+    assert shipped == image / "model" / "weights" / "photos"
 
 
 def test_the_health_check_asks_the_health_endpoint() -> None:

@@ -171,7 +171,7 @@ def test_parallel_requests_are_all_answered(serving, model):
 def test_the_api_is_small_and_torch_is_in_the_worker_only(serving):
     tree = serving.descendants()
     with_torch = {pid for pid in tree if "libtorch" in Path(f"/proc/{pid}/maps").read_text()}
-    assert {tree[pid].split()[-1] for pid in with_torch} == {"worker"}
+    assert {tree[pid].split()[-1] for pid in with_torch} == {"interactive", "worker"}
     for pid in tree:
         if tree[pid].rstrip().endswith("api"):
             resident = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]

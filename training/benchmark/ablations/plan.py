@@ -23,7 +23,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run.
+    """Size of a run.
 
     Attributes:
         weights: the shared detector. folder: of the run. tables: which.
@@ -79,7 +79,7 @@ def planned_steps(setting: Setting) -> int:
 
 
 def plan(setting: Setting) -> dict[str, Any]:
-    """What a run would need, without computing anything."""
+    """Estimate what a run needs, without computing anything."""
     rows = compared_rows(setting.tables)
     of_one_seed = [task for task in tasks(setting, setting.steps or 1) if task.seed == 0]
     return {
@@ -181,7 +181,7 @@ def compared_rows(numbers: tuple[int, ...] = TABLE_NUMBERS) -> list[tuple[Table,
 
 
 def variant_config(detector: CfgNode, number: int, key: str, *, iterations: int, seed: int) -> CfgNode:
-    """What a row's mask head is trained with: the detector's channels, the paper's refinement, the row's change.
+    """Build the configuration of a row's mask head: the detector's channels, the paper's refinement, the row's change.
 
     Args:
         detector: the shared detector's configuration. number: of the table. key: of its row.

@@ -43,7 +43,7 @@ ABLATION_COLUMNS = {"mask": "AP", "boundary": "APB"}  # of the paper's tables
 
 
 def build_ablation_report(setting: Setting, steps: int, seeds: int) -> dict[str, Any]:
-    """What the first ``seeds`` complete seeds say; ``setting.seeds`` were asked for."""
+    """Build the report of the first ``seeds`` complete seeds; ``setting.seeds`` were asked for."""
     measured = _measured(setting, steps, seeds)
     claims = [_claim(comparison, measured) for comparison in comparisons(setting.tables)]
     rows = [

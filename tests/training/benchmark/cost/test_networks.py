@@ -9,6 +9,8 @@ import pytest
 from training.benchmark.cost import comparison
 from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
 
+pytestmark = pytest.mark.slow
+
 NARROW = (
     "MODEL.RESNETS.RES2_OUT_CHANNELS",
     "16",
