@@ -95,6 +95,7 @@ def _same(given: str, expected: str) -> bool:
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
     response.headers.update(SECURITY_HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
     begun = g.get("begun")
     if begun is not None:
         seconds = time.monotonic() - begun

@@ -115,6 +115,7 @@ def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
     service = _service()
     check_form(service.connection, service.settings)
+    required_registry(_service().settings)
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:

@@ -30,6 +30,8 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -52,8 +54,9 @@ def check_origin(settings: Settings) -> None:
     if request.method in READS:
         return
     origin = request.headers.get("Origin")
+    own = {f"{scheme}://{request.host}".lower() for scheme in ("http", "https")}
     is_foreign = request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
-    if is_foreign or (origin is not None and urlsplit(origin).netloc != request.host):
+    if is_foreign or (origin is not None and origin.lower() not in own):
         raise ServiceError(
             f"A page of another site ({(origin or 'unknown')[:80]!r}) sent this request.",
             "Use the pages of this service, or a program.",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from flask import Flask, Response, abort, request
 
 from backend.api.app import knows_credentials
-from backend.api.origin import has_password
+from backend.api.origin import SECURITY_HEADERS, has_password
 from backend.errors import StartError
 from backend.settings import Settings
 
@@ -77,6 +77,7 @@ def create_dashboard(settings: Settings) -> Flask:
         RQ_DASHBOARD_POLL_INTERVAL=2500,
     )
     app.before_request(lambda: _guard(settings))
+    app.after_request(_end)
     app.register_blueprint(rq_dashboard.blueprint)
     setup_rq_connection(app)
     return app
@@ -93,6 +94,12 @@ def _guard(settings: Settings) -> Response | None:
     if request.endpoint not in VIEWS or request.method not in ("GET", "HEAD"):
         abort(403)
     return None
+
+
+def _end(response: Response) -> Response:
+    """Its pages need scripts of their own; all else is as strict as ours."""
+    response.headers.update({**SECURITY_HEADERS, "Content-Security-Policy": "frame-ancestors 'none'; base-uri 'self'"})
+    return response
 
 
 def _without_password(url: str) -> tuple[str, Any]:
