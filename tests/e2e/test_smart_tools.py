@@ -175,6 +175,7 @@ def test_clicks_with_brush_labels(demo: RunningDemo, page: Page, screenshots: Pa
 
     editor.use("KeyPointTool-dynamic", label_row=1)
     suggested = editor.click(75.0, 80.0)
+    editor.use("KeyPointTool-dynamic", label_row=1)  # the editor forgets the label after each click
     corrected = editor.click(40.0, 80.0, "Alt")
     page.screenshot(path=screenshots / "smart-brush.png")
     assert {region["type"] for region in corrected} == {"brushlabels"}
