@@ -176,6 +176,8 @@ def _scores(run: Mapping[str, Any]) -> str:
 
 def _ap_chart(rounds: Sequence[Mapping[str, Any]]) -> Markup:
     judged = [run for run in reversed(rounds) if run["state"] in JUDGED]
+    if len(judged) < 2:
+        return Markup("")  # the round's own line says it
     refused = frozenset(float(run["number"]) for run in judged if run["state"] == runs.REJECTED)
     series = [
         Series(

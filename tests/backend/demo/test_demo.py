@@ -50,6 +50,19 @@ def test_two_demos_in_one_folder_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_what_the_demo_writes_is_its_users_alone(tmp_path: Path) -> None:
+    """Label Studio's database holds passwords and tokens."""
+    from backend.demo.command import _only_one
+
+    folder = tmp_path / "demo"
+    with _only_one(folder):
+        subprocess.run([sys.executable, "-c", "open('label_studio.sqlite3', 'w')"], cwd=folder, check=True)
+    assert stat.S_IMODE((folder / "label_studio.sqlite3").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / "after").touch()
+    assert stat.S_IMODE((tmp_path / "after").stat().st_mode) != 0o600
+
+
 def test_an_impossible_number_of_images_is_wrong_usage(tmp_path: Path) -> None:
     answer = CliRunner().invoke(demo, ["--images", "0", "--folder", str(tmp_path)])
     assert answer.exit_code == 2
