@@ -156,7 +156,8 @@ def test_polygons_are_the_model_s_own_masks(serving, model):
             ]
             # Parts are regions of their own, so the best region may be a part of the mask.
             assert max(overlaps) > 0.5
-        assert len(item["result"]) >= len(strong)
+        # An object found twice is shown once.
+        assert bool(item["result"]) == bool(strong)
 
 
 def test_parallel_requests_are_all_answered(serving, model):
