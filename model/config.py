@@ -178,10 +178,10 @@ def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
 
 
 def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, value in node.items():
-        found |= _leaves(value, f"{path}{key}.") if isinstance(value, CfgNode) else {f"{path}{key}": value}
-    return found
+        values |= _leaves(value, f"{path}{key}.") if isinstance(value, CfgNode) else {f"{path}{key}": value}
+    return values
 
 
 def _literal(value: object) -> object:

@@ -66,8 +66,7 @@ def _authorise(settings: Settings) -> None:
         return
     if not knows_credentials(settings):
         raise UnauthorizedError(
-            "Credentials are missing or wrong.",
-            "Give the ML backend in Label Studio the basic auth user and password.",
+            "Credentials are missing or wrong.", "Give the ML backend in Label Studio the basic auth user and password."
         )
 
 

@@ -25,6 +25,7 @@ PREDICTION: Json = {
         "result": {"type": "array", "items": {"type": "object"}, "description": "Label Studio regions."},
         "score": {"type": ["number", "null"], "description": "Certainty; the lowest is shown first."},
         "model_version": {"type": "string"},
+        "precision": {"type": "string", "description": "Of the network: fp32, bf16 or mixed."},
     },
 }
 ANSWERS: Json = {

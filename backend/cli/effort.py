@@ -21,7 +21,7 @@ Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands are asked: a model, the images, and how to predict."""
+    """Add the options of both commands: a model, the images, and how to predict."""
     for option in reversed(
         (
             click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),
@@ -132,14 +132,16 @@ def compare_effort(
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_orders(scores, measured.edits).save(picture)
     if as_json:
-        rows = {order: asdict(one) for order, one in figures.items()}
+        rows = {order: asdict(figure) for order, figure in figures.items()}
         click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))
         return
     click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
     click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
-    for order, one in figures.items():
-        interval = f"{one.low:+.2f}..{one.high:+.2f}"
-        click.echo(f"{order:28}{one.rank_correlation:>+18.3f}{interval:>18}{one.first_fifth:>21.0%}")
+    for order, figures_of_order in figures.items():
+        interval = f"{figures_of_order.low:+.2f}..{figures_of_order.high:+.2f}"
+        click.echo(
+            f"{order:28}{figures_of_order.rank_correlation:>+18.3f}{interval:>18}{figures_of_order.first_fifth:>21.0%}"
+        )
 
 
 def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
@@ -150,7 +152,7 @@ def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float],
     except EffortError as error:
         raise ServiceError(str(error)) from error
     if stored is not None:
-        return [stored.expected_edit(one) for one in measured.features], f"fitted on {stored.fitted_on}"
+        return [stored.expected_edit(feature) for feature in measured.features], f"fitted on {stored.fitted_on}"
     expected = cross_fitted_edits(measured.features, measured.edits)
     return expected.tolist(), "fitted on the other four fifths of these images"
 

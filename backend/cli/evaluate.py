@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    help="Checkpoint directory or name; may be left out with --served.",
-)
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
     "--coco",
@@ -121,7 +117,7 @@ def evaluate(
 
     from training.datasets import open_set
 
-    if sum(one is not None for one in (split, coco, named)) != 1:
+    if sum(option is not None for option in (split, coco, named)) != 1:
         raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
     if processes > 1 and device != "cpu":
         raise click.UsageError(f"--processes shares a CPU; --device is {device}")
@@ -163,7 +159,7 @@ def evaluate(
 def _served(
     samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
 ) -> None:
-    """What a running API returns, beside the raw masks if there are weights."""
+    """Score what a running API returns, beside the raw masks if there are weights."""
     from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
     from backend.devtools.served_evaluation.compare import comparison_text
 
@@ -196,7 +192,7 @@ def _edits(
     device: str,
     as_json: bool,
 ) -> None:
-    """What correcting the shown regions takes, of weights or of a running API."""
+    """Measure what correcting the shown regions takes, of weights or of a running API."""
     from backend.devtools.simulated_edits import edits_text, evaluate_edits
     from training.evaluation.edits import GoodOutline
 
@@ -232,18 +228,14 @@ def _raw(
     drawn = Comparison(rows) if picture else None
     submitted = Submission(samples) if submission else None
 
-    def observe(sample: Any, found: Any) -> None:
-        for one in (drawn, submitted):
-            if one is not None:
-                one(sample, found)
+    def observe(sample: Any, instances: Any) -> None:
+        for path in (drawn, submitted):
+            if path is not None:
+                path(sample, instances)
 
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights,
-            samples,
-            progress=lambda _: bar.update(1),
-            observe=observe if drawn or submitted else None,
-            **how,
+            weights, samples, progress=lambda _: bar.update(1), observe=observe if drawn or submitted else None, **how
         )
     if picture and drawn:
         drawn.save(picture)
@@ -292,7 +284,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 )
 @click.option(
     "--predictions",
-    "found",
+    "results",
     type=click.Path(exists=True, path_type=Path),
     help="COCO results file; a folder for cityscapes and bdd100k.",
 )
@@ -329,7 +321,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     truth: Path,
-    found: Path | None,
+    results: Path | None,
     metric: str,
     layout: str,
     ratio: float | None,
@@ -348,16 +340,16 @@ def score(
     from training.metrics.coco_schema import RecordError
 
     if benchmark:
-        _benchmark(truth, found, as_json)
+        _benchmark(truth, results, as_json)
         return
-    if found is None:
+    if results is None:
         raise click.UsageError("--predictions is missing; only --benchmark does without")
     _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
-    _demand_kind(found, "--predictions", folder=layout != "coco", layout=layout)
+    _demand_kind(results, "--predictions", folder=layout != "coco", layout=layout)
     try:
         result = measure(
             truth,
-            found,
+            results,
             metric,
             layout,
             ratio=ratio,
@@ -404,12 +396,12 @@ def _percent(value: float) -> str:
     return "-" if value < 0 else f"{100 * value:.1f}"
 
 
-def _benchmark(truth: Path, found: Path | None, as_json: bool) -> None:
+def _benchmark(truth: Path, results: Path | None, as_json: bool) -> None:
     from training.evaluation.boundary_benchmark import compare_speed
     from training.metrics.coco_schema import RecordError
 
     try:
-        result: dict[str, Any] = compare_speed(truth, found).as_dict()
+        result: dict[str, Any] = compare_speed(truth, results).as_dict()
     except RecordError as error:
         raise click.ClickException(str(error)) from error
     except ModuleNotFoundError as error:

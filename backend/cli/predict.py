@@ -228,7 +228,7 @@ MAX_PIXELS = 250_000_000
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="scenes-small", show_default=True, help="Checkpoint directory or name.")
+@click.option("--model", default="photos", show_default=True, help="Checkpoint directory or name.")
 @click.option(
     "--format",
     "kind",
@@ -242,6 +242,13 @@ MAX_PIXELS = 250_000_000
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "auto")),
+    default="fp32",
+    show_default=True,
+    help="On a CPU; auto: bf16 where that is fast and measured.",
+)
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
 def predict(
@@ -253,6 +260,7 @@ def predict(
     score_threshold: float,
     tolerance_px: float,
     device: str,
+    precision: str,
     store: Path,
     as_json: bool,
 ) -> None:
@@ -272,7 +280,9 @@ def predict(
         require_model_libraries()
         from model.predictor import Predictor
 
-        predictor = Predictor.from_checkpoint(directory, device=device, score_threshold=score_threshold)
+        predictor = Predictor.from_checkpoint(
+            directory, device=device, score_threshold=score_threshold, precision=precision
+        )
         writer = _writer(kind, predictor, output, config_file, tolerance_px)
         failures = _predict_all(predictor, images, writer)
         _print(writer.records, kind, output, as_json)

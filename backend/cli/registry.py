@@ -52,17 +52,17 @@ def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
     with plain_errors():
         registry = open_registry(url)
         projects = [project] if project else registry.projects()
-        found = {name: (registry.active(name), registry.versions(name)) for name in projects}
+        states = {name: (registry.active(name), registry.versions(name)) for name in projects}
     if as_json:
-        told = {
-            name: {"active": active, "versions": [one.as_dict() for one in versions]}
-            for name, (active, versions) in found.items()
+        report = {
+            name: {"active": active, "versions": [version.as_dict() for version in versions]}
+            for name, (active, versions) in states.items()
         }
-        click.echo(json.dumps({"registry": registry.url, "projects": told}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"registry": registry.url, "projects": report}, indent=2, ensure_ascii=False))
         return
-    if not found:
+    if not states:
         click.echo(f"No projects in {registry.url}.")
-    for name, (active, versions) in found.items():
+    for name, (active, versions) in states.items():
         click.echo(f"Project {name} in {registry.url}: {active or 'no version'} is active.")
         if versions:
             click.echo(f"  {'version':<32}{'status':<11}{'mask AP':>8}{'boundary':>10}  {'parent':<24}created")

@@ -62,7 +62,7 @@ class SuggestingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with a suggestion in the error."""
+        """Find the command; name the closest spelling in the error."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:

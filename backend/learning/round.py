@@ -138,11 +138,11 @@ class Round:
 
     def _left_unjudged(self) -> bool:
         """Whether the newest round with data ended without a verdict: the button then tries again."""
-        ended = [one for one in self._earlier_runs() if one.state != runs.UNCHANGED]
+        ended = [run for run in self._earlier_runs() if run.state != runs.UNCHANGED]
         return bool(ended) and ended[0].state in (runs.CANCELLED, runs.FAILED)
 
     def _earlier_runs(self) -> list[Run]:
-        return [one for one in self.parts.runs.newest(self.run.project) if one.id != self.run.id]
+        return [run for run in self.parts.runs.newest(self.run.project) if run.id != self.run.id]
 
     def _snapshot(self) -> Path:
         registry, project = self.parts.registry, self.run.project
@@ -162,11 +162,11 @@ class Round:
         parent = self._parent()[0]
         self.run.parent = self.run.parent or parent
         return any(
-            one.snapshot == self.run.snapshot
-            and one.parent == self.run.parent
-            and one.state in (runs.PROMOTED, runs.REJECTED)
-            for one in self._earlier_runs()
-        ) or any(one.candidate == parent and one.snapshot == self.run.snapshot for one in self._earlier_runs())
+            run.snapshot == self.run.snapshot
+            and run.parent == self.run.parent
+            and run.state in (runs.PROMOTED, runs.REJECTED)
+            for run in self._earlier_runs()
+        ) or any(run.candidate == parent and run.snapshot == self.run.snapshot for run in self._earlier_runs())
 
     def _can_be_judged(self) -> bool:
         """Say before training what the gate could not judge, with the choice; the command line trains all the same."""
@@ -192,7 +192,7 @@ class Round:
 
     def _earlier_snapshots(self) -> tuple[Path, ...]:
         registry, project = self.parts.registry, self.run.project
-        others = [one.digest for one in registry.snapshots(project) if one.digest != self.run.snapshot]
+        others = [info.digest for info in registry.snapshots(project) if info.digest != self.run.snapshot]
         newest = others[-self.settings.replay_snapshots :] if self.settings.replay_snapshots else []
         return tuple(registry.fetch_snapshot(project, digest, self.cache) for digest in newest)
 
@@ -214,6 +214,7 @@ class Round:
         ended = self._child(
             "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
         )
+        self.run.losses = tuple(self.parts.progress.curve)
         if ended.code or not (self.training_folder / CHECKPOINT / METADATA_FILE).is_file():
             raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
 
@@ -314,6 +315,8 @@ class Round:
         self.run.metrics = dict(verdict.get("metrics", {}))
         if (report := self.work / "report").is_dir():
             registry.attach(project, self.run.candidate, report)
+            pictures = sorted((report / "pictures").glob("before_after*"))
+            self.run.pictures = tuple(f"pictures/{path.name}" for path in pictures)
         return bool(verdict["promote"])
 
     def _promote(self) -> None:
@@ -368,8 +371,8 @@ def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> s
     A round whose data was that of an older snapshot (somebody submitted again without a change) counts as well: else
     the same annotations would be new for ever.
     """
-    frozen = [one.newest_annotation_at for one in registry.snapshots(project)]
-    return newest_of([*frozen, *(one.newest_annotation_at for one in store.newest(project))])
+    frozen = [info.newest_annotation_at for info in registry.snapshots(project)]
+    return newest_of([*frozen, *(run.newest_annotation_at for run in store.newest(project))])
 
 
 def _cpu_s() -> float:

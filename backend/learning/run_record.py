@@ -34,6 +34,7 @@ class Run:
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
+        losses: steps of the training with the loss there. pictures: names among the candidate's papers.
         order: what tasks are ordered by, and why.
         error, hint: why it failed and what to do.
         note: what was done in Label Studio afterwards.
@@ -60,6 +61,8 @@ class Run:
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    losses: tuple[tuple[int, float], ...] = ()
+    pictures: tuple[str, ...] = ()
     order: str = ""
     error: str = ""
     hint: str = ""
@@ -102,13 +105,14 @@ class RunStore:
         if facts is None:
             return None
         known = {name: value for name, value in facts.items() if name in Run.__dataclass_fields__}
-        return Run(**{**known, "reasons": tuple(known["reasons"]), "classes": tuple(known["classes"])})
+        tuples = {name: tuple(known.get(name, ())) for name in ("reasons", "classes", "losses", "pictures")}
+        return Run(**{**known, **tuples})
 
     def newest(self, project: str, count: int = 50) -> list[Run]:
         """The newest records, newest first."""
         names = [name for name in self.storage.names(f"{project}/runs") if RUN_ID.fullmatch(name)]
-        found = (self.load(project, name) for name in reversed(names[-count:]))
-        return [run for run in found if run is not None]
+        records = (self.load(project, name) for name in reversed(names[-count:]))
+        return [run for run in records if run is not None]
 
     def count(self, project: str) -> int:
         """How many rounds a project has had."""

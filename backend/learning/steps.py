@@ -43,12 +43,7 @@ class ChildResult:
 
 
 def run_child(
-    command: Sequence[str],
-    folder: Path,
-    name: str,
-    *,
-    look: Callable[[], None],
-    stop_because: Callable[[], str],
+    command: Sequence[str], folder: Path, name: str, *, look: Callable[[], None], stop_because: Callable[[], str]
 ) -> ChildResult:
     """Run `command` to its end; its output goes to FOLDER/<name>.log.
 
@@ -196,14 +191,7 @@ class Steps:
 
     def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
-        options = [
-            "--snapshot",
-            str(snapshot),
-            "--count",
-            str(CALIBRATION_IMAGES),
-            "--device",
-            self.settings.device,
-        ]
+        options = ["--snapshot", str(snapshot), "--count", str(CALIBRATION_IMAGES), "--device", self.settings.device]
         if folds is not None:
             options += ["--folds", str(folds)]
         command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
@@ -228,13 +216,7 @@ class Steps:
         processes = self.settings.train_processes
         if processes == 1:
             return [sys.executable]
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-        ]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

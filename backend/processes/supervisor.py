@@ -128,8 +128,7 @@ class Supervisor:
             self._revive()
             if time.monotonic() > give_up:
                 raise StartError(
-                    f"{child.name} was not ready after {child.start_timeout_s:.0f} s.",
-                    "Its own messages are above.",
+                    f"{child.name} was not ready after {child.start_timeout_s:.0f} s.", "Its own messages are above."
                 )
             time.sleep(POLL_S)
 

@@ -13,8 +13,7 @@ from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import FinishedJob, JobOutcome
 
 CANCELLED = JobOutcome(
-    error="Cancelled before a worker took it.",
-    hint="Open the task in Label Studio or retrieve its predictions again.",
+    error="Cancelled before a worker took it.", hint="Open the task in Label Studio or retrieve its predictions again."
 )
 
 

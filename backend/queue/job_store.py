@@ -176,6 +176,7 @@ class JobStore:
             "attempts",
             "worker",
             "request",
+            "objects",
             "regions",
             "seconds",
             "error",

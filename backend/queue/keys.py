@@ -18,6 +18,9 @@ QUEUED_CHANNEL = f"{PREFIX}queued"
 REQUESTERS = f"{PREFIX}askers:"
 REQUESTER = f"{PREFIX}asker:"
 
+# What a task was asked interactively a moment ago.
+PROMPTED = f"{PREFIX}prompted:"
+
 # Delivery to Label Studio.
 CLAIM = f"{PREFIX}claim:"
 DEFERRED = f"{PREFIX}deferred"
@@ -28,6 +31,9 @@ PUSH_LOCK = f"{PREFIX}push:"
 # Workers.
 WORKERS = f"{PREFIX}workers"
 WORKER = f"{PREFIX}worker:"
+# Exists while a worker lives that takes interactive tasks only; their names begin so, too.
+INTERACTIVE_WORKERS = f"{PREFIX}interactive-workers"
+INTERACTIVE_NAME = "interactive-"
 RUNNING = f"{PREFIX}running:"
 # Tasks that were taken from a worker because it seemed dead.
 TAKEN_FROM = f"{PREFIX}taken-from:"
@@ -59,6 +65,7 @@ NAMES = json.dumps(
         "pushing": PUSHING,
         "pushed": PUSHED,
         "worker": WORKER,
+        "interactive_name": INTERACTIVE_NAME,
         "rq_job": RQ_JOB,
     }
 )
@@ -77,6 +84,11 @@ def requesters_key(job_id: str) -> str:
 def requester_key(token: str) -> str:
     """The lease of a request that waits."""
     return REQUESTER + token
+
+
+def prompted_key(project: str, task: object) -> str:
+    """What a task was asked interactively a moment ago."""
+    return f"{PROMPTED}{project}:{task}"
 
 
 def claim_key(job_id: str) -> str:

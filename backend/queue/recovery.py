@@ -26,7 +26,7 @@ SEARCHED = 500
 
 
 class Heartbeat:
-    """The signs of life of one worker."""
+    """The signs of life of one worker; one that takes interactive tasks only has `INTERACTIVE_NAME` in front."""
 
     def __init__(self, connection: Redis, name: str, *, lost_after_s: float) -> None:
         self.connection = connection
@@ -40,13 +40,23 @@ class Heartbeat:
             pipe.pexpire(keys.worker_key(self.name), lifetime_ms)
             pipe.sadd(keys.WORKERS, self.name)
             pipe.set(keys.worker_key(self.name), json.dumps(facts), px=lifetime_ms)
+            if is_interactive(self.name):
+                pipe.set(keys.INTERACTIVE_WORKERS, "1", px=lifetime_ms)
             pipe.execute()
 
     def leave(self) -> None:
         """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
         self.connection.delete(keys.worker_key(self.name))
+        if is_interactive(self.name):
+            # Another one says so again with its next sign of life; until then the others take interactive tasks.
+            self.connection.delete(keys.INTERACTIVE_WORKERS)
         if not self.connection.exists(keys.running_key(self.name)):
             self.connection.srem(keys.WORKERS, self.name)
+
+
+def is_interactive(name: str) -> bool:
+    """Whether a worker takes interactive tasks only."""
+    return name.startswith(keys.INTERACTIVE_NAME)
 
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,7 @@
 """Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
 
-No torch. Versions never change, so one that lies in the cache is good for ever; only the pointer is read again.
-
-Which checkpoint directory serves a project. The API and the workers ask here, so that they agree.
+The API and the workers ask here, so that they agree. No torch. Versions never change, so one that lies in the cache is
+good for ever; only the pointer is read again.
 
 An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
 """
@@ -13,12 +12,15 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from backend.errors import ModelUnavailableError
+from backend.errors import ModelUnavailableError, ServiceError
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from model.checkpoints.metadata import METADATA_FILE
+
+if TYPE_CHECKING:
+    from training.registry import Registry
 
 # A pointer in a bucket is asked for again after this many s; one in a folder at once.
 REMOTE_TTL_S = 3.0
@@ -30,13 +32,25 @@ _records: dict[tuple[str, str, str], ServedModel] = {}
 _fetching = threading.Lock()
 
 
-def registry_of(settings: Settings) -> Any:
+def registry_of(settings: Settings) -> Registry | None:
     """The registry of the settings, or None where learning is off."""
     if not settings.registry:
         return None
     from training.registry import Registry
 
     return Registry(settings.registry)
+
+
+def required_registry(settings: Settings) -> Registry:
+    """The registry of the settings.
+
+    Raises:
+        ServiceError: learning is off.
+    """
+    registry = registry_of(settings)
+    if registry is None:
+        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", "Name a folder or bucket.", status=409)
+    return registry
 
 
 def project_name(project_key: str) -> str:
@@ -65,7 +79,7 @@ def active_directory(settings: Settings, project_key: str) -> Path | None:
 
 
 def active_model(settings: Settings, project_key: str) -> ServedModel | None:
-    """What the API needs to know of the project's active version, from its record: no weights are downloaded.
+    """Describe the project's active version for the API, from its record: no weights are downloaded.
 
     Label Studio gives /setup 3 s. None: nothing was promoted.
 
@@ -78,7 +92,7 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
     identity = (settings.registry, project_name(project_key), version)
     if identity not in _records:
         try:
-            info = registry_of(settings).version(project_name(project_key), version)
+            info = required_registry(settings).version(project_name(project_key), version)
         except (OSError, ValueError, LookupError) as error:
             raise _unavailable(settings, project_name(project_key), version, error) from error
         _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
@@ -93,7 +107,7 @@ def version_directory(settings: Settings, project_key: str, version: str) -> Pat
     project, registry = project_name(project_key), registry_of(settings)
     if not project or registry is None or not version:
         return None
-    if all(one.name != version for one in registry.versions(project)):
+    if all(info.name != version for info in registry.versions(project)):
         return None
     return _fetched(settings, project, version)
 
@@ -106,7 +120,7 @@ def _fetched(settings: Settings, project: str, version: str) -> Path:
         return known
     try:
         with _fetching:
-            directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
+            directory = required_registry(settings).fetch(project, version, settings.registry_cache)
     except (OSError, ValueError, LookupError) as error:
         raise _unavailable(settings, project, version, error) from error
     _directories[identity] = directory
@@ -138,7 +152,7 @@ def model_directory(settings: Settings, project_key: str) -> Path:
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """The same for the API, which needs names only and must answer /setup within 3 s: it downloads no weights.
+    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s.
 
     Raises:
         ModelUnavailableError: there is no model, or the registry does not answer.

@@ -21,6 +21,7 @@ from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 from integration.label_studio.label_config import parse_label_config
+from model.decoding_memory import MemoryBudget
 
 log = logging.getLogger(__name__)
 FETCH_THREADS = 8
@@ -96,6 +97,7 @@ class ImageSource:
         self.projects = projects
         self._fetchers: OrderedDict[tuple[str, str, str], ImageFetcher] = OrderedDict()
         self._lock = threading.Lock()
+        self._budget = MemoryBudget(int(settings.max_decoding_mib * 2**20))
 
     def fetch(self, job: PredictionJob, value_key: str) -> np.ndarray:
         """HxWx3 uint8 RGB, turned as its EXIF says.
@@ -112,7 +114,9 @@ class ImageSource:
         url, key = label_studio_of(self.settings, project)
         identity = (url, key, project.hostname)
         with self._lock:
-            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(self._settings(url, key, project.hostname))
+            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(
+                self._settings(url, key, project.hostname), budget=self._budget
+            )
             self._fetchers[identity] = fetcher
             while len(self._fetchers) > MOST_FETCHERS:
                 self._fetchers.popitem(last=False)

@@ -77,10 +77,14 @@ LEAST_PART_PX = 128
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """Instances of one image; `note` says what had to be given up for them, "" when nothing was."""
+    """Instances of one image; `note` says what had to be given up for them, "" when nothing was.
+
+    `precision` is that of the network: fp32, bf16 or mixed.
+    """
 
     instances: Sequence[Instance]
     note: str = ""
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,10 @@ def predict_with_fallback(
         if isinstance(found, Exception):
             log.warning("a batch of %d failed (%r); running its images one by one", len(ordinary), found)
         else:
-            results = {key: PredictedImage(instances) for key, instances in zip(ordinary, found, strict=True)}
+            results = {
+                key: PredictedImage(instances, "", predictor.precision)
+                for key, instances in zip(ordinary, found, strict=True)
+            }
     return {key: results[key] if key in results else _alone(predictor, image, care) for key, image in images.items()}
 
 
@@ -125,11 +132,10 @@ def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Predicte
         if not isinstance(found, Exception):
             if note:
                 log.warning("%d x %d: %s", width, height, note)
-            return PredictedImage(found, note)
+            return PredictedImage(found, note, predictor.precision)
         if not is_out_of_memory(found):
             return TaskError(
-                f"The model failed on this image of {width} x {height}: {found!r}.",
-                "The worker's log has more.",
+                f"The model failed on this image of {width} x {height}: {found!r}.", "The worker's log has more."
             )
     return TaskError(
         f"Out of memory on an image of {width} x {height}, even at 1/{FACTORS[-1]} of its size and in parts.",

@@ -6,7 +6,6 @@ Instances of a task's image -> the prediction that Label Studio stores.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.worker.oom_fallback import PredictedImage
 from integration.label_studio.label_config import parse_label_config
+from integration.regions.prompts import PromptFields, build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
-from model.instance import Instance
 from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
@@ -64,31 +63,28 @@ def prediction_of_instances(
     for region in prediction["result"] if found.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
         region["meta"] = {"text": [found.note]}
-    return prediction
+    return {**prediction, "precision": found.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, found: PredictedImage, width: int, height: int) -> dict[str, Any]:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
         TaskError: it cannot be written.
     """
-    config = parse_label_config(job.label_config)
-    prompt = job.prompt or {}
+    (instance,) = found.instances
     try:
-        prediction, _ = build_prediction(
-            # Somebody asked for this very object: no score is too low to show it.
-            [replace(instance, score=1.0)],
-            config,
+        answer = build_answer(
+            instance,
+            PromptFields(**(job.prompt or {})),  # type: ignore[typeddict-item]
+            parse_label_config(job.label_config),
             width=width,
             height=height,
             model_version=job.model_version,
             output=Output(**job.output),
-            seed=f"{job.task.get('id')}:{job.image}:{prompt.get('region')}",
+            seed=f"{job.task.get('id')}:{job.image}",
         )
     except Exception as error:
         log.exception("turning an answer into a region failed")
         raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
-    for region in prediction["result"]:
-        region["score"] = round(instance.score, 4)
-    return {**prediction, "score": round(instance.score, 4)}
+    return {**answer, "precision": found.precision}

@@ -211,10 +211,7 @@ class Pusher:
 
 def _row(entry: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, Any]:
     assert prediction is not None
-    return {
-        "task": int(entry["task"]),
-        **{name: prediction[name] for name in ("result", "score", "model_version")},
-    }
+    return {"task": int(entry["task"]), **{name: prediction[name] for name in ("result", "score", "model_version")}}
 
 
 def _copies(client: PushClient, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -137,7 +138,7 @@ class TaskRunner:
         if self.prompts is None:
             return TaskError("This worker has no promptable model.", "Set TRANSFINER_PROMPT_MODEL for workers and API.")
         try:
-            return PredictedImage([self.prompts.answer(job, image)])
+            return PredictedImage([self.prompts.answer(job, image)], precision=self.prompts.precision)
         except TaskError as error:
             return error
         except Exception as error:
@@ -172,7 +173,7 @@ class TaskRunner:
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
         """End all of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
-        nothing = {"instances": 0, "regions": 0, "seconds": 0.0}
+        nothing = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
         self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
 
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
@@ -181,7 +182,8 @@ class TaskRunner:
         regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
         seconds = round(shared_s + time.monotonic() - begun, 3)
         _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
-        return FinishedJob(outcome, {"instances": instances, "regions": regions, "seconds": seconds})
+        facts = {"instances": instances, "regions": regions, "objects": _objects(outcome), "seconds": seconds}
+        return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
         """How a task ended, and how many instances were found."""
@@ -193,13 +195,19 @@ class TaskRunner:
                 raise found or TaskError("The image was not predicted.")
             height, width = size
             if batch.jobs[job_id].prompt is not None:
-                prediction = prediction_of_prompt(batch.jobs[job_id], found.instances[0], width, height)
+                prediction = prediction_of_prompt(batch.jobs[job_id], found, width, height)
                 return JobOutcome(prediction=prediction), 1
             directory = batch.models[job_id].directory
             prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
         return JobOutcome(prediction=prediction), len(found.instances)
+
+
+def _objects(outcome: JobOutcome) -> int:
+    """How many objects a prediction shows: an object has a region for each control that takes it."""
+    regions = outcome.prediction["result"] if outcome.prediction is not None else ()
+    return max(Counter(region.get("from_name") for region in regions).values(), default=0)
 
 
 def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:
@@ -225,6 +233,5 @@ def predict_task() -> None:
         TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
     """
     raise TaskError(
-        "This job was taken by a plain RQ worker, which has no model.",
-        "Start workers with `transfiner worker`.",
+        "This job was taken by a plain RQ worker, which has no model.", "Start workers with `transfiner worker`."
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from integration.label_studio.notice import is_notice
+
 Region = Mapping[str, Any]
 #: Which of a task's annotations counts: the newest, or what most annotators agree on.
 Choice = Literal["latest", "agreement"]
@@ -201,7 +203,10 @@ def _source(
     return _prediction(best) if count else None
 
 
-def _prediction(entry: Mapping[str, Any]) -> SourcePrediction:
+def _prediction(entry: Mapping[str, Any]) -> SourcePrediction | None:
+    """None for a notice, which says why there is no prediction."""
+    if is_notice(entry.get("model_version")):
+        return None
     return SourcePrediction(
         _integer(entry.get("id")),
         str(entry.get("model_version") or ""),

@@ -52,13 +52,7 @@ def instances_to_prediction(
     if tolerance_px is not None:
         output = replace(output, tolerance_px=tolerance_px)
     return build_prediction(
-        instances,
-        label_config,
-        width=width,
-        height=height,
-        model_version=model_version,
-        output=output,
-        seed=seed,
+        instances, label_config, width=width, height=height, model_version=model_version, output=output, seed=seed
     )[0]
 
 
@@ -265,12 +259,7 @@ class _Drawing:
         )
 
     def _outline(
-        self,
-        instance: Instance,
-        mask_hw: np.ndarray,
-        tolerance_px: float,
-        max_vertices: int | None,
-        min_area_px: float,
+        self, instance: Instance, mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
     ) -> Outlined:
         if self._output.outline == "pixels":
             return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)

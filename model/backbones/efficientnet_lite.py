@@ -143,14 +143,7 @@ class InvertedResidual(nn.Module):
     """Expand (1x1), filter per channel (k x k), project (1x1, linear); plus identity where shapes agree."""
 
     def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel_size: int,
-        norm: str,
-        *,
-        stride: int,
-        expand_ratio: int,
+        self, channels_in: int, channels_out: int, kernel_size: int, norm: str, *, stride: int, expand_ratio: int
     ) -> None:
         super().__init__()
         wide = channels_in * expand_ratio

@@ -83,13 +83,15 @@ class PromptedDetector(nn.Module):
         placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
         return self._with_masks(instances, placed, refined, coarse)
 
-    def _with_masks(self, found: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray) -> Instances:
-        found.pred_masks = _pasted(views, refined, found.image_size)
+    def _with_masks(
+        self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
+    ) -> Instances:
+        instances.pred_masks = _pasted(views, refined, instances.image_size)
         if self.keep_coarse:
-            found.pred_coarse_masks = _pasted(views, coarse, found.image_size)
-        found.mask_probabilities = torch.from_numpy(refined)
-        found.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
-        return found
+            instances.pred_coarse_masks = _pasted(views, coarse, instances.image_size)
+        instances.mask_probabilities = torch.from_numpy(refined)
+        instances.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
+        return instances
 
 
 def _pasted(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:

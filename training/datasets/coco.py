@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from model.images import read_header, turn_upright
-from training.datasets.coco_records import CocoRecords, Record, read_records
+from training.datasets.coco_records import CocoRecords, Record, is_ignored, read_records
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
 from training.metrics.coco_schema import RecordError, read_json
@@ -53,7 +53,7 @@ class CocoSet(Sequence[Sample]):
     def object_count(self) -> int:
         """How many objects there are to learn from."""
         listed = self.records.annotations
-        return sum(not _is_ignored(one) for image_id in self._image_ids for one in listed[image_id])
+        return sum(not is_ignored(entry) for image_id in self._image_ids for entry in listed[image_id])
 
     def _records(self) -> Any:
         if not self.annotations.is_file():
@@ -89,14 +89,14 @@ class CocoSet(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         image_id = self._image_ids[index]
-        image = self._picture(image_id)
-        truth_hw, orientation = self._drawn_on(image_id, image)
+        image = self.picture(image_id)
+        truth_hw, orientation = self.drawn_on(image_id, image)
         masks, classes, crowd = [], [], []
         for annotation in self.records.annotations[image_id]:
-            mask_hw = self._mask(annotation, truth_hw)
+            mask_hw = self.mask_of(annotation, truth_hw)
             if mask_hw is None:
                 continue
-            ignored = _is_ignored(annotation)
+            ignored = is_ignored(annotation)
             everywhere = range(len(self.class_names)) if annotation.get("every_class") else ()
             for label in everywhere or (self.records.class_of[annotation["category_id"]],):
                 masks.append(turn_upright(mask_hw, orientation))
@@ -105,14 +105,19 @@ class CocoSet(Sequence[Sample]):
         stacked = np.array(masks, bool).reshape(-1, *image.shape[:2])
         return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), int(image_id))
 
-    def _picture(self, image_id: int) -> np.ndarray:
+    def picture(self, image_id: int) -> np.ndarray:
+        """RGB pixels (H, W, 3) of an image. Raises FileNotFoundError, ImageLeftOutError."""
         path = self.image_path(image_id)
         if not path.is_file():
             raise FileNotFoundError(f"image {image_id} of {self.annotations} is missing: {path}")
         return self.problems.picture(path, self.missing)
 
-    def _drawn_on(self, image_id: int, image: np.ndarray) -> tuple[tuple[int, int], int]:
-        """The size (H, W) of the masks, and the EXIF orientation that they are still to be turned by."""
+    def drawn_on(self, image_id: int, image: np.ndarray) -> tuple[tuple[int, int], int]:
+        """The size (H, W) of the masks, and the EXIF orientation that they are still to be turned by.
+
+        Raises:
+            ImageLeftOutError: the picture has another size, and EXIF does not explain it.
+        """
         record, upright_hw = self.records.images[image_id], (image.shape[0], image.shape[1])
         stated_hw = (record["height"], record["width"])
         if stated_hw in ((None, None), upright_hw):
@@ -127,31 +132,27 @@ class CocoSet(Sequence[Sample]):
         detail = f"{path.name} is {size}, its record says {stated}; left out"
         raise self.problems.leave_out(self.annotations, f"image {image_id}", "other size", detail)
 
-    def _mask(self, annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
+    def mask_of(self, annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
         """bool H x W of an annotation, None (and noted) where nothing of it lies in the image."""
-        mask_hw = _rasterised(annotation, size_hw)
+        mask_hw = rasterised(annotation, size_hw)
         if mask_hw is not None and mask_hw.any():
             return mask_hw
         if mask_hw is None:
             detail = f"the RLE has size {annotation['segmentation'].get('size')}, its image {list(size_hw)}; left out"
             self.problems.note(self.annotations, annotation["place"], "broken mask", detail)
-        elif annotation["bbox"] is not None and annotation["ignored"] is None:
-            box = annotation["bbox"]
+        elif annotation["box_inside"] is not None and annotation["ignored"] is None:
+            box = annotation["box_inside"]
             detail = f"not one pixel of it lies in the image; its box {box} is an ignored region"
             self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
             annotation["ignored"] = box
-            return self._mask(annotation, size_hw)
+            return self.mask_of(annotation, size_hw)
         else:
             detail = "not one pixel of it lies in the image; left out"
             self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
         return None
 
 
-def _is_ignored(annotation: Record) -> bool:
-    return bool(annotation["iscrowd"] or annotation["ignored"] is not None or annotation.get("every_class"))
-
-
-def _rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
+def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
     """bool H x W; None where run lengths are of another size."""
     height, width = size_hw
     segmentation = annotation["segmentation"]

@@ -32,51 +32,24 @@ class CocoRecords:
 
     Attributes:
         images: by id; `height` and `width` are None where the file does not say.
-        annotations: of each image, in the order of the file. `ignored` is the box [x, y, w, h] of a region whose mask
-            cannot be read, else None.
+        annotations: of each image, in the order of the file. `bbox` is what the file says, `box_inside` the part of it
+            in the image or None; `ignored` is the box [x, y, w, h] of a region whose mask cannot be read, else None.
+        categories: one for each category id, by rising id.
         category_ids: one of each class. class_names: in their order.
         class_of: category id -> class.
+        left_out: ids of images whose annotations cannot be known.
     """
 
     images: dict[int, Record] = field(default_factory=dict)
     annotations: dict[int, list[Record]] = field(default_factory=dict)
+    categories: list[Record] = field(default_factory=list)
     category_ids: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     class_of: dict[int, int] = field(default_factory=dict)
+    left_out: set[int] = field(default_factory=set)
+    _text_ids: dict[str, int] = field(default_factory=dict, repr=False)
 
-
-def read_records(dataset: Any, file: Path, problems: Problems) -> CocoRecords:
-    """Check a parsed COCO file.
-
-    Raises:
-        ValueError: it is no COCO file, or has no categories that can be used.
-        BadAnnotationError: the policy of `problems` is ``fatal`` and a record cannot be used.
-    """
-    if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
-        raise ValueError(f"{file} is no COCO file: it needs images, annotations and categories")
-    for name in ("images", "categories", "annotations"):
-        if not isinstance(dataset.get(name, []), list) and not (name == "annotations" and dataset[name] is None):
-            raise ValueError(f"{file}: {name} is {_short(dataset[name])}; expected a list")
-    if "annotations" in dataset and dataset["annotations"] is None:
-        problems.note(file, "annotations", "no annotations", "it is null; read as an empty list", repaired=True)
-    reader = _Reader(file, problems)
-    reader.categories(dataset["categories"])
-    reader.images(dataset["images"])
-    reader.annotations(dataset.get("annotations") or [])
-    return reader.records
-
-
-class _Reader:
-    def __init__(self, file: Path, problems: Problems) -> None:
-        self.file, self.problems, self.records = file, problems, CocoRecords()
-        self._text_ids: dict[str, int] = {}
-        self._left_out: set[int] = set()  # images
-        self._unclear: set[int] = set()  # category ids that stand for two names
-
-    def _note(self, place: str, kind: str, detail: str, *, repaired: bool = False) -> None:
-        self.problems.note(self.file, place, kind, detail, repaired=repaired)
-
-    def _id(self, value: Any) -> int | None:
+    def id_of(self, value: Any) -> int | None:
         """An id as an integer: digits are read as a number, other text gets a number of its own below zero."""
         if is_integer(value):
             return int(value)
@@ -89,11 +62,47 @@ class _Reader:
             return self._text_ids.setdefault(text, -1 - len(self._text_ids))
         return None
 
+
+def is_ignored(annotation: Record) -> bool:
+    """Whether an annotation is neither an object nor background: a crowd, without a mask, or of no known class."""
+    return bool(annotation["iscrowd"] or annotation["ignored"] is not None or annotation.get("every_class"))
+
+
+def read_records(dataset: Any, file: Path, problems: Problems, *, masks: bool = True) -> CocoRecords:
+    """Check a parsed COCO file; without `masks` objects are boxes, and their segmentations are not looked at.
+
+    Raises:
+        ValueError: it is no COCO file, or has no categories that can be used.
+        BadAnnotationError: the policy of `problems` is ``fatal`` and a record cannot be used.
+    """
+    if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
+        raise ValueError(f"{file} is no COCO file: it needs images, annotations and categories")
+    for name in ("images", "categories", "annotations"):
+        if not isinstance(dataset.get(name, []), list) and not (name == "annotations" and dataset[name] is None):
+            raise ValueError(f"{file}: {name} is {_short(dataset[name])}; expected a list")
+    if "annotations" in dataset and dataset["annotations"] is None:
+        problems.note(file, "annotations", "no annotations", "it is null; read as an empty list", repaired=True)
+    reader = _Reader(file, problems, masks)
+    reader.categories(dataset["categories"])
+    reader.images(dataset["images"])
+    reader.annotations(dataset.get("annotations") or [])
+    return reader.records
+
+
+class _Reader:
+    def __init__(self, file: Path, problems: Problems, masks: bool) -> None:
+        self.file, self.problems, self.masks, self.records = file, problems, masks, CocoRecords()
+        self._unclear: set[int] = set()  # category ids that stand for two names
+
+    def _note(self, place: str, kind: str, detail: str, *, repaired: bool = False) -> None:
+        self.problems.note(self.file, place, kind, detail, repaired=repaired)
+
     def categories(self, listed: list[Any]) -> None:
         names: dict[int, str] = {}
+        entries: dict[int, Record] = {}
         for index, category in enumerate(listed):
             place = f"categories[{index}]"
-            number = self._id(category.get("id")) if isinstance(category, dict) else None
+            number = self.records.id_of(category.get("id")) if isinstance(category, dict) else None
             if number is None:
                 self._note(place, "broken category", f"{_field(category, 'id')}; expected an id; left out")
                 continue
@@ -102,6 +111,7 @@ class _Reader:
                 name = str(number)
                 detail = f"{_field(category, 'name')}; expected a text; called {name!r}, after its id"
                 self._note(place, "category without name", detail, repaired=True)
+            entries.setdefault(number, category | {"id": number, "name": name})
             if names.setdefault(number, name) != name:
                 self._unclear.add(number)
                 detail = f"id {number} is {names[number]!r} and {name!r}; its annotations are ignored regions"
@@ -117,6 +127,7 @@ class _Reader:
                 classes[name] = len(category_ids)
                 category_ids.append(number)
             self.records.class_of[number] = classes[name]
+        self.records.categories = [entries[number] for number in sorted(entries)]
         if not classes:
             raise ValueError(f"{self.file}: categories has no category with an id; expected one for each class")
         self.records.category_ids, self.records.class_names = tuple(category_ids), tuple(classes)
@@ -124,16 +135,16 @@ class _Reader:
     def images(self, listed: list[Any]) -> None:
         for index, image in enumerate(listed):
             place = f"images[{index}]"
-            number = self._id(image.get("id")) if isinstance(image, dict) else None
+            number = self.records.id_of(image.get("id")) if isinstance(image, dict) else None
             if number is None:
                 self._note(place, "broken image", f"{_field(image, 'id')}; expected an id; left out")
                 continue
-            if number in self.records.images or number in self._left_out:
+            if number in self.records.images or number in self.records.left_out:
                 self._repeated(place, number, image)
                 continue
             name = image.get("file_name")
             if not (isinstance(name, str) and name) and not isinstance(image.get("coco_url"), str):
-                self._left_out.add(number)
+                self.records.left_out.add(number)
                 detail = f"{_field(image, 'file_name')}; expected a name; the image and its annotations are left out"
                 self._note(place, "broken image", detail)
                 continue
@@ -154,7 +165,7 @@ class _Reader:
             return
         if former is not None:
             del self.records.images[number], self.records.annotations[number]
-            self._left_out.add(number)
+            self.records.left_out.add(number)
             name = f"{former.get('file_name')} and {name}"
         detail = f"id {number} stands for {name}: whose its annotations are cannot be known; all are left out"
         self._note(place, "repeated image id", detail)
@@ -172,17 +183,18 @@ class _Reader:
             if annotation is None:
                 continue
             self.records.annotations[annotation["image_id"]].append(annotation)
-            if isinstance(annotation.get("segmentation"), dict):
+            if isinstance(annotation["segmentation"], dict):
                 packed.append((place, annotation))
         repeated = [number for number, count in seen.items() if count > 1]
         if repeated:
             detail = f"{len(repeated)} ids occur again, such as {_short(repeated[0])}; each is an object of its own"
             self._note("annotations", "repeated annotation id", detail, repaired=True)
-        self._check_packed(packed)
+        if self.masks:
+            self._check_packed(packed)
 
     def _annotation(self, place: str, entry: Record) -> Record | None:
-        image_id, category_id = self._id(entry.get("image_id")), self._id(entry.get("category_id"))
-        if image_id in self._left_out:
+        image_id, category_id = self.records.id_of(entry.get("image_id")), self.records.id_of(entry.get("category_id"))
+        if image_id in self.records.left_out:
             self._note(place, "image left out", f"image_id {_short(entry.get('image_id'))} is left out, see there")
             return None
         if image_id is None or image_id not in self.records.images:
@@ -201,6 +213,11 @@ class _Reader:
                 self._note(place, "unknown category", detail)
             annotation["category_id"], annotation["every_class"] = self.records.category_ids[0], True
         box, fault = _box(entry.get("bbox"), image)
+        if not self.masks:
+            if not _is_box(entry.get("bbox")):
+                self._note(place, "broken box", f"{fault}; left out")
+                return None
+            return annotation | {"segmentation": None, "box_inside": box}
         segmentation, problem = _polygons(entry.get("segmentation"))
         kind = "degenerate polygon" if entry.get("segmentation") else "no mask"
         if segmentation is None and box is None:
@@ -213,13 +230,13 @@ class _Reader:
             self._note(place, "degenerate polygon", problem)
         elif fault and entry.get("bbox") is not None:
             self._note(place, "box outside", f"{fault}; the box is taken from the mask", repaired=True)
-        return annotation | {"segmentation": segmentation, "bbox": box}
+        return annotation | {"segmentation": segmentation, "box_inside": box}
 
     def _check_packed(self, packed: list[tuple[str, Record]]) -> None:
         """Ignore run lengths that do not fit their size: pycocotools would write outside its memory."""
         sizes = [_size(annotation["segmentation"]) for _, annotation in packed]
         counts = [annotation["segmentation"].get("counts") for _, annotation in packed]
-        texts = [one.encode("utf-8", "replace") if isinstance(one, str) else b"" for one in counts]
+        texts = [runs.encode("utf-8", "replace") if isinstance(runs, str) else b"" for runs in counts]
         fine = well_formed(texts, np.array([math.prod(size or (0,)) for size in sizes], np.int64))
         for (place, annotation), size, runs, good in zip(packed, sizes, counts, fine, strict=True):
             if isinstance(runs, list):
@@ -230,12 +247,12 @@ class _Reader:
             if good and size is not None and stated in ((None, None), size):
                 continue
             shown = f"size {_short(annotation['segmentation'].get('size'))}, image {stated[0]} x {stated[1]}"
-            box = annotation["bbox"]
+            box = annotation["box_inside"]
             done = "left out" if box is None else f"its box {_short(box)} is an ignored region"
             self._note(place, "broken mask", f"the RLE does not fill its image ({shown}); {done}")
             annotation["ignored"], annotation["segmentation"] = box, None
         for number, listed in self.records.annotations.items():
-            usable = [one for one in listed if one["segmentation"] is not None or one["ignored"] is not None]
+            usable = [entry for entry in listed if entry["segmentation"] is not None or entry["ignored"] is not None]
             self.records.annotations[number] = usable
 
 
@@ -263,9 +280,13 @@ def _degenerate(polygon: Any) -> bool:
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
 
 
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
+
+
 def _box(box: Any, image: Record) -> tuple[list[float] | None, str]:
     """The part of a box inside the image, or None; and what is wrong with it."""
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+    if not _is_box(box):
         return None, f"bbox is {_short(box)}, expected [x, y, width, height]"
     x, y, w, h = map(float, box)
     width, height = (image[side] or LARGEST_COORDINATE_PX for side in ("width", "height"))

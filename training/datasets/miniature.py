@@ -141,21 +141,9 @@ def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -
                     "mask": mask,
                 }
             )
-    info = {
-        "description": "generated miniature",
-        "version": "1.0",
-        "year": 2017,
-        "contributor": "",
-        "url": "",
-    }
+    info = {"description": "generated miniature", "version": "1.0", "year": 2017, "contributor": "", "url": ""}
     licence = {"id": 1, "name": "generated", "url": ""}
-    return {
-        "info": info,
-        "licenses": [licence],
-        "images": images,
-        "annotations": annotations,
-        "categories": [],
-    }
+    return {"info": info, "licenses": [licence], "images": images, "annotations": annotations, "categories": []}
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
@@ -205,11 +193,7 @@ def _write_cityscapes(root: Path, split: str, scenes: list[Scene]) -> str:
         for folder, ending, picture in (
             ("leftImg8bit", "leftImg8bit", Image.fromarray(scene.image)),
             ("gtFine", "gtFine_instanceIds", Image.fromarray(ids.astype(np.uint16))),
-            (
-                "gtFine",
-                "gtFine_labelIds",
-                Image.fromarray(np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)),
-            ),
+            ("gtFine", "gtFine_labelIds", Image.fromarray(np.where(ids < 1000, ids, ids // 1000).astype(np.uint8))),
         ):
             path = root / folder / split / city / f"{name}_{ending}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

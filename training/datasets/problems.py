@@ -14,7 +14,7 @@ from model.images import ImageError, read_image
 
 Policy = Literal["skip", "fatal"]
 logger = logging.getLogger(__name__)
-_TOLD = 5  # problems of one kind that are logged one by one; the rest is only counted
+_LOGGED = 5  # problems of one kind that are logged one by one; the rest is only counted
 
 
 class BadAnnotationError(ValueError):
@@ -49,10 +49,10 @@ class Problem:
 
 @dataclass
 class Problems:
-    """What was found wrong with a set so far."""
+    """What is wrong with a set, as far as it was read."""
 
     policy: Policy = "skip"
-    found: list[Problem] = field(default_factory=list)
+    entries: list[Problem] = field(default_factory=list)
     _known: set[Problem] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,10 +67,10 @@ class Problems:
         if problem in self._known:  # the same image read again
             return
         self._known.add(problem)
-        self.found.append(problem)
-        told = self.counts()[kind]
-        if told <= _TOLD:
-            logger.warning("%s%s", problem, "; more of this kind are only counted" if told == _TOLD else "")
+        self.entries.append(problem)
+        count = self.counts()[kind]
+        if count <= _LOGGED:
+            logger.warning("%s%s", problem, "; more of this kind are only counted" if count == _LOGGED else "")
 
     def leave_out(self, file: object, record: str, kind: str, detail: str) -> ImageLeftOutError:
         """Note an image that cannot be used, and give the error to raise.
@@ -108,7 +108,7 @@ class Problems:
     @property
     def lost(self) -> int:
         """How many of them lost an image, an object or a part of one."""
-        return sum(not problem.repaired for problem in self.found)
+        return sum(not problem.repaired for problem in self.entries)
 
     def truth_is_there(self, truth: Path, image: Path, missing: Policy) -> bool:
         """Whether a picture's ground truth is a file; if not, that is noted, or fatal where ``missing`` says so.
@@ -125,4 +125,4 @@ class Problems:
 
     def counts(self) -> Counter[str]:
         """How many of each kind."""
-        return Counter(problem.kind for problem in self.found)
+        return Counter(problem.kind for problem in self.entries)

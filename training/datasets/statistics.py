@@ -60,7 +60,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         "by_class": {name: classes[name] for name in samples.class_names},
         "problems": dict(samples.problems.counts()),
         "lost": samples.problems.lost,
-        "problem_list": [str(one) for one in samples.problems.found],
+        "problem_list": [str(one) for one in samples.problems.entries],
     }
 
 

@@ -86,14 +86,7 @@ def _outline(shape: dict[str, Any]) -> list[float] | None:
 def _annotation(number: int, image: int, outline: list[float]) -> dict[str, Any]:
     # No box: pycocotools needs none, and `usable` would call outlines that leave the image by a pixel bad.
     area = abs(sum(a * d - b * c for a, b, c, d in _edges(outline))) / 2
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": 1,
-        "iscrowd": 0,
-        "area": area,
-        "segmentation": [outline],
-    }
+    return {"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "area": area, "segmentation": [outline]}
 
 
 def _edges(outline: list[float]) -> list[tuple[float, float, float, float]]:

@@ -65,13 +65,13 @@ class Checks:
         for name in self.cfg.DATASETS.TEST:
             with torch.random.fork_rng():
                 samples = self._set(name)
-                found = evaluate_checkpoint(
+                outcome = evaluate_checkpoint(
                     checkpoint, samples, device=self.cfg.MODEL.DEVICE, ratio=_boundary_ratio(samples)
                 )
             prefix = f"{name}/" if len(self.cfg.DATASETS.TEST) > 1 else ""
             for metric in METRICS:
-                figures[f"{prefix}{metric}_AP"] = float(found.refined[metric]["AP"])
-                figures[f"{prefix}coarse_{metric}_AP"] = float(found.coarse[metric]["AP"])
+                figures[f"{prefix}{metric}_AP"] = float(outcome.refined[metric]["AP"])
+                figures[f"{prefix}coarse_{metric}_AP"] = float(outcome.coarse[metric]["AP"])
         self._keep_best(checkpoint, iteration, figures)
         log.evaluated(iteration, figures)
 

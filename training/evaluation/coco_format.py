@@ -36,7 +36,7 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
 
 def decode_masks(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
     """bool N x H x W of compressed RLEs of one image."""
-    masks = [rle.decode(one).astype(bool) for one in packed]
+    masks = [rle.decode(packed_mask).astype(bool) for packed_mask in packed]
     return np.array(masks, bool).reshape(-1, *shape_hw)
 
 
@@ -54,11 +54,7 @@ class TruthBuilder:
         self.images.append({"id": sample.image_id, "height": height, "width": width})
         for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
             segmentation = encode(mask)
-            record = {
-                "id": len(self.annotations) + 1,
-                "image_id": sample.image_id,
-                "category_id": int(label) + 1,
-            }
+            record = {"id": len(self.annotations) + 1, "image_id": sample.image_id, "category_id": int(label) + 1}
             measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
 
@@ -66,18 +62,13 @@ class TruthBuilder:
         """Take in what another builder of the same classes collected, as if it had been added here."""
         before = len(self.annotations)
         self.images += other.images
-        self.annotations += [{**one, "id": one["id"] + before} for one in other.annotations]
+        self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
 
     def build(self) -> COCO:
         """The index that COCO's evaluation reads."""
         coco = COCO()
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
-        coco.dataset = {
-            "info": {},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
+        coco.dataset = {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
         with quiet():
             coco.createIndex()
         return coco
@@ -86,11 +77,6 @@ class TruthBuilder:
 def coco_results(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
-        {
-            "image_id": image_id,
-            "category_id": int(label) + 1,
-            "score": float(score),
-            "segmentation": encode(mask),
-        }
+        {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}
         for mask, score, label in zip(masks, scores, classes, strict=True)
     ]

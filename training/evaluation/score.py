@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.coco_truth import read_truth
 from training.metrics.bdd100k import bdd100k_ap
 from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
 from training.metrics.cityscapes import cityscapes_ap
 from training.metrics.coco import IouKind, Progress, coco_ap
-from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.coco_schema import read_results
 from training.metrics.lvis import lvis_ap
 
 METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
@@ -64,7 +65,7 @@ def _known(value: float) -> float:
 
 def score(
     truth: Path,
-    found: Path,
+    results: Path,
     metric: str = "segm",
     layout: str = "coco",
     *,
@@ -77,7 +78,7 @@ def score(
     """Evaluate predictions.
 
     Args:
-        truth, found: files for COCO and LVIS, folders for Cityscapes and BDD100K.
+        truth, results: files for COCO and LVIS, folders for Cityscapes and BDD100K.
         metric: one of `METRICS`.
         layout: one of `LAYOUTS`.
         ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
@@ -94,31 +95,41 @@ def score(
         raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
     if layout == "coco":
         shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
-        return _score_coco(truth, found, metric, mask_areas, unknown_categories, shared)
+        return _score_coco(truth, results, metric, mask_areas, unknown_categories, shared)
     federated, kind = METRICS[metric]
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
         measured = cityscapes_ap(
-            truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
+            truth, results, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
         )
     else:
-        measured = bdd100k_ap(truth, found, kind, processes=processes, progress=progress)
+        measured = bdd100k_ap(truth, results, kind, processes=processes, progress=progress)
     return Score(layout, metric, *measured)
 
 
 def _score_coco(
-    truth: Path, found: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
+    truth: Path, results_file: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
-    dataset = read_truth(truth, masks=masks, federated=federated)
-    results, left_out = read_results(found, dataset, masks=masks, unknown_categories=unknown_categories)
+    known = read_truth(truth, masks=masks, federated=federated)
+    dataset = known.dataset
+    results, left_out = read_results(
+        results_file,
+        dataset,
+        masks=masks,
+        unknown_categories=unknown_categories,
+        id_of=known.id_of,
+        left_out=known.left_out,
+    )
     if federated:
         numbers = lvis_ap(dataset, results, kind, **shared)
     else:
         numbers = coco_ap(dataset, results, kind, mask_areas=mask_areas, **shared)
-    notes = [f"{left_out} results of unknown categories were left out"] if left_out else []
+    unjudged = "unknown categories" + (" and of images that cannot be judged" if known.left_out else "")
+    notes = [f"{left_out} results of {unjudged} were left out"] if left_out else []
+    notes += known.notes()
     if masks and not mask_areas and results and results[0].get("bbox"):
         notes.append(
             "the predictions carry boxes: as in the reference tool, APs, APm and APl sort them by the area of the box"

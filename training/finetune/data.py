@@ -36,11 +36,7 @@ class FinetuneData:
 
 
 def finetune_data(
-    snapshot: Path,
-    replay: Sequence[Path],
-    base_sets: Sequence[str],
-    classes: Sequence[str],
-    settings: FinetuneSettings,
+    snapshot: Path, replay: Sequence[Path], base_sets: Sequence[str], classes: Sequence[str], settings: FinetuneSettings
 ) -> FinetuneData:
     """Open everything.
 

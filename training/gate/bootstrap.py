@@ -100,7 +100,7 @@ def _changes(
     if shared.any() and not shared.all():
         columns[SHARED] = (_mean(ours[:, shared]), _mean(theirs[:, shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
-    changes = {name: _change(one - other, tail) for name, (one, other) in columns.items()}
+    changes = {name: _change(ours - other, tail) for name, (ours, other) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 

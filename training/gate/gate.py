@@ -90,7 +90,7 @@ def judge(
     if out is not None:
         from training.gate.report import write_gate_report
 
-        seen = {role: bench.found(model, asked) for role, model in bench.models.items()}
+        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
         write_gate_report(out, verdict, candidate, asked, seen)
     return verdict
 
@@ -119,14 +119,14 @@ class _Bench:
     rules: GateRules
     findings: DetectionCache
 
-    def found(self, model: _Model, holdout: Holdout) -> list[Any]:
+    def detections(self, model: _Model, holdout: Holdout) -> list[Any]:
         if not set(model.classes) & set(holdout.classes):
             return [[] for _ in holdout.keys]  # whatever it finds is none of the labels
         return self.findings.on(model.directory, holdout.samples, holdout.keys)
 
     def measure(self, holdout: Holdout, roles: Sequence[str] | None = None) -> dict[str, HoldoutResult]:
         return {
-            role: measure(holdout, self.found(model, holdout), model.classes, self.rules.boundary_ratio)
+            role: measure(holdout, self.detections(model, holdout), model.classes, self.rules.boundary_ratio)
             for role, model in self.models.items()
             if roles is None or role in roles
         }

@@ -49,12 +49,12 @@ class Holdout:
     @property
     def annotated_images(self) -> int:
         """How many images have something to be found."""
-        return len({one["image_id"] for one in self.dataset["annotations"] if not one["iscrowd"]})
+        return len({annotation["image_id"] for annotation in self.dataset["annotations"] if not annotation["iscrowd"]})
 
     def images_with(self, category: int) -> int:
         """How many images have something of that category (its index) to be found."""
-        wanted = [one for one in self.dataset["annotations"] if one["category_id"] == category + 1]
-        return len({one["image_id"] for one in wanted if not one["iscrowd"]})
+        wanted = [annotation for annotation in self.dataset["annotations"] if annotation["category_id"] == category + 1]
+        return len({annotation["image_id"] for annotation in wanted if not annotation["iscrowd"]})
 
     def as_dict(self) -> dict[str, Any]:
         """Its size, for reports."""
@@ -65,7 +65,7 @@ class Holdout:
             "folds": self.folds,
             "annotated_images": self.annotated_images,
             "objects": len(self.dataset["annotations"]),
-            "to_be_found": sum(not one["iscrowd"] for one in self.dataset["annotations"]),
+            "to_be_found": sum(not annotation["iscrowd"] for annotation in self.dataset["annotations"]),
             "classes": list(self.classes),
         }
 
@@ -123,8 +123,8 @@ class _Joined(Sequence[Sample]):
 def _box_only(file: Path) -> dict[int, list[bool]]:
     """For each image that has annotations, which of them are mere boxes, in their order in the file."""
     flags: dict[int, list[bool]] = {}
-    for one in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
-        flags.setdefault(int(one["image_id"]), []).append(bool(one.get("box_only", False)))
+    for annotation in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
+        flags.setdefault(int(annotation["image_id"]), []).append(bool(annotation.get("box_only", False)))
     return flags
 
 
@@ -138,7 +138,7 @@ def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> S
 
 @dataclass(frozen=True, slots=True)
 class HoldoutResult:
-    """What a model reached on a hold-out.
+    """Matches of one model on a hold-out.
 
     Attributes:
         holdout: that one.
@@ -152,7 +152,7 @@ class HoldoutResult:
 
     def average_precision(self, kind: str, weights: np.ndarray) -> np.ndarray:
         """B x K x T under B x N image weights; NaN for classes without truth."""
-        columns = [average_precision(one, weights) for one in self.matches[kind]]
+        columns = [average_precision(match, weights) for match in self.matches[kind]]
         return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0, 10))
 
     def figures(self) -> dict[str, dict[str, float]]:
@@ -169,21 +169,21 @@ class HoldoutResult:
 
 
 def measure(
-    holdout: Holdout, found: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
+    holdout: Holdout, detections: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
 ) -> HoldoutResult:
     """Match what a model of these classes found on each picture of a hold-out."""
     numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
-    image_ids = [one["id"] for one in holdout.dataset["images"]]
+    image_ids = [image["id"] for image in holdout.dataset["images"]]
     results = [
         {
             "image_id": image_id,
-            "category_id": numbers[one.label],
-            "score": one.score,
-            "segmentation": one.segmentation,
+            "category_id": numbers[detection.label],
+            "score": detection.score,
+            "segmentation": detection.segmentation,
         }
-        for image_id, seen in zip(image_ids, found, strict=True)
-        for one in seen
-        if one.label in numbers  # a class that the project does not have is nobody's mistake
+        for image_id, seen in zip(image_ids, detections, strict=True)
+        for detection in seen
+        if detection.label in numbers  # a class that the project does not have is nobody's mistake
     ]
     matches = {
         kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in AP_KINDS

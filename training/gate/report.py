@@ -26,7 +26,7 @@ from training.gate.holdout import Holdout
 from training.gate.verdict import Verdict
 from training.visualization.predictions import in_rows, tinted
 
-BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.png"
+BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
 
 
 def write_gate_report(
@@ -131,9 +131,9 @@ def _draw_changes(
 ) -> None:
     there = [(height, changes[name]) for height, name in zip(heights, names, strict=True) if name in changes]
     places = [height for height, _ in there]
-    axes.barh(places, [100 * one["change"] for _, one in there], _HEIGHT, color=colour, label=label)
-    for height, one in there:
-        axes.plot([100 * one["low"], 100 * one["high"]], [height, height], color="black", linewidth=1.2)
+    axes.barh(places, [100 * change["change"] for _, change in there], _HEIGHT, color=colour, label=label)
+    for height, change in there:
+        axes.plot([100 * change["low"], 100 * change["high"]], [height, height], color="black", linewidth=1.2)
 
 
 def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool) -> None:
@@ -155,16 +155,13 @@ def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
 _HEADING_PX = 18
+JPEG_QUALITY = 82
 
 
 def draw_before_after(
-    holdout: Holdout,
-    seen: dict[str, list[Sequence[Detection]]],
-    models: dict[str, Any],
-    path: Path,
-    rows: int = 4,
+    holdout: Holdout, seen: dict[str, list[Sequence[Detection]]], models: dict[str, Any], path: Path, rows: int = 4
 ) -> None:
-    """Draw the pictures of a hold-out that gained most and lost most into a PNG.
+    """Draw the pictures of a hold-out that gained most and lost most into a JPEG.
 
     Args:
         seen: what "candidate" and, if there is one, "incumbent" found on each picture.
@@ -179,25 +176,31 @@ def draw_before_after(
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
     for column, title in enumerate(titles):
         pen.text((4 + column * (_CELL_PX[0] + 4), 3), title, fill="black")
-    headed.save(path)
+    headed.save(path, quality=JPEG_QUALITY)
 
 
 _WHEN = {"incumbent": "before", "candidate": "after"}
 
 
-def _telling(holdout: Holdout, found: list[list[Sequence[Detection]]], rows: int) -> list[int]:
+def _telling(holdout: Holdout, detections: list[list[Sequence[Detection]]], rows: int) -> list[int]:
     """Indices of pictures by falling change of agreement: half that gained, half that lost."""
-    agreed = np.array([[_agreement(holdout, index, one[index]) for index in range(len(holdout.keys))] for one in found])
-    order = np.argsort(agreed[-1] - agreed[0] if len(found) > 1 else agreed[0], kind="stable")
+    agreed = np.array(
+        [[_agreement(holdout, index, of_role[index]) for index in range(len(holdout.keys))] for of_role in detections]
+    )
+    order = np.argsort(agreed[-1] - agreed[0] if len(detections) > 1 else agreed[0], kind="stable")
     ends = order if len(order) <= rows else np.concatenate((order[: rows // 2], order[-(rows - rows // 2) :]))
     return [int(index) for index in ends[::-1]]
 
 
-def _agreement(holdout: Holdout, index: int, found: Sequence[Detection]) -> float:
+def _agreement(holdout: Holdout, index: int, detections: Sequence[Detection]) -> float:
     """Mean over the objects of the best IoU with a detection that is drawn; 1 where there is nothing."""
     image_id = holdout.dataset["images"][index]["id"]
-    wanted = [one["segmentation"] for one in holdout.dataset["annotations"] if one["image_id"] == image_id]
-    shown = [one.segmentation for one in found if one.score >= LEAST_SCORE]
+    wanted = [
+        annotation["segmentation"]
+        for annotation in holdout.dataset["annotations"]
+        if annotation["image_id"] == image_id
+    ]
+    shown = [detection.segmentation for detection in detections if detection.score >= LEAST_SCORE]
     if not wanted:
         return 0.0 if shown else 1.0
     if not shown:
@@ -205,11 +208,11 @@ def _agreement(holdout: Holdout, index: int, found: Sequence[Detection]) -> floa
     return float(np.asarray(rle.iou(shown, wanted, [0] * len(wanted))).max(axis=0).mean())
 
 
-def _row(holdout: Holdout, index: int, found: Sequence[Sequence[Detection]]) -> list[np.ndarray]:
+def _row(holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]]) -> list[np.ndarray]:
     sample = holdout.samples[index]
     cells = [(sample.masks, sample.classes)]
-    for one in found:
-        shown = [each for each in one if each.score >= LEAST_SCORE]
+    for of_image in detections:
+        shown = [each for each in of_image if each.score >= LEAST_SCORE]
         masks = [rle.decode(each.segmentation).astype(bool) for each in shown]
         labels = [holdout.classes.index(each.label) if each.label in holdout.classes else 0 for each in shown]
         cells.append((np.array(masks, bool).reshape(-1, *sample.image.shape[:2]), np.array(labels, np.int64)))

@@ -66,7 +66,7 @@ def _rows(figures: dict[str, Any]) -> list[str]:
     for kind in ("mask", "boundary"):
         for name in models["candidate"][kind]:
             title = f"{kind} {name}" if not name.startswith("AP/") else f"  {name[3:]}"
-            row = f"{title:<26}" + "".join(f"{_points(one[kind][name]):>12}" for one in models.values())
+            row = f"{title:<26}" + "".join(f"{_points(model[kind][name]):>12}" for model in models.values())
             lines.append(row + _interval(changes.get(kind, {}).get(name)))
     return lines
 
@@ -97,7 +97,7 @@ class Ruling:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What decided, first; then what one should know."""
+        """Sentences: the deciding ones first, then notes."""
         return (*(self.against or self.in_favour), *self.notes)
 
 

@@ -1,4 +1,6 @@
-"""COCO and LVIS files, checked before they are used: whatever is malformed is named by file, index and field.
+"""COCO results, checked before they are used: whatever is malformed is named by file, index and field.
+
+Ground truth is read by `training.datasets.coco_records`.
 
 pycocotools checks next to nothing: a broken run-length string makes it read and write outside its memory.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import numpy as np
 from training.metrics.rle import well_formed
 
 Record = dict[str, Any]
-LARGEST_PIXELS = 1 << 31
 
 
 class RecordError(ValueError):
@@ -33,94 +34,74 @@ def read_json(path: Path) -> Any:
         raise RecordError(f"{path}: is not JSON: {error}") from error
 
 
-def read_truth(path: Path, *, masks: bool, federated: bool = False) -> Record:
-    """A COCO (`federated`: LVIS) ground truth.
-
-    Args:
-        path: of the JSON file.
-        masks: whether segmentations are going to be used; boxes are checked otherwise.
-        federated: demand LVIS's lists of categories for each image.
-
-    Raises:
-        RecordError: the first thing that is wrong.
-    """
-    return checked_truth(read_json(path), str(path), masks=masks, federated=federated)
-
-
 def read_results(
-    path: Path, truth: Record, *, masks: bool, unknown_categories: bool = False
+    path: Path,
+    truth: Record,
+    *,
+    masks: bool,
+    unknown_categories: bool = False,
+    id_of: Callable[[Any], int | None] | None = None,
+    left_out: Collection[int] = (),
 ) -> tuple[list[Record], int]:
-    """COCO results for a checked ground truth, and how many were left out for their category.
+    """COCO results for a ground truth, and how many were left out for their category or image.
 
     Args:
+        truth: see `training.evaluation.coco_truth`.
         unknown_categories: leave out results of categories that the truth lacks, as COCO's own tool does in silence.
+        id_of: reads ids as the truth's were read. left_out: images of the truth that cannot be judged.
 
     Raises:
         RecordError: the first thing that is wrong.
     """
-    return checked_results(read_json(path), str(path), truth, masks=masks, unknown_categories=unknown_categories)
-
-
-def checked_truth(dataset: Any, source: str, *, masks: bool, federated: bool = False) -> Record:
-    """See `read_truth`."""
-    if not isinstance(dataset, dict):
-        raise RecordError(
-            f"{source}: is a JSON {_kind(dataset)}; expected an object with images, annotations, categories"
-        )
-    check = _Checks(source)
-    for index, one in enumerate(check.records(dataset, "images")):
-        check.image(f"images[{index}]", one, masks=masks, federated=federated)
-    for index, one in enumerate(check.records(dataset, "categories")):
-        check.category(f"categories[{index}]", one)
-    check.unique(dataset, "images")
-    check.unique(dataset, "categories")
-    sizes = _sizes(dataset)
-    known = {one["id"] for one in dataset["categories"]}
-    for index, one in enumerate(check.records(dataset, "annotations")):
-        place = f"annotations[{index}]"
-        check.integer(place, one, "id")
-        check.membership(place, one, sizes, known)
-        check.that(
-            is_number(one.get("area")) and one["area"] >= 0,
-            place,
-            "area",
-            one,
-            "a number of pixels, 0 or more",
-        )
-        check.that(one.get("iscrowd", 0) in (0, 1), place, "iscrowd", one, "0 or 1")
-        check.shape(place, one, sizes[one["image_id"]], masks=masks)
-    check.unique(dataset, "annotations")
-    check.compressed((f"annotations[{n}]", one) for n, one in enumerate(dataset["annotations"] if masks else ()))
-    return dataset
+    return checked_results(
+        read_json(path),
+        str(path),
+        truth,
+        masks=masks,
+        unknown_categories=unknown_categories,
+        id_of=id_of,
+        left_out=left_out,
+    )
 
 
 def checked_results(
-    results: Any, source: str, truth: Record, *, masks: bool, unknown_categories: bool = False
+    results: Any,
+    source: str,
+    truth: Record,
+    *,
+    masks: bool,
+    unknown_categories: bool = False,
+    id_of: Callable[[Any], int | None] | None = None,
+    left_out: Collection[int] = (),
 ) -> tuple[list[Record], int]:
     """See `read_results`."""
     if not isinstance(results, list):
         raise RecordError(f"{source}: is a JSON {_kind(results)}; expected a list of results")
-    check, sizes = _Checks(source), _sizes(truth)
-    known = {one["id"] for one in truth["categories"]}
+    check, sizes = _Checks(source), {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    known = {category["id"] for category in truth["categories"]}
     kept: list[Record] = []
     boxed = bool(results) and isinstance(results[0], dict) and bool(results[0].get("bbox"))
-    for index, one in enumerate(results):
+    packed: list[tuple[str, Record]] = []
+    for index, result in enumerate(results):
         place = f"results[{index}]"
-        check.that(isinstance(one, dict), place, "", one, "an object")
-        check.membership(place, one, sizes, None if unknown_categories else known)
-        check.that(is_number(one.get("score")), place, "score", one, "a finite number")
-        if boxed or (not masks and "segmentation" not in one):
-            check.box(place, one)
-        if "segmentation" in one or not boxed:
-            check.shape(place, one, sizes[one["image_id"]], masks=True)
-        if one["category_id"] in known:
-            kept.append(one)
-    check.compressed((f"results[{n}]", one) for n, one in enumerate(results) if "segmentation" in one)
+        check.that(isinstance(result, dict), place, "", result, "an object")
+        if id_of is not None:
+            ids = {name: id_of(result.get(name)) for name in ("image_id", "category_id")}
+            result = result | {name: number for name, number in ids.items() if number is not None}
+        if is_integer(result.get("image_id")) and result["image_id"] in left_out:
+            continue
+        check.membership(place, result, sizes, None if unknown_categories else known)
+        check.that(is_number(result.get("score")), place, "score", result, "a finite number")
+        if boxed or (not masks and "segmentation" not in result):
+            check.box(place, result)
+        if "segmentation" in result or not boxed:
+            check.shape(place, result, sizes[result["image_id"]])
+        if "segmentation" in result:
+            packed.append((place, result))
+        if result["category_id"] in known:
+            kept.append(result)
+    check.compressed(packed)
     return kept, len(results) - len(kept)
-
-
-def _sizes(dataset: Record) -> dict[int, tuple[int, int]]:
-    return {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
 
 
 class _Checks:
@@ -136,70 +117,28 @@ class _Checks:
         value = record.get(field) if field and isinstance(record, dict) else record
         raise RecordError(f"{where}: is {_short(value)}; expected {expected}")
 
-    def records(self, dataset: Record, name: str) -> list[Record]:
-        listed = dataset.get(name)
-        self.that(isinstance(listed, list), "", name, dataset, "a list")
-        assert isinstance(listed, list)
-        for index, one in enumerate(listed):
-            self.that(isinstance(one, dict), f"{name}[{index}]", "", one, "an object")
-        return listed
-
-    def integer(self, place: str, one: Record, field: str) -> None:
-        self.that(is_integer(one.get(field)), place, field, one, "an integer")
-
-    def unique(self, dataset: Record, name: str) -> None:
-        seen: dict[int, int] = {}
-        for index, one in enumerate(dataset[name]):
-            before = seen.setdefault(one["id"], index)
-            self.that(
-                before == index,
-                f"{name}[{index}]",
-                "id",
-                one,
-                f"an id of its own; {name}[{before}] has it too",
-            )
-
-    def image(self, place: str, one: Record, *, masks: bool, federated: bool) -> None:
-        self.integer(place, one, "id")
-        for side in ("height", "width") if masks else ():
-            self.that(is_integer(one.get(side)) and one[side] > 0, place, side, one, "a positive number of pixels")
-        if masks:
-            self.that(
-                one["height"] * one["width"] < LARGEST_PIXELS,
-                place,
-                "width",
-                one,
-                "an image below 2^31 pixels",
-            )
-        for field in ("neg_category_ids", "not_exhaustive_category_ids") if federated else ():
-            listed = one.get(field)
-            fine = isinstance(listed, list) and all(map(is_integer, listed))
-            self.that(fine, place, field, one, "a list of category ids (this metric needs an LVIS file)")
-
-    def category(self, place: str, one: Record) -> None:
-        self.integer(place, one, "id")
-        self.that(isinstance(one.get("name"), str), place, "name", one, "a name")
+    def integer(self, place: str, result: Record, field: str) -> None:
+        self.that(is_integer(result.get(field)), place, field, result, "an integer")
 
     def membership(
-        self, place: str, one: Record, images: dict[int, tuple[int, int]], categories: set[int] | None
+        self, place: str, result: Record, images: dict[int, tuple[int, int]], categories: set[int] | None
     ) -> None:
-        self.integer(place, one, "image_id")
-        self.that(one["image_id"] in images, place, "image_id", one, "the id of an image of the ground truth")
-        self.integer(place, one, "category_id")
-        fine = categories is None or one["category_id"] in categories
-        self.that(fine, place, "category_id", one, "the id of a category of the ground truth")
+        self.integer(place, result, "image_id")
+        known = result["image_id"] in images
+        self.that(known, place, "image_id", result, "the id of an image of the ground truth")
+        self.integer(place, result, "category_id")
+        known = categories is None or result["category_id"] in categories
+        self.that(known, place, "category_id", result, "the id of a category of the ground truth")
 
-    def box(self, place: str, one: Record) -> None:
-        box = one.get("bbox")
+    def box(self, place: str, result: Record) -> None:
+        box = result.get("bbox")
         fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
         fine = fine and box is not None and min(box[2:]) >= 0
-        self.that(fine, place, "bbox", one, "[x, y, width, height], finite, sides 0 or more")
+        self.that(fine, place, "bbox", result, "[x, y, width, height], finite, sides 0 or more")
 
-    def shape(self, place: str, one: Record, size: tuple[int, int], *, masks: bool) -> None:
-        if not masks:
-            return self.box(place, one)
-        drawn = one.get("segmentation")
-        self.that(isinstance(drawn, list | dict), place, "segmentation", one, "polygons or an RLE object")
+    def shape(self, place: str, result: Record, size: tuple[int, int]) -> None:
+        drawn = result.get("segmentation")
+        self.that(isinstance(drawn, list | dict), place, "segmentation", result, "polygons or an RLE object")
         if isinstance(drawn, list):
             return self._polygons(place, drawn)
         assert isinstance(drawn, dict)
@@ -209,13 +148,7 @@ class _Checks:
         counts = drawn.get("counts")
         if isinstance(counts, list):
             fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(
-                fine,
-                f"{place}.segmentation",
-                "counts",
-                drawn,
-                f"run lengths that add up to {math.prod(size)}",
-            )
+            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
             return None
         fine = isinstance(counts, str) and counts.isascii()
         return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")
@@ -224,20 +157,20 @@ class _Checks:
         self.that(bool(drawn), place, "segmentation", {"segmentation": drawn}, "at least one polygon")
         for number, polygon in enumerate(drawn):
             fine = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            fine = fine and all(is_number(one) and abs(one) < 1e6 for one in polygon)
+            fine = fine and all(is_number(value) and abs(value) < 1e6 for value in polygon)
             expected = "x, y of at least three points, finite, below 1e6"
             self.that(fine, f"{place}.segmentation[{number}]", "", polygon, expected)
 
-    def compressed(self, listed: Iterable[tuple[str, Record]]) -> None:
+    def compressed(self, results: Iterable[tuple[str, Record]]) -> None:
         """All compressed masks at once, which is a hundred times faster than one by one."""
-        found = [(p, o["segmentation"]) for p, o in listed if isinstance(o["segmentation"], dict)]
-        found = [(place, one) for place, one in found if isinstance(one["counts"], str)]
-        pixels = np.array([math.prod(one["size"]) for _, one in found], np.int64)
-        good = well_formed([one["counts"].encode() for _, one in found], pixels)
+        masks = [(place, result["segmentation"]) for place, result in results]
+        masks = [(place, mask) for place, mask in masks if isinstance(mask, dict) and isinstance(mask["counts"], str)]
+        pixels = np.array([math.prod(mask["size"]) for _, mask in masks], np.int64)
+        good = well_formed([mask["counts"].encode() for _, mask in masks], pixels)
         for index in np.flatnonzero(~good)[:1]:
-            place, one = found[index]
-            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({one['size'][0]} x {one['size'][1]})"
-            self.that(False, f"{place}.segmentation", "counts", one, expected)
+            place, mask = masks[index]
+            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({mask['size'][0]} x {mask['size'][1]})"
+            self.that(False, f"{place}.segmentation", "counts", mask, expected)
 
 
 def is_integer(value: Any) -> bool:

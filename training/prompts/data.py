@@ -5,21 +5,23 @@ Shape shorthand: S side of a view.
 
 from __future__ import annotations
 
-import json
-import logging
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from model.images import turn_upright
 from model.prompts.views import View, view_of_box, view_of_image
+from training.datasets.coco import CocoSet
+from training.datasets.coco_records import is_ignored
+from training.datasets.problems import ImageLeftOutError
 from training.datasets.sample import Sample
 
-log = logging.getLogger(__name__)
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640
 LEAST_AREA_PX = 80.0
@@ -68,23 +70,23 @@ class Source:
 
 
 def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None = None) -> ObjectSet:
-    """Decode all images of COCO files and list their objects; crowds and specks are left out."""
+    """Decode all images of COCO files and list their objects; crowds and specks are left out.
+
+    The files are read as every data set is: what cannot be used is named in the log and left out.
+    """
     rng = np.random.default_rng(seed)
     loaded = ObjectSet([], [], [])
     for source in sources:
-        content = json.loads(source.annotations.read_text(encoding="utf-8"))
-        by_image: dict[int, list[dict[str, Any]]] = {}
-        for annotation in content["annotations"]:
-            if not annotation.get("iscrowd") and annotation.get("segmentation"):
-                by_image.setdefault(annotation["image_id"], []).append(annotation)
-        for record in content["images"][:limit]:
-            annotations = by_image.get(record["id"], [])
-            if not annotations or record.get("source") in source.skip:
+        samples = CocoSet(source.annotations, source.images, missing="skip")
+        for image_id, record in list(samples.records.images.items())[:limit]:
+            annotations = [entry for entry in samples.records.annotations[image_id] if not is_ignored(entry)]
+            if not annotations or record.get("source") in source.skip or not samples.image_path(image_id).is_file():
                 continue
             if len(annotations) > source.most_objects:
                 chosen = rng.choice(len(annotations), source.most_objects, replace=False)
                 annotations = [annotations[k] for k in chosen]
-            _add(loaded, source, record, annotations)
+            with contextlib.suppress(ImageLeftOutError):
+                _add(loaded, source, samples, image_id, annotations)
     return loaded
 
 
@@ -104,47 +106,35 @@ def objects_of(samples: Iterable[Sample], *, least_area_px: float = 1.0) -> Obje
     return loaded
 
 
-def _add(loaded: ObjectSet, source: Source, record: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
-    path = source.images / record["file_name"]
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    size = image.size
+def _add(
+    loaded: ObjectSet, source: Source, samples: CocoSet, image_id: int, annotations: Sequence[dict[str, Any]]
+) -> None:
+    record, pixels = samples.records.images[image_id], samples.picture(image_id)
+    truth_hw, orientation = samples.drawn_on(image_id, pixels)
+    image = Image.fromarray(pixels)
     image.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
-    scale = image.width / size[0], image.height / size[1]
+    scale = image.width / pixels.shape[1], image.height / pixels.shape[0]
     objects = []
     for annotation in annotations:
-        mask = _decoded(annotation["segmentation"], record["height"], record["width"])
-        if mask.shape != (size[1], size[0]):
-            log.warning("%s is %d x %d, its record says otherwise; its objects are left out", path, *size)
-            return
-        if image.size != size:
-            mask = (
-                np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
-            )
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows) or mask.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
+        drawn_hw = samples.mask_of(annotation, truth_hw)
+        if drawn_hw is None or is_ignored(annotation):
+            continue
+        mask_hw = turn_upright(drawn_hw, orientation)
+        if image.size != pixels.shape[1::-1]:
+            drawn = Image.fromarray(mask_hw.astype(np.uint8))
+            mask_hw = np.asarray(drawn.resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)) > 0
+        rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+        if not len(rows) or mask_hw.sum() < LEAST_AREA_PX * scale[0] * scale[1]:
             continue
         box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-        weight = source.factor * source.weights.get(annotation.get("source", record.get("source", "")), 1.0)
-        weight *= source.weights.get(annotation.get("kind", ""), 1.0)
-        rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        weight = source.factor * source.weights.get(str(annotation.get("source", record.get("source", ""))), 1.0)
+        weight *= source.weights.get(str(annotation.get("kind", "")), 1.0)
+        rle = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
         objects.append(MaskedObject(len(loaded.images), rle, box, weight))
     if objects:
         loaded.images.append(np.asarray(image))
         loaded.objects += objects
-        loaded.names.append(str(path))
-
-
-def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """uint8 H x W mask of any of COCO's forms."""
-    if isinstance(segmentation, list):
-        parts = coco_mask.frPyObjects(segmentation, height, width)
-        rle = coco_mask.merge(parts)
-    elif isinstance(segmentation["counts"], list):
-        rle = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    return np.asarray(coco_mask.decode(rle))
+        loaded.names.append(str(samples.image_path(image_id)))
 
 
 def jittered_box(

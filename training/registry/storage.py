@@ -93,10 +93,10 @@ class Storage:
     def names(self, folder: str) -> list[str]:
         """Names directly below a folder, in order; none if there is no such folder. Hidden ones are left out."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            names = self.fs.ls(self.path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        paths = {str(path).rstrip("/") for path in found}
+        paths = {str(path).rstrip("/") for path in names}
         own = self.path(folder).strip("/")  # buckets list a folder's own entry, too
         names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own}
         return sorted(name for name in names if name and not name.startswith("."))
@@ -198,7 +198,7 @@ class RegistryError(ValueError):
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The same name, if it can be a folder's name anywhere.
+    """Return the name if it can be a folder's name anywhere.
 
     Raises:
         RegistryError: it is empty, too long, or could leave its folder.

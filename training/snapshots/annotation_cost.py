@@ -1,4 +1,4 @@
-"""The order of work: how much a person will have to edit in an image, told from the prediction alone.
+"""The order of work: how much a person will have to edit in an image, estimated from the prediction alone.
 
     expected edit = intercept + sum over features of weight x feature        (weights >= 0, actions of `corrections`)
     score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)
@@ -130,9 +130,9 @@ def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> d
         shown: instances that the annotator sees.
         hidden: instances that were found but left out because of their score.
     """
-    rows = [_object_features(one, [*shown, *hidden]) for one in shown]
+    rows = [_object_features(instance, [*shown, *hidden]) for instance in shown]
     totals = {name: float(sum(row.get(name, 0.0) for row in rows)) for name in FEATURES}
-    totals["hidden"] = float(sum(_unit(one.score) for one in hidden))
+    totals["hidden"] = float(sum(_unit(instance.score) for instance in hidden))
     totals["nothing"] = float(not shown)
     return totals
 
@@ -214,31 +214,33 @@ def _cross_fitted(matrix: np.ndarray, target: np.ndarray, folds: int = 5) -> np.
     return expected
 
 
-def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str, float]:
-    doubt = 1 - _unit(one.score)
-    mask_box, corners = _outline(one)
+def _object_features(instance: Instance, everything: Sequence[Instance]) -> dict[str, float]:
+    doubt = 1 - _unit(instance.score)
+    mask_box, corners = _outline(instance)
     vertices = corners / _CORNERS_A_VERTEX
-    nodes = one.incoherent_nodes or 0
+    nodes = instance.incoherent_nodes or 0
     return {
         "objects": 1.0,
         "doubt": doubt,
         "outline": vertices,
         "doubtful_outline": vertices * doubt,
-        "uncertain_outline": vertices * _unit(one.uncertainty),
-        "box": 1 - _box_iou(one.box_xyxy, mask_box),
-        "class": max((_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0),
+        "uncertain_outline": vertices * _unit(instance.uncertainty),
+        "box": 1 - _box_iou(instance.box_xyxy, mask_box),
+        "class": max(
+            (_box_iou(instance.box_xyxy, o.box_xyxy) for o in everything if o.label != instance.label), default=0.0
+        ),
         "nodes": nodes / 100,
     }
 
 
-def _outline(one: Instance) -> tuple[Sequence[float], int]:
+def _outline(instance: Instance) -> tuple[Sequence[float], int]:
     """Box around the mask (all 0 when it is empty) and its outline's length; looks into the detector's box first."""
-    height, width = one.mask_hw.shape
-    left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in one.box_xyxy)
+    height, width = instance.mask_hw.shape
+    left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in instance.box_xyxy)
     rows, columns = slice(max(top - 2, 0), max(bottom + 3, 0)), slice(max(left - 2, 0), max(right + 3, 0))
-    window = one.mask_hw[rows, columns]
+    window = instance.mask_hw[rows, columns]
     if not window.any():
-        rows, columns, window = slice(0, height), slice(0, width), one.mask_hw
+        rows, columns, window = slice(0, height), slice(0, width), instance.mask_hw
     if not window.any():
         return (0.0, 0.0, 0.0, 0.0), 0
     x, y, right, bottom = box_of(window)
@@ -246,12 +248,12 @@ def _outline(one: Instance) -> tuple[Sequence[float], int]:
     return box, outline_length(window)
 
 
-def _box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+def _box_iou(box: Sequence[float], other: Sequence[float]) -> float:
     """Of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
     shared = max(width, 0.0) * max(height, 0.0)
-    union = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
     return shared / union if shared > 0 and union > 0 else 0.0
 
 

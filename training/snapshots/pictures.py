@@ -19,13 +19,7 @@ from model.instance import box_of
 from training.snapshots.corrections import Correction
 
 #: Told apart by people who confuse red and green.
-COLOURS = {
-    "kept": "#009e73",
-    "moved": "#e69f00",
-    "relabelled": "#cc79a7",
-    "deleted": "#d55e00",
-    "added": "#0072b2",
-}
+COLOURS = {"kept": "#009e73", "moved": "#e69f00", "relabelled": "#cc79a7", "deleted": "#d55e00", "added": "#0072b2"}
 BEFORE_RGB, AFTER_RGB = (255, 110, 0), (0, 230, 255)
 MOST_LABELS = 25
 _TILE_PX, _CAPTION_PX, _GAP_PX, _COLUMNS = 240, 18, 6, 4
@@ -65,20 +59,16 @@ class MostMoved:
         self._tiles: list[tuple[float, str, Image.Image]] = []
 
     def add(
-        self,
-        image_rgb: np.ndarray,
-        before_hw: np.ndarray,
-        after_hw: np.ndarray,
-        one: Correction,
-        *,
-        name: str,
+        self, image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, correction: Correction, *, name: str
     ) -> None:
         """Take an object, if it is among the farthest so far; `name` tells it apart, e.g. "task 7 r2"."""
-        if not one.vertices or (len(self._tiles) >= self.limit and (one.mean_px, name) <= self._tiles[0][:2]):
+        if not correction.vertices or (
+            len(self._tiles) >= self.limit and (correction.mean_px, name) <= self._tiles[0][:2]
+        ):
             return
-        caption = f"{one.label}  {one.mean_px:.1f} px, max {one.max_px:.0f}  {name}"
+        caption = f"{correction.label}  {correction.mean_px:.1f} px, max {correction.max_px:.0f}  {name}"
         tile = _tile(image_rgb, before_hw, after_hw, caption)
-        heapq.heappush(self._tiles, (one.mean_px, name, tile))
+        heapq.heappush(self._tiles, (correction.mean_px, name, tile))
         if len(self._tiles) > self.limit:
             heapq.heappop(self._tiles)
 

@@ -31,19 +31,16 @@ class SnapshotSamples(Sequence[WeightedSample]):
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        band_weight: float = 1.0,
-        part: str = "train",
-        without: Collection[str] = (),
+        self, directory: Path, *, band_weight: float = 1.0, part: str = "train", without: Collection[str] = ()
     ) -> None:
         self.snapshot: Snapshot = open_snapshot(directory)
         self.band_weight = band_weight
         self.class_names: tuple[str, ...] = self.snapshot.classes
         records = self.snapshot.coco(part)
-        self._images: list[dict[str, Any]] = [one for one in records["images"] if one["sha256"] not in without]
-        self._class_of = {one["id"]: self.class_names.index(one["name"]) for one in records["categories"]}
+        self._images: list[dict[str, Any]] = [image for image in records["images"] if image["sha256"] not in without]
+        self._class_of = {
+            category["id"]: self.class_names.index(category["name"]) for category in records["categories"]
+        }
         self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
         for annotation in records["annotations"]:
             if annotation["image_id"] in self._objects:
@@ -56,14 +53,14 @@ class SnapshotSamples(Sequence[WeightedSample]):
         image = self._images[index]
         picture = pillow_pixels(self.snapshot.images / image["file_name"])
         objects, size = self._objects[image["id"]], picture.shape[:2]
-        masks = [decode_rle(one["segmentation"]) for one in objects]
-        bands = [decode_rle(band) if (band := one.get("moved_band")) else np.zeros(size, bool) for one in objects]
-        weights = [0.0 if one.get("box_only") else float(one.get("weight", 1.0)) for one in objects]
+        masks = [decode_rle(object["segmentation"]) for object in objects]
+        bands = [decode_rle(band) if (band := object.get("moved_band")) else np.zeros(size, bool) for object in objects]
+        weights = [0.0 if object.get("box_only") else float(object.get("weight", 1.0)) for object in objects]
         return WeightedSample(
             picture,
             np.array(masks, bool).reshape(-1, *size),
-            np.array([self._class_of[one["category_id"]] for one in objects], np.int64),
-            np.array([bool(one.get("iscrowd", 0)) for one in objects], bool),
+            np.array([self._class_of[object["category_id"]] for object in objects], np.int64),
+            np.array([bool(object.get("iscrowd", 0)) for object in objects], bool),
             int(image["id"]),
             np.array(weights, np.float32),
             np.array(bands, bool).reshape(-1, *size),
@@ -81,8 +78,8 @@ class Plain(Sequence[Sample]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        one = self.samples[index]
-        return Sample(one.image, one.masks, one.classes, one.crowd, one.image_id)
+        sample = self.samples[index]
+        return Sample(sample.image, sample.masks, sample.classes, sample.crowd, sample.image_id)
 
 
 class Relabelled(Sequence[Sample]):

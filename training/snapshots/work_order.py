@@ -51,8 +51,8 @@ def work_covered(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | 
     _, group = np.unique(values, return_inverse=True)
     mean_of_group = np.bincount(group, real) / np.bincount(group)
     ordered = mean_of_group[np.sort(group)]
-    found = np.concatenate([[0.0], np.cumsum(ordered)])
-    return found / found[-1] if found[-1] > 0 else np.linspace(0, 1, len(found))
+    covered = np.concatenate([[0.0], np.cumsum(ordered)])
+    return covered / covered[-1] if covered[-1] > 0 else np.linspace(0, 1, len(covered))
 
 
 def draw_orders(scores: Mapping[str, Sequence[float]], edits: Sequence[float]) -> Image.Image:

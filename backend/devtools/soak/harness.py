@@ -1,7 +1,4 @@
-"""What a process of this machine uses: memory and processor time, read from /proc.
-
-The whole service as processes on this machine that can be killed one by one. Loopback only; all end with us.
-"""
+"""The whole service as processes on this machine that can be killed one by one. Loopback only; all end with us."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,32 +17,13 @@ import requests
 from redis import Redis, RedisError
 
 from backend.devtools.soak.stand_in import StandIn
-from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import die_with_parent
+from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
+from backend.processes.waiting import wait_until
 from backend.queue.recovery import living_workers
-from backend.settings import PREFIX, load_settings
-
-
-def memory_mib(pid: int) -> float:
-    """Resident memory."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return round(pages * os.sysconf("SC_PAGESIZE") / 2**20, 1)
-
-
-def processor_s(pid: int) -> float:
-    """Processor time of all its threads since it began."""
-    # Counted behind the program's name, which may hold spaces: utime and stime.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def child_of(pid: int) -> int:
-    """gunicorn's arbiter does nothing but watch; its child answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(children[0]) if children else pid
-
+from backend.settings import PREFIX
 
 PROJECT = "7.1795339022"
 # Short, so that faults show within seconds; a starved machine is still not taken for dead.
@@ -59,20 +36,8 @@ QUICK = {
     "max_batch": "4",
     "log_level": "ERROR",
 }
+START_S = 240.0
 Process = subprocess.Popen[bytes]
-
-
-def until(condition: Callable[[], object], what: str, give_up_s: float = 240.0) -> None:
-    """Wait for something.
-
-    Raises:
-        StartError: it never happened.
-    """
-    end = time.monotonic() + give_up_s
-    while not condition():
-        if time.monotonic() > end:
-            raise StartError(f"Waited {give_up_s:.0f} s in vain: {what}.")
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -85,7 +50,7 @@ class Hosts:
     images: str = "127.0.0.1"
 
 
-class SoakHarness:
+class ServiceHarness:
     """Queue server, API and workers around a stand-in of Label Studio.
 
     Args:
@@ -116,7 +81,7 @@ class SoakHarness:
         (directory / "metadata.json").write_text(json.dumps(facts), encoding="utf-8")
         return directory
 
-    def __enter__(self) -> SoakHarness:
+    def __enter__(self) -> ServiceHarness:
         self.start_queue()
         self.start_api()
         return self
@@ -139,24 +104,32 @@ class SoakHarness:
 
     def start_queue(self) -> None:
         self.queue = self._start(self.queue_server.command, standard_input=self.queue_server.configuration)
-        until(self.queue_server.ready, "the queue server")
+        wait_until(self.queue_server.ready, "The queue server", START_S)
 
     def start_api(self) -> None:
         self.api = self._start(python_module("backend.cli", "api"))
-        until(lambda: self.get("/health"), "the API")
+        wait_until(lambda: self.get("/health"), "The API", START_S)
 
-    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
+    def start_workers(
+        self, count: int, *, model: Path | None = None, is_nice: bool = False, **wishes: Any
+    ) -> list[Process]:
         """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
-        module = (
+        command = (
             python_module("backend.devtools.soak.stub_worker")
             if self.is_stub
             else python_module("backend.cli", "worker")
         )
+        command = [*NICE, *command] if is_nice else command
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
-        fresh = [self._start(module, variables=variables) for _ in range(count)]
+        return self._await_life([self._start(command, variables=variables) for _ in range(count)])
+
+    def start_interactive_worker(self) -> None:
+        self._await_life([self._start(python_module("backend.cli", "worker", "--queues", "interactive"))])
+
+    def _await_life(self, fresh: list[Process]) -> list[Process]:
         self.workers += fresh
         pids = {process.pid for process in fresh}
-        until(lambda: pids <= self.living(), "workers", 900)
+        wait_until(lambda: pids <= self.living(), "Workers", 900)
         return fresh
 
     def end_workers(self) -> None:
@@ -220,8 +193,3 @@ def label_config(labels: tuple[str, ...]) -> str:
     tags = "".join(f'<Label value="{label}"/>' for label in labels)
     polygons = f'<PolygonLabels name="poly" toName="image">{tags}</PolygonLabels>'
     return f'<View><Image name="image" value="$image"/>{polygons}</View>'
-
-
-def check_settings() -> None:
-    """Refuse wrong variables before any process is started."""
-    load_settings()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, GIVE_UP_S, fill_queue
-from backend.devtools.soak.harness import SoakHarness
+from backend.devtools.soak.harness import ServiceHarness
 
 WORKERS = 2
 # Tasks asked for at once, and the longest pause between two faults in s.
@@ -21,45 +21,45 @@ TASKS = 24
 LONGEST_PAUSE_S = 4.0
 
 
-def kill_worker(stage: SoakHarness, _: random.Random) -> None:
+def kill_worker(harness: ServiceHarness, _: random.Random) -> None:
     """kill -9; started again, as a supervisor does."""
-    worker = stage.workers.pop(0)
+    worker = harness.workers.pop(0)
     worker.kill()
     worker.wait()
-    stage.start_workers(1, seconds=BATCH_S)
+    harness.start_workers(1, seconds=BATCH_S)
 
 
-def freeze_worker(stage: SoakHarness, chance: random.Random) -> None:
+def freeze_worker(harness: ServiceHarness, chance: random.Random) -> None:
     """Sometimes for so long that it is thought dead."""
-    worker = chance.choice(stage.workers)
+    worker = chance.choice(harness.workers)
     worker.send_signal(signal.SIGSTOP)
     time.sleep(chance.uniform(0.5, 8.0))
     worker.send_signal(signal.SIGCONT)
 
 
-def restart_queue(stage: SoakHarness, chance: random.Random) -> None:
+def restart_queue(harness: ServiceHarness, chance: random.Random) -> None:
     """kill -9 of the queue server, which reads its log when it starts again."""
-    if stage.queue:
-        stage.queue.kill()
-        stage.queue.wait()
+    if harness.queue:
+        harness.queue.kill()
+        harness.queue.wait()
     time.sleep(chance.uniform(0.0, 3.0))
-    stage.start_queue()
+    harness.start_queue()
 
 
-def restart_api(stage: SoakHarness, _: random.Random) -> None:
+def restart_api(harness: ServiceHarness, _: random.Random) -> None:
     """kill -9 of the API with requests in flight."""
-    if stage.api:
-        stage.api.kill()
-        stage.api.wait()
-    stage.start_api()
+    if harness.api:
+        harness.api.kill()
+        harness.api.wait()
+    harness.start_api()
 
 
-def fill(stage: SoakHarness, chance: random.Random) -> None:
+def fill(harness: ServiceHarness, chance: random.Random) -> None:
     """The queue server refuses writes for a while."""
-    fill_queue(stage, chance.uniform(0.5, 4.0))
+    fill_queue(harness, chance.uniform(0.5, 4.0))
 
 
-ACTIONS: tuple[Callable[[SoakHarness, random.Random], None], ...] = (
+ACTIONS: tuple[Callable[[ServiceHarness, random.Random], None], ...] = (
     kill_worker,
     freeze_worker,
     restart_queue,
@@ -75,16 +75,16 @@ def run_random(seconds: float, seed: int) -> Verdict:
     verdicts: list[Verdict] = []
     begun = time.monotonic()
     # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
-    with SoakHarness(max_attempts="1000") as stage:
-        stage.start_workers(WORKERS, seconds=BATCH_S)
-        stage.set_up_project()
+    with ServiceHarness(max_attempts="1000") as harness:
+        harness.start_workers(WORKERS, seconds=BATCH_S)
+        harness.set_up_project()
         groups: list[Annotators] = []
         while time.monotonic() - begun < seconds:
-            groups.append(Annotators(stage, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
+            groups.append(Annotators(harness, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
             time.sleep(chance.uniform(0.0, LONGEST_PAUSE_S))
             action = chance.choice(ACTIONS)
             faults[action.__name__] += 1
-            action(stage, chance)
+            action(harness, chance)
         verdicts = [group.verdict("random", GIVE_UP_S) for group in groups]
     return Verdict(
         f"random {seed}",

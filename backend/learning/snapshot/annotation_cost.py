@@ -15,13 +15,7 @@ from model.parallel import MOST_AT_A_TIME
 from training.datasets import Sample
 from training.gate.folds import candidate_instances
 from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
-from training.snapshots.corrections import (
-    DEFAULT_RULES,
-    CorrectionRules,
-    DrawnObject,
-    edit_cost,
-    find_corrections,
-)
+from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
 from training.snapshots.format import pixels_sha256
 
 SHOWN_FROM = 0.5
@@ -96,10 +90,7 @@ def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
 
 
 def simulated_edit(
-    shown: Sequence[Instance],
-    sample: Sample,
-    class_names: Sequence[str],
-    rules: CorrectionRules = DEFAULT_RULES,
+    shown: Sequence[Instance], sample: Sample, class_names: Sequence[str], rules: CorrectionRules = DEFAULT_RULES
 ) -> float:
     """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)

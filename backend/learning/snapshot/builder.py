@@ -26,19 +26,9 @@ from integration.polygons.convert import mask_to_polygons
 from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
 from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
-from training.snapshots.format import (
-    SnapshotError,
-    SnapshotObject,
-    image_record,
-    pixels_sha256,
-)
+from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
-from training.snapshots.report import (
-    Json,
-    build_correction_report,
-    correction_report_markdown,
-    image_entry,
-)
+from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
 from training.snapshots.writer import SnapshotWriter
 
 
@@ -158,12 +148,7 @@ class SnapshotBuilder:
         from training.snapshots.pictures import draw_correction_bars
 
         left_out = [
-            {
-                "task": one.task_id,
-                "annotation": one.annotation_id,
-                "region": one.region_id,
-                "reason": one.reason,
-            }
+            {"task": one.task_id, "annotation": one.annotation_id, "region": one.region_id, "reason": one.reason}
             for one in sorted(self.left_out, key=lambda one: (one.task_id, one.annotation_id or 0, one.region_id))
         ]
         held = self._writer.holdout_hashes()
@@ -265,12 +250,7 @@ class SnapshotBuilder:
 
 def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
     plain = SnapshotObject(
-        drawn.label,
-        drawn.mask_hw,
-        region_ids=drawn.region_ids,
-        box_only=is_box(drawn),
-        weight=0.0,
-        disputed=True,
+        drawn.label, drawn.mask_hw, region_ids=drawn.region_ids, box_only=is_box(drawn), weight=0.0, disputed=True
     )
     if correction is None:
         return plain

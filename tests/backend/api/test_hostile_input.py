@@ -31,23 +31,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 PATHS = ("/setup", "/predict", "/webhook")
-ODD = [
-    None,
-    True,
-    -1,
-    0,
-    1e308,
-    float("nan"),
-    "",
-    "\0",
-    "\ud800x",
-    "'; --",
-    "<View>" * 50,
-    "a" * 5000,
-    [],
-    {},
-    [[[]]],
-]
+ODD = [None, True, -1, 0, 1e308, float("nan"), "", "\0", "\ud800x", "'; --", "<View>" * 50, "a" * 5000, [], {}, [[[]]]]
 
 
 def recorded() -> list[tuple[str, Any]]:
@@ -147,11 +131,7 @@ def test_any_headers(client, headers):
 @given(query=st.text(max_size=30), job=st.text(min_size=1, max_size=30))
 def test_any_query_and_path(client, query, job):
     assert client.get("/jobs", query_string={"limit": query, "state": query, "project": query}).status_code == 200
-    assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (
-        404,
-        405,
-        308,
-    )
+    assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (404, 405, 308)
 
 
 def test_cases_of_the_description(client):

@@ -46,10 +46,7 @@ def test_a_missing_compiler_is_named_with_the_fix(monkeypatch):
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        (
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
-            "disk is full",
-        ),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
         # pip reports an unreachable registry as a missing version: the network has to win
         (
             "WARNING: NewConnectionError(...)\nERROR: No matching distribution found for torch==2.15.0",
@@ -68,18 +65,7 @@ def test_failures_of_pip_and_uv_are_explained(output, expected):
 
 
 def test_an_unreachable_registry_is_recognised_in_what_pip_really_prints(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--isolated",
-        "--no-deps",
-        "--retries",
-        "0",
-        "--timeout",
-        "2",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--isolated", "--no-deps", "--retries", "0", "--timeout", "2"]
     nowhere = ["--index-url", "http://127.0.0.1:9/simple", "--dest", str(tmp_path), "no-such-package==1.0"]
     status, output = run_visibly(command + nowhere, title="reaching", log=tmp_path / "log")
     assert status != 0
@@ -140,13 +126,7 @@ def _pins(lock: Path) -> set[str]:
 
 
 def test_the_command_explains_itself_without_anything_installed():
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        "import sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--help']; ",
-    ]
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--help']; "]
     command[-1] += "import runpy; runpy.run_module('backend.bootstrap', run_name='__main__')"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "example: python3 -m backend.bootstrap" in done.stdout

@@ -1,4 +1,4 @@
-"""`transfiner serve` for real: its own queue server, a worker with the real model, gunicorn; no part is a stand-in.
+"""`transfiner serve` for real: its own queue server and HTTP server, a worker with the real model; no stand-ins.
 
 Runs on the model that ships, or on the checkpoint directory in TRANSFINER_MODEL.
 """
@@ -33,8 +33,7 @@ PATIENT = {"TRANSFINER_PREDICT_DEADLINE_S": "600", "TRANSFINER_WORKER_LOST_S": "
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (MODEL / "model.safetensors").is_file(),
-        reason=f"there is no checkpoint in {MODEL}; set TRANSFINER_MODEL",
+        not (MODEL / "model.safetensors").is_file(), reason=f"there is no checkpoint in {MODEL}; set TRANSFINER_MODEL"
     ),
 ]
 
@@ -45,18 +44,7 @@ class Serving:
     def __init__(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFINER_")}
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "backend.cli",
-                "serve",
-                "--port",
-                "0",
-                "--model",
-                str(MODEL),
-                "--device",
-                "cpu",
-            ],
+            [sys.executable, "-m", "backend.cli", "serve", "--port", "0", "--model", str(MODEL), "--device", "cpu"],
             env={**environment, "OMP_NUM_THREADS": "1", "TRANSFINER_SCORE_THRESHOLD": "0.3", **PATIENT},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -183,7 +171,7 @@ def test_parallel_requests_are_all_answered(serving, model):
 def test_the_api_is_small_and_torch_is_in_the_worker_only(serving):
     tree = serving.descendants()
     with_torch = {pid for pid in tree if "libtorch" in Path(f"/proc/{pid}/maps").read_text()}
-    assert {tree[pid].split()[-1] for pid in with_torch} == {"worker"}
+    assert {tree[pid].split()[-1] for pid in with_torch} == {"interactive", "worker"}
     for pid in tree:
         if tree[pid].rstrip().endswith("api"):
             resident = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]

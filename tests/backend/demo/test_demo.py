@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from backend.demo import project as demo_project
 from backend.demo.command import check_port, demo
-from backend.demo.project import DemoProject, draw_scenes, label_config, prepare_project
+from backend.demo.photographs import FILES, LABELS, copy_photographs
+from backend.demo.project import DemoProject, draw_scenes, prepare_project, scenes_config, smart_config
 from backend.errors import StartError
 from backend.processes.label_studio_server import LabelStudioServer, Login
+from backend.settings import SHIPPED_MODEL
+from backend.versions.served_model import read_served_model
 from integration.label_studio.label_config import parse_label_config
 from training.synthetic.scenes import CLASSES
 
@@ -81,11 +85,23 @@ def test_the_demos_own_processes_are_light(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [CLASSES, ("traffic light", 'a "b" <c> & d')])
-def test_the_label_config_takes_every_class(labels: tuple[str, ...]) -> None:
-    config = parse_label_config(label_config(labels))
+@pytest.mark.parametrize("shape", ["Polygon", "Brush", ""])
+def test_the_label_config_takes_every_class(labels: tuple[str, ...], shape: str) -> None:
+    config = parse_label_config(smart_config(labels, shape) if shape else scenes_config(labels))
     assert config.supported
     assert config.labels == tuple(labels)
     assert config.match(labels).message is None
+
+
+def test_photographs_are_in_the_packages_and_some_of_their_labels_are_known(tmp_path: Path) -> None:
+    paths = copy_photographs(tmp_path)
+    assert len(paths) == len(FILES)
+    for path in copy_photographs(tmp_path):
+        with Image.open(path) as picture:
+            assert min(picture.size) >= 300
+    known = set(read_served_model(SHIPPED_MODEL).labels)
+    assert set(LABELS) & known
+    assert set(LABELS) - known, "the smart tools need something to do"
 
 
 def test_scenes_are_drawn_once(tmp_path: Path) -> None:
@@ -158,7 +174,8 @@ def backend_url() -> Iterator[str]:
 
 def ready(label_studio: LabelStudioInMemory, backend_url: str, images: list[Path], version: str = "v1") -> list[str]:
     reported: list[str] = []
-    prepare_project(label_studio, DemoProject(CLASSES, version, backend_url, images), reported.append)  # type: ignore[arg-type]
+    demo = DemoProject("Demo", "", scenes_config(CLASSES), version, backend_url, images)
+    prepare_project(label_studio, demo, reported.append)  # type: ignore[arg-type]
     return reported
 
 
@@ -179,7 +196,7 @@ def test_a_new_model_renames_the_backend_and_leaves_annotated_tasks_alone(backen
     ready(label_studio, backend_url, IMAGES[:2])
     label_studio.tasks[0]["annotations"].append({"id": 1})
     ready(label_studio, backend_url, IMAGES[:2], version="v2")
-    assert label_studio.backends == [{"url": backend_url, "title": "v2"}]
+    assert label_studio.backends == [{"url": backend_url, "title": "v2", "is_interactive": True}]
     assert [len(task["predictions"]) for task in label_studio.tasks] == [1, 2]
 
 

@@ -18,7 +18,7 @@ from backend.devtools.load.measuring import give_new_version, replaceable_copy
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.command import line
 from backend.devtools.soak.faults import BATCH_S, FAULTS
-from backend.devtools.soak.harness import Hosts, SoakHarness
+from backend.devtools.soak.harness import Hosts, ServiceHarness
 from backend.versions.served_model import read_served_model
 
 pytestmark = pytest.mark.service
@@ -27,7 +27,7 @@ HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", imag
 
 
 def test_several_hosts_one_of_which_dies(tmp_path):
-    with SoakHarness(hosts=HOSTS) as stage:
+    with ServiceHarness(hosts=HOSTS) as stage:
         for number in range(2):
             model = tmp_path / f"host-{number}" / "model"
             shutil.copytree(stage.model, model)
@@ -51,11 +51,7 @@ def test_load_measures_the_queue(options):
     assert figures["start-up in s"]["worker to first prediction"] > 0
     assert ("endurance" in figures) == (options == ["--endurance", "90"])
     for process in figures["memory in MiB"] if "endurance" in figures else ():
-        assert set(figures["endurance"][process]) == {
-            "MiB after warm-up",
-            "MiB at the end",
-            "MiB a 1,000 tasks",
-        }
+        assert set(figures["endurance"][process]) == {"MiB after warm-up", "MiB at the end", "MiB a 1,000 tasks"}
 
 
 def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):
@@ -68,10 +64,7 @@ def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(t
     assert [file.name for file in copy.iterdir()] == ["metadata.json"]
 
 
-@pytest.mark.parametrize(
-    ("lost", "doubled", "says"),
-    [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")],
-)
+@pytest.mark.parametrize(("lost", "doubled", "says"), [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")])
 def test_a_verdict_is_good_only_when_nothing_is_lost_or_doubled(lost, doubled, says):
     verdict = Verdict("none", 4, 3, {5: "reason"}, lost, doubled, 1.0)
     assert verdict.is_good == (says == "ok")

@@ -35,6 +35,7 @@ class Scene:
     version = "v1"
     device = "cpu"
     weights_bytes = 0
+    precision = "fp32"
 
     def __init__(self, queue: JobQueue, *, timeout_s: int = PATIENCE_S) -> None:
         self.fetched = {number: threading.Event() for number in range(1, 9)}

@@ -43,6 +43,7 @@ class Model:
     labels = ("gear",)
     version = "v1"
     weights_bytes = 0
+    precision = "fp32"
     device = "cpu"
 
     def __init__(self, limit_px: int = 10**9, bad_width: int = -1) -> None:

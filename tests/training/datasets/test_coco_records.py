@@ -70,7 +70,7 @@ def test_records_are_used_repaired_or_named(tmp_path: Path, dataset: Any, kind: 
     samples = opened(tmp_path, dataset)
     assert sum(int((~sample.crowd).sum()) for sample in samples) == samples.object_count == objects
     assert kind is None or kind in samples.problems.counts()
-    assert kind is not None or not samples.problems.found
+    assert kind is not None or not samples.problems.entries
 
 
 def test_masks_drawn_on_unturned_pixels_are_turned_with_the_picture(tmp_path: Path) -> None:

@@ -75,6 +75,6 @@ def test_turned_photographs_have_the_size_they_are_shown_with(tmp_path: Path) ->
 def test_the_balloon_set_is_read_whole() -> None:
     for split, images, outlines in (("train", 61, 255), ("val", 13, 50)):
         samples = open_set(f"via:{BALLOON / split}:balloon")
-        assert (len(samples), samples.problems.found) == (images, [])
+        assert (len(samples), samples.problems.entries) == (images, [])
         assert len(samples[0].masks) > 0
         assert sum(len(samples.records.annotations[one]) for one in samples._image_ids) == outlines

@@ -19,9 +19,10 @@ from pycocotools.cocoeval import COCOeval
 from training.datasets.miniature import write_miniature
 from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.coco_format import quiet
+from training.evaluation.coco_truth import checked_truth
 from training.metrics.boundary import band
-from training.metrics.coco import coco_ap
-from training.metrics.coco_schema import RecordError, checked_results, checked_truth
+from training.metrics.coco import coco_ap, compressed
+from training.metrics.coco_schema import RecordError, checked_results
 from training.metrics.rle import crop, unpack, well_formed
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -171,22 +172,37 @@ def test_malformed_results_are_named(
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("path", "value", "kind", "lost"),
     [
-        (("images",), ..., r"t\.json: \.?images: is missing"),
-        (("images", 1, "id"), 1, r"images\[1\]\.id: is 1; .*images\[0\] has it too"),
-        (("images", 0, "height"), 0, r"images\[0\]\.height"),
-        (("categories", 0, "name"), None, r"categories\[0\]\.name"),
-        (("annotations", 0, "area"), -1, r"annotations\[0\]\.area: is -1"),
-        (("annotations", 0, "image_id"), 99, r"annotations\[0\]\.image_id: is 99"),
-        (("annotations", 2, "category_id"), 0, r"annotations\[2\]\.category_id"),
-        (("annotations", 2, "iscrowd"), "no", r"annotations\[2\]\.iscrowd"),
-        (("annotations", 1, "segmentation"), [], r"annotations\[1\]\.segmentation"),
+        (("images", 1, "id"), 1, "repeated image id", True),
+        (("categories", 0, "name"), None, "category without name", False),
+        (("annotations", 0, "area"), -1, "broken area", False),
+        (("annotations", 0, "image_id"), 99, "unknown image", True),
+        (("annotations", 2, "category_id"), 0, "unknown category", True),
+        (("annotations", 2, "iscrowd"), "no", "broken iscrowd", False),
+        (("annotations", 1, "segmentation"), [], "no mask", True),
+        (("annotations", 1, "id"), 1, "repeated annotation id", False),
     ],
 )
-def test_malformed_truth_is_named(dataset: dict[str, Any], path: Any, value: Any, message: str) -> None:
-    with pytest.raises(RecordError, match=message):
-        checked_truth(spoiled(dataset, path, value), "t.json", masks=True)
+def test_damaged_truth_is_judged_by_what_is_left_of_it(
+    dataset: dict[str, Any], path: Any, value: Any, kind: str, lost: bool
+) -> None:
+    truth = checked_truth(spoiled(dataset, path, value), Path("t.json"), masks=True)
+    assert dict(truth.problems.counts())[kind] >= 1
+    assert bool(truth.problems.lost) == lost
+    assert "ground truth: " in truth.notes()[0]
+    perfect = perturb_truth(truth.dataset, copies=1)
+    for result, annotation in zip(perfect, truth.dataset["annotations"], strict=True):
+        packed = compressed(annotation["segmentation"], 120, 160)
+        result |= {"category_id": annotation["category_id"], "score": 0.9, "segmentation": packed}
+    # What is ignored neither helps nor harms.
+    assert coco_ap(truth.dataset, perfect, "segm")["AP"] == pytest.approx(1)
+
+
+def test_truth_without_a_size_to_draw_in_is_refused(dataset: dict[str, Any]) -> None:
+    without = dataset | {"annotations": [a for a in dataset["annotations"] if a["image_id"] != 1]}
+    with pytest.raises(RecordError, match=r"image 1: height, width are missing"):
+        checked_truth(spoiled(without, ("images", 0, "height"), 0), Path("t.json"), masks=True)
 
 
 json_values = st.recursive(
@@ -212,8 +228,9 @@ def test_any_spoiled_file_is_refused_or_evaluated(
         inner = inner[step]
     whole = spoiled(whole, tuple(path), data.draw(json_values))
     try:
-        checked = checked_truth(whole["truth"], "truth.json", masks=True)
-        kept, _ = checked_results(whole["results"], "results.json", checked, masks=True)
+        truth = checked_truth(whole["truth"], Path("truth.json"), masks=True)
+        checked = truth.dataset
+        kept, _ = checked_results(whole["results"], "results.json", checked, masks=True, left_out=truth.left_out)
     except RecordError as error:
         named = "truth.json" in str(error) or "results.json" in str(error)
     else:

@@ -13,9 +13,10 @@ from detectron2.structures import Instances
 
 from training.datasets import open_set
 from training.datasets.miniature import write_miniature
+from training.evaluation.coco_truth import read_truth
 from training.evaluation.run import Submission
 from training.evaluation.score import score
-from training.metrics.coco_schema import read_results, read_truth
+from training.metrics.coco_schema import read_results
 
 
 def test_perfect_detections_survive_the_file(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_perfect_detections_survive_the_file(tmp_path: Path) -> None:
     collected.save(plain)
     collected.save(packed)
     truth = tmp_path / "annotations" / "instances_val2017.json"
-    records, _ = read_results(plain, read_truth(truth, masks=True), masks=True)
+    records, _ = read_results(plain, read_truth(truth, masks=True).dataset, masks=True)
     assert {"bbox"}.isdisjoint(records[0])
     assert score(truth, plain).numbers["AP"] == 1
     with zipfile.ZipFile(packed) as archive:

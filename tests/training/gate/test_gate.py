@@ -197,7 +197,7 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     verdict = ruled(world, world.model("new", world.shifted_by(0)), old, world.snapshot("s", 12), out=out)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
         "MODEL_CARD.md",
-        "pictures/before_after.png",
+        "pictures/before_after.jpg",
         "pictures/gate.png",
         "report.json",
         "report.md",
@@ -239,8 +239,7 @@ def test_wrong_folders_are_named(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "images", "expected"),
-    [(0.95, 10**6, 0.025), (0.95, 12, 0.01075), (0.9, 10, 0.0267), (0.95, 1, 0.0)],
+    ("confidence", "images", "expected"), [(0.95, 10**6, 0.025), (0.95, 12, 0.01075), (0.9, 10, 0.0267), (0.95, 1, 0.0)]
 )
 def test_few_images_widen_the_interval(confidence: float, images: int, expected: float) -> None:
     assert tail_share(confidence, images) == pytest.approx(expected, abs=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
+from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
 
 NARROW = (
     "MODEL.RESNETS.RES2_OUT_CHANNELS",
@@ -32,15 +32,17 @@ NARROW = (
     "MODEL.RPN.POST_NMS_TOPK_TEST",
     "20",
 )
+SETTING = CostSetting("released/R50-FPN", height=64, width=96, overrides=NARROW, repeats=0)
 
 
 def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
     def flops(nodes: int) -> dict[int, dict[str, float]]:
-        found = compare_networks(
-            "released/R50-FPN", height=64, width=96, instances=(2, 4), nodes=nodes, overrides=NARROW, timed=False
-        )
-        assert "inference, 4 instances:" in network_costs_text(found)
-        return {count: {name: one["flops"] for name, one in by.items()} for count, by in found["by_instances"].items()}
+        outcome = compare_networks(SETTING, instances=(2, 4), nodes=nodes)
+        assert "inference, 4 instances:" in network_costs_text(outcome)
+        return {
+            count: {name: cost["flops"] for name, cost in costs.items()}
+            for count, costs in outcome["by_instances"].items()
+        }
 
     few, many = flops(300), flops(600)
     assert many[2]["ours"] > few[2]["ours"]
@@ -51,6 +53,6 @@ def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
-    found = compare_training("released/R50-FPN", height=64, width=96, instances=2, overrides=NARROW, timed=False)
-    assert 0 < found["training"]["mask_rcnn"]["ratios"]["flops"] < 1
-    assert found["training"].keys() == {"ours", "mask_rcnn"}
+    costs = compare_training(SETTING, instances=2)["training"]
+    assert 0 < costs["mask_rcnn"]["ratios"]["flops"] < 1
+    assert costs.keys() == {"ours", "mask_rcnn"}

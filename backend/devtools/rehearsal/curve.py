@@ -6,10 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backend.learning import run_record as runs
-from backend.learning.run_record import Run
-
-CURVE_FILE = "runs/curve.png"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#555555")
 
 
@@ -61,26 +57,3 @@ def draw_curve(series: Mapping[str, Sequence[Point]], *, title: str, figure_of_m
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def curve_of_runs(project: str, history: Sequence[Run]) -> bytes | None:
-    """The curve of a project's judged rounds (oldest first), each on the hold-out of its time; None without any."""
-    judged = [run for run in history if run.state in (runs.PROMOTED, runs.REJECTED)]
-    if not judged:
-        return None
-
-    def points(name: str) -> list[Point]:
-        return [
-            Point(number, _percent(run.metrics.get(name)), run.state == runs.REJECTED)
-            for number, run in enumerate(judged, 1)
-        ]
-
-    return draw_curve(
-        {"boundary AP": points("boundary_ap"), "mask AP": points("mask_ap")},
-        title=f"project {project}: each version on the hold-out of its time",
-        figure_of_merit="AP",
-    )
-
-
-def _percent(value: object) -> float | None:
-    return 100 * float(value) if isinstance(value, int | float) else None
