@@ -159,7 +159,7 @@ def _round(run: Mapping[str, Any]) -> Facts:
         **run,
         "tone": TONES.get(run["state"], "bad"),
         "minutes": duration(took_s) if took_s >= 1 else "",
-        "size": _size(run["snapshot_counts"]),
+        "size": _size(run["snapshot_counts"], run.get("judged_by", "")),
         "scores": _scores(run),
         "texts": [text for text in texts if text],
         "loss_chart": _loss_chart(run.get("losses") or ()),
@@ -167,11 +167,13 @@ def _round(run: Mapping[str, Any]) -> Facts:
     }
 
 
-def _size(counts: Mapping[str, Any]) -> str:
+def _size(counts: Mapping[str, Any], judged_by: str = "") -> str:
     if not counts.get("images"):
         return ""
     objects = f" with {counts['objects']} objects" if "objects" in counts else ""
     held = f", {counts['holdout_images']} of them held out to judge by" if "holdout_images" in counts else ""
+    if judged_by:
+        held = f", judged by {judged_by}"
     return f"{counts['images']} images{objects}{held}"
 
 

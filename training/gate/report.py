@@ -61,7 +61,7 @@ def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -
         f"Mask Transfiner, finetuned on corrections. Classes: {', '.join(metadata['classes'])}.",
         f"It was compared with {before}." if before else "Nothing served before it.",
         "",
-        f"## Figures on {holdout['images']} held-out images ({holdout['objects']} objects)",
+        f"## Figures by {holdout['description']} ({holdout['objects']} objects)",
         "",
         *_body(verdict, pictures),
         "",
@@ -143,11 +143,11 @@ def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool
     axes.axvline(0, color="black", linewidth=0.8)
     candidate = models["candidate"]["version"]
     if compared:
-        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} held-out images")
+        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} images")
         confidence = 100 * figures["rules"]["confidence"]
         axes.set_xlabel(f"change of AP in points; lines: {confidence:g} % confidence each way")
     else:
-        axes.set_title(f"{candidate}, {images} held-out images")
+        axes.set_title(f"{candidate}, {images} images")
         axes.set_xlabel("AP in points")
     axes.legend(loc="best", frameon=False)
 
