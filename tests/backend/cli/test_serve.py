@@ -43,6 +43,7 @@ class Serving:
 
     def __init__(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFINER_")}
+        environment["TRANSFINER_PRECISION"] = "fp32"  # its regions are compared with a predictor's on any processor
         self.process = subprocess.Popen(
             [sys.executable, "-m", "backend.cli", "serve", "--port", "0", "--model", str(MODEL), "--device", "cpu"],
             env={**environment, "OMP_NUM_THREADS": "1", "TRANSFINER_SCORE_THRESHOLD": "0.3", **PATIENT},
