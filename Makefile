@@ -43,6 +43,10 @@ parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON
 	@$(BOOTSTRAP) dev
 	PYTHONPATH="$(DETECTRON2)" TRANSFINER_DETECTRON2="$(DETECTRON2)" $(BIN)/python -m pytest tests/model $(ARGS)
 
+gpu-check:  ## What wants a GPU, with aims, and a report (ARGS='--device cpu --tiny' rehearses it)
+	@$(BOOTSTRAP) dev
+	@$(BIN)/python -m training.benchmark.gpu_check $(ARGS)
+
 fuzz:  ## 10,000 hostile inputs to a real API process, with a report (ARGS='--inputs N --report FILE')
 	@$(BOOTSTRAP) dev
 	@$(BIN)/python -m tests.support.fuzz_api $(ARGS)

@@ -33,6 +33,9 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
     add_comparison_config(cfg)
+    cfg.MODEL.PROMPTED = prompted = CfgNode()
+    # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
+    prompted.QUALITY_POWER = 0.0
 
 
 def _add_quadtree(node: CfgNode) -> None:

@@ -71,6 +71,57 @@ def anytime(
 
 
 @click.command()
+@click.option("--weights", type=CHECKPOINT, default="photos", show_default=True, help="Base that learns.")
+@click.option("--train-set", "train", required=True, help="Set to draw images from, as in `transfiner data check`.")
+@click.option("--test-set", "test", required=True, help="Set to measure on.")
+@click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
+@click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30), show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of the training images.")
+@click.option("--all-test-images", is_flag=True, help="Measure on images without the classes, too.")
+@json_option
+@threads_option
+def fewshot(
+    weights: Path,
+    train: str,
+    test: str,
+    classes: tuple[str, ...],
+    counts: tuple[int, ...],
+    seeds: int,
+    all_test_images: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Draw AP against the number of annotated photographs that new classes are learned from.
+
+    \b
+    Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
+    """
+    from training.datasets import open_set
+    from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
+
+    limit_threads(threads)
+
+    def show(point: CurvePoint) -> None:
+        figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
+        click.echo(f"{point.images} images, draw {point.seed}: {figures}", err=True)
+
+    source = open_set(train)
+    names = classes or source.class_names
+    try:
+        points = fewshot_curve(
+            weights,
+            ClassSamples(source, names),
+            ClassSamples(open_set(test), names, all_images=all_test_images),
+            counts,
+            seeds,
+            progress=show,
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    print_result(curve_as_dict(points), curve_text(points), as_json)
+
+
+@click.command()
 @click.option(
     "--config",
     default="training/photographs",
@@ -245,6 +296,13 @@ def _plan_text(planned: dict[str, Any]) -> str:
 @size_option
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16")),
+    default="fp32",
+    show_default=True,
+    help="bf16: also all three in bf16 on a CPU, and PointRend with the detected class alone; processor seconds.",
+)
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
@@ -255,6 +313,7 @@ def networks(
     size: tuple[int, int],
     repeats: int,
     training: bool,
+    precision: str,
     device: str,
     threads: int,
     as_json: bool,
@@ -270,7 +329,7 @@ def networks(
     limit_threads(threads)
     keep_freed_memory(device)
     setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
-    inference = compare_networks(setting, instances=instances, nodes=nodes, tell=_tell)
+    inference = compare_networks(setting, instances=instances, nodes=nodes, precision=precision, tell=_tell)
     learned = compare_training(setting, tell=_tell) if training else None
     outcome = {"inference": inference, "training": learned}
     print_result(outcome, network_costs_text(inference, learned), as_json)
@@ -555,4 +614,5 @@ benchmark.add_command(directions)
 benchmark.add_command(beside)
 benchmark.add_command(networks)
 benchmark.add_command(precision)
+benchmark.add_command(fewshot)
 benchmark.add_command(capacity)

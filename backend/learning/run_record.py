@@ -23,7 +23,10 @@ class Run:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
         state: running, or how it ended (module constants).
-        stage: what it was doing last: looking, snapshot, finetune, calibrate, publish, gate, promote, label studio.
+        stage: what it was doing last: looking, snapshot, few-shot or finetune, calibrate, publish, gate, promote,
+            label studio.
+        stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
+        method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.
         snapshot: digest of the data.
         parent: version it started from; candidate: version it made.
@@ -31,7 +34,8 @@ class Run:
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
-        losses: steps of the training with the loss there; stage_s: seconds that each stage took.
+        order: what tasks are ordered by, and why.
+        losses: steps of the training with the loss there.
         pictures: names among the candidate's papers.
         error, hint: why it failed and what to do.
         note: what was done in Label Studio afterwards.
@@ -43,6 +47,9 @@ class Run:
     trigger: str = ""
     state: str = RUNNING
     stage: str = ""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    stage_cpu_s: dict[str, float] = field(default_factory=dict)
+    method: str = ""
     attempts: int = 0
     new_annotations: int = 0
     folded: int = 0
@@ -55,8 +62,8 @@ class Run:
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
     losses: tuple[tuple[int, float], ...] = ()
-    stage_s: dict[str, float] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
     error: str = ""
     hint: str = ""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backend.doctor.connection import Settled
     from backend.learning.learner import ProjectClient
-    from backend.learning.steps import FinetuneRequest, GateRequest
+    from backend.learning.steps import FewShotRequest, FinetuneRequest, GateRequest
 
 
 HERE = Path(__file__)
@@ -89,7 +89,12 @@ class Programs:
         self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+    def few_shot_command(self, work: FewShotRequest) -> list[str]:
+        facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.base)}
+        self.wishes.note(f"few-shot from {work.base.name} against {work.incumbent.name}")
+        return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
 
     def gate_command(self, work: GateRequest) -> list[str]:

@@ -67,6 +67,19 @@ def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: Gat
     }
 
 
+def reached_between(result: HoldoutResult, rules: GateRules) -> dict[str, tuple[float, float]]:
+    """For mask AP and boundary AP, the range that they lie in with the confidence asked for, as fractions."""
+    images = len(result.holdout.keys)
+    weights = bootstrap_draws(images, rules.resamples, rules.seed)
+    tail = tail_share(rules.confidence, result.holdout.annotated_images)
+    ranges: dict[str, tuple[float, float]] = {}
+    for kind in AP_KINDS:
+        values = _mean(result.average_precision(kind, weights).mean(2))
+        low, high = np.nanquantile(values, [tail, 1 - tail])
+        ranges[kind] = (float(low), float(high))
+    return ranges
+
+
 def tail_share(confidence: float, images: int) -> float:
     """Share of the resamples beyond one end of an interval.
 

@@ -77,12 +77,12 @@ class DetectionCache:
         """What a checkpoint finds on each of some samples, whose `picture_key`s are given."""
         new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
         if new:
-            results = self._detect(directory, _Chosen(samples, list(new.values())))
+            results = self._detect(directory, Chosen(samples, list(new.values())))
             self._seen.update({(directory, key): detections for key, detections in zip(new, results, strict=True)})
         return [self._seen[directory, key] for key in keys]
 
 
-class _Chosen(Sequence[Sample]):
+class Chosen(Sequence[Sample]):
     """Some samples of a set, each read when it is asked for."""
 
     def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:

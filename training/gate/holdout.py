@@ -18,7 +18,7 @@ from training.evaluation.coco_format import TruthBuilder
 from training.gate.detections import Detection, picture_key
 from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
 
-HOLDOUT_FILE = "holdout.json"
+HOLDOUT_FILE, TRAIN_FILE = "holdout.json", "train.json"
 IMAGES = "images"
 AP_KINDS: tuple[Literal["mask"], Literal["boundary"]] = ("mask", "boundary")
 IOU50, IOU75 = 0, 5  # places among the IoU thresholds
@@ -34,13 +34,17 @@ class Holdout:
         keys: N, content hashes of the pictures.
         classes: K names.
         dataset: COCO ground truth; categories are numbered from 1 in the order of the classes.
+        held_out: of the N, how many no model learned from; the others are judged by cross-validation.
+        folds: of the cross-validation; 0 where there is none.
     """
 
     name: str
-    samples: CocoSet
+    samples: Sequence[Sample]
     keys: tuple[str, ...]
     classes: tuple[str, ...]
     dataset: dict[str, Any]
+    held_out: int
+    folds: int = 0
 
     @property
     def annotated_images(self) -> int:
@@ -57,6 +61,8 @@ class Holdout:
         return {
             "name": self.name,
             "images": len(self.keys),
+            "held_out": self.held_out,
+            "folds": self.folds,
             "annotated_images": self.annotated_images,
             "objects": len(self.dataset["annotations"]),
             "to_be_found": sum(not annotation["iscrowd"] for annotation in self.dataset["annotations"]),
@@ -64,26 +70,54 @@ class Holdout:
         }
 
 
-def open_holdout(snapshot: Path, asked: Sequence[str] | None = None) -> Holdout:
+def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: int = 0) -> Holdout:
     """The hold-out of a snapshot directory, of all its classes or only of those asked for.
 
     Where people drew only a box, what is found inside it neither counts for a model nor against it.
+
+    Args:
+        folds: of a cross-validation, whose images are the training part; 0 for the hold-out alone.
 
     Raises:
         FileNotFoundError: it has no hold-out, or one of its pictures is missing.
     """
     if not (snapshot / HOLDOUT_FILE).is_file():
         raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
-    samples = CocoSet(snapshot / HOLDOUT_FILE, snapshot / IMAGES)
-    boxes = _box_only(snapshot / HOLDOUT_FILE)
-    classes = tuple(name for name in samples.class_names if asked is None or name in asked)
+    files = [snapshot / name for name in ((HOLDOUT_FILE, TRAIN_FILE) if folds else (HOLDOUT_FILE,))]
+    parts = [_Part(CocoSet(file, snapshot / IMAGES), _box_only(file)) for file in files]
+    samples = _Joined(parts)
+    names = parts[0].samples.class_names
+    classes = tuple(name for name in names if asked is None or name in asked)
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
-        sample = replace(sample, crowd=sample.crowd | np.array(boxes.get(sample.image_id, []), bool))
-        truth.add(_narrowed(sample, samples.class_names, classes))
+        truth.add(_narrowed(sample, names, classes))
         keys.append(picture_key(sample))
-    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset)
+    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0].samples), folds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a snapshot, and for each image which of its annotations are mere boxes."""
+
+    samples: CocoSet
+    boxes: dict[int, list[bool]]
+
+
+class _Joined(Sequence[Sample]):
+    """The images of several parts, numbered through; mere boxes are crowd."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._places = [(part, index) for part in parts for index in range(len(part.samples))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        part, place = self._places[index]
+        sample = part.samples[place]
+        crowd = sample.crowd | np.array(part.boxes.get(sample.image_id, []), bool)
+        return replace(sample, crowd=crowd, image_id=index + 1)
 
 
 def _box_only(file: Path) -> dict[int, list[bool]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from training.gate.bootstrap import ALL, SHARED, Change, Changes
+from training.gate.bootstrap import ALL, SHARED, Change, Changes, reached_between
 from training.gate.holdout import AP_KINDS, Holdout, HoldoutResult
 from training.gate.rules import GateRules
 
@@ -157,6 +157,27 @@ def describe_change(change: Change, rules: GateRules) -> str:
     return f"{format_points(change.change)} points ({share}: above {low}, below {high})"
 
 
+def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
+    """Say how it was judged, and how sure the candidate's figures are."""
+    holdout = candidate.holdout
+    how = f"{holdout.held_out} images held out"
+    if holdout.folds:
+        crossed = len(holdout.keys) - holdout.held_out
+        how = f"cross-validation of {crossed} images in {holdout.folds} folds, and {how}"
+    if holdout.annotated_images < 2:
+        ruling.notes.append(f"judged by {how}: one annotated image says nothing about others")
+        return
+    parts = [
+        f"{kind} AP lies between {100 * low:.1f} and {100 * high:.1f}"
+        for kind, (low, high) in reached_between(candidate, rules).items()
+    ]
+    rough = ": the figures are rough" if holdout.annotated_images < rules.min_images else ""
+    ruling.notes.append(
+        f"judged by {how}; with {100 * rules.confidence:g} % confidence {' and '.join(parts)} "
+        f"({holdout.annotated_images} annotated images{rough})"
+    )
+
+
 def rule_first(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
     """A first version, with nothing that served before."""
     reached = candidate.figures()["mask"]["AP"]
@@ -173,7 +194,7 @@ def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult, holdout: Holdo
     names = ", ".join(holdout.classes)
     sentence = (
         f"the incumbent knows none of: {names}; the candidate reaches mask AP {100 * mask:.1f} and boundary AP "
-        f"{100 * boundary:.1f} on {holdout.annotated_images} annotated images held out"
+        f"{100 * boundary:.1f} on {holdout.annotated_images} annotated images that it did not learn from"
     )
     if mask > 0 and boundary > 0:
         ruling.in_favour.append(f"first model of these labels: {sentence}, which beats nothing")
@@ -183,7 +204,7 @@ def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult, holdout: Holdo
 
 def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
     """On a tiny hold-out both figures must rise clearly; no confidence is claimed."""
-    said = (
+    reason = (
         f"the hold-out has {holdout.annotated_images} annotated images, fewer than {rules.min_images}: "
         "no confidence can be stated, so"
     )
@@ -191,9 +212,9 @@ def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRul
     text = " and ".join(f"{kind} AP by {format_points(gain)}" for kind, gain in gains.items())
     asked = f"at least {format_points(rules.tiny_gain)} points of both {{}} asked for and {text} is what changed"
     if min(gains.values()) >= rules.tiny_gain:
-        ruling.in_favour.append(f"{said} {asked.format('were')}")
+        ruling.in_favour.append(f"{reason} {asked.format('were')}")
     else:
-        ruling.against.append(f"{said} {asked.format('are')}")
+        ruling.against.append(f"{reason} {asked.format('are')}")
     missing = rules.min_images - holdout.annotated_images
     ruling.notes.append(f"{missing} more annotated images in the hold-out make the comparison statistical")
 

@@ -5,7 +5,9 @@
 
 Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
 image that is worse in any feature never gets a better score. A model version carries them as effort.json; a version
-without that file, or whose fit orders no better than today's score, keeps `integration.regions.settings.certainty`.
+without that file, or whose fit does not certainly order images it has not seen, keeps
+`integration.regions.settings.certainty`. The images must be ones that the model did not learn from: on those it knows
+it makes few mistakes, and other ones.
 
 Shapes: H, W image size; K images, F features.
 """
@@ -74,8 +76,18 @@ class EffortModel:
 
     @property
     def is_useful(self) -> bool:
-        """Whether it orders images better than today's score does."""
-        return self.rank_correlation > self.baseline
+        """Whether it orders images better than today's score does, and certainly better than chance."""
+        return self.rank_correlation > max(self.baseline, chance_correlation(self.images))
+
+    @property
+    def verdict(self) -> str:
+        """For people: whether tasks are ordered by it, and why."""
+        figures = (
+            f"rank correlation with the edits of {self.images} images: {self.rank_correlation:+.2f} when left out of "
+            f"the fit, the score by certainty {self.baseline:+.2f}, chance up to {chance_correlation(self.images):+.2f}"
+        )
+        order = "by the edits they are expected to take" if self.is_useful else "by certainty: that is no worse"
+        return f"tasks are ordered {order} ({figures})"
 
     def expected_edit(self, features: Mapping[str, float]) -> float:
         """Actions of the hand that an image will take, from its features."""
@@ -176,6 +188,11 @@ def rank_correlation(expected: Sequence[float] | np.ndarray, real: Sequence[floa
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def chance_correlation(images: int) -> float:
+    """What the rank correlation of an order without any sense stays below with 95 % confidence, for so many images."""
+    return 1.645 / math.sqrt(max(images - 1, 1))
 
 
 def _solve(matrix: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:

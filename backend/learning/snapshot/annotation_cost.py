@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from backend.learning.snapshot.builder import outline_px
-from backend.worker.predictor import Predictor
 from integration.regions.settings import certainty
 from model.instance import Instance
 from model.parallel import MOST_AT_A_TIME
-from training.datasets import Sample
+from training.datasets import Sample, usable_samples
+from training.gate.folds import candidate_instances
 from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
 from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
+from training.snapshots.format import pixels_sha256
 
 SHOWN_FROM = 0.5
+#: RGB images -> the instances of each.
+Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
 
 
 @dataclass
@@ -37,12 +42,12 @@ class CorrectionCost:
 
     def add(self, found: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float) -> None:
         """Take an image: what was found, and what correcting the shown part of it costs."""
-        shown = [one for one in found if one.score >= shown_from and one.mask_hw.any()]
-        hidden = [one for one in found if one.score < shown_from]
+        shown = [instance for instance in found if instance.score >= shown_from and instance.mask_hw.any()]
+        hidden = [instance for instance in found if instance.score < shown_from]
         self.features.append(features_of(shown, hidden))
         self.edits.append(edit(shown))
         self.certainty.append(certainty(shown))
-        self.confidence.append(float(np.mean([one.score for one in shown])) if shown else 0.0)
+        self.confidence.append(float(np.mean([instance.score for instance in shown])) if shown else 0.0)
 
     def fit(self, fitted_on: str) -> EffortModel:
         """Weights for these images. Raises EffortError when they are too few."""
@@ -50,7 +55,7 @@ class CorrectionCost:
 
 
 def measure_correction_cost(
-    predictor: Predictor,
+    predictor: Predict,
     samples: Sequence[Sample],
     class_names: Sequence[str],
     *,
@@ -60,17 +65,29 @@ def measure_correction_cost(
 ) -> CorrectionCost:
     """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
     measured = CorrectionCost()
-    for start in range(0, len(samples), MOST_AT_A_TIME):
-        chosen = [samples[number] for number in range(start, min(start + MOST_AT_A_TIME, len(samples)))]
-        for sample, instances in zip(chosen, predictor([one.image for one in chosen]), strict=True):
-            found = [one for one in instances if one.label in class_names]
+    usable = (sample for _, sample in usable_samples(samples))
+    while chosen := list(islice(usable, MOST_AT_A_TIME)):
+        for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
+            known = [instance for instance in instances if instance.label in class_names]
 
             def edit(shown: Sequence[Instance], sample: Sample = sample) -> float:
                 return simulated_edit(shown, sample, class_names, rules)
 
-            measured.add(found, edit, shown_from)
+            measured.add(known, edit, shown_from)
             progress()
     return measured
+
+
+def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
+    """A predictor that answers from a cross-validation about images that its model learned from."""
+    known = candidate_instances(folds)
+
+    def predict(images: Sequence[np.ndarray]) -> list[Sequence[Instance]]:
+        return [
+            known[sha256] if (sha256 := pixels_sha256(image)) in known else predictor([image])[0] for image in images
+        ]
+
+    return predict
 
 
 def simulated_edit(
@@ -84,8 +101,8 @@ def simulated_edit(
         if not crowd and mask_hw.any()
     ]
     predicted = [
-        DrawnObject(one.label, one.mask_hw, score=one.score)
-        for one in shown
-        if 2 * np.count_nonzero(one.mask_hw & crowd_hw) <= np.count_nonzero(one.mask_hw)
+        DrawnObject(instance.label, instance.mask_hw, score=instance.score)
+        for instance in shown
+        if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
     return edit_cost(find_corrections(predicted, truth, outline_px, rules))

@@ -85,7 +85,8 @@ def test_a_first_version_needs_a_figure_of_its_own(world: World) -> None:
     good = ruled(world, world.model("good", world.shifted_by(1)), None, holdout)
     assert good.promote
     assert "first version" in good.reasons[0]
-    assert "only 4 annotated images" in good.reasons[1]
+    assert "judged by 4 images held out" in good.reasons[1]
+    assert "4 annotated images: the figures are rough" in good.reasons[1]
     assert not ruled(world, world.model("blind", world.blind()), None, holdout).promote
 
 
@@ -110,7 +111,7 @@ def test_the_first_model_of_unknown_labels_serves_when_it_beats_nothing(
     assert verdict.promote == promoted
     assert "the incumbent knows none of: cat" in verdict.reasons[0]
     assert ("beats nothing" if promoted else "finds nothing either") in verdict.reasons[0]
-    assert any("only 2 annotated images" in reason for reason in verdict.reasons)
+    assert any("2 annotated images: the figures are rough" in reason for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize("incumbent", [True, False])
