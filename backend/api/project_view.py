@@ -19,13 +19,14 @@ Facts = dict[str, Any]
 # Stages of a round as people see them; each begins with the first of its own names.
 STEPS = {
     "collect": ("looking", "snapshot"),
-    "learn": ("finetune", "calibrate"),
+    "learn": ("few-shot", "finetune", "calibrate"),
     "judge": ("publish", "gate"),
     "serve": ("promote", "label studio"),
 }
 DOING = {
     "looking": "looks for new annotations",
     "snapshot": "collects annotations and images",
+    "few-shot": "learns",
     "finetune": "learns",
     "calibrate": "measures the order of work",
     "publish": "stores the version",
@@ -34,6 +35,7 @@ DOING = {
     "label studio": "tells Label Studio",
 }
 STAGES = tuple(DOING)
+LEARNS = ("few-shot", "finetune")
 TONES = {runs.PROMOTED: "good", runs.UNCHANGED: "quiet"}
 JUDGED = (runs.PROMOTED, runs.REJECTED)
 
@@ -135,15 +137,15 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
         own_s = max(1.0, typical[stage] - spent_s)
     if own_s is None:
         return f"begun {duration(spent_s)} ago, the time left is known once it learns"
-    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    later = [name for name in STAGES[STAGES.index(stage) + 1 :] if name not in LEARNS] if stage in STAGES else []
     total_s = own_s + sum(typical.get(name, 0.0) for name in later)
-    rest = "" if typical or stage != "finetune" else ", then it is judged"
+    rest = "" if typical or stage not in LEARNS else ", then it is judged"
     return f"about {duration(total_s)} left{rest}"
 
 
 def _round(run: Mapping[str, Any]) -> Facts:
     took_s = run["ended_at"] - (run["started_at"] or run["ended_at"])
-    texts = [*run["reasons"], run["error"], run["hint"], run["note"]]
+    texts = [*run["reasons"], run["error"], run["hint"], run["order"], run["note"]]
     return {
         **run,
         "tone": TONES.get(run["state"], "bad"),

@@ -218,7 +218,7 @@ def _train(scale: Scale, dtype: torch.dtype | None) -> tuple[list[float], float]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
 
     torch.manual_seed(0)
     (seconds,) = alternate([step], device=setting.device, repeats=scale.iterations)
