@@ -1,7 +1,8 @@
 // Keeps the status page current: only sections whose content changed are replaced, so that scrolling, open details and
-// a button under the finger stay. A page in the background asks for nothing.
+// the focus stay. A page in the background asks for nothing.
 "use strict";
 const every = Number(document.body.dataset.refresh) * 1000;
+const FOCUSABLE = "a, button, summary";
 let isSending = false;
 
 function replaceChanged(fresh) {
@@ -12,7 +13,8 @@ function replaceChanged(fresh) {
   if (!isSame) { main.replaceChildren(...incoming.map(section => document.importNode(section, true))); return; }
   for (const section of incoming) {
     const old = document.getElementById(section.id);
-    if (old.dataset.source === section.outerHTML || old.contains(document.activeElement)) continue;
+    if (old.dataset.source === section.outerHTML) continue;
+    const focused = [...old.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
     const open = [...old.querySelectorAll("details[id]")].map(part => [part.id, part.open]);
     const copy = document.importNode(section, true);
     for (const [id, isOpen] of open) {
@@ -21,6 +23,7 @@ function replaceChanged(fresh) {
     }
     copy.dataset.source = section.outerHTML;
     old.replaceWith(copy);
+    if (focused >= 0) copy.querySelectorAll(FOCUSABLE)[focused]?.focus({preventScroll: true});
   }
 }
 
