@@ -83,13 +83,16 @@ def scenes_config(labels: Sequence[str]) -> str:
 
 
 def smart_config(labels: Sequence[str], shape: str) -> str:
-    """One row of labels for outlines of a shape ("Polygon", "Brush") and for smart boxes and clicks."""
+    """One row of labels for outlines of a shape ("Polygon", "Brush") and for smart boxes and clicks.
+
+    The labels stand above the image: below a tall one nobody would see them.
+    """
     return f"""<View>
   <Header size="6" value={quoteattr(HELP)}/>
-  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <Labels name="label" toName="image" strokeWidth="3" opacity="0.3">
 {_labels(labels)}
   </Labels>
+  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   <{shape} name="outline" toName="image"/>
   <Rectangle name="box" toName="image" smart="true" smartOnly="true"/>
   <KeyPoint name="click" toName="image" smart="true" smartOnly="true"/>

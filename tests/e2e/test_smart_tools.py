@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ from integration.regions.read import regions_to_objects
 from tests.support.running_demo import RunningDemo
 
 pytestmark = pytest.mark.e2e
-PHOTOGRAPH, LABEL = "astronaut.png", "helmet"
-SIDE = 512
-HELMET_PCT = (54.0, 66.0, 99.0, 99.8)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something on a photograph that no class of the model is."""
+
+    label: str
+    photograph: str
+    width: int
+    height: int
+
+
+ROCKET, ROCKET_PCT = Thing("rocket", "rocket.jpg", 640, 427), (46.0, 28.0, 54.5, 96.0)
+HELMET = Thing("helmet", "astronaut.png", 512, 512)
 BRUSH_CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="helmet"/></BrushLabels>
 <KeyPointLabels name="point" toName="image" smart="true"><Label value="helmet"/></KeyPointLabels></View>"""
@@ -41,8 +53,9 @@ STATE = """() => {
 class Editor:
     """The editor with one task open and smart tools on; places are in percent of the picture."""
 
-    def __init__(self, page: Page, url: str, project: int, task: int) -> None:
+    def __init__(self, page: Page, url: str, project: int, task: int, label: str) -> None:
         self.page = page
+        self.label = label
         page.goto(f"{url}/projects/{project}/data?task={task}")
         page.locator("canvas").first.wait_for()
         page.wait_for_load_state("networkidle")
@@ -52,7 +65,7 @@ class Editor:
     def use(self, tool: str, *, label_row: int = 0) -> None:
         """Take a smart tool with the label chosen; a click on a chosen label would take it away."""
         self.page.keyboard.press("Escape")
-        labels = self.page.locator(".lsf-label", has_text=LABEL)
+        labels = self.page.locator(".lsf-label", has_text=self.label)
         if "lsf-label_selected" not in (labels.nth(label_row).get_attribute("class") or ""):
             labels.nth(label_row).click()
         self.page.evaluate(SELECT_TOOL, tool)
@@ -101,7 +114,7 @@ class Editor:
         state = self.page.evaluate(STATE)
         assert state["suggestions"] == []
         assert not any(region["dynamic"] for region in state["regions"])
-        (region,) = (region for region in state["regions"] if region["labels"] == [LABEL])
+        (region,) = (region for region in state["regions"] if region["labels"] == [self.label])
         return dict(region)
 
     def submit(self) -> None:
@@ -112,15 +125,15 @@ class Editor:
         assert stored.value.ok
 
 
-def mask_of(result: list[dict[str, Any]]) -> np.ndarray:
-    """The one object of the label; the task's own outlines have others."""
-    drawings = regions_to_objects(result, width=SIDE, height=SIDE).objects
-    (drawn,) = (drawing for drawing in drawings if drawing.label == LABEL)
+def mask_of(result: list[dict[str, Any]], thing: Thing) -> np.ndarray:
+    """The one object of the thing's label; the task's own outlines have others."""
+    drawings = regions_to_objects(result, width=thing.width, height=thing.height).objects
+    (drawn,) = (drawing for drawing in drawings if drawing.label == thing.label)
     return drawn.mask_hw
 
 
-def task_of(client: LabelStudioClient, project: int) -> int:
-    (task,) = (t["id"] for t in client.iter_tasks(project) if t["data"]["image"].endswith(PHOTOGRAPH))
+def task_of(client: LabelStudioClient, project: int, thing: Thing) -> int:
+    (task,) = (t["id"] for t in client.iter_tasks(project) if t["data"]["image"].endswith(thing.photograph))
     return int(task)
 
 
@@ -129,31 +142,31 @@ def inside(mask_hw: np.ndarray, share: float) -> tuple[float, float]:
     rows = np.flatnonzero(mask_hw.any(1))
     row = int(rows[int(share * (len(rows) - 1))])
     columns = np.flatnonzero(mask_hw[row])
-    return (columns[len(columns) // 2] + 0.5) * 100 / SIDE, (row + 0.5) * 100 / SIDE
+    return (columns[len(columns) // 2] + 0.5) * 100 / mask_hw.shape[1], (row + 0.5) * 100 / mask_hw.shape[0]
 
 
 def test_a_box_around_an_unknown_thing_and_a_click_that_corrects(
     demo: RunningDemo, page: Page, screenshots: Path
 ) -> None:
     client, project = demo.client(), demo.photographs
-    assert LABEL not in read_served_model(SHIPPED_MODEL).labels
-    task = task_of(client, project)
-    editor = Editor(page, demo.url, project, task)
+    assert ROCKET.label not in read_served_model(SHIPPED_MODEL).labels
+    task = task_of(client, project, ROCKET)
+    editor = Editor(page, demo.url, project, task, ROCKET.label)
 
     editor.use("RectangleTool-dynamic")
-    suggested = editor.drag(*HELMET_PCT)
+    suggested = editor.drag(*ROCKET_PCT)
     page.screenshot(path=screenshots / "smart-box.png")
-    x, y = inside(mask_of(suggested), 0.6)
-    assert HELMET_PCT[0] < x < HELMET_PCT[2]
-    assert HELMET_PCT[1] < y < HELMET_PCT[3]
+    x, y = inside(mask_of(suggested, ROCKET), 0.6)
+    assert ROCKET_PCT[0] < x < ROCKET_PCT[2]
+    assert ROCKET_PCT[1] < y < ROCKET_PCT[3]
 
-    wrong = inside(mask_of(suggested), 0.97)
+    wrong = inside(mask_of(suggested, ROCKET), 0.97)
     editor.use("KeyPointTool-dynamic")
     # Control: else the click takes hold of the box that it lies in. Alt: not the object.
     corrected = editor.click(*wrong, "Control", "Alt")
     page.screenshot(path=screenshots / "smart-correction.png")
     assert {region["id"] for region in corrected} == {region["id"] for region in suggested}
-    assert (mask_of(corrected) != mask_of(suggested)).any()
+    assert (mask_of(corrected, ROCKET) != mask_of(suggested, ROCKET)).any()
 
     assert editor.accept()["type"] == "polygonregion"
     page.screenshot(path=screenshots / "smart-accepted.png")
@@ -161,17 +174,17 @@ def test_a_box_around_an_unknown_thing_and_a_click_that_corrects(
     (annotation,) = client.get_task(task)["annotations"]
     kept = [region["type"] for region in annotation["result"] if region["id"] == suggested[0]["id"]]
     assert sorted(kept) == ["labels", "polygon"]
-    np.testing.assert_array_equal(mask_of(annotation["result"]), mask_of(corrected))
+    np.testing.assert_array_equal(mask_of(annotation["result"], ROCKET), mask_of(corrected, ROCKET))
 
 
 def test_clicks_with_brush_labels(demo: RunningDemo, page: Page, screenshots: Path, tmp_path: Path) -> None:
     client = demo.client()
     project = client.create_project(title="brush", label_config=BRUSH_CONFIG)["id"]
-    client.upload_files(project, [path for path in copy_photographs(tmp_path) if path.name == PHOTOGRAPH])
+    client.upload_files(project, [path for path in copy_photographs(tmp_path) if path.name == HELMET.photograph])
     url = f"http://127.0.0.1:{demo.backend_port}"
     client.create_backend(project, url=url, title=read_served_model(SHIPPED_MODEL).version, is_interactive=True)
-    task = task_of(client, project)
-    editor = Editor(page, demo.url, project, task)
+    task = task_of(client, project, HELMET)
+    editor = Editor(page, demo.url, project, task, HELMET.label)
 
     editor.use("KeyPointTool-dynamic", label_row=1)
     suggested = editor.click(75.0, 80.0)
@@ -180,12 +193,12 @@ def test_clicks_with_brush_labels(demo: RunningDemo, page: Page, screenshots: Pa
     page.screenshot(path=screenshots / "smart-brush.png")
     assert {region["type"] for region in corrected} == {"brushlabels"}
     assert corrected[0]["id"] == suggested[0]["id"]
-    assert mask_of(corrected)[int(0.8 * SIDE), int(0.75 * SIDE)]
+    assert mask_of(corrected, HELMET)[int(0.8 * HELMET.height), int(0.75 * HELMET.width)]
 
     assert editor.accept()["type"] == "brushregion"
     editor.submit()
     (annotation,) = client.get_task(task)["annotations"]
     (region,) = annotation["result"]
-    assert region["value"]["brushlabels"] == [LABEL]
-    np.testing.assert_array_equal(mask_of([region]), mask_of(corrected))
+    assert region["value"]["brushlabels"] == [HELMET.label]
+    np.testing.assert_array_equal(mask_of([region], HELMET), mask_of(corrected, HELMET))
     client._json("DELETE", f"/api/projects/{project}/")
