@@ -45,8 +45,8 @@ def _candidates() -> Iterator[Path]:
         for place in (spec.submodule_search_locations or []) if spec else []:
             yield from sorted(Path(place).glob(pattern))
     for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            yield Path(found)
+        if program := shutil.which(name):
+            yield Path(program)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -34,7 +34,7 @@ def find_scorer(directory: Path) -> Scorer | None:
 
 
 def prediction_of_instances(
-    job: PredictionJob, found: PredictedImage, width: int, height: int, model: Path
+    job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
 ) -> dict[str, Any]:
     """The prediction of one task; what had to be given up is said on its regions.
 
@@ -47,7 +47,7 @@ def prediction_of_instances(
     """
     try:
         prediction, report = build_prediction(
-            found.instances,
+            predicted.instances,
             parse_label_config(job.label_config),
             width=width,
             height=height,
@@ -61,19 +61,19 @@ def prediction_of_instances(
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
     if changes := report.changes():
         log.info("task %s: %s", job.task.get("id"), changes)
-    for region in prediction["result"] if found.note else ():
+    for region in prediction["result"] if predicted.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
-        region["meta"] = {"text": [found.note]}
-    return {**prediction, "precision": found.precision}
+        region["meta"] = {"text": [predicted.note]}
+    return {**prediction, "precision": predicted.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, found: PredictedImage, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> dict[str, Any]:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
         TaskError: it cannot be written.
     """
-    (instance,) = found.instances
+    (instance,) = predicted.instances
     try:
         answer = build_answer(
             instance,
@@ -88,4 +88,4 @@ def prediction_of_prompt(job: PredictionJob, found: PredictedImage, width: int, 
     except Exception as error:
         log.exception("turning an answer into a region failed")
         raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
-    return {**answer, "precision": found.precision}
+    return {**answer, "precision": predicted.precision}

@@ -46,7 +46,7 @@ class PredictedTask:
 
     Attributes:
         sizes: height and width of each upright image in px, or why there is none.
-        found: what the network saw, or why it did not.
+        predicted: what the network saw, or why it did not.
         models: of each job that has an image.
         stages_s: seconds of each stage so far.
     """
@@ -54,7 +54,7 @@ class PredictedTask:
     jobs: Mapping[str, PredictionJob]
     sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
     models: dict[str, ServedModel] = field(default_factory=dict)
-    found: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
+    predicted: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
     stages_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -109,7 +109,7 @@ class TaskRunner:
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
         for model, arrays in self._by_model(batch, arrived).items():
-            batch.found |= self._predicted(model, arrays)
+            batch.predicted |= self._predicted(model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
@@ -125,7 +125,7 @@ class TaskRunner:
                 continue
             batch.sizes[job_id] = image.shape[0], image.shape[1]
             if job.prompt is not None:
-                batch.found[job_id] = self._prompted(job, image)
+                batch.predicted[job_id] = self._prompted(job, image)
                 continue
             try:
                 batch.models[job_id] = self.models.find(job.project, job.model_version)
@@ -187,21 +187,21 @@ class TaskRunner:
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
         """How a task ended, and how many instances were found."""
-        size, found = batch.sizes[job_id], batch.found.get(job_id)
+        size, predicted = batch.sizes[job_id], batch.predicted.get(job_id)
         try:
             if isinstance(size, TaskError):
                 raise size
-            if found is None or isinstance(found, TaskError):
-                raise found or TaskError("The image was not predicted.")
+            if predicted is None or isinstance(predicted, TaskError):
+                raise predicted or TaskError("The image was not predicted.")
             height, width = size
             if batch.jobs[job_id].prompt is not None:
-                prediction = prediction_of_prompt(batch.jobs[job_id], found, width, height)
+                prediction = prediction_of_prompt(batch.jobs[job_id], predicted, width, height)
                 return JobOutcome(prediction=prediction), 1
             directory = batch.models[job_id].directory
-            prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)
+            prediction = prediction_of_instances(batch.jobs[job_id], predicted, width, height, directory)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
-        return JobOutcome(prediction=prediction), len(found.instances)
+        return JobOutcome(prediction=prediction), len(predicted.instances)
 
 
 def _objects(outcome: JobOutcome) -> int:

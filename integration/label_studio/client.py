@@ -397,7 +397,7 @@ def _flat(body: Any) -> list[str]:
     """The texts of nested lists and objects; keys that name fields come with a colon."""
     if isinstance(body, dict):
         named = ((key, _flat(value)) for key, value in body.items() if value)
-        return [text if key == "non_field_errors" else f"{key}: {text}" for key, found in named for text in found]
+        return [text if key == "non_field_errors" else f"{key}: {text}" for key, messages in named for text in messages]
     if isinstance(body, list):
         return [text for value in body for text in _flat(value)]
     return [] if body is None else [str(body)]

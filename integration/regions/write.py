@@ -165,8 +165,8 @@ class _Drawing:
                 alike.setdefault(way, []).append(number)
         for (tolerance_px, min_area_px), numbers in alike.items():
             masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
-            found = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
-            for number, outlined in zip(numbers, found, strict=True):
+            outlines = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
+            for number, outlined in zip(numbers, outlines, strict=True):
                 self._shared[number, tolerance_px, min_area_px] = outlined
 
     def _may_share(self, instance: Instance, target: Target) -> bool:

@@ -40,10 +40,12 @@ class CorrectionCost:
     certainty: list[float] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
 
-    def add(self, found: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float) -> None:
+    def add(
+        self, instances: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float
+    ) -> None:
         """Take an image: what was found, and what correcting the shown part of it costs."""
-        shown = [instance for instance in found if instance.score >= shown_from and instance.mask_hw.any()]
-        hidden = [instance for instance in found if instance.score < shown_from]
+        shown = [instance for instance in instances if instance.score >= shown_from and instance.mask_hw.any()]
+        hidden = [instance for instance in instances if instance.score < shown_from]
         self.features.append(features_of(shown, hidden))
         self.edits.append(edit(shown))
         self.certainty.append(certainty(shown))

@@ -80,9 +80,9 @@ def freeze_tasks(
             freezing.add(task, pixels)
             if progress:
                 progress(number, len(annotated))
-        return freezing.finish([one for task in annotated for one in task.annotations], project)
+        return freezing.finish([annotation for task in annotated for annotation in task.annotations], project)
 
 
 def _first_come(task: AnnotatedTask) -> tuple[Any, ...]:
     """Of two tasks with the same image, the one with ground truth counts, else the one annotated last."""
-    return any(one.ground_truth for one in task.annotations), task.annotations[-1].updated_at, task.id
+    return any(annotation.ground_truth for annotation in task.annotations), task.annotations[-1].updated_at, task.id
