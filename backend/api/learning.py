@@ -77,6 +77,7 @@ def _rounds(store: RunStore, project: str, total: int) -> list[dict[str, Any]]:
         {
             "number": total - place,
             "before": _before(run.figures),
+            "judged_by": run.figures.get("holdout", {}).get("description", ""),
             **{name: value for name, value in vars(run).items() if name != "figures"},
         }
         for place, run in enumerate(store.newest(project, ROUNDS_SHOWN))
