@@ -6,6 +6,7 @@ Shapes: H, W of the upright image.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -138,6 +139,7 @@ def _decode(data: bytes, name: str, max_pixels: int, budget: MemoryBudget | None
         width, height = image.size
         if width * height > max_pixels:
             raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
+        _check_scans(data, image, name)
         size_bytes = decoding_bytes(image)
         if budget is not None and size_bytes > budget.limit_bytes:
             raise ImageError(
@@ -149,6 +151,22 @@ def _decode(data: bytes, name: str, max_pixels: int, budget: MemoryBudget | None
         with nullcontext() if budget is None else budget.hold(size_bytes):
             image.load()
             return _upright_rgb(image)
+
+
+#: A progressive JPEG goes over the whole image once a scan: a file of some MB, all scans, would take hours. Encoders
+#: write about ten.
+MAX_SCANS = 200
+_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+
+
+def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
+    if image.format == "JPEG" and (scans := sum(1 for _ in _SCAN.finditer(data))) > MAX_SCANS:
+        raise ImageError(
+            f"{name} has too many scans",
+            value=f"{scans} scans of {image.width} x {image.height} pixels",
+            expected=f"at most {MAX_SCANS}",
+            fix="save the image anew",
+        )
 
 
 def _orientation(image: Image.Image) -> int:
