@@ -51,8 +51,8 @@ def ago(moment: str | float | None) -> str:
 def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
-    facts: dict[str, Any] = {"problems": [], "projects": [], "workers": {}, "trainers": {}, "rows": [], "figures": []}
-    facts["problems"] += paused_parts()
+    facts: dict[str, Any] = {"problems": paused_parts(), "projects": [], "names": {}}
+    facts |= {"workers": {}, "trainers": {}, "rows": [], "figures": []}
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:
