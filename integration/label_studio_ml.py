@@ -27,17 +27,15 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.regions.prompts import (
+from integration.label_studio.prompts import (
     EarlierPrompt,
-    PixelPrompt,
     PromptError,
-    build_answer,
-    prompt_in_pixels,
     read_prompt,
     region_ids,
     require_place,
     with_earlier,
 )
+from integration.regions.prompts import PixelPrompt, build_answer, prompt_in_pixels
 from integration.regions.write import Output, build_prediction
 from model.instance import Instance
 

@@ -36,6 +36,8 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     cfg.MODEL.PROMPTED = prompted = CfgNode()
     # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
     prompted.QUALITY_POWER = 0.0
+    # The power of the whole score, so that one half is a good threshold (see training/fewshot/calibration.py).
+    prompted.SCORE_POWER = 1.0
 
 
 def _add_quadtree(node: CfgNode) -> None:

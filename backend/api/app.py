@@ -119,7 +119,7 @@ def _failed(error: Exception) -> Response:
     """`{error, hint, request_id}`, never a traceback; the reason also as HTTP reason phrase."""
     failure = _explain(error)
     request_id = g.get("request_id", "")
-    if failure.status >= 500 and not isinstance(error, ServiceError | RedisError):
+    if failure.status >= 500 and not isinstance(error, ServiceError | RedisError | RegistryError):
         log.exception("request %s failed", request_id, exc_info=error)
     elif failure.status not in (401, 404):
         log.warning("request %s: %s", request_id, failure)
@@ -150,6 +150,8 @@ def _explain(error: Exception) -> ServiceError:
             "Restore it from a backup, or correct TRANSFINER_REGISTRY.",
             status=503,
         )
+    if isinstance(error, RecursionError):
+        return ServiceError("The request is nested too deeply.", "Send plain JSON.", status=400)
     if isinstance(error, HTTPException):
         return ServiceError(error.description or error.name, status=error.code or 500)
     return ServiceError("An internal error.", "The log of the API has more under this request id.")

@@ -17,6 +17,7 @@ from typing import Any
 from flask import Flask
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, create_server
 
 from backend.settings import Settings
@@ -93,8 +94,16 @@ class HttpServer:
         return [entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer)]
 
 
+class _Request(HTTPRequestParser):
+    """One request; waitress logs the path also of those that ended before they had one."""
+
+    path = ""
+
+
 class _Channel(HTTPChannel):
     """One connection, closed when its next request takes too long or its client has too many."""
+
+    parser_class = _Request
 
     def __init__(self, server: Any, sock: Any, addr: Any, *args: Any, **options: Any) -> None:
         self.waiting_since = time.monotonic()
@@ -113,6 +122,21 @@ class _Channel(HTTPChannel):
         if not self.requests and time.monotonic() - self.waiting_since > REQUEST_S:
             self.will_close = True
         return bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        """Called with what has been read; of a request line that cannot be read, waitress would log a traceback."""
+        try:
+            return bool(super().received(data))
+        except ValueError:
+            self.will_close = True
+            return False
+
+    def send_continue(self) -> None:
+        """Called for `Expect: 100-continue`; waitress would wait for a body where none was announced."""
+        if self.request.body_rcv is None:
+            self.request.expect_continue = False
+        else:
+            super().send_continue()
 
     def service(self) -> None:
         """Called by a thread for each whole request."""

@@ -17,7 +17,7 @@ from backend.queue.connection import text
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.resolve import project_name, registry_of, required_registry
 from training.registry import Registry, RegistryError
-from training.registry.storage import is_artifact
+from training.registry.storage import checked_name, is_artifact
 
 learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
@@ -77,6 +77,7 @@ def _rounds(store: RunStore, project: str, total: int) -> list[dict[str, Any]]:
         {
             "number": total - place,
             "before": _before(run.figures),
+            "judged_by": run.figures.get("holdout", {}).get("description", ""),
             **{name: value for name, value in vars(run).items() if name != "figures"},
         }
         for place, run in enumerate(store.newest(project, ROUNDS_SHOWN))
@@ -100,6 +101,10 @@ def round_artifact(project: int, version: str, name: str) -> Response:
     """Report, model card and pictures of a version."""
     if not is_artifact(name):
         raise BadRequestError(f"{name[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are.")
+    try:
+        checked_name("version", version)
+    except RegistryError as error:
+        raise BadRequestError(str(error)) from error
     content = required_registry(_service().settings).paper(str(project), version, name)
     if content is None:
         raise ServiceError(f"Version {version} has no {name}.", status=404)

@@ -64,6 +64,7 @@ ARTIFACT: Json = {
     "required": True,
     "schema": {"type": "string", "examples": ["report.json", "MODEL_CARD.md", "pictures/0001.png"]},
 }
+ASSET: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 ACTION: Json = {
     "name": "action",
     "in": "path",
@@ -112,10 +113,10 @@ def _paths() -> Json:
             "post": _operation("cancel_all", "Cancel all that waits, or of one project", parameters=[PROJECT])
         },
         "/status": {"get": _operation("status", "The same for people", media="text/html")},
-        "/learning": {"get": _operation("learning_overview", "What each project learned, learns and serves")},
-        "/learning/{project}/curve.png": {
-            "get": _operation("curve", "The learning curve", parameters=[PROJECT_ID], media="image/png")
+        "/status/{name}": {
+            "get": _operation("asset", "Style sheet and script of the page", parameters=[ASSET], media="*/*")
         },
+        "/learning": {"get": _operation("learning_overview", "What each project learned, learns and serves")},
         "/learning/{project}/versions/{version}/{name}": {
             "get": _operation(
                 "round_artifact",

@@ -17,25 +17,26 @@ from integration.label_studio.notice import PREFIX
 
 Facts = dict[str, Any]
 # Stages of a round as people see them; each begins with the first of its own names.
+# A round trains in one of these ways.
+TRAINING = ("few-shot", "finetune")
 STEPS = {
     "collect": ("looking", "snapshot"),
-    "learn": ("few-shot", "finetune", "calibrate"),
+    "learn": (*TRAINING, "calibrate"),
     "judge": ("publish", "gate"),
     "serve": ("promote", "label studio"),
 }
 DOING = {
     "looking": "looks for new annotations",
     "snapshot": "collects annotations and images",
-    "few-shot": "learns",
+    "few-shot": "learns from few images",
     "finetune": "learns",
     "calibrate": "measures the order of work",
     "publish": "stores the version",
-    "gate": "judges it on the images held out",
+    "gate": "judges it on images that it did not learn from",
     "promote": "lets it serve",
     "label studio": "tells Label Studio",
 }
 STAGES = tuple(DOING)
-LEARNS = ("few-shot", "finetune")
 TONES = {runs.PROMOTED: "good", runs.UNCHANGED: "quiet"}
 JUDGED = (runs.PROMOTED, runs.REJECTED)
 
@@ -104,7 +105,8 @@ def _current(facts: Facts, trainers: Sequence[str], busy: str) -> Facts:
     now = dict(facts["current"])
     stage = str(now.get("stage") or "")
     now["number"] = facts["count"] + (0 if any(run["id"] == now["run"] for run in facts["rounds"]) else 1)
-    now["steps"] = _steps(stage)
+    record: Mapping[str, Any] = next((run for run in facts["rounds"] if run["id"] == now["run"]), {})
+    now["steps"] = _steps(stage, record.get("stage_s", {}))
     now["loss_chart"] = _loss_chart(now.get("curve") or ())
     if now.get("state") == QUEUED or not stage:
         if not trainers:
@@ -119,10 +121,15 @@ def _current(facts: Facts, trainers: Sequence[str], busy: str) -> Facts:
     return now
 
 
-def _steps(stage: str) -> list[tuple[str, str]]:
-    """Each step with the class of its look: done, now or nothing."""
+def _steps(stage: str, spent_s: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Each step with the time it took, where it is over, and the class of its look: done, now or nothing."""
     place = next((number for number, names in enumerate(STEPS.values()) if stage in names), -1)
-    return [(name, "done" if number < place else "now" if number == place else "") for number, name in enumerate(STEPS)]
+    steps = []
+    for number, (name, stages) in enumerate(STEPS.items()):
+        took_s = sum(spent_s.get(each, 0.0) for each in stages)
+        text = f"{name} ({duration(took_s)})" if number < place and took_s >= 1 else name
+        steps.append((text, "done" if number < place else "now" if number == place else ""))
+    return steps
 
 
 def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
@@ -137,9 +144,11 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
         own_s = max(1.0, typical[stage] - spent_s)
     if own_s is None:
         return f"begun {duration(spent_s)} ago, the time left is known once it learns"
-    later = [name for name in STAGES[STAGES.index(stage) + 1 :] if name not in LEARNS] if stage in STAGES else []
+    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    if stage in TRAINING:
+        later = tuple(name for name in later if name not in TRAINING)
     total_s = own_s + sum(typical.get(name, 0.0) for name in later)
-    rest = "" if typical or stage not in LEARNS else ", then it is judged"
+    rest = "" if typical or stage not in TRAINING else ", then it is judged"
     return f"about {duration(total_s)} left{rest}"
 
 
@@ -150,7 +159,7 @@ def _round(run: Mapping[str, Any]) -> Facts:
         **run,
         "tone": TONES.get(run["state"], "bad"),
         "minutes": duration(took_s) if took_s >= 1 else "",
-        "size": _size(run["snapshot_counts"]),
+        "size": _size(run["snapshot_counts"], run.get("judged_by", "")),
         "scores": _scores(run),
         "texts": [text for text in texts if text],
         "loss_chart": _loss_chart(run.get("losses") or ()),
@@ -158,11 +167,13 @@ def _round(run: Mapping[str, Any]) -> Facts:
     }
 
 
-def _size(counts: Mapping[str, Any]) -> str:
+def _size(counts: Mapping[str, Any], judged_by: str = "") -> str:
     if not counts.get("images"):
         return ""
     objects = f" with {counts['objects']} objects" if "objects" in counts else ""
     held = f", {counts['holdout_images']} of them held out to judge by" if "holdout_images" in counts else ""
+    if judged_by:
+        held = f", judged by {judged_by}"
     return f"{counts['images']} images{objects}{held}"
 
 

@@ -96,7 +96,7 @@ def fewshot(
     \b
     Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
     """
-    from training.datasets import open_set
+    from training.datasets import CocoSet, open_set
     from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
 
     limit_threads(threads)
@@ -105,13 +105,15 @@ def fewshot(
         figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
         click.echo(f"{point.images} images, draw {point.seed}: {figures}", err=True)
 
-    source = open_set(train)
+    source, tested = open_set(train), open_set(test)
+    if not (isinstance(source, CocoSet) and isinstance(tested, CocoSet)):
+        raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
     names = classes or source.class_names
     try:
         points = fewshot_curve(
             weights,
             ClassSamples(source, names),
-            ClassSamples(open_set(test), names, all_images=all_test_images),
+            ClassSamples(tested, names, all_images=all_test_images),
             counts,
             seeds,
             progress=show,

@@ -1,7 +1,4 @@
-"""`transfiner evaluate`.
-
-`transfiner score`.
-"""
+"""`transfiner evaluate` of models and running APIs, `transfiner score` of prediction files."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE
+from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, print_result
 from backend.devtools.served_evaluation.command import served_options
 
 if TYPE_CHECKING:
@@ -113,17 +110,11 @@ def evaluate(
              transfiner evaluate --weights photos --coco instances.json images/ --prompts box
              transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
     """
-    import torch
-
     from training.datasets import open_set
 
-    if sum(option is not None for option in (split, coco, named)) != 1:
-        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
-    if processes > 1 and device != "cpu":
-        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
-    if threads > 0 or processes > 1:
-        torch.set_num_threads(threads or 1)
-    name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+    name = _set_name(split, coco, named, count)
+    _share_processor(device, threads, processes)
+    raw_only = submission or picture or card
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     try:
@@ -134,13 +125,13 @@ def evaluate(
             _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
             return
         if edits:
-            if submission or picture or card:
+            if raw_only:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
             served_from = {"served": served, **served_as} if served else None
             _edits(samples, name, weights, served_from, good, shown_from, device, as_json)
             return
         if served:
-            if submission or picture or card:
+            if raw_only:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
             _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
             return
@@ -154,6 +145,20 @@ def evaluate(
 
         write_card(weights, outcome, name, _command(weights, split, coco, count, named))
     _say(outcome, as_json, _table)
+
+
+def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
+    if sum(option is not None for option in (split, coco, named)) != 1:
+        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
+    return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+
+
+def _share_processor(device: str, threads: int, processes: int) -> None:
+    """Set torch's threads; refuse processes on a GPU."""
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    if threads > 0 or processes > 1:
+        limit_threads(threads or 1)
 
 
 def _served(
@@ -244,10 +249,8 @@ def _raw(
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 
-def _say(outcome: dict[str, Any], as_json: bool, comparison_text: Callable[[dict[str, Any]], str]) -> None:
-    from model.files import json_values
-
-    click.echo(json.dumps(json_values(outcome)) if as_json else comparison_text(outcome))
+def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
+    print_result(outcome, "" if as_json else text_of(outcome), as_json)
 
 
 def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:

@@ -20,7 +20,7 @@ CREDIT = (
     "Varshney (CC0), Brooklyn Museum (no known copyright restrictions)."
 )
 #: COCO's among them are outlined at once, the others are for the smart tools.
-LABELS = ("cup", "tie", "person", "spoon", "rocket", "saucer", "coin", "helmet")
+LABELS = ("cup", "tie", "person", "spoon", "coin", "rocket", "helmet", "saucer")
 
 
 def copy_photographs(folder: Path) -> list[Path]:

@@ -87,7 +87,7 @@ def smart_config(labels: Sequence[str], shape: str) -> str:
     return f"""<View>
   <Header size="6" value={quoteattr(HELP)}/>
   <Image name="image" value="$image" zoom="true" zoomControl="true"/>
-  <Labels name="label" toName="image" strokeWidth="3" opacity="0.4">
+  <Labels name="label" toName="image" strokeWidth="3" opacity="0.3">
 {_labels(labels)}
   </Labels>
   <{shape} name="outline" toName="image"/>

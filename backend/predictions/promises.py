@@ -74,6 +74,10 @@ class PromiseKeeper:
         """
         with self._lock:
             promises = dict(self._promises)
+        for project in {promise.project.key: promise.project for promise in promises.values()}.values():
+            # Without its address nothing can be pushed, and its next /setup may be far.
+            if project.hostname and not self.projects.get(project.key).hostname:
+                self.projects.save(project)
         waiting = self.deliveries.deferred_of(list(promises))
         others = [job_id for job_id in promises if job_id not in waiting]
         notes = self.queue.records.notes(others)
@@ -92,9 +96,6 @@ class PromiseKeeper:
 
     def _ask_again(self, promises: dict[str, _Promise]) -> None:
         log.warning("the queue server forgot %d deferred task(s); they are queued again", len(promises))
-        for project in {promise.project.key: promise.project for promise in promises.values()}.values():
-            if project.hostname and not self.projects.get(project.key).hostname:
-                self.projects.save(project)
         self.queue.submit([promise.job for promise in promises.values()])
         # A push may have been under way: the pusher looks in Label Studio first.
         facts = {

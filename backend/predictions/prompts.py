@@ -1,7 +1,7 @@
 """Interactive requests: what a task was asked last, and the answer where no promptable model is installed.
 
 There the outlines that exist are chosen from: a click takes the smallest object under it, a box the object that fills
-it best. `integration.regions.prompts` reads what the editor sends.
+it best. `integration.label_studio.prompts` reads what the editor sends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis
 
 from backend.queue.keys import prompted_key
-from integration.regions.prompts import Box, EarlierPrompt, bounds_pct, is_point
+from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point
 
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
 LEAST_OVERLAP = 0.1

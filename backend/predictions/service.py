@@ -35,7 +35,7 @@ from backend.versions.notice import project_notice
 from backend.versions.served_model import ServedModel, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.regions.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
+from integration.label_studio.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
 from model.image_error import ImageError
 
 log = logging.getLogger(__name__)

@@ -41,6 +41,7 @@ SHOWN = (
     "attempts",
     "worker",
     "request",
+    "objects",
     "regions",
     "seconds",
     "error",

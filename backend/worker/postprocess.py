@@ -13,7 +13,8 @@ from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.worker.oom_fallback import PredictedImage
 from integration.label_studio.label_config import parse_label_config
-from integration.regions.prompts import PromptFields, build_answer
+from integration.label_studio.prompts import PromptFields
+from integration.regions.prompts import build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
 from training.snapshots.annotation_cost import EffortError, load_effort

@@ -16,7 +16,8 @@ from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel
 from backend.worker.predictor import Predictor
-from integration.regions.prompts import PromptFields, prompt_in_pixels
+from integration.label_studio.prompts import PromptFields
+from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance
 
 if TYPE_CHECKING:

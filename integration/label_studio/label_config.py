@@ -145,10 +145,11 @@ def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     controls = sorted(config.controls, key=lambda control: KINDS.index(control.kind))
     labels = [(control, _labels_by_name(control)) for control in controls]
     for name in classes:
+        folded = fold(name)
         targets = tuple(
             Target(control, label)
             for control, by_name in labels
-            if (label := by_name.get(fold(name), by_name.get(CATCH_ALL))) is not None
+            if (label := by_name.get(folded, by_name.get(CATCH_ALL))) is not None
         )
         if targets:
             by_class[name] = targets

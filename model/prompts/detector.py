@@ -34,6 +34,7 @@ class PromptedDetector(nn.Module):
         self.score_threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         self.quality_power = cfg.MODEL.PROMPTED.QUALITY_POWER
+        self.score_power = cfg.MODEL.PROMPTED.SCORE_POWER
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
 
     @property
@@ -77,7 +78,8 @@ class PromptedDetector(nn.Module):
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
         refined, coarse, quality = look(self.prompts, pixels, views, prompts, device=self.device)
         # A box's score does not know how good its outline is; the two together order objects better than either.
-        instances.scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
+        scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
+        instances.scores = scores**self.score_power
         boxes_seen = [prompt.box_xyxy for prompt in prompts]
         refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, boxes_seen, strict=True)])
         placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]

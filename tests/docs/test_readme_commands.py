@@ -18,6 +18,7 @@ README = {text for page, text in COMMANDS if page == "README.md"}
 RUN = {
     "--help": "predict",
     "polygons --help": "Usage",
+    "models": "photos",
     "models list --project 12": "",
     "models gc --project 12": "",
     "doctor": "python",
@@ -47,6 +48,8 @@ NOT_RUN = {
     "polygons benchmark": "minutes: tests/backend/cli/test_polygons.py",
     "polygons figure": "a minute: tests/backend/cli/test_polygons.py",
     "predict photo.jpg --model R50-FPN-3x": "wants the authors' weights: tests/backend/cli/test_predict.py",
+    "predict photos/*.jpg --boxes": "wants another detector's boxes: tests/backend/cli/test_predict.py",
+    "predict --precision": "a part of a command: tests/backend/cli/test_predict.py",
     "rehearse": "half a day: tests/backend/devtools/rehearsal",
     "score": "wants predictions: tests/backend/cli/test_score.py",
     "serve": "serves until it is stopped: tests/backend/cli/test_serve.py",

@@ -20,6 +20,7 @@ PATIENCE_MS = 240_000  # Label Studio's pages take 6 s on an idle machine; nothi
 BROWSER_FLAGS = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # a page crashes where it is small
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

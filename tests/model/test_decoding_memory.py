@@ -28,6 +28,7 @@ from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget, decoding_b
 from model.images import ImageError, decode_image
 from tests.support.service import data_uri
 
+pytestmark = pytest.mark.service
 ROOT = Path(__file__).parents[2]
 EDGE = 2000
 # Beside the estimate: Python's own objects, and pages that the allocator keeps.

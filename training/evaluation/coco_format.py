@@ -29,8 +29,21 @@ def load_quietly(path: Path) -> COCO:
 
 
 def encode(mask_hw: np.ndarray) -> dict[str, Any]:
-    """Compressed RLE of a bool H x W mask (counts as bytes)."""
-    encoded: dict[str, Any] = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    """Compressed RLE of a bool H x W mask (counts as bytes).
+
+    Only the columns that the mask touches are read: of a photograph an object covers few.
+    """
+    height, width = mask_hw.shape
+    columns = np.flatnonzero(mask_hw.any(axis=0))
+    first, last = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    # Runs of equal values down the columns, background first; the columns beside are background.
+    values = np.concatenate([[False], mask_hw[:, first:last].T.ravel(), [False]])
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    ends = np.concatenate([[0], changes + first * height, [height * width]])
+    counts = np.diff(ends)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    encoded: dict[str, Any] = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return encoded
 
 

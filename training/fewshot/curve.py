@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from model.checkpoints.checkpoint import load_checkpoint
-from training.datasets import AnySet, Sample
+from training.datasets import CocoSet, Sample
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.fewshot.learn import VIEWS_PER_IMAGE
 from training.fewshot.learner import FewShotLearner, LearnedImage
@@ -40,14 +40,14 @@ class CurvePoint:
 class ClassSamples(Sequence[Sample]):
     """The images of a set that show one of some classes, or all of them; other classes' objects are background."""
 
-    def __init__(self, samples: AnySet, classes: Sequence[str], *, all_images: bool = False) -> None:
+    def __init__(self, samples: CocoSet, classes: Sequence[str], *, all_images: bool = False) -> None:
         self.samples, self.class_names = samples, tuple(classes)
         if absent := [name for name in classes if name not in samples.class_names]:
             raise ValueError(f"the set has no class {', '.join(absent)}; it has {', '.join(samples.class_names)}")
         number = [self.class_names.index(name) if name in self.class_names else -1 for name in samples.class_names]
         self._number = np.array(number, np.int64)
-        kept = [index for index in range(len(samples)) if all_images or len(self._own(samples[index]).classes)]
-        self._indices = kept
+        wanted = set(np.flatnonzero(self._number >= 0).tolist())
+        self._indices = [index for index in range(len(samples)) if all_images or samples.classes_at(index) & wanted]
 
     def __len__(self) -> int:
         return len(self._indices)

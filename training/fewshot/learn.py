@@ -18,7 +18,9 @@ from detectron2.structures import Instances
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
+from training.datasets import Sample
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
+from training.fewshot.calibration import score_power
 from training.fewshot.learner import FewShotLearner, LearnedImage
 from training.finetune.data import NothingToLearn
 from training.snapshots.format import encode_rle
@@ -28,7 +30,8 @@ CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.
 MOST_VIEWS, VIEWS_PER_IMAGE = 1500, 8
 FOLDS = 5
-#: Key of a checkpoint's metadata: the base's digest, and the content hashes of the images that it learned from.
+#: Key of a checkpoint's metadata: the base's digest, the content hashes of the images that it learned from, and the
+#: power of its scores.
 FACTS_KEY = "fewshot"
 #: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
 VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
@@ -76,7 +79,8 @@ def learn_few_shot(
     own = relabel_samples(samples, classes, renamed or {})
     views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
     fit_s = len(own) * views * FIT_S
-    taught = images_taught(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent and folds else set()
+    incumbent_facts = facts_of(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent else {}
+    taught = set(incumbent_facts.get("images", ()))
     pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
     fits = folds * sum(bool(pool) for pool in pools.values()) + 1
     judged = sum(len(pool) for pool in pools.values())
@@ -96,28 +100,39 @@ def learn_few_shot(
         role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress.add, fit_s)
         for role, pool in pools.items()
     }
+    power = 1.0
     if folds:
+        truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
+        power = score_power((found, truth[sha256]) for sha256, found in answers["candidate"].items())
+        raised = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
+        answers = {
+            role: {
+                sha256: [[label, score ** raised[role], *rest] for label, score, *rest in found]
+                for sha256, found in each.items()
+            }
+            for role, each in answers.items()
+        }
         write_text(out / FOLDS_FILE, json.dumps({"folds": min(folds, len(images)), **answers}))
     progress.phase = "saving"
     digest = samples.snapshot.digest
     facts = {
         "version": f"{learner.base.metadata['name']}-{digest[:8]}",
         "snapshot": digest,
-        FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes},
+        FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
     }
     rows = learner.rows(list(images.values()))
     progress.add(fit_s)
-    learner.save(out / CHECKPOINT, rows, facts)
+    learner.save(out / CHECKPOINT, rows, power, facts)
     progress.end()
     return out / CHECKPOINT
 
 
-def images_taught(checkpoint: Path, base_digest: str) -> set[str]:
-    """Content hashes of the images that a checkpoint learned from few-shot, from that base; none for any other."""
+def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
+    """How a checkpoint was learned few-shot from that base: its images by content hash; {} for any other checkpoint."""
     if not (checkpoint / METADATA_FILE).is_file():
-        return set()
-    facts = read_metadata(checkpoint).get(FACTS_KEY, {})
-    return set(facts.get("images", ())) if facts.get("base") == base_digest else set()
+        return {}
+    facts: dict[str, Any] = read_metadata(checkpoint).get(FACTS_KEY, {})
+    return facts if facts.get("base") == base_digest else {}
 
 
 def out_of_fold(
@@ -149,6 +164,12 @@ def out_of_fold(
             answers[key] = _as_json(learner.detections(images[key], rows), learner.classes)
             spent(OUTLINES_S)
     return answers
+
+
+def _objects(sample: Sample, classes: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Label and RLE of what is to be found on an image."""
+    rows = zip(sample.masks, sample.classes.tolist(), sample.crowd.tolist(), strict=True)
+    return [(classes[label], encode_rle(mask)) for mask, label, crowd in rows if not crowd]
 
 
 def _as_json(instances: Instances, classes: Sequence[str]) -> list[list[Any]]:

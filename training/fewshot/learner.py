@@ -35,6 +35,8 @@ from training.finetune.start import previous_names
 #: Weaker detections are not outlined: each costs a look at a view.
 SCORE_THRESHOLD = 0.2
 MOST_DETECTIONS = 50
+#: Logit of a class that no image shows.
+NEVER = -12.0
 #: An object's score is its box's times the IoU that its mask is expected to have.
 QUALITY_POWER = 1.0
 
@@ -69,8 +71,12 @@ class FewShotLearner:
     def __init__(self, base: Checkpoint, classes: Sequence[str], renamed: Mapping[str, str] | None = None) -> None:
         self.base, self.classes = base, tuple(classes)
         known = tuple(base.metadata["classes"])
+        alike = {name.casefold(): number for number, name in enumerate(known)}
         names = previous_names(known, self.classes, renamed)
-        self.sources = [None if name is None else known.index(name) for name in names]
+        self.sources = [
+            alike.get(own.casefold()) if name is None else known.index(name)
+            for own, name in zip(self.classes, names, strict=True)
+        ]
         network = build_network(base.cfg)
         if not isinstance(network, PromptedDetector):
             raise ValueError(
@@ -79,7 +85,7 @@ class FewShotLearner:
             )
         load_weights(network, base.state, source="the base")
         self.network = network.eval()
-        network.quality_power = QUALITY_POWER
+        network.quality_power, network.score_power = QUALITY_POWER, 1.0
 
     def look(self, sample: Sample, views: int, seed: Sequence[int]) -> LearnedImage:
         """Keep the features of a sample, whose classes are this learner's, from that many views."""
@@ -105,7 +111,15 @@ class FewShotLearner:
         cells = joined([image.cells for image in images])
         known = known_rows(self.network.detector)
         similar = similar_classes(cells, self.sources)
-        return fit_rows(cells, ClassRows(known.weight[:, similar], known.bias[:, similar]))
+        weight, bias = known.weight[:, similar], known.bias[:, similar]
+        for label in self._never_shown(cells):
+            weight[:, label], bias[:, label] = 0.0, NEVER
+        return fit_rows(cells, ClassRows(weight, bias))
+
+    def _never_shown(self, cells: Cells) -> list[int]:
+        """Classes of which nothing is known: neither to the base nor from the images."""
+        shown = (cells.targets > 0).any(0).tolist()
+        return [label for label, source in enumerate(self.sources) if source is None and not shown[label]]
 
     @torch.inference_mode()
     def detections(self, image: LearnedImage, rows: ClassRows) -> Instances:
@@ -114,14 +128,14 @@ class FewShotLearner:
         best = strongest(image.seen.boxes_xyxy, scores, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
         return self.network.outlined(image.pixels, best, image.size_hw)
 
-    def save(self, directory: Path, rows: ClassRows, facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint: the base with these rows; `facts` are further metadata."""
+    def save(self, directory: Path, rows: ClassRows, power: float, facts: Mapping[str, Any]) -> None:
+        """Write a checkpoint: the base with these rows, scores raised to a power; `facts` are further metadata."""
         cfg = self.base.cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(self.classes)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = SCORE_THRESHOLD
         cfg.TEST.DETECTIONS_PER_IMAGE = MOST_DETECTIONS
-        cfg.MODEL.PROMPTED.QUALITY_POWER = QUALITY_POWER
+        cfg.MODEL.PROMPTED.QUALITY_POWER, cfg.MODEL.PROMPTED.SCORE_POWER = QUALITY_POWER, power
         state = dict(self.base.state)
         for level in range(len(rows.bias)):
             for name, own in (("weight", rows.weight[level, :, :, None, None]), ("bias", rows.bias[level])):

@@ -56,10 +56,19 @@ class Holdout:
         wanted = [annotation for annotation in self.dataset["annotations"] if annotation["category_id"] == category + 1]
         return len({annotation["image_id"] for annotation in wanted if not annotation["iscrowd"]})
 
+    @property
+    def description(self) -> str:
+        """What decides, for people: 12 images held out, or cross-validation."""
+        held = f"{self.held_out} images held out"
+        if not self.folds:
+            return held
+        return f"cross-validation of {len(self.keys) - self.held_out} images in {self.folds} folds, and {held}"
+
     def as_dict(self) -> dict[str, Any]:
         """Its size, for reports."""
         return {
             "name": self.name,
+            "description": self.description,
             "images": len(self.keys),
             "held_out": self.held_out,
             "folds": self.folds,

@@ -58,7 +58,7 @@ def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -
         f"Mask Transfiner, finetuned on corrections. Classes: {', '.join(metadata['classes'])}.",
         f"It was compared with {before['version']}." if before else "Nothing served before it.",
         "",
-        f"## Figures on {holdout['images']} held-out images ({holdout['objects']} objects)",
+        f"## Figures by {holdout['description']} ({holdout['objects']} objects)",
         "",
         *_body(verdict, pictures),
         "",

@@ -18,6 +18,7 @@ class HoldoutFacts(TypedDict):
     """Size of a hold-out."""
 
     name: str
+    description: str
     images: int
     annotated_images: int
     objects: int
@@ -102,7 +103,7 @@ def _heading(verdict: Verdict) -> str:
     holdout = verdict.figures["holdout"]
     name = verdict.figures["models"]["candidate"]["version"]
     decided = "may serve" if verdict.promote else "is refused"
-    return f"{name} {decided}. Hold-out: {holdout['images']} images, {holdout['objects']} objects.\n"
+    return f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
 
 
 def _rows(figures: VerdictFigures) -> list[str]:
@@ -160,12 +161,8 @@ def describe_change(change: Change, rules: GateRules) -> str:
 def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
     """Say how it was judged, and how sure the candidate's figures are."""
     holdout = candidate.holdout
-    how = f"{holdout.held_out} images held out"
-    if holdout.folds:
-        crossed = len(holdout.keys) - holdout.held_out
-        how = f"cross-validation of {crossed} images in {holdout.folds} folds, and {how}"
     if holdout.annotated_images < 2:
-        ruling.notes.append(f"judged by {how}: one annotated image says nothing about others")
+        ruling.notes.append(f"judged by {holdout.description}: one annotated image says nothing about others")
         return
     parts = [
         f"{kind} AP lies between {100 * low:.1f} and {100 * high:.1f}"
@@ -173,7 +170,7 @@ def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> N
     ]
     rough = ": the figures are rough" if holdout.annotated_images < rules.min_images else ""
     ruling.notes.append(
-        f"judged by {how}; with {100 * rules.confidence:g} % confidence {' and '.join(parts)} "
+        f"judged by {holdout.description}; with {100 * rules.confidence:g} % confidence {' and '.join(parts)} "
         f"({holdout.annotated_images} annotated images{rough})"
     )
 

@@ -134,6 +134,25 @@ def test_any_query_and_path(client, query, job):
     assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (404, 405, 308)
 
 
+@pytest.mark.parametrize("depth", [*range(850, 1000, 10), 3000, 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"project": "1.1", "schema": "<View/>", "extra_params": "DEEP"}',
+        '{"project": "1.1", "schema": "<View/>", "extra_params": {"a": DEEP}}',
+        '{"tasks": [{"id": 1, "data": {"image": DEEP}}]}',
+        '{"tasks": [{"id": 1, "data": {"image": "x"}}], "params": {"context": {"result": DEEP}}}',
+        '{"action": "PROJECT_UPDATED", "project": {"id": DEEP}}',
+        "DEEP",
+    ],
+)
+def test_deep_nesting(client, body, depth):
+    """Parsers, validators and writers each have their own limit."""
+    text = body.replace("DEEP", "[" * depth + "]" * depth)
+    for path in PATHS:
+        judge(client.post(path, data=text, content_type="application/json"))
+
+
 def test_cases_of_the_description(client):
     """schemathesis reads /openapi.json and makes requests of it, good and bad ones."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", client.application)

@@ -90,6 +90,29 @@ def test_what_is_too_large_or_no_http_is_refused(settings, serve, request_bytes,
         assert client.recv(4096).split()[1] == str(status).encode()
 
 
+def test_a_request_line_that_cannot_be_read_ends_its_connection_quietly(settings, serve, caplog):
+    address = serve(settings)
+    with connections(address, 1) as (client,):
+        client.sendall(b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(4096) == b""
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "status"), [("GET", b"", b"200"), ("POST", b'{"action": 1}', b"400")], ids=["none", "body"]
+)
+def test_who_asks_whether_to_go_on_gets_an_answer(settings, serve, method, body, status):
+    with connections(serve(settings), 1) as (client,), client.makefile("rb") as answer:
+        length = f"Content-Length: {len(body)}\r\nContent-Type: application/json\r\n" if body else ""
+        path = "/webhook" if body else "/health"
+        client.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{length}\r\n".encode())
+        if body:
+            assert answer.readline().split()[1] == b"100"
+            answer.readline()
+            client.sendall(body)
+        assert answer.readline().split()[1] == status
+
+
 @pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via"])
 def test_what_came_through_a_proxy_is_not_from_this_machine(settings, serve, name):
     answer = requests.post(f"{serve(settings)}/jobs/cancel", headers={name: "10.1.2.3"}, timeout=60)

@@ -82,7 +82,12 @@ def test_a_round_says_how_many_objects_how_many_images_judge_and_what_changed():
     [
         pytest.param({}, [], "learns, step 3 of 12; about 58 s left, then it is judged", id="the first round"),
         pytest.param({}, [RUN], "learns, step 3 of 12; about 2 min left", id="as long as the round before"),
-        pytest.param({"stage": "gate", "of": 0}, [RUN], "judges it on the images held out; about 62 s left", id="gate"),
+        pytest.param(
+            {"stage": "gate", "of": 0},
+            [RUN],
+            "judges it on images that it did not learn from; about 62 s left",
+            id="gate",
+        ),
         pytest.param({"stage": "snapshot", "of": 0, "eta_s": None}, [], "known once it learns", id="nothing known yet"),
         pytest.param({"state": "queued", "stage": ""}, [], "waits for the training worker", id="queued"),
     ],

@@ -113,6 +113,31 @@ def test_uv_is_the_locked_one_and_reads_what_pip_was_told(monkeypatch):
     assert environments.UV in _pins(environments.REQUIREMENTS / "dev.txt")
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_torch_s_cpu_build_is_tried_first_and_the_lock_follows(tmp_path, monkeypatch, is_there):
+    """Without a GPU; the registry may not have that build."""
+    commands = []
+
+    def run(command, *, title, log, environment=None):
+        commands.append((command, environment or {}))
+        return (0 if is_there or "cpu" not in title.lower() else 1), ""
+
+    monkeypatch.setattr(environments, "run_visibly", run)
+    monkeypatch.setattr(environments, "is_without_gpu", lambda: True)
+    environment = environments.Environment("app", tmp_path / "venv", 0, 0)
+    environment.python.parent.mkdir(parents=True)
+    environment.python.symlink_to(sys.executable)
+    environments.prepare(environment)
+    installs = [(command[-1], given) for command, given in commands if "-r" in command and "--target" not in command]
+    requirements = environment.folder / "cpu-requirements.txt"
+    assert installs[0][0] == str(requirements)
+    assert installs[0][1]["UV_TORCH_BACKEND"] == "cpu"
+    assert [name for name, _ in installs[1:]] == ([] if is_there else [str(environment.lock)])
+    assert "torch==" in requirements.read_text()
+    assert "nvidia" not in requirements.read_text()
+    assert environment.stamp.is_file()
+
+
 def test_the_locks_agree_and_name_no_registry():
     app, dev = (_pins(environments.REQUIREMENTS / name) for name in ("app.txt", "dev.txt"))
     assert app <= dev, "dev.txt must contain app.txt: run `make lock`"

@@ -95,7 +95,7 @@ def test_list_tells_what_is_active(root: Path) -> None:
 
 def test_gate_promotes_what_is_better_and_keeps_the_report(root: Path, tmp_path: Path) -> None:
     result = run("gate", "good-3", "--project", 12, "--promote")
-    assert "good-3 may serve. Hold-out: 12 images, 12 objects." in result.stdout
+    assert "good-3 may serve, judged by 12 images held out: 12 objects." in result.stdout
     registry = Registry(root)
     assert registry.active("12") == "good-3"
     assert registry.version("12", "good-3").metrics == {"mask_ap": 1.0, "boundary_ap": 1.0}

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.service
 KEY = "7.1795339022"
 ROUTES = (
     "/learning",
-    "/learning/7/curve.png",
     "/learning/7/versions/v1/report.json",
     "/learning/7/versions/v1/MODEL_CARD.md",
     "/status",
@@ -94,5 +93,4 @@ def test_a_registry_that_is_mended_is_read_again(promoted, redis):
 
 def test_without_learning_papers_are_no_bare_error(settings, redis):
     client = create_app(settings.model_copy(update={"registry": ""})).test_client()
-    for route in ("/learning/7/versions/v1/report.json", "/learning/7/curve.png"):
-        assert client.get(route).status_code == 409
+    assert client.get("/learning/7/versions/v1/report.json").status_code == 409

@@ -8,7 +8,13 @@ import pytest
 import requests
 
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.predictions.projects import Project, Projects
+from backend.predictions.promises import PromiseKeeper
 from backend.processes.waiting import wait_until
+from backend.queue.delivery import DeliveryClaims
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import JobOutcome
+from tests.support.service import CONFIG
 
 pytestmark = pytest.mark.service
 TASKS = 8
@@ -50,3 +56,23 @@ def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
         wait_until(lambda: len(stage.label_studio.stored()) == len(expected), "All predictions", 120)
         time.sleep(1.0)  # for copies
         assert stage.label_studio.stored() == expected
+
+
+def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_address_back(settings, redis):
+    """The queue server was restarted without its data while the request waited."""
+    queue = JobQueue(redis, settings)
+    deliveries, projects = DeliveryClaims(redis), Projects(redis)
+    project = Project(PROJECT, hostname="http://label-studio:8080", token="t" * 40)
+    job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
+    queue.submit([job])
+    deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
+    keeper = PromiseKeeper(queue, deliveries, projects)
+    keeper.keep(project, [job])
+    assert keeper.look() == []
+    assert projects.get(PROJECT).hostname == project.hostname
+    assert projects.get(PROJECT).token == project.token
+    queue.records.finish(job.id, JobOutcome(error="no such image"))
+    deliveries.drop([job.id])
+    assert keeper.look() == []
+    assert len(keeper) == 0, "it ended with a reason"
+    keeper.close()

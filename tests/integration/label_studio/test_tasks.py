@@ -296,7 +296,7 @@ def test_a_notice_is_no_prediction() -> None:
     sentence = notice("v1 knows none of: car. Annotate about 10", "http://localhost:9090/status")
     assert is_notice(sentence)
     assert len(notice("very " * 200, "http://localhost:9090/status")) <= LONGEST
-    told = {"id": 4, "model_version": sentence, "score": None, "result": []}
-    copied = annotation(1, parent_prediction=4, prediction=told)
-    (read,) = read_task({"id": 1, "predictions": [told], "annotations": [copied]}).annotations
+    shown = {"id": 4, "model_version": sentence, "score": None, "result": []}
+    copied = annotation(1, parent_prediction=4, prediction=shown)
+    (read,) = read_task({"id": 1, "predictions": [shown], "annotations": [copied]}).annotations
     assert read.prediction is None, "what was drawn then corrects nothing"

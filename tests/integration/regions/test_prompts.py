@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 
 from integration.label_studio.label_config import parse_label_config
-from integration.regions.prompts import (
+from integration.label_studio.prompts import (
     EarlierPrompt,
     PromptError,
     PromptFields,
-    build_answer,
-    prompt_in_pixels,
     read_prompt,
     require_place,
     with_earlier,
 )
+from integration.regions.prompts import build_answer, prompt_in_pixels
 from integration.regions.settings import Output
 from model.instance import Instance
 

@@ -16,13 +16,13 @@ from model.prompts.predictor import PromptPredictor
 from training.engine.log import read_progress
 from training.fewshot import learn
 from training.fewshot.curve import ClassSamples, curve_as_dict, curve_text, fewshot_curve
-from training.fewshot.learn import images_taught, learn_few_shot
+from training.fewshot.learn import facts_of, learn_few_shot
 from training.snapshots.format import SnapshotObject, open_snapshot
 from training.snapshots.writer import write_snapshot
 
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parents[3] / "model" / "weights" / "photos"
-CLASSES = ("lantern", "person")
+CLASSES = ("lantern", "Person", "comet")
 
 
 def _picture(number: int) -> tuple[np.ndarray, list[SnapshotObject]]:
@@ -69,7 +69,8 @@ def test_a_known_class_without_objects_keeps_its_rows(learned: Path) -> None:
     for level in range(3):
         rows = state[f"detector.outputs.{level}.weight"]
         assert len(rows) == len(CLASSES) + 44
-        assert rows[1].equal(base.state[f"detector.outputs.{level}.weight"][person])
+        assert rows[1].equal(base.state[f"detector.outputs.{level}.weight"][person]), "names differ in case alone"
+        assert state[f"detector.outputs.{level}.bias"][2] < -10, "nobody knows what a comet looks like"
 
 
 def test_folds_hold_the_training_images_and_never_the_hold_out(learned: Path, snapshot: Path) -> None:
@@ -78,14 +79,15 @@ def test_folds_hold_the_training_images_and_never_the_hold_out(learned: Path, sn
     assert facts["folds"] == 2
     assert set(facts["candidate"]) == train
     assert facts["incumbent"] == {}
-    label, score, mask = facts["candidate"][min(train)][0]
+    label, score, mask, box = facts["candidate"][min(train)][0]
     assert label == "lantern"
     assert 0 < score <= 1
     assert mask["size"] == [150, 200]
+    assert len(box) == 4
     metadata = read_metadata(learned / "checkpoint")
-    assert images_taught(learned / "checkpoint", metadata["fewshot"]["base"]) == train
-    assert images_taught(learned / "checkpoint", "another base") == set()
-    assert images_taught(PHOTOS, metadata["fewshot"]["base"]) == set()
+    assert set(facts_of(learned / "checkpoint", metadata["fewshot"]["base"])["images"]) == train
+    assert facts_of(learned / "checkpoint", "another base") == {}
+    assert facts_of(PHOTOS, metadata["fewshot"]["base"]) == {}
 
 
 def test_progress_ends_with_done(learned: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_table_shows_models_side_by_side(world: World) -> None:
     holdout = world.snapshot("s", 12)
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
     lines = ruled(world, new, old, holdout).table().splitlines()
-    assert lines[0] == "new may serve. Hold-out: 12 images, 24 objects."
+    assert lines[0] == "new may serve, judged by 12 images held out: 24 objects."
     assert lines[2].split() == ["AP", "in", "points", "candidate", "incumbent", "change", "[interval]"]
     assert lines[3].startswith("mask AP")
     assert "100.0" in lines[3]
