@@ -18,8 +18,9 @@ from torch.nn import functional as F
 KINDS = ("transformer", "mlp", "cnn", "non_local")
 # Tokens whose wide hidden layer stays in a core's cache, in bf16.
 _FEED_FORWARD_ROWS = 1024
-# Most attention weights that are stored at a time, in bf16: 32 MiB, as of one sequence of 2048 tokens and 4 heads.
-_MOST_STORED_WEIGHTS = 1 << 24
+# Most attention weights that are stored, in bf16: 32 MiB, as of one sequence of 2048 tokens and 4 heads; and how many
+# at a time, so that they stay in a core's cache.
+_MOST_STORED_WEIGHTS, _CACHED_WEIGHTS = 1 << 24, 1 << 21
 
 
 def in_bf16_on_cpu(tensor: Tensor) -> bool:
@@ -132,9 +133,11 @@ def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float
 
 def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | None) -> Tensor:
     queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
-    stored = queries.shape[:3].numel() * queries.shape[2]
+    weights = queries.shape[1] * queries.shape[2] ** 2
+    stored = weights * sequences if mixed.requires_grad else weights  # a backward pass needs all of them
     if mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu" and not dropout and stored <= _MOST_STORED_WEIGHTS:
-        attended = _attend_stored(queries, keys, values, scale)
+        groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
+        attended = torch.cat([_attend_stored(*group, scale) for group in zip(*groups, strict=True)])
     else:
         attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
     return attended.transpose(1, 2).flatten(0, 1)
