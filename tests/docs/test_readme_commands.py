@@ -31,6 +31,7 @@ NOT_RUN = {
     "benchmark": "minutes to days: tests/training/benchmark and tests/backend/cli/test_benchmark.py run it small",
     "dashboard": "serves until it is stopped: tests/backend/api/test_queue_dashboard.py",
     "data": "wants a data set: tests/training/datasets",
+    "demo": "serves until it is stopped: tests/e2e/test_demo_to_annotation.py",
     "doctor --fix": LABEL_STUDIO + "tests/e2e/test_doctor.py",
     "effort": "minutes: tests/training/snapshots/test_annotation_cost.py",
     "evaluate": "minutes: tests/training/evaluation",
