@@ -125,8 +125,8 @@ def _convert_two_stage(network: Any) -> None:
 
 
 def _convert_prompts(network: PromptNetwork) -> None:
-    for part in (network.trunk, network.prompt_stem):
-        _convert(part)
+    _convert(network.trunk)
+    _convert(network.prompt_stem)
     _convert_weights(network.pyramid)
     _convert_weights(network.mask_head)
 

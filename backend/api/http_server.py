@@ -60,6 +60,7 @@ class HttpServer:
             clear_untrusted_proxy_headers=False,
             log_socket_errors=False,
             ident=None,
+            server_name="localhost",  # of requests without a Host, which only programs send
         )
         for server in self._listeners():
             server.channel_class = _Channel

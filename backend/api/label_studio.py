@@ -18,11 +18,12 @@ from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project
 from backend.predictions.schemas import PredictRequest, SetupRequest, parse
 from backend.predictions.service import unusable_because
+from backend.processes.paused_parts import paused_parts
 from backend.queue.leases import Requester
 from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.notice import project_notice
-from backend.versions.resolve import registry_of, served_model
+from backend.versions.resolve import registry_of, registry_problems, served_model
 from backend.versions.served_model import ServedModel
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
@@ -71,7 +72,11 @@ def health() -> Response:
 
 @routes.get("/ready")
 def ready() -> tuple[Response, int]:
-    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons."""
+    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons.
+
+    A damaged registry is one: what served last goes on, but nobody knows whether it should. `paused` names parts of
+    `serve` that are tried again from time to time; the others go on.
+    """
     problems = []
     try:
         _model()
@@ -80,9 +85,10 @@ def ready() -> tuple[Response, int]:
     try:
         if all(is_interactive(name) for name in living_workers(_service().connection)):
             problems.append("No worker is alive. Start one with `transfiner worker`.")
+        problems += registry_problems(_service().settings, _service().predictions.projects.keys())
     except RedisError as error:
         problems.append(f"The queue server does not answer: {type(error).__name__}.")
-    return jsonify(ready=not problems, problems=problems), 503 if problems else 200
+    return jsonify(ready=not problems, problems=problems, paused=paused_parts()), 503 if problems else 200
 
 
 @routes.post("/setup")

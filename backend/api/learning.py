@@ -17,6 +17,7 @@ from backend.queue.connection import text
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.resolve import project_name, registry_of, required_registry
 from training.registry import Registry, RegistryError
+from training.registry.storage import is_artifact
 
 learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
@@ -98,10 +99,9 @@ def learning_overview() -> Response:
 @learning.get("/<int:project>/versions/<version>/<path:name>")
 def round_artifact(project: int, version: str, name: str) -> Response:
     """Report, model card and pictures of a version."""
-    try:
-        content = required_registry(_service().settings).paper(str(project), version, name)
-    except RegistryError as error:
-        raise BadRequestError(str(error)) from error
+    if not is_artifact(name):
+        raise BadRequestError(f"{name[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are.")
+    content = required_registry(_service().settings).paper(str(project), version, name)
     if content is None:
         raise ServiceError(f"Version {version} has no {name}.", status=404)
     kinds = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json"}
@@ -116,6 +116,7 @@ def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
     service = _service()
     check_form(service.connection, service.settings)
+    required_registry(_service().settings)
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:

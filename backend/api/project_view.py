@@ -17,18 +17,16 @@ from integration.label_studio.notice import PREFIX
 
 Facts = dict[str, Any]
 # Stages of a round as people see them; each begins with the first of its own names.
-# A round trains in one of these ways.
-TRAINING = ("few-shot", "finetune")
 STEPS = {
     "collect": ("looking", "snapshot"),
-    "learn": (*TRAINING, "calibrate"),
+    "learn": ("few-shot", "finetune", "calibrate"),
     "judge": ("publish", "gate"),
     "serve": ("promote", "label studio"),
 }
 DOING = {
     "looking": "looks for new annotations",
     "snapshot": "collects annotations and images",
-    "few-shot": "learns from few images",
+    "few-shot": "learns",
     "finetune": "learns",
     "calibrate": "measures the order of work",
     "publish": "stores the version",
@@ -37,6 +35,7 @@ DOING = {
     "label studio": "tells Label Studio",
 }
 STAGES = tuple(DOING)
+LEARNS = ("few-shot", "finetune")
 TONES = {runs.PROMOTED: "good", runs.UNCHANGED: "quiet"}
 JUDGED = (runs.PROMOTED, runs.REJECTED)
 
@@ -144,11 +143,9 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
         own_s = max(1.0, typical[stage] - spent_s)
     if own_s is None:
         return f"begun {duration(spent_s)} ago, the time left is known once it learns"
-    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
-    if stage in TRAINING:
-        later = tuple(name for name in later if name not in TRAINING)
+    later = [name for name in STAGES[STAGES.index(stage) + 1 :] if name not in LEARNS] if stage in STAGES else []
     total_s = own_s + sum(typical.get(name, 0.0) for name in later)
-    rest = "" if typical or stage not in TRAINING else ", then it is judged"
+    rest = "" if typical or stage not in LEARNS else ", then it is judged"
     return f"about {duration(total_s)} left{rest}"
 
 
@@ -189,6 +186,8 @@ def _scores(run: Mapping[str, Any]) -> str:
 
 def _ap_chart(rounds: Sequence[Mapping[str, Any]]) -> Markup:
     judged = [run for run in reversed(rounds) if run["state"] in JUDGED]
+    if len(judged) < 2:
+        return Markup("")  # the round's own line says it
     refused = frozenset(float(run["number"]) for run in judged if run["state"] == runs.REJECTED)
     series = [
         Series(

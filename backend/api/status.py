@@ -19,6 +19,7 @@ from backend.api.project_view import duration, project_view
 from backend.api.services import Services
 from backend.errors import ServiceError
 from backend.predictions.projects import Project
+from backend.processes.paused_parts import paused_parts
 from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
 from backend.queue.recovery import is_interactive, living_workers
@@ -51,6 +52,7 @@ def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
     facts: dict[str, Any] = {"problems": [], "projects": [], "workers": {}, "trainers": {}, "rows": [], "figures": []}
+    facts["problems"] += paused_parts()
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:
@@ -95,7 +97,7 @@ def _tasks(service: Services) -> dict[str, Any]:
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
         "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
-        "workers": workers,
+        "workers": {name: {**row, "takes_prompts": is_interactive(name)} for name, row in workers.items()},
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
         "form_token": form_token(service.connection),
@@ -125,13 +127,17 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
         )
         for name in {*known, *facts_of}
     ]
-    views.sort(key=lambda view: (not view["current"], -float(view["seen_at"] or 0), view["id"]))
+    views.sort(key=lambda view: (not view["current"], -_newest_round(view), int(view["id"])))
     return {
         "learning": bool(learning),
         "projects": views,
         "names": {view["id"]: view["name"] for view in views},
         "trainers": {name: _work_of(name, views) for name in trainers},
     }
+
+
+def _newest_round(view: dict[str, Any]) -> float:
+    return max((run["ended_at"] for run in view["rounds"]), default=0.0)
 
 
 def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:

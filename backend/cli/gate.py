@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli import options
-from backend.cli.registry import REFUSED, json_option, plain_errors, project_option, registry_option
+from backend.cli.registry import REFUSED, plain_errors, project_option, registry_option
+from backend.cli.types import json_option
 
 if TYPE_CHECKING:
     from training.gate import Verdict

@@ -13,7 +13,7 @@ import click
 from backend.cli.gate import compare_models
 from backend.cli.model_table import model_table, table_text
 from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
-from backend.cli.types import SuggestingGroup
+from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -30,7 +30,6 @@ store_option = click.option(
     show_default=True,
     help="Folder of the imported checkpoints.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 classes_option = click.option("--classes", "classes_file", type=FilePath, help="Class names in order, one a line.")
 half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")

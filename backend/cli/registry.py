@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.cli.types import json_option
 from backend.processes.running_service import load_settings_of_running
 from model.checkpoints.metadata import CheckpointError
 
@@ -26,7 +27,6 @@ project_option = click.option("--project", help="Whose versions: Label Studio's 
 needed_project_option = click.option(
     "--project", required=True, help="Whose versions: Label Studio's project id, or any name."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def open_registry(url: str | None) -> Registry:

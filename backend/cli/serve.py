@@ -11,6 +11,7 @@ The `dashboard` command.
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from typing import Any
@@ -26,6 +27,9 @@ from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings
 from model.requirements import missing_gpu_reason
+
+log = logging.getLogger(__name__)
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @click.command()
@@ -91,7 +95,15 @@ def serve_http(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; for the main thread of a process."""
     from backend.api.app import create_app
     from backend.api.http_server import HttpServer
+    from backend.api.origin import has_password
 
+    if settings.host not in LOOPBACK and not has_password(settings):
+        log.warning(
+            "The service listens on %s and asks nobody for a password: whoever reaches it sees names of tasks and "
+            "projects and has pictures predicted. Set TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD, "
+            "and the same on the ML backend in Label Studio.",
+            settings.host,
+        )
     app = create_app(settings)
     server = HttpServer(app, settings, settings.host, settings.port)
     queue = app.extensions["transfiner"].queue

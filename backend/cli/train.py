@@ -62,10 +62,12 @@ def train(
     if not resume and (folder / STATE_FILE).exists():
         raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     processes.init_process_group(cfg.MODEL.DEVICE)
-    trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
     first = processes.rank() == 0
     try:
+        trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
         progress = trainer.train()
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
     finally:
         processes.destroy_process_group()
     if not first:

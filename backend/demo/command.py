@@ -174,9 +174,12 @@ def _show_newest_log(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Two Label Studios on one database would corrupt it."""
+    """Two Label Studios on one database would corrupt it; it holds passwords and tokens, so it is the user's alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    folder.chmod(0o700)
+    umask = os.umask(0o077)
+    with contextlib.ExitStack() as stack, (folder / "lock").open("w") as lock:
+        stack.callback(os.umask, umask)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -120,7 +120,7 @@ def prepare_project(client: LabelStudioClient, demo: DemoProject, report: Report
     """
     project = _project(client, demo)
     if demo.model:
-        _serve(registry, project, Path(demo.model))
+        demo = replace(demo, model_version=_serve(registry, project, Path(demo.model), demo.model_version))
     _import_images(client, project, demo.images, report)
     _connect(client, project, demo)
     _retrieve(client, project, demo, report)
@@ -141,13 +141,16 @@ def _project(client: LabelStudioClient, demo: DemoProject) -> int:
     return int(made["id"])
 
 
-def _serve(registry: str, project: int, model: Path) -> None:
-    """Have a model serve a project that learned nothing yet."""
+def _serve(registry: str, project: int, model: Path, version: str) -> str:
+    """Have a model serve a project, unless a version that it learned does; the version that serves."""
     from training.registry import Registry
 
-    versions = Registry(registry)
-    if versions.active(str(project)) is None:
-        versions.promote(str(project), versions.publish(str(project), model))
+    versions, name = Registry(registry), str(project)
+    active = versions.active(name)
+    if active != version and not (active or "").startswith(f"p{name}-"):
+        versions.promote(name, versions.publish(name, model))
+        return version
+    return active or version
 
 
 def _import_images(client: LabelStudioClient, project: int, images: Sequence[Path], report: Report) -> None:

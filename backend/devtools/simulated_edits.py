@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -26,7 +27,7 @@ from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance, iou
-from training.datasets import AnySet, Sample
+from training.datasets import AnySet, Sample, usable_samples
 from training.evaluation.edits import EditableObject, Edits, GoodOutline
 
 Json = dict[str, Any]
@@ -196,9 +197,8 @@ def evaluate_edits(
 
 def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[Instance]]]:
     """Samples with the instances of the set's classes, a few at a time."""
-    at_once = predictor.images_at_once
-    for start in range(0, len(samples), at_once):
-        chosen = [samples[number] for number in range(start, min(start + at_once, len(samples)))]
+    usable = (sample for _, sample in usable_samples(samples))
+    while chosen := list(islice(usable, predictor.images_at_once)):
         for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
             yield sample, [instance for instance in instances if instance.label in samples.class_names]
 

@@ -124,7 +124,7 @@ def _title(client: ConnectionClient, backend: Json, title: str) -> Change:
         f"title of backend {backend['title']!r}",
         f"The title of the backend should be {title!r}, which {why}.",
         "Rename the backend (`transfiner doctor --fix` does).",
-        f"the backend's title, which {why}",
+        "the sentence as the backend's title" if is_notice(title) else "the model version as the backend's title",
         lambda: client.update_backend(backend, title=title),
         title=title,
     )
@@ -136,7 +136,7 @@ def _smart_tools(client: ConnectionClient, backend: Json, title: str) -> Change:
         f"smart tools of project {backend['project']}",
         "The label config has smart tools, but the backend is not used for them.",
         "Switch on `Use for interactive preannotations` of the backend (`transfiner doctor --fix` does).",
-        "the backend is used for interactive preannotations",
+        "interactive preannotations for smart tools",
         lambda: client.update_backend(backend, title=title, is_interactive=True),
     )
 
@@ -147,7 +147,7 @@ def _sampling(client: ConnectionClient, project: Json) -> Change:
         f"sampling of project {project['id']}",
         f"Tasks come by {str(project['sampling'])!r}, not those first that the model is least sure of.",
         f"Set Settings > General > Task Sampling to {SAMPLING!r} (`transfiner doctor --fix` does).",
-        "tasks come in the order of uncertainty",
+        "tasks in the order of uncertainty",
         lambda: client.update_project(project["id"], sampling=SAMPLING),
     )
 
@@ -168,7 +168,7 @@ def _webhook(
             f"No webhook tells {url} of new annotations; they are looked for once in "
             f"{settings.learning_check_s:.0f} s all the same.",
             "Connect the backend again, or add it under Settings > Webhooks (`transfiner doctor --fix` does).",
-            "a webhook tells of annotations",
+            "a webhook for annotations",
             lambda: client.create_webhook(project["id"], url, headers=headers),
         )
     for hook in active:
@@ -180,7 +180,7 @@ def _webhook(
                 "Give it our secret as a header (`transfiner doctor --fix` does)."
                 if secret
                 else "Set TRANSFINER_WEBHOOK_SECRET and run `transfiner doctor --fix`.",
-                "the webhook carries our secret",
+                "our secret for the webhook",
                 (lambda hook=hook: client.update_webhook(hook, headers=headers)) if secret else None,  # type: ignore[misc]
                 is_error=True,
             )

@@ -101,7 +101,7 @@ def settle(
             log.info("project %d: set %s", project_id, change.done)
     if is_first:
         show_columns(client, project_id)
-        done.append("the data manager shows score and version of predictions")
+        done.append("columns for score and version of predictions")
     return Settled(True, is_first, title, str(project.get("title", "")), tuple(done))
 
 

@@ -34,8 +34,9 @@ class Run:
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
-        losses: steps of the training with the loss there. pictures: names among the candidate's papers.
         order: what tasks are ordered by, and why.
+        losses: steps of the training with the loss there.
+        pictures: names among the candidate's papers.
         error, hint: why it failed and what to do.
         note: what was done in Label Studio afterwards.
         requested_at, started_at, ended_at: unix times.
@@ -61,9 +62,9 @@ class Run:
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
     losses: tuple[tuple[int, float], ...] = ()
     pictures: tuple[str, ...] = ()
-    order: str = ""
     error: str = ""
     hint: str = ""
     worker: str = ""

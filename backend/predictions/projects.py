@@ -96,9 +96,13 @@ class Projects:
         row: Any = self.connection.hgetall(project_key(key))
         return _project(key, row)
 
+    def keys(self) -> list[str]:
+        """Keys of all projects, in order."""
+        return sorted(text(member) for member in self.connection.smembers(PROJECTS))
+
     def all(self) -> list[Project]:
         """All projects by key; those whose time is over are forgotten."""
-        keys = sorted(text(member) for member in self.connection.smembers(PROJECTS))
+        keys = self.keys()
         with self.connection.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hgetall(project_key(key))

@@ -8,6 +8,7 @@ the results under `errors`, in the log and at /jobs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
+from backend.predictions.promises import PromiseKeeper
 from backend.predictions.prompts import PromptMemory, chosen_regions
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
@@ -60,6 +62,7 @@ class Predictions:
         self.deliveries = DeliveryClaims(connection)
         self.projects = Projects(connection)
         self.prompted = PromptMemory(connection)
+        self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects)
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
     def answer(
@@ -180,7 +183,9 @@ class Predictions:
         try:
             ended = self._wait(jobs, until, asker)
         except BaseException:
-            self.deliveries.abandon(claim)
+            # Where this fails too the claims end by themselves; nothing that was deferred is lost by it.
+            with contextlib.suppress(RedisError):
+                self.deliveries.abandon(claim)
             raise
         if len(ended) < len(unique):
             answer = self._defer(jobs, ended, project, claim)
@@ -189,7 +194,7 @@ class Predictions:
                 self.queue.wanted.leave(asker)
             return answer
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
-        if not self.deliveries.release_if_all_held(claim, good):
+        if not self.deliveries.release_if_all_held(claim, good, keep_s=self.settings.result_ttl_s):
             return self._leave_to_others(jobs, ended, project, claim, until)
         if len(good) < len(unique):
             self.deliveries.abandon(claim)
@@ -229,6 +234,7 @@ class Predictions:
                 "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."
             )
         self.deliveries.abandon(claim)
+        self.promises.keep(project, [job for job in jobs if job.id in facts])
         log.info("project %s: %d tasks deferred", project.id or "?", len(facts))
         return DEFERRED
 

@@ -74,7 +74,11 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+        return self.url_at(self.host, self.port)
+
+    def url_at(self, host: str, port: int) -> str:
+        """The same server at another address that leads to it."""
+        return f"redis://:{self.password}@{host}:{port}/0"
 
     @property
     def command(self) -> list[str]:

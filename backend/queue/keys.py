@@ -10,6 +10,8 @@ PREFIX = "transfiner:"
 TASK = f"{PREFIX}task:"
 TASKS = f"{PREFIX}tasks"
 STATS = f"{PREFIX}stats"
+# Label configs by digest, apart from the tasks that name them.
+CONFIG = f"{PREFIX}config:"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
@@ -74,6 +76,11 @@ NAMES = json.dumps(
 def task_key(job_id: str) -> str:
     """The record of a task."""
     return TASK + job_id
+
+
+def config_key(digest: str) -> str:
+    """The XML of a label config."""
+    return CONFIG + digest
 
 
 def requesters_key(job_id: str) -> str:

@@ -97,6 +97,4 @@ class Batcher:
         if not taken:
             return None
         payloads = zip(map(text, taken[::2]), taken[1::2], strict=True)
-        return Batch(
-            {job_id: PredictionJob.from_payload(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone)
-        )
+        return Batch({job_id: self.queue.job_of(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone))

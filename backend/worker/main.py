@@ -179,6 +179,7 @@ def run_worker(
     """
     connection: Redis = worker_connection(settings)
     require_queue_server(connection, settings)
+    images = ImageSource(settings, Projects(connection))
     prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
     if prompts and (is_interactive or not connection.exists(INTERACTIVE_WORKERS)):
         _warm(prompts, is_interactive)
@@ -190,7 +191,7 @@ def run_worker(
     recorder = Recorder(queue, name)
     runner = TaskRunner(
         models,
-        ImageSource(settings, Projects(connection)).fetch,
+        images.fetch,
         recorder.record,
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
         tile_batch=settings.max_batch,

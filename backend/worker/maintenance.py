@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import redis
 
 from backend.queue.job_queue import JobQueue
-from backend.queue.recovery import Heartbeat, LostTaskSearch, absolve, requeue_orphans
+from backend.queue.recovery import Heartbeat, LostTaskSearch, OrphanSearch, absolve
 from backend.settings import Settings
 from backend.worker.push import Pusher
 
@@ -59,13 +59,13 @@ class MaintenanceThread(threading.Thread):
     def run(self) -> None:
         if self.pushes:
             self.pusher.start()
-        search = LostTaskSearch(self.queue)
+        search, orphans = LostTaskSearch(self.queue), OrphanSearch(self.queue)
         search_at = time.monotonic() + SEARCH_EVERY_S
         while not self.stop.is_set():
             try:
                 self.vitals.beat({**self.born, **_present(self.models)})
                 absolve(self.queue, self.vitals.name)
-                requeue_orphans(self.queue)
+                orphans.run()
                 if time.monotonic() > search_at:
                     search.run()
                     search_at = time.monotonic() + SEARCH_EVERY_S

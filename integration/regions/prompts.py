@@ -1,9 +1,10 @@
 """What an annotator points at: boxes, clicks, polygons and brush strokes of Label Studio's smart tools.
 
 An interactive request sends the regions of one tool with one label, the newest last: all clicks so far, but of boxes,
-polygons and strokes also those that are finished, so only the newest of them counts. A click after a smart box arrives
-without the box (measured with 1.23.2), so whoever answers remembers what a task was asked last (`EarlierPrompt`), and
-`with_earlier` puts the two together.
+polygons and strokes also those that are finished, so only the newest of them counts. Label Studio 1.23.2 sends boxes
+and clicks (measured; polygons and brush strokes are never sent, but other clients may). A click after a smart box
+arrives without the box, so whoever answers remembers what a task was asked last (`EarlierPrompt`), and `with_earlier`
+puts the two together.
 
 Coordinates are in percent of the upright image; shapes: H, W its size in pixels.
 """

@@ -111,6 +111,10 @@ class SamePaddedConv(nn.Conv2d):
         left, top = missing_x // 2, missing_y // 2
         if missing_x or missing_y:
             x = F.pad(x, (left, missing_x - left, top, missing_y - top))
+        if self.groups > 1 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Gradients of depthwise convolutions take 3 to 5 times as long in bf16 as in fp32.
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
         return super().forward(x)
 
 

@@ -15,12 +15,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.detectors.ignored_regions import RegionIgnoringROIHeads
 from model.mask_head.losses import dice_loss
 from model.mask_head.targets import crop_masks
 
@@ -61,7 +62,7 @@ class BoundaryPreservingHead(nn.Module):
 
 
 @ROI_HEADS_REGISTRY.register()
-class BoundaryPreservingROIHeads(StandardROIHeads):
+class BoundaryPreservingROIHeads(RegionIgnoringROIHeads):
     """detectron2's box branch with the boundary-preserving mask branch."""
 
     @configurable

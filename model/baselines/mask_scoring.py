@@ -11,12 +11,13 @@ import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, select_foreground_proposals
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.detectors.ignored_regions import RegionIgnoringROIHeads
 from model.mask_head.targets import crop_masks, image_masks
 
 
@@ -52,7 +53,7 @@ class MaskIoUHead(nn.Module):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MaskScoringROIHeads(StandardROIHeads):
+class MaskScoringROIHeads(RegionIgnoringROIHeads):
     """detectron2's heads whose instances are scored by class score times predicted mask IoU."""
 
     @configurable

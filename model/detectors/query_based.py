@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou
 
 from model.detectors.deformable import DeformableTransformer
+from model.detectors.ignored_regions import mostly_ignored
 from model.detectors.two_stage import TransfinerROIHeads, _to_image
 from model.mask_head.head import TransfinerMaskHead
 from model.mask_head.roi_features import RefinementPooler
@@ -104,9 +105,8 @@ class TransfinerDETR(nn.Module):
         logits, boxes = self._detect(features, images)
         given = [input["instances"].to(self.device) for input in batched_inputs]
         frame = _frame(images)
-        truths = [
-            QueryTargets(instances.gt_classes, _to_shares(instances.gt_boxes.tensor, frame)) for instances in given
-        ]
+        truths = [QueryTargets(image.gt_classes, _to_shares(image.gt_boxes.tensor, frame)) for image in given]
+        ignored = [image.get("ignored") for image in batched_inputs]
         losses = dict[str, Tensor]()
         pairs: list[tuple[Tensor, Tensor]] = []
         for layer in range(len(logits)):
@@ -114,7 +114,8 @@ class TransfinerDETR(nn.Module):
                 match_queries(one_logits, one_boxes, truth, self.weights)
                 for one_logits, one_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
             ]
-            layer_losses = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights)
+            counted = _counted(_to_edges(boxes[layer].detach(), frame), ignored, pairs)
+            layer_losses = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights, counted)
             suffix = "" if layer == len(logits) - 1 else f"_{layer}"
             losses |= {f"loss_{name}{suffix}": value for name, value in layer_losses.items()}
         proposals = [
@@ -192,6 +193,16 @@ def _mask_proposals(truth: Instances, boxes_xyxy: Tensor, queries: Tensor, objec
     return Instances.cat([own, instances[overlap >= FITTING_IOU]])
 
 
+def _counted(boxes_xyxy: Tensor, ignored: list[Tensor | None], pairs: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """Bool (N, Q): not the unmatched queries in ignored regions, which are no background; None where all count."""
+    if all(mask is None for mask in ignored):
+        return None
+    counted = torch.stack([~mostly_ignored(edges, mask) for edges, mask in zip(boxes_xyxy, ignored, strict=True)])
+    for image, (queries, _) in enumerate(pairs):
+        counted[image, queries] = True
+    return counted
+
+
 def _frame(images: ImageList) -> Tensor:
     """Width, height, width, height of the padded images."""
     height, width = images.tensor.shape[-2:]
@@ -247,12 +258,18 @@ def match_queries(logits: Tensor, boxes: Tensor, truth: QueryTargets, weights: W
 
 
 def set_losses(
-    logits: Tensor, boxes: Tensor, truths: list[QueryTargets], pairs: list[tuple[Tensor, Tensor]], weights: Weights
+    logits: Tensor,
+    boxes: Tensor,
+    truths: list[QueryTargets],
+    pairs: list[tuple[Tensor, Tensor]],
+    weights: Weights,
+    counted: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted losses ``class``, ``box`` and ``giou``, each divided by the number of objects of the batch.
 
     Args:
         logits: (N, Q, K); boxes: (N, Q, 4); truths, pairs: one an image.
+        counted: bool (N, Q), queries whose classes count; None: all.
     """
     count = max(sum(len(truth.classes) for truth in truths), 1)
     wanted = torch.zeros_like(logits)
@@ -262,19 +279,20 @@ def set_losses(
     right = torch.cat([truth.boxes[objects] for truth, (_, objects) in zip(truths, pairs, strict=True)])
     overlap = generalized_box_iou(_corners(boxes_of_queries), _corners(right)).diag()
     return {
-        "class": weights.classes * focal_loss(logits, wanted) / count,
+        "class": weights.classes * focal_loss(logits, wanted, counted) / count,
         "box": weights.l1 * F.l1_loss(boxes_of_queries, right, reduction="sum") / count,
         "giou": weights.giou * (1 - overlap).sum() / count,
     }
 
 
-def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Sum of the sigmoid focal loss."""
+def focal_loss(logits: Tensor, wanted: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Sum of the sigmoid focal loss (N, Q, K) over all queries, or those `counted` (bool N, Q)."""
     share = logits.sigmoid()
     right = share * wanted + (1 - share) * (1 - wanted)
     balance = ALPHA * wanted + (1 - ALPHA) * (1 - wanted)
     plain = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    return (balance * (1 - right) ** GAMMA * plain).sum()
+    losses = balance * (1 - right) ** GAMMA * plain
+    return (losses if counted is None else losses[counted]).sum()
 
 
 def _corners(boxes: Tensor) -> Tensor:

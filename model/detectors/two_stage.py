@@ -14,13 +14,13 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, detector_po
 from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     CascadeROIHeads,
-    StandardROIHeads,
     build_mask_head,
     select_foreground_proposals,
 )
 from detectron2.structures import Instances
 from torch import Tensor
 
+from model.detectors.ignored_regions import RegionIgnoringROIHeads
 from model.mask_head.roi_features import RefinementPooler
 
 MASK_THRESHOLD = 0.5
@@ -28,7 +28,28 @@ MASK_THRESHOLD = 0.5
 
 @META_ARCH_REGISTRY.register()
 class TransfinerRCNN(GeneralizedRCNN):
-    """Mask Transfiner on a two-stage detector; inputs and outputs are detectron2's."""
+    """Mask Transfiner on a two-stage detector; inputs and outputs are detectron2's.
+
+    In training an input may hold ``ignored`` (bool, H x W): places that are neither objects nor background.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """As detectron2's, with a region proposal network that knows ignored regions."""
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RegionIgnoringRPN"
+        arguments: dict[str, Any] = super().from_config(cfg)
+        return arguments
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training, else a dict with ``instances`` an image."""
+        if self.training:
+            self.proposal_generator.ignored = self.roi_heads.ignored = [
+                image.get("ignored") for image in batched_inputs
+            ]
+        return super().forward(batched_inputs)
 
     def inference(
         self,
@@ -67,7 +88,7 @@ def _to_image(result: Instances, height: int, width: int) -> Instances:
     return scaled
 
 
-class RefinedMaskBranch(StandardROIHeads):
+class RefinedMaskBranch(RegionIgnoringROIHeads):
     """The mask branch: a RoI pyramid and the refining mask head in place of one RoI feature and a plain head."""
 
     @classmethod

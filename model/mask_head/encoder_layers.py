@@ -18,8 +18,8 @@ from torch.nn import functional as F
 KINDS = ("transformer", "mlp", "cnn", "non_local")
 # Tokens whose wide hidden layer stays in a core's cache, in bf16.
 _FEED_FORWARD_ROWS = 1024
-# Longest sequence whose attention weights are stored, in bf16: 4 heads of 2048 x 2048 are 32 MiB.
-_MOST_STORED_TOKENS = 2048
+# Most attention weights that are stored at a time, in bf16: 32 MiB, as of one sequence of 2048 tokens and 4 heads.
+_MOST_STORED_WEIGHTS = 1 << 24
 
 
 def in_bf16_on_cpu(tensor: Tensor) -> bool:
@@ -132,7 +132,8 @@ def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float
 
 def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | None) -> Tensor:
     queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
-    if in_bf16_on_cpu(mixed) and not dropout and queries.shape[2] <= _MOST_STORED_TOKENS:
+    stored = queries.shape[:3].numel() * queries.shape[2]
+    if mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu" and not dropout and stored <= _MOST_STORED_WEIGHTS:
         attended = _attend_stored(queries, keys, values, scale)
     else:
         attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)

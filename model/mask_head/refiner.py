@@ -127,9 +127,7 @@ class SequenceRefiner(nn.Module):
         ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
         """
         if in_bf16_on_cpu(tokens):
-            first, second = self.conv_r1[0], self.conv_r1[2]
-            assert isinstance(first, nn.Conv2d)
-            assert isinstance(second, nn.Conv2d)
+            first, second = (layer for layer in self.conv_r1 if isinstance(layer, nn.Conv2d))
             hidden = F.linear(tokens, first.weight.flatten(1), first.bias).relu_()
             logits = F.linear(hidden, second.weight.flatten(1), second.bias)[:, 0].float()
         else:

@@ -80,6 +80,8 @@ def settings(
         worker_pool.end()
     for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
         monkeypatch.delenv(name)
+    # The queue server is emptied between tests: an application of the test before must not bring its tasks back.
+    monkeypatch.setattr("backend.predictions.promises.LOOK_S", 3600.0)
     with Redis.from_url(queue_server.url) as connection:
         connection.flushall()
     return Settings(

@@ -19,7 +19,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Dialog, Page, expect
 
 from backend.cli.main import cli
 from integration.label_studio.client import LabelStudioClient
@@ -163,6 +163,17 @@ def test_the_first_hour(
     clock.step("Start Training pressed")
     page.goto(status)
     expect(page.get_by_text("Balloons").first).to_be_visible()
+    questions: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        questions.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
+    page.get_by_role("button", name="Cancel training").click()
+    assert "Cancel this training of Balloons?" in questions[0]
+    # Not loaded again: the page's script shows what is new.
+    expect(page.get_by_text("learns, step").first).to_be_visible()
     page.screenshot(path=screenshots / "hour-3-training.png", full_page=True)
 
     run = await_round(demo, project)

@@ -17,7 +17,7 @@ from training.benchmark.cost.subjects import open_network
 from training.benchmark.recipe import rescale, training_digest
 from training.benchmark.report import markdown_table, write_report
 from training.benchmark.runner import train_or_find
-from training.datasets import AnySet, open_set
+from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.loader import to_network_input
 from training.engine.config import get_training_config
 from training.evaluation.coco_format import TruthBuilder, coco_results
@@ -99,8 +99,7 @@ def predict_both(
     results: BaselineResults = {}
     rows: list[list[np.ndarray]] = [[] for _ in range(min(pictures, len(samples)))]
     truth = TruthBuilder(samples.class_names)
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         if index < len(rows):
             rows[index].append(_small(tinted(sample.image, sample.masks, sample.classes)))
@@ -125,8 +124,7 @@ def _predict(
     )
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     results: BaselineResults = {kind: [] for kind in fields}
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         instances = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
         shown = (instances.scores >= 0.5).numpy()
         for kind, field in fields.items():

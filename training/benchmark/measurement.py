@@ -23,7 +23,7 @@ from torch import nn
 from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
 from training.benchmark.rows import DataSet
-from training.datasets import AnySet, open_set
+from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet
 from training.datasets.coco_categories import COCO_CATEGORIES
@@ -67,8 +67,7 @@ class Measurement:
     def _run(self) -> tuple[Any, list[dict[str, Any]]]:
         truth, collected = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
         resize = [ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)]
-        for index in range(len(self.samples)):
-            sample = self.samples[index]
+        for index, sample in usable_samples(self.samples):
             truth.add(sample)
             record = to_network_input(sample, resize, self.cfg.INPUT.FORMAT)
             if len(self.records) < SPEED_IMAGES:

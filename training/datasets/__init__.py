@@ -17,7 +17,7 @@ from pathlib import Path
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
-from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems
+from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems, usable_samples
 from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import FILE, ViaSet
@@ -38,6 +38,7 @@ __all__ = [
     "SceneSet",
     "ViaSet",
     "open_set",
+    "usable_samples",
 ]
 
 AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from training.datasets.problems import Policy, Problems
+from training.datasets.problems import ImageLeftOutError, Policy, Problems
 from training.datasets.sample import Sample
 from training.metrics.bdd100k import CATEGORIES, CROWD, IGNORED, parsed
 
@@ -47,24 +46,30 @@ class Bdd100kSet(Sequence[Sample]):
         return len(self.files)
 
     def bitmask(self, index: int) -> np.ndarray:
-        """uint8 H x W x 4, the ground truth as BDD100K's evaluation takes it."""
-        with Image.open(self.truth_path(self.files[index])) as picture:
-            return np.array(picture)
+        """uint8 H x W x 4 as stored, the ground truth as BDD100K's evaluation takes it. Raises ImageLeftOutError."""
+        return self.problems.truth_image(self.truth_path(self.files[index]))
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        image = self.problems.picture(self.files[index], self.missing)
-        truth = self.truth_path(self.files[index])
+        picture, truth = self.files[index], self.truth_path(self.files[index])
+        image = self.problems.picture(picture, self.missing)
         try:
-            bitmask, numbers = parsed(self.bitmask(index))
+            bitmask, numbers = parsed(self.problems.upright(truth, self.bitmask(index), picture, image))
+        except ImageLeftOutError:
+            raise
         except ValueError as error:
-            self.problems.note(truth, "bitmask", "broken mask", f"{error}; its objects are left out")
-            return Sample(image, np.zeros((0, *image.shape[:2]), bool), np.zeros(0, np.int64), np.zeros(0, bool), index)
-        self.problems.same_size(truth, bitmask.numbers, image)
-        known = (bitmask.category >= 1) & (bitmask.category <= len(CATEGORIES))
-        for place in np.flatnonzero(~known & (bitmask.attributes & (IGNORED | CROWD) == 0)):
-            detail = f"category {bitmask.category[place]}; left out"
-            self.problems.note(truth, f"instance {numbers[place]}", "unknown category", detail)
-        kept = np.flatnonzero(known)
-        masks = np.array([bitmask.numbers == one + 1 for one in kept], bool).reshape(-1, *bitmask.numbers.shape)
-        crowd = (bitmask.attributes[kept] & (IGNORED | CROWD)) > 0
-        return Sample(image, masks, bitmask.category[kept].astype(np.int64) - 1, crowd, index)
+            detail = f"{error}; its image is left out"
+            raise self.problems.leave_out(truth, "bitmask", "broken mask", detail) from error
+        masks, classes, crowd = [], [], []
+        for place, category in enumerate(bitmask.category.tolist()):
+            is_crowd = bool(bitmask.attributes[place] & (IGNORED | CROWD))
+            chosen = [category - 1]
+            if not 1 <= category <= len(CATEGORIES):
+                chosen = list(range(len(CATEGORIES)))
+                if not is_crowd:
+                    detail = f"category {category}; an ignored region"
+                    self.problems.note(truth, f"instance {numbers[place]}", "unknown category", detail)
+            masks += [bitmask.numbers == place + 1] * len(chosen)
+            classes += chosen
+            crowd += [is_crowd or len(chosen) > 1] * len(chosen)
+        stacked = np.array(masks, bool).reshape(-1, *image.shape[:2])
+        return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), index)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
@@ -51,23 +50,32 @@ class CityscapesSet(Sequence[Sample]):
         return len(self.files)
 
     def instance_ids(self, index: int) -> np.ndarray:
-        """int H x W, the ground truth as Cityscapes' evaluation takes it."""
-        with Image.open(self.truth_path(self.files[index])) as picture:
-            return np.array(picture).astype(np.int64)
+        """int64 H x W as stored, the ground truth as Cityscapes' evaluation takes it. Raises ImageLeftOutError."""
+        truth = self.truth_path(self.files[index])
+        ids = self.problems.truth_image(truth)
+        if ids.ndim != 2:
+            detail = f"has {ids.shape[-1]} channels, expected one channel of instance ids; left out"
+            raise self.problems.leave_out(truth, "image", "damaged truth", detail)
+        return ids.astype(np.int64)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        image = self.problems.picture(self.files[index], self.missing)
-        ids = self.instance_ids(index)
-        self.problems.same_size(self.truth_path(self.files[index]), ids, image)
-        numbers = list(LABELS.values())
-        there = []
-        for one in np.unique(ids).tolist():
-            label = one if one < 1000 else one // 1000
-            if not 0 <= label <= LARGEST_LABEL:
-                truth = self.truth_path(self.files[index])
-                self.problems.note(truth, f"instance {one}", "unknown category", f"label {label}; left out")
-            elif label in numbers:
-                there.append((one, numbers.index(label)))
-        masks = np.array([ids == one for one, _ in there], bool).reshape(-1, *ids.shape)
-        classes = np.array([label for _, label in there], np.int64)
-        return Sample(image, masks, classes, np.array([one < 1000 for one, _ in there], bool), index)
+        picture, truth = self.files[index], self.truth_path(self.files[index])
+        image = self.problems.picture(picture, self.missing)
+        ids = self.problems.upright(truth, self.instance_ids(index), picture, image)
+        label_ids = list(LABELS.values())
+        masks, classes, crowd = [], [], []
+        for number in np.unique(ids).tolist():
+            label = number if number < 1000 else number // 1000
+            if label in label_ids:
+                chosen = [label_ids.index(label)]
+            elif 0 <= label <= LARGEST_LABEL:
+                continue
+            else:
+                detail = f"label {label}; an ignored region"
+                self.problems.note(truth, f"instance {number}", "unknown category", detail)
+                chosen = list(range(len(label_ids)))
+            masks += [ids == number] * len(chosen)
+            classes += chosen
+            crowd += [number < 1000 or len(chosen) > 1] * len(chosen)
+        stacked = np.array(masks, bool).reshape(-1, *ids.shape)
+        return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), index)

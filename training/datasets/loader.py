@@ -27,7 +27,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from training import distributed as processes
-from training.datasets import CocoSet, ImageLeftOutError, Sample, open_set
+from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample, open_set, usable_samples
 
 Record = dict[str, Any]
 
@@ -55,7 +55,7 @@ class TrainingSamples(Dataset[Record]):
     """
 
     def __init__(self, sets: Sequence[SampleSet], cfg: CfgNode, *, seed: int, shares: Sequence[float] = ()) -> None:
-        names = {tuple(one.class_names) for one in sets}
+        names = {tuple(samples.class_names) for samples in sets}
         if len(names) != 1:
             raise ValueError(f"the training sets need the same classes in the same order, got {sorted(names)}")
         self.sets, self.seed, self.format = sets, seed, cfg.INPUT.FORMAT
@@ -63,7 +63,7 @@ class TrainingSamples(Dataset[Record]):
         self.augmentations = build_augmentation(cfg, is_train=True)
         if cfg.TRAINING.FLIP_VERTICAL:
             self.augmentations.insert(0, T.RandomFlip(horizontal=False, vertical=True))
-        sizes = [len(one) for one in sets]
+        sizes = [len(samples) for samples in sets]
         self.total = sum(sizes)
         if self.total == 0:
             raise ValueError("the training sets hold no images")
@@ -101,8 +101,8 @@ def to_network_input(
 ) -> Record:
     """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
 
-    Crowd regions and masks that augmentation emptied are left out. A `WeightedSample` adds the fields that
-    `model.mask_head.targets` reads.
+    Masks that augmentation emptied are left out; of crowd regions the places are given as ``ignored`` (bool, H x W).
+    A `WeightedSample` adds the fields that `model.mask_head.targets` reads.
     """
     state = np.random.get_state()
     if seed is not None:
@@ -115,7 +115,11 @@ def to_network_input(
     image = inputs.image if image_format == "RGB" else inputs.image[..., ::-1]
     height, width = sample.image.shape[:2]
     weights = _weights(sample, kept, applied) if isinstance(sample, WeightedSample) else {}
-    return {
+    crowds: dict[str, Any] = {}
+    if sample.crowd.any():
+        anywhere = sample.masks[sample.crowd].any(0).astype(np.uint8)
+        crowds["ignored"] = torch.from_numpy(applied.apply_segmentation(anywhere).astype(bool))
+    return crowds | {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "height": height,
         "width": width,
@@ -174,12 +178,18 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
         )
         for name in cfg.DATASETS.TRAIN
     ]
-    if all(isinstance(samples, CocoSet) and not samples.object_count for samples in sets):
+    if not any(map(_holds_objects, sets)):
         raise ValueError(
             f"the training sets hold no object: {', '.join(cfg.DATASETS.TRAIN)}; expected annotations with masks, see "
             "transfiner data check"
         )
     return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
+
+
+def _holds_objects(samples: AnySet) -> bool:
+    if isinstance(samples, CocoSet):
+        return samples.object_count > 0
+    return any(not sample.crowd.all() for _, sample in usable_samples(samples))
 
 
 def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: int = 0) -> DataLoader[Record]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from PIL import Image
 
-from model.images import ImageError, read_image
+from model.images import ImageError, read_header, read_image, turn_upright
+from training.datasets.sample import Sample
 
 Policy = Literal["skip", "fatal"]
 logger = logging.getLogger(__name__)
@@ -23,6 +26,17 @@ class BadAnnotationError(ValueError):
 
 class ImageLeftOutError(BadAnnotationError):
     """An image that cannot be read or does not fit its truth; it is noted, and whoever goes through a set skips it."""
+
+
+def usable_samples(samples: Sequence[Sample]) -> Iterator[tuple[int, Sample]]:
+    """Go through a set: index and sample of each image that is not left out; the others are named in the log."""
+    for index in range(len(samples)):
+        try:
+            sample = samples[index]
+        except ImageLeftOutError as error:
+            logger.warning("left out: %s", error)
+            continue
+        yield index, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +105,40 @@ class Problems:
         try:
             return read_image(path)
         except ImageError as error:
-            noted = Problems("fatal") if missing == "fatal" else self
-            raise noted.leave_out(path, "image", "damaged image", f"{error}; left out") from error
+            if missing == "fatal":
+                fix = "replace it, or go on without it: TRAINING.MISSING_IMAGES skip"
+                raise BadAnnotationError(f"{path}: image: damaged image: {error}; {fix}") from error
+            raise self.leave_out(path, "image", "damaged image", f"{error}; left out") from error
 
-    def same_size(self, truth: Path, truth_hw: np.ndarray, image: np.ndarray) -> None:
-        """Compare an array of truth (H, W) with its picture (H, W, 3).
+    def truth_image(self, path: Path) -> np.ndarray:
+        """Pixels of an image file that holds ground truth.
 
         Raises:
-            ImageLeftOutError: they differ; BadAnnotationError where the policy is ``fatal``.
+            ImageLeftOutError: it is damaged; BadAnnotationError where the policy is ``fatal``.
         """
-        if truth_hw.shape[:2] != image.shape[:2]:
-            (height, width), (rows, columns) = image.shape[:2], truth_hw.shape[:2]
-            detail = f"the picture is {width} x {height}, its truth {columns} x {rows}; left out"
-            raise self.leave_out(truth, "image", "other size", detail)
+        try:
+            with Image.open(path) as picture:
+                return np.array(picture)
+        except Exception as error:  # whatever Pillow's parsing of a damaged file runs into
+            detail = f"{type(error).__name__}: {error}; its image is left out"
+            raise self.leave_out(path, "image", "damaged truth", detail) from error
+
+    def upright(self, truth: Path, truth_hw: np.ndarray, picture: Path, image: np.ndarray) -> np.ndarray:
+        """An array of truth (H, W, ...) as its picture lies: turned where the picture's EXIF data says so.
+
+        Raises:
+            ImageLeftOutError: they differ in size; BadAnnotationError where the policy is ``fatal``.
+        """
+        if truth_hw.shape[:2] == image.shape[:2]:
+            return truth_hw
+        header = read_header(picture)
+        if header.orientation != 1 and truth_hw.shape[:2] == header.stored_hw:
+            detail = f"{picture.name} is turned by EXIF {header.orientation}, its truth is not: it is turned too"
+            self.note(truth, "image", "turned image", detail, repaired=True)
+            return turn_upright(truth_hw, header.orientation)
+        (height, width), (rows, columns) = image.shape[:2], truth_hw.shape[:2]
+        detail = f"the picture is {width} x {height}, its truth {columns} x {rows}; left out"
+        raise self.leave_out(truth, "image", "other size", detail)
 
     @property
     def lost(self) -> int:

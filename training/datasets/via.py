@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.images import ImageError, read_header
 from training.datasets.coco import CocoSet
+from training.metrics.coco_schema import RecordError, is_number, read_json
 
 FILE = "via_region_data.json"
+_ROUND_POINTS = 180  # corners of the outline of a circle or an ellipse
 
 
 @dataclass
 class ViaSet(CocoSet):
     """A folder of VIA's; `annotations` is its JSON file, `images` the folder, every region of one class.
 
-    VIA 1 keeps an image's regions in a mapping, VIA 2 in a list. Polygons and rectangles are read; other shapes are
-    reported. Coordinates are pixels of the image as it is shown.
+    VIA 1 keeps an image's regions in a mapping, VIA 2 in a list. Polygons, rectangles, circles and ellipses are read;
+    other shapes are reported, and their places ignored. Coordinates are pixels of the image as it is shown.
 
     Raises:
         FileNotFoundError, BadAnnotationError: as `CocoSet`; here a missing image is found when the set is opened,
@@ -29,69 +33,115 @@ class ViaSet(CocoSet):
     label: str = "object"
 
     def _records(self) -> dict[str, Any]:
-        images: list[dict[str, Any]] = []
-        found: list[dict[str, Any]] = []
+        images: dict[str, dict[str, Any]] = {}
+        annotations: list[dict[str, Any]] = []
         for key, entry in sorted(self._entries().items()):
-            path = self.images / str(entry["filename"])
+            name = entry["filename"]
+            path = self.images / name
             if not path.is_file() and self.missing == "fatal":
                 raise FileNotFoundError(f"{key} of {self.annotations} is missing: {path}")
-            number = len(images) + 1
-            width, height = _size_px(path) if path.is_file() else (None, None)
-            images.append({"id": number, "file_name": path.name, "width": width, "height": height})
+            if name in images:
+                detail = f"{name} is listed before; the regions of both are read"
+                self.problems.note(self.annotations, key, "repeated image", detail, repaired=True)
+            else:
+                width, height = _size_px(path) if path.is_file() else (None, None)
+                images[name] = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
             for index, region in enumerate(_regions(entry)):
-                outline = _outline(region.get("shape_attributes", {}))
-                if outline is None:
-                    shape = region.get("shape_attributes", {}).get("name")
-                    self.problems.note(
-                        self.annotations, f"{key} region {index}", "unknown shape", f"{shape!r}; skipped"
-                    )
-                    continue
-                found.append(_annotation(len(found) + 1, number, outline))
-        return {"images": images, "annotations": found, "categories": [{"id": 1, "name": self.label}]}
+                self._add(annotations, images[name]["id"], f"{key} region {index}", region)
+        category = {"id": 1, "name": self.label}
+        return {"images": [*images.values()], "annotations": annotations, "categories": [category]}
+
+    def _add(self, annotations: list[dict[str, Any]], image_id: int, place: str, region: Any) -> None:
+        """Append the annotation of a region, or say why it has none."""
+        shape = region.get("shape_attributes") if isinstance(region, dict) else None
+        shape = shape if isinstance(shape, dict) else {}
+        points = _outline(shape)
+        # No box: pycocotools needs none, and outlines may leave the image by a pixel.
+        annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0}
+        if points is not None:
+            annotations.append(annotation | {"segmentation": [points.ravel().tolist()]})
+            return
+        extent = _extent(shape)
+        done = "left out" if extent is None else "an ignored region"
+        self.problems.note(self.annotations, place, "unknown shape", f"{shape.get('name')!r:.40}; {done}")
+        if extent is not None:
+            left, top, right, bottom = extent
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            annotations.append(annotation | {"segmentation": [corners], "iscrowd": 1})
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self.annotations.is_file():
             raise FileNotFoundError(f"no annotation file {self.annotations}; give via:FOLDER[:LABEL]")
         try:
-            entries = json.loads(self.annotations.read_bytes())
-        except ValueError as error:
+            entries = read_json(self.annotations)
+        except RecordError as error:
             raise ValueError(f"{self.annotations} is no JSON: {error}") from error
         if isinstance(entries, dict):
             entries = entries.get("_via_img_metadata", entries)  # a whole project of VIA 2
-        if not isinstance(entries, dict) or not all(
-            isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in entries.values()
-        ):
+        if not isinstance(entries, dict):
             raise ValueError(f"{self.annotations} is no VIA file: each entry needs a filename and regions")
+        for key, entry in entries.items():
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or not name or not isinstance(entry.get("regions"), dict | list):
+                shown = f"{key!r:.60} is {entry!r:.60}"
+                raise ValueError(f"{self.annotations} is no VIA file: {shown}; each entry needs a filename and regions")
         return entries
 
 
-def _regions(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _regions(entry: dict[str, Any]) -> list[Any]:
     regions = entry["regions"]
-    return list(regions.values()) if isinstance(regions, dict) else list(regions)
+    return list(regions.values()) if isinstance(regions, dict) else regions
 
 
-def _outline(shape: dict[str, Any]) -> list[float] | None:
-    """x, y, x, y ... of a polygon or rectangle."""
-    if shape.get("name") == "polygon":
-        return [
-            float(value) for pair in zip(shape["all_points_x"], shape["all_points_y"], strict=True) for value in pair
-        ]
-    if shape.get("name") == "rect":
-        left, top = float(shape["x"]), float(shape["y"])
-        right, bottom = left + float(shape["width"]), top + float(shape["height"])
-        return [left, top, right, top, right, bottom, left, bottom]
+def _numbers(shape: dict[str, Any], *names: str) -> list[float] | None:
+    """Values of a shape; None where one is no finite number."""
+    values = [shape.get(name) for name in names]
+    return [float(value) for value in values] if all(map(is_number, values)) else None  # type: ignore[arg-type]
+
+
+def _points(shape: dict[str, Any]) -> np.ndarray | None:
+    """The corners (N, 2) of a polygon or polyline; None where they are no points."""
+    columns = [shape.get("all_points_x"), shape.get("all_points_y")]
+    for column in columns:
+        if not isinstance(column, list) or not column or not all(map(is_number, column)):
+            return None
+    if len(columns[0]) != len(columns[1]):  # type: ignore[arg-type]
+        return None
+    return np.array(columns, float).T
+
+
+def _outline(shape: dict[str, Any]) -> np.ndarray | None:
+    """Corners (N, 2) of what a shape encloses; None where it is no outline."""
+    name = shape.get("name")
+    if name == "polygon":
+        return _points(shape)
+    if name == "rect" and (numbers := _numbers(shape, "x", "y", "width", "height")):
+        x, y, width, height = numbers
+        return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+    if name == "circle" and (numbers := _numbers(shape, "cx", "cy", "r")):
+        return _ellipse(numbers[0], numbers[1], numbers[2], numbers[2], 0.0)
+    if name == "ellipse" and (numbers := _numbers({"theta": 0} | shape, "cx", "cy", "rx", "ry", "theta")):
+        return _ellipse(*numbers)
     return None
 
 
-def _annotation(number: int, image: int, outline: list[float]) -> dict[str, Any]:
-    # No box: pycocotools needs none, and `usable` would call outlines that leave the image by a pixel bad.
-    area = abs(sum(a * d - b * c for a, b, c, d in _edges(outline))) / 2
-    return {"id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "area": area, "segmentation": [outline]}
+def _ellipse(x: float, y: float, radius_x: float, radius_y: float, turn: float) -> np.ndarray:
+    """Corners of an ellipse turned clockwise by `turn` radians."""
+    around = np.linspace(0, 2 * math.pi, _ROUND_POINTS, endpoint=False)
+    along, across = radius_x * np.cos(around), radius_y * np.sin(around)
+    cosine, sine = math.cos(turn), math.sin(turn)
+    return np.stack([x + along * cosine - across * sine, y + along * sine + across * cosine], axis=1)
 
 
-def _edges(outline: list[float]) -> list[tuple[float, float, float, float]]:
-    points = list(zip(outline[::2], outline[1::2], strict=True))
-    return [(*one, *other) for one, other in zip(points, points[1:] + points[:1], strict=True)]
+def _extent(shape: dict[str, Any]) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of the place of a shape that encloses nothing; None where it is not known."""
+    points = _points(shape)
+    if points is None and (numbers := _numbers(shape, "cx", "cy")):
+        points = np.array([numbers])
+    if points is None:
+        return None
+    (left, top), (right, bottom) = np.floor(points.min(0)), np.ceil(points.max(0))
+    return float(left), float(top), float(max(right, left + 1)), float(max(bottom, top + 1))
 
 
 def _size_px(path: Path) -> tuple[int | None, int | None]:

@@ -77,7 +77,8 @@ class Trainer:
         if len(self.samples.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             raise ValueError(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the training sets have "
-                f"{len(self.samples.class_names)}: {', '.join(self.samples.class_names)}"
+                f"{len(self.samples.class_names)}: {', '.join(self.samples.class_names)}; set it to this "
+                "number, or correct the categories (transfiner data check)"
             )
         self.checks = Checks(cfg, folder)
 

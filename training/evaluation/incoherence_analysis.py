@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
-from training.datasets import AnySet, Sample
+from training.datasets import AnySet, Sample, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.inspection import Refined, mask_head_of, recorded_refinement
@@ -76,8 +76,7 @@ def analyse(
     sizes = head.sizes if head else []
     truth, regions = TruthBuilder(samples.class_names), _RegionTotals(levels=[Confusion() for _ in sizes])
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         instances, refined = _predict(network, record, recorded=bool(sizes))

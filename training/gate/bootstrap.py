@@ -72,7 +72,7 @@ def reached_between(result: HoldoutResult, rules: GateRules) -> dict[str, tuple[
     images = len(result.holdout.keys)
     weights = bootstrap_draws(images, rules.resamples, rules.seed)
     tail = tail_share(rules.confidence, result.holdout.annotated_images)
-    ranges = {}
+    ranges: dict[str, tuple[float, float]] = {}
     for kind in AP_KINDS:
         values = _mean(result.average_precision(kind, weights).mean(2))
         low, high = np.nanquantile(values, [tail, 1 - tail])

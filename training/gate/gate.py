@@ -79,7 +79,7 @@ def judge(
     }
     ruling = _rule(bench, asked, measured, changes)
     before = [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier]
-    figures: dict[str, Any] = {
+    figures = {
         "rules": rules.as_dict(),
         "holdout": asked.as_dict(),
         "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},

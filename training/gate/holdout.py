@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from training.metrics.bootstrap import RankedMatches, average_precision, ranked_
 
 HOLDOUT_FILE, TRAIN_FILE = "holdout.json", "train.json"
 IMAGES = "images"
-AP_KINDS = ("mask", "boundary")
+AP_KINDS: tuple[Literal["mask"], Literal["boundary"]] = ("mask", "boundary")
 IOU50, IOU75 = 0, 5  # places among the IoU thresholds
 
 
@@ -157,9 +157,9 @@ class HoldoutResult:
 
     holdout: Holdout
     known: frozenset[str]
-    matches: dict[str, list[RankedMatches]]
+    matches: dict[Literal["mask", "boundary"], list[RankedMatches]]
 
-    def average_precision(self, kind: str, weights: np.ndarray) -> np.ndarray:
+    def average_precision(self, kind: Literal["mask", "boundary"], weights: np.ndarray) -> np.ndarray:
         """B x K x T under B x N image weights; NaN for classes without truth."""
         columns = [average_precision(match, weights) for match in self.matches[kind]]
         return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0, 10))

@@ -1,8 +1,7 @@
-"""The papers of a verdict: report.json, report.md, the version's card, and pictures.
+"""The report of a verdict: report.json, report.md, the version's card, and pictures.
 
-A verdict as bars: what changed, class by class, with intervals; for a first version what it reached.
-
-Pictures before and after: truth, the incumbent's and the candidate's masks, where they differ most.
+Bars show the change of each class with its interval, or what a first version reached. Pictures before and after show
+truth, the incumbent's and the candidate's masks where they differ most.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as rle
 
@@ -23,7 +19,8 @@ from model.checkpoints.metadata import read_metadata
 from training.datasets import Sample
 from training.gate.detections import Detection
 from training.gate.holdout import Holdout
-from training.gate.verdict import Verdict
+from training.gate.verdict import ModelFigures, Verdict
+from training.visualization.charts import draw_gate_bars
 from training.visualization.predictions import in_rows, tinted
 
 BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
@@ -32,7 +29,7 @@ BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
 def write_gate_report(
     out: Path, verdict: Verdict, candidate: Path, holdout: Holdout, seen: dict[str, list[Sequence[Detection]]]
 ) -> None:
-    """Write the papers of a verdict into a folder, ready for `Registry.attach`.
+    """Write report, card and pictures of a verdict into a folder, ready for `Registry.attach`.
 
     Args:
         out: the folder; made if needed.
@@ -54,12 +51,12 @@ def write_gate_report(
 
 def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -> str:
     holdout = verdict.figures["holdout"]
-    before = verdict.figures["models"].get("incumbent", {}).get("version")
+    before = verdict.figures["models"].get("incumbent")
     lines = [
         f"# {metadata['version']}",
         "",
         f"Mask Transfiner, finetuned on corrections. Classes: {', '.join(metadata['classes'])}.",
-        f"It was compared with {before}." if before else "Nothing served before it.",
+        f"It was compared with {before['version']}." if before else "Nothing served before it.",
         "",
         f"## Figures by {holdout['description']} ({holdout['objects']} objects)",
         "",
@@ -97,61 +94,6 @@ def _body(verdict: Verdict, pictures: Sequence[str]) -> list[str]:
     ]
 
 
-_COLOURS = {"mask": "#3b6fb6", "boundary": "#e08a2e"}
-_HEIGHT = 0.38
-
-
-def draw_gate_bars(figures: dict[str, Any], path: Path) -> None:
-    """Draw the figures of a verdict into a PNG."""
-    changes = figures["changes"].get("incumbent")
-    names = _names(figures)
-    figure = Figure(figsize=(8, 1.6 + 0.5 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for place, (kind, colour) in enumerate(_COLOURS.items()):
-        heights = [index + (place - 0.5) * _HEIGHT for index in range(len(names))]
-        if changes:
-            _draw_changes(axes, changes[kind], names, heights, colour, f"{kind} AP")
-        else:
-            reached = figures["models"]["candidate"][kind]
-            widths = [100 * (reached.get(name) or 0) for name in names]
-            axes.barh(heights, widths, _HEIGHT, color=colour, label=f"{kind} AP")
-    _dress(axes, names, figures, bool(changes))
-    figure.savefig(path, dpi=120)
-
-
-def _names(figures: dict[str, Any]) -> list[str]:
-    """AP first, then the classes that have a figure."""
-    reached = figures["models"]["candidate"]["mask"]
-    return [name for name in reached if name == "AP" or (name.startswith("AP/") and reached[name] is not None)]
-
-
-def _draw_changes(
-    axes: Axes, changes: dict[str, Any], names: list[str], heights: list[float], colour: str, label: str
-) -> None:
-    there = [(height, changes[name]) for height, name in zip(heights, names, strict=True) if name in changes]
-    places = [height for height, _ in there]
-    axes.barh(places, [100 * change["change"] for _, change in there], _HEIGHT, color=colour, label=label)
-    for height, change in there:
-        axes.plot([100 * change["low"], 100 * change["high"]], [height, height], color="black", linewidth=1.2)
-
-
-def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool) -> None:
-    models, images = figures["models"], figures["holdout"]["images"]
-    axes.set_yticks(range(len(names)), [name.removeprefix("AP/").replace("AP", "all classes") for name in names])
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    candidate = models["candidate"]["version"]
-    if compared:
-        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} images")
-        confidence = 100 * figures["rules"]["confidence"]
-        axes.set_xlabel(f"change of AP in points; lines: {confidence:g} % confidence each way")
-    else:
-        axes.set_title(f"{candidate}, {images} images")
-        axes.set_xlabel("AP in points")
-    axes.legend(loc="best", frameon=False)
-
-
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
 _HEADING_PX = 18
@@ -159,7 +101,11 @@ JPEG_QUALITY = 82
 
 
 def draw_before_after(
-    holdout: Holdout, seen: dict[str, list[Sequence[Detection]]], models: dict[str, Any], path: Path, rows: int = 4
+    holdout: Holdout,
+    seen: dict[str, list[Sequence[Detection]]],
+    models: dict[str, ModelFigures],
+    path: Path,
+    rows: int = 4,
 ) -> None:
     """Draw the pictures of a hold-out that gained most and lost most into a JPEG.
 

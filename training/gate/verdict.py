@@ -1,17 +1,66 @@
-"""What the gate decided, as JSON and as a table.
+"""The gate's decision as JSON and as a table, and the rules that make it from figures.
 
-The rules applied to figures: sentences for and against a candidate. Nothing here looks at a picture.
+A rule adds sentences for or against a candidate. Nothing here looks at a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from training.gate.bootstrap import ALL, SHARED, Change, Changes, reached_between
 from training.gate.holdout import AP_KINDS, Holdout, HoldoutResult
 from training.gate.rules import GateRules
+
+
+class HoldoutFacts(TypedDict):
+    """Size of a hold-out, see `training.gate.holdout.Holdout`."""
+
+    name: str
+    description: str
+    images: int
+    held_out: int
+    folds: int
+    annotated_images: int
+    objects: int
+    to_be_found: int
+    classes: list[str]
+
+
+class ModelFigures(TypedDict):
+    """A model and its AP by name, fractions; None where nothing was to be found."""
+
+    version: str
+    digest: str
+    classes: list[str]
+    mask: dict[str, float | None]
+    boundary: dict[str, float | None]
+
+
+class ChangeFigures(TypedDict):
+    """A change of an AP with its interval, fractions; see `bootstrap.Change`."""
+
+    change: float
+    low: float
+    high: float
+    better: float
+
+
+class VerdictFigures(TypedDict):
+    """All that the decision rests on.
+
+    Attributes:
+        models: by role: candidate, incumbent, best.
+        changes: by the other model's role, by "mask" and "boundary", by name of the AP.
+        earlier: facts of earlier hold-outs, with models and changes of their own.
+    """
+
+    rules: dict[str, float]
+    holdout: HoldoutFacts
+    models: dict[str, ModelFigures]
+    changes: dict[str, dict[str, dict[str, ChangeFigures]]]
+    earlier: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +70,12 @@ class Verdict:
     Attributes:
         promote: whether the candidate may serve.
         reasons: sentences, the deciding ones first.
-        figures: {"rules", "holdout", "models", "changes", "earlier"}; AP are fractions, None where nothing was to be
-            found.
+        figures: what the decision rests on.
     """
 
     promote: bool
     reasons: tuple[str, ...]
-    figures: dict[str, Any]
+    figures: VerdictFigures
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -60,10 +108,10 @@ def _heading(verdict: Verdict) -> str:
     return f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
 
 
-def _rows(figures: dict[str, Any]) -> list[str]:
+def _rows(figures: VerdictFigures) -> list[str]:
     models, changes = figures["models"], figures["changes"].get("incumbent", {})
     lines = [f"{'AP in points':<26}" + "".join(f"{role:>12}" for role in models) + "    change [interval]"]
-    for kind in ("mask", "boundary"):
+    for kind in AP_KINDS:
         for name in models["candidate"][kind]:
             title = f"{kind} {name}" if not name.startswith("AP/") else f"  {name[3:]}"
             row = f"{title:<26}" + "".join(f"{_points(model[kind][name]):>12}" for model in models.values())
@@ -75,11 +123,10 @@ def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _interval(change: dict[str, float] | None) -> str:
+def _interval(change: ChangeFigures | None) -> str:
     if change is None:
         return ""
-    low, high = (f"{100 * change[end]:+.1f}" for end in ("low", "high"))
-    return f"    {100 * change['change']:+.1f} [{low}, {high}]"
+    return f"    {100 * change['change']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
 
 
 @dataclass

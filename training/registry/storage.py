@@ -59,11 +59,19 @@ class Storage:
         return self.path(name) if self.is_local else f"{self.url}/{name}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if there is none."""
+        """A file's content; None if there is none.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
         try:
             content: bytes = self.fs.cat_file(self.path(name))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RegistryError(
+                f"{self.describe(name)} cannot be read ({error}); expected a file in a folder or bucket"
+            ) from error
         return content
 
     def read_json(self, name: str) -> dict[str, Any] | None:

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from training.datasets import Sample
+from training.datasets import Problems, Sample
 from training.datasets.loader import SampleSet, WeightedSample
-from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pillow_pixels
+from training.snapshots.format import Snapshot, decode_rle, open_snapshot
 
 
 class SnapshotSamples(Sequence[WeightedSample]):
     """The training part of a snapshot, weighted as its corrections say.
 
     An object that only has a box trains its box and class: its mask, which is that box, weighs nothing. Disputed
-    objects are crowd, so not trained on.
+    objects are crowd, so neither trained on nor background. A picture that cannot be read, or has another size than its
+    record, is named and raises ImageLeftOutError when it is asked for.
 
     Args:
         directory: of the snapshot; it is checked against its digest.
@@ -35,12 +36,11 @@ class SnapshotSamples(Sequence[WeightedSample]):
     ) -> None:
         self.snapshot: Snapshot = open_snapshot(directory)
         self.band_weight = band_weight
+        self.problems = Problems()
         self.class_names: tuple[str, ...] = self.snapshot.classes
         records = self.snapshot.coco(part)
         self._images: list[dict[str, Any]] = [image for image in records["images"] if image["sha256"] not in without]
-        self._class_of = {
-            category["id"]: self.class_names.index(category["name"]) for category in records["categories"]
-        }
+        self._class_of = {entry["id"]: self.class_names.index(entry["name"]) for entry in records["categories"]}
         self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
         for annotation in records["annotations"]:
             if annotation["image_id"] in self._objects:
@@ -51,16 +51,18 @@ class SnapshotSamples(Sequence[WeightedSample]):
 
     def __getitem__(self, index: int) -> WeightedSample:  # type: ignore[override]
         image = self._images[index]
-        picture = pillow_pixels(self.snapshot.images / image["file_name"])
+        path = self.snapshot.images / image["file_name"]
+        picture = self.problems.picture(path, "skip")
         objects, size = self._objects[image["id"]], picture.shape[:2]
-        masks = [decode_rle(object["segmentation"]) for object in objects]
-        bands = [decode_rle(band) if (band := object.get("moved_band")) else np.zeros(size, bool) for object in objects]
-        weights = [0.0 if object.get("box_only") else float(object.get("weight", 1.0)) for object in objects]
+        self.problems.upright(path, np.empty((image["height"], image["width"])), path, picture)
+        masks = [decode_rle(drawn["segmentation"]) for drawn in objects]
+        bands = [decode_rle(band) if (band := drawn.get("moved_band")) else np.zeros(size, bool) for drawn in objects]
+        weights = [0.0 if drawn.get("box_only") else float(drawn.get("weight", 1.0)) for drawn in objects]
         return WeightedSample(
             picture,
             np.array(masks, bool).reshape(-1, *size),
-            np.array([self._class_of[object["category_id"]] for object in objects], np.int64),
-            np.array([bool(object.get("iscrowd", 0)) for object in objects], bool),
+            np.array([self._class_of[drawn["category_id"]] for drawn in objects], np.int64),
+            np.array([bool(drawn.get("iscrowd", 0)) for drawn in objects], bool),
             int(image["id"]),
             np.array(weights, np.float32),
             np.array(bands, bool).reshape(-1, *size),

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
-from training.datasets import AnySet
+from training.datasets import AnySet, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.incoherence_analysis import match_to_truth
 from training.metrics.coco import boundary_mask
@@ -42,8 +42,7 @@ def find_failures(
     """The ``count`` worst detections of a set: image, image_id, truth, found, box_xyxy, name, error, mask_iou."""
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     cases: list[dict[str, Any]] = []
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         instances = network([to_network_input(sample, resize, cfg.INPUT.FORMAT)])[0]["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         matched, partner = match_to_truth(sample, instances.pred_boxes, instances.pred_classes)

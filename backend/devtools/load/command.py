@@ -13,6 +13,7 @@ import click
 
 from backend.devtools.load.endurance import endure
 from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
+from backend.devtools.load.memory import memory_table
 from backend.devtools.load.prompts import measure_prompts
 from backend.settings import SCENES_MODEL, load_settings
 
@@ -27,6 +28,7 @@ Json = dict[str, Any]
 @click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
 @click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
+@click.option("--memory", type=click.IntRange(1), help="Only memory, with requests of this many tasks.")
 @click.option("--prompts", type=click.IntRange(0), default=0, help="Instead: latency of prompts on this many images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def load(
@@ -37,6 +39,7 @@ def load(
     inline: bool,
     endurance: int,
     stub: bool,
+    memory: int | None,
     prompts: int,
     as_json: bool,
 ) -> None:
@@ -47,12 +50,19 @@ def load(
     seconds for it (image, network, outlines), asked one at a time. CPU is what each process used, whoever else was
     on the machine. Start-up is from the worker's process to the first answer, a swap from replacing the checkpoint.
 
+    --memory prints the most that API, worker and queue server need with 80 and 1,203 labels, and with 40 MP images.
+
     \b
     Example: transfiner load --tasks 200
     Example: transfiner load --tasks 40 --endurance 10000
     Example: transfiner load --prompts 30 --tasks 200
+    Example: transfiner load --memory 5000
     """
     load_settings()
+    if memory:
+        rows = memory_table(None if stub else model, memory)
+        click.echo(json.dumps(rows, indent=2) if as_json else _memory_text(rows))
+        return
     if prompts:
         _report({"load average before": _load_average(), **measure_prompts(model, prompts, tasks, batch)}, as_json)
         return
@@ -87,6 +97,13 @@ def _load_average() -> float:
 def _report(figures: Json, as_json: bool) -> None:
     figures["load average after"] = _load_average()
     click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
+
+
+def _memory_text(rows: list[Json]) -> str:
+    """A Markdown table, as in docs/scale.md."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _tell(line: str) -> None:

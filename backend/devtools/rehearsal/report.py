@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backend.devtools.rehearsal.curve import Point, draw_curve
+from training.visualization.charts import draw_curves
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:
@@ -49,11 +49,10 @@ def write_report(outcome: dict[str, Any], folder: Path) -> Path:
     """report.md, report.json, learning_curve.png in the folder; the page's path."""
     (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
     series = {
-        name: [Point(point["round"], point["boundary_ap"]) for point in curve]
-        for name, curve in outcome["curves"].items()
+        name: [(point["round"], point["boundary_ap"]) for point in curve] for name, curve in outcome["curves"].items()
     }
-    picture = draw_curve(series, title="boundary AP on images nobody touched", figure_of_merit="boundary AP")
-    (folder / "learning_curve.png").write_bytes(picture)
+    title = "boundary AP on images nobody touched"
+    draw_curves(series, title=title, figure_of_merit="boundary AP", path=folder / "learning_curve.png")
     page = folder / "report.md"
     page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
     return page

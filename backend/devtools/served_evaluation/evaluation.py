@@ -16,7 +16,7 @@ from backend.devtools.served_evaluation.client import Credentials, ServedApiClie
 from backend.devtools.served_evaluation.images import Addresses, ImageServer, InsideRequests
 from backend.devtools.served_evaluation.parse import ServedResults, classes_of_labels
 from integration.label_studio.label_config import parse_label_config
-from training.datasets import AnySet
+from training.datasets import AnySet, usable_samples
 from training.evaluation.coco_format import TruthBuilder
 
 Json = dict[str, Any]
@@ -112,8 +112,7 @@ def _requests(
     """Tasks by request. Their ids are no numbers, so that nothing is ever pushed into a Label Studio for them."""
     tasks: list[Json] = []
     bytes_in_request = 0
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         address = addresses.of(index, sample.image)
         if tasks and (len(tasks) >= chunk or bytes_in_request + len(address) > MOST_REQUEST_BYTES):

@@ -56,16 +56,20 @@ class Annotators:
         self._pool = ThreadPoolExecutor(8)
         self._thread = threading.Thread(target=self._ask_until_done, daemon=True)
         self.begun = time.monotonic()
+        self.seconds = 0.0
 
     def start(self) -> Annotators:
         self._thread.start()
         return self
 
-    def verdict(self, fault: str, give_up_s: float) -> Verdict:
-        """Wait for the end, then for late doubles."""
+    def wait(self, give_up_s: float) -> Annotators:
+        """Until every task is stored or has a reason."""
         self._thread.join(give_up_s)
-        seconds = time.monotonic() - self.begun
-        time.sleep(SETTLE_S)
+        self.seconds = time.monotonic() - self.begun
+        return self
+
+    def verdict(self, fault: str) -> Verdict:
+        """What became of the tasks; `SETTLE_S` after the wait, because copies come late."""
         stored = self.harness.label_studio.stored()
         return Verdict(
             fault,
@@ -74,7 +78,7 @@ class Annotators:
             failed=dict(self.failed),
             lost=[n for n in self.ids if not stored[n] and not self.failed.get(n)],
             doubled=[n for n in self.ids if stored[n] > 1],
-            seconds=round(seconds, 1),
+            seconds=round(self.seconds, 1),
             notes={"requests refused": self.refused},
         )
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from backend.devtools.soak.annotators import Annotators, Verdict
+from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.harness import ServiceHarness
 from backend.processes.waiting import wait_until
 from backend.queue.keys import DEFERRED, RUNNING
@@ -43,7 +43,9 @@ def _begun(harness: ServiceHarness, annotators: Annotators) -> None:
 
 
 def _verdict(function: Fault, annotators: Annotators) -> Verdict:
-    return annotators.verdict(function.__name__.replace("_", "-"), GIVE_UP_S)
+    annotators.wait(GIVE_UP_S)
+    time.sleep(SETTLE_S)
+    return annotators.verdict(function.__name__.replace("_", "-"))
 
 
 @fault
@@ -79,24 +81,30 @@ def worker_terminated(harness: ServiceHarness, annotators: Annotators) -> Verdic
 def api_killed(harness: ServiceHarness, annotators: Annotators) -> Verdict:
     """kill -9 of the API with requests in flight; then it is started again."""
     _begun(harness, annotators)
-    if harness.api:
-        harness.api.kill()
-        harness.api.wait()
+    harness.end_api()
     harness.start_api()
     return _verdict(api_killed, annotators)
 
 
 @fault
 def queue_restarted(harness: ServiceHarness, annotators: Annotators) -> Verdict:
-    """kill -9 of the queue server, which forgets everything; two seconds later it is back."""
+    """kill -9 of the queue server; two seconds later it is back with its data."""
     _begun(harness, annotators)
-    if harness.queue:
-        harness.queue.kill()
-        harness.queue.wait()
+    harness.end_queue()
     time.sleep(2)
     harness.start_queue()
-    harness.set_up_project()
     return _verdict(queue_restarted, annotators)
+
+
+@fault
+def queue_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+    """kill -9 of the queue server, which forgets everything; nobody asks again for what was answered."""
+    annotators.asks_again = False
+    _begun(harness, annotators)
+    harness.end_queue(forgets=True)
+    time.sleep(2)
+    harness.start_queue()
+    return _verdict(queue_forgotten, annotators)
 
 
 @fault
@@ -130,11 +138,11 @@ def fill_queue(harness: ServiceHarness, seconds: float) -> None:
 
 @fault
 def queue_flushed(harness: ServiceHarness, annotators: Annotators) -> Verdict:
-    """Somebody empties the queue server, and Label Studio's next health round sends /setup."""
+    """Somebody empties the queue server; nobody asks again for what was answered."""
+    annotators.asks_again = False
     _begun(harness, annotators)
     with harness.connection() as connection:
         connection.flushall()
-    harness.set_up_project()
     return _verdict(queue_flushed, annotators)
 
 

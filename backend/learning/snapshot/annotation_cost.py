@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from backend.learning.snapshot.builder import outline_px
 from integration.regions.settings import certainty
 from model.instance import Instance
 from model.parallel import MOST_AT_A_TIME
-from training.datasets import Sample
+from training.datasets import Sample, usable_samples
 from training.gate.folds import candidate_instances
 from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
 from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
@@ -64,15 +65,15 @@ def measure_correction_cost(
 ) -> CorrectionCost:
     """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
     measured = CorrectionCost()
-    for start in range(0, len(samples), MOST_AT_A_TIME):
-        chosen = [samples[number] for number in range(start, min(start + MOST_AT_A_TIME, len(samples)))]
+    usable = (sample for _, sample in usable_samples(samples))
+    while chosen := list(islice(usable, MOST_AT_A_TIME)):
         for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
-            found = [instance for instance in instances if instance.label in class_names]
+            known = [instance for instance in instances if instance.label in class_names]
 
             def edit(shown: Sequence[Instance], sample: Sample = sample) -> float:
                 return simulated_edit(shown, sample, class_names, rules)
 
-            measured.add(found, edit, shown_from)
+            measured.add(known, edit, shown_from)
             progress()
     return measured
 

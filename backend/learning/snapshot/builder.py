@@ -145,7 +145,7 @@ class SnapshotBuilder:
 
     def finish(self, read: Sequence[Annotation], project: str) -> Path:
         """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
-        from training.snapshots.pictures import draw_correction_bars
+        from training.visualization.charts import draw_correction_bars
 
         left_out = [
             {"task": one.task_id, "annotation": one.annotation_id, "region": one.region_id, "reason": one.reason}

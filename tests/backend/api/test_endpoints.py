@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -97,7 +98,7 @@ def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, e
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job_id,) = service.queue.predict.get_job_ids()
-    payload = service.queue.records.payload(job_id)
+    payload = json.loads(redis.hget(task_key(job_id), "payload"))
     assert output.items() <= payload["output"].items()
 
 

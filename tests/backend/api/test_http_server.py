@@ -12,8 +12,10 @@ import sys
 
 import pytest
 import requests
+from pydantic import SecretStr
 
 from backend.api import http_server
+from backend.cli.serve import serve_http
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import die_with_parent
 from tests.support.service import ROOT, wait_until
@@ -112,3 +114,12 @@ def test_a_killed_api_gives_its_port_back_at_once(settings):
             finally:
                 api.kill()
     assert api.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "is_warned"), [("0.0.0.0", "", True), ("0.0.0.0", "secret", False), ("127.0.0.1", "", False)]
+)
+def test_an_open_service_without_a_password_is_warned_of(settings, monkeypatch, caplog, host, token, is_warned):
+    monkeypatch.setattr(http_server.HttpServer, "run_until_signal", lambda self, _: self._close())
+    serve_http(settings.model_copy(update={"host": host, "port": 0, "api_token": SecretStr(token)}))
+    assert ("asks nobody for a password" in caplog.text) == is_warned

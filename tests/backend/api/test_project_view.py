@@ -25,7 +25,7 @@ RUN = {
     "error": "",
     "hint": "",
     "note": "",
-    "order": "",
+    "order": "tasks are ordered by certainty",
     "stage_s": {"snapshot": 5.0, "finetune": 120.0, "gate": 60.0, "promote": 2.0},
     "losses": [[1, 3.0], [20, 1.0]],
 }
@@ -69,7 +69,11 @@ def test_a_round_says_how_many_objects_how_many_images_judge_and_what_changed():
     (shown,) = view(rounds=[RUN], count=1)["rounds"]
     assert shown["size"] == "12 images with 41 objects, 2 of them held out to judge by"
     assert shown["scores"] == "boundary AP 10.0 → 33.1, mask AP 50.0"
-    assert (shown["minutes"], shown["texts"], shown["tone"]) == ("4 min", ["better"], "good")
+    assert (shown["minutes"], shown["texts"], shown["tone"]) == (
+        "4 min",
+        ["better", "tasks are ordered by certainty"],
+        "good",
+    )
     assert "<polyline" in shown["loss_chart"]
 
 

@@ -10,6 +10,7 @@ from backend.api.app import create_app
 from backend.api.project_view import project_link
 from backend.predictions.projects import Project
 from backend.processes.embedded_redis import free_port
+from backend.processes.paused_parts import VARIABLE, PausedParts
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat
 from tests.support.fake_label_studio import TOKEN
@@ -110,3 +111,13 @@ def test_without_a_queue_server_it_says_so(settings):
 def test_a_browser_is_led_there_and_programs_are_not(client):
     assert client.get("/", headers={"Accept": "text/html,*/*;q=0.8"}).headers["Location"] == "status"
     assert client.get("/").get_json()["status"] == "UP"
+
+
+def test_a_paused_part_is_named(client, redis, monkeypatch):
+    parts = PausedParts()
+    parts.add("train-worker", "train-worker ended 6 times within 60 s")
+    monkeypatch.setenv(VARIABLE, parts.environment()[VARIABLE])
+    assert "train-worker ended 6 times" in client.get("/status").text
+    assert "train-worker ended 6 times" in client.get("/ready").get_json()["paused"][0]
+    parts.remove("train-worker")
+    assert client.get("/ready").get_json()["paused"] == []

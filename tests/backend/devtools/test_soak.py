@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,8 @@ from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.command import line
 from backend.devtools.soak.faults import BATCH_S, FAULTS
 from backend.devtools.soak.harness import Hosts, ServiceHarness
+from backend.devtools.soak.random_faults import run_random
+from backend.processes.waiting import wait_until
 from backend.versions.served_model import read_served_model
 
 pytestmark = pytest.mark.service
@@ -39,6 +42,46 @@ def test_several_hosts_one_of_which_dies(tmp_path):
     assert verdict.is_good, verdict
     assert verdict.stored_once == 24
     assert not verdict.failed
+
+
+def cut_off(stage: ServiceHarness) -> None:
+    with stage.links[1].cut():
+        time.sleep(2.0)
+
+
+def silent(stage: ServiceHarness) -> None:
+    with stage.links[1].held():
+        time.sleep(2.0)
+
+
+def restart(stage: ServiceHarness) -> None:
+    stage.end_queue()
+    stage.start_queue()
+
+
+@pytest.mark.parametrize("break_it", [cut_off, silent, restart])
+def test_a_busy_worker_goes_on_by_itself_when_the_queue_server_is_back(break_it):
+    """The same process, so its model is still warm; nobody asks again."""
+    with ServiceHarness(is_breakable=True, predict_deadline_s="20") as stage:
+        (worker,) = stage.start_workers(1, seconds=BATCH_S)
+        stage.set_up_project()
+        asked = Annotators(stage, 1, 48, asks_again=False).start()
+        wait_until(lambda: stage.get("/jobs?state=running").json()["jobs"], "A running task", 240)
+        break_it(stage)
+        verdict = asked.wait(120).verdict(break_it.__name__)
+        assert worker.poll() is None
+        assert stage.living() == {worker.pid}
+    assert verdict.is_good, verdict
+    assert verdict.stored_once == 48
+    assert not verdict.failed
+
+
+@pytest.mark.slow
+def test_random_faults_lose_and_double_nothing():
+    """A minute; `transfiner soak --random` takes ten. A seed that fails is a fault to be mended, not bad luck."""
+    verdict = run_random(60.0, seed=22)
+    assert verdict.is_good, verdict
+    assert verdict.stored_once + len(verdict.failed) == verdict.tasks > 0
 
 
 @pytest.mark.parametrize("options", [["--endurance", "90"], ["--inline"]])

@@ -145,7 +145,7 @@ def test_setup_downloads_no_weights(learning, registry, tmp_path):
     client = create_app(learning).test_client()
     said = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
     assert said["model_version"] == "new-1"
-    assert not learning.registry_cache.exists()
+    assert not list(learning.registry_cache.rglob("*.safetensors"))
 
 
 class Tasks:

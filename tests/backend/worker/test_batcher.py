@@ -15,9 +15,9 @@ from rq.job import Job
 
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import DONE, JobOutcome
-from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key
+from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key, task_key
 from backend.queue.leases import Requester
-from backend.queue.recovery import Heartbeat, requeue_orphans
+from backend.queue.recovery import Heartbeat, OrphanSearch
 from backend.worker.batcher import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
@@ -92,7 +92,7 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     queue.submit(asked[1:2])
     redis.sadd(WORKERS, "dead")
     assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    assert requeue_orphans(queue) == [asked[1].id]
+    assert OrphanSearch(queue).run() == [asked[1].id]
     queue.submit(asked)
     redis.lpop(queue.predict.key)
     redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
@@ -117,7 +117,7 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     asked = jobs(3)
     queue.submit(asked)
     queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
-    queue.records.forget(asked[2].id)
+    redis.delete(task_key(asked[2].id))
     assert numbers(taking.first()) == [2]
     assert queue.records.states([asked[0].id]) == [DONE]
     assert not redis.exists(Job.key_for(asked[0].id)), "nothing is left in RQ's books"

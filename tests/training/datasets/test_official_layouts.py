@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.cityscapes_predictions import write_predictions
-from training.datasets import BadAnnotationError, open_set
+from training.datasets import BadAnnotationError, ImageLeftOutError, open_set
 from training.datasets.coco_categories import cocofied
 from training.datasets.loader import training_samples
 from training.datasets.miniature import LAYOUTS, write_miniature
@@ -156,7 +156,8 @@ def test_unknown_labels_in_images_are_told(tmp_path: Path) -> None:
     bitmask[5:9, :5] = (4, 0, 0, 200)
     Image.fromarray(bitmask).save(file)
     samples = open_set(bdd)
-    assert not len(samples[0].classes)
+    with pytest.raises(ImageLeftOutError, match="two categories"):
+        samples[0]
     assert dict(samples.problems.counts()) == {"broken mask": 1}
 
 

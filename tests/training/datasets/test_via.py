@@ -44,7 +44,7 @@ def test_polygons_and_rectangles_are_masks(tmp_path: Path, options: dict[str, bo
 def test_what_is_no_outline_is_reported(tmp_path: Path) -> None:
     flat = SQUARE | {"all_points_y": [3, 3, 3, 3]}
     samples = open_set(f"via:{written(tmp_path, [POINT, flat, SQUARE])}")
-    assert len(samples[0].masks) == 1
+    assert samples[0].crowd.tolist() == [True, False]  # the point's place is neither object nor background
     assert samples.problems.counts() == {"unknown shape": 1, "degenerate polygon": 1}
     with pytest.raises(BadAnnotationError, match=r"a\.jpg123 region 0: unknown shape: 'point'"):
         open_set(f"via:{tmp_path}", bad="fatal")
@@ -69,6 +69,21 @@ def test_turned_photographs_have_the_size_they_are_shown_with(tmp_path: Path) ->
     Image.fromarray(np.zeros((20, 12, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     (sample,) = open_set(f"via:{tmp_path}")
     assert sample.image.shape[:2] == sample.masks.shape[1:] == (12, 20)
+
+
+@pytest.mark.parametrize(
+    ("shape", "area_px"),
+    [
+        ({"name": "circle", "cx": 8, "cy": 6, "r": 4}, 50.3),
+        ({"name": "ellipse", "cx": 8, "cy": 6, "rx": 4, "ry": 3}, 37.7),
+        ({"name": "ellipse", "cx": 10, "cy": 6, "rx": 2, "ry": 5, "theta": 1.5707963}, 31.4),
+    ],
+)
+def test_round_shapes_are_masks(tmp_path: Path, shape: dict[str, Any], area_px: float) -> None:
+    (sample,) = open_set(f"via:{written(tmp_path, [shape])}")
+    assert sample.masks[0].sum() == pytest.approx(area_px, rel=0.1)
+    rows, columns = np.flatnonzero(sample.masks[0].any(1)), np.flatnonzero(sample.masks[0].any(0))
+    assert len(columns) > len(rows) - 1  # wider than high, also where it is turned
 
 
 @pytest.mark.skipif(not BALLOON.is_dir(), reason=f"no {BALLOON}: set TRANSFINER_SHARED_DATA")

@@ -18,7 +18,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
-from training.datasets import AnySet
+from training.datasets import AnySet, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.run import infer
@@ -67,8 +67,7 @@ def anytime_curve(
     results: dict[int, list[dict[str, Any]]] = {budget: [] for budget in order}
     seconds: dict[int, list[float]] = {budget: [] for budget in order}
     nodes: dict[int, list[float]] = {budget: [] for budget in order}
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         for budget in np.roll(order, index).tolist():  # nobody is always first, when caches are cold

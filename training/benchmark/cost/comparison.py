@@ -31,6 +31,7 @@ import model.mask_head.encoder_layers
 from model.checkpoints.checkpoint import load_checkpoint
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
+from model.precision import to_bf16
 from training.benchmark.cost.measures import (
     alternate,
     count_flops,
@@ -107,23 +108,18 @@ class CostSetting:
         return facts | {"threads": torch.get_num_threads()} | more
 
 
-def compare_calls(calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False) -> Costs:
+def compare_calls(
+    calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, counted: bool = True
+) -> Costs:
     """Operations, operator calls, peak memory and seconds by name; under "ratios" each over the first call's.
 
     Args:
         memory: also count the peak memory of tensors; on a GPU torch's allocator is asked anyway.
+        counted: off to measure seconds alone, those of the processor on a CPU.
     """
-    costs: Costs = {
-        name: {
-            "flops": count_flops(call)["total"],
-            "operators": sum(count_operators(call).values()),
-            "peak_bytes": peak_bytes(call) if memory else None,
-            "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
-        }
-        for name, call in calls.items()
-    }
+    costs: Costs = {name: _counts(call, setting, memory=memory) if counted else {} for name, call in calls.items()}
     if setting.repeats:
-        seconds = alternate(list(calls.values()), device=setting.device, repeats=setting.repeats)
+        seconds = alternate(list(calls.values()), device=setting.device, repeats=setting.repeats, cpu_time=not counted)
         for cost, value in zip(costs.values(), seconds, strict=True):
             cost["seconds"] = value
     first = next(iter(costs.values()))
@@ -133,45 +129,69 @@ def compare_calls(calls: Mapping[str, Call], setting: CostSetting, *, memory: bo
     return costs
 
 
+def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]:
+    return {
+        "flops": count_flops(call)["total"],
+        "operators": sum(count_operators(call).values()),
+        "peak_bytes": peak_bytes(call) if memory else None,
+        "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
+    }
+
+
 def costs_table(costs: Costs) -> list[str]:
     """Lines of a table: every measure that was taken, with its ratio to the first row's."""
     measures = [measure for measure in _MEASURES if measure in next(iter(costs.values()))["ratios"]]
-    lines = [f"  {'':<14}" + "".join(f"{_MEASURES[measure][0]:>11}{'ratio':>7}" for measure in measures)]
+    lines = [f"  {'':<20}" + "".join(f"{_MEASURES[measure][0]:>11}{'ratio':>7}" for measure in measures)]
     for name, cost in costs.items():
         cells = ""
         for measure in measures:
             _, unit, decimals = _MEASURES[measure]
             cells += f"{cost[measure] / unit:11.{decimals}f}{cost['ratios'][measure]:7.2f}"
-        lines.append(f"  {name:<14}{cells}")
+        lines.append(f"  {name:<20}{cells}")
     return lines
 
 
 def compare_networks(
-    setting: CostSetting, *, instances: Sequence[int] = (50, 100), nodes: int = 364, tell: ProgressCallback = len
+    setting: CostSetting,
+    *,
+    instances: Sequence[int] = (50, 100),
+    nodes: int = 364,
+    precision: str = "fp32",
+    tell: ProgressCallback = len,
 ) -> dict[str, Any]:
     """Inference of Mask Transfiner, Mask R-CNN and PointRend on one image, masks pasted into it.
 
     Args:
         instances: numbers of detections that are kept, a comparison each.
         nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
+        precision: "bf16" adds the three networks in bf16 on a CPU, treated the same, and a PointRend that computes the
+            detected class alone; then only the processor's seconds are taken.
         tell: hears of every run of a network, for minutes without a word look like a hang.
     """
     return {
-        "setting": setting.facts(nodes=nodes),
+        "setting": setting.facts(nodes=nodes, precision=precision),
         "by_instances": {
             count: compare_calls(
                 {
-                    name: _announced(
-                        _inference(name, setting, config, changes, count, nodes),
-                        partial(tell, f"{name}, {count} instances"),
-                    )
-                    for name, (config, changes) in _subjects(setting).items()
+                    name: _announced(call, partial(tell, f"{name}, {count} instances"))
+                    for name, call in _inference_calls(setting, count, nodes, half=precision == "bf16").items()
                 },
                 setting,
+                counted=precision != "bf16",
             )
             for count in instances
         },
     }
+
+
+def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for name, (config, changes) in _subjects(setting).items():
+        kinds = ["", " bf16", " bf16, own class"][: 1 if not half else 3 if name == "pointrend" else 2]
+        # What the others are measured by comes first.
+        for kind in kinds[::-1] if half and name == "ours" else kinds:
+            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes)
+    return calls
 
 
 def compare_training(
@@ -228,17 +248,29 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
     for layer in (parts.proposal_generator.rpn_head.anchor_deltas, parts.roi_heads.box_predictor.bbox_pred):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+    if "bf16" in name:
+        _convert(network, name)
     record = image_record(setting.height, setting.width)
 
     @torch.inference_mode()
     def call() -> object:
-        with fixed_nodes(network, nodes if name == "ours" else None):
+        with fixed_nodes(network, nodes if name.startswith("ours") else None):
             kept = network([record])[0]["instances"]
         if len(kept) != count:
             raise RuntimeError(f"{name} kept {len(kept)} instances, {count} were asked for")
         return kept
 
     return call
+
+
+def _convert(network: nn.Module, name: str) -> None:
+    if name.startswith("pointrend"):
+        # Needs detectron2's project, which nothing else here does.
+        from training.benchmark.cost.half_precision import point_rend_to_bf16
+
+        point_rend_to_bf16(network, own_class="own class" in name)
+    else:
+        to_bf16(network)
 
 
 def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int, images: int) -> Call:

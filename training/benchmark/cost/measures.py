@@ -136,24 +136,32 @@ def frames_per_second(
     return Speed(statistics.fmean(speeds), statistics.stdev(speeds) if runs > 1 else 0.0, tuple(speeds), count)
 
 
-def alternate(subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1) -> list[float]:
-    """Median seconds of several calls that take turns, so that what slows the machine slows all of them."""
+def alternate(
+    subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1, cpu_time: bool = False
+) -> list[float]:
+    """Median seconds of several calls that take turns, so that what slows the machine slows all of them.
+
+    ``cpu_time``: on a CPU count what the processor worked, not what passed while others had it.
+    """
+    clock = time.process_time if cpu_time and device == "cpu" else time.perf_counter
     for subject in list(subjects) * warm_up:
         subject()
     seconds: list[list[float]] = [[] for _ in subjects]
     for _ in range(repeats):
         for record, subject in zip(seconds, subjects, strict=True):
-            record.append(_seconds(lambda _, call=subject: call(), 1, device))  # type: ignore[misc]
+            record.append(_seconds(lambda _, call=subject: call(), 1, device, clock))  # type: ignore[misc]
     return [statistics.median(record) for record in seconds]
 
 
-def _seconds(run: Callable[[int], object], count: int, device: str) -> float:
+def _seconds(
+    run: Callable[[int], object], count: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
     _wait(device)
-    started_s = time.perf_counter()
+    started_s = clock()
     for index in range(count):
         run(index)
     _wait(device)
-    return time.perf_counter() - started_s
+    return clock() - started_s
 
 
 def _wait(device: str) -> None:

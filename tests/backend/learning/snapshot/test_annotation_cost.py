@@ -130,6 +130,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content = []

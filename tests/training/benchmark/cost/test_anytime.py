@@ -12,6 +12,8 @@ from training.benchmark.cost.subjects import open_network
 from training.datasets import open_set
 from training.visualization.charts import draw_budget_curve
 
+pytestmark = pytest.mark.slow
+
 NARROW = (
     "INPUT.MIN_SIZE_TEST",
     "72",

@@ -8,6 +8,8 @@ from training.benchmark.cost.comparison import CostSetting, compare_heads, head_
 from training.benchmark.cost.measures import count_operators
 from training.benchmark.cost.subjects import fixed_nodes, open_network
 
+pytestmark = pytest.mark.slow
+
 NARROW = (
     "MODEL.BACKBONE.NAME",
     "build_efficientnet_lite_fpn_backbone",
