@@ -17,8 +17,6 @@ from integration.label_studio.notice import PREFIX
 
 Facts = dict[str, Any]
 # Stages of a round as people see them; each begins with the first of its own names.
-# A round trains in one of these ways.
-TRAINING = ("few-shot", "finetune")
 STEPS = {
     "collect": ("looking", "snapshot"),
     "learn": (*TRAINING, "calibrate"),

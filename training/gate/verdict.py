@@ -15,11 +15,13 @@ from training.gate.rules import GateRules
 
 
 class HoldoutFacts(TypedDict):
-    """Size of a hold-out."""
+    """Size of a hold-out, see `training.gate.holdout.Holdout`."""
 
     name: str
     description: str
     images: int
+    held_out: int
+    folds: int
     annotated_images: int
     objects: int
     to_be_found: int

@@ -223,11 +223,11 @@ def _dress(axes: Axes, names: list[str], figures: VerdictFigures, compared: bool
     axes.axvline(0, color="black", linewidth=0.8)
     candidate = models["candidate"]["version"]
     if compared:
-        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} held-out images")
+        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} images")
         confidence = 100 * figures["rules"]["confidence"]
         axes.set_xlabel(f"change of AP in points; lines: {confidence:g} % confidence each way")
     else:
-        axes.set_title(f"{candidate}, {images} held-out images")
+        axes.set_title(f"{candidate}, {images} images")
         axes.set_xlabel("AP in points")
     axes.legend(loc="best", frameon=False)
 

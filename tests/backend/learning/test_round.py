@@ -167,9 +167,10 @@ def test_a_failed_finetuning_says_why_and_the_button_tries_again(wishes, rounds,
 
 
 def test_an_order_that_cannot_be_calibrated_does_not_stop_the_round(wishes, rounds, store):
-    wishes.set(new=1, images=30)
+    wishes.set(new=1, images=130, parts={"train_images": 100, "holdout_images": 30})
     run = rounds.ask()
     assert run.state == runs.PROMOTED
+    assert run.order == "tasks are ordered by certainty: too few images"
     assert store.read(PROJECT, run.id, "calibrate.log") == b"too few images\n"
 
 
