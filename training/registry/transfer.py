@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.metadata import file_digest
+from model.files import replacing
 from training.registry.storage import RegistryError, Storage, to_json
 
 # A file's name in a directory -> {"sha256", "bytes"}.
@@ -116,9 +117,8 @@ def _get_shared(storage: Storage, source: str, target: Path, described: dict[str
     kept = shared / f"{described['sha256']}{target.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     if not kept.is_file() or _described(kept) != described:
-        unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
-        _get(storage, source, unfinished, described)
-        unfinished.replace(kept)
+        with replacing(kept) as unfinished:
+            _get(storage, source, unfinished, described)
     try:
         os.link(kept, target)
     except OSError:  # another device, or a file system without links
