@@ -8,7 +8,7 @@ BIN = .venv/bin
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fuzz parity lint setup lock clean clean-demo
+.PHONY: help demo serve test check check-network check-service fuzz parity lint setup lock clean clean-demo
 
 help:  ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -27,14 +27,25 @@ test:  ## All tests, the end-to-end test in a real Label Studio and a real brows
 	@$(BOOTSTRAP) dev label-studio browser
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: lint  ## What to run while editing: lint, types and the unit tests, minutes
-	@$(BIN)/python -m pytest -q -m unit $(ARGS)
+check:  ## What to run while editing: lint, types and the unit tests, under three minutes on two cores
+	@$(BOOTSTRAP) dev
+	@$(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) -j2 check-network check-service lint
+
+check-network:
+	$(BIN)/python -m pytest -q -m unit tests/model tests/training $(ARGS)
+
+check-service:
+	$(BIN)/python -m pytest -q -m unit tests/backend tests/integration tests/docs $(ARGS)
 
 parity:  ## The network's tests on an upstream checkout of detectron2 (DETECTRON2=FOLDER)
 	@test -f "$(DETECTRON2)/detectron2/__init__.py" || { echo "DETECTRON2='$(DETECTRON2)' is no checkout of detectron2; \
 	give the folder that holds detectron2/__init__.py"; exit 2; }
 	@$(BOOTSTRAP) dev
 	PYTHONPATH="$(DETECTRON2)" TRANSFINER_DETECTRON2="$(DETECTRON2)" $(BIN)/python -m pytest tests/model $(ARGS)
+
+gpu-check:  ## What wants a GPU, with aims, and a report (ARGS='--device cpu --tiny' rehearses it)
+	@$(BOOTSTRAP) dev
+	@$(BIN)/python -m training.benchmark.gpu_check $(ARGS)
 
 fuzz:  ## 10,000 hostile inputs to a real API process, with a report (ARGS='--inputs N --report FILE')
 	@$(BOOTSTRAP) dev

@@ -19,8 +19,11 @@ import model as model_package
 from backend.errors import StartError
 
 PREFIX = "TRANSFINER_"
-SHIPPED_MODEL = Path(model_package.__file__).parent / "weights" / "scenes-small"
-SHIPPED_PROMPT_MODEL = Path(model_package.__file__).parent / "weights" / "photos"
+WEIGHTS = Path(model_package.__file__).parent / "weights"
+# Common objects on photographs, and prompts.
+SHIPPED_MODEL = SHIPPED_PROMPT_MODEL = WEIGHTS / "photos"
+# Objects on scenes that the project draws: for the demo's second project, benchmarks and tests.
+SCENES_MODEL = WEIGHTS / "scenes-small"
 # Read by the tests and by other commands, never by the service itself.
 FOREIGN_VARIABLES = frozenset({"TRANSFINER_SHARED_DATA", "TRANSFINER_FUZZ_EXAMPLES"})
 
@@ -29,11 +32,7 @@ class Settings(BaseSettings):
     """Operation of the service. Every field `x` is read from `TRANSFINER_X`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        extra="forbid",
-        populate_by_name=True,
-        validate_default=True,
-        protected_namespaces=(),
+        env_prefix=PREFIX, extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=()
     )
 
     # --- where the service listens
@@ -99,6 +98,9 @@ class Settings(BaseSettings):
     warm_models_mib: float = Field(default=2048.0, gt=0)
     # auto, cpu, cuda, cuda:1 ...
     device: str = "auto"
+    # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is
+    # fast at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
     # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
     node_budget: int = Field(default=-1, ge=-1)
@@ -128,8 +130,7 @@ class Settings(BaseSettings):
     # Address and API key (personal access token or legacy token). Empty: what Label Studio sent with /setup.
     # The key is only ever sent to this address, never to one that a request names.
     label_studio_url: str = Field(
-        default="",
-        validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url"),
+        default="", validation_alias=AliasChoices("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "label_studio_url")
     )
     label_studio_api_key: SecretStr = Field(
         default=SecretStr(""),
@@ -149,6 +150,9 @@ class Settings(BaseSettings):
     max_image_megapixels: float = Field(default=80.0, gt=0)
     image_timeout_s: float = Field(default=30.0, gt=0)
     max_redirects: int = Field(default=5, ge=0)
+    # Memory for decoding pictures, all of one worker at once, in MiB. They wait for one another; a picture that takes
+    # more than all of it fails its task: 80 megapixels take 1.0 GiB as JPEG, 0.6 GiB as PNG, 1.8 GiB as JPEG 2000.
+    max_decoding_mib: float = Field(default=1536.0, gt=0)
     # Hosts that may resolve to loopback or private addresses, comma separated ("host", "host:port" or "*").
     # Label Studio's own host is always allowed.
     private_image_hosts: str = ""
@@ -179,6 +183,9 @@ class Settings(BaseSettings):
     replay_snapshots: int = Field(default=4, ge=0)
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
+    # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
+    # where a model of that kind serves or the serving one knows none of them; 0: always finetune.
+    few_shot_images: int = Field(default=300, ge=0)
     # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
@@ -252,10 +259,21 @@ class Settings(BaseSettings):
             raise ValueError("TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together")
         return self
 
+    @property
+    def status_url(self) -> str:
+        """Address of the status page as a browser on this machine reaches it."""
+        return status_url(self.host, self.port)
+
     def models_of_projects(self) -> dict[str, Path]:
         """Checkpoint directories of single projects, by project id."""
         pairs = (part.strip().partition("=") for part in self.project_models.split(",") if part.strip())
         return {project: Path(directory) for project, _, directory in pairs}
+
+
+def status_url(host: str, port: int) -> str:
+    """Address of the status page of an API that listens on `host`, as a browser on this machine reaches it."""
+    reachable = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "[::1]"}.get(host, host)
+    return f"http://{reachable}:{port}/status"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -6,7 +6,8 @@ Needs `label-studio-ml` (1.0.9 of PyPI, or the 2.x of its repository); this proj
 
 Settings are the variables of our own server: TRANSFINER_MODEL (checkpoint directory), TRANSFINER_DEVICE,
 TRANSFINER_LABEL_STUDIO_URL and TRANSFINER_LABEL_STUDIO_API_KEY, else those of label-studio-ml: LABEL_STUDIO_URL
-and LABEL_STUDIO_API_KEY. There is no queue here, no deferred answer and no training: those need our own server.
+and LABEL_STUDIO_API_KEY. Smart tools are answered by the promptable model, TRANSFINER_PROMPT_MODEL. There is no queue
+here, no deferred answer and no training: those need our own server.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,6 +27,15 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.prompts import (
+    EarlierPrompt,
+    PromptError,
+    read_prompt,
+    region_ids,
+    require_place,
+    with_earlier,
+)
+from integration.regions.prompts import PixelPrompt, build_answer, prompt_in_pixels
 from integration.regions.write import Output, build_prediction
 from model.instance import Instance
 
@@ -44,15 +55,47 @@ class PredictorLike(Protocol):
         """Instances of each image, in order."""
 
 
+class PromptPredictorLike(Protocol):
+    """What is used of `model.prompts.predictor.PromptPredictor`."""
+
+    version: str
+
+    def prompt(self, image_rgb: np.ndarray, prompt: Any) -> Instance:
+        """The object that one prompt means."""
+
+
+SHIPPED = Path(__file__).parents[1] / "model" / "weights" / "photos"
+#: What each task was asked last, by task id; the oldest leave.
+_EARLIER: OrderedDict[str, EarlierPrompt] = OrderedDict()
+MOST_EARLIER = 1000
+
+
 @functools.cache
 def _load_predictor() -> PredictorLike:
     # Imported by name: this room is free of torch, except in a process that was started to run the model.
     module = importlib.import_module("model.predictor")
-    shipped = Path(__file__).parents[1] / "model" / "weights" / "scenes-small"
-    directory = os.environ.get("TRANSFINER_MODEL") or shipped
+    directory = os.environ.get("TRANSFINER_MODEL") or SHIPPED
     device = os.environ.get("TRANSFINER_DEVICE") or "auto"
     predictor: PredictorLike = module.Predictor.from_checkpoint(directory, device=device)
     return predictor
+
+
+@functools.cache
+def _load_prompt_predictor() -> PromptPredictorLike:
+    module = importlib.import_module("model.prompts.predictor")
+    directory = os.environ.get("TRANSFINER_PROMPT_MODEL") or SHIPPED
+    device = os.environ.get("TRANSFINER_DEVICE") or "auto"
+    predictor: PromptPredictorLike = module.PromptPredictor.from_checkpoint(directory, device=device)
+    return predictor
+
+
+def shared_prompt_predictor() -> PromptPredictorLike:
+    """The promptable model of this process, loaded with the first prompt.
+
+    Raises whatever `PromptPredictor.from_checkpoint` raises.
+    """
+    with _LOADING:
+        return _load_prompt_predictor()
 
 
 def shared_predictor() -> PredictorLike:
@@ -74,6 +117,8 @@ class TransfinerModel(LabelStudioMLBase):
 
     #: Gives the predictor; tests and other models replace it.
     predictor_factory: ClassVar[Callable[[], PredictorLike]] = staticmethod(shared_predictor)
+    #: Gives the promptable predictor.
+    prompt_predictor_factory: ClassVar[Callable[[], PromptPredictorLike]] = staticmethod(shared_prompt_predictor)
     #: How predictions are drawn; tags of the label config win.
     output: ClassVar[Output] = Output()
 
@@ -84,20 +129,22 @@ class TransfinerModel(LabelStudioMLBase):
     def predict(
         self,
         tasks: Sequence[Mapping[str, Any]],
-        context: object = None,  # noqa: ARG002
+        context: Mapping[str, Any] | None = None,
         **kwargs: object,  # noqa: ARG002
     ) -> list[Any]:
         """One prediction a task, in order; [] for a task whose image cannot be had, which the log explains.
 
         Args:
             tasks: as Label Studio sends them.
-            context: of interactive requests; not used: the whole image is outlined.
+            context: of interactive requests: boxes, clicks or strokes, answered with one object each.
             **kwargs: `login` and `password` for task data; not used.
         """
         config = parse_label_config(self.label_config or "")
         if not config.supported:
             log.error("nothing is predicted: %s", config.reason)
             return [[] for _ in tasks]
+        if context:
+            return [self._answer(config, task, context) for task in tasks]
         predictor = self._predictor()
         if message := config.match(predictor.labels).message:
             log.error("nothing is predicted: %s", message)
@@ -138,18 +185,53 @@ class TransfinerModel(LabelStudioMLBase):
             del prediction["model_version"]
         return prediction
 
+    def _answer(self, config: LabelConfig, task: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+        """The object that a prompt means; an empty prediction, and the reason in the log, where it means none."""
+        predictor = type(self).prompt_predictor_factory()
+        place = str(task.get("id"))
+        groups = [*(task.get("drafts") or ()), *(task.get("annotations") or ())]
+        try:
+            prompt, remembered = with_earlier(read_prompt(context, config), _EARLIER.get(place), region_ids(groups))
+            prompt = require_place(prompt)
+            image = self._images().fetch(task, config.value_key)
+        except (PromptError, ImageError) as error:
+            log.error("task %s: %s", place, error)
+            _EARLIER.pop(place, None)
+            return {"result": [], "score": None, "model_version": predictor.version}
+        height, width = image.shape[:2]
+        prediction = build_answer(
+            predictor.prompt(image, _model_prompt(prompt_in_pixels(prompt, (height, width)))),
+            prompt,
+            config,
+            width=width,
+            height=height,
+            model_version=predictor.version,
+            output=self.output,
+            seed=f"{place}:{task['data'].get(config.value_key)}",
+        )
+        if remembered:
+            _EARLIER[place] = {**remembered, "answer_ids": [region["id"] for region in prediction["result"]]}
+            _EARLIER.move_to_end(place)
+            while len(_EARLIER) > MOST_EARLIER:
+                _EARLIER.popitem(last=False)
+        return prediction
+
     def _images(self) -> ImageFetcher:
-        told = str(getattr(self, "hostname", "") or "")  # 1.0.9 passes on what /setup said, 2.x does not
+        setup_url = str(getattr(self, "hostname", "") or "")  # 1.0.9 passes on what /setup said, 2.x does not
         url = _first_set("TRANSFINER_LABEL_STUDIO_URL", "LABEL_STUDIO_URL", "LABEL_STUDIO_HOST")
         # The key of our settings goes to the address of our settings only: anybody may send a /setup.
         key = _first_set("TRANSFINER_LABEL_STUDIO_API_KEY", "LABEL_STUDIO_API_KEY") if url else ""
         return _fetcher(
             FetchSettings(
-                label_studio_url=url or told,
+                label_studio_url=url or setup_url,
                 api_key=key or str(getattr(self, "access_token", "") or ""),
-                label_studio_aliases=(told,) if told and told != url else (),
+                label_studio_aliases=(setup_url,) if setup_url and setup_url != url else (),
             )
         )
+
+
+def _model_prompt(prompt: PixelPrompt) -> Any:
+    return importlib.import_module("model.prompts.answers").Prompt(**vars(prompt))
 
 
 def _first_set(*names: str) -> str:

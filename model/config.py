@@ -33,6 +33,11 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
     add_comparison_config(cfg)
+    cfg.MODEL.PROMPTED = prompted = CfgNode()
+    # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
+    prompted.QUALITY_POWER = 0.0
+    # The power of the whole score, so that one half is a good threshold (see training/fewshot/calibration.py).
+    prompted.SCORE_POWER = 1.0
 
 
 def _add_quadtree(node: CfgNode) -> None:
@@ -175,10 +180,10 @@ def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
 
 
 def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, value in node.items():
-        found |= _leaves(value, f"{path}{key}.") if isinstance(value, CfgNode) else {f"{path}{key}": value}
-    return found
+        values |= _leaves(value, f"{path}{key}.") if isinstance(value, CfgNode) else {f"{path}{key}": value}
+    return values
 
 
 def _literal(value: object) -> object:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,25 @@ def replacing(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``directory``; it takes its place when the block ends without error."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
+    try:
+        yield staged
+        if directory.exists():
+            retired = staged.with_name(f"{staged.name}.old")
+            directory.rename(retired)
+            staged.rename(directory)
+            shutil.rmtree(retired)
+        else:
+            staged.rename(directory)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,12 +21,7 @@ class ImageError(ValueError):
         self.fix = fix
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (
-            self.what,
-            self.value,
-            self.expected,
-            self.fix,
-        )  # crosses process borders in job results
+        return _rebuild, (self.what, self.value, self.expected, self.fix)  # crosses process borders in job results
 
 
 def _rebuild(what: str, value: str, expected: str, fix: str) -> ImageError:

@@ -6,20 +6,24 @@ Shapes: H, W of the upright image.
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from model.decoding_memory import PIECE_PX, MemoryBudget, decoding_bytes
 from model.image_error import ImageError
 
 #: Formats that are decoded; none starts another program or reads other files. Pillow opens MPO under JPEG only.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
-def decode_image(data: bytes, *, name: str, max_pixels: int) -> np.ndarray:
+def decode_image(data: bytes, *, name: str, max_pixels: int, budget: MemoryBudget | None = None) -> np.ndarray:
     """Decode the first frame of an image file.
 
     EXIF orientation is applied, as Label Studio's editor does (measured): percent coordinates are of the
@@ -29,17 +33,18 @@ def decode_image(data: bytes, *, name: str, max_pixels: int) -> np.ndarray:
         data: the file.
         name: for error messages.
         max_pixels: images with more are refused before their pixels are decoded.
+        budget: memory that this shares with other decoding at the same time, for which it waits; None: no limit.
 
     Returns:
         uint8, H x W x 3, RGB.
 
     Raises:
-        ImageError: not an image, damaged, too large or of an unknown format.
+        ImageError: not an image, damaged, too large, of an unknown format, or more than the whole budget.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # about sizes (the limit is ours) and metadata
-            return _decode(data, name, max_pixels)
+            return _decode(data, name, max_pixels, budget)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -107,10 +112,7 @@ def read_header(path: Path) -> ImageHeader:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             width, height = image.size
-            try:
-                orientation = int(image.getexif().get(_ORIENTATION, 1))
-            except Exception:
-                orientation = 1  # unreadable EXIF data: shown as stored
+            orientation = _orientation(image)
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -120,7 +122,7 @@ def read_header(path: Path) -> ImageHeader:
             expected=f"one of {', '.join(FORMATS)}",
             fix="convert or replace the file",
         ) from error
-    return ImageHeader((height, width), orientation if orientation in _TURNS else 1)
+    return ImageHeader((height, width), orientation)
 
 
 def turn_upright(mask_hw: np.ndarray, orientation: int) -> np.ndarray:
@@ -130,44 +132,108 @@ def turn_upright(mask_hw: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+def _decode(data: bytes, name: str, max_pixels: int, budget: MemoryBudget | None) -> np.ndarray:
     Image.init()  # registers the rarer formats; Pillow may be built without some of them
     known = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(io.BytesIO(data), formats=known) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
-        image.load()
-        return np.array(_to_rgb(_upright(image)), dtype=np.uint8)
+        _check_scans(data, image, name)
+        size_bytes = decoding_bytes(image)
+        if budget is not None and size_bytes > budget.limit_bytes:
+            raise ImageError(
+                f"{name} takes too much memory to decode",
+                value=f"{size_bytes >> 20} MiB for {width} x {height} pixels of {image.format} {image.mode}",
+                expected=f"at most {budget.limit_bytes >> 20} MiB",
+                fix="scale the image down or save it as JPEG or PNG, or raise the limit of memory for decoding",
+            )
+        with nullcontext() if budget is None else budget.hold(size_bytes):
+            image.load()
+            return _upright_rgb(image)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+#: A progressive JPEG goes over the whole image once a scan: a file of some MB, all scans, would take hours. Encoders
+#: write about ten.
+MAX_SCANS = 200
+_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+
+
+def _check_scans(data: bytes, image: Image.Image, name: str) -> None:
+    if image.format == "JPEG" and (scans := sum(1 for _ in _SCAN.finditer(data))) > MAX_SCANS:
+        raise ImageError(
+            f"{name} has too many scans",
+            value=f"{scans} scans of {image.width} x {image.height} pixels",
+            expected=f"at most {MAX_SCANS}",
+            fix="save the image anew",
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of EXIF; 1 where it is missing, unknown or unreadable: browsers show such an image as it is stored."""
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
-        return image  # unreadable EXIF data: browsers show such an image as it is stored
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """Convert a loaded image piece by piece, each written where it belongs upright: no copy of the whole is made."""
+    width, height = image.size
+    orientation = _orientation(image)
+    rgb = np.empty((*ImageHeader((height, width), orientation).upright_hw, 3), np.uint8)
+    turns, mirrored = _TURNS.get(orientation, (0, False))
+    as_stored = np.rot90(rgb[:, ::-1] if mirrored else rgb, -turns)
+    to_rgb = _converter(image)
+    for left, top, right, bottom in _pieces(width, height):
+        as_stored[top:bottom, left:right] = to_rgb(image.crop((left, top, right, bottom)))
+    return rgb
+
+
+def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    for top in range(0, height, PIECE_PX):
+        for left in range(0, width, PIECE_PX):
+            yield left, top, min(left + PIECE_PX, width), min(top + PIECE_PX, height)
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """What makes pieces of an image uint8 arrays of h x w x 3, or h x w x 1 where it is gray."""
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+        return lambda piece: (np.asarray(piece).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        low, high = _gray_range(image)
+        return lambda piece: _to_8_bit(piece, low, high)[..., None]
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        return _on_white
+    return lambda piece: np.asarray(piece.convert("RGB"))
 
 
-def _to_8_bit(gray: np.ndarray) -> np.ndarray:
+def _on_white(piece: Image.Image) -> np.ndarray:
+    rgba = piece.convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+
+
+def _gray_range(image: Image.Image) -> tuple[float, float]:
     """32-bit gray has no agreed white: what looks like 8 or 16 bits is read so, the rest by its own range."""
-    gray = np.nan_to_num(gray.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = gray.min(), gray.max()
+    extremes = [
+        extreme
+        for box in _pieces(*image.size)
+        for values in [_finite(image.crop(box))]
+        for extreme in (values.min(), values.max())
+    ]
+    low, high = min(extremes), max(extremes)
     if low >= 0 and 1 < high <= 65535:
-        low, high = 0.0, 255.0 if high <= 255 else 65535.0
-    return np.clip((gray - low) * 255 / max(high - low, 1e-12), 0, 255).astype(np.uint8)
+        return 0.0, 255.0 if high <= 255 else 65535.0
+    return float(low), float(high)
+
+
+def _to_8_bit(piece: Image.Image, low: float, high: float) -> np.ndarray:
+    return np.clip((_finite(piece) - low) * 255 / max(high - low, 1e-12), 0, 255).astype(np.uint8)
+
+
+def _finite(piece: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(piece).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _too_large(name: str, value: str, max_pixels: int) -> ImageError:

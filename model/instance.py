@@ -51,8 +51,8 @@ class Instance:
 
     def __post_init__(self) -> None:
         if self.mask_hw.ndim != 2 or self.mask_hw.dtype != np.bool_:
-            found = f"{self.mask_hw.dtype} of shape {self.mask_hw.shape}"
-            raise ValueError(f"mask_hw must be a bool array of height x width, got {found}")
+            shape = f"{self.mask_hw.dtype} of shape {self.mask_hw.shape}"
+            raise ValueError(f"mask_hw must be a bool array of height x width, got {shape}")
 
 
 Box = tuple[int, int, int, int]
@@ -75,11 +75,11 @@ def iou_matrix(masks: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.
     """Intersection over union of N masks with M others, bool H x W each: float64 (N, M)."""
     result = np.zeros((len(masks), len(others)))
     here, there = [_Measured(mask_hw) for mask_hw in masks], [_Measured(mask_hw) for mask_hw in others]
-    for row, one in enumerate(here):
+    for row, place in enumerate(here):
         for column, other in enumerate(there):
-            shared = one.intersection(other)
+            shared = place.intersection(other)
             if shared:
-                result[row, column] = shared / (one.area + other.area - shared)
+                result[row, column] = shared / (place.area + other.area - shared)
     return result
 
 

@@ -26,6 +26,7 @@ from model.checkpoints.state_dict import load_weights
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
 from model.parallel import MOST_AT_A_TIME, map_in_threads
+from model.precision import choose_precision, to_bf16
 
 # A CPU is bound by arithmetic, so batches only pad there (but see `model.parallel`); a GPU is not.
 BATCH_SIZE_GPU = 4
@@ -50,6 +51,7 @@ class Predictor:
         device: a torch device.
         batch_size: images the network sees at a time.
         mixed_precision: run in half precision where that is safe (GPUs only).
+        precision: in which `model` computes, for whoever asks; see `model.precision`.
 
     Raises:
         ValueError: an unknown channel order, or a batch size below one.
@@ -65,6 +67,7 @@ class Predictor:
         device: torch.device | str = "cpu",
         batch_size: int = 1,
         mixed_precision: bool = False,
+        precision: str = "fp32",
     ) -> None:
         if input_settings.channel_order not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {input_settings.channel_order!r}, expected 'RGB' or 'BGR'")
@@ -76,6 +79,7 @@ class Predictor:
         self.input_settings = input_settings
         self.batch_size = batch_size
         self.mixed_precision = mixed_precision
+        self.precision = "mixed" if mixed_precision else precision
         self._model = model.to(self.device).eval()
 
     @classmethod
@@ -89,6 +93,7 @@ class Predictor:
         node_budget: int | None = None,
         batch_size: int | None = None,
         mixed_precision: bool | None = None,
+        precision: str = "fp32",
     ) -> Predictor:
         """Build the network of a checkpoint directory and load its weights.
 
@@ -101,16 +106,21 @@ class Predictor:
             node_budget: most nodes of an image that are refined, 0 for all; the checkpoint's if None.
             batch_size: images at a time; 1 on a CPU, more on a GPU if None.
             mixed_precision: on for GPUs if None.
+            precision: `fp32`, `bf16` or `auto` on a CPU, see `model.precision.choose_precision`.
 
         Raises:
             CheckpointError: the directory is no complete checkpoint, or its weights do not fit its config.
-            ValueError: an unknown or absent device, a threshold outside [0, 1], or a negative number.
+            ValueError: an unknown or absent device, a threshold outside [0, 1], a negative number, or a precision that
+                this device or network has not.
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
+        chosen = choose_precision(precision, place, metadata)
         cfg = _inference_config(cfg, place, score_threshold, max_instances, node_budget)
         model = build_network(cfg)
         load_weights(model, state, source=str(directory))
+        if chosen == "bf16":
+            to_bf16(model.eval())
         on_gpu = place.type == "cuda"
         return cls(
             model,
@@ -120,6 +130,7 @@ class Predictor:
             device=place,
             batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
+            precision=chosen,
         )
 
     @functools.cached_property
@@ -158,11 +169,11 @@ class Predictor:
         order = sorted(range(len(images)), key=lambda i: self._input_size(images[i]))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
-        def found(batch: list[int]) -> list[list[Instance]]:
+        def detect(batch: list[int]) -> list[list[Instance]]:
             outputs = self._run([self._prepare(images[i]) for i in batch])
             return [self._instances(output["instances"]) for output in outputs]
 
-        each = chain.from_iterable(map_in_threads(found, batches, self.device))
+        each = chain.from_iterable(map_in_threads(detect, batches, self.device))
         numbered = dict(zip(order, each, strict=True))
         return [numbered[i] for i in range(len(images))]
 
@@ -201,17 +212,21 @@ class Predictor:
         # its neighbours.
         return [output for single in inputs for output in self._run([single])]
 
-    def _instances(self, found: Instances) -> list[Instance]:
-        found = found.to("cpu")
-        scores: Tensor = found.scores.float()
-        boxes = [(box[0], box[1], box[2], box[3]) for box in found.pred_boxes.tensor.float().tolist()]
-        masks = found.pred_masks.numpy()
-        classes = found.pred_classes.tolist()
-        uncertainty = found.uncertainty.float().clamp(0, 1).tolist() if found.has("uncertainty") else [0.0] * len(found)
+    def _instances(self, instances: Instances) -> list[Instance]:
+        instances = instances.to("cpu")
+        scores: Tensor = instances.scores.float()
+        boxes = [(box[0], box[1], box[2], box[3]) for box in instances.pred_boxes.tensor.float().tolist()]
+        masks = instances.pred_masks.numpy()
+        classes = instances.pred_classes.tolist()
+        uncertainty = (
+            instances.uncertainty.float().clamp(0, 1).tolist()
+            if instances.has("uncertainty")
+            else [0.0] * len(instances)
+        )
         # Probabilities cover the box, unless the network says where they lie.
-        places = found.patch_boxes.float().tolist() if found.has("patch_boxes") else boxes
-        patches = found.mask_probabilities.float().numpy() if found.has("mask_probabilities") else None
-        nodes = found.incoherent_nodes.tolist() if found.has("incoherent_nodes") else [None] * len(found)
+        places = instances.patch_boxes.float().tolist() if instances.has("patch_boxes") else boxes
+        patches = instances.mask_probabilities.float().numpy() if instances.has("mask_probabilities") else None
+        nodes = instances.incoherent_nodes.tolist() if instances.has("incoherent_nodes") else [None] * len(instances)
         return [
             Instance(
                 box_xyxy=boxes[r],

@@ -96,12 +96,12 @@ def predict_tiled(predict: Predict, image: np.ndarray, tiling: Tiling, *, batch:
     for start in range(0, len(tiles), batch):
         chosen = tiles[start : start + batch]
         parts = [np.ascontiguousarray(image[t.top : t.bottom, t.left : t.right]) for t in chosen]
-        for tile, found in zip(chosen, predict(parts), strict=True):
-            fragments += [piece for instance in found if (piece := instance_in_image(instance, tile)) is not None]
+        for tile, instances in zip(chosen, predict(parts), strict=True):
+            fragments += [piece for instance in instances if (piece := instance_in_image(instance, tile)) is not None]
     if tiling.overview and len(tiles) > 1:
         fragments += _overview(predict, image, tiling)
-    objects = sorted(merge_tiles(fragments, tiles), key=lambda found: -found.score)
-    return [_instance(found, height, width) for found in objects]
+    objects = sorted(merge_tiles(fragments, tiles), key=lambda fragment: -fragment.score)
+    return [_instance(fragment, height, width) for fragment in objects]
 
 
 def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragment]:
@@ -111,8 +111,8 @@ def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragm
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     whole = Tile(0, 0, height, width, height, width, is_overview=True)
-    (found,) = predict([small])
-    pieces = (instance_in_image(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in found)
+    (instances,) = predict([small])
+    pieces = (instance_in_image(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in instances)
     return [_enlarged(piece, whole, size) for piece in pieces if piece is not None]
 
 
@@ -127,13 +127,13 @@ def _enlarged(piece: Fragment, whole: Tile, size: tuple[int, int]) -> Fragment:
     return dataclasses.replace(piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask)
 
 
-def _instance(found: Fragment, height: int, width: int) -> Instance:
+def _instance(fragment: Fragment, height: int, width: int) -> Instance:
     # Pages of zeros that nobody writes take no memory, so many objects of a large image fit.
     mask = np.zeros((height, width), bool)
-    bottom, right = found.bottom, found.right
-    mask[found.top : bottom, found.left : right] = found.mask_hw
-    box = (float(found.left), float(found.top), float(right), float(bottom))
-    return Instance(box, found.label, found.score, mask, found.uncertainty)
+    bottom, right = fragment.bottom, fragment.right
+    mask[fragment.top : bottom, fragment.left : right] = fragment.mask_hw
+    box = (float(fragment.left), float(fragment.top), float(right), float(bottom))
+    return Instance(box, fragment.label, fragment.score, mask, fragment.uncertainty)
 
 
 # Least intersection over union, where both tiles look, of two fragments of one object.
@@ -251,41 +251,41 @@ def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fr
     objects: list[Fragment] = []
     for group in _groups(len(fragments), agreeing):
         objects += _resolved(group, fragments, agreeing, tiles)
-    return [found for found in objects if not _is_piece_of_another(found, objects)]
+    return [fragment for fragment in objects if not _is_piece_of_another(fragment, objects)]
 
 
 def _agreements(fragments: Sequence[Fragment]) -> dict[int, set[int]]:
     """For each fragment those of other tiles that show the same object."""
     boxes = np.array([fragment.box for fragment in fragments]).reshape(-1, 4)
     agreeing: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
-    for i, one in enumerate(fragments):
+    for i, fragment in enumerate(fragments):
         touching = (boxes[i + 1 :, :2] < boxes[i, 2:]).all(1) & (boxes[i + 1 :, 2:] > boxes[i, :2]).all(1)
         for j in (np.flatnonzero(touching) + i + 1).tolist():
-            if _agree(one, fragments[j]):
+            if _agree(fragment, fragments[j]):
                 agreeing[i].add(j)
                 agreeing[j].add(i)
     return agreeing
 
 
-def _agree(one: Fragment, other: Fragment) -> bool:
-    if one.label != other.label or one.tile == other.tile:
+def _agree(fragment: Fragment, other: Fragment) -> bool:
+    if fragment.label != other.label or fragment.tile == other.tile:
         return False
     zone = (
-        max(one.tile.top, other.tile.top),
-        max(one.tile.left, other.tile.left),
-        min(one.tile.bottom, other.tile.bottom),
-        min(one.tile.right, other.tile.right),
+        max(fragment.tile.top, other.tile.top),
+        max(fragment.tile.left, other.tile.left),
+        min(fragment.tile.bottom, other.tile.bottom),
+        min(fragment.tile.right, other.tile.right),
     )
     # Outside both boxes neither has a pixel.
-    top = max(zone[0], min(one.top, other.top))
-    left = max(zone[1], min(one.left, other.left))
-    bottom = min(zone[2], max(one.bottom, other.bottom))
-    right = min(zone[3], max(one.right, other.right))
+    top = max(zone[0], min(fragment.top, other.top))
+    left = max(zone[1], min(fragment.left, other.left))
+    bottom = min(zone[2], max(fragment.bottom, other.bottom))
+    right = min(zone[3], max(fragment.right, other.right))
     if top >= bottom or left >= right:
         return False
-    a, b = one.within(top, left, bottom, right), other.within(top, left, bottom, right)
+    a, b = fragment.within(top, left, bottom, right), other.within(top, left, bottom, right)
     union = int((a | b).sum())
-    least = LEAST_AGREEMENT_OVERVIEW if one.tile.is_overview or other.tile.is_overview else LEAST_AGREEMENT
+    least = LEAST_AGREEMENT_OVERVIEW if fragment.tile.is_overview or other.tile.is_overview else LEAST_AGREEMENT
     return union > 0 and int((a & b).sum()) >= least * union
 
 
@@ -304,10 +304,7 @@ def _groups(count: int, agreeing: dict[int, set[int]]) -> Iterator[list[int]]:
 
 
 def _resolved(
-    group: Sequence[int],
-    fragments: Sequence[Fragment],
-    agreeing: dict[int, set[int]],
-    tiles: Sequence[Tile],
+    group: Sequence[int], fragments: Sequence[Fragment], agreeing: dict[int, set[int]], tiles: Sequence[Tile]
 ) -> list[Fragment]:
     """The objects of a group: those that some tile shows whole, else one made of all pieces."""
     whole: list[int] = []
@@ -355,18 +352,18 @@ def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
     return Fragment(first.tile, made.label, score, uncertainty, made.top, made.left, made.mask_hw)
 
 
-def _is_piece_of_another(found: Fragment, objects: Sequence[Fragment]) -> bool:
+def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> bool:
     """Whether a cut piece lies within a larger object that was seen better.
 
     Of whatever class: from a part a tool is easily mistaken for another, and masks show what is visible, so that one
     object in front of another does not count as covered by it.
     """
-    if found.is_whole or found.tile.is_overview:
+    if fragment.is_whole or fragment.tile.is_overview:
         return False
-    area = found.mask_hw.sum()
+    area = fragment.mask_hw.sum()
     return any(
-        other is not found
+        other is not fragment
         and other.mask_hw.sum() > area
-        and int((other.within(*found.box) & found.mask_hw).sum()) >= COVERED * area
+        and int((other.within(*fragment.box) & fragment.mask_hw).sum()) >= COVERED * area
         for other in objects
     )

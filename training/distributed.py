@@ -79,14 +79,19 @@ def average_gradients(network: nn.Module) -> None:
     """
     if process_count() == 1:
         return
-    parameters = [one for one in network.parameters() if one.requires_grad]
-    flat = torch.cat([(one.grad if one.grad is not None else torch.zeros_like(one)).flatten() for one in parameters])
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    flat = torch.cat(
+        [
+            (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).flatten()
+            for parameter in parameters
+        ]
+    )
     dist.all_reduce(flat)
     flat /= process_count()
     offset = 0
-    for one in parameters:
-        one.grad = flat[offset : offset + one.numel()].view_as(one)
-        offset += one.numel()
+    for parameter in parameters:
+        parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
+        offset += parameter.numel()
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:

@@ -16,11 +16,12 @@ from backend.api.jobs import job_routes
 from backend.api.label_studio import routes
 from backend.api.learning import learning
 from backend.api.openapi import openapi
-from backend.api.origin import SECURITY_HEADERS, check_origin
+from backend.api.origin import SECURITY_HEADERS, check_origin, has_password
 from backend.api.services import make_services
 from backend.api.status import status_page
 from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
 from backend.settings import Settings
+from training.registry import RegistryError
 
 log = logging.getLogger(__name__)
 # Open to everybody, for probes: they tell nothing.
@@ -62,12 +63,11 @@ def _authorise(settings: Settings) -> None:
     hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
     if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
         return
-    if not (hook or settings.basic_auth_user or settings.api_token.get_secret_value()):
+    if not (hook or has_password(settings)):
         return
     if not knows_credentials(settings):
         raise UnauthorizedError(
-            "Credentials are missing or wrong.",
-            "Give the ML backend in Label Studio the basic auth user and password.",
+            "Credentials are missing or wrong.", "Give the ML backend in Label Studio the basic auth user and password."
         )
 
 
@@ -95,6 +95,7 @@ def _same(given: str, expected: str) -> bool:
 def _end(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.get("request_id", "")
     response.headers.update(SECURITY_HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
     begun = g.get("begun")
     if begun is not None:
         seconds = time.monotonic() - begun
@@ -118,7 +119,7 @@ def _failed(error: Exception) -> Response:
     """`{error, hint, request_id}`, never a traceback; the reason also as HTTP reason phrase."""
     failure = _explain(error)
     request_id = g.get("request_id", "")
-    if failure.status >= 500 and not isinstance(error, ServiceError | RedisError):
+    if failure.status >= 500 and not isinstance(error, ServiceError | RedisError | RegistryError):
         log.exception("request %s failed", request_id, exc_info=error)
     elif failure.status not in (401, 404):
         log.warning("request %s: %s", request_id, failure)
@@ -143,6 +144,14 @@ def _explain(error: Exception) -> ServiceError:
             f"The queue server does not answer ({type(error).__name__}).",
             "Check that it runs and that TRANSFINER_REDIS_URL names it.",
         )
+    if isinstance(error, RegistryError):
+        return ServiceError(
+            f"The registry cannot be read: {error}",
+            "Restore it from a backup, or correct TRANSFINER_REGISTRY.",
+            status=503,
+        )
+    if isinstance(error, RecursionError):
+        return ServiceError("The request is nested too deeply.", "Send plain JSON.", status=400)
     if isinstance(error, HTTPException):
         return ServiceError(error.description or error.name, status=error.code or 500)
     return ServiceError("An internal error.", "The log of the API has more under this request id.")

@@ -15,6 +15,7 @@ import time
 from flask import Request, request
 from redis import Redis
 
+from backend.api.origin import has_password
 from backend.api.setup_trust import FORWARDED
 from backend.errors import ServiceError
 from backend.queue.connection import text
@@ -36,7 +37,7 @@ def check_form(connection: Redis, settings: Settings) -> None:
     Raises:
         ServiceError: it may not change anything.
     """
-    if not settings.basic_auth_user and not settings.api_token.get_secret_value() and not _is_local(request):
+    if not has_password(settings) and not _is_local(request):
         raise ServiceError(
             "Without a password only a browser on the same machine may change what is served.",
             "Set TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD.",

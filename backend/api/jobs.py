@@ -10,7 +10,7 @@ from backend.api.csrf import check_form
 from backend.api.services import Services
 from backend.errors import BadRequestError
 from backend.queue.cancel import cancel_waiting
-from backend.queue.job_store import FINAL, QUEUED
+from backend.queue.job_store import FINAL
 from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
 
@@ -28,18 +28,16 @@ def jobs() -> Response:
     """State of each recent task: `?project=`, `?state=`, `?limit=`."""
     service = _service()
     limit = min(max(request.args.get("limit", 200, int), 1), MOST_JOBS)
-    rows: list[dict[str, Any]] = [
-        dict(row)
-        for row in service.queue.records.recent(MOST_JOBS)
+    rows = [
+        row
+        for row in service.queue.recent(MOST_JOBS)
         if _matches(row, "project", request.args.get("project")) and _matches(row, "state", request.args.get("state"))
     ][:limit]
     workers = living_workers(service.connection)
     pace_s = _seconds_per_task(service)
     for row in rows:
-        position = service.queue.position(row["job"]) if row["state"] == QUEUED else None
-        if position is not None:
-            row["position"] = position
-            row["eta_s"] = round((position + 1) * pace_s / max(1, len(workers)), 1)
+        if "position" in row:
+            row["eta_s"] = round((row["position"] + 1) * pace_s / max(1, len(workers)), 1)
         if row["state"] in FINAL and not row.get("delivery"):
             row["delivery"] = "kept"
     return jsonify(
@@ -51,7 +49,7 @@ def jobs() -> Response:
     )
 
 
-def _matches(row: dict[str, str], name: str, wanted: str | None) -> bool:
+def _matches(row: dict[str, Any], name: str, wanted: str | None) -> bool:
     value = row.get(name, "")
     return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
 
@@ -65,7 +63,7 @@ def _seconds_per_task(service: Services) -> float:
 def retry(job_id: str) -> Response:
     """Run a failed or parked task again."""
     if not _service().queue.retry(job_id):
-        raise BadRequestError(f"There is no finished job {job_id[:80]!r}.", "GET /jobs lists them.", status=404)
+        raise BadRequestError(f"No failed or parked job {job_id[:80]!r}.", "GET /jobs lists them.", status=404)
     return jsonify(status="queued", job=job_id)
 
 
@@ -74,7 +72,7 @@ def cancel_one(job_id: str) -> Response:
     """Cancel a task that no worker has taken."""
     service = _service()
     check_form(service.connection, service.settings)
-    if not cancel_waiting(service.queue, service.predictions.deliveries, job_id=job_id):
+    if not cancel_waiting(service.queue, job_id=job_id):
         raise BadRequestError(
             f"No job {job_id[:80]!r} is waiting; what a worker has begun goes on to its end.",
             "GET /jobs?state=queued lists those that wait.",
@@ -89,7 +87,7 @@ def cancel_all() -> Any:
     service = _service()
     check_form(service.connection, service.settings)
     project = request.values.get("project", "")
-    cancelled = cancel_waiting(service.queue, service.predictions.deliveries, project=project)
+    cancelled = cancel_waiting(service.queue, project=project)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("../status", code=303)
     return jsonify(status="cancelled", tasks=cancelled)

@@ -10,7 +10,6 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
-from backend.api.disconnect import client_disconnected
 from backend.api.services import Services
 from backend.api.setup_trust import untrusted_reason
 from backend.errors import BadRequestError, ServiceError
@@ -19,10 +18,12 @@ from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project
 from backend.predictions.schemas import PredictRequest, SetupRequest, parse
 from backend.predictions.service import unusable_because
+from backend.processes.paused_parts import paused_parts
 from backend.queue.leases import Requester
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
-from backend.versions.resolve import registry_of, served_model
+from backend.versions.notice import project_notice
+from backend.versions.resolve import registry_of, registry_problems, served_model
 from backend.versions.served_model import ServedModel
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
@@ -71,27 +72,37 @@ def health() -> Response:
 
 @routes.get("/ready")
 def ready() -> tuple[Response, int]:
-    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons."""
+    """For load balancers: 200 when a prediction could be made now, else 503 with the reasons.
+
+    A damaged registry is one: what served last goes on, but nobody knows whether it should. `paused` names parts of
+    `serve` that are tried again from time to time; the others go on.
+    """
     problems = []
     try:
         _model()
     except ServiceError as error:
         problems.append(str(error))
     try:
-        if not living_workers(_service().connection):
+        if all(is_interactive(name) for name in living_workers(_service().connection)):
             problems.append("No worker is alive. Start one with `transfiner worker`.")
+        problems += registry_problems(_service().settings, _service().predictions.projects.keys())
     except RedisError as error:
         problems.append(f"The queue server does not answer: {type(error).__name__}.")
-    return jsonify(ready=not problems, problems=problems), 503 if problems else 200
+    return jsonify(ready=not problems, problems=problems, paused=paused_parts()), 503 if problems else 200
 
 
 @routes.post("/setup")
 def setup() -> Response:
-    """Remember the project. An unusable label config is no reason to refuse: Label Studio would not show why."""
+    """Remember the project.
+
+    An unusable label config is no reason to refuse, because smart tools work all the same. Label Studio shows no text
+    of an answer but the version, so the version says why nothing is outlined.
+    """
     asked = parse(SetupRequest, _body())
     model = _model(asked.project)
     config = parse_label_config(asked.label_config)
     reason = unusable_because(config, model)
+    notice = project_notice(_service().settings, asked.label_config, model)
     _, complaints = output_settings(_service().settings, asked.extra_params)
     refused = untrusted_reason(
         _service().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
@@ -104,8 +115,9 @@ def setup() -> Response:
                 hostname=asked.hostname.rstrip("/"),
                 token=asked.access_token,
                 label_config=asked.label_config,
-                model_version=model.version,
+                model_version=notice or model.version,
                 reason=reason,
+                notice=notice,
                 warnings=warnings,
                 extra_params=asked.extra_params,
                 is_believed=not refused,
@@ -114,14 +126,15 @@ def setup() -> Response:
     for text in (reason, *warnings):
         if text:
             log.warning("project %s: %s", asked.project, text)
-    return jsonify(model_version=model.version, model_class=MODEL_CLASS, reason=reason, warnings=warnings)
+    return jsonify(model_version=notice or model.version, model_class=MODEL_CLASS, reason=reason, warnings=warnings)
 
 
 @routes.post("/predict")
 def predict() -> Response:
     """Results in task order, or `{"results": []}` and a push later."""
     asked = parse(PredictRequest, _body())
-    asker = Requester(is_gone=client_disconnected(request.environ))
+    # waitress tells whether the client has closed its connection: nobody would read the answer.
+    asker = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
     return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
 
 
@@ -162,7 +175,7 @@ def _start_training(event: TrainingRequested) -> tuple[Response, int]:
             "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
         )
     project = str(event.project_id)
-    known = any(one.id == project for one in service.predictions.projects.all())
+    known = any(connected.id == project for connected in service.predictions.projects.all())
     if not known and not service.settings.label_studio_url:
         raise BadRequestError(
             f"Nobody has connected project {project} to this backend.",
@@ -170,7 +183,7 @@ def _start_training(event: TrainingRequested) -> tuple[Response, int]:
             status=404,
         )
     answer = TrainQueue(service.connection).request(project, BUTTON)
-    message = answer.message
+    message = f"{answer.message} Progress: {service.settings.status_url}"
     if not living_trainers(service.connection):
         message += " No worker takes trainings now: start one with `transfiner worker --queues train`."
     log.info("project %s: %s", project, message)

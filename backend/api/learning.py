@@ -1,24 +1,23 @@
-"""The page's part about learning, the same as JSON, and its buttons."""
+"""What the projects learned and learn, as JSON; papers and pictures of versions; the buttons of the status page."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, redirect, request
 
-from backend.api.csrf import check_form, form_token
+from backend.api.csrf import check_form
 from backend.api.services import Services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.curve import CURVE_FILE
 from backend.learning.repredict import repredicting
 from backend.learning.run_record import RunStore
 from backend.learning.triggers import BUTTON
 from backend.learning.watcher import read_trigger_state
 from backend.queue.connection import text
 from backend.queue.train_queue import TrainQueue, living_trainers
-from backend.versions.resolve import project_name, registry_of
-from training.registry import RegistryError
+from backend.versions.resolve import project_name, registry_of, required_registry
+from training.registry import Registry, RegistryError
+from training.registry.storage import checked_name, is_artifact
 
 learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
@@ -30,7 +29,7 @@ def _service() -> Services:
 
 
 def learning_facts(service: Services) -> dict[str, Any]:
-    """For the template: what each project learned, learns and serves; {} where learning is off."""
+    """What each project learned, learns and serves; {} where learning is off."""
     registry = registry_of(service.settings)
     if registry is None:
         return {}
@@ -39,85 +38,81 @@ def learning_facts(service: Services) -> dict[str, Any]:
     names = sorted({*known, *store.projects()} - {""}, key=int)
     return {
         "trainers": living_trainers(service.connection),
-        "token": form_token(service.connection),
         "registry": service.settings.registry,
         "projects": [_project(service, registry, store, name) for name in names],
     }
 
 
-def _project(service: Services, registry: Any, store: RunStore, name: str) -> dict[str, Any]:
+def _project(service: Services, registry: Registry, store: RunStore, name: str) -> dict[str, Any]:
     connection = service.connection
     versions = registry.versions(name)
     active = registry.active(name)
+    total = store.count(name)
     return {
         "id": name,
         "active": active,
         "can_roll_back": bool(registry.pointer(name).history),
         "current": _current(TrainQueue(connection), name),
+        "count": total,
         "looked": read_trigger_state(connection, name),
         "repredicting": repredicting(connection, name),
-        "rounds": _rounds(store, name),
+        "rounds": _rounds(store, name, total),
         "versions": [
             {**info.as_dict(), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])
         ],
-        "has_curve": store.storage.size(f"{name}/{CURVE_FILE}") is not None,
     }
 
 
 def _current(queue: TrainQueue, project: str) -> dict[str, Any]:
-    """What runs now, with the loss curve as points of an SVG polyline, 240 x 60; {} when nothing does."""
+    """What waits or runs now; {} for nothing."""
     facts = queue.current(project)
     if facts:
         facts["is_cancelled"] = queue.is_cancelled(project, str(facts.get("run", "")))
-    losses = json.loads(facts.pop("curve", "[]"))
-    if len(losses) > 1:
-        low, high = min(losses), max(losses)
-        step, scale = 240 / (len(losses) - 1), 60 / ((high - low) or 1)
-        facts["loss_first"], facts["loss_last"] = f"{losses[0]:.3g}", f"{losses[-1]:.3g}"
-        facts["curve_points"] = " ".join(
-            f"{n * step:.1f},{60 - (loss - low) * scale:.1f}" for n, loss in enumerate(losses)
-        )
     return facts
 
 
-def _rounds(store: RunStore, project: str) -> list[dict[str, Any]]:
+def _rounds(store: RunStore, project: str, total: int) -> list[dict[str, Any]]:
     """The newest rounds, numbered from the project's first, without the gate's long figures."""
-    total = store.count(project)
     return [
-        {"number": total - place, **{name: value for name, value in vars(run).items() if name != "figures"}}
+        {
+            "number": total - place,
+            "before": _before(run.figures),
+            "judged_by": run.figures.get("holdout", {}).get("description", ""),
+            **{name: value for name, value in vars(run).items() if name != "figures"},
+        }
         for place, run in enumerate(store.newest(project, ROUNDS_SHOWN))
     ]
+
+
+def _before(figures: dict[str, Any]) -> dict[str, Any]:
+    """AP of the version that served, on the same hold-out; {} where there was none."""
+    incumbent = figures.get("models", {}).get("incumbent", {})
+    return {f"{kind}_ap": incumbent[kind].get("AP") for kind in ("mask", "boundary") if kind in incumbent}
 
 
 @learning.get("")
 def learning_overview() -> Response:
     """What the page shows, as JSON."""
-    facts = learning_facts(_service())
-    facts.pop("token", None)
-    return jsonify(facts)
-
-
-@learning.get("/<int:project>/curve.png")
-def curve(project: int) -> Response:
-    """The learning curve, drawn by the worker after each round."""
-    picture = RunStore(_service().settings.registry).storage.read(f"{project}/{CURVE_FILE}")
-    if picture is None:
-        raise ServiceError(f"Project {project} has no finished round yet.", status=404)
-    return Response(picture, content_type="image/png", headers={"Cache-Control": "no-cache"})
+    return jsonify(learning_facts(_service()))
 
 
 @learning.get("/<int:project>/versions/<version>/<path:name>")
 def round_artifact(project: int, version: str, name: str) -> Response:
     """Report, model card and pictures of a version."""
+    if not is_artifact(name):
+        raise BadRequestError(f"{name[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are.")
     try:
-        content = registry_of(_service().settings).paper(str(project), version, name)
+        checked_name("version", version)
     except RegistryError as error:
         raise BadRequestError(str(error)) from error
+    content = required_registry(_service().settings).paper(str(project), version, name)
     if content is None:
         raise ServiceError(f"Version {version} has no {name}.", status=404)
-    kinds = {"png": "image/png", "json": "application/json"}
+    kinds = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json"}
     kind = kinds.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
-    return Response(content, content_type=kind, headers={"X-Content-Type-Options": "nosniff"})
+    # A version never changes, nor does what was written of it.
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
+    return Response(content, content_type=kind, headers=headers)
 
 
 @learning.post("/<int:project>/<action>")
@@ -125,8 +120,7 @@ def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
     service = _service()
     check_form(service.connection, service.settings)
-    if registry_of(service.settings) is None:
-        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", status=409)
+    required_registry(_service().settings)
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:
@@ -139,7 +133,7 @@ def act(project: int, action: str) -> Any:
 
 
 def _do(service: Services, project: str, action: str, version: str) -> str:
-    registry, queue = registry_of(service.settings), TrainQueue(service.connection)
+    registry, queue = required_registry(service.settings), TrainQueue(service.connection)
     if action == "start":
         return queue.request(project, BUTTON).message
     if action == "cancel":

@@ -1,4 +1,7 @@
-"""The HTTP interface as an OpenAPI 3.1 description at /openapi.json: for client generators, gateways and the fuzzer."""
+"""The HTTP interface as an OpenAPI 3.1 description at /openapi.json: for client generators, gateways and the fuzzer.
+
+POST requests but those of Label Studio and /jobs/ID/retry need the bearer token, or a form of the status page.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ PREDICTION: Json = {
         "result": {"type": "array", "items": {"type": "object"}, "description": "Label Studio regions."},
         "score": {"type": ["number", "null"], "description": "Certainty; the lowest is shown first."},
         "model_version": {"type": "string"},
+        "precision": {"type": "string", "description": "Of the network: fp32, bf16 or mixed."},
     },
 }
 ANSWERS: Json = {
@@ -52,6 +56,21 @@ STATE: Json = {
     "in": "query",
     "schema": {"type": "string", "enum": ["queued", "running", "done", "failed", "parked"]},
 }
+PROJECT_ID: Json = {"name": "project", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+VERSION: Json = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+ARTIFACT: Json = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "examples": ["report.json", "MODEL_CARD.md", "pictures/0001.png"]},
+}
+ASSET: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+ACTION: Json = {
+    "name": "action",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "enum": ["start", "cancel", "promote", "rollback"]},
+}
 JOB: Json = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
@@ -78,6 +97,7 @@ def description() -> Json:
 
 def _paths() -> Json:
     return {
+        "/": {"get": _operation("front", "What /health says; browsers are led to /status", other={302: "to /status"})},
         "/health": {"get": _operation("health", "Alive; always fast", public=True)},
         "/ready": {"get": _operation("ready", "Could predict now", public=True, other={503: "not ready"})},
         "/setup": {"post": _operation("setup", "Label Studio introduces a project", body="SetupRequest")},
@@ -93,6 +113,23 @@ def _paths() -> Json:
             "post": _operation("cancel_all", "Cancel all that waits, or of one project", parameters=[PROJECT])
         },
         "/status": {"get": _operation("status", "The same for people", media="text/html")},
+        "/status/{name}": {
+            "get": _operation("asset", "Style sheet and script of the page", parameters=[ASSET], media="*/*")
+        },
+        "/learning": {"get": _operation("learning_overview", "What each project learned, learns and serves")},
+        "/learning/{project}/versions/{version}/{name}": {
+            "get": _operation(
+                "round_artifact",
+                "Report, model card and pictures of a version",
+                parameters=[PROJECT_ID, VERSION, ARTIFACT],
+                media="*/*",
+            )
+        },
+        "/learning/{project}/{action}": {
+            "post": _operation(
+                "act", "Train, cancel, promote (field `version`), roll back", parameters=[PROJECT_ID, ACTION]
+            )
+        },
         "/metrics": {"get": _operation("metrics", "For Prometheus", media="text/plain")},
         "/openapi.json": {"get": _operation("openapi", "This description")},
     }

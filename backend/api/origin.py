@@ -15,6 +15,12 @@ from flask import request
 from backend.errors import ServiceError
 from backend.settings import Settings
 
+
+def has_password(settings: Settings) -> bool:
+    """Whether anything is asked of callers: a password, or the token for programs."""
+    return bool(settings.basic_auth_user or settings.api_token.get_secret_value())
+
+
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Blueprint endpoints that take JSON and nothing else.
 TAKES_JSON = frozenset({"label_studio.setup", "label_studio.predict", "label_studio.webhook"})
@@ -24,8 +30,10 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
 }
@@ -37,8 +45,7 @@ def check_origin(settings: Settings) -> None:
     Raises:
         ServiceError: another site sent it (403), or a body that must be JSON is not (415).
     """
-    has_password = bool(settings.basic_auth_user or settings.api_token.get_secret_value())
-    if not has_password and not _is_own_name(request.host, settings.allowed_hosts):
+    if not has_password(settings) and not _is_own_name(request.host, settings.allowed_hosts):
         raise ServiceError(
             f"This service has no password and was reached as {request.host[:80]!r}, which is not one of its names.",
             "Set a password (TRANSFINER_BASIC_AUTH_USER, _PASSWORD), or name the host in TRANSFINER_ALLOWED_HOSTS.",
@@ -47,8 +54,9 @@ def check_origin(settings: Settings) -> None:
     if request.method in READS:
         return
     origin = request.headers.get("Origin")
+    own = {f"{scheme}://{request.host}".lower() for scheme in ("http", "https")}
     is_foreign = request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
-    if is_foreign or (origin is not None and urlsplit(origin).netloc != request.host):
+    if is_foreign or (origin is not None and origin.lower() not in own):
         raise ServiceError(
             f"A page of another site ({(origin or 'unknown')[:80]!r}) sent this request.",
             "Use the pages of this service, or a program.",

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from flask import Flask, Response, abort, request
 
 from backend.api.app import knows_credentials
+from backend.api.origin import SECURITY_HEADERS, has_password
 from backend.errors import StartError
 from backend.settings import Settings
 
@@ -48,7 +49,7 @@ def check_dashboard(settings: Settings, host: str) -> None:
             f"The dashboard needs the Python package {missing[0].replace('_', '-')}, which is not installed.",
             "Run `pip install -r requirements/dashboard.in` in the service's environment.",
         )
-    if host not in LOOPBACK and not _has_credentials(settings):
+    if host not in LOOPBACK and not has_password(settings):
         raise StartError(
             f"The dashboard shall listen on {host} and nobody would be asked for a password.",
             "Set TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD, or keep it on 127.0.0.1.",
@@ -76,6 +77,7 @@ def create_dashboard(settings: Settings) -> Flask:
         RQ_DASHBOARD_POLL_INTERVAL=2500,
     )
     app.before_request(lambda: _guard(settings))
+    app.after_request(_end)
     app.register_blueprint(rq_dashboard.blueprint)
     setup_rq_connection(app)
     return app
@@ -83,7 +85,7 @@ def create_dashboard(settings: Settings) -> Flask:
 
 def _guard(settings: Settings) -> Response | None:
     """Views only; with our password where there is one, else only for those who address this machine as itself."""
-    if _has_credentials(settings):
+    if has_password(settings):
         if not knows_credentials(settings):
             return Response("Please log in.", 401, {"WWW-Authenticate": 'Basic realm="transfiner"'})
     elif (urlsplit(f"//{request.host}").hostname or "") not in LOOPBACK:
@@ -94,8 +96,10 @@ def _guard(settings: Settings) -> Response | None:
     return None
 
 
-def _has_credentials(settings: Settings) -> bool:
-    return bool(settings.basic_auth_user or settings.api_token.get_secret_value())
+def _end(response: Response) -> Response:
+    """Its pages need scripts of their own; all else is as strict as ours."""
+    response.headers.update({**SECURITY_HEADERS, "Content-Security-Policy": "frame-ancestors 'none'; base-uri 'self'"})
+    return response
 
 
 def _without_password(url: str) -> tuple[str, Any]:

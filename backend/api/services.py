@@ -30,6 +30,7 @@ class Services:
     def close(self) -> None:
         """Close all connections; a process that ends needs none of this, one that goes on does."""
         self.queue.news.close()
+        self.predictions.promises.close()
         for connection in (self.connection, self.hasty_projects.connection):
             connection.connection_pool.disconnect()
 

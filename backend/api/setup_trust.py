@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from werkzeug.datastructures import Headers
 
+from backend.api.origin import has_password
 from backend.settings import Settings
 from integration.images.ssrf_guard import origin
 
@@ -35,7 +36,7 @@ def untrusted_reason(settings: Settings, hostname: str, *, peer: str, headers: M
         scheme, host, port = "", "", 0
     if scheme not in ("http", "https") or not host:
         return f"The address {hostname[:200]!r} of Label Studio is not http:// or https://; it is not used."
-    if settings.basic_auth_user or settings.api_token.get_secret_value():
+    if has_password(settings):
         # The caller has shown our password.
         return ""
     named = {entry.strip().lower() for entry in settings.label_studio_hosts.split(",") if entry.strip()}

@@ -1,29 +1,38 @@
-"""The status page: queue, workers, projects, recent errors with their fix. Plain HTML that refreshes itself."""
+"""The status page: what waits and runs, each project with its rounds, workers, recent errors with their fix.
+
+HTML from the server; a small script asks for it again and replaces what has changed.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, current_app, render_template
+from flask import Blueprint, Response, current_app, render_template, send_from_directory
 from redis import RedisError
 
 from backend.api.csrf import form_token
 from backend.api.learning import learning_facts
+from backend.api.project_view import duration, project_view
 from backend.api.services import Services
 from backend.errors import ServiceError
 from backend.predictions.projects import Project
-from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, RUNNING
+from backend.processes.paused_parts import paused_parts
+from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
+from backend.queue.train_queue import RUNNING as TRAINS
 from backend.versions.served_model import read_served_model
 from training.registry import RegistryError
 
 status_page = Blueprint("status_page", __name__, template_folder="templates")
 REFRESH_S = 4
+STATIC = Path(__file__).parent / "static"
+CLASSES = {DONE: "good", FAILED: "bad", PARKED: "bad", RUNNING: "busy", QUEUED: "busy"}
 # The page looks at this many of the newest tasks and lists the first of them.
-LOOK_AT, LIST, LIST_ERRORS = 1000, 60, 10
+LOOK_AT, LIST, LIST_ERRORS = 1000, 30, 10
 
 
 @status_page.app_template_filter("ago")
@@ -42,68 +51,104 @@ def ago(moment: str | float | None) -> str:
 def status() -> str:
     """For people; works on a phone."""
     service: Services = current_app.extensions["transfiner"]
-    facts: dict[str, Any] = {
-        "problems": [],
-        "rows": [],
-        "workers": {},
-        "projects": [],
-        "errors": [],
-        "figures": [],
-    }
+    facts: dict[str, Any] = {"problems": paused_parts(), "projects": [], "names": {}}
+    facts |= {"workers": {}, "trainers": {}, "rows": [], "figures": []}
     try:
         facts["model"] = read_served_model(service.settings.model).version
     except ServiceError as error:
         facts["problems"].append(str(error))
     try:
-        facts.update(_from_redis(service))
-        facts["learning"] = learning_facts(service)
+        facts.update(_tasks(service))
+        facts.update(_projects(service, facts["waiting_of"]))
     except RedisError as error:
         facts["problems"].append(f"The queue server does not answer: {type(error).__name__}.")
     except (OSError, RegistryError) as error:
         facts["problems"].append(f"The registry {service.settings.registry} cannot be read: {error}")
-    return render_template("status.html", refresh_s=REFRESH_S, **facts)
+    return render_template("status.html", refresh_s=REFRESH_S, classes=CLASSES, **facts)
 
 
-def _from_redis(service: Services) -> dict[str, Any]:
+@status_page.get("/status/<name>")
+def asset(name: str) -> Response:
+    """Style sheet and script of the page."""
+    return send_from_directory(STATIC, name, max_age=3600)
+
+
+def _tasks(service: Services) -> dict[str, Any]:
+    """Queue and workers. Requests without a project, such as those of an evaluation, are counted and not listed."""
     records = service.queue.records.recent(LOOK_AT)
     for row in records:
         row["project_id"] = row.get("project", "").partition(".")[0]
+    listed = [row for row in records if row["project_id"].isdigit()]
     counts = {state: sum(row["state"] == state for row in records) for state in (QUEUED, RUNNING, FAILED, PARKED)}
     workers = living_workers(service.connection)
     waiting = sum(service.queue.depth().values())
     # Figures of the present load: everything asked for since the oldest task that is still waiting.
     open_since = min((row["queued_at"] for row in records if row["state"] not in FINAL), default="")
     load = [row for row in records if open_since and row.get("queued_at", "") >= open_since]
+    figures = [
+        ("waiting", waiting),
+        ("running", counts[RUNNING]),
+        ("to be pushed", service.predictions.deliveries.count_deferred()),
+        ("failed", counts[FAILED] + counts[PARKED]),
+    ]
     return {
         "headline": f"{waiting} waiting, {counts[RUNNING]} running",
-        "figures": [
-            ("waiting", waiting),
-            ("running", counts[RUNNING]),
-            ("to be pushed", service.predictions.deliveries.count_deferred()),
-            ("failed", counts[FAILED] + counts[PARKED]),
-            ("workers", len(workers)),
-        ],
+        "figures": figures,
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
-        "eta": _eta(service, waiting, len(workers)),
-        "workers": workers,
-        "projects": [project_row(project) for project in service.predictions.projects.all()],
+        "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
+        "workers": {name: {**row, "takes_prompts": is_interactive(name)} for name, row in workers.items()},
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
         "form_token": form_token(service.connection),
         "errors": [row for row in records if row["state"] in (FAILED, PARKED)][:LIST_ERRORS],
-        "rows": records[:LIST],
+        "rows": listed[:LIST],
     }
 
 
-def project_row(project: Project) -> dict[str, Any]:
-    """What the page shows of a project, with its address in Label Studio where that is a web address."""
-    is_web = project.hostname.startswith(("http://", "https://"))
-    link = f"{project.hostname}/projects/{project.id}/data" if is_web and project.is_believed else ""
-    return {**project.public(), "id": project.id, "link": link}
+def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
+    """What /setup made known and what the registry knows, those first where something happens or happened last."""
+    known: dict[str, Project] = {}
+    for project in sorted(service.predictions.projects.all(), key=lambda project: project.seen_at):
+        known[project.id] = project
+    learning = learning_facts(service)
+    facts_of = {facts["id"]: facts for facts in learning.get("projects", ())}
+    training = [facts for facts in facts_of.values() if facts["current"].get("state") == TRAINS]
+    busy = (training[0]["looked"].get("title") or f"project {training[0]['id']}") if training else ""
+    trainers = learning.get("trainers", [])
+    views = [
+        project_view(
+            service.settings,
+            known.get(name),
+            facts_of.get(name, {}),
+            waiting=waiting_of[name],
+            trainers=trainers,
+            busy=busy,
+        )
+        for name in {*known, *facts_of}
+    ]
+    views.sort(key=lambda view: (not view["current"], -_newest_round(view), int(view["id"])))
+    return {
+        "learning": bool(learning),
+        "projects": views,
+        "names": {view["id"]: view["name"] for view in views},
+        "trainers": {name: _work_of(name, views) for name in trainers},
+    }
+
+
+def _newest_round(view: dict[str, Any]) -> float:
+    return max((run["ended_at"] for run in view["rounds"]), default=0.0)
+
+
+def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:
+    for view in views:
+        now = view["current"]
+        if now and now.get("worker") in (trainer, None) and now.get("state") == TRAINS:
+            return f"trains {view['name']}, round {now['number']}"
+    return ""
 
 
 def _eta(service: Services, waiting: int, workers: int) -> str:
     seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
     left_s = waiting * float(seconds or 0) / max(1, int(done or 0)) / max(1, workers)
-    return f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s" if left_s >= 1 else ""
+    return duration(left_s) if left_s >= 1 else ""

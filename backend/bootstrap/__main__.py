@@ -29,10 +29,7 @@ def prepare_parts(parts: list[str], detectron2_source: str) -> None:
         if part == "app" and environments.development(detectron2_source).is_ready():
             continue
         if not environment.is_ready():
-            print(
-                f"Setting up {environment.folder.name}, once (up to {environment.installed_gib} GiB)",
-                flush=True,
-            )
+            print(f"Setting up {environment.folder.name}, once (up to {environment.installed_gib} GiB)", flush=True)
         environments.prepare(environment)
 
 

@@ -21,9 +21,9 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> None
     """Raise SetupError unless `version` can run the project."""
     if version[:2] >= OLDEST_PYTHON:
         return
-    found, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST_PYTHON))
+    present, wanted = ".".join(map(str, version)), ".".join(map(str, OLDEST_PYTHON))
     raise SetupError(
-        f"this is Python {found}; {wanted} or newer is needed: install one and name it, "
+        f"this is Python {present}; {wanted} or newer is needed: install one and name it, "
         f"for example `make setup PYTHON=python{wanted}`"
     )
 

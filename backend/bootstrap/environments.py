@@ -26,6 +26,10 @@ PIP_TO_UV = {
     "find-links": "UV_FIND_LINKS",
     "cert": "SSL_CERT_FILE",
 }
+# uv's own switch; where the place of those builds does not answer, that is known soon.
+CPU_BUILD = {"UV_TORCH_BACKEND": "cpu", "UV_HTTP_TIMEOUT": "20", "UV_HTTP_RETRIES": "1"}
+GPU_ONLY = ("cuda-", "nvidia-", "triton=")
+DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia")
 WHEEL_PYTHON = "3.10"  # the interpreter in the name of the detectron2 wheel, whose Python code runs on any
 RECIPE = "3"  # raise it when the steps below change, so that environments made by older steps are made again
 
@@ -100,7 +104,8 @@ def prepare(environment: Environment) -> None:
     # This small package also tells an unreachable registry in seconds, before gigabytes are asked for.
     pip = ("-m", "pip", "install", "--quiet", "--retries", "2", "--timeout", "20", UV)
     _run(environment, "reaching the package registry", pip, PIP_ENVIRONMENT)
-    _uv_install(environment, "Python packages", "-r", str(environment.lock))
+    if not (environment.with_project and is_without_gpu() and _install_cpu_build(environment)):
+        _uv_install(environment, "Python packages", "-r", str(environment.lock))
     if environment.with_project:
         _install_detectron2(environment)
         _uv_install(environment, "transfiner", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
@@ -120,6 +125,31 @@ def _create(environment: Environment) -> None:
     status, output = run_visibly(command, title=f"creating {environment.folder.name}", log=environment.log)
     if status:
         raise SetupError(f"`{' '.join(command)}` ended with status {status}: {output.strip() or 'no message'}")
+
+
+def is_without_gpu() -> bool:
+    """Whether this is a Linux without an NVIDIA driver, where the GPU build would be 6 GB for nothing."""
+    has_driver = any(Path(path).exists() for path in DRIVER) or shutil.which("nvidia-smi")
+    return sys.platform == "linux" and not has_driver and "UV_TORCH_BACKEND" not in os.environ
+
+
+def cpu_requirements(lock: str) -> str:
+    """A lock without what only the GPU build of torch needs."""
+    return "\n".join(line for line in lock.splitlines() if not line.startswith(GPU_ONLY)) + "\n"
+
+
+def _install_cpu_build(environment: Environment) -> bool:
+    """Try torch's CPU build, which is not in every registry; whether it is there now."""
+    requirements = environment.folder / "cpu-requirements.txt"
+    requirements.write_text(cpu_requirements(environment.lock.read_text()))
+    command = [str(environment.python), "-m", "uv", "pip", "install", "-r", str(requirements)]
+    variables = {**uv_variables(environment.python), **CPU_BUILD}
+    status, _ = run_visibly(
+        command, title="Python packages, torch for CPUs", log=environment.log, environment=variables
+    )
+    if status:
+        print("  torch's CPU build cannot be had from here: the registry's build follows", flush=True)
+    return status == 0
 
 
 def _run(environment: Environment, title: str, arguments: tuple[str, ...], variables: dict[str, str]) -> None:

@@ -10,21 +10,29 @@ from typing import Any
 
 import click
 
-from backend.cli.output import json_option, limit_threads, print_result, size_option, threads_option
-from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
+from backend.cli.types import (
+    CHECKPOINT,
+    DEVICE,
+    SuggestingGroup,
+    json_option,
+    limit_threads,
+    print_result,
+    size_option,
+    threads_option,
+)
 from backend.devtools.capacity.command import capacity
-from backend.settings import SHIPPED_MODEL
+from backend.settings import SCENES_MODEL
 
 BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 
 
+def _tell(line: str) -> None:
+    """Print what is being done, beside the result."""
+    click.echo(line, err=True)
+
+
 @click.command()
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    required=True,
-    help="Checkpoint directory or name.",
-)
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--set", "name", default="scenes:val:40", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
 @click.option(
     "--budget",
@@ -47,14 +55,10 @@ def anytime(
     \b
     Example: transfiner benchmark anytime --weights model/weights/scenes-small --picture anytime.png
     """
-    from training.benchmark.cost.anytime import (
-        anytime_as_dict,
-        anytime_curve,
-        anytime_text,
-        draw_anytime_curve,
-    )
+    from training.benchmark.cost.anytime import anytime_as_dict, anytime_curve, anytime_text, budget_name, knee
     from training.datasets import open_set
     from training.evaluation.run import load_for_evaluation
+    from training.visualization.charts import draw_budget_curve
 
     limit_threads(threads)
     network, cfg, _ = load_for_evaluation(weights, device)
@@ -62,8 +66,61 @@ def anytime(
     with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
         points = anytime_curve(network, cfg, samples, budgets, progress=lambda _: bar.update(1))
     if picture is not None:
-        draw_anytime_curve(points, picture)
+        draw_budget_curve(points, knee(points), budget_name, picture)
     print_result(anytime_as_dict(points), anytime_text(points), as_json)
+
+
+@click.command()
+@click.option("--weights", type=CHECKPOINT, default="photos", show_default=True, help="Base that learns.")
+@click.option("--train-set", "train", required=True, help="Set to draw images from, as in `transfiner data check`.")
+@click.option("--test-set", "test", required=True, help="Set to measure on.")
+@click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
+@click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30), show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of the training images.")
+@click.option("--all-test-images", is_flag=True, help="Measure on images without the classes, too.")
+@json_option
+@threads_option
+def fewshot(
+    weights: Path,
+    train: str,
+    test: str,
+    classes: tuple[str, ...],
+    counts: tuple[int, ...],
+    seeds: int,
+    all_test_images: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Draw AP against the number of annotated photographs that new classes are learned from.
+
+    \b
+    Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
+    """
+    from training.datasets import CocoSet, open_set
+    from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
+
+    limit_threads(threads)
+
+    def show(point: CurvePoint) -> None:
+        figures = f"boundary AP {100 * point.boundary_ap:.1f}, mask AP {100 * point.mask_ap:.1f}"
+        click.echo(f"{point.images} images, draw {point.seed}: {figures}", err=True)
+
+    source, tested = open_set(train), open_set(test)
+    if not (isinstance(source, CocoSet) and isinstance(tested, CocoSet)):
+        raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
+    names = classes or source.class_names
+    try:
+        points = fewshot_curve(
+            weights,
+            ClassSamples(source, names),
+            ClassSamples(tested, names, all_images=all_test_images),
+            counts,
+            seeds,
+            progress=show,
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    print_result(curve_as_dict(points), curve_text(points), as_json)
 
 
 @click.command()
@@ -115,12 +172,12 @@ def beside(
     )
     try:
         images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
-        checkpoints = train_both(trial, out, lambda line: click.echo(line, err=True))
+        checkpoints = train_both(trial, out, _tell)
         with click.progressbar(length=images, label=f"measuring {trial.test}", file=sys.stderr) as bar:
-            truth, found, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
+            truth, results, rows = predict_both(trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1))
     except (BenchmarkStopped, ValueError, FileNotFoundError, KeyError) as error:
         raise click.ClickException(str(error)) from error
-    outcome = compare_methods(truth, found, ratio=trial.ratio)
+    outcome = compare_methods(truth, results, ratio=trial.ratio)
     write_baseline_report(out, trial, outcome, rows)
     print_result(outcome, baseline_report_markdown(trial, outcome), as_json)
 
@@ -129,8 +186,8 @@ def beside(
 @click.option(
     "--weights",
     type=CHECKPOINT,
-    default=SHIPPED_MODEL,
-    help="Checkpoint directory of the shared detector; the model that ships by default.",
+    default=SCENES_MODEL,
+    help="Checkpoint directory of the shared detector; scenes-small by default.",
 )
 @click.option(
     "--table",
@@ -183,25 +240,21 @@ def directions(
     from training.benchmark.ablations.plan import TABLE_NUMBERS, Setting, plan
     from training.benchmark.ablations.report import write_ablation_report
 
-    numbers = tuple(sorted(int(one) for one in tables)) or TABLE_NUMBERS
+    numbers = tuple(sorted(map(int, tables))) or TABLE_NUMBERS
     chosen = Setting(weights, out, numbers, processes=processes or os.cpu_count() or 1, **scale)
     if dry_run:
         planned = plan(chosen)
         print_result(planned, _plan_text(planned), as_json)
         return
-    report = _run(chosen)
+    report = _run_ablations(chosen)
     if report is None:
         raise click.ClickException("no seed is complete yet; the same command goes on")
     print_result(report, write_ablation_report(out, report)[1].read_text(encoding="utf-8"), as_json)
 
 
-def _run(chosen: Any) -> dict[str, Any] | None:
+def _run_ablations(chosen: Any) -> dict[str, Any] | None:
     from training.benchmark.ablations.plan import planned_steps
-    from training.benchmark.ablations.report import (
-        build_ablation_report,
-        summary,
-        write_ablation_report,
-    )
+    from training.benchmark.ablations.report import build_ablation_report, summary, write_ablation_report
     from training.benchmark.ablations.run import run_ablations
 
     latest: list[dict[str, Any]] = []
@@ -211,7 +264,7 @@ def _run(chosen: Any) -> dict[str, Any] | None:
         write_ablation_report(chosen.folder, latest[-1])
         click.echo(f"{seeds} of {chosen.seeds} seeds: {summary(latest[-1])} {chosen.folder / 'report.md'}", err=True)
 
-    run_ablations(chosen, lambda line: click.echo(line, err=True), after_seed)
+    run_ablations(chosen, _tell, after_seed)
     return latest[-1] if latest else None
 
 
@@ -245,6 +298,13 @@ def _plan_text(planned: dict[str, Any]) -> str:
 @size_option
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16")),
+    default="fp32",
+    show_default=True,
+    help="bf16: also all three in bf16 on a CPU, and PointRend with the detected class alone; processor seconds.",
+)
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
@@ -255,6 +315,7 @@ def networks(
     size: tuple[int, int],
     repeats: int,
     training: bool,
+    precision: str,
     device: str,
     threads: int,
     as_json: bool,
@@ -264,17 +325,51 @@ def networks(
     \b
     Example: transfiner benchmark networks --instances 50 --instances 100 --training
     """
-    from training.benchmark.cost.networks import compare_networks, compare_training, network_costs_text
+    from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
     from training.distributed import keep_freed_memory
 
     limit_threads(threads)
     keep_freed_memory(device)
-    common: dict[str, Any] = {"height": size[0], "width": size[1], "repeats": repeats, "device": device}
-    common["tell"] = lambda what: click.echo(what, err=True)
-    inference = compare_networks(config, instances=instances, nodes=nodes, **common)
-    learned = compare_training(config, **common) if training else None
+    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
+    inference = compare_networks(setting, instances=instances, nodes=nodes, precision=precision, tell=_tell)
+    learned = compare_training(setting, tell=_tell) if training else None
     outcome = {"inference": inference, "training": learned}
     print_result(outcome, network_costs_text(inference, learned), as_json)
+
+
+@click.command()
+@click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
+@click.option(
+    "--set", "name", default="scenes:val:200", show_default=True, help="The model's own validation set, by name."
+)
+@click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
+@click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
+@click.option(
+    "--card", is_flag=True, help="Write the figures into the checkpoint: TRANSFINER_PRECISION=auto asks them."
+)
+@json_option
+def precision(weights: Path, name: str, ratio: float, threads: int, card: bool, as_json: bool) -> None:
+    """Measure what bf16 costs a checkpoint in AP and gains in time, beside fp32 in one run on a CPU.
+
+    \b
+    Example: transfiner benchmark precision --weights model/weights/scenes-small --set scenes:val:200 --card
+    """
+    from training.datasets import open_set
+    from training.evaluation.precision import compare_precisions, precision_markdown, record_precision
+
+    limit_threads(threads)
+    try:
+        samples = open_set(name)
+        with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
+            outcome = compare_precisions(weights, samples, ratio=ratio, progress=lambda: bar.update(1))
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    if card:
+        # Folders of one machine say nothing on another.
+        short = ":".join(Path(part).name for part in name.split(":"))
+        command = f"transfiner benchmark precision --weights {weights.name} --set {short} --card"
+        record_precision(weights, outcome, short, command)
+    print_result(outcome, precision_markdown(outcome, name), as_json)
 
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
@@ -319,10 +414,7 @@ def benchmark() -> None:
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
 @click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
-    "--speed-iterations",
-    type=click.IntRange(0),
-    default=0,
-    help="Of a run of frames per second; 0: 200 (CPU 20).",
+    "--speed-iterations", type=click.IntRange(0), default=0, help="Of a run of frames per second; 0: 200 (CPU 20)."
 )
 @click.option("--speed-runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option(
@@ -356,7 +448,7 @@ def table(
         planned = plan_table(chosen, scale)
         print_result(planned, plan_text(planned), as_json)
         return
-    report = _run_of_benchmark_command(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
+    report = _run_table(chosen, out, scale, rows, checkpoints, (speed_iterations or None, speed_runs))
     folder = out / f"table-{chosen.number}"
     print_result(report, (folder / "report.md").read_text(encoding="utf-8"), as_json)
 
@@ -369,7 +461,7 @@ def _scale(options: dict[str, Any]) -> Any:
     return Scale(train=options.pop("train_set"), test=options.pop("test_set"), device=device, **options)
 
 
-def _run_of_benchmark_command(
+def _run_table(
     chosen: Any, out: Path, scale: Any, rows: tuple[str, ...], checkpoints: Path | None, speed: tuple[int | None, int]
 ) -> dict[str, Any]:
     from training.benchmark.plan import missing_files
@@ -386,15 +478,7 @@ def _run_of_benchmark_command(
             "other sets with --train-set and --test-set, or --miniature"
         )
     try:
-        results = run_table(
-            chosen,
-            out,
-            scale,
-            only=rows,
-            checkpoints=checkpoints,
-            speed=speed,
-            tell=lambda line: click.echo(line, err=True),
-        )
+        results = run_table(chosen, out, scale, only=rows, checkpoints=checkpoints, speed=speed, tell=_tell)
     except (BenchmarkStopped, ValueError) as error:
         raise click.ClickException(str(error)) from error
     setting = {
@@ -434,6 +518,7 @@ def cost(
     size: tuple[int, int],
     instances: int,
     nodes: int | None,
+    device: str,
     whole: bool,
     as_json: bool,
     **options: Any,
@@ -444,7 +529,7 @@ def cost(
     Example: transfiner benchmark cost --config paper --instances 10 --nodes 560 --no-speed
     """
     from model.checkpoints.checkpoint import load_checkpoint
-    from training.benchmark.cost.report import costs_text, refinement_cost, whole_cost
+    from training.benchmark.cost.comparison import CostSetting, costs_text, refinement_cost, whole_cost
     from training.engine.config import get_training_config
 
     if (config is None) == (weights is None):
@@ -455,8 +540,8 @@ def cost(
     alone = refinement_cost(cfg, lengths, channels=cfg.MODEL.FPN.OUT_CHANNELS)
     entire = None
     if whole:
-        sizes: dict[str, Any] = {"height": size[0], "width": size[1], "instances": instances, "nodes": nodes}
-        entire = whole_cost(config=config, weights=weights, **sizes, **options)
+        setting = CostSetting(config, weights, height=size[0], width=size[1], device=device)
+        entire = whole_cost(setting, instances=instances, nodes=nodes, **options)
     outcome = {"refinement": alone, "whole": entire}
     print_result(outcome, costs_text(alone, entire), as_json)
 
@@ -470,18 +555,21 @@ def cost(
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @threads_option
 @json_option
-def speed(config: str, size: tuple[int, int], device: str, threads: int, as_json: bool, **counts: Any) -> None:
+def speed(
+    config: str, size: tuple[int, int], device: str, repeats: int, threads: int, as_json: bool, **counts: Any
+) -> None:
     """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
 
     \b
     Example: transfiner benchmark speed --instances 10 --nodes 4000
     """
-    from training.benchmark.cost.heads import compare_heads, head_costs_text
+    from training.benchmark.cost.comparison import CostSetting, compare_heads, head_costs_text
     from training.distributed import keep_freed_memory
 
     limit_threads(threads)
     keep_freed_memory(device)
-    outcome = compare_heads(config, height=size[0], width=size[1], device=device, **counts)
+    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
+    outcome = compare_heads(setting, **counts)
     print_result(outcome, head_costs_text(outcome), as_json)
 
 
@@ -508,13 +596,14 @@ def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
 
 
 def _regions_text(outcome: dict[str, Any]) -> str:
-    one = outcome["table1"]
+    table1 = outcome["table1"]
     lines = [
-        f"{outcome['images']} images, {one['objects']:.0f} matched objects",
-        f"Table 1: incoherent regions cover {100 * one['percent']:.1f} % of a box and hold "
-        f"{100 * one['recall_err']:.1f} % of its errors; coarse masks are right in "
-        f"{100 * one['accuracy']:.1f} % of them",
-        f"         mask AP {100 * one['ap_coarse']:.1f} coarse, {100 * one['ap_gt']:.1f} with the truth in the regions",
+        f"{outcome['images']} images, {table1['objects']:.0f} matched objects",
+        f"Table 1: incoherent regions cover {100 * table1['percent']:.1f} % of a box and hold "
+        f"{100 * table1['recall_err']:.1f} % of its errors; coarse masks are right in "
+        f"{100 * table1['accuracy']:.1f} % of them",
+        f"         mask AP {100 * table1['ap_coarse']:.1f} coarse, {100 * table1['ap_gt']:.1f} with the truth in "
+        "the regions",
     ]
     for level, figures in (outcome["table3"] or {}).items():
         named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
@@ -526,4 +615,6 @@ benchmark.add_command(anytime)
 benchmark.add_command(directions)
 benchmark.add_command(beside)
 benchmark.add_command(networks)
+benchmark.add_command(precision)
+benchmark.add_command(fewshot)
 benchmark.add_command(capacity)

@@ -62,34 +62,34 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
         samples = open_set(name, bad=policy, missing=policy)
         indices = spread(len(samples), limit)
         with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
-            found = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
+            outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
         if sheet:
             save_contact_sheet(samples, spread(len(samples), pictures), sheet)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(found) if as_json else _summary(found))
-    sys.exit(1 if found["lost"] or not found["objects"] else 0)
+    click.echo(json.dumps(outcome) if as_json else _summary(outcome))
+    sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
 
 
 _MOST_SHOWN = 20  # problems; --json has them all
 
 
-def _summary(found: dict[str, Any]) -> str:
-    sizes = " x ".join("-".join(map(str, sorted(set(found[side])))) for side in ("width_px", "height_px"))
-    by_size = ", ".join(f"{count} {name}" for name, count in found["by_size"].items())
+def _summary(outcome: dict[str, Any]) -> str:
+    sizes = " x ".join("-".join(map(str, sorted(set(outcome[side])))) for side in ("width_px", "height_px"))
+    by_size = ", ".join(f"{count} {name}" for name, count in outcome["by_size"].items())
     lines = [
-        f"{found['set']}: {found['images']} images, {found['images_read']} read, {sizes} px",
-        f"  {found['objects']} objects ({by_size}), {found['crowds']} crowds, "
-        f"{found['images_without_objects']} images without objects",
+        f"{outcome['set']}: {outcome['images']} images, {outcome['images_read']} read, {sizes} px",
+        f"  {outcome['objects']} objects ({by_size}), {outcome['crowds']} crowds, "
+        f"{outcome['images_without_objects']} images without objects",
     ]
-    if not found["objects"]:
+    if not outcome["objects"]:
         lines.append("  not one object: nothing can be learned from this set")
-    counted = sorted(found["by_class"].items(), key=lambda one: -one[1])
+    counted = sorted(outcome["by_class"].items(), key=lambda item: -item[1])
     lines += [f"  {name:<24}{count:>7}" for name, count in counted if count]
     empty = sum(not count for _, count in counted)
     lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
-    lines += [f"  {count} x {kind}" for kind, count in found["problems"].items()] or ["  nothing wrong"]
-    return "\n".join([*lines, *(f"    {problem}" for problem in found["problem_list"][:_MOST_SHOWN])])
+    lines += [f"  {count} x {kind}" for kind, count in outcome["problems"].items()] or ["  nothing wrong"]
+    return "\n".join([*lines, *(f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN])])
 
 
 @data.command()
@@ -106,7 +106,7 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     from training.datasets.preparation import convert, digests, inspect, set_names
 
     findings = inspect(layout, root, any_size=any_size)
-    whole = all(one.fine for one in findings)
+    whole = all(finding.fine for finding in findings)
     try:
         known = digests(layout, root) if whole else {}
         written = [str(path) for path in convert(layout, root)] if whole else []
@@ -117,7 +117,7 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
         "layout": layout,
         "root": str(root),
         "whole": whole,
-        "parts": [one.as_dict() for one in findings],
+        "parts": [finding.as_dict() for finding in findings],
         "digests": known,
         "written": written,
         "sets": names,
@@ -125,10 +125,12 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outcome))
     else:
-        for one in findings:
-            click.echo(f"{'ok     ' if one.fine else 'MISSING'} {root / one.part.pattern}: {one.problem or one.files}")
-            if not one.fine:
-                click.echo(f"        get {one.part.source.replace('ROOT', str(root))}")
+        for item in findings:
+            click.echo(
+                f"{'ok     ' if item.fine else 'MISSING'} {root / item.part.pattern}: {item.problem or item.files}"
+            )
+            if not item.fine:
+                click.echo(f"        get {item.part.source.replace('ROOT', str(root))}")
         for line in [*(f"wrote   {path}" for path in written), *(f"use     {name}" for name in names)]:
             click.echo(line)
     sys.exit(0 if whole else 1)
@@ -164,14 +166,7 @@ def miniature(layout: str, out: Path, train: int, val: int, width: int, height: 
 @click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Also write a contact sheet, a PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def scenes(
-    split: str,
-    count: int,
-    first: int,
-    width: int,
-    height: int,
-    folder: Path,
-    sheet: Path | None,
-    as_json: bool,
+    split: str, count: int, first: int, width: int, height: int, folder: Path, sheet: Path | None, as_json: bool
 ) -> None:
     """Draw scenes with exact masks: images and a COCO annotation file.
 
@@ -181,11 +176,7 @@ def scenes(
     from training.synthetic.files import write_scenes
 
     written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
-    outcome = {
-        "images": len(written.images),
-        "instances": written.instances,
-        "annotations": str(written.annotations),
-    }
+    outcome = {"images": len(written.images), "instances": written.instances, "annotations": str(written.annotations)}
     click.echo(
         json.dumps(outcome)
         if as_json

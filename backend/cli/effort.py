@@ -21,11 +21,16 @@ Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What both commands are asked: a model, the images, and how to predict."""
+    """Add the options of both commands: a model, the images, and how to predict."""
     for option in reversed(
         (
             click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),
             click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot."),
+            click.option(
+                "--folds",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
+            ),
             click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), help="Generated scenes."),
             click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
             click.option(
@@ -58,6 +63,7 @@ def effort() -> None:
 def calibrate(
     weights: Path,
     snapshot: Path | None,
+    folds: Path | None,
     split: str | None,
     count: int,
     shown_from: float,
@@ -67,27 +73,26 @@ def calibrate(
 ) -> None:
     """Fit the expected edit to the corrections of a snapshot, and keep it with the model as effort.json.
 
-    Images that were held out of training are taken first.
+    Only images that the model did not learn from count: those held out, and with --folds the others as
+    cross-validation saw them.
 
     \b
     Example: transfiner effort calibrate --weights candidate --snapshot snapshots/5c0b06cb
     """
     from training.snapshots.annotation_cost import EffortError
 
-    measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
+    measured, name = _measured(weights, snapshot, folds, split, count, shown_from, device, threads)
     try:
         fitted = measured.fit(name)
     except EffortError as error:
         raise ServiceError(str(error)) from error
     path = fitted.save(weights)
     if as_json:
-        click.echo(json.dumps({"path": str(path), "is_useful": fitted.is_useful, **asdict(fitted)}))
+        click.echo(
+            json.dumps({"path": str(path), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)})
+        )
         return
-    verdict = "it orders tasks from now on" if fitted.is_useful else "today's score is no worse and stays"
-    click.echo(
-        f"{path}: rank correlation with the edits of {fitted.images} images {fitted.rank_correlation:+.3f} when left "
-        f"out of the fit, today's score {fitted.baseline:+.3f}; {verdict}"
-    )
+    click.echo(f"{path}: {fitted.verdict}")
 
 
 @effort.command("compare")
@@ -96,6 +101,7 @@ def calibrate(
 def compare_effort(
     weights: Path,
     snapshot: Path | None,
+    folds: Path | None,
     split: str | None,
     count: int,
     shown_from: float,
@@ -114,7 +120,7 @@ def compare_effort(
     """
     from training.snapshots.work_order import compare_orders, draw_orders
 
-    measured, name = _measured(weights, snapshot, split, count, shown_from, device, threads)
+    measured, name = _measured(weights, snapshot, folds, split, count, shown_from, device, threads)
     expected, origin = _expected(measured, weights)
     scores = {
         "expected edit": [-value for value in expected],
@@ -126,14 +132,16 @@ def compare_effort(
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_orders(scores, measured.edits).save(picture)
     if as_json:
-        rows = {order: asdict(one) for order, one in figures.items()}
+        rows = {order: asdict(figure) for order, figure in figures.items()}
         click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))
         return
     click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
     click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
-    for order, one in figures.items():
-        interval = f"{one.low:+.2f}..{one.high:+.2f}"
-        click.echo(f"{order:28}{one.rank_correlation:>+18.3f}{interval:>18}{one.first_fifth:>21.0%}")
+    for order, figures_of_order in figures.items():
+        interval = f"{figures_of_order.low:+.2f}..{figures_of_order.high:+.2f}"
+        click.echo(
+            f"{order:28}{figures_of_order.rank_correlation:>+18.3f}{interval:>18}{figures_of_order.first_fifth:>21.0%}"
+        )
 
 
 def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
@@ -144,7 +152,7 @@ def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float],
     except EffortError as error:
         raise ServiceError(str(error)) from error
     if stored is not None:
-        return [stored.expected_edit(one) for one in measured.features], f"fitted on {stored.fitted_on}"
+        return [stored.expected_edit(feature) for feature in measured.features], f"fitted on {stored.fitted_on}"
     expected = cross_fitted_edits(measured.features, measured.edits)
     return expected.tolist(), "fitted on the other four fifths of these images"
 
@@ -152,6 +160,7 @@ def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float],
 def _measured(
     weights: Path,
     snapshot: Path | None,
+    folds: Path | None,
     split: str | None,
     count: int,
     shown_from: float,
@@ -168,7 +177,7 @@ def _measured(
         raise ServiceError(str(error)) from error
     import torch
 
-    from backend.learning.snapshot.annotation_cost import measure_correction_cost
+    from backend.learning.snapshot.annotation_cost import crossed_predictor, measure_correction_cost
     from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
@@ -177,7 +186,7 @@ def _measured(
         torch.set_num_threads(threads)
     samples: Any
     if snapshot:
-        samples, classes, name = _snapshot_samples(snapshot, count)
+        samples, classes, name = _snapshot_samples(snapshot, count, whole=folds is not None)
     else:
         name = f"scenes:{split}:{count}"
         opened = open_set(name)
@@ -188,13 +197,17 @@ def _measured(
         raise ServiceError(f"The model in {weights} cannot be loaded: {error}") from error
     with click.progressbar(length=len(samples), label=f"predicting {name}", file=sys.stderr) as bar:
         measured = measure_correction_cost(
-            predictor, samples, classes, shown_from=shown_from, progress=lambda: bar.update(1)
+            crossed_predictor(predictor, folds) if folds else predictor,
+            samples,
+            classes,
+            shown_from=shown_from,
+            progress=lambda: bar.update(1),
         )
     return measured, name
 
 
-def _snapshot_samples(directory: Path, count: int) -> tuple[Any, tuple[str, ...], str]:
-    """The hold-out, then training images, `count` at most."""
+def _snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
+    """The hold-out, then with `whole` the training images, `count` at most."""
     from torch.utils.data import ConcatDataset, Subset
 
     from training.snapshots.format import SnapshotError, open_snapshot
@@ -203,6 +216,8 @@ def _snapshot_samples(directory: Path, count: int) -> tuple[Any, tuple[str, ...]
         snapshot = open_snapshot(directory)
     except SnapshotError as error:
         raise ServiceError(str(error)) from error
-    everything: Any = ConcatDataset([snapshot.open_set("holdout"), snapshot.open_set("train")])  # type: ignore[list-item]
+    parts: Any = [snapshot.open_set(part) for part in (("holdout", "train") if whole else ("holdout",))]
+    parts = [part for part in parts if len(part)]
+    everything: Any = ConcatDataset(parts) if parts else []
     chosen = Subset(everything, range(min(count, len(everything))))
     return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"

@@ -1,7 +1,4 @@
-"""`transfiner evaluate`.
-
-`transfiner score`.
-"""
+"""`transfiner evaluate` of models and running APIs, `transfiner score` of prediction files."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE
+from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, print_result
 from backend.devtools.served_evaluation.command import served_options
 
 if TYPE_CHECKING:
@@ -22,11 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    help="Checkpoint directory or name; may be left out with --served.",
-)
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
     "--coco",
@@ -117,17 +110,11 @@ def evaluate(
              transfiner evaluate --weights photos --coco instances.json images/ --prompts box
              transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
     """
-    import torch
-
     from training.datasets import open_set
 
-    if sum(one is not None for one in (split, coco, named)) != 1:
-        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
-    if processes > 1 and device != "cpu":
-        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
-    if threads > 0 or processes > 1:
-        torch.set_num_threads(threads or 1)
-    name = f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+    name = _set_name(split, coco, named, count)
+    _share_processor(device, threads, processes)
+    raw_only = submission or picture or card
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
     try:
@@ -138,13 +125,13 @@ def evaluate(
             _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
             return
         if edits:
-            if submission or picture or card:
+            if raw_only:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
             served_from = {"served": served, **served_as} if served else None
             _edits(samples, name, weights, served_from, good, shown_from, device, as_json)
             return
         if served:
-            if submission or picture or card:
+            if raw_only:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
             _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
             return
@@ -160,10 +147,24 @@ def evaluate(
     _say(outcome, as_json, _table)
 
 
+def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
+    if sum(option is not None for option in (split, coco, named)) != 1:
+        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
+    return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+
+
+def _share_processor(device: str, threads: int, processes: int) -> None:
+    """Set torch's threads; refuse processes on a GPU."""
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    if threads > 0 or processes > 1:
+        limit_threads(threads or 1)
+
+
 def _served(
     samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
 ) -> None:
-    """What a running API returns, beside the raw masks if there are weights."""
+    """Score what a running API returns, beside the raw masks if there are weights."""
     from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
     from backend.devtools.served_evaluation.compare import comparison_text
 
@@ -196,7 +197,7 @@ def _edits(
     device: str,
     as_json: bool,
 ) -> None:
-    """What correcting the shown regions takes, of weights or of a running API."""
+    """Measure what correcting the shown regions takes, of weights or of a running API."""
     from backend.devtools.simulated_edits import edits_text, evaluate_edits
     from training.evaluation.edits import GoodOutline
 
@@ -232,18 +233,14 @@ def _raw(
     drawn = Comparison(rows) if picture else None
     submitted = Submission(samples) if submission else None
 
-    def observe(sample: Any, found: Any) -> None:
-        for one in (drawn, submitted):
-            if one is not None:
-                one(sample, found)
+    def observe(sample: Any, instances: Any) -> None:
+        for path in (drawn, submitted):
+            if path is not None:
+                path(sample, instances)
 
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
         result = evaluate_checkpoint(
-            weights,
-            samples,
-            progress=lambda _: bar.update(1),
-            observe=observe if drawn or submitted else None,
-            **how,
+            weights, samples, progress=lambda _: bar.update(1), observe=observe if drawn or submitted else None, **how
         )
     if picture and drawn:
         drawn.save(picture)
@@ -252,10 +249,8 @@ def _raw(
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 
-def _say(outcome: dict[str, Any], as_json: bool, comparison_text: Callable[[dict[str, Any]], str]) -> None:
-    from model.files import json_values
-
-    click.echo(json.dumps(json_values(outcome)) if as_json else comparison_text(outcome))
+def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
+    print_result(outcome, "" if as_json else text_of(outcome), as_json)
 
 
 def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
@@ -292,7 +287,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 )
 @click.option(
     "--predictions",
-    "found",
+    "results",
     type=click.Path(exists=True, path_type=Path),
     help="COCO results file; a folder for cityscapes and bdd100k.",
 )
@@ -329,7 +324,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     truth: Path,
-    found: Path | None,
+    results: Path | None,
     metric: str,
     layout: str,
     ratio: float | None,
@@ -348,16 +343,16 @@ def score(
     from training.metrics.coco_schema import RecordError
 
     if benchmark:
-        _benchmark(truth, found, as_json)
+        _benchmark(truth, results, as_json)
         return
-    if found is None:
+    if results is None:
         raise click.UsageError("--predictions is missing; only --benchmark does without")
     _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
-    _demand_kind(found, "--predictions", folder=layout != "coco", layout=layout)
+    _demand_kind(results, "--predictions", folder=layout != "coco", layout=layout)
     try:
         result = measure(
             truth,
-            found,
+            results,
             metric,
             layout,
             ratio=ratio,
@@ -404,12 +399,12 @@ def _percent(value: float) -> str:
     return "-" if value < 0 else f"{100 * value:.1f}"
 
 
-def _benchmark(truth: Path, found: Path | None, as_json: bool) -> None:
+def _benchmark(truth: Path, results: Path | None, as_json: bool) -> None:
     from training.evaluation.boundary_benchmark import compare_speed
     from training.metrics.coco_schema import RecordError
 
     try:
-        result: dict[str, Any] = compare_speed(truth, found).as_dict()
+        result: dict[str, Any] = compare_speed(truth, results).as_dict()
     except RecordError as error:
         raise click.ClickException(str(error)) from error
     except ModuleNotFoundError as error:

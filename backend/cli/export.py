@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.cli.types import json_option
 from backend.errors import ServiceError, StartError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ FORMATS = ("coco", "lvis", "yolo")
     metavar="NAME",
     help="A choice given to a region that means a crowd, besides 'crowd'.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def export(
     project: int | None,
     url: str | None,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli import options
-from backend.cli.registry import REFUSED, json_option, plain_errors, project_option, registry_option
+from backend.cli.registry import REFUSED, plain_errors, project_option, registry_option
+from backend.cli.types import json_option
 
 if TYPE_CHECKING:
     from training.gate import Verdict
@@ -79,14 +80,14 @@ def _show_recorded(where: options.CheckpointPlaces, before: str, after: str, as_
         click.echo(json.dumps(both, indent=2, ensure_ascii=False))
         return
     for key in both[0]:
-        left, right = (_text(one[key]) for one in both)
+        left, right = (_text(entry[key]) for entry in both)
         mark = "  " if left == right else "! "
         click.echo(f"{mark}{key:<16}{left:<44} {right}")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(one)}" for key, one in value.items()) or "-"
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or "-"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)[:42] or "-"
@@ -171,7 +172,7 @@ def _snapshots(where: options.CheckpointPlaces, holdout: str | None, earlier: tu
     asked = where.snapshot(holdout)
     if earlier or where.registry is None or where.project is None:
         return [asked, *(where.snapshot(name) for name in earlier)]
-    digests = [one.digest for one in where.registry.snapshots(where.project) if one.digest != asked.name]
+    digests = [snapshot.digest for snapshot in where.registry.snapshots(where.project) if snapshot.digest != asked.name]
     return [asked, *(where.snapshot(digest) for digest in digests)]
 
 

@@ -69,7 +69,7 @@ def _finish(settings: Settings, project: str, run_id: str, as_json: bool) -> Non
         click.echo(json.dumps(asdict(run), ensure_ascii=False))
     else:
         click.echo(f"{run.id}: {run.state} {run.candidate}".rstrip())
-        for line in (*run.reasons, run.error, run.hint, run.note):
+        for line in (*run.reasons, run.order, run.error, run.hint, run.note):
             click.echo(f"  {line}" if line else "", nl=bool(line))
     if run.state == runs.REJECTED:
         raise SystemExit(3)

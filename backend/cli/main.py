@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -74,6 +76,10 @@ class LazyGroup(SuggestingGroup):
                 formatter.write_dl([(name, _summary(target)) for name, target in commands.items() if name in known])
 
 
+# Packages whose notices are for their developers.
+NOISY = r"(torch|torchvision|detectron2|fvcore|iopath|pkg_resources)(\.|$)"
+
+
 def _source(module: str) -> Path | None:
     spec = importlib.util.find_spec(module)
     return Path(spec.origin) if spec and spec.origin else None
@@ -119,8 +125,16 @@ def cli() -> None:
     """
 
 
+def quiet_libraries() -> None:
+    """Keep other people's deprecation notices from standing before a result; `python -W` brings them back."""
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=NOISY)
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
 def main() -> None:
     """Entry point: exit codes 0 fine, 1 failed with a reason, 2 wrong usage, 3 the gate refused."""
+    quiet_libraries()
     try:
         cli()
     except ServiceError as error:

@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.gate import compare_models
-from backend.cli.registry import (
-    gc,
-    list_versions,
-    project_option,
-    promote,
-    registry_option,
-    rollback,
-    show_version,
-)
-from backend.cli.types import SuggestingGroup
+from backend.cli.model_table import model_table, table_text
+from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
+from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -37,20 +30,25 @@ store_option = click.option(
     show_default=True,
     help="Folder of the imported checkpoints.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 classes_option = click.option("--classes", "classes_file", type=FilePath, help="Class names in order, one a line.")
 half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
 
 
-@click.group(cls=SuggestingGroup)
-def models() -> None:
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
     """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
 
+    Without a command: a table of what each model knows, its size, its AP and its milliseconds, from the models' cards.
+
     \b
+    Example: transfiner models
     Example: transfiner models fetch R50-FPN-3x
     Example: transfiner models rollback --project 12
     """
+    if context.invoked_subcommand is None:
+        click.echo(table_text(model_table(DEFAULT_STORE)))
 
 
 for command in (promote, rollback, compare_models, gc):
@@ -66,13 +64,7 @@ for command in (promote, rollback, compare_models, gc):
 @store_option
 @json_option
 def import_command(
-    file: Path,
-    name: str | None,
-    classes_file: Path | None,
-    half: bool,
-    force: bool,
-    store: Path,
-    as_json: bool,
+    file: Path, name: str | None, classes_file: Path | None, half: bool, force: bool, store: Path, as_json: bool
 ) -> None:
     """Check an authors' .pth and store it as a checkpoint.
 
@@ -146,16 +138,16 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
     if registry_url or project:
         list_versions(registry_url, project, as_json)
         return
-    found = [stored.as_dict() for stored in stored_models(store)]
+    rows = [stored.as_dict() for stored in stored_models(store)]
     released = [{"name": release.name, "figures": release.figures, "url": release.url} for release in RELEASES.values()]
     if as_json:
-        click.echo(json.dumps({"stored": found, "released": released}, indent=2))
+        click.echo(json.dumps({"stored": rows, "released": released}, indent=2))
         return
-    for entry in found:
+    for entry in rows:
         size = f"{entry['bytes'] / 1e6:.1f} MB"
         click.echo(f"{entry['name']:<20} {entry['version']:<28} {len(entry['classes']):>4} classes {size:>10}")
         click.echo(f"    {entry['problem'] or entry['directory']}")
-    if not found:
+    if not rows:
         click.echo(f"No checkpoints in {store}.")
     click.echo("\nReleased by the authors (`transfiner models fetch NAME`):")
     for entry in released:

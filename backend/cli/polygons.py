@@ -109,11 +109,7 @@ def polygons() -> None:
 @click.option("--shared-edges", is_flag=True, help="Masks of one image that touch keep one edge between them.")
 @click.option("--picture", type=FilePath, help="Write a PNG of mask, polygon and vertices.")
 @click.option(
-    "--mask",
-    "number",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Which mask of the file the picture shows.",
+    "--mask", "number", type=click.IntRange(min=1), default=1, help="Which mask of the file the picture shows."
 )
 @click.option("--zoom", type=click.IntRange(1, 64), default=12, show_default=True, help="Picture pixels a mask pixel.")
 @click.option("--json", "as_json", is_flag=True, help="Print the polygons and their figures as JSON.")
@@ -144,9 +140,9 @@ def outline(
         raise click.ClickException(str(error)) from error
     if shared_edges:
         outlines = [
-            found
+            polygons
             for _, group in groupby(masks, key=lambda m: m.image)
-            for found in _together(list(group), tolerance_px, min_area_px)
+            for polygons in _together(list(group), tolerance_px, min_area_px)
         ]
     else:
         outlines = [
@@ -155,7 +151,7 @@ def outline(
             )
             for named in masks
         ]
-    records = [_record(named, found) for named, found in zip(masks, outlines, strict=True)]
+    records = [_record(named, outline) for named, outline in zip(masks, outlines, strict=True)]
     click.echo(json.dumps(records) if as_json else _table(records))
     if picture is not None:
         _write_picture(picture, masks, outlines, number, zoom)
@@ -165,24 +161,24 @@ def _together(masks: list[NamedMask], tolerance_px: float, min_area_px: float) -
     return masks_to_polygons([named.mask_hw for named in masks], tolerance_px=tolerance_px, min_area_px=min_area_px)
 
 
-def _record(named: NamedMask, found: list[Polygon]) -> dict[str, Any]:
+def _record(named: NamedMask, polygons: list[Polygon]) -> dict[str, Any]:
     exact = exact_polygons(named.mask_hw)
-    filled = polygons_to_mask(found, *named.mask_hw.shape)
+    filled = polygons_to_mask(polygons, *named.mask_hw.shape)
     union = int((filled | named.mask_hw).sum())
-    deviation = deviation_px(found, exact)
+    deviation = deviation_px(polygons, exact)
     return {
         "mask": named.name,
         "image": named.image,
-        "parts": len(found),
-        "holes": sum(len(polygon.holes) for polygon in found),
+        "parts": len(polygons),
+        "holes": sum(len(polygon.holes) for polygon in polygons),
         "exact_vertices": sum(polygon.vertex_count for polygon in exact),
-        "vertices": sum(polygon.vertex_count for polygon in found),
-        "tolerance_px": max((polygon.tolerance_px for polygon in found), default=0.0),
+        "vertices": sum(polygon.vertex_count for polygon in polygons),
+        "tolerance_px": max((polygon.tolerance_px for polygon in polygons), default=0.0),
         "hausdorff_px": round(deviation, 4) if np.isfinite(deviation) else None,
         "iou": round(int((filled & named.mask_hw).sum()) / union, 6) if union else 1.0,
         "polygons": [
             {"exterior": polygon.exterior.tolist(), "holes": [hole.tolist() for hole in polygon.holes]}
-            for polygon in found
+            for polygon in polygons
         ],
     }
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -32,9 +32,6 @@ from integration.images.decode import decode_image
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from model.instance import Instance
 from model.requirements import MissingRequirementError, require_model_libraries
-
-if TYPE_CHECKING:
-    from model.predictor import Predictor
 
 
 def image_id_of(file: Path, number: int) -> int:
@@ -260,7 +257,7 @@ MAX_PIXELS = 250_000_000
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="scenes-small", show_default=True, help="Checkpoint directory or name.")
+@click.option("--model", default="photos", show_default=True, help="Checkpoint directory or name.")
 @click.option(
     "--format",
     "kind",
@@ -276,9 +273,17 @@ MAX_PIXELS = 250_000_000
     default="",
     help="For label-studio: what stands before a path, as /data/local-files/?d=photos/; data: the files inline.",
 )
+@click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "auto")),
+    default="fp32",
+    show_default=True,
+    help="On a CPU; auto: bf16 where that is fast and measured.",
+)
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
 def predict(
@@ -288,19 +293,24 @@ def predict(
     output: Path | None,
     config_file: Path | None,
     image_prefix: str,
+    boxes_file: Path | None,
     score_threshold: float,
     tolerance_px: float,
     device: str,
+    precision: str,
     store: Path,
     as_json: bool,
 ) -> None:
     """Outline objects in images: COCO results, Label Studio tasks or pictures.
 
     JSON goes to standard output unless --output names a file. Pictures go to the folder of --output (`overlays`).
-    Images that cannot be read are reported, the others go on, and the exit code is 1.
+    Images that cannot be read are reported, the others go on, and the exit code is 1. With --boxes the objects are
+    those of a JSON file of COCO results (bbox, score, image_id or file_name, category_id or category), outlined by a
+    promptable model.
 
     \b
     Example: transfiner predict photos/*.jpg --format overlay --output outlined
+    Example: transfiner predict photos/*.jpg --boxes detections.json --output outlines.json
     """
     missing = [image for image in images if not image.is_file()]
     if len(missing) == len(images):
@@ -308,11 +318,9 @@ def predict(
     try:
         directory = find_model(model, store)
         require_model_libraries()
-        from model.predictor import Predictor
-
-        predictor = Predictor.from_checkpoint(directory, device=device, score_threshold=score_threshold)
-        writer = _writer(kind, predictor, output, config_file, tolerance_px, image_prefix)
-        failures = _predict_all(predictor, images, writer)
+        outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
+        writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
+        failures = _predict_all(outliner, images, writer)
         _print(writer.records, kind, output, as_json)
     except (MissingRequirementError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -334,40 +342,85 @@ def _missing_images(images: Sequence[Path]) -> str:
     return f"image is '{first}', which {kind}{others}; expected {expected}. {meant}"
 
 
+Batch = Sequence[tuple[Path, int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Outliner:
+    """Gives the instances of images: (file, its place among all, pixels) of each."""
+
+    labels: tuple[str, ...]
+    version: str
+    images_at_once: int
+    outline: Callable[[Batch], list[list[Instance]]]
+
+
+def _outliner(
+    directory: Path, boxes_file: Path | None, device: str, score_threshold: float, precision: str
+) -> _Outliner:
+    """A model of its own detector, or with a file of boxes the promptable network of the model."""
+    if boxes_file is None:
+        from model.predictor import Predictor
+
+        predictor = Predictor.from_checkpoint(
+            directory, device=device, score_threshold=score_threshold, precision=precision
+        )
+        return _Outliner(
+            predictor.labels,
+            predictor.version,
+            predictor.images_at_once,
+            lambda batch: predictor([image for *_, image in batch]),
+        )
+    from backend.cli.box_results import BoxFile, outline_boxes
+    from model.checkpoints.metadata import read_metadata
+    from model.prompts.predictor import PromptPredictor
+
+    ids = category_ids_of(read_metadata(directory)["classes"])
+    boxes = BoxFile(boxes_file, image_id_of, {number: label for label, number in ids.items()})
+    prompts = PromptPredictor.from_checkpoint(directory, device=device, precision=precision)
+    return _Outliner(
+        boxes.labels,
+        prompts.version,
+        1,
+        lambda batch: [
+            outline_boxes(prompts, image, boxes.boxes(file, number), score_threshold) for file, number, image in batch
+        ],
+    )
+
+
 def _writer(
     kind: str,
-    predictor: Predictor,
+    outliner: _Outliner,
     output: Path | None,
     config_file: Path | None,
     tolerance_px: float,
     image_prefix: str,
 ) -> PredictionWriter:
     if kind == "coco":
-        return CocoWriter(predictor.labels)
+        return CocoWriter(outliner.labels)
     if kind == "overlay":
         return OverlayWriter(output or Path("overlays"))
     if not image_prefix:
         click.echo("Note: Label Studio cannot show paths of this machine; give --image-prefix.", err=True)
-    config = read_label_config(config_file, predictor.labels)
-    return LabelStudioWriter(config, predictor.version, tolerance_px, address_under(image_prefix))
+    config = read_label_config(config_file, outliner.labels)
+    return LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
 
 
-def _predict_all(predictor: Predictor, files: Sequence[Path], writer: PredictionWriter) -> list[str]:
+def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionWriter) -> list[str]:
     """Feed every readable image to the writer; the messages of the others."""
 
     failures: list[str] = []
     with _progress_bar(len(files)) as advance:
-        for start in range(0, len(files), predictor.images_at_once):
-            batch: list[tuple[int, np.ndarray]] = []
-            for number in range(start, min(start + predictor.images_at_once, len(files))):
+        for start in range(0, len(files), outliner.images_at_once):
+            batch: list[tuple[Path, int, np.ndarray]] = []
+            for number in range(start, min(start + outliner.images_at_once, len(files))):
                 try:
-                    batch.append((number, _read(files[number])))
+                    batch.append((files[number], number, _read(files[number])))
                 except (ValueError, OSError) as error:
                     failures.append(str(error))
-            results = predictor([image for _, image in batch])
-            for (number, image), instances in zip(batch, results, strict=True):
-                writer.add(PredictedImageFile(files[number], number, image, instances))
-            advance(predictor.images_at_once)
+            for (file, number, image), instances in zip(batch, outliner.outline(batch), strict=True):
+                writer.add(PredictedImageFile(file, number, image, instances))
+            advance(outliner.images_at_once)
     return failures
 
 

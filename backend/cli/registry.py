@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backend.cli.types import json_option
 from backend.processes.running_service import load_settings_of_running
 from model.checkpoints.metadata import CheckpointError
 
@@ -26,7 +27,6 @@ project_option = click.option("--project", help="Whose versions: Label Studio's 
 needed_project_option = click.option(
     "--project", required=True, help="Whose versions: Label Studio's project id, or any name."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def open_registry(url: str | None) -> Registry:
@@ -52,17 +52,17 @@ def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
     with plain_errors():
         registry = open_registry(url)
         projects = [project] if project else registry.projects()
-        found = {name: (registry.active(name), registry.versions(name)) for name in projects}
+        states = {name: (registry.active(name), registry.versions(name)) for name in projects}
     if as_json:
-        told = {
-            name: {"active": active, "versions": [one.as_dict() for one in versions]}
-            for name, (active, versions) in found.items()
+        report = {
+            name: {"active": active, "versions": [version.as_dict() for version in versions]}
+            for name, (active, versions) in states.items()
         }
-        click.echo(json.dumps({"registry": registry.url, "projects": told}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"registry": registry.url, "projects": report}, indent=2, ensure_ascii=False))
         return
-    if not found:
+    if not states:
         click.echo(f"No projects in {registry.url}.")
-    for name, (active, versions) in found.items():
+    for name, (active, versions) in states.items():
         click.echo(f"Project {name} in {registry.url}: {active or 'no version'} is active.")
         if versions:
             click.echo(f"  {'version':<32}{'status':<11}{'mask AP':>8}{'boundary':>10}  {'parent':<24}created")

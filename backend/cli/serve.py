@@ -1,6 +1,6 @@
 """The `serve` command: queue server, workers and API as one supervised process tree.
 
-The `api` command: the HTTP application behind gunicorn, one process with many threads.
+The `api` command: the HTTP application, one process with many threads.
 
 The `worker` command: one process with one warm model.
 
@@ -11,28 +11,25 @@ The `dashboard` command.
 
 from __future__ import annotations
 
-import os
+import logging
 import socket
 import sys
 from typing import Any
 
 import click
-from flask import Flask
 from redis import Redis, RedisError
 
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
-from backend.processes.running_service import announced, status_url
-from backend.processes.service_tree import (
-    DASHBOARD_HOST,
-    dashboard_child,
-    service_children,
-    warn_of_unknown_variables,
-)
+from backend.processes.running_service import announced
+from backend.processes.service_tree import DASHBOARD_HOST, dashboard_child, service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings
 from model.requirements import missing_gpu_reason
+
+log = logging.getLogger(__name__)
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @click.command()
@@ -63,8 +60,8 @@ def serve(dashboard: bool, **options: Any) -> None:
     children, settings = service_children(settings)
     children += [dashboard_child(settings)] if dashboard else []
     address = f"http://{settings.host}:{settings.port}"
-    status = status_url(settings.host, settings.port)
-    ready = f"Transfiner serves {address} (model {settings.model.name}), status page {status}; Ctrl-C stops it."
+    ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
+    ready += f"Status page: {settings.status_url}"
     with announced("service", settings):
         code = Supervisor(children, when_ready=lambda: click.echo(ready)).run()
     sys.exit(code)
@@ -74,12 +71,6 @@ def _check_device(settings: Settings) -> None:
     """Refuse TRANSFINER_DEVICE as the option --device is refused."""
     if reason := missing_gpu_reason(settings.device):
         raise StartError(reason, "Correct TRANSFINER_DEVICE or give --device.")
-
-
-# Label Studio keeps a connection for a few requests (health, setup, predict).
-KEEP_ALIVE_S = 5
-# A request that waits for a prediction answers within about 1 s once the process is asked to stop.
-GRACE_S = 8
 
 
 @click.command()
@@ -102,44 +93,25 @@ def api(**options: Any) -> None:
 
 def serve_http(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; for the main thread of a process."""
-    from gunicorn.app.base import BaseApplication
-
     from backend.api.app import create_app
+    from backend.api.http_server import HttpServer
+    from backend.api.origin import has_password
 
-    class Server(BaseApplication):
-        def load_config(self) -> None:
-            for name, value in _gunicorn_options(settings).items():
-                self.cfg.set(name, value)
+    if settings.host not in LOOPBACK and not has_password(settings):
+        log.warning(
+            "The service listens on %s and asks nobody for a password: whoever reaches it sees names of tasks and "
+            "projects and has pictures predicted. Set TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD, "
+            "and the same on the ML backend in Label Studio.",
+            settings.host,
+        )
+    app = create_app(settings)
+    server = HttpServer(app, settings, settings.host, settings.port)
+    queue = app.extensions["transfiner"].queue
 
-        def load(self) -> Flask:
-            return create_app(settings)
+    def answer_waiting_requests() -> None:
+        queue.is_stopping = lambda: True
 
-    # Must fail before gunicorn forks, else its workers would die and be started again for ever.
-    create_app(settings)
-    Server().run()
-
-
-def _gunicorn_options(settings: Settings) -> dict[str, Any]:
-    return {
-        "bind": f"{settings.host}:{settings.port}",
-        "worker_class": "gthread",
-        # Replicas are processes or hosts of their own; one process keeps its figures together.
-        "workers": 1,
-        "threads": settings.api_threads,
-        "timeout": 60,
-        "graceful_timeout": GRACE_S,
-        "keepalive": KEEP_ALIVE_S,
-        "proc_name": "transfiner-api",
-        "loglevel": "warning",
-        "control_socket_disable": True,
-        # Its heartbeat file must not be on a disk that may stall.
-        "worker_tmp_dir": "/dev/shm" if os.path.isdir("/dev/shm") else None,  # noqa: PTH112
-        "post_worker_init": _answer_waiting_requests_on_stop,
-    }
-
-
-def _answer_waiting_requests_on_stop(worker: Any) -> None:
-    worker.wsgi.extensions["transfiner"].queue.is_stopping = lambda: not worker.alive
+    server.run_until_signal(answer_waiting_requests)
 
 
 @click.command()
@@ -149,10 +121,11 @@ def _answer_waiting_requests_on_stop(worker: Any) -> None:
 @click.option("--max-batch", type=int, help="Tasks predicted together (TRANSFINER_MAX_BATCH).")
 @click.option(
     "--queues",
-    type=click.Choice(["predict", "train"]),
+    type=click.Choice(["predict", "interactive", "train"]),
     default="predict",
     show_default=True,
-    help="What this worker does; a training must not keep predictions waiting, so it is one or the other.",
+    help="What this worker does: whole images (and prompts where nobody else answers them), prompts alone, so that "
+    "none waits behind a batch, or trainings.",
 )
 @click.option("--burst", is_flag=True, help="End when nothing is waiting.")
 def worker(queues: str, burst: bool, **options: Any) -> None:
@@ -160,6 +133,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
 
     \b
     Example: transfiner worker --redis-url redis://queue:6379/0 --device cuda:1
+    Example: transfiner worker --queues interactive
     Example: transfiner worker --queues train
     """
     from backend.logs import set_up_logs
@@ -174,7 +148,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
         return
     from backend.worker.main import run_worker
 
-    run_worker(settings, burst=burst)
+    run_worker(settings, burst=burst, is_interactive=queues == "interactive")
 
 
 @click.command("worker-alive")
@@ -225,8 +199,8 @@ def dashboard(host: str, port: int, **options: Any) -> None:
     # Says so when there is no address of a queue server.
     web_connection(settings).close()
     set_up_logs(settings)
-    from werkzeug.serving import make_server
+    from backend.api.http_server import HttpServer
 
-    with make_server(host, port, create_dashboard(settings), threaded=True) as server:
-        click.echo(f"The queue at http://{host}:{server.server_port}; Ctrl-C ends it.")
-        server.serve_forever()
+    server = HttpServer(create_dashboard(settings), settings, host, port)
+    click.echo(f"The queue at http://{host}:{server.port}; Ctrl-C ends it.")
+    server.run_until_signal()

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from backend.cli.types import json_option
 from backend.errors import ServiceError, StartError
 
 FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
@@ -43,7 +44,7 @@ FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
     show_default=True,
     help="Share of images that are never trained on.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def snapshot(
     project: str | None,
     url: str | None,

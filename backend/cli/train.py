@@ -17,11 +17,7 @@ from backend.cli.types import CHECKPOINT, DEVICE
 @click.command()
 @click.argument("config")
 @click.option(
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the run.",
+    "--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run."
 )
 @click.option("--name", default=None, help="Name of the checkpoint; the configuration's by default.")
 @click.option("--max-minutes", type=float, default=None, help="Fit the schedule to this wall-clock time.")

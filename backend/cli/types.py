@@ -1,16 +1,22 @@
-"""What options accept, checked before anything heavy is imported: checkpoints by name, devices, close spellings."""
+"""What commands share: checkpoints by name, devices, close spellings, options, printing a result as text or JSON.
+
+Options are checked before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
+from model.files import json_values
 from model.requirements import missing_gpu_reason
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -62,7 +68,7 @@ class SuggestingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with a suggestion in the error."""
+        """Find the command; name the closest spelling in the error."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -77,3 +83,24 @@ CHECKPOINT = CheckpointType()
 DEVICE = DeviceType()
 PORT = click.IntRange(0, 65535)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's."
+)
+size_option = click.option(
+    "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
+)
+
+
+def print_result(outcome: Any, text: str, as_json: bool) -> None:
+    """Print ``text``, or ``outcome`` as JSON, which has no NaN."""
+    click.echo(json.dumps(json_values(outcome)) if as_json else text)
+
+
+def limit_threads(threads: int) -> None:
+    """Let torch use this many threads; 0 leaves them as they are."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)

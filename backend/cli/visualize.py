@@ -15,12 +15,7 @@ _FIGURES = ("depths", "regions", "attention")
 
 @click.command()
 @click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--weights",
-    type=CHECKPOINT,
-    required=True,
-    help="Checkpoint directory or name.",
-)
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -67,7 +62,10 @@ def visualize(
 
 
 def _draw_failures(name: str, weights: Path, out: Path, count: int, device: str) -> Path:
-    """As the model is served: whole sequences, which the other figures need, take minutes an image and change masks."""
+    """Draw the worst detections of the model as it is served.
+
+    Whole sequences, which the other figures need, take minutes an image and change masks.
+    """
     from model.checkpoints.metadata import read_metadata
     from training.benchmark.cost.subjects import open_network
     from training.datasets import open_set
@@ -99,11 +97,7 @@ def _draw_images(
     from training.visualization import plots as drawing
     from training.visualization.observation import WHOLE_SEQUENCES, observe
 
-    draw = {
-        "depths": drawing.draw_depths,
-        "regions": drawing.draw_regions,
-        "attention": drawing.draw_attention,
-    }
+    draw = {"depths": drawing.draw_depths, "regions": drawing.draw_regions, "attention": drawing.draw_attention}
     names = load_checkpoint(weights).metadata["classes"]
     network, cfg = open_network(weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES])
     written: list[Path] = []

@@ -16,22 +16,17 @@ from typing import Any
 import click
 
 from backend.bootstrap.running import Progress
-from backend.demo.project import TITLE
+from backend.demo.project import PHOTOGRAPHS_TITLE, SCENES_TITLE
 from backend.errors import StartError
 from backend.logs import set_up_logs
 from backend.processes.label_studio_server import COLD_START_S, ROOT, LabelStudioServer
-from backend.processes.running_service import announced, status_url
+from backend.processes.running_service import announced
 from backend.processes.service_tree import service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Child, Supervisor, python_module
-from backend.settings import Settings, load_settings
+from backend.settings import SCENES_MODEL, Settings, load_settings
 from backend.versions.served_model import read_served_model
 
-TITLES = {
-    "queue": "queue server",
-    "worker-0": "worker",
-    "api": "backend and Label Studio",
-    "project": "project",
-}
+TITLES = {"queue": "queue server", "worker-0": "worker", "api": "backend and Label Studio", "project": "projects"}
 PROJECT_S = 1800.0  # the first start outlines every image: seconds each on a busy CPU
 LOG_TAIL_LINES = 12
 
@@ -44,7 +39,7 @@ LOG_TAIL_LINES = 12
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
 def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any) -> None:
-    """Run the service and a Label Studio whose project has every object outlined; Ctrl-C ends all of it.
+    """Run the service and a Label Studio with projects of photographs and scenes, outlined; Ctrl-C ends all of it.
 
     Annotations are kept in the folder, so the next start goes on with them.
 
@@ -52,10 +47,7 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
     Example: transfiner demo --port 8081 --backend-port 9091
     """
     with _only_one(folder):
-        for what, number, option in (
-            ("Label Studio", port, "--port"),
-            ("the backend", backend_port, "--backend-port"),
-        ):
+        for what, number, option in (("Label Studio", port, "--port"), ("the backend", backend_port, "--backend-port")):
             check_port(what, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()
@@ -108,9 +100,11 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
     state = folder / "project.json"
 
     def announce() -> None:
-        number = json.loads(state.read_text())["project"]
-        print(f"\n{TITLE}: {address.format(number)}  login {login.email}  password {login.password}", flush=True)
-        print(f"Status page: {status_url(settings.host, settings.port)}", flush=True)
+        numbers = json.loads(state.read_text())
+        print(f"\nLogin {login.email}, password {login.password}", flush=True)
+        print(f"{PHOTOGRAPHS_TITLE}: {address.format(numbers['photographs'])}", flush=True)
+        print(f"{SCENES_TITLE}: {address.format(numbers['project'])}", flush=True)
+        print(f"Status page: {settings.status_url}", flush=True)
         print("Ctrl-C ends it; your annotations are kept.", flush=True)
 
     state.unlink(missing_ok=True)
@@ -122,14 +116,15 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
 
 
 def project_child(server: LabelStudioServer, settings: Settings, backend_url: str, folder: Path, images: int) -> Child:
-    """The step that fills the project, as a process of its own: Ctrl-C ends it, a failure starts it once more."""
-    model = read_served_model(settings.model)
+    """The step that fills the projects, as a process of its own: Ctrl-C ends it, a failure starts it once more."""
+    scenes = read_served_model(SCENES_MODEL)
     request = {
         "url": server.url,
         "images": str(folder / "images"),
         "count": images,
-        "labels": model.labels,
-        "model_version": model.version,
+        "model_version": read_served_model(settings.model).version,
+        "scenes": {"labels": scenes.labels, "version": scenes.version, "directory": str(scenes.directory)},
+        "registry": settings.registry,
         "backend_url": backend_url,
         "state": str(folder / "project.json"),
     }
@@ -179,9 +174,12 @@ def _show_newest_log(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Two Label Studios on one database would corrupt it."""
+    """Two Label Studios on one database would corrupt it; it holds passwords and tokens, so it is the user's alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    folder.chmod(0o700)
+    umask = os.umask(0o077)
+    with contextlib.ExitStack() as stack, (folder / "lock").open("w") as lock:
+        stack.callback(os.umask, umask)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

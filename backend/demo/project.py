@@ -1,4 +1,4 @@
-"""The demo's project in Label Studio: made once through its API, found again later, brought up to date every time.
+"""The demo's projects in Label Studio: made once through its API, found again later, brought up to date every time.
 
 Every step looks at what is there and adds what is missing, so an interrupted first start goes on where it stopped.
 """
@@ -10,19 +10,26 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import requests
 from PIL import Image
 
+from backend.demo.photographs import CREDIT, LABELS, copy_photographs
 from backend.errors import StartError
 from integration.label_studio.client import ClientError, LabelStudioClient
 from training.synthetic.scenes import generate_scene, scene_seed
 
-TITLE = "Transfiner demo"
-DESCRIPTION = "Generated scenes. Every object is outlined by the model; correct what is wrong and press Submit."
+SCENES_TITLE = "Transfiner demo: scenes"
+SCENES = "Generated scenes. Every object is outlined by the model; correct what is wrong and press Submit."
+PHOTOGRAPHS_TITLE = "Transfiner demo: photographs"
+BRUSH_TITLE = "Transfiner demo: photographs with a brush"
+PHOTOGRAPHS = "Common things are outlined; anything else is a box or a click away."
+# Above the picture: what the smart tools want is nowhere to be seen in Label Studio.
+HELP = "Auto-Annotation on, a label, then a box or a click. Not this: Alt+click, in a box Ctrl+Alt+click."
 # Distinct on the scenes' muted backgrounds, and for people who confuse red and green.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#8c6bb1")
 UPLOAD_CHUNK = 8
@@ -33,34 +40,63 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class DemoProject:
-    """What the demo shows.
+    """A project that the demo shows.
 
     Attributes:
-        labels: classes of the model that predicts.
-        model_version: its version, as the backend reports it.
+        title: found again by it.
+        description: for people.
+        label_config: XML.
+        model_version: of the model that predicts, as the backend reports it.
         backend_url: the backend, as Label Studio reaches it.
         images: pictures to import, one task each.
+        model: checkpoint directory that shall serve this project alone; "" for the service's own.
     """
 
-    labels: Sequence[str]
+    title: str
+    description: str
+    label_config: str
     model_version: str
     backend_url: str
     images: Sequence[Path]
-    title: str = TITLE
+    model: str = ""
 
 
 Report = Callable[[str], None]
 
 
-def label_config(labels: Sequence[str]) -> str:
-    """Polygons in the colours of the labels."""
-    rows = (
+def _labels(labels: Sequence[str]) -> str:
+    """Label tags in colours of their own."""
+    return "\n".join(
         f"    <Label value={quoteattr(label)} background={quoteattr(COLOURS[number % len(COLOURS)])}/>"
         for number, label in enumerate(labels)
     )
-    polygons = '  <PolygonLabels name="label" toName="image" strokeWidth="2" opacity="0.3">'
-    picture = '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>'
-    return "\n".join(["<View>", picture, polygons, *rows, "  </PolygonLabels>", "</View>"])
+
+
+def scenes_config(labels: Sequence[str]) -> str:
+    """Polygons in the colours of the labels."""
+    return f"""<View>
+  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+  <PolygonLabels name="label" toName="image" strokeWidth="2" opacity="0.3">
+{_labels(labels)}
+  </PolygonLabels>
+</View>"""
+
+
+def smart_config(labels: Sequence[str], shape: str) -> str:
+    """One row of labels for outlines of a shape ("Polygon", "Brush") and for smart boxes and clicks.
+
+    The labels stand above the image: below a tall one nobody would see them.
+    """
+    return f"""<View>
+  <Header size="6" value={quoteattr(HELP)}/>
+  <Labels name="label" toName="image" strokeWidth="3" opacity="0.3">
+{_labels(labels)}
+  </Labels>
+  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+  <{shape} name="outline" toName="image"/>
+  <Rectangle name="box" toName="image" smart="true" smartOnly="true"/>
+  <KeyPoint name="click" toName="image" smart="true" smartOnly="true"/>
+</View>"""
 
 
 def draw_scenes(folder: Path, count: int) -> list[Path]:
@@ -75,14 +111,19 @@ def draw_scenes(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def prepare_project(client: LabelStudioClient, demo: DemoProject, report: Report) -> int:
-    """Make the project ready to annotate and return its id.
+def prepare_project(client: LabelStudioClient, demo: DemoProject, report: Report, registry: str = "") -> int:
+    """Make a project ready to annotate and return its id.
+
+    Args:
+        registry: where a model of the project's own is published.
 
     Raises:
         ClientError: Label Studio refuses something.
         StartError: predictions do not arrive.
     """
     project = _project(client, demo)
+    if demo.model:
+        demo = replace(demo, model_version=_serve(registry, project, Path(demo.model), demo.model_version))
     _import_images(client, project, demo.images, report)
     _connect(client, project, demo)
     _retrieve(client, project, demo, report)
@@ -95,12 +136,24 @@ def _project(client: LabelStudioClient, demo: DemoProject) -> int:
             return int(project["id"])
     made = client.create_project(
         title=demo.title,
-        label_config=label_config(demo.labels),
-        description=DESCRIPTION,
+        label_config=demo.label_config,
+        description=demo.description,
         sampling="Uncertainty sampling",  # the label stream starts with the pictures the model is least sure of
         show_collab_predictions=True,
     )
     return int(made["id"])
+
+
+def _serve(registry: str, project: int, model: Path, version: str) -> str:
+    """Have a model serve a project, unless a version that it learned does; the version that serves."""
+    from training.registry import Registry
+
+    versions, name = Registry(registry), str(project)
+    active = versions.active(name)
+    if active != version and not (active or "").startswith(f"p{name}-"):
+        versions.promote(name, versions.publish(name, model))
+        return version
+    return active or version
 
 
 def _import_images(client: LabelStudioClient, project: int, images: Sequence[Path], report: Report) -> None:
@@ -117,11 +170,11 @@ def _connect(client: LabelStudioClient, project: int, demo: DemoProject) -> None
 
     Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
     """
-    wanted = {"url": demo.backend_url, "title": demo.model_version}
+    wanted: dict[str, Any] = {"url": demo.backend_url, "title": demo.model_version, "is_interactive": True}
     backends = client.list_backends(project)
     if not backends:
         client.create_backend(project, **wanted)
-    elif any(backends[0][key] != value for key, value in wanted.items()):
+    elif any(backends[0].get(key) != value for key, value in wanted.items()):
         client.update_backend(backends[0], **wanted)
 
 
@@ -175,19 +228,39 @@ def _failures(backend_url: str, project: int) -> dict[int, str]:
 
 
 def main(argument: str) -> None:
-    """Prepare the project that one JSON object describes, say so in its `state` file, and stay.
+    """Prepare the projects that one JSON object describes, say so in its `state` file, and stay.
 
     A process of its own, so that Ctrl-C can end it at any moment; it stays because the supervisor starts again what
     ends. The API key comes in the environment, where other users of the machine cannot read it.
     """
     given = json.loads(argument)
-    images = draw_scenes(Path(given["images"]), int(given["count"]))
-    demo = DemoProject(given["labels"], given["model_version"], given["backend_url"], images)
+    url, folder = given["backend_url"], Path(given["images"])
+    photographs = copy_photographs(folder / "photographs")
+    version = given["model_version"]
+    description = f"{PHOTOGRAPHS} {CREDIT}"
+    projects = {
+        "photographs": DemoProject(
+            PHOTOGRAPHS_TITLE, description, smart_config(LABELS, "Polygon"), version, url, photographs
+        ),
+        "brush": DemoProject(BRUSH_TITLE, description, smart_config(LABELS, "Brush"), version, url, photographs),
+        "project": DemoProject(
+            SCENES_TITLE,
+            SCENES,
+            scenes_config(given["scenes"]["labels"]),
+            given["scenes"]["version"],
+            url,
+            draw_scenes(folder, int(given["count"])),
+            given["scenes"]["directory"],
+        ),
+    }
     client = LabelStudioClient(given["url"], os.environ["LABEL_STUDIO_API_KEY"])
-    project = prepare_project(client, demo, lambda text: print(text, flush=True))
+    numbers = {
+        name: prepare_project(client, demo, lambda text: print(text, flush=True), given["registry"])
+        for name, demo in projects.items()
+    }
     state = Path(given["state"])
     unfinished = state.with_suffix(".part")
-    unfinished.write_text(json.dumps({"project": project}))
+    unfinished.write_text(json.dumps(numbers))
     unfinished.rename(state)
     os.execvp("sleep", ["sleep", "infinity"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from backend.settings import PREFIX, SHIPPED_MODEL, SHIPPED_PROMPT_MODEL, Settings
+from backend.settings import PREFIX, SHIPPED_MODEL, Settings
 
 HEAD = """\
 # Settings
@@ -19,10 +19,7 @@ Every setting is an environment variable. Written from the comments of `backend/
 """
 TABLE_HEAD = "| variable | default | what it does |\n|---|---|---|"
 FIELD = re.compile(r"    (\w+): ")
-STANDARD_NAMES = {
-    "label_studio_url": "LABEL_STUDIO_URL",
-    "label_studio_api_key": "LABEL_STUDIO_API_KEY",
-}
+STANDARD_NAMES = {"label_studio_url": "LABEL_STUDIO_URL", "label_studio_api_key": "LABEL_STUDIO_API_KEY"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def _default(name: str) -> str:
     value = Settings.model_fields[name].get_default(call_default_factory=True)
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if value in (SHIPPED_MODEL, SHIPPED_PROMPT_MODEL):
+    if value == SHIPPED_MODEL:
         value = Path("model") / "weights" / value.name
     return f"`{value}`" if value not in ("", [], {}) else "empty"
 

@@ -17,12 +17,7 @@ from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from integration.label_studio.client import ClientError, LabelStudioClient
 
-MARKS = {
-    "ok": ("ok", "green"),
-    "warning": ("warn", "yellow"),
-    "error": ("FAIL", "red"),
-    "skipped": ("skip", "blue"),
-}
+MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("FAIL", "red"), "skipped": ("skip", "blue")}
 
 
 @click.command()
@@ -85,13 +80,7 @@ def _line(finding: Finding) -> str:
 
 def _json(findings: list[Finding]) -> str:
     rows = [
-        {
-            "name": f.name,
-            "status": f.status,
-            "detail": f.detail,
-            "fix": f.fix,
-            "fixable": f.repair is not None,
-        }
+        {"name": f.name, "status": f.status, "detail": f.detail, "fix": f.fix, "fixable": f.repair is not None}
         for f in findings
     ]
     return json.dumps(rows, indent=2)

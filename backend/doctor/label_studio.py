@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from backend.doctor.machine import Finding
+from backend.doctor.connection import ConnectionClient, connection_changes
+from backend.doctor.machine import Finding, Status
 from backend.errors import ServiceError
 from backend.settings import Settings
 from backend.versions.resolve import model_directory
@@ -18,11 +19,12 @@ from backend.versions.served_model import ServedModel, read_served_model
 from integration.label_studio.auth import is_personal_access_token
 from integration.label_studio.client import ClientError
 from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.notice import is_notice
 
 Json = dict[str, Any]
 
 
-class DoctorClient(Protocol):
+class DoctorClient(ConnectionClient, Protocol):
     """The part of integration.label_studio.client.LabelStudioClient that is used here."""
 
     def health(self) -> Any: ...
@@ -30,9 +32,7 @@ class DoctorClient(Protocol):
     def whoami(self) -> Any: ...
     def list_projects(self) -> list[Json]: ...
     def list_backends(self, project_id: int) -> list[Json]: ...
-    def update_backend(self, backend: Json, **fields: object) -> Any: ...
     def list_webhooks(self, project_id: int | None = None) -> list[Json]: ...
-    def update_webhook(self, webhook: Json, **fields: object) -> Any: ...
 
 
 def connection_findings(settings: Settings, client: DoctorClient, model: ServedModel | None) -> Iterator[Finding]:
@@ -59,15 +59,16 @@ def connection_findings(settings: Settings, client: DoctorClient, model: ServedM
         )
     for backend in backends:
         yield from _backend(backend, _served(settings, backend, model))
-    for project in projects:
-        own = [backend for backend in backends if backend["project"] == project["id"]]
-        yield from _labels(project, own, settings, model)
     hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
-    yield from _webhooks(settings, list(hooks.values()), backends, client)
-    for backend in backends:
-        served = _served(settings, backend, model)
-        if served and is_ours(backend) and backend["title"] != served.version:
-            yield _title(backend, served, client)
+    for project in projects:
+        ours = [backend for backend in backends if backend["project"] == project["id"] and is_ours(backend)]
+        served = _served(settings, ours[0], model) if ours else None
+        if served is not None:
+            yield from _labels(project, served)
+            for change in connection_changes(settings, client, project, ours, hooks.values(), served):
+                status: Status = "error" if change.is_error else "warning"
+                yield Finding(change.name, status, change.detail, change.fix, change.make)
+    yield from _webhooks(list(hooks.values()), backends, client)
 
 
 def _served(settings: Settings, backend: Json, model: ServedModel | None) -> ServedModel | None:
@@ -102,7 +103,8 @@ def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     name = f"backend {backend['title']!r} of project {backend['project']}"
     if backend["state"] == "CO":
         yield Finding(name, "ok", f"{backend['url']} is connected, version {backend.get('model_version')}.")
-        if model and is_ours(backend) and backend.get("model_version") not in (None, model.version):
+        known = backend.get("model_version")
+        if model and is_ours(backend) and not is_notice(known) and known not in (None, model.version):
             fix = "Restart the service with the same TRANSFINER_MODEL everywhere."
             detail = f"Label Studio knows version {backend['model_version']}, here is {model.version}."
             yield Finding(name, "warning", detail, fix)
@@ -121,14 +123,10 @@ def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
     yield Finding(name, "error", f"{backend['url']} is {backend['state']}: {reason}", fix)
 
 
-def _labels(
-    project: Json, backends: Sequence[Json], settings: Settings, model: ServedModel | None
-) -> Iterator[Finding]:
-    """Whether the model that serves a project knows its labels; only for projects that ours is connected to."""
-    ours = [backend for backend in backends if is_ours(backend)]
-    served = _served(settings, ours[0], model) if ours else None
+def _labels(project: Json, served: ServedModel) -> Iterator[Finding]:
+    """Whether the model that serves a project knows its labels."""
     xml = str(project.get("label_config") or "")
-    if served is None or not xml:
+    if not xml:
         return
     config = parse_label_config(xml)
     name = f"labels of project {project['id']}"
@@ -141,26 +139,14 @@ def _labels(
         yield Finding(name, "ok", f"{served.version} knows all of them.")
         return
     fix = (
-        "Annotate about 15 images with them and press Start Training, or give a class's name in a label's "
+        "Annotate about 10 images with them and press Start Training, or give a class's name in a label's "
         "predicted_values."
     )
     yield Finding(name, "warning", f"{served.version} does not know: {unknown}. They are not outlined.", fix)
 
 
-def _title(backend: Json, model: ServedModel, client: DoctorClient) -> Finding:
-    return Finding(
-        f"title of backend {backend['title']!r}",
-        "warning",
-        f"Ordering by uncertainty needs the backend's title to be the model version {model.version!r}.",
-        "Rename the backend (`transfiner doctor --fix` does).",
-        lambda: client.update_backend(backend, title=model.version),
-    )
-
-
-def _webhooks(
-    settings: Settings, hooks: Sequence[Json], backends: Sequence[Json], client: DoctorClient
-) -> Iterator[Finding]:
-    """Webhooks outlive their backend, and never carry its basic auth."""
+def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: DoctorClient) -> Iterator[Finding]:
+    """Webhooks outlive their backend."""
     wanted = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
     for hook in hooks:
         if not hook["url"].endswith("/webhook") or hook.get("is_active") is False:
@@ -168,8 +154,6 @@ def _webhooks(
         name = f"webhook {hook['id']} of project {hook['project']}"
         if (hook["project"], hook["url"]) not in wanted:
             yield _left_behind(hook, name, client)
-        elif settings.basic_auth_user and not hook.get("headers"):
-            yield _unauthorised(settings, hook, name, client)
 
 
 def _left_behind(hook: Json, name: str, client: DoctorClient) -> Finding:
@@ -182,21 +166,6 @@ def _left_behind(hook: Json, name: str, client: DoctorClient) -> Finding:
         f"{hook['url']} belongs to no connected backend.",
         f"{fix} (`transfiner doctor --fix` switches it off)." if is_ours else f"{fix}.",
         (lambda: client.update_webhook(hook, is_active=False)) if is_ours else None,
-    )
-
-
-def _unauthorised(settings: Settings, hook: Json, name: str, client: DoctorClient) -> Finding:
-    secret = settings.webhook_secret.get_secret_value()
-    detail = "It sends no credentials, so its events are refused with 401 and lost without a word."
-    if not secret:
-        return Finding(name, "error", detail, "Set TRANSFINER_WEBHOOK_SECRET and run `transfiner doctor --fix`.")
-    headers = {"X-Transfiner-Secret": secret}
-    return Finding(
-        name,
-        "error",
-        detail,
-        "Give it our secret as a header (`transfiner doctor --fix` does).",
-        lambda: client.update_webhook(hook, headers=headers),
     )
 
 

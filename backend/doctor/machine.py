@@ -22,7 +22,7 @@ from backend.versions.served_model import read_served_model
 from model.requirements import MissingRequirementError, require_model_libraries
 
 Status = Literal["ok", "warning", "error", "skipped"]
-LIBRARIES = ("torch", "torchvision", "flask", "gunicorn", "rq", "redis")
+LIBRARIES = ("torch", "torchvision", "flask", "waitress", "rq", "redis")
 
 
 @dataclass(frozen=True)

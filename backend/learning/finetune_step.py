@@ -20,7 +20,7 @@ def main(request: dict[str, Any]) -> int:
             Path(request["snapshot"]),
             Path(request["out"]),
             classes=request["classes"],
-            replay=[Path(one) for one in request["replay"]],
+            replay=[Path(path) for path in request["replay"]],
             base_sets=request["base_sets"],
             settings=FinetuneSettings(**{"device": request["device"], **request["settings"]}),
         )

@@ -23,9 +23,10 @@ def main(request: dict[str, Any]) -> int:
         _path(request["incumbent"]),
         _path(request["best"]),
         Path(request["snapshot"]),
-        earlier=[Path(one) for one in request["earlier"]],
+        earlier=[Path(path) for path in request["earlier"]],
         rules=parse_rules(request["rules"]),
         detect=detect_with(str(choose_device(request["device"]))),
+        folds=_path(request.get("folds")),
         out=out.parent / "report",
     )
     write_text(out, json.dumps(verdict.as_dict()))

@@ -1,19 +1,16 @@
-"""The project's Label Studio: what is new, the snapshot, and after a promotion the version that it shows.
-
-Label Studio orders tasks by the scores of the version that the project names, and the project names the backend's
-title. So the title follows the version.
-"""
+"""The project's Label Studio: what is new, the snapshot, and the settings that our backend needs there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from redis import Redis
 
+from backend.doctor.connection import ConnectionClient, Settled, connection_changes, is_first_connection
 from backend.doctor.label_studio import is_ours
 from backend.errors import ServiceError
 from backend.learning.learner import ProjectClient
@@ -21,19 +18,33 @@ from backend.learning.repredict import Repredictor
 from backend.learning.triggers import count_new_annotations
 from backend.predictions.projects import Project, Projects
 from backend.settings import Settings
+from backend.versions.resolve import registry_of, served_model
+from backend.versions.served_model import ServedModel, read_served_model
 from backend.worker.images import ImageSource, label_studio_of
 from integration.label_studio.client import LabelStudioClient
+from integration.label_studio.notice import is_notice
 
 log = logging.getLogger(__name__)
+SHOWN_COLUMNS = ("tasks:predictions_score", "tasks:predictions_model_versions")
+# What the data manager of Label Studio 1.23 hides by default.
+HIDDEN_COLUMNS = [
+    *("tasks:inner_id", "tasks:annotations_results", "tasks:annotations_ids", *SHOWN_COLUMNS),
+    *("tasks:predictions_results", "tasks:file_upload", "tasks:storage_filename", "tasks:created_at"),
+    *("tasks:updated_at", "tasks:updated_by", "tasks:avg_lead_time", "tasks:draft_exists"),
+]
 Json = dict[str, Any]
 
 
-class BackendClient(Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that `follow_version` uses."""
+class BackendClient(ConnectionClient, Protocol):
+    """The part of integration.label_studio.client.LabelStudioClient that `settle` uses."""
 
+    def get_project(self, project_id: int) -> Json: ...
     def list_backends(self, project_id: int) -> list[Json]: ...
-
-    def update_backend(self, backend: Mapping[str, Any], **fields: object) -> Any: ...
+    def list_webhooks(self, project_id: int | None = None) -> list[Json]: ...
+    def list_predictions(self, *, project_id: int | None = None) -> list[Json]: ...
+    def delete_predictions(self, project_id: int, model_version: str) -> None: ...
+    def list_views(self, project_id: int) -> list[Json]: ...
+    def save_view(self, project_id: int, data: Mapping[str, Any], view_id: int | None = None) -> Any: ...
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
@@ -57,21 +68,58 @@ def project_of(projects: Projects, project_id: str) -> Project:
     return max(named, key=lambda project: project.seen_at, default=Project(key=project_id))
 
 
-def follow_version(
-    client: BackendClient, project_id: int, version: str, *, ours: Callable[[Json], bool] = is_ours
-) -> bool:
-    """Give our backend of a project the version as its title; whether anything had to be changed.
+def settle(
+    settings: Settings,
+    client: BackendClient,
+    project_id: int,
+    model: ServedModel,
+    known_versions: Iterable[str],
+    *,
+    ours: Callable[[Json], bool] = is_ours,
+) -> Settled:
+    """Set in a project what our backend needs there.
+
+    The title always; the order of tasks, smart tools and webhook only when the backend has been connected just now,
+    so that nothing is set again that a person has set otherwise later.
 
     Raises:
         ClientError: Label Studio does not answer.
     """
     backends = client.list_backends(project_id)
     mine = backends if len(backends) == 1 else [backend for backend in backends if ours(backend)]
-    late = [backend for backend in mine if backend["title"] != version]
-    for backend in late:
-        client.update_backend(backend, title=version)
-        log.info("project %d: backend %r is called %r now", project_id, backend["title"], version)
-    return bool(late)
+    if not mine:
+        return Settled()
+    is_first = is_first_connection(mine, known_versions)
+    project = client.get_project(project_id)
+    changes = connection_changes(settings, client, project, mine, client.list_webhooks(project_id), model)
+    title, done = "", []
+    for change in changes:
+        if change.make is not None and (is_first or change.kind == "title"):
+            change.make()
+            done.append(change.done)
+            title = change.title or title
+            log.info("project %d: set %s", project_id, change.done)
+    if is_first:
+        show_columns(client, project_id)
+        done.append("columns for score and version of predictions")
+    return Settled(True, is_first, title, str(project.get("title", "")), tuple(done))
+
+
+def show_columns(client: BackendClient, project_id: int) -> None:
+    """Show in the data manager's first tab what a prediction's version says, and the score that tasks come by."""
+    view = next(iter(client.list_views(project_id)), {})
+    data = dict(view.get("data") or {"title": "Default", "type": "list", "target": "tasks"})
+    hidden = data.get("hiddenColumns") or {"explore": HIDDEN_COLUMNS, "labeling": HIDDEN_COLUMNS}
+    shown = [name for name in hidden.get("explore", ()) if name not in SHOWN_COLUMNS]
+    data["hiddenColumns"] = {**hidden, "explore": shown}
+    client.save_view(project_id, data, view.get("id"))
+
+
+def remove_notices(client: BackendClient, project_id: int) -> None:
+    """Remove the empty predictions that only said why nothing was outlined."""
+    versions = {prediction.get("model_version") for prediction in client.list_predictions(project_id=project_id)}
+    for version in filter(is_notice, versions):
+        client.delete_predictions(project_id, str(version))
 
 
 @dataclass(frozen=True)
@@ -100,16 +148,22 @@ class LabelStudioProject:
         )
         return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
 
-    def follow(self, project: str, version: str) -> str:
+    def follow(self, project: str) -> Settled:
         """Title first: only then does Label Studio show what is pushed under the version."""
         client = self._client(project)
-        if not follow_version(client, int(project), version):
-            return ""
-        said = f"The backend is called {version} now."
-        if not self.settings.repredict:
-            return said
-        count = Repredictor(self.settings, self.connection).run(self._known(project), client, version)
-        return f"{said} {count} task(s) without annotation are predicted anew."
+        known = self._known(project)
+        model = served_model(self.settings, known.key)
+        registry = registry_of(self.settings)
+        versions = [info.name for info in registry.versions(project)] if registry else []
+        base = read_served_model(self.settings.model).version
+        settled = settle(self.settings, client, int(project), model, [*versions, base, model.version])
+        if settled.title and not is_notice(settled.title):
+            remove_notices(client, int(project))
+            if self.settings.repredict and (not settled.is_first or model.version in versions):
+                count = Repredictor(self.settings, self.connection).run(self._known(project), client, model.version)
+                again = f"{count} task(s) without annotation are predicted anew"
+                return replace(settled, done=(*settled.done, again))
+        return settled
 
     def _known(self, project: str) -> Project:
         return project_of(Projects(self.connection), project)

@@ -12,9 +12,9 @@ from typing import Any
 
 from redis import Redis
 
+from backend.doctor.connection import Settled
 from backend.errors import ServiceError, StartError
 from backend.learning import run_record as runs
-from backend.learning.curve import CURVE_FILE, curve_of_runs
 from backend.learning.round import Interrupted, Round, RoundParts, RoundPrograms
 from backend.learning.run_record import Run, RunStore, started_runs
 from backend.learning.steps import Steps
@@ -39,12 +39,12 @@ class ProjectClient:
     Attributes:
         count_new: (project, ISO time) -> annotations newer than it.
         take_snapshot: (project, folder) -> the snapshot's directory below the folder.
-        follow: (project, version) -> what was done so that Label Studio shows the version, for people.
+        follow: project -> what was set in Label Studio so that it shows the version that serves.
     """
 
     count_new: Callable[[str, str], int]
     take_snapshot: Callable[[str, Path], Path]
-    follow: Callable[[str, str], str]
+    follow: Callable[[str], Settled]
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Learner:
         return self._attempt(started_runs(run, self.worker), lock)
 
     def _attempt(self, run: Run, lock: RenewedLock) -> str:
-        progress = Progress(self.queue, run.project, run.id)
+        progress = Progress(self.queue, run.project, run.id, self.worker)
         round_ = Round(self._parts(run, progress, lock), run)
         try:
             round_.learn()
@@ -145,7 +145,7 @@ class Learner:
         """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
         progress.stage("label studio")
         try:
-            run.note = self.label_studio.follow(run.project, run.candidate)
+            run.note = "; ".join(self.label_studio.follow(run.project).done)
         except (ClientError, OSError) as error:
             run.note = f"Label Studio does not show the version yet: {error}"
             log.warning("project %s: %s", run.project, run.note)
@@ -168,11 +168,6 @@ class Learner:
         run.hint = getattr(error, "hint", "")
         log.error("project %s: round %s failed: %s", run.project, run.id, error)
 
-    def _draw(self, project: str) -> None:
-        picture = curve_of_runs(project, self.store.newest(project)[::-1])
-        if picture is not None:
-            self.store.storage.write(f"{project}/{CURVE_FILE}", picture)
-
     def _close(self, run: Run) -> None:
         """Record, logs, room on the disk, and whoever asked meanwhile."""
         current = self.queue.current(run.project)
@@ -182,7 +177,6 @@ class Learner:
             if (work / name).is_file():
                 self.store.write(run, name, (work / name).read_bytes())
         self.store.save(run)
-        self._draw(run.project)
         shutil.rmtree(work, ignore_errors=True)
         again = self.queue.end(run.project, run.id)
         log.info("project %s: round %s is %s", run.project, run.id, run.state)

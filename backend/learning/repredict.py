@@ -51,7 +51,7 @@ class Repredictor:
             TaskItem(id=task["id"], data=task["data"])
             for task in client.iter_tasks(int(project.id))
             if not task.get("annotations")
-            and not any(one.get("model_version") == version for one in task.get("predictions") or ())
+            and not any(prediction.get("model_version") == version for prediction in task.get("predictions") or ())
         ]
         key = repredict_key(project.id)
         facts: dict[Any, Any] = {"version": version, "total": len(tasks), "since": time.time()}

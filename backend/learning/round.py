@@ -1,4 +1,4 @@
-"""One round: snapshot -> finetune -> publish -> gate -> promote or reject, recorded at every step.
+"""One round: snapshot -> few-shot or finetune -> publish -> gate -> promote or reject, recorded at every step.
 
 Each step can be done again without harm, so a second attempt goes on where the first was killed: the snapshot is named
 by its content, the finetuning resumes from its own state, a version is published once.
@@ -7,6 +7,7 @@ by its content, the finetuning resumes from its own state, a version is publishe
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Protocol
 
 from backend.errors import ServiceError
 from backend.learning import run_record as runs
+from backend.learning.method import FEW_SHOT, FINETUNE, is_prompted_detector, training_method
 from backend.learning.run_record import Run, RunStore
 from backend.learning.steps import (
     PROGRESS_FILE,
     VERDICT_FILE,
     ChildResult,
+    FewShotRequest,
     FinetuneRequest,
     GateRequest,
     read_json,
@@ -29,12 +32,17 @@ from backend.learning.triggers import COMMAND, newest_of
 from backend.queue.round_progress import Progress
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
+from backend.versions.store import SHIPPED
 from model.checkpoints.metadata import METADATA_FILE
 from training.registry import Registry
 from training.snapshots.holdout import what_is_missing
 
 log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint"
+CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
+#: Shipped checkpoint that finetuning starts from where what serves cannot be finetuned.
+START = "scenes-small"
+#: A cross-validation needs an image to learn from and one to judge by.
+LEAST_CROSSED = 2
 
 
 class RoundPrograms(Protocol):
@@ -42,7 +50,9 @@ class RoundPrograms(Protocol):
 
     def finetune_command(self, work: FinetuneRequest) -> list[str]: ...
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]: ...
+    def few_shot_command(self, work: FewShotRequest) -> list[str]: ...
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]: ...
 
     def gate_command(self, work: GateRequest) -> list[str]: ...
 
@@ -83,6 +93,7 @@ class Round:
         self.run = run
         self.settings = parts.settings
         self.cache = parts.settings.registry_cache
+        self.stage_began: tuple[float, float] | None = None
         self.work = (parts.settings.learning_folder / run.project / run.id).absolute()
 
     def learn(self) -> Run:
@@ -98,9 +109,10 @@ class Round:
         if self._was_judged():
             self.run.reasons = ("The corrections are the same as in the round before.",)
             return self._over(runs.UNCHANGED)
+        self.run.method = self._method()
         if not self._can_be_judged():
             return self._over(runs.UNCHANGED)
-        self._finetune(snapshot)
+        self._train(snapshot)
         self._calibrate(snapshot)
         self._publish()
         promote = self._judge(snapshot)
@@ -126,11 +138,11 @@ class Round:
 
     def _left_unjudged(self) -> bool:
         """Whether the newest round with data ended without a verdict: the button then tries again."""
-        ended = [one for one in self._earlier_runs() if one.state != runs.UNCHANGED]
+        ended = [run for run in self._earlier_runs() if run.state != runs.UNCHANGED]
         return bool(ended) and ended[0].state in (runs.CANCELLED, runs.FAILED)
 
     def _earlier_runs(self) -> list[Run]:
-        return [one for one in self.parts.runs.newest(self.run.project) if one.id != self.run.id]
+        return [run for run in self.parts.runs.newest(self.run.project) if run.id != self.run.id]
 
     def _snapshot(self) -> Path:
         registry, project = self.parts.registry, self.run.project
@@ -150,17 +162,18 @@ class Round:
         parent = self._parent()[0]
         self.run.parent = self.run.parent or parent
         return any(
-            one.snapshot == self.run.snapshot
-            and one.parent == self.run.parent
-            and one.state in (runs.PROMOTED, runs.REJECTED)
-            for one in self._earlier_runs()
-        ) or any(one.candidate == parent and one.snapshot == self.run.snapshot for one in self._earlier_runs())
+            run.snapshot == self.run.snapshot
+            and run.parent == self.run.parent
+            and run.state in (runs.PROMOTED, runs.REJECTED)
+            for run in self._earlier_runs()
+        ) or any(run.candidate == parent and run.snapshot == self.run.snapshot for run in self._earlier_runs())
 
     def _can_be_judged(self) -> bool:
         """Say before training what the gate could not judge, with the choice; the command line trains all the same."""
         counts = self.run.snapshot_counts
         missing = what_is_missing(counts)
-        if not missing:
+        crossed = self.run.method == FEW_SHOT and int(counts.get("train_images", 0)) >= LEAST_CROSSED
+        if not missing or crossed:
             return True
         if self.run.trigger == COMMAND and counts.get("train_images"):
             self.run.note = f"{missing}. The version is kept as a candidate: promote it by hand if it is good."
@@ -179,51 +192,94 @@ class Round:
 
     def _earlier_snapshots(self) -> tuple[Path, ...]:
         registry, project = self.parts.registry, self.run.project
-        others = [one.digest for one in registry.snapshots(project) if one.digest != self.run.snapshot]
+        others = [info.digest for info in registry.snapshots(project) if info.digest != self.run.snapshot]
         newest = others[-self.settings.replay_snapshots :] if self.settings.replay_snapshots else []
         return tuple(registry.fetch_snapshot(project, digest, self.cache) for digest in newest)
 
-    def _finetune(self, snapshot: Path) -> None:
+    def _method(self) -> str:
+        return training_method(
+            self._parent()[1],
+            self.settings.prompt_model,
+            self.run.classes,
+            int(self.run.snapshot_counts.get("images", 0)),
+            self.settings.few_shot_images,
+        )
+
+    def _train(self, snapshot: Path) -> None:
         self.run.candidate = f"p{self.run.project}-{self.run.id}"
-        self._stage("finetune")
-        out = self.work / "finetune"
-        if (out / CHECKPOINT / METADATA_FILE).is_file():
+        self._stage(self.run.method)
+        if (self.training_folder / CHECKPOINT / METADATA_FILE).is_file():
             return
-        work = FinetuneRequest(
+        command = self._few_shot(snapshot) if self.run.method == FEW_SHOT else self._finetune(snapshot)
+        ended = self._child(
+            "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
+        )
+        self.run.losses = tuple(self.parts.progress.curve)
+        if ended.code or not (self.training_folder / CHECKPOINT / METADATA_FILE).is_file():
+            raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
+
+    @property
+    def training_folder(self) -> Path:
+        return self.work / "finetune"
+
+    def _few_shot(self, snapshot: Path) -> list[str]:
+        """The base learns every time anew, from all that is annotated."""
+        work = FewShotRequest(
+            self.settings.prompt_model.absolute(),
             self._parent()[1].absolute(),
             snapshot.absolute(),
-            out,
+            self.training_folder,
+            self.run.classes,
+        )
+        return self.parts.programs.few_shot_command(work)
+
+    def _finetune(self, snapshot: Path) -> list[str]:
+        serving = self._parent()[1]
+        work = FinetuneRequest(
+            # A prompted detector has nothing that could be finetuned.
+            (SHIPPED / START if is_prompted_detector(serving) else serving).absolute(),
+            snapshot.absolute(),
+            self.training_folder,
             self.run.candidate,
             self.run.classes,
             tuple(path.absolute() for path in self._earlier_snapshots()),
         )
-        ended = self._child(
-            "finetune",
-            self.parts.programs.finetune_command(work),
-            lambda: self.parts.progress.show(read_json(out / PROGRESS_FILE)),
-        )
-        if ended.code or not (out / CHECKPOINT / METADATA_FILE).is_file():
-            raise _failure("finetuning", ended)
+        return self.parts.programs.finetune_command(work)
 
     def _calibrate(self, snapshot: Path) -> None:
-        """The order of tasks fits the version that predicts them; without enough corrections it stays as it is."""
-        from training.snapshots.annotation_cost import LEAST_IMAGES
+        """The order of tasks fits the version that predicts them; the round says when it is not used."""
+        from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, load_effort
 
-        if int(self.run.snapshot_counts.get("images", 0)) < LEAST_IMAGES:
+        kind = "images" if self._folds else "holdout_images"
+        images = int(self.run.snapshot_counts.get(kind, 0))
+        if images < LEAST_IMAGES:
+            self.run.order = (
+                f"tasks are ordered by certainty: {images} images that the version did not learn from say too little "
+                f"about the edits it will take, {LEAST_IMAGES} are needed"
+            )
             return
         self._stage("calibrate")
-        checkpoint = self.work / "finetune" / CHECKPOINT
-        ended = self._child(
-            "calibrate", self.parts.programs.calibrate_command(checkpoint, snapshot.absolute()), lambda: None
-        )
-        if ended.code:
-            log.warning("project %s: tasks keep their uncalibrated order: %s", self.run.project, ended.tail)
+        checkpoint = self.training_folder / CHECKPOINT
+        command = self.parts.programs.calibrate_command(checkpoint, snapshot.absolute(), self._folds)
+        ended = self._child("calibrate", command, lambda: None)
+        try:
+            effort = None if ended.code else load_effort(checkpoint)
+        except EffortError as error:
+            log.warning("project %s: %s", self.run.project, error)
+            effort = None
+        self.run.order = effort.verdict if effort else f"tasks are ordered by certainty: {ended.tail}"
+
+    @property
+    def _folds(self) -> Path | None:
+        """What a cross-validation found, where the training wrote that."""
+        folds = self.training_folder / FOLDS_FILE
+        return folds if folds.is_file() else None
 
     def _publish(self) -> None:
         self._stage("publish")
         self.parts.registry.publish(
             self.run.project,
-            self.work / "finetune" / CHECKPOINT,
+            self.training_folder / CHECKPOINT,
             version=self.run.candidate,
             parent=self.run.parent,
             snapshot=self.run.snapshot,
@@ -241,6 +297,7 @@ class Round:
             snapshot=snapshot.absolute(),
             earlier=tuple(path.absolute() for path in self._earlier_snapshots()),
             out=self.work,
+            folds=self._folds,
         )
         (self.work / VERDICT_FILE).unlink(missing_ok=True)
         ended = self._child("gate", self.parts.programs.gate_command(work), lambda: None)
@@ -258,6 +315,8 @@ class Round:
         self.run.metrics = dict(verdict.get("metrics", {}))
         if (report := self.work / "report").is_dir():
             registry.attach(project, self.run.candidate, report)
+            pictures = sorted((report / "pictures").glob("before_after*"))
+            self.run.pictures = tuple(f"pictures/{path.name}" for path in pictures)
         return bool(verdict["promote"])
 
     def _promote(self) -> None:
@@ -280,12 +339,23 @@ class Round:
     def _stage(self, stage: str) -> None:
         if reason := self.parts.stop_because():
             raise Interrupted(reason)
+        self._end_stage()
         self.run.stage = stage
         log.info("project %s, round %s: %s", self.run.project, self.run.id, stage)
         self.parts.progress.stage(stage)
         self._save()
 
+    def _end_stage(self) -> None:
+        """Note what the stage took that ends here, with its processes, which are over."""
+        now = (time.time(), _cpu_s())
+        if self.stage_began is not None:
+            books = (self.run.stage_s, self.run.stage_cpu_s)
+            for book, before, after in zip(books, self.stage_began, now, strict=True):
+                book[self.run.stage] = round(book.get(self.run.stage, 0.0) + after - before, 1)
+        self.stage_began = now
+
     def _over(self, state: str) -> Run:
+        self._end_stage()
         self.run.state = state
         self.run.ended_at = time.time()
         self._save()
@@ -301,8 +371,14 @@ def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> s
     A round whose data was that of an older snapshot (somebody submitted again without a change) counts as well: else
     the same annotations would be new for ever.
     """
-    frozen = [one.newest_annotation_at for one in registry.snapshots(project)]
-    return newest_of([*frozen, *(one.newest_annotation_at for one in store.newest(project))])
+    frozen = [info.newest_annotation_at for info in registry.snapshots(project)]
+    return newest_of([*frozen, *(run.newest_annotation_at for run in store.newest(project))])
+
+
+def _cpu_s() -> float:
+    """Processor seconds of this process and of its children that ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _failure(what: str, ended: ChildResult) -> ServiceError:

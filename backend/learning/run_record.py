@@ -23,7 +23,10 @@ class Run:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
         state: running, or how it ended (module constants).
-        stage: what it was doing last: looking, snapshot, finetune, calibrate, publish, gate, promote, label studio.
+        stage: what it was doing last: looking, snapshot, few-shot or finetune, calibrate, publish, gate, promote,
+            label studio.
+        stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
+        method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.
         snapshot: digest of the data.
         parent: version it started from; candidate: version it made.
@@ -31,6 +34,9 @@ class Run:
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
         snapshot_counts: of the snapshot's manifest.
+        order: what tasks are ordered by, and why.
+        losses: steps of the training with the loss there.
+        pictures: names among the candidate's papers.
         error, hint: why it failed and what to do.
         note: what was done in Label Studio afterwards.
         requested_at, started_at, ended_at: unix times.
@@ -41,6 +47,9 @@ class Run:
     trigger: str = ""
     state: str = RUNNING
     stage: str = ""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    stage_cpu_s: dict[str, float] = field(default_factory=dict)
+    method: str = ""
     attempts: int = 0
     new_annotations: int = 0
     folded: int = 0
@@ -53,6 +62,9 @@ class Run:
     reasons: tuple[str, ...] = ()
     figures: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
+    losses: tuple[tuple[int, float], ...] = ()
+    pictures: tuple[str, ...] = ()
     error: str = ""
     hint: str = ""
     worker: str = ""
@@ -94,13 +106,14 @@ class RunStore:
         if facts is None:
             return None
         known = {name: value for name, value in facts.items() if name in Run.__dataclass_fields__}
-        return Run(**{**known, "reasons": tuple(known["reasons"]), "classes": tuple(known["classes"])})
+        tuples = {name: tuple(known.get(name, ())) for name in ("reasons", "classes", "losses", "pictures")}
+        return Run(**{**known, **tuples})
 
     def newest(self, project: str, count: int = 50) -> list[Run]:
         """The newest records, newest first."""
         names = [name for name in self.storage.names(f"{project}/runs") if RUN_ID.fullmatch(name)]
-        found = (self.load(project, name) for name in reversed(names[-count:]))
-        return [run for run in found if run is not None]
+        records = (self.load(project, name) for name in reversed(names[-count:]))
+        return [run for run in records if run is not None]
 
     def count(self, project: str) -> int:
         """How many rounds a project has had."""

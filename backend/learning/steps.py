@@ -43,12 +43,7 @@ class ChildResult:
 
 
 def run_child(
-    command: Sequence[str],
-    folder: Path,
-    name: str,
-    *,
-    look: Callable[[], None],
-    stop_because: Callable[[], str],
+    command: Sequence[str], folder: Path, name: str, *, look: Callable[[], None], stop_because: Callable[[], str]
 ) -> ChildResult:
     """Run `command` to its end; its output goes to FOLDER/<name>.log.
 
@@ -129,8 +124,28 @@ class FinetuneRequest:
 
 
 @dataclass(frozen=True)
+class FewShotRequest:
+    """What a few-shot learning is given.
+
+    Attributes:
+        base: checkpoint whose detector learns. incumbent: checkpoint that serves.
+        snapshot: its data. out: its folder.
+        classes: by name, in the order of the label config.
+    """
+
+    base: Path
+    incumbent: Path
+    snapshot: Path
+    out: Path
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GateRequest:
-    """What the gate is given: checkpoint directories, the snapshot with the hold-out, earlier snapshots."""
+    """What the gate is given: checkpoint directories, the snapshot with the hold-out, earlier snapshots.
+
+    `folds`: what a cross-validation found, where the training wrote that.
+    """
 
     candidate: Path
     incumbent: Path | None
@@ -138,6 +153,7 @@ class GateRequest:
     snapshot: Path
     earlier: tuple[Path, ...]
     out: Path
+    folds: Path | None = None
 
 
 class Steps:
@@ -161,16 +177,23 @@ class Steps:
         }
         return [*self._launcher(), "-m", "backend.learning.finetune_step", json.dumps(request)]
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+    def few_shot_command(self, work: FewShotRequest) -> list[str]:
+        """`training.fewshot.learn` in one process."""
+        request = {
+            "base": str(work.base),
+            "incumbent": str(work.incumbent),
+            "snapshot": str(work.snapshot),
+            "out": str(work.out),
+            "classes": list(work.classes),
+            "threads": self.settings.torch_threads,
+        }
+        return [sys.executable, "-m", "backend.learning.few_shot_step", json.dumps(request)]
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
-        options = [
-            "--snapshot",
-            str(snapshot),
-            "--count",
-            str(CALIBRATION_IMAGES),
-            "--device",
-            self.settings.device,
-        ]
+        options = ["--snapshot", str(snapshot), "--count", str(CALIBRATION_IMAGES), "--device", self.settings.device]
+        if folds is not None:
+            options += ["--folds", str(folds)]
         command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
         return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
 
@@ -184,6 +207,7 @@ class Steps:
             "earlier": [str(path) for path in work.earlier],
             "rules": self.settings.gate_rules,
             "device": self.settings.device,
+            "folds": _text(work.folds),
             "out": str(work.out / VERDICT_FILE),
         }
         return [sys.executable, "-m", "backend.learning.gate_step", json.dumps(request)]
@@ -192,13 +216,7 @@ class Steps:
         processes = self.settings.train_processes
         if processes == 1:
             return [sys.executable]
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-        ]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

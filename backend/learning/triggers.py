@@ -81,12 +81,7 @@ def _changed_since(since: datetime) -> str:
     else:
         value = (since - CLOCK_MARGIN).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         items = [
-            {
-                "filter": f"filter:tasks:{name}",
-                "operator": "greater_or_equal",
-                "type": "Datetime",
-                "value": value,
-            }
+            {"filter": f"filter:tasks:{name}", "operator": "greater_or_equal", "type": "Datetime", "value": value}
             for name in ("updated_at", "completed_at")
         ]
     return json.dumps({"filters": {"conjunction": "or", "items": items}})

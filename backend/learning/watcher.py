@@ -1,6 +1,4 @@
-"""What the last look at a project found, for pages.
-
-Looks after projects beside the trainings: takes over from dead workers, looks for what is new, keeps titles right.
+"""Looks after projects beside the trainings: takes over from dead workers, looks for what is new, keeps titles right.
 
 Every worker of the queue `train` has one; a lock lets one of them look. What is remembered can be seen again.
 """
@@ -19,21 +17,12 @@ from backend.learning import run_record as runs
 from backend.learning.learner import MOST_ATTEMPTS, Learner
 from backend.learning.round import newest_trigger_state
 from backend.learning.triggers import TriggerState, training_reason
-from backend.predictions.projects import Projects
+from backend.predictions.projects import Project, Projects
 from backend.queue.connection import text
 from backend.queue.keys import WATCH_LOCK, trigger_state_key
 from backend.queue.locks import RenewedLock, lock_owner
 from backend.queue.train_queue import QUEUED, RUNNING, trainer_heartbeat
 from integration.label_studio.client import ClientError
-
-
-def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
-    """at (unix time), new (annotations newer than the newest snapshot), error; {} when nobody has looked yet."""
-    row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
-    if not row:
-        return {}
-    return {"at": float(row["at"]), "new": int(row.get("new", 0)), "error": row.get("error", "")}
-
 
 log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -43,6 +32,25 @@ WATCH_LOST_S = 30.0
 LOST_REQUEST_S = 15.0
 # A flood of events makes at most one look in this many s.
 LEAST_PAUSE_S = 5.0
+
+
+def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
+    """What the last look at a project found; {} when nobody has looked yet.
+
+    at (unix time), new (annotations newer than the newest snapshot), error, connected (whether one of its backends is
+    ours), set (what was set in Label Studio last, for people), title (of the project).
+    """
+    row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
+    if not row:
+        return {}
+    return {
+        "at": float(row["at"]),
+        "new": int(row.get("new", 0)),
+        "error": row.get("error", ""),
+        "connected": row.get("connected") == "1",
+        "set": row.get("set", ""),
+        "title": row.get("title", ""),
+    }
 
 
 class Watcher(threading.Thread):
@@ -75,7 +83,7 @@ class Watcher(threading.Thread):
         for name in sorted({*known, *self.queue.projects(), *self.learner.store.projects()}):
             self.adopt(name)
         for name, project in known.items():
-            if self._is_due(name, project.changed_at):
+            if self._is_due(name, project):
                 self.look(name)
 
     def adopt(self, project: str) -> str:
@@ -125,15 +133,17 @@ class Watcher(threading.Thread):
 
     def look(self, project: str) -> str:
         """Derive whether to train now; the trigger, "" for none."""
-        facts: dict[Any, Any] = {"at": time.time(), "error": ""}
+        facts: dict[Any, Any] = {"at": time.time(), "error": "", "connected": 0}
         trigger = ""
         try:
             looked = self._looked(project)
             facts["new"] = looked.new_annotations
             trigger = training_reason(looked, self.settings)
-            version = self.learner.registry.active(project)
-            if version:
-                self.learner.label_studio.follow(project, version)
+            settled = self.learner.label_studio.follow(project)
+            facts["connected"] = int(settled.is_connected)
+            facts["title"] = settled.project
+            if settled.done:
+                facts["set"] = "; ".join(settled.done)
         except (ClientError, OSError, ValueError) as error:
             log.warning("project %s cannot be looked at: %s", project, error)
             facts["error"] = str(error)
@@ -152,7 +162,10 @@ class Watcher(threading.Thread):
         failed_at = last.new_annotations if went_wrong else -1
         return TriggerState(count, (time.time() - last.ended_at) / 3600, failed_at)
 
-    def _is_due(self, project: str, changed_at: float) -> bool:
-        looked_at = float(self.connection.hget(trigger_state_key(project), "at") or 0)
+    def _is_due(self, name: str, project: Project) -> bool:
+        """Soon after an event, and after a /setup while Label Studio did not list our backend yet."""
+        state = read_trigger_state(self.connection, name)
+        looked_at = float(state.get("at", 0))
         pause_s = time.time() - looked_at
-        return pause_s > self.settings.learning_check_s or (changed_at > looked_at and pause_s > LEAST_PAUSE_S)
+        heard_at = project.changed_at if state.get("connected") else max(project.changed_at, project.seen_at)
+        return pause_s > self.settings.learning_check_s or (heard_at > looked_at and pause_s > LEAST_PAUSE_S)

@@ -30,6 +30,7 @@ class Project:
         label_config: XML.
         model_version: what our answer to /setup was.
         reason: why nothing can be predicted for it, "" when something can.
+        notice: the same for Label Studio's pages, with what to do (integration.label_studio.notice).
         warnings: what of the label config or the extra parameters is ignored.
         extra_params: what the team typed as extra parameters of the ML backend.
         is_believed: whether `hostname` and `token` may be used, see backend.api.setup_trust.
@@ -43,6 +44,7 @@ class Project:
     label_config: str = ""
     model_version: str = ""
     reason: str = ""
+    notice: str = ""
     warnings: tuple[str, ...] = ()
     extra_params: dict[str, Any] | None = None
     is_believed: bool = True
@@ -94,9 +96,13 @@ class Projects:
         row: Any = self.connection.hgetall(project_key(key))
         return _project(key, row)
 
+    def keys(self) -> list[str]:
+        """Keys of all projects, in order."""
+        return sorted(text(member) for member in self.connection.smembers(PROJECTS))
+
     def all(self) -> list[Project]:
         """All projects by key; those whose time is over are forgotten."""
-        keys = sorted(text(member) for member in self.connection.smembers(PROJECTS))
+        keys = self.keys()
         with self.connection.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hgetall(project_key(key))

@@ -22,6 +22,12 @@ class TaskItem(_Request):
 
     id: int | str | None = None
     data: dict[str, Any]
+    drafts: list[Any] = []
+    annotations: list[Any] = []
+
+    _lists = field_validator("drafts", "annotations", mode="before")(
+        lambda value: value if isinstance(value, list) else []
+    )
 
 
 class PredictParams(_Request):

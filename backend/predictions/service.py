@@ -8,6 +8,7 @@ the results under `errors`, in the log and at /jobs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -17,27 +18,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
-from backend.errors import (
-    BadRequestError,
-    DeadlineError,
-    QueueUnavailableError,
-    TaskError,
-    UnsupportedConfigError,
-)
+from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
 from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
-from backend.predictions.prompts import chosen_regions, read_prompt
+from backend.predictions.promises import PromiseKeeper
+from backend.predictions.prompts import PromptMemory, chosen_regions
 from backend.predictions.schemas import PredictRequest, TaskItem
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.leases import Requester
 from backend.settings import Settings
+from backend.versions.notice import project_notice
 from backend.versions.served_model import ServedModel, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
 from model.image_error import ImageError
 
 log = logging.getLogger(__name__)
@@ -63,6 +61,8 @@ class Predictions:
         self.queue = JobQueue(connection, settings)
         self.deliveries = DeliveryClaims(connection)
         self.projects = Projects(connection)
+        self.prompted = PromptMemory(connection)
+        self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects)
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
     def answer(
@@ -74,7 +74,8 @@ class Predictions:
             asker: knows whether the client has hung up; its tasks are dropped then, unless they can be pushed later.
 
         Raises:
-            UnsupportedConfigError: the label config has nothing that this model can fill.
+            UnsupportedConfigError: the label config has nothing that this model can fill, and a prompt or a client
+                without a project asks. (A project's tasks get empty predictions that say so.)
             BadRequestError: too many tasks.
             TaskError, DeadlineError: an interactive request could not be answered.
         """
@@ -87,11 +88,13 @@ class Predictions:
         xml = request.label_config or project.label_config
         asker = asker or Requester()
         if request.params.context is not None:
-            prompted = self._prompted(project, request, request_id, xml)
-            if prompted:
-                return self._interactive(prompted, None, asker)
+            if version := prompt_version(self.settings):
+                return self._prompted(project, request, version, request_id, xml, asker)
             jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
             return self._interactive(jobs, request.params.context, asker)
+        if project.key and (notice := project_notice(self.settings, xml, model)):
+            # Stored under the sentence as its version: Label Studio shows nothing else of an answer.
+            return {"results": [{"result": [], "score": None, "model_version": notice} for _ in request.tasks]}
         jobs = self.jobs(project, request.tasks, model, request_id, label_config=xml)
         return self._ordinary(jobs, project, request_id, asker)
 
@@ -114,24 +117,41 @@ class Predictions:
         output, _ = output_settings(self.settings, project.extra_params)
         return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
 
-    def _prompted(self, project: Project, request: PredictRequest, request_id: str, xml: str) -> list[PredictionJob]:
-        """Jobs for the promptable model, which knows no labels; none when there is no such model or no prompt.
+    def _prompted(
+        self, project: Project, request: PredictRequest, version: str, request_id: str, xml: str, asker: Requester
+    ) -> dict[str, Any]:
+        """The promptable model's answer: one object a task; nothing where clicks were taken back.
 
         Raises:
             UnsupportedConfigError: the label config has no control that an outline fits.
+            TaskError: the prompt says nothing, or could not be answered.
         """
-        version = prompt_version(self.settings)
         config = parse_label_config(xml)
-        if not version:
-            return []
         if config.reason:
             raise UnsupportedConfigError(config.reason)
-        prompt = read_prompt(request.params.context or {}, config)
-        if prompt is None:
-            return []
         output, _ = output_settings(self.settings, project.extra_params)
-        jobs = [_job(task, project.key, xml, config.value_key, version, output, request_id) for task in request.tasks]
-        return [replace(job, prompt=dict(prompt)) for job in jobs]
+        context = request.params.context or {}
+        results: list[Any] = []
+        for task in request.tasks:
+            try:
+                prompt, remembered = with_earlier(
+                    read_prompt(context, config),
+                    self.prompted.get(project.key, task.id),
+                    region_ids(task.drafts) | region_ids(task.annotations),
+                )
+                if prompt is None and context.get("result") == []:
+                    self.prompted.save(project.key, task.id, None)
+                    results.append({"result": [], "score": None, "model_version": version})
+                    continue
+                prompt = require_place(prompt)
+            except PromptError as error:
+                raise TaskError(f"The prompt cannot be used: {error}.") from error
+            job = _job(task, project.key, xml, config.value_key, version, output, request_id)
+            results += self._interactive([replace(job, prompt=dict(prompt))], None, asker)["results"]
+            if remembered:
+                ids = [region["id"] for region in results[-1]["result"]]
+                self.prompted.save(project.key, task.id, {**remembered, "answer_ids": ids})
+        return {"results": results}
 
     def _interactive(
         self, jobs: Sequence[PredictionJob], context: dict[str, Any] | None, asker: Requester
@@ -163,7 +183,9 @@ class Predictions:
         try:
             ended = self._wait(jobs, until, asker)
         except BaseException:
-            self.deliveries.abandon(claim)
+            # Where this fails too the claims end by themselves; nothing that was deferred is lost by it.
+            with contextlib.suppress(RedisError):
+                self.deliveries.abandon(claim)
             raise
         if len(ended) < len(unique):
             answer = self._defer(jobs, ended, project, claim)
@@ -172,7 +194,7 @@ class Predictions:
                 self.queue.wanted.leave(asker)
             return answer
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
-        if not self.deliveries.release_if_all_held(claim, good):
+        if not self.deliveries.release_if_all_held(claim, good, keep_s=self.settings.result_ttl_s):
             return self._leave_to_others(jobs, ended, project, claim, until)
         if len(good) < len(unique):
             self.deliveries.abandon(claim)
@@ -212,6 +234,7 @@ class Predictions:
                 "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."
             )
         self.deliveries.abandon(claim)
+        self.promises.keep(project, [job for job in jobs if job.id in facts])
         log.info("project %s: %d tasks deferred", project.id or "?", len(facts))
         return DEFERRED
 
@@ -275,13 +298,7 @@ def unusable_because(config: LabelConfig, model: ServedModel) -> str:
 
 
 def _job(
-    task: TaskItem,
-    project: str,
-    xml: str,
-    value_key: str,
-    version: str,
-    output: dict[str, Any],
-    request_id: str,
+    task: TaskItem, project: str, xml: str, value_key: str, version: str, output: dict[str, Any], request_id: str
 ) -> PredictionJob:
     value = task.data.get(value_key, task.data.get(UNDEFINED_KEY))
     # Only the image travels; when its key is missing the worker's error shall name what is there instead.

@@ -45,8 +45,8 @@ def _candidates() -> Iterator[Path]:
         for place in (spec.submodule_search_locations or []) if spec else []:
             yield from sorted(Path(place).glob(pattern))
     for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            yield Path(found)
+        if program := shutil.which(name):
+            yield Path(program)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -74,7 +74,11 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+        return self.url_at(self.host, self.port)
+
+    def url_at(self, host: str, port: int) -> str:
+        """The same server at another address that leads to it."""
+        return f"redis://:{self.password}@{host}:{port}/0"
 
     @property
     def command(self) -> list[str]:

@@ -85,15 +85,7 @@ class LabelStudioServer:
     @property
     def command(self) -> list[str]:
         listen = ["--internal-host", "127.0.0.1", "--port", str(self.port)]
-        return [
-            str(self.program),
-            "start",
-            "--no-browser",
-            *listen,
-            "--log-level",
-            "INFO",
-            "--enable-legacy-api-token",
-        ]
+        return [str(self.program), "start", "--no-browser", *listen, "--log-level", "INFO", "--enable-legacy-api-token"]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from backend.settings import PREFIX, Settings, load_settings
+from backend.settings import PREFIX, Settings, load_settings, status_url
 
 # Settings that a command takes over from the running service unless they are given.
 TAKEN_OVER = ("redis_url", "registry", "registry_cache", "learning_folder", "model", "host", "port")
@@ -54,12 +54,6 @@ class RunningService:
         except PermissionError:
             pass
         return _start_time(self.pid) == self.started_at
-
-
-def status_url(host: str, port: int) -> str:
-    """Address of the status page as a browser on this machine reaches it."""
-    reachable = {"0.0.0.0": "localhost", "127.0.0.1": "localhost", "::": "[::1]"}.get(host, host)
-    return f"http://{reachable}:{port}/status"
 
 
 def state_folder() -> Path:

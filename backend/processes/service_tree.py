@@ -1,4 +1,4 @@
-"""The programs of the service, in starting order: queue server, workers, training worker, API."""
+"""The programs of the service, in starting order: queue server, interactive worker, workers, training worker, API."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.supervisor import Child, python_module
 from backend.queue.connection import require_queue_server, web_connection
-from backend.queue.recovery import living_workers
+from backend.queue.recovery import is_interactive, living_workers
 from backend.settings import PREFIX, Settings, unknown_variables
 
 # Folders that a command may choose for its children.
 PLACES = ("registry", "registry_cache", "learning_folder")
 DASHBOARD_HOST = "127.0.0.1"
+# Workers of whole images leave the processor to a prompt: somebody looks at the screen for it.
+NICE = ("nice", "-n", "5")
 # Loading torch and the model takes seconds, on a starved machine many minutes.
 WORKER_START_S = 900.0
 
@@ -38,7 +40,7 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
     Raises:
         StartError: the port is taken, there is no model, or no queue server.
     """
-    from backend.versions.served_model import read_served_model
+    from backend.versions.served_model import prompt_version, read_served_model
 
     read_served_model(settings.model)
     settings = settings.model_copy(update={"port": _checked_port(settings)})
@@ -50,15 +52,12 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
         server = EmbeddedRedis()
         settings = settings.model_copy(update={"redis_url": server.url})
         children.append(
-            Child(
-                "queue",
-                server.command,
-                standard_input=server.configuration,
-                ready=server.ready,
-                start_timeout_s=20,
-            )
+            Child("queue", server.command, standard_input=server.configuration, ready=server.ready, start_timeout_s=20)
         )
-    children += [_worker_child(settings, number) for number in range(settings.workers)]
+    has_prompts = bool(prompt_version(settings))
+    if has_prompts:
+        children.append(_interactive_worker_child(settings))
+    children += [_worker_child(settings, number, is_nice=has_prompts) for number in range(settings.workers)]
     if settings.registry and settings.train_worker:
         children.append(_train_worker_child(settings))
     children.append(_api_child(settings))
@@ -71,10 +70,21 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
 
 
-def _worker_child(settings: Settings, number: int) -> Child:
+def _interactive_worker_child(settings: Settings) -> Child:
+    """Not waited for: until it is there, the other workers answer prompts."""
+    return Child(
+        "interactive-worker",
+        python_module("backend.cli", "worker", "--queues", "interactive"),
+        environment=settings_environment(settings),
+        grace_s=settings.drain_s,
+    )
+
+
+def _worker_child(settings: Settings, number: int, *, is_nice: bool) -> Child:
+    command = python_module("backend.cli", "worker")
     return Child(
         f"worker-{number}",
-        python_module("backend.cli", "worker"),
+        [*NICE, *command] if is_nice else command,
         environment={**settings_environment(settings), f"{PREFIX}WORKER_NUMBER": str(number)},
         ready=_workers_alive(settings, number + 1),
         start_timeout_s=WORKER_START_S,
@@ -116,7 +126,7 @@ def _workers_alive(settings: Settings, count: int) -> Callable[[], bool]:
 
     def alive() -> bool:
         try:
-            return len(living_workers(connection)) >= count
+            return sum(not is_interactive(name) for name in living_workers(connection)) >= count
         except RedisError:
             return False
 

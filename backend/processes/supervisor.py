@@ -16,6 +16,7 @@ from types import FrameType
 
 from backend.errors import StartError
 from backend.processes.parent_death import die_with_parent
+from backend.processes.paused_parts import PausedParts
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -73,6 +74,7 @@ class Supervisor:
         self.start_at: dict[str, float] = {}
         self.started_at: dict[str, float] = {}
         self.pauses: dict[str, float] = {}
+        self.paused_parts = PausedParts()
 
     def run(self) -> int:
         """Start all, watch until asked to stop. 0 after a signal, 1 when a child cannot be started."""
@@ -105,7 +107,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 list(child.command),
-                env={**os.environ, **child.environment},
+                env={**os.environ, **self.paused_parts.environment(), **child.environment},
                 stdin=subprocess.PIPE if child.standard_input else subprocess.DEVNULL,
                 # Standard output is for what the command itself says; children are heard on standard error.
                 stdout=sys.stderr.fileno(),
@@ -128,8 +130,7 @@ class Supervisor:
             self._revive()
             if time.monotonic() > give_up:
                 raise StartError(
-                    f"{child.name} was not ready after {child.start_timeout_s:.0f} s.",
-                    "Its own messages are above.",
+                    f"{child.name} was not ready after {child.start_timeout_s:.0f} s.", "Its own messages are above."
                 )
             time.sleep(POLL_S)
 
@@ -142,6 +143,9 @@ class Supervisor:
         """Start again what died, each when its wait is over."""
         for child in self.children:
             process = self.processes.get(child.name)
+            if process is not None and process.poll() is None and self._is_steady(child):
+                self.pauses.pop(child.name, None)
+                self.paused_parts.remove(child.name)
             if process is None or process.poll() is None or self.stopping:
                 continue
             if child.name not in self.start_at:
@@ -149,6 +153,10 @@ class Supervisor:
             if time.monotonic() >= self.start_at[child.name]:
                 del self.start_at[child.name]
                 self._start(child)
+
+    def _is_steady(self, child: Child) -> bool:
+        """Whether it has lived for so long that its deaths are forgotten."""
+        return time.monotonic() - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S
 
     def _wait_after_death(self, child: Child, code: int) -> float:
         """Count a death; how long to wait until the next start, in s.
@@ -160,8 +168,6 @@ class Supervisor:
         recent = [moment for moment in self.deaths[child.name] if now - moment < RESTART_WINDOW_S] + [now]
         self.deaths[child.name] = recent
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if now - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S:
-            self.pauses.pop(child.name, None)
         if len(recent) <= child.restarts and child.name not in self.pauses:
             log.error("%s ended (%s); restarting it (%d of %d)", child.name, ended, len(recent), child.restarts)
             # The first restart is immediate; later ones back off, so that a broken child does not spin.
@@ -171,6 +177,7 @@ class Supervisor:
             raise StartError(f"{reason}; giving up.", "Its own messages are above.")
         pause_s = self.pauses[child.name] = min(self.pauses.get(child.name, PAUSE_S / 2) * 2, LONGEST_PAUSE_S)
         log.error("%s; paused for %.0f s, the others go on", reason, pause_s)
+        self.paused_parts.add(child.name, f"{reason}, tried again after {pause_s:.0f} s")
         return pause_s
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:

@@ -2,8 +2,9 @@
 
 Label Studio stores every answer it gets, without a lock: three people who open one task at the same moment would get
 three equal predictions. So a request *claims* its tasks. It answers with results only while it holds all claims; else,
-or when the deadline passes first, it answers `{"results": []}` and what it held is *deferred*: pushed later through the
-bulk import, once, by a worker (backend/worker/push.py).
+or when the deadline passes first, it answers `{"results": []}` and its tasks are *deferred*: pushed later through the
+bulk import, once, by a worker (backend/worker/push.py). A deferral ends only when the task is delivered, so a request
+that dies with its claims takes nothing along.
 
 A request for one task takes the claim over from one for many: somebody is looking at that task.
 """
@@ -11,6 +12,7 @@ A request for one task takes the claim over from one for many: somebody is looki
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class DeliveryClaim:
     """What one request asked to deliver.
 
     Attributes:
-        token: "<request>:<number of tasks>", the value of the claims in Redis.
+        token: "<request>:<s to live>:<number of tasks>", the value of the claims in Redis.
         job_ids: the tasks; some may be, or come to be, held by other requests.
     """
 
@@ -50,22 +52,29 @@ class DeliveryClaims:
         self._defer = load_script(connection, "defer")
         self._take = load_script(connection, "take_deferred")
         self._end_push = load_script(connection, "end_push")
+        self._give_back = load_script(connection, "give_back")
+        # By task: its claim, and since when this process has seen it (time.monotonic()).
+        self._claims_seen: dict[str, tuple[str, float]] = {}
 
     def claim(self, request_id: str, job_ids: Sequence[str], *, lifetime_s: float) -> DeliveryClaim:
         """Claim what is free; a claim ends by itself after `lifetime_s` should this process die."""
-        claim = DeliveryClaim(f"{request_id}:{len(job_ids)}", tuple(job_ids))
+        claim = DeliveryClaim(f"{request_id}:{math.ceil(lifetime_s)}:{len(job_ids)}", tuple(job_ids))
         if job_ids:
             self._claim(keys=list(job_ids), args=[NAMES, claim.token, len(job_ids), int(lifetime_s * 1000)])
         return claim
 
-    def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str]) -> bool:
-        """Before answering with results for `job_ids`: True, and the claims are given up, if all are still ours."""
+    def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> bool:
+        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours.
+
+        Args:
+            keep_s: records that were deferred live this long from now on.
+        """
         if not claim.job_ids or not job_ids:
             return True
-        return all(self._give_up(claim, job_ids, only_all=True, delivery="answered"))
+        return all(self._release(keys=list(job_ids), args=[NAMES, claim.token, 1, keep_s]))
 
     def defer(self, claim: DeliveryClaim, facts: dict[str, dict[str, Any]]) -> list[str]:
-        """Hand tasks to the pusher instead of answering them, but for those that somebody else delivers.
+        """Hand tasks to the pusher instead of answering them, but for those that were delivered meanwhile.
 
         Args:
             facts: by job id, what the pusher needs: project, task.
@@ -91,9 +100,9 @@ class DeliveryClaims:
         return sum(str(entry.get("project", "")).partition(".")[0] == project_id for entry in entries)
 
     def abandon(self, claim: DeliveryClaim) -> None:
-        """Give up what is still ours; nobody has to deliver it."""
+        """Give up what is still ours; what was deferred stays so."""
         if claim.job_ids:
-            self._give_up(claim, claim.job_ids)
+            self._release(keys=list(claim.job_ids), args=[NAMES, claim.token, 0, 0])
 
     def is_claimed(self, job_id: str) -> bool:
         return bool(self.connection.exists(claim_key(job_id)))
@@ -102,10 +111,30 @@ class DeliveryClaims:
         """By job id: project, task, since, and what the pusher noted."""
         return {text(key): json.loads(value) for key, value in self.connection.hgetall(DEFERRED).items()}
 
-    def take(self, job_ids: Sequence[str]) -> list[str]:
+    def deferred_of(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of these tasks wait to be pushed."""
+        entries: Any = self.connection.hmget(DEFERRED, list(job_ids)) if job_ids else []
+        return {job_id for job_id, entry in zip(job_ids, entries, strict=True) if entry}
+
+    def take(self, job_ids: Sequence[str], most: int) -> list[str]:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
-        taken = self._take(keys=[DEFERRED, PUSHING], args=list(job_ids)) if job_ids else []
-        return [job_id for job_id, is_taken in zip(job_ids, taken, strict=True) if is_taken]
+        taken = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, most, *job_ids]) if job_ids else []
+        return [text(job_id) for job_id in taken]
+
+    def end_overdue_claims(self, job_ids: Sequence[str]) -> None:
+        """End claims that outlived their time by the clock of this process: the queue server's was set back."""
+        values: Any = self.connection.mget([claim_key(job_id) for job_id in job_ids]) if job_ids else []
+        now = time.monotonic()
+        for job_id, token in zip(job_ids, map(text, values), strict=True):
+            last, since = self._claims_seen.pop(job_id, ("", now))
+            if not token:
+                continue
+            if token != last:
+                since = now
+            if now - since > float(token.split(":")[-2]):
+                self._release(keys=[job_id], args=[NAMES, token, 0, 0])
+            else:
+                self._claims_seen[job_id] = (token, since)
 
     def being_pushed(self) -> set[str]:
         """Ids of tasks that some pusher has taken."""
@@ -118,25 +147,10 @@ class DeliveryClaims:
 
     def give_back(self, job_ids: Sequence[str], *, uncertain: bool) -> None:
         """After a failed push: they stay deferred. `uncertain`: Label Studio may have stored them all the same."""
-        entries = self.deferred() if uncertain else {}
-        marked: dict[Any, Any] = {
-            job_id: json.dumps({**entries[job_id], "uncertain": True}) for job_id in job_ids if job_id in entries
-        }
-        with self.connection.pipeline() as pipe:
-            if marked:
-                pipe.hset(DEFERRED, mapping=marked)
-            if job_ids:
-                pipe.srem(PUSHING, *job_ids)
-            pipe.execute()
+        if job_ids:
+            self._give_back(keys=[DEFERRED, PUSHING], args=[int(uncertain), *job_ids])
 
     def drop(self, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> None:
         """There is nothing to deliver for them any more."""
         if job_ids:
             self._end_push(keys=list(job_ids), args=[NAMES, "", 0, keep_s])
-
-    def _give_up(
-        self, claim: DeliveryClaim, job_ids: Sequence[str], *, only_all: bool = False, delivery: str = ""
-    ) -> list[int]:
-        """For each 1 if it was still ours; see release.lua."""
-        held: list[int] = self._release(keys=list(job_ids), args=[NAMES, claim.token, int(only_all), delivery])
-        return held

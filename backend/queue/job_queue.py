@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import redis
@@ -24,15 +24,19 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.queue.completion import CompletionListener, Subscription
-from backend.queue.job_store import FAILED, FINAL, PARKED, QUEUED, JobOutcome, JobStore
-from backend.queue.keys import QUEUED_CHANNEL
+from backend.queue.job_store import FAILED, FINAL, QUEUED, QUEUED_TTL_S, JobOutcome, JobStore
+from backend.queue.keys import QUEUED_CHANNEL, task_key
+from backend.queue.label_configs import LabelConfigs, config_digest
 from backend.queue.leases import LEASE_S, NO_REQUESTER, Requester, RequestLeases
+from backend.queue.lua import load_script
 from backend.settings import Settings
 
 INTERACTIVE_QUEUE = "transfiner-interactive"
 PREDICT_QUEUE = "transfiner-predict"
 # By name, so that the API can enqueue it without importing torch.
 TASK_FUNCTION = "backend.worker.task_runner.predict_task"
+# Tasks described to the queue server in one round trip, so that a request of many takes little memory.
+CHUNK = 500
 # While waiting, everything is looked at again this often, in s, in case a wake-up call was lost.
 RECHECK_S = 1.0
 
@@ -69,7 +73,7 @@ class PredictionJob:
             self.task.get("id"),
             self.image,
             self.model_version,
-            self.label_config,
+            config_digest(self.label_config),
             self.output,
             *([self.prompt] if self.prompt else []),
         )
@@ -79,11 +83,11 @@ class PredictionJob:
         return f"p{project}-t{task}-{digest}"
 
     def payload(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_payload(cls, payload: dict[str, Any]) -> PredictionJob:
-        return cls(**payload)
+        """As it lies in the queue: the label config by its digest (`backend.queue.label_configs`)."""
+        return {
+            **{each.name: getattr(self, each.name) for each in fields(self)},
+            "label_config": config_digest(self.label_config),
+        }
 
 
 class JobQueue:
@@ -96,7 +100,9 @@ class JobQueue:
         self.is_stopping: Callable[[], bool] = lambda: False
         self.records = JobStore(connection, result_ttl_s=settings.result_ttl_s)
         self.wanted = RequestLeases(connection)
+        self.configs = LabelConfigs(connection)
         self.news = CompletionListener(connection)
+        self._retry = load_script(connection, "retry")
         self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
         self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
 
@@ -117,12 +123,9 @@ class JobQueue:
         fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
         for job_id in (job_id for job_id in fresh if answers[job_id] == "again"):
             self._unlist_failed(job_id)
-        if fresh:
-            chosen = {job_id: by_id[job_id] for job_id in fresh}
-            self.records.describe(
-                {job_id: _facts(job, interactive) for job_id, job in chosen.items()},
-                lambda pipe: self._enqueue(pipe, chosen, self.interactive if interactive else self.predict),
-            )
+        lane = self.interactive if interactive else self.predict
+        for start in range(0, len(fresh), CHUNK):
+            self._enqueue({job_id: by_id[job_id] for job_id in fresh[start : start + CHUNK]}, lane)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
@@ -131,7 +134,7 @@ class JobQueue:
         """Wake the workers that wait for work."""
         self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, pipe: Pipeline, jobs: dict[str, PredictionJob], lane: Queue) -> None:
+    def _enqueue(self, jobs: dict[str, PredictionJob], lane: Queue) -> None:
         prepared = [
             Queue.prepare_data(
                 TASK_FUNCTION,
@@ -143,8 +146,18 @@ class JobQueue:
             )
             for job_id, job in jobs.items()
         ]
-        lane.enqueue_many(prepared, pipeline=pipe)
-        pipe.publish(QUEUED_CHANNEL, "")
+
+        def also(pipe: Pipeline) -> None:
+            self.configs.store((job.label_config for job in jobs.values()), pipe)
+            lane.enqueue_many(prepared, pipeline=pipe)
+            pipe.publish(QUEUED_CHANNEL, "")
+
+        is_interactive = lane is self.interactive
+        self.records.describe({job_id: _facts(job, is_interactive) for job_id, job in jobs.items()}, also)
+
+    def job_of(self, payload: dict[str, Any]) -> PredictionJob:
+        """The job of a record; its label config is "" when the queue server has forgotten it."""
+        return PredictionJob(**{**payload, "label_config": self.configs.read(payload["label_config"])})
 
     def _unlist_failed(self, job_id: str) -> None:
         self.predict.failed_job_registry.remove(job_id)
@@ -215,26 +228,19 @@ class JobQueue:
         """Waiting jobs of each lane."""
         return {"interactive": len(self.interactive), "predict": len(self.predict)}
 
-    def position(self, job_id: str) -> int | None:
-        """How many jobs are before this one; None when it is not waiting."""
-        ahead: Any = self.connection.lpos(self.interactive.key, job_id)
-        if ahead is not None:
-            return int(ahead)
-        behind: Any = self.connection.lpos(self.predict.key, job_id)
-        return None if behind is None else int(behind) + len(self.interactive)
+    def recent(self, limit: int) -> list[dict[str, Any]]:
+        """The newest records, newest first, with the `position` of those that wait."""
+        return self.records.recent(limit, (self.interactive.key, self.predict.key))
 
     def retry(self, job_id: str) -> bool:
-        """Run a failed or parked task again; False when there is no such record or no payload left of it."""
+        """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
             # RQ raises for such an id.
             return False
-        payload = self.records.payload(job_id)
-        if self.records.states([job_id])[0] not in (FAILED, PARKED):
-            return False
-        if payload is None or not self.records.forget(job_id):
+        if not self._retry(keys=[task_key(job_id), self.predict.key], args=[job_id, time.time(), QUEUED_TTL_S]):
             return False
         self._unlist_failed(job_id)
-        self.submit([PredictionJob.from_payload(payload)])
+        self.announce()
         return True
 
 

@@ -29,6 +29,28 @@ QUEUED_TTL_S = 24 * 3600
 INDEX_SIZE = 20_000
 
 
+# Fields of a record that pages show.
+SHOWN = (
+    "state",
+    "project",
+    "task",
+    "model_version",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "attempts",
+    "worker",
+    "request",
+    "objects",
+    "regions",
+    "seconds",
+    "error",
+    "hint",
+    "delivery",
+    "interactive",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
     """How a task ended: a prediction for Label Studio, or an error with its hint."""
@@ -57,6 +79,7 @@ class JobStore:
         self.connection = connection
         self.result_ttl_s = result_ttl_s
         self._reserve = load_script(connection, "reserve")
+        self._recent = load_script(connection, "recent")
         self._finish_one = load_script(connection, "finish")
 
     def reserve(self, job_ids: Sequence[str], asker: str = "", lease_s: float = 0.0) -> list[str]:
@@ -103,6 +126,11 @@ class JobStore:
         rows = self._read(job_ids, ("project",))
         return {job_id: text(row[0]) for job_id, row in zip(job_ids, rows, strict=True)}
 
+    def notes(self, job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """State and delivery of each, "" for what is not known."""
+        rows = self._read(job_ids, ("state", "delivery"))
+        return {job_id: (text(row[0]), text(row[1])) for job_id, row in zip(job_ids, rows, strict=True)}
+
     def outcomes(self, job_ids: Sequence[str]) -> dict[str, JobOutcome]:
         """Those of the given tasks that have ended."""
         rows = self._read(job_ids, ("state", "prediction", "error", "hint"))
@@ -113,12 +141,6 @@ class JobStore:
             elif text(state) in FINAL:
                 ended[job_id] = JobOutcome(error=text(error) or "unknown failure", hint=text(hint))
         return ended
-
-    def payload(self, job_id: str) -> dict[str, Any] | None:
-        """Fields of a task's PredictionJob; None when nothing is left of them."""
-        value: Any = self.connection.hget(task_key(job_id), "payload")
-        payload: dict[str, Any] | None = json.loads(value) if value else None
-        return payload
 
     def finish(self, job_id: str, outcome: JobOutcome, *, state: str = "") -> None:
         """Store how a task ended and wake those who wait for it."""
@@ -158,37 +180,21 @@ class JobStore:
         members: Any = self.connection.zrevrange(TASKS, skip, skip + limit - 1)
         return [text(member) for member in members]
 
-    def forget(self, job_id: str) -> bool:
-        """Remove one record (a parked task that is to be retried)."""
-        self.connection.zrem(TASKS, job_id)
-        return bool(self.connection.delete(task_key(job_id)))
+    def recent(self, limit: int, lanes: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The newest records, newest first, without their predictions.
 
-    def recent(self, limit: int) -> list[dict[str, str]]:
-        """The newest records, newest first, without their predictions."""
-        names: tuple[str, ...] = (  # all but the prediction
-            "state",
-            "project",
-            "task",
-            "model_version",
-            "queued_at",
-            "started_at",
-            "finished_at",
-            "attempts",
-            "worker",
-            "request",
-            "regions",
-            "seconds",
-            "error",
-            "hint",
-            "delivery",
-            "interactive",
-        )
-        ids = self.newest(limit)
-        rows = zip(ids, self._read(ids, names), strict=True)
+        Args:
+            lanes: keys of the lists of waiting ids, in the order in which they are served; with them each task that
+                waits has a `position`: how many are before it.
+        """
+        answer: Any = self._recent(keys=[TASKS, *lanes], args=[NAMES, limit, *SHOWN])
         return [
-            {"job": job_id, **{name: text(value) for name, value in zip(names, row, strict=True) if value}}
-            for job_id, row in rows
-            if row[0] is not None
+            {
+                "job": job_id,
+                **({"position": position} if position is not False and values[0] == QUEUED else {}),
+                **{name: value for name, value in zip(SHOWN, values, strict=True) if value},
+            }
+            for job_id, position, *values in json.loads(answer)
         ]
 
     def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[Any]:

@@ -10,6 +10,8 @@ PREFIX = "transfiner:"
 TASK = f"{PREFIX}task:"
 TASKS = f"{PREFIX}tasks"
 STATS = f"{PREFIX}stats"
+# Label configs by digest, apart from the tasks that name them.
+CONFIG = f"{PREFIX}config:"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
@@ -17,6 +19,9 @@ QUEUED_CHANNEL = f"{PREFIX}queued"
 # Requests that wait: who waits for a task, and each one's lease.
 REQUESTERS = f"{PREFIX}askers:"
 REQUESTER = f"{PREFIX}asker:"
+
+# What a task was asked interactively a moment ago.
+PROMPTED = f"{PREFIX}prompted:"
 
 # Delivery to Label Studio.
 CLAIM = f"{PREFIX}claim:"
@@ -28,6 +33,9 @@ PUSH_LOCK = f"{PREFIX}push:"
 # Workers.
 WORKERS = f"{PREFIX}workers"
 WORKER = f"{PREFIX}worker:"
+# Exists while a worker lives that takes interactive tasks only; their names begin so, too.
+INTERACTIVE_WORKERS = f"{PREFIX}interactive-workers"
+INTERACTIVE_NAME = "interactive-"
 RUNNING = f"{PREFIX}running:"
 # Tasks that were taken from a worker because it seemed dead.
 TAKEN_FROM = f"{PREFIX}taken-from:"
@@ -59,6 +67,7 @@ NAMES = json.dumps(
         "pushing": PUSHING,
         "pushed": PUSHED,
         "worker": WORKER,
+        "interactive_name": INTERACTIVE_NAME,
         "rq_job": RQ_JOB,
     }
 )
@@ -69,6 +78,11 @@ def task_key(job_id: str) -> str:
     return TASK + job_id
 
 
+def config_key(digest: str) -> str:
+    """The XML of a label config."""
+    return CONFIG + digest
+
+
 def requesters_key(job_id: str) -> str:
     """The set of requests that wait for a task."""
     return REQUESTERS + job_id
@@ -77,6 +91,11 @@ def requesters_key(job_id: str) -> str:
 def requester_key(token: str) -> str:
     """The lease of a request that waits."""
     return REQUESTER + token
+
+
+def prompted_key(project: str, task: object) -> str:
+    """What a task was asked interactively a moment ago."""
+    return f"{PROMPTED}{project}:{task}"
 
 
 def claim_key(job_id: str) -> str:

@@ -1,12 +1,13 @@
 """Workers' heartbeats, and what happens to the tasks of those that stopped giving any.
 
 Every worker renews a key that expires within seconds and lists what it is running; the others take over from one whose
-key is gone. Such a worker is dead, cut off or frozen: nobody else can tell. So each of its tasks notes a death, and a
-worker that comes back takes its deaths back.
+key is gone or stands still. Such a worker is dead, cut off or frozen: nobody else can tell. So each of its tasks notes
+a death, and a worker that comes back takes its deaths back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -26,12 +27,13 @@ SEARCHED = 500
 
 
 class Heartbeat:
-    """The signs of life of one worker."""
+    """The signs of life of one worker; one that takes interactive tasks only has `INTERACTIVE_NAME` in front."""
 
     def __init__(self, connection: Redis, name: str, *, lost_after_s: float) -> None:
         self.connection = connection
         self.name = name
         self.lost_after_s = lost_after_s
+        self._beats = itertools.count()
 
     def beat(self, facts: dict[str, Any]) -> None:
         """Say that the worker lives, with facts for pages; a queue server without memory keeps the facts before."""
@@ -39,14 +41,24 @@ class Heartbeat:
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.pexpire(keys.worker_key(self.name), lifetime_ms)
             pipe.sadd(keys.WORKERS, self.name)
-            pipe.set(keys.worker_key(self.name), json.dumps(facts), px=lifetime_ms)
+            pipe.set(keys.worker_key(self.name), json.dumps({**facts, "beat": next(self._beats)}), px=lifetime_ms)
+            if is_interactive(self.name):
+                pipe.set(keys.INTERACTIVE_WORKERS, "1", px=lifetime_ms)
             pipe.execute()
 
     def leave(self) -> None:
         """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
         self.connection.delete(keys.worker_key(self.name))
+        if is_interactive(self.name):
+            # Another one says so again with its next sign of life; until then the others take interactive tasks.
+            self.connection.delete(keys.INTERACTIVE_WORKERS)
         if not self.connection.exists(keys.running_key(self.name)):
             self.connection.srem(keys.WORKERS, self.name)
+
+
+def is_interactive(name: str) -> bool:
+    """Whether a worker takes interactive tasks only."""
+    return name.startswith(keys.INTERACTIVE_NAME)
 
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
@@ -56,14 +68,36 @@ def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
     return {name: json.loads(value) for name, value in zip(names, values, strict=True) if value}
 
 
-def requeue_orphans(queue: JobQueue) -> list[str]:
-    """Put tasks of workers without a heartbeat back at the front, park those with too many deaths; their ids.
+class OrphanSearch:
+    """Takes over the tasks of workers that give no signs of life any more.
 
-    Any number of processes may call this at any time: what is taken from a worker is taken in one step.
+    A heartbeat that expired is one sign. Another is one that stays the same for long by the clock of this process,
+    which nobody sets: when the queue server's is set back, heartbeats of the dead do not expire.
     """
-    alive = living_workers(queue.connection)
-    names = {text(member) for member in queue.connection.smembers(keys.WORKERS)} - alive.keys()
-    return [job_id for name in sorted(names) for job_id in _requeue(queue, name, is_dead=True)]
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    def run(self) -> list[str]:
+        """Put tasks of lost workers back at the front, park those with too many deaths; their ids.
+
+        Any number of processes may do this at any time: what is taken from a worker is taken in one step.
+        """
+        connection = self.queue.connection
+        names = sorted(text(member) for member in connection.smembers(keys.WORKERS))
+        beats: Any = connection.mget([keys.worker_key(name) for name in names]) if names else []
+        now = time.monotonic()
+        before, self._seen = self._seen, {}
+        taken = []
+        for name, beat in zip(names, map(text, beats), strict=True):
+            last, since = before.get(name, ("", now))
+            self._seen[name] = (beat, since if beat == last else now)
+            if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
+                taken += _requeue(self.queue, name, is_dead=True, beat=beat)
+                if is_interactive(name):
+                    connection.delete(keys.INTERACTIVE_WORKERS)
+        return taken
 
 
 def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
@@ -71,7 +105,7 @@ def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
     return _requeue(queue, name, is_dead=False)
 
 
-def _requeue(queue: JobQueue, name: str, *, is_dead: bool) -> list[str]:
+def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> list[str]:
     limit = queue.settings.max_attempts
     queued, parked = (
         [text(job_id) for job_id in ids]
@@ -92,6 +126,7 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool) -> list[str]:
                 QUEUED_TTL_S,
                 f"Parked after {limit} attempts: the last worker, {name}, died while it ran this task.",
                 "Look at the image, then POST /jobs/%s/retry.",
+                beat,
             ],
         )
     )

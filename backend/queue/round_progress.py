@@ -18,11 +18,12 @@ MOST_POINTS = 120
 class Progress:
     """Notes of one run; a queue server that is away for a while costs nothing but the notes."""
 
-    def __init__(self, queue: TrainQueue, project: str, run: str) -> None:
+    def __init__(self, queue: TrainQueue, project: str, run: str, worker: str = "") -> None:
         self.queue = queue
         self.project = project
         self.run = run
-        self.curve: list[float] = []
+        self.worker = worker
+        self.curve: list[tuple[int, float]] = []  # step and loss
         self.last: dict[str, Any] = {}
 
     def stage(self, stage: str) -> None:
@@ -30,6 +31,7 @@ class Progress:
         self.curve, self.last = [], {}
         self._note(
             state=RUNNING,
+            worker=self.worker or None,
             stage=stage,
             stage_since=time.time(),
             iteration=None,
@@ -46,7 +48,7 @@ class Progress:
         self.last = facts
         losses = {name: round(float(value), 4) for name, value in (facts.get("losses") or {}).items()}
         if losses:
-            self.curve.append(losses.get("total", sum(losses.values())))
+            self.curve.append((int(facts.get("iteration") or 0), losses.get("total", sum(losses.values()))))
             # Every second one goes when there are too many: the curve keeps its shape.
             self.curve = self.curve[::2] if len(self.curve) > MOST_POINTS else self.curve
         self._note(

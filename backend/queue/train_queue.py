@@ -111,6 +111,7 @@ class TrainQueue:
             facts[name] = int(float(row.get(name) or 0))
         facts["eta_s"] = float(row["eta_s"]) if row.get("eta_s") else None
         facts["losses"] = json.loads(row.get("losses") or "{}")
+        facts["curve"] = json.loads(row.get("curve") or "[]")
         return facts if row.get("run") else {}
 
     def projects(self) -> list[str]:

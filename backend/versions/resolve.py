@@ -1,25 +1,31 @@
 """Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
 
-No torch. Versions never change, so one that lies in the cache is good for ever; only the pointer is read again.
-
-Which checkpoint directory serves a project. The API and the workers ask here, so that they agree.
+The API and the workers ask here, so that they agree. No torch. Versions never change, so one that lies in the cache is
+good for ever; only the pointer is read again.
 
 An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from backend.errors import ModelUnavailableError
+from backend.errors import ModelUnavailableError, ServiceError
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from model.checkpoints.metadata import METADATA_FILE
+from model.files import write_text
 
+if TYPE_CHECKING:
+    from training.registry import Registry
+
+log = logging.getLogger(__name__)
 # A pointer in a bucket is asked for again after this many s; one in a folder at once.
 REMOTE_TTL_S = 3.0
 
@@ -27,16 +33,30 @@ _pointers: dict[tuple[str, str], tuple[float, str | None]] = {}
 _directories: dict[tuple[str, str, str, str], Path] = {}
 # Records of versions, which never change.
 _records: dict[tuple[str, str, str], ServedModel] = {}
+# Why the pointer of a project could not be read last time.
+_problems: dict[tuple[str, str], str] = {}
 _fetching = threading.Lock()
 
 
-def registry_of(settings: Settings) -> Any:
+def registry_of(settings: Settings) -> Registry | None:
     """The registry of the settings, or None where learning is off."""
     if not settings.registry:
         return None
     from training.registry import Registry
 
     return Registry(settings.registry)
+
+
+def required_registry(settings: Settings) -> Registry:
+    """The registry of the settings.
+
+    Raises:
+        ServiceError: learning is off.
+    """
+    registry = registry_of(settings)
+    if registry is None:
+        raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", "Name a folder or bucket.", status=409)
+    return registry
 
 
 def project_name(project_key: str) -> str:
@@ -46,16 +66,63 @@ def project_name(project_key: str) -> str:
 
 
 def active_version(settings: Settings, project_key: str) -> str | None:
-    """Name of the project's active version; None when none was promoted yet."""
-    project, registry = project_name(project_key), registry_of(settings)
-    if not project or registry is None:
+    """Name of the project's active version; None when none was promoted yet.
+
+    While the registry cannot be read it is the last one that could (`registry_problems` says so).
+    """
+    from training.registry import RegistryError
+
+    project = project_name(project_key)
+    if not project or not settings.registry:
         return None
     place = (settings.registry, project)
     read_at, version = _pointers.get(place, (0.0, None))
-    if "://" not in settings.registry or time.monotonic() - read_at > REMOTE_TTL_S:
-        version = registry.active(project)
-        _pointers[place] = (time.monotonic(), version)
+    if "://" in settings.registry and place in _pointers and time.monotonic() - read_at <= REMOTE_TTL_S:
+        return version
+    try:
+        version = required_registry(settings).active(project)
+    except RegistryError as error:
+        if _problems.get(place) != str(error):
+            log.error("the registry cannot be read; project %s is served as before: %s", project, error)
+        _problems[place] = str(error)
+        version = version if place in _pointers else _read_last_good(settings, project)
+    else:
+        _problems.pop(place, None)
+        if version != _pointers.get(place, (0.0, None))[1]:
+            _write_last_good(settings, project, version)
+    _pointers[place] = (time.monotonic(), version)
     return version
+
+
+def registry_problems(settings: Settings, project_keys: Iterable[str]) -> list[str]:
+    """Why the registry cannot say what serves these projects; [] when it can."""
+    if settings.registry and "://" not in settings.registry and Path(settings.registry).is_file():
+        return [f"The registry {settings.registry} is a file, expected a folder."]
+    keys = list(project_keys)
+    for key in keys:
+        active_version(settings, key)
+    problems = {_problems.get((settings.registry, project_name(key)), "") for key in keys} - {""}
+    return [f"The registry is damaged: {problem}." for problem in sorted(problems)]
+
+
+def _last_good_file(settings: Settings, project: str) -> Path:
+    """Beside the versions that were fetched, so that a process that starts knows what served last."""
+    return Path(settings.registry_cache) / project / "LAST_GOOD"
+
+
+def _read_last_good(settings: Settings, project: str) -> str | None:
+    try:
+        return _last_good_file(settings, project).read_text(encoding="utf-8") or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write_last_good(settings: Settings, project: str, version: str | None) -> None:
+    file = _last_good_file(settings, project)
+    try:
+        write_text(file, version or "")
+    except OSError as error:
+        log.warning("%s cannot be written: %s", file, error)
 
 
 def active_directory(settings: Settings, project_key: str) -> Path | None:
@@ -65,7 +132,7 @@ def active_directory(settings: Settings, project_key: str) -> Path | None:
 
 
 def active_model(settings: Settings, project_key: str) -> ServedModel | None:
-    """What the API needs to know of the project's active version, from its record: no weights are downloaded.
+    """Describe the project's active version for the API, from its record: no weights are downloaded.
 
     Label Studio gives /setup 3 s. None: nothing was promoted.
 
@@ -78,8 +145,11 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
     identity = (settings.registry, project_name(project_key), version)
     if identity not in _records:
         try:
-            info = registry_of(settings).version(project_name(project_key), version)
+            info = required_registry(settings).version(project_name(project_key), version)
         except (OSError, ValueError, LookupError) as error:
+            fetched = Path(settings.registry_cache) / project_name(project_key) / version
+            if (fetched / METADATA_FILE).is_file():
+                return read_served_model(fetched)
             raise _unavailable(settings, project_name(project_key), version, error) from error
         _records[identity] = ServedModel(Path(info.directory_url), version, version, info.classes, info.digest)
     return _records[identity]
@@ -93,8 +163,11 @@ def version_directory(settings: Settings, project_key: str, version: str) -> Pat
     project, registry = project_name(project_key), registry_of(settings)
     if not project or registry is None or not version:
         return None
-    if all(one.name != version for one in registry.versions(project)):
-        return None
+    try:
+        if all(info.name != version for info in registry.versions(project)):
+            return None
+    except (OSError, ValueError, LookupError) as error:
+        log.error("the registry cannot be read: %s", error)
     return _fetched(settings, project, version)
 
 
@@ -106,8 +179,11 @@ def _fetched(settings: Settings, project: str, version: str) -> Path:
         return known
     try:
         with _fetching:
-            directory: Path = registry_of(settings).fetch(project, version, settings.registry_cache)
+            directory = required_registry(settings).fetch(project, version, settings.registry_cache)
     except (OSError, ValueError, LookupError) as error:
+        # Complete, since only `fetch` writes there: it names the folder when all files are in it.
+        if ((fetched := Path(settings.registry_cache) / project / version) / METADATA_FILE).is_file():
+            return fetched
         raise _unavailable(settings, project, version, error) from error
     _directories[identity] = directory
     return directory
@@ -138,7 +214,7 @@ def model_directory(settings: Settings, project_key: str) -> Path:
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """The same for the API, which needs names only and must answer /setup within 3 s: it downloads no weights.
+    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s.
 
     Raises:
         ModelUnavailableError: there is no model, or the registry does not answer.

@@ -31,7 +31,7 @@ class ServedModel:
 
 
 def node_budget_of(served: ServedModel, wished: int) -> int | None:
-    """What to give `model.predictor.Predictor`: the settings' `node_budget`, or with -1 what is best for the model."""
+    """Node budget for `model.predictor.Predictor`: of the settings, or with -1 what is best for the model."""
     return served.node_budget if wished < 0 else wished
 
 

@@ -51,7 +51,7 @@ def find_model(name: str, store: Path) -> Path:
     for directory in (Path(name), store / name, SHIPPED / name):
         if (directory / METADATA_FILE).is_file():
             return directory
-    known = ", ".join(found.directory.name for found in stored_models(store)) or "none"
+    known = ", ".join(model.directory.name for model in stored_models(store)) or "none"
     raise CheckpointError(
         f"no checkpoint {name!r}: expected a directory with {METADATA_FILE}, or one of these names: {known}"
     )

@@ -1,4 +1,7 @@
-"""Taking waiting tasks out of the queue, a batch in one round trip, and leaving out what needs no computing."""
+"""Taking waiting tasks out of the queue, a batch in one round trip, and leaving out what needs no computing.
+
+Interactive tasks belong to an interactive worker; where none lives, every other worker takes them between its batches.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from rq import Queue
 
 from backend.queue.connection import text
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.keys import NAMES, WORKERS, running_key
+from backend.queue.keys import INTERACTIVE_WORKERS, NAMES, WORKERS, running_key
 from backend.queue.lua import load_script
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings
@@ -34,34 +37,45 @@ class Batch:
 
 
 class Batcher:
-    """Batches for one worker, which answers for them with its signs of life from then on."""
+    """Batches for one worker, which answers for them with its signs of life from then on.
 
-    def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings) -> None:
+    Args:
+        is_interactive: take interactive tasks only.
+    """
+
+    def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, *, is_interactive: bool = False) -> None:
         self.queue = queue
         self.connection: Redis = queue.connection
         self.vitals = vitals
         self.limits = settings
+        self.is_interactive = is_interactive
         self._script = load_script(self.connection, "take")
 
     def first(self) -> Batch | None:
         """A batch to begin with: the interactive task that waits longest, alone, else what waits and comes soon."""
         urgent = self.urgent()
-        if urgent is not None:
+        if urgent is not None or self.is_interactive:
             return urgent
         if self.limits.max_wait_ms and len(self.queue.predict):
             self._await_company()
         return self.next()
 
     def urgent(self) -> Batch | None:
-        """The interactive task that waits longest."""
+        """The interactive task that waits longest; left to an interactive worker where one lives."""
+        if not self.is_interactive and self.connection.exists(INTERACTIVE_WORKERS):
+            return None
         return self._take(self.queue.interactive, 1)
 
     def next(self) -> Batch | None:
-        """What waits, up to a whole batch."""
+        """What waits, up to a whole batch; nothing for an interactive worker."""
+        if self.is_interactive:
+            return None
         return self._take(self.queue.predict, self.limits.max_batch)
 
     def ahead(self) -> Batch | None:
         """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
+        if self.is_interactive:
+            return None
         most = self.limits.max_batch
         return self._take(self.queue.predict, most, left_to_each=most, may_be_alone=False)
 
@@ -83,6 +97,4 @@ class Batcher:
         if not taken:
             return None
         payloads = zip(map(text, taken[::2]), taken[1::2], strict=True)
-        return Batch(
-            {job_id: PredictionJob.from_payload(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone)
-        )
+        return Batch({job_id: self.queue.job_of(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone))

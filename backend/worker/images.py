@@ -14,13 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import redis
 
-from backend.errors import TaskError
+from backend.errors import StartError, TaskError
 from backend.predictions.projects import Project, Projects
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 from integration.label_studio.label_config import parse_label_config
+from model.decoding_memory import MemoryBudget
 
 log = logging.getLogger(__name__)
 FETCH_THREADS = 8
@@ -35,7 +37,11 @@ class FetchedImages:
         self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
-        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
+        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one.
+
+        Raises:
+            RedisError: what is known of a project could not be looked up.
+        """
         return {job_id: future.result()[0] for job_id, future in self._futures.items()}
 
     def seconds(self) -> float:
@@ -62,12 +68,17 @@ class BatchFetcher:
         return self._tried(job), time.monotonic()
 
     def _tried(self, job: PredictionJob) -> np.ndarray | TaskError:
+        if not job.label_config:
+            return TaskError("The task waited so long that its label config was forgotten.", "Ask for it again.")
         try:
             return self._fetch(job, parse_label_config(job.label_config).value_key)
         except TaskError as error:
             return error
         except ImageError as error:
             return TaskError(str(error))
+        except redis.RedisError:
+            # No fault of the task: the batch is given up, and taken again once the queue server is back.
+            raise
         except Exception as error:
             log.exception("fetching the image of task %s failed unexpectedly", job.task.get("id"))
             return TaskError(f"The image could not be fetched: {error!r}.", "The worker's log has more.")
@@ -89,13 +100,26 @@ def label_studio_of(settings: Settings, project: Project) -> tuple[str, str]:
 
 
 class ImageSource:
-    """Fetches the image of a job; safe to use from several threads."""
+    """Fetches the image of a job; safe to use from several threads.
+
+    Raises:
+        StartError: the cache cannot be a folder where the settings say: every task would fail for it.
+    """
 
     def __init__(self, settings: Settings, projects: Projects) -> None:
+        if settings.image_cache:
+            try:
+                Path(settings.image_cache).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StartError(
+                    f"The image cache {settings.image_cache} cannot be used as a folder: {error}.",
+                    "Correct TRANSFINER_IMAGE_CACHE; empty means no cache.",
+                ) from error
         self.settings = settings
         self.projects = projects
         self._fetchers: OrderedDict[tuple[str, str, str], ImageFetcher] = OrderedDict()
         self._lock = threading.Lock()
+        self._budget = MemoryBudget(int(settings.max_decoding_mib * 2**20))
 
     def fetch(self, job: PredictionJob, value_key: str) -> np.ndarray:
         """HxWx3 uint8 RGB, turned as its EXIF says.
@@ -112,7 +136,9 @@ class ImageSource:
         url, key = label_studio_of(self.settings, project)
         identity = (url, key, project.hostname)
         with self._lock:
-            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(self._settings(url, key, project.hostname))
+            fetcher = self._fetchers.pop(identity, None) or ImageFetcher(
+                self._settings(url, key, project.hostname), budget=self._budget
+            )
             self._fetchers[identity] = fetcher
             while len(self._fetchers) > MOST_FETCHERS:
                 self._fetchers.popitem(last=False)

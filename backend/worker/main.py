@@ -19,11 +19,12 @@ from redis import Redis
 from redis.client import Pipeline
 from rq.job import Job, JobStatus
 
+from backend.errors import StartError
 from backend.predictions.projects import Projects
 from backend.queue.connection import require_queue_server, worker_connection
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import FinishedJob
-from backend.queue.keys import QUEUED_CHANNEL, STATS, running_key
+from backend.queue.keys import INTERACTIVE_NAME, INTERACTIVE_WORKERS, QUEUED_CHANNEL, STATS, running_key
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
 from backend.versions.served_model import prompt_version
@@ -33,7 +34,7 @@ from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.predictor import Predictor
-from backend.worker.prompt_runner import PromptRunner
+from backend.worker.prompt_runner import PromptRunner, PromptsAlone
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 
@@ -159,32 +160,47 @@ class Recorder:
             _list_failed(self.queue, job_id, ended[job_id].outcome.error)
 
 
-def run_worker(settings: Settings, load: Callable[[Settings], Predictor] = load, *, burst: bool = False) -> None:
+def run_worker(
+    settings: Settings,
+    load: Callable[[Settings], Predictor] = load,
+    *,
+    burst: bool = False,
+    is_interactive: bool = False,
+) -> None:
     """Serve jobs until SIGTERM or SIGINT, which finish the batch at hand. For the main thread of a process.
 
     Args:
         load: builds the predictor of the settings' checkpoint directory; another one in tests of the queue's mechanics.
         burst: end when nothing is waiting.
+        is_interactive: answer prompts only, with the promptable model alone, so that none waits behind a batch.
+
+    Raises:
+        StartError: no queue server, or a model that cannot be loaded.
     """
     connection: Redis = worker_connection(settings)
     require_queue_server(connection, settings)
-    models = WarmModels(settings, load)
+    images = ImageSource(settings, Projects(connection))
+    prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
+    if prompts and (is_interactive or not connection.exists(INTERACTIVE_WORKERS)):
+        _warm(prompts, is_interactive)
+    models = PromptsAlone(prompts) if is_interactive and prompts else WarmModels(settings, load)
     queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    name = INTERACTIVE_NAME + name if is_interactive else name
     vitals = Heartbeat(connection, name, lost_after_s=settings.worker_lost_s)
     recorder = Recorder(queue, name)
     runner = TaskRunner(
         models,
-        ImageSource(settings, Projects(connection)).fetch,
+        images.fetch,
         recorder.record,
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
         tile_batch=settings.max_batch,
-        prompts=_warm_prompts(settings),
+        prompts=prompts,
     )
-    batcher = Batcher(queue, vitals, settings)
+    batcher = Batcher(queue, vitals, settings, is_interactive=is_interactive)
     stop = StopSignal()
     pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
-    maintenance = MaintenanceThread(queue, vitals, settings, models)
+    maintenance = MaintenanceThread(queue, vitals, settings, models, pushes=not is_interactive)
 
     def work() -> bool:
         batch = batcher.first()
@@ -231,13 +247,18 @@ def _list_failed(queue: JobQueue, job_id: str, reason: str) -> None:
             return
 
 
-def _warm_prompts(settings: Settings) -> PromptRunner | None:
-    """The promptable model of the settings, loaded; None where none is installed."""
-    if not prompt_version(settings):
-        return None
-    runner = PromptRunner(settings)
+def _warm(prompts: PromptRunner, is_needed: bool) -> None:
+    """Load the promptable model before the first prompt.
+
+    Raises:
+        StartError: it cannot be loaded, and nothing can be done without.
+    """
     try:
-        runner.warm()
+        prompts.warm()
     except (ValueError, OSError) as error:
+        if is_needed:
+            raise StartError(
+                f"The promptable model in {prompts.settings.prompt_model} cannot be loaded: {error}.",
+                "Set TRANSFINER_PROMPT_MODEL to a checkpoint with a promptable network.",
+            ) from error
         log.error("the promptable model cannot be loaded (%s); prompts are answered with the reason", error)
-    return runner

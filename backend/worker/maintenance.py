@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
 from backend.queue.job_queue import JobQueue
-from backend.queue.recovery import Heartbeat, LostTaskSearch, absolve, requeue_orphans
+from backend.queue.recovery import Heartbeat, LostTaskSearch, OrphanSearch, absolve
 from backend.settings import Settings
-from backend.worker.model_cache import WarmModels
 from backend.worker.push import Pusher
 
 log = logging.getLogger(__name__)
@@ -25,29 +24,48 @@ MOST_BEAT_S = 1.5
 SEARCH_EVERY_S = 5.0
 
 
-class MaintenanceThread(threading.Thread):
-    """Runs beside the batches until `end`."""
+class LoadedModels(Protocol):
+    """What the status page shows of the models that a worker has loaded."""
 
-    def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: WarmModels) -> None:
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]: ...
+
+
+class MaintenanceThread(threading.Thread):
+    """Runs beside the batches until `end`.
+
+    Args:
+        pushes: whether deferred predictions are pushed, too; not from a worker that must answer within tenths of a
+            second.
+    """
+
+    def __init__(
+        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: LoadedModels, *, pushes: bool = True
+    ) -> None:
         super().__init__(name="maintenance", daemon=True)
         self.queue = queue
         self.vitals = vitals
         self.models = models
         self.born = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
         self.stop = threading.Event()
+        self.pushes = pushes
         self.pusher = threading.Thread(
             target=Pusher(queue, settings, vitals.name).run, args=(self.stop,), name="pusher", daemon=True
         )
 
     def run(self) -> None:
-        self.pusher.start()
-        search = LostTaskSearch(self.queue)
+        if self.pushes:
+            self.pusher.start()
+        search, orphans = LostTaskSearch(self.queue), OrphanSearch(self.queue)
         search_at = time.monotonic() + SEARCH_EVERY_S
         while not self.stop.is_set():
             try:
                 self.vitals.beat({**self.born, **_present(self.models)})
                 absolve(self.queue, self.vitals.name)
-                requeue_orphans(self.queue)
+                orphans.run()
                 if time.monotonic() > search_at:
                     search.run()
                     search_at = time.monotonic() + SEARCH_EVERY_S
@@ -60,10 +78,11 @@ class MaintenanceThread(threading.Thread):
     def end(self) -> None:
         self.stop.set()
         self.join(5)
-        self.pusher.join(5)
+        if self.pushes:
+            self.pusher.join(5)
 
 
-def _present(models: WarmModels) -> dict[str, Any]:
+def _present(models: LoadedModels) -> dict[str, Any]:
     return {
         "version": models.version,
         "models": models.facts,

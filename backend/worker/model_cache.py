@@ -52,11 +52,15 @@ def load(settings: Settings) -> Predictor:
             device=_device(settings),
             score_threshold=settings.score_floor,
             node_budget=node_budget_of(served, settings.node_budget),
+            precision=settings.precision,
         )
     except (CheckpointError, ValueError) as error:
         raise StartError(f"The model in {settings.model} cannot be loaded: {error}") from error
     predictor([np.zeros((WARM_UP_EDGE_PX, WARM_UP_EDGE_PX, 3), np.uint8)])
-    log.info("model %s is warm on %s after %.1f s", served.version, predictor.device, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    log.info(
+        "model %s is warm on %s in %s after %.1f s", served.version, predictor.device, predictor.precision, seconds
+    )
     return predictor
 
 
@@ -180,6 +184,7 @@ class WarmModels:
                 "version": served.version,
                 "mib": round(predictor.weights_bytes / 2**20, 1),
                 "device": str(predictor.device),
+                "precision": predictor.precision,
             }
             for (served, _), predictor in self._warm.items()
         )

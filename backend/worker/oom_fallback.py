@@ -77,10 +77,14 @@ LEAST_PART_PX = 128
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """Instances of one image; `note` says what had to be given up for them, "" when nothing was."""
+    """Instances of one image; `note` says what had to be given up for them, "" when nothing was.
+
+    `precision` is that of the network: fp32, bf16 or mixed.
+    """
 
     instances: Sequence[Instance]
     note: str = ""
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -110,26 +114,28 @@ def predict_with_fallback(
     ordinary = {key: image for key, image in images.items() if not care.tiling.cuts(image)}
     results: dict[str, PredictedImage | TaskError] = {}
     if len(ordinary) > 1:
-        found = _tried(lambda: predictor(list(ordinary.values())))
-        if isinstance(found, Exception):
-            log.warning("a batch of %d failed (%r); running its images one by one", len(ordinary), found)
+        outcome = _tried(lambda: predictor(list(ordinary.values())))
+        if isinstance(outcome, Exception):
+            log.warning("a batch of %d failed (%r); running its images one by one", len(ordinary), outcome)
         else:
-            results = {key: PredictedImage(instances) for key, instances in zip(ordinary, found, strict=True)}
+            results = {
+                key: PredictedImage(instances, "", predictor.precision)
+                for key, instances in zip(ordinary, outcome, strict=True)
+            }
     return {key: results[key] if key in results else _alone(predictor, image, care) for key, image in images.items()}
 
 
 def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> PredictedImage | TaskError:
     height, width = image.shape[:2]
     for note, call in _steps(predictor, image, care):
-        found = _tried(call)
-        if not isinstance(found, Exception):
+        outcome = _tried(call)
+        if not isinstance(outcome, Exception):
             if note:
                 log.warning("%d x %d: %s", width, height, note)
-            return PredictedImage(found, note)
-        if not is_out_of_memory(found):
+            return PredictedImage(outcome, note, predictor.precision)
+        if not is_out_of_memory(outcome):
             return TaskError(
-                f"The model failed on this image of {width} x {height}: {found!r}.",
-                "The worker's log has more.",
+                f"The model failed on this image of {width} x {height}: {outcome!r}.", "The worker's log has more."
             )
     return TaskError(
         f"Out of memory on an image of {width} x {height}, even at 1/{FACTORS[-1]} of its size and in parts.",
@@ -183,7 +189,7 @@ def _call_smaller(predictor: Predictor, image: np.ndarray, factor: int) -> Call:
     height, width = image.shape[:2]
 
     def call() -> list[Instance]:
-        found = predictor.smaller(factor)([downscale_image(image, factor)])[0]
-        return [upscale_instance(instance, height, width) for instance in found]
+        instances = predictor.smaller(factor)([downscale_image(image, factor)])[0]
+        return [upscale_instance(instance, height, width) for instance in instances]
 
     return call

@@ -6,7 +6,6 @@ Instances of a task's image -> the prediction that Label Studio stores.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.worker.oom_fallback import PredictedImage
 from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.prompts import PromptFields
+from integration.regions.prompts import build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
-from model.instance import Instance
 from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def find_scorer(directory: Path) -> Scorer | None:
 
 
 def prediction_of_instances(
-    job: PredictionJob, found: PredictedImage, width: int, height: int, model: Path
+    job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
 ) -> dict[str, Any]:
     """The prediction of one task; what had to be given up is said on its regions.
 
@@ -47,7 +47,7 @@ def prediction_of_instances(
     """
     try:
         prediction, report = build_prediction(
-            found.instances,
+            predicted.instances,
             parse_label_config(job.label_config),
             width=width,
             height=height,
@@ -61,34 +61,31 @@ def prediction_of_instances(
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
     if changes := report.changes():
         log.info("task %s: %s", job.task.get("id"), changes)
-    for region in prediction["result"] if found.note else ():
+    for region in prediction["result"] if predicted.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
-        region["meta"] = {"text": [found.note]}
-    return prediction
+        region["meta"] = {"text": [predicted.note]}
+    return {**prediction, "precision": predicted.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, instance: Instance, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> dict[str, Any]:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
         TaskError: it cannot be written.
     """
-    config = parse_label_config(job.label_config)
-    prompt = job.prompt or {}
+    (instance,) = predicted.instances
     try:
-        prediction, _ = build_prediction(
-            # Somebody asked for this very object: no score is too low to show it.
-            [replace(instance, score=1.0)],
-            config,
+        answer = build_answer(
+            instance,
+            PromptFields(**(job.prompt or {})),  # type: ignore[typeddict-item]
+            parse_label_config(job.label_config),
             width=width,
             height=height,
             model_version=job.model_version,
             output=Output(**job.output),
-            seed=f"{job.task.get('id')}:{job.image}:{prompt.get('region')}",
+            seed=f"{job.task.get('id')}:{job.image}",
         )
     except Exception as error:
         log.exception("turning an answer into a region failed")
         raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
-    for region in prediction["result"]:
-        region["score"] = round(instance.score, 4)
-    return {**prediction, "score": round(instance.score, 4)}
+    return {**answer, "precision": predicted.precision}

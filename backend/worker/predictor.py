@@ -15,10 +15,12 @@ class Predictor(Protocol):
     Attributes:
         weights_bytes: memory of the weights on their device.
         device: where it runs; "cuda..." for GPUs.
+        precision: fp32, bf16 or mixed.
     """
 
     labels: tuple[str, ...]
     version: str
+    precision: str
 
     @property
     def weights_bytes(self) -> int: ...

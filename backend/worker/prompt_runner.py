@@ -14,7 +14,10 @@ import numpy as np
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
-from integration.regions.read import regions_to_objects
+from backend.versions.served_model import ServedModel
+from backend.worker.predictor import Predictor
+from integration.label_studio.prompts import PromptFields
+from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance
 
 if TYPE_CHECKING:
@@ -41,6 +44,11 @@ class PromptRunner:
         self._lock = threading.Lock()
         self._images: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
+    @property
+    def precision(self) -> str:
+        """Of the predictor that answered last."""
+        return self._predictor.precision if self._predictor else "fp32"
+
     def answer(self, job: PredictionJob, image_rgb: np.ndarray) -> Instance:
         """The object that a job's prompt means, with the annotator's label.
 
@@ -51,10 +59,11 @@ class PromptRunner:
 
         predictor = self._warm(job.model_version)
         try:
-            prompt = Prompt(**_in_pixels(job.prompt or {}, image_rgb.shape[:2]))
-        except ValueError as error:
+            fields = PromptFields(**(job.prompt or {}))  # type: ignore[typeddict-item]
+            prompt = Prompt(**vars(prompt_in_pixels(fields, image_rgb.shape[:2])))
+        except (ValueError, KeyError) as error:
             raise TaskError(f"The prompt cannot be used: {error}.", "Draw a box or click into the object.") from error
-        return replace(predictor.image(image_rgb).prompt(prompt), label=str((job.prompt or {}).get("label", "")))
+        return replace(predictor.image(image_rgb).prompt(prompt), label=fields["label"])
 
     def remembered(self, job: PredictionJob) -> np.ndarray | None:
         """The decoded image of a job that was prompted before."""
@@ -74,6 +83,19 @@ class PromptRunner:
         self._predictor = self._load(self.settings)
         self._predictor.image(np.zeros((VIEW_PX, VIEW_PX, 3), np.uint8)).prompt_boxes([(0, 0, VIEW_PX, VIEW_PX)])
 
+    @property
+    def version(self) -> str:
+        """Of the model that is loaded; "" before the first prompt."""
+        return self._predictor.version if self._predictor else ""
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]:
+        """What the status page shows of the model."""
+        if self._predictor is None:
+            return ()
+        size = sum(weight.nbytes for weight in self._predictor.network.parameters())
+        return ({"version": self.version, "mib": round(size / 2**20, 1), "device": str(self._predictor.device)},)
+
     def _warm(self, version: str) -> PromptPredictor:
         if self._predictor is None or self._predictor.version != version:
             try:
@@ -91,24 +113,38 @@ class PromptRunner:
         return self._predictor
 
 
+class PromptsAlone:
+    """The models of an interactive worker: the promptable one. Whole images are for other workers."""
+
+    def __init__(self, prompts: PromptRunner) -> None:
+        self.prompts = prompts
+
+    @property
+    def version(self) -> str:
+        return self.prompts.version
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]:
+        return self.prompts.facts
+
+    def find(self, project_key: str, version: str) -> ServedModel:
+        """Refuse a task that is no prompt. Raises TaskError."""
+        raise TaskError(
+            f"A worker for prompts was given a whole image of project {project_key!r} (version {version!r}).",
+            "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
+        )
+
+    def predictor(self, served: ServedModel) -> Predictor:
+        """Never reached: `find` refuses first."""
+        raise NotImplementedError(served.version)
+
+    def spare(self, served: ServedModel) -> Predictor | None:
+        """Never reached: `find` refuses first."""
+        raise NotImplementedError(served.version)
+
+
 def load_prompt_predictor(settings: Settings) -> PromptPredictor:
     """The predictor of `settings.prompt_model`. Raises CheckpointError, ValueError."""
     from model.prompts.predictor import PromptPredictor
 
-    return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device)
-
-
-def _in_pixels(prompt: dict[str, Any], shape_hw: tuple[int, int]) -> dict[str, Any]:
-    """Fields of `model.prompts.answers.Prompt` from the percent of a job's prompt; boxes are cut to the image."""
-    height, width = shape_hw
-    box = None
-    if prompt.get("box_pct"):
-        x0, y0, x1, y1 = (min(max(float(value), 0.0), 100.0) for value in prompt["box_pct"])
-        box = (x0 * width / 100, y0 * height / 100, x1 * width / 100, y1 * height / 100)
-    points = tuple((x * width / 100, y * height / 100, bool(sign)) for x, y, sign in prompt.get("points_pct", ()))
-    mask = None
-    if prompt.get("drawing"):
-        drawing = {**prompt["drawing"], "original_width": width, "original_height": height}
-        objects = regions_to_objects([drawing], width=width, height=height).objects
-        mask = objects[0].mask_hw if objects else None
-    return {"box_xyxy": box, "points": points, "mask_hw": mask}
+    return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device, precision=settings.precision)

@@ -19,8 +19,9 @@ from backend.predictions.projects import Project, Projects
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import DONE, FINAL, JobStore
-from backend.queue.keys import STATS, push_lock_key
+from backend.queue.keys import NAMES, STATS, push_lock_key
 from backend.queue.locks import RenewedLock
+from backend.queue.lua import load_script
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from integration.label_studio.client import ClientError, LabelStudioClient
@@ -78,6 +79,7 @@ class Pusher:
         self.projects = Projects(queue.connection)
         self.connect = connect
         self.clients: dict[tuple[str, str], PushClient] = {}
+        self._break_lock = load_script(queue.connection, "break_lock")
         self.failures: dict[str, int] = {}
         self.wait_until: dict[str, float] = {}
         self.ready_since: dict[str, float] = {}
@@ -112,9 +114,12 @@ class Pusher:
         lock = RenewedLock(self.connection, push_lock_key(key), self.worker, lost_after_s=self.settings.worker_lost_s)
         with lock:
             if not lock.is_held:
+                self._break_lock(keys=[push_lock_key(key)], args=[NAMES])
                 return 0
             self._recover(job_ids)
-            ready = self.deliveries.take(done[: self.settings.push_chunk])
+            ready = self.deliveries.take(done, self.settings.push_chunk)
+            if not ready:
+                self.deliveries.end_overdue_claims(done)
             return self._push(self.projects.get(key), ready, lock)
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
@@ -135,6 +140,8 @@ class Pusher:
             self.deliveries.give_back(sorted(left), uncertain=True)
 
     def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
+        if not job_ids:
+            return 0
         entries = self.deliveries.deferred()
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
@@ -188,7 +195,7 @@ class Pusher:
         uncertain = error.status is None or error.status >= 500
         self.deliveries.give_back(list(rows), uncertain=uncertain)
         if error.status in (400, 404, 422):
-            return sum(self._push(project, self.deliveries.take([job_id]), lock) for job_id in rows)
+            return sum(self._push(project, self.deliveries.take([job_id], 1), lock) for job_id in rows)
         delay_s = self._back_off(project)
         log.error("project %s: pushing %d failed, again in %.0f s: %s", project.id, len(rows), delay_s, error)
         return 0
@@ -211,10 +218,7 @@ class Pusher:
 
 def _row(entry: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, Any]:
     assert prediction is not None
-    return {
-        "task": int(entry["task"]),
-        **{name: prediction[name] for name in ("result", "score", "model_version")},
-    }
+    return {"task": int(entry["task"]), **{name: prediction[name] for name in ("result", "score", "model_version")}}
 
 
 def _copies(client: PushClient, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -45,7 +46,7 @@ class PredictedTask:
 
     Attributes:
         sizes: height and width of each upright image in px, or why there is none.
-        found: what the network saw, or why it did not.
+        predicted: what the network saw, or why it did not.
         models: of each job that has an image.
         stages_s: seconds of each stage so far.
     """
@@ -53,7 +54,7 @@ class PredictedTask:
     jobs: Mapping[str, PredictionJob]
     sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
     models: dict[str, ServedModel] = field(default_factory=dict)
-    found: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
+    predicted: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
     stages_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -108,7 +109,7 @@ class TaskRunner:
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
         for model, arrays in self._by_model(batch, arrived).items():
-            batch.found |= self._predicted(model, arrays)
+            batch.predicted |= self._predicted(model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
@@ -124,7 +125,7 @@ class TaskRunner:
                 continue
             batch.sizes[job_id] = image.shape[0], image.shape[1]
             if job.prompt is not None:
-                batch.found[job_id] = self._prompted(job, image)
+                batch.predicted[job_id] = self._prompted(job, image)
                 continue
             try:
                 batch.models[job_id] = self.models.find(job.project, job.model_version)
@@ -137,7 +138,7 @@ class TaskRunner:
         if self.prompts is None:
             return TaskError("This worker has no promptable model.", "Set TRANSFINER_PROMPT_MODEL for workers and API.")
         try:
-            return PredictedImage([self.prompts.answer(job, image)])
+            return PredictedImage([self.prompts.answer(job, image)], precision=self.prompts.precision)
         except TaskError as error:
             return error
         except Exception as error:
@@ -172,7 +173,7 @@ class TaskRunner:
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
         """End all of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
-        nothing = {"instances": 0, "regions": 0, "seconds": 0.0}
+        nothing = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
         self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
 
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
@@ -181,25 +182,32 @@ class TaskRunner:
         regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
         seconds = round(shared_s + time.monotonic() - begun, 3)
         _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
-        return FinishedJob(outcome, {"instances": instances, "regions": regions, "seconds": seconds})
+        facts = {"instances": instances, "regions": regions, "objects": _objects(outcome), "seconds": seconds}
+        return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
         """How a task ended, and how many instances were found."""
-        size, found = batch.sizes[job_id], batch.found.get(job_id)
+        size, predicted = batch.sizes[job_id], batch.predicted.get(job_id)
         try:
             if isinstance(size, TaskError):
                 raise size
-            if found is None or isinstance(found, TaskError):
-                raise found or TaskError("The image was not predicted.")
+            if predicted is None or isinstance(predicted, TaskError):
+                raise predicted or TaskError("The image was not predicted.")
             height, width = size
             if batch.jobs[job_id].prompt is not None:
-                prediction = prediction_of_prompt(batch.jobs[job_id], found.instances[0], width, height)
+                prediction = prediction_of_prompt(batch.jobs[job_id], predicted, width, height)
                 return JobOutcome(prediction=prediction), 1
             directory = batch.models[job_id].directory
-            prediction = prediction_of_instances(batch.jobs[job_id], found, width, height, directory)
+            prediction = prediction_of_instances(batch.jobs[job_id], predicted, width, height, directory)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
-        return JobOutcome(prediction=prediction), len(found.instances)
+        return JobOutcome(prediction=prediction), len(predicted.instances)
+
+
+def _objects(outcome: JobOutcome) -> int:
+    """How many objects a prediction shows: an object has a region for each control that takes it."""
+    regions = outcome.prediction["result"] if outcome.prediction is not None else ()
+    return max(Counter(region.get("from_name") for region in regions).values(), default=0)
 
 
 def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:
@@ -225,6 +233,5 @@ def predict_task() -> None:
         TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
     """
     raise TaskError(
-        "This job was taken by a plain RQ worker, which has no model.",
-        "Start workers with `transfiner worker`.",
+        "This job was taken by a plain RQ worker, which has no model.", "Start workers with `transfiner worker`."
     )

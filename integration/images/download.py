@@ -5,6 +5,7 @@ Label Studio's credentials are sent to Label Studio only; a redirect to another 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,16 +193,21 @@ def shown_url(url: str, limit: int = 200) -> str:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
-        return repr(url[:limit])
+        return repr(without_secrets(url)[:limit])
     text = f"{parts.scheme}://{host}{parts.path}" if parts.scheme else parts.path
     return text[:limit] + ("?..." if parts.query else "")
+
+
+def without_secrets(text: str) -> str:
+    """A text with the queries (signatures), fragments and passwords of the addresses in it left out."""
+    return re.sub(r"[?#][^\s'\"<>]+", "?...", re.sub(r"//[^/?#\s'\"]*@", "//", text))
 
 
 def _words(error: BaseException) -> str:
     """The innermost cause in a few words; the outer ones repeat addresses with their secrets."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {error}"[:200]
+    return without_secrets(f"{type(error).__name__}: {error}")[:200]
 
 
 def _refused(url: str, error: AddressRefused) -> ImageError:

@@ -19,6 +19,7 @@ from integration.images.download import Downloader, Limits, shown_url
 from integration.images.ssrf_guard import AddressPolicy, origin
 from integration.images.urls import decode_data_uri, image_value, locate
 from integration.label_studio.auth import LabelStudioAuth
+from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
 
 __all__ = ["FetchSettings", "ImageError", "ImageFetcher"]
 
@@ -38,6 +39,7 @@ class FetchSettings:
         cache_max_age_s: files are fetched again after this time.
         max_bytes: of one file.
         max_pixels: of one image.
+        decoding_bytes: memory of all decoding at once.
         timeout_s: for one image, everything together.
         connect_timeout_s: for one connection.
         max_redirects: for one image.
@@ -53,6 +55,7 @@ class FetchSettings:
     cache_max_age_s: float = 86_400.0
     max_bytes: int = 64 << 20
     max_pixels: int = 80_000_000
+    decoding_bytes: int = DEFAULT_BUDGET_BYTES
     timeout_s: float = 30.0
     connect_timeout_s: float = 5.0
     max_redirects: int = 5
@@ -69,10 +72,14 @@ class ImageFetcher:
     Args:
         settings: see `FetchSettings`.
         auth: credentials to share with a client; made from the settings when None.
+        budget: memory for decoding to share with other fetchers; one of `decoding_bytes` when None.
     """
 
-    def __init__(self, settings: FetchSettings, *, auth: LabelStudioAuth | None = None) -> None:
+    def __init__(
+        self, settings: FetchSettings, *, auth: LabelStudioAuth | None = None, budget: MemoryBudget | None = None
+    ) -> None:
         self._settings = settings
+        self._budget = budget or MemoryBudget(settings.decoding_bytes)
         verify = str(settings.ca_bundle) if settings.ca_bundle else True
         self._base_url = settings.label_studio_url.rstrip("/")
         if auth is None and self._base_url:
@@ -101,7 +108,9 @@ class ImageFetcher:
         address = self._address(task, value_key)
         data = self._get(address)
         try:
-            return decode_image(data, name=shown_url(address), max_pixels=self._settings.max_pixels)
+            return decode_image(
+                data, name=shown_url(address), max_pixels=self._settings.max_pixels, budget=self._budget
+            )
         except ImageError:
             if self._cache is not None:
                 self._cache.discard(address)  # ask again next time: it may have been repaired

@@ -1,10 +1,9 @@
 """Which hosts may be asked for images.
 
 Image addresses come from task data, which anyone who may import tasks can write. Without a check the backend
-would fetch from machines that only it can reach (server-side request forgery). The check looks at the address
-a connection was really made to, so names that resolve differently the second time do not get past it.
-
-HTTP connections that are checked and watched as soon as they exist, before anything is sent on them.
+would fetch from machines that only it can reach (server-side request forgery). A name is looked up once, and
+connections are made to the addresses that were checked: a name that resolves differently the second time does not get
+past it, and an address that is refused is never knocked at, so nobody learns which of its ports are open.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -23,12 +22,16 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import LocationParseError
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 #: RFC 6052: the last 32 bits are the IPv4 address.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: RFC 4291: all other IPv6 addresses are local, of some mechanism that carries IPv4 addresses, or nobody's yet.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+#: RFC 6890, RFC 7526: protocols and relays, which older releases of Python call global.
+_PROTOCOLS = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("192.88.99.0/24"))
 #: Where parsers of addresses disagree about the host: WHATWG reads a backslash as a slash, RFC 3986 does not, and
 #: urlsplit drops tabs and line breaks that urllib3 keeps.
 _AMBIGUOUS = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -83,12 +86,13 @@ class AddressPolicy:
         self._hosts = {entry for entry in entries if "/" not in entry}
 
     def check(self, host: str, port: int, peer: str) -> None:
-        """Raise AddressRefused unless a connection to `peer`, made for `host`, may be used."""
+        """Raise AddressRefused unless a connection to the address `peer` may be made for `host`."""
         host = host.lower().strip("[]")
         if "*" in self._hosts or host in self._hosts or f"{host}:{port}" in self._hosts:
             return
         address = _inner(ipaddress.ip_address(peer.split("%")[0]))
         is_public = address.is_global and not address.is_multicast
+        is_public &= address in _GLOBAL_UNICAST if address.version == 6 else not any(address in n for n in _PROTOCOLS)
         if is_public or any(address in network for network in self._networks):
             return
         raise AddressRefused(f"{host}:{port} is at {address}, an address that is not public")
@@ -164,6 +168,24 @@ class Deadline:
                 continue  # closed by the other side already
 
 
+def _checked_addresses(policy: AddressPolicy, host: str, port: int) -> list[str]:
+    """The addresses of a host that may be connected to; raises AddressRefused when there are others only."""
+    try:
+        entries = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{host[:80]!r} cannot be the name of a host") from error
+    allowed, refusal = [], None
+    for peer in dict.fromkeys(str(entry[4][0]) for entry in entries):
+        try:
+            policy.check(host, port, peer)
+            allowed.append(peer)
+        except AddressRefused as error:
+            refusal = error
+    if refusal and not allowed:
+        raise refusal
+    return allowed
+
+
 class _GuardedAdapter(HTTPAdapter):
     def __init__(self, policy: AddressPolicy, deadline: Deadline) -> None:
         self._policy = policy
@@ -174,22 +196,30 @@ class _GuardedAdapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)  # type: ignore[arg-type]
         policy, deadline = self._policy, self._deadline
 
-        def check(sock: socket.socket, host: str, port: int) -> socket.socket:
-            try:
-                policy.check(host, port, sock.getpeername()[0])
-            except AddressRefused:
-                sock.close()
-                raise
-            deadline.watch(sock)
-            return sock
+        def connect(connection: HTTPConnection, make: Callable[[], socket.socket]) -> socket.socket:
+            """Connect to the first checked address that answers."""
+            name, port = connection.host, connection.port or DEFAULT_PORTS["http"]
+            error: Exception | None = None
+            for peer in _checked_addresses(policy, name, port):
+                connection.host = peer
+                try:
+                    sock = make()
+                except (OSError, HTTPError) as failure:
+                    error = failure
+                    continue
+                finally:
+                    connection.host = name  # TLS checks the certificate against it
+                deadline.watch(sock)
+                return sock
+            raise error or OSError(f"{name} has no address")
 
         class Plain(HTTPConnection):
             def _new_conn(self) -> socket.socket:
-                return check(super()._new_conn(), self.host, self.port or 80)
+                return connect(self, super()._new_conn)
 
         class Secure(HTTPSConnection):
             def _new_conn(self) -> socket.socket:
-                return check(super()._new_conn(), self.host, self.port or 443)
+                return connect(self, super()._new_conn)
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from integration.images.download import shown_url
+from integration.images.download import shown_url, without_secrets
 from integration.images.ssrf_guard import origin
 from model.image_error import ImageError
 
@@ -39,11 +39,11 @@ def image_value(task: Mapping[str, Any], value_key: str) -> str:
     """
     data = task.get("data")
     if not isinstance(data, Mapping):
-        raise _bad_task("a task has no data", data, "an object with the image")
+        raise _bad_task("a task has no data", f"{without_secrets(repr(data)):.80}", "an object with the image")
     value: Any = _filled(value_key, data) if "$" in value_key and value_key not in data else _under(value_key, data)
     if not isinstance(value, str) or not value.strip():
-        found = f"{value_key!r} = {value!r:.80} among the keys {sorted(map(str, data))!r:.200}"
-        raise _bad_task("a task has no image", found, f"an address under {value_key!r}")
+        shown = f"{without_secrets(repr(value)):.80} among the keys {sorted(map(str, data))!r:.200}"
+        raise _bad_task("a task has no image", f"{value_key!r} = {shown}", f"an address under {value_key!r}")
     return value.strip()
 
 

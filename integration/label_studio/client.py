@@ -107,12 +107,7 @@ class LabelStudioClient:
         return self._json("POST", path, files=files, params={"return_task_ids": "true"})
 
     def iter_tasks(
-        self,
-        project_id: int,
-        *,
-        page_size: int = 100,
-        fields: str = "all",
-        query: str | None = None,
+        self, project_id: int, *, page_size: int = 100, fields: str = "all", query: str | None = None
     ) -> Iterator[Json]:
         """Tasks page by page, with annotations and predictions; `query` filters as the data manager does (JSON)."""
         params = {"project": project_id, "fields": fields} | ({"query": query} if query else {})
@@ -141,6 +136,11 @@ class LabelStudioClient:
         return self._json("GET", f"/api/projects/{project_id}/export", params=params)
 
     # Predictions
+
+    def delete_predictions(self, project_id: int, model_version: str) -> None:
+        """Remove a project's predictions of one version; a project that shows this version shows none then."""
+        body = {"model_version": model_version}
+        self._json("DELETE", f"/api/projects/{project_id}/model-versions", json=body)
 
     def list_predictions(self, *, project_id: int | None = None, task_id: int | None = None) -> list[Json]:
         """Stored predictions of a project or of a task."""
@@ -207,10 +207,28 @@ class LabelStudioClient:
         params = {} if project_id is None else {"project": project_id}
         return self._json("GET", "/api/webhooks", params=params)
 
+    def create_webhook(self, project_id: int, url: str, **fields: object) -> Json:
+        """Have all events of a project sent to an address, as Label Studio itself does for a backend."""
+        body = {"project": project_id, "url": url, "send_payload": True, "send_for_all_actions": True, **fields}
+        return self._json("POST", "/api/webhooks/", json=body)
+
     def update_webhook(self, webhook: Mapping[str, Any], **fields: object) -> Json:
         """Change a webhook, given as `list_webhooks` gives it, e.g. its `headers`."""
         body = {"url": webhook["url"], **fields}
         return self._json("PATCH", f"/api/webhooks/{webhook['id']}/", json=body)
+
+    # Data manager
+
+    def list_views(self, project_id: int) -> list[Json]:
+        """Tabs of a project's data manager; none before somebody has opened it."""
+        return self._json("GET", "/api/dm/views", params={"project": project_id})
+
+    def save_view(self, project_id: int, data: Mapping[str, Any], view_id: int | None = None) -> Json:
+        """Make a tab, or change one; `data` as `list_views` gives it."""
+        body = {"project": project_id, "data": dict(data)}
+        if view_id is None:
+            return self._json("POST", "/api/dm/views/", json=body)
+        return self._json("PATCH", f"/api/dm/views/{view_id}/", json=body)
 
     # Requests
 
@@ -363,7 +381,7 @@ def unreachable_error(method: str, url: str, error: requests.RequestException) -
 
 
 def _words(answer: requests.Response) -> str:
-    """What the answer says, without markup."""
+    """Text of an answer without markup."""
     if "json" not in answer.headers.get("content-type", ""):
         return "" if "html" in answer.headers.get("content-type", "") else answer.text[:500]
     try:
@@ -379,7 +397,7 @@ def _flat(body: Any) -> list[str]:
     """The texts of nested lists and objects; keys that name fields come with a colon."""
     if isinstance(body, dict):
         named = ((key, _flat(value)) for key, value in body.items() if value)
-        return [text if key == "non_field_errors" else f"{key}: {text}" for key, found in named for text in found]
+        return [text if key == "non_field_errors" else f"{key}: {text}" for key, messages in named for text in messages]
     if isinstance(body, list):
         return [text for value in body for text in _flat(value)]
     return [] if body is None else [str(body)]

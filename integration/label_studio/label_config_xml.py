@@ -223,10 +223,10 @@ def _checked(
 def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
     if warnings:
         return f"no control can be predicted: {'; '.join(warnings)}"
-    found = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
+    names = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
     return (
         "the labelling configuration has no PolygonLabels, BrushLabels, BitmaskLabels or RectangleLabels for an image; "
-        f"its controls are: {', '.join(found)}; add a <PolygonLabels name=... toName=...> with labels"
+        f"its controls are: {', '.join(names)}; add a <PolygonLabels name=... toName=...> with labels"
     )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from integration.label_studio.notice import is_notice
+
 Region = Mapping[str, Any]
 #: Which of a task's annotations counts: the newest, or what most annotators agree on.
 Choice = Literal["latest", "agreement"]
@@ -132,25 +134,25 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
     `consensus.agree`.
     """
-    starred = [one for one in annotations if one.ground_truth]
+    starred = [annotation for annotation in annotations if annotation.ground_truth]
     by_age = sorted(starred or annotations, key=_age)
     if starred or how == "latest":
         return tuple(by_age[-1:])
-    newest = {one.annotator or f"#{one.id}": one for one in by_age}
+    newest = {annotation.annotator or f"#{annotation.id}": annotation for annotation in by_age}
     return tuple(sorted(newest.values(), key=_age))
 
 
 def used_labels(row: Mapping[str, Any]) -> set[str]:
     """Labels on outlines in the annotations of an exported task, for exports without their label config."""
-    regions = [one for entry in _objects(row.get("annotations")) for one in _objects(entry.get("result"))]
+    regions = [region for entry in _objects(row.get("annotations")) for region in _objects(entry.get("result"))]
     kinds = ("polygonlabels", "brushlabels", "bitmasklabels", "rectanglelabels", "labels")
-    found = ((one.get("value") or {}).get(one.get("type")) for one in regions if one.get("type") in kinds)
-    return {label for labels in found for label in _list(labels) if isinstance(label, str)}
+    values = ((region.get("value") or {}).get(region.get("type")) for region in regions if region.get("type") in kinds)
+    return {label for labels in values for label in _list(labels) if isinstance(label, str)}
 
 
 def newest_time(annotations: Iterable[Annotation]) -> datetime | None:
     """When the newest of some annotations was submitted."""
-    return max((one.updated_at for one in annotations), default=None)
+    return max((annotation.updated_at for annotation in annotations), default=None)
 
 
 def _age(annotation: Annotation) -> tuple[datetime, int]:
@@ -206,7 +208,10 @@ def _source(
     return _prediction(best) if count else None
 
 
-def _prediction(entry: Mapping[str, Any]) -> SourcePrediction:
+def _prediction(entry: Mapping[str, Any]) -> SourcePrediction | None:
+    """None for a notice, which says why there is no prediction."""
+    if is_notice(entry.get("model_version")):
+        return None
     return SourcePrediction(
         _integer(entry.get("id")),
         str(entry.get("model_version") or ""),
@@ -224,7 +229,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [one for one in _list(value) if isinstance(one, Mapping)]
+    return [entry for entry in _list(value) if isinstance(entry, Mapping)]
 
 
 def _integer(value: object) -> int | None:

@@ -141,9 +141,9 @@ def _ids(payload: Mapping[str, Any], key: str, action: str) -> tuple[int, ...]:
 def _many(payload: Mapping[str, Any], key: str, action: str) -> list[Mapping[str, Any]]:
     """The objects under a key: one, or a list of them (ANNOTATIONS_CREATED has lists under singular keys)."""
     value = payload.get(key)
-    found = value if isinstance(value, list) else [value]
-    items = [item for item in found if isinstance(item, Mapping)]
-    if len(items) != len(found) or len(items) > MAX_IDS:
+    values = value if isinstance(value, list) else [value]
+    items = [item for item in values if isinstance(item, Mapping)]
+    if len(items) != len(values) or len(items) > MAX_IDS:
         raise WebhookError(f"{action}: {key} must be an object or a list of at most {MAX_IDS}, got {value!r:.60}")
     return items
 

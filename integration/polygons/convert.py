@@ -35,11 +35,7 @@ _TOLERANCE_PRECISION = 0.01
 
 
 def mask_to_polygons(
-    mask_hw: np.ndarray,
-    *,
-    tolerance_px: float = 0.0,
-    max_vertices: int | None = None,
-    min_area_px: float = 0.0,
+    mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
 ) -> list[Polygon]:
     """Outline a mask, one polygon for each 4-connected part.
 
@@ -63,13 +59,9 @@ def mask_to_polygons(
 
 
 def outline_mask(
-    mask_hw: np.ndarray,
-    *,
-    tolerance_px: float = 0.0,
-    max_vertices: int | None = None,
-    min_area_px: float = 0.0,
+    mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
 ) -> Outlined:
-    """As `mask_to_polygons`, with counts of what the minimum area left out."""
+    """Outline a mask as `mask_to_polygons` does; count what the minimum area left out."""
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     exact = exact_outline(mask_hw, min_area_px=min_area_px)
     if max_vertices is not None:

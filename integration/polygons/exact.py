@@ -70,7 +70,7 @@ def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Pol
 
 
 def exact_outline(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> Outlined:
-    """As `exact_polygons`, with counts of the parts (holes filled) and holes smaller than `min_area_px`."""
+    """Outline a mask as `exact_polygons` does; count the parts (holes filled) and holes smaller than `min_area_px`."""
     rows = np.flatnonzero(mask_hw.any(axis=1))
     if not len(rows):
         return Outlined([])

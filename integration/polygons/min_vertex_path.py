@@ -107,10 +107,10 @@ class _Tight:
 
     def goals_from(self) -> dict[int, int]:
         """The goals, as bits, that can be reached from each node."""
-        found = {goal: 1 << goal for goal in self.goals}
+        reach = {goal: 1 << goal for goal in self.goals}
         for source, target in zip(self.source, self.target, strict=True):
-            found[source] = found.get(source, 0) | found.get(target, 0)
-        return found
+            reach[source] = reach.get(source, 0) | reach.get(target, 0)
+        return reach
 
 
 def _tight_arcs(arcs: list[int], starts: int, goals: int, most: int | None = None) -> _Tight | None:

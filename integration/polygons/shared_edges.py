@@ -38,13 +38,13 @@ def masks_to_polygons(
         ValueError: a mask is not bool H x W, sizes differ, or a number is out of range.
     """
     outlined = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
-    return [found.polygons for found in outlined]
+    return [shape.polygons for shape in outlined]
 
 
 def outline_masks(
     masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
 ) -> list[Outlined]:
-    """As `masks_to_polygons`, with counts of what the minimum area left out."""
+    """Outline masks as `masks_to_polygons` does; count what the minimum area left out."""
     for mask_hw in masks_hw:
         check_arguments(mask_hw, tolerance_px, None, min_area_px)
     if len({mask.shape for mask in masks_hw}) > 1:
@@ -55,7 +55,7 @@ def outline_masks(
     labels, disjoint = _label_sets(windows)
     pieces = _Pieces(_junctions(labels), tolerance_px)
     exact = [exact_outline(window, min_area_px=min_area_px) for window in windows]
-    outlines = [Outline([pieces.rings(polygon) for polygon in found.polygons]) for found in exact]
+    outlines = [Outline([pieces.rings(polygon) for polygon in outlined.polygons]) for outlined in exact]
     simplify_outlines(outlines, disjoint=disjoint)
     polygons = [
         [
@@ -64,7 +64,7 @@ def outline_masks(
         ]
         for outline in outlines
     ]
-    return [replace(found, polygons=kept) for found, kept in zip(exact, polygons, strict=True)]
+    return [replace(outlined, polygons=kept) for outlined, kept in zip(exact, polygons, strict=True)]
 
 
 def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -69,11 +69,11 @@ class ShortcutGraph:
     def arcs(self) -> list[int]:
         """For each node the nodes its ray may reach, as bits."""
         walk, count = _Walk(self), len(self.corners_px)
-        found: list[int] = []
+        arcs: list[int] = []
         with np.errstate(divide="ignore", invalid="ignore"):  # slopes of what is beside or behind a walker
             for first in range(0, count, _CHUNK):
-                found += walk.arcs_from(first, min(first + _CHUNK, count))
-        return found
+                arcs += walk.arcs_from(first, min(first + _CHUNK, count))
+        return arcs
 
     def misses(self, source: np.ndarray, target: np.ndarray, slack_px: float) -> np.ndarray:
         """Whether some corner between is more than its radius and `slack_px` from each arc: bool (A,)."""
@@ -94,16 +94,16 @@ class ShortcutGraph:
     def squares_px3(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Integral (A,), along the stretch that each arc replaces, of the squared distance to the arc's line."""
         sums = self.moments()
-        xx, xy, yy, x, y, one = sums[:, target // self.k] - sums[:, source // self.k]
+        xx, xy, yy, x, y, weight = sums[:, target // self.k] - sums[:, source // self.k]
         start = self.nodes_px[source] - self.corners_px[0]
         dx, dy = (self.nodes_px[target % self.node_count] - self.nodes_px[source]).T
         # The distance is (x dy - y dx - c) / length.
         c = start[:, 0] * dy - start[:, 1] * dx
-        square = dy * dy * xx - 2 * dx * dy * xy + dx * dx * yy + 2 * c * (dx * y - dy * x) + c * c * one
+        square = dy * dy * xx - 2 * dx * dy * xy + dx * dx * yy + 2 * c * (dx * y - dy * x) + c * c * weight
         return np.maximum(square / np.maximum(dx * dx + dy * dy, _SLACK), 0.0)
 
     def moments(self) -> np.ndarray:
-        """See `_running_moments`; computed once."""
+        """Sums of `_running_moments`, computed once."""
         if self._sums is None:
             self._sums = self._running_moments()
         return self._sums
@@ -154,7 +154,7 @@ class _Walk:
         home = np.repeat(np.arange(start, stop), self.k)
         at = self.starts[:, start * self.k : stop * self.k]
         walkers: np.ndarray = np.arange(len(home))
-        found = [0] * len(home)
+        reach = [0] * len(home)
         wedges = Wedges(len(home))
         step, steps = 1, self.count - 1 if self.closed else self.count - 1 - start
         while step <= steps and len(walkers):
@@ -164,10 +164,10 @@ class _Walk:
             others = [self._seen(points, index, at) for points in self.others]
             bits = self._bits(wedges.narrow(*self._seen(self.corners, index, at), radii, others), index)
             if step == 1:
-                found = bits
+                reach = bits
             else:
                 for walker, more in zip(walkers.tolist(), bits, strict=True):
-                    found[walker] |= more << (step - 1) * self.k
+                    reach[walker] |= more << (step - 1) * self.k
             step += len(ahead)
             alive = np.flatnonzero(wedges.alive if self.closed else wedges.alive & (home + step < self.count))
             if len(alive) < len(walkers):
@@ -175,10 +175,10 @@ class _Walk:
                 walkers, home, at = walkers[alive], home[alive], at[:, alive]
         if self.k > 1:
             # Counted from the node, no longer from the first candidate of its corner.
-            found = [bits << self.k - number % self.k for number, bits in enumerate(found)]
+            reach = [bits << self.k - number % self.k for number, bits in enumerate(reach)]
         else:
-            found = [bits << 1 for bits in found]
-        return found
+            reach = [bits << 1 for bits in reach]
+        return reach
 
     @staticmethod
     def _seen(points: np.ndarray, index: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -262,10 +262,10 @@ class Wedges:
             return None
         blank = (self._axis_x == 0) & (self._axis_y == 0)
         first, column = np.argmin(inside, axis=0), np.arange(inside.shape[1])
-        found = blank & ~inside[first, column]
-        self._axis_x[found], self._axis_y[found] = x[first, column][found], y[first, column][found]
-        self._any_blank = bool((blank & ~found).any())
-        last = np.where(found, first, np.where(blank, len(inside), -1))
+        hits = blank & ~inside[first, column]
+        self._axis_x[hits], self._axis_y[hits] = x[first, column][hits], y[first, column][hits]
+        self._any_blank = bool((blank & ~hits).any())
+        last = np.where(hits, first, np.where(blank, len(inside), -1))
         return np.arange(len(inside))[:, None] <= last
 
     def _turned(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,12 +277,7 @@ class Wedges:
         return along, across
 
     def _bounds(
-        self,
-        outside: np.ndarray,
-        inside: np.ndarray,
-        along: np.ndarray,
-        across: np.ndarray,
-        radius: np.ndarray,
+        self, outside: np.ndarray, inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest slopes (B + 1, W): before the block and after each of its corners.
 

@@ -41,12 +41,7 @@ class Chain:
     """
 
     def __init__(
-        self,
-        corners: np.ndarray,
-        tolerance_px: float,
-        *,
-        closed: bool,
-        fit_in_px: tuple[float, float] | None = None,
+        self, corners: np.ndarray, tolerance_px: float, *, closed: bool, fit_in_px: tuple[float, float] | None = None
     ) -> None:
         """Take corners (n, 2).
 
@@ -136,7 +131,7 @@ class Ring:
 
     def segments(self) -> list[tuple[Chain, int]]:
         """The chain, and the index of the chain's segment, for each segment of the ring."""
-        found = []
+        kept = []
         for chain, forward in self.chains:
             count = len(chain.vertices)
             order = range(count if chain.closed else count - 1)
@@ -145,8 +140,8 @@ class Ring:
             indices = list(order)
             if chain.closed and not forward:
                 indices.append(count - 1)
-            found += [(chain, index) for index in indices]
-        return found
+            kept += [(chain, index) for index in indices]
+        return kept
 
 
 @dataclass(slots=True)
@@ -192,16 +187,16 @@ def _part_overlaps(outlines: Sequence[Outline]) -> bool:
     shapes = np.array([outline.shape() for outline in outlines])
     first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     common = shapely.intersection(shapes[first], shapes[second])
-    found = False
+    changed = False
     for a, b, region in zip(first, second, common, strict=True):
         if a < b and region.area > _NO_AREA_PX:
-            found = True
+            changed = True
             rings = [*outlines[a].rings(), *outlines[b].rings()]
             owners, lines, _ = _segments(rings)
             touched = np.flatnonzero(shapely.dwithin(lines, region, _ROUNDING_PX))
             if not _tighten([owners[number] for number in touched]):
                 _tighten_all(rings)
-    return found
+    return changed
 
 
 def _settle_one(outline: Outline) -> int:

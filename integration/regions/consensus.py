@@ -54,7 +54,7 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]], *, same_iou: float = SAM
     everything = [_Drawn(a, drawn) for a, drawings_of in enumerate(drawings) for drawn in drawings_of]
     objects, disputed, agreed = [], [], 0
     for group in _groups(everything, same_iou):
-        label, votes = Counter(one.drawn.label for one in group).most_common(1)[0]
+        label, votes = Counter(shape.drawn.label for shape in group).most_common(1)[0]
         if 2 * len(group) > len(drawings) and 2 * votes > len(group):
             objects.append(_united(group, label))
             agreed += len(group)
@@ -65,12 +65,12 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]], *, same_iou: float = SAM
 
 def _groups(everything: Sequence[_Drawn], same_iou: float) -> list[list[_Drawn]]:
     """Objects that are one, each group by annotator (the latest last), groups by their first object."""
-    masks = [one.drawn.mask_hw for one in everything]
+    masks = [shape.drawn.mask_hw for shape in everything]
     overlaps = iou_matrix(masks, masks)
     pairs = []
     for i, k in combinations(range(len(everything)), 2):
-        one, other = everything[i], everything[k]
-        if one.annotator != other.annotator and overlaps[i, k] >= same_iou:
+        shape, other = everything[i], everything[k]
+        if shape.annotator != other.annotator and overlaps[i, k] >= same_iou:
             pairs.append((-overlaps[i, k], i, k))
     group_of = {i: [i] for i in range(len(everything))}
     for _, i, k in sorted(pairs):
@@ -80,11 +80,11 @@ def _groups(everything: Sequence[_Drawn], same_iou: float) -> list[list[_Drawn]]
             here += there
             group_of |= dict.fromkeys(there, here)
     distinct = {id(group): group for group in group_of.values()}
-    return [sorted((everything[n] for n in group), key=lambda one: one.annotator) for group in distinct.values()]
+    return [sorted((everything[n] for n in group), key=lambda shape: shape.annotator) for group in distinct.values()]
 
 
 def _united(group: Sequence[_Drawn], label: str) -> AnnotatedObject:
-    votes = np.sum([one.drawn.mask_hw for one in group], axis=0, dtype=np.int32) * 2
+    votes = np.sum([shape.drawn.mask_hw for shape in group], axis=0, dtype=np.int32) * 2
     latest = group[-1].drawn
     mask_hw = (votes > len(group)) | ((votes == len(group)) & latest.mask_hw)
     return replace(latest, label=label, mask_hw=mask_hw if mask_hw.any() else latest.mask_hw)

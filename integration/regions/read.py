@@ -481,10 +481,7 @@ def _of_controls(
     }
     # Texts and ratings about an object have the id of its region: nothing is lost with those.
     return ours, [*left_elsewhere.items()] + [
-        (
-            str(entry.get("id", "")),
-            f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing",
-        )
+        (str(entry.get("id", "")), f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing")
         for entry in others
         if str(entry.get("id")) not in known
     ]

@@ -52,13 +52,7 @@ def instances_to_prediction(
     if tolerance_px is not None:
         output = replace(output, tolerance_px=tolerance_px)
     return build_prediction(
-        instances,
-        label_config,
-        width=width,
-        height=height,
-        model_version=model_version,
-        output=output,
-        seed=seed,
+        instances, label_config, width=width, height=height, model_version=model_version, output=output, seed=seed
     )[0]
 
 
@@ -171,8 +165,8 @@ class _Drawing:
                 alike.setdefault(way, []).append(number)
         for (tolerance_px, min_area_px), numbers in alike.items():
             masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
-            found = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
-            for number, outlined in zip(numbers, found, strict=True):
+            outlines = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
+            for number, outlined in zip(numbers, outlines, strict=True):
                 self._shared[number, tolerance_px, min_area_px] = outlined
 
     def _may_share(self, instance: Instance, target: Target) -> bool:
@@ -265,12 +259,7 @@ class _Drawing:
         )
 
     def _outline(
-        self,
-        instance: Instance,
-        mask_hw: np.ndarray,
-        tolerance_px: float,
-        max_vertices: int | None,
-        min_area_px: float,
+        self, instance: Instance, mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
     ) -> Outlined:
         if self._output.outline == "pixels":
             return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)

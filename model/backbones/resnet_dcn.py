@@ -92,7 +92,7 @@ def _build_stage(cfg: CfgNode, index: int) -> list[nn.Module]:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_dcn_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The same with detectron2's feature pyramid: p2..p6."""
+    """Build the residual network with detectron2's feature pyramid on top: p2..p6."""
     return FPN(
         bottom_up=build_resnet_dcn_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

@@ -137,13 +137,7 @@ class SwinStage(nn.Module):
     """Blocks of one resolution, every second one shifted, and the merging that leads to the next stage."""
 
     def __init__(
-        self,
-        channels: int,
-        heads: int,
-        window: int,
-        mlp_ratio: float,
-        drop_paths: Sequence[float],
-        last: bool,
+        self, channels: int, heads: int, window: int, mlp_ratio: float, drop_paths: Sequence[float], last: bool
     ) -> None:
         super().__init__()
         self.window = window

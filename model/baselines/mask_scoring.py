@@ -100,9 +100,9 @@ class MaskScoringROIHeads(RegionIgnoringROIHeads):
             return losses | {"loss_mask_iou": 0 * nothing}
         own = _of_class(logits, classes)
         target = mask_iou_target(own.detach() > 0, instances)
-        found = _of_class(self.mask_iou_head(pooled, own.detach().sigmoid()), classes)
+        scores = _of_class(self.mask_iou_head(pooled, own.detach().sigmoid()), classes)
         # The paper trains only on masks that overlap their object at all.
-        error = F.mse_loss(found, target, reduction="none")[target > 0]
+        error = F.mse_loss(scores, target, reduction="none")[target > 0]
         return losses | {"loss_mask_iou": self.mask_iou_weight * error.sum() / max(len(error), 1)}
 
 

@@ -7,8 +7,6 @@ version, classes, preset, digest, created, ...), optionally `MODEL_CARD.md`. K: 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +31,7 @@ from model.checkpoints.metadata import (
     verify_weights,
 )
 from model.config import add_transfiner_config
+from model.files import replacing_folder
 
 # Keys that detectron2's main branch has and its packaged distribution has not. They say nothing about a network,
 # and a checkpoint made with one distribution must open with the other.
@@ -101,20 +100,13 @@ def save_checkpoint(
     if directory.exists() and not overwrite:
         raise FileExistsError(f"{directory} exists; choose another name or allow overwriting")
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        written = _write(staged, cfg, state, metadata, half)
-        _swap_in(staged, directory)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return written
+    with replacing_folder(directory) as staged:
+        return _write(staged, cfg, state, metadata, half)
 
 
 def _write(
     directory: Path, cfg: CfgNode, state: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool
 ) -> dict[str, Any]:
-    directory.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
     # Clones: safetensors refuses tensors that share memory.
     save_file({name: _stored(name, tensor, half) for name, tensor in state.items()}, directory / WEIGHTS_FILE)
     (directory / CONFIG_FILE).write_text(cfg.dump(), encoding="utf-8")
@@ -122,16 +114,6 @@ def _write(
     written = {"created": created, **metadata, "digest": file_digest(directory / WEIGHTS_FILE)}
     (directory / METADATA_FILE).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return written
-
-
-def _swap_in(staged: Path, directory: Path) -> None:
-    if not directory.exists():
-        staged.rename(directory)
-        return
-    retired = staged.with_name(staged.name + ".old")
-    directory.rename(retired)
-    staged.rename(directory)
-    shutil.rmtree(retired)
 
 
 def _read_config(file: Path) -> CfgNode:

@@ -68,8 +68,8 @@ def count_classes(state: Mapping[str, Tensor]) -> int:
         rows = state[name].shape[0] - background
         counts[name] = rows / per_class
     if len(set(counts.values())) != 1 or not next(iter(counts.values())).is_integer():
-        told = ", ".join(f"{count:g} by {name}" for name, count in counts.items())
-        raise CheckpointError(f"the weights disagree on the number of classes: {told}")
+        summary = ", ".join(f"{count:g} by {name}" for name, count in counts.items())
+        raise CheckpointError(f"the weights disagree on the number of classes: {summary}")
     return int(counts[MASK_PREDICTOR])
 
 

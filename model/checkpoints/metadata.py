@@ -58,7 +58,7 @@ def file_digest(file: Path) -> str:
 
 
 def existing_file(file: Path) -> Path:
-    """The same path.
+    """Return the path if it is a file.
 
     Raises:
         CheckpointError: there is no such file, so its folder is not a checkpoint.

@@ -105,7 +105,7 @@ class DeformableTransformer(nn.Module):
         ).last_hidden_state
         place, target = (part.expand(len(memory), -1, -1) for part in self.queries.weight[None].chunk(2, dim=2))
         start = self.reference(place).sigmoid()
-        found = self.decoder(
+        states = self.decoder(
             inputs_embeds=target,
             object_queries_position_embeddings=place,
             encoder_hidden_states=memory,
@@ -113,7 +113,7 @@ class DeformableTransformer(nn.Module):
             reference_points=start,
             **geometry,
         )
-        return self._predict(start, found.intermediate_hidden_states, found.intermediate_reference_points)
+        return self._predict(start, states.intermediate_hidden_states, states.intermediate_reference_points)
 
     def _predict(self, start: Tensor, hidden: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """``hidden``, ``references``: (N, D, Q, ...); layer d starts from the boxes of layer d - 1."""
@@ -162,11 +162,7 @@ def _classifier(channels: int, num_classes: int) -> nn.Linear:
 
 def _box_head(channels: int) -> nn.Sequential:
     layers = nn.Sequential(
-        nn.Linear(channels, channels),
-        nn.ReLU(),
-        nn.Linear(channels, channels),
-        nn.ReLU(),
-        nn.Linear(channels, 4),
+        nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4)
     )
     nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
     return layers

@@ -137,8 +137,12 @@ class NanoDet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, K + 44, h, w) a stride: class logits, then logits of 11 distances for left, top, right, bottom."""
+        return [output(tower) for output, tower in zip(self.outputs, self.tower_features(images), strict=True)]
+
+    def tower_features(self, images: Tensor) -> list[Tensor]:
+        """(N, 128, h, w) a stride: what the last, linear layer reads."""
         maps = self.pyramid(self.trunk(images)[2:])
-        return [out(tower(x)) for tower, out, x in zip(self.towers, self.outputs, maps, strict=True)]
+        return [tower(x) for tower, x in zip(self.towers, maps, strict=True)]
 
     def decode(
         self, outputs: list[Tensor], size_hw: tuple[int, int], score_threshold: float, max_detections: int
@@ -148,13 +152,7 @@ class NanoDet(nn.Module):
         Args:
             size_hw: of the image in pixels; the outputs are of the image stretched to 416 x 416.
         """
-        boxes, scores = self.candidates(outputs)
-        height, width = size_hw
-        boxes = boxes * boxes.new_tensor([width, height, width, height]) / INPUT_SIZE
-        boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
-        cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
-        kept = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
-        return Detections(boxes[cell[kept]], scores[cell, label][kept], label[kept])
+        return strongest(*self.candidates(outputs), size_hw, score_threshold, max_detections)
 
     def candidates(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (cells, 4) in pixels of the 416 x 416 input and scores (cells, K) of one image."""
@@ -170,6 +168,18 @@ class NanoDet(nn.Module):
             x = ((torch.arange(columns, device=flat.device) + 0.5) * stride).repeat(rows)
             boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], 1))
         return torch.cat(boxes), torch.cat(scores)
+
+
+def strongest(
+    boxes_xyxy: Tensor, scores: Tensor, size_hw: tuple[int, int], score_threshold: float, max_detections: int
+) -> Detections:
+    """Candidates of one image without the doubles, see `NanoDet.candidates` and `NanoDet.decode`."""
+    height, width = size_hw
+    boxes = boxes_xyxy * boxes_xyxy.new_tensor([width, height, width, height]) / INPUT_SIZE
+    boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
+    cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
+    kept = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
+    return Detections(boxes[cell[kept]], scores[cell, label][kept], label[kept])
 
 
 def normalised(images_rgb: Tensor) -> Tensor:

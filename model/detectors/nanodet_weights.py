@@ -53,22 +53,22 @@ def load_packaged_weights(network: NanoDet, graph_file: Path, *, check_digest: b
 
 def _tensors(manifest: list[dict[str, Any]], content: bytes) -> dict[str, Tensor]:
     """Tensors by name; the file is their concatenation in the manifest's order, some stored as fp16."""
-    found, offset = {}, 0
+    weights, offset = {}, 0
     for weight in (weight for group in manifest for weight in group["weights"]):
         stored = np.dtype(_DTYPES[weight.get("quantization", weight)["dtype"]])
         count = int(np.prod(weight["shape"], dtype=np.int64))
         values = np.frombuffer(content, stored, count, offset).reshape(weight["shape"])
         offset += count * stored.itemsize
-        found[weight["name"]] = torch.from_numpy(values.astype(_DTYPES[weight["dtype"]]))
+        weights[weight["name"]] = torch.from_numpy(values.astype(_DTYPES[weight["dtype"]]))
     if offset != len(content):
         raise ValueError(f"the manifest describes {offset} bytes of weights, the file has {len(content)}")
-    return found
+    return weights
 
 
 def _bias_names(nodes: list[dict[str, Any]]) -> dict[str, str]:
     """For each convolution the name of the constant that is added to its output."""
-    found = {}
+    weights = {}
     for node in nodes:
         if node["op"] in ("Add", "AddV2") and "PartitionedCall/convolution" in node["input"][0]:
-            found[node["input"][0]] = node["input"][1]
-    return found
+            weights[node["input"][0]] = node["input"][1]
+    return weights

@@ -103,9 +103,9 @@ class TransfinerDETR(nn.Module):
         images = self._images(batched_inputs)
         features = self.backbone(images.tensor)
         logits, boxes = self._detect(features, images)
-        given = [one["instances"].to(self.device) for one in batched_inputs]
+        given = [input["instances"].to(self.device) for input in batched_inputs]
         frame = _frame(images)
-        truths = [QueryTargets(one.gt_classes, _to_shares(one.gt_boxes.tensor, frame)) for one in given]
+        truths = [QueryTargets(image.gt_classes, _to_shares(image.gt_boxes.tensor, frame)) for image in given]
         ignored = [image.get("ignored") for image in batched_inputs]
         losses = dict[str, Tensor]()
         pairs: list[tuple[Tensor, Tensor]] = []
@@ -115,14 +115,14 @@ class TransfinerDETR(nn.Module):
                 for one_logits, one_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
             ]
             counted = _counted(_to_edges(boxes[layer].detach(), frame), ignored, pairs)
-            found = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights, counted)
+            layer_losses = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights, counted)
             suffix = "" if layer == len(logits) - 1 else f"_{layer}"
-            losses |= {f"loss_{name}{suffix}": value for name, value in found.items()}
+            losses |= {f"loss_{name}{suffix}": value for name, value in layer_losses.items()}
         proposals = [
-            _mask_proposals(truth, _to_edges(found.detach(), frame), *pair)
-            for truth, found, pair in zip(given, boxes[-1], pairs, strict=True)
+            _mask_proposals(truth, _to_edges(predicted.detach(), frame), *pair)
+            for truth, predicted, pair in zip(given, boxes[-1], pairs, strict=True)
         ]
-        pyramid = self.mask_pooler(self._mask_maps(features), [one.proposal_boxes for one in proposals])
+        pyramid = self.mask_pooler(self._mask_maps(features), [proposal.proposal_boxes for proposal in proposals])
         return losses | self.mask_head(pyramid, proposals)
 
     def inference(
@@ -131,34 +131,34 @@ class TransfinerDETR(nn.Module):
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
     ) -> list[Any]:
-        """As ``GeneralizedRCNN.inference``: instances of the network's input, or of the original images."""
+        """Predict like ``GeneralizedRCNN.inference``: instances of the network's input, or of the original images."""
         images = self._images(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
             logits, boxes = self._detect(features, images)
-            edges = [_to_edges(one, _frame(images)) for one in boxes[-1]]
+            edges = [_to_edges(layer_boxes, _frame(images)) for layer_boxes in boxes[-1]]
             detected_instances = [
-                self._best(one.float().sigmoid(), box, size)
-                for one, box, size in zip(logits[-1], edges, images.image_sizes, strict=True)
+                self._best(logit.float().sigmoid(), box, size)
+                for logit, box, size in zip(logits[-1], edges, images.image_sizes, strict=True)
             ]
-        detected = [one.to(self.device) for one in detected_instances]
-        pyramid = self.mask_pooler(self._mask_maps(features), [one.pred_boxes for one in detected])
+        detected = [instance.to(self.device) for instance in detected_instances]
+        pyramid = self.mask_pooler(self._mask_maps(features), [instance.pred_boxes for instance in detected])
         results: list[Instances] = self.mask_head(pyramid, detected)
         if not do_postprocess:
             return results
         return [
-            {"instances": _to_image(result, one.get("height", size[0]), one.get("width", size[1]))}
-            for result, one, size in zip(results, batched_inputs, images.image_sizes, strict=True)
+            {"instances": _to_image(result, input.get("height", size[0]), input.get("width", size[1]))}
+            for result, input, size in zip(results, batched_inputs, images.image_sizes, strict=True)
         ]
 
     def _images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        pixels = [(one["image"].to(self.device) - self.pixel_mean) / self.pixel_std for one in batched_inputs]
+        pixels = [(input["image"].to(self.device) - self.pixel_mean) / self.pixel_std for input in batched_inputs]
         return ImageList.from_tensors(pixels, self.backbone.size_divisibility)
 
     def _detect(self, features: dict[str, Tensor], images: ImageList) -> tuple[Tensor, Tensor]:
         valid = torch.zeros((len(images), *images.tensor.shape[-2:]), dtype=torch.bool, device=self.device)
-        for one, (height, width) in zip(valid, images.image_sizes, strict=True):
-            one[:height, :width] = True
+        for image_valid, (height, width) in zip(valid, images.image_sizes, strict=True):
+            image_valid[:height, :width] = True
         logits, boxes = self.transformer([features[name] for name in self.in_features], valid)
         return logits, boxes
 
@@ -180,17 +180,17 @@ class TransfinerDETR(nn.Module):
 
 
 def _mask_proposals(truth: Instances, boxes_xyxy: Tensor, queries: Tensor, objects: Tensor) -> Instances:
-    """What the mask branch is trained on: every object in its own box, and in its query's where that fits."""
+    """Build proposals to train the mask branch on: every object in its own box, and in its query's where that fits."""
     own = Instances(truth.image_size)
     own.proposal_boxes, own.gt_classes, own.gt_masks = truth.gt_boxes, truth.gt_classes, truth.gt_masks
     if not len(queries):
         return own
-    found = Instances(truth.image_size)
-    found.proposal_boxes = Boxes(boxes_xyxy[queries])
-    found.proposal_boxes.clip(truth.image_size)
-    found.gt_classes, found.gt_masks = truth.gt_classes[objects], truth.gt_masks[objects]
-    overlap = pairwise_iou(found.proposal_boxes, truth.gt_boxes)[torch.arange(len(objects)), objects]
-    return Instances.cat([own, found[overlap >= FITTING_IOU]])
+    instances = Instances(truth.image_size)
+    instances.proposal_boxes = Boxes(boxes_xyxy[queries])
+    instances.proposal_boxes.clip(truth.image_size)
+    instances.gt_classes, instances.gt_masks = truth.gt_classes[objects], truth.gt_masks[objects]
+    overlap = pairwise_iou(instances.proposal_boxes, truth.gt_boxes)[torch.arange(len(objects)), objects]
+    return Instances.cat([own, instances[overlap >= FITTING_IOU]])
 
 
 def _counted(boxes_xyxy: Tensor, ignored: list[Tensor | None], pairs: list[tuple[Tensor, Tensor]]) -> Tensor | None:
@@ -231,7 +231,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class QueryTargets:
-    """What an image shows: classes int64 (M,), boxes (M, 4)."""
+    """Truth of one image: classes int64 (M,), boxes (M, 4)."""
 
     classes: Tensor
     boxes: Tensor
@@ -275,12 +275,12 @@ def set_losses(
     wanted = torch.zeros_like(logits)
     for image, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
         wanted[image, queries, truth.classes[objects]] = 1
-    found = torch.cat([boxes[image, queries] for image, (queries, _) in enumerate(pairs)])
+    boxes_of_queries = torch.cat([boxes[image, queries] for image, (queries, _) in enumerate(pairs)])
     right = torch.cat([truth.boxes[objects] for truth, (_, objects) in zip(truths, pairs, strict=True)])
-    overlap = generalized_box_iou(_corners(found), _corners(right)).diag()
+    overlap = generalized_box_iou(_corners(boxes_of_queries), _corners(right)).diag()
     return {
         "class": weights.classes * focal_loss(logits, wanted, counted) / count,
-        "box": weights.l1 * F.l1_loss(found, right, reduction="sum") / count,
+        "box": weights.l1 * F.l1_loss(boxes_of_queries, right, reduction="sum") / count,
         "giou": weights.giou * (1 - overlap).sum() / count,
     }
 

@@ -16,6 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KINDS = ("transformer", "mlp", "cnn", "non_local")
+# Tokens whose wide hidden layer stays in a core's cache, in bf16.
+_FEED_FORWARD_ROWS = 1024
+# Most attention weights that are stored, in bf16: 32 MiB, as of one sequence of 2048 tokens and 4 heads; and how many
+# at a time, so that they stay in a core's cache.
+_MOST_STORED_WEIGHTS, _CACHED_WEIGHTS = 1 << 24, 1 << 21
+
+
+def in_bf16_on_cpu(tensor: Tensor) -> bool:
+    """Whether inference runs in the bf16 of `model.precision`, for which some operations have a faster form."""
+    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class EncoderLayer(nn.Module):
@@ -33,8 +43,12 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
         """(T, C) to (T, C)."""
         tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, positions, lengths)))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        return self.norm2(tokens + self.dropout(self._feed_forward(tokens)))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        if in_bf16_on_cpu(tokens) and not self.training:
+            return torch.cat([self.linear2(self.linear1(rows).relu_()) for rows in tokens.split(_FEED_FORWARD_ROWS)])
+        return self.linear2(self.dropout(F.relu(self.linear1(tokens))))
 
 
 class MLPLayer(nn.Module):
@@ -89,11 +103,7 @@ def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int,
     """
     if kind == "transformer":
         return nn.ModuleList(EncoderLayer(channels, heads, ffn_dim, dropout) for _ in range(count))
-    simple: dict[str, type[nn.Module]] = {
-        "mlp": MLPLayer,
-        "cnn": ConvolutionLayer,
-        "non_local": NonLocalLayer,
-    }
+    simple: dict[str, type[nn.Module]] = {"mlp": MLPLayer, "cnn": ConvolutionLayer, "non_local": NonLocalLayer}
     if kind not in simple:
         raise ValueError(f"MODEL.TRANSFINER.REFINER must be one of {KINDS}, got {kind!r}")
     return nn.ModuleList(simple[kind](channels) for _ in range(count))
@@ -123,8 +133,21 @@ def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float
 
 def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | None) -> Tensor:
     queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
+    weights = queries.shape[1] * queries.shape[2] ** 2
+    stored = weights * sequences if mixed.requires_grad else weights  # a backward pass needs all of them
+    if mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu" and not dropout and stored <= _MOST_STORED_WEIGHTS:
+        groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
+        attended = torch.cat([_attend_stored(*group, scale) for group in zip(*groups, strict=True)])
+    else:
+        attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
     return attended.transpose(1, 2).flatten(0, 1)
+
+
+def _attend_stored(queries: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
+    """Attention as two matrix products with the weights between: on processors without AMX torch's fused kernel
+    gains nothing from bf16, and these products do."""
+    scale = scale or queries.shape[-1] ** -0.5
+    return torch.matmul((queries * scale @ keys.transpose(-2, -1)).softmax(-1), values)
 
 
 def attend_padded(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:

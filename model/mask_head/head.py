@@ -186,7 +186,7 @@ class CoarseOutput:
     trunk: Tensor
 
     def select(self, index: Tensor) -> CoarseOutput:
-        """The same for some of the RoIs."""
+        """Return the output of some of the RoIs."""
         return CoarseOutput(self.logits[index], [level[index] for level in self.incoherence], self.trunk[index])
 
 
@@ -213,7 +213,7 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
     output = head.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
     coarse = output.logits.float().sigmoid()
     upsampled = resize_masks(coarse, head.output_size)
-    masks, uncertainty, found = upsampled, coarse.new_zeros(len(coarse)), coarse.new_zeros(len(coarse))
+    masks, uncertainty, node_counts = upsampled, coarse.new_zeros(len(coarse)), coarse.new_zeros(len(coarse))
     chosen = rois_to_refine(instances, head.settings)
     if len(chosen) and head.sizes:
         refined, doubt, nodes = refine_masks(
@@ -224,14 +224,14 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
         )
         masks = upsampled.index_copy(0, chosen, refined)
         uncertainty = uncertainty.index_copy(0, chosen, doubt)
-        found = found.index_copy(0, chosen, nodes.to(found.dtype))
+        node_counts = node_counts.index_copy(0, chosen, nodes.to(node_counts.dtype))
     counts = [len(image) for image in instances]
     for image, mask, plain, doubt, nodes in zip(
         instances,
         masks.split(counts),
         upsampled.split(counts),
         uncertainty.split(counts),
-        found.split(counts),
+        node_counts.split(counts),
         strict=True,
     ):
         image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], doubt, nodes
@@ -241,16 +241,13 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
 
 
 def refine_masks(
-    head: TransfinerMaskHead,
-    pyramid: RoIPyramid,
-    output: CoarseOutput,
-    limit: LimitNodes | None = None,
+    head: TransfinerMaskHead, pyramid: RoIPyramid, output: CoarseOutput, limit: LimitNodes | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Refined probabilities (R, 112, 112) of R instances, each one's uncertainty (R,) and incoherent nodes (R,)."""
     settings = head.settings
     coarse = output.logits.float().sigmoid()
     levels = head.find_nodes(output)
-    found = torch.stack([level.counts(len(coarse)) for level in levels]).sum(0)
+    node_counts = torch.stack([level.counts(len(coarse)) for level in levels]).sum(0)
     if limit is not None:
         levels = limit(levels, [level.float().sigmoid() for level in output.incoherence])
     values = head.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
@@ -258,7 +255,7 @@ def refine_masks(
     masks = propagate(coarse, levels, values, head.sizes, settings.propagation)
     if settings.dilate_and_blur:
         masks = _binomial_blur(masks)
-    return masks, boundary_uncertainty(levels, values, len(coarse)), found
+    return masks, boundary_uncertainty(levels, values, len(coarse)), node_counts
 
 
 def _binomial_blur(masks: Tensor) -> Tensor:

@@ -219,13 +219,7 @@ class CascadedDetection:
     """
 
     def __init__(
-        self,
-        channels: int,
-        conv_dim: int,
-        levels: int,
-        num_conv: int = 4,
-        jitter: float = 0.0,
-        guidance: bool = True,
+        self, channels: int, conv_dim: int, levels: int, num_conv: int = 4, jitter: float = 0.0, guidance: bool = True
     ) -> None:
         self.jitter = jitter
         self.layers: dict[str, nn.Module] = {}

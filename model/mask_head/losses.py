@@ -35,10 +35,7 @@ if TYPE_CHECKING:
 
 
 def mask_branch_losses(
-    head: TransfinerMaskHead,
-    pyramid: RoIPyramid,
-    instances: list[Instances],
-    output: CoarseOutput | None = None,
+    head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances], output: CoarseOutput | None = None
 ) -> dict[str, Tensor]:
     """Weighted losses of the mask branch by name.
 
@@ -50,12 +47,12 @@ def mask_branch_losses(
     if output is None:
         output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
     if sum(len(image) for image in instances) == 0:
-        found = _nothing(head, output)
+        losses = _nothing(head, output)
     else:
-        found = _main_losses(head, pyramid, output, instances)
+        losses = _main_losses(head, pyramid, output, instances)
     if head.auxiliary:
-        found |= _auxiliary_losses(head, pyramid, output, instances)
-    return {f"loss_{name}": value * head.loss_weights[WEIGHTS[name]] for name, value in found.items()}
+        losses |= _auxiliary_losses(head, pyramid, output, instances)
+    return {f"loss_{name}": value * head.loss_weights[WEIGHTS[name]] for name, value in losses.items()}
 
 
 # The key of LOSS_WEIGHTS for each term.
@@ -80,12 +77,12 @@ def _main_losses(
     truth = targets.masks[root]
     weights = pixel_weights(instances, sides)
     _log_accuracy(output.logits, truth)
-    found = {"mask": coarse_mask_loss(output.logits, truth, weights.at(root) if weights else None)}
+    losses = {"mask": coarse_mask_loss(output.logits, truth, weights.at(root) if weights else None)}
     if detection:
-        found["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence, weights)
+        losses["mask_incoherence"] = detection.loss(output.incoherence, targets.incoherence, weights)
     if head.encoder is not None:
-        found["mask_refine"] = _refinement_loss(head, pyramid, output, targets, weights)
-    return found
+        losses["mask_refine"] = _refinement_loss(head, pyramid, output, targets, weights)
+    return losses
 
 
 def _auxiliary_losses(
@@ -119,16 +116,16 @@ def _refinement_loss(
     chosen = _choose(len(targets.classes), settings.train_instance_limit).to(targets.classes.device)
     pyramid, output = pyramid.select(chosen), output.select(chosen)
     coarse = output.logits.detach().float().sigmoid()
-    found = head.find_nodes(output)
+    detected_nodes = head.find_nodes(output)
     if settings.region == "full":  # whole grids in their order: nothing to draw
-        kept, levels = torch.arange(len(chosen), device=chosen.device), found
+        kept, levels = torch.arange(len(chosen), device=chosen.device), detected_nodes
     else:
         kept, levels = sample_nodes(
-            found, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
+            detected_nodes, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
         )
     if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
         kept = torch.arange(len(chosen), device=chosen.device)
-        levels = [nodes.select(nodes.roi < 0) for nodes in found]
+        levels = [nodes.select(nodes.roi < 0) for nodes in detected_nodes]
     references, values = head.refine(pyramid, coarse, levels, kept)
     truth = {size: masks[chosen] for size, masks in targets.masks.items()}
     wanted = _at_tokens(head, truth, levels, kept, len(references))
@@ -143,10 +140,10 @@ def _at_tokens(
     head: TransfinerMaskHead, grids: dict[int, Tensor], levels: list[Nodes], kept: Tensor, references: int
 ) -> Tensor:
     """Values of (R, S, S) grids by side, at the nodes of each level and then at the kept RoIs' reference points."""
-    found = [nodes.of(grids[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
+    nodes_of_grids = [nodes.of(grids[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
     points = len(kept) * head.coarse_size**2  # repeated where each level has a sequence of its own
-    found.append(grids[head.coarse_size][kept].flatten().repeat(references // max(points, 1)))
-    return torch.cat(found)
+    nodes_of_grids.append(grids[head.coarse_size][kept].flatten().repeat(references // max(points, 1)))
+    return torch.cat(nodes_of_grids)
 
 
 def _no_regions(_: Instances) -> list[Tensor]:
@@ -162,12 +159,12 @@ def _choose(available: int, limit: int) -> Tensor:
 
 def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
     """Zeros for a batch without foreground that keep every parameter in the graph."""
-    found = {"mask": no_foreground(output.logits)}
+    losses = {"mask": no_foreground(output.logits)}
     if head.detection:
-        found["mask_incoherence"] = no_foreground(*output.incoherence)
+        losses["mask_incoherence"] = no_foreground(*output.incoherence)
     if head.encoder is not None:
-        found["mask_refine"] = no_foreground(*head.encoder.parameters())
-    return found
+        losses["mask_refine"] = no_foreground(*head.encoder.parameters())
+    return losses
 
 
 def _log_accuracy(logits: Tensor, target: Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.mask_head.encoder_layers import build_layers
+from model.mask_head.encoder_layers import build_layers, in_bf16_on_cpu
 
 # DETR's sine encoding: temperature, and the full turn that a grid's side spans.
 TEMPERATURE = 10000.0
@@ -73,10 +73,7 @@ class SequenceRefiner(nn.Module):
         max_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        for key, value, known in (
-            ("POSITION", position_place, POSITION_PLACES),
-            ("DECODER", decoder, DECODERS),
-        ):
+        for key, value, known in (("POSITION", position_place, POSITION_PLACES), ("DECODER", decoder, DECODERS)):
             if value not in known:
                 raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {known}, got {value!r}")
         self.max_tokens = max_tokens
@@ -108,8 +105,7 @@ class SequenceRefiner(nn.Module):
         return torch.cat(
             [
                 self.decode(
-                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk),
-                    cues.coarse[rows],
+                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk), cues.coarse[rows]
                 )
                 for rows, chunk in self._chunks(lengths)
             ]
@@ -130,10 +126,15 @@ class SequenceRefiner(nn.Module):
 
         ``coarse`` (T,) are the coarse mask's probabilities there; only a residual decoder asks for them.
         """
-        hidden = tokens[:, :, None, None]
-        for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
-            hidden = layer(hidden)
-        logits = hidden[:, 0, 0, 0]
+        if in_bf16_on_cpu(tokens):
+            first, second = (layer for layer in self.conv_r1 if isinstance(layer, nn.Conv2d))
+            hidden = F.linear(tokens, first.weight.flatten(1), first.bias).relu_()
+            logits = F.linear(hidden, second.weight.flatten(1), second.bias)[:, 0].float()
+        else:
+            hidden = tokens[:, :, None, None]
+            for layer in list(self.conv_r1)[:-1]:  # all but the sigmoid
+                hidden = layer(hidden)
+            logits = hidden[:, 0, 0, 0]
         if self.decoder == "residual":
             logits = logits + coarse.to(logits.dtype).logit(1e-4).clamp(-SUREST_LOGIT, SUREST_LOGIT)
         return logits.sigmoid()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from model.mask_head.encoder_layers import in_bf16_on_cpu
 from model.mask_head.quadtree import Nodes
 
 
@@ -59,6 +60,8 @@ class RoIPyramid:
     def dense(self, depth: int, size: int) -> Tensor:
         """RoIAlign (aligned, adaptive sampling) of a whole quadtree level, (R, C, size, size)."""
         source = self.map_of(depth)
+        if in_bf16_on_cpu(self.maps[0]):
+            return pool_grids(self.maps, self.strides, self.rois, source, size)
         out = self.maps[0].new_zeros((len(self.rois), self.maps[0].shape[1], size, size))
         for index, (feature, stride) in enumerate(zip(self.maps, self.strides, strict=True)):
             rows = torch.nonzero(source == index)[:, 0]
@@ -106,18 +109,38 @@ class RefinementPooler(nn.Module):
     def forward(self, features: list[Tensor], boxes: list[Boxes]) -> RoIPyramid:
         """Pool R boxes of N images from FPN maps (P2 first); boxes in input pixels."""
         semantic = None if self.conv_norm_relus_semantic is None else self.conv_norm_relus_semantic(features[0])
-        levels = assign_boxes_to_levels(
-            boxes,
-            self.pooler.min_level,
-            self.pooler.max_level,
-            self.pooler.canonical_box_size,
-            self.pooler.canonical_level,
-        )
+        levels = _levels_of(self.pooler, boxes)
         finest = features[0] if semantic is None else features[0] + semantic
         maps = [finest, *features[1:]]
         rois = convert_boxes_to_pooler_format(boxes)
-        coarse = self.pooler(features, boxes)
+        if in_bf16_on_cpu(features[0]):
+            coarse = pool_grids(features, self.strides, rois, levels, self.pooler.output_size[0])
+        else:
+            coarse = self.pooler(features, boxes)
         return RoIPyramid(coarse, semantic, maps, rois, levels, self.strides, self.finer_by)
+
+
+class TablePooler(nn.Module):
+    """Stands for detectron2's `ROIPooler` (aligned, adaptive sampling) on bf16 maps, which torchvision cannot pool."""
+
+    def __init__(self, pooler: ROIPooler) -> None:
+        super().__init__()
+        if any(level.sampling_ratio for level in pooler.level_poolers):
+            raise ValueError("POOLER_SAMPLING_RATIO must be 0 (adaptive) to pool bf16 maps")
+        self.pooler = pooler
+        self.strides = [1.0 / level.spatial_scale for level in pooler.level_poolers]
+
+    def forward(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        """(R, C, S, S) of R boxes of N images."""
+        rois, levels = convert_boxes_to_pooler_format(boxes), _levels_of(self.pooler, boxes)
+        return pool_grids(features, self.strides, rois, levels, self.pooler.output_size[0])
+
+
+def _levels_of(pooler: ROIPooler, boxes: list[Boxes]) -> Tensor:
+    """Index (R,) of the map that each box is pooled from."""
+    return assign_boxes_to_levels(
+        boxes, pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
+    )
 
 
 def _p2_branch(channels: int) -> nn.Sequential:
@@ -139,14 +162,17 @@ def flatten_maps(maps: list[Tensor]) -> Tensor:
     return torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])
 
 
+def pool_grids(maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int) -> Tensor:
+    """RoIAlign (aligned, adaptive sampling) of whole size x size grids, (R, C, size, size), channels last."""
+    place = torch.arange(size * size, device=rois.device).repeat(len(rois))
+    roi = torch.arange(len(rois), device=rois.device).repeat_interleave(size * size)
+    nodes = Nodes(roi, place // size, place % size)
+    pooled = sample_roi_align(flatten_maps(maps), maps, strides, rois, levels, nodes, size)
+    return pooled.unflatten(0, (len(rois), size, size)).permute(0, 3, 1, 2)
+
+
 def sample_roi_align(
-    table: Tensor,
-    maps: list[Tensor],
-    strides: list[float],
-    rois: Tensor,
-    roi_levels: Tensor,
-    nodes: Nodes,
-    size: int,
+    table: Tensor, maps: list[Tensor], strides: list[float], rois: Tensor, roi_levels: Tensor, nodes: Nodes, size: int
 ) -> Tensor:
     """RoIAlign (aligned, adaptive sampling) of a size x size grid, computed only at the nodes.
 

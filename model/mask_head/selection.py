@@ -33,11 +33,7 @@ BOUNDARY_RADIUS = 2  # places around the contour, section 6.1
 
 
 def select_incoherent_regions(
-    incoherence: list[Tensor],
-    thresholds: tuple[float, ...],
-    *,
-    nested: bool = False,
-    dilate_finest: bool = False,
+    incoherence: list[Tensor], thresholds: tuple[float, ...], *, nested: bool = False, dilate_finest: bool = False
 ) -> list[Tensor]:
     """Places whose incoherence reaches their level's threshold, L bool (R, S, S).
 

@@ -77,16 +77,13 @@ class QuadtreeRefinement:
         self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
     ) -> tuple[Tensor, list[Tensor]]:
         """One sequence an RoI: its reference points, then its nodes level by level."""
-        owners = [
-            rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)),
-            *(n.roi for n in levels),
-        ]
+        owners = [rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)), *(n.roi for n in levels)]
         order = sequence_order(owners)
         counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
         packed = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
         refined = torch.empty_like(packed).index_copy(0, order, packed)
-        found, *by_level = refined.split([len(part) for part in owners])
-        return found, by_level
+        root_values, *by_level = refined.split([len(part) for part in owners])
+        return root_values, by_level
 
     def _reference_cues(self, pyramid: RoIPyramid, coarse: Tensor, rois: Tensor) -> NodeCues:
         """The coarse RoI feature's places as positive and negative references."""
@@ -110,17 +107,14 @@ class QuadtreeRefinement:
             contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in around]
         return [
             NodeCues(
-                feature,
-                nodes.of(resize_masks(coarse, size)),
-                self.refiner.positions(size)[nodes.y, nodes.x],
-                context,
+                feature, nodes.of(resize_masks(coarse, size)), self.refiner.positions(size)[nodes.y, nodes.x], context
             )
             for feature, nodes, size, context in zip(features, levels, self.sizes, contexts, strict=True)
         ]
 
 
 def _deal(nodes: Nodes, parts: Tensor) -> Nodes:
-    """The same places with an RoI's nodes dealt in turn to its ``parts`` (R,) sequences, numbered through."""
+    """Deal the nodes of each RoI in turn to its ``parts`` (R,) sequences, numbered through."""
     counts = nodes.counts(len(parts))
     rank = torch.arange(len(nodes), device=parts.device) - (counts.cumsum(0) - counts)[nodes.roi]
     first = parts.cumsum(0) - parts

@@ -59,7 +59,6 @@ def look(
     prompts: Sequence[Prompt],
     *,
     device: torch.device,
-    bf16: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
     parts: list[tuple[np.ndarray, ...]] = []
@@ -67,7 +66,7 @@ def look(
         shown, asked = views[start : start + BATCH], prompts[start : start + BATCH]
         pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown]))
         maps = torch.stack([_maps(view, prompt) for view, prompt in zip(shown, asked, strict=True)])
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode():
             answer = network.predict(pixels.to(device).permute(0, 3, 1, 2).float(), maps.to(device))
         parts.append(tuple(values.float().cpu().numpy() for values in answer))
     refined, coarse, scores = (np.concatenate(values) for values in zip(*parts, strict=True))

@@ -1,6 +1,6 @@
 """A detector whose boxes are prompts: NanoDet-g finds common objects, the promptable mask head outlines each.
 
-Inference only: a class that it does not know is pointed at, or learned by a two-stage detector (`training.finetune`).
+Inference only: `training.fewshot` gives it new classes, whose rows of the detector's last layer are learned alone.
 
 Shape shorthand: R detections of an image, H x W its size.
 """
@@ -33,6 +33,8 @@ class PromptedDetector(nn.Module):
         self.prompts = PromptNetwork(cfg)
         self.score_threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        self.quality_power = cfg.MODEL.PROMPTED.QUALITY_POWER
+        self.score_power = cfg.MODEL.PROMPTED.SCORE_POWER
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
 
     @property
@@ -55,31 +57,43 @@ class PromptedDetector(nn.Module):
     def _detected(self, item: dict[str, Any]) -> Instances:
         image = item["image"]
         height, width = int(item.get("height", image.shape[-2])), int(item.get("width", image.shape[-1]))
-        found = self.detect(image, (height, width))
-        boxes = found.boxes_xyxy.cpu()
+        return self.outlined(image.permute(1, 2, 0).cpu().numpy(), self.detect(image, (height, width)), (height, width))
+
+    def outlined(self, pixels: np.ndarray, detections: Detections, size_hw: tuple[int, int]) -> Instances:
+        """Detections with their masks.
+
+        Args:
+            pixels: uint8 h x w x 3 RGB, the image as the network sees it.
+            detections: in pixels of an image of `size_hw`, as the masks will be.
+        """
+        boxes = detections.boxes_xyxy.cpu()
         instances = Instances(
-            (height, width), pred_boxes=Boxes(boxes), scores=found.scores.cpu(), pred_classes=found.classes.cpu()
+            size_hw, pred_boxes=Boxes(boxes), scores=detections.scores.cpu(), pred_classes=detections.classes.cpu()
         )
         instances = instances[Boxes(boxes).nonempty()]
-        pixels = image.permute(1, 2, 0).cpu().numpy()
-        scale = np.array([pixels.shape[1] / width, pixels.shape[0] / height] * 2)
+        scale = np.array([pixels.shape[1] / size_hw[1], pixels.shape[0] / size_hw[0]] * 2)
         prompts = [Prompt(box_xyxy=tuple((box * scale).tolist())) for box in instances.pred_boxes.tensor.numpy()]
         views = [first_view(prompt, pixels.shape[:2]) for prompt in prompts]
         if not views:
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
-        refined, coarse, _ = look(self.prompts, pixels, views, prompts, device=self.device)
+        refined, coarse, quality = look(self.prompts, pixels, views, prompts, device=self.device)
+        # A box's score does not know how good its outline is; the two together order objects better than either.
+        scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
+        instances.scores = scores**self.score_power
         boxes_seen = [prompt.box_xyxy for prompt in prompts]
         refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, boxes_seen, strict=True)])
         placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
         return self._with_masks(instances, placed, refined, coarse)
 
-    def _with_masks(self, found: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray) -> Instances:
-        found.pred_masks = _pasted(views, refined, found.image_size)
+    def _with_masks(
+        self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
+    ) -> Instances:
+        instances.pred_masks = _pasted(views, refined, instances.image_size)
         if self.keep_coarse:
-            found.pred_coarse_masks = _pasted(views, coarse, found.image_size)
-        found.mask_probabilities = torch.from_numpy(refined)
-        found.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
-        return found
+            instances.pred_coarse_masks = _pasted(views, coarse, instances.image_size)
+        instances.mask_probabilities = torch.from_numpy(refined)
+        instances.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
+        return instances
 
 
 def _pasted(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:

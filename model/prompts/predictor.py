@@ -18,6 +18,7 @@ import torch
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
 from model.instance import Instance
+from model.precision import choose_precision, to_bf16
 from model.predictor import choose_device
 from model.prompts.answers import Prompt, as_instance, first_view, look, nearer_view
 from model.prompts.network import PromptNetwork
@@ -34,27 +35,33 @@ class PromptPredictor:
     Attributes:
         network: in evaluation mode, on `device`.
         version: of the checkpoint.
-        bf16: whether convolutions and products run in bfloat16 (where the processor is fast at it).
+        precision: in which `network` computes, see `model.precision`.
     """
 
     network: PromptNetwork
     version: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    bf16: bool = False
+    precision: str = "fp32"
 
     @classmethod
-    def from_checkpoint(cls, directory: Path | str, *, device: str = "auto", bf16: bool = False) -> PromptPredictor:
+    def from_checkpoint(
+        cls, directory: Path | str, *, device: str = "auto", precision: str = "fp32"
+    ) -> PromptPredictor:
         """Load the promptable network of a checkpoint, with or without a detector beside it.
 
         Raises:
-            CheckpointError, ValueError: no such checkpoint, or no such device.
+            CheckpointError, ValueError: no such checkpoint, no such device, or a precision that it has not.
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
         network = PromptNetwork(cfg)
         own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
         load_weights(network, own or state, source=str(directory))
-        return cls(network.to(place).eval(), str(metadata["version"]), place, bf16)
+        network = network.to(place).eval()
+        chosen = choose_precision(precision, place, metadata)
+        if chosen == "bf16":
+            to_bf16(network)
+        return cls(network, str(metadata["version"]), place, chosen)
 
     def image(self, image_rgb: np.ndarray) -> PromptedImage:
         """An image to be prompted: uint8 H x W x 3, RGB, turned as its EXIF says."""
@@ -68,7 +75,7 @@ class PromptPredictor:
         self, image_rgb: np.ndarray, views: Sequence[View], prompts: Sequence[Prompt]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
-        return look(self.network, image_rgb, views, prompts, device=self.device, bf16=self.bf16)
+        return look(self.network, image_rgb, views, prompts, device=self.device)
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from werkzeug.serving import make_server
 
 from backend.api.app import create_app
+from backend.api.http_server import HttpServer
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
@@ -80,6 +80,8 @@ def settings(
         worker_pool.end()
     for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
         monkeypatch.delenv(name)
+    # The queue server is emptied between tests: an application of the test before must not bring its tasks back.
+    monkeypatch.setattr("backend.predictions.promises.LOOK_S", 3600.0)
     with Redis.from_url(queue_server.url) as connection:
         connection.flushall()
     return Settings(
@@ -117,17 +119,17 @@ def serve() -> Iterator[Callable[[Settings], str]]:
 
     def start(settings: Settings) -> str:
         app = create_app(settings)
-        server = make_server("127.0.0.1", 0, app, threaded=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        server = HttpServer(app, settings, "127.0.0.1", 0)
+        thread = threading.Thread(target=server.run)
         thread.start()
         servers.append((server, thread, app.extensions["transfiner"]))
-        return f"http://127.0.0.1:{server.server_port}"
+        return f"http://127.0.0.1:{server.port}"
 
     yield start
     for server, thread, service in servers:
-        server.shutdown()
+        service.queue.is_stopping = lambda: True
+        server.stop()
         thread.join()
-        server.server_close()
         service.close()
 
 

@@ -14,10 +14,13 @@ from backend.processes.embedded_redis import free_port
 from tests.support.running_demo import RunningDemo
 
 IMAGES = 4
+# Minutes of training are for people; here only the way there and back counts.
+SHORT_TRAINING = '{"iterations": 4, "batch_size": 2}'
 PATIENCE_MS = 240_000  # Label Studio's pages take 6 s on an idle machine; nothing here waits longer than it must
 BROWSER_FLAGS = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # a page crashes where it is small
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -30,6 +33,8 @@ BROWSER_FLAGS = (
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDemo]:
     """`transfiner demo` in an empty folder on free ports, with the model that ships."""
     running = RunningDemo(tmp_path_factory.mktemp("e2e"), free_port(), free_port(), IMAGES)
+    if not os.environ.get("TRANSFINER_FIRST_HOUR"):
+        running.variables["TRANSFINER_FINETUNE_OPTIONS"] = SHORT_TRAINING
     try:
         running.start()
         yield running

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend.settings import Settings
+from backend.settings import SCENES_MODEL
 from backend.versions.served_model import read_served_model
 from integration.label_studio.client import LabelStudioClient
 from integration.regions.read import regions_to_objects
@@ -35,7 +35,7 @@ def tasks(demo: RunningDemo, client: LabelStudioClient) -> list[dict[str, Any]]:
 
 
 def test_every_image_has_one_prediction_of_the_model(demo: RunningDemo, client: LabelStudioClient) -> None:
-    version = read_served_model(Settings().model).version
+    version = read_served_model(SCENES_MODEL).version
     rows = tasks(demo, client)
     assert len(rows) == demo.images
     for task in rows:

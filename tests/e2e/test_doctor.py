@@ -17,7 +17,7 @@ from tests.support.running_demo import RunningDemo
 
 pytestmark = pytest.mark.e2e
 CONFIG = """<View><Image name="image" value="$image"/>
-<PolygonLabels name="label" toName="image"><Label value="gear"/></PolygonLabels></View>"""
+<PolygonLabels name="label" toName="image"><Label value="person"/></PolygonLabels></View>"""
 
 
 @pytest.fixture

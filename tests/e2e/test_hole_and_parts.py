@@ -55,14 +55,7 @@ def shaped_url(demo: RunningDemo, tmp_path_factory: pytest.TempPathFactory) -> I
         "LABEL_STUDIO_API_KEY": demo.token,
         "PARENT": str(os.getpid()),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.known_object_service",
-        str(port),
-        str(model),
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "tests.support.known_object_service", str(port), str(model), str(folder)]
     output = folder / "service.txt"
     with output.open("wb") as file:
         service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -90,11 +83,7 @@ def _is_ready(url: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "attributes", "least_iou"),
-    [
-        ("exact", 'model_tolerance_px="0"', 1.0),
-        ("default", "", 0.98),
-    ],
+    ("name", "attributes", "least_iou"), [("exact", 'model_tolerance_px="0"', 1.0), ("default", "", 0.98)]
 )
 def test_a_hole_and_two_parts_survive_display_submit_and_export(
     name: str,

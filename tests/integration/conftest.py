@@ -57,10 +57,7 @@ class Loopback:
 
 
 def send(
-    handler: BaseHTTPRequestHandler,
-    body: bytes | object,
-    status: int = 200,
-    headers: dict[str, str] | None = None,
+    handler: BaseHTTPRequestHandler, body: bytes | object, status: int = 200, headers: dict[str, str] | None = None
 ) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"

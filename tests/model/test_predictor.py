@@ -54,12 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_network_output_becomes_frozen_instances_by_falling_score() -> None:
     [[first, second]] = Predictor(Recorder(), CLASSES, "1", SETTINGS)([random_image(40, 50)])
-    assert (first.label, first.score, first.box_xyxy, first.uncertainty) == (
-        "gear",
-        0.75,
-        (0, 0, 50, 40),
-        1.0,
-    )
+    assert (first.label, first.score, first.box_xyxy, first.uncertainty) == ("gear", 0.75, (0, 0, 50, 40), 1.0)
     assert (second.label, second.score, second.uncertainty) == ("leaf", 0.25, 0.5)
     assert first.mask_hw.shape == (40, 50)
     assert first.mask_hw.all()

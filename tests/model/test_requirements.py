@@ -23,10 +23,7 @@ def test_a_complete_environment_passes() -> None:
     [
         (ModuleNotFoundError("x", name="torch"), "torch is not installed; fix: run `make setup`"),
         (ModuleNotFoundError("x", name="numpy"), "torch needs numpy, which is not installed; fix: "),
-        (
-            OSError("libcudart.so.13: cannot open\nmore"),
-            r"torch cannot be loaded \(libcudart.so.13: cannot open\)",
-        ),
+        (OSError("libcudart.so.13: cannot open\nmore"), r"torch cannot be loaded \(libcudart.so.13: cannot open\)"),
         (RuntimeError("operator torchvision::nms does not exist"), "torchvision::nms does not exist"),
         (ImportError(""), r"torch cannot be loaded \(ImportError\)"),
     ],

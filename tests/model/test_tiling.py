@@ -74,8 +74,7 @@ def test_objects_larger_than_a_tile_are_sewn_together(image):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "count"),
-    [(64, 64, 1), (10, 10, 1), (64, 65, 2), (64, 104, 2), (64, 105, 3), (200, 200, 25)],
+    ("height", "width", "count"), [(64, 64, 1), (10, 10, 1), (64, 65, 2), (64, 104, 2), (64, 105, 3), (200, 200, 25)]
 )
 def test_tiles_cover_the_image_and_overlap(height, width, count):
     tiles = tiles_of(height, width, SMALL)

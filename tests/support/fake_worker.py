@@ -32,6 +32,7 @@ class FakePredictor:
         self.version = version
         self.connection = connection
         self.wishes = wishes
+        self.precision = "fp32"
         self.weights_bytes = int(wishes.get("weights_mib", 1) * 2**20)
 
     def smaller(self, divisor: int) -> FakePredictor:
@@ -54,11 +55,7 @@ class FakePredictor:
         mask = np.zeros((height, width), bool)
         mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
         return Instance(
-            (width / 4, height / 4, width * 3 / 4, height * 3 / 4),
-            self.wishes.get("label", "gear"),
-            0.9,
-            mask,
-            0.1,
+            (width / 4, height / 4, width * 3 / 4, height * 3 / 4), self.wishes.get("label", "gear"), 0.9, mask, 0.1
         )
 
 
@@ -69,10 +66,7 @@ def main() -> None:
     set_up_logs(settings)
     connection = Redis.from_url(settings.redis_url)
     wishes = json.loads(os.environ["FAKE"])
-    run_worker(
-        settings,
-        lambda chosen: FakePredictor(connection, wishes, read_served_model(chosen.model).version),
-    )
+    run_worker(settings, lambda chosen: FakePredictor(connection, wishes, read_served_model(chosen.model).version))
 
 
 if __name__ == "__main__":

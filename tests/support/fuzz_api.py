@@ -72,12 +72,7 @@ class Tally:
         # Learning is off here, which /webhook says with 501.
         if status == 0 or (status >= 500 and status != 501) or "Traceback" in text:
             self.bad.append(
-                {
-                    "request": f"{method} {path}",
-                    "status": status,
-                    "body": str(body)[:2000],
-                    "answer": text[:300],
-                }
+                {"request": f"{method} {path}", "status": status, "body": str(body)[:2000], "answer": text[:300]}
             )
         if self.sent % max(1, self.inputs // 10) == 0:
             self.memory_mib.append(self.memory())
@@ -186,7 +181,7 @@ def service() -> Iterator[tuple[str, int]]:
         address = f"http://127.0.0.1:{port}"
         try:
             wait_until(lambda: _ready(address), give_up_s=600)
-            yield address, _serving_process(api.pid)
+            yield address, api.pid
         finally:
             workers.end()
             for process in (api, queue):
@@ -199,12 +194,6 @@ def _ready(address: str) -> bool:
         return requests.get(f"{address}/ready", timeout=5).status_code == 200
     except requests.RequestException:
         return False
-
-
-def _serving_process(pid: int) -> int:
-    """The child of gunicorn's arbiter that answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0])
 
 
 def main() -> int:

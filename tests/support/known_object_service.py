@@ -51,6 +51,7 @@ class ShapedPredictor:
     labels = (LABEL,)
     device = "cpu"
     weights_bytes = 0
+    precision = "fp32"
 
     def __init__(self, version: str) -> None:
         self.version = version

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backend.doctor.connection import Settled
     from backend.learning.learner import ProjectClient
-    from backend.learning.steps import FinetuneRequest, GateRequest
+    from backend.learning.steps import FewShotRequest, FinetuneRequest, GateRequest
 
 
 HERE = Path(__file__)
@@ -70,9 +71,11 @@ class Wishes:
         self.note(f"snapshot {project} {digest[:8]}")
         return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3), wishes.get("parts", {}))
 
-    def _follow(self, project: str, version: str) -> str:
-        self.note(f"follow {project} {version}")
-        return f"called {version}"
+    def _follow(self, project: str) -> Settled:
+        from backend.doctor.connection import Settled
+
+        self.note(f"follow {project}")
+        return Settled(True, done=("the backend's title",))
 
 
 class Programs:
@@ -86,7 +89,12 @@ class Programs:
         self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
         return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
 
-    def calibrate_command(self, checkpoint: Path, snapshot: Path) -> list[str]:
+    def few_shot_command(self, work: FewShotRequest) -> list[str]:
+        facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.base)}
+        self.wishes.note(f"few-shot from {work.base.name} against {work.incumbent.name}")
+        return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
+
+    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
         return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
 
     def gate_command(self, work: GateRequest) -> list[str]:
@@ -145,12 +153,7 @@ def finetune(wishes: Wishes, facts: dict[str, Any]) -> None:
             sys.exit(0)
         iteration += 1
         state.write_text(json.dumps(iteration))
-        progress = {
-            "iteration": iteration,
-            "of": wanted.get("iterations", 1),
-            "eta_s": 7,
-            "phase": "training",
-        }
+        progress = {"iteration": iteration, "of": wanted.get("iterations", 1), "eta_s": 7, "phase": "training"}
         (out / ".part").write_text(json.dumps({**progress, "losses": {"total": 1.0 / iteration}}))
         (out / ".part").replace(out / "progress.json")
     write_checkpoint(out / "checkpoint", "made", f"{facts['parent']} {wanted.get('data', 'a')} {time.time()}")

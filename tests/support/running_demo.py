@@ -18,12 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # A hung start must end the test. On two busy cores the first start takes some minutes.
 START_LIMIT_S = 1200.0
 STOP_LIMIT_S = 120.0
-READY = re.compile(r"(http://[\d.:]+)/projects/(\d+)/data  login (\S+)  password (\S+)")
+READY = re.compile(
+    r"Login (\S+), password (\S+)\n.*photographs: (http://[\d.:]+)/projects/(\d+)/data\n"
+    r".*scenes: \S+/projects/(\d+)/data"
+)
 
 
 @dataclass
 class RunningDemo:
-    """Start with `start()`; `stop()` is Ctrl-C."""
+    """Start with `start()`; `stop()` is Ctrl-C. `project` is the one of scenes; `variables` join its environment."""
 
     folder: Path
     port: int
@@ -31,6 +34,8 @@ class RunningDemo:
     images: int
     url: str = ""
     project: int = 0
+    photographs: int = 0
+    variables: dict[str, str] = field(default_factory=dict)
     email: str = ""
     password: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -47,15 +52,20 @@ class RunningDemo:
         command += ["--images", str(self.images), "--folder", str(self.folder / "demo")]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command,
+                cwd=ROOT,
+                env={**os.environ, **self.variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
         give_up = time.monotonic() + START_LIMIT_S
         while not (match := READY.search(self.output.read_text(errors="replace"))):
             assert self.process.poll() is None, f"the demo ended:\n{self.everything_printed()}"
             assert time.monotonic() < give_up, f"the demo did not get ready:\n{self.everything_printed()}"
             time.sleep(0.2)
-        self.url, self.project = match[1], int(match[2])
-        self.email, self.password = match[3], match[4]
+        self.email, self.password, self.url = match[1], match[2], match[3]
+        self.photographs, self.project = int(match[4]), int(match[5])
 
     def stop(self) -> int:
         """Ctrl-C, as the terminal sends it; returns the exit status."""

@@ -106,10 +106,4 @@ def predict_body(items: list[dict[str, Any]], *, project: str = "", context: Any
 
 def setup_body(hostname: str, token: str, *, project: str = "7.1795339022", config: str = CONFIG) -> dict[str, Any]:
     """As Label Studio sends it."""
-    return {
-        "project": project,
-        "schema": config,
-        "hostname": hostname,
-        "access_token": token,
-        "extra_params": {},
-    }
+    return {"project": project, "schema": config, "hostname": hostname, "access_token": token, "extra_params": {}}

@@ -72,14 +72,7 @@ def settings(**more):
     """A run of a few steps whose every loss is written down; its state is saved every second step."""
     from training.finetune.finetune import FinetuneSettings
 
-    values = {
-        "iterations": STEPS,
-        "batch_size": 2,
-        "save_period": 2,
-        "log_period": 1,
-        "threads": 1,
-        "device": "cpu",
-    }
+    values = {"iterations": STEPS, "batch_size": 2, "save_period": 2, "log_period": 1, "threads": 1, "device": "cpu"}
     return FinetuneSettings(**(values | more))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from PIL import Image
 from model.config import override
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.recipe import rescale, training_digest
+from training.benchmark.report import markdown_table, write_report
 from training.benchmark.runner import train_or_find
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.loader import to_network_input
 from training.engine.config import get_training_config
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.run import infer
-from training.metrics.bootstrap import average_precision, bootstrap_draws, ranked_matches
+from training.metrics.bootstrap import MASK_KINDS, image_weights, paired_difference, resampled_ap
 from training.visualization.predictions import in_rows, tinted
 
 BaselineResults = dict[str, list[dict[str, Any]]]
@@ -36,7 +36,7 @@ _CELL_PX = 480  # of the picture; photographs have thousands
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained on what.
+    """Configuration, sets and length of the two trainings.
 
     Attributes:
         config: of Mask Transfiner, under ``model/configs/`` or a file; the other one is made from it.
@@ -66,7 +66,7 @@ class Trial:
 
 
 def without_refinement(cfg: CfgNode) -> CfgNode:
-    """The same detector and schedule with detectron2's own Mask R-CNN mask branch.
+    """Replace the mask branch: the detector and schedule with detectron2's own Mask R-CNN mask branch.
 
     Raises:
         ValueError: the configuration's detector has no such twin.
@@ -86,8 +86,8 @@ def train_both(trial: Trial, out: Path, tell: ProgressCallback) -> dict[str, Pat
     cfg = trial.configuration()
     pairs = {"mask-rcnn": (without_refinement(cfg), BASELINE), "transfiner": (cfg, "Mask Transfiner")}
     return {
-        key: train_or_find(one, out / "models" / training_digest(one), name=key, title=title, tell=tell)
-        for key, (one, title) in pairs.items()
+        key: train_or_find(config, out / "models" / training_digest(config), name=key, title=title, tell=tell)
+        for key, (config, title) in pairs.items()
     }
 
 
@@ -96,7 +96,7 @@ def predict_both(
 ) -> tuple[dict[str, Any], BaselineResults, list[list[np.ndarray]]]:
     """Ground truth in COCO's form, detections of the three kinds, and rows of pictures: truth and the three kinds."""
     samples = open_set(trial.test)
-    found: BaselineResults = {}
+    results: BaselineResults = {}
     rows: list[list[np.ndarray]] = [[] for _ in range(min(pictures, len(samples)))]
     truth = TruthBuilder(samples.class_names)
     for index, sample in usable_samples(samples):
@@ -107,8 +107,8 @@ def predict_both(
         ("mask-rcnn", {BASELINE: "pred_masks"}),
         ("transfiner", {COARSE: "pred_coarse_masks", REFINED: "pred_masks"}),
     ):
-        found |= _predict(trial, checkpoints[key], samples, fields, rows, progress)
-    return truth.build().dataset, found, rows
+        results |= _predict(trial, checkpoints[key], samples, fields, rows, progress)
+    return truth.build().dataset, results, rows
 
 
 def _predict(
@@ -123,17 +123,17 @@ def _predict(
         weights=checkpoint, device=trial.device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True]
     )
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    found: BaselineResults = {kind: [] for kind in fields}
+    results: BaselineResults = {kind: [] for kind in fields}
     for index, sample in usable_samples(samples):
-        one = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
-        shown = (one.scores >= 0.5).numpy()
+        instances = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
+        shown = (instances.scores >= 0.5).numpy()
         for kind, field in fields.items():
-            masks, classes = one.get(field).numpy().astype(bool), one.pred_classes.numpy()
-            found[kind] += coco_results(sample.image_id, masks, one.scores.numpy(), classes)
+            masks, classes = instances.get(field).numpy().astype(bool), instances.pred_classes.numpy()
+            results[kind] += coco_results(sample.image_id, masks, instances.scores.numpy(), classes)
             if index < len(rows):
                 rows[index].append(_small(tinted(sample.image, masks[shown], classes[shown])))
         progress()
-    return found
+    return results
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
@@ -142,47 +142,29 @@ def _small(picture: np.ndarray) -> np.ndarray:
     return np.asarray(thumbnail)
 
 
-def compare_methods(truth: dict[str, Any], found: BaselineResults, *, ratio: float) -> dict[str, Any]:
-    """Mask AP and boundary AP of each kind, and what refined masks gain on the others, as fractions.
+def compare_methods(truth: dict[str, Any], results: BaselineResults, *, ratio: float) -> dict[str, Any]:
+    """Mask AP and boundary AP of each kind, and what refined masks gain on the others, in points.
 
-    ``gain[kind][metric]`` has the difference, and the interval that holds 95 % of its values when images are drawn
-    anew (paired bootstrap: all kinds see the same draws).
+    ``gain[kind][metric]`` has the mean, and low and high of the interval that holds 95 % of its values when images are
+    drawn anew (paired bootstrap: all kinds see the same draws).
     """
     images = len(truth["images"])
-    weights = np.concatenate([np.ones((1, images), np.int64), bootstrap_draws(images, _RESAMPLES, seed=0)])
-    ap: dict[str, dict[str, np.ndarray]] = {
-        kind: {
-            metric: _ap(truth, results, weights, boundary=metric == "boundary", ratio=ratio)
-            for metric in ("mask", "boundary")
-        }
-        for kind, results in found.items()
-    }
+    weights = image_weights(images, _RESAMPLES)
+    ap = {kind: resampled_ap(truth, detections, weights, ratio=ratio) for kind, detections in results.items()}
     gain = {
-        kind: {metric: _difference(ap[REFINED][metric] - ap[kind][metric]) for metric in ("mask", "boundary")}
-        for kind in found
+        kind: {
+            metric: paired_difference(values[metric][None], ap[REFINED][metric][None]).as_dict()
+            for metric in MASK_KINDS
+        }
+        for kind, values in ap.items()
         if kind != REFINED
     }
-    figures = {kind: {metric: float(one[0]) for metric, one in both.items()} for kind, both in ap.items()}
+    figures = {kind: {metric: float(values[metric][0]) for metric in MASK_KINDS} for kind, values in ap.items()}
     return {"images": images, "AP": figures, "gain": gain}
 
 
-def _ap(truth: dict[str, Any], found: list[dict[str, Any]], weights: np.ndarray, **options: Any) -> np.ndarray:
-    """B AP values, over the categories that a draw holds."""
-    by_category = [average_precision(one, weights).mean(1) for one in ranked_matches(truth, found, **options)]
-    with np.errstate(invalid="ignore"):
-        stacked = np.stack(by_category)
-        there = ~np.isnan(stacked)
-        mean: np.ndarray = np.where(there, stacked, 0).sum(0) / there.sum(0)
-    return mean
-
-
-def _difference(values: np.ndarray) -> dict[str, float]:
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return {"difference": float(values[0]), "low": float(low), "high": float(high)}
-
-
 def baseline_report_markdown(trial: Trial, outcome: dict[str, Any]) -> str:
-    """The report for people, AP in points."""
+    """The report for people."""
     cfg = trial.configuration()
     lines = [
         f"# {trial.config} beside Mask R-CNN",
@@ -190,28 +172,28 @@ def baseline_report_markdown(trial: Trial, outcome: dict[str, Any]) -> str:
         f"{trial.train}, {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, seed {trial.seed}, on "
         f"{trial.device}; measured on {trial.test} ({outcome['images']} images)",
         "",
-        "| | mask AP | boundary AP |",
-        "|---|---|---|",
+        *markdown_table(
+            ["", "mask AP", "boundary AP"],
+            ([kind, *(f"{ap[metric]:.1f}" for metric in MASK_KINDS)] for kind, ap in outcome["AP"].items()),
+        ),
+        "",
+        "Refined masks minus the others, with the interval of 95 % when images are drawn anew:",
+        "",
     ]
-    for kind, one in outcome["AP"].items():
-        lines.append(f"| {kind} | {100 * one['mask']:.1f} | {100 * one['boundary']:.1f} |")
-    lines += ["", "Refined masks minus the others, with the interval of 95 % when images are drawn anew:", ""]
-    for kind, one in outcome["gain"].items():
-        named = (f"{metric} AP {_signed(change)}" for metric, change in one.items())
-        lines.append(f"- {kind}: " + ", ".join(named))
+    for kind, gains in outcome["gain"].items():
+        changes = (
+            f"{metric} AP {change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
+            for metric, change in gains.items()
+        )
+        lines.append(f"- {kind}: " + ", ".join(changes))
     return "\n".join(lines) + "\n"
 
 
-def _signed(change: Mapping[str, float]) -> str:
-    return f"{100 * change['difference']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
-
-
 def write_baseline_report(out: Path, trial: Trial, outcome: dict[str, Any], rows: list[list[np.ndarray]]) -> None:
-    """report.json, report.md and comparison.png (truth, Mask R-CNN, coarse, refined) in ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    text = baseline_report_markdown(trial, outcome)
+    """Write report.json, report.md and comparison.png (truth, Mask R-CNN, coarse, refined) into ``out``."""
+    pictures = []
     if rows:
-        in_rows(rows).save(out / "comparison.png")
-        text += "\n![Ground truth, Mask R-CNN, coarse masks, refined masks](comparison.png)\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        pictures.append(out / "comparison.png")
+        in_rows(rows).save(pictures[0])
+    write_report(out, outcome, baseline_report_markdown(trial, outcome), pictures)

@@ -20,8 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
+from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
-from training.benchmark.cost.report import refinement_cost
 from training.benchmark.rows import DataSet
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bdd100k import Bdd100kSet
@@ -37,12 +37,7 @@ from training.metrics.coco import boundary_ap, coco_ap, mask_ap
 from training.metrics.lvis import lvis_ap
 
 SPEED_IMAGES = 8
-_REGION_COLUMNS = {
-    "Percent": "percent",
-    "Recall_Err": "recall_err",
-    "AP_GT": "ap_gt",
-    "AP_Coarse": "ap_coarse",
-}
+_REGION_COLUMNS = {"Percent": "percent", "Recall_Err": "recall_err", "AP_GT": "ap_gt", "AP_Coarse": "ap_coarse"}
 
 
 class Measurement:
@@ -66,37 +61,34 @@ class Measurement:
         self.progress = progress
         self.records: list[dict[str, Any]] = []
         self.official = official_rules(self.samples)
-        self.truth, self.found = self._run()
+        self.truth, self.results = self._run()
 
     @torch.inference_mode()
     def _run(self) -> tuple[Any, list[dict[str, Any]]]:
-        truth, found = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
+        truth, collected = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
         resize = [ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)]
         for index, sample in usable_samples(self.samples):
             truth.add(sample)
             record = to_network_input(sample, resize, self.cfg.INPUT.FORMAT)
             if len(self.records) < SPEED_IMAGES:
                 self.records.append(record)
-            one = self.network([record])[0]["instances"].to("cpu")
-            masks, scores, classes = (
-                one.pred_masks.numpy().astype(bool),
-                one.scores.numpy(),
-                one.pred_classes.numpy(),
-            )
+            instances = self.network([record])[0]["instances"].to("cpu")
+            masks, scores = instances.pred_masks.numpy().astype(bool), instances.scores.numpy()
+            classes = instances.pred_classes.numpy()
             if self.official is not None:
                 self.official.add(index, masks, scores, classes)
             results = coco_results(sample.image_id, masks, scores, classes)
-            for result, box in zip(results, one.pred_boxes.tensor.tolist(), strict=True):
+            for result, box in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
                 result["box_xyxy"] = box
-            found += results
+            collected += results
             self.progress(index + 1)
-        return truth.build(), found
+        return truth.build(), collected
 
     def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
         """Values by column, and what lies behind them, for the JSON report; a column we cannot fill is left out."""
         values: dict[str, float] = {}
         details: dict[str, Any] = {}
-        masks = [{k: v for k, v in one.items() if k != "box_xyxy"} for one in self.found]
+        masks = [{key: value for key, value in result.items() if key != "box_xyxy"} for result in self.results]
         if {"AP", "AP50", "APs", "APm", "APl"} & set(wanted):
             details["mask"] = mask_ap(self.truth, masks)
             values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
@@ -120,23 +112,20 @@ class Measurement:
             values["FPS"] = details["speed"]["mean_fps"]
         if {"GFLOP", "MB"} & set(wanted):
             details["refinement"] = self._refinement_cost()
-            values |= {
-                "GFLOP": details["refinement"]["flops"] / 1e9,
-                "MB": details["refinement"]["peak_bytes"] / 1e6,
-            }
+            values |= {"GFLOP": details["refinement"]["flops"] / 1e9, "MB": details["refinement"]["peak_bytes"] / 1e6}
         return {column: values[column] for column in wanted if column in values}, details
 
     def _box_ap(self) -> dict[str, float]:
         boxes = []
-        for one in self.found:
-            left, top, right, bottom = one["box_xyxy"]
-            kept = {key: one[key] for key in ("image_id", "category_id", "score")}
+        for result in self.results:
+            left, top, right, bottom = result["box_xyxy"]
+            kept = {key: result[key] for key in ("image_id", "category_id", "score")}
             boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
         return coco_ap(self.truth.dataset, boxes, "bbox")
 
     def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
-        found = details["analysis"] = analyse(self.network, self.cfg, self.samples)
-        table1, table3 = found["table1"], found["table3"]
+        analysis = details["analysis"] = analyse(self.network, self.cfg, self.samples)
+        table1, table3 = analysis["table1"], analysis["table3"]
         values = {column: table1[name] for column, name in _REGION_COLUMNS.items()}
         values["Acc"] = table1["accuracy"]
         if table3 is not None:
@@ -160,8 +149,8 @@ class Measurement:
         with torch.inference_mode(), recorded_refinement(self.network) as records:
             for record in self.records:
                 self.network([record])
-        rois = sum(len(one.output.logits) for one in records)
-        nodes = sum(len(level) for one in records for level in one.levels)
+        rois = sum(len(record.output.logits) for record in records)
+        nodes = sum(len(level) for record in records for level in record.levels)
         tokens = round(nodes / max(rois, 1)) + head.settings.reference_points * head.coarse_size**2
         channels = self.cfg.MODEL.FPN.OUT_CHANNELS
         return refinement_cost(self.cfg, [max(tokens, 1)], channels=channels)
@@ -198,18 +187,13 @@ class _Cityscapes:
 
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         truth, labels = self.samples.instance_ids(index), list(LABELS.values())
-        given: tuple[Any, ...] = (list(masks), [labels[int(one)] for one in classes], scores.tolist())
+        given: tuple[Any, ...] = (list(masks), [labels[int(number)] for number in classes], scores.tolist())
         self.masks.add(truth, *given)
         self.boundaries.add(truth, *given)
 
     def values(self) -> dict[str, float]:
         masks, boundaries = self.masks.numbers(), self.boundaries.numbers()
-        return {
-            "AP": masks["AP"],
-            "AP50": masks["AP50"],
-            "APB": boundaries["AP"],
-            "APB50": boundaries["AP50"],
-        }
+        return {"AP": masks["AP"], "AP50": masks["AP50"], "APB": boundaries["AP"], "APB50": boundaries["AP50"]}
 
 
 class _Bdd100k:
@@ -217,8 +201,10 @@ class _Bdd100k:
         self.samples, self.evaluation = samples, Bdd100kEvaluation()
 
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        found = merged(masks, [int(one) + 1 for one in classes], scores.tolist())
-        self.evaluation.add(self.samples.bitmask(index), found, {n: float(score) for n, score in enumerate(scores, 1)})
+        bitmask = merged(masks, [int(number) + 1 for number in classes], scores.tolist())
+        self.evaluation.add(
+            self.samples.bitmask(index), bitmask, {n: float(score) for n, score in enumerate(scores, 1)}
+        )
 
     def values(self) -> dict[str, float]:
         return {"AP": self.evaluation.numbers()["AP"]}
@@ -227,25 +213,25 @@ class _Bdd100k:
 Json = dict[str, Any]
 
 
-def ap_star(data: DataSet, truth: Json, found: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
+def ap_star(data: DataSet, truth: Json, results: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
     """LVIS AP by name; empty where the set has no LVIS annotations.
 
     Args:
         data: with the LVIS file of the test images, or of generated scenes, which are annotated completely.
-        truth: of the test set as COCO has it. found: its COCO results, classes counted from 1 in ``class_names``.
+        truth: of the test set as COCO has it. results: its COCO results, classes counted from 1 in ``class_names``.
 
     Raises:
         ValueError: the LVIS file is not reduced to COCO's classes, or a class is not one of COCO's.
     """
     if data.lvis and Path(data.lvis).is_file():
         dataset = load_quietly(Path(data.lvis)).dataset
-        return lvis_ap(dataset, renumbered(found, dataset, class_names), "segm")
+        return lvis_ap(dataset, renumbered(results, dataset, class_names), "segm")
     if not data.test.startswith("scenes:"):
         return {}
-    return lvis_ap(as_lvis(truth), found, "segm")
+    return lvis_ap(as_lvis(truth), results, "segm")
 
 
-def renumbered(found: list[Json], dataset: Json, class_names: tuple[str, ...]) -> list[Json]:
+def renumbered(results: list[Json], dataset: Json, class_names: tuple[str, ...]) -> list[Json]:
     """Results with COCO's category numbers, on the file's images and of its categories alone.
 
     A category that occurs nowhere in the file has no AP there, and its predictions count for nothing.
@@ -254,31 +240,28 @@ def renumbered(found: list[Json], dataset: Json, class_names: tuple[str, ...]) -
     strange = [name for name in class_names if name not in number_of]
     if strange:
         raise ValueError(f"AP* needs COCO's classes, the test set has {strange[0]!r}; leave out the LVIS annotations")
-    listed = {one["id"] for one in dataset["categories"]}
+    listed = {category["id"] for category in dataset["categories"]}
     if not listed <= set(number_of.values()):
         raise ValueError(
             f"the LVIS annotations have {len(listed)} categories, some not COCO's; AP* needs the file that is reduced "
             "to COCO's classes (transfiner data prepare lvis-cocofied)"
         )
-    images = {one["id"] for one in dataset["images"]}
-    numbered = (one | {"category_id": number_of[class_names[one["category_id"] - 1]]} for one in found)
-    return [one for one in numbered if one["image_id"] in images and one["category_id"] in listed]
+    images = {image["id"] for image in dataset["images"]}
+    numbered = (result | {"category_id": number_of[class_names[result["category_id"] - 1]]} for result in results)
+    return [result for result in numbered if result["image_id"] in images and result["category_id"] in listed]
 
 
 def as_lvis(dataset: Json) -> Json:
     """A completely annotated COCO set as LVIS sees one: categories an image has not are known to be absent."""
     result = copy.copy(dataset)
-    everything = {one["id"] for one in dataset["categories"]}
+    everything = {category["id"] for category in dataset["categories"]}
     present: dict[int, set[int]] = {}
-    for one in dataset["annotations"]:
-        present.setdefault(one["image_id"], set()).add(one["category_id"])
+    for annotation in dataset["annotations"]:
+        present.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
     result["images"] = [
         image
-        | {
-            "neg_category_ids": sorted(everything - present.get(image["id"], set())),
-            "not_exhaustive_category_ids": [],
-        }
+        | {"neg_category_ids": sorted(everything - present.get(image["id"], set())), "not_exhaustive_category_ids": []}
         for image in dataset["images"]
     ]
-    result["categories"] = [{"frequency": "f"} | one for one in dataset["categories"]]
+    result["categories"] = [{"frequency": "f"} | category for category in dataset["categories"]]
     return result

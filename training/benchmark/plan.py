@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from training.benchmark.cost.report import refinement_cost
+from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.recipe import Scale, data_of, training_config, training_digest
 from training.benchmark.rows import Row, Table
 
@@ -83,8 +83,8 @@ def refinement_peak_gb(cfg: CfgNode) -> float:
     else:
         tokens = node.SAMPLES_PER_LEVEL * len(node.LEVEL_SIZES)
     tokens += head.POOLER_RESOLUTION**2 * node.REFERENCE_POINTS
-    one, two = _peaks(cfg, tokens)
-    return float(one + ((node.TRAIN_INSTANCE_LIMIT or 30) - 1) * (two - one)) / 1e9
+    single, double = _peaks(cfg, tokens)
+    return float(single + ((node.TRAIN_INSTANCE_LIMIT or 30) - 1) * (double - single)) / 1e9
 
 
 def _peaks(cfg: CfgNode, tokens: int) -> tuple[int, int]:

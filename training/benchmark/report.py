@@ -1,15 +1,34 @@
-"""report.json and report.md of a table: the paper's figures beside the measured ones, differences marked."""
+"""Reports of benchmarks: report.json, report.md and pictures in one folder.
+
+A table's report has the paper's figures beside the measured ones, differences marked.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from model.files import write_text
 from training.benchmark.rows import COLUMNS, Row, Table
 
 Results = dict[str, list[dict[str, Any]]]
+
+
+def write_report(folder: Path, report: dict[str, Any], text: str, pictures: Sequence[Path] = ()) -> list[Path]:
+    """Write report.json, and report.md that shows the folder's pictures; return all paths."""
+    files = [folder / "report.json", folder / "report.md"]
+    write_text(files[0], json.dumps(report, indent=1) + "\n")
+    write_text(files[1], text + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures))
+    return [*files, *pictures]
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a table."""
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    return lines + ["| " + " | ".join(map(str, cells)) + " |" for cells in rows]
 
 
 def build_table_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
@@ -49,8 +68,8 @@ def build_table_report(table: Table, results: Results, *, setting: dict[str, Any
 
 def _summary(results: Results, row: Row, column: str) -> dict[str, Any] | None:
     factor = COLUMNS[column][1]
-    found = [one["values"].get(column) for one in results.get(row.key, [])]
-    values = [value * factor for value in found if value is not None]
+    runs = [run["values"].get(column) for run in results.get(row.key, [])]
+    values = [value * factor for value in runs if value is not None]
     if not values:
         return None
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -67,33 +86,33 @@ def table_report_markdown(report: dict[str, Any]) -> str:
         "",
         "A cell is paper / **measured** (difference); _quoted_ rows were not run; - is not measured.",
         "",
-        "| | " + " | ".join(COLUMNS[column][0] for column in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        *markdown_table(
+            ["", *(COLUMNS[column][0] for column in columns)],
+            (
+                [
+                    f"_{row['name']} (quoted)_" if row["quoted"] else row["name"],
+                    *(_cell(row, column) for column in columns),
+                ]
+                for row in report["rows"]
+            ),
+        ),
     ]
-    for row in report["rows"]:
-        name = f"_{row['name']} (quoted)_" if row["quoted"] else row["name"]
-        lines.append(f"| {name} | " + " | ".join(_cell(row, column) for column in columns) + " |")
     notes = [f"- {row['name']}: {row['note']}" for row in report["rows"] if row["note"] and not row["quoted"]]
     return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
     paper = f"{row['paper'][column]:g}" if column in row["paper"] else "-"
-    found = row["measured"].get(column)
-    if found is None:
+    summary = row["measured"].get(column)
+    if summary is None:
         return paper if row["quoted"] else f"{paper} / -"
-    spread = f" ± {found['std']:.1f}" if len(found["values"]) > 1 else ""
+    spread = f" ± {summary['std']:.1f}" if len(summary["values"]) > 1 else ""
     marked = f" ({row['difference'][column]:+.1f})" if column in row["difference"] else ""
-    return f"{paper} / **{found['mean']:.1f}**{spread}{marked}"
+    return f"{paper} / **{summary['mean']:.1f}**{spread}{marked}"
 
 
 def write_table_report(folder: Path, report: dict[str, Any]) -> list[Path]:
-    """Write report.json, report.md and the plots; returns their paths."""
-    from training.benchmark.plots import draw_table_plots
+    """Write report.json, report.md and the charts of a table; return their paths."""
+    from training.visualization.charts import draw_table_charts
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    pictures = draw_table_plots(report, folder)
-    text = table_report_markdown(report) + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    return [folder / "report.json", folder / "report.md", *pictures]
+    return write_report(folder, report, table_report_markdown(report), draw_table_charts(report, folder))

@@ -11,13 +11,7 @@ from typing import Any
 from model.files import json_values, write_text
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.measurement import Measurement
-from training.benchmark.recipe import (
-    Scale,
-    data_of,
-    overrides_when_measured,
-    training_config,
-    training_digest,
-)
+from training.benchmark.recipe import Scale, data_of, overrides_when_measured, training_config, training_digest
 from training.benchmark.rows import Row, Table, digest
 from training.engine.build import build_for_training
 from training.engine.state import STATE_FILE

@@ -290,12 +290,7 @@ _QUOTED = "not built here: the paper's figures alone"
 
 
 def _row(
-    columns: str,
-    key: str,
-    name: str,
-    values: str,
-    config: str | None = None,
-    change: Mapping[str, Any] | None = None,
+    columns: str, key: str, name: str, values: str, config: str | None = None, change: Mapping[str, Any] | None = None
 ) -> Row:
     figures = {c: float(v) for c, v in zip(columns.split(), values.split(), strict=True)}
     return Row(key, name, figures, config, change or {}, note="" if config else _QUOTED)

@@ -55,6 +55,12 @@ class CocoSet(Sequence[Sample]):
         listed = self.records.annotations
         return sum(not is_ignored(entry) for image_id in self._image_ids for entry in listed[image_id])
 
+    def classes_at(self, index: int) -> set[int]:
+        """Classes of what an image shows, from the records: nothing is decoded."""
+        return {
+            self.records.class_of[entry["category_id"]] for entry in self.records.annotations[self._image_ids[index]]
+        }
+
     def _records(self) -> Any:
         if not self.annotations.is_file():
             raise FileNotFoundError(f"no annotation file {self.annotations}; give coco:ANNOTATIONS.json:IMAGES/")

@@ -54,14 +54,7 @@ class TrainingSamples(Dataset[Record]):
         shares: of the samples that come from each set; by default each sample is shown once an epoch.
     """
 
-    def __init__(
-        self,
-        sets: Sequence[SampleSet],
-        cfg: CfgNode,
-        *,
-        seed: int,
-        shares: Sequence[float] = (),
-    ) -> None:
+    def __init__(self, sets: Sequence[SampleSet], cfg: CfgNode, *, seed: int, shares: Sequence[float] = ()) -> None:
         names = {tuple(samples.class_names) for samples in sets}
         if len(names) != 1:
             raise ValueError(f"the training sets need the same classes in the same order, got {sorted(names)}")
@@ -104,11 +97,7 @@ def next_usable(samples: SampleSet, index: int) -> Sample:
 
 
 def to_network_input(
-    sample: Sample,
-    augmentations: Sequence[T.Augmentation],
-    image_format: str,
-    *,
-    seed: tuple[int, int] | None = None,
+    sample: Sample, augmentations: Sequence[T.Augmentation], image_format: str, *, seed: tuple[int, int] | None = None
 ) -> Record:
     """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
 

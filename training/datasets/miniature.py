@@ -55,12 +55,12 @@ def _write_coco(root: Path, split: str, scenes: list[Scene]) -> str:
     dataset["categories"] = [
         {"supercategory": "stand-in", "id": number, "name": name} for number, name, _ in COCO_CATEGORIES
     ]
-    for index, one in enumerate(dataset["annotations"]):
-        mask = one.pop("mask")
-        one["iscrowd"] = int(index % 7 == 3)
-        one["segmentation"] = _run_lengths(mask)
-        if not one["iscrowd"]:
-            one["segmentation"] = _polygons(mask) or one["segmentation"]
+    for index, annotation in enumerate(dataset["annotations"]):
+        mask = annotation.pop("mask")
+        annotation["iscrowd"] = int(index % 7 == 3)
+        annotation["segmentation"] = _run_lengths(mask)
+        if not annotation["iscrowd"]:
+            annotation["segmentation"] = _polygons(mask) or annotation["segmentation"]
     _store_images(root / f"{split}2017", dataset, scenes)
     file = root / "annotations" / f"instances_{split}2017.json"
     _store(file, dataset)
@@ -77,16 +77,16 @@ def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
     numbers = {name: index for index, (name, _) in enumerate(sorted(synsets), 1)}
     names = {number: name for number, name, _ in COCO_CATEGORIES}
     rng = np.random.default_rng(len(scenes))
-    for one in dataset["annotations"]:
-        mask, one["category_id"] = one.pop("mask"), numbers[names[one["category_id"]]]
-        one["segmentation"] = _polygons(mask) or [_rectangle(one["bbox"])]
-        del one["iscrowd"]
-    for one in dataset["images"]:
-        there = {a["category_id"] for a in dataset["annotations"] if a["image_id"] == one["id"]}
+    for annotation in dataset["annotations"]:
+        mask, annotation["category_id"] = annotation.pop("mask"), numbers[names[annotation["category_id"]]]
+        annotation["segmentation"] = _polygons(mask) or [_rectangle(annotation["bbox"])]
+        del annotation["iscrowd"]
+    for image in dataset["images"]:
+        there = {a["category_id"] for a in dataset["annotations"] if a["image_id"] == image["id"]}
         absent = sorted({numbers[names[number]] for number in COCO_STAND_INS} | {numbers["acorn"]} - there)
-        one["neg_category_ids"] = [number for number in absent if number not in there and rng.random() < 0.6]
-        one["not_exhaustive_category_ids"] = [number for number in sorted(there) if rng.random() < 0.3]
-        one["file_name"] = f"COCO_val2014_{one['file_name']}"
+        image["neg_category_ids"] = [number for number in absent if number not in there and rng.random() < 0.6]
+        image["not_exhaustive_category_ids"] = [number for number in sorted(there) if rng.random() < 0.3]
+        image["file_name"] = f"COCO_val2014_{image['file_name']}"
     dataset["categories"] = [_lvis_category(numbers[name], name, synset, dataset) for name, synset in sorted(synsets)]
     _store_images(root / f"{split}2017", dataset, scenes)
     file = root / f"lvis_v0.5_{split}.json"
@@ -95,7 +95,7 @@ def _write_lvis(root: Path, split: str, scenes: list[Scene]) -> str:
 
 
 def _lvis_category(number: int, name: str, synset: str, dataset: dict[str, Any]) -> dict[str, Any]:
-    images = [one["image_id"] for one in dataset["annotations"] if one["category_id"] == number]
+    images = [annotation["image_id"] for annotation in dataset["annotations"] if annotation["category_id"] == number]
     return {
         "id": number,
         "name": name.replace(" ", "_"),
@@ -141,21 +141,9 @@ def _coco_dataset(split: str, scenes: list[Scene], stand_ins: tuple[int, ...]) -
                     "mask": mask,
                 }
             )
-    info = {
-        "description": "generated miniature",
-        "version": "1.0",
-        "year": 2017,
-        "contributor": "",
-        "url": "",
-    }
+    info = {"description": "generated miniature", "version": "1.0", "year": 2017, "contributor": "", "url": ""}
     licence = {"id": 1, "name": "generated", "url": ""}
-    return {
-        "info": info,
-        "licenses": [licence],
-        "images": images,
-        "annotations": annotations,
-        "categories": [],
-    }
+    return {"info": info, "licenses": [licence], "images": images, "annotations": annotations, "categories": []}
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
@@ -163,14 +151,14 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
     flat = np.concatenate(([0], mask.ravel(order="F").astype(np.int8), [0]))
     edges = np.flatnonzero(np.diff(flat))
     counts = np.diff(np.concatenate(([0], edges, [mask.size])))
-    return {"size": list(mask.shape), "counts": [int(one) for one in counts]}
+    return {"size": list(mask.shape), "counts": [int(count) for count in counts]}
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:
     """Outlines of a mask's parts without its holes, as people draw them."""
     from skimage.measure import approximate_polygon, find_contours
 
-    outlines = (one[:, ::-1] - 0.5 for one in find_contours(np.pad(mask, 1).astype(float), 0.5))
+    outlines = (contour[:, ::-1] - 0.5 for contour in find_contours(np.pad(mask, 1).astype(float), 0.5))
     drawn = []
     for outline in outlines:
         points = np.clip(approximate_polygon(outline, 0.4)[:-1], 0, mask.shape[::-1])
@@ -188,8 +176,8 @@ def _rectangle(box: list[float]) -> list[float]:
 
 def _store_images(folder: Path, dataset: dict[str, Any], scenes: list[Scene]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for one, scene in zip(dataset["images"], scenes, strict=True):
-        Image.fromarray(scene.image).save(folder / one["file_name"][-16:], quality=95)
+    for image, scene in zip(dataset["images"], scenes, strict=True):
+        Image.fromarray(scene.image).save(folder / image["file_name"][-16:], quality=95)
 
 
 def _store(file: Path, dataset: dict[str, Any]) -> None:
@@ -205,11 +193,7 @@ def _write_cityscapes(root: Path, split: str, scenes: list[Scene]) -> str:
         for folder, ending, picture in (
             ("leftImg8bit", "leftImg8bit", Image.fromarray(scene.image)),
             ("gtFine", "gtFine_instanceIds", Image.fromarray(ids.astype(np.uint16))),
-            (
-                "gtFine",
-                "gtFine_labelIds",
-                Image.fromarray(np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)),
-            ),
+            ("gtFine", "gtFine_labelIds", Image.fromarray(np.where(ids < 1000, ids, ids // 1000).astype(np.uint8))),
         ):
             path = root / folder / split / city / f"{name}_{ending}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

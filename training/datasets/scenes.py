@@ -19,13 +19,7 @@ class SceneSet(Sequence[Sample]):
     """Generated scenes; each is drawn when asked for, once if there is a `cache` folder to keep it in."""
 
     def __init__(
-        self,
-        split: str,
-        count: int = ENDLESS,
-        *,
-        width: int = 384,
-        height: int = 288,
-        cache: Path | None = None,
+        self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288, cache: Path | None = None
     ) -> None:
         scene_seed(split, 0)
         self.split, self.length, self.width, self.height = split, count, width, height

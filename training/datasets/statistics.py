@@ -22,7 +22,7 @@ def spread(length: int, most: int) -> list[int]:
     """At most `most` indices, evenly spread over the set (0: all)."""
     if not most or length <= most:
         return list(range(length))
-    return [round(one) for one in np.linspace(0, length - 1, most)]
+    return [round(place) for place in np.linspace(0, length - 1, most)]
 
 
 def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         "images_without_objects": without,
         "objects": int(sum(classes.values())),
         "crowds": crowds,
-        "height_px": _range([one for one, _ in sizes]),
-        "width_px": _range([one for _, one in sizes]),
+        "height_px": _range([height for height, _ in sizes]),
+        "width_px": _range([width for _, width in sizes]),
         "by_size": {
             name: int(((area >= low) & (area < high)).sum())
             for name, (low, high) in zip(("small", "medium", "large"), AREA_RANGES_PX[1:], strict=True)
@@ -60,7 +60,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         "by_class": {name: classes[name] for name in samples.class_names},
         "problems": dict(samples.problems.counts()),
         "lost": samples.problems.lost,
-        "problem_list": [str(one) for one in samples.problems.entries],
+        "problem_list": [str(entry) for entry in samples.problems.entries],
     }
 
 

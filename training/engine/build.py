@@ -90,7 +90,7 @@ def start_from(network: nn.Module, state: State) -> None:
     """
     heads: Any = network.roi_heads
     if hasattr(heads, "num_cascade_stages") and any(_HEAD.fullmatch(key) for key in state):
-        state = _cascaded(state, [tuple(one.box2box_transform.weights) for one in heads.box_predictor])
+        state = _cascaded(state, [tuple(predictor.box2box_transform.weights) for predictor in heads.box_predictor])
     own = network.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fitting:

@@ -20,6 +20,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from PIL import Image
 
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.files import replacing_folder, write_text
 from training.datasets import AnySet, CityscapesSet, open_set
 from training.datasets.loader import to_network_input
 from training.engine.log import EVALUATIONS_FILE, RunLog
@@ -65,13 +66,13 @@ class Checks:
         for name in self.cfg.DATASETS.TEST:
             with torch.random.fork_rng():
                 samples = self._set(name)
-                found = evaluate_checkpoint(
+                outcome = evaluate_checkpoint(
                     checkpoint, samples, device=self.cfg.MODEL.DEVICE, ratio=_boundary_ratio(samples)
                 )
             prefix = f"{name}/" if len(self.cfg.DATASETS.TEST) > 1 else ""
             for metric in METRICS:
-                figures[f"{prefix}{metric}_AP"] = float(found.refined[metric]["AP"])
-                figures[f"{prefix}coarse_{metric}_AP"] = float(found.coarse[metric]["AP"])
+                figures[f"{prefix}{metric}_AP"] = float(outcome.refined[metric]["AP"])
+                figures[f"{prefix}coarse_{metric}_AP"] = float(outcome.coarse[metric]["AP"])
         self._keep_best(checkpoint, iteration, figures)
         log.evaluated(iteration, figures)
 
@@ -124,13 +125,6 @@ def _boundary_ratio(samples: AnySet) -> float:
 
 
 def _replace(target: Path, checkpoint: Path, metadata: dict[str, Any]) -> None:
-    staged, retired = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    for leftover in (staged, retired):
-        shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(checkpoint, staged)
-    text = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
-    (staged / METADATA_FILE).write_text(text, encoding="utf-8")
-    if target.exists():
-        target.rename(retired)
-    staged.rename(target)
-    shutil.rmtree(retired, ignore_errors=True)
+    with replacing_folder(target) as staged:
+        shutil.copytree(checkpoint, staged, dirs_exist_ok=True)
+        write_text(staged / METADATA_FILE, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")

@@ -79,19 +79,14 @@ class RunLog:
         self._recent.append(losses)
         if iteration % self.period:
             return
-        means = {name: sum(one[name] for one in self._recent) / len(self._recent) for name in losses}
+        means = {name: sum(losses[name] for losses in self._recent) / len(self._recent) for name in losses}
         self._recent.clear()
         self._write(iteration, means, lr, fraction, elapsed_s)
 
     def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         seconds = sum(self._durations_s) / len(self._durations_s)
         left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
-        line = {
-            "iteration": iteration,
-            "elapsed_s": round(elapsed_s, 1),
-            "lr": lr,
-            "seconds_per_iteration": seconds,
-        }
+        line = {"iteration": iteration, "elapsed_s": round(elapsed_s, 1), "lr": lr, "seconds_per_iteration": seconds}
         self._lines.write(json.dumps(line | means) + "\n")
         self._lines.flush()
         self._scalars(means | {"lr": lr}, iteration)

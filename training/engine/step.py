@@ -41,7 +41,7 @@ class LearningStep:
     def __call__(self, batch: Batch, diverged: Callable[[dict[str, float]], object]) -> dict[str, float]:
         """Change the weights; returns the losses and the norm of the gradients, means over all processes.
 
-        `diverged` is told losses that are not finite, before any weight changes.
+        `diverged` is called with losses that are not finite, before any weight changes.
         """
         self.optimizer.zero_grad(set_to_none=True)
         values = processes.mean_over_processes(self._gradients(batch))

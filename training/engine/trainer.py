@@ -27,13 +27,7 @@ from training.distributed import keep_freed_memory
 from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.optimizer import (
-    MovingAverage,
-    build_optimizer,
-    lr_factor,
-    run_fraction,
-    set_lr,
-)
+from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
 from training.engine.state import TrainingProgress, load_state, save_state
 from training.engine.step import Batch, LearningStep
 
@@ -55,7 +49,7 @@ class Trainer:
         resume: go on from the folder's state.
         samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
         metadata: more entries for the checkpoint's metadata.
-        on_progress: told on the first process how far the run is, beside ``progress.json`` in the folder.
+        on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
     """
 
     def __init__(
@@ -223,14 +217,14 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {one: signal.signal(one, self._wish) for one in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for one, handler in self._previous.items():
-            signal.signal(one, handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _wish(self, number: int, _: FrameType | None) -> None:
         logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)

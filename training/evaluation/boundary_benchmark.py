@@ -43,7 +43,9 @@ class SpeedComparison:
         return asdict(self)
 
 
-def compare_speed(truth: Path, found: Path | None = None, *, copies: int = 4, rounds: int = 2) -> SpeedComparison:
+def compare_speed(
+    truth: Path, results_file: Path | None = None, *, copies: int = 4, rounds: int = 2
+) -> SpeedComparison:
     """Evaluate the boundary AP of predictions (by default the perturbed truth, `copies` each) with both.
 
     Raises:
@@ -53,7 +55,10 @@ def compare_speed(truth: Path, found: Path | None = None, *, copies: int = 4, ro
     from faster_coco_eval import COCO, COCOeval_faster
 
     dataset = read_truth(truth, masks=True).dataset
-    results = read_results(found, dataset, masks=True)[0] if found else perturb_truth(dataset, copies=copies)
+    if results_file:
+        results = read_results(results_file, dataset, masks=True)[0]
+    else:
+        results = perturb_truth(dataset, copies=copies)
 
     def reference(records: dict[str, Any], detections: list[dict[str, Any]]) -> list[float]:
         index = COCO(records)
@@ -77,10 +82,7 @@ def _timed(
 ) -> tuple[Any, float]:
     best, value = float("inf"), None
     for _ in range(rounds):
-        records, detections = (
-            copy.deepcopy(dataset),
-            copy.deepcopy(results),
-        )  # the reference changes what it reads
+        records, detections = (copy.deepcopy(dataset), copy.deepcopy(results))  # the reference changes what it reads
         started_s = time.process_time()
         value = evaluate(records, detections)
         best = min(best, time.process_time() - started_s)
@@ -95,33 +97,33 @@ def perturb_truth(
     `boxes` adds the field `bbox`, which changes the areas that COCO's tool sees.
     """
     rng = np.random.default_rng(seed)
-    sizes = {one["id"]: (one["height"], one["width"]) for one in dataset["images"]}
-    kinds = [one["id"] for one in dataset["categories"]]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    kinds = [category["id"] for category in dataset["categories"]]
     results = []
     for annotation in dataset["annotations"]:
         height, width = sizes[annotation["image_id"]]
         mask = rle.decode(compressed(annotation["segmentation"], height, width)).astype(bool)
-        found = perturb_masks([mask], [annotation["category_id"]], kinds, rng, copies)
-        for changed, label, score in zip(*found, strict=True):
+        perturbed = perturb_masks([mask], [annotation["category_id"]], kinds, rng, copies)
+        for changed, label, score in zip(*perturbed, strict=True):
             results.append(_record(annotation["image_id"], label, score, changed, boxes))
     return results
 
 
 def perturb_masks(
-    masks: Sequence[np.ndarray],
-    labels: Sequence[int],
-    kinds: Sequence[int],
-    rng: np.random.Generator,
-    copies: int = 2,
+    masks: Sequence[np.ndarray], labels: Sequence[int], kinds: Sequence[int], rng: np.random.Generator, copies: int = 2
 ) -> tuple[list[np.ndarray], list[int], list[float]]:
     """(masks, labels, scores): `copies` detections for every object of an image; `kinds` are the labels to confuse."""
-    found: list[tuple[np.ndarray, int, float]] = []
+    perturbed: list[tuple[np.ndarray, int, float]] = []
     for mask, label in zip(masks, labels, strict=True):
         for _ in range(copies):
             changed, closeness = _changed(mask, rng)
             named = int(label) if rng.random() < 0.9 else int(kinds[int(rng.integers(len(kinds)))])
-            found.append((changed, named, round(float(np.clip(closeness + rng.normal(0, 0.2), 0.01, 1)), 2)))
-    return [one for one, _, _ in found], [one for _, one, _ in found], [one for _, _, one in found]
+            perturbed.append((changed, named, round(float(np.clip(closeness + rng.normal(0, 0.2), 0.01, 1)), 2)))
+    return (
+        [mask for mask, _, _ in perturbed],
+        [category for _, category, _ in perturbed],
+        [score for _, _, score in perturbed],
+    )
 
 
 def _record(image_id: int, label: int, score: float, mask: np.ndarray, boxes: bool) -> dict[str, Any]:

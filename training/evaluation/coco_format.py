@@ -29,14 +29,27 @@ def load_quietly(path: Path) -> COCO:
 
 
 def encode(mask_hw: np.ndarray) -> dict[str, Any]:
-    """Compressed RLE of a bool H x W mask (counts as bytes)."""
-    encoded: dict[str, Any] = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    """Compressed RLE of a bool H x W mask (counts as bytes).
+
+    Only the columns that the mask touches are read: of a photograph an object covers few.
+    """
+    height, width = mask_hw.shape
+    columns = np.flatnonzero(mask_hw.any(axis=0))
+    first, last = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    # Runs of equal values down the columns, background first; the columns beside are background.
+    values = np.concatenate([[False], mask_hw[:, first:last].T.ravel(), [False]])
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    ends = np.concatenate([[0], changes + first * height, [height * width]])
+    counts = np.diff(ends)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    encoded: dict[str, Any] = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return encoded
 
 
 def decode_masks(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
     """bool N x H x W of compressed RLEs of one image."""
-    masks = [rle.decode(one).astype(bool) for one in packed]
+    masks = [rle.decode(packed_mask).astype(bool) for packed_mask in packed]
     return np.array(masks, bool).reshape(-1, *shape_hw)
 
 
@@ -54,11 +67,7 @@ class TruthBuilder:
         self.images.append({"id": sample.image_id, "height": height, "width": width})
         for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
             segmentation = encode(mask)
-            record = {
-                "id": len(self.annotations) + 1,
-                "image_id": sample.image_id,
-                "category_id": int(label) + 1,
-            }
+            record = {"id": len(self.annotations) + 1, "image_id": sample.image_id, "category_id": int(label) + 1}
             measures = {"area": float(rle.area(segmentation)), "bbox": rle.toBbox(segmentation).tolist()}
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
 
@@ -66,18 +75,13 @@ class TruthBuilder:
         """Take in what another builder of the same classes collected, as if it had been added here."""
         before = len(self.annotations)
         self.images += other.images
-        self.annotations += [{**one, "id": one["id"] + before} for one in other.annotations]
+        self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
 
     def build(self) -> COCO:
         """The index that COCO's evaluation reads."""
         coco = COCO()
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
-        coco.dataset = {
-            "info": {},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
+        coco.dataset = {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
         with quiet():
             coco.createIndex()
         return coco
@@ -86,11 +90,6 @@ class TruthBuilder:
 def coco_results(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
-        {
-            "image_id": image_id,
-            "category_id": int(label) + 1,
-            "score": float(score),
-            "segmentation": encode(mask),
-        }
+        {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}
         for mask, score, label in zip(masks, scores, classes, strict=True)
     ]

@@ -65,7 +65,7 @@ _DRAG_REACH = 2.0
 
 @dataclass(frozen=True, slots=True)
 class GoodOutline:
-    """What an annotator accepts."""
+    """Limits within which an annotator leaves an outline as it is."""
 
     iou: float = 0.95
     distance_px: float = 3.0
@@ -135,10 +135,7 @@ class Edits:
         }
 
     def add(
-        self,
-        shown: Sequence[EditableObject],
-        truth: Sequence[EditableObject],
-        good: GoodOutline | None = None,
+        self, shown: Sequence[EditableObject], truth: Sequence[EditableObject], good: GoodOutline | None = None
     ) -> None:
         """Correct the regions of one image to its true objects, and count."""
         good = good or GoodOutline()
@@ -297,10 +294,5 @@ def _hand_steps(
             dragged.add(int(candidates[np.argmin(away[candidates])]))
     is_off[list(dragged)] = False
     return Counter(
-        {
-            "edit": 1,
-            "drag": len(dragged),
-            "add": len(places_px) - len(dragged),
-            "remove": int(np.count_nonzero(is_off)),
-        }
+        {"edit": 1, "drag": len(dragged), "add": len(places_px) - len(dragged), "remove": int(np.count_nonzero(is_off))}
     )

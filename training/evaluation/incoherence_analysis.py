@@ -49,8 +49,8 @@ MATCH_IOU = 0.5
 
 
 @dataclass
-class _Found:
-    """What the pass collects."""
+class _RegionTotals:
+    """Counts and COCO results that one pass over a set collects."""
 
     counts: list[RegionCounts] = field(default_factory=list)
     levels: list[Confusion] = field(default_factory=list)
@@ -59,12 +59,7 @@ class _Found:
 
 
 def analyse(
-    network: nn.Module,
-    cfg: CfgNode,
-    samples: AnySet,
-    *,
-    side: int = GRID_SIDE,
-    progress: Callable[[int], object] = int,
+    network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE, progress: Callable[[int], object] = int
 ) -> dict[str, Any]:
     """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
 
@@ -79,20 +74,20 @@ def analyse(
     """
     head = mask_head_of(network)
     sizes = head.sizes if head else []
-    truth, found = TruthBuilder(samples.class_names), _Found(levels=[Confusion() for _ in sizes])
+    truth, regions = TruthBuilder(samples.class_names), _RegionTotals(levels=[Confusion() for _ in sizes])
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     for index, sample in usable_samples(samples):
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         instances, refined = _predict(network, record, recorded=bool(sizes))
-        _study(sample, instances, refined, sizes, side, found)
+        _study(sample, instances, refined, sizes, side, regions)
         progress(index + 1)
     index_of_truth = truth.build()
-    table1 = region_properties(join_counts(found.counts)) | {
-        "ap_coarse": mask_ap(index_of_truth, found.coarse)["AP"],
-        "ap_gt": mask_ap(index_of_truth, found.filled)["AP"],
+    table1 = region_properties(join_counts(regions.counts)) | {
+        "ap_coarse": mask_ap(index_of_truth, regions.coarse)["AP"],
+        "ap_gt": mask_ap(index_of_truth, regions.filled)["AP"],
     }
-    table3 = detector_figures(found.levels, sizes) if sizes else None
+    table3 = detector_figures(regions.levels, sizes) if sizes else None
     return {"images": len(samples), "table1": table1, "table3": table3}
 
 
@@ -110,7 +105,7 @@ def _predict(network: nn.Module, record: dict[str, Any], *, recorded: bool) -> t
 
 
 def _study(
-    sample: Sample, instances: Instances, refined: Refined | None, sizes: list[int], side: int, found: _Found
+    sample: Sample, instances: Instances, refined: Refined | None, sizes: list[int], side: int, regions: _RegionTotals
 ) -> None:
     boxes = instances.pred_boxes
     coarse = coarse_on_grid(instances, side)
@@ -120,8 +115,8 @@ def _study(
     truth = _crop(cut, cut_boxes, side)
     filled = coarse.clone()
     filled[matched] = fill_with_truth(coarse[matched], truth)
-    found.counts.append(region_counts(coarse[matched], truth))
-    for masks, results in ((coarse, found.coarse), (filled, found.filled)):
+    regions.counts.append(region_counts(coarse[matched], truth))
+    for masks, results in ((coarse, regions.coarse), (filled, regions.filled)):
         pasted = paste(masks, boxes, sample.image.shape[:2])
         results += coco_results(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
     if refined is not None and len(matched):
@@ -132,7 +127,7 @@ def _study(
             return
         wanted = wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
         for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
-            found.levels[level] += compare_regions(grid[matched[known]], right)
+            regions.levels[level] += compare_regions(grid[matched[known]], right)
 
 
 def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,13 +282,13 @@ class Confusion:
         }
 
 
-def compare_regions(found: Tensor, wanted: Tensor) -> Confusion:
+def compare_regions(predicted: Tensor, wanted: Tensor) -> Confusion:
     """Count bool (R, S, S) regions against the right ones."""
     return Confusion(
-        int((found & wanted).sum()),
-        int((found & ~wanted).sum()),
-        int((~found & wanted).sum()),
-        int((~found & ~wanted).sum()),
+        int((predicted & wanted).sum()),
+        int((predicted & ~wanted).sum()),
+        int((~predicted & wanted).sum()),
+        int((~predicted & ~wanted).sum()),
     )
 
 

@@ -26,7 +26,7 @@ def mask_head_of(network: nn.Module) -> TransfinerMaskHead | None:
 
 @dataclass
 class Refined:
-    """What the mask head did for the RoIs of one image.
+    """Nodes and values that the mask head refined for the RoIs of one image.
 
     Attributes:
         output: of the convolutional part, R RoIs; levels: the nodes it refined.
@@ -70,7 +70,7 @@ def recorded_refinement(network: nn.Module) -> Iterator[list[Refined]]:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What one attention layer was given: (T, C) tokens and positions of all sequences, and their lengths."""
+    """Input of one attention layer: (T, C) tokens and positions of all sequences, and their lengths."""
 
     tokens: Tensor
     positions: Tensor | None

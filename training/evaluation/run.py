@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a checkpoint reached.
+    """Figures of a checkpoint on a set.
 
     Attributes:
         refined: ``{"mask": {"AP": ...}, "boundary": {...}}``, fractions in 0..1, of the refined masks.
@@ -115,8 +115,8 @@ def evaluate_checkpoint(
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
         overrides: configuration keys and values, alternating.
         processes: that share the images (on a CPU), each with this one's number of threads.
-        progress: told how many images are done.
-        observe: shown each sample with what was found on it, to draw it for instance.
+        progress: called with how many images are done.
+        observe: called with each sample and its detections, to draw them for instance.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a network made of one image.
+    """Truth and detections of one image.
 
     Attributes:
         truth: of this image alone. refined, coarse: COCO results, of the same detections.
@@ -172,17 +172,19 @@ class _Seen:
         image = self.truth.images[0]
         shape = (image["height"], image["width"])
         kinds = {"pred_masks": self.refined, "pred_coarse_masks": self.coarse}
-        masks = {name: decode_masks([one["segmentation"] for one in found], shape) for name, found in kinds.items()}
+        masks = {
+            name: decode_masks([result["segmentation"] for result in results], shape) for name, results in kinds.items()
+        }
         return Instances(
             shape,
-            scores=torch.tensor([one["score"] for one in self.refined], dtype=torch.float32),
-            pred_classes=torch.tensor([one["category_id"] - 1 for one in self.refined], dtype=torch.int64),
-            **{name: torch.from_numpy(one) for name, one in masks.items()},
+            scores=torch.tensor([result["score"] for result in self.refined], dtype=torch.float32),
+            pred_classes=torch.tensor([result["category_id"] - 1 for result in self.refined], dtype=torch.int64),
+            **{name: torch.from_numpy(mask) for name, mask in masks.items()},
         )
 
 
 class _Open(NamedTuple):
-    """What a process needs to look at images."""
+    """Network, configuration and set of one process."""
 
     network: nn.Module
     cfg: CfgNode
@@ -217,14 +219,14 @@ def _look(index: int, keep: bool) -> _Seen | None:
     truth.add(sample)
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     began_s = time.perf_counter()
-    found = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
+    instances = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
     seconds = time.perf_counter() - began_s
-    scores, classes = found.scores.numpy(), found.pred_classes.numpy()
+    scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
     kinds = [
         coco_results(sample.image_id, _masks(masks), scores, classes)
-        for masks in (found.pred_masks, found.pred_coarse_masks)
+        for masks in (instances.pred_masks, instances.pred_coarse_masks)
     ]
-    return _Seen(truth, kinds[0], kinds[1], seconds, (sample, found) if keep else None)
+    return _Seen(truth, kinds[0], kinds[1], seconds, (sample, instances) if keep else None)
 
 
 @torch.inference_mode()
@@ -248,14 +250,14 @@ class Submission:
         self.category_ids = samples.category_ids
         self.records: list[dict[str, Any]] = []
 
-    def __call__(self, sample: Sample, found: Instances) -> None:
+    def __call__(self, sample: Sample, instances: Instances) -> None:
         """Take in one image."""
-        masks = found.pred_masks.numpy().astype(bool)
-        for one in coco_results(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy()):
-            packed = one["segmentation"]
-            one["category_id"] = self.category_ids[one["category_id"] - 1]
-            one["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
-            self.records.append(one)
+        masks = instances.pred_masks.numpy().astype(bool)
+        for result in coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy()):
+            packed = result["segmentation"]
+            result["category_id"] = self.category_ids[result["category_id"] - 1]
+            result["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
+            self.records.append(result)
 
     def save(self, file: Path) -> None:
         """A JSON list, or a ``.zip`` of it as the server wants it.

@@ -65,7 +65,7 @@ def _known(value: float) -> float:
 
 def score(
     truth: Path,
-    found: Path,
+    results: Path,
     metric: str = "segm",
     layout: str = "coco",
     *,
@@ -78,7 +78,7 @@ def score(
     """Evaluate predictions.
 
     Args:
-        truth, found: files for COCO and LVIS, folders for Cityscapes and BDD100K.
+        truth, results: files for COCO and LVIS, folders for Cityscapes and BDD100K.
         metric: one of `METRICS`.
         layout: one of `LAYOUTS`.
         ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
@@ -95,28 +95,28 @@ def score(
         raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
     if layout == "coco":
         shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
-        return _score_coco(truth, found, metric, mask_areas, unknown_categories, shared)
+        return _score_coco(truth, results, metric, mask_areas, unknown_categories, shared)
     federated, kind = METRICS[metric]
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
         measured = cityscapes_ap(
-            truth, found, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
+            truth, results, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
         )
     else:
-        measured = bdd100k_ap(truth, found, kind, processes=processes, progress=progress)
+        measured = bdd100k_ap(truth, results, kind, processes=processes, progress=progress)
     return Score(layout, metric, *measured)
 
 
 def _score_coco(
-    truth: Path, found: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
+    truth: Path, results_file: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
     known = read_truth(truth, masks=masks, federated=federated)
     dataset = known.dataset
     results, left_out = read_results(
-        found,
+        results_file,
         dataset,
         masks=masks,
         unknown_categories=unknown_categories,

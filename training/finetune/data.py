@@ -36,11 +36,7 @@ class FinetuneData:
 
 
 def finetune_data(
-    snapshot: Path,
-    replay: Sequence[Path],
-    base_sets: Sequence[str],
-    classes: Sequence[str],
-    settings: FinetuneSettings,
+    snapshot: Path, replay: Sequence[Path], base_sets: Sequence[str], classes: Sequence[str], settings: FinetuneSettings
 ) -> FinetuneData:
     """Open everything.
 
@@ -68,13 +64,13 @@ def finetune_data(
             earlier.append(samples)
     base = [open_set(name) for name in base_sets]
     shares = _shares(earlier, base, settings)
-    given: list[SampleSet] = [*(_weighted(one, settings) for one in (new, *earlier)), *base]
+    given: list[SampleSet] = [*(_weighted(samples, settings) for samples in (new, *earlier)), *base]
     return FinetuneData(
-        tuple(relabel_samples(one, classes, settings.renamed) for one in given),
+        tuple(relabel_samples(samples, classes, settings.renamed) for samples in given),
         shares,
-        (*(f"snapshot:{one.snapshot.digest[:12]}" for one in (new, *earlier)), *base_sets),
+        (*(f"snapshot:{samples.snapshot.digest[:12]}" for samples in (new, *earlier)), *base_sets),
         len(new),
-        tuple(one.snapshot.digest for one in (new, *earlier)),
+        tuple(samples.snapshot.digest for samples in (new, *earlier)),
     )
 
 
@@ -96,8 +92,8 @@ def _shares(earlier: Sequence[Any], base: Sequence[Any], settings: FinetuneSetti
 
 
 def _split(share: float, sets: Sequence[Sequence[Any]]) -> list[float]:
-    total = sum(len(one) for one in sets)
-    return [share * len(one) / total for one in sets]
+    total = sum(len(samples) for samples in sets)
+    return [share * len(samples) / total for samples in sets]
 
 
 def _hashes(directory: Path) -> set[str]:

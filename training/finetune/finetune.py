@@ -152,11 +152,7 @@ def _trainer(
 
 
 def _request(
-    parent: Checkpoint,
-    data: FinetuneData,
-    classes: Sequence[str],
-    base_sets: Sequence[str],
-    settings: FinetuneSettings,
+    parent: Checkpoint, data: FinetuneData, classes: Sequence[str], base_sets: Sequence[str], settings: FinetuneSettings
 ) -> dict[str, Any]:
     wishes = {name: value for name, value in settings.as_dict().items() if name not in _INCIDENTAL}
     return {

@@ -67,6 +67,19 @@ def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: Gat
     }
 
 
+def reached_between(result: HoldoutResult, rules: GateRules) -> dict[str, tuple[float, float]]:
+    """For mask AP and boundary AP, the range that they lie in with the confidence asked for, as fractions."""
+    images = len(result.holdout.keys)
+    weights = bootstrap_draws(images, rules.resamples, rules.seed)
+    tail = tail_share(rules.confidence, result.holdout.annotated_images)
+    ranges: dict[str, tuple[float, float]] = {}
+    for kind in AP_KINDS:
+        values = _mean(result.average_precision(kind, weights).mean(2))
+        low, high = np.nanquantile(values, [tail, 1 - tail])
+        ranges[kind] = (float(low), float(high))
+    return ranges
+
+
 def tail_share(confidence: float, images: int) -> float:
     """Share of the resamples beyond one end of an interval.
 
@@ -87,7 +100,7 @@ def _changes(
     if shared.any() and not shared.all():
         columns[SHARED] = (_mean(ours[:, shared]), _mean(theirs[:, shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
-    changes = {name: _change(one - other, tail) for name, (one, other) in columns.items()}
+    changes = {name: _change(ours - other, tail) for name, (ours, other) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 
@@ -109,4 +122,4 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 def as_dict(changes: Changes) -> dict[str, Any]:
     """Plain types, for JSON."""
-    return {kind: {name: one.as_dict() for name, one in part.items()} for kind, part in changes.items()}
+    return {kind: {name: change.as_dict() for name, change in part.items()} for kind, part in changes.items()}

@@ -30,7 +30,7 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
     """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
 
     Args:
-        device: of the network; progress: told how many pictures are done.
+        device: of the network; progress: called with how many pictures are done.
     """
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
@@ -52,7 +52,7 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
             masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
             with turn:
                 progress(next(done))
-            return [Detection(*one) for one in zip(labels, seen.scores.tolist(), masks, strict=True)]
+            return [Detection(*fields) for fields in zip(labels, seen.scores.tolist(), masks, strict=True)]
 
         return map_in_threads(look, range(len(samples)), device)
 
@@ -77,12 +77,12 @@ class DetectionCache:
         """What a checkpoint finds on each of some samples, whose `picture_key`s are given."""
         new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
         if new:
-            results = self._detect(directory, _Chosen(samples, list(new.values())))
-            self._seen.update({(directory, key): found for key, found in zip(new, results, strict=True)})
+            results = self._detect(directory, Chosen(samples, list(new.values())))
+            self._seen.update({(directory, key): detections for key, detections in zip(new, results, strict=True)})
         return [self._seen[directory, key] for key in keys]
 
 
-class _Chosen(Sequence[Sample]):
+class Chosen(Sequence[Sample]):
     """Some samples of a set, each read when it is asked for."""
 
     def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:

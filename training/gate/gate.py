@@ -12,6 +12,7 @@ from model.files import json_values
 from training.gate import bootstrap as comparing
 from training.gate.bootstrap import Changes, bootstrap_changes
 from training.gate.detections import Detect, DetectionCache, detect_with
+from training.gate.folds import read_folds
 from training.gate.holdout import Holdout, HoldoutResult, measure, open_holdout
 from training.gate.rules import GateRules
 from training.gate.verdict import (
@@ -22,6 +23,7 @@ from training.gate.verdict import (
     rule_classes,
     rule_first,
     rule_forgetting,
+    rule_method,
     rule_tiny,
     rule_unknown_labels,
 )
@@ -36,6 +38,7 @@ def judge(
     earlier: Sequence[Path] = (),
     rules: GateRules | None = None,
     detect: Detect | None = None,
+    folds: Path | None = None,
     out: Path | None = None,
 ) -> Verdict:
     """Decide whether a candidate may serve.
@@ -48,6 +51,8 @@ def judge(
         earlier: snapshot directories whose hold-outs must not be forgotten.
         rules: settings; their defaults if None.
         detect: what lets a checkpoint look at pictures; by default our network on the CPU.
+        folds: what cross-validation found on the training images (`training.gate.folds`); decides, together with the
+            hold-out, where that has fewer annotated images than the rules' `min_images`.
         out: folder for report.json, report.md, MODEL_CARD.md and pictures/, ready for `Registry.attach`.
 
     Raises:
@@ -55,33 +60,37 @@ def judge(
         FileNotFoundError: a snapshot has no hold-out, or lacks a picture.
     """
     rules = rules or GateRules()
+    detect = detect or detect_with()
     models = {"candidate": candidate, "incumbent": incumbent, "best": best}
-    bench = _Bench(
-        {role: _Model.read(path) for role, path in models.items() if path is not None},
-        rules,
-        DetectionCache(detect or detect_with()),
-    )
     asked = open_holdout(Path(holdout))
+    if folds is not None and folds.is_file() and asked.annotated_images < rules.min_images:
+        crossed = read_folds(folds, candidate, incumbent)
+        detect = crossed.detect(detect)
+        asked = open_holdout(Path(holdout), folds=crossed.count)
+        models["best"] = None  # it may have learned from these images
+    bench = _Bench(
+        {role: _Model.read(path) for role, path in models.items() if path is not None}, rules, DetectionCache(detect)
+    )
     measured = bench.measure(asked)
     changes = {
-        role: bootstrap_changes(measured["candidate"], one, rules)
-        for role, one in measured.items()
+        role: bootstrap_changes(measured["candidate"], result, rules)
+        for role, result in measured.items()
         if role != "candidate" and asked.annotated_images
     }
     ruling = _rule(bench, asked, measured, changes)
     before = [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier]
-    figures: dict[str, Any] = {
+    figures = {
         "rules": rules.as_dict(),
         "holdout": asked.as_dict(),
-        "models": {role: bench.models[role].as_dict() | one.figures() for role, one in measured.items()},
-        "changes": {role: comparing.as_dict(one) for role, one in changes.items()},
+        "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
+        "changes": {role: comparing.as_dict(change) for role, change in changes.items()},
         "earlier": before,
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
         from training.gate.report import write_gate_report
 
-        seen = {role: bench.found(model, asked) for role, model in bench.models.items()}
+        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
         write_gate_report(out, verdict, candidate, asked, seen)
     return verdict
 
@@ -110,46 +119,46 @@ class _Bench:
     rules: GateRules
     findings: DetectionCache
 
-    def found(self, model: _Model, holdout: Holdout) -> list[Any]:
+    def detections(self, model: _Model, holdout: Holdout) -> list[Any]:
+        if not set(model.classes) & set(holdout.classes):
+            return [[] for _ in holdout.keys]  # whatever it finds is none of the labels
         return self.findings.on(model.directory, holdout.samples, holdout.keys)
 
     def measure(self, holdout: Holdout, roles: Sequence[str] | None = None) -> dict[str, HoldoutResult]:
         return {
-            role: measure(holdout, self.found(model, holdout), model.classes, self.rules.boundary_ratio)
+            role: measure(holdout, self.detections(model, holdout), model.classes, self.rules.boundary_ratio)
             for role, model in self.models.items()
             if roles is None or role in roles
         }
 
     def look_back(self, holdout: Holdout, ruling: Ruling) -> dict[str, Any]:
         """Candidate and incumbent on an earlier hold-out."""
-        told = holdout.as_dict()
+        facts = holdout.as_dict()
         if "incumbent" not in self.models or not holdout.annotated_images:
-            return told
+            return facts
         measured = self.measure(holdout, ("candidate", "incumbent"))
         changes = bootstrap_changes(measured["candidate"], measured["incumbent"], self.rules)
         rule_forgetting(ruling, changes, holdout, self.rules)
-        figures = {role: one.figures() for role, one in measured.items()}
-        return told | {"models": figures, "changes": comparing.as_dict(changes)}
+        figures = {role: result.figures() for role, result in measured.items()}
+        return facts | {"models": figures, "changes": comparing.as_dict(changes)}
 
 
 def _rule(bench: _Bench, asked: Holdout, measured: dict[str, HoldoutResult], changes: dict[str, Changes]) -> Ruling:
     ruling, rules = Ruling(), bench.rules
-    for role, one in measured.items():
-        if unknown := [name for name in asked.classes if name not in one.known]:
+    for role, result in measured.items():
+        if unknown := [name for name in asked.classes if name not in result.known]:
             ruling.notes.append(f"the {role} does not know {', '.join(unknown)}: counted as never found")
     if not asked.annotated_images:
         ruling.against.append(
             "the hold-out has no annotated image: nothing was measured; annotate more images (about one in five is "
             "held out), or promote by hand"
         )
-    elif "incumbent" in measured and not measured["incumbent"].known:
+        return ruling
+    rule_method(ruling, measured["candidate"], rules)
+    if "incumbent" in measured and not measured["incumbent"].known:
         rule_unknown_labels(ruling, measured["candidate"], asked)
-        if asked.annotated_images < rules.min_images:
-            ruling.notes.append(f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough")
     elif "incumbent" not in changes:
         rule_first(ruling, measured["candidate"], rules)
-        if asked.annotated_images < rules.min_images:
-            ruling.notes.append(f"the hold-out has only {asked.annotated_images} annotated images: the figure is rough")
     elif asked.annotated_images < rules.min_images:
         rule_tiny(ruling, changes["incumbent"], asked, rules)
     else:

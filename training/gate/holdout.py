@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from training.evaluation.coco_format import TruthBuilder
 from training.gate.detections import Detection, picture_key
 from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
 
-HOLDOUT_FILE = "holdout.json"
+HOLDOUT_FILE, TRAIN_FILE = "holdout.json", "train.json"
 IMAGES = "images"
-AP_KINDS = ("mask", "boundary")
+AP_KINDS: tuple[Literal["mask"], Literal["boundary"]] = ("mask", "boundary")
 IOU50, IOU75 = 0, 5  # places among the IoU thresholds
 
 
@@ -34,63 +34,106 @@ class Holdout:
         keys: N, content hashes of the pictures.
         classes: K names.
         dataset: COCO ground truth; categories are numbered from 1 in the order of the classes.
+        held_out: of the N, how many no model learned from; the others are judged by cross-validation.
+        folds: of the cross-validation; 0 where there is none.
     """
 
     name: str
-    samples: CocoSet
+    samples: Sequence[Sample]
     keys: tuple[str, ...]
     classes: tuple[str, ...]
     dataset: dict[str, Any]
+    held_out: int
+    folds: int = 0
 
     @property
     def annotated_images(self) -> int:
         """How many images have something to be found."""
-        return len({one["image_id"] for one in self.dataset["annotations"] if not one["iscrowd"]})
+        return len({annotation["image_id"] for annotation in self.dataset["annotations"] if not annotation["iscrowd"]})
 
     def images_with(self, category: int) -> int:
         """How many images have something of that category (its index) to be found."""
-        wanted = [one for one in self.dataset["annotations"] if one["category_id"] == category + 1]
-        return len({one["image_id"] for one in wanted if not one["iscrowd"]})
+        wanted = [annotation for annotation in self.dataset["annotations"] if annotation["category_id"] == category + 1]
+        return len({annotation["image_id"] for annotation in wanted if not annotation["iscrowd"]})
+
+    @property
+    def description(self) -> str:
+        """What decides, for people: 12 images held out, or cross-validation."""
+        held = f"{self.held_out} images held out"
+        if not self.folds:
+            return held
+        return f"cross-validation of {len(self.keys) - self.held_out} images in {self.folds} folds, and {held}"
 
     def as_dict(self) -> dict[str, Any]:
         """Its size, for reports."""
         return {
             "name": self.name,
+            "description": self.description,
             "images": len(self.keys),
+            "held_out": self.held_out,
+            "folds": self.folds,
             "annotated_images": self.annotated_images,
             "objects": len(self.dataset["annotations"]),
-            "to_be_found": sum(not one["iscrowd"] for one in self.dataset["annotations"]),
+            "to_be_found": sum(not annotation["iscrowd"] for annotation in self.dataset["annotations"]),
             "classes": list(self.classes),
         }
 
 
-def open_holdout(snapshot: Path, asked: Sequence[str] | None = None) -> Holdout:
+def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: int = 0) -> Holdout:
     """The hold-out of a snapshot directory, of all its classes or only of those asked for.
 
     Where people drew only a box, what is found inside it neither counts for a model nor against it.
+
+    Args:
+        folds: of a cross-validation, whose images are the training part; 0 for the hold-out alone.
 
     Raises:
         FileNotFoundError: it has no hold-out, or one of its pictures is missing.
     """
     if not (snapshot / HOLDOUT_FILE).is_file():
         raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
-    samples = CocoSet(snapshot / HOLDOUT_FILE, snapshot / IMAGES)
-    boxes = _box_only(snapshot / HOLDOUT_FILE)
-    classes = tuple(name for name in samples.class_names if asked is None or name in asked)
+    files = [snapshot / name for name in ((HOLDOUT_FILE, TRAIN_FILE) if folds else (HOLDOUT_FILE,))]
+    parts = [_Part(CocoSet(file, snapshot / IMAGES), _box_only(file)) for file in files]
+    samples = _Joined(parts)
+    names = parts[0].samples.class_names
+    classes = tuple(name for name in names if asked is None or name in asked)
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
-        sample = replace(sample, crowd=sample.crowd | np.array(boxes.get(sample.image_id, []), bool))
-        truth.add(_narrowed(sample, samples.class_names, classes))
+        truth.add(_narrowed(sample, names, classes))
         keys.append(picture_key(sample))
-    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset)
+    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0].samples), folds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a snapshot, and for each image which of its annotations are mere boxes."""
+
+    samples: CocoSet
+    boxes: dict[int, list[bool]]
+
+
+class _Joined(Sequence[Sample]):
+    """The images of several parts, numbered through; mere boxes are crowd."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._places = [(part, index) for part in parts for index in range(len(part.samples))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        part, place = self._places[index]
+        sample = part.samples[place]
+        crowd = sample.crowd | np.array(part.boxes.get(sample.image_id, []), bool)
+        return replace(sample, crowd=crowd, image_id=index + 1)
 
 
 def _box_only(file: Path) -> dict[int, list[bool]]:
     """For each image that has annotations, which of them are mere boxes, in their order in the file."""
     flags: dict[int, list[bool]] = {}
-    for one in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
-        flags.setdefault(int(one["image_id"]), []).append(bool(one.get("box_only", False)))
+    for annotation in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
+        flags.setdefault(int(annotation["image_id"]), []).append(bool(annotation.get("box_only", False)))
     return flags
 
 
@@ -104,7 +147,7 @@ def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> S
 
 @dataclass(frozen=True, slots=True)
 class HoldoutResult:
-    """What a model reached on a hold-out.
+    """Matches of one model on a hold-out.
 
     Attributes:
         holdout: that one.
@@ -114,11 +157,11 @@ class HoldoutResult:
 
     holdout: Holdout
     known: frozenset[str]
-    matches: dict[str, list[RankedMatches]]
+    matches: dict[Literal["mask", "boundary"], list[RankedMatches]]
 
-    def average_precision(self, kind: str, weights: np.ndarray) -> np.ndarray:
+    def average_precision(self, kind: Literal["mask", "boundary"], weights: np.ndarray) -> np.ndarray:
         """B x K x T under B x N image weights; NaN for classes without truth."""
-        columns = [average_precision(one, weights) for one in self.matches[kind]]
+        columns = [average_precision(match, weights) for match in self.matches[kind]]
         return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0, 10))
 
     def figures(self) -> dict[str, dict[str, float]]:
@@ -135,21 +178,21 @@ class HoldoutResult:
 
 
 def measure(
-    holdout: Holdout, found: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
+    holdout: Holdout, detections: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
 ) -> HoldoutResult:
     """Match what a model of these classes found on each picture of a hold-out."""
     numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
-    image_ids = [one["id"] for one in holdout.dataset["images"]]
+    image_ids = [image["id"] for image in holdout.dataset["images"]]
     results = [
         {
             "image_id": image_id,
-            "category_id": numbers[one.label],
-            "score": one.score,
-            "segmentation": one.segmentation,
+            "category_id": numbers[detection.label],
+            "score": detection.score,
+            "segmentation": detection.segmentation,
         }
-        for image_id, seen in zip(image_ids, found, strict=True)
-        for one in seen
-        if one.label in numbers  # a class that the project does not have is nobody's mistake
+        for image_id, seen in zip(image_ids, detections, strict=True)
+        for detection in seen
+        if detection.label in numbers  # a class that the project does not have is nobody's mistake
     ]
     matches = {
         kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in AP_KINDS

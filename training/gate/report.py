@@ -1,8 +1,7 @@
-"""The papers of a verdict: report.json, report.md, the version's card, and pictures.
+"""The report of a verdict: report.json, report.md, the version's card, and pictures.
 
-A verdict as bars: what changed, class by class, with intervals; for a first version what it reached.
-
-Pictures before and after: truth, the incumbent's and the candidate's masks, where they differ most.
+Bars show the change of each class with its interval, or what a first version reached. Pictures before and after show
+truth, the incumbent's and the candidate's masks where they differ most.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools import mask as rle
 
@@ -23,16 +19,17 @@ from model.checkpoints.metadata import read_metadata
 from training.datasets import Sample
 from training.gate.detections import Detection
 from training.gate.holdout import Holdout
-from training.gate.verdict import Verdict
+from training.gate.verdict import ModelFigures, Verdict
+from training.visualization.charts import draw_gate_bars
 from training.visualization.predictions import in_rows, tinted
 
-BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.png"
+BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
 
 
 def write_gate_report(
     out: Path, verdict: Verdict, candidate: Path, holdout: Holdout, seen: dict[str, list[Sequence[Detection]]]
 ) -> None:
-    """Write the papers of a verdict into a folder, ready for `Registry.attach`.
+    """Write report, card and pictures of a verdict into a folder, ready for `Registry.attach`.
 
     Args:
         out: the folder; made if needed.
@@ -54,14 +51,14 @@ def write_gate_report(
 
 def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -> str:
     holdout = verdict.figures["holdout"]
-    before = verdict.figures["models"].get("incumbent", {}).get("version")
+    before = verdict.figures["models"].get("incumbent")
     lines = [
         f"# {metadata['version']}",
         "",
         f"Mask Transfiner, finetuned on corrections. Classes: {', '.join(metadata['classes'])}.",
-        f"It was compared with {before}." if before else "Nothing served before it.",
+        f"It was compared with {before['version']}." if before else "Nothing served before it.",
         "",
-        f"## Figures on {holdout['images']} held-out images ({holdout['objects']} objects)",
+        f"## Figures by {holdout['description']} ({holdout['objects']} objects)",
         "",
         *_body(verdict, pictures),
         "",
@@ -97,74 +94,20 @@ def _body(verdict: Verdict, pictures: Sequence[str]) -> list[str]:
     ]
 
 
-_COLOURS = {"mask": "#3b6fb6", "boundary": "#e08a2e"}
-_HEIGHT = 0.38
-
-
-def draw_gate_bars(figures: dict[str, Any], path: Path) -> None:
-    """Draw the figures of a verdict into a PNG."""
-    changes = figures["changes"].get("incumbent")
-    names = _names(figures)
-    figure = Figure(figsize=(8, 1.6 + 0.5 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for place, (kind, colour) in enumerate(_COLOURS.items()):
-        heights = [index + (place - 0.5) * _HEIGHT for index in range(len(names))]
-        if changes:
-            _draw_changes(axes, changes[kind], names, heights, colour, f"{kind} AP")
-        else:
-            reached = figures["models"]["candidate"][kind]
-            widths = [100 * (reached.get(name) or 0) for name in names]
-            axes.barh(heights, widths, _HEIGHT, color=colour, label=f"{kind} AP")
-    _dress(axes, names, figures, bool(changes))
-    figure.savefig(path, dpi=120)
-
-
-def _names(figures: dict[str, Any]) -> list[str]:
-    """AP first, then the classes that have a figure."""
-    reached = figures["models"]["candidate"]["mask"]
-    return [name for name in reached if name == "AP" or (name.startswith("AP/") and reached[name] is not None)]
-
-
-def _draw_changes(
-    axes: Axes, changes: dict[str, Any], names: list[str], heights: list[float], colour: str, label: str
-) -> None:
-    there = [(height, changes[name]) for height, name in zip(heights, names, strict=True) if name in changes]
-    places = [height for height, _ in there]
-    axes.barh(places, [100 * one["change"] for _, one in there], _HEIGHT, color=colour, label=label)
-    for height, one in there:
-        axes.plot([100 * one["low"], 100 * one["high"]], [height, height], color="black", linewidth=1.2)
-
-
-def _dress(axes: Axes, names: list[str], figures: dict[str, Any], compared: bool) -> None:
-    models, images = figures["models"], figures["holdout"]["images"]
-    axes.set_yticks(range(len(names)), [name.removeprefix("AP/").replace("AP", "all classes") for name in names])
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    candidate = models["candidate"]["version"]
-    if compared:
-        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} held-out images")
-        confidence = 100 * figures["rules"]["confidence"]
-        axes.set_xlabel(f"change of AP in points; lines: {confidence:g} % confidence each way")
-    else:
-        axes.set_title(f"{candidate}, {images} held-out images")
-        axes.set_xlabel("AP in points")
-    axes.legend(loc="best", frameon=False)
-
-
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
 _HEADING_PX = 18
+JPEG_QUALITY = 82
 
 
 def draw_before_after(
     holdout: Holdout,
     seen: dict[str, list[Sequence[Detection]]],
-    models: dict[str, Any],
+    models: dict[str, ModelFigures],
     path: Path,
     rows: int = 4,
 ) -> None:
-    """Draw the pictures of a hold-out that gained most and lost most into a PNG.
+    """Draw the pictures of a hold-out that gained most and lost most into a JPEG.
 
     Args:
         seen: what "candidate" and, if there is one, "incumbent" found on each picture.
@@ -179,25 +122,31 @@ def draw_before_after(
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
     for column, title in enumerate(titles):
         pen.text((4 + column * (_CELL_PX[0] + 4), 3), title, fill="black")
-    headed.save(path)
+    headed.save(path, quality=JPEG_QUALITY)
 
 
 _WHEN = {"incumbent": "before", "candidate": "after"}
 
 
-def _telling(holdout: Holdout, found: list[list[Sequence[Detection]]], rows: int) -> list[int]:
+def _telling(holdout: Holdout, detections: list[list[Sequence[Detection]]], rows: int) -> list[int]:
     """Indices of pictures by falling change of agreement: half that gained, half that lost."""
-    agreed = np.array([[_agreement(holdout, index, one[index]) for index in range(len(holdout.keys))] for one in found])
-    order = np.argsort(agreed[-1] - agreed[0] if len(found) > 1 else agreed[0], kind="stable")
+    agreed = np.array(
+        [[_agreement(holdout, index, of_role[index]) for index in range(len(holdout.keys))] for of_role in detections]
+    )
+    order = np.argsort(agreed[-1] - agreed[0] if len(detections) > 1 else agreed[0], kind="stable")
     ends = order if len(order) <= rows else np.concatenate((order[: rows // 2], order[-(rows - rows // 2) :]))
     return [int(index) for index in ends[::-1]]
 
 
-def _agreement(holdout: Holdout, index: int, found: Sequence[Detection]) -> float:
+def _agreement(holdout: Holdout, index: int, detections: Sequence[Detection]) -> float:
     """Mean over the objects of the best IoU with a detection that is drawn; 1 where there is nothing."""
     image_id = holdout.dataset["images"][index]["id"]
-    wanted = [one["segmentation"] for one in holdout.dataset["annotations"] if one["image_id"] == image_id]
-    shown = [one.segmentation for one in found if one.score >= LEAST_SCORE]
+    wanted = [
+        annotation["segmentation"]
+        for annotation in holdout.dataset["annotations"]
+        if annotation["image_id"] == image_id
+    ]
+    shown = [detection.segmentation for detection in detections if detection.score >= LEAST_SCORE]
     if not wanted:
         return 0.0 if shown else 1.0
     if not shown:
@@ -205,11 +154,11 @@ def _agreement(holdout: Holdout, index: int, found: Sequence[Detection]) -> floa
     return float(np.asarray(rle.iou(shown, wanted, [0] * len(wanted))).max(axis=0).mean())
 
 
-def _row(holdout: Holdout, index: int, found: Sequence[Sequence[Detection]]) -> list[np.ndarray]:
+def _row(holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]]) -> list[np.ndarray]:
     sample = holdout.samples[index]
     cells = [(sample.masks, sample.classes)]
-    for one in found:
-        shown = [each for each in one if each.score >= LEAST_SCORE]
+    for of_image in detections:
+        shown = [each for each in of_image if each.score >= LEAST_SCORE]
         masks = [rle.decode(each.segmentation).astype(bool) for each in shown]
         labels = [holdout.classes.index(each.label) if each.label in holdout.classes else 0 for each in shown]
         cells.append((np.array(masks, bool).reshape(-1, *sample.image.shape[:2]), np.array(labels, np.int64)))

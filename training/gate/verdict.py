@@ -1,17 +1,64 @@
-"""What the gate decided, as JSON and as a table.
+"""The gate's decision as JSON and as a table, and the rules that make it from figures.
 
-The rules applied to figures: sentences for and against a candidate. Nothing here looks at a picture.
+A rule adds sentences for or against a candidate. Nothing here looks at a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
-from training.gate.bootstrap import ALL, SHARED, Change, Changes
+from training.gate.bootstrap import ALL, SHARED, Change, Changes, reached_between
 from training.gate.holdout import AP_KINDS, Holdout, HoldoutResult
 from training.gate.rules import GateRules
+
+
+class HoldoutFacts(TypedDict):
+    """Size of a hold-out."""
+
+    name: str
+    description: str
+    images: int
+    annotated_images: int
+    objects: int
+    to_be_found: int
+    classes: list[str]
+
+
+class ModelFigures(TypedDict):
+    """A model and its AP by name, fractions; None where nothing was to be found."""
+
+    version: str
+    digest: str
+    classes: list[str]
+    mask: dict[str, float | None]
+    boundary: dict[str, float | None]
+
+
+class ChangeFigures(TypedDict):
+    """A change of an AP with its interval, fractions; see `bootstrap.Change`."""
+
+    change: float
+    low: float
+    high: float
+    better: float
+
+
+class VerdictFigures(TypedDict):
+    """All that the decision rests on.
+
+    Attributes:
+        models: by role: candidate, incumbent, best.
+        changes: by the other model's role, by "mask" and "boundary", by name of the AP.
+        earlier: facts of earlier hold-outs, with models and changes of their own.
+    """
+
+    rules: dict[str, float]
+    holdout: HoldoutFacts
+    models: dict[str, ModelFigures]
+    changes: dict[str, dict[str, dict[str, ChangeFigures]]]
+    earlier: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +68,12 @@ class Verdict:
     Attributes:
         promote: whether the candidate may serve.
         reasons: sentences, the deciding ones first.
-        figures: {"rules", "holdout", "models", "changes", "earlier"}; AP are fractions, None where nothing was to be
-            found.
+        figures: what the decision rests on.
     """
 
     promote: bool
     reasons: tuple[str, ...]
-    figures: dict[str, Any]
+    figures: VerdictFigures
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -57,16 +103,16 @@ def _heading(verdict: Verdict) -> str:
     holdout = verdict.figures["holdout"]
     name = verdict.figures["models"]["candidate"]["version"]
     decided = "may serve" if verdict.promote else "is refused"
-    return f"{name} {decided}. Hold-out: {holdout['images']} images, {holdout['objects']} objects.\n"
+    return f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
 
 
-def _rows(figures: dict[str, Any]) -> list[str]:
+def _rows(figures: VerdictFigures) -> list[str]:
     models, changes = figures["models"], figures["changes"].get("incumbent", {})
     lines = [f"{'AP in points':<26}" + "".join(f"{role:>12}" for role in models) + "    change [interval]"]
-    for kind in ("mask", "boundary"):
+    for kind in AP_KINDS:
         for name in models["candidate"][kind]:
             title = f"{kind} {name}" if not name.startswith("AP/") else f"  {name[3:]}"
-            row = f"{title:<26}" + "".join(f"{_points(one[kind][name]):>12}" for one in models.values())
+            row = f"{title:<26}" + "".join(f"{_points(model[kind][name]):>12}" for model in models.values())
             lines.append(row + _interval(changes.get(kind, {}).get(name)))
     return lines
 
@@ -75,11 +121,10 @@ def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _interval(change: dict[str, float] | None) -> str:
+def _interval(change: ChangeFigures | None) -> str:
     if change is None:
         return ""
-    low, high = (f"{100 * change[end]:+.1f}" for end in ("low", "high"))
-    return f"    {100 * change['change']:+.1f} [{low}, {high}]"
+    return f"    {100 * change['change']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
 
 
 @dataclass
@@ -97,7 +142,7 @@ class Ruling:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What decided, first; then what one should know."""
+        """Sentences: the deciding ones first, then notes."""
         return (*(self.against or self.in_favour), *self.notes)
 
 
@@ -111,6 +156,23 @@ def describe_change(change: Change, rules: GateRules) -> str:
     share = f"{100 * rules.confidence:g} % confidence"
     low, high = format_points(change.low), format_points(change.high)
     return f"{format_points(change.change)} points ({share}: above {low}, below {high})"
+
+
+def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
+    """Say how it was judged, and how sure the candidate's figures are."""
+    holdout = candidate.holdout
+    if holdout.annotated_images < 2:
+        ruling.notes.append(f"judged by {holdout.description}: one annotated image says nothing about others")
+        return
+    parts = [
+        f"{kind} AP lies between {100 * low:.1f} and {100 * high:.1f}"
+        for kind, (low, high) in reached_between(candidate, rules).items()
+    ]
+    rough = ": the figures are rough" if holdout.annotated_images < rules.min_images else ""
+    ruling.notes.append(
+        f"judged by {holdout.description}; with {100 * rules.confidence:g} % confidence {' and '.join(parts)} "
+        f"({holdout.annotated_images} annotated images{rough})"
+    )
 
 
 def rule_first(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
@@ -129,7 +191,7 @@ def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult, holdout: Holdo
     names = ", ".join(holdout.classes)
     sentence = (
         f"the incumbent knows none of: {names}; the candidate reaches mask AP {100 * mask:.1f} and boundary AP "
-        f"{100 * boundary:.1f} on {holdout.annotated_images} annotated images held out"
+        f"{100 * boundary:.1f} on {holdout.annotated_images} annotated images that it did not learn from"
     )
     if mask > 0 and boundary > 0:
         ruling.in_favour.append(f"first model of these labels: {sentence}, which beats nothing")
@@ -139,7 +201,7 @@ def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult, holdout: Holdo
 
 def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
     """On a tiny hold-out both figures must rise clearly; no confidence is claimed."""
-    said = (
+    reason = (
         f"the hold-out has {holdout.annotated_images} annotated images, fewer than {rules.min_images}: "
         "no confidence can be stated, so"
     )
@@ -147,9 +209,9 @@ def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRul
     text = " and ".join(f"{kind} AP by {format_points(gain)}" for kind, gain in gains.items())
     asked = f"at least {format_points(rules.tiny_gain)} points of both {{}} asked for and {text} is what changed"
     if min(gains.values()) >= rules.tiny_gain:
-        ruling.in_favour.append(f"{said} {asked.format('were')}")
+        ruling.in_favour.append(f"{reason} {asked.format('were')}")
     else:
-        ruling.against.append(f"{said} {asked.format('are')}")
+        ruling.against.append(f"{reason} {asked.format('are')}")
     missing = rules.min_images - holdout.annotated_images
     ruling.notes.append(f"{missing} more annotated images in the hold-out make the comparison statistical")
 

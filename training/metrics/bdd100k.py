@@ -37,16 +37,7 @@ from training.metrics.matching import (
 )
 from training.metrics.parallel import map_in_processes
 
-CATEGORIES = (
-    "pedestrian",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-)  # numbered from 1
+CATEGORIES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # numbered from 1
 IGNORED, CROWD = 1, 2
 _MOST = (1, 10, 100)
 
@@ -71,7 +62,9 @@ def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bit
         raise ValueError(f"a bitmask is an 8-bit RGBA image, this has shape {bitmask.shape}, {bitmask.dtype}")
     raw = (bitmask[..., 2].astype(np.int64) << 8) + bitmask[..., 3]
     there, first, areas = np.unique(raw, return_index=True, return_counts=True)
-    chosen = np.array([one for one in (there if order is None else order) if one and one in there], np.int64)
+    chosen = np.array(
+        [number for number in (there if order is None else order) if number and number in there], np.int64
+    )
     places = np.searchsorted(there, chosen)
     table = np.zeros(int(there[-1]) + 1, np.int64)
     table[chosen] = np.arange(1, len(chosen) + 1)
@@ -98,49 +91,49 @@ class Bdd100kEvaluation:
 
     def __init__(self) -> None:
         self._truth: list[Objects] = []
-        self._found: list[Objects] = []
+        self._detections: list[Objects] = []
         self._matches: list[Matches] = []
 
-    def add(self, truth: np.ndarray, found: np.ndarray, scores: dict[int, float]) -> None:
-        """Take in one image: two bitmasks, and the scores of the detections by their number in `found`.
+    def add(self, truth: np.ndarray, detected: np.ndarray, scores: dict[int, float]) -> None:
+        """Take in one image: two bitmasks, and the scores of the detections by their number in `detected`.
 
         Raises:
             ValueError: a bitmask is malformed, or their sizes differ.
         """
-        if truth.shape != found.shape:
-            raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {found.shape[:2]}")
+        if truth.shape != detected.shape:
+            raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {detected.shape[:2]}")
         real, _ = parsed(truth)
         ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
-        seen, numbers = parsed(found, ranked)
+        seen, numbers = parsed(detected, ranked)
         image = len(self._truth)
         ours = _objects(real, image, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
         theirs = _objects(
-            seen, image, np.array([scores[int(one)] for one in numbers], float), np.zeros(len(numbers), bool)
+            seen, image, np.array([scores[int(number)] for number in numbers], float), np.zeros(len(numbers), bool)
         )
         matches = _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)
         self._truth.append(ours)
-        self._found.append(theirs)
+        self._detections.append(theirs)
         self._matches.append(matches)
 
     def join(self, other: Bdd100kEvaluation) -> None:
         """Take in what another evaluation collected, as if its images had been added here."""
         before = len(self._truth)
-        self._truth += [replace(one, image=one.image + before) for one in other._truth]
-        self._found += [replace(one, image=one.image + before) for one in other._found]
+        self._truth += [replace(objects, image=objects.image + before) for objects in other._truth]
+        self._detections += [replace(objects, image=objects.image + before) for objects in other._detections]
         self._matches += other._matches
 
     def numbers(self) -> dict[str, float]:
         """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""
-        truth, found = _joined(self._truth), _joined(self._found)
+        truth, detected = _joined(self._truth), _joined(self._detections)
         truth = truth[(truth.category >= 0) & (truth.category < len(CATEGORIES))]
-        order = np.lexsort((-found.score, found.image, found.category))
-        order = order[(found.category[order] >= 0) & (found.category[order] < len(CATEGORIES))]
-        order = order[rank(found[order]) < _MOST[-1]]
+        order = np.lexsort((-detected.score, detected.image, detected.category))
+        order = order[(detected.category[order] >= 0) & (detected.category[order] < len(CATEGORIES))]
+        order = order[rank(detected[order]) < _MOST[-1]]
         matches = Matches(
-            np.concatenate([one.matched for one in self._matches], axis=2)[:, :, order],
-            np.concatenate([one.ignored for one in self._matches], axis=2)[:, :, order],
+            np.concatenate([match.matched for match in self._matches], axis=2)[:, :, order],
+            np.concatenate([match.ignored for match in self._matches], axis=2)[:, :, order],
         )
-        outcome = curves(truth, found[order], matches, len(CATEGORIES), _MOST)
+        outcome = curves(truth, detected[order], matches, len(CATEGORIES), _MOST)
         return precisions(outcome, CATEGORIES) | recalls(outcome, _MOST)
 
 
@@ -154,25 +147,25 @@ def _joined(parts: list[Objects]) -> Objects:
     empty = np.zeros(0)
     none = Objects(empty.astype(int), empty.astype(int), empty, empty, empty.astype(bool), empty.astype(bool))
     fields = ("image", "category", "area", "score", "crowd", "ignore")
-    return Objects(*(np.concatenate([getattr(one, name) for one in [none, *parts]]) for name in fields))
+    return Objects(*(np.concatenate([getattr(part, name) for part in [none, *parts]]) for name in fields))
 
 
-def _iou(found: Bitmask, truth: Bitmask) -> np.ndarray:
+def _iou(detected: Bitmask, truth: Bitmask) -> np.ndarray:
     """detections x truths."""
     columns = len(truth.area) + 1
     shared = np.bincount(
-        (found.numbers * columns + truth.numbers).ravel(), minlength=(len(found.area) + 1) * columns
+        (detected.numbers * columns + truth.numbers).ravel(), minlength=(len(detected.area) + 1) * columns
     ).reshape(-1, columns)[1:, 1:]
-    return shared / (found.area[:, None] + truth.area[None] - shared)
+    return shared / (detected.area[:, None] + truth.area[None] - shared)
 
 
-def _matched(truth: Objects, found: Objects, iou: np.ndarray, crowd: np.ndarray) -> Matches:
+def _matched(truth: Objects, detected: Objects, iou: np.ndarray, crowd: np.ndarray) -> Matches:
     """Detections in order of falling score; see the module's legend."""
-    shape = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS), len(found))
+    shape = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS), len(detected))
     result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
     unwanted = truth.outside_px() | truth.ignore
-    for category in np.intersect1d(found.category, truth.category):
-        rows, columns = np.flatnonzero(found.category == category), np.flatnonzero(truth.category == category)
+    for category in np.intersect1d(detected.category, truth.category):
+        rows, columns = np.flatnonzero(detected.category == category), np.flatnonzero(truth.category == category)
         for level, threshold in enumerate(IOU_THRESHOLDS):
             left = iou[np.ix_(rows, columns)].copy()
             for row, index in enumerate(rows):
@@ -183,7 +176,7 @@ def _matched(truth: Objects, found: Objects, iou: np.ndarray, crowd: np.ndarray)
                 result.ignored[:, level, index] = unwanted[:, columns[best]]
                 if not crowd[columns[best]]:
                     left[:, best] = 0
-    result.ignored[:] |= ~result.matched & found.outside_px()[:, None]
+    result.ignored[:] |= ~result.matched & detected.outside_px()[:, None]
     return result
 
 
@@ -194,7 +187,7 @@ Scores = dict[str, dict[int, float]]
 
 def bdd100k_ap(
     truths: Path,
-    found: Path,
+    results: Path,
     kind: IouKind = "segm",
     *,
     processes: int = 1,
@@ -204,9 +197,9 @@ def bdd100k_ap(
 
     Args:
         truths: with a bitmask each image, for instance ``labels/ins_seg/bitmasks/val``.
-        found: with one ``.json`` of scores, and bitmasks of the same names at any depth.
+        results: with one ``.json`` of scores, and bitmasks of the same names at any depth.
         processes: to share the images among; the numbers are the same.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the record.
@@ -217,14 +210,14 @@ def bdd100k_ap(
     images = sorted(truths.rglob("*.png"))
     if not images:
         raise RecordError(f"{truths}: holds no *.png; expected a folder of BDD100K bitmasks")
-    lists = sorted(found.rglob("*.json"))
+    lists = sorted(results.rglob("*.json"))
     if len(lists) != 1:
-        raise RecordError(f"{found}: holds {len(lists)} .json files; expected exactly one, with the scores")
+        raise RecordError(f"{results}: holds {len(lists)} .json files; expected exactly one, with the scores")
     scores = read_scores(lists[0])
-    bitmasks = {one.name: one for one in found.rglob("*.png")}
+    bitmasks = {path.name: path for path in results.rglob("*.png")}
     for path in images:
         if path.name not in bitmasks or path.name not in scores:
-            where = found if path.name not in bitmasks else lists[0]
+            where = results if path.name not in bitmasks else lists[0]
             raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
     evaluation, done = Bdd100kEvaluation(), 0
     given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
@@ -233,7 +226,7 @@ def bdd100k_ap(
         evaluation.join(part)
         done += read
         progress(done, len(images))
-    return evaluation.numbers(), len(images), sum(len(one) for _, _, one in given)
+    return evaluation.numbers(), len(images), sum(len(detected) for _, _, detected in given)
 
 
 def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> tuple[Bdd100kEvaluation, int]:
@@ -265,27 +258,27 @@ def read_scores(path: Path) -> Scores:
     if not isinstance(listed, list):
         raise RecordError(f"{path}: is no list; expected [{{name, labels}}, ...]")
     result: Scores = {}
-    for index, one in enumerate(listed):
-        if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+    for index, record in enumerate(listed):
+        if not isinstance(record, dict) or not isinstance(record.get("name"), str):
             raise RecordError(f"{path}: [{index}].name: expected the name of an image")
-        labels = one.get("labels") or []
+        labels = record.get("labels") or []
         if not isinstance(labels, list):
             raise RecordError(f"{path}: [{index}].labels: expected a list")
         checked = [_label(label, f"{path}: [{index}].labels[{n}]") for n, label in enumerate(labels)]
-        result[one["name"].replace(".jpg", ".png")] = dict(checked)
+        result[record["name"].replace(".jpg", ".png")] = dict(checked)
         if len(dict(checked)) != len(checked):
             raise RecordError(f"{path}: [{index}].labels: an index occurs twice")
     return result
 
 
-def _label(one: Any, place: str) -> tuple[int, float]:
-    if not isinstance(one, dict):
-        raise RecordError(f"{place}: is {one!r}; expected an object with index and score")
-    if not is_integer(one.get("index")) or not 0 < one["index"] < 1 << 16:
-        raise RecordError(f"{place}.index: is {one.get('index')!r}; expected an integer from 1 to 65535")
-    if not is_number(one.get("score")):
-        raise RecordError(f"{place}.score: is {one.get('score')!r}; expected a finite number")
-    return one["index"], float(one["score"])
+def _label(record: Any, place: str) -> tuple[int, float]:
+    if not isinstance(record, dict):
+        raise RecordError(f"{place}: is {record!r}; expected an object with index and score")
+    if not is_integer(record.get("index")) or not 0 < record["index"] < 1 << 16:
+        raise RecordError(f"{place}.index: is {record.get('index')!r}; expected an integer from 1 to 65535")
+    if not is_number(record.get("score")):
+        raise RecordError(f"{place}.score: is {record.get('score')!r}; expected a finite number")
+    return record["index"], float(record["score"])
 
 
 class PredictionWriter:

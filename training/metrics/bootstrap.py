@@ -3,13 +3,18 @@
 An image that a resample drew w times counts w times: as COCO's evaluation would count w copies of it, with all copies
 of a detection in one place of the ranking. Drawing every image once gives COCO's numbers.
 
-Shapes: N images, K categories, T IoU thresholds, D detections of a category, B resamples, P of the D that match.
+Differences of two networks are paired: both are measured on the same draw, so what an image or a seed is easy or hard
+for both cancels. A resample of S seeds varies less than S new ones would, by sqrt((S - 1) / S); deviations from the
+seeds' mean are stretched by its inverse.
+
+Shapes: N images, S seeds, K categories, T IoU thresholds, D detections of a category, B resamples, P of the D that
+match.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,9 @@ import numpy as np
 from training.metrics.boundary import with_boundaries
 from training.metrics.coco import detection_objects, in_coco_order, truth_objects
 from training.metrics.matching import IOU_THRESHOLDS, RECALL_THRESHOLDS, match_detections, overlapping_pairs
+
+MASK_KINDS = ("mask", "boundary")
+CONFIDENCE = 0.95
 
 _TINY = np.spacing(1)
 _MOST_PER_IMAGE = 100
@@ -41,11 +49,11 @@ class RankedMatches:
 
 
 def ranked_matches(
-    dataset: dict[str, Any], found: Sequence[dict[str, Any]], *, boundary: bool, ratio: float = 0.02
+    dataset: dict[str, Any], detections: Sequence[dict[str, Any]], *, boundary: bool, ratio: float = 0.02
 ) -> list[RankedMatches]:
     """Match COCO results to a COCO dataset by masks, or by boundaries of that ratio; one entry a category, by id."""
     truth = in_coco_order(truth_objects(dataset, masks=True))
-    results = in_coco_order(detection_objects(dataset, found, masks=True), most=_MOST_PER_IMAGE)
+    results = in_coco_order(detection_objects(dataset, detections, masks=True), most=_MOST_PER_IMAGE)
     pairs = overlapping_pairs(truth, results, boxes=False)
     if boundary:
         pairs = with_boundaries(pairs, truth, results, ratio)
@@ -80,6 +88,68 @@ def bootstrap_draws(images: int, resamples: int, seed: int) -> np.ndarray:
     if not images:
         return np.zeros((resamples, 0), np.int64)
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+
+
+def resampled_ap(
+    dataset: dict[str, Any], results: Sequence[dict[str, Any]], weights: np.ndarray, *, ratio: float
+) -> dict[str, np.ndarray]:
+    """ "mask" and "boundary" AP in points under (B, N) weights of the images: (B,) each."""
+    values = {}
+    for kind in MASK_KINDS:
+        ranked = ranked_matches(dataset, results, boundary=kind == "boundary", ratio=ratio)
+        by_class = np.stack([average_precision(matches, weights).mean(1) for matches in ranked], axis=1)
+        there = ~np.isnan(by_class)  # a resample may hold nothing of a class
+        values[kind] = 100 * np.where(there, by_class, 0).sum(1) / np.maximum(there.sum(1), 1)
+    return values
+
+
+def image_weights(images: int, resamples: int) -> np.ndarray:
+    """(1 + B, N): every image once, then B draws."""
+    return np.concatenate((np.ones((1, images), np.int64), bootstrap_draws(images, resamples, seed=1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of an AP in points, second network minus first.
+
+    Attributes:
+        mean: over the seeds, on all images. low, high: the interval.
+        by_seed: of each seed on all images.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    @property
+    def significant(self) -> bool:
+        """The interval leaves out 0, and every seed agrees on the sign."""
+        return self.low * self.high > 0 and all(change * self.mean > 0 for change in self.by_seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"significant": self.significant}
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Difference:
+    """From AP of both networks under the same weights: (S, 1 + B) each, the first column being all images.
+
+    Raises:
+        ValueError: the shapes differ, or there is no seed.
+    """
+    if first.shape != second.shape or not len(first):
+        raise ValueError(f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}")
+    apart = second - first
+    seeds, resamples = apart.shape[0], apart.shape[1] - 1
+    by_seed = tuple(float(change) for change in apart[:, 0])
+    drawn = np.random.default_rng(2).integers(seeds, size=(resamples, seeds))
+    resampled = apart[drawn, np.arange(1, resamples + 1)[:, None]]  # (B, S)
+    middle = apart[:, 1:].mean(0)
+    stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
+    means = middle + stretch * (resampled - middle[:, None]).mean(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(float(apart[:, 0].mean()), float(low), float(high), by_seed)
 
 
 def _weighed(ranked: RankedMatches, weights: np.ndarray) -> np.ndarray:

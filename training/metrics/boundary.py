@@ -64,16 +64,16 @@ class _Band:
     area_px: int
 
 
-def with_boundaries(pairs: Pairs, truth: Objects, found: Objects, ratio: float) -> Pairs:
+def with_boundaries(pairs: Pairs, truth: Objects, detections: Objects, ratio: float) -> Pairs:
     """The pairs with min(mask IoU, boundary IoU); crowd truths keep the plain mask IoU."""
     chosen = np.flatnonzero(~truth.crowd[pairs.truth])
-    ours = _bands(found, np.unique(pairs.found[chosen]), ratio)
+    ours = _bands(detections, np.unique(pairs.detection[chosen]), ratio)
     theirs = _bands(truth, np.unique(pairs.truth[chosen]), ratio)
     iou = pairs.iou.copy()
     for pair in chosen:
-        agreement = _band_iou(ours[int(pairs.found[pair])], theirs[int(pairs.truth[pair])])
+        agreement = _band_iou(ours[int(pairs.detection[pair])], theirs[int(pairs.truth[pair])])
         iou[pair] = min(iou[pair], agreement)
-    return Pairs(pairs.found, pairs.truth, iou)
+    return Pairs(pairs.detection, pairs.truth, iou)
 
 
 def _bands(objects: Objects, indices: np.ndarray, ratio: float) -> dict[int, _Band]:
@@ -96,13 +96,13 @@ def _unpacked(lengths: np.ndarray, height: int, box: np.ndarray, width_px: int) 
     return _Band(boundary, left, top, int(np.count_nonzero(boundary)))
 
 
-def _band_iou(one: _Band, other: _Band) -> float:
-    left, top = max(one.left, other.left), max(one.top, other.top)
-    right = min(one.left + one.pixels.shape[0], other.left + other.pixels.shape[0])
-    bottom = min(one.top + one.pixels.shape[1], other.top + other.pixels.shape[1])
+def _band_iou(band: _Band, other: _Band) -> float:
+    left, top = max(band.left, other.left), max(band.top, other.top)
+    right = min(band.left + band.pixels.shape[0], other.left + other.pixels.shape[0])
+    bottom = min(band.top + band.pixels.shape[1], other.top + other.pixels.shape[1])
     if right <= left or bottom <= top:
         return 0.0
-    ours = one.pixels[left - one.left : right - one.left, top - one.top : bottom - one.top]
+    ours = band.pixels[left - band.left : right - band.left, top - band.top : bottom - band.top]
     theirs = other.pixels[left - other.left : right - other.left, top - other.top : bottom - other.top]
     shared = int(np.count_nonzero(ours & theirs))
-    return shared / (one.area_px + other.area_px - shared)
+    return shared / (band.area_px + other.area_px - shared)

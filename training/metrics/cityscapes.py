@@ -28,16 +28,7 @@ from training.metrics.coco import IouKind
 from training.metrics.coco_schema import RecordError
 from training.metrics.parallel import map_in_processes
 
-LABELS = {
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
+LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
 # Labels that Cityscapes leaves out of its evaluation; of a void label's numbered instances none is void.
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
@@ -55,7 +46,7 @@ class _Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Detection:
     """One detection: its score, its best overlap, and the share of it that lies on what is ignored."""
 
     score: float
@@ -69,14 +60,10 @@ class CityscapesEvaluation:
     def __init__(self, kind: Literal["segm", "boundary"] = "segm", ratio: float = RATIO) -> None:
         self.kind, self.ratio = kind, ratio
         self._truths: dict[int, list[_Truth]] = {label: [] for label in LABELS.values()}
-        self._found: dict[int, list[_Found]] = {label: [] for label in LABELS.values()}
+        self._detections: dict[int, list[_Detection]] = {label: [] for label in LABELS.values()}
 
     def add(
-        self,
-        instance_ids: np.ndarray,
-        masks: Sequence[np.ndarray],
-        labels: Sequence[int],
-        scores: Sequence[float],
+        self, instance_ids: np.ndarray, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
     ) -> None:
         """Take in one image.
 
@@ -88,27 +75,31 @@ class CityscapesEvaluation:
         """
         ids, pixels = np.unique(instance_ids, return_counts=True)
         areas = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
-        truths = {one: _Truth(one >= 1000 and areas[one] >= LEAST_PX) for one in areas if _label(one) in self._truths}
-        for one, truth in truths.items():
-            self._truths[_label(one)].append(truth)
+        truths = {
+            number: _Truth(number >= 1000 and areas[number] >= LEAST_PX)
+            for number in areas
+            if _label(number) in self._truths
+        }
+        for number, truth in truths.items():
+            self._truths[_label(number)].append(truth)
         band = self._band(instance_ids, truths) if self.kind == "boundary" else None
         band_areas = _counts(band) if band is not None else {}
         for mask, label, score in zip(masks, labels, scores, strict=True):
-            if label in self._found and mask.any():
+            if label in self._detections and mask.any():
                 touched = self._touched(instance_ids, band, mask, label, areas, band_areas)
-                self._found[label].append(_record(touched, truths, areas, instance_ids[mask], float(score)))
+                self._detections[label].append(_record(touched, truths, areas, instance_ids[mask], float(score)))
 
     def join(self, other: CityscapesEvaluation) -> None:
         """Take in what another evaluation collected, as if its images had been added here."""
         for label in self._truths:
             self._truths[label] += other._truths[label]
-            self._found[label] += other._found[label]
+            self._detections[label] += other._detections[label]
 
     def _band(self, instance_ids: np.ndarray, truths: dict[int, _Truth]) -> np.ndarray:
         """The boundaries of all truths, -1 elsewhere."""
         band = np.full(instance_ids.shape, -1, np.int64)
-        for one in truths:
-            band[boundary_mask(instance_ids == one, self.ratio)] = one
+        for number in truths:
+            band[boundary_mask(instance_ids == number, self.ratio)] = number
         return band
 
     def _touched(
@@ -132,13 +123,15 @@ class CityscapesEvaluation:
 
     def numbers(self) -> dict[str, float]:
         """AP, AP50, AP75 and ``AP/<class>``, ``AP50/<class>``: fractions, NaN for a class without truth."""
-        values = np.array([[self._ap(label, float(one)) for one in THRESHOLDS] for label in LABELS.values()])
+        values = np.array(
+            [[self._ap(label, float(threshold)) for threshold in THRESHOLDS] for label in LABELS.values()]
+        )
         result = {"AP": _mean(values), "AP50": _mean(values[:, 0]), "AP75": _mean(values[:, 5])}
         result |= {f"AP/{name}": float(row.mean()) for name, row in zip(LABELS, values, strict=True)}
         return result | {f"AP50/{name}": float(row[0]) for name, row in zip(LABELS, values, strict=True)}
 
     def _ap(self, label: int, threshold: float) -> float:
-        needed = [one for one in self._truths[label] if one.needed]
+        needed = [truth for truth in self._truths[label] if truth.needed]
         if not needed:
             return float("nan")
         right, wrong, missed = [], [], 0
@@ -147,7 +140,11 @@ class CityscapesEvaluation:
             missed += not scores
             right += scores[-1:]
             wrong += scores[:-1]
-        wrong += [one.score for one in self._found[label] if one.best <= threshold and one.forgiven <= threshold]
+        wrong += [
+            detection.score
+            for detection in self._detections[label]
+            if detection.best <= threshold and detection.forgiven <= threshold
+        ]
         return _integrated(np.array(right), np.array(wrong), missed)
 
 
@@ -157,14 +154,14 @@ def _record(
     areas: dict[int, int],
     under: np.ndarray,
     score: float,
-) -> _Found:
+) -> _Detection:
     """Note a detection at the truths that it touches; sum up what of it is forgiven (a small group twice)."""
     forgiven = int(np.isin(under, VOID).sum())
     for truth, shared, overlap in touched:
         truths[truth].touched.append((score, overlap))
         forgiven += shared * ((truth < 1000) + (areas[truth] < LEAST_PX))
     best = max((overlap for _, _, overlap in touched), default=-1.0)
-    return _Found(score, best, forgiven / len(under))
+    return _Detection(score, best, forgiven / len(under))
 
 
 def _integrated(right: np.ndarray, wrong: np.ndarray, missed: int) -> float:
@@ -202,7 +199,7 @@ Line = tuple[Path, int, float]
 
 def cityscapes_ap(
     truths: Path,
-    found: Path,
+    results: Path,
     kind: IouKind = "segm",
     *,
     ratio: float = RATIO,
@@ -213,11 +210,11 @@ def cityscapes_ap(
 
     Args:
         truths: searched for ``*_gtFine_instanceIds.png``, for instance ``gtFine/val``.
-        found: searched for the prediction files.
+        results: searched for the prediction files.
         kind: ``segm`` or ``boundary``.
         ratio: boundary width / image diagonal.
         processes: to share the images among; the numbers are the same.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the line.
@@ -228,11 +225,13 @@ def cityscapes_ap(
     images = sorted(truths.rglob(f"*{ENDING}"))
     if not images:
         raise RecordError(f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it")
-    texts = sorted(found.rglob("*.txt"))
+    texts = sorted(results.rglob("*.txt"))
     compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
     evaluation, count, done = CityscapesEvaluation(compared, ratio), 0, 0
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-    work = [([(path, _prediction_of(path, texts, found)) for path in some], found, compared, ratio) for some in chunks]
+    work = [
+        ([(path, _prediction_of(path, texts, results)) for path in some], results, compared, ratio) for some in chunks
+    ]
     for part, lines, read in map_in_processes(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
         evaluation.join(part)
         count, done = count + lines, done + read
@@ -241,24 +240,24 @@ def cityscapes_ap(
 
 
 def _evaluated(
-    images: list[tuple[Path, Path]], found: Path, kind: Literal["segm", "boundary"], ratio: float
+    images: list[tuple[Path, Path]], results: Path, kind: Literal["segm", "boundary"], ratio: float
 ) -> tuple[CityscapesEvaluation, int, int]:
     """(some images collected, their detections, how many they are), from (truth, prediction file) of each."""
     evaluation, count = CityscapesEvaluation(kind, ratio), 0
     for path, text in images:
         ids = read_instance_ids(path)
-        lines = read_lines(text, found)
+        lines = read_lines(text, results)
         masks = [read_mask(mask, ids.shape) for mask, _, _ in lines]
         evaluation.add(ids, masks, [label for _, label, _ in lines], [score for _, _, score in lines])
         count += len(lines)
     return evaluation, count, len(images)
 
 
-def _prediction_of(truth: Path, texts: Sequence[Path], found: Path) -> Path:
+def _prediction_of(truth: Path, texts: Sequence[Path], results: Path) -> Path:
     begin = truth.name.removesuffix(ENDING)
-    fitting = [one for one in texts if one.name.startswith(begin)]
+    fitting = [text for text in texts if text.name.startswith(begin)]
     if len(fitting) != 1:
-        raise RecordError(f"{found}: holds {len(fitting)} files {begin}*.txt; expected exactly one for {truth.name}")
+        raise RecordError(f"{results}: holds {len(fitting)} files {begin}*.txt; expected exactly one for {truth.name}")
     return fitting[0]
 
 

@@ -39,17 +39,17 @@ from training.metrics.parallel import map_in_processes
 _MOST = (1, 10, 100)
 
 
-def mask_ap(truth: COCO, found: list[dict[str, Any]]) -> dict[str, float]:
+def mask_ap(truth: COCO, results: list[dict[str, Any]]) -> dict[str, float]:
     """COCO's 12 numbers and ``AP/<class>`` for every class: fractions in 0..1, NaN where nothing was to be found.
 
     AP over IoU .50:.95, AP50, AP75, by area (APs, APm, APl); AR1, AR10, AR100, ARs, ARm, ARl.
     """
-    return coco_ap(truth.dataset, found, "segm")
+    return coco_ap(truth.dataset, results, "segm")
 
 
 def coco_ap(
     dataset: dict[str, Any],
-    found: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
     kind: IouKind,
     *,
     ratio: float = 0.02,
@@ -57,11 +57,11 @@ def coco_ap(
     processes: int = 1,
     progress: Progress = max,
 ) -> dict[str, float]:
-    """The same from checked records.
+    """AP by name from checked records.
 
     Args:
         dataset: COCO ground truth.
-        found: COCO results.
+        detections: COCO results.
         kind: what is compared.
         ratio: boundary width / image diagonal.
         mask_areas: see `coco_records.detections`.
@@ -69,16 +69,16 @@ def coco_ap(
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks))
-    results = in_coco_order(detection_objects(dataset, found, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
+    results = in_coco_order(detection_objects(dataset, detections, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
     names = category_names(dataset)
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
     outcome = measured(truth, results, pairs, categories=len(names), most=_MOST)
     return precisions(outcome, names) | recalls(outcome, _MOST)
 
 
-def measured(truth: Objects, found: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]) -> Curves:
+def measured(truth: Objects, detections: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]) -> Curves:
     """Precision and recall of detections, both sorted as `in_coco_order` does, from their candidate pairs."""
-    return curves(truth, found, match_detections(truth, found, pairs), categories, most)
+    return curves(truth, detections, match_detections(truth, detections, pairs), categories, most)
 
 
 Record = dict[str, Any]
@@ -104,16 +104,16 @@ def truth_objects(dataset: Record, *, masks: bool, federated: bool = False) -> O
         masks: read segmentations; else boxes.
         federated: LVIS's reading: no crowds, the field `ignore` counts, annotations of area 0 are not there.
     """
-    records = [one for one in dataset["annotations"] if not federated or one["area"] > 0]
-    sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
+    records = [annotation for annotation in dataset["annotations"] if not federated or annotation["area"] > 0]
+    sizes = {image["id"]: (image.get("height", 0), image.get("width", 0)) for image in dataset["images"]}
     crowd = _flags(records, "iscrowd") & (not federated)
     return Objects(
         **_places(dataset, records),
-        area=np.array([one["area"] for one in records], float),
+        area=np.array([record["area"] for record in records], float),
         score=np.zeros(len(records)),
         crowd=crowd,
         ignore=_flags(records, "ignore") & federated,
-        masks=[compressed(one["segmentation"], *sizes[one["image_id"]]) for one in records] if masks else (),
+        masks=[compressed(record["segmentation"], *sizes[record["image_id"]]) for record in records] if masks else (),
         boxes=np.zeros((0, 4)) if masks else _boxes(records),
     )
 
@@ -124,15 +124,15 @@ def detection_objects(dataset: Record, results: Sequence[Record], *, masks: bool
     As in COCO's own tool, results that carry a box have its area, also when masks are compared: that changes APs, APm
     and APl. `mask_areas` takes the masks' areas instead, as detectron2 does by leaving the boxes out.
     """
-    sizes = {one["id"]: (one.get("height", 0), one.get("width", 0)) for one in dataset["images"]}
+    sizes = {image["id"]: (image.get("height", 0), image.get("width", 0)) for image in dataset["images"]}
     boxed = bool(results) and bool(results[0].get("bbox")) and not (masks and mask_areas)
-    packed = [] if boxed and not masks else [_mask(one, sizes[one["image_id"]]) for one in results]
+    packed = [] if boxed and not masks else [_mask(result, sizes[result["image_id"]]) for result in results]
     boxes = _boxes(results) if boxed else tight_boxes(packed)
     area = boxes[:, 2] * boxes[:, 3] if boxed else _areas(packed)
     return Objects(
         **_places(dataset, results),
         area=area,
-        score=np.array([one["score"] for one in results], float),
+        score=np.array([result["score"] for result in results], float),
         crowd=np.zeros(len(results), bool),
         ignore=np.zeros(len(results), bool),
         masks=packed if masks else (),
@@ -156,32 +156,35 @@ def _areas(masks: list[Record]) -> np.ndarray:
 
 
 def _boxes(records: Sequence[Record]) -> np.ndarray:
-    return np.array([one["bbox"] for one in records], float).reshape(-1, 4)
+    return np.array([record["bbox"] for record in records], float).reshape(-1, 4)
 
 
 def _flags(records: Sequence[Record], name: str) -> np.ndarray:
-    return np.array([bool(one.get(name, 0)) for one in records], bool)
+    return np.array([bool(record.get(name, 0)) for record in records], bool)
 
 
 def _places(dataset: Record, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    images = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["images"]))}
-    kinds = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["categories"]))}
+    images = {number: index for index, number in enumerate(sorted(image["id"] for image in dataset["images"]))}
+    kinds = {number: index for index, number in enumerate(sorted(category["id"] for category in dataset["categories"]))}
     return {
-        "image": np.array([images[one["image_id"]] for one in records], np.int64),
-        "category": np.array([kinds[one["category_id"]] for one in records], np.int64),
+        "image": np.array([images[record["image_id"]] for record in records], np.int64),
+        "category": np.array([kinds[record["category_id"]] for record in records], np.int64),
     }
 
 
 def category_names(dataset: Record) -> list[str]:
     """Names by rising category id; where several share a name, with their ids."""
-    ordered = sorted(dataset["categories"], key=lambda one: one["id"])
-    uses = Counter(one["name"] for one in ordered)
-    return [one["name"] if uses[one["name"]] == 1 else f"{one['name']} ({one['id']})" for one in ordered]
+    ordered = sorted(dataset["categories"], key=lambda category: category["id"])
+    uses = Counter(category["name"] for category in ordered)
+    return [
+        category["name"] if uses[category["name"]] == 1 else f"{category['name']} ({category['id']})"
+        for category in ordered
+    ]
 
 
-def in_coco_order(found: Objects, *, most: int | None = None) -> Objects:
+def in_coco_order(detections: Objects, *, most: int | None = None) -> Objects:
     """Sorted by category, image and falling score (stable), at most `most` of each category on each image."""
-    ordered = found[np.lexsort((-found.score, found.image, found.category))]
+    ordered = detections[np.lexsort((-detections.score, detections.image, detections.category))]
     if most is None:
         return ordered
     return ordered[rank(ordered) < most]
@@ -195,36 +198,36 @@ _CHUNKS = 16
 
 
 def iou_pairs(
-    truth: Objects, found: Objects, kind: IouKind, ratio: float, *, processes: int = 1, progress: Progress = max
+    truth: Objects, detections: Objects, kind: IouKind, ratio: float, *, processes: int = 1, progress: Progress = max
 ) -> Pairs:
     """Pairs of equal image and category with IoU >= 0.5, as `overlapping_pairs` and `with_boundaries` have them.
 
     Args:
-        truth, found: sorted as `coco_records.in_order` does.
+        truth, detections: sorted as `coco_records.in_order` does.
         processes: to share the work among, where there is enough of it.
         progress: told (images done, images in all) after each chunk.
     """
-    images = int(max(truth.image.max(initial=-1), found.image.max(initial=-1))) + 1
-    worth = len(found) >= WORTH_PROCESSES
+    images = int(max(truth.image.max(initial=-1), detections.image.max(initial=-1))) + 1
+    worth = len(detections) >= WORTH_PROCESSES
     edges = np.linspace(0, images, (_CHUNKS if worth else 1) + 1).astype(int)
     places = [
-        (np.flatnonzero(_within(truth, low, high)), np.flatnonzero(_within(found, low, high)))
+        (np.flatnonzero(_within(truth, low, high)), np.flatnonzero(_within(detections, low, high)))
         for low, high in pairwise(edges)
     ]
-    work = [(truth[ours], found[theirs], kind, ratio) for ours, theirs in places]
+    work = [(truth[ours], detections[theirs], kind, ratio) for ours, theirs in places]
     parts = []
     for number, pairs in enumerate(map_in_processes(_compare, work, processes if worth else 1)):
         ours, theirs = places[number]
-        parts.append((theirs[pairs.found], ours[pairs.truth], pairs.iou))
+        parts.append((theirs[pairs.detection], ours[pairs.truth], pairs.iou))
         progress(int(edges[number + 1]), images)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.lexsort((columns[1], columns[0]))
     return Pairs(*(column[order] for column in columns))
 
 
-def _compare(truth: Objects, found: Objects, kind: IouKind, ratio: float) -> Pairs:
-    pairs = overlapping_pairs(truth, found, boxes=kind == "bbox")
-    return with_boundaries(pairs, truth, found, ratio) if kind == "boundary" else pairs
+def _compare(truth: Objects, detections: Objects, kind: IouKind, ratio: float) -> Pairs:
+    pairs = overlapping_pairs(truth, detections, boxes=kind == "bbox")
+    return with_boundaries(pairs, truth, detections, ratio) if kind == "boundary" else pairs
 
 
 def _within(objects: Objects, low: int, high: int) -> np.ndarray:
@@ -235,6 +238,6 @@ def _within(objects: Objects, low: int, high: int) -> np.ndarray:
 __all__ = ["boundary_ap", "boundary_mask", "boundary_width_px"]
 
 
-def boundary_ap(truth: COCO, found: list[dict[str, Any]], *, ratio: float = 0.02) -> dict[str, float]:
-    """The same names as `mask_ap`, under boundary IoU."""
-    return coco_ap(truth.dataset, found, "boundary", ratio=ratio)
+def boundary_ap(truth: COCO, results: list[dict[str, Any]], *, ratio: float = 0.02) -> dict[str, float]:
+    """AP by the names of `mask_ap`, under boundary IoU."""
+    return coco_ap(truth.dataset, results, "boundary", ratio=ratio)

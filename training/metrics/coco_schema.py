@@ -148,13 +148,7 @@ class _Checks:
         counts = drawn.get("counts")
         if isinstance(counts, list):
             fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(
-                fine,
-                f"{place}.segmentation",
-                "counts",
-                drawn,
-                f"run lengths that add up to {math.prod(size)}",
-            )
+            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
             return None
         fine = isinstance(counts, str) and counts.isascii()
         return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")

@@ -29,7 +29,7 @@ _FREQUENCIES = ("r", "c", "f")
 
 def lvis_ap(
     dataset: dict[str, Any],
-    found: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
     kind: IouKind,
     *,
     ratio: float = 0.02,
@@ -40,14 +40,14 @@ def lvis_ap(
 
     Args:
         dataset: LVIS ground truth.
-        found: COCO results; those with boxes have the boxes' areas, as in the reference.
+        detections: COCO results; those with boxes have the boxes' areas, as in the reference.
         kind: what is compared.
         ratio: boundary width / image diagonal.
         processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks, federated=True))
-    results = detection_objects(dataset, found, masks=masks)
+    results = detection_objects(dataset, detections, masks=masks)
     results = results[_best_of_each_image(results)]
     results = _judged(dataset, truth, results[results.area > 0])
     names = category_names(dataset)
@@ -55,44 +55,44 @@ def lvis_ap(
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
     outcome = measured(truth, results, pairs, categories=len(names), most=(MOST,))
     values = precisions(outcome, names)
-    kinds = [one.get("frequency") for one in sorted(dataset["categories"], key=lambda one: one["id"])]
+    kinds = [kind.get("frequency") for kind in sorted(dataset["categories"], key=lambda category: category["id"])]
     for frequency in _FREQUENCIES:
-        chosen = [index for index, one in enumerate(kinds) if one == frequency]
+        chosen = [index for index, kind in enumerate(kinds) if kind == frequency]
         values[f"AP{frequency}"] = mean(outcome.precision[:, :, chosen, 0])
     return values | recalls(outcome, (MOST,))
 
 
-def _best_of_each_image(found: Objects) -> np.ndarray:
+def _best_of_each_image(detections: Objects) -> np.ndarray:
     """Indices of the 300 best of each image, in the order of the file (equal scores: the earlier)."""
-    order = np.lexsort((np.arange(len(found)), -found.score, found.image))
-    image = found.image[order]
-    rank = np.arange(len(found)) - np.searchsorted(image, image)
+    order = np.lexsort((np.arange(len(detections)), -detections.score, detections.image))
+    image = detections.image[order]
+    rank = np.arange(len(detections)) - np.searchsorted(image, image)
     return np.sort(order[rank < MOST])
 
 
-def _judged(dataset: dict[str, Any], truth: Objects, found: Objects) -> Objects:
+def _judged(dataset: dict[str, Any], truth: Objects, detections: Objects) -> Objects:
     """Without detections that the annotations say nothing about; those not judged fully are marked `ignore`."""
-    images = sorted(dataset["images"], key=lambda one: one["id"])
-    kinds = {number: index for index, number in enumerate(sorted(one["id"] for one in dataset["categories"]))}
+    images = sorted(dataset["images"], key=lambda image: image["id"])
+    kinds = {number: index for index, number in enumerate(sorted(category["id"] for category in dataset["categories"]))}
 
     def keys(field: str) -> np.ndarray:
-        listed = [(n, kinds[k]) for n, one in enumerate(images) for k in one[field] if k in kinds]
+        listed = [(n, kinds[k]) for n, image in enumerate(images) for k in image[field] if k in kinds]
         return _keys(*np.array(listed, np.int64).reshape(-1, 2).T)
 
-    of_found = _keys(found.image, found.category)
+    of_detections = _keys(detections.image, detections.category)
     known = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
-    incomplete = np.isin(of_found, keys("not_exhaustive_category_ids"))
+    incomplete = np.isin(of_detections, keys("not_exhaustive_category_ids"))
     marked = Objects(
-        found.image,
-        found.category,
-        found.area,
-        found.score,
-        found.crowd,
+        detections.image,
+        detections.category,
+        detections.area,
+        detections.score,
+        detections.crowd,
         incomplete,
-        found.masks,
-        found.boxes,
+        detections.masks,
+        detections.boxes,
     )
-    return marked[np.isin(of_found, known)]
+    return marked[np.isin(of_detections, known)]
 
 
 def _keys(image: np.ndarray, category: np.ndarray) -> np.ndarray:

@@ -85,18 +85,18 @@ def tight_boxes(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.asarray(rle.toBbox(list(masks)), float).reshape(-1, 4) if len(masks) else np.zeros((0, 4))
 
 
-def rank(found: Objects) -> np.ndarray:
+def rank(detections: Objects) -> np.ndarray:
     """Place of each object within its image and category; the objects are sorted by both."""
-    key = np.stack((found.category, found.image))
-    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(found)])
-    return np.arange(len(found)) - np.repeat(first, np.diff(np.concatenate((first, [len(found)]))))
+    key = np.stack((detections.category, detections.image))
+    first = np.flatnonzero(np.concatenate(([True], (key[:, 1:] != key[:, :-1]).any(0)))[: len(detections)])
+    return np.arange(len(detections)) - np.repeat(first, np.diff(np.concatenate((first, [len(detections)]))))
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """P candidate pairs, sorted by detection, then truth: indices into both, and their IoU."""
 
-    found: np.ndarray
+    detection: np.ndarray
     truth: np.ndarray
     iou: np.ndarray
 
@@ -111,15 +111,17 @@ def groups(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
 _STRIDE = np.int64(1) << 40
 
 
-def overlapping_pairs(truth: Objects, found: Objects, *, boxes: bool) -> Pairs:
+def overlapping_pairs(truth: Objects, detections: Objects, *, boxes: bool) -> Pairs:
     """Pairs of sorted truths and detections with IoU of masks (or boxes) >= 0.5; crowds: over the detection's area."""
     truth_keys, truth_starts = groups(truth)
-    keys, starts = groups(found)
+    keys, starts = groups(detections)
     _, ours, theirs = np.intersect1d(keys, truth_keys, assume_unique=True, return_indices=True)
     parts = []
-    for one, other in zip(ours, theirs, strict=True):
-        first, first_truth = starts[one], truth_starts[other]
-        iou = _iou(truth, found, slice(first_truth, truth_starts[other + 1]), slice(first, starts[one + 1]), boxes)
+    for our_part, other in zip(ours, theirs, strict=True):
+        first, first_truth = starts[our_part], truth_starts[other]
+        iou = _iou(
+            truth, detections, slice(first_truth, truth_starts[other + 1]), slice(first, starts[our_part + 1]), boxes
+        )
         near, near_truth = np.nonzero(iou >= IOU_THRESHOLDS[0])
         if len(near):
             parts.append((near + first, near_truth + first_truth, iou[near, near_truth]))
@@ -128,11 +130,11 @@ def overlapping_pairs(truth: Objects, found: Objects, *, boxes: bool) -> Pairs:
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _iou(truth: Objects, found: Objects, truths: slice, detections: slice, boxes: bool) -> np.ndarray:
+def _iou(truth: Objects, detected: Objects, truths: slice, detections: slice, boxes: bool) -> np.ndarray:
     crowd = truth.crowd[truths].astype(np.uint8)
     if boxes:
-        return np.asarray(rle.iou(found.boxes[detections], truth.boxes[truths], crowd))
-    return np.asarray(rle.iou(list(found.masks[detections]), list(truth.masks[truths]), crowd))
+        return np.asarray(rle.iou(detected.boxes[detections], truth.boxes[truths], crowd))
+    return np.asarray(rle.iou(list(detected.masks[detections]), list(truth.masks[truths]), crowd))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +145,14 @@ class Matches:
     ignored: np.ndarray
 
 
-def match_detections(truth: Objects, found: Objects, pairs: Pairs) -> Matches:
+def match_detections(truth: Objects, detections: Objects, pairs: Pairs) -> Matches:
     """Match detections that are sorted by category, image and falling score to truths, by their candidate pairs."""
     unwanted = truth.outside_px() | truth.ignore | truth.crowd  # A x N
-    outside = found.outside_px() | found.ignore
-    shape = (len(outside), len(IOU_THRESHOLDS), len(found))
+    outside = detections.outside_px() | detections.ignore
+    shape = (len(outside), len(IOU_THRESHOLDS), len(detections))
     result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
     rivals = np.bincount(pairs.truth, minlength=len(truth))[pairs.truth]
-    choices = np.bincount(pairs.found, minlength=len(found))[pairs.found]
+    choices = np.bincount(pairs.detection, minlength=len(detections))[pairs.detection]
     simple = (choices == 1) & ((rivals == 1) | truth.crowd[pairs.truth])
     _match_alone(result, pairs, simple, unwanted)
     _match_in_order(result, pairs, ~simple, unwanted, truth.crowd)
@@ -159,19 +161,19 @@ def match_detections(truth: Objects, found: Objects, pairs: Pairs) -> Matches:
 
 
 def _match_alone(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray) -> None:
-    found, truth = pairs.found[chosen], pairs.truth[chosen]
+    detection, truth = pairs.detection[chosen], pairs.truth[chosen]
     hit = pairs.iou[chosen] >= IOU_THRESHOLDS[:, None]  # T x P
-    result.matched[:, :, found] = hit
-    result.ignored[:, :, found] = hit & unwanted[:, None, truth]
+    result.matched[:, :, detection] = hit
+    result.ignored[:, :, detection] = hit & unwanted[:, None, truth]
 
 
 def _match_in_order(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray, crowd: np.ndarray) -> None:
-    found, truth, iou = pairs.found[chosen], pairs.truth[chosen], pairs.iou[chosen]
-    order = np.lexsort((truth, iou, found))  # a detection's best candidate last
-    found, truth, iou = found[order], truth[order], iou[order]
-    starts = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1]))) if len(found) else found
+    detection, truth, iou = pairs.detection[chosen], pairs.truth[chosen], pairs.iou[chosen]
+    order = np.lexsort((truth, iou, detection))  # a detection's best candidate last
+    detection, truth, iou = detection[order], truth[order], iou[order]
+    starts = np.flatnonzero(np.concatenate(([True], detection[1:] != detection[:-1]))) if len(detection) else detection
     taken = np.zeros((len(unwanted), len(IOU_THRESHOLDS), len(crowd) or 1), bool)
-    for start, stop in zip(starts, np.concatenate((starts[1:], [len(found)])), strict=False):
+    for start, stop in zip(starts, np.concatenate((starts[1:], [len(detection)])), strict=False):
         candidates = truth[start:stop]
         hit = (iou[start:stop] >= IOU_THRESHOLDS[:, None])[None]  # 1 x T x C
         free = hit & ~(taken[:, :, candidates] & ~crowd[candidates])
@@ -179,8 +181,8 @@ def _match_in_order(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted:
         area, threshold = np.nonzero(best >= 0)
         winner = candidates[best[area, threshold]]
         taken[area, threshold, winner] = True
-        result.matched[area, threshold, found[start]] = True
-        result.ignored[area, threshold, found[start]] = ~counts[area, threshold]
+        result.matched[area, threshold, detection[start]] = True
+        result.ignored[area, threshold, detection[start]] = ~counts[area, threshold]
 
 
 def _best(free: np.ndarray, unwanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,17 +204,17 @@ class Curves:
     recall: np.ndarray
 
 
-def curves(truth: Objects, found: Objects, matches: Matches, categories: int, most: Sequence[int]) -> Curves:
+def curves(truth: Objects, detections: Objects, matches: Matches, categories: int, most: Sequence[int]) -> Curves:
     """Precision and recall of matched detections sorted by category, image and falling score."""
     wanted = ~(truth.outside_px() | truth.ignore | truth.crowd)  # A x N
     thresholds, areas = len(IOU_THRESHOLDS), len(wanted)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), categories, areas), np.nan)
     recall = np.full((thresholds, categories, areas, len(most)), np.nan)
-    place = rank(found)
-    starts = np.searchsorted(found.category, np.arange(categories + 1))
+    place = rank(detections)
+    starts = np.searchsorted(detections.category, np.arange(categories + 1))
     for category in np.unique(truth.category):
         there = slice(starts[category], starts[category + 1])
-        order = there.start + np.argsort(-found.score[there], kind="stable")
+        order = there.start + np.argsort(-detections.score[there], kind="stable")
         counted = ~matches.ignored[:, :, order]
         hit = matches.matched[:, :, order]
         number = wanted[:, truth.category == category].sum(1)

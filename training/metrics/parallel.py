@@ -36,14 +36,14 @@ def map_in_processes(
     if processes <= 1 or len(arguments) <= 1:
         if start is not None:
             start(*start_with)
-        yield from (function(*one) for one in arguments)
+        yield from (function(*argument) for argument in arguments)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         min(processes, len(arguments)), context, initializer=_begin, initargs=(start, start_with)
     )
     try:
-        waiting = deque(pool.submit(function, *one) for one in arguments)
+        waiting = deque(pool.submit(function, *argument) for argument in arguments)
         while waiting:
             yield waiting.popleft().result()
     finally:

@@ -43,7 +43,7 @@ def in_chunks(counts: Sequence[bytes]) -> Iterator[tuple[int, Runs]]:
 
 def unpack(counts: Sequence[bytes]) -> Runs:
     """The runs of masks in compressed form. What was malformed comes out as run lengths that do not fit the image."""
-    sizes = np.array([len(one) for one in counts], np.int64)
+    sizes = np.array([len(run_lengths) for run_lengths in counts], np.int64)
     text = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
     mask_ends = np.cumsum(sizes)
     last = (text & 32) == 0
@@ -109,11 +109,11 @@ def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     for first, runs in in_chunks(counts):
         part = slice(first, first + len(runs))
         text = np.frombuffer(b"".join(counts[part]), np.uint8)
-        owner = np.repeat(np.arange(len(runs)), [len(one) for one in counts[part]])
+        owner = np.repeat(np.arange(len(runs)), [len(run_lengths) for run_lengths in counts[part]])
         strange = (text < 48) | (text > 111)
         more = ((text - 48) & 32) != 0
-        cut = np.array([bool(one) and bool((one[-1] - 48) & 32) for one in counts[part]], bool)
-        ends = np.cumsum([len(one) for one in counts[part]])
+        cut = np.array([bool(run_lengths) and bool((run_lengths[-1] - 48) & 32) for run_lengths in counts[part]], bool)
+        ends = np.cumsum([len(run_lengths) for run_lengths in counts[part]])
         more[ends[ends > 0] - 1] = False  # no number reaches into the next mask
         endless = more.copy()
         for groups in range(1, _MOST_GROUPS):

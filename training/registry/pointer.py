@@ -99,7 +99,7 @@ def parse_pointer(value: dict[str, Any] | None, where: str) -> Pointer:
         return Pointer(
             version=str(value["version"]) if value["version"] else None,
             at=str(value["at"]),
-            history=tuple({"version": one["version"], "at": one["at"]} for one in value["history"]),
+            history=tuple({"version": entry["version"], "at": entry["at"]} for entry in value["history"]),
             retired=tuple(map(str, value.get("retired", ()))),
             events=tuple(value.get("events", ())),
         )

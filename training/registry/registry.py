@@ -79,7 +79,7 @@ class Registry:
     def version(self, project: str, name: str) -> VersionInfo:
         """One published version."""
         read_record(self.storage, project, name)
-        return next(one for one in self.versions(project) if one.name == name)
+        return next(version for version in self.versions(project) if version.name == name)
 
     def fetch(self, project: str, version: str, cache: Path) -> Path:
         """A local checkpoint directory below `cache`: complete, every file's sha256 compared, copied once."""
@@ -155,8 +155,12 @@ class Registry:
         Figures are the sum of mask AP and boundary AP that each had when it was judged, on the hold-out of then:
         good enough to choose whom the gate compares with, who measures anew. Without figures: the active one.
         """
-        versions = [one for one in self.versions(project) if one.status == "promoted"]
-        rated = [(_figure(one), number, one.name) for number, one in enumerate(versions) if _figure(one) is not None]
+        versions = [version for version in self.versions(project) if version.status == "promoted"]
+        rated = [
+            (_figure(version), number, version.name)
+            for number, version in enumerate(versions)
+            if _figure(version) is not None
+        ]
         return max(rated)[2] if rated else self.active(project)
 
     def publish_snapshot(self, project: str, directory: Path) -> str:

@@ -27,7 +27,7 @@ def publish_snapshot(storage: Storage, project: str, directory: Path) -> str:
     place = _place(project, folder, manifest_of(contents))
     _upload_missing_pictures(storage, contents, place)
     rest = {name: content for name, content in contents.items() if not name.startswith(_PICTURES)}
-    pictures = manifest_of({name: one for name, one in contents.items() if name not in rest})
+    pictures = manifest_of({name: sha256 for name, sha256 in contents.items() if name not in rest})
     described = {"manifest": facts, "images": pictures}
     publish(storage, folder, SNAPSHOT_RECORD_FILE, rest, described, place=place, content_digest=digest)
     return digest
@@ -36,8 +36,10 @@ def publish_snapshot(storage: Storage, project: str, directory: Path) -> str:
 def list_snapshots(storage: Storage, project: str) -> list[SnapshotInfo]:
     """All published snapshots, oldest first."""
     records = {name: _record(storage, project, name) for name in storage.names(_snapshots(project))}
-    found = [(one["published"], _info(storage, project, one)) for one in records.values() if one is not None]
-    return [info for _, info in sorted(found, key=lambda pair: (pair[0], pair[1].digest))]
+    records_by_time = [
+        (record["published"], _info(storage, project, record)) for record in records.values() if record is not None
+    ]
+    return [info for _, info in sorted(records_by_time, key=lambda pair: (pair[0], pair[1].digest))]
 
 
 def fetch_snapshot(storage: Storage, project: str, digest: str, cache: Path) -> Path:

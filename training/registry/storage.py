@@ -59,11 +59,19 @@ class Storage:
         return self.path(name) if self.is_local else f"{self.url}/{name}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if there is none."""
+        """A file's content; None if there is none.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
         try:
             content: bytes = self.fs.cat_file(self.path(name))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RegistryError(
+                f"{self.describe(name)} cannot be read ({error}); expected a file in a folder or bucket"
+            ) from error
         return content
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -93,10 +101,10 @@ class Storage:
     def names(self, folder: str) -> list[str]:
         """Names directly below a folder, in order; none if there is no such folder. Hidden ones are left out."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            names = self.fs.ls(self.path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        paths = {str(path).rstrip("/") for path in found}
+        paths = {str(path).rstrip("/") for path in names}
         own = self.path(folder).strip("/")  # buckets list a folder's own entry, too
         names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own}
         return sorted(name for name in names if name and not name.startswith("."))
@@ -198,7 +206,7 @@ class RegistryError(ValueError):
 
 
 def checked_name(kind: str, name: str) -> str:
-    """The same name, if it can be a folder's name anywhere.
+    """Return the name if it can be a folder's name anywhere.
 
     Raises:
         RegistryError: it is empty, too long, or could leave its folder.

@@ -30,8 +30,8 @@ Content = Path | bytes
 
 def files_of(directory: Path) -> dict[str, Content]:
     """All files of a directory by name with slashes; hidden ones are left out."""
-    found = sorted(path for path in directory.rglob("*") if path.is_file())
-    relative = {path.relative_to(directory): path for path in found}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    relative = {path.relative_to(directory): path for path in paths}
     return {name.as_posix(): path for name, path in relative.items() if not any(p[0] == "." for p in name.parts)}
 
 
@@ -55,12 +55,7 @@ def upload_files(storage: Storage, contents: Mapping[str, Content], place: Calla
 
 
 def download_files(
-    storage: Storage,
-    manifest: Manifest,
-    place: Callable[[str], str],
-    target: Path,
-    *,
-    shared: Path | None = None,
+    storage: Storage, manifest: Manifest, place: Callable[[str], str], target: Path, *, shared: Path | None = None
 ) -> Path:
     """A local directory with these files, complete and checked; nothing is copied that lies there already.
 
@@ -105,9 +100,9 @@ def _get(storage: Storage, source: str, target: Path, described: dict[str, Any])
         raise RegistryError(
             f"{storage.describe(source)} is gone from the registry; restore it from a backup, or use another version"
         ) from error
-    if (found := _described(target)) != described:
+    if (current := _described(target)) != described:
         raise RegistryError(
-            f"{storage.describe(source)} has {found['bytes']} bytes and sha256 {found['sha256']}, published were "
+            f"{storage.describe(source)} has {current['bytes']} bytes and sha256 {current['sha256']}, published were "
             f"{described['bytes']} bytes and {described['sha256']}: it was damaged or changed; "
             "restore it from a backup, or use another version"
         )

@@ -108,14 +108,14 @@ def folder_names(storage: Storage, project: str) -> list[str]:
 
 def list_versions(storage: Storage, project: str, pointer: Pointer) -> list[VersionInfo]:
     """All published versions, oldest first."""
-    found = []
+    versions = []
     for name in folder_names(storage, project):
         folder = version_folder(project, name)
         record = storage.read_json(f"{folder}/{VERSION_RECORD_FILE}")
         if record is not None:
             marked = storage.read_json(f"{folder}/{STATUS_FILE}") or {}
-            found.append((str(record["published"]), _info(storage, folder, record, marked, pointer)))
-    return [info for _, info in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
+            versions.append((str(record["published"]), _info(storage, folder, record, marked, pointer)))
+    return [info for _, info in sorted(versions, key=lambda pair: (pair[0], pair[1].name))]
 
 
 def fetch_version(storage: Storage, project: str, version: str, cache: Path) -> Path:
@@ -139,7 +139,7 @@ def _info(
         digest=record["digest"],
         status=_status(record["version"], marked.get("status", "candidate"), pointer),
         code=record.get("code", ""),
-        bytes=sum(int(one["bytes"]) for one in record["files"].values()),
+        bytes=sum(int(file["bytes"]) for file in record["files"].values()),
     )
 
 
@@ -225,7 +225,7 @@ def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | Non
     Kept are the active one, all a rollback can reach, the best ever, everything those were finetuned from, and the
     newest `keep` besides.
     """
-    by_name = {one.name: one for one in versions}
+    by_name = {version.name: version for version in versions}
     kept: set[str] = set()
     waiting = [*pointer.in_service(), *([best] if best else [])]
     while waiting:
@@ -233,19 +233,19 @@ def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | Non
         if name in by_name and name not in kept:
             kept.add(name)
             waiting.append(by_name[name].parent)
-    others = [one.name for one in versions if one.name not in kept]
+    others = [version.name for version in versions if version.name not in kept]
     return others[: max(0, len(others) - keep)]
 
 
 def unfinished(storage: Storage, project: str, at: datetime | None = None) -> list[str]:
     """Folders of publications begun more than a day ago and never finished."""
     at = at or datetime.now(UTC)
-    found = []
+    versions = []
     for name in folder_names(storage, project):
         folder = version_folder(project, name)
         if storage.size(f"{folder}/{VERSION_RECORD_FILE}") is None and _is_old(storage, folder, at):
-            found.append(name)
-    return found
+            versions.append(name)
+    return versions
 
 
 def remove_version(storage: Storage, project: str, version: str) -> None:

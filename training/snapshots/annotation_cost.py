@@ -1,11 +1,13 @@
-"""The order of work: how much a person will have to edit in an image, told from the prediction alone.
+"""The order of work: how much a person will have to edit in an image, estimated from the prediction alone.
 
     expected edit = intercept + sum over features of weight x feature        (weights >= 0, actions of `corrections`)
     score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)
 
 Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
 image that is worse in any feature never gets a better score. A model version carries them as effort.json; a version
-without that file, or whose fit orders no better than today's score, keeps `integration.regions.settings.certainty`.
+without that file, or whose fit does not certainly order images it has not seen, keeps
+`integration.regions.settings.certainty`. The images must be ones that the model did not learn from: on those it knows
+it makes few mistakes, and other ones.
 
 Shapes: H, W image size; K images, F features.
 """
@@ -74,8 +76,18 @@ class EffortModel:
 
     @property
     def is_useful(self) -> bool:
-        """Whether it orders images better than today's score does."""
-        return self.rank_correlation > self.baseline
+        """Whether it orders images better than today's score does, and certainly better than chance."""
+        return self.rank_correlation > max(self.baseline, chance_correlation(self.images))
+
+    @property
+    def verdict(self) -> str:
+        """For people: whether tasks are ordered by it, and why."""
+        figures = (
+            f"rank correlation with the edits of {self.images} images: {self.rank_correlation:+.2f} when left out of "
+            f"the fit, the score by certainty {self.baseline:+.2f}, chance up to {chance_correlation(self.images):+.2f}"
+        )
+        order = "by the edits they are expected to take" if self.is_useful else "by certainty: that is no worse"
+        return f"tasks are ordered {order} ({figures})"
 
     def expected_edit(self, features: Mapping[str, float]) -> float:
         """Actions of the hand that an image will take, from its features."""
@@ -118,9 +130,9 @@ def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> d
         shown: instances that the annotator sees.
         hidden: instances that were found but left out because of their score.
     """
-    rows = [_object_features(one, [*shown, *hidden]) for one in shown]
+    rows = [_object_features(instance, [*shown, *hidden]) for instance in shown]
     totals = {name: float(sum(row.get(name, 0.0) for row in rows)) for name in FEATURES}
-    totals["hidden"] = float(sum(_unit(one.score) for one in hidden))
+    totals["hidden"] = float(sum(_unit(instance.score) for instance in hidden))
     totals["nothing"] = float(not shown)
     return totals
 
@@ -173,9 +185,14 @@ def rank_correlation(expected: Sequence[float] | np.ndarray, real: Sequence[floa
     from scipy.stats import rankdata
 
     ranks = [rankdata(np.asarray(values, dtype=np.float64)) for values in (expected, real)]
-    if any(np.ptp(one) == 0 for one in ranks):
+    if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def chance_correlation(images: int) -> float:
+    """What the rank correlation of an order without any sense stays below with 95 % confidence, for so many images."""
+    return 1.645 / math.sqrt(max(images - 1, 1))
 
 
 def _solve(matrix: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
@@ -197,31 +214,33 @@ def _cross_fitted(matrix: np.ndarray, target: np.ndarray, folds: int = 5) -> np.
     return expected
 
 
-def _object_features(one: Instance, everything: Sequence[Instance]) -> dict[str, float]:
-    doubt = 1 - _unit(one.score)
-    mask_box, corners = _outline(one)
+def _object_features(instance: Instance, everything: Sequence[Instance]) -> dict[str, float]:
+    doubt = 1 - _unit(instance.score)
+    mask_box, corners = _outline(instance)
     vertices = corners / _CORNERS_A_VERTEX
-    nodes = one.incoherent_nodes or 0
+    nodes = instance.incoherent_nodes or 0
     return {
         "objects": 1.0,
         "doubt": doubt,
         "outline": vertices,
         "doubtful_outline": vertices * doubt,
-        "uncertain_outline": vertices * _unit(one.uncertainty),
-        "box": 1 - _box_iou(one.box_xyxy, mask_box),
-        "class": max((_box_iou(one.box_xyxy, o.box_xyxy) for o in everything if o.label != one.label), default=0.0),
+        "uncertain_outline": vertices * _unit(instance.uncertainty),
+        "box": 1 - _box_iou(instance.box_xyxy, mask_box),
+        "class": max(
+            (_box_iou(instance.box_xyxy, o.box_xyxy) for o in everything if o.label != instance.label), default=0.0
+        ),
         "nodes": nodes / 100,
     }
 
 
-def _outline(one: Instance) -> tuple[Sequence[float], int]:
+def _outline(instance: Instance) -> tuple[Sequence[float], int]:
     """Box around the mask (all 0 when it is empty) and its outline's length; looks into the detector's box first."""
-    height, width = one.mask_hw.shape
-    left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in one.box_xyxy)
+    height, width = instance.mask_hw.shape
+    left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in instance.box_xyxy)
     rows, columns = slice(max(top - 2, 0), max(bottom + 3, 0)), slice(max(left - 2, 0), max(right + 3, 0))
-    window = one.mask_hw[rows, columns]
+    window = instance.mask_hw[rows, columns]
     if not window.any():
-        rows, columns, window = slice(0, height), slice(0, width), one.mask_hw
+        rows, columns, window = slice(0, height), slice(0, width), instance.mask_hw
     if not window.any():
         return (0.0, 0.0, 0.0, 0.0), 0
     x, y, right, bottom = box_of(window)
@@ -229,12 +248,12 @@ def _outline(one: Instance) -> tuple[Sequence[float], int]:
     return box, outline_length(window)
 
 
-def _box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+def _box_iou(box: Sequence[float], other: Sequence[float]) -> float:
     """Of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
     shared = max(width, 0.0) * max(height, 0.0)
-    union = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
     return shared / union if shared > 0 and union > 0 else 0.0
 
 

@@ -143,16 +143,16 @@ def find_corrections(
     """
     shown = list(predicted or ())
     partner = match_objects(shown, annotated, same_iou=rules.same_iou)
-    found = []
+    corrections = []
     for number, drawn in enumerate(annotated):
         origin = partner.get(number)
         if origin is None:
             weight = rules.weight_unseen if predicted is None else rules.weight_corrected
-            found.append(_added(number, drawn, outline_px, rules, weight))
+            corrections.append(_added(number, drawn, outline_px, rules, weight))
         else:
-            found.append(_edited(number, drawn, origin, shown[origin], outline_px, rules))
+            corrections.append(_edited(number, drawn, origin, shown[origin], outline_px, rules))
     taken = set(partner.values())
-    return found + [_deleted(n, one, rules) for n, one in enumerate(shown) if n not in taken]
+    return corrections + [_deleted(n, region, rules) for n, region in enumerate(shown) if n not in taken]
 
 
 def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn], *, same_iou: float) -> dict[int, int]:
@@ -182,7 +182,7 @@ def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn], *, sam
 
 def edit_cost(corrections: Sequence[Correction]) -> float:
     """Actions of the hand that an image took."""
-    return float(sum(one.cost for one in corrections))
+    return float(sum(correction.cost for correction in corrections))
 
 
 def _added(number: int, drawn: Drawn, outline_px: Outliner, rules: CorrectionRules, weight: float) -> Correction:

@@ -108,9 +108,9 @@ def _check_image(path: Path, sha256: str, check_pixels: bool) -> None:
     if not path.is_file():
         raise SnapshotError(f"the image {path} of a snapshot is missing; copy or take the snapshot again")
     if check_pixels:
-        found = pixels_sha256(pillow_pixels(path))
-        if found != sha256:
-            raise SnapshotError(f"{path} has pixels with the hash {found}, expected {sha256}; take the snapshot again")
+        digest = pixels_sha256(pillow_pixels(path))
+        if digest != sha256:
+            raise SnapshotError(f"{path} has pixels with the hash {digest}, expected {sha256}; take the snapshot again")
 
 
 def pillow_pixels(file: Path) -> np.ndarray:
@@ -203,7 +203,7 @@ def image_record(
                 f"{(height, width)} with at least one pixel"
             )
     annotations = [_annotation(drawn, category_of[drawn.label]) for drawn in objects]
-    annotations.sort(key=lambda one: _canonical({**one, "region_ids": []}))
+    annotations.sort(key=lambda annotation: _canonical({**annotation, "region_ids": []}))
     image = {
         "height": height,
         "width": width,
@@ -218,7 +218,7 @@ def coco_file(records: Sequence[ImageRecord], classes: Sequence[str], first_imag
     """A COCO data set of records in the order of their content hashes; ids count from 1 in that order."""
     images: list[Json] = []
     annotations: list[Json] = []
-    for record in sorted(records, key=lambda one: one.sha256):
+    for record in sorted(records, key=lambda record: record.sha256):
         image_id = first_image_id + len(images)
         images.append({"id": image_id, **record.image})
         for entry in record.annotations:

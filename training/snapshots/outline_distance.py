@@ -73,12 +73,7 @@ def compare_outlines(mask_hw: np.ndarray, other_hw: np.ndarray, *, margin_px: in
 
 
 def moved_band(
-    mask_hw: np.ndarray,
-    other_hw: np.ndarray,
-    compared: OutlineDistance,
-    *,
-    accepted_px: float,
-    band_px: float,
+    mask_hw: np.ndarray, other_hw: np.ndarray, compared: OutlineDistance, *, accepted_px: float, band_px: float
 ) -> np.ndarray:
     """Where an outline was moved, bool H x W.
 

@@ -1,4 +1,4 @@
-"""Pictures of corrections: bars for each label, and the objects whose outlines people moved farthest.
+"""Pictures of the objects whose outlines people moved farthest.
 
 Shapes: H, W image size.
 """
@@ -6,55 +6,16 @@ Shapes: H, W image size.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from model.instance import box_of
 from training.snapshots.corrections import Correction
 
-#: Told apart by people who confuse red and green.
-COLOURS = {
-    "kept": "#009e73",
-    "moved": "#e69f00",
-    "relabelled": "#cc79a7",
-    "deleted": "#d55e00",
-    "added": "#0072b2",
-}
 BEFORE_RGB, AFTER_RGB = (255, 110, 0), (0, 230, 255)
-MOST_LABELS = 25
 _TILE_PX, _CAPTION_PX, _GAP_PX, _COLUMNS = 240, 18, 6, 4
-
-
-def draw_correction_bars(report: Mapping[str, Any]) -> Image.Image:
-    """What became of the objects of each label, the most frequent on top; and how far outlines were moved."""
-    rows = sorted(report["labels"].items(), key=lambda item: -_objects(item[1]))[:MOST_LABELS]
-    rows = [row for row in rows if _objects(row[1])][::-1]
-    figure = Figure(figsize=(9, 1.6 + 0.32 * max(len(rows), 1)), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    objects, moved = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    names = [label for label, _ in rows]
-    left = np.zeros(len(rows))
-    for kind, colour in COLOURS.items():
-        widths = np.array([_count(figures, kind) for _, figures in rows], float)
-        objects.barh(names, widths, left=left, color=colour, label=kind)
-        left += widths
-    objects.set_xlabel("objects")
-    figure.legend(loc="outside upper left", ncols=len(COLOURS), frameon=False)
-    moved.barh(names, [figures["moved_mean_px"] or 0.0 for _, figures in rows], color=COLOURS["moved"])
-    moved.set_xlabel("moved outlines, mean px")
-    for axes in (objects, moved):
-        axes.spines[["top", "right"]].set_visible(False)
-    hidden = len(report["labels"]) - len(rows)
-    if hidden > 0 and len(rows) == MOST_LABELS:
-        figure.text(0.99, 0.005, f"{hidden} more labels in report.md", ha="right", va="bottom", fontsize=7)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 class MostMoved:
@@ -65,20 +26,16 @@ class MostMoved:
         self._tiles: list[tuple[float, str, Image.Image]] = []
 
     def add(
-        self,
-        image_rgb: np.ndarray,
-        before_hw: np.ndarray,
-        after_hw: np.ndarray,
-        one: Correction,
-        *,
-        name: str,
+        self, image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, correction: Correction, *, name: str
     ) -> None:
         """Take an object, if it is among the farthest so far; `name` tells it apart, e.g. "task 7 r2"."""
-        if not one.vertices or (len(self._tiles) >= self.limit and (one.mean_px, name) <= self._tiles[0][:2]):
+        if not correction.vertices or (
+            len(self._tiles) >= self.limit and (correction.mean_px, name) <= self._tiles[0][:2]
+        ):
             return
-        caption = f"{one.label}  {one.mean_px:.1f} px, max {one.max_px:.0f}  {name}"
+        caption = f"{correction.label}  {correction.mean_px:.1f} px, max {correction.max_px:.0f}  {name}"
         tile = _tile(image_rgb, before_hw, after_hw, caption)
-        heapq.heappush(self._tiles, (one.mean_px, name, tile))
+        heapq.heappush(self._tiles, (correction.mean_px, name, tile))
         if len(self._tiles) > self.limit:
             heapq.heappop(self._tiles)
 
@@ -96,14 +53,6 @@ class MostMoved:
             x, y = number % columns * width, number // columns * height
             sheet.paste(tile, (x + _GAP_PX, y + _GAP_PX + _CAPTION_PX))
         return sheet
-
-
-def _objects(figures: Mapping[str, Any]) -> int:
-    return int(sum(_count(figures, kind) for kind in COLOURS))
-
-
-def _count(figures: Mapping[str, Any], kind: str) -> int:
-    return int(figures[kind] + (figures["unseen"] if kind == "added" else 0))
 
 
 def _tile(image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, caption: str) -> Image.Image:

@@ -50,8 +50,8 @@ def image_entry(
         "shown": shown,
         "model_version": model_version,
         "prediction_score": prediction_score,
-        "cost": round(sum(one.cost for one in corrections), 3),
-        "objects": [_object_entry(one) for one in corrections],
+        "cost": round(sum(correction.cost for correction in corrections), 3),
+        "objects": [_object_entry(correction) for correction in corrections],
     }
 
 
@@ -69,10 +69,10 @@ def build_correction_report(images: Iterable[Json], left_out: Sequence[Json] = (
     """
     entries = sorted(images, key=lambda entry: entry["sha256"])
     labels: dict[str, list[tuple[Json, float, bool]]] = {}
-    for entry in entries:
-        for one, seconds in _with_seconds(entry):
-            key = one["predicted_label"] or one["label"]
-            labels.setdefault(key, []).append((one, seconds, entry["shown"]))
+    for image in entries:
+        for entry, seconds in _with_seconds(image):
+            key = entry["predicted_label"] or entry["label"]
+            labels.setdefault(key, []).append((entry, seconds, image["shown"]))
     everything = [row for rows in labels.values() for row in rows]
     return {
         "totals": {**_figures(everything), **_image_figures(entries)},
@@ -86,73 +86,52 @@ def correction_report_markdown(report: Mapping[str, Any], title: str) -> str:
     """The report as a page with one table."""
     totals = report["totals"]
     lines = [f"# {title}", "", _summary(totals), ""]
-    heads = (
-        "label",
-        "predicted",
-        *SHOWN,
-        "added",
-        "unseen",
-        "accepted",
-        "moved, mean px",
-        "max px",
-        "work",
-        "seconds",
-    )
+    heads = ("label", "predicted", *SHOWN, "added", "unseen", "accepted", "moved, mean px", "max px", "work", "seconds")
     lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for label, figures in [*report["labels"].items(), ("**all**", totals)]:
         lines.append(f"| {label} | " + " | ".join(_cells(figures)) + " |")
-    lines += [
-        "",
-        "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing.",
-    ]
+    lines += ["", "Work is counted in actions of the hand: one for each vertex moved or drawn, and a few for choosing."]
     return "\n".join(lines + _reasons(report["left_out"])) + "\n"
 
 
-def _object_entry(one: Correction) -> Json:
+def _object_entry(correction: Correction) -> Json:
     return {
-        "correction": one.kind,
-        "label": one.label,
-        "predicted_label": one.predicted_label,
-        "score": one.score,
-        "iou": round(one.iou, 4),
-        "mean_px": round(one.mean_px, 3),
-        "max_px": round(one.max_px, 3),
-        "vertices": one.vertices,
-        "cost": round(one.cost, 3),
+        "correction": correction.kind,
+        "label": correction.label,
+        "predicted_label": correction.predicted_label,
+        "score": correction.score,
+        "iou": round(correction.iou, 4),
+        "mean_px": round(correction.mean_px, 3),
+        "max_px": round(correction.max_px, 3),
+        "vertices": correction.vertices,
+        "cost": round(correction.cost, 3),
     }
 
 
 def _with_seconds(entry: Json) -> list[tuple[Json, float]]:
     objects = entry["objects"] or [_nothing(entry["shown"])]
-    total = sum(1 + one["cost"] for one in objects)
-    return [(one, (entry["seconds"] or 0.0) * (1 + one["cost"]) / total) for one in objects]
+    total = sum(1 + object["cost"] for object in objects)
+    return [(object, (entry["seconds"] or 0.0) * (1 + object["cost"]) / total) for object in objects]
 
 
 def _nothing(shown: bool) -> Json:
-    return {
-        "correction": "",
-        "label": NO_OBJECT,
-        "predicted_label": None,
-        "vertices": 0,
-        "cost": 0.0,
-        "shown": shown,
-    }
+    return {"correction": "", "label": NO_OBJECT, "predicted_label": None, "vertices": 0, "cost": 0.0, "shown": shown}
 
 
 def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
-    kinds = [one["correction"] for one, _, _ in rows]
+    kinds = [entry["correction"] for entry, _, _ in rows]
     counts: Json = {kind: kinds.count(kind) for kind in SHOWN}
     predicted = sum(counts.values())
-    moved = [one for one, _, _ in rows if one["vertices"] and one["predicted_label"]]
+    moved = [entry for entry, _, _ in rows if entry["vertices"] and entry["predicted_label"]]
     return {
         "predicted": predicted,
         **counts,
-        "added": sum(one["correction"] == "added" and shown for one, _, shown in rows),
-        "unseen": sum(one["correction"] == "added" and not shown for one, _, shown in rows),
+        "added": sum(entry["correction"] == "added" and shown for entry, _, shown in rows),
+        "unseen": sum(entry["correction"] == "added" and not shown for entry, _, shown in rows),
         "acceptance": counts["kept"] / predicted if predicted else None,
-        "moved_mean_px": statistics.fmean(one["mean_px"] for one in moved) if moved else None,
-        "moved_max_px": max(one["max_px"] for one in moved) if moved else None,
-        "cost": round(sum(one["cost"] for one, _, _ in rows), 3),
+        "moved_mean_px": statistics.fmean(entry["mean_px"] for entry in moved) if moved else None,
+        "moved_max_px": max(entry["max_px"] for entry in moved) if moved else None,
+        "cost": round(sum(entry["cost"] for entry, _, _ in rows), 3),
         "seconds": round(sum(seconds for _, seconds, _ in rows), 3),
     }
 
@@ -195,9 +174,9 @@ def _reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
     if not left_out:
         return []
     counted: dict[str, list[str]] = {}
-    for one in left_out:
-        place = f"task {one['task']}" + (f" region {one['region']}" if one["region"] else "")
-        counted.setdefault(one["reason"], []).append(place)
+    for region in left_out:
+        place = f"task {region['task']}" + (f" region {region['region']}" if region["region"] else "")
+        counted.setdefault(region["reason"], []).append(place)
     lines = ["", f"## Left out: {len(left_out)}", ""]
     for reason, places in sorted(counted.items(), key=lambda item: -len(item[1])):
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""

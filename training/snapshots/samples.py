@@ -32,12 +32,7 @@ class SnapshotSamples(Sequence[WeightedSample]):
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        band_weight: float = 1.0,
-        part: str = "train",
-        without: Collection[str] = (),
+        self, directory: Path, *, band_weight: float = 1.0, part: str = "train", without: Collection[str] = ()
     ) -> None:
         self.snapshot: Snapshot = open_snapshot(directory)
         self.band_weight = band_weight

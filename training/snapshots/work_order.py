@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from training.snapshots.annotation_cost import rank_correlation
+from training.visualization.charts import draw_coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +50,14 @@ def work_covered(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | 
     _, group = np.unique(values, return_inverse=True)
     mean_of_group = np.bincount(group, real) / np.bincount(group)
     ordered = mean_of_group[np.sort(group)]
-    found = np.concatenate([[0.0], np.cumsum(ordered)])
-    return found / found[-1] if found[-1] > 0 else np.linspace(0, 1, len(found))
+    covered = np.concatenate([[0.0], np.cumsum(ordered)])
+    return covered / covered[-1] if covered[-1] > 0 else np.linspace(0, 1, len(covered))
 
 
 def draw_orders(scores: Mapping[str, Sequence[float]], edits: Sequence[float]) -> Image.Image:
-    """Share of the work found against share of the images opened, one line an order, with random and perfect."""
-    figure = Figure(figsize=(6.4, 4.6), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    opened = np.linspace(0, 100, len(edits) + 1)
+    """Draw the work covered by each order, the perfect one and a random one."""
     lines = {**scores, "perfect": [-edit for edit in edits]}
-    styles = dict(zip(lines, ("-", "--", "-."), strict=False)) | {"perfect": ":"}
-    colours = dict(zip(lines, ("#0072b2", "#e69f00", "#cc79a7"), strict=False)) | {"perfect": "#666666"}
-    for name, values in lines.items():
-        axes.plot(opened, 100 * work_covered(values, edits), styles[name], color=colours[name], label=name)
-    axes.plot([0, 100], [0, 100], color="#bbbbbb", lw=1, label="random")
-    axes.set(xlabel="images opened, %", ylabel="edits found, %", xlim=(0, 100), ylim=(0, 101))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return draw_coverage({name: work_covered(values, edits) for name, values in lines.items()})
 
 
 def _figures(expected: np.ndarray, real: np.ndarray, draws: np.ndarray) -> OrderFigures:

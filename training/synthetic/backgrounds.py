@@ -104,12 +104,7 @@ def _bokeh(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return image + noise(rng, height, width, coarsest_px=40, octaves=3)[..., None] * 0.02
 
 
-BACKGROUNDS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
-    _ground,
-    _planks,
-    _cloth,
-    _bokeh,
-)
+BACKGROUNDS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (_ground, _planks, _cloth, _bokeh)
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

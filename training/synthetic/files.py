@@ -12,13 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from training.synthetic.scenes import (
-    CLASSES,
-    Scene,
-    generate_scene,
-    scene_contact_sheet,
-    scene_seed,
-)
+from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_contact_sheet, scene_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +25,7 @@ class WrittenScenes:
 
 
 def write_scenes(
-    folder: Path,
-    split: str,
-    indices: Sequence[int],
-    *,
-    width: int = 384,
-    height: int = 288,
-    sheet: Path | None = None,
+    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288, sheet: Path | None = None
 ) -> WrittenScenes:
     """Write scenes into ``folder/images`` and ``folder/instances.json``; optionally a contact sheet PNG."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -69,8 +57,4 @@ def _annotation(image_id: int, label: str, mask_hw: np.ndarray) -> dict[str, Any
     encoded = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
     segmentation = {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
     measures = {"area": int(rle.area(encoded)), "bbox": rle.toBbox(encoded).tolist(), "iscrowd": 0}
-    return {
-        "image_id": image_id,
-        "category_id": CLASSES.index(label) + 1,
-        "segmentation": segmentation,
-    } | measures
+    return {"image_id": image_id, "category_id": CLASSES.index(label) + 1, "segmentation": segmentation} | measures

@@ -144,12 +144,7 @@ def _base_colour(rng: np.random.Generator, label: str) -> tuple[np.ndarray, floa
 
 
 def _paint(
-    rng: np.random.Generator,
-    label: str,
-    alpha: np.ndarray,
-    grooves: np.ndarray,
-    light: float,
-    length_px: float,
+    rng: np.random.Generator, label: str, alpha: np.ndarray, grooves: np.ndarray, light: float, length_px: float
 ) -> np.ndarray:
     """Surface texture, rounded edges that catch the light, a gloss, grooves."""
     height, width = alpha.shape

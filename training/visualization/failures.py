@@ -17,15 +17,15 @@ from training.evaluation.incoherence_analysis import match_to_truth
 from training.metrics.coco import boundary_mask
 
 
-def boundary_error(found: np.ndarray, truth: np.ndarray, ratio: float = 0.02) -> float:
+def boundary_error(mask: np.ndarray, truth: np.ndarray, ratio: float = 0.02) -> float:
     """1 - IoU of two bool H x W masks' inner bands; 0 where both are empty."""
-    return 1 - overlap(boundary_mask(found, ratio), boundary_mask(truth, ratio))
+    return 1 - overlap(boundary_mask(mask, ratio), boundary_mask(truth, ratio))
 
 
-def overlap(one: np.ndarray, other: np.ndarray) -> float:
+def overlap(mask: np.ndarray, other: np.ndarray) -> float:
     """IoU of bool masks; 1 where both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
+    union = int((mask | other).sum())
+    return int((mask & other).sum()) / union if union else 1.0
 
 
 @torch.inference_mode()
@@ -43,21 +43,21 @@ def find_failures(
     resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     cases: list[dict[str, Any]] = []
     for index, sample in usable_samples(samples):
-        one = network([to_network_input(sample, resize, cfg.INPUT.FORMAT)])[0]["instances"].to("cpu")
-        one = one[one.scores >= min_score]
-        matched, partner = match_to_truth(sample, one.pred_boxes, one.pred_classes)
+        instances = network([to_network_input(sample, resize, cfg.INPUT.FORMAT)])[0]["instances"].to("cpu")
+        instances = instances[instances.scores >= min_score]
+        matched, partner = match_to_truth(sample, instances.pred_boxes, instances.pred_classes)
         for detection, truth in zip(matched.tolist(), partner.tolist(), strict=True):
-            found, right = one.pred_masks[detection].numpy().astype(bool), sample.masks[truth]
+            predicted, right = instances.pred_masks[detection].numpy().astype(bool), sample.masks[truth]
             cases.append(
                 {
                     "image": sample.image,
                     "image_id": sample.image_id,
                     "truth": right,
-                    "found": found,
-                    "box_xyxy": one.pred_boxes.tensor[detection].numpy(),
+                    "found": predicted,
+                    "box_xyxy": instances.pred_boxes.tensor[detection].numpy(),
                     "name": samples.class_names[int(sample.classes[truth])],
-                    "error": boundary_error(found, right, ratio),
-                    "mask_iou": overlap(found, right),
+                    "error": boundary_error(predicted, right, ratio),
+                    "mask_iou": overlap(predicted, right),
                 }
             )
         cases = sorted(cases, key=lambda case: -case["error"])[:count]

@@ -1,4 +1,4 @@
-"""What a network thought of one image, ready to be drawn.
+"""Boxes, masks by depth, nodes and attention of one image, ready to be drawn.
 
 Shape shorthand: R instances, L quadtree levels, S side of a level, T tokens of a sequence.
 """
@@ -118,19 +118,19 @@ def observe(network: nn.Module, cfg: CfgNode, image: np.ndarray) -> Observation:
     with recorded_refinement(network) as records:
         if attends:
             with recorded_attention(network) as (layer, given):
-                (found,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
+                (instances,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
         else:
-            (found,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
-    height, width = found.image_size
+            (instances,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
+    height, width = instances.image_size
     scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     references = head.coarse_size**2 if head.settings.reference_points else 0
     if not records:
         raise ValueError("the network found no instance on this image")
     return Observation(
         image,
-        found.pred_boxes.tensor.cpu().numpy() * scale,
-        found.pred_classes.cpu().numpy(),
-        found.scores.cpu().numpy(),
+        instances.pred_boxes.tensor.cpu().numpy() * scale,
+        instances.pred_classes.cpu().numpy(),
+        instances.scores.cpu().numpy(),
         records[0],
         head.sizes,
         head.settings.propagation,

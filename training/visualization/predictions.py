@@ -14,15 +14,7 @@ if TYPE_CHECKING:  # drawing needs no torch
     from detectron2.structures import Instances
 
 _COLOURS = np.array(
-    [
-        [230, 60, 60],
-        [60, 180, 75],
-        [60, 110, 235],
-        [245, 190, 40],
-        [170, 60, 220],
-        [40, 200, 210],
-        [250, 130, 40],
-    ]
+    [[230, 60, 60], [60, 180, 75], [60, 110, 235], [245, 190, 40], [170, 60, 220], [40, 200, 210], [250, 130, 40]]
 )
 
 
@@ -50,11 +42,11 @@ class Comparison:
         self.least_score = least_score
         self.pictures: list[list[np.ndarray]] = []
 
-    def __call__(self, sample: Sample, found: Instances) -> None:
-        """Add a row, if there is room. ``found`` has ``pred_masks`` and ``pred_coarse_masks``."""
+    def __call__(self, sample: Sample, instances: Instances) -> None:
+        """Add a row, if there is room. ``instances`` has ``pred_masks`` and ``pred_coarse_masks``."""
         if len(self.pictures) >= self.rows:
             return
-        shown = found[found.scores >= self.least_score]
+        shown = instances[instances.scores >= self.least_score]
         colours = shown.pred_classes.numpy()
         kinds = [
             (sample.masks, sample.classes),

@@ -1,1 +1,1 @@
-"""How many workers and hosts a number of images a day needs: figures of this machine, and a simulation of the queue."""
+"""How many workers and hosts a number of images a day needs: figures of this machine."""

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from backend.settings import SHIPPED_MODEL
+from backend.settings import SCENES_MODEL
 
 
 @click.command()
 @click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=SHIPPED_MODEL,
-    help="Checkpoint directory to measure; the model that ships by default.",
+    default=SCENES_MODEL,
+    help="Checkpoint directory to measure; scenes-small by default.",
 )
 @click.option(
     "--batches", type=click.IntRange(2), default=30, show_default=True, help="Measured of each size (1, 2, 4, 8)."

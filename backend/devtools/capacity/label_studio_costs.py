@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +16,11 @@ import requests
 from backend.devtools.capacity.figures import LabelStudioFigures
 from backend.devtools.capacity.service_times import Report
 from backend.devtools.load.measuring import ServedModelRun
-from backend.devtools.soak.harness import processor_s
+from backend.devtools.programs import processor_s, running_program
 from backend.errors import StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
-from backend.processes.parent_death import ends_with_parent
+from backend.processes.waiting import wait_until
 from backend.settings import load_settings
 from integration.label_studio.client import LabelStudioClient
 
@@ -30,11 +28,10 @@ Json = dict[str, Any]
 TASK_CHUNK, FILE_CHUNK = 250, 8
 # Two projects; Label Studio keeps a project's tasks, files and predictions apart.
 PUSHED, ASKED = "Capacity: pushed", "Capacity: asked for"
-STOP_S = 20.0
 
 
 @contextlib.contextmanager
-def label_studio(told: Report) -> Iterator[tuple[LabelStudioServer, int]]:
+def label_studio(tell: Report) -> Iterator[tuple[LabelStudioServer, int]]:
     """A fresh one in a folder that goes with it, and its process.
 
     Raises:
@@ -43,35 +40,10 @@ def label_studio(told: Report) -> Iterator[tuple[LabelStudioServer, int]]:
     with TemporaryDirectory() as folder:
         server = LabelStudioServer(Path(folder), free_port())
         server.check_installed()
-        log = Path(folder) / "log.txt"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                server.command,
-                env={**environ, **server.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                preexec_fn=ends_with_parent(),
-            )
-        try:
-            _await(server, process, log, told)
+        with running_program("label-studio", server.command, server.environment, Path(folder)) as process:
+            tell("Label Studio starts, which takes a minute")
+            wait_until(server.is_up, "Label Studio", COLD_START_S, poll_s=1.0, process=process)
             yield server, process.pid
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)
-            process.kill()
-            process.wait()
-
-
-def _await(server: LabelStudioServer, process: subprocess.Popen[bytes], log: Path, told: Report) -> None:
-    begun = time.monotonic()
-    told("Label Studio starts, which takes a minute")
-    while not server.is_up():
-        if process.poll() is not None or time.monotonic() - begun > COLD_START_S:
-            last = log.read_text(encoding="utf-8", errors="replace")[-300:]
-            raise StartError(f"Label Studio did not get ready within {COLD_START_S:.0f} s. It said: {last}")
-        time.sleep(1)
 
 
 @dataclass
@@ -91,7 +63,7 @@ class LabelStudioCosts:
     rows: Sequence[Json]
     label_config: str
     files: Sequence[bytes]
-    told: Report
+    tell: Report
     _used_ms: dict[str, float] = field(default_factory=dict)
 
     def measure(self, tasks: int, retrieved: int) -> LabelStudioFigures:
@@ -109,7 +81,7 @@ class LabelStudioCosts:
             version=self._version(),
             database="SQLite",
             tasks=tasks,
-            regions_a_prediction=round(sum(len(one["result"]) for one in self.rows) / len(self.rows), 2),
+            regions_a_prediction=round(sum(len(row["result"]) for row in self.rows) / len(self.rows), 2),
             tasks_imported_a_second=round(tasks / tasks_s, 1),
             uploads_a_second=round(len(self.files) / uploads_s, 1),
             predictions_imported_a_second=round(tasks / predictions_s, 1),
@@ -132,21 +104,21 @@ class LabelStudioCosts:
         ids: list[int] = []
         seconds = 0.0
         for start in range(0, count, TASK_CHUNK):
-            self.told(f"Label Studio imports tasks: {start} of {count}")
+            self.tell(f"Label Studio imports tasks: {start} of {count}")
             rows = [self._task(number) for number in range(start, min(count, start + TASK_CHUNK))]
             timed_s, answer = self._timed(
                 "tasks_imported", count, functools.partial(client.import_tasks, project, rows)
             )
             seconds += timed_s
-            ids += [int(one) for one in answer["task_ids"]]
+            ids += [int(task_id) for task_id in answer["task_ids"]]
         return seconds, ids
 
     def _task(self, number: int) -> Json:
         return {"data": {"image": self.service.images[number % len(self.service.images)]}}
 
     def _import_predictions(self, client: LabelStudioClient, project: int, ids: Sequence[int]) -> float:
-        self.told(f"Label Studio imports {len(ids)} predictions")
-        rows = [{"task": one, **self.rows[number % len(self.rows)]} for number, one in enumerate(ids)]
+        self.tell(f"Label Studio imports {len(ids)} predictions")
+        rows = [{"task": task_id, **self.rows[number % len(self.rows)]} for number, task_id in enumerate(ids)]
         chunk = load_settings().push_chunk
         push = functools.partial(client.import_predictions, project, rows, chunk=chunk)
         seconds, stored = self._timed("predictions_imported", len(rows), push)
@@ -154,7 +126,7 @@ class LabelStudioCosts:
         return seconds
 
     def _upload(self, client: LabelStudioClient, project: int) -> float:
-        self.told(f"Label Studio takes {len(self.files)} files")
+        self.tell(f"Label Studio takes {len(self.files)} files")
         with TemporaryDirectory() as folder:
             paths = [Path(folder) / f"scene-{number:03d}.png" for number in range(len(self.files))]
             for path, file in zip(paths, self.files, strict=True):
@@ -164,7 +136,7 @@ class LabelStudioCosts:
             return self._timed("uploads", len(paths), lambda: [upload(chunk) for chunk in chunks])[0]
 
     def _retrieve(self, client: LabelStudioClient, count: int) -> float:
-        self.told(f"Label Studio asks for {count} predictions")
+        self.tell(f"Label Studio asks for {count} predictions")
         project = int(client.create_project(title=ASKED, label_config=self.service.config)["id"])
         client.import_tasks(project, [self._task(number) for number in range(count)])
         client.create_backend(project, url=self.service.stage.address, title="stub-1")
@@ -176,11 +148,11 @@ class LabelStudioCosts:
     def _timed(self, name: str, count: int, act: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds of a part of it, and what it gave; the processor time a piece is added up."""
         used_s, begun = processor_s(self.pid), time.perf_counter()
-        found = act()
+        result = act()
         seconds = time.perf_counter() - begun
         used_ms = (processor_s(self.pid) - used_s) / count * 1000
         self._used_ms[name] = self._used_ms.get(name, 0.0) + used_ms
-        return seconds, found
+        return seconds, result
 
 
 def _expect(stored: int, count: int) -> None:

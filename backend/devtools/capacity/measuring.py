@@ -49,13 +49,13 @@ class CapacityMeasurement:
     Args:
         model: checkpoint directory; None: a model that costs nothing in its place, for tests.
         with_label_studio: whether to start one.
-        told: hears what goes on.
+        tell: hears what goes on.
     """
 
     model: Path | None
     sizes: Sizes
     with_label_studio: bool
-    told: Report
+    tell: Report
     _missing: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Figures:
@@ -66,18 +66,18 @@ class CapacityMeasurement:
         """
         machine = this_machine()
         files = service_times.scene_files(self.sizes.pictures)
-        self.told("starting the service")
+        self.tell("starting the service")
         with ServedModelRun(self.model, files, max(self.sizes.batch_sizes)) as service:
             machine.device = service_times.device(service)
             name = service_times.model_name(service.stage.model)
-            batches = service_times.batch_seconds(service, self.sizes.batch_sizes, self.sizes.batches, self.told)
-            self.told("many tasks at once")
+            batches = service_times.batch_seconds(service, self.sizes.batch_sizes, self.sizes.batches, self.tell)
+            self.tell("many tasks at once")
             together, bytes_finished = service_times.many_tasks_seconds(service, batches[1])
             rows = service_times.predictions(service, self.sizes.pictures)
             config = service.config
         bytes_waiting = bytes_of_waiting(config, self.sizes.tasks)
         with ServedModelRun(None, files, load_settings().max_batch) as stub:
-            queue = queue_figures(stub, self.sizes.tasks, self.sizes.singles, bytes_finished, bytes_waiting, self.told)
+            queue = queue_figures(stub, self.sizes.tasks, self.sizes.singles, bytes_finished, bytes_waiting, self.tell)
             imported = self._label_studio(stub, rows, config, files)
         machine.load_after = round(os.getloadavg()[0], 2)
         return Figures(
@@ -100,8 +100,8 @@ class CapacityMeasurement:
             self._missing["label_studio"] = "left out (--no-label-studio)"
             return None
         try:
-            with label_studio(self.told) as (server, pid):
-                costs = LabelStudioCosts(server, pid, stub, rows, config, files, self.told)
+            with label_studio(self.tell) as (server, pid):
+                costs = LabelStudioCosts(server, pid, stub, rows, config, files, self.tell)
                 return costs.measure(self.sizes.tasks, self.sizes.retrieved)
         except ServiceError as error:
             # The other figures took minutes; they are of use without this one.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from backend.devtools.capacity.figures import Cost, QueueFigures
 from backend.devtools.capacity.service_times import Report, stored_bytes
 from backend.devtools.load.measuring import ServedModelRun
-from backend.devtools.soak.harness import PROJECT, SoakHarness, processor_s
+from backend.devtools.soak.harness import PROJECT, ServiceHarness
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.settings import load_settings
 
@@ -16,7 +15,7 @@ LABELS = ("thing",)
 
 
 def queue_figures(
-    service: ServedModelRun, tasks: int, singles: int, bytes_finished: float, bytes_waiting: float, told: Report
+    service: ServedModelRun, tasks: int, singles: int, bytes_finished: float, bytes_waiting: float, tell: Report
 ) -> QueueFigures:
     """Throughput and processor time with a stub.
 
@@ -24,11 +23,11 @@ def queue_figures(
         service: with a stub; tasks: in one request; singles: requests of one task.
         bytes_finished, bytes_waiting: of a task, measured elsewhere.
     """
-    told(f"the queue's own limit: {tasks} tasks in a request")
+    tell(f"the queue's own limit: {tasks} tasks in a request")
     service.ask_chunk(2_000_000, tasks)  # connections, code paths, pictures in memory
-    bulk, seconds = _watched(service, tasks, lambda: service.ask_chunk(3_000_000, tasks))
-    told(f"the queue's own limit: {singles} requests of a task")
-    single, _ = _watched(service, singles, lambda: _one_by_one(service, singles))
+    bulk, seconds = _measured(service, tasks, lambda: service.ask_chunk(3_000_000, tasks))
+    tell(f"the queue's own limit: {singles} requests of a task")
+    single, _ = _measured(service, singles, lambda: _one_by_one(service, singles))
     return QueueFigures(
         tasks=tasks,
         tasks_a_second=round(tasks / seconds, 1),
@@ -47,24 +46,15 @@ def _one_by_one(service: ServedModelRun, count: int) -> None:
         service.ask_chunk(4_000_000 + number, 1)
 
 
-def _watched(service: ServedModelRun, tasks: int, act: Callable[[], object]) -> tuple[Cost, float]:
+def _measured(service: ServedModelRun, tasks: int, act: Callable[[], object]) -> tuple[Cost, float]:
     """Processor time a task, and seconds of all."""
-    before = {name: processor_s(pid) for name, pid in service.pids().items()}
-    begun = time.perf_counter()
-    act()
-    seconds = time.perf_counter() - begun
-    used = {name: (processor_s(pid) - before[name]) / tasks * 1000 for name, pid in service.pids().items()}
-    cost = Cost(
-        api=round(used["api"], 3),
-        worker=round(used["worker"], 3),
-        queue_server=round(used["queue server"], 3),
-    )
-    return cost, seconds
+    _, used_s, seconds = service.measured(act)
+    return Cost(**{name.replace(" ", "_"): round(1000 * s / tasks, 3) for name, s in used_s.items()}), seconds
 
 
 def bytes_of_waiting(label_config: str, count: int) -> float:
     """That a task takes in the queue server while nobody has taken it."""
-    stage = SoakHarness()
+    stage = ServiceHarness()
     try:
         stage.start_queue()
         with stage.connection() as connection:

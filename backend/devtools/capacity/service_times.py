@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -10,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from redis import Redis
 
 from backend.devtools.capacity.figures import StageTimes, Together
 from backend.devtools.load.measuring import STAGES, ServedModelRun
-from backend.devtools.soak.harness import processor_s
+from backend.devtools.programs import as_png, processor_s
 from backend.errors import StartError
 from backend.queue.connection import text
 from backend.queue.keys import STATS, task_key
@@ -33,40 +31,35 @@ def scene_files(count: int) -> list[bytes]:
     """PNG files of generated scenes, what the shipped model is for."""
     from training.synthetic.scenes import generate_scene, scene_seed
 
-    files = []
-    for number in range(count):
-        file = io.BytesIO()
-        Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(file, "PNG")
-        files.append(file.getvalue())
-    return files
+    return [as_png(generate_scene(scene_seed("demo", number)).image) for number in range(count)]
 
 
 def batch_seconds(
-    service: ServedModelRun, sizes: Sequence[int], count: int, told: Report
+    service: ServedModelRun, sizes: Sequence[int], count: int, tell: Report
 ) -> dict[int, list[StageTimes]]:
     """`count` batches of each size through a worker that has nothing else to do; sizes take turns.
 
     Raises:
         StartError: the worker does not take the tasks of a request as one batch.
     """
-    found: dict[int, list[StageTimes]] = {size: [] for size in sizes}
+    batches: dict[int, list[StageTimes]] = {size: [] for size in sizes}
     first, tries = 1_000_000, 0
     for size in sizes:
         first += service.ask_chunk(first, size)
-    while any(len(rows) < count for rows in found.values()):
+    while any(len(rows) < count for rows in batches.values()):
         tries += 1
         if tries > TRIES * count:
             raise StartError(
-                f"After {tries} requests of each size there are {min(map(len, found.values()))} whole batches of "
+                f"After {tries} requests of each size there are {min(map(len, batches.values()))} whole batches of "
                 f"{count}: the worker takes them in parts.",
                 "Is the machine too busy? Ask for fewer with --batches, or try again when it is quiet.",
             )
-        for size in (one for one in sizes if len(found[one]) < count):
-            told(f"batches of {size}: {len(found[size])} of {count}")
+        for size in (size for size in sizes if len(batches[size]) < count):
+            tell(f"batches of {size}: {len(batches[size])} of {count}")
             row = _batch(service, first, size)
             first += size
-            found[size] += [row] if row else []
-    return found
+            batches[size] += [row] if row else []
+    return batches
 
 
 def _batch(service: ServedModelRun, first: int, size: int) -> StageTimes | None:
@@ -98,7 +91,7 @@ def many_tasks_seconds(service: ServedModelRun, alone: Sequence[StageTimes], tur
     Args:
         alone: single tasks, measured. Where they are slow there are fewer pictures, so that the answer is in time.
     """
-    count = max(LEAST_TASKS, int(TOGETHER_S / statistics.mean(one.request_s for one in alone)))
+    count = max(LEAST_TASKS, int(TOGETHER_S / statistics.mean(row.request_s for row in alone)))
     service.images = service.images[:count]
     count = len(service.images)
     with service.stage.connection() as connection:
@@ -111,7 +104,7 @@ def many_tasks_seconds(service: ServedModelRun, alone: Sequence[StageTimes], tur
 
 
 def stored_bytes(connection: Redis) -> int:
-    """What all keys take."""
+    """Bytes of all keys in the queue server."""
     return sum(int(connection.memory_usage(key, samples=0) or 0) for key in connection.scan_iter(count=1000))
 
 
@@ -124,7 +117,7 @@ def predictions(service: ServedModelRun, most: int) -> list[Json]:
 
 
 def device(service: ServedModelRun) -> str:
-    """What the worker's network runs on."""
+    """Device of the worker's network."""
     with service.stage.connection() as connection:
         for facts in living_workers(connection).values():
             for model in facts.get("models", ()):

@@ -13,7 +13,9 @@ import click
 
 from backend.devtools.load.endurance import endure
 from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
-from backend.settings import SHIPPED_MODEL, load_settings
+from backend.devtools.load.memory import memory_table
+from backend.devtools.load.prompts import measure_prompts
+from backend.settings import SCENES_MODEL, load_settings
 
 Json = dict[str, Any]
 
@@ -22,13 +24,24 @@ Json = dict[str, Any]
 @click.option("--tasks", default=48, show_default=True, help="Tasks of each measurement.")
 @click.option("--batch", default=4, show_default=True, help="Tasks predicted together.")
 @click.option("--rounds", default=9, show_default=True, help="Bare and served take turns this often.")
-@click.option("--model", type=click.Path(path_type=Path), default=SHIPPED_MODEL, help="Checkpoint directory.")
+@click.option("--model", type=click.Path(path_type=Path), default=SCENES_MODEL, help="Checkpoint directory.")
 @click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
 @click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
+@click.option("--memory", type=click.IntRange(1), help="Only memory, with requests of this many tasks.")
+@click.option("--prompts", type=click.IntRange(0), default=0, help="Instead: latency of prompts on this many images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def load(
-    tasks: int, batch: int, rounds: int, model: Path, inline: bool, endurance: int, stub: bool, as_json: bool
+    tasks: int,
+    batch: int,
+    rounds: int,
+    model: Path,
+    inline: bool,
+    endurance: int,
+    stub: bool,
+    memory: int | None,
+    prompts: int,
+    as_json: bool,
 ) -> None:
     """Measure throughput and latency through HTTP and queue beside the bare predictor, and each process's memory.
 
@@ -37,14 +50,25 @@ def load(
     seconds for it (image, network, outlines), asked one at a time. CPU is what each process used, whoever else was
     on the machine. Start-up is from the worker's process to the first answer, a swap from replacing the checkpoint.
 
+    --memory prints the most that API, worker and queue server need with 80 and 1,203 labels, and with 40 MP images.
+
     \b
     Example: transfiner load --tasks 200
     Example: transfiner load --tasks 40 --endurance 10000
+    Example: transfiner load --prompts 30 --tasks 200
+    Example: transfiner load --memory 5000
     """
     load_settings()
+    if memory:
+        rows = memory_table(None if stub else model, memory)
+        click.echo(json.dumps(rows, indent=2) if as_json else _memory_text(rows))
+        return
+    if prompts:
+        _report({"load average before": _load_average(), **measure_prompts(model, prompts, tasks, batch)}, as_json)
+        return
     pictures = noisy_pictures(tasks)
     figures: Json = {"tasks": tasks, "batch": batch, "images": "inline" if inline else "by address"}
-    figures["load average before"] = round(os.getloadavg()[0], 2)
+    figures["load average before"] = _load_average()
     bare = None if stub else BarePredictor(model, batch)
     turns: list[Json] = []
     with ServedModelRun(None if stub else model, pictures, batch, inline=inline) as service:
@@ -63,8 +87,23 @@ def load(
             figures["model swap in s"] = service.swap_s()
         if endurance:
             figures["endurance"] = endure(service, endurance, _tell)
-    figures["load average after"] = round(os.getloadavg()[0], 2)
+    _report(figures, as_json)
+
+
+def _load_average() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def _report(figures: Json, as_json: bool) -> None:
+    figures["load average after"] = _load_average()
     click.echo(json.dumps(figures, indent=2) if as_json else _text(figures))
+
+
+def _memory_text(rows: list[Json]) -> str:
+    """A Markdown table, as in docs/scale.md."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _tell(line: str) -> None:

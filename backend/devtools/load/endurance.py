@@ -43,8 +43,4 @@ def endure(service: ServedModelRun, count: int, report: Callable[[str], None] = 
 
 def _growth(tasks: list[int], mib: list[float]) -> dict[str, float]:
     slope = float(np.polyfit(tasks, mib, 1)[0]) if len(tasks) > 1 else 0.0
-    return {
-        "MiB after warm-up": mib[0],
-        "MiB at the end": mib[-1],
-        "MiB a 1,000 tasks": round(slope * 1000, 2),
-    }
+    return {"MiB after warm-up": mib[0], "MiB at the end": mib[-1], "MiB a 1,000 tasks": round(slope * 1000, 2)}

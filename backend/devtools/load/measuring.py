@@ -25,7 +25,8 @@ import numpy as np
 import requests
 from PIL import Image
 
-from backend.devtools.soak.harness import PROJECT, SoakHarness, child_of, label_config, memory_mib, processor_s
+from backend.devtools.programs import as_png, memory_mib, processor_s
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.queue.keys import STATS
 from backend.settings import load_settings
 from backend.versions.served_model import node_budget_of, read_served_model
@@ -47,9 +48,7 @@ def noisy_pictures(count: int) -> list[bytes]:
         for _ in range(2):
             top, left = int(rng.integers(0, 180)), int(rng.integers(0, 280))
             pixels[top : top + 90, left : left + 90] = rng.integers(0, 255, 3)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        files.append(file.getvalue())
+        files.append(as_png(pixels))
     return files
 
 
@@ -82,6 +81,7 @@ class BarePredictor:
             device=settings.device,
             score_threshold=settings.score_floor,
             node_budget=node_budget_of(read_served_model(model), settings.node_budget),
+            precision=settings.precision,
         )
         self.predictor([np.zeros((320, 320, 3), np.uint8)])
 
@@ -91,10 +91,10 @@ class BarePredictor:
         for start in range(0, len(files), self.batch):
             chosen = files[start : start + self.batch]
             images = [np.asarray(Image.open(io.BytesIO(file))) for file in chosen]
-            for image, found in zip(images, self.predictor(images), strict=True):
+            for image, instances in zip(images, self.predictor(images), strict=True):
                 if config:
                     build_prediction(
-                        found,
+                        instances,
                         parse_label_config(config),
                         width=image.shape[1],
                         height=image.shape[0],
@@ -115,7 +115,7 @@ class ServedModelRun:
     def __init__(self, model: Path | None, files: Sequence[bytes], batch: int, *, inline: bool = False) -> None:
         self._folder = TemporaryDirectory()
         self.model = None if model is None else replaceable_copy(model, Path(self._folder.name))
-        self.stage = SoakHarness(
+        self.stage = ServiceHarness(
             self.model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
         )
         self.files = files
@@ -150,11 +150,7 @@ class ServedModelRun:
     def pids(self) -> dict[str, int]:
         assert self.stage.api
         assert self.stage.queue
-        return {
-            "api": child_of(self.stage.api.pid),
-            "worker": self.stage.workers[0].pid,
-            "queue server": self.stage.queue.pid,
-        }
+        return {"api": self.stage.api.pid, "worker": self.stage.workers[0].pid, "queue server": self.stage.queue.pid}
 
     def memory_mib(self) -> dict[str, float]:
         return {name: memory_mib(pid) for name, pid in self.pids().items()}
@@ -162,7 +158,7 @@ class ServedModelRun:
     def run_together(self, turn: int) -> Json:
         """All pictures in one request, as Label Studio's "Retrieve predictions" asks."""
         count = len(self.images)
-        stages_s, used_s, seconds = self._watched(lambda: self._ask(turn * 10_000, self.images))
+        stages_s, used_s, seconds = self.measured(lambda: self._ask(turn * 10_000, self.images))
         return {
             "tasks a second": round(count / seconds, 3),
             "stages in ms a task": {name: round(s / count * 1000, 1) for name, s in stages_s.items()},
@@ -175,7 +171,7 @@ class ServedModelRun:
         for number in range(count):
             image = self.images[number % len(self.images)]
             ask = functools.partial(self._ask, 500_000 + number, [image])
-            stages_s, _, seconds = self._watched(ask)
+            stages_s, _, seconds = self.measured(ask)
             latencies.append(seconds)
             overheads.append(seconds - sum(stages_s.values()))
         return {
@@ -202,17 +198,17 @@ class ServedModelRun:
         self._ask(first, [self.images[number % len(self.images)] for number in range(count)])
         return count
 
-    def _watched(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
+    def measured(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
         """Seconds of the worker's stages, of each process's processor time, and of all of it."""
-        stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
+        stages_s, used_s = self.stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
         begun = time.perf_counter()
         act()
         seconds = time.perf_counter() - begun
-        now_s = self._stages_s()
+        now_s = self.stages_s()
         used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}
         return {name: now_s[name] - stages_s[name] for name in STAGES}, used_s, seconds
 
-    def _stages_s(self) -> dict[str, float]:
+    def stages_s(self) -> dict[str, float]:
         with self.stage.connection() as connection:
             figures = connection.hgetall(STATS)
         return {name: float(figures.get(f"stage_{name}".encode(), 0)) for name in STAGES}

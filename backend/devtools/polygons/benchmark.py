@@ -39,8 +39,8 @@ def douglas_peucker(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
 def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     """OpenCV's contours, which run through pixel centres, and its Douglas-Peucker; tolerance 0 keeps all corners."""
     cv2 = _opencv()
-    found, tree = cv2.findContours(mask_hw.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in found]
+    contours, tree = cv2.findContours(mask_hw.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in contours]
     parents = [-1] * len(rings) if tree is None else tree[0][:, 3].tolist()
     return [
         Polygon(ring, tuple(hole for hole, p in zip(rings, parents, strict=True) if p == index), tolerance_px)
@@ -116,10 +116,10 @@ def _figures(
         outlines.append(runs[0].polygons)
         times_ms.append(min(run.processor_ms for run in runs))
         walls_ms.append(min(run.wall_ms for run in runs))
-    overlaps = [overlap(mask_hw, found) for mask_hw, found in zip(masks_hw, outlines, strict=True)]
+    overlaps = [overlap(mask_hw, outline) for mask_hw, outline in zip(masks_hw, outlines, strict=True)]
     return MethodFigures(
         method=label,
-        vertices=sum(polygon.vertex_count for found in outlines for polygon in found),
+        vertices=sum(polygon.vertex_count for outline in outlines for polygon in outline),
         median_ms=float(np.median(times_ms)),
         mean_ms=float(np.mean(times_ms)),
         slowest_ms=max(times_ms),
@@ -144,6 +144,6 @@ class _Run(NamedTuple):
 
 def _timed(method: Method, mask_hw: np.ndarray, tolerance_px: float) -> _Run:
     wall_s, processor_s = time.perf_counter(), time.process_time()
-    found = method(mask_hw, tolerance_px)
+    outline = method(mask_hw, tolerance_px)
     processor_s, wall_s = time.process_time() - processor_s, time.perf_counter() - wall_s
-    return _Run(found, processor_s * 1000, wall_s * 1000)
+    return _Run(outline, processor_s * 1000, wall_s * 1000)

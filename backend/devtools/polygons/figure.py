@@ -21,11 +21,7 @@ _SMOOTH = 3  # drawn this much larger and scaled down
 
 
 def draw_polygons(
-    mask_hw: np.ndarray,
-    polygons: Sequence[Polygon],
-    zoom: int,
-    *,
-    window_xyxy: tuple[int, int, int, int] | None = None,
+    mask_hw: np.ndarray, polygons: Sequence[Polygon], zoom: int, *, window_xyxy: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
     """The mask around its extent, with the outlines and vertices on it.
 
@@ -128,12 +124,7 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
     panel = Image.new("RGB", (above.width, 2 * (above.height + text_height)), "white")
     draw = ImageDraw.Draw(panel)
     title = f"{label}, {tolerance_px:g} px" if tolerance_px else label
-    _write(
-        draw,
-        0,
-        title,
-        f"{vertices} vertices   IoU {overlap(mask_hw, polygons):.3f}   Hausdorff {distance:.2f} px",
-    )
+    _write(draw, 0, title, f"{vertices} vertices   IoU {overlap(mask_hw, polygons):.3f}   Hausdorff {distance:.2f} px")
     panel.paste(above, (0, text_height))
     _write(
         draw,

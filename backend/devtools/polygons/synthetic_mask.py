@@ -17,10 +17,7 @@ def coastline_mask(height: int = 3000, width: int = 4000, *, seed: int = 0) -> n
     random = np.random.default_rng(seed)
     waves = np.arange(3, _WAVES)
     angle = np.linspace(-np.pi, np.pi, 8192)
-    phase, amplitude = (
-        random.uniform(0, 2 * np.pi, len(waves)),
-        random.normal(size=len(waves)) / waves**_ROUGHNESS,
-    )
+    phase, amplitude = (random.uniform(0, 2 * np.pi, len(waves)), random.normal(size=len(waves)) / waves**_ROUGHNESS)
     radius = 0.36 + 0.016 * (amplitude[:, None] * np.cos(waves[:, None] * angle + phase[:, None])).sum(axis=0)
     radius[-1] = radius[0]
     y, x = np.ogrid[:height, :width]

@@ -48,19 +48,19 @@ def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
     result: list[Region] = []
     actions = dict.fromkeys(("kept", "moved", "relabelled", "added", "deleted"), 0)
     for index, (label, mask_hw) in enumerate(truth):
-        found = pairs.get(index)
-        if found is None:
+        match = pairs.get(index)
+        if match is None:
             result += draw_regions(label, mask_hw, width, height)
             actions["added"] += 1
             continue
-        is_good = _iou(found.mask_hw, mask_hw) >= GOOD_ENOUGH_IOU
-        if found.label == label and is_good:
-            result += [dict(one) for one in prediction if one.get("id") in found.region_ids]
+        is_good = _iou(match.mask_hw, mask_hw) >= GOOD_ENOUGH_IOU
+        if match.label == label and is_good:
+            result += [dict(region) for region in prediction if region.get("id") in match.region_ids]
             actions["kept"] += 1
             continue
-        result += draw_regions(label, found.mask_hw if is_good else mask_hw, width, height, found.region_ids[0])
+        result += draw_regions(label, match.mask_hw if is_good else mask_hw, width, height, match.region_ids[0])
         actions["moved"] += not is_good
-        actions["relabelled"] += found.label != label
+        actions["relabelled"] += match.label != label
     actions["deleted"] = len(shown) - len(pairs)
     return Corrected(result, _seconds(actions), actions)
 
@@ -90,7 +90,7 @@ def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, regio
 
 
 def poison_regions(truth: Truth, labels: Sequence[str], shift_px: int = 14) -> Truth:
-    """What somebody careless, or worse, would submit: every mask shifted, every label another one if there is one."""
+    """Spoil the truth: every mask shifted, every label another one if there is one."""
     others = {label: labels[(number + 1) % len(labels)] for number, label in enumerate(labels)}
     shifted = [(others[label], _shifted(mask_hw, shift_px)) for label, mask_hw in truth]
     return [(label, mask_hw) for label, mask_hw in shifted if mask_hw.any()]
@@ -106,8 +106,8 @@ def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, Annotate
     """By index of the truth: what was shown of it; the best overlaps first, each once."""
     overlaps = sorted(
         (
-            (_iou(one.mask_hw, mask_hw), place, index)
-            for place, one in enumerate(shown)
+            (_iou(shown_object.mask_hw, mask_hw), place, index)
+            for place, shown_object in enumerate(shown)
             for index, (_, mask_hw) in enumerate(truth)
         ),
         reverse=True,
@@ -121,9 +121,9 @@ def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, Annotate
     return pairs
 
 
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 0.0
+def _iou(mask: np.ndarray, other: np.ndarray) -> float:
+    union = int((mask | other).sum())
+    return int((mask & other).sum()) / union if union else 0.0
 
 
 def _seconds(actions: Mapping[str, int]) -> float:

@@ -35,16 +35,11 @@ import click
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
-@click.option(
-    "--finetune",
-    help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.",
-)
+@click.option("--finetune", help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.")
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
 @click.option(
-    "--tiny",
-    is_flag=True,
-    help="Minutes instead of almost two hours: shows that it runs, not that it learns.",
+    "--tiny", is_flag=True, help="Minutes instead of almost two hours: shows that it runs, not that it learns."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole outcome as JSON.")
 def rehearse(
@@ -66,17 +61,11 @@ def rehearse(
     Example: transfiner rehearse --tiny --out output/rehearsal-tiny
     """
     from backend.devtools.rehearsal.pictures import material_of
-    from backend.devtools.rehearsal.plan import (
-        Plan,
-        finetuning,
-        photograph_plan,
-        tiny_plan,
-        usual_processes,
-    )
+    from backend.devtools.rehearsal.plan import Plan, finetuning, photograph_plan, tiny_plan, usual_processes
     from backend.devtools.rehearsal.report import claims, write_report
     from backend.devtools.rehearsal.scenario import Scenario
     from backend.errors import StartError
-    from backend.settings import SHIPPED_MODEL
+    from backend.settings import SCENES_MODEL
 
     if folder.exists() and any(folder.iterdir()):
         raise StartError(f"{folder} is not empty.", "Choose another --out, or remove it.")
@@ -94,7 +83,7 @@ def rehearse(
         raise click.UsageError(str(error)) from error
     plan = replace(plan, controls=plan.controls and not no_controls, processes=1 if tiny else usual_processes(device))
     _forget_our_variables()
-    story = Scenario(folder, plan, model or SHIPPED_MODEL, _report, {"DEVICE": device})
+    story = Scenario(folder, plan, model or SCENES_MODEL, _report, {"DEVICE": device})
     outcome = story.play()
     page = write_report(outcome, folder)
     held = claims(outcome)
@@ -106,12 +95,12 @@ def rehearse(
 
 def _object(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        fields = json.loads(text or "{}")
     except ValueError as error:
         raise click.UsageError(f"--finetune is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise click.UsageError(f"--finetune is {found!r}, expected a JSON object such as {{}}")
-    return found
+    if not isinstance(fields, dict):
+        raise click.UsageError(f"--finetune is {fields!r}, expected a JSON object such as {{}}")
+    return fields
 
 
 def _forget_our_variables() -> None:

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +12,17 @@ from typing import Any
 
 import requests
 
+from backend.devtools.programs import answers, running_program
 from backend.devtools.rehearsal.plan import Plan
 from backend.errors import StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
+from backend.processes.supervisor import python_module
+from backend.processes.waiting import wait_until
 from backend.settings import PREFIX
 from integration.label_studio.client import LabelStudioClient
 
 START_S = 900.0
-POLL_S = 0.5
-STOP_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ class RehearsalServers:
         """What the status page shows of a project."""
         answer = requests.get(f"{self.backend_url}/learning", timeout=60)
         answer.raise_for_status()
-        found: list[dict[str, Any]] = [one for one in answer.json()["projects"] if one["id"] == str(project)]
-        return found[0]
+        projects: list[dict[str, Any]] = [entry for entry in answer.json()["projects"] if entry["id"] == str(project)]
+        return projects[0]
 
     def press(self, project: int, button: str, **fields: str) -> None:
         """A button of the status page, with the page's own form token."""
@@ -77,14 +73,13 @@ def running_servers(folder: Path, plan: Plan, options: Mapping[str, str]) -> Ite
     server.check_installed()
     stage = RehearsalServers(server, f"http://127.0.0.1:{free_port()}", folder / "registry")
     logs = folder / "log"
-    logs.mkdir(parents=True, exist_ok=True)
     ours = _environment(stage, folder, plan, options)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_program("label-studio", server.command, server.environment, logs))
-        command = [sys.executable, "-m", "backend.cli", "serve"]
-        serve = stack.enter_context(_program("serve", command, ours, logs))
-        _await(lambda: _answers(f"{server.url}/health"), serve, logs / "label-studio.log", COLD_START_S)
-        _await(lambda: _answers(f"{stage.backend_url}/ready"), serve, logs / "serve.log", START_S)
+        started = stack.enter_context(running_program("label-studio", server.command, server.environment, logs))
+        serve = stack.enter_context(running_program("serve", python_module("backend.cli", "serve"), ours, logs))
+        wait_until(server.is_up, "Label Studio", COLD_START_S, process=started, log=logs / "label-studio.log")
+        ready = f"{stage.backend_url}/ready"
+        wait_until(lambda: answers(ready), "transfiner serve", START_S, process=serve, log=logs / "serve.log")
         yield stage
 
 
@@ -105,43 +100,3 @@ def _environment(stage: RehearsalServers, folder: Path, plan: Plan, options: Map
     known = {f"{PREFIX}{name}": value for name, value in ours.items()}
     token = stage.label_studio.login.token
     return {**known, "LABEL_STUDIO_URL": stage.label_studio.url, "LABEL_STUDIO_API_KEY": token}
-
-
-@contextlib.contextmanager
-def _program(
-    name: str, command: list[str], environment: Mapping[str, str], logs: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    bound = [sys.executable, "-m", "backend.processes.exec_with_parent", str(os.getpid()), str(logs / f".{name}.lock")]
-    with (logs / f"{name}.log").open("ab") as output:
-        process = subprocess.Popen(
-            [*bound, *command],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _await(ready: Any, process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:
-    give_up = time.monotonic() + limit_s
-    while not ready():
-        if process.poll() is not None or time.monotonic() > give_up:
-            raise StartError(f"It did not get ready within {limit_s:.0f} s.", f"The reason is in {log}.")
-        time.sleep(POLL_S)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=3).ok
-    except requests.RequestException:
-        return False

@@ -24,8 +24,8 @@ def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[s
     ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=ends_with_parent())
     if ended.returncode:
         raise ServiceError(f"Measuring failed: {ended.stderr.strip().rpartition(chr(10))[2]}")
-    found: dict[str, dict[str, float]] = json.loads(ended.stdout.strip().rpartition("\n")[2])
-    return found
+    figures: dict[str, dict[str, float]] = json.loads(ended.stdout.strip().rpartition("\n")[2])
+    return figures
 
 
 def main(checkpoints: dict[str, str], test_set: str) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def main(checkpoints: dict[str, str], test_set: str) -> dict[str, Any]:
     holdout, findings = open_holdout(Path(test_set)), DetectionCache(detect_with())
     results = {}
     for name, directory in checkpoints.items():
-        found = findings.on(Path(directory), holdout.samples, holdout.keys)
-        figures = measure_on(holdout, found, read_metadata(directory)["classes"], 0.02).figures()
+        detections = findings.on(Path(directory), holdout.samples, holdout.keys)
+        figures = measure_on(holdout, detections, read_metadata(directory)["classes"], 0.02).figures()
         results[name] = {f"{kind}_ap": round(100 * figures[kind]["AP"], 2) for kind in ("mask", "boundary")}
     return results
 

@@ -98,10 +98,10 @@ def number_of(address: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    found = _NAME.search(address)
-    if not found:
+    match = _NAME.search(address)
+    if not match:
         raise ValueError(f"the task's image is {address!r}, expected .../<letters>-pool-<number>.png")
-    return int(found[1])
+    return int(match[1])
 
 
 def write_pool(material: Material, count: int, folder: Path) -> list[Path]:

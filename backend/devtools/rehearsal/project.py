@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.demo.project import UPLOAD_CHUNK, label_config
+from backend.demo.project import UPLOAD_CHUNK, scenes_config
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
 from backend.devtools.rehearsal.harness import RehearsalServers
 from backend.devtools.rehearsal.pictures import Material, number_of
 from backend.errors import ServiceError
+from backend.processes.waiting import wait_until
 from backend.versions.served_model import ServedModel
 from integration.label_studio.label_config import fold
 
@@ -47,7 +47,7 @@ class RehearsedProject:
         client = self.stage.client()
         made = client.create_project(
             title=title,
-            label_config=label_config(self.material.classes),
+            label_config=scenes_config(self.material.classes),
             sampling=self.sampling,
             show_collab_predictions=True,
         )
@@ -67,18 +67,19 @@ class RehearsedProject:
         """Wait until every task without annotation has a prediction of the version; their number."""
         client = self.stage.client()
 
-        def waiting() -> tuple[int, int]:
+        def complete() -> list[int]:
             tasks = [task for task in client.iter_tasks(self.id) if not task.get("annotations")]
             having = sum(
-                any(one["model_version"] == version for one in task.get("predictions") or ()) for task in tasks
+                any(prediction["model_version"] == version for prediction in task.get("predictions") or ())
+                for task in tasks
             )
-            return having, len(tasks)
+            if having < len(tasks):
+                self.report(f"predictions of {version}: {having} of {len(tasks)} tasks")
+                return []
+            return [having]
 
-        give_up = time.monotonic() + PATIENCE_S
-        while (counts := waiting())[0] < counts[1]:
-            self.report(f"predictions of {version}: {counts[0]} of {counts[1]} tasks")
-            _wait(give_up, f"predictions of {version} in project {self.id}", POLL_TASKS_S)
-        return counts[1]
+        what = f"Predictions of {version} in project {self.id}"
+        return wait_until(complete, what, PATIENCE_S, poll_s=POLL_TASKS_S)[0]
 
     def annotate(self, count: int, *, poison: bool = False) -> dict[str, float]:
         """Take the next tasks as the label stream offers them, and submit; sums of actions and seconds."""
@@ -109,7 +110,7 @@ class RehearsedProject:
         parent = {"parent_prediction": shown["id"]} if shown else {}
         if poison:
             false = poison_regions(scene.instances, self.material.classes)
-            regions = [one for label, mask_hw in false for one in draw_regions(label, mask_hw, width, height)]
+            regions = [region for label, mask_hw in false for region in draw_regions(label, mask_hw, width, height)]
             return {"result": regions, "lead_time": 5.0, **parent}, {"poisoned": 1, "seconds": 5.0}
         done = correct(shown["result"] if shown else [], scene.instances)
         fields = {"result": done.result, "lead_time": done.lead_time_s, **parent}
@@ -118,32 +119,27 @@ class RehearsedProject:
     def train(self) -> dict[str, Any]:
         """Press Start Training in Label Studio and wait for the round's record."""
         client = self.stage.client()
-        before = {one["id"] for one in self.stage.learning(self.id)["rounds"]}
+        before = {record["id"] for record in self.stage.learning(self.id)["rounds"]}
         client.start_training(client.list_backends(self.id)[0]["id"])
-        give_up = time.monotonic() + PATIENCE_S
-        while True:
+
+        def ended() -> dict[str, Any] | None:
             facts = self.stage.learning(self.id)
-            over = [one for one in facts["rounds"] if one["id"] not in before and one["state"] != "running"]
-            if over and not facts["current"]:
-                return over[0]
             now = facts["current"]
+            if not now:
+                rounds: list[dict[str, Any]] = facts["rounds"]
+                return next((r for r in rounds if r["id"] not in before and r["state"] != "running"), None)
             self.report(f"training: {now.get('stage') or 'waiting'} {now.get('iteration') or ''}/{now.get('of') or ''}")
-            _wait(give_up, f"the round of project {self.id}")
+            return None
+
+        return wait_until(ended, f"The round of project {self.id}", PATIENCE_S, poll_s=POLL_S) or {}
 
     def await_title(self, version: str) -> None:
         """Wait until the backend in Label Studio, and so the project, is called like the version."""
-        give_up = time.monotonic() + PATIENCE_S
-        while self._version() != version:
-            _wait(give_up, f"the title {version} of project {self.id}")
+        what = f"The title {version} of project {self.id}"
+        wait_until(lambda: self._version() == version, what, PATIENCE_S, poll_s=POLL_S)
 
 
 def _shown(task: dict[str, Any], version: str) -> dict[str, Any] | None:
     """The prediction that the editor prefills: the newest one of the project's version."""
-    found = [one for one in task.get("predictions") or () if one["model_version"] == version]
-    return max(found, key=lambda one: int(one["id"]), default=None)
-
-
-def _wait(give_up: float, what: str, for_s: float = POLL_S) -> None:
-    if time.monotonic() > give_up:
-        raise ServiceError(f"{what} did not come within {PATIENCE_S:.0f} s.", "The logs are in the folder `log`.")
-    time.sleep(for_s)
+    predictions = [prediction for prediction in task.get("predictions") or () if prediction["model_version"] == version]
+    return max(predictions, key=lambda prediction: int(prediction["id"]), default=None)

@@ -1,6 +1,6 @@
-"""How well the order of tasks told the edits that they took: rank correlation, beside mean confidence.
+"""The report of a rehearsal: a page, JSON, and the learning curve as PNG.
 
-The report of a rehearsal: a page, JSON, and the learning curve as PNG.
+It says how well the order of tasks predicted the edits that they took: rank correlation, beside mean confidence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from backend.learning.curve import Point, draw_curve
+from training.visualization.charts import draw_curves
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:
@@ -24,21 +24,21 @@ def rank_correlations(snapshot: Path) -> dict[str, Any]:
     from training.snapshots.annotation_cost import rank_correlation
 
     entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
-    shown = [one for one in entries if one["shown"] and one["prediction_score"] is not None]
-    costs = [one["cost"] for one in shown]
+    shown = [entry for entry in entries if entry["shown"] and entry["prediction_score"] is not None]
+    costs = [entry["cost"] for entry in shown]
     scores = {
-        "task_score": [one["prediction_score"] for one in shown],
-        "mean_confidence": [_mean_confidence(one) for one in shown],
+        "task_score": [entry["prediction_score"] for entry in shown],
+        "mean_confidence": [_mean_confidence(entry) for entry in shown],
     }
-    found: dict[str, Any] = {"images": len(shown)}
+    correlations: dict[str, Any] = {"images": len(shown)}
     for name, values in scores.items():
         rho = rank_correlation([-value for value in values], costs) if len(shown) > 2 else math.nan
-        found[name] = None if math.isnan(rho) else round(rho, 3)
-    return found
+        correlations[name] = None if math.isnan(rho) else round(rho, 3)
+    return correlations
 
 
 def _mean_confidence(entry: dict[str, Any]) -> float:
-    scores = [one["score"] for one in entry["objects"] if one["score"] is not None]
+    scores = [object["score"] for object in entry["objects"] if object["score"] is not None]
     return sum(scores) / len(scores) if scores else 0.0
 
 
@@ -49,10 +49,10 @@ def write_report(outcome: dict[str, Any], folder: Path) -> Path:
     """report.md, report.json, learning_curve.png in the folder; the page's path."""
     (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
     series = {
-        name: [Point(one["round"], one["boundary_ap"]) for one in curve] for name, curve in outcome["curves"].items()
+        name: [(point["round"], point["boundary_ap"]) for point in curve] for name, curve in outcome["curves"].items()
     }
-    picture = draw_curve(series, title="boundary AP on images nobody touched", figure_of_merit="boundary AP")
-    (folder / "learning_curve.png").write_bytes(picture)
+    title = "boundary AP on images nobody touched"
+    draw_curves(series, title=title, figure_of_merit="boundary AP", path=folder / "learning_curve.png")
     page = folder / "report.md"
     page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
     return page
@@ -86,10 +86,10 @@ def rehearsal_markdown(outcome: dict[str, Any]) -> str:
 
 
 def claims(outcome: dict[str, Any]) -> dict[str, bool]:
-    """What the rehearsal is to show, and whether it did."""
-    reached = [one["boundary_ap"] for one in outcome["curves"].get(LOOP, [])]
+    """Claims of the rehearsal, and whether each holds."""
+    reached = [point["boundary_ap"] for point in outcome["curves"].get(LOOP, [])]
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
-    found = {
+    outcomes = {
         "boundary AP on untouched images rose in each round": len(reached) > 1
         and all(later > earlier for earlier, later in pairwise(reached)),
         "the gate refused the poisoned round": poison.get("state") == "rejected",
@@ -98,8 +98,8 @@ def claims(outcome: dict[str, Any]) -> dict[str, bool]:
     }
     for name, curve in outcome["curves"].items():
         if name != LOOP and reached:
-            found[f"the loop ends above {name}"] = reached[-1] > curve[-1]["boundary_ap"]
-    return found
+            outcomes[f"the loop ends above {name}"] = reached[-1] > curve[-1]["boundary_ap"]
+    return outcomes
 
 
 def _curves(outcome: dict[str, Any]) -> list[str]:
@@ -126,18 +126,19 @@ def _rounds(outcome: dict[str, Any]) -> list[str]:
         "| mean confidence |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in outcome["rounds"]:
+    for record in outcome["rounds"]:
         work = [
-            f"{one['work'].get(name, 0):.0f}" for name in ("kept", "moved", "relabelled", "added", "deleted", "seconds")
+            f"{record['work'].get(name, 0):.0f}"
+            for name in ("kept", "moved", "relabelled", "added", "deleted", "seconds")
         ]
-        effort = [str(one["effort"][name]) for name in ("task_score", "mean_confidence")]
-        cells = [one["arm"], str(one["round"]), one["state"], *work, *effort]
+        effort = [str(record["effort"][name]) for name in ("task_score", "mean_confidence")]
+        cells = [record["arm"], str(record["round"]), record["state"], *work, *effort]
         lines.append("| " + " | ".join(cells) + " |")
     refused = [
-        f"- {one['arm']}, round {one['round']}, {one['state']}: {reason}"
-        for one in outcome["rounds"]
-        if not one["state"].startswith("promoted")
-        for reason in one.get("reasons") or ()
+        f"- {record['arm']}, round {record['round']}, {record['state']}: {reason}"
+        for record in outcome["rounds"]
+        if not record["state"].startswith("promoted")
+        for reason in record.get("reasons") or ()
     ]
     return [
         *lines,

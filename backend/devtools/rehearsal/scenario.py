@@ -146,7 +146,9 @@ class Scenario:
         """The controls that need no Label Studio: the same snapshots, finetuned plainly; and no training."""
         curves = self.outcome["curves"]
         snapshots = [
-            self._snapshot(project, one["snapshot"]) for one in self.outcome["rounds"] if one["arm"] == "the loop"
+            self._snapshot(project, record["snapshot"])
+            for record in self.outcome["rounds"]
+            if record["arm"] == "the loop"
         ]
         versions = plain_finetunings(self.model, snapshots, classes, self.folder / "plain", self.plan, self.report)
         figures = self._measured({path.parent.name: path for path in versions}, test_set)

@@ -31,7 +31,7 @@ class ServedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the API may ask for; all empty: nothing. The token goes before user and password."""
+    """Credentials of the API; all empty: none. The token goes before user and password."""
 
     user: str = ""
     password: str = ""
@@ -79,16 +79,16 @@ class ServedApiClient:
         Raises:
             ServedError: nobody answers there, or not this project's API, or it wants other credentials.
         """
-        found = self._json("GET", "/versions").get("versions")
-        if not isinstance(found, list):
+        versions = self._json("GET", "/versions").get("versions")
+        if not isinstance(versions, list):
             raise ServedError(f"{self.url}/versions has no list of versions; is it the address of a transfiner API?")
-        return [str(one) for one in found]
+        return [str(version) for version in versions]
 
     def predict(self, tasks: Sequence[Json], label_config: str, progress: Callable[[int], object] = int) -> Json:
         """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.
 
         Args:
-            progress: told how many of them have ended, while the answer is deferred.
+            progress: called with how many of them have ended, while the answer is deferred.
 
         Raises:
             ServedError: no task has ended for `patience_s`, or the answer is none.

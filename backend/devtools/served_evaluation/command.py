@@ -1,4 +1,4 @@
-"""What `transfiner evaluate --served URL` can be told.
+"""Options of `transfiner evaluate --served URL`.
 
 The served half of `transfiner evaluate`: both passes with their progress bars, then the figures.
 """
@@ -132,7 +132,7 @@ def evaluate_served(
     outcome: Json = {"set": name, "weights": str(weights) if weights else None}
     outcome |= score_served(asked, served, raw=raw, ratio=ratio)
     if outcome["failed"] and not served.objects.versions:
-        reasons = "; ".join(one["reason"] for one in outcome["failed"])
+        reasons = "; ".join(failure["reason"] for failure in outcome["failed"])
         raise click.ClickException(f"every task failed: {reasons}")
     return outcome
 
@@ -140,10 +140,10 @@ def evaluate_served(
 def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
     from training.evaluation.run import evaluate_checkpoint
 
-    found = gap.RawDetections()
+    raw = gap.RawDetections()
     with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
-        evaluate_checkpoint(weights, samples, observe=found, progress=lambda _: bar.update(1), **how)
-    return found.results
+        evaluate_checkpoint(weights, samples, observe=raw, progress=lambda _: bar.update(1), **how)
+    return raw.results
 
 
 def evaluate_served_edits(asked: ServedOptions, samples: AnySet, name: str, *, good: GoodOutline) -> Json:

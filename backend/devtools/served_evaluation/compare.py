@@ -26,22 +26,19 @@ class RawDetections:
     def __init__(self) -> None:
         self.results: list[Json] = []
 
-    def __call__(self, sample: Sample, found: Any) -> None:
-        masks = found.pred_masks.numpy().astype(bool)
-        self.results += coco_results(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy())
+    def __call__(self, sample: Sample, instances: Any) -> None:
+        masks = instances.pred_masks.numpy().astype(bool)
+        self.results += coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy())
 
 
 def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
     """Mask AP and boundary AP of COCO results, fractions."""
-    return {
-        "mask": mask_ap(truth, list(results)),
-        "boundary": boundary_ap(truth, list(results), ratio=ratio),
-    }
+    return {"mask": mask_ap(truth, list(results)), "boundary": boundary_ap(truth, list(results), ratio=ratio)}
 
 
 def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:
     """Those whose score reaches the threshold, as the API chooses them."""
-    return [one for one in results if one["score"] >= threshold]
+    return [result for result in results if result["score"] >= threshold]
 
 
 def metric_differences(served: Metrics, raw: Metrics) -> Metrics:
@@ -52,9 +49,9 @@ def metric_differences(served: Metrics, raw: Metrics) -> Metrics:
 
 
 def notes(served: Sequence[Json], raw: Sequence[Json], threshold: float) -> list[str]:
-    """What a reader must know about the thresholds."""
-    lowest = min((one["score"] for one in served), default=threshold)
-    between = [one for one in detections_above(raw, threshold) if round(one["score"], 6) < lowest - 1e-6]
+    """Sentences about the thresholds that a reader must know."""
+    lowest = min((result["score"] for result in served), default=threshold)
+    between = [result for result in detections_above(raw, threshold) if round(result["score"], 6) < lowest - 1e-6]
     if lowest > threshold and len(between) > 0.02 * len(raw):
         return [
             f"{len(between)} raw detections score from {threshold:g} up to {lowest:.3f}, the lowest score served: is "
@@ -80,8 +77,8 @@ def comparison_text(outcome: Json) -> str:
     for key, title in titles.items():
         if key in outcome:
             lines.append(f"{title:22}" + _cells(outcome[key], "+" if key == "difference" else ""))
-    for one in outcome["failed"]:
-        lines.append(f"{one['count']} failed: {one['reason']}")
+    for failure in outcome["failed"]:
+        lines.append(f"{failure['count']} failed: {failure['reason']}")
     lines += [f"{count} regions left out: {reason}" for reason, count in outcome["skipped"].items()]
     return "\n".join([*lines, *(f"Note: {note}" for note in outcome["notes"])])
 

@@ -58,7 +58,7 @@ def set_label_config(asked: ServedOptions, classes: Sequence[str]) -> str:
 
 @dataclass
 class Served:
-    """What an API returned for a set, and the set's truth."""
+    """Answers of an API for a set, and the set's truth."""
 
     truth: TruthBuilder
     objects: ServedResults
@@ -71,7 +71,7 @@ def predict_set(asked: ServedOptions, samples: AnySet, *, version: str | None, p
 
     Args:
         version: that the API must serve (of the weights whose raw masks it is compared with); None: any.
-        progress: told how many more images are done.
+        progress: called with how many more images are done.
 
     Raises:
         ServedError: the API cannot be asked, or serves another version.
@@ -125,17 +125,17 @@ def _requests(
 
 
 def _take(api: ServedApiClient, tasks: list[Json], xml: str, outcome: Served, progress: Progress) -> None:
-    told = 0
+    reported = 0
 
     def ended(count: int) -> None:
-        nonlocal told
-        progress(count - told)
-        told = count
+        nonlocal reported
+        progress(count - reported)
+        reported = count
 
     answer = api.predict(tasks, xml, ended)
     reasons = {
-        str(one.get("task")): f"{one.get('error')} {one.get('hint') or ''}".strip()
-        for one in answer.get("errors") or []
+        str(error.get("task")): f"{error.get('error')} {error.get('hint') or ''}".strip()
+        for error in answer.get("errors") or []
     }
     for task, prediction in zip(tasks, answer["results"], strict=True):
         image = outcome.truth.images[int(task["id"].rpartition("-")[2])]
@@ -143,31 +143,31 @@ def _take(api: ServedApiClient, tasks: list[Json], xml: str, outcome: Served, pr
             outcome.objects.add(image["id"], (image["height"], image["width"]), prediction)
         else:
             outcome.objects.fail(task["id"], reasons.get(task["id"], "the API gave no reason"))
-    progress(len(tasks) - told)
+    progress(len(tasks) - reported)
 
 
 def score_served(asked: ServedOptions, served: Served, *, raw: Sequence[Json] | None, ratio: float) -> Json:
     """The figures as JSON; `raw` are the model's own detections, None if there are no weights to compare with."""
-    truth, found = served.truth.build(), served.objects
+    truth, objects = served.truth.build(), served.objects
     outcome: Json = {
         "url": asked.served,
         "images": len(served.truth.images),
-        "versions": dict(found.versions),
+        "versions": dict(objects.versions),
         "threshold": asked.threshold,
-        "objects": len(found.results),
-        "regions": found.regions,
+        "objects": len(objects.results),
+        "regions": objects.regions,
         "deferred": served.deferred,
         "seconds": served.seconds,
-        "failed": [{"reason": r, "count": len(ids), "tasks": ids} for r, ids in found.failed.items()],
-        "skipped": dict(found.skipped),
-        "served": gap.measure_metrics(truth, found.results, ratio),
+        "failed": [{"reason": r, "count": len(ids), "tasks": ids} for r, ids in objects.failed.items()],
+        "skipped": dict(objects.skipped),
+        "served": gap.measure_metrics(truth, objects.results, ratio),
         "notes": [],
     }
     if raw is not None:
         outcome["raw"] = gap.measure_metrics(truth, raw, ratio)
         outcome["raw_shown"] = gap.measure_metrics(truth, gap.detections_above(raw, asked.threshold), ratio)
         outcome["difference"] = gap.metric_differences(outcome["served"], outcome["raw_shown"])
-        outcome["notes"] += gap.notes(found.results, raw, asked.threshold)
-    if found.failed:
+        outcome["notes"] += gap.notes(objects.results, raw, asked.threshold)
+    if objects.failed:
         outcome["notes"].append("images of failed tasks count as images without detections")
     return outcome

@@ -6,7 +6,6 @@ Both send PNG, which loses nothing: the model sees the very pixels that the raw 
 from __future__ import annotations
 
 import base64
-import io
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -15,8 +14,8 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from backend.devtools.programs import as_png
 from training.datasets import Sample
 
 
@@ -26,13 +25,6 @@ class Addresses(Protocol):
     def of(self, index: int, image: np.ndarray) -> str:
         """The address of the set's image `index`, RGB uint8 H x W x 3."""
         ...
-
-
-def as_png(image: np.ndarray) -> bytes:
-    """A PNG file of an RGB uint8 H x W x 3 array."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 class InsideRequests:

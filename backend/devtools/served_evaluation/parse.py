@@ -15,7 +15,7 @@ from training.evaluation.coco_format import coco_results
 
 
 class LabelError(ValueError):
-    """The labels of a configuration cannot be told apart as classes."""
+    """The labels of a configuration cannot be distinguished as classes."""
 
 
 def classes_of_labels(config: LabelConfig, classes: Sequence[str]) -> dict[str, int]:
@@ -29,16 +29,16 @@ def classes_of_labels(config: LabelConfig, classes: Sequence[str]) -> dict[str, 
     match = config.match(classes)
     if match.message:
         raise LabelError(match.message)
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for name, targets in match.by_class.items():
         for label in {target.label.value for target in targets}:
-            if label in found:
+            if label in numbers:
                 raise LabelError(
-                    f"label {label!r} stands for the classes {classes[found[label]]!r} and {name!r}, so an object with "
-                    "it cannot be scored; use a configuration with a label for each class"
+                    f"label {label!r} stands for the classes {classes[numbers[label]]!r} and {name!r}, so an object "
+                    "with it cannot be scored; use a configuration with a label for each class"
                 )
-            found[label] = classes.index(name)
-    return found
+            numbers[label] = classes.index(name)
+    return numbers
 
 
 @dataclass
@@ -75,15 +75,15 @@ class ServedResults:
             self.skipped[str(error)] += len(regions)
             return
         self.skipped.update(reason for _, reason in decoded.skipped)
-        kept = [one for one in decoded.objects if one.label in self.labels and one.score is not None]
+        kept = [object for object in decoded.objects if object.label in self.labels and object.score is not None]
         self.skipped.update(
-            f"label {one.label!r} is no class of the set" if one.label not in self.labels else "it has no score"
-            for one in decoded.objects
-            if one not in kept
+            f"label {object.label!r} is no class of the set" if object.label not in self.labels else "it has no score"
+            for object in decoded.objects
+            if object not in kept
         )
-        masks = np.array([one.mask_hw for one in kept], bool).reshape(-1, height, width)
-        scores = np.array([one.score for one in kept], float)
-        numbers = np.array([self.labels[one.label] for one in kept], np.int64)
+        masks = np.array([kept_object.mask_hw for kept_object in kept], bool).reshape(-1, height, width)
+        scores = np.array([kept_object.score for kept_object in kept], float)
+        numbers = np.array([self.labels[kept_object.label] for kept_object in kept], np.int64)
         self.results += coco_results(image_id, masks, scores, numbers)
 
     def fail(self, task: str, reason: str) -> None:

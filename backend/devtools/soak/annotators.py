@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from backend.devtools.soak.harness import PROJECT, SoakHarness, label_config
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 
 Json = dict[str, Any]
 CHUNK = 6
@@ -45,10 +45,10 @@ class Annotators:
         asks_again: also for tasks that were answered and not stored; else only where the request was refused.
     """
 
-    def __init__(self, stage: SoakHarness, first: int, count: int, *, asks_again: bool = True) -> None:
+    def __init__(self, harness: ServiceHarness, first: int, count: int, *, asks_again: bool = True) -> None:
         self.asks_again = asks_again
         self.answered: set[int] = set()
-        self.stage = stage
+        self.harness = harness
         self.ids = list(range(first, first + count))
         self.widths = dict.fromkeys(self.ids, WIDTH_PX)
         self.failed: dict[int, str] = {}
@@ -56,17 +56,21 @@ class Annotators:
         self._pool = ThreadPoolExecutor(8)
         self._thread = threading.Thread(target=self._ask_until_done, daemon=True)
         self.begun = time.monotonic()
+        self.seconds = 0.0
 
     def start(self) -> Annotators:
         self._thread.start()
         return self
 
-    def verdict(self, fault: str, give_up_s: float) -> Verdict:
-        """Wait for the end, then for late doubles."""
+    def wait(self, give_up_s: float) -> Annotators:
+        """Until every task is stored or has a reason."""
         self._thread.join(give_up_s)
-        seconds = time.monotonic() - self.begun
-        time.sleep(SETTLE_S)
-        stored = self.stage.label_studio.stored()
+        self.seconds = time.monotonic() - self.begun
+        return self
+
+    def verdict(self, fault: str) -> Verdict:
+        """What became of the tasks; `SETTLE_S` after the wait, because copies come late."""
+        stored = self.harness.label_studio.stored()
         return Verdict(
             fault,
             len(self.ids),
@@ -74,12 +78,12 @@ class Annotators:
             failed=dict(self.failed),
             lost=[n for n in self.ids if not stored[n] and not self.failed.get(n)],
             doubled=[n for n in self.ids if stored[n] > 1],
-            seconds=round(seconds, 1),
+            seconds=round(self.seconds, 1),
             notes={"requests refused": self.refused},
         )
 
     def _open(self) -> list[int]:
-        stored = self.stage.label_studio.stored()
+        stored = self.harness.label_studio.stored()
         return [number for number in self.ids if not stored[number] and number not in self.failed]
 
     def _ask_until_done(self) -> None:
@@ -92,7 +96,7 @@ class Annotators:
                 time.sleep(0.1)
 
     def _image(self, number: int) -> str:
-        return f"{self.stage.images.url}/data/upload/{self.widths[number]}/{number}.png"
+        return f"{self.harness.images.url}/data/upload/{self.widths[number]}/{number}.png"
 
     def _ask(self, numbers: list[int]) -> None:
         body = {
@@ -102,7 +106,7 @@ class Annotators:
             "params": {"context": None},
         }
         try:
-            answer = requests.post(f"{self.stage.address}/predict", json=body, timeout=100)
+            answer = requests.post(f"{self.harness.address}/predict", json=body, timeout=100)
             answer.raise_for_status()
             facts: Json = answer.json()
         except requests.RequestException:
@@ -115,4 +119,4 @@ class Annotators:
         results = facts["results"]
         if len(results) == len(numbers):
             rows = [{"task": n, **row} for n, row in zip(numbers, results, strict=True) if row]
-            self.stage.label_studio.store(rows)
+            self.harness.label_studio.store(rows)

@@ -13,8 +13,9 @@ import click
 
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, FAULTS
-from backend.devtools.soak.harness import SoakHarness, check_settings
+from backend.devtools.soak.harness import ServiceHarness
 from backend.devtools.soak.random_faults import run_random
+from backend.settings import load_settings
 
 
 @click.command()
@@ -43,7 +44,7 @@ def soak(
     \b
     Example: transfiner soak --fault worker-killed --fault queue-restarted
     """
-    check_settings()
+    load_settings()  # wrong variables are refused before any process is started
     verdicts = []
     run = [run_random(seconds, seed)] if is_random else run_faults(faults or list(FAULTS), tasks, rounds)
     for verdict in run:
@@ -60,13 +61,13 @@ def soak(
 
 
 def run_faults(faults: Sequence[str], tasks: int, rounds: int) -> Iterator[Verdict]:
-    """One stage for all; each fault gets tasks of its own and two healthy workers."""
-    with SoakHarness() as stage:
+    """One harness for all; each fault gets tasks of its own and two healthy workers."""
+    with ServiceHarness() as harness:
         for number, name in enumerate(list(faults) * rounds):
-            stage.end_workers()
-            stage.start_workers(2, seconds=BATCH_S)
-            stage.set_up_project()
-            yield FAULTS[name](stage, Annotators(stage, 1 + number * tasks, tasks))
+            harness.end_workers()
+            harness.start_workers(2, seconds=BATCH_S)
+            harness.set_up_project()
+            yield FAULTS[name](harness, Annotators(harness, 1 + number * tasks, tasks))
 
 
 def as_row(verdict: Verdict) -> dict[str, Any]:

@@ -1,17 +1,14 @@
-"""What a process of this machine uses: memory and processor time, read from /proc.
-
-The whole service as processes on this machine that can be killed one by one. Loopback only; all end with us.
-"""
+"""The whole service as processes on this machine that can be killed one by one. Loopback only; all end with us."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,35 +17,23 @@ from typing import Any
 import requests
 from redis import Redis, RedisError
 
+from backend.devtools.programs import child_of
+from backend.devtools.soak.clock import SteppedClock
+from backend.devtools.soak.link import Link
 from backend.devtools.soak.stand_in import StandIn
-from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import die_with_parent
+from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
+from backend.processes.waiting import wait_until
+from backend.queue.connection import text
+from backend.queue.job_store import INDEX_SIZE, JobStore
+from backend.queue.keys import claim_key
 from backend.queue.recovery import living_workers
-from backend.settings import PREFIX, load_settings
-
-
-def memory_mib(pid: int) -> float:
-    """Resident memory."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return round(pages * os.sysconf("SC_PAGESIZE") / 2**20, 1)
-
-
-def processor_s(pid: int) -> float:
-    """Processor time of all its threads since it began."""
-    # Counted behind the program's name, which may hold spaces: utime and stime.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def child_of(pid: int) -> int:
-    """gunicorn's arbiter does nothing but watch; its child answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(children[0]) if children else pid
-
+from backend.settings import PREFIX
 
 PROJECT = "7.1795339022"
+LINKED_WORKERS = 2
 # Short, so that faults show within seconds; a starved machine is still not taken for dead.
 QUICK = {
     "worker_lost_s": "4",
@@ -59,20 +44,8 @@ QUICK = {
     "max_batch": "4",
     "log_level": "ERROR",
 }
+START_S = 240.0
 Process = subprocess.Popen[bytes]
-
-
-def until(condition: Callable[[], object], what: str, give_up_s: float = 240.0) -> None:
-    """Wait for something.
-
-    Raises:
-        StartError: it never happened.
-    """
-    end = time.monotonic() + give_up_s
-    while not condition():
-        if time.monotonic() > end:
-            raise StartError(f"Waited {give_up_s:.0f} s in vain: {what}.")
-        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -85,16 +58,20 @@ class Hosts:
     images: str = "127.0.0.1"
 
 
-class SoakHarness:
+class ServiceHarness:
     """Queue server, API and workers around a stand-in of Label Studio.
 
     Args:
         model: checkpoint directory for real workers; None: workers with a stub that costs nothing.
         hosts: where each part listens.
+        is_breakable: API and workers reach the queue server over links that can be cut (`links`: the API's, then one
+            for each of two workers) and follow a clock that can be stepped (`clock`).
         settings: of all processes, on top of `QUICK`.
     """
 
-    def __init__(self, model: Path | None = None, *, hosts: Hosts | None = None, **settings: str) -> None:
+    def __init__(
+        self, model: Path | None = None, *, hosts: Hosts | None = None, is_breakable: bool = False, **settings: str
+    ) -> None:
         self.hosts = hosts or Hosts()
         self.label_studio = StandIn(self.hosts.label_studio)
         # Elsewhere, so that images can be had while Label Studio is down.
@@ -108,6 +85,10 @@ class SoakHarness:
         self.queue: Process | None = None
         self.api: Process | None = None
         self.workers: list[Process] = []
+        target = (self.hosts.queue, self.queue_server.port)
+        self.links = [Link(target) for _ in range(1 + LINKED_WORKERS)] if is_breakable else []
+        self.clock = SteppedClock(Path(self._folder.name) / "clock") if is_breakable else None
+        self._link_of: dict[int, Link] = {}
 
     def _stub_model(self) -> Path:
         directory = Path(self._folder.name) / "stub"
@@ -116,16 +97,17 @@ class SoakHarness:
         (directory / "metadata.json").write_text(json.dumps(facts), encoding="utf-8")
         return directory
 
-    def __enter__(self) -> SoakHarness:
+    def __enter__(self) -> ServiceHarness:
         self.start_queue()
         self.start_api()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in [*self.workers, self.api, self.queue]:
-            if process is not None:
-                process.kill()
-                process.wait()
+        self.end_workers()
+        self.end_api()
+        self.end_queue()
+        for link in self.links:
+            link.close()
         self.label_studio.down()
         self.images.down()
         self._folder.cleanup()
@@ -137,27 +119,65 @@ class SoakHarness:
     def connection(self) -> Redis:
         return Redis.from_url(self.queue_server.url, socket_timeout=5)
 
+    def end_queue(self, *, forgets: bool = False) -> None:
+        """kill -9 of the queue server; with `forgets` its data are gone, too."""
+        if self.queue:
+            self.queue.kill()
+            self.queue.wait()
+            self.queue = None
+        if forgets:
+            shutil.rmtree(self.queue_server.folder)
+            Path(self.queue_server.folder).mkdir(mode=0o700)
+
     def start_queue(self) -> None:
         self.queue = self._start(self.queue_server.command, standard_input=self.queue_server.configuration)
-        until(self.queue_server.ready, "the queue server")
+        wait_until(self.queue_server.ready, "The queue server", START_S)
 
-    def start_api(self) -> None:
-        self.api = self._start(python_module("backend.cli", "api"))
-        until(lambda: self.get("/health"), "the API")
+    def end_api(self) -> None:
+        """kill -9 of both processes of the API, whatever they are doing."""
+        if self.api:
+            for pid in {child_of(self.api.pid), self.api.pid}:
+                os.kill(pid, signal.SIGKILL)
+            self.api.wait()
+            self.api = None
 
-    def start_workers(self, count: int, *, model: Path | None = None, **wishes: Any) -> list[Process]:
-        """Workers, waited for; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
-        module = (
-            python_module("backend.devtools.soak.stub_worker")
-            if self.is_stub
-            else python_module("backend.cli", "worker")
-        )
+    def start_api(self, *, is_awaited: bool = True) -> None:
+        self.api = self._start(self._on_clock("backend.cli", "api"), link=self.links[0] if self.links else None)
+        if is_awaited:
+            wait_until(lambda: self.get("/health"), "The API", START_S)
+
+    def start_workers(
+        self, count: int, *, model: Path | None = None, is_nice: bool = False, is_awaited: bool = True, **wishes: Any
+    ) -> list[Process]:
+        """Workers; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
+        module = ("backend.devtools.soak.stub_worker",) if self.is_stub else ("backend.cli", "worker")
+        command = [*(NICE if is_nice else ()), *self._on_clock(*module)]
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
-        fresh = [self._start(module, variables=variables) for _ in range(count)]
-        self.workers += fresh
+        fresh = []
+        for _ in range(count):
+            link = self._free_link()
+            fresh.append(self._start(command, variables=variables, link=link))
+            if link:
+                self._link_of[fresh[-1].pid] = link
+            self.workers.append(fresh[-1])
+        return self._await_life(fresh) if is_awaited else fresh
+
+    def start_interactive_worker(self) -> None:
+        self.workers.append(self._start(python_module("backend.cli", "worker", "--queues", "interactive")))
+        self._await_life(self.workers[-1:])
+
+    def _await_life(self, fresh: list[Process]) -> list[Process]:
         pids = {process.pid for process in fresh}
-        until(lambda: pids <= self.living(), "workers", 900)
+        wait_until(lambda: pids <= self.living(), "Workers", 900)
         return fresh
+
+    def _free_link(self) -> Link | None:
+        taken = [self._link_of.get(worker.pid) for worker in self.workers]
+        return next((link for link in self.links[1:] if link not in taken), None)
+
+    def _on_clock(self, *module: str) -> list[str]:
+        clock = ("backend.devtools.soak.clock", str(self.clock.file)) if self.clock else ()
+        return python_module(*clock, *module)
 
     def end_workers(self) -> None:
         for process in self.workers:
@@ -172,6 +192,18 @@ class SoakHarness:
                 return {int(facts["pid"]) for facts in living_workers(connection).values()}
         except RedisError:
             return set()
+
+    def whereabouts(self, tasks: Iterable[int]) -> list[str]:
+        """State, delivery and claim of each task, for people who look for what became of it."""
+        names = {str(task) for task in tasks}
+        with self.connection() as connection:
+            rows = JobStore(connection, result_ttl_s=0).recent(INDEX_SIZE) if names else []
+            return [
+                f"{row['state']}, {row.get('delivery', 'no delivery')}, "
+                f"{text(connection.get(claim_key(row['job']))) or 'no claim'}"
+                for row in rows
+                if row["task"] in names
+            ]
 
     def get(self, path: str) -> requests.Response | None:
         """The answer, or None when there is none."""
@@ -191,11 +223,16 @@ class SoakHarness:
         requests.post(f"{self.address}/setup", json=body, timeout=20).raise_for_status()
 
     def _start(
-        self, command: list[str], *, standard_input: bytes | None = None, variables: Mapping[str, str] = {}
+        self,
+        command: list[str],
+        *,
+        standard_input: bytes | None = None,
+        variables: Mapping[str, str] = {},
+        link: Link | None = None,
     ) -> Process:
         ours = {PREFIX + name.upper(): value for name, value in self.settings.items()}
         given = {
-            "REDIS_URL": self.queue_server.url,
+            "REDIS_URL": self.queue_server.url_at("127.0.0.1", link.port) if link else self.queue_server.url,
             "MODEL": str(self.model),
             "HOST": self.hosts.api,
             "PORT": str(self.port),
@@ -220,8 +257,3 @@ def label_config(labels: tuple[str, ...]) -> str:
     tags = "".join(f'<Label value="{label}"/>' for label in labels)
     polygons = f'<PolygonLabels name="poly" toName="image">{tags}</PolygonLabels>'
     return f'<View><Image name="image" value="$image"/>{polygons}</View>'
-
-
-def check_settings() -> None:
-    """Refuse wrong variables before any process is started."""
-    load_settings()

@@ -28,6 +28,7 @@ class StubPredictor:
     labels: tuple[str, ...] = ("thing",)
     device = "cpu"
     weights_bytes = 0
+    precision = "fp32"
 
     def __init__(self, version: str, wishes: dict[str, Any]) -> None:
         self.version, self.wishes = version, wishes

@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from backend.learning.snapshot.builder import outline_px
-from backend.worker.predictor import Predictor
 from integration.regions.settings import certainty
 from model.instance import Instance
 from model.parallel import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
+from training.gate.folds import candidate_instances
 from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
-from training.snapshots.corrections import (
-    DEFAULT_RULES,
-    CorrectionRules,
-    DrawnObject,
-    edit_cost,
-    find_corrections,
-)
+from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
+from training.snapshots.format import pixels_sha256
 
 SHOWN_FROM = 0.5
+#: RGB images -> the instances of each.
+Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
 
 
 @dataclass
@@ -42,14 +40,16 @@ class CorrectionCost:
     certainty: list[float] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
 
-    def add(self, found: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float) -> None:
+    def add(
+        self, instances: Sequence[Instance], edit: Callable[[Sequence[Instance]], float], shown_from: float
+    ) -> None:
         """Take an image: what was found, and what correcting the shown part of it costs."""
-        shown = [one for one in found if one.score >= shown_from and one.mask_hw.any()]
-        hidden = [one for one in found if one.score < shown_from]
+        shown = [instance for instance in instances if instance.score >= shown_from and instance.mask_hw.any()]
+        hidden = [instance for instance in instances if instance.score < shown_from]
         self.features.append(features_of(shown, hidden))
         self.edits.append(edit(shown))
         self.certainty.append(certainty(shown))
-        self.confidence.append(float(np.mean([one.score for one in shown])) if shown else 0.0)
+        self.confidence.append(float(np.mean([instance.score for instance in shown])) if shown else 0.0)
 
     def fit(self, fitted_on: str) -> EffortModel:
         """Weights for these images. Raises EffortError when they are too few."""
@@ -57,7 +57,7 @@ class CorrectionCost:
 
 
 def measure_correction_cost(
-    predictor: Predictor,
+    predictor: Predict,
     samples: Sequence[Sample],
     class_names: Sequence[str],
     *,
@@ -80,11 +80,20 @@ def measure_correction_cost(
     return measured
 
 
+def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
+    """A predictor that answers from a cross-validation about images that its model learned from."""
+    known = candidate_instances(folds)
+
+    def predict(images: Sequence[np.ndarray]) -> list[Sequence[Instance]]:
+        return [
+            known[sha256] if (sha256 := pixels_sha256(image)) in known else predictor([image])[0] for image in images
+        ]
+
+    return predict
+
+
 def simulated_edit(
-    shown: Sequence[Instance],
-    sample: Sample,
-    class_names: Sequence[str],
-    rules: CorrectionRules = DEFAULT_RULES,
+    shown: Sequence[Instance], sample: Sample, class_names: Sequence[str], rules: CorrectionRules = DEFAULT_RULES
 ) -> float:
     """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
@@ -94,8 +103,8 @@ def simulated_edit(
         if not crowd and mask_hw.any()
     ]
     predicted = [
-        DrawnObject(one.label, one.mask_hw, score=one.score)
-        for one in shown
-        if 2 * np.count_nonzero(one.mask_hw & crowd_hw) <= np.count_nonzero(one.mask_hw)
+        DrawnObject(instance.label, instance.mask_hw, score=instance.score)
+        for instance in shown
+        if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
     return edit_cost(find_corrections(predicted, truth, outline_px, rules))

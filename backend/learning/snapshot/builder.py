@@ -26,19 +26,9 @@ from integration.polygons.convert import mask_to_polygons
 from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
 from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
-from training.snapshots.format import (
-    SnapshotError,
-    SnapshotObject,
-    image_record,
-    pixels_sha256,
-)
+from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
-from training.snapshots.report import (
-    Json,
-    build_correction_report,
-    correction_report_markdown,
-    image_entry,
-)
+from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
 from training.snapshots.writer import SnapshotWriter
 
 
@@ -144,27 +134,31 @@ class SnapshotBuilder:
         self._task_of[sha256] = task.id
         shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
         # Disputed objects take part, so that the predicted ones they came from do not look deleted.
-        found = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
-        found = [one for one in found if one.annotated is None or one.annotated < len(objects)]
-        self._write(task, annotations, pixels, [*objects, *disputed], found)
-        self._describe(task, annotations, sha256, shown, found)
-        for one in found:
-            if shown and one.vertices and one.predicted is not None and one.annotated is not None:
-                before_hw, after_hw = shown[one.predicted].mask_hw, objects[one.annotated].mask_hw
-                self._most_moved.add(pixels.image_rgb, before_hw, after_hw, one, name=f"task {task.id}")
+        corrections = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
+        corrections = [
+            correction
+            for correction in corrections
+            if correction.annotated is None or correction.annotated < len(objects)
+        ]
+        self._write(task, annotations, pixels, [*objects, *disputed], corrections)
+        self._describe(task, annotations, sha256, shown, corrections)
+        for correction in corrections:
+            if shown and correction.vertices and correction.predicted is not None and correction.annotated is not None:
+                before_hw, after_hw = shown[correction.predicted].mask_hw, objects[correction.annotated].mask_hw
+                self._most_moved.add(pixels.image_rgb, before_hw, after_hw, correction, name=f"task {task.id}")
 
     def finish(self, read: Sequence[Annotation], project: str) -> Path:
         """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
-        from training.snapshots.pictures import draw_correction_bars
+        from training.visualization.charts import draw_correction_bars
 
         left_out = [
             {
-                "task": one.task_id,
-                "annotation": one.annotation_id,
-                "region": one.region_id,
-                "reason": one.reason,
+                "task": entry.task_id,
+                "annotation": entry.annotation_id,
+                "region": entry.region_id,
+                "reason": entry.reason,
             }
-            for one in sorted(self.left_out, key=lambda one: (one.task_id, one.annotation_id or 0, one.region_id))
+            for entry in sorted(self.left_out, key=lambda left: (left.task_id, left.annotation_id or 0, left.region_id))
         ]
         held = self._writer.holdout_hashes()
         for entry in self._entries:
@@ -178,7 +172,7 @@ class SnapshotBuilder:
                 annotation_ids=self._annotation_ids,
                 extra={
                     "choice": self._settings.choice,
-                    "left_out": dict(Counter(one["reason"] for one in left_out).most_common(50)),
+                    "left_out": dict(Counter(entry["reason"] for entry in left_out).most_common(50)),
                     "predicted_values": _predicted_values(config) if config else {},
                 },
                 report=report,
@@ -188,7 +182,7 @@ class SnapshotBuilder:
                 pictures={"labels.png": draw_correction_bars(report)} | ({"moved.png": sheet} if sheet else {}),
             )
         except SnapshotError as error:
-            reasons = "; ".join(f"task {one['task']}: {one['reason']}" for one in left_out[:5])
+            reasons = "; ".join(f"task {entry['task']}: {entry['reason']}" for entry in left_out[:5])
             raise ServiceError(f"No snapshot: {error}", f"Left out: {reasons}" if reasons else "") from error
 
     def _vote(
@@ -230,11 +224,11 @@ class SnapshotBuilder:
         annotations: Sequence[Annotation],
         pixels: TaskImage,
         objects: Sequence[AnnotatedObject],
-        found: Sequence[Correction],
+        corrections: Sequence[Correction],
     ) -> None:
-        by_number = {one.annotated: one for one in found if one.annotated is not None}
+        by_number = {correction.annotated: correction for correction in corrections if correction.annotated is not None}
         rows = [_snapshot_object(drawn, by_number.get(number)) for number, drawn in enumerate(objects)]
-        ids = [one.id for one in annotations]
+        ids = [annotation.id for annotation in annotations]
         record = image_record(pixels.image_rgb, rows, self._labelling.classes, task_id=task.id, annotation_ids=ids)
         self._writer.add(record, pixels.image_rgb, pixels.file)
         self._annotation_ids += ids
@@ -245,16 +239,16 @@ class SnapshotBuilder:
         annotations: Sequence[Annotation],
         sha256: str,
         shown: Sequence[AnnotatedObject] | None,
-        found: Sequence[Correction],
+        corrections: Sequence[Correction],
     ) -> None:
         prediction = annotations[-1].prediction
-        seconds = [one.lead_time_s for one in annotations if one.lead_time_s is not None]
+        seconds = [annotation.lead_time_s for annotation in annotations if annotation.lead_time_s is not None]
         entry = image_entry(
-            found,
+            corrections,
             sha256=sha256,
             part="train",  # `finish` knows what is held out
             task_id=task.id,
-            annotation_ids=[one.id for one in annotations],
+            annotation_ids=[annotation.id for annotation in annotations],
             seconds=sum(seconds) if seconds else None,
             shown=shown is not None,
             model_version=prediction.model_version if prediction else "",
@@ -265,12 +259,7 @@ class SnapshotBuilder:
 
 def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
     plain = SnapshotObject(
-        drawn.label,
-        drawn.mask_hw,
-        region_ids=drawn.region_ids,
-        box_only=is_box(drawn),
-        weight=0.0,
-        disputed=True,
+        drawn.label, drawn.mask_hw, region_ids=drawn.region_ids, box_only=is_box(drawn), weight=0.0, disputed=True
     )
     if correction is None:
         return plain
@@ -289,7 +278,7 @@ def _predicted_values(config: LabelConfig) -> dict[str, list[str]]:
     for label in (label for control in config.controls for label in control.labels):
         if label.predicted_values:
             values.setdefault(label.value, []).extend(
-                one for one in label.predicted_values if one not in values.get(label.value, [])
+                value for value in label.predicted_values if value not in values.get(label.value, [])
             )
     return values
 

@@ -19,6 +19,7 @@ from backend.errors import ServiceError
 from integration.images.decode import ImageError, decode_image
 from integration.images.urls import image_value
 from integration.label_studio.tasks import AnnotatedTask
+from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
@@ -42,10 +43,12 @@ def fetch_images(
 ) -> Iterator[tuple[AnnotatedTask, TaskImage | str]]:
     """Tasks in their order, each with its image or the reason why there is none; a few are fetched ahead."""
 
+    budget = MemoryBudget(DEFAULT_BUDGET_BYTES)
+
     def get(task: AnnotatedTask) -> TaskImage | str:
         row = {"id": task.id, "data": task.data, "file_upload": task.file_name}
         try:
-            return _decoded(fetch(row, value_key), task, max_pixels)
+            return _decoded(fetch(row, value_key), task, max_pixels, budget)
         except (ImageError, ServiceError, OSError) as error:
             return f"its image cannot be had: {error}"
 
@@ -60,10 +63,10 @@ def fetch_images(
             yield task, image.result()
 
 
-def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int) -> TaskImage:
+def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
     if isinstance(fetched, np.ndarray):
         return TaskImage(fetched, None)
-    image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels)
+    image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels, budget=budget)
     with Image.open(io.BytesIO(fetched)) as picture:
         suffix = _SUFFIXES.get(picture.format or "")
     return TaskImage(image_rgb, (fetched, suffix) if suffix else None)

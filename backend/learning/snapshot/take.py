@@ -11,12 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from backend.learning.snapshot.builder import (
-    DEFAULT_SETTINGS,
-    Labelling,
-    SnapshotBuilder,
-    SnapshotSettings,
-)
+from backend.learning.snapshot.builder import DEFAULT_SETTINGS, Labelling, SnapshotBuilder, SnapshotSettings
 from backend.learning.snapshot.images import Fetch, fetch_images
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.tasks import AnnotatedTask, read_task
@@ -27,12 +22,7 @@ __all__ = ["Fetch", "Labelling", "SnapshotSettings", "freeze_tasks", "take_snaps
 #: (images done, images in all)
 Progress = Callable[[int, int], None]
 #: Tasks with an annotation that was not skipped, so that a page of the API holds no other ones.
-_MORE_THAN_NONE = {
-    "filter": "filter:tasks:total_annotations",
-    "operator": "greater",
-    "type": "Number",
-    "value": 0,
-}
+_MORE_THAN_NONE = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
 ANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [_MORE_THAN_NONE]}})
 
 
@@ -90,9 +80,9 @@ def freeze_tasks(
             freezing.add(task, pixels)
             if progress:
                 progress(number, len(annotated))
-        return freezing.finish([one for task in annotated for one in task.annotations], project)
+        return freezing.finish([annotation for task in annotated for annotation in task.annotations], project)
 
 
 def _first_come(task: AnnotatedTask) -> tuple[Any, ...]:
     """Of two tasks with the same image, the one with ground truth counts, else the one annotated last."""
-    return any(one.ground_truth for one in task.annotations), task.annotations[-1].updated_at, task.id
+    return any(annotation.ground_truth for annotation in task.annotations), task.annotations[-1].updated_at, task.id

@@ -1,17 +1,22 @@
 -- Takes the running tasks of a worker from it: they are queued again at the front, in no order.
 --
 -- With ARGV[3] == '1' the worker seems dead: it is noted as a death of each task, and a task with too many deaths is
--- parked. Does nothing when the worker's heartbeat has come back. What was taken is remembered, for the case that the
+-- parked. Does nothing when the worker gave a sign of life meanwhile. What was taken is remembered, for the case that the
 -- worker was only cut off or frozen (absolve.lua).
 --
 -- KEYS: 1 what runs on the worker, 2 all workers, 3 heartbeat of the worker, 4 what was taken from it, 5 list of
 --       waiting ids.
 -- ARGV: 1 names of keys (JSON), 2 name of the worker, 3 whether it seems dead, 4 deaths until a task is parked,
---       5 unix time, 6 s that parked tasks are kept, 7 error and 8 hint of parked tasks ("%s" is the id).
+--       5 unix time, 6 s that parked tasks are kept, 7 error and 8 hint of parked tasks ("%s" is the id), 9 the last
+--       sign of life that is too old, "" where there is none.
 -- Returns: ids queued, ids parked.
 local names = cjson.decode(ARGV[1])
 local worker, is_dead = ARGV[2], ARGV[3] == '1'
-if is_dead and redis.call('EXISTS', KEYS[3]) == 1 then return {{}, {}} end
+if is_dead then
+  local beat = redis.call('GET', KEYS[3])
+  if beat and beat ~= ARGV[9] then return {{}, {}} end
+  redis.call('DEL', KEYS[3])
+end
 local queued, parked = {}, {}
 for _, job in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   local key = names.task .. job

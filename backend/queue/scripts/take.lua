@@ -11,7 +11,11 @@
 -- Returns: whether it is a suspect, ids dropped, then id and payload of each task.
 local names = cjson.decode(ARGV[1])
 local worker, now, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local spare = math.max(0, redis.call('SCARD', KEYS[3]) - 1) * tonumber(ARGV[5])
+local others = -1
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  if string.sub(name, 1, #names.interactive_name) ~= names.interactive_name then others = others + 1 end
+end
+local spare = math.max(0, others) * tonumber(ARGV[5])
 local dropped, is_suspect = {}, {}
 
 local function forget_if_unwanted(job)

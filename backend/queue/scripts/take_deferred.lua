@@ -1,10 +1,15 @@
--- Moves deferred tasks into the set of those being pushed; what was claimed back meanwhile is left out.
+-- Moves deferred tasks into the set of those being pushed; those that a request claims are left out.
 --
--- KEYS: 1 deferred tasks, 2 tasks being pushed. ARGV: ids of the tasks.
--- Returns: for each task 1 if it may be pushed.
+-- KEYS: 1 deferred tasks, 2 tasks being pushed. ARGV: 1 names of keys (JSON), 2 most tasks, then ids of the tasks.
+-- Returns: ids that may be pushed.
+local names = cjson.decode(ARGV[1])
 local taken = {}
-for i, job in ipairs(ARGV) do
-  taken[i] = redis.call('HEXISTS', KEYS[1], job)
-  if taken[i] == 1 then redis.call('SADD', KEYS[2], job) end
+for i = 3, #ARGV do
+  local job = ARGV[i]
+  if #taken < tonumber(ARGV[2]) and redis.call('HEXISTS', KEYS[1], job) == 1
+     and redis.call('EXISTS', names.claim .. job) == 0 then
+    redis.call('SADD', KEYS[2], job)
+    taken[#taken + 1] = job
+  end
 end
 return taken

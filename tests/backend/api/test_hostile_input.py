@@ -31,23 +31,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 PATHS = ("/setup", "/predict", "/webhook")
-ODD = [
-    None,
-    True,
-    -1,
-    0,
-    1e308,
-    float("nan"),
-    "",
-    "\0",
-    "\ud800x",
-    "'; --",
-    "<View>" * 50,
-    "a" * 5000,
-    [],
-    {},
-    [[[]]],
-]
+ODD = [None, True, -1, 0, 1e308, float("nan"), "", "\0", "\ud800x", "'; --", "<View>" * 50, "a" * 5000, [], {}, [[[]]]]
 
 
 def recorded() -> list[tuple[str, Any]]:
@@ -147,11 +131,26 @@ def test_any_headers(client, headers):
 @given(query=st.text(max_size=30), job=st.text(min_size=1, max_size=30))
 def test_any_query_and_path(client, query, job):
     assert client.get("/jobs", query_string={"limit": query, "state": query, "project": query}).status_code == 200
-    assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (
-        404,
-        405,
-        308,
-    )
+    assert client.post(f"/jobs/{quote(job.encode('utf-8', 'replace'), safe='')}/retry").status_code in (404, 405, 308)
+
+
+@pytest.mark.parametrize("depth", [*range(850, 1000, 10), 3000, 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"project": "1.1", "schema": "<View/>", "extra_params": "DEEP"}',
+        '{"project": "1.1", "schema": "<View/>", "extra_params": {"a": DEEP}}',
+        '{"tasks": [{"id": 1, "data": {"image": DEEP}}]}',
+        '{"tasks": [{"id": 1, "data": {"image": "x"}}], "params": {"context": {"result": DEEP}}}',
+        '{"action": "PROJECT_UPDATED", "project": {"id": DEEP}}',
+        "DEEP",
+    ],
+)
+def test_deep_nesting(client, body, depth):
+    """Parsers, validators and writers each have their own limit."""
+    text = body.replace("DEEP", "[" * depth + "]" * depth)
+    for path in PATHS:
+        judge(client.post(path, data=text, content_type="application/json"))
 
 
 def test_cases_of_the_description(client):
@@ -174,11 +173,13 @@ def test_cases_of_the_description(client):
         cases()
 
 
-def test_every_endpoint_is_described(client):
-    """But for the learning page's own buttons, which are no interface for programs."""
-    rules = {
-        re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+def test_every_route_and_method_is_described(client):
+    routes = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method)
         for rule in client.application.url_map.iter_rules()
-        if rule.endpoint.partition(".")[0] in ("label_studio", "jobs", "openapi", "status_page")
+        for method in rule.methods - {"HEAD", "OPTIONS"}
     }
-    assert set(client.get("/openapi.json").get_json()["paths"]) == rules - {"/"}
+    paths = client.get("/openapi.json").get_json()["paths"]
+    assert routes == {(path, method.upper()) for path, methods in paths.items() for method in methods}
+    operations = [operation for methods in paths.values() for operation in methods.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)

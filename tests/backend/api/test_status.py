@@ -7,15 +7,17 @@ from html.parser import HTMLParser
 import pytest
 
 from backend.api.app import create_app
-from backend.api.status import project_row
+from backend.api.project_view import project_link
 from backend.predictions.projects import Project
 from backend.processes.embedded_redis import free_port
+from backend.processes.paused_parts import VARIABLE, PausedParts
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
 pytestmark = pytest.mark.service
+UNKNOWN = CONFIG.replace("gear", "x").replace("leaf", "y")
 
 
 class Texts(HTMLParser):
@@ -27,7 +29,7 @@ class Texts(HTMLParser):
         self.text = ""
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "br", "input", "img"):
+        if tag not in ("meta", "br", "input", "img", "link"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -60,7 +62,7 @@ def client(settings):
     ],
 )
 def test_a_project_links_to_label_studio(hostname, is_believed, link):
-    assert project_row(Project(key="7.1", hostname=hostname, is_believed=is_believed))["link"] == link
+    assert project_link(Project(key="7.1", hostname=hostname, is_believed=is_believed)) == link
 
 
 def test_an_idle_service_says_what_to_do_next(client):
@@ -72,7 +74,7 @@ def test_an_idle_service_says_what_to_do_next(client):
 
 def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis):
     client.post("/setup", json=setup_body("http://ls:8080", TOKEN))
-    client.post("/setup", json=setup_body("http://ls:8080", TOKEN, project="9.1", config=CONFIG.replace("gear", "x")))
+    client.post("/setup", json=setup_body("http://ls:8080", TOKEN, project="9.1", config=UNKNOWN))
     client.post("/predict", json=predict_body(tasks(3), project="7.1795339022"))
     queue = client.application.extensions["transfiner"].queue
     job = queue.predict.get_job_ids()[0]
@@ -84,7 +86,8 @@ def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis
         "3 waiting",
         "worker-1",
         "321 MiB",
-        "http://ls:8080",
+        "Project 7",
+        "knows none of: x, y. Annotate about 10",
         "a broken image",
         "upload it again",
         "deferred",
@@ -108,3 +111,13 @@ def test_without_a_queue_server_it_says_so(settings):
 def test_a_browser_is_led_there_and_programs_are_not(client):
     assert client.get("/", headers={"Accept": "text/html,*/*;q=0.8"}).headers["Location"] == "status"
     assert client.get("/").get_json()["status"] == "UP"
+
+
+def test_a_paused_part_is_named(client, redis, monkeypatch):
+    parts = PausedParts()
+    parts.add("train-worker", "train-worker ended 6 times within 60 s")
+    monkeypatch.setenv(VARIABLE, parts.environment()[VARIABLE])
+    assert "train-worker ended 6 times" in client.get("/status").text
+    assert "train-worker ended 6 times" in client.get("/ready").get_json()["paused"][0]
+    parts.remove("train-worker")
+    assert client.get("/ready").get_json()["paused"] == []

@@ -46,10 +46,7 @@ def test_a_missing_compiler_is_named_with_the_fix(monkeypatch):
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        (
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
-            "disk is full",
-        ),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
         # pip reports an unreachable registry as a missing version: the network has to win
         (
             "WARNING: NewConnectionError(...)\nERROR: No matching distribution found for torch==2.15.0",
@@ -68,18 +65,7 @@ def test_failures_of_pip_and_uv_are_explained(output, expected):
 
 
 def test_an_unreachable_registry_is_recognised_in_what_pip_really_prints(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--isolated",
-        "--no-deps",
-        "--retries",
-        "0",
-        "--timeout",
-        "2",
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--isolated", "--no-deps", "--retries", "0", "--timeout", "2"]
     nowhere = ["--index-url", "http://127.0.0.1:9/simple", "--dest", str(tmp_path), "no-such-package==1.0"]
     status, output = run_visibly(command + nowhere, title="reaching", log=tmp_path / "log")
     assert status != 0
@@ -127,6 +113,31 @@ def test_uv_is_the_locked_one_and_reads_what_pip_was_told(monkeypatch):
     assert environments.UV in _pins(environments.REQUIREMENTS / "dev.txt")
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_torch_s_cpu_build_is_tried_first_and_the_lock_follows(tmp_path, monkeypatch, is_there):
+    """Without a GPU; the registry may not have that build."""
+    commands = []
+
+    def run(command, *, title, log, environment=None):
+        commands.append((command, environment or {}))
+        return (0 if is_there or "cpu" not in title.lower() else 1), ""
+
+    monkeypatch.setattr(environments, "run_visibly", run)
+    monkeypatch.setattr(environments, "is_without_gpu", lambda: True)
+    environment = environments.Environment("app", tmp_path / "venv", 0, 0)
+    environment.python.parent.mkdir(parents=True)
+    environment.python.symlink_to(sys.executable)
+    environments.prepare(environment)
+    installs = [(command[-1], given) for command, given in commands if "-r" in command and "--target" not in command]
+    requirements = environment.folder / "cpu-requirements.txt"
+    assert installs[0][0] == str(requirements)
+    assert installs[0][1]["UV_TORCH_BACKEND"] == "cpu"
+    assert [name for name, _ in installs[1:]] == ([] if is_there else [str(environment.lock)])
+    assert "torch==" in requirements.read_text()
+    assert "nvidia" not in requirements.read_text()
+    assert environment.stamp.is_file()
+
+
 def test_the_locks_agree_and_name_no_registry():
     app, dev = (_pins(environments.REQUIREMENTS / name) for name in ("app.txt", "dev.txt"))
     assert app <= dev, "dev.txt must contain app.txt: run `make lock`"
@@ -140,13 +151,7 @@ def _pins(lock: Path) -> set[str]:
 
 
 def test_the_command_explains_itself_without_anything_installed():
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        "import sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--help']; ",
-    ]
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, '.'); sys.argv[1:] = ['--help']; "]
     command[-1] += "import runpy; runpy.run_module('backend.bootstrap', run_name='__main__')"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "example: python3 -m backend.bootstrap" in done.stdout

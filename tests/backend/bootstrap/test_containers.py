@@ -106,16 +106,7 @@ def test_the_set_up_layer_has_everything_that_the_set_up_reads(tmp_path: Path) -
 def test_the_program_runs_where_the_image_puts_its_files(tmp_path: Path) -> None:
     """The set-up installs `backend` before the rest is there; the image's variables make all of it importable."""
     folder = built(tmp_path / "app", until=SET_UP)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--quiet",
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     done = run([*pip, "--target", str(tmp_path / "site"), "--editable", str(folder)], tmp_path)
     assert done.returncode == 0, done.stderr
     built(folder)
@@ -137,7 +128,7 @@ def test_the_image_starts_the_service_by_default(image: Path) -> None:
     assert done.returncode == 0, done.stderr
     question = "import backend.cli.main, backend.settings as s; print(s.SHIPPED_MODEL)"
     shipped = Path(run([sys.executable, "-c", question], image).stdout.strip())
-    assert shipped == image / "model" / "weights" / "scenes-small"
+    assert shipped == image / "model" / "weights" / "photos"
 
 
 def test_the_health_check_asks_the_health_endpoint() -> None:

@@ -6,25 +6,38 @@ not among them and is checked by hand.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
+import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
+from backend.processes.embedded_redis import free_port
+from backend.processes.parent_death import die_with_parent
 from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
 from backend.queue.keys import STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
 from tests.support.locked_imports import locked, run_locked
+from tests.support.service import wait_until
+from tests.support.slow_clients import UNFINISHED, answers, connections, is_closed
 
 pytestmark = pytest.mark.service
 
@@ -61,7 +74,9 @@ def test_the_schemas_refuse_what_is_wrong():
 
 def test_kustomization_names_every_file_and_image():
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    assert {*kustomization["resources"], "kustomization.yaml"} == {file.name for file in KUBERNETES.iterdir()}
+    generated = {entry.partition("=")[2] for made in kustomization["configMapGenerator"] for entry in made["files"]}
+    files = {*kustomization["resources"], *generated, "kustomization.yaml"}
+    assert files == {file.name for file in KUBERNETES.iterdir()}
     ours = {c["image"] for pod in pods().values() for c in pod["spec"]["containers"] if ":" not in c["image"]}
     assert ours == {image["name"] for image in kustomization["images"]}
 
@@ -80,8 +95,9 @@ def test_selectors_volumes_and_claims_meet():
         (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
         ports = {port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    one, other = (of_kind("Deployment")[n]["spec"]["selector"]["matchLabels"] for n in ("worker", "trainer"))
-    assert one["lane"] != other["lane"], "they must not adopt each other's pods"
+    names = ("worker", "interactive", "trainer")
+    lanes = {of_kind("Deployment")[name]["spec"]["selector"]["matchLabels"]["lane"] for name in names}
+    assert len(lanes) == len(names), "they must not adopt each other's pods"
 
 
 def test_containers_have_probes_limits_and_no_more_rights_than_they_need():
@@ -114,8 +130,8 @@ def test_commands_and_variables_exist():
 
 
 def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
-    for name in ("api", "worker", "trainer", "queue"):
-        (container,) = pods()[name]["spec"]["containers"]
+    for name in ("api", "worker", "interactive", "trainer", "queue"):
+        container = pods()[name]["spec"]["containers"][-1]
         variables = {entry["name"]: entry for entry in container["env"]}
         assert variables["QUEUE_PASSWORD"]["valueFrom"]["secretKeyRef"]["name"] == "transfiner"
         if name != "queue":
@@ -123,34 +139,30 @@ def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
             assert list(variables).index("QUEUE_PASSWORD") < list(variables).index("TRANSFINER_REDIS_URL")
             url = variables["TRANSFINER_REDIS_URL"]["value"].replace("$(QUEUE_PASSWORD)", "secret")
             assert Settings(redis_url=url).redis_url == "redis://:secret@queue:6379/0"
-    for trigger in of_kind("ScaledObject")["worker"]["spec"]["triggers"]:
-        assert trigger["metadata"]["passwordFromEnv"] == "QUEUE_PASSWORD"
+    for scaled in of_kind("ScaledObject").values():
+        assert {trigger["metadata"]["passwordFromEnv"] for trigger in scaled["spec"]["triggers"]} == {"QUEUE_PASSWORD"}
 
 
-def test_workers_scale_with_both_lanes_of_the_queue():
+@pytest.mark.parametrize(("name", "lane"), [("worker", PREDICT_QUEUE), ("interactive", INTERACTIVE_QUEUE)])
+def test_workers_scale_with_their_lane_of_the_queue(name, lane):
     """KEDA's ScaledObject by hand: required fields, and lists by the names that the queue library gives them."""
-    scaled = of_kind("ScaledObject")["worker"]["spec"]
-    assert scaled["scaleTargetRef"]["name"] in of_kind("Deployment")
+    scaled = of_kind("ScaledObject")[name]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == name
     assert 0 <= scaled["minReplicaCount"] < scaled["maxReplicaCount"]
-    lists = set()
-    for trigger in scaled["triggers"]:
-        assert trigger["type"] == "redis"
-        assert all(isinstance(value, str) for value in trigger["metadata"].values())
-        host, port = trigger["metadata"]["address"].split(":")
-        assert host.partition(".")[0] in of_kind("Service")
-        assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
-        lists.add(trigger["metadata"]["listName"])
-    assert lists == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
-    assert "replicas" not in of_kind("Deployment")["worker"]["spec"], "the autoscaler's business"
+    (trigger,) = scaled["triggers"]
+    assert trigger["type"] == "redis"
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    host, port = trigger["metadata"]["address"].split(":")
+    assert host.partition(".")[0] in of_kind("Service")
+    assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
+    assert trigger["metadata"]["listName"] == f"rq:queue:{lane}"
+    assert "replicas" not in of_kind("Deployment")[name]["spec"], "the autoscaler's business"
 
 
 def test_those_lists_are_the_queue_s_own(settings, redis):
     client = create_app(settings).test_client()
     queue = client.application.extensions["transfiner"].queue
-    assert {queue.predict.key, queue.interactive.key} == {
-        f"rq:queue:{PREDICT_QUEUE}",
-        f"rq:queue:{INTERACTIVE_QUEUE}",
-    }
+    assert {queue.predict.key, queue.interactive.key} == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
 
 
 DASHBOARD: Json = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "transfiner.json").read_text())
@@ -177,11 +189,9 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
         assert set(names) <= set(samples), expression
         for labels in re.findall(r"by \(([^)]*)\)", expression):
             assert set(labels.replace(" ", "").split(",")) <= samples[names[0]] | {"le"}, expression
-    assert {
-        "transfiner_queue_depth",
-        "transfiner_stage_seconds_total",
-        "transfiner_worker_gpu_memory_bytes",
-    } <= {name for expression in expressions for name in re.findall(r"transfiner_\w+", expression)}
+    assert {"transfiner_queue_depth", "transfiner_stage_seconds_total", "transfiner_worker_gpu_memory_bytes"} <= {
+        name for expression in expressions for name in re.findall(r"transfiner_\w+", expression)
+    }
 
 
 def test_the_dashboard_s_panels_have_their_own_place():
@@ -197,7 +207,7 @@ def test_figures_of_compose_are_scraped_and_shown():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
     (target,) = job["dns_sd_configs"]
-    assert target["names"] == ["api"]
+    assert target["names"] == services["api"]["networks"]["front"]["aliases"]
     assert target["port"] == Settings.model_fields["port"].default
     for service in ("prometheus", "grafana"):
         for volume in services[service]["volumes"]:
@@ -220,7 +230,7 @@ def test_the_api_image_has_no_torch_and_needs_none(tmp_path: Path) -> None:
     question = """
 import sys
 from backend.cli.serve import serve_http
-import gunicorn.workers.gthread, gunicorn.app.base
+from backend.api.http_server import HttpServer
 from backend.api.app import create_app
 from backend.settings import Settings
 client = create_app(Settings(redis_url="redis://127.0.0.1:1/0")).test_client()
@@ -256,3 +266,59 @@ def test_a_worker_s_probe(settings, redis):
     assert probe(*ours) == 0
     assert probe("--redis-url", settings.redis_url, "--host", "pod-2") == 1
     assert probe("--redis-url", "redis://127.0.0.1:1/0") == 0, "the worker is not to blame"
+
+
+def test_the_front_server_stands_before_the_api_and_nothing_else_does():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    host, _, port = services["front"]["environment"]["API"].partition(":")
+    assert host in services["api"]["networks"]["front"]["aliases"]
+    assert int(port) == Settings.model_fields["port"].default
+    assert "default" not in services["api"]["networks"], "Label Studio reaches it through the front server"
+    assert services["front"]["networks"]["default"]["aliases"] == ["api"]
+    front, api = pods()["api"]["spec"]["containers"]
+    variables = {entry["name"]: entry.get("value") for entry in api["env"]}
+    asked = {entry["name"]: entry.get("value") for entry in front["env"]}
+    assert asked["API"] == f"{variables['TRANSFINER_HOST']}:{variables['TRANSFINER_PORT']}"
+    assert "ports" not in api
+
+
+@pytest.fixture
+def front(settings, serve, tmp_path) -> Iterator[str]:
+    """The address of nginx with deploy/kubernetes/nginx.conf; its times are shorter."""
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed (apt-get install nginx-light)")
+    port = free_port()
+    site = (KUBERNETES / "nginx.conf").read_text().replace("listen 9090", f"listen 127.0.0.1:{port}")
+    site = site.replace("${API}", urlsplit(serve(settings)).netloc).replace("${NGINX_LOCAL_RESOLVERS}", "127.0.0.1")
+    site = site.replace("10s;", "2s;").replace("clients 128", "clients 20")
+    places = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/errors;\n"
+        f"events {{ worker_connections 1024; }}\nhttp {{\n{places}{site}}}\n"
+    )
+    started = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    command = [program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "errors")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=started) as nginx:
+        try:
+            wait_until(lambda: nginx.poll() is not None or answers(port))
+            assert nginx.poll() is None, nginx.stderr.read().decode()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            nginx.terminate()
+
+
+def test_the_front_server_cuts_slow_clients_off_and_gives_each_a_share(front):
+    with connections(front, 200, source="127.0.0.2") as clients:
+        for number, client in enumerate(clients):
+            client.sendall(list(UNFINISHED.values())[number % len(UNFINISHED)])
+        for _ in range(5):
+            assert requests.get(f"{front}/health", timeout=60).json()["status"] == "UP"
+        wait_until(lambda: all(map(is_closed, clients)))
+    assert requests.post(f"{front}/jobs/cancel", timeout=60).status_code == 403, "it says for whom it asks"
+    with connections(front, 21, source="127.0.0.3") as clients:
+        for client in clients:
+            client.sendall(UNFINISHED["a body that never comes"])
+        wait_until(lambda: any(b" 429 " in client.recv(4096) for client in select.select(clients, [], [], 0)[0]))

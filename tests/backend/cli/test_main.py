@@ -39,11 +39,7 @@ print(json.dumps({"heavy": heavy, "memory_mib": peak_kib / 1024}))
 
 
 def test_the_api_never_imports_torch_and_stays_small(settings):
-    environment = {
-        **os.environ,
-        "TRANSFINER_REDIS_URL": settings.redis_url,
-        "TRANSFINER_MODEL": str(settings.model),
-    }
+    environment = {**os.environ, "TRANSFINER_REDIS_URL": settings.redis_url, "TRANSFINER_MODEL": str(settings.model)}
     bodies = [setup_body("http://ls:8080", "x"), predict_body(tasks(2), project="7.1795339022")]
     done = subprocess.run(
         [sys.executable, "-c", USE_THE_API],
@@ -125,12 +121,7 @@ def test_every_setting_is_read_from_its_variable(settings, monkeypatch):
 
 
 def test_misspelt_variables_are_noticed():
-    variables = {
-        "TRANSFINER_MAX_BACH": "3",
-        "TRANSFINER_SHARED_DATA": "x",
-        "PATH": "/",
-        "TRANSFINER_HOST": "::",
-    }
+    variables = {"TRANSFINER_MAX_BACH": "3", "TRANSFINER_SHARED_DATA": "x", "PATH": "/", "TRANSFINER_HOST": "::"}
     assert unknown_variables(variables) == {"TRANSFINER_MAX_BACH": "TRANSFINER_MAX_BATCH"}
     assert len(known_variables()) == len(Settings.model_fields)
 

@@ -14,10 +14,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from backend.cli import models as models_command
+from backend.cli.model_table import CARD_COLUMNS, card_facts
 from backend.cli.models import models
-from backend.versions.store import stored_models
+from backend.versions.store import SHIPPED, stored_models
 from model.checkpoints.import_released import expected_state
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
+from model.checkpoints.releases import RELEASES
 from model.requirements import MissingRequirementError
 
 pytestmark = pytest.mark.service
@@ -76,6 +78,20 @@ def store(files: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -
     )
     assert result.exit_code == 0, result.output
     return store
+
+
+def test_the_table_has_the_figures_of_the_cards_and_the_releases() -> None:
+    table = run()
+    assert table.exit_code == 0
+    head, _, *rows = table.stdout.splitlines()
+    assert head.split() == ["model", "here", "knows", "MB", "AP", "milliseconds"]
+    assert {row.split()[0] for row in rows} >= {"photos", "scenes-small", *RELEASES}
+    for name in ("photos", "scenes-small"):
+        assert set(card_facts(SHIPPED / name)) == set(CARD_COLUMNS), f"the card of {name} has no such table"
+
+
+def test_the_shipped_weights_are_small() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) <= 40e6
 
 
 def test_fetch_records_where_the_file_came_from_and_its_digest(store: Path, files: Path, address: str) -> None:
@@ -169,7 +185,4 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path, files: Path, monkeypa
 
     monkeypatch.setattr(models_command, "require_model_libraries", missing)
     result = run("import", files / "output.pth", "--store", tmp_path)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "Error: detectron2 is not installed; fix: run `make setup`.\n",
-    )
+    assert (result.exit_code, result.stderr) == (1, "Error: detectron2 is not installed; fix: run `make setup`.\n")

@@ -32,12 +32,7 @@ def coco_file(tmp_path: Path) -> Path:
         "annotations": [
             {"id": 3, "image_id": 1, "category_id": 7, "segmentation": [square]},
             {"id": 4, "image_id": 1, "category_id": 7, "segmentation": [beside]},
-            {
-                "id": 5,
-                "image_id": 1,
-                "category_id": 7,
-                "segmentation": {"size": [40, 50], "counts": [5, 1, 1994]},
-            },
+            {"id": 5, "image_id": 1, "category_id": 7, "segmentation": {"size": [40, 50], "counts": [5, 1, 1994]}},
         ],
     }
     path = tmp_path / "instances.json"

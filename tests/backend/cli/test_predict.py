@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,28 @@ def test_coco_results_go_to_standard_output(store: Path, pictures: list[Path]) -
         assert size_hw == ((60, 100) if record["image_id"] == 42 else (100, 60))
         assert len(record["bbox"]) == 4
         assert min(record["bbox"]) >= 0
+
+
+@pytest.mark.parametrize(
+    "record", [{"image_id": 42, "category_id": 1}, {"file_name": "000000000042.jpg", "category": "person"}]
+)
+def test_boxes_of_another_detector_are_outlined(record: dict[str, Any], pictures: list[Path], tmp_path: Path) -> None:
+    box = {"bbox": [10, 10, 40, 30], "score": 0.9}
+    (tmp_path / "boxes.json").write_text(json.dumps([{**box, **record}, {**box, **record, "score": 0.1}]))
+    arguments = [*map(str, pictures), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]
+    result = CliRunner().invoke(predict, arguments)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)
+    assert (found["image_id"], found["category"], found["score"]) == (42, "person", 0.9)
+    assert coco_mask.decode(found["segmentation"]).any()
+
+
+@pytest.mark.parametrize("records", [{}, [{"bbox": [1, 2, 3, 4], "score": 1}], [{"image_id": 1, "bbox": [1]}]])
+def test_files_that_hold_no_boxes_are_refused(records: Any, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text(json.dumps(records))
+    result = CliRunner().invoke(predict, [str(pictures[0]), "--boxes", str(tmp_path / "boxes.json")])
+    assert result.exit_code == 1
+    assert "boxes.json" in result.output
 
 
 def test_label_studio_tasks_go_to_a_file(store: Path, pictures: list[Path], tmp_path: Path) -> None:

@@ -95,11 +95,11 @@ def test_list_tells_what_is_active(root: Path) -> None:
 
 def test_gate_promotes_what_is_better_and_keeps_the_report(root: Path, tmp_path: Path) -> None:
     result = run("gate", "good-3", "--project", 12, "--promote")
-    assert "good-3 may serve. Hold-out: 12 images, 12 objects." in result.stdout
+    assert "good-3 may serve, judged by 12 images held out: 12 objects." in result.stdout
     registry = Registry(root)
     assert registry.active("12") == "good-3"
     assert registry.version("12", "good-3").metrics == {"mask_ap": 1.0, "boundary_ap": 1.0}
-    assert "pictures/before_after.png" in registry.papers("12", "good-3")
+    assert "pictures/before_after.jpg" in registry.papers("12", "good-3")
     shown = run("models", "show", "good-3", "--project", 12, "--papers", tmp_path / "papers").stdout
     assert "status: promoted" in shown
     assert "- better than the incumbent: mask AP +100.0 points" in shown
@@ -152,11 +152,7 @@ FAILURES = [
     (("gate", "good-3"), 1, "give --project"),
     (("gate", "good-3", "--promote"), 2, "--promote needs --project"),
     (("gate", "good-3", "--project", "12", "--rule", "confidance", "1"), 2, "did you mean confidence"),
-    (
-        ("gate", "good-3", "--project", "12", "--rule", "margin", "much"),
-        2,
-        "margin is 'much'; expected a number",
-    ),
+    (("gate", "good-3", "--project", "12", "--rule", "margin", "much"), 2, "margin is 'much'; expected a number"),
     (("models", "compare", "a", "b", "--recorded"), 2, "give --project"),
 ]
 

@@ -32,18 +32,7 @@ def test_one_json_object_with_the_promised_keys(files: tuple[Path, Path]) -> Non
         )
         assert result.exit_code == 0, result.output
         values = json.loads(result.stdout)
-        assert {
-            "AP",
-            "AP50",
-            "AP75",
-            "APs",
-            "APm",
-            "APl",
-            "AR1",
-            "AR10",
-            "AR100",
-            "per_category",
-        } <= values.keys()
+        assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "per_category"} <= values.keys()
         assert 0 < values["AP"] < 1
         assert len(values["per_category"]) == 80
         assert values["per_category"]["person"] == -1  # no ground truth

@@ -15,13 +15,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from backend.demo import project as demo_project
 from backend.demo.command import check_port, demo
-from backend.demo.project import DemoProject, draw_scenes, label_config, prepare_project
+from backend.demo.photographs import FILES, LABELS, copy_photographs
+from backend.demo.project import DemoProject, draw_scenes, prepare_project, scenes_config, smart_config
 from backend.errors import StartError
 from backend.processes.label_studio_server import LabelStudioServer, Login
+from backend.settings import SCENES_MODEL, SHIPPED_MODEL
+from backend.versions.served_model import read_served_model
 from integration.label_studio.label_config import parse_label_config
+from training.registry import Registry
 from training.synthetic.scenes import CLASSES
 
 pytestmark = pytest.mark.service
@@ -43,6 +48,19 @@ def test_two_demos_in_one_folder_are_refused(tmp_path: Path) -> None:
 
     with _only_one(tmp_path), pytest.raises(StartError, match="is running already"), _only_one(tmp_path):
         pass
+
+
+def test_what_the_demo_writes_is_its_users_alone(tmp_path: Path) -> None:
+    """Label Studio's database holds passwords and tokens."""
+    from backend.demo.command import _only_one
+
+    folder = tmp_path / "demo"
+    with _only_one(folder):
+        subprocess.run([sys.executable, "-c", "open('label_studio.sqlite3', 'w')"], cwd=folder, check=True)
+    assert stat.S_IMODE((folder / "label_studio.sqlite3").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / "after").touch()
+    assert stat.S_IMODE((tmp_path / "after").stat().st_mode) != 0o600
 
 
 def test_an_impossible_number_of_images_is_wrong_usage(tmp_path: Path) -> None:
@@ -81,11 +99,23 @@ def test_the_demos_own_processes_are_light(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [CLASSES, ("traffic light", 'a "b" <c> & d')])
-def test_the_label_config_takes_every_class(labels: tuple[str, ...]) -> None:
-    config = parse_label_config(label_config(labels))
+@pytest.mark.parametrize("shape", ["Polygon", "Brush", ""])
+def test_the_label_config_takes_every_class(labels: tuple[str, ...], shape: str) -> None:
+    config = parse_label_config(smart_config(labels, shape) if shape else scenes_config(labels))
     assert config.supported
     assert config.labels == tuple(labels)
     assert config.match(labels).message is None
+
+
+def test_photographs_are_in_the_packages_and_some_of_their_labels_are_known(tmp_path: Path) -> None:
+    paths = copy_photographs(tmp_path)
+    assert len(paths) == len(FILES)
+    for path in copy_photographs(tmp_path):
+        with Image.open(path) as picture:
+            assert min(picture.size) >= 300
+    known = set(read_served_model(SHIPPED_MODEL).labels)
+    assert set(LABELS) & known
+    assert set(LABELS) - known, "the smart tools need something to do"
 
 
 def test_scenes_are_drawn_once(tmp_path: Path) -> None:
@@ -158,7 +188,8 @@ def backend_url() -> Iterator[str]:
 
 def ready(label_studio: LabelStudioInMemory, backend_url: str, images: list[Path], version: str = "v1") -> list[str]:
     reported: list[str] = []
-    prepare_project(label_studio, DemoProject(CLASSES, version, backend_url, images), reported.append)  # type: ignore[arg-type]
+    demo = DemoProject("Demo", "", scenes_config(CLASSES), version, backend_url, images)
+    prepare_project(label_studio, demo, reported.append)  # type: ignore[arg-type]
     return reported
 
 
@@ -174,12 +205,23 @@ def test_every_image_is_imported_and_predicted_once(backend_url: str) -> None:
     assert all(len(task["predictions"]) == 1 for task in label_studio.tasks)
 
 
+def test_a_project_s_own_model_serves_it_until_it_has_learned(tmp_path: Path, backend_url: str) -> None:
+    registry, version = str(tmp_path / "registry"), read_served_model(SCENES_MODEL).version
+    scenes = DemoProject("S", "", scenes_config(CLASSES), version, backend_url, IMAGES[:1], str(SCENES_MODEL))
+    label_studio = LabelStudioInMemory(broken=set())
+    prepare_project(label_studio, scenes, lambda _: None, registry)  # type: ignore[arg-type]
+    assert Registry(registry).active("1") == label_studio.backends[0]["title"] == version
+    Registry(registry).promote("1", Registry(registry).publish("1", SCENES_MODEL, version="p1-round"))
+    prepare_project(label_studio, scenes, lambda _: None, registry)  # type: ignore[arg-type]
+    assert Registry(registry).active("1") == label_studio.backends[0]["title"] == "p1-round"
+
+
 def test_a_new_model_renames_the_backend_and_leaves_annotated_tasks_alone(backend_url: str) -> None:
     label_studio = LabelStudioInMemory(broken=set())
     ready(label_studio, backend_url, IMAGES[:2])
     label_studio.tasks[0]["annotations"].append({"id": 1})
     ready(label_studio, backend_url, IMAGES[:2], version="v2")
-    assert label_studio.backends == [{"url": backend_url, "title": "v2"}]
+    assert label_studio.backends == [{"url": backend_url, "title": "v2", "is_interactive": True}]
     assert [len(task["predictions"]) for task in label_studio.tasks] == [1, 2]
 
 

@@ -61,7 +61,7 @@ def test_the_table_shows_medians_a_task() -> None:
 def test_the_service_is_measured():
     """The real processes with a model that costs nothing; a real Label Studio is for people to wait for."""
     heard: list[str] = []
-    found = CapacityMeasurement(None, Sizes((1, 2), 2, 4, 12, 10, 10), with_label_studio=False, told=heard.append).run()
+    found = CapacityMeasurement(None, Sizes((1, 2), 2, 4, 12, 10, 10), with_label_studio=False, tell=heard.append).run()
     assert {size: len(rows) for size, rows in found.batches.items()} == {1: 2, 2: 2}
     assert all(0 < one.images_s < one.request_s for rows in found.batches.values() for one in rows)
     assert found.together

@@ -14,12 +14,7 @@ from click.testing import CliRunner
 from backend.cli.evaluate import evaluate
 from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
 from backend.devtools.served_evaluation.compare import RawDetections, detections_above, notes
-from backend.devtools.served_evaluation.evaluation import (
-    ServedOptions,
-    predict_set,
-    score_served,
-    set_label_config,
-)
+from backend.devtools.served_evaluation.evaluation import ServedOptions, predict_set, score_served, set_label_config
 from backend.devtools.served_evaluation.images import ImageServer, as_png
 from backend.devtools.served_evaluation.parse import LabelError, ServedResults, classes_of_labels
 from backend.settings import Settings
@@ -120,9 +115,7 @@ def test_without_a_worker_patience_ends_with_the_fix(settings: Settings, serve: 
 
 
 @pytest.mark.parametrize(
-    "credentials",
-    [Credentials(user="me", password="secret"), Credentials(token="bear")],
-    ids=["basic", "bearer"],
+    "credentials", [Credentials(user="me", password="secret"), Credentials(token="bear")], ids=["basic", "bearer"]
 )
 def test_authorisation(settings: Settings, workers: FakeWorkers, serve: Serve, credentials: Credentials) -> None:
     workers.start()
@@ -158,10 +151,7 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
     frame[5:25, 5:25], frame[12:18, 12:18] = True, False
     leaf[5:10, 40:45] = leaf[20:25, 40:45] = True
     config = parse_label_config(set_label_config(ServedOptions("", tolerance_px=0.0), ("gear", "leaf")))
-    instances = [
-        Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0),
-        Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0),
-    ]
+    instances = [Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0), Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0)]
     prediction = instances_to_prediction(instances, config, width=60, height=40, model_version="v")
     assert len(prediction["result"]) == 2  # the frame with a cut, and the leaf's two parts joined by one
     objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))

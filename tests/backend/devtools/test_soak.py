@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,9 @@ from backend.devtools.load.measuring import give_new_version, replaceable_copy
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.command import line
 from backend.devtools.soak.faults import BATCH_S, FAULTS
-from backend.devtools.soak.harness import Hosts, SoakHarness
+from backend.devtools.soak.harness import Hosts, ServiceHarness
+from backend.devtools.soak.random_faults import run_random
+from backend.processes.waiting import wait_until
 from backend.versions.served_model import read_served_model
 
 pytestmark = pytest.mark.service
@@ -27,7 +30,7 @@ HOSTS = Hosts(api="127.0.0.2", queue="127.0.0.3", label_studio="127.0.0.4", imag
 
 
 def test_several_hosts_one_of_which_dies(tmp_path):
-    with SoakHarness(hosts=HOSTS) as stage:
+    with ServiceHarness(hosts=HOSTS) as stage:
         for number in range(2):
             model = tmp_path / f"host-{number}" / "model"
             shutil.copytree(stage.model, model)
@@ -41,6 +44,46 @@ def test_several_hosts_one_of_which_dies(tmp_path):
     assert not verdict.failed
 
 
+def cut_off(stage: ServiceHarness) -> None:
+    with stage.links[1].cut():
+        time.sleep(2.0)
+
+
+def silent(stage: ServiceHarness) -> None:
+    with stage.links[1].held():
+        time.sleep(2.0)
+
+
+def restart(stage: ServiceHarness) -> None:
+    stage.end_queue()
+    stage.start_queue()
+
+
+@pytest.mark.parametrize("break_it", [cut_off, silent, restart])
+def test_a_busy_worker_goes_on_by_itself_when_the_queue_server_is_back(break_it):
+    """The same process, so its model is still warm; nobody asks again."""
+    with ServiceHarness(is_breakable=True, predict_deadline_s="20") as stage:
+        (worker,) = stage.start_workers(1, seconds=BATCH_S)
+        stage.set_up_project()
+        asked = Annotators(stage, 1, 48, asks_again=False).start()
+        wait_until(lambda: stage.get("/jobs?state=running").json()["jobs"], "A running task", 240)
+        break_it(stage)
+        verdict = asked.wait(120).verdict(break_it.__name__)
+        assert worker.poll() is None
+        assert stage.living() == {worker.pid}
+    assert verdict.is_good, verdict
+    assert verdict.stored_once == 48
+    assert not verdict.failed
+
+
+@pytest.mark.slow
+def test_random_faults_lose_and_double_nothing():
+    """A minute; `transfiner soak --random` takes ten. A seed that fails is a fault to be mended, not bad luck."""
+    verdict = run_random(60.0, seed=22)
+    assert verdict.is_good, verdict
+    assert verdict.stored_once + len(verdict.failed) == verdict.tasks > 0
+
+
 @pytest.mark.parametrize("options", [["--endurance", "90"], ["--inline"]])
 def test_load_measures_the_queue(options):
     asked = ["--stub", "--tasks", "8", "--json", *options]
@@ -51,11 +94,7 @@ def test_load_measures_the_queue(options):
     assert figures["start-up in s"]["worker to first prediction"] > 0
     assert ("endurance" in figures) == (options == ["--endurance", "90"])
     for process in figures["memory in MiB"] if "endurance" in figures else ():
-        assert set(figures["endurance"][process]) == {
-            "MiB after warm-up",
-            "MiB at the end",
-            "MiB a 1,000 tasks",
-        }
+        assert set(figures["endurance"][process]) == {"MiB after warm-up", "MiB at the end", "MiB a 1,000 tasks"}
 
 
 def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):
@@ -68,10 +107,7 @@ def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(t
     assert [file.name for file in copy.iterdir()] == ["metadata.json"]
 
 
-@pytest.mark.parametrize(
-    ("lost", "doubled", "says"),
-    [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")],
-)
+@pytest.mark.parametrize(("lost", "doubled", "says"), [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")])
 def test_a_verdict_is_good_only_when_nothing_is_lost_or_doubled(lost, doubled, says):
     verdict = Verdict("none", 4, 3, {5: "reason"}, lost, doubled, 1.0)
     assert verdict.is_good == (says == "ok")

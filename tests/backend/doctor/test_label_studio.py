@@ -68,6 +68,12 @@ class FakeClient:
     def update_webhook(self, webhook: dict[str, Any], **fields: object) -> Any:
         self.changes.append((webhook["id"], fields))
 
+    def update_project(self, project_id: int, **fields: object) -> Any:
+        self.changes.append((project_id, fields))
+
+    def create_webhook(self, project_id: int, url: str, **fields: object) -> Any:
+        self.changes.append((project_id, {"url": url, **fields}))
+
 
 @pytest.fixture
 def model(checkpoint) -> ServedModel:
@@ -111,11 +117,7 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
         pytest.param(FakeClient(), {"key": ""}, "error", "LABEL_STUDIO_API_KEY", id="no key"),
         pytest.param(FakeClient(backends=[], hooks=[]), {}, "warning", "Connect ours", id="nothing connected"),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "state": "DI"}]),
-            {},
-            "error",
-            "ML_BLOCK_LOCAL_IP=false",
-            id="blocked",
+            FakeClient(backends=[{**BACKEND, "state": "DI"}]), {}, "error", "ML_BLOCK_LOCAL_IP=false", id="blocked"
         ),
         pytest.param(
             FakeClient(backends=[{**BACKEND, "state": "DI", "url": "http://localhost:9"}], hooks=[]),
@@ -125,13 +127,15 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
             id="unreachable",
         ),
         pytest.param(
-            FakeClient(backends=[{**BACKEND, "model_version": "old"}]),
+            FakeClient(backends=[{**BACKEND, "model_version": "old"}]), {}, "warning", "TRANSFINER_MODEL", id="version"
+        ),
+        pytest.param(
+            FakeClient(hooks=[HOOK, {**HOOK, "id": 9, "url": "http://old:1/webhook"}]),
             {},
             "warning",
-            "TRANSFINER_MODEL",
-            id="version",
+            "Webhooks",
+            id="left",
         ),
-        pytest.param(FakeClient(hooks=[{**HOOK, "url": "http://old:1/webhook"}]), {}, "warning", "Webhooks", id="left"),
         pytest.param(
             FakeClient(),
             {"basic_auth_user": "u", "basic_auth_password": "p"},
@@ -153,7 +157,7 @@ def test_the_title_and_the_webhook_s_secret_are_repaired(settings, model):
     for finding in findings(settings, client, model, **auth):
         if finding.repair:
             finding.repair()
-    assert client.changes == [(3, {"headers": {"X-Transfiner-Secret": "hook"}}), (1, {"title": "fake-1"})]
+    assert client.changes == [(1, {"title": "fake-1"}), (3, {"headers": {"X-Transfiner-Secret": "hook"}})]
 
 
 @pytest.mark.parametrize("is_ours", [True, False])

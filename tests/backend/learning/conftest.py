@@ -114,13 +114,7 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
             **{f"TRANSFINER_{name.upper()}": str(getattr(learning, name)) for name in names},
             "PARENT": str(os.getpid()),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "tests.support.learning_doubles",
-            "work",
-            str(wishes.folder),
-        ]
+        command = [sys.executable, "-m", "tests.support.learning_doubles", "work", str(wishes.folder)]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         return processes[-1]
 

@@ -50,24 +50,22 @@ def test_the_page_shows_rounds_versions_and_what_is_going_on(client, wishes, rou
     wishes.set(data="poison", promote=False, at="2026-02-01T00:00:00+00:00")
     rejected = rounds.ask()
     queue.note(PROJECT, "a-run", state="running", stage="finetune", trigger=BUTTON)
-    queue.note(PROJECT, "a-run", iteration=3, of=12, eta_s=600, curve=[3.0, 2.0, 1.5])
+    queue.note(PROJECT, "a-run", iteration=3, of=12, eta_s=600, curve=[[1, 3.0], [2, 2.0], [3, 1.5]])
     page = client.get("/status").text
     for part in (
-        f"version {promoted} serves",
+        f"{promoted} serves",
+        "Round 3",
         "rejected",
         "worse",
         rejected.candidate,
         "50.0",
         "40.0",
-        "iteration 3 of 12",
-        "about 10 min left",
-        "Cancel",
-        "curve.png",
+        "step 3 of 12; about 10 min left",
+        "Cancel training",
         "<polyline",
         "base-1",
     ):
         assert part in page, part
-    assert client.get(f"{PAGE}curve.png").data.startswith(b"\x89PNG")
     facts = client.get("/learning").get_json()
     assert facts["projects"][0]["active"] == promoted
     assert "token" not in facts
@@ -108,11 +106,7 @@ def test_only_our_own_page_may_change_anything(client, form, headers, address, s
 
 def test_with_a_password_the_buttons_need_it_from_anywhere(learning):
     guarded = learning.model_copy(
-        update={
-            "basic_auth_user": "lead",
-            "basic_auth_password": SecretStr("secret"),
-            "api_token": SecretStr("abc"),
-        }
+        update={"basic_auth_user": "lead", "basic_auth_password": SecretStr("secret"), "api_token": SecretStr("abc")}
     )
     client = create_app(guarded).test_client()
     known = {"Authorization": "Basic " + base64.b64encode(b"lead:secret").decode()}
@@ -132,3 +126,9 @@ def test_papers_of_a_version_are_read_only_from_its_folder(client, wishes, round
     assert client.get(f"{PAGE}versions/{version}/report.json").get_json()["promote"] is True
     assert client.get(f"{PAGE}versions/{version}/MODEL_CARD.md").status_code == 404
     assert client.get(f"{PAGE}versions/{version}/metadata.json").status_code == 400
+
+
+def test_where_learning_is_off_artifacts_say_so(learning):
+    answer = connect(create_app(learning.model_copy(update={"registry": ""}))).get(f"{PAGE}versions/v1/report.md")
+    assert answer.status_code == 409
+    assert "Learning is off" in answer.text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.doctor.connection import Settled
 from backend.learning import run_record as runs
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.steps import FinetuneRequest, Steps
@@ -34,7 +35,7 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
             "finetune_options": {"iterations": 2, "batch_size": 2, "threads": 1, "log_period": 1},
         }
     )
-    side = ProjectClient(lambda project, newest_at: 8, take_snapshot, lambda project, version: "")
+    side = ProjectClient(lambda project, newest_at: 8, take_snapshot, lambda project: Settled())
     learner = Learner(settings, redis, "me", side)
     run_id = learner.queue.request("7", BUTTON).run
     assert learner.learn("7", run_id) in (runs.PROMOTED, runs.REJECTED)

@@ -2,47 +2,121 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from backend.api.app import create_app
+from backend.doctor.connection import SAMPLING
 from backend.errors import ServiceError
-from backend.learning.label_studio import connect, follow_version, project_of
+from backend.learning.label_studio import connect, project_of, remove_notices, settle
 from backend.learning.repredict import Repredictor, repredicting
 from backend.predictions.projects import Project, Projects
 from backend.versions.resolve import active_version, project_name
+from backend.versions.served_model import ServedModel
 from tests.support.fake_label_studio import TOKEN
 from tests.support.learning_doubles import write_checkpoint
-from tests.support.service import data_uri, setup_body, wait_until
+from tests.support.service import CONFIG, data_uri, setup_body, wait_until
 
 pytestmark = pytest.mark.service
 
 KEY = "7.1795339022"
 
 
+MODEL = ServedModel(Path("m"), "m", "v2", ("gear",), "")
+SMART_BOX = """<RectangleLabels name="box" toName="image" smart="true" model_skip="true"><Label value="balloon"/>
+</RectangleLabels><PolygonLabels"""
+
+
 class Backends:
-    def __init__(self, *titles: str) -> None:
+    """A project whose backends have these titles; notes what is set."""
+
+    def __init__(self, *titles: str, config: str = CONFIG, sampling: str = "Sequential sampling") -> None:
         self.rows = [{"id": n, "project": 7, "url": f"http://{n}", "title": title} for n, title in enumerate(titles)]
-        self.patched: list[tuple[int, str]] = []
+        self.project = {"id": 7, "label_config": config, "sampling": sampling}
+        self.hooks = [{"id": n, "project": 7, "url": f"http://{n}/webhook"} for n in range(len(titles))]
+        self.made: list[tuple[str, object]] = []
+        self.predictions: list[dict[str, object]] = []
+        self.views = [{"id": 3, "data": {"hiddenColumns": {"explore": ["tasks:predictions_score", "tasks:id"]}}}]
 
     def list_backends(self, project_id):
         return self.rows
 
+    def get_project(self, project_id):
+        return self.project
+
+    def list_webhooks(self, project_id):
+        return self.hooks
+
     def update_backend(self, backend, **fields):
-        self.patched.append((backend["id"], fields["title"]))
+        self.made.append((f"backend {backend['id']}", fields))
+
+    def update_project(self, project_id, **fields):
+        self.made.append((f"project {project_id}", fields))
+
+    def create_webhook(self, project_id, url, **fields):
+        self.made.append((f"webhook {url}", fields))
+
+    def list_views(self, project_id):
+        return self.views
+
+    def save_view(self, project_id, data, view_id=None):
+        self.made.append((f"view {view_id}", data["hiddenColumns"]["explore"]))
+
+    def list_predictions(self, *, project_id):
+        return self.predictions
+
+    def delete_predictions(self, project_id, model_version):
+        self.made.append((f"delete {project_id}", model_version))
+
+
+RENAMED = {"title": "v2"}
+SHOWN = ("view 3", ["tasks:id"])
+ORDERED = ("project 7", {"sampling": SAMPLING})
 
 
 @pytest.mark.parametrize(
-    ("client", "patched"),
+    ("client", "made"),
     [
-        pytest.param(Backends("v1"), [(0, "v2")], id="one backend is ours"),
-        pytest.param(Backends("v2"), [], id="it is right already"),
-        pytest.param(Backends("sam", "v1"), [(1, "v2")], id="another one beside ours"),
+        pytest.param(Backends("v1"), [("backend 0", RENAMED)], id="a new version serves: the title alone"),
+        pytest.param(Backends("v2"), [], id="it is right already, and a person chose the order"),
+        pytest.param(Backends("my model"), [("backend 0", RENAMED), ORDERED, SHOWN], id="connected just now"),
+        pytest.param(Backends("sam", "v1"), [("backend 1", RENAMED)], id="another one beside ours"),
         pytest.param(Backends(), [], id="none is connected"),
     ],
 )
-def test_the_title_follows_the_version(client, patched):
-    assert follow_version(client, 7, "v2", ours=lambda row: row["title"] != "sam") == bool(patched)
-    assert client.patched == patched
+def test_what_is_set_in_a_project(settings, client, made):
+    settled = settle(settings, client, 7, MODEL, ["v1", "v2"], ours=lambda row: row["title"] != "sam")
+    assert client.made == made
+    assert settled.is_connected == bool(client.rows)
+    assert settled.title == ("v2" if made else "")
+    assert len(settled.done) == len(made)
+
+
+def test_the_title_says_why_nothing_is_outlined_and_smart_tools_are_switched_on(settings, checkpoint):
+    config = CONFIG.replace("gear", "balloon").replace("leaf", "kite").replace("<PolygonLabels", SMART_BOX, 1)
+    client = Backends("my model", config=config, sampling=SAMPLING)
+    client.rows[0]["is_interactive"] = False
+    client.hooks = []
+    with_prompts = settings.model_copy(update={"prompt_model": checkpoint})
+    title = settle(with_prompts, client, 7, MODEL, ["v2"]).title
+    assert title == (
+        "Nothing outlined: v2 knows none of: balloon, kite. Smart tools work; annotate about 10, then Start Training. "
+        f"{settings.status_url}"
+    )
+    assert client.made == [
+        ("backend 0", {"title": title}),
+        ("backend 0", {"title": title, "is_interactive": True}),
+        ("webhook http://0/webhook", {"headers": {}}),
+        SHOWN,
+    ]
+
+
+def test_only_notices_are_removed():
+    client = Backends()
+    client.predictions = [{"model_version": version} for version in ("v1", "Nothing outlined: a", None, "v2")]
+    remove_notices(client, 7)
+    assert client.made == [("delete 7", "Nothing outlined: a")]
 
 
 def test_without_an_address_it_says_what_to_do(learning):
@@ -71,7 +145,7 @@ def test_setup_downloads_no_weights(learning, registry, tmp_path):
     client = create_app(learning).test_client()
     said = client.post("/setup", json=setup_body("http://ls", TOKEN)).get_json()
     assert said["model_version"] == "new-1"
-    assert not learning.registry_cache.exists()
+    assert not list(learning.registry_cache.rglob("*.safetensors"))
 
 
 class Tasks:
@@ -96,8 +170,5 @@ def test_unlabelled_tasks_are_predicted_anew_and_pushed(learning, registry, redi
     assert repredicting(redis, "7") == {"version": "new-1", "total": 2, "left": 2}
     workers.start(registry=learning.registry, registry_cache=str(learning.registry_cache), fake={"seconds": 0.01})
     wait_until(lambda: len(label_studio.predictions) == 2)
-    assert {(row["task"], row["model_version"]) for row in label_studio.predictions} == {
-        (3, "new-1"),
-        (4, "new-1"),
-    }
+    assert {(row["task"], row["model_version"]) for row in label_studio.predictions} == {(3, "new-1"), (4, "new-1")}
     wait_until(lambda: repredicting(redis, "7")["left"] == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from backend.learning import run_record as runs
 from backend.learning.learner import Learner
+from backend.learning.method import PRESET
 from backend.learning.run_record import Run
 from backend.learning.triggers import BUTTON, COMMAND
 from backend.learning.watcher import Watcher
 from backend.queue.keys import learning_lock_key
 from backend.versions.resolve import active_directory, version_directory
+from tests.support.learning_doubles import write_checkpoint
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.service
@@ -34,13 +37,14 @@ def test_a_request_becomes_a_promoted_version(learning, wishes, rounds, store, r
     assert (run.state, run.attempts, run.new_annotations) == (runs.PROMOTED, 1, 5)
     assert (run.parent, run.classes, run.reasons) == ("base-1", ("gear", "leaf"), ("better",))
     assert registry.active(PROJECT) == run.candidate
-    assert wishes.done("follow") == [f"follow 7 {run.candidate}"]
+    assert wishes.done("follow") == ["follow 7"]
     assert [info.status for info in registry.versions(PROJECT)] == ["promoted", "promoted"]
     assert [info.digest for info in registry.snapshots(PROJECT)] == [run.snapshot]
     assert queue.current(PROJECT) == {}
     assert not (learning.learning_folder / PROJECT / run.id).exists(), "nothing is left lying about"
     assert store.read(PROJECT, run.id, "finetune.log") == b""
-    assert (store.storage.read(f"{PROJECT}/runs/curve.png") or b"").startswith(b"\x89PNG")
+    assert run.losses == ((3, 0.3333),) or run.losses[-1][0] == 3
+    assert {"snapshot", "finetune", "gate", "promote"} <= run.stage_s.keys()
     assert version_directory(learning, f"{PROJECT}.123", "base-1") is not None
     assert version_directory(learning, f"{PROJECT}.123", "other") is None
     assert registry.roll_back(PROJECT) == "base-1", "the first promotion can be taken back, too"
@@ -194,3 +198,18 @@ def test_a_lost_lock_ends_the_training(wishes, rounds, redis, learning):
     record = rounds.finish(run)
     assert not record.is_over, "it is the other's now"
     wait_until(lambda: wishes.done("stopped"))
+
+
+def test_unknown_labels_are_learned_few_shot(learning, wishes, rounds, tmp_path):
+    """Without a hold-out, too: cross-validation judges."""
+    photos = write_checkpoint(tmp_path / "photos", "photos-1", "photos")
+    for directory, changes in ((learning.model, {"classes": ["cat"]}), (photos, {"preset": PRESET})):
+        facts = json.loads((directory / "metadata.json").read_text())
+        (directory / "metadata.json").write_text(json.dumps({**facts, **changes}))
+    rounds.learner.settings = learning.model_copy(update={"prompt_model": photos})
+    wishes.set(new=2, parts={"train_images": 3, "holdout_images": 0})
+    run = rounds.ask()
+    assert (run.state, run.method) == (runs.PROMOTED, "few-shot")
+    assert wishes.done("few-shot") == ["few-shot from photos against base"]
+    assert not wishes.done("finetune")
+    assert {"looking", "snapshot", "few-shot", "gate", "promote"} <= set(run.stage_s)

@@ -25,11 +25,7 @@ pytestmark = pytest.mark.service
 
 PROJECT = "7"
 NEWEST = "2026-03-01T10:00:00.500000+00:00"
-RECORDINGS = (
-    "40_webhook_annotation_created",
-    "42_webhook_annotation_updated",
-    "44_webhook_annotations_deleted",
-)
+RECORDINGS = ("40_webhook_annotation_created", "42_webhook_annotation_updated", "44_webhook_annotations_deleted")
 
 
 class Client:
@@ -63,10 +59,7 @@ def test_only_tasks_that_changed_are_read():
     count_new_annotations(client, 7, NEWEST)
     asked = json.loads(client.queries[0])["filters"]
     assert asked["conjunction"] == "or"
-    assert {item["filter"] for item in asked["items"]} == {
-        "filter:tasks:updated_at",
-        "filter:tasks:completed_at",
-    }
+    assert {item["filter"] for item in asked["items"]} == {"filter:tasks:updated_at", "filter:tasks:completed_at"}
     assert asked["items"][0]["value"] == "2026-03-01T09:55:00.000Z"
 
 
@@ -144,12 +137,7 @@ def test_events_only_say_look_now(client, queue, learner, wishes, events):
     watcher = Watcher(learner)
     for _ in range(events):
         for action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED"):
-            body = {
-                "action": action,
-                "project": {"id": 7},
-                "task": {"id": 1},
-                "annotation": {"id": 3, "task": 1},
-            }
+            body = {"action": action, "project": {"id": 7}, "task": {"id": 1}, "annotation": {"id": 3, "task": 1}}
             assert client.post("/webhook", json=body).status_code == 200
     watcher.look_after_all()
     assert queue.current(PROJECT)["trigger"] == CORRECTIONS

@@ -137,11 +137,7 @@ def test_the_image_is_found_under_its_key(settings, serve, workers, data, config
         ({"tasks": [{"id": 1, "data": []}]}, 400, "data"),
         ({**predict_body(tasks(1)), "label_config": "<View><Choices name='c' toName='t'/></View>"}, 422, ""),
         ({**predict_body(tasks(1)), "label_config": "<View"}, 422, ""),
-        (
-            {**predict_body(tasks(1)), "label_config": CONFIG.replace("gear", "car").replace("leaf", "dog")},
-            422,
-            "gear",
-        ),
+        ({**predict_body(tasks(1)), "label_config": CONFIG.replace("gear", "car").replace("leaf", "dog")}, 422, "gear"),
         (predict_body(tasks(6)), 400, "MAX_TASKS"),
     ],
 )

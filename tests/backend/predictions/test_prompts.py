@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
 def test_ids_are_what_rq_allows(project, task, image, version):
     job = PredictionJob(project, {"id": task, "data": {}}, image, "", version)
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,120}", job.id)
-    assert PredictionJob.from_payload(job.payload()).id == job.id
+    assert PredictionJob(**{**job.payload(), "label_config": job.label_config}).id == job.id
 
 
 def test_who_asked_does_not_change_the_id():

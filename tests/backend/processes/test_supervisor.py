@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.processes.paused_parts import VARIABLE, paused_parts
 from tests.support.service import ROOT, wait_until
 
 pytestmark = pytest.mark.service
@@ -106,7 +107,7 @@ def test_a_dead_child_is_started_again_and_reported(tree, tmp_path):
     assert "a ended (killed by SIGKILL); restarting it (1 of 3)" in errors
 
 
-def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path):
+def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path, monkeypatch):
     process = tree({"a": {"restarts": 1}, "b": {}})
     wait_until((tmp_path / "ready").exists)
     for count in (1, 2):
@@ -115,6 +116,11 @@ def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path)
     wait_until(lambda: len(pids(tmp_path / "a")) == 3)
     assert len(pids(tmp_path / "b")) == 1
     assert is_alive(pids(tmp_path / "b")[0])
+    variables = Path(f"/proc/{pids(tmp_path / 'b')[0]}/environ").read_text().split("\0")
+    (file,) = [value.partition("=")[2] for value in variables if value.startswith(f"{VARIABLE}=")]
+    monkeypatch.setenv(VARIABLE, file)
+    (sentence,) = paused_parts()
+    assert sentence.startswith("Paused: a ended 2 times within 60 s (last: killed by SIGKILL), tried again after 5 s.")
     os.kill(pids(tmp_path / "b")[0], signal.SIGKILL)
     wait_until(lambda: len(pids(tmp_path / "b")) == 2)
     process.terminate()

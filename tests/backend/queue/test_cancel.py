@@ -45,8 +45,8 @@ def test_one_projects_waiting_tasks_end_and_the_others_stay(address, workers):
         cancelled, kept = pool.submit(ask, address, SEVEN), pool.submit(ask, address, NINE)
         wait_until(lambda: waiting(address) == 6)
         page = requests.get(f"{address}/status", timeout=20).text
-        assert page.count("cancel what waits") == 2
-        assert "cancel all 6 waiting" in page
+        assert page.count("Cancel them") == 2
+        assert "Cancel the 6 waiting tasks?" in page
         said = requests.post(f"{address}/jobs/cancel", data=form(address, project="7"), timeout=20).json()
         assert said == {"status": "cancelled", "tasks": 3}
         answer = cancelled.result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from backend.api.app import create_app
@@ -41,17 +43,62 @@ def test_an_expired_claim_is_deferred_all_the_same(deliveries, redis, job):
     assert list(deliveries.deferred()) == [job]
 
 
-@pytest.mark.parametrize("by", ["another request", "an answer", "a push"])
-def test_what_somebody_else_delivers_is_not_deferred(deliveries, redis, job, by):
+@pytest.mark.parametrize("by", ["an answer", "an answer whose confirmation was lost", "a push"])
+def test_what_was_delivered_while_a_request_waited_is_not_deferred(deliveries, job, by):
     claim = deliveries.claim("request", [job, "other"], lifetime_s=60)
     other = deliveries.claim("second", [job], lifetime_s=60)
-    if by == "an answer":
-        assert deliveries.release_if_all_held(other, [job])
     if by == "a push":
         assert deliveries.defer(other, {job: FACTS}) == []
-        assert deliveries.take([job]) == [job]
+        assert deliveries.take([job], 1) == [job]
         deliveries.pushed([job], keep_s=60)
+    else:
+        assert deliveries.release_if_all_held(other, [job])
+    if "lost" in by:
+        assert deliveries.release_if_all_held(other, [job]), "the caller repeats a command whose answer was lost"
     assert deliveries.defer(claim, {job: FACTS}) == []
+    assert deliveries.count_deferred() == 0
+
+
+@pytest.mark.parametrize("holder", ["answers", "dies"])
+def test_what_another_request_claims_is_pushed_when_that_one_dies(deliveries, redis, job, holder):
+    """Its API process was killed, or the queue server was away when it wanted to give its claims up."""
+    other = deliveries.claim("dying", [job], lifetime_s=60)
+    claim = deliveries.claim("request", [job, "other"], lifetime_s=60)
+    assert deliveries.defer(claim, {job: FACTS}) == []
+    assert deliveries.take([job], 1) == [], "somebody may still answer"
+    if holder == "answers":
+        assert deliveries.release_if_all_held(other, [job])
+    redis.delete(keys.claim_key(job))
+    assert deliveries.take([job], 1) == ([job] if holder == "dies" else [])
+
+
+def test_a_claim_that_the_queue_server_keeps_too_long_ends(deliveries, redis, job, monkeypatch):
+    """Its clock was set back, and the request died."""
+    deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
+    deliveries.claim("dying", [job], lifetime_s=60)
+    deliveries.end_overdue_claims([job])
+    redis.pexpire(keys.claim_key(job), 7_200_000)
+    assert deliveries.take([job], 1) == []
+    true_time = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: true_time() + 61)
+    deliveries.end_overdue_claims([job])
+    assert deliveries.take([job], 1) == [job]
+
+
+def test_a_deferred_task_that_a_dying_request_claims_stays_deferred(queue, deliveries, redis, job):
+    deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
+    deliveries.claim("dying", [job], lifetime_s=60)
+    queue.records.finish(job, JobOutcome(prediction={"result": []}))
+    assert redis.ttl(keys.task_key(job)) == -1
+    redis.delete(keys.claim_key(job))
+    assert deliveries.take([job], 1) == [job]
+
+
+def test_a_deferred_task_that_is_answered_gets_its_lifetime_back(deliveries, redis, job):
+    deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
+    again = deliveries.claim("again", [job], lifetime_s=60)
+    assert deliveries.release_if_all_held(again, [job], keep_s=50)
+    assert 0 < redis.ttl(keys.task_key(job)) <= 50
     assert deliveries.count_deferred() == 0
 
 
@@ -67,7 +114,7 @@ def test_a_deferred_record_has_no_lifetime_until_it_is_pushed(queue, deliveries,
     deliveries.defer(claim, {job: FACTS})
     queue.records.finish(job, JobOutcome(prediction={"result": []}))
     assert redis.ttl(keys.task_key(job)) == -1
-    deliveries.take([job])
+    deliveries.take([job], 1)
     deliveries.pushed([job], keep_s=50)
     assert 0 < redis.ttl(keys.task_key(job)) <= 50
 

@@ -159,7 +159,7 @@ def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, re
 
 
 def test_the_api_answers_waiting_label_studio_before_it_stops(settings, serve, workers, label_studio):
-    """gunicorn tells the application that it is ending; what was waited for is pushed later."""
+    """The application is told that it is ending; what was waited for is pushed later."""
     workers.end()
     from backend.api.app import create_app
 

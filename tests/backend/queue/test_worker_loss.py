@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from redis import OutOfMemoryError, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -10,7 +12,7 @@ from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.queue.locks import RenewedLock
-from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of, requeue_orphans
+from backend.queue.recovery import Heartbeat, OrphanSearch, absolve, living_workers, requeue_jobs_of
 from backend.worker.batcher import Batcher
 from backend.worker.main import Recorder, serve_queue
 from tests.support.service import CONFIG, wait_until
@@ -53,7 +55,7 @@ def test_a_worker_that_comes_back_takes_back_what_was_blamed_on_its_tasks(queue)
         batch = batcher.first()
         assert batch is not None
         silence(queue, batcher)
-        assert set(requeue_orphans(queue)) == set(batch.jobs)
+        assert set(OrphanSearch(queue).run()) == set(batch.jobs)
         batcher.vitals.beat({})
         assert set(absolve(queue, name)) == set(batch.jobs)
         assert queue.records.states(ids) == ["queued", "queued"]
@@ -65,7 +67,7 @@ def test_a_task_that_was_parked_for_a_frozen_worker_is_queued_again(queue):
         batcher = worker(queue, name)
         assert batcher.first() is not None
         silence(queue, batcher)
-        assert requeue_orphans(queue) == [job_id]
+        assert OrphanSearch(queue).run() == [job_id]
     assert queue.records.states([job_id]) == ["parked"]
     assert "2 attempts" in queue.records.outcomes([job_id])[job_id].error
     assert absolve(queue, "w1") == [job_id]
@@ -94,8 +96,22 @@ def test_a_living_worker_keeps_its_tasks_whoever_thinks_it_dead(queue):
     silence(queue, batcher)
     watching = JobQueue(queue.connection, queue.settings)
     batcher.vitals.beat({})
-    assert requeue_orphans(watching) == []
+    assert OrphanSearch(watching).run() == []
     assert queue.records.states(ids) == ["running"]
+
+
+def test_a_heartbeat_that_stands_still_is_no_sign_of_life(queue, monkeypatch):
+    """The clock of the queue server was set back, so the heartbeat of a dead worker does not expire."""
+    ids = submit(queue, 1)
+    dead, living = worker(queue, "dead"), worker(queue, "living")
+    assert dead.first() is not None
+    search = OrphanSearch(queue)
+    assert search.run() == []
+    true_time = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: true_time() + 3 * queue.settings.worker_lost_s)
+    living.vitals.beat({})
+    assert search.run() == ids
+    assert set(living_workers(queue.connection)) == {"living"}
 
 
 def test_two_that_take_over_put_each_task_back_once(queue):
@@ -103,7 +119,7 @@ def test_two_that_take_over_put_each_task_back_once(queue):
     batcher = worker(queue, "w1")
     assert batcher.first() is not None
     silence(queue, batcher)
-    assert sorted(requeue_orphans(queue) + requeue_orphans(queue)) == sorted(ids)
+    assert sorted(OrphanSearch(queue).run() + OrphanSearch(queue).run()) == sorted(ids)
     assert sorted(queue.predict.get_job_ids()) == sorted(ids)
 
 
@@ -135,12 +151,37 @@ def test_retry_leaves_a_running_task_alone(queue):
     assert queue.records.states([job_id]) == ["running"]
 
 
+@pytest.mark.parametrize("state", ["failed", "parked"])
+def test_retry_queues_a_task_that_has_ended_badly_once(queue, state):
+    (job_id,) = submit(queue, 1)
+    assert worker(queue, "w1").first() is not None
+    queue.records.finish(job_id, JobOutcome(error="bad luck"), state=state)
+    assert queue.retry(job_id)
+    assert not queue.retry(job_id)
+    assert queue.records.outcomes([job_id]) == {}
+    batch = worker(queue, "w2").first()
+    assert batch is not None
+    assert list(batch.jobs) == [job_id]
+    assert not batch.is_alone, "its deaths are forgotten"
+
+
+def test_the_newest_records_say_how_many_tasks_are_before_each(queue):
+    ids = submit(queue, 3)
+    queue._promote([ids[2]])
+    rows = {row["job"]: row for row in queue.recent(10)}
+    assert {job_id: row["position"] for job_id, row in rows.items()} == {ids[2]: 0, ids[0]: 1, ids[1]: 2}
+    assert worker(queue, "w1").first() is not None
+    assert "position" not in {row["job"]: row for row in queue.recent(10)}[ids[2]]
+    assert {row["project"] for row in queue.recent(2)} == {"7.1"}
+    assert len(queue.recent(2)) == 2
+
+
 def test_the_result_of_a_worker_that_was_thought_dead_stays(queue):
     (job_id,) = submit(queue, 1)
     batcher = worker(queue, "w1")
     assert batcher.first() is not None
     silence(queue, batcher)
-    requeue_orphans(queue)
+    OrphanSearch(queue).run()
     Recorder(queue, "w1").record({job_id: GOOD}, {})
     queue.records.finish(job_id, JobOutcome(error="another worker could not"))
     assert queue.records.outcomes([job_id])[job_id].error == ""

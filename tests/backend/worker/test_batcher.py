@@ -13,12 +13,11 @@ import requests
 from redis import Redis
 from rq.job import Job
 
-from backend.api.disconnect import client_disconnected
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import DONE, JobOutcome
-from backend.queue.keys import DEFERRED, STATS, WORKERS, requester_key, running_key
+from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, STATS, WORKERS, requester_key, running_key, task_key
 from backend.queue.leases import Requester
-from backend.queue.recovery import Heartbeat, requeue_orphans
+from backend.queue.recovery import Heartbeat, OrphanSearch
 from backend.worker.batcher import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
@@ -63,6 +62,22 @@ def test_batches_come_in_order_with_all_that_a_worker_needs(queue, taking, redis
     assert queue.records.states([job.id for job in asked]) == ["running"] * 5
 
 
+def test_an_interactive_worker_has_the_interactive_tasks_for_itself(queue, taking, settings, redis):
+    vitals = Heartbeat(redis, f"{INTERACTIVE_NAME}here", lost_after_s=60)
+    vitals.beat({})
+    prompts = Batcher(queue, vitals, settings, is_interactive=True)
+    queue.submit(jobs(5))
+    queue.submit(jobs(2, start=8), interactive=True)
+    assert numbers(taking.first()) == [1, 2, 3]
+    assert taking.urgent() is None
+    assert [numbers(prompts.first()), numbers(prompts.urgent())] == [[8], [9]]
+    assert [prompts.next(), prompts.ahead()] == [None, None]
+    assert numbers(taking.ahead()) == [4, 5], "nothing is left for a worker that would not take it"
+    queue.submit(jobs(1, start=10), interactive=True)
+    vitals.leave()
+    assert numbers(taking.first()) == [10], "without one the others answer"
+
+
 def test_interactive_tasks_stay_alone(queue, taking):
     queue.submit(jobs(2))
     queue.submit(jobs(2, start=8), interactive=True)
@@ -77,7 +92,7 @@ def test_what_was_there_when_a_worker_died_runs_alone(queue, taking, redis):
     queue.submit(asked[1:2])
     redis.sadd(WORKERS, "dead")
     assert numbers(Batcher(queue, Heartbeat(redis, "dead", lost_after_s=60), taking.limits).next()) == [2]
-    assert requeue_orphans(queue) == [asked[1].id]
+    assert OrphanSearch(queue).run() == [asked[1].id]
     queue.submit(asked)
     redis.lpop(queue.predict.key)
     redis.linsert(queue.predict.key, "AFTER", asked[0].id, asked[1].id)
@@ -102,7 +117,7 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     asked = jobs(3)
     queue.submit(asked)
     queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
-    queue.records.forget(asked[2].id)
+    redis.delete(task_key(asked[2].id))
     assert numbers(taking.first()) == [2]
     assert queue.records.states([asked[0].id]) == [DONE]
     assert not redis.exists(Job.key_for(asked[0].id)), "nothing is left in RQ's books"
@@ -179,17 +194,3 @@ def test_label_studio_that_hung_up_gets_its_predictions_pushed(settings, serve, 
     wait_until(lambda: redis.hlen(DEFERRED) == 2)
     wait_until(lambda: not leases(redis))
     assert numbers(taking.first()) == [1, 2]
-
-
-def test_a_request_in_the_pipe_is_no_hanging_up():
-    ours, theirs = socket.socketpair()
-    gone = client_disconnected({"gunicorn.socket": ours})
-    assert not gone()
-    theirs.sendall(b"GET /health")
-    assert not gone()
-    theirs.close()
-    ours.recv(100)
-    assert gone()
-    ours.close()
-    assert gone()
-    assert not client_disconnected({})()

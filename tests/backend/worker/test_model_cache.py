@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from backend.errors import ModelUnavailableError, StartError, TaskError
-from backend.settings import SHIPPED_MODEL, Settings
+from backend.settings import SCENES_MODEL, Settings
 from backend.versions.resolve import model_directory
 from backend.versions.served_model import node_budget_of, read_served_model
 from backend.worker.model_cache import WarmModels
@@ -25,6 +25,7 @@ class Loaded:
 
     labels = ("gear",)
     weights_bytes = 100 * 2**20
+    precision = "fp32"
 
     def __init__(self, version: str, device: str) -> None:
         self.version, self.device = version, device
@@ -213,6 +214,6 @@ def test_damaged_wishes_of_a_model_are_named(tmp_path, served):
         read_served_model(tmp_path)
 
 
-def test_the_shipped_model_serves_at_the_knee_of_its_curve():
+def test_the_model_of_scenes_serves_at_the_knee_of_its_curve():
     """README's table, printed by `transfiner benchmark anytime`."""
-    assert read_served_model(SHIPPED_MODEL).node_budget == 4000
+    assert read_served_model(SCENES_MODEL).node_budget == 4000

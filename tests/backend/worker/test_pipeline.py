@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from backend.errors import TaskError
 from backend.queue.job_queue import JobQueue, PredictionJob
@@ -17,6 +18,7 @@ from backend.queue.job_store import FinishedJob
 from backend.queue.recovery import Heartbeat
 from backend.versions.served_model import ServedModel
 from backend.worker.batcher import Batcher
+from backend.worker.images import BatchFetcher
 from backend.worker.pipeline import BatchPipeline
 from backend.worker.task_runner import TaskRunner
 from model.instance import Instance
@@ -35,6 +37,7 @@ class Scene:
     version = "v1"
     device = "cpu"
     weights_bytes = 0
+    precision = "fp32"
 
     def __init__(self, queue: JobQueue, *, timeout_s: int = PATIENCE_S) -> None:
         self.fetched = {number: threading.Event() for number in range(1, 9)}
@@ -173,6 +176,19 @@ def test_a_lost_queue_server_ends_the_stretch_after_what_is_at_hand(queue, monke
     with pytest.raises(ConnectionError):
         scene.stretch.run(first)
     assert scene.order == []
+
+
+def test_a_queue_server_that_is_lost_while_images_are_fetched_fails_no_task(queue):
+    scene = Scene(queue)
+    queue.submit(jobs(1, 2))
+
+    def gone(job: PredictionJob, key: str) -> np.ndarray:
+        raise RedisConnectionError("while the project was looked up")
+
+    scene.stretch.runner.fetcher = BatchFetcher(gone)
+    with pytest.raises(RedisConnectionError):
+        scene.run()
+    assert scene.ended == {}
 
 
 def test_a_task_without_model_fails_with_the_reason(queue, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
+from backend.worker.oom_fallback import PredictedImage
 from backend.worker.postprocess import prediction_of_prompt
 from backend.worker.prompt_runner import PromptRunner
 
@@ -34,10 +35,11 @@ def test_a_box_becomes_one_region_with_the_annotators_label(runner: PromptRunner
     instance = runner.answer(job, disc())
     truth = (disc()[..., 0] == 220) & True
     assert (instance.mask_hw & truth).sum() / (instance.mask_hw | truth).sum() > 0.8
-    prediction = prediction_of_prompt(job, instance, 160, 120)
+    prediction = prediction_of_prompt(job, PredictedImage([instance], precision=runner.precision), 160, 120)
     (region,) = prediction["result"]
     assert region["value"][tag.lower()] == ["balloon"]
     assert 0 <= region["score"] <= 1
+    assert prediction["precision"] == runner._load(runner.settings).precision
 
 
 def test_images_are_remembered(runner: PromptRunner) -> None:

@@ -14,7 +14,7 @@ from backend.predictions.projects import Project
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
-from backend.queue.keys import TASK, push_lock_key
+from backend.queue.keys import CLAIM, TASK, push_lock_key
 from backend.worker.push import PushClient, Pusher
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
@@ -74,14 +74,14 @@ def test_asking_again_and_again_computes_and_stores_once(late, workers, label_st
     assert int(redis.get("fake:images")) == 12
 
 
-def test_a_second_request_takes_back_what_was_deferred(settings, serve, late, workers, label_studio):
+def test_a_second_request_answers_what_was_deferred(settings, serve, late, workers, label_studio, redis):
     """It answers itself when it can, and then nothing is pushed."""
     workers.end()
     assert ask(late, 3) == {"results": []}
     patient = serve(settings)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ask, patient, 3)
-        wait_until(lambda: not requests.get(f"{late}/jobs", timeout=20).json()["deferred"])
+        wait_until(lambda: len(redis.keys(f"{CLAIM}*")) == 3)
         workers.start(fake={"seconds": 0.01})
         assert len(answer.result()["results"]) == 3
     assert states(late) == {("done", "answered")}
@@ -183,6 +183,19 @@ class FrozenClient:
 
     def delete_prediction(self, prediction_id: int) -> None:
         self.stored = [row for row in self.stored if row["id"] != prediction_id]
+
+
+def test_the_lock_of_a_dead_worker_is_ended_however_long_it_lasts(settings, redis):
+    queue, deliveries = JobQueue(redis, settings), DeliveryClaims(redis)
+    job = PredictionJob(PROJECT, {"id": 1, "data": {}}, "1", CONFIG, "v1")
+    queue.submit([job])
+    queue.records.finish(job.id, JobOutcome(prediction={"result": [], "score": 1.0, "model_version": "v1"}))
+    deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
+    redis.set(push_lock_key(PROJECT), "dead", px=7_200_000)
+    client = FrozenClient(lambda: None, lambda: None)
+    pusher = Pusher(queue, settings, "living", connect=lambda *_: client)
+    wait_until(lambda: pusher.push_ready() or client.stored, give_up_s=30)
+    assert [row["task"] for row in client.stored] == [1]
 
 
 @pytest.mark.parametrize("frozen", ["before the check", "before the import", "after the import"])

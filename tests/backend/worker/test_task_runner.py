@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 from rq.timeouts import JobTimeoutException
 
-from backend.errors import TaskError
+from backend.errors import StartError, TaskError
+from backend.predictions.projects import Projects
 from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
+from backend.settings import Settings
 from backend.versions.served_model import ServedModel
+from backend.worker.images import ImageSource
 from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
 from backend.worker.task_runner import TaskRunner, predict_task
 from integration.images.fetch import ImageError
@@ -43,6 +48,7 @@ class Model:
     labels = ("gear",)
     version = "v1"
     weights_bytes = 0
+    precision = "fp32"
     device = "cpu"
 
     def __init__(self, limit_px: int = 10**9, bad_width: int = -1) -> None:
@@ -244,3 +250,11 @@ def test_grown_instances_have_the_size_of_the_whole_image(width, height, factor)
 def test_a_plain_rq_worker_is_told_that_it_has_no_model():
     with pytest.raises(TaskError, match="transfiner worker"):
         predict_task()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_cache_that_cannot_be_a_folder_is_an_error_of_the_start(tmp_path, below):
+    (tmp_path / "file").write_text("no folder")
+    place = tmp_path / "file" / below if below else tmp_path / "file"
+    with pytest.raises(StartError, match=f"{re.escape(str(place))} cannot be used as a folder"):
+        ImageSource(Settings(image_cache=str(place)), Projects(Redis()))

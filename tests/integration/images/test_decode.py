@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from integration.images.decode import ImageError, decode_image
+from model.images import MAX_SCANS
 
 RED = (200, 30, 10)
 #: A dark 6 x 4 image with one bright corner, top left.
@@ -176,3 +177,18 @@ def test_errors_cross_process_borders() -> None:
     error = pickle.loads(pickle.dumps(ImageError("a", value=1, expected="b", fix="c")))
     assert str(error) == "a: got 1, expected b; c"
     assert (error.what, error.value, error.expected, error.fix) == ("a", "1", "b", "c")
+
+
+@pytest.mark.parametrize(("extra", "is_refused"), [(100, False), (300, True)])
+def test_a_jpeg_of_many_scans_would_take_hours(extra: int, is_refused: bool) -> None:
+    """Each scan of 33 bytes goes over all pixels once more."""
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    data = data[:-2] + scan * extra + data[-2:]
+    if not is_refused:
+        assert decode_image(data, name="x", max_pixels=10**6).shape == (64, 64, 3)
+        return
+    with pytest.raises(ImageError, match=rf"got 30\d scans of 64 x 64 pixels, expected at most {MAX_SCANS}"):
+        decode_image(data, name="x", max_pixels=10**6)

@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import urllib3.util.connection
 from PIL import Image
 
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
+from integration.images.ssrf_guard import AddressPolicy
 
 pytestmark = pytest.mark.service
 
@@ -256,6 +259,87 @@ def test_nobody_there(free_port: int) -> None:
     settings = FetchSettings(label_studio_url=f"http://127.0.0.1:{free_port}")
     with pytest.raises(ImageError, match=r"Connection refused.*in a container"):
         ImageFetcher(settings).fetch(task(UPLOAD), "image")
+
+
+def test_open_and_closed_ports_of_a_refused_address_cannot_be_told_apart(
+    loopback: Any, other: Any, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected = []
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", lambda *args, **_: connected.append(args))
+    answers = []
+    for port in (other.host.rpartition(":")[2], free_port):
+        with pytest.raises(ImageError) as caught:
+            fetcher(loopback).fetch(task(f"http://127.0.0.1:{port}/a.png"), "image")
+        answers.append(str(caught.value).replace(str(port), "PORT"))
+    assert answers[0] == answers[1]
+    assert connected == []
+
+
+def test_a_name_is_looked_up_once(loopback: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public when it is checked and private when it is connected to gets nowhere."""
+    other.give("/a.png", png())
+    _, _, port = other.host.rpartition(":")
+    answers = iter([[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 1))]])
+    genuine = socket.getaddrinfo
+    looked_up = []
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        return next(answers) if host == "rebound.example" else genuine(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(AddressPolicy, "check", lambda *_: None)
+    with pytest.raises(ImageError):
+        fetcher(loopback, timeout_s=0.5).fetch(task(f"http://rebound.example:{port}/a.png"), "image")
+    assert looked_up == ["rebound.example", "198.51.100.7"]
+    assert other.requests == []
+
+
+def test_a_host_of_several_addresses_is_tried_at_those_that_are_allowed(
+    loopback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.give("/a.png", png())
+    _, _, port = loopback.host.rpartition(":")
+    genuine = socket.getaddrinfo
+
+    def look_up(host: str, *args: Any, **options: Any) -> Any:
+        if host != "several.example":
+            return genuine(host, *args, **options)
+        peers = ("10.0.0.1", "127.0.0.9", "127.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (peer, int(port))) for peer in peers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    several = fetcher(loopback, private_hosts=("127.0.0.0/8",))
+    assert several.fetch(task(f"http://several.example:{port}/a.png"), "image").shape == (4, 6, 3)
+    assert loopback.requests[0].headers["Host"] == f"several.example:{port}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[bad/a.png?X-Signature=signed",
+        "http://me:pass@[bad/a.png?X-Signature=signed#part",
+        "http://host:port/a.png?X-Signature=signed",
+        "http://host\\@other/a.png?X-Signature=signed",
+        "http://me:pass@host/a.png?X-Signature=signed",
+        "http://host\n/a.png?X-Signature=signed",
+        "http://" + "a" * 300 + ".example/a.png?X-Signature=signed",
+        "http://..example/a.png?X-Signature=signed",
+        "http://host:99999/a.png?X-Signature=signed",
+        "http://\uff0e\uff0e/a.png?X-Signature=signed",
+        "ftp://me:pass@host/a.png?X-Signature=signed",
+        "s3:?X-Signature=signed",
+        "?X-Signature=signed",
+        "//host/a.png?X-Signature=signed",
+        "/a\u2028b.png?X-Signature=signed",
+        ["http://me:pass@host/a.png?X-Signature=signed"],
+        {"url": "http://me:pass@host/a.png?X-Signature=signed"},
+    ],
+)
+def test_no_malformed_address_shows_its_signature(loopback: Any, free_port: int, address: Any) -> None:
+    with pytest.raises(ImageError) as caught:
+        ImageFetcher(FetchSettings(connect_timeout_s=1)).fetch(task(address), "image")
+    assert not [secret for secret in ("signed", "pass@") if secret in str(caught.value)], str(caught.value)
 
 
 def test_names_that_do_not_exist() -> None:

@@ -29,6 +29,14 @@ from integration.images.ssrf_guard import AddressPolicy, AddressRefused, origin
         "2002:0a00:0001::1",  # 6to4 of 10.0.0.1
         "224.0.0.1",  # multicast
         "ff0e::1",
+        "::7f00:1",  # IPv4-compatible
+        "::ffff:0:7f00:1",  # IPv4-translated
+        "64:ff9b:1::7f00:1",  # NAT64 of a network of one's own
+        "2001:0:7f00:1::",  # Teredo
+        "5f00::1",
+        "fec0::1",  # site-local
+        "192.0.0.8",
+        "192.88.99.1",  # 6to4 relay
     ],
 )
 def test_private_addresses_need_permission(peer: str) -> None:

@@ -33,11 +33,7 @@ def recorded_task(name: str) -> dict[str, Any]:
         ("/data/local-files/?d=a%20b.jpg", BASE, BASE + "/data/local-files/?d=a%20b.jpg"),
         ("/data/upload/1/a.jpg", BASE + "/studio", BASE + "/studio/data/upload/1/a.jpg"),
         ("/studio/data/upload/1/a.jpg", BASE + "/studio/", BASE + "/studio/data/upload/1/a.jpg"),
-        (
-            "http://localhost:8080/data/local-files/?d=a%20b",
-            BASE,
-            BASE + "/data/local-files/?d=a%20b",
-        ),
+        ("http://localhost:8080/data/local-files/?d=a%20b", BASE, BASE + "/data/local-files/?d=a%20b"),
         ("http://localhost:8080/data/x.jpg", "", "http://localhost:8080/data/x.jpg"),
         ("http://localhost:9999/data/x.jpg", BASE, "http://localhost:9999/data/x.jpg"),
         ("https://label.example/sub/data/x.jpg", BASE + "/in", BASE + "/in/data/x.jpg"),
@@ -89,11 +85,7 @@ def test_addresses_that_lead_nowhere(value: str, task: Any, base_url: str, words
 
 @pytest.mark.parametrize(
     ("data", "key", "expected"),
-    [
-        ({"image": " /data/x "}, "image", "/data/x"),
-        ({"a": {"b": "x"}}, "a.b", "x"),
-        ({"a.b": "x"}, "a.b", "x"),
-    ],
+    [({"image": " /data/x "}, "image", "/data/x"), ({"a": {"b": "x"}}, "a.b", "x"), ({"a.b": "x"}, "a.b", "x")],
 )
 def test_values(data: Any, key: str, expected: str) -> None:
     assert image_value({"data": data}, key) == expected

@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from integration.label_studio.auth import (
-    ASSUMED_LIFE_S,
-    AuthError,
-    LabelStudioAuth,
-    is_personal_access_token,
-    life_s,
-)
+from integration.label_studio.auth import ASSUMED_LIFE_S, AuthError, LabelStudioAuth, is_personal_access_token, life_s
 
 pytestmark = pytest.mark.service
 

@@ -113,8 +113,7 @@ def test_webhooks_keep_their_address(loopback: Any, client: LabelStudioClient) -
 
 
 @pytest.mark.parametrize(
-    ("task_ids", "selected"),
-    [(None, {"all": True, "excluded": []}), ([1, 2], {"all": False, "included": [1, 2]})],
+    ("task_ids", "selected"), [(None, {"all": True, "excluded": []}), ([1, 2], {"all": False, "included": [1, 2]})]
 )
 def test_retrieve_predictions(loopback: Any, client: LabelStudioClient, task_ids: Any, selected: object) -> None:
     loopback.give("/api/dm/actions", {"detail": "Retrieved 2 predictions"})

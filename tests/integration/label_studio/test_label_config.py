@@ -75,10 +75,7 @@ def test_there_are_recorded_configs() -> None:
         (POLYGONS.format(labels="", control=""), "it has no <Label"),
         (POLYGONS.format(labels="", control='value="$labels"'), "labels taken from the task"),
         (POLYGONS.replace("$image", "http://a/b.jpg").format(labels="", control=""), 'no value="$key"'),
-        (
-            POLYGONS.replace('toName="image"', 'toName="other"').format(labels="", control=""),
-            'toName="other"',
-        ),
+        (POLYGONS.replace('toName="image"', 'toName="other"').format(labels="", control=""), 'toName="other"'),
     ],
 )
 def test_unsupported_configs_say_why(xml: str, reason: str) -> None:
@@ -193,12 +190,7 @@ def test_kinds_come_polygons_first_whatever_the_order_of_tags() -> None:
 def test_geometry_and_labels_in_tags_of_their_own(labels_tag: str, kind: str) -> None:
     config = parse_label_config(f'<View><Image name="i" value="$i"/><Polygon name="p" toName="i"/>{labels_tag}</View>')
     (control,) = config.controls
-    assert (control.kind, control.name, control.labels_name, control.labels_type) == (
-        "polygon",
-        "p",
-        "l",
-        kind,
-    )
+    assert (control.kind, control.name, control.labels_name, control.labels_type) == ("polygon", "p", "l", kind)
     assert control.is_paired
 
 
@@ -226,30 +218,11 @@ def test_model_skip_leaves_a_control_alone() -> None:
 
 
 TAGS = st.sampled_from(
-    [
-        "View",
-        "Image",
-        "PolygonLabels",
-        "Polygon",
-        "Labels",
-        "Label",
-        "Choices",
-        "Choice",
-        "BrushLabels",
-        "Style",
-    ]
+    ["View", "Image", "PolygonLabels", "Polygon", "Labels", "Label", "Choices", "Choice", "BrushLabels", "Style"]
 )
 ATTRIBUTES = st.dictionaries(
     st.sampled_from(
-        [
-            "name",
-            "toName",
-            "value",
-            "alias",
-            "predicted_values",
-            "model_score_threshold",
-            "model_max_vertices",
-        ]
+        ["name", "toName", "value", "alias", "predicted_values", "model_score_threshold", "model_max_vertices"]
     ),
     st.sampled_from(["image", "$image", "a", "a,b", "", "0.5", "-1", "nan", "é", "$", "*"]),
 )

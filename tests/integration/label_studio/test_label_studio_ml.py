@@ -101,6 +101,46 @@ def png() -> bytes:
 TASK = {"id": 1, "data": {"i": "data:image/png;base64," + base64.b64encode(png()).decode()}}
 
 
+class FakePromptPredictor:
+    """Outlines the box, less a click that is not the object."""
+
+    version = "photos-1"
+
+    def prompt(self, image: np.ndarray, prompt: Any) -> Instance:
+        mask = np.zeros(image.shape[:2], bool)
+        x0, y0, x1, y1 = (int(edge) for edge in prompt.box_xyxy)
+        mask[y0:y1, x0:x1] = True
+        for x, y, is_positive in prompt.points:
+            mask[int(y) - 3 : int(y) + 3, int(x) - 3 : int(x) + 3] = is_positive
+        return Instance(prompt.box_xyxy, "", 0.3, mask)
+
+
+@pytest.mark.parametrize("base", [OldBase, NewBase])
+def test_smart_tools_are_answered_and_a_click_is_about_the_box_before(load: Any, base: type) -> None:
+    adapter = load(base)
+    adapter.TransfinerModel.prompt_predictor_factory = staticmethod(FakePromptPredictor)
+    shape = {"x": 10, "y": 10, "width": 60, "height": 60, "rectanglelabels": ["gear"]}
+    box = {"id": "b", "type": "rectanglelabels", "value": shape}
+    click = {
+        "id": "k",
+        "type": "keypointlabels",
+        "is_positive": False,
+        "value": {"x": 65, "y": 40, "width": 1, "keypointlabels": ["gear"]},
+    }
+
+    def ask(*regions: dict[str, Any]) -> dict[str, Any]:
+        model = adapter.TransfinerModel(label_config=CONFIG)  # built anew for every request
+        (answer,) = model.predict([TASK], context={"result": list(regions)}, login=None, password=None)
+        assert answer["model_version"] == "photos-1"
+        return answer
+
+    (first,), (second,) = ask(box)["result"], ask(click)["result"]
+    assert first["value"]["polygonlabels"] == second["value"]["polygonlabels"] == ["gear"]
+    assert first["id"] == second["id"]
+    assert first["value"]["points"] != second["value"]["points"]
+    assert ask(click, {**click, "id": "l", "value": {**click["value"], "keypointlabels": ["whale"]}})["result"] == []
+
+
 @pytest.mark.parametrize("base", [OldBase, NewBase])
 def test_predictions_are_valid_and_one_a_task(load: Any, base: type) -> None:
     model = load(base).TransfinerModel(label_config=CONFIG)
@@ -120,12 +160,7 @@ def test_versions_are_those_that_setup_tells_label_studio(load: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (None, "is empty"),
-        ("<View/>", "no <Image"),
-        (CONFIG.replace("gear", "whale"), "'whale'"),
-    ],
+    ("config", "words"), [(None, "is empty"), ("<View/>", "no <Image"), (CONFIG.replace("gear", "whale"), "'whale'")]
 )
 @pytest.mark.parametrize("base", [OldBase, NewBase])
 def test_what_cannot_be_predicted_is_logged(

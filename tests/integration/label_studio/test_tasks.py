@@ -13,13 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from integration.label_studio.label_config import parse_label_config
-from integration.label_studio.tasks import (
-    SKIPPED,
-    chosen_annotations,
-    newest_time,
-    read_task,
-    used_labels,
-)
+from integration.label_studio.notice import LONGEST, is_notice, notice
+from integration.label_studio.tasks import SKIPPED, chosen_annotations, newest_time, read_task, used_labels
 from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, is_box, read_drawings
 
@@ -157,11 +152,7 @@ def test_which_annotations_count(rows: list[Any], how: Any, expected: list[int])
 
 
 def test_times_and_labels() -> None:
-    rows = [
-        annotation(1),
-        annotation(2, updated_at="yesterday"),
-        annotation(3, updated_at="2026-11-22T10:00:00.5Z"),
-    ]
+    rows = [annotation(1), annotation(2, updated_at="yesterday"), annotation(3, updated_at="2026-11-22T10:00:00.5Z")]
     task = read_task({"id": 1, "data": {}, "annotations": rows})
     assert [one.id for one in task.annotations] == [2, 3, 1]  # without a date counts as the oldest
     assert newest_time(task.annotations) == datetime(2026, 11, 22, 10, 1, tzinfo=UTC)
@@ -271,13 +262,7 @@ def rectangle(region_id: str, **value: float) -> dict[str, Any]:
     return region(region_id, type="rectanglelabels", from_name="box", value={**corners, "rectanglelabels": ["car"]})
 
 
-CHOICE = {
-    "id": "c",
-    "type": "choices",
-    "from_name": "light",
-    "to_name": "image",
-    "value": {"choices": ["day"]},
-}
+CHOICE = {"id": "c", "type": "choices", "from_name": "light", "to_name": "image", "value": {"choices": ["day"]}}
 NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["?"]}}
 
 
@@ -306,3 +291,13 @@ def test_objects_of_a_result(result: list[Any], ids: list[str], left_out: dict[s
 def test_a_box_is_known_as_a_box() -> None:
     polygon, only_box = read_drawings([region("p"), rectangle("b", x=55)], width=100, height=80).objects
     assert (is_box(polygon), is_box(only_box)) == (False, True)
+
+
+def test_a_notice_is_no_prediction() -> None:
+    sentence = notice("v1 knows none of: car. Annotate about 10", "http://localhost:9090/status")
+    assert is_notice(sentence)
+    assert len(notice("very " * 200, "http://localhost:9090/status")) <= LONGEST
+    shown = {"id": 4, "model_version": sentence, "score": None, "result": []}
+    copied = annotation(1, parent_prediction=4, prediction=shown)
+    (read,) = read_task({"id": 1, "predictions": [shown], "annotations": [copied]}).annotations
+    assert read.prediction is None, "what was drawn then corrects nothing"

@@ -47,10 +47,7 @@ def test_every_recorded_event_is_understood() -> None:
         ("40", AnnotationsChanged("ANNOTATION_CREATED", 1, (AnnotationRef(24, 2),))),
         ("41", AnnotationsChanged("ANNOTATION_CREATED", 1, (AnnotationRef(31, 1),))),
         ("42", AnnotationsChanged("ANNOTATION_UPDATED", 1, (AnnotationRef(24, 2),))),
-        (
-            "43",
-            AnnotationsChanged("ANNOTATION_CREATED", 1, (AnnotationRef(25, 3, was_cancelled=True),)),
-        ),
+        ("43", AnnotationsChanged("ANNOTATION_CREATED", 1, (AnnotationRef(25, 3, was_cancelled=True),))),
         ("44", AnnotationsDeleted("ANNOTATIONS_DELETED", 1, (25,))),
         ("45", AnnotationsChanged("ANNOTATION_UPDATED", 1, (AnnotationRef(24, 2, ground_truth=True),))),
         ("46", TasksChanged("TASKS_CREATED", 1, (19, 20))),

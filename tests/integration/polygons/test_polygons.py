@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from integration.polygons.contours import fill_even_odd
-from integration.polygons.convert import (
-    Polygon,
-    exact_polygons,
-    keyhole,
-    mask_to_polygons,
-    polygons_to_mask,
-)
+from integration.polygons.convert import Polygon, exact_polygons, keyhole, mask_to_polygons, polygons_to_mask
 from integration.polygons.hausdorff import deviation_px
 
 small_masks = arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -35,15 +29,7 @@ SHAPES = {
     "diagonal touch: two parts": (picture("#.", ".#"), 2, 0),
     "other diagonal": (picture(".#", "#."), 2, 0),
     "hole": (picture("###", "#.#", "###"), 1, 1),
-    "ring closed by a diagonal: the hole touches the exterior": (
-        picture(
-            "###",
-            "#.#",
-            "##.",
-        ),
-        1,
-        1,
-    ),
+    "ring closed by a diagonal: the hole touches the exterior": (picture("###", "#.#", "##."), 1, 1),
     "island in a hole": (picture("#####", "#...#", "#.#.#", "#...#", "#####"), 2, 1),
     "two holes that touch": (picture("####", "#.##", "##.#", "####"), 1, 2),
     "one pixel wide": (picture("#...", "####", "...#"), 1, 0),

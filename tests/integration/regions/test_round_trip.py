@@ -14,12 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from integration.regions.read import regions_to_objects
 from integration.regions.write import Output, Report
-from tests.support.regions import (
-    EXACT,
-    RECORDINGS,
-    instance,
-    predict,
-)
+from tests.support.regions import EXACT, RECORDINGS, instance, predict
 
 
 def recorded_tasks() -> dict[tuple[str, int], dict[str, Any]]:

@@ -16,13 +16,7 @@ from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.write import Output, Report
 from model.instance import ProbabilityPatch
-from tests.support.regions import (
-    EXACT,
-    PAIRED,
-    instance,
-    predict,
-    ring,
-)
+from tests.support.regions import EXACT, PAIRED, instance, predict, ring
 
 
 @pytest.mark.parametrize(
@@ -172,10 +166,7 @@ def test_a_vertex_budget_or_another_tolerance_keeps_edges_apart() -> None:
     halves = np.zeros((2, 40, 60), bool)
     halves[0, 5:30, 5:30] = halves[1, 5:30, 30:50] = True
     both = [instance(half) for half in halves]
-    for output in (
-        Output(shared_edges=True, max_vertices=9),
-        Output(shared_edges=True, score_threshold=0.95),
-    ):
+    for output in (Output(shared_edges=True, max_vertices=9), Output(shared_edges=True, score_threshold=0.95)):
         assert predict(both, output=output) == predict(both, output=replace(output, shared_edges=False))
 
 

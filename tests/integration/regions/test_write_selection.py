@@ -9,21 +9,9 @@ import numpy as np
 import pytest
 
 from integration.label_studio.label_config import LabelConfigError, parse_label_config
-from integration.regions.write import (
-    Output,
-    RegionError,
-    Report,
-    build_prediction,
-    certainty,
-    instances_to_prediction,
-)
+from integration.regions.write import Output, RegionError, Report, build_prediction, certainty, instances_to_prediction
 from model.instance import Instance
-from tests.support.regions import (
-    LABELS,
-    config_xml,
-    instance,
-    predict,
-)
+from tests.support.regions import LABELS, config_xml, instance, predict
 
 
 @pytest.mark.parametrize(
@@ -70,11 +58,7 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
     ]
     prediction, report = predict(instances)
     assert (prediction["result"], prediction["score"]) == ([], 0.0)
-    assert report.as_dict()["dropped"] == {
-        Report.NO_LABEL: 1,
-        Report.TOO_SMALL: 2,
-        Report.NOT_A_NUMBER: 2,
-    }
+    assert report.as_dict()["dropped"] == {Report.NO_LABEL: 1, Report.TOO_SMALL: 2, Report.NOT_A_NUMBER: 2}
     assert report.as_dict()["unlabelled"] == {"whale": 1}
 
 

@@ -67,12 +67,7 @@ def test_feature_sizes_are_the_ceiling_of_size_over_stride() -> None:
     with torch.no_grad():
         features = backbone(torch.zeros(2, 3, 65, 96))
     sizes = {name: tuple(feature.shape) for name, feature in features.items()}
-    assert sizes == {
-        "res2": (2, 24, 17, 24),
-        "res3": (2, 40, 9, 12),
-        "res4": (2, 112, 5, 6),
-        "res5": (2, 320, 3, 3),
-    }
+    assert sizes == {"res2": (2, 24, 17, 24), "res3": (2, 40, 9, 12), "res4": (2, 112, 5, 6), "res5": (2, 320, 3, 3)}
 
 
 def test_padding_puts_the_odd_pixel_right_and_bottom() -> None:

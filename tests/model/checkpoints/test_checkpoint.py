@@ -12,13 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from model.checkpoints.metadata import (
-    CONFIG_FILE,
-    METADATA_FILE,
-    WEIGHTS_FILE,
-    CheckpointError,
-    file_digest,
-)
+from model.checkpoints.metadata import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, CheckpointError, file_digest
 from model.checkpoints.state_dict import TRAINING_ONLY, compare_keys, load_weights
 from tests.support.small_network import CLASSES, small_config, small_model
 

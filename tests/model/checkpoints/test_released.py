@@ -77,10 +77,7 @@ def test_a_near_miss_is_named_after_the_closest_architecture() -> None:
     ("change", "message"),
     [
         ({"roi_heads.mask_head.predictor.weight": None}, "not the weights of a Mask Transfiner"),
-        (
-            {"roi_heads.mask_head.predictor.weight": (79, 256, 1, 1)},
-            "disagree on the number of classes: 79 by",
-        ),
+        ({"roi_heads.mask_head.predictor.weight": (79, 256, 1, 1)}, "disagree on the number of classes: 79 by"),
         ({"roi_heads.box_predictor.bbox_pred.weight": (81, 1024)}, "20.25 by"),
     ],
 )
@@ -131,12 +128,7 @@ def authors_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_import_stores_a_checkpoint_with_its_origin(authors_file: Path, tmp_path: Path) -> None:
     done = import_released(
-        authors_file,
-        tmp_path / "mine",
-        name="mine",
-        classes=["cat", "dog"],
-        half=True,
-        source="https://host/x",
+        authors_file, tmp_path / "mine", name="mine", classes=["cat", "dog"], half=True, source="https://host/x"
     )
     assert done.config == "released/R50-FPN"
     cfg, state, metadata = load_checkpoint(tmp_path / "mine")

@@ -75,10 +75,7 @@ def found(*edges_px: float) -> Instances:
     boxes = Boxes(torch.tensor([[0.0, 0.0, edge, edge] for edge in edges_px]))
     count = len(edges_px)
     return Instances(
-        (99, 99),
-        pred_boxes=boxes,
-        pred_classes=torch.zeros(count, dtype=torch.int64),
-        scores=torch.ones(count),
+        (99, 99), pred_boxes=boxes, pred_classes=torch.zeros(count, dtype=torch.int64), scores=torch.ones(count)
     )
 
 

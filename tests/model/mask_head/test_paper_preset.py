@@ -52,11 +52,7 @@ def test_nested_regions_lie_within_their_parents(array):
     [
         (torch.zeros(1, 8, 8), 0, 0),
         (torch.ones(1, 8, 8), 0, 0),
-        (
-            torch.arange(64).reshape(1, 8, 8) % 2,
-            0,
-            16,
-        ),  # stripes: lost by the first halving, uniform after it
+        (torch.arange(64).reshape(1, 8, 8) % 2, 0, 16),  # stripes: lost by the first halving, uniform after it
         (torch.arange(8).expand(1, 8, 8) >= 4, 0, 0),  # a half plane on the grid of every level
         (torch.arange(8).expand(1, 8, 8) >= 5, 2, 4),  # off the grid by one
     ],
@@ -146,18 +142,9 @@ def test_levels_of_the_roi_pyramid(finer_by, expected):
 ABLATIONS = {
     "paper": {},
     "depth 1": {"LEVEL_SIZES": [28], "THRESHOLDS_TRAIN": [0.5], "THRESHOLDS_TEST": [0.5]},
-    "depth 4": {
-        "LEVEL_SIZES": [28, 56, 112, 224],
-        "THRESHOLDS_TRAIN": [0.5] * 4,
-        "THRESHOLDS_TEST": [0.5] * 4,
-    },
+    "depth 4": {"LEVEL_SIZES": [28, 56, 112, 224], "THRESHOLDS_TRAIN": [0.5] * 4, "THRESHOLDS_TEST": [0.5] * 4},
     "depth 0": {"LEVEL_SIZES": [], "THRESHOLDS_TRAIN": [], "THRESHOLDS_TEST": []},
-    "full region": {
-        "LEVEL_SIZES": [28],
-        "THRESHOLDS_TRAIN": [0.5],
-        "THRESHOLDS_TEST": [0.5],
-        "REGION": "full",
-    },
+    "full region": {"LEVEL_SIZES": [28], "THRESHOLDS_TRAIN": [0.5], "THRESHOLDS_TEST": [0.5], "REGION": "full"},
     "boundary region": {"REGION": "boundary"},
     "mlp": {"REFINER": "mlp", "POSITION": "input"},
     "cnn on full RoIs": {
@@ -190,10 +177,7 @@ def built(settings: dict) -> nn.Module:
         cfg.MODEL.TRANSFINER[key] = value
     torch.manual_seed(1)
     heads = build_roi_heads(cfg, {f"p{i}": ShapeSpec(channels=CHANNELS, stride=2**i) for i in (2, 3, 4, 5)})
-    for (
-        name,
-        parameter,
-    ) in heads.mask_head.named_parameters():  # undecided classifiers find about half the places
+    for name, parameter in heads.mask_head.named_parameters():  # undecided classifiers find about half the places
         if "incoherence_level" in name or "incoherence_root" in name or "predictor_uncertain" in name:
             nn.init.normal_(parameter)
     return heads

@@ -68,6 +68,7 @@ def test_sequences_have_the_recorded_lengths(recorded):
     ids=["plain", "vis100"],
 )
 @torch.no_grad()
+@pytest.mark.slow
 def test_refined_masks_with_the_authors_limit(recorded, dilate_and_blur, expected):
     heads = released_heads(recorded, TEST_INSTANCE_LIMIT=10, DILATE_AND_BLUR=dilate_and_blur).eval()
     instances = detections(recorded)

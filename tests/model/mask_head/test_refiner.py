@@ -13,14 +13,7 @@ from torchvision.ops import roi_align
 
 from model.config import find_config, get_config
 from model.mask_head.encoder_layers import SelfAttention, attend, attend_padded
-from model.mask_head.quadtree import (
-    Nodes,
-    boundary_uncertainty,
-    nodes_of,
-    propagate,
-    sample_nodes,
-    sequence_order,
-)
+from model.mask_head.quadtree import Nodes, boundary_uncertainty, nodes_of, propagate, sample_nodes, sequence_order
 from model.mask_head.refiner import NodeCues, SequenceRefiner, position_table
 from model.mask_head.roi_features import RefinementPooler
 from model.mask_head.selection import select_incoherent_regions

@@ -14,21 +14,15 @@ from backend.cli.benchmark import directions
 from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.ablations import shared_detector as shared
-from training.benchmark.ablations.plan import (
-    TABLE_NUMBERS,
-    Setting,
-    compared_rows,
-    comparisons,
-    tasks,
-    variant_config,
-)
-from training.benchmark.ablations.report import difference, resampled_ap, scene_weights, verdict
+from training.benchmark.ablations.plan import TABLE_NUMBERS, Setting, compared_rows, comparisons, tasks, variant_config
+from training.benchmark.ablations.report import verdict
 from training.benchmark.ablations.run import LEAST_STEPS, mask_branch, run_ablations
 from training.benchmark.recipe import Scale, training_config
 from training.benchmark.tables import TABLES
 from training.datasets import open_set
 from training.engine.config import network_config
 from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.metrics.bootstrap import image_weights, paired_difference, resampled_ap
 from training.metrics.coco import mask_ap
 from training.synthetic.scenes import CLASSES
 
@@ -141,7 +135,7 @@ def test_resampled_ap_of_all_scenes_is_cocos() -> None:
         moved = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
         found += coco_results(index, moved, rng.random(len(moved)), sample.classes)
     truth = builder.build()
-    values = resampled_ap(truth.dataset, found, scene_weights(4, 10), ratio=0.02)
+    values = resampled_ap(truth.dataset, found, image_weights(4, 10), ratio=0.02)
     assert values["mask"].shape == (11,)
     assert values["mask"][0] == pytest.approx(100 * mask_ap(truth, found)["AP"], abs=1e-9)
 
@@ -150,7 +144,7 @@ def test_differences_are_paired() -> None:
     """Rows that vary wildly by scene and seed but are always half a point apart differ for certain."""
     rng = np.random.default_rng(0)
     first = rng.normal(40, 10, (3, 501))
-    found = difference(first, first + 0.5)
+    found = paired_difference(first, first + 0.5)
     assert (found.low, found.mean, found.high) == pytest.approx((0.5, 0.5, 0.5))
     assert found.significant
     assert verdict(found, 2.0) == "as in the paper"
@@ -161,9 +155,9 @@ def test_noise_and_seeds_that_disagree_are_not_significant() -> None:
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 1, (3, 501))
     noise[:, 0] = 0.1
-    assert not difference(np.zeros((3, 501)), noise).significant
+    assert not paired_difference(np.zeros((3, 501)), noise).significant
     split = np.repeat([[3.0], [3.0], [-0.1]], 501, axis=1)  # no doubt about scenes, but about seeds
-    found = difference(np.zeros((3, 501)), split)
+    found = paired_difference(np.zeros((3, 501)), split)
     assert verdict(found, 1.0) == "not significant"
     assert found.by_seed == (3.0, 3.0, pytest.approx(-0.1))
 
@@ -171,8 +165,8 @@ def test_noise_and_seeds_that_disagree_are_not_significant() -> None:
 def test_few_seeds_are_stretched() -> None:
     """Two seeds at 0 and 2: a resample's mean is 0, 1 or 2 around 1, stretched by sqrt(2)."""
     apart = np.repeat([[0.0], [2.0]], 2001, axis=1)
-    found = difference(np.zeros_like(apart), apart)
+    found = paired_difference(np.zeros_like(apart), apart)
     assert found.low == pytest.approx(1 - 2**0.5)
     assert found.high == pytest.approx(1 + 2**0.5)
     with pytest.raises(ValueError, match="same seeds"):
-        difference(apart, apart[:1])
+        paired_difference(apart, apart[:1])

@@ -14,13 +14,7 @@ from model.network import build_network
 from training.benchmark.cost.subjects import training_record
 from training.benchmark.measurement import renumbered
 from training.benchmark.plan import missing_files, plan_table, plan_text
-from training.benchmark.recipe import (
-    Scale,
-    overrides_when_measured,
-    rescale,
-    training_config,
-    training_digest,
-)
+from training.benchmark.recipe import Scale, overrides_when_measured, rescale, training_config, training_digest
 from training.benchmark.report import build_table_report, table_report_markdown, write_table_report
 from training.benchmark.rows import Row, Table
 from training.benchmark.runner import run_table
@@ -39,14 +33,7 @@ def row_of(number: int, key: str) -> tuple[Table, Row]:
 
 def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
     assert sorted(TABLES) == list(range(1, 13))
-    assert row_of(5, "depth-4")[1].paper == {
-        "AP": 37.1,
-        "AP*": 40.7,
-        "APl": 53.1,
-        "APm": 39.3,
-        "APs": 17.4,
-        "FPS": 5.2,
-    }
+    assert row_of(5, "depth-4")[1].paper == {"AP": 37.1, "AP*": 40.7, "APl": 53.1, "APm": 39.3, "APs": 17.4, "FPS": 5.2}
     assert row_of(7, "nla-224")[1].paper["MB"] == 18091
     assert row_of(12, "transfiner")[1].paper["FPS"] == 6.1
     assert [row.key for row in TABLES[9].rows if row.quoted] == [
@@ -75,14 +62,7 @@ def test_every_row_has_a_configuration_of_known_keys_and_a_name_of_its_own(table
 def test_rows_of_several_tables_that_are_one_training_share_it() -> None:
     names = {
         training_digest(training_config(*row_of(number, key), Scale(), seed=0))
-        for number, key in (
-            (2, "incoherent"),
-            (3, "guided"),
-            (4, "all"),
-            (5, "depth-3"),
-            (8, "both"),
-            (8, "mjr"),
-        )
+        for number, key in ((2, "incoherent"), (3, "guided"), (4, "all"), (5, "depth-3"), (8, "both"), (8, "mjr"))
     }
     assert len(names) == 1
     assert training_digest(training_config(*row_of(3, "unguided"), Scale(), seed=0)) not in names
@@ -118,14 +98,7 @@ def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "key"),
-    [
-        (3, "unguided"),
-        (6, "pointrend"),
-        (6, "cnn-full-56"),
-        (9, "bmask-r50"),
-        (9, "ms-rcnn-r101-dcn"),
-        (11, "cascade"),
-    ],
+    [(3, "unguided"), (6, "pointrend"), (6, "cnn-full-56"), (9, "bmask-r50"), (9, "ms-rcnn-r101-dcn"), (11, "cascade")],
 )
 def test_compared_methods_train_and_predict(number: int, key: str) -> None:
     cfg = training_config(*row_of(number, key), TINY, seed=0)

@@ -129,11 +129,9 @@ def test_bad_annotations_are_told_and_skipped_or_fatal(
 @pytest.mark.parametrize("layout", ["coco", "cityscapes", "bdd100k"])
 def test_missing_files_are_fatal_or_skipped(tmp_path: Path, layout: str) -> None:
     name = write_miniature(layout, tmp_path, train=0, val=2, **SIZE)["val"]
-    pattern = {
-        "coco": "val2017/*.jpg",
-        "cityscapes": "gtFine/**/*instanceIds.png",
-        "bdd100k": "labels/**/*.png",
-    }[layout]
+    pattern = {"coco": "val2017/*.jpg", "cityscapes": "gtFine/**/*instanceIds.png", "bdd100k": "labels/**/*.png"}[
+        layout
+    ]
     sorted(tmp_path.glob(pattern))[0].unlink()
     with pytest.raises(FileNotFoundError):
         list(open_set(name))

@@ -68,16 +68,7 @@ def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:
     assert "add --resume" in again.output
 
     limits = ["--set", "TEST.DETECTIONS_PER_IMAGE", "3", "--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"]
-    measure = [
-        "--weights",
-        str(tmp_path / "run" / "checkpoint"),
-        "--scenes",
-        "val",
-        "--count",
-        "1",
-        "--card",
-        "--json",
-    ]
+    measure = ["--weights", str(tmp_path / "run" / "checkpoint"), "--scenes", "val", "--count", "1", "--card", "--json"]
     measured = CliRunner().invoke(evaluate, [*measure, *limits], catch_exceptions=False)
     assert measured.exit_code == 0, measured.output
     outcome = json.loads(measured.stdout.splitlines()[-1])

@@ -61,8 +61,7 @@ def test_parts_of_a_batch_teach_what_the_whole_does(cfg: CfgNode, parts: int) ->
 
 
 @pytest.mark.parametrize(
-    ("length", "parts", "expected"),
-    [(4, 1, [4]), (4, 2, [2, 2]), (5, 2, [2, 3]), (5, 3, [1, 2, 2]), (2, 4, [1, 1])],
+    ("length", "parts", "expected"), [(4, 1, [4]), (4, 2, [2, 2]), (5, 2, [2, 3]), (5, 3, [1, 2, 2]), (2, 4, [1, 1])]
 )
 def test_parts_are_nearly_equal_and_never_empty(length: int, parts: int, expected: list[int]) -> None:
     assert [len(part) for part in in_parts([{}] * length, parts)] == expected

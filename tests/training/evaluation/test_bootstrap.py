@@ -11,12 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from training.datasets import Sample
 from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
-from training.metrics.bootstrap import (
-    RankedMatches,
-    average_precision,
-    bootstrap_draws,
-    ranked_matches,
-)
+from training.metrics.bootstrap import RankedMatches, average_precision, bootstrap_draws, ranked_matches
 from training.metrics.coco import boundary_ap
 from training.synthetic.scenes import CLASSES, generate_scene
 

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from training.datasets.miniature import write_miniature
 from training.evaluation.boundary_benchmark import perturb_truth
-from training.evaluation.coco_format import quiet
+from training.evaluation.coco_format import encode, quiet
 from training.evaluation.coco_truth import checked_truth
 from training.metrics.boundary import band
 from training.metrics.coco import coco_ap, compressed
@@ -237,3 +237,11 @@ def test_any_spoiled_file_is_refused_or_evaluated(
         named = True
         assert -1e-9 <= np.nan_to_num(coco_ap(checked, kept, "segm")["AP"]) <= 1 + 1e-9
     assert named
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.integers(0, 99))
+def test_masks_are_encoded_as_pycocotools_does(height: int, width: int, share: float, seed: int) -> None:
+    mask_hw = np.random.default_rng(seed).random((height, width)) < share
+    expected = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    packed = encode(mask_hw)
+    assert (list(packed["size"]), packed["counts"]) == (list(expected["size"]), expected["counts"])

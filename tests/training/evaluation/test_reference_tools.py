@@ -33,11 +33,7 @@ def agrees(ours: dict, theirs: dict) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "metric", "expectation"),
-    [
-        ("cityscapes", "segm", "city"),
-        ("cityscapes", "boundary", "cityb"),
-        ("bdd100k", "segm", "bdd"),
-    ],
+    [("cityscapes", "segm", "city"), ("cityscapes", "boundary", "cityb"), ("bdd100k", "segm", "bdd")],
 )
 def test_folders(judged: Path, layout: str, metric: str, expectation: str) -> None:
     expected = json.loads((judged / "expected.json").read_text())

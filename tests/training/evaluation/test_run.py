@@ -42,11 +42,7 @@ def test_two_processes_see_what_one_sees(tiny: Path) -> None:
         for processes in (1, 2):
             shown: list[tuple[Sample, object]] = []
             result = evaluate_checkpoint(
-                tiny,
-                samples,
-                processes=processes,
-                progress=told.append,
-                observe=lambda *one, s=shown: s.append(one),
+                tiny, samples, processes=processes, progress=told.append, observe=lambda *one, s=shown: s.append(one)
             )
             seen[processes] = (result, shown)
     finally:

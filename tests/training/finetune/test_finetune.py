@@ -128,16 +128,7 @@ def test_a_snapshot_without_training_images_is_refused_and_noted(checkpoint: Pat
 
 
 def test_the_command_prints_its_outcome_and_reasons(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
-    where = [
-        "--from",
-        str(checkpoint),
-        "--snapshot",
-        str(snapshot),
-        "--out",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
+    where = ["--from", str(checkpoint), "--snapshot", str(snapshot), "--out", str(tmp_path / "out"), "--device", "cpu"]
     wishes = ["--iterations", "1", "--batch-size", "2", "--precision", "bf16", "--threads", "1", "--json"]
     done = CliRunner().invoke(command, [*where, *wishes], catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -85,7 +85,8 @@ def test_a_first_version_needs_a_figure_of_its_own(world: World) -> None:
     good = ruled(world, world.model("good", world.shifted_by(1)), None, holdout)
     assert good.promote
     assert "first version" in good.reasons[0]
-    assert "only 4 annotated images" in good.reasons[1]
+    assert "judged by 4 images held out" in good.reasons[1]
+    assert "4 annotated images: the figures are rough" in good.reasons[1]
     assert not ruled(world, world.model("blind", world.blind()), None, holdout).promote
 
 
@@ -110,7 +111,7 @@ def test_the_first_model_of_unknown_labels_serves_when_it_beats_nothing(
     assert verdict.promote == promoted
     assert "the incumbent knows none of: cat" in verdict.reasons[0]
     assert ("beats nothing" if promoted else "finds nothing either") in verdict.reasons[0]
-    assert any("only 2 annotated images" in reason for reason in verdict.reasons)
+    assert any("2 annotated images: the figures are rough" in reason for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize("incumbent", [True, False])
@@ -196,7 +197,7 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     verdict = ruled(world, world.model("new", world.shifted_by(0)), old, world.snapshot("s", 12), out=out)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
         "MODEL_CARD.md",
-        "pictures/before_after.png",
+        "pictures/before_after.jpg",
         "pictures/gate.png",
         "report.json",
         "report.md",
@@ -223,7 +224,7 @@ def test_the_table_shows_models_side_by_side(world: World) -> None:
     holdout = world.snapshot("s", 12)
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
     lines = ruled(world, new, old, holdout).table().splitlines()
-    assert lines[0] == "new may serve. Hold-out: 12 images, 24 objects."
+    assert lines[0] == "new may serve, judged by 12 images held out: 24 objects."
     assert lines[2].split() == ["AP", "in", "points", "candidate", "incumbent", "change", "[interval]"]
     assert lines[3].startswith("mask AP")
     assert "100.0" in lines[3]
@@ -238,8 +239,7 @@ def test_wrong_folders_are_named(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "images", "expected"),
-    [(0.95, 10**6, 0.025), (0.95, 12, 0.01075), (0.9, 10, 0.0267), (0.95, 1, 0.0)],
+    ("confidence", "images", "expected"), [(0.95, 10**6, 0.025), (0.95, 12, 0.01075), (0.9, 10, 0.0267), (0.95, 1, 0.0)]
 )
 def test_few_images_widen_the_interval(confidence: float, images: int, expected: float) -> None:
     assert tail_share(confidence, images) == pytest.approx(expected, abs=1e-4)

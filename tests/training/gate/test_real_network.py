@@ -29,4 +29,4 @@ def test_the_gate_measures_what_evaluate_measures(tmp_path: Path) -> None:
     for kind in ("mask", "boundary"):
         for name in ("AP", "AP50", "AP75"):
             assert reached[kind][name] == pytest.approx(expected[kind][name], abs=1e-9)
-    assert (tmp_path / "report" / "pictures" / "before_after.png").is_file()
+    assert (tmp_path / "report" / "pictures" / "before_after.jpg").is_file()

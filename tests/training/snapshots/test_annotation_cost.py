@@ -122,11 +122,7 @@ def test_more_doubt_is_a_lower_score(worse: list[Instance], better: list[Instanc
 
 def test_objects_that_are_not_shown_count() -> None:
     assert model().score([instance()], [instance(30, 5, 45, 20, score=0.4)]) < model().score([instance()])
-    assert features_of([], [instance(score=0.4)]) == {
-        **dict.fromkeys(FEATURES, 0.0),
-        "hidden": 0.4,
-        "nothing": 1.0,
-    }
+    assert features_of([], [instance(score=0.4)]) == {**dict.fromkeys(FEATURES, 0.0), "hidden": 0.4, "nothing": 1.0}
 
 
 def test_features_of_an_object() -> None:

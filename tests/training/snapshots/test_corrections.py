@@ -20,13 +20,9 @@ from training.snapshots.corrections import (
     match_objects,
 )
 from training.snapshots.outline_distance import compare_outlines, moved_band, outline_length
-from training.snapshots.pictures import MostMoved, draw_correction_bars
-from training.snapshots.report import (
-    NO_OBJECT,
-    build_correction_report,
-    correction_report_markdown,
-    image_entry,
-)
+from training.snapshots.pictures import MostMoved
+from training.snapshots.report import NO_OBJECT, build_correction_report, correction_report_markdown, image_entry
+from training.visualization.charts import draw_correction_bars
 
 SIZE = (60, 80)
 
@@ -57,13 +53,7 @@ HERE = box(10, 10, 40, 30)
         (("cat", HERE), ("cat", HERE), "kept", 0, 0),
         (("cat", HERE), ("cat", box(10, 10, 41, 30)), "kept", 0, 0),  # a pixel: nobody meant that
         (("cat", HERE), ("cat", box(10, 10, 45, 30)), "moved", 2, 2),  # the right side by 5
-        (
-            ("cat", HERE),
-            ("cat", box(10, 10, 42, 30)),
-            "moved",
-            1,
-            1,
-        ),  # by 2: moved, though vertices are close
+        (("cat", HERE), ("cat", box(10, 10, 42, 30)), "moved", 1, 1),  # by 2: moved, though vertices are close
         (("cat", HERE), ("cat", box(15, 15, 45, 35)), "moved", 4, 4),
         (("cat", HERE), ("cat", box(50, 40, 75, 55)), "moved", 4, 4),  # far away, but by its id
         (("cat", HERE), ("dog", HERE), "relabelled", 0, 2),
@@ -104,11 +94,7 @@ def test_a_moved_side_is_measured_and_located() -> None:
 def test_weights_follow_what_people_did() -> None:
     rules = CorrectionRules(weight_kept=0.25, weight_corrected=3.0, weight_unseen=1.5)
     shown = [drawn("cat", HERE, "a"), drawn("cat", box(50, 40, 70, 55), "b")]
-    submitted = [
-        drawn("cat", HERE, "a"),
-        drawn("dog", box(50, 40, 70, 55), "b"),
-        drawn("cat", box(1, 40, 9, 50)),
-    ]
+    submitted = [drawn("cat", HERE, "a"), drawn("dog", box(50, 40, 70, 55), "b"), drawn("cat", box(1, 40, 9, 50))]
     weights = [one.weight for one in find_corrections(shown, submitted, corners_px, rules)]
     assert weights == [0.25, 3.0, 3.0]
     unseen = find_corrections(None, submitted, corners_px, rules)
@@ -140,9 +126,7 @@ def test_weights_follow_what_people_did() -> None:
     ],
 )
 def test_matching(
-    predicted: list[tuple[str, np.ndarray, str]],
-    annotated: list[tuple[str, np.ndarray, str]],
-    expected: dict[int, int],
+    predicted: list[tuple[str, np.ndarray, str]], annotated: list[tuple[str, np.ndarray, str]], expected: dict[int, int]
 ) -> None:
     shown = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in predicted]
     submitted = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in annotated]

@@ -22,13 +22,7 @@ from training.snapshots.format import (
     open_snapshot,
     pixels_sha256,
 )
-from training.snapshots.holdout import (
-    LEAST_HOLDOUT,
-    LEAST_IMAGES,
-    holdout_hashes,
-    is_holdout,
-    what_is_missing,
-)
+from training.snapshots.holdout import LEAST_HOLDOUT, LEAST_IMAGES, holdout_hashes, is_holdout, what_is_missing
 from training.snapshots.writer import SnapshotWriter, write_snapshot
 
 CLASSES = ("cat", "dog")

@@ -12,13 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from training.synthetic.files import write_scenes
-from training.synthetic.scenes import (
-    CLASSES,
-    SPLITS,
-    generate_scene,
-    scene_contact_sheet,
-    scene_seed,
-)
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_contact_sheet, scene_seed
 from training.synthetic.shapes import SHAPES
 
 SIZE = {"width": 160, "height": 120}
@@ -63,8 +57,7 @@ def test_splits_are_disjoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "index", "message"),
-    [("test", 0, "unknown split"), ("train", -1, "outside"), ("train", 10**9, "outside")],
+    ("split", "index", "message"), [("test", 0, "unknown split"), ("train", -1, "outside"), ("train", 10**9, "outside")]
 )
 def test_bad_scene_numbers_are_refused(split: str, index: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

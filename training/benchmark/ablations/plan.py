@@ -23,7 +23,7 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run.
+    """Size of a run.
 
     Attributes:
         weights: the shared detector. folder: of the run. tables: which.
@@ -79,14 +79,14 @@ def planned_steps(setting: Setting) -> int:
 
 
 def plan(setting: Setting) -> dict[str, Any]:
-    """What a run would need, without computing anything."""
+    """Estimate what a run needs, without computing anything."""
     rows = compared_rows(setting.tables)
-    one = [task for task in tasks(setting, setting.steps or 1) if task.seed == 0]
+    of_one_seed = [task for task in tasks(setting, setting.steps or 1) if task.seed == 0]
     return {
         "tables": list(setting.tables),
         "rows": len(rows),
-        "trainings": len(one) * setting.seeds,
-        "measurements": sum(len(task.measured) for task in one) * setting.seeds,
+        "trainings": len(of_one_seed) * setting.seeds,
+        "measurements": sum(len(task.measured) for task in of_one_seed) * setting.seeds,
         "seeds": setting.seeds,
         "scenes": setting.scenes,
         "images": setting.images,
@@ -101,11 +101,8 @@ def plan(setting: Setting) -> dict[str, Any]:
 TABLE_NUMBERS = (2, 4, 5, 6, 8)
 # (table, row) -> why it is not compared here.
 LEFT_OUT = {
-    (
-        6,
-        "pointrend",
-    ): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
-    "start where the others start",
+    (6, "pointrend"): "PointRend's coarse head has no weights in common with the shared detector, so it would not "
+    "start where the others start"
 }
 # Each pair is one claim of a table; the difference is second minus first, its expected sign the paper's.
 _PAIRS = {
@@ -127,12 +124,7 @@ _PAIRS = {
     ],
     8: [("neither", "mjr"), ("neither", "qmp"), ("mjr", "both"), ("qmp", "both")],
 }
-_TINY = {
-    "ENCODER_FFN_DIM": 128,
-    "ENCODER_DROPOUT": 0.0,
-    "SAMPLES_PER_LEVEL": 50,
-    "TRAIN_INSTANCE_LIMIT": 10,
-}
+_TINY = {"ENCODER_FFN_DIM": 128, "ENCODER_DROPOUT": 0.0, "SAMPLES_PER_LEVEL": 50, "TRAIN_INSTANCE_LIMIT": 10}
 # A few hundred steps teach a sequence encoder less than the coarse mask knows, unless it begins with that mask; but
 # where the cue "coarse" is what is compared, nodes may know it by their cues alone.
 _COARSE_IS_COMPARED = (4,)
@@ -180,12 +172,16 @@ def row_of(number: int, key: str) -> Row:
 
 def compared_rows(numbers: tuple[int, ...] = TABLE_NUMBERS) -> list[tuple[Table, Row]]:
     """Every row that takes part in a comparison, once a table, in the tables' order."""
-    wanted = {(one.table.number, row.key) for one in comparisons(numbers) for row in (one.first, one.second)}
+    wanted = {
+        (comparison.table.number, row.key)
+        for comparison in comparisons(numbers)
+        for row in (comparison.first, comparison.second)
+    }
     return [(TABLES[number], row) for number in numbers for row in TABLES[number].rows if (number, row.key) in wanted]
 
 
 def variant_config(detector: CfgNode, number: int, key: str, *, iterations: int, seed: int) -> CfgNode:
-    """What a row's mask head is trained with: the detector's channels, the paper's refinement, the row's change.
+    """Build the configuration of a row's mask head: the detector's channels, the paper's refinement, the row's change.
 
     Args:
         detector: the shared detector's configuration. number: of the table. key: of its row.
@@ -212,7 +208,7 @@ def variant_config(detector: CfgNode, number: int, key: str, *, iterations: int,
 
 
 def measured_config(trained: CfgNode, row: Row) -> CfgNode:
-    """The same as it is measured."""
+    """A row's configuration as it is measured, from the one that it is trained with."""
     cfg: CfgNode = trained.clone()
     cfg.merge_from_list(overrides_when_measured(row, miniature=True))
     return cfg

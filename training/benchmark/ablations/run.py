@@ -53,7 +53,7 @@ def run_ablations(setting: Setting, tell: Callable[[str], object], after_seed: C
     """Do what has not been done; returns the steps of each training.
 
     Args:
-        tell: told what is being done. after_seed: told how many seeds are complete, each time one is.
+        tell: hears what is being done. after_seed: hears how many seeds are complete, each time one is.
     """
     started_s = time.monotonic()
     detector = SharedDetector(setting.weights, setting.folder / "shared")
@@ -106,8 +106,8 @@ def _work(setting: Setting, task: Task) -> Task:
         cfg = variant_config(detector.cfg, number, key, iterations=steps, seed=task.seed)
         as_measured = mask_branch(measured_config(cfg, row_of(number, key)), start)
         as_measured.load_state_dict(heads.state_dict())
-        found = detect_on_scenes(as_measured, detector, setting.images)
-        content = {"training_s": seconds, "steps": steps, "found": found}
+        results = detect_on_scenes(as_measured, detector, setting.images)
+        content = {"training_s": seconds, "steps": steps, "found": results}
         write_text(result_file(setting, name), json.dumps(content))
     return task
 
@@ -182,7 +182,7 @@ def train_common_start(setting: Setting, detector: SharedDetector, tell: Callabl
     heads = mask_branch(cfg, load_checkpoint(setting.weights).state)
     train_mask_branch(heads, cfg, detector, setting.scenes)
     with replacing(file) as unfinished:
-        save_file({f"roi_heads.{name}": one.contiguous() for name, one in heads.state_dict().items()}, unfinished)
+        save_file({f"roi_heads.{name}": weight.contiguous() for name, weight in heads.state_dict().items()}, unfinished)
 
 
 def starting_weights_of(setting: Setting, detector: SharedDetector, cfg: CfgNode) -> dict[str, Tensor]:
@@ -227,11 +227,7 @@ def mask_branch(cfg: CfgNode, start: dict[str, Tensor]) -> nn.Module:
 
 
 def train_mask_branch(
-    heads: nn.Module,
-    cfg: CfgNode,
-    detector: SharedDetector,
-    scenes: int,
-    progress: Callable[[int], object] = int,
+    heads: nn.Module, cfg: CfgNode, detector: SharedDetector, scenes: int, progress: Callable[[int], object] = int
 ) -> None:
     """Train the mask branch for ``SOLVER.MAX_ITER`` steps on the first ``scenes`` training scenes, in place."""
     optimizer, average = build_optimizer(cfg, heads), MovingAverage(heads, cfg.TRAINING.EMA_DECAY)

@@ -58,7 +58,7 @@ class SharedScene:
         """Of the scene in pixels."""
         return int(self.masks.shape[1]), int(self.masks.shape[2])
 
-    def found(self) -> Instances:
+    def detections(self) -> Instances:
         """The detections, as a mask head's inference reads them."""
         instances = Instances(self.size_hw)
         instances.pred_boxes, instances.scores = Boxes(self.boxes_xyxy.clone()), self.scores
@@ -128,17 +128,17 @@ def _seen(network: nn.Module, cfg: CfgNode, sample: Sample) -> dict[str, Any]:
     images = model.preprocess_image([record])
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(images, features, None)
-    (found,) = model.roi_heads._forward_box(features, proposals)
-    found = found[found.scores >= LEAST_SCORE]
-    partner = torch.full((len(found),), -1, dtype=torch.int64)
-    matched, truths = match_to_truth(sample, found.pred_boxes, found.pred_classes)
+    (boxes,) = model.roi_heads._forward_box(features, proposals)
+    boxes = boxes[boxes.scores >= LEAST_SCORE]
+    partner = torch.full((len(boxes),), -1, dtype=torch.int64)
+    matched, truths = match_to_truth(sample, boxes.pred_boxes, boxes.pred_classes)
     partner[matched] = truths
     truth_boxes = BitMasks(torch.from_numpy(sample.masks)).get_bounding_boxes()
     kept = {name: features[name][0].half() for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}
     return {name: tensor.numpy() for name, tensor in kept.items()} | {
-        "boxes_xyxy": found.pred_boxes.tensor.numpy(),
-        "scores": found.scores.numpy(),
-        "classes": found.pred_classes.numpy(),
+        "boxes_xyxy": boxes.pred_boxes.tensor.numpy(),
+        "scores": boxes.scores.numpy(),
+        "classes": boxes.pred_classes.numpy(),
         "partner": partner.numpy(),
         "truth_boxes_xyxy": truth_boxes.tensor.numpy(),
         "truth_classes": sample.classes,
@@ -163,13 +163,14 @@ def detect_on_scenes(
     results = []
     for index in range(scenes):
         scene = detector.load("val", index)
-        found = scene.found()
-        if len(found):
-            (found,) = heads._forward_mask(scene.features, [found])  # type: ignore[operator]
-            masks = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes.tensor, scene.size_hw, MASK_THRESHOLD)
-            results += coco_results(index, masks.numpy(), found.scores.numpy(), found.pred_classes.numpy())
+        boxes = scene.detections()
+        if len(boxes):
+            (masked,) = heads._forward_mask(scene.features, [boxes])  # type: ignore[operator]
+            probabilities, frame = masked.pred_masks[:, 0], masked.pred_boxes.tensor
+            masks = paste_masks_in_image(probabilities, frame, scene.size_hw, MASK_THRESHOLD)
+            results += coco_results(index, masks.numpy(), masked.scores.numpy(), masked.pred_classes.numpy())
         progress(index + 1)
-    for one in results:
-        packed = one["segmentation"]
-        one["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
+    for result in results:
+        packed = result["segmentation"]
+        result["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
     return results

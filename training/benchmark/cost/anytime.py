@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,11 +71,15 @@ def anytime_curve(
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         for budget in np.roll(order, index).tolist():  # nobody is always first, when caches are cold
-            found, took_s = _timed(network, record, budget)
+            instances, took_s = _timed(network, record, budget)
             seconds[budget].append(took_s)
-            nodes[budget].append(_refined_nodes(found, budget))
-            masks = found.pred_masks.numpy().astype(bool)
-            results[budget] += coco_results(sample.image_id, masks, found.scores.numpy(), found.pred_classes.numpy())
+            nodes[budget].append(_refined_nodes(instances, budget))
+            results[budget] += coco_results(
+                sample.image_id,
+                instances.pred_masks.numpy().astype(bool),
+                instances.scores.numpy(),
+                instances.pred_classes.numpy(),
+            )
         progress(index + 1)
     dataset = truth.build()
     return [
@@ -102,16 +105,16 @@ def _timed(network: nn.Module, record: dict[str, Any], budget: int) -> tuple[Ins
         head.settings = replace(kept, test_node_budget=budget)
     try:
         started_s = clock()
-        found = infer(network, record)
+        instances = infer(network, record)
         if on_gpu:
             torch.cuda.synchronize()
-        return found, clock() - started_s
+        return instances, clock() - started_s
     finally:
         head.settings = kept
 
 
-def _refined_nodes(found: Instances, budget: int) -> float:
-    total = float(found.incoherent_nodes.sum())
+def _refined_nodes(instances: Instances, budget: int) -> float:
+    total = float(instances.incoherent_nodes.sum())
     return min(total, budget) if budget > 0 else total
 
 
@@ -141,10 +144,9 @@ def anytime_text(points: Sequence[Point]) -> str:
     best = knee(points)
     lines = [f"{'budget':>9} {'nodes':>8} {'time':>6} {'mask AP':>8} {'boundary AP':>12}"]
     for point in points:
-        name = {COARSE: "coarse", UNLIMITED: "no limit"}.get(point.budget, str(point.budget))
         lines.append(
-            f"{name:>9} {point.nodes:8.0f} {point.seconds / full_s:6.2f} {100 * point.mask_ap:8.1f} "
-            f"{100 * point.boundary_ap:12.1f}{'  <- knee' if point is best else ''}"
+            f"{budget_name(point.budget):>9} {point.nodes:8.0f} {point.seconds / full_s:6.2f} "
+            f"{100 * point.mask_ap:8.1f} {100 * point.boundary_ap:12.1f}{'  <- knee' if point is best else ''}"
         )
     if best.budget > 0:
         lines.append(
@@ -155,19 +157,6 @@ def anytime_text(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def draw_anytime_curve(points: Sequence[Point], path: Path) -> None:
-    """Boundary AP against time as a PNG, the knee marked."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([p.seconds for p in points], [100 * p.boundary_ap for p in points], "o-", color="tab:blue")
-    for point in points:
-        name = {COARSE: "coarse", UNLIMITED: "no limit"}.get(point.budget, str(point.budget))
-        axes.annotate(name, (point.seconds, 100 * point.boundary_ap), (4, -10), textcoords="offset points", fontsize=8)
-    best = knee(points)
-    axes.plot([best.seconds], [100 * best.boundary_ap], "o", ms=13, mfc="none", color="tab:red", label="knee")
-    axes.set(xlabel="seconds an image", ylabel="boundary AP", title="Boundary AP under a budget of nodes an image")
-    axes.legend(loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+def budget_name(budget: int) -> str:
+    """A budget as people read it."""
+    return {COARSE: "coarse", UNLIMITED: "no limit"}.get(budget, str(budget))

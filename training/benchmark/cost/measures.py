@@ -120,45 +120,48 @@ def default_iterations(device: str) -> int:
 
 
 def frames_per_second(
-    run: Callable[[int], object],
-    *,
-    device: str,
-    iterations: int | None = None,
-    runs: int = RUNS,
-    warm_up: int = 2,
+    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = RUNS, warm_up: int = 2
 ) -> Speed:
     """Time a call on one image.
 
     Args:
-        run: told which image of the preloaded ones to take; network and post-processing.
+        run: called with the index of the preloaded image to take; network and post-processing.
         iterations: of one run; the device's default when None. runs: to average over.
         warm_up: calls before the first run.
     """
     count = iterations or default_iterations(device)
     for index in range(warm_up):
         run(index)
-    found = [count / _seconds(run, count, device) for _ in range(runs)]
-    return Speed(statistics.fmean(found), statistics.stdev(found) if runs > 1 else 0.0, tuple(found), count)
+    speeds = [count / _seconds(run, count, device) for _ in range(runs)]
+    return Speed(statistics.fmean(speeds), statistics.stdev(speeds) if runs > 1 else 0.0, tuple(speeds), count)
 
 
-def alternate(subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1) -> list[float]:
-    """Median seconds of several calls that take turns, so that what slows the machine slows all of them."""
+def alternate(
+    subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1, cpu_time: bool = False
+) -> list[float]:
+    """Median seconds of several calls that take turns, so that what slows the machine slows all of them.
+
+    ``cpu_time``: on a CPU count what the processor worked, not what passed while others had it.
+    """
+    clock = time.process_time if cpu_time and device == "cpu" else time.perf_counter
     for subject in list(subjects) * warm_up:
         subject()
     seconds: list[list[float]] = [[] for _ in subjects]
     for _ in range(repeats):
         for record, subject in zip(seconds, subjects, strict=True):
-            record.append(_seconds(lambda _, one=subject: one(), 1, device))  # type: ignore[misc]
+            record.append(_seconds(lambda _, call=subject: call(), 1, device, clock))  # type: ignore[misc]
     return [statistics.median(record) for record in seconds]
 
 
-def _seconds(run: Callable[[int], object], count: int, device: str) -> float:
+def _seconds(
+    run: Callable[[int], object], count: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> float:
     _wait(device)
-    started_s = time.perf_counter()
+    started_s = clock()
     for index in range(count):
         run(index)
     _wait(device)
-    return time.perf_counter() - started_s
+    return clock() - started_s
 
 
 def _wait(device: str) -> None:

@@ -154,7 +154,7 @@ def image_record(height: int, width: int, seed: int = 0) -> dict[str, Any]:
 
 
 def training_record(height: int, width: int, *, instances: int, classes: int, seed: int = 0) -> dict[str, Any]:
-    """The same with ellipses as ground truth."""
+    """An image of noise with ellipses as ground truth."""
     rng = np.random.default_rng(seed)
     record = image_record(height, width, seed)
     rows, columns = np.mgrid[:height, :width]

@@ -46,13 +46,7 @@ def outcome(values=(10.0, 20.0, 30.0), plain=25.0, state="rejected") -> dict:
 def test_a_good_rehearsal(tmp_path):
     assert all(claims(outcome()).values())
     page = write_report(outcome(), tmp_path).read_text()
-    for part in (
-        "30.0 (35.0)",
-        "| the loop | 1 | promoted | 3 |",
-        "**rejected**",
-        "mask AP fell",
-        "From v2 to v1",
-    ):
+    for part in ("30.0 (35.0)", "| the loop | 1 | promoted | 3 |", "**rejected**", "mask AP fell", "From v2 to v1"):
         assert part in page
     assert "**NO**" not in page
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")

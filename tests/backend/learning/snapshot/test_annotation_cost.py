@@ -10,11 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from backend.learning.snapshot.annotation_cost import (
-    CorrectionCost,
-    measure_correction_cost,
-    simulated_edit,
-)
+from backend.learning.snapshot.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit
 from backend.worker.postprocess import find_scorer
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output, certainty
@@ -134,6 +130,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     content = []
@@ -144,16 +141,7 @@ def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_p
         ]
         content.append((image, objects))
     snapshot = write_snapshot(content, tmp_path, classes=CLASSES)
-    fixed = [
-        "--weights",
-        str(checkpoint),
-        "--snapshot",
-        str(snapshot),
-        "--device",
-        "cpu",
-        "--shown-from",
-        "0.01",
-    ]
+    fixed = ["--weights", str(checkpoint), "--snapshot", str(snapshot), "--device", "cpu", "--shown-from", "0.01"]
     compared = CliRunner().invoke(cli, ["effort", "compare", *fixed, "--picture", str(tmp_path / "o.png"), "--json"])
     assert compared.exit_code == 0, compared.output
     facts = json.loads(compared.stdout)

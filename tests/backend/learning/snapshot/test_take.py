@@ -151,22 +151,10 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
     assert band_hw[25:35, 5:25].all()
     assert not band_hw[:20].any()
     totals = report_of(snapshot)["totals"]
-    assert [totals[key] for key in ("predicted", "kept", "moved", "deleted", "added", "unseen")] == [
-        5,
-        2,
-        1,
-        2,
-        1,
-        1,
-    ]
+    assert [totals[key] for key in ("predicted", "kept", "moved", "deleted", "added", "unseen")] == [5, 2, 1, 2, 1, 1]
     assert (totals["images_untouched"], totals["seconds"]) == (1, 50.0)
     assert report_of(snapshot)["left_out"] == [
-        {
-            "task": 5,
-            "annotation": 50,
-            "region": "open",
-            "reason": "the polygon is not closed: it was never finished",
-        }
+        {"task": 5, "annotation": 50, "region": "open", "reason": "the polygon is not closed: it was never finished"}
     ]
     assert {path.name for path in (snapshot.directory / "pictures").iterdir()} == {"labels.png", "moved.png"}
     assert "| **all** |" in (snapshot.directory / "report.md").read_text()

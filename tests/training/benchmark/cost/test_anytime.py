@@ -7,17 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.benchmark.cost.anytime import (
-    COARSE,
-    UNLIMITED,
-    Point,
-    anytime_curve,
-    anytime_text,
-    draw_anytime_curve,
-    knee,
-)
+from training.benchmark.cost.anytime import COARSE, UNLIMITED, Point, anytime_curve, anytime_text, budget_name, knee
 from training.benchmark.cost.subjects import open_network
 from training.datasets import open_set
+from training.visualization.charts import draw_budget_curve
+
+pytestmark = pytest.mark.slow
 
 NARROW = (
     "INPUT.MIN_SIZE_TEST",
@@ -59,9 +54,9 @@ def test_the_knee_is_the_point_after_which_time_buys_little(tmp_path: Path) -> N
     assert knee(CURVE).budget == 500
     table = anytime_text(CURVE)
     assert next(line for line in table.splitlines() if "knee" in line).split()[0] == "500"
-    draw_anytime_curve(CURVE, tmp_path / "curve.png")
+    draw_budget_curve(CURVE, knee(CURVE), budget_name, tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.size == (720, 480)
+        assert picture.size == (780, 520)
 
 
 def test_where_time_buys_nothing_the_fastest_is_the_knee() -> None:

@@ -9,13 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import get_config
 from tests.support.refinement_flops import refinement_flops, transformer_flops
-from training.benchmark.cost.measures import (
-    count_flops,
-    count_operators,
-    count_parameters,
-    peak_bytes,
-)
-from training.benchmark.cost.report import refinement_cost
+from training.benchmark.cost.comparison import refinement_cost
+from training.benchmark.cost.measures import count_flops, count_operators, count_parameters, peak_bytes
 from training.benchmark.cost.subjects import refinement_call, refiner_of, spread_nodes
 
 NODES = (500, 1000, 2000, 4000, 8000)

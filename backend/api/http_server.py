@@ -1,0 +1,154 @@
+"""The HTTP server (waitress): an event loop reads requests, threads answer those that have arrived as a whole.
+
+A slow client holds a socket and never a thread. What waitress leaves open is bounded here: a client that sends a byte
+now and then is cut off too, and one address cannot hold all connections.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import resource
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.server import BaseWSGIServer, create_server
+
+from backend.settings import Settings
+
+# A connection on which nothing moves is closed after this time, in s.
+IDLE_S = 10
+# From the end of one answer (or the start of a connection) to the whole next request, in s.
+REQUEST_S = 30
+# Of all clients together, and of one address that is not this machine's.
+CONNECTIONS, CONNECTIONS_PER_CLIENT = 1000, 250
+# Each connection may have a file for its body and one for its answer beside its socket.
+OPEN_FILES = 4096
+HEADER_BYTES = 64 * 1024
+
+
+class HttpServer:
+    """Serve an application on a host and a port; 0 lets the system choose one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, app: Flask, settings: Settings, host: str, port: int) -> None:
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # warns of every request that waits for a thread
+        self._sockets: dict[int, Any] = {}
+        files = _raise_file_limit()
+        self._server = create_server(
+            app,
+            map=self._sockets,
+            host=host,
+            port=port,
+            threads=settings.api_threads,
+            connection_limit=min(CONNECTIONS, files // 3),
+            channel_timeout=IDLE_S,
+            cleanup_interval=1,
+            asyncore_use_poll=True,  # select() ends at 1024 files
+            channel_request_lookahead=1,  # else nobody would notice that a waiting client has hung up
+            max_request_header_size=HEADER_BYTES,
+            max_request_body_size=int(settings.max_request_mib * 2**20),
+            # They tell that a request came through a proxy; the application never believes what they say.
+            clear_untrusted_proxy_headers=False,
+            log_socket_errors=False,
+            ident=None,
+            server_name="localhost",  # of requests without a Host, which only programs send
+        )
+        for server in self._listeners():
+            server.channel_class = _Channel
+        self.port = int(self._listeners()[0].effective_port)
+
+    def run(self) -> None:
+        """Serve until `stop`, or until `SystemExit`: requests at hand then have 5 s to be answered."""
+        self._server.run()
+
+    def run_until_signal(self, when_asked: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT, of which `when_asked` hears first; for the main thread."""
+
+        def end(_number: int, _frame: object) -> None:
+            when_asked()
+            raise SystemExit
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        self.run()
+
+    def stop(self) -> None:
+        """Have `run` return; for other threads."""
+        self._listeners()[0].trigger.pull_trigger(self._close)
+
+    def _close(self) -> None:
+        self._server.task_dispatcher.shutdown()
+        wasyncore.close_all(self._sockets)
+
+    def _listeners(self) -> list[BaseWSGIServer]:
+        return [entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer)]
+
+
+class _Request(HTTPRequestParser):
+    """One request; waitress logs the path also of those that ended before they had one."""
+
+    path = ""
+
+
+class _Channel(HTTPChannel):
+    """One connection, closed when its next request takes too long or its client has too many."""
+
+    parser_class = _Request
+
+    def __init__(self, server: Any, sock: Any, addr: Any, *args: Any, **options: Any) -> None:
+        self.waiting_since = time.monotonic()
+        super().__init__(server, sock, addr, *args, **options)
+        if self.is_limited(addr[0]):
+            same = sum(channel.addr[0] == addr[0] for channel in server.active_channels.values())
+            self.will_close = same > CONNECTIONS_PER_CLIENT
+
+    @staticmethod
+    def is_limited(host: str) -> bool:
+        """Whether a client is elsewhere: behind an address of this machine may be a proxy with many clients."""
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+    def readable(self) -> bool:
+        """Called at least once a second."""
+        if not self.requests and time.monotonic() - self.waiting_since > REQUEST_S:
+            self.will_close = True
+        return bool(super().readable())
+
+    def received(self, data: bytes) -> bool:
+        """Called with what has been read; of a request line that cannot be read, waitress would log a traceback."""
+        try:
+            return bool(super().received(data))
+        except ValueError:
+            self.will_close = True
+            return False
+
+    def send_continue(self) -> None:
+        """Called for `Expect: 100-continue`; waitress would wait for a body where none was announced."""
+        if self.request.body_rcv is None:
+            self.request.expect_continue = False
+        else:
+            super().send_continue()
+
+    def service(self) -> None:
+        """Called by a thread for each whole request."""
+        super().service()
+        self.waiting_since = time.monotonic()
+
+
+def _raise_file_limit() -> int:
+    """Raise this process's limit of open files towards `OPEN_FILES`; gives what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,186 @@
+"""How a project in Label Studio should be set for our backend, and the changes that make it so.
+
+`transfiner doctor` names the changes and makes them with `--fix`; whoever watches a project makes them by itself when
+the project is connected, and keeps the title right later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from backend.settings import Settings
+from backend.versions.notice import has_smart_tools, project_notice
+from backend.versions.served_model import ServedModel, prompt_version
+from integration.label_studio.notice import is_notice
+
+Json = dict[str, Any]
+# The label stream begins with what the model is least sure of.
+SAMPLING = "Uncertainty sampling"
+SECRET_HEADER = "X-Transfiner-Secret"
+
+
+class ConnectionClient(Protocol):
+    """The part of integration.label_studio.client.LabelStudioClient that changes need."""
+
+    def update_project(self, project_id: int, **fields: object) -> Any: ...
+    def update_backend(self, backend: Mapping[str, Any], **fields: object) -> Any: ...
+    def create_webhook(self, project_id: int, url: str, **fields: object) -> Any: ...
+    def update_webhook(self, webhook: Mapping[str, Any], **fields: object) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting of Label Studio that should be another one.
+
+    Attributes:
+        kind: title, sampling, smart tools or webhook.
+        name: of what is set, for people.
+        detail: what is wrong; fix: what to do; done: what was set, once it is.
+        title: that the backend gets; "" for other kinds.
+        is_error: something is lost as it is.
+        make: sets it; None where the API cannot.
+    """
+
+    kind: str
+    name: str
+    detail: str
+    fix: str
+    done: str
+    make: Callable[[], object] | None
+    is_error: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was set in a project.
+
+    Attributes:
+        is_connected: whether one of its backends is ours.
+        is_first: whether a person had connected it just before.
+        title: that ours has now; "" when it has not changed. project: title of the project.
+        done: everything that was set, for people.
+    """
+
+    is_connected: bool = False
+    is_first: bool = False
+    title: str = ""
+    project: str = ""
+    done: tuple[str, ...] = ()
+
+
+def wanted_title(settings: Settings, label_config: str, model: ServedModel) -> str:
+    """The title that our backend should have in a project: why nothing is outlined, else the model version.
+
+    Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
+    """
+    return project_notice(settings, label_config, model) or model.version
+
+
+def connection_changes(
+    settings: Settings,
+    client: ConnectionClient,
+    project: Json,
+    backends: Sequence[Json],
+    hooks: Iterable[Json],
+    model: ServedModel,
+) -> Iterator[Change]:
+    """What should be set otherwise in a project.
+
+    Args:
+        project: as the API gives it; what it lacks is not looked at.
+        backends: the project's backends that are ours.
+        hooks: webhooks of the project.
+        model: serves the project.
+    """
+    xml = str(project.get("label_config") or "")
+    title = wanted_title(settings, xml, model) if xml else model.version
+    hooks = list(hooks)
+    for backend in backends:
+        if backend["title"] != title:
+            yield _title(client, backend, title)
+        needs_tools = has_smart_tools(xml) and prompt_version(settings)
+        if needs_tools and backend.get("is_interactive") is False:
+            yield _smart_tools(client, backend, title)
+        yield from _webhook(settings, client, project, backend, hooks)
+    if backends and project.get("sampling", SAMPLING) != SAMPLING:
+        yield _sampling(client, project)
+
+
+def is_first_connection(backends: Sequence[Json], versions: Iterable[str]) -> bool:
+    """Whether a person gave our backend its title: neither a version nor a notice, so nobody has set anything yet."""
+    known = set(versions)
+    return any(backend["title"] not in known and not is_notice(backend["title"]) for backend in backends)
+
+
+def _title(client: ConnectionClient, backend: Json, title: str) -> Change:
+    why = "is the model version, by whose scores tasks are ordered"
+    if is_notice(title):
+        why = "says why nothing is outlined"
+    return Change(
+        "title",
+        f"title of backend {backend['title']!r}",
+        f"The title of the backend should be {title!r}, which {why}.",
+        "Rename the backend (`transfiner doctor --fix` does).",
+        "the sentence as the backend's title" if is_notice(title) else "the model version as the backend's title",
+        lambda: client.update_backend(backend, title=title),
+        title=title,
+    )
+
+
+def _smart_tools(client: ConnectionClient, backend: Json, title: str) -> Change:
+    return Change(
+        "smart tools",
+        f"smart tools of project {backend['project']}",
+        "The label config has smart tools, but the backend is not used for them.",
+        "Switch on `Use for interactive preannotations` of the backend (`transfiner doctor --fix` does).",
+        "interactive preannotations for smart tools",
+        lambda: client.update_backend(backend, title=title, is_interactive=True),
+    )
+
+
+def _sampling(client: ConnectionClient, project: Json) -> Change:
+    return Change(
+        "sampling",
+        f"sampling of project {project['id']}",
+        f"Tasks come by {str(project['sampling'])!r}, not those first that the model is least sure of.",
+        f"Set Settings > General > Task Sampling to {SAMPLING!r} (`transfiner doctor --fix` does).",
+        "tasks in the order of uncertainty",
+        lambda: client.update_project(project["id"], sampling=SAMPLING),
+    )
+
+
+def _webhook(
+    settings: Settings, client: ConnectionClient, project: Json, backend: Json, hooks: Sequence[Json]
+) -> Iterator[Change]:
+    """Label Studio adds a webhook with each backend; one can be removed by hand, and never carries basic auth."""
+    url = backend["url"].rstrip("/") + "/webhook"
+    secret = settings.webhook_secret.get_secret_value()
+    headers = {SECRET_HEADER: secret} if secret else {}
+    own = [hook for hook in hooks if hook["url"] == url and hook["project"] == backend["project"]]
+    active = [hook for hook in own if hook.get("is_active") is not False]
+    if not active:
+        yield Change(
+            "webhook",
+            f"webhook of project {project['id']}",
+            f"No webhook tells {url} of new annotations; they are looked for once in "
+            f"{settings.learning_check_s:.0f} s all the same.",
+            "Connect the backend again, or add it under Settings > Webhooks (`transfiner doctor --fix` does).",
+            "a webhook for annotations",
+            lambda: client.create_webhook(project["id"], url, headers=headers),
+        )
+    for hook in active:
+        if settings.basic_auth_user and not hook.get("headers"):
+            yield Change(
+                "webhook",
+                f"webhook {hook['id']} of project {hook['project']}",
+                "It sends no credentials, so its events are refused with 401 and lost without a word.",
+                "Give it our secret as a header (`transfiner doctor --fix` does)."
+                if secret
+                else "Set TRANSFINER_WEBHOOK_SECRET and run `transfiner doctor --fix`.",
+                "our secret for the webhook",
+                (lambda hook=hook: client.update_webhook(hook, headers=headers)) if secret else None,  # type: ignore[misc]
+                is_error=True,
+            )

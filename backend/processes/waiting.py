@@ -1,0 +1,43 @@
+"""Waiting for what another process does."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from backend.errors import StartError
+
+Value = TypeVar("Value")
+
+
+def wait_until(
+    condition: Callable[[], Value],
+    what: str,
+    limit_s: float,
+    *,
+    poll_s: float = 0.05,
+    process: subprocess.Popen[bytes] | None = None,
+    log: Path | None = None,
+) -> Value:
+    """Poll until the condition holds; return its value.
+
+    Args:
+        what: is waited for, for the error.
+        process: that it depends on; when it ends the waiting ends, too.
+        log: where the reason stands, for the error.
+
+    Raises:
+        StartError: the limit passed or the process ended first.
+    """
+    give_up = time.monotonic() + limit_s
+    hint = f"The reason is in {log}." if log else "The logs say why."
+    while not (value := condition()):
+        if process is not None and process.poll() is not None:
+            raise StartError(f"{what} ended with status {process.returncode} before it was ready.", hint)
+        if time.monotonic() > give_up:
+            raise StartError(f"{what} did not come within {limit_s:.0f} s.", hint)
+        time.sleep(poll_s)
+    return value

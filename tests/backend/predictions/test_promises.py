@@ -1,0 +1,78 @@
+"""What was answered "deferred" is pushed although the queue server, a real one here, has forgotten everything."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import requests
+
+from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.predictions.projects import Project, Projects
+from backend.predictions.promises import PromiseKeeper
+from backend.processes.waiting import wait_until
+from backend.queue.delivery import DeliveryClaims
+from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_store import JobOutcome
+from tests.support.service import CONFIG
+
+pytestmark = pytest.mark.service
+TASKS = 8
+
+
+def ask(stage: ServiceHarness, first: int) -> object:
+    """What Label Studio hears about tasks that no worker computes in time."""
+    body = {
+        "tasks": [
+            {"id": number, "data": {"image": f"{stage.images.url}/data/upload/32/{number}.png"}}
+            for number in range(first, first + TASKS)
+        ],
+        "project": PROJECT,
+        "label_config": label_config(("thing",)),
+        "params": {"context": None},
+    }
+    return requests.post(f"{stage.address}/predict", json=body, timeout=60).json()
+
+
+@pytest.mark.parametrize("pushed_before", [False, True], ids=["nothing was pushed", "half was pushed"])
+@pytest.mark.parametrize("how", ["emptied", "restarted without its data"])
+def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
+    with ServiceHarness(predict_deadline_s="0.5", push_chunk="4") as stage:
+        stage.set_up_project()
+        assert ask(stage, 1) == {"results": []}
+        if pushed_before:
+            stage.start_workers(1)
+            wait_until(lambda: len(stage.label_studio.stored()) == TASKS, "The first push", 120)
+            stage.end_workers()
+            assert ask(stage, 1 + TASKS) == {"results": []}
+        if how == "emptied":
+            with stage.connection() as connection:
+                connection.flushall()
+        else:
+            stage.end_queue(forgets=True)
+            stage.start_queue()
+        stage.start_workers(1)
+        expected = dict.fromkeys(range(1, 1 + TASKS * (1 + pushed_before)), 1)
+        wait_until(lambda: len(stage.label_studio.stored()) == len(expected), "All predictions", 120)
+        time.sleep(1.0)  # for copies
+        assert stage.label_studio.stored() == expected
+
+
+def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_address_back(settings, redis):
+    """The queue server was restarted without its data while the request waited."""
+    queue = JobQueue(redis, settings)
+    deliveries, projects = DeliveryClaims(redis), Projects(redis)
+    project = Project(PROJECT, hostname="http://label-studio:8080", token="t" * 40)
+    job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
+    queue.submit([job])
+    deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
+    keeper = PromiseKeeper(queue, deliveries, projects)
+    keeper.keep(project, [job])
+    assert keeper.look() == []
+    assert projects.get(PROJECT).hostname == project.hostname
+    assert projects.get(PROJECT).token == project.token
+    queue.records.finish(job.id, JobOutcome(error="no such image"))
+    deliveries.drop([job.id])
+    assert keeper.look() == []
+    assert len(keeper) == 0, "it ended with a reason"
+    keeper.close()

@@ -1,0 +1,474 @@
+"""Cost of whole networks, of mask heads and of the refinement alone: counted, and timed in turns of one run.
+
+Networks have random weights and inputs of noise, and keep a stated number of instances with a stated number of nodes:
+cost depends on those numbers, not on what is in the picture.
+
+Mask heads are ours, the authors' way of computing the same, and Mask R-CNN's. The authors' way is our own head in a
+mode that works as theirs does: whole 28, 56 and 112 grids of RoI features of which only the nodes are used, instances
+one after another, attention weights stored. Outputs are equal; only the way differs.
+
+Shape shorthand: R RoIs, C channels, T tokens, H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import model.mask_head.encoder_layers
+from model.checkpoints.checkpoint import load_checkpoint
+from model.mask_head.quadtree import Nodes
+from model.mask_head.roi_features import RoIPyramid
+from model.precision import to_bf16
+from training.benchmark.cost.measures import (
+    alternate,
+    count_flops,
+    count_operators,
+    count_parameters,
+    cuda_peak_bytes,
+    frames_per_second,
+    peak_bytes,
+)
+from training.benchmark.cost.subjects import (
+    fixed_nodes,
+    force_detections,
+    image_record,
+    open_network,
+    refinement_call,
+    refiner_of,
+    training_record,
+)
+from training.engine.config import get_training_config
+from training.evaluation.inspection import mask_head_of
+
+Call = Callable[[], object]
+Costs = dict[str, dict[str, Any]]
+ProgressCallback = Callable[[str], object]
+
+MASK_RCNN = (
+    "MODEL.META_ARCHITECTURE",
+    "GeneralizedRCNN",
+    "MODEL.ROI_HEADS.NAME",
+    "StandardROIHeads",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MaskRCNNConvUpsampleHead",
+)
+POINTREND = "ablations/pointrend"
+# measure -> (heading, unit, decimals), in printing order
+_MEASURES = {
+    "seconds": ("seconds", 1.0, 3),
+    "flops": ("GFLOP", 1e9, 1),
+    "operators": ("operators", 1.0, 0),
+    "peak_bytes": ("peak MB", 1e6, 0),
+    "cuda_peak_bytes": ("GPU MB", 1e6, 0),
+}
+
+
+@dataclass(frozen=True)
+class CostSetting:
+    """What is measured and how.
+
+    Attributes:
+        config: of Mask Transfiner, with random weights; weights: a checkpoint directory instead.
+        overrides: configuration keys and values. repeats: turns whose median counts; 0: nothing is timed.
+    """
+
+    config: str | None = None
+    weights: Path | None = None
+    height: int = 800
+    width: int = 1216
+    device: str = "cpu"
+    overrides: tuple[str, ...] = ()
+    repeats: int = 3
+
+    def open(self, config: str | None = None, changes: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
+        """The network, or that of another configuration, with further overrides."""
+        return open_network(
+            config=config or self.config,
+            weights=None if config else self.weights,
+            device=self.device,
+            overrides=[*changes, *self.overrides],
+        )
+
+    def facts(self, **more: object) -> dict[str, Any]:
+        """For reports."""
+        facts = {name: getattr(self, name) for name in ("config", "height", "width", "device")}
+        return facts | {"threads": torch.get_num_threads()} | more
+
+
+def compare_calls(
+    calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, counted: bool = True
+) -> Costs:
+    """Operations, operator calls, peak memory and seconds by name; under "ratios" each over the first call's.
+
+    Args:
+        memory: also count the peak memory of tensors; on a GPU torch's allocator is asked anyway.
+        counted: off to measure seconds alone, those of the processor on a CPU.
+    """
+    costs: Costs = {name: _counts(call, setting, memory=memory) if counted else {} for name, call in calls.items()}
+    if setting.repeats:
+        seconds = alternate(list(calls.values()), device=setting.device, repeats=setting.repeats, cpu_time=not counted)
+        for cost, value in zip(costs.values(), seconds, strict=True):
+            cost["seconds"] = value
+    first = next(iter(costs.values()))
+    measures = [measure for measure in _MEASURES if first.get(measure)]
+    for cost in costs.values():
+        cost["ratios"] = {measure: cost[measure] / first[measure] for measure in measures}
+    return costs
+
+
+def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]:
+    return {
+        "flops": count_flops(call)["total"],
+        "operators": sum(count_operators(call).values()),
+        "peak_bytes": peak_bytes(call) if memory else None,
+        "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
+    }
+
+
+def costs_table(costs: Costs) -> list[str]:
+    """Lines of a table: every measure that was taken, with its ratio to the first row's."""
+    measures = [measure for measure in _MEASURES if measure in next(iter(costs.values()))["ratios"]]
+    lines = [f"  {'':<20}" + "".join(f"{_MEASURES[measure][0]:>11}{'ratio':>7}" for measure in measures)]
+    for name, cost in costs.items():
+        cells = ""
+        for measure in measures:
+            _, unit, decimals = _MEASURES[measure]
+            cells += f"{cost[measure] / unit:11.{decimals}f}{cost['ratios'][measure]:7.2f}"
+        lines.append(f"  {name:<20}{cells}")
+    return lines
+
+
+def compare_networks(
+    setting: CostSetting,
+    *,
+    instances: Sequence[int] = (50, 100),
+    nodes: int = 364,
+    precision: str = "fp32",
+    tell: ProgressCallback = len,
+) -> dict[str, Any]:
+    """Inference of Mask Transfiner, Mask R-CNN and PointRend on one image, masks pasted into it.
+
+    Args:
+        instances: numbers of detections that are kept, a comparison each.
+        nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
+        precision: "bf16" adds the three networks in bf16 on a CPU, treated the same, and a PointRend that computes the
+            detected class alone; then only the processor's seconds are taken.
+        tell: hears of every run of a network, for minutes without a word look like a hang.
+    """
+    return {
+        "setting": setting.facts(nodes=nodes, precision=precision),
+        "by_instances": {
+            count: compare_calls(
+                {
+                    name: _announced(call, partial(tell, f"{name}, {count} instances"))
+                    for name, call in _inference_calls(setting, count, nodes, half=precision == "bf16").items()
+                },
+                setting,
+                counted=precision != "bf16",
+            )
+            for count in instances
+        },
+    }
+
+
+def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for name, (config, changes) in _subjects(setting).items():
+        kinds = ["", " bf16", " bf16, own class"][: 1 if not half else 3 if name == "pointrend" else 2]
+        # What the others are measured by comes first.
+        for kind in kinds[::-1] if half and name == "ours" else kinds:
+            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes)
+    return calls
+
+
+def compare_training(
+    setting: CostSetting, *, instances: int = 7, images: int = 1, tell: ProgressCallback = len
+) -> dict[str, Any]:
+    """A step of training without the optimizer's, ours beside Mask R-CNN's.
+
+    Args:
+        instances: ground truth of each image, 7 as COCO has. images: of a batch.
+    """
+    calls = {
+        name: _announced(_step(setting, config, changes, instances, images), partial(tell, f"{name}, training step"))
+        for name, (config, changes) in _subjects(setting).items()
+        if name != "pointrend"
+    }
+    return {"setting": setting.facts(instances=instances, images=images), "training": compare_calls(calls, setting)}
+
+
+def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | None = None) -> str:
+    """Both comparisons as lines for people."""
+    facts = inference["setting"]
+    lines = [
+        f"{facts['config']}, {facts['width']} x {facts['height']} px, {facts['nodes']} nodes an instance, "
+        f"{facts['device']}, {facts['threads']} threads; ratios are to ours"
+    ]
+    for count, costs in inference["by_instances"].items():
+        lines += [f"inference, {count} instances:", *costs_table(costs)]
+    if training is not None:
+        facts = training["setting"]
+        lines.append(f"training step, {facts['images']} image(s) of {facts['instances']} instances:")
+        lines += costs_table(training["training"])
+    return "\n".join(lines)
+
+
+def _subjects(setting: CostSetting) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """By name a configuration and its overrides."""
+    config = str(setting.config)
+    return {"ours": (config, ()), "mask_rcnn": (config, MASK_RCNN), "pointrend": (POINTREND, ())}
+
+
+def _announced(call: Call, tell: Callable[[], object]) -> Call:
+    def run() -> object:
+        tell()
+        return call()
+
+    return run
+
+
+def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str, ...], count: int, nodes: int) -> Call:
+    forced = force_detections(get_training_config(config), count)
+    network, _ = setting.open(config, [*changes, *forced])
+    parts: Any = network
+    # Boxes of random weights lie outside the image or are empty; without offsets they are the anchors.
+    for layer in (parts.proposal_generator.rpn_head.anchor_deltas, parts.roi_heads.box_predictor.bbox_pred):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if "bf16" in name:
+        _convert(network, name)
+    record = image_record(setting.height, setting.width)
+
+    @torch.inference_mode()
+    def call() -> object:
+        with fixed_nodes(network, nodes if name.startswith("ours") else None):
+            kept = network([record])[0]["instances"]
+        if len(kept) != count:
+            raise RuntimeError(f"{name} kept {len(kept)} instances, {count} were asked for")
+        return kept
+
+    return call
+
+
+def _convert(network: nn.Module, name: str) -> None:
+    if name.startswith("pointrend"):
+        # Needs detectron2's project, which nothing else here does.
+        from training.benchmark.cost.half_precision import point_rend_to_bf16
+
+        point_rend_to_bf16(network, own_class="own class" in name)
+    else:
+        to_bf16(network)
+
+
+def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int, images: int) -> Call:
+    network, cfg = setting.open(config, changes)
+    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    batch = [
+        training_record(setting.height, setting.width, instances=instances, classes=classes, seed=seed)
+        for seed in range(images)
+    ]
+    network.train()
+
+    def call() -> None:
+        network.zero_grad(set_to_none=True)
+        with EventStorage():
+            losses = network(batch)
+        sum(losses.values()).backward()
+
+    return call
+
+
+def attend_storing_weights(
+    mixed: Tensor,
+    lengths: list[int],
+    dropout: float = 0.0,  # noqa: ARG001 - the signature of the function it stands for
+    scale: float | None = None,
+) -> Tensor:
+    """As :func:`model.mask_head.encoder_layers.attend`, one sequence at a time with its (H, T, T) weights in memory."""
+    parts = []
+    for part in mixed.split(lengths):
+        queries, keys, values = part.permute(1, 2, 0, 3)
+        logits = queries @ keys.transpose(1, 2) * (scale or queries.shape[-1] ** -0.5)
+        parts.append((logits.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def dense_features(self: RoIPyramid, levels: list[Nodes], sizes: list[int]) -> list[Tensor]:
+    """As :meth:`RoIPyramid.at`, by pooling whole grids; places outside them are not available."""
+    return [
+        self.dense(depth, size)[nodes.roi, :, nodes.y, nodes.x]
+        for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True))
+    ]
+
+
+@contextmanager
+def authors_way() -> Iterator[None]:
+    """Let our mask head compute as the authors' code does, meanwhile."""
+    with (
+        mock.patch.object(model.mask_head.encoder_layers, "attend", attend_storing_weights),
+        mock.patch.object(RoIPyramid, "at", dense_features),
+    ):
+        yield
+
+
+def head_call(network: nn.Module, cfg: CfgNode, setting: CostSetting, instances: int) -> Callable[[], list[Instances]]:
+    """A call of a network's mask branch on FPN features of noise and boxes of several sizes, equal for all networks."""
+    height, width, device = setting.height, setting.width, setting.device
+    generator = torch.Generator().manual_seed(0)
+    parts: Any = network
+    features = {
+        name: torch.randn(
+            1, shape.channels, -(-height // shape.stride), -(-width // shape.stride), generator=generator
+        ).to(device)
+        for name, shape in parts.backbone.output_shape().items()
+        if name in cfg.MODEL.ROI_HEADS.IN_FEATURES
+    }
+    sides = torch.rand(instances, 2, generator=generator) * 0.3 + 0.1
+    corner = torch.rand(instances, 2, generator=generator) * (1 - sides)
+    frame = torch.tensor([width, height], dtype=torch.float32)
+    given = Instances((height, width))
+    given.pred_boxes = Boxes(torch.cat([corner * frame, (corner + sides) * frame], dim=1).to(device))
+    given.pred_classes = torch.zeros(instances, dtype=torch.int64, device=device)
+    given.scores = torch.ones(instances, device=device)
+
+    @torch.inference_mode()
+    def call() -> list[Instances]:
+        masks: list[Instances] = parts.roi_heads._forward_mask(features, [given[:]])
+        return masks
+
+    return call
+
+
+def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560) -> dict[str, Any]:
+    """Cost of the three mask heads, and the largest difference between our masks' probabilities and the authors' way's.
+
+    Args:
+        nodes: of each instance, see :func:`training.benchmark.cost.subjects.fixed_nodes`.
+    """
+    ours, cfg = setting.open()
+    plain, plain_cfg = setting.open(changes=MASK_RCNN)
+    our_call, plain_call = head_call(ours, cfg, setting, instances), head_call(plain, plain_cfg, setting, instances)
+
+    def authors_call() -> list[Instances]:
+        with authors_way():
+            return our_call()
+
+    with fixed_nodes(ours, nodes):
+        difference = (our_call()[0].pred_masks - authors_call()[0].pred_masks).abs().max()
+        calls = {"ours": our_call, "authors_way": authors_call, "mask_rcnn": plain_call}
+        heads = compare_calls(calls, setting, memory=True)
+    return {
+        "setting": setting.facts(instances=instances, nodes=nodes),
+        "largest_difference": float(difference),
+        "heads": heads,
+    }
+
+
+def head_costs_text(outcome: dict[str, Any]) -> str:
+    """The comparison of heads as lines for people."""
+    facts = outcome["setting"]
+    lines = [
+        f"{facts['instances']} instances of {facts['nodes']} nodes, {facts['width']} x {facts['height']} px, "
+        f"{facts['device']}, {facts['threads']} threads",
+        *costs_table(outcome["heads"]),
+        f"ours and the authors' way differ by at most {outcome['largest_difference']:.1e}",
+    ]
+    return "\n".join(lines)
+
+
+def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
+    """Operations, parameters and peak memory of the refiner on sequences of these lengths, without computing them."""
+    with FakeTensorMode():
+        refiner = refiner_of(cfg, channels).train(training)
+        call = refinement_call(refiner, lengths, channels=channels)
+
+        def run() -> None:
+            with torch.set_grad_enabled(training):
+                out = call()
+                if training:
+                    out.sum().backward()
+
+        return {
+            "sequences": len(lengths),
+            "tokens": sum(lengths),
+            "flops": count_flops(run)["total"],
+            "parameters": count_parameters(refiner)["total"],
+            "peak_bytes": peak_bytes(run, refiner),
+        }
+
+
+def whole_cost(
+    setting: CostSetting,
+    *,
+    instances: int = 100,
+    nodes: int | None = None,
+    speed: bool = True,
+    iterations: int | None = None,
+    runs: int = 5,
+) -> dict[str, Any]:
+    """Operations, parameters, operator calls and frames per second of a network on one image; memory on a GPU.
+
+    Args:
+        instances: of the image that are all kept, whatever their scores (0: what the network finds).
+        nodes: of each instance's quadtree, or what the network finds.
+        speed: also measure frames per second, see :func:`training.benchmark.cost.measures.frames_per_second`.
+    """
+    cfg = load_checkpoint(setting.weights).cfg if setting.weights else get_training_config(str(setting.config))
+    network, _ = setting.open(changes=force_detections(cfg, instances) if instances else ())
+    records = [image_record(setting.height, setting.width, seed) for seed in range(2)]
+
+    @torch.inference_mode()
+    def infer(index: int = 0) -> int:
+        return len(network([records[index % len(records)]])[0]["instances"])
+
+    with fixed_nodes(network, nodes):
+        kept = infer()
+        (counted,) = compare_calls({"network": infer}, CostSetting(device=setting.device, repeats=0)).values()
+        outcome = setting.facts(
+            instances=kept,
+            nodes_per_instance=nodes if mask_head_of(network) else None,
+            parameters=count_parameters(network),
+            **counted,
+        )
+        if speed:
+            measured = frames_per_second(infer, device=setting.device, iterations=iterations, runs=runs)
+            outcome["speed"] = measured.as_dict()
+    return outcome
+
+
+def costs_text(refinement: dict[str, Any], whole: dict[str, Any] | None) -> str:
+    """Cost of the refinement alone and of the whole network, as lines for people."""
+    lines = [
+        f"refinement alone, {refinement['sequences']} instances, {refinement['tokens']} tokens:",
+        f"  {refinement['flops'] / 1e9:10.2f} GFLOP   {refinement['parameters'] / 1e6:8.2f} M parameters   "
+        f"{refinement['peak_bytes'] / 2**20:8.0f} MiB peak",
+    ]
+    if whole is None:
+        return "\n".join(lines)
+    lines += [
+        f"whole network on {whole['device']}, {whole['width']} x {whole['height']} px, {whole['instances']} instances:",
+        f"  {whole['flops'] / 1e9:10.2f} GFLOP   {whole['parameters']['total'] / 1e6:8.2f} M parameters   "
+        f"{whole['operators']} operators",
+    ]
+    if whole["cuda_peak_bytes"] is not None:
+        lines.append(f"  {whole['cuda_peak_bytes'] / 2**20:10.0f} MiB peak in torch's allocator")
+    if "speed" in whole:
+        speed = whole["speed"]
+        lines.append(
+            f"  {speed['mean_fps']:10.3f} frames a second (+- {speed['std_fps']:.3f}, {len(speed['runs_fps'])} runs "
+            f"of {speed['iterations']}, batch 1, post-processing included)"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""What bf16 costs a checkpoint: AP of both precisions on one set, single masks beside fp32's, and time.
+
+Both networks see every image in turn, so what slows the machine slows both.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import Instances
+from torch import nn
+
+from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.files import write_text
+from model.instance import iou_matrix
+from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
+from training.datasets import AnySet
+from training.datasets.loader import to_network_input
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.evaluation.model_card import CARD_FILE
+from training.evaluation.run import infer, load_for_evaluation
+from training.metrics.bootstrap import average_precision, bootstrap_draws, ranked_matches
+
+SHOWN_FROM = 0.5
+_RESAMPLES = 2000
+_SECTION = "## Precision"
+
+
+def compare_precisions(
+    directory: Path, samples: AnySet, *, ratio: float = 0.02, progress: Callable[[], object] = int
+) -> dict[str, Any]:
+    """Measure a checkpoint in fp32 and in bf16 on a CPU.
+
+    Args:
+        samples: the checkpoint's own validation set. ratio: of the boundary's width to the image diagonal.
+        progress: called after each image.
+
+    Returns:
+        ``mask_ap`` and ``boundary_ap``: fp32, bf16 and their difference with the interval that holds 95 % of its
+        values when images are drawn anew (paired bootstrap), as fractions; ``single_masks``: IoU of each mask shown
+        (score >= 0.5) with the likeliest bf16 mask of its class; ``cpu_ms``: processor time an image, medians.
+
+    Raises:
+        ValueError: the network has no bf16, or the set has other classes.
+    """
+    networks: dict[str, nn.Module] = {}
+    for precision in ("fp32", "bf16"):
+        networks[precision], cfg, names = load_for_evaluation(directory, "cpu")
+    to_bf16(networks["bf16"])
+    if names != samples.class_names:
+        raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
+    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    truth = TruthBuilder(names)
+    results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in networks}
+    seconds: dict[str, list[float]] = {precision: [] for precision in networks}
+    overlaps: list[float] = []
+    for index in range(len(samples)):
+        sample = samples[index]
+        truth.add(sample)
+        record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
+        detections: dict[str, Instances] = {}
+        for precision in ("fp32", "bf16") if index % 2 else ("bf16", "fp32"):
+            began_s = time.process_time()
+            detections[precision] = infer(networks[precision], record)
+            seconds[precision].append(time.process_time() - began_s)
+        for precision, instances in detections.items():
+            scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
+            results[precision] += coco_results(sample.image_id, _masks(instances), scores, classes)
+        overlaps += _overlaps(detections["fp32"], detections["bf16"])
+        progress()
+    dataset = truth.build().dataset
+    single = np.array(overlaps)
+    return {
+        "images": len(samples),
+        **{
+            f"{kind}_ap": _ap_difference(dataset, results, boundary=kind == "boundary", ratio=ratio)
+            for kind in ("mask", "boundary")
+        },
+        "single_masks": {
+            "count": len(single),
+            "mean_iou": float(single.mean()) if len(single) else 1.0,
+            "median_iou": float(np.median(single)) if len(single) else 1.0,
+            "below_0.9": float((single < 0.9).mean()) if len(single) else 0.0,
+        },
+        "cpu_ms": {name: round(1000 * float(np.median(values)), 1) for name, values in seconds.items()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _masks(instances: Instances) -> np.ndarray:
+    masks: np.ndarray = instances.pred_masks.numpy().astype(bool)
+    return masks
+
+
+def _overlaps(exact: Instances, half: Instances) -> list[float]:
+    """IoU of each shown fp32 mask with the bf16 mask of its class that covers it best; 0 where there is none."""
+    overlaps = []
+    for label in exact.pred_classes.unique().tolist():
+        shown = exact[(exact.pred_classes == label) & (exact.scores >= SHOWN_FROM)]
+        others = half[half.pred_classes == label]
+        if not len(others):
+            overlaps += [0.0] * len(shown)
+        elif len(shown):
+            overlaps += iou_matrix(list(_masks(shown)), list(_masks(others))).max(1).tolist()
+    return overlaps
+
+
+def _ap_difference(
+    dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], *, boundary: bool, ratio: float
+) -> dict[str, float]:
+    images = len(dataset["images"])
+    draws = np.concatenate([np.ones((1, images), np.int64), bootstrap_draws(images, _RESAMPLES, seed=0)])
+    values = {}
+    for precision, records in results.items():
+        ranked = ranked_matches(dataset, records, boundary=boundary, ratio=ratio)
+        by_class = np.ma.masked_invalid([average_precision(matches, draws).mean(1) for matches in ranked])
+        values[precision] = by_class.mean(0).filled(np.nan)
+    difference = values["bf16"] - values["fp32"]
+    low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
+    return {
+        "fp32": float(values["fp32"][0]),
+        "bf16": float(values["bf16"][0]),
+        "difference": float(difference[0]),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, command: str) -> None:
+    """Write the outcome into the checkpoint's metadata, where `auto` looks for it, and into its card."""
+    metadata = read_metadata(directory)
+    measured = {"digest": metadata.get("digest"), "set": set_name, **outcome}
+    text = json.dumps({**metadata, "bf16": measured}, indent=2, ensure_ascii=False) + "\n"
+    write_text(directory / METADATA_FILE, text)
+    card = directory / CARD_FILE
+    before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
+    start = before.find(f"\n{_SECTION}\n")
+    if start >= 0:
+        end = before.find("\n## ", start + len(_SECTION))
+        before = before[:start] + (before[end:] if end >= 0 else "")
+    section = f"{_SECTION}\n\n{precision_markdown(outcome, set_name)}\n\n```\n{command}\n```\n"
+    write_text(card, f"{before.rstrip()}\n\n{section}")
+
+
+def precision_markdown(outcome: dict[str, Any], set_name: str) -> str:
+    """A table for people, AP in points."""
+    lines = [
+        f"On {outcome['images']} images of `{set_name}`, {outcome['threads']} thread(s) of a CPU; bf16 as "
+        "`TRANSFINER_PRECISION` has it:",
+        "",
+        "| | fp32 | bf16 | difference (95 %) |",
+        "|---|---|---|---|",
+    ]
+    for kind in ("mask", "boundary"):
+        ap = {name: 100 * value for name, value in outcome[f"{kind}_ap"].items()}
+        interval = f"{ap['difference']:+.2f} ({ap['low']:+.2f} to {ap['high']:+.2f})"
+        lines.append(f"| {kind} AP | {ap['fp32']:.2f} | {ap['bf16']:.2f} | {interval} |")
+    ms, single = outcome["cpu_ms"], outcome["single_masks"]
+    lines += [
+        f"| CPU ms an image | {ms['fp32']:.0f} | {ms['bf16']:.0f} | {ms['fp32'] / ms['bf16']:.2f} times faster |",
+        "",
+        f"Single masks: mean IoU {single['mean_iou']:.3f} with fp32's, median {single['median_iou']:.3f}; "
+        f"{100 * single['below_0.9']:.1f} % of {single['count']} below 0.9. "
+        + (
+            "`auto` uses bf16 for these weights where the processor is fast at it."
+            if keeps_ap(outcome)
+            else f"`auto` keeps fp32: bf16 loses more than {100 * MOST_AP_LOST:.1f} points."
+        ),
+    ]
+    return "\n".join(lines)

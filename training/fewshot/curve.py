@@ -1,0 +1,140 @@
+"""How good few-shot learning is by the number of images: AP on a test set for several draws of the training images.
+
+What is kept of an image serves every draw, so a curve costs little more than its largest point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from model.checkpoints.checkpoint import load_checkpoint
+from training.datasets import CocoSet, Sample
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.fewshot.learn import VIEWS_PER_IMAGE
+from training.fewshot.learner import FewShotLearner, LearnedImage
+from training.metrics.coco import coco_ap
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One draw.
+
+    Attributes:
+        images: learned from. seed: of the draw.
+        mask_ap, boundary_ap: on the test images, fractions.
+        fit_cpu_s: processor time of the fit.
+    """
+
+    images: int
+    seed: int
+    mask_ap: float
+    boundary_ap: float
+    fit_cpu_s: float
+
+
+class ClassSamples(Sequence[Sample]):
+    """The images of a set that show one of some classes, or all of them; other classes' objects are background."""
+
+    def __init__(self, samples: CocoSet, classes: Sequence[str], *, all_images: bool = False) -> None:
+        self.samples, self.class_names = samples, tuple(classes)
+        if absent := [name for name in classes if name not in samples.class_names]:
+            raise ValueError(f"the set has no class {', '.join(absent)}; it has {', '.join(samples.class_names)}")
+        number = [self.class_names.index(name) if name in self.class_names else -1 for name in samples.class_names]
+        self._number = np.array(number, np.int64)
+        wanted = set(np.flatnonzero(self._number >= 0).tolist())
+        self._indices = [index for index in range(len(samples)) if all_images or samples.classes_at(index) & wanted]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return self._own(self.samples[self._indices[index]])
+
+    def _own(self, sample: Sample) -> Sample:
+        labels = self._number[sample.classes] if len(sample.classes) else sample.classes
+        kept = labels >= 0
+        return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
+
+
+def fewshot_curve(
+    base: Path,
+    train: ClassSamples,
+    test: ClassSamples,
+    counts: Sequence[int],
+    seeds: int,
+    *,
+    ratio: float = 0.02,
+    progress: Callable[[CurvePoint], object] = lambda _: None,
+) -> list[CurvePoint]:
+    """Learn from `counts` images of `train`, drawn `seeds` times, and measure on `test`.
+
+    Draws of one seed are nested: 10 images hold the 5 of the same seed.
+
+    Raises:
+        ValueError: a count is larger than the set.
+    """
+    if max(counts) > len(train):
+        raise ValueError(f"{max(counts)} images were asked for; {len(train)} of the set show the classes")
+    learner = FewShotLearner(load_checkpoint(base), train.class_names)
+    kept: dict[int, LearnedImage] = {}
+    truth, shown = TruthBuilder(test.class_names), list[tuple[int, LearnedImage]]()
+    for number in range(len(test)):
+        sample = test[number]
+        truth.add(sample)
+        shown.append((sample.image_id, learner.look(sample, 1, (0, number))))
+    dataset, points = truth.build().dataset, []
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(train)).tolist()
+        for count in counts:
+            for index in order[:count]:
+                if index not in kept:
+                    kept[index] = learner.look(train[index], VIEWS_PER_IMAGE, (seed, index))
+            began = time.process_time()
+            rows = learner.rows([kept[index] for index in order[:count]])
+            fit_s = time.process_time() - began
+            results = []
+            for image_id, image in shown:
+                found = learner.detections(image, rows)
+                results += coco_results(
+                    image_id, found.pred_masks.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+                )
+            mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary", ratio=ratio)
+            points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"], fit_s))
+            progress(points[-1])
+    return points
+
+
+def curve_as_dict(points: Sequence[CurvePoint]) -> dict[str, object]:
+    """For JSON: all points, and mean and range by the number of images."""
+    return {"points": [asdict(point) for point in points], "means": [_summary(points, n) for n in _counts(points)]}
+
+
+def curve_text(points: Sequence[CurvePoint]) -> str:
+    """A line a number of images: means over the draws, with the lowest and highest."""
+    lines = ["images  boundary AP (range)      mask AP (range)"]
+    for count in _counts(points):
+        parts = []
+        for name in ("boundary_ap", "mask_ap"):
+            values = [100 * getattr(point, name) for point in points if point.images == count]
+            parts.append(f"{np.mean(values):5.1f} ({min(values):.1f} to {max(values):.1f})")
+        lines.append(f"{count:6d}  {parts[0]:<23}  {parts[1]}")
+    return "\n".join(lines)
+
+
+def _counts(points: Sequence[CurvePoint]) -> list[int]:
+    return sorted({point.images for point in points})
+
+
+def _summary(points: Sequence[CurvePoint], count: int) -> dict[str, float]:
+    chosen = [point for point in points if point.images == count]
+    return {
+        "images": count,
+        "draws": len(chosen),
+        "mask_ap": float(np.mean([point.mask_ap for point in chosen])),
+        "boundary_ap": float(np.mean([point.boundary_ap for point in chosen])),
+    }

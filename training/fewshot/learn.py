@@ -1,0 +1,212 @@
+"""Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
+
+OUT/progress.json    how far it is (`training.engine.log`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.folds`)
+OUT/checkpoint/      the result: the base with the snapshot's classes
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import Instances
+
+from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.files import write_text
+from training.datasets import Sample
+from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
+from training.fewshot.calibration import score_power
+from training.fewshot.learner import FewShotLearner, LearnedImage
+from training.finetune.data import NothingToLearn
+from training.snapshots.format import encode_rle
+from training.snapshots.samples import SnapshotSamples, relabel_samples
+
+CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
+#: Training views of all images together: fewer an image where there are many images.
+MOST_VIEWS, VIEWS_PER_IMAGE = 1500, 8
+FOLDS = 5
+#: Key of a checkpoint's metadata: the base's digest, the content hashes of the images that it learned from, and the
+#: power of its scores.
+FACTS_KEY = "fewshot"
+#: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
+VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
+
+
+def learn_few_shot(
+    base: Path,
+    snapshot: Path,
+    out: Path,
+    *,
+    classes: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    folds: int = FOLDS,
+    incumbent: Path | None = None,
+    seed: int = 1,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Learn a snapshot's classes from its training part; the hold-out is not looked at.
+
+    Args:
+        base: checkpoint with a `PromptedDetector` of many classes, `photos`.
+        out: folder of this learning.
+        classes: names in their order; the snapshot's by default.
+        renamed: name of a class of the base -> name to learn.
+        folds: of the cross-validation; 0 for none.
+        incumbent: what serves now. Where it was learned in this way from the same base it has seen some of the images,
+            so it is cross-validated, too.
+        seed: of the views.
+
+    Returns:
+        The checkpoint directory, OUT/checkpoint.
+
+    Raises:
+        CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
+        ValueError: classes and renamings do not fit, or the base is another network.
+    """
+    samples = SnapshotSamples(snapshot)
+    if len(samples) == 0:
+        raise NothingToLearn(
+            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more"
+        )
+    classes = tuple(classes) or samples.snapshot.classes
+    learner = FewShotLearner(load_checkpoint(base), classes, renamed)
+    hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
+    own = relabel_samples(samples, classes, renamed or {})
+    views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
+    fit_s = len(own) * views * FIT_S
+    incumbent_facts = facts_of(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent else {}
+    taught = set(incumbent_facts.get("images", ()))
+    pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
+    fits = folds * sum(bool(pool) for pool in pools.values()) + 1
+    judged = sum(len(pool) for pool in pools.values())
+    progress = _Progress(
+        out,
+        on_progress,
+        steps=len(own) + judged + fits,
+        total_s=len(own) * views * VIEW_S + judged * OUTLINES_S + fits * fit_s,
+    )
+
+    images: dict[str, LearnedImage] = {}
+    for number, sha256 in enumerate(hashes):
+        images[sha256] = learner.look(own[number], views, (seed, number))
+        progress.add(views * VIEW_S)
+    progress.phase = "evaluating"
+    answers: dict[str, Any] = {
+        role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress.add, fit_s)
+        for role, pool in pools.items()
+    }
+    power = 1.0
+    if folds:
+        truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
+        power = score_power((found, truth[sha256]) for sha256, found in answers["candidate"].items())
+        raised = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
+        answers = {
+            role: {
+                sha256: [[label, score ** raised[role], *rest] for label, score, *rest in found]
+                for sha256, found in each.items()
+            }
+            for role, each in answers.items()
+        }
+        write_text(out / FOLDS_FILE, json.dumps({"folds": min(folds, len(images)), **answers}))
+    progress.phase = "saving"
+    digest = samples.snapshot.digest
+    facts = {
+        "version": f"{learner.base.metadata['name']}-{digest[:8]}",
+        "snapshot": digest,
+        FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
+    }
+    rows = learner.rows(list(images.values()))
+    progress.add(fit_s)
+    learner.save(out / CHECKPOINT, rows, power, facts)
+    progress.end()
+    return out / CHECKPOINT
+
+
+def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
+    """How a checkpoint was learned few-shot from that base: its images by content hash; {} for any other checkpoint."""
+    if not (checkpoint / METADATA_FILE).is_file():
+        return {}
+    facts: dict[str, Any] = read_metadata(checkpoint).get(FACTS_KEY, {})
+    return facts if facts.get("base") == base_digest else {}
+
+
+def out_of_fold(
+    learner: FewShotLearner,
+    images: Mapping[str, LearnedImage],
+    folds: int,
+    spent: Callable[[float], object] = float,
+    fit_s: float = 0.0,
+) -> dict[str, Any]:
+    """For each image what rows find that other images taught.
+
+    Folds go by the order of the content hashes, so that an image's fold is nobody's choice.
+
+    Args:
+        images: by content hash.
+        spent: told the work that was done, in seconds of a quiet core; fit_s: what one fit costs.
+
+    Returns:
+        By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
+    """
+    ordered = sorted(images)
+    folds = min(folds, len(ordered))
+    answers: dict[str, Any] = {}
+    for fold in range(folds if len(ordered) > 1 else 0):
+        held = ordered[fold::folds]
+        rows = learner.rows([images[key] for key in ordered if key not in held])
+        spent(fit_s)
+        for key in held:
+            answers[key] = _as_json(learner.detections(images[key], rows), learner.classes)
+            spent(OUTLINES_S)
+    return answers
+
+
+def _objects(sample: Sample, classes: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Label and RLE of what is to be found on an image."""
+    rows = zip(sample.masks, sample.classes.tolist(), sample.crowd.tolist(), strict=True)
+    return [(classes[label], encode_rle(mask)) for mask, label, crowd in rows if not crowd]
+
+
+def _as_json(instances: Instances, classes: Sequence[str]) -> list[list[Any]]:
+    masks = [encode_rle(mask) for mask in instances.pred_masks.numpy()]
+    labels = [classes[label] for label in instances.pred_classes.tolist()]
+    boxes = instances.pred_boxes.tensor.tolist()
+    return [list(entry) for entry in zip(labels, instances.scores.tolist(), masks, boxes, strict=True)]
+
+
+class _Progress:
+    """Steps done (images looked at, fits, images judged), and the time left by what each costs on a quiet core.
+
+    The clock says how much slower this core is, so the first image gives an estimate of the whole.
+    """
+
+    def __init__(self, out: Path, on_progress: OnProgress | None, *, steps: int, total_s: float) -> None:
+        self.file, self.on_progress = out / PROGRESS_FILE, on_progress
+        self.steps, self.total_s = steps, total_s
+        self.step, self.done_s = 0, 0.0
+        self.phase = "training"
+        self.began = time.monotonic()
+        out.mkdir(parents=True, exist_ok=True)
+        self._write(total_s)
+
+    def add(self, work_s: float) -> None:
+        """A step is done that costs this much on a quiet core."""
+        self.step = min(self.step + 1, self.steps)
+        self.done_s = min(self.done_s + work_s, self.total_s)
+        slowness = (time.monotonic() - self.began) / self.done_s
+        self._write(slowness * (self.total_s - self.done_s))
+
+    def end(self) -> None:
+        self.phase, self.step = "done", self.steps
+        self._write(0.0)
+
+    def _write(self, eta_s: float) -> None:
+        note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, time.monotonic() - self.began)
+        write_progress(self.file, note)
+        if self.on_progress is not None:
+            self.on_progress(note)

@@ -1,0 +1,297 @@
+"""Charts of reports: tables and differences, budgets, verdicts, learning curves, corrections, orders of work.
+
+With `plots`, which draws what a network saw, the one home of drawing with matplotlib. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+if TYPE_CHECKING:
+    from training.gate.verdict import ChangeFigures, VerdictFigures
+
+PAPER, MEASURED = "#9aa4b2", "#c2410c"
+VERDICT_COLOURS = {"as in the paper": "#15803d", "against the paper": "#b91c1c", "not significant": "#9aa4b2"}
+OTHER_VERDICT = "#1d4ed8"
+KIND_COLOURS: dict[Literal["mask", "boundary"], str] = {"mask": "#3b6fb6", "boundary": "#e08a2e"}
+BAR_HEIGHT = 0.38
+#: Distinguished by people who confuse red and green.
+CORRECTION_COLOURS = {
+    "kept": "#009e73",
+    "moved": "#e69f00",
+    "relabelled": "#cc79a7",
+    "deleted": "#d55e00",
+    "added": "#0072b2",
+}
+SERIES_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#555555")
+MOST_LABELS = 25
+
+
+def new_chart(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of this size in inches, with panels side by side that share their y axis."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure on white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+    return path
+
+
+def as_image(figure: Figure) -> Image.Image:
+    """Draw a figure into memory."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def draw_table_charts(report: dict[str, Any], folder: Path) -> list[Path]:
+    """The charts that a table's columns allow, as PNG files."""
+    columns = set(report["columns"])
+    quality = "APB" if "APB" in columns else "AP"
+    charts: dict[str, Figure] = {}
+    if report["table"] == 5:
+        charts["ap-by-depth"] = _quality_by_depth(report)
+    if {"FPS", quality} <= columns:
+        charts["quality-by-speed"] = _quality_by_speed(report, quality)
+    if {"APs", "APm", "APl"} <= columns:
+        charts["ap-by-size"] = _by_size(report)
+    if not charts:
+        charts["rows"] = _bars(report, quality if quality in columns else report["columns"][0])
+    return [save_png(figure, folder / f"{name}.png") for name, figure in charts.items()]
+
+
+def _value(row: dict[str, Any], column: str, source: str) -> float | None:
+    """The paper's figure or the measured mean; None where there is none."""
+    if source == "paper":
+        figure = row["paper"].get(column)
+        return None if figure is None else float(figure)
+    summary = row["measured"].get(column)
+    return float(summary["mean"]) if summary else None
+
+
+def _quality_by_depth(report: dict[str, Any]) -> Figure:
+    figure, (axes,) = new_chart(5.5, 3.6)
+    for source, colour in (("paper", PAPER), ("measured", MEASURED)):
+        values = [(depth, _value(row, "AP", source)) for depth, row in enumerate(report["rows"])]
+        points = [(depth, value) for depth, value in values if value is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=source)
+    axes.set(xlabel="depth of the quadtree", ylabel="mask AP", xticks=range(len(report["rows"])))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _quality_by_speed(report: dict[str, Any], column: str) -> Figure:
+    """The paper's and the measured speeds are of different machines: two panels."""
+    figure, panels = new_chart(9, 3.8, columns=2)
+    for axes, source, colour in zip(panels, ("paper", "measured"), (PAPER, MEASURED), strict=True):
+        for row in report["rows"]:
+            x, y = _value(row, "FPS", source), _value(row, column, source)
+            if x is not None and y is not None:
+                axes.plot(x, y, "o", color=colour)
+                axes.annotate(row["name"], (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.margins(0.25)
+        axes.set(xlabel="frames a second", ylabel=column.replace("APB", "boundary AP"), title=source)
+    return figure
+
+
+def _by_size(report: dict[str, Any]) -> Figure:
+    rows = [row for row in report["rows"] if row["measured"]] or report["rows"]
+    source = "measured" if any(row["measured"] for row in rows) else "paper"
+    figure, (axes,) = new_chart(1.1 * len(rows) + 3, 3.6)
+    for place, (column, shade) in enumerate((("APs", 0.35), ("APm", 0.65), ("APl", 1.0))):
+        heights = [_value(row, column, source) or 0.0 for row in rows]
+        lefts = [number + 0.27 * (place - 1) for number in range(len(rows))]
+        axes.bar(lefts, heights, 0.25, color=MEASURED, alpha=shade, label=column)
+    axes.set(ylabel=f"AP by object size ({source})", xticks=range(len(rows)))
+    axes.set_xticklabels([row["name"] for row in rows], rotation=20, ha="right", fontsize=7)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _bars(report: dict[str, Any], column: str) -> Figure:
+    rows = report["rows"]
+    figure, (axes,) = new_chart(6, 0.5 * len(rows) + 1.2)
+    for source, colour, shift in (("paper", PAPER, -0.2), ("measured", MEASURED, 0.2)):
+        values = [(place, row, _value(row, column, source)) for place, row in enumerate(rows)]
+        bars = [(place + shift, row, value) for place, row, value in values if value is not None]
+        if bars:
+            spread = [row["measured"][column]["std"] if source == "measured" else 0.0 for _, row, _ in bars]
+            places, lengths = [bar[0] for bar in bars], [bar[2] for bar in bars]
+            axes.barh(places, lengths, 0.35, xerr=spread if any(spread) else None, color=colour, label=source)
+    axes.set(yticks=range(len(rows)), xlabel=column)
+    axes.set_yticklabels([row["name"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_differences(claims: Sequence[dict[str, Any]], kinds: Sequence[str], path: Path) -> Path:
+    """Every claim's difference with its interval, the paper's beside it; a panel a kind of AP.
+
+    Args:
+        claims: with table, first, second, and by kind mean, low, high, paper and verdict.
+    """
+    figure, panels = new_chart(11, 0.32 * len(claims) + 1.6, columns=len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, claim in enumerate(claims):
+            difference = claim[kind]
+            colour = VERDICT_COLOURS.get(difference["verdict"], OTHER_VERDICT)
+            axes.plot([difference["low"], difference["high"]], [place, place], color=colour, linewidth=2)
+            axes.plot(difference["mean"], place, "o", color=colour, markersize=5)
+            if difference["paper"] is not None:
+                axes.plot(difference["paper"], place, "|", color="black", markersize=9)
+        axes.set(xlabel=f"{kind} AP, second minus first, points", yticks=range(len(claims)), yticklabels=[])
+        axes.invert_yaxis()
+    panels[0].set_yticklabels([f"{c['table']}: {c['first']} → {c['second']}" for c in claims], fontsize=8)
+    verdicts = sorted({claim[kind]["verdict"] for claim in claims for kind in kinds})
+    marks = [
+        panels[0].plot([], [], "o", color=VERDICT_COLOURS.get(verdict, OTHER_VERDICT), label=verdict)[0]
+        for verdict in verdicts
+    ]
+    marks += panels[0].plot([], [], "|", color="black", markersize=9, label="the paper, on COCO")
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=8)
+    return save_png(figure, path)
+
+
+def draw_budget_curve(points: Sequence[Any], knee: Any, name_of: Callable[[int], str], path: Path) -> Path:
+    """Boundary AP against seconds an image for several node budgets, the knee marked."""
+    figure, (axes,) = new_chart(6, 4)
+    axes.plot([point.seconds for point in points], [100 * point.boundary_ap for point in points], "o-")
+    for point in points:
+        place = (point.seconds, 100 * point.boundary_ap)
+        axes.annotate(name_of(point.budget), place, (4, -10), textcoords="offset points", fontsize=8)
+    axes.plot([knee.seconds], [100 * knee.boundary_ap], "o", ms=13, mfc="none", color="tab:red", label="knee")
+    axes.set(xlabel="seconds an image", ylabel="boundary AP", title="Boundary AP under a budget of nodes an image")
+    axes.legend(loc="lower right")
+    return save_png(figure, path)
+
+
+def draw_gate_bars(figures: VerdictFigures, path: Path) -> None:
+    """Draw the figures of a verdict into a PNG."""
+    changes = figures["changes"].get("incumbent")
+    names = _names_with_figures(figures)
+    figure, (axes,) = new_chart(8, 1.6 + 0.5 * len(names))
+    for place, (kind, colour) in enumerate(KIND_COLOURS.items()):
+        heights = [index + (place - 0.5) * BAR_HEIGHT for index in range(len(names))]
+        if changes:
+            _draw_changes(axes, changes[kind], names, heights, colour, f"{kind} AP")
+        else:
+            reached = figures["models"]["candidate"][kind]
+            widths = [100 * (reached.get(name) or 0) for name in names]
+            axes.barh(heights, widths, BAR_HEIGHT, color=colour, label=f"{kind} AP")
+    _dress(axes, names, figures, bool(changes))
+    save_png(figure, path)
+
+
+def _names_with_figures(figures: VerdictFigures) -> list[str]:
+    """AP first, then the classes that have a figure."""
+    reached = figures["models"]["candidate"]["mask"]
+    return [name for name in reached if name == "AP" or (name.startswith("AP/") and reached[name] is not None)]
+
+
+def _draw_changes(
+    axes: Axes, changes: dict[str, ChangeFigures], names: list[str], heights: list[float], colour: str, label: str
+) -> None:
+    there = [(height, changes[name]) for height, name in zip(heights, names, strict=True) if name in changes]
+    places = [height for height, _ in there]
+    axes.barh(places, [100 * change["change"] for _, change in there], BAR_HEIGHT, color=colour, label=label)
+    for height, change in there:
+        axes.plot([100 * change["low"], 100 * change["high"]], [height, height], color="black", linewidth=1.2)
+
+
+def _dress(axes: Axes, names: list[str], figures: VerdictFigures, compared: bool) -> None:
+    models, images = figures["models"], figures["holdout"]["images"]
+    axes.set_yticks(range(len(names)), [name.removeprefix("AP/").replace("AP", "all classes") for name in names])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    candidate = models["candidate"]["version"]
+    if compared:
+        axes.set_title(f"{candidate} against {models['incumbent']['version']}, {images} held-out images")
+        confidence = 100 * figures["rules"]["confidence"]
+        axes.set_xlabel(f"change of AP in points; lines: {confidence:g} % confidence each way")
+    else:
+        axes.set_title(f"{candidate}, {images} held-out images")
+        axes.set_xlabel("AP in points")
+    axes.legend(loc="best", frameon=False)
+
+
+def draw_curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, figure_of_merit: str, path: Path
+) -> Path:
+    """Draw a figure of merit over rounds, a line a series of (round, value)."""
+    figure, (axes,) = new_chart(7.2, 4.0)
+    for number, (name, points) in enumerate(series.items()):
+        colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    axes.set(title=title, xlabel="round", ylabel=figure_of_merit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return save_png(figure, path)
+
+
+def draw_correction_bars(report: Mapping[str, Any]) -> Image.Image:
+    """Draw corrections of each label, the most frequent on top, and how far outlines were moved."""
+    rows = sorted(report["labels"].items(), key=lambda item: -_objects(item[1]))[:MOST_LABELS]
+    rows = [row for row in rows if _objects(row[1])][::-1]
+    figure = Figure(figsize=(9, 1.6 + 0.32 * max(len(rows), 1)), dpi=110, layout="constrained")
+    objects, moved = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    names = [label for label, _ in rows]
+    left = np.zeros(len(rows))
+    for kind, colour in CORRECTION_COLOURS.items():
+        widths = np.array([_count(figures, kind) for _, figures in rows], float)
+        objects.barh(names, widths, left=left, color=colour, label=kind)
+        left += widths
+    objects.set_xlabel("objects")
+    figure.legend(loc="outside upper left", ncols=len(CORRECTION_COLOURS), frameon=False)
+    moved.barh(names, [figures["moved_mean_px"] or 0.0 for _, figures in rows], color=CORRECTION_COLOURS["moved"])
+    moved.set_xlabel("moved outlines, mean px")
+    for axes in (objects, moved):
+        axes.spines[["top", "right"]].set_visible(False)
+    hidden = len(report["labels"]) - len(rows)
+    if hidden > 0 and len(rows) == MOST_LABELS:
+        figure.text(0.99, 0.005, f"{hidden} more labels in report.md", ha="right", va="bottom", fontsize=7)
+    return as_image(figure)
+
+
+def _objects(figures: Mapping[str, Any]) -> int:
+    return int(sum(_count(figures, kind) for kind in CORRECTION_COLOURS))
+
+
+def _count(figures: Mapping[str, Any], kind: str) -> int:
+    return int(figures[kind] + (figures["unseen"] if kind == "added" else 0))
+
+
+def draw_coverage(covered: Mapping[str, np.ndarray]) -> Image.Image:
+    """Draw the share of the work in the images opened so far, one line an order, beside random.
+
+    Args:
+        covered: by name (K + 1,), see `training.snapshots.work_order.work_covered`; the last one is perfect.
+    """
+    figure, (axes,) = new_chart(6.4, 4.6)
+    for number, (name, values) in enumerate(covered.items()):
+        perfect = number == len(covered) - 1
+        style = (":", "#666666") if perfect else (("-", "--", "-.")[number % 3], SERIES_COLOURS[(0, 1, 3)[number % 3]])
+        opened = np.linspace(0, 100, len(values))
+        axes.plot(opened, 100 * values, style[0], color=style[1], label=name)
+    axes.plot([0, 100], [0, 100], color="#bbbbbb", lw=1, label="random")
+    axes.set(xlabel="images opened, %", ylabel="edits found, %", xlim=(0, 100), ylim=(0, 101))
+    axes.legend(frameon=False, loc="lower right")
+    return as_image(figure)
