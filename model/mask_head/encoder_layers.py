@@ -137,15 +137,17 @@ def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | 
     stored = weights * sequences if mixed.requires_grad else weights  # a backward pass needs all of them
     if mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu" and not dropout and stored <= _MOST_STORED_WEIGHTS:
         groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
-        attended = torch.cat([_attend_stored(*group, scale) for group in zip(*groups, strict=True)])
+        attended = torch.cat([_attend_stored(q, k, v, scale) for q, k, v in zip(*groups, strict=True)])
     else:
         attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
     return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _attend_stored(queries: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
-    """Attention as two matrix products with the weights between: on processors without AMX torch's fused kernel
-    gains nothing from bf16, and these products do."""
+    """Attention as two matrix products with the weights between.
+
+    On processors without AMX torch's fused kernel gains nothing from bf16, and these products do.
+    """
     scale = scale or queries.shape[-1] ** -0.5
     return torch.matmul((queries * scale @ keys.transpose(-2, -1)).softmax(-1), values)
 
