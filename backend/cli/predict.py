@@ -400,10 +400,11 @@ def _writer(
         return CocoWriter(outliner.labels)
     if kind == "overlay":
         return OverlayWriter(output or Path("overlays"))
+    config = read_label_config(config_file, outliner.labels)
+    writer = LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
     if not image_prefix:
         click.echo("Note: Label Studio cannot show paths of this machine; give --image-prefix.", err=True)
-    config = read_label_config(config_file, outliner.labels)
-    return LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
+    return writer
 
 
 def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionWriter) -> list[str]:
