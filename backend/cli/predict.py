@@ -9,6 +9,7 @@ What `transfiner predict` makes of an image's instances, one writer a format.
 
 from __future__ import annotations
 
+import base64
 import colorsys
 import json
 import sys
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import click
@@ -162,18 +164,48 @@ class CocoWriter:
         self.records += coco_results(outlined.file, image_id, outlined.instances, self._category_ids)
 
 
+AddressOf = Callable[[Path], str]
+#: Larger files as data URIs make tasks that Label Studio's editor is slow with.
+_MOST_INLINE_BYTES = 1_000_000
+_MEDIA_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
+
+
+def address_under(prefix: str) -> AddressOf:
+    """Addresses of files in a task.
+
+    Args:
+        prefix: what stands before a file's path, such as ``/data/local-files/?d=photos/`` or ``https://host/``; for
+            "data" the files themselves, as data URIs; "" gives paths as they are, which Label Studio cannot show.
+    """
+
+    def address(file: Path) -> str:
+        if prefix != "data":
+            path = file.as_posix()
+            return prefix + quote(path.removeprefix("./").lstrip("/")) if prefix else path
+        media_type, content = _MEDIA_TYPES.get(file.suffix.lower()), file.read_bytes()
+        if media_type is None or len(content) > _MOST_INLINE_BYTES:
+            raise ValueError(
+                f"{file} has {len(content)} bytes and ends in {file.suffix!r}; as a data URI at most "
+                f"{_MOST_INLINE_BYTES} bytes of {', '.join(_MEDIA_TYPES)}; give another --image-prefix"
+            )
+        return f"data:image/{media_type};base64,{base64.b64encode(content).decode()}"
+
+    return address
+
+
 class LabelStudioWriter:
     """Tasks with a prediction, ready for Label Studio's import."""
 
-    def __init__(self, label_config: LabelConfig, version: str, tolerance_px: float) -> None:
+    def __init__(self, label_config: LabelConfig, version: str, tolerance_px: float, address: AddressOf) -> None:
         label_config.require_supported()
+        self._address = address
         self.records: list[Any] = []
         self._label_config = label_config
         self._version = version
         self._tolerance_px = tolerance_px
 
     def add(self, outlined: PredictedImageFile) -> None:
-        """Append a task whose image is the file's path, as it was given."""
+        """Append a task whose image has an address that Label Studio can show."""
         # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
         from integration.regions.write import instances_to_prediction
 
@@ -187,7 +219,7 @@ class LabelStudioWriter:
             tolerance_px=self._tolerance_px,
             seed=str(outlined.file),
         )
-        data = {self._label_config.value_key: str(outlined.file)}
+        data = {self._label_config.value_key: self._address(outlined.file)}
         self.records.append({"data": data, "predictions": [prediction]})
 
 
@@ -236,6 +268,11 @@ MAX_PIXELS = 250_000_000
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file, or folder of the pictures.")
 @click.option("--label-config", "config_file", type=EXISTING_FILE, help="Labeling config, for label-studio.")
+@click.option(
+    "--image-prefix",
+    default="",
+    help="For label-studio: what stands before a path, as /data/local-files/?d=photos/; data: the files inline.",
+)
 @click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
@@ -255,6 +292,7 @@ def predict(
     kind: str,
     output: Path | None,
     config_file: Path | None,
+    image_prefix: str,
     boxes_file: Path | None,
     score_threshold: float,
     tolerance_px: float,
@@ -281,7 +319,7 @@ def predict(
         directory = find_model(model, store)
         require_model_libraries()
         outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
-        writer = _writer(kind, outliner, output, config_file, tolerance_px)
+        writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
         failures = _predict_all(outliner, images, writer)
         _print(writer.records, kind, output, as_json)
     except (MissingRequirementError, ValueError, OSError) as error:
@@ -351,14 +389,22 @@ def _outliner(
 
 
 def _writer(
-    kind: str, outliner: _Outliner, output: Path | None, config_file: Path | None, tolerance_px: float
+    kind: str,
+    outliner: _Outliner,
+    output: Path | None,
+    config_file: Path | None,
+    tolerance_px: float,
+    image_prefix: str,
 ) -> PredictionWriter:
-
     if kind == "coco":
         return CocoWriter(outliner.labels)
     if kind == "overlay":
         return OverlayWriter(output or Path("overlays"))
-    return LabelStudioWriter(read_label_config(config_file, outliner.labels), outliner.version, tolerance_px)
+    config = read_label_config(config_file, outliner.labels)
+    writer = LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
+    if not image_prefix:
+        click.echo("Note: Label Studio cannot show paths of this machine; give --image-prefix.", err=True)
+    return writer
 
 
 def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionWriter) -> list[str]:

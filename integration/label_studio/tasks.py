@@ -115,6 +115,8 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
         else:
             number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
             left_out.append(LeftOut(task_id, number, "", reason))
+    if row.get("annotations") is not None and not isinstance(row["annotations"], list):
+        left_out.append(LeftOut(task_id, None, "", f"its annotations are {row['annotations']!r:.40}, expected a list"))
     kept.sort(key=_age)
     data = row.get("data")
     return AnnotatedTask(
@@ -164,6 +166,9 @@ def _unusable(entry: object) -> str | None:
         return SKIPPED
     if not isinstance(entry.get("result"), list):
         return f"its result is {type(entry.get('result')).__name__}, expected a list of regions"
+    broken = next((region for region in entry["result"] if not isinstance(region, Mapping)), entry)
+    if broken is not entry:
+        return f"a region of its result is {broken!r:.40}, expected an object"
     if _integer(entry.get("id")) is None:
         return f"its id is {entry.get('id')!r}, expected a number"
     return None

@@ -68,12 +68,14 @@ class Decoded:
         skipped: id and reason of each region that is no object.
         width: of the image.
         height: of the image.
+        notes: id and text of what was read otherwise than it may have been meant.
     """
 
     objects: tuple[AnnotatedObject, ...]
     skipped: tuple[tuple[str, str], ...]
     width: int
     height: int
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 class _Skip(Exception):  # noqa: N818 - leaves this module as a reason, never as an error
@@ -113,7 +115,8 @@ def regions_to_objects(
     """
     entries = [entry for entry in result if isinstance(entry, Mapping) and entry.get("type") != "relation"]
     width, height = _size(entries, width, height)
-    regions = _gather(entries)
+    notes: list[tuple[str, str]] = []
+    regions = _gather(entries, notes)
     drawn: dict[tuple[str, str], list[tuple[_Region, np.ndarray]]] = {}
     skipped = []
     for region in regions.values():
@@ -124,7 +127,7 @@ def regions_to_objects(
             continue
         drawn.setdefault((_root(region, regions), region.label), []).append((region, mask_hw))
     objects = tuple(_object(parts) for parts in drawn.values())
-    return Decoded(objects, tuple(skipped), width, height)
+    return Decoded(objects, tuple(skipped), width, height, tuple(notes))
 
 
 def _size(entries: Sequence[Mapping[str, Any]], width: int | None, height: int | None) -> tuple[int, int]:
@@ -141,17 +144,28 @@ def _size(entries: Sequence[Mapping[str, Any]], width: int | None, height: int |
     return width, height
 
 
-def _gather(entries: Iterable[Mapping[str, Any]]) -> dict[str, _Region]:
+def _gather(entries: Iterable[Mapping[str, Any]], notes: list[tuple[str, str]]) -> dict[str, _Region]:
+    """The regions of entries; of several with one id, each geometry is a region of its own."""
     regions: dict[str, _Region] = {}
+    newest: dict[str, str] = {}  # id -> key of the latest region with it
     for number, entry in enumerate(entries):
         region_id = str(entry.get("id") or f"#{number}")
-        region = regions.setdefault(region_id, _Region(region_id))
         kind, value = str(entry.get("type", "")), entry.get("value")
         value = value if isinstance(value, Mapping) else {}
-        region.label = region.label or _first_label(kind, value)
+        key = newest.get(region_id, region_id)
+        is_geometry = kind not in _LABEL_TYPES
+        if is_geometry and key in regions and regions[key].value is not None:
+            key = f"{region_id}#{number}"
+            notes.append((region_id, "its id occurs again; each is a region of its own"))
+        newest[region_id] = key
+        region = regions.setdefault(key, _Region(region_id))
+        labels = _labels(kind, value)
+        if len(labels) > 1 and not region.label:
+            notes.append((region_id, f"it has {len(labels)} labels, {', '.join(labels)}; the first counts"))
+        region.label = region.label or (labels[0] if labels else "")
         region.parent_id = region.parent_id or str(entry.get("parentID") or "")
         region.score = region.score if region.score is not None else _score(entry.get("score"))
-        if kind not in _LABEL_TYPES:
+        if is_geometry:
             region.kind, region.value = kind.removesuffix("labels"), value
             region.painted_hw = _painted_size(entry)
     return regions
@@ -165,9 +179,9 @@ def _painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return (rows, columns) if rows > 0 and 0 < columns <= MAX_PIXELS // rows else None
 
 
-def _first_label(kind: str, value: Mapping[str, Any]) -> str:
+def _labels(kind: str, value: Mapping[str, Any]) -> list[str]:
     labels = value.get(kind)
-    return str(labels[0]) if isinstance(labels, list) and labels else ""
+    return [str(label) for label in labels] if isinstance(labels, list) else []
 
 
 def _score(score: object) -> float | None:
@@ -279,17 +293,50 @@ def _ellipse(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
     return np.array([x, y]) + points_px @ turn * 100 / size_px
 
 
+#: Straight edges that stand for one Bezier curve.
+_BEZIER_POINTS = 32
+
+
 def _vector(value: Mapping[str, Any]) -> np.ndarray:
-    """Percent points (N, 2) of a closed path of straight edges."""
+    """Percent points (N, 2) of a closed path of straight edges and cubic Bezier curves.
+
+    A curve leaves a vertex towards its `controlPoint2` and arrives at the next from its `controlPoint1`.
+    """
     vertices = value.get("vertices") or value.get("points") or []
     if value.get("closed") is not True:
         raise _Skip("the vector is not closed: it encloses nothing")
-    if any(isinstance(vertex, Mapping) and vertex.get("isBezier") for vertex in vertices):
-        raise _Skip("the vector has Bezier curves, which are not read")
+    if not isinstance(vertices, list):
+        raise _Skip("a vector needs a list of vertices")
     points = _numbers([[v.get("x"), v.get("y")] if isinstance(v, Mapping) else v for v in vertices])
-    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
-        raise _Skip("a vector needs at least 3 vertices of x and y")
-    return points
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 2:
+        raise _Skip("a vector needs at least 3 vertices of x and y, or 2 with Bezier curves")
+    path = [points[:1]]
+    for number, point in enumerate(points):
+        follower = (number + 1) % len(points)
+        ends = vertices[number], vertices[follower]
+        leaving, arriving = _control(ends[0], "controlPoint2"), _control(ends[1], "controlPoint1")
+        if leaving is None and arriving is None:
+            path.append(points[follower][None])
+            continue
+        first, last = point if leaving is None else leaving, points[follower] if arriving is None else arriving
+        t = np.linspace(0, 1, _BEZIER_POINTS + 1)[1:, None]
+        path.append(
+            (1 - t) ** 3 * point + 3 * (1 - t) ** 2 * t * first + 3 * (1 - t) * t**2 * last + t**3 * points[follower]
+        )
+    outline = np.concatenate(path)[:-1]
+    if len(outline) < 3:
+        raise _Skip("a vector needs at least 3 vertices of x and y, or 2 with Bezier curves")
+    return outline
+
+
+def _control(vertex: object, name: str) -> np.ndarray | None:
+    """A control point (2,) of a Bezier vertex; None where it has none."""
+    if not isinstance(vertex, Mapping) or not vertex.get("isBezier"):
+        return None
+    point = vertex.get(name)
+    if not isinstance(point, Mapping) or (vertex.get("disconnected") and point.get("x") is None):
+        return None
+    return _numbers([point.get("x"), point.get("y")])
 
 
 def _extent(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
@@ -320,7 +367,7 @@ def _extent(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | N
 def _numbers(values: object) -> np.ndarray:
     try:
         numbers = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _Skip(f"its coordinates are not numbers: {error}") from error
     if not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
         raise _Skip("its coordinates are not finite numbers")
@@ -377,15 +424,16 @@ def read_drawings(
     except AnnotationError as error:
         broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
         return Drawings((), (*left_out, *broken), len(broken))
-    left_out += decoded.skipped
+    left_out += [*decoded.skipped, *decoded.notes]
     objects: list[AnnotatedObject] = []
     ignored: list[AnnotatedObject] = []
     nowhere = 0
     for region_id, _ in decoded.skipped:
         entries = [entry for entry in ours if str(entry.get("id") or "") == region_id]
         extents = [extent for entry in entries if (extent := _extent(entry, width, height)) is not None]
-        if extents and extents[0].any():
-            ignored.append(AnnotatedObject("", extents[0], (region_id,), ("unreadable",)))
+        anywhere = np.any(extents, axis=0) if extents else np.zeros(0)
+        if anywhere.any():
+            ignored.append(AnnotatedObject("", anywhere, (region_id,), ("unreadable",)))
         elif not extents:
             nowhere += 1
     own = _own_ids(result, config)
@@ -419,14 +467,14 @@ def _of_controls(
     for entry in result:
         if entry.get("type") == "relation":
             continue
-        name, kind = entry.get("from_name"), entry.get("type")
+        name, kind = str(entry.get("from_name")), str(entry.get("type"))
         if (image and entry.get("to_name", image) != image) or entry.get("item_index") not in (None, 0):
             elsewhere.append(entry)
         elif (names is not None and name in names) or kind in _OUTLINES:
             ours.append(entry)
         else:
             others.append(entry)
-    known = {entry.get("id") for entry in ours}
+    known = {str(entry.get("id")) for entry in ours}
     left_elsewhere = {
         str(entry.get("id", "")): f"it is of another image: {entry.get('to_name')!r}, item {entry.get('item_index', 0)}"
         for entry in elsewhere
@@ -435,7 +483,7 @@ def _of_controls(
     return ours, [*left_elsewhere.items()] + [
         (str(entry.get("id", "")), f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing")
         for entry in others
-        if entry.get("id") not in known
+        if str(entry.get("id")) not in known
     ]
 
 
@@ -444,7 +492,7 @@ def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) ->
     if config is None:
         return None
     names = {name for control in config.controls for name in (control.name, control.labels_name)}
-    return {str(entry.get("id") or "") for entry in result if entry.get("from_name") in names}
+    return {str(entry.get("id") or "") for entry in result if str(entry.get("from_name")) in names}
 
 
 def _reasons(drawn: AnnotatedObject, reason: str) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Run: python -m tests.support.field_table [NAME ...]
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,32 @@ MOVED = {
     "integration.annotations": "integration.regions.read",
     "integration.brush": "integration.regions.brush_rle",
     "encode_mask": "encode_brush_mask",
+    "backend.interactive": "backend.predictions.prompts",
+    "integration.regions import": "integration.regions.write import",
     "backend.snapshot_images": "backend.learning.snapshot.images",
+}
+#: What the output of each folder has to say (regular expressions).
+WANTED: dict[str, tuple[str, ...]] = {
+    "coco-16-bit-is-white": (r"see: mean (\d+\.\d), 0\.0 % white;.* see: mean \1",),
+    "coco-box-drops-a-good-mask": (r"14 objects", r"refined +72\.6", r"  1 objects"),
+    "coco-damaged-image-stops-everything": (
+        r"demo-000002\.jpg: image: damaged image",
+        r"8 iterations(.|\n)*8 iterations",
+    ),
+    "coco-duplicate-annotation-ids": (
+        r"refined +72\.6(.|\n)*refined +72\.6",
+        r"score notices it\nNote: ground truth: 1 x repeated annotation id",
+    ),
+    "coco-duplicate-class-name": (r"both called 'gear'", r"NUM_CLASSES is 6, the training sets have 5"),
+    "coco-huge-coordinate-segfault": (r"degenerate polygon", r"exit status 1"),
+    "coco-image-of-another-size": (r"became 1 stripes; IoU 1\.0", r"is 192 x 144, its record says 384 x 288"),
+    "coco-tracebacks": (r"string-ids\.json:   nothing wrong", r"annotations is? ?.*null|it is null"),
+    "image-value-templates": (r"backend: https://cdn\.example\.org/a\.png",),
+    "lvis-file-name-cut": (r"gear +4",),
+    "predict-writes-tasks-label-studio-cannot-show": (r"--image-prefix",),
+    "small-ones": (r"wrapped lines ok", r"'a#b\.png'", r"'dir/a\.png'", r"120 x 100: \(\)", r"# Corrections"),
+    "snapshot-region-of-another-image": (r"objects: 1 crowd: 0(.|\n)*objects: 1 crowd: 0",),
+    "snapshot-unread-shape-becomes-background": (r"task 1 objects: 1", r"task 2 objects: 2", r"task 4 objects: 1"),
 }
 
 
@@ -42,7 +68,11 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"{FIELD} is not there; nothing to run")
     for folder in sorted(path.parent for path in FIELD.glob("*/repro.sh")):
         if not names or folder.name in names:
-            print(f"== {folder.name}\n{run_folder(folder).rstrip()}\n", flush=True)
+            output = run_folder(folder)
+            lacking = [pattern for pattern in WANTED.get(folder.name, ()) if not re.search(pattern, output)]
+            print(
+                f"== {folder.name}: {f'LACKS {lacking}' if lacking else 'as wanted'}\n{output.rstrip()}\n", flush=True
+            )
 
 
 if __name__ == "__main__":

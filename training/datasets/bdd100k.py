@@ -34,6 +34,8 @@ class Bdd100kSet(Sequence[Sample]):
         images = sorted(folder.glob("*.jpg"))
         if not images:
             raise FileNotFoundError(f"no images {folder}/*.jpg; give bdd100k:ROOT:SPLIT")
+        truths = self.truth_path(images[0]).parent.glob("*.png")
+        self.problems.pictures_are_there(truths, {self.truth_path(path) for path in images}, self.missing)
         self.files = [
             path for path in images if self.problems.truth_is_there(self.truth_path(path), path, self.missing)
         ]

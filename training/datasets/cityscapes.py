@@ -37,6 +37,8 @@ class CityscapesSet(Sequence[Sample]):
         images = sorted(folder.glob(f"*/*{IMAGE_ENDING}"))
         if not images:
             raise FileNotFoundError(f"no images {folder}/CITY/*{IMAGE_ENDING}; give cityscapes:ROOT:SPLIT")
+        truths = (self.root / "gtFine" / self.split).glob(f"*/*{TRUTH_ENDING}")
+        self.problems.pictures_are_there(truths, {self.truth_path(path) for path in images}, self.missing)
         self.files = [
             path for path in images if self.problems.truth_is_there(self.truth_path(path), path, self.missing)
         ]

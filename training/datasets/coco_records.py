@@ -228,6 +228,8 @@ class _Reader:
             annotation["ignored"] = box
         elif problem:
             self._note(place, "degenerate polygon", problem)
+        elif outside := _mostly_outside(segmentation, image):
+            self._note(place, "outline outside", outside)
         elif fault and entry.get("bbox") is not None:
             self._note(place, "box outside", f"{fault}; the box is taken from the mask", repaired=True)
         return annotation | {"segmentation": segmentation, "box_inside": box}
@@ -278,6 +280,20 @@ def _degenerate(polygon: Any) -> bool:
         return True
     x, y = points.T
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
+
+
+def _mostly_outside(segmentation: Any, image: Record) -> str:
+    """What is wrong with polygons more than half of whose box lies outside their image; "" where nothing is."""
+    if not isinstance(segmentation, list) or image["width"] is None:
+        return ""
+    points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in segmentation])
+    low, high = points.min(0), points.max(0)
+    size = np.array([image["width"], image["height"]], float)
+    inside = np.clip(np.minimum(high, size) - np.maximum(low, 0), 0, None)
+    if inside.prod() >= 0.5 * (high - low).prod():
+        return ""
+    reach = " to ".join(", ".join(f"{value:g}" for value in corner) for corner in (low, high))
+    return f"it reaches from {reach} in an image of {size[0]:g} x {size[1]:g}; only what lies inside is read"
 
 
 def _is_box(box: Any) -> bool:

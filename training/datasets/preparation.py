@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.files import write_text
 from training.datasets.coco_categories import cocofied
 
 DIGESTS = "transfiner-digests.json"
@@ -156,7 +157,7 @@ def digests(layout: str, root: Path, progress: Callable[[str], object] = str) ->
                     f"{file} has SHA-256 {digest}, but had {known[name]} before; "
                     f"restore the file, or delete {store} if the change is meant"
                 )
-    store.write_text(json.dumps(known, indent=1))
+    write_text(store, json.dumps(known, indent=1))
     return known
 
 
@@ -165,9 +166,7 @@ def convert(layout: str, root: Path) -> list[Path]:
     if layout != "lvis-cocofied":
         return []
     source, target = root / "lvis_v0.5_val.json", root / "lvis_v0.5_val_cocofied.json"
-    unfinished = target.with_suffix(".part")
-    unfinished.write_text(json.dumps(cocofied(json.loads(source.read_bytes()))))
-    unfinished.replace(target)
+    write_text(target, json.dumps(cocofied(json.loads(source.read_bytes()))))
     return [target]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from model.files import replacing
 from training.datasets.problems import Problems
 from training.datasets.sample import Sample
 from training.synthetic.scenes import CLASSES, VERSION, generate_scene, scene_seed
@@ -50,11 +50,8 @@ class SceneSet(Sequence[Sample]):
 
 
 def _store(path: Path, sample: Sample) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    with unfinished.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, image=sample.image, bits=np.packbits(sample.masks, axis=-1), classes=sample.classes)
-    unfinished.replace(path)
 
 
 def _load(path: Path, index: int) -> Sample:

@@ -44,6 +44,12 @@ class ViaSet(CocoSet):
                 detail = f"{name} is listed before; the regions of both are read"
                 self.problems.note(self.annotations, key, "repeated image", detail, repaired=True)
             else:
+                size = entry.get("size")
+                if path.is_file() and isinstance(size, int) and 0 < size != path.stat().st_size:
+                    detail = (
+                        f"{name} has {path.stat().st_size} bytes, it was outlined with {size}; look at the outlines"
+                    )
+                    self.problems.note(self.annotations, key, "other file", detail, repaired=True)
                 width, height = _size_px(path) if path.is_file() else (None, None)
                 images[name] = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
             for index, region in enumerate(_regions(entry)):

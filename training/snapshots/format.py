@@ -232,7 +232,7 @@ def digest_of(train: Json, holdout: Json, holdout_share: float) -> str:
 
     No time, no id of Label Studio and no order enters, so identical data has an identical digest.
     """
-    content = {"train": _content(train), "holdout": _content(holdout), "holdout_share": holdout_share}
+    content = {"train": _content(train), "holdout": _content(holdout), "holdout_share": float(holdout_share)}
     return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,7 @@ class ImageFolder:
         self._paths: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                names = {path.name, path.relative_to(folder).as_posix()}
+                names = {path.name, path.relative_to(folder).as_posix(), uploaded_name(path.name)}
                 for name in names:
                     self._paths.setdefault(name, []).append(path)
 
@@ -105,6 +106,11 @@ class ImageFolder:
             if paths:
                 return paths[0].read_bytes()
         raise ServiceError(f"{self._folder} has no file {' or '.join(map(repr, names))}.", "Copy it there.")
+
+
+def uploaded_name(name: str) -> str:
+    """The name that Label Studio gives an uploaded file after the prefix: ``Photo 1 (2).png`` is ``Photo_1_2.png``."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _names(value: str, file_upload: str) -> list[str]:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from backend.cli.predict import category_ids_of, draw_overlay, image_id_of, mask_outline, predict
+from backend.cli.predict import address_under, category_ids_of, draw_overlay, image_id_of, mask_outline, predict
 from integration.label_studio.label_config import parse_label_config
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.import_released import known_classes
@@ -167,3 +167,14 @@ def test_overlay_tints_inside_and_outlines_the_edge() -> None:
     assert tuple(picture[29, 35]) == (255, 51, 51)  # the outline, in the first colour
     assert 0 < picture[25, 35, 0] < 255  # tinted
     assert tuple(picture[35, 55]) == (0, 0, 0)  # untouched
+
+
+def test_addresses_that_label_studio_can_show(tmp_path: Path) -> None:
+    local = address_under("/data/local-files/?d=photos/")
+    assert local(Path("./a dir/b#1.png")) == "/data/local-files/?d=photos/a%20dir/b%231.png"
+    assert address_under("")(Path("a/b.png")) == "a/b.png"
+    (tmp_path / "a.png").write_bytes(b"123")
+    assert address_under("data")(tmp_path / "a.png") == "data:image/png;base64,MTIz"
+    (tmp_path / "b.tif").write_bytes(b"123")
+    with pytest.raises(ValueError, match=r"b\.tif has 3 bytes"):
+        address_under("data")(tmp_path / "b.tif")

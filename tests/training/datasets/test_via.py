@@ -23,7 +23,8 @@ def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "a.jpg")
     regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes]
     named = regions if listed else {str(index): one for index, one in enumerate(regions)}
-    entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": named}}
+    size = (folder / "a.jpg").stat().st_size
+    entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": size, "regions": named}}
     whole = {"_via_settings": {}, "_via_img_metadata": entries} if project else entries
     (folder / "via_region_data.json").write_text(json.dumps(whole))
     return folder

@@ -363,13 +363,14 @@ def test_a_project_needs_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/data/upload/3/0123abcd-one.png", "0123abcd-one.png", "one.png"),
         ("http://host/data/local-files/?d=sub%20dir/two.png", "", "sub dir/two.png"),
         ("s3://bucket/deep/sub dir/two.png", "", "sub dir/two.png"),
+        ("/data/upload/3/0123abcd-Photo_1_2.png", "", "Photo 1 (2).png"),
         ("/data/upload/3/one-two-one.png", "", None),  # no prefix of eight digits
         ("https://host/a/../../etc/passwd", "", None),
     ],
 )
 def test_images_are_found_by_name(value: str, file_upload: str, found: str | None, tmp_path: Path) -> None:
     (tmp_path / "sub dir").mkdir()
-    for name in ("one.png", "sub dir/two.png"):
+    for name in ("one.png", "sub dir/two.png", "Photo 1 (2).png"):
         (tmp_path / name).write_text(name)
     row = {"id": 1, "data": {"image": value}, "file_upload": file_upload}
     if found is None:
