@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 # Stages of a round as people see them; each begins with the first of its own names.
 STEPS = {
     "collect": ("looking", "snapshot"),
-    "learn": (*TRAINING, "calibrate"),
+    "learn": (*LEARNS, "calibrate"),
     "judge": ("publish", "gate"),
     "serve": ("promote", "label studio"),
 }
@@ -143,10 +143,10 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
     if own_s is None:
         return f"begun {duration(spent_s)} ago, the time left is known once it learns"
     later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
-    if stage in TRAINING:
-        later = tuple(name for name in later if name not in TRAINING)
+    if stage in LEARNS:
+        later = tuple(name for name in later if name not in LEARNS)
     total_s = own_s + sum(typical.get(name, 0.0) for name in later)
-    rest = "" if typical or stage not in TRAINING else ", then it is judged"
+    rest = "" if typical or stage not in LEARNS else ", then it is judged"
     return f"about {duration(total_s)} left{rest}"
 
 
