@@ -122,6 +122,9 @@ def _add_training(node: CfgNode) -> None:
     node.MIN_NODES_PER_LEVEL = 10
     # Instances of a batch whose refinement is trained (0: all).
     node.TRAIN_INSTANCE_LIMIT = 30
+    # How a node's probability is compared with its label: "l1" (released code; its optimum is the median, so nodes end
+    # near 0 and 1) or "cross_entropy" (its optimum is the mean, which a level set can be drawn through).
+    node.REFINE_LOSS = "l1"
     # The released code's branches: four convolutions on P2 with a semantic loss, and a contour loss.
     node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.

@@ -111,7 +111,7 @@ def _refinement_loss(
     targets: MaskTargets,
     weights: PixelWeights | None,
 ) -> Tensor:
-    """L1 on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
+    """Loss on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
     settings = head.settings
     chosen = _choose(len(targets.classes), settings.train_instance_limit).to(targets.classes.device)
     pyramid, output = pyramid.select(chosen), output.select(chosen)
@@ -133,7 +133,7 @@ def _refinement_loss(
     if weights is not None:
         grids = {size: weights.at(size)[chosen] for size in truth}
         by_token = _at_tokens(head, grids, levels, kept, len(references))
-    return refinement_loss(torch.cat([*values, references]), wanted, by_token)
+    return refinement_loss(torch.cat([*values, references]), wanted, by_token, kind=settings.refine_loss)
 
 
 def _at_tokens(
@@ -198,11 +198,19 @@ def dice_loss(probabilities: Tensor, target: Tensor, weights: PixelWeights | Non
     return (lost if weights is None else lost * weights.instances).mean()
 
 
-def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean absolute difference of refined probabilities and labels, all (T,); zero where nothing was refined."""
+def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = None, *, kind: str = "l1") -> Tensor:
+    """Mean difference of refined probabilities and labels, all (T,); zero where nothing was refined.
+
+    Args:
+        kind: "l1" (released code) or "cross_entropy".
+    """
     if len(refined) == 0:
         return refined.sum()
-    return F.l1_loss(refined, target) if weights is None else ((refined - target).abs() * weights).mean()
+    if kind == "l1":
+        return F.l1_loss(refined, target) if weights is None else ((refined - target).abs() * weights).mean()
+    # In float32 and away from one: in bfloat16 the logarithm next to one is zero or far off.
+    sure = refined.float().clamp(1e-4, 1 - 1e-4)
+    return F.binary_cross_entropy_with_logits(sure.logit(), target.float(), weights)
 
 
 def boundary_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -73,6 +73,10 @@ def _near_contour(mask: Tensor) -> Tensor:
     return (share > 0) & (share < disc.sum())
 
 
+#: How refined probabilities are compared with labels.
+REFINE_LOSSES = ("l1", "cross_entropy")
+
+
 @dataclass(frozen=True)
 class RefinementSettings:
     """The fields are the lower-cased keys of ``MODEL.TRANSFINER``; config.py says what each means.
@@ -98,6 +102,7 @@ class RefinementSettings:
     test_node_budget: int = 0
     dilate_and_blur: bool = False
     keep_coarse: bool = False
+    refine_loss: str = "l1"
 
     def __post_init__(self) -> None:
         _check_levels(self.level_sizes)
@@ -107,7 +112,7 @@ class RefinementSettings:
                     f"MODEL.TRANSFINER.{name.upper()} needs a value for each of LEVEL_SIZES {self.level_sizes}, "
                     f"got {getattr(self, name)}"
                 )
-        for name, known in (("region", REGIONS), ("propagation", PROPAGATIONS)):
+        for name, known in (("region", REGIONS), ("propagation", PROPAGATIONS), ("refine_loss", REFINE_LOSSES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"MODEL.TRANSFINER.{name.upper()} must be one of {known}, got {getattr(self, name)!r}")
 

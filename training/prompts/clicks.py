@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 Click = tuple[float, float, bool]
 
@@ -39,3 +39,12 @@ def _depth(region: np.ndarray) -> np.ndarray:
     if not region.any():
         return np.zeros(region.shape, np.float32)
     return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+
+
+def flawed_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask with smooth random errors along the rim of a true one, for learning to correct; bool H x W."""
+    distance = _depth(truth) - _depth(~truth)
+    side = max(truth.shape)
+    noise = gaussian_filter(rng.standard_normal(truth.shape).astype(np.float32), rng.uniform(0.02, 0.12) * side)
+    noise *= rng.uniform(0.01, 0.15) * side / max(float(noise.std()), 1e-9)
+    return np.asarray(distance + noise > 0)

@@ -161,6 +161,14 @@ def box_view(
     return View((x0 + dx, y0 + dy, x1 + dx, y1 + dy), side)
 
 
+def part_view(box_xyxy: Sequence[float], side: int, rng: np.random.Generator) -> View:
+    """A window over a part of an object, as a correction of a large one is looked at."""
+    x0, y0, x1, y1 = box_xyxy
+    size = rng.uniform(0.35, 0.9) * np.sqrt((x1 - x0) * (y1 - y0))
+    x, y = rng.uniform(x0, x1), rng.uniform(y0, y1)
+    return view_of_box((x - size / 2, y - size / 2, x + size / 2, y + size / 2), side, margin=1.0)
+
+
 def recoloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and colour of a view changed a little; uint8 S x S x 3."""
     values = pixels.astype(np.float32)

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils.events import EventStorage
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
-from training.prompts.clicks import Click, next_click
-from training.prompts.data import ObjectSet, box_view, jittered_box, recoloured
+from training.prompts.clicks import Click, flawed_mask, next_click
+from training.prompts.data import ObjectSet, box_view, jittered_box, part_view, recoloured
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class PromptTraining:
         batch: views; seconds: wall time after which it ends with the learning rate at zero.
         click_share: of batches whose prompts are clicks alone; the rest have boxes, a third of them with a click, too.
         rounds: most click rounds before the one that is learned from.
+        flawed_share: of views of click batches that begin with a flawed mask to be corrected; half of these views show
+            only a part of the object, as a correction is looked at.
     """
 
     batch: int = 16
@@ -43,8 +46,9 @@ class PromptTraining:
     learning_rate: float = 5e-4
     trunk_factor: float = 0.3
     weight_decay: float = 0.02
-    click_share: float = 0.35
-    rounds: int = 3
+    click_share: float = 0.55
+    rounds: int = 4
+    flawed_share: float = 0.3
     ema_decay: float = 0.999
     bf16: bool = False
     seed: int = 1
@@ -55,12 +59,13 @@ class PromptTraining:
 
 @dataclass
 class Example:
-    """One view: pixels (S, S, 3) uint8, mask (S, S) bool, and its prompts in view pixels."""
+    """One view: pixels (S, S, 3) uint8, mask (S, S) bool, its prompts in view pixels, the mask so far (S, S) float."""
 
     pixels: np.ndarray
     mask: np.ndarray
     box_xyxy: tuple[float, float, float, float] | None
     clicks: list[Click]
+    before: np.ndarray | None = None
 
 
 class Views(IterableDataset[list[Example]]):
@@ -92,7 +97,11 @@ class Views(IterableDataset[list[Example]]):
         item = self.set.objects[number]
         image = self.set.images[item.image]
         box = jittered_box(item.box_xyxy, 0.15 if rng.random() < 0.7 else 0.03, rng)
-        view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
+        is_flawed = by_clicks and bool(rng.random() < self.plan.flawed_share)
+        if is_flawed and rng.random() < 0.5:
+            view = part_view(item.box_xyxy, VIEW_SIDE, rng)
+        else:
+            view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
         pixels = recoloured(view.pixels(image), rng)
         mask = view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128
         if mask.sum() < 30:
@@ -101,27 +110,39 @@ class Views(IterableDataset[list[Example]]):
         if rng.random() < 0.5:
             pixels, mask = pixels[:, ::-1], mask[:, ::-1]
             x0, x1 = VIEW_SIDE - x1, VIEW_SIDE - x0
+        mask = np.ascontiguousarray(mask)
         clicks: list[Click] = []
+        if is_flawed:
+            before = flawed_mask(mask, rng)
+            click = next_click(mask, before, rng=rng)
+            shown = gaussian_filter(before.astype(np.float32), rng.uniform(0.5, 3.0)) if rng.random() < 0.5 else before
+            clicks = [click] if click else []
+            return Example(np.ascontiguousarray(pixels), mask, None, clicks, shown.astype(np.float32))
         if by_clicks or rng.random() < 0.25:
-            first = next_click(np.ascontiguousarray(mask), np.zeros_like(mask), rng=rng)
+            first = next_click(mask, np.zeros_like(mask), rng=rng)
             clicks = [first] if first else []
-        return Example(
-            np.ascontiguousarray(pixels), np.ascontiguousarray(mask), None if by_clicks else (x0, y0, x1, y1), clicks
-        )
+        return Example(np.ascontiguousarray(pixels), mask, None if by_clicks else (x0, y0, x1, y1), clicks)
 
 
 def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Views (V, 3, S, S) float, prompt maps (V, 4, S, S), masks (V, S, S) bool."""
+    # Channels last in memory, which convolutions on a CPU are faster with.
     views = torch.from_numpy(np.stack([e.pixels for e in batch])).permute(0, 3, 1, 2).float()
     prompts = torch.stack([prompt_maps(e.box_xyxy, e.clicks, m) for e, m in zip(batch, masks_before, strict=True)])
+    prompts = prompts.contiguous(memory_format=torch.channels_last)
     return views, prompts, torch.from_numpy(np.stack([e.mask for e in batch]))
+
+
+def masks_so_far(batch: Sequence[Example]) -> list[Tensor | None]:
+    """The masks (S, S) that views begin with, None where there is none."""
+    return [None if example.before is None else torch.from_numpy(example.before) for example in batch]
 
 
 def clicked(
     network: PromptNetwork, batch: list[Example], rounds: int, rng: np.random.Generator, *, bf16: bool
 ) -> list[Tensor | None]:
     """Let the network answer `rounds` times, adding a click in the error each time; its last masks (S, S) or None."""
-    before: list[Tensor | None] = [None] * len(batch)
+    before = masks_so_far(batch)
     network.eval()
     for _ in range(rounds):
         views, prompts, _ = as_tensors(batch, before)
@@ -145,6 +166,7 @@ def train_prompts(
     torch.manual_seed(plan.seed)
     torch.set_flush_denormal(True)
     rng = np.random.default_rng(plan.seed)
+    network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval()
     trunk = set(network.trunk.parameters())
     groups = [
@@ -174,7 +196,7 @@ def train_prompts(
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
             rounds = int(rng.integers(0, plan.rounds + 1)) if by_clicks else int(rng.random() < 0.15)
-            before = clicked(network, batch, rounds, rng, bf16=plan.bf16) if rounds else [None] * len(batch)
+            before = clicked(network, batch, rounds, rng, bf16=plan.bf16)
             views, prompts, masks = as_tensors(batch, before)
             with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
                 terms = network.losses(views, prompts, masks)
