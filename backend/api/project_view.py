@@ -16,6 +16,7 @@ from backend.settings import Settings
 from integration.label_studio.notice import PREFIX
 
 Facts = dict[str, Any]
+LEARNS = ("few-shot", "finetune")
 # Stages of a round as people see them; each begins with the first of its own names.
 STEPS = {
     "collect": ("looking", "snapshot"),
