@@ -35,7 +35,7 @@ def learning_facts(service: Services) -> dict[str, Any]:
         return {}
     store = RunStore(service.settings.registry)
     known = {project_name(project.key) for project in service.predictions.projects.all()}
-    names = sorted({*known, *store.projects()} - {""}, key=int)
+    names = sorted({*known, *store.projects()} - {""}, key=lambda name: (len(name), name))
     return {
         "trainers": living_trainers(service.connection),
         "registry": service.settings.registry,

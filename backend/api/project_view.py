@@ -68,6 +68,7 @@ def project_view(
         "new_annotations": looked.get("new", 0),
         "waits_for": _waits_for(settings, looked),
         "waiting": waiting,
+        "repredicting": facts.get("repredicting", {}),
         "current": _current(facts, trainers, busy) if facts.get("current") else {},
         "rounds": [_round(run) for run in rounds],
         "ap_chart": _ap_chart(rounds),

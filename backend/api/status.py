@@ -127,7 +127,8 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
         )
         for name in {*known, *facts_of}
     ]
-    views.sort(key=lambda view: (not view["current"], -_newest_round(view), int(view["id"])))
+    # Whoever sends /setup names the project: not each name is a number.
+    views.sort(key=lambda view: (not view["current"], -_newest_round(view), len(view["id"]), view["id"]))
     return {
         "learning": bool(learning),
         "projects": views,

@@ -123,6 +123,6 @@ def test_it_serves(served: str) -> None:
     answer = requests.post(f"{served}/predict", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     (prediction,) = answer.json()["results"]
-    assert prediction["model_version"].startswith("scenes-small")
+    assert prediction["model_version"].startswith("photos")
     assert requests.get(f"{served}/openapi.json", timeout=20).json()["paths"]["/predict"]
     assert "Transfiner" in requests.get(f"{served}/status", timeout=20).text
