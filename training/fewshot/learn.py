@@ -103,15 +103,9 @@ def learn_few_shot(
     power = 1.0
     if folds:
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
-        power = score_power((found, truth[sha256]) for sha256, found in answers["candidate"].items())
-        raised = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
-        answers = {
-            role: {
-                sha256: [[label, score ** raised[role], *rest] for label, score, *rest in found]
-                for sha256, found in each.items()
-            }
-            for role, each in answers.items()
-        }
+        power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
+        powers = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
+        answers = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
         write_text(out / FOLDS_FILE, json.dumps({"folds": min(folds, len(images)), **answers}))
     progress.phase = "saving"
     digest = samples.snapshot.digest
@@ -164,6 +158,14 @@ def out_of_fold(
             answers[key] = _as_json(learner.detections(images[key], rows), learner.classes)
             spent(OUTLINES_S)
     return answers
+
+
+def _raised(entries_of: Mapping[str, list[list[Any]]], power: float) -> dict[str, list[list[Any]]]:
+    """Raise the scores of detections, as `out_of_fold` returns them, to a power."""
+    return {
+        sha256: [[label, score**power, *rest] for label, score, *rest in entries]
+        for sha256, entries in entries_of.items()
+    }
 
 
 def _objects(sample: Sample, classes: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

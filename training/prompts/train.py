@@ -168,12 +168,7 @@ def train_prompts(
     rng = np.random.default_rng(plan.seed)
     network = network.to(memory_format=torch.channels_last)
     ema = copy.deepcopy(network).eval()
-    trunk = set(network.trunk.parameters())
-    groups = [
-        {"params": [p for p in network.parameters() if p not in trunk], "lr": plan.learning_rate, "factor": 1.0},
-        {"params": list(trunk), "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)
+    optimizer = _optimizer(network, plan)
     spent, step = 0.0, 0
     if resume and (folder / "state.pt").is_file():
         state = torch.load(folder / "state.pt", weights_only=True)
@@ -219,6 +214,20 @@ def train_prompts(
                 _save(folder, network, ema, optimizer, spent, step)
                 saved = time.monotonic()
     _save(folder, network, ema, optimizer, time.monotonic() - started, step)
+
+
+def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.AdamW:
+    """AdamW with a smaller learning rate for the trunk.
+
+    Parameters are in the network's order, by which a resumed run assigns the optimizer's state.
+    """
+    trunk = list(network.trunk.parameters())
+    rest = [p for name, p in network.named_parameters() if not name.startswith("trunk.")]
+    groups = [
+        {"params": rest, "lr": plan.learning_rate, "factor": 1.0},
+        {"params": trunk, "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=True)
 
 
 @torch.no_grad()
