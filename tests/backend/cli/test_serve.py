@@ -25,6 +25,7 @@ from PIL import Image
 from backend.processes.parent_death import die_with_parent
 from backend.settings import SCENES_MODEL
 from integration.polygons.convert import Polygon, polygons_to_mask
+from integration.regions.settings import Output
 from tests.support.service import ROOT, wait_until
 
 MODEL = Path(os.environ.get("TRANSFINER_MODEL") or SCENES_MODEL)
@@ -153,7 +154,7 @@ def test_polygons_are_the_model_s_own_masks(serving, model):
         strong.sort(key=lambda instance: -instance.score)
         for rank, instance in enumerate(strong):
             # An object found twice, under whatever label, is shown once: with its best score.
-            if any(iou(better.mask_hw, instance.mask_hw) > 0.7 for better in strong[:rank]):
+            if any(iou(better.mask_hw, instance.mask_hw) > Output().double_iou for better in strong[:rank]):
                 continue
             # Parts are regions of their own, so the best region may be a part of the mask.
             same = [region for region in item["result"] if region["value"]["polygonlabels"] == [instance.label]]
