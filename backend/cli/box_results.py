@@ -63,8 +63,8 @@ class BoxFile:
 
     def boxes(self, file: Path, number: int) -> list[DetectedBox]:
         """The boxes of an image, the best score first."""
-        found = self._of_image.get(file.name) or self._of_image.get(self._image_id_of(file, number)) or []
-        return sorted(found, key=lambda box: -box.score)
+        boxes = self._of_image.get(file.name) or self._of_image.get(self._image_id_of(file, number)) or []
+        return sorted(boxes, key=lambda box: -box.score)
 
 
 def _detected(record: dict[str, Any], names: dict[int, str]) -> DetectedBox:

@@ -99,9 +99,9 @@ def fewshot_curve(
             fit_s = time.process_time() - began
             results = []
             for image_id, image in shown:
-                found = learner.detections(image, rows)
+                detections = learner.detections(image, rows)
                 results += coco_results(
-                    image_id, found.pred_masks.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+                    image_id, detections.pred_masks.numpy(), detections.scores.numpy(), detections.pred_classes.numpy()
                 )
             mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary", ratio=ratio)
             points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"], fit_s))

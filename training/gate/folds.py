@@ -1,4 +1,4 @@
-"""Cross-validation in place of a hold-out that is too small: what was found on images by rows that never saw them.
+"""Cross-validation where a hold-out is too small: detections on images that the class rows were not learned from.
 
 The training writes the file, see `training.fewshot.learn.out_of_fold`: for "candidate", and for an "incumbent" that
 learned from some of the images, {content hash of the image: [[label, score, RLE, box], ...]}.
@@ -23,17 +23,17 @@ class Folds:
 
     Attributes:
         count: of the folds.
-        found: for each checkpoint directory, by content hash.
+        detections: for each checkpoint directory, by content hash.
     """
 
     count: int
-    found: dict[Path, dict[str, list[Detection]]]
+    detections: dict[Path, dict[str, list[Detection]]]
 
     def detect(self, otherwise: Detect) -> Detect:
         """Answers from the folds, and asks `otherwise` about images that a checkpoint never learned from."""
 
         def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
-            known = self.found.get(directory, {})
+            known = self.detections.get(directory, {})
             hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if known else []
             others = [index for index in range(len(samples)) if not known or hashes[index] not in known]
             looked = dict(zip(others, otherwise(directory, Chosen(samples, others)), strict=True)) if others else {}
@@ -50,12 +50,12 @@ def read_folds(file: Path, candidate: Path, incumbent: Path | None) -> Folds:
     """
     facts = json.loads(file.read_text(encoding="utf-8"))
     directories = {"candidate": candidate, "incumbent": incumbent}
-    found = {
+    detections = {
         directory: {sha256: [Detection(*entry[:3]) for entry in entries] for sha256, entries in facts[role].items()}
         for role, directory in directories.items()
         if directory is not None and role in facts
     }
-    return Folds(int(facts["folds"]), found)
+    return Folds(int(facts["folds"]), detections)
 
 
 def candidate_instances(file: Path) -> dict[str, list[Instance]]:

@@ -123,9 +123,9 @@ def clicks_needed(
         started = time.perf_counter()
         guess = prompted.prompt(Prompt(points=tuple(points), mask_hw=guess if count > 1 else None)).mask_hw
         seconds.append(time.perf_counter() - started)
-        found = overlap(truth, guess)
+        iou = overlap(truth, guess)
         for target in targets:
-            if found >= target:
+            if iou >= target:
                 reached.setdefault(target, count)
         if len(reached) == len(targets):
             break

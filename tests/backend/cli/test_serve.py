@@ -78,12 +78,12 @@ class Serving:
                 continue
             if stat[0] != "Z":
                 parents[int(folder.name)] = (int(stat[1]), command)
-        found: dict[int, str] = {}
+        tree: dict[int, str] = {}
         fresh = {self.process.pid}
         while fresh:
             fresh = {pid for pid, (parent, _) in parents.items() if parent in fresh}
-            found |= {pid: parents[pid][1] for pid in fresh}
-        return found
+            tree |= {pid: parents[pid][1] for pid in fresh}
+        return tree
 
     def end(self) -> None:
         if self.process.poll() is None:
@@ -146,19 +146,23 @@ def test_polygons_are_the_model_s_own_masks(serving, model):
     answer = requests.post(f"{serving.address}/predict", json=asked, timeout=700).json()
     assert "errors" not in answer
     expected = model(images)
-    assert sum(len(found) for found in expected) > 0
-    for item, found in zip(answer["results"], expected, strict=True):
+    assert sum(len(instances) for instances in expected) > 0
+    for item, instances in zip(answer["results"], expected, strict=True):
         assert item["model_version"] == model.version
-        strong = [instance for instance in found if instance.score >= 0.3 and instance.mask_hw.sum() >= 64]
-        for instance in strong:
-            same = [r for r in item["result"] if r["value"]["polygonlabels"] == [instance.label]]
-            overlaps = [
-                (drawn(region) & instance.mask_hw).sum() / (drawn(region) | instance.mask_hw).sum() for region in same
-            ]
+        strong = [instance for instance in instances if instance.score >= 0.3 and instance.mask_hw.sum() >= 64]
+        strong.sort(key=lambda instance: -instance.score)
+        for rank, instance in enumerate(strong):
+            # An object found twice, under whatever label, is shown once: with its best score.
+            if any(iou(better.mask_hw, instance.mask_hw) > 0.7 for better in strong[:rank]):
+                continue
             # Parts are regions of their own, so the best region may be a part of the mask.
-            assert max(overlaps) > 0.5
-        # An object found twice is shown once.
+            same = [region for region in item["result"] if region["value"]["polygonlabels"] == [instance.label]]
+            assert max(iou(drawn(region), instance.mask_hw) for region in same) > 0.5
         assert bool(item["result"]) == bool(strong)
+
+
+def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
+    return float((mask_hw & other_hw).sum() / (mask_hw | other_hw).sum())
 
 
 def test_parallel_requests_are_all_answered(serving, model):
