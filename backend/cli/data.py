@@ -42,11 +42,17 @@ def data() -> None:
     show_default=True,
     help="Stop at the first annotation or file that cannot be right, or skip and count.",
 )
+@click.option(
+    "--fix",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for a repaired copy: annotations.json and images/. Sets in COCO's format and LVIS.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
+def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, fix: Path | None, as_json: bool) -> None:
     """Read a set: what it holds, what is wrong with it, and a contact sheet. The first thing to run on any set.
 
-    Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all.
+    Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all. Labels that
+    look careless (duplicates of an object, slivers, boxes drawn as polygons) are named and change nothing.
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
@@ -54,17 +60,23 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
     """
-    from training.datasets import open_set
+    from training.datasets import CocoSet, open_set
+    from training.datasets.repair import write_repaired
     from training.datasets.statistics import save_contact_sheet, spread, statistics
 
     policy: Any = bad
     try:
         samples = open_set(name, bad=policy, missing=policy)
+        if fix and not isinstance(samples, CocoSet):
+            raise ValueError(f"--fix writes sets in COCO's format, and {name} is none; give coco: or lvis:")
         indices = spread(len(samples), limit)
         with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
             outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
         if sheet:
             save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+        if fix and isinstance(samples, CocoSet):
+            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
+            outcome["repaired_copy"] |= write_repaired(samples, fix)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(outcome) if as_json else _summary(outcome))
@@ -89,7 +101,12 @@ def _summary(outcome: dict[str, Any]) -> str:
     empty = sum(not count for _, count in counted)
     lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
     lines += [f"  {count} x {kind}" for kind, count in outcome["problems"].items()] or ["  nothing wrong"]
-    return "\n".join([*lines, *(f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN])])
+    lines += [f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN]]
+    lines += [f"  look at {count} x {kind}" for kind, count in outcome["careless"].items()]
+    lines += [f"    {label}" for label in outcome["careless_list"][:_MOST_SHOWN]]
+    if copy := outcome.get("repaired_copy"):
+        lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
+    return "\n".join(lines)
 
 
 @data.command()
