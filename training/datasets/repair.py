@@ -129,7 +129,7 @@ def careless_labels(sample: Sample, samples: Any, index: int) -> Iterator[Proble
         if area_px < smallest_px:
             detail = f"{labels[n]!r} has {area_px} pixels, fewer than {smallest_px:.3g}; is it a slip of the mouse?"
             remarks.append((n, "sliver", detail))
-    places = _places(samples, sample) if remarks else []
+    places = object_places(samples, sample) if remarks else []
     file = str(getattr(samples, "annotations", f"sample {index}"))
     for n, kind, detail in remarks:
         yield Problem(file, f"image {sample.image_id}, {places[n]}", kind, detail, repaired=True)
@@ -140,8 +140,8 @@ def careless_labels(sample: Sample, samples: Any, index: int) -> Iterator[Proble
             yield Problem(file, place, "box drawn as polygon", detail, repaired=True)
 
 
-def _places(samples: Any, sample: Sample) -> list[str]:
-    """What the objects of a sample are called: their annotations in a COCO file, else their numbers."""
+def object_places(samples: Any, sample: Sample) -> list[str]:
+    """Name the objects of a sample: their annotations in a COCO file, else their numbers."""
     if isinstance(samples, CocoSet):
         return [annotation["place"] for annotation, *_ in samples.objects(sample.image_id, sample.image)]
     return [f"object {n}" for n in range(len(sample.masks))]
