@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import SuggestingGroup
+from backend.cli.types import CHECKPOINT, SuggestingGroup
 
 
 @click.group(cls=SuggestingGroup)
@@ -42,11 +42,32 @@ def data() -> None:
     show_default=True,
     help="Stop at the first annotation or file that cannot be right, or skip and count.",
 )
+@click.option(
+    "--fix",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for a repaired copy: annotations.json and images/. Sets in COCO's format and LVIS.",
+)
+@click.option(
+    "--weights",
+    type=CHECKPOINT,
+    help="Checkpoint that knows these classes: labels it disagrees with are named, the surest first; "
+    "with --sheet also drawn, beside the sheet as NAME-doubts.png.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as_json: bool) -> None:
+def check(
+    name: str,
+    limit: int,
+    sheet: Path | None,
+    pictures: int,
+    bad: str,
+    fix: Path | None,
+    weights: Path | None,
+    as_json: bool,
+) -> None:
     """Read a set: what it holds, what is wrong with it, and a contact sheet. The first thing to run on any set.
 
-    Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all.
+    Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all. Labels that
+    look careless (duplicates of an object, slivers, boxes drawn as polygons) are named and change nothing.
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
@@ -54,21 +75,48 @@ def check(name: str, limit: int, sheet: Path | None, pictures: int, bad: str, as
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
     """
-    from training.datasets import open_set
+    from training.datasets import CocoSet, open_set
+    from training.datasets.repair import write_repaired
     from training.datasets.statistics import save_contact_sheet, spread, statistics
 
     policy: Any = bad
     try:
         samples = open_set(name, bad=policy, missing=policy)
+        if fix and not isinstance(samples, CocoSet):
+            raise ValueError(f"--fix writes sets in COCO's format, and {name} is none; give coco: or lvis:")
         indices = spread(len(samples), limit)
         with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
             outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
         if sheet:
             save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+        if weights:
+            file = sheet.with_name(f"{sheet.stem}-doubts.png") if sheet else None
+            outcome["doubts"] = _doubts(samples, indices, weights, file)
+        if fix and isinstance(samples, CocoSet):
+            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
+            outcome["repaired_copy"] |= write_repaired(samples, fix)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(outcome) if as_json else _summary(outcome))
     sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
+
+
+def _doubts(samples: Any, indices: list[int], weights: Path, file: Path | None) -> list[str]:
+    """Labels that a checkpoint disagrees with, the surest first; the first of them are drawn into a file."""
+    from model.predictor import Predictor
+    from training.evaluation.swapped_classes import doubted_labels, save_doubts
+
+    predictor = Predictor.from_checkpoint(weights)
+    if not set(predictor.labels) & set(samples.class_names):
+        known, given = (", ".join(names) for names in (predictor.labels, samples.class_names))
+        raise ValueError(
+            f"the checkpoint knows {known}, the set has {given}; give one that was trained on these classes"
+        )
+    with click.progressbar(length=len(indices), label="comparing with the model", file=sys.stderr) as bar:
+        doubts = doubted_labels(samples, indices, predictor, lambda _: bar.update(1))
+    if file:
+        save_doubts(doubts[:_MOST_SHOWN], file)
+    return [str(doubt) for doubt in doubts]
 
 
 _MOST_SHOWN = 20  # problems; --json has them all
@@ -89,7 +137,14 @@ def _summary(outcome: dict[str, Any]) -> str:
     empty = sum(not count for _, count in counted)
     lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
     lines += [f"  {count} x {kind}" for kind, count in outcome["problems"].items()] or ["  nothing wrong"]
-    return "\n".join([*lines, *(f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN])])
+    lines += [f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN]]
+    lines += [f"  look at {count} x {kind}" for kind, count in outcome["careless"].items()]
+    lines += [f"    {label}" for label in outcome["careless_list"][:_MOST_SHOWN]]
+    lines += [f"  the model doubts {len(outcome['doubts'])} labels"] if "doubts" in outcome else []
+    lines += [f"    {doubt}" for doubt in outcome.get("doubts", [])[:_MOST_SHOWN]]
+    if copy := outcome.get("repaired_copy"):
+        lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
+    return "\n".join(lines)
 
 
 @data.command()

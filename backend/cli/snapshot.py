@@ -145,6 +145,8 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
         raise ServiceError(f"{path} is not JSON: {error}.", hint) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ServiceError(f"{path} holds a {type(rows).__name__}, expected a list of objects.", hint)
+    if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
+        raise ServiceError(f"{path} is a JSON-MIN export: it holds neither the tasks' data nor whole regions.", hint)
     return rows
 
 

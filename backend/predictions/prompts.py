@@ -50,7 +50,13 @@ def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[
     bounds = [(bounds_pct(region), region) for region in prediction["result"]]
     boxes = [(box, region) for box, region in bounds if box is not None]
     best = _at_point(boxes, prompts[-1]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
-    return {**prediction, "result": [best] if best else []}
+    # An object may be several entries of one id: geometry and label of tags of their own.
+    chosen = [region for region in prediction["result"] if best and (region is best or _same_id(region, best))]
+    return {**prediction, "result": chosen}
+
+
+def _same_id(region: dict[str, Any], other: dict[str, Any]) -> bool:
+    return region.get("id") is not None and region.get("id") == other.get("id")
 
 
 def _at_point(boxes: Sequence[tuple[Box, dict[str, Any]]], point: Box) -> dict[str, Any] | None:

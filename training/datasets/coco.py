@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,20 +96,31 @@ class CocoSet(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         image_id = self._image_ids[index]
         image = self.picture(image_id)
+        objects = list(self.objects(image_id, image))
+        stacked = np.array([mask_hw for *_, mask_hw in objects], bool).reshape(-1, *image.shape[:2])
+        classes = np.array([label for _, label, _ in objects], np.int64)
+        crowd = np.array([is_ignored(annotation) for annotation, *_ in objects], bool)
+        return Sample(image, stacked, classes, crowd, int(image_id))
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of the images, in the order of the set."""
+        return tuple(self._image_ids)
+
+    def objects(self, image_id: int, image: np.ndarray) -> Iterator[tuple[Record, int, np.ndarray]]:
+        """Go through annotation, class and upright mask (bool H x W) of an image; one of no known class is of each.
+
+        Raises:
+            ImageLeftOutError: the masks do not fit the picture.
+        """
         truth_hw, orientation = self.drawn_on(image_id, image)
-        masks, classes, crowd = [], [], []
         for annotation in self.records.annotations[image_id]:
             mask_hw = self.mask_of(annotation, truth_hw)
             if mask_hw is None:
                 continue
-            ignored = is_ignored(annotation)
             everywhere = range(len(self.class_names)) if annotation.get("every_class") else ()
             for label in everywhere or (self.records.class_of[annotation["category_id"]],):
-                masks.append(turn_upright(mask_hw, orientation))
-                classes.append(label)
-                crowd.append(ignored)
-        stacked = np.array(masks, bool).reshape(-1, *image.shape[:2])
-        return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), int(image_id))
+                yield annotation, label, turn_upright(mask_hw, orientation)
 
     def picture(self, image_id: int) -> np.ndarray:
         """RGB pixels (H, W, 3) of an image. Raises FileNotFoundError, ImageLeftOutError."""

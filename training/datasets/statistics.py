@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.datasets import AnySet, ImageLeftOutError
+from training.datasets import AnySet, ImageLeftOutError, Problem
+from training.datasets.repair import careless_labels
 from training.datasets.sample import Sample
 from training.metrics.matching import AREA_RANGES_PX
 
@@ -30,6 +31,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     areas: list[int] = []
+    careless: list[Problem] = []
     crowds = without = left_out = 0
     for done, index in enumerate(indices, 1):
         progress(done)
@@ -38,6 +40,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         except ImageLeftOutError:
             left_out += 1
             continue
+        careless += careless_labels(sample, samples, index)
         sizes.append(sample.image.shape[:2])
         areas += sample.masks.sum((1, 2))[~sample.crowd].tolist()
         classes.update(samples.class_names[label] for label in sample.classes[~sample.crowd])
@@ -61,6 +64,8 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         "problems": dict(samples.problems.counts()),
         "lost": samples.problems.lost,
         "problem_list": [str(entry) for entry in samples.problems.entries],
+        "careless": dict(Counter(entry.kind for entry in careless)),
+        "careless_list": [str(entry) for entry in careless],
     }
 
 

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from backend.cli.main import cli
+from backend.cli.snapshot import read_rows
+from backend.errors import ServiceError
 from integration.regions.write import Output
 from tests.support.regions import config_xml, instance, predict
 
@@ -65,3 +67,10 @@ def test_a_source_that_is_none_is_named(tmp_path: Path) -> None:
         answer = run(*arguments)
         assert answer.exit_code
         assert words in answer.output + str(answer.exception)
+
+
+def test_a_json_min_export_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "min.json"
+    path.write_text(json.dumps([{"id": 1, "image": "/data/a.png", "label": [], "annotator": 1, "annotation_id": 2}]))
+    with pytest.raises(ServiceError, match="JSON-MIN"):
+        read_rows(path)

@@ -102,3 +102,14 @@ def test_no_prompt_means_everything(context):
 
 def test_a_click_beside_everything_chooses_nothing():
     assert chosen_regions(EMPTY_MIDDLE, {"result": [{"value": {"x": 80, "y": 80}}]})["result"] == []
+
+
+def test_an_object_of_two_entries_is_chosen_whole() -> None:
+    outline = {"points": [[20, 20], [60, 20], [60, 60], [20, 60]]}
+    entries = [
+        {"id": "a", "type": "polygon", "value": outline},
+        {"id": "a", "type": "labels", "value": {**outline, "labels": ["key"]}},
+        {"id": "b", "type": "polygon", "value": {"points": [[0, 0], [99, 0], [99, 99], [0, 99]]}},
+    ]
+    click = {"result": [{"is_positive": True, "value": {"x": 40, "y": 40, "width": 0.4}}]}
+    assert chosen_regions({"result": entries}, click)["result"] == entries[:2]

@@ -1,0 +1,123 @@
+"""A repaired copy of any damaged set is clean and holds what was read; careless labels are named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from backend.cli.data import data
+from tests.support.damaged_sets import DAMAGES, write_set
+from tests.training.datasets.test_coco_records import VALID, opened
+from training.datasets import CocoSet, open_set, usable_samples
+from training.datasets.repair import write_repaired
+from training.datasets.statistics import statistics
+
+
+def contents(samples: Any) -> list[tuple[Any, ...]]:
+    """Pixels, masks, class names and ignored regions of each usable image."""
+    return [
+        (
+            sample.image.tobytes(),
+            sample.masks.tobytes(),
+            [samples.class_names[label] for label in sample.classes],
+            sample.crowd.tolist(),
+        )
+        for _, sample in usable_samples(samples)
+    ]
+
+
+def assert_same_and_clean(samples: CocoSet, folder: Path) -> None:
+    write_repaired(samples, folder)
+    copied = open_set(f"coco:{folder / 'annotations.json'}:{folder / 'images'}", bad="fatal", missing="fatal")
+    assert contents(copied) == contents(samples)
+    assert not copied.problems.entries
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [(kind, damage) for damage in DAMAGES for kind in ("coco", "lvis") if kind in DAMAGES[damage][0]],
+)
+def test_the_copy_of_a_damaged_set_is_clean(kind: str, damage: str, tmp_path: Path) -> None:
+    written = write_set(kind, tmp_path / "set")
+    DAMAGES[damage][1](written)
+    try:
+        samples = open_set(f"{kind}:{written.truths[0]}:{written.pictures[0].parent}", missing="skip")
+    except (ValueError, FileNotFoundError):
+        return  # refused as a whole: there is nothing to copy
+    assert isinstance(samples, CocoSet)
+    assert_same_and_clean(samples, tmp_path / "copy")
+
+
+OUTSIDE = [-3, 2, 6, 2, 6, 7, -3, 7]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"segmentation": []},
+        {"segmentation": [OUTSIDE], "bbox": [-3, 2, 9, 5]},
+        {"segmentation": [OUTSIDE, [1, 1, 2, 2]]},
+        {"segmentation": [[90, 90, 99, 90, 99, 99]]},
+        {"category_id": 77},
+        {"id": 1},
+        {"iscrowd": "no"},
+        {"segmentation": {"size": [12, 20], "counts": "P1"}},
+    ],
+)
+def test_an_annotation_is_clipped_ignored_or_numbered_anew(fields: dict[str, Any], tmp_path: Path) -> None:
+    dataset = copy.deepcopy(VALID)
+    dataset["annotations"][2] |= fields
+    samples = opened(tmp_path, dataset, exif=6 if "id" in fields else 1)
+    assert_same_and_clean(samples, tmp_path / "copy")
+    polygons = json.loads((tmp_path / "copy" / "annotations.json").read_text())["annotations"]
+    assert "id" in fields or sum(isinstance(entry["segmentation"], list) for entry in polygons) >= 3
+    with pytest.raises(FileExistsError, match="not empty"):
+        write_repaired(samples, tmp_path / "copy")
+
+
+def test_check_with_fix_writes_a_set_whose_check_ends_with_0(tmp_path: Path) -> None:
+    dataset = copy.deepcopy(VALID)
+    dataset["annotations"][0]["segmentation"] = []
+    opened(tmp_path, dataset)
+    name = f"coco:{tmp_path / 'a.json'}:{tmp_path}"
+    result = CliRunner().invoke(data, ["check", name, "--fix", str(tmp_path / "copy"), "--json"])
+    assert result.exit_code == 1
+    repaired = json.loads(result.stdout)["repaired_copy"]
+    assert (repaired["images"], repaired["annotations"]) == (2, 4)
+    assert CliRunner().invoke(data, ["check", repaired["set"]]).exit_code == 0
+    assert "coco: or lvis:" in CliRunner().invoke(data, ["check", "scenes:demo:1", "--fix", "copy"]).output
+
+
+def test_careless_labels_are_named_and_lose_nothing(tmp_path: Path) -> None:
+    triangle = [0, 0, 9, 0, 0, 9]
+    shapes = {1: triangle, 2: triangle, 3: [12, 2, 18, 2, 18, 7, 12, 7]}
+    dataset = VALID | {
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": 1 + number % 2,
+                "segmentation": [polygon],
+                "bbox": [0, 0, 9, 9],
+            }
+            for number, polygon in shapes.items()
+        ]
+    }
+    outcome = statistics(opened(tmp_path, dataset), [0, 1])
+    assert outcome["careless"] == {"duplicate object": 1, "box drawn as polygon": 1}
+    assert "image 1, annotation 2: duplicate object: 'gear' lies on 'key'" in outcome["careless_list"][0]
+    assert "image 1, annotation 3: box drawn as polygon" in outcome["careless_list"][1]
+    assert outcome["lost"] == 0
+
+
+def test_a_sliver_is_small_beside_its_image(tmp_path: Path) -> None:
+    images = [entry | {"width": 200, "height": 200} for entry in VALID["images"]]
+    shapes = ([10, 10, 12, 10, 12, 11, 10, 11], [50, 50, 90, 50, 50, 90])
+    annotations = [VALID["annotations"][0] | {"id": n, "segmentation": [s]} for n, s in enumerate(shapes)]
+    samples = opened(tmp_path, VALID | {"images": images, "annotations": annotations}, size=(200, 200))
+    assert statistics(samples, [0])["careless"] == {"sliver": 1, "box drawn as polygon": 1}

@@ -1,0 +1,120 @@
+"""Labels whose class a model doubts: objects it finds with the same outline and another class, the surest first.
+
+Shapes: H, W size of an image in pixels; N objects; P predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from model.instance import Instance
+from training.datasets import AnySet, ImageLeftOutError, Sample
+from training.datasets.repair import object_places
+
+#: A prediction speaks of an object where their masks overlap by this IoU.
+SAME_OBJECT_IOU = 0.5
+_CELL_PX, _CAPTION_PX, _MARGIN = (160, 160), 14, 0.25
+Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A label that a model disagrees with.
+
+    Attributes:
+        image_id: of the image. place: the annotation in a COCO file, else the object's number in its image, from 0.
+        label, predicted: the class that was given and the one that the model sees.
+        disagreement: score of the predicted class less that of the given one, 0..1.
+        picture: the object with its surroundings, outlined.
+    """
+
+    image_id: int
+    place: str
+    label: str
+    predicted: str
+    disagreement: float
+    picture: Image.Image
+
+    def __str__(self) -> str:
+        verdict = f"labelled {self.label!r}, the model sees {self.predicted!r} ({self.disagreement:.2f})"
+        return f"image {self.image_id}, {self.place}: {verdict}"
+
+
+def doubted_labels(
+    samples: AnySet, indices: Sequence[int], predict: Predict, progress: Callable[[int], object] = int
+) -> list[Doubt]:
+    """Compare labels with a model's predictions, by falling disagreement.
+
+    Classes that the model does not know are not judged.
+    """
+    doubts: list[Doubt] = []
+    for done, index in enumerate(indices, 1):
+        progress(done)
+        try:
+            sample = samples[index]
+        except ImageLeftOutError:
+            continue
+        given = doubts_of(sample, samples.class_names, predict([sample.image])[0])
+        places = object_places(samples, sample) if given else []
+        doubts += [replace(doubt, place=places[n]) for n, doubt in given]
+    return sorted(doubts, key=lambda doubt: -doubt.disagreement)
+
+
+def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[Instance]) -> list[tuple[int, Doubt]]:
+    """Number and doubt of each label that a prediction of another class overlaps, and no surer one of its own."""
+    known = [instance for instance in instances if instance.label in class_names]
+    drawn, seen = (
+        [coco_mask.encode(np.asfortranarray(mask_hw, np.uint8)) for mask_hw in masks]
+        for masks in (sample.masks, [instance.mask_hw for instance in known])
+    )
+    overlap_pn = np.asarray(coco_mask.iou(seen, drawn, [0] * len(drawn))).reshape(len(seen), len(drawn))
+    # A prediction speaks of the object that it fits best: a neighbour's is no doubt.
+    best = overlap_pn.argmax(1) if len(drawn) else np.zeros(0, int)
+    doubts: list[tuple[int, Doubt]] = []
+    for n in np.flatnonzero(~sample.crowd):
+        label, scores = class_names[sample.classes[n]], dict[str, float]()
+        for p, instance in enumerate(known):
+            if best[p] == n and overlap_pn[p, n] >= SAME_OBJECT_IOU:
+                scores[instance.label] = max(scores.get(instance.label, 0.0), instance.score)
+        predicted = max(scores, key=lambda name: scores[name], default=label)
+        if predicted != label:
+            disagreement = scores[predicted] - scores.get(label, 0.0)
+            picture = _picture(sample.image, sample.masks[n])
+            doubts.append((int(n), Doubt(sample.image_id, f"object {n}", label, predicted, disagreement, picture)))
+    return doubts
+
+
+def _picture(image: np.ndarray, mask_hw: np.ndarray) -> Image.Image:
+    """The object and a margin around it, its outline in red."""
+    inner = np.pad(mask_hw, 1)
+    inside = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    drawn = image.copy()
+    drawn[mask_hw & ~inside] = (255, 0, 0)
+    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    margin = int(_MARGIN * max(len(rows), len(columns))) + 2
+    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
+    picture = Image.fromarray(drawn[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1])
+    picture.thumbnail(_CELL_PX)
+    return picture
+
+
+def save_doubts(doubts: Sequence[Doubt], file: Path, columns: int = 5) -> None:
+    """Write small pictures of doubted labels, with what was given and what was seen."""
+    width, height = _CELL_PX[0], _CELL_PX[1] + 2 * _CAPTION_PX
+    sheet = Image.new("RGB", (columns * width, max(1, -(-len(doubts) // columns)) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, doubt in enumerate(doubts):
+        left, top = number % columns * width, number // columns * height
+        lines = (f"{doubt.image_id}: {doubt.label}", f"model: {doubt.predicted} {doubt.disagreement:.2f}")
+        for line, text in enumerate(lines):
+            shown = text[:26].encode("latin-1", "replace").decode("latin-1")
+            draw.text((left + 3, top + line * _CAPTION_PX), shown, fill="black")
+        sheet.paste(doubt.picture, (left, top + 2 * _CAPTION_PX))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file)
