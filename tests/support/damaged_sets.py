@@ -222,7 +222,7 @@ def _count(reading: Reading, sample: Sample) -> None:
 
 
 def _read_export(reading: Reading, written: Written) -> None:
-    chart = "training.snapshots.pictures.draw_correction_bars"  # takes a second, and is nothing of what is read
+    chart = "training.visualization.charts.draw_correction_bars"  # takes a second, and is nothing of what is read
     with tempfile.TemporaryDirectory() as out, mock.patch(chart, return_value=Image.new("L", (1, 1))):
         rows, labelling = read_rows(written.truths[0]), Labelling.of_config(CONFIG)
         settings = SnapshotSettings(holdout_share=0)
