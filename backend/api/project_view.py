@@ -27,7 +27,7 @@ STEPS = {
 DOING = {
     "looking": "looks for new annotations",
     "snapshot": "collects annotations and images",
-    "few-shot": "learns from few images",
+    "few-shot": "learns",
     "finetune": "learns",
     "calibrate": "measures the order of work",
     "publish": "stores the version",
