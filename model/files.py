@@ -25,12 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(directory: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``directory``; it takes its place when the block ends without error."""
+def staged_folder(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``directory``, to be renamed to it; what is left of it at the end is removed."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
     try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``directory``; it takes its place when the block ends without error."""
+    with staged_folder(directory) as staged:
         yield staged
         if directory.exists():
             retired = staged.with_name(f"{staged.name}.old")
@@ -39,8 +48,6 @@ def replacing_folder(directory: Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             staged.rename(directory)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,10 +56,10 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
         )
     has_prompts = bool(prompt_version(settings))
     if has_prompts:
-        children.append(_interactive_worker_child(settings))
+        children.append(_queue_worker_child(settings, "interactive"))
     children += [_worker_child(settings, number, is_nice=has_prompts) for number in range(settings.workers)]
     if settings.registry and settings.train_worker:
-        children.append(_train_worker_child(settings))
+        children.append(_queue_worker_child(settings, "train"))
     children.append(_api_child(settings))
     return children, settings
 
@@ -70,11 +70,15 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return {PREFIX + name.upper(): str(getattr(settings, name)) for name in names}
 
 
-def _interactive_worker_child(settings: Settings) -> Child:
-    """Not waited for: until it is there, the other workers answer prompts."""
+def _queue_worker_child(settings: Settings, queue: str) -> Child:
+    """A worker of one queue, which nothing waits for.
+
+    Until the interactive one is there, the other workers answer prompts. The one for trainings is small while it waits;
+    a training that runs gets the time to save its state.
+    """
     return Child(
-        "interactive-worker",
-        python_module("backend.cli", "worker", "--queues", "interactive"),
+        f"{queue}-worker",
+        python_module("backend.cli", "worker", "--queues", queue),
         environment=settings_environment(settings),
         grace_s=settings.drain_s,
     )
@@ -88,16 +92,6 @@ def _worker_child(settings: Settings, number: int, *, is_nice: bool) -> Child:
         environment={**settings_environment(settings), f"{PREFIX}WORKER_NUMBER": str(number)},
         ready=_workers_alive(settings, number + 1),
         start_timeout_s=WORKER_START_S,
-        grace_s=settings.drain_s,
-    )
-
-
-def _train_worker_child(settings: Settings) -> Child:
-    """Small while it waits; a training that runs gets the time to save its state."""
-    return Child(
-        "train-worker",
-        python_module("backend.cli", "worker", "--queues", "train"),
-        environment=settings_environment(settings),
         grace_s=settings.drain_s,
     )
 

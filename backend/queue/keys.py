@@ -83,11 +83,6 @@ def config_key(digest: str) -> str:
     return CONFIG + digest
 
 
-def requesters_key(job_id: str) -> str:
-    """The set of requests that wait for a task."""
-    return REQUESTERS + job_id
-
-
 def requester_key(token: str) -> str:
     """The lease of a request that waits."""
     return REQUESTER + token
@@ -101,11 +96,6 @@ def prompted_key(project: str, task: object) -> str:
 def claim_key(job_id: str) -> str:
     """Which request delivers a task."""
     return CLAIM + job_id
-
-
-def pushed_key(job_id: str) -> str:
-    """Exists for a moment after a task was pushed."""
-    return PUSHED + job_id
 
 
 def push_lock_key(project: str) -> str:

@@ -96,17 +96,14 @@ def learn_few_shot(
         images[sha256] = learner.look(own[number], views, (seed, number))
         progress.add(views * VIEW_S)
     progress.phase = "evaluating"
-    answers: dict[str, Any] = {
-        role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress.add, fit_s)
-        for role, pool in pools.items()
-    }
     power = 1.0
     if folds:
+        answers = {
+            role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress.add, fit_s)
+            for role, pool in pools.items()
+        }
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
-        power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
-        powers = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
-        answers = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
-        write_text(out / FOLDS_FILE, json.dumps({"folds": min(folds, len(images)), **answers}))
+        power = _write_folds(out / FOLDS_FILE, answers, truth, incumbent_facts, folds=min(folds, len(images)))
     progress.phase = "saving"
     digest = samples.snapshot.digest
     facts = {
@@ -119,6 +116,27 @@ def learn_few_shot(
     learner.save(out / CHECKPOINT, rows, power, facts)
     progress.end()
     return out / CHECKPOINT
+
+
+def _write_folds(
+    path: Path,
+    answers: Mapping[str, Mapping[str, list[list[Any]]]],
+    truth: Mapping[str, Any],
+    incumbent_facts: Mapping[str, Any],
+    *,
+    folds: int,
+) -> float:
+    """Keep what each role finds on images that its fold did not learn from; returns the power of scores.
+
+    Args:
+        answers: role -> content hash of an image -> detections; truth: objects of the same images.
+        incumbent_facts: what the incumbent's checkpoint says about its learning.
+    """
+    power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
+    powers = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
+    raised = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
+    write_text(path, json.dumps({"folds": folds, **raised}))
+    return power
 
 
 def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:

@@ -12,15 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.metadata import file_digest
-from model.files import replacing
+from model.files import replacing, staged_folder
 from training.registry.storage import RegistryError, Storage, to_json
 
 # A file's name in a directory -> {"sha256", "bytes"}.
@@ -69,7 +67,7 @@ def download_files(
     """
     if is_complete(target, manifest):
         return target
-    with _staged(target) as staged:
+    with staged_folder(target) as staged:
         for name, described in manifest.items():
             if shared is None:
                 _get(storage, place(name), staged / name, described)
@@ -118,17 +116,6 @@ def _get_shared(storage: Storage, source: str, target: Path, described: dict[str
         os.link(kept, target)
     except OSError:  # another device, or a file system without links
         shutil.copyfile(kept, target)
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _swap_in(staged: Path, target: Path, manifest: Manifest) -> None:
