@@ -439,7 +439,7 @@ def table(
     \b
     Example: transfiner benchmark 2 --miniature --iterations 20
     """
-    from training.benchmark.plan import plan_table, plan_text
+    from training.benchmark.runner import plan_table, plan_text
     from training.benchmark.tables import TABLES
 
     chosen = TABLES[int(str(ctx.info_name))]
@@ -464,10 +464,9 @@ def _scale(options: dict[str, Any]) -> Any:
 def _run_table(
     chosen: Any, out: Path, scale: Any, rows: tuple[str, ...], checkpoints: Path | None, speed: tuple[int | None, int]
 ) -> dict[str, Any]:
-    from training.benchmark.plan import missing_files
     from training.benchmark.recipe import data_of
     from training.benchmark.report import build_table_report, write_table_report
-    from training.benchmark.runner import BenchmarkStopped, run_table
+    from training.benchmark.runner import BenchmarkStopped, missing_files, run_table
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     data = data_of(chosen, scale)

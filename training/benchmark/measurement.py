@@ -22,7 +22,7 @@ from torch import nn
 
 from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
-from training.benchmark.rows import DataSet
+from training.benchmark.tables import DataSet
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet

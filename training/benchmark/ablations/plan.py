@@ -14,8 +14,7 @@ from detectron2.config import CfgNode
 
 from model.checkpoints.checkpoint import load_checkpoint
 from training.benchmark.recipe import overrides_when_measured
-from training.benchmark.rows import Row, Table, as_list, digest
-from training.benchmark.tables import TABLES
+from training.benchmark.tables import TABLES, Row, Table, as_list, digest
 from training.engine.config import add_training_config, get_training_config
 
 PLAN_FILE = "plan.json"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from model.checkpoints.checkpoint import load_checkpoint
 from model.files import replacing
 from training.benchmark.cost.subjects import open_network
-from training.benchmark.rows import digest
+from training.benchmark.tables import digest
 from training.datasets import Sample, SceneSet, open_set
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import coco_results
