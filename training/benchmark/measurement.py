@@ -132,14 +132,13 @@ class Measurement:
             values |= {"Recall": table3["pooled"]["recall"], "AccDetector": table3["pooled"]["accuracy"]}
         return values
 
-    def _frames_per_second(self) -> dict[str, object]:
+    def _frames_per_second(self) -> dict[str, Any]:
         @torch.inference_mode()
         def run(index: int) -> None:
             self.network([self.records[index % len(self.records)]])
 
         iterations, runs = self.speed
-        device = self.cfg.MODEL.DEVICE
-        return frames_per_second(run, device=device, iterations=iterations, runs=runs).as_dict()
+        return frames_per_second(run, device=self.cfg.MODEL.DEVICE, iterations=iterations, runs=runs)
 
     def _refinement_cost(self) -> dict[str, Any]:
         """Of one instance with as many nodes as the measured images have on average, references included."""
