@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from backend.cli.snapshot import read_rows
+from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
 from backend.learning.snapshot.builder import Labelling, SnapshotSettings
 from backend.learning.snapshot.images import ImageFolder

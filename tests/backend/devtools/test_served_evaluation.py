@@ -11,7 +11,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from backend.cli.evaluate import evaluate
+from backend.cli.train.evaluate import evaluate
 from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
 from backend.devtools.served_evaluation.compare import RawDetections, detections_above, notes
 from backend.devtools.served_evaluation.evaluation import ServedOptions, predict_set, score_served, set_label_config

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from backend.cli.polygons import polygons
+from backend.cli.research.polygons import polygons
 from backend.devtools.polygons.figure import leaf_mask
 from backend.devtools.polygons.synthetic_mask import coastline_mask
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from backend.cli import models as models_command
-from backend.cli.model_table import CARD_COLUMNS, card_facts
-from backend.cli.models import models
+from backend.cli.operate import models as models_command
+from backend.cli.operate.models import CARD_COLUMNS, card_facts, models
 from backend.versions.store import SHIPPED, stored_models
 from model.checkpoints.import_released import expected_state
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest

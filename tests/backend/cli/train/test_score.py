@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.cli.data import data
-from backend.cli.evaluate import score
+from backend.cli.train.data import data
+from backend.cli.train.evaluate import score
 from training.datasets.miniature import write_miniature
 from training.evaluation.boundary_benchmark import perturb_truth
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from backend.cli.main import cli
-from backend.cli.snapshot import read_rows
+from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
 from integration.regions.write import Output
 from tests.support.regions import config_xml, instance, predict

@@ -97,7 +97,7 @@ def export(
 
 
 def _rows_of_file(path: Path) -> tuple[list[Mapping[str, Any]], str]:
-    from backend.cli.snapshot import read_rows
+    from backend.cli.train.snapshot import read_rows
 
     return read_rows(path), ""
 

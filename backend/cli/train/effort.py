@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, limit_threads, print_result
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--device", type=DEVICE, default="auto", show_default=True),
             click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all."),
-            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+            json_option,
         )
     ):
         command = option(command)
@@ -60,17 +60,7 @@ def effort() -> None:
 
 @effort.command()
 @_options
-def calibrate(
-    weights: Path,
-    snapshot: Path | None,
-    folds: Path | None,
-    split: str | None,
-    count: int,
-    shown_from: float,
-    device: str,
-    threads: int,
-    as_json: bool,
-) -> None:
+def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
     """Fit the expected edit to the corrections of a snapshot, and keep it with the model as effort.json.
 
     Only images that the model did not learn from count: those held out, and with --folds the others as
@@ -81,35 +71,20 @@ def calibrate(
     """
     from training.snapshots.annotation_cost import EffortError
 
-    measured, name = _measured(weights, snapshot, folds, split, count, shown_from, device, threads)
+    measured, name = _measured(weights, **images)
     try:
         fitted = measured.fit(name)
     except EffortError as error:
         raise ServiceError(str(error)) from error
     path = fitted.save(weights)
-    if as_json:
-        click.echo(
-            json.dumps({"path": str(path), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)})
-        )
-        return
-    click.echo(f"{path}: {fitted.verdict}")
+    outcome = {"path": str(path), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)}
+    print_result(outcome, f"{path}: {fitted.verdict}", as_json)
 
 
 @effort.command("compare")
 @_options
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the orders into this PNG.")
-def compare_effort(
-    weights: Path,
-    snapshot: Path | None,
-    folds: Path | None,
-    split: str | None,
-    count: int,
-    shown_from: float,
-    device: str,
-    threads: int,
-    as_json: bool,
-    picture: Path | None,
-) -> None:
+def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images: Any) -> None:
     """Compare orders of tasks with the edits that a simulated annotator needs.
 
     The expected edit is that of the model's effort.json; without one, it is fitted here, and each image is judged by
@@ -120,7 +95,7 @@ def compare_effort(
     """
     from training.snapshots.work_order import compare_orders, draw_orders
 
-    measured, name = _measured(weights, snapshot, folds, split, count, shown_from, device, threads)
+    measured, name = _measured(weights, **images)
     expected, origin = _expected(measured, weights)
     scores = {
         "expected edit": [-value for value in expected],
@@ -175,15 +150,12 @@ def _measured(
         require_model_libraries()
     except MissingRequirementError as error:
         raise ServiceError(str(error)) from error
-    import torch
-
     from backend.learning.snapshot.annotation_cost import crossed_predictor, measure_correction_cost
     from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
 
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     samples: Any
     if snapshot:
         samples, classes, name = _snapshot_samples(snapshot, count, whole=folds is not None)

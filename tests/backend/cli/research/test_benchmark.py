@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from backend.cli.benchmark import benchmark
+from backend.cli.research.benchmark import benchmark
 
 
 def run(*arguments: str) -> tuple[int, str]:

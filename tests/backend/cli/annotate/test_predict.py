@@ -12,7 +12,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from backend.cli.predict import address_under, category_ids_of, draw_overlay, image_id_of, mask_outline, predict
+from backend.cli.annotate.predict import (
+    address_under,
+    category_ids_of,
+    draw_overlay,
+    image_id_of,
+    mask_outline,
+    predict,
+)
 from integration.label_studio.label_config import parse_label_config
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.import_released import known_classes

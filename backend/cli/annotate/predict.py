@@ -371,7 +371,7 @@ def _outliner(
             predictor.images_at_once,
             lambda batch: predictor([image for *_, image in batch]),
         )
-    from backend.cli.box_results import BoxFile, outline_boxes
+    from backend.cli.annotate.box_results import BoxFile, outline_boxes
     from model.checkpoints.metadata import read_metadata
     from model.prompts.predictor import PromptPredictor
 

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.gate import compare_models
-from backend.cli.model_table import model_table, table_text
-from backend.cli.registry import gc, list_versions, project_option, promote, registry_option, rollback, show_version
+from backend.cli.operate.registry import (
+    gc,
+    list_versions,
+    project_option,
+    promote,
+    registry_option,
+    rollback,
+    show_version,
+)
+from backend.cli.train.gate import compare_models
 from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
@@ -21,6 +28,11 @@ from model.requirements import MissingRequirementError, require_model_libraries
 
 if TYPE_CHECKING:
     from model.checkpoints.import_released import Import
+
+#: Header of the table in a checkpoint's card, which the table of models quotes.
+CARD_COLUMNS = ("knows", "AP", "milliseconds")
+COLUMNS = ("model", "here", "knows", "MB", "AP", "milliseconds")
+UNKNOWN = "-"
 
 FilePath = click.Path(dir_okay=False, path_type=Path)
 store_option = click.option(
@@ -243,3 +255,46 @@ def _progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def card_facts(directory: Path) -> dict[str, str]:
+    """The row under the header `| knows | AP | milliseconds |` of a checkpoint's card; {} where there is none."""
+    card = directory / "MODEL_CARD.md"
+    rows = [_cells(line) for line in card.read_text(encoding="utf-8").splitlines()] if card.is_file() else []
+    for number, row in enumerate(rows[:-2]):
+        if row == list(CARD_COLUMNS):
+            return dict(zip(CARD_COLUMNS, rows[number + 2], strict=True))
+    return {}
+
+
+def model_table(store: Path) -> list[dict[str, str]]:
+    """A row a model, those on this machine first, then those that `transfiner models fetch` downloads."""
+    rows = []
+    for stored in stored_models(store):
+        facts = stored.as_dict()
+        knows = {"knows": _counted(facts["classes"]), "AP": UNKNOWN, "milliseconds": UNKNOWN}
+        size = {"MB": f"{facts['bytes'] / 1e6:.1f}" if facts["bytes"] else UNKNOWN}
+        rows.append({"model": facts["name"], "here": "yes", **knows, **size, **card_facts(stored.directory)})
+    known = {row["model"] for row in rows}
+    for release in RELEASES.values():
+        if release.name not in known:
+            facts = {"knows": release.knows, "MB": UNKNOWN, "AP": release.figures, "milliseconds": UNKNOWN}
+            rows.append({"model": release.name, "here": "fetch", **facts})
+    return rows
+
+
+def table_text(rows: list[dict[str, str]]) -> str:
+    """The rows below each other, each column as wide as its longest cell."""
+    cells = [list(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]
+    widths = [max(len(row[number]) for row in cells) for number in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _counted(classes: list[str]) -> str:
+    shown = ", ".join(classes[:4])
+    return shown if len(classes) <= 4 else f"{shown} and {len(classes) - 4} more"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
