@@ -38,7 +38,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 from model.instance import iou_matrix
-from training.snapshots.outline_distance import compare_outlines
+from training.metrics.outline_distance import compare_outlines
 
 #: Vertices (N, 2) of all outlines of a bool H x W mask, as a person would click them.
 Outliner = Callable[[np.ndarray], np.ndarray]

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from model.instance import Instance, box_of
-from training.snapshots.outline_distance import outline_length
+from training.metrics.outline_distance import outline_length
 
 EFFORT_FILE = "effort.json"
 #: Fewer images than this say little about the weights.
