@@ -10,7 +10,7 @@ from pathlib import Path
 from backend.devtools.rehearsal.plan import Plan
 from backend.errors import ServiceError
 from backend.learning.round import CHECKPOINT
-from backend.learning.steps import PROGRESS_FILE, FinetuneRequest, Steps, read_json
+from backend.learning.steps import FINETUNE, PROGRESS_FILE, read_json, step_command
 from backend.processes.parent_death import ends_with_parent
 from backend.settings import Settings
 
@@ -39,9 +39,9 @@ def plain_finetunings(
         out = (folder / f"plain-{number}").absolute()
         out.mkdir(parents=True)
         parent = made[-1] if made else model.absolute()
-        work = FinetuneRequest(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
+        request = {"active": parent, "snapshot": snapshot.absolute(), "out": out, "classes": classes, "replay": []}
         name = f"control, plain finetuning: round {number} of {len(snapshots)}"
-        _run(Steps(settings).finetune_command(work), out, name, report)
+        _run(step_command(settings, FINETUNE, request), out, name, report)
         made.append(out / CHECKPOINT)
     return made
 
