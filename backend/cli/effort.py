@@ -203,7 +203,7 @@ def _measured(
         name = str(set_name)
         try:
             opened: Any = open_set(name)
-            whole = ClassSamples(opened, names) if names else opened
+            whole: Any = ClassSamples(opened, names) if names else opened
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from error
         samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names

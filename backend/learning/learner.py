@@ -146,7 +146,8 @@ class Learner:
         """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
         progress.stage("label studio")
         try:
-            run.note = "; ".join(self.label_studio.follow(run.project).done)
+            done = self.label_studio.follow(run.project).done
+            run.note = f"Set in Label Studio: {'; '.join(done)}." if done else ""
         except (ClientError, OSError) as error:
             run.note = f"Label Studio does not show the version yet: {error}"
             log.warning("project %s: %s", run.project, run.note)
