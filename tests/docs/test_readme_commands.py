@@ -54,7 +54,7 @@ NOT_RUN = {
     "rehearse": "half a day: tests/backend/devtools/rehearsal",
     "score": "wants predictions: tests/backend/cli/train/test_score.py",
     "serve": "serves until it is stopped: tests/backend/cli/operate/test_serve.py",
-    "snapshot": LABEL_STUDIO + "tests/backend/learning/snapshot",
+    "snapshot": LABEL_STUDIO + "tests/backend/learning/test_snapshot.py",
     "soak": "minutes: tests/backend/devtools/test_soak.py",
     "train": "hours: tests/training/engine",
     "visualize": "wants a data set: tests/training",
