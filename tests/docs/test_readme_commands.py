@@ -46,8 +46,6 @@ NOT_RUN = {
     "models promote": "wants a version: tests/backend/cli/operate/test_registry.py",
     "models rollback": "wants a version: tests/backend/cli/operate/test_registry.py",
     "models show": "wants a version: tests/backend/cli/operate/test_registry.py",
-    "polygons benchmark": "minutes: tests/backend/cli/research/test_polygons.py",
-    "polygons figure": "a minute: tests/backend/cli/research/test_polygons.py",
     "predict photo.jpg --model R50-FPN-3x": "wants the authors' weights: tests/backend/cli/annotate/test_predict.py",
     "predict photos/*.jpg --boxes": "wants another detector's boxes: tests/backend/cli/annotate/test_predict.py",
     "predict --precision": "a part of a command: tests/backend/cli/annotate/test_predict.py",
