@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.cli.benchmark import benchmark
+from backend.cli.research.benchmark import benchmark
 from training.benchmark.tables import TABLES
 from training.datasets.coco_categories import cocofied
 from training.datasets.miniature import write_miniature
