@@ -24,7 +24,7 @@ def running_program(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with a log `<name>.log`; SIGTERM, then SIGKILL to its whole group at the end."""
     logs.mkdir(parents=True, exist_ok=True)
-    bound = [sys.executable, "-m", "backend.processes.exec_with_parent", str(os.getpid()), str(logs / f".{name}.lock")]
+    bound = [sys.executable, "-m", "backend.processes.parent_death", str(os.getpid()), str(logs / f".{name}.lock")]
     with (logs / f"{name}.log").open("ab") as output:
         process = subprocess.Popen(
             [*bound, *command],
@@ -64,12 +64,6 @@ def processor_s(pid: int) -> float:
     # Counted behind the program's name, which may hold spaces: utime and stime.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def child_of(pid: int) -> int:
-    """The first child of a process, or itself: gunicorn's arbiter does nothing but watch; its child answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(children[0]) if children else pid
 
 
 def as_png(image: np.ndarray) -> bytes:

@@ -83,13 +83,7 @@ def run_child(
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{name}.log"
-    bound = [
-        sys.executable,
-        "-m",
-        "backend.processes.exec_with_parent",
-        str(os.getpid()),
-        str(folder / f".{name}.lock"),
-    ]
+    bound = [sys.executable, "-m", "backend.processes.parent_death", str(os.getpid()), str(folder / f".{name}.lock")]
     with output.open("ab") as stream:
         child = subprocess.Popen(
             [*bound, *command],

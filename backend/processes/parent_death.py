@@ -1,8 +1,16 @@
-"""Ties a process to the one that started it, so that not even kill -9 of the parent leaves orphans."""
+"""Ties a process to the one that started it, so that not even kill -9 of the parent leaves orphans.
+
+    python -m backend.processes.parent_death PARENT_PID LOCK_FILE PROGRAM [ARGUMENT...]
+
+runs a program that ends with its parent, and never twice in one folder: the tie and the lock both survive `exec`, so
+this process becomes the program. A training whose worker was killed gets SIGTERM, saves its state and ends; the one
+that goes on waits here until it has.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import signal
@@ -11,6 +19,8 @@ from collections.abc import Callable
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec the lock of the dynamic linker may be held by a thread that is not there any more.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
 def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None:
@@ -18,9 +28,9 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
 
     Call it in the child. Exits at once when the parent died before the call.
     """
-    if not sys.platform.startswith("linux"):
+    if _LIBC is None:
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal) != 0:
+    if _LIBC.prctl(PR_SET_PDEATHSIG, death_signal) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(0)
@@ -29,3 +39,17 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
 def ends_with_parent() -> Callable[[], None]:
     """For `preexec_fn`: the process to be started is killed when this one dies, however it dies."""
     return functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
+
+
+def main(arguments: list[str]) -> None:
+    """Tie, lock, become the program."""
+    parent, lock, *command = arguments
+    die_with_parent(int(parent), signal.SIGTERM)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.set_inheritable(descriptor, True)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
