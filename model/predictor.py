@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
+from model.config import override
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
 from model.parallel import MOST_AT_A_TIME, map_in_threads
@@ -94,6 +95,7 @@ class Predictor:
         batch_size: int | None = None,
         mixed_precision: bool | None = None,
         precision: str = "fp32",
+        overrides: Sequence[str] = (),
     ) -> Predictor:
         """Build the network of a checkpoint directory and load its weights.
 
@@ -107,6 +109,7 @@ class Predictor:
             batch_size: images at a time; 1 on a CPU, more on a GPU if None.
             mixed_precision: on for GPUs if None.
             precision: `fp32`, `bf16` or `auto` on a CPU, see `model.precision.choose_precision`.
+            overrides: configuration keys and values, alternating.
 
         Raises:
             CheckpointError: the directory is no complete checkpoint, or its weights do not fit its config.
@@ -117,6 +120,7 @@ class Predictor:
         cfg, state, metadata = load_checkpoint(directory)
         chosen = choose_precision(precision, place, metadata)
         cfg = _inference_config(cfg, place, score_threshold, max_instances, node_budget)
+        override(cfg, overrides)
         model = build_network(cfg)
         load_weights(model, state, source=str(directory))
         if chosen == "bf16":

@@ -6,7 +6,7 @@ Shape shorthand: V views, S = 256 the side of a view, H x W an image's size in p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ ZOOM_SHARE = 0.5
 BATCH = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """What somebody pointed at; at least one of the three.
 
@@ -50,6 +50,19 @@ class Prompt:
             x0, y0, x1, y1 = self.box_xyxy
             if not (np.isfinite(self.box_xyxy).all() and x1 > x0 and y1 > y0):
                 raise ValueError(f"box is {self.box_xyxy}, expected left < right and top < bottom in pixels")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        return (self.box_xyxy, self.points) == (other.box_xyxy, other.points) and self.mask_hw is other.mask_hw
+
+
+def prompt_steps(prompt: Prompt) -> list[Prompt]:
+    """The prompts that lead to one: its box or first positive click, then a click more each time."""
+    if prompt.mask_hw is not None:
+        return [prompt]
+    first = 0 if prompt.box_xyxy is not None else 1 + [is_positive for _, _, is_positive in prompt.points].index(True)
+    return [replace(prompt, points=prompt.points[:count]) for count in range(first, len(prompt.points) + 1)]
 
 
 def look(

@@ -128,7 +128,7 @@ def evaluate(
             if raw_only:
                 raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
             served_from = {"served": served, **served_as} if served else None
-            _edits(samples, name, weights, served_from, good, shown_from, device, as_json)
+            _edits(samples, name, weights, served_from, good, shown_from, device, flat, as_json)
             return
         if served:
             if raw_only:
@@ -195,6 +195,7 @@ def _edits(
     good: tuple[float, float],
     shown_from: float,
     device: str,
+    overrides: list[str],
     as_json: bool,
 ) -> None:
     """Measure what correcting the shown regions takes, of weights or of a running API."""
@@ -210,7 +211,9 @@ def _edits(
         return
     if weights is None:
         raise click.UsageError("--weights is missing; only --served does without")
-    outcome = evaluate_edits(samples, name, weights, good=rule, shown_from=shown_from, device=device)
+    outcome = evaluate_edits(
+        samples, name, weights, good=rule, shown_from=shown_from, device=device, overrides=overrides
+    )
     _say(outcome, as_json, edits_text)
 
 
@@ -289,6 +292,7 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
     "--predictions",
     "results",
     type=click.Path(exists=True, path_type=Path),
+    required=True,
     help="COCO results file; a folder for cityscapes and bdd100k.",
 )
 @click.option("--metric", type=click.Choice(_METRICS), default="segm", show_default=True)
@@ -313,9 +317,6 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
     help="Leave out predictions of categories that the ground truth lacks, and say how many.",
 )
 @click.option(
-    "--benchmark", is_flag=True, help="Time boundary AP beside faster-coco-eval, by default on the perturbed truth."
-)
-@click.option(
     "--processes",
     type=click.IntRange(0),
     default=0,
@@ -324,13 +325,12 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     truth: Path,
-    results: Path | None,
+    results: Path,
     metric: str,
     layout: str,
     ratio: float | None,
     mask_areas: bool,
     lenient: bool,
-    benchmark: bool,
     processes: int,
     as_json: bool,
 ) -> None:
@@ -342,11 +342,6 @@ def score(
     from training.evaluation.score import score as measure
     from training.metrics.coco_schema import RecordError
 
-    if benchmark:
-        _benchmark(truth, results, as_json)
-        return
-    if results is None:
-        raise click.UsageError("--predictions is missing; only --benchmark does without")
     _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
     _demand_kind(results, "--predictions", folder=layout != "coco", layout=layout)
     try:
@@ -397,24 +392,3 @@ def _table_of_score_command(result: Score) -> str:
 
 def _percent(value: float) -> str:
     return "-" if value < 0 else f"{100 * value:.1f}"
-
-
-def _benchmark(truth: Path, results: Path | None, as_json: bool) -> None:
-    from training.evaluation.boundary_benchmark import compare_speed
-    from training.metrics.coco_schema import RecordError
-
-    try:
-        result: dict[str, Any] = compare_speed(truth, results).as_dict()
-    except RecordError as error:
-        raise click.ClickException(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"--benchmark needs {error.name}: pip install faster-coco-eval") from error
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    click.echo(f"boundary AP of {result['detections']} detections on {result['images']} images, processor seconds")
-    click.echo(
-        f"  ours {result['own_cpu_s']:.2f}, faster-coco-eval {result['reference_cpu_s']:.2f}: "
-        f"{result['ratio']:.1f} times less"
-    )
-    click.echo(f"  largest difference of the 12 numbers: {result['largest_difference']:.1e}")

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import get_config
-from model.prompts.answers import Prompt, as_instance
+from model.prompts.answers import Prompt, as_instance, prompt_steps
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.predictor import PromptPredictor
-from model.prompts.views import MOST_STRETCH, view_of_box
+from model.prompts.views import MOST_STRETCH, View, view_of_box
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,47 @@ def test_parts_that_no_click_touches_leave() -> None:
     mask = as_instance(view, values, 0.9, Prompt(points=((20.0, 20.0, True),)), (64, 64)).mask_hw
     assert mask[20, 20]
     assert not mask[51, 51]
+
+
+A, B, C = (30.0, 30.0, True), (60.0, 40.0, False), (50.0, 50.0, True)
+BOX = (20.0, 20.0, 70.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "counts"),
+    [
+        pytest.param(Prompt(box_xyxy=BOX), [0], id="a box alone"),
+        pytest.param(Prompt(box_xyxy=BOX, points=(B, A)), [0, 1, 2], id="a box, then its clicks"),
+        pytest.param(Prompt(points=(A, B, C)), [1, 2, 3], id="clicks"),
+        pytest.param(Prompt(points=(B, A, C)), [2, 3], id="from the first positive click on"),
+        pytest.param(Prompt(points=(B, A), mask_hw=np.ones((4, 4), bool)), [2], id="a mask: all at once"),
+    ],
+)
+def test_a_prompt_is_answered_in_steps(prompt: Prompt, counts: list[int]) -> None:
+    steps = prompt_steps(prompt)
+    assert [len(step.points) for step in steps] == counts
+    assert steps[-1] == prompt
+
+
+def test_the_next_click_begins_with_the_answer_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    predictor = PromptPredictor(PromptNetwork(get_config("prompts/photos")).eval())
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    seen: list[tuple[int, bool]] = []
+    look = PromptPredictor.look
+
+    def recorded(self: PromptPredictor, image_rgb: np.ndarray, views: list[View], prompts: list[Prompt]) -> object:
+        seen.append((len(prompts[0].points), prompts[0].mask_hw is not None))
+        return look(self, image_rgb, views, prompts)
+
+    monkeypatch.setattr(PromptPredictor, "look", recorded)
+    prompted = predictor.image(image)
+    prompted.prompt(Prompt(box_xyxy=BOX))
+    kept = prompted.prompt(Prompt(box_xyxy=BOX, points=(A, B)))
+    assert seen[:3] == [(0, False), (1, True), (2, True)], "the box is not answered again"
+    assert len(seen) <= 5
+    again = predictor.image(image).prompt(Prompt(box_xyxy=BOX, points=(A, B)))
+    assert np.array_equal(kept.mask_hw, again.mask_hw), "whoever remembers nothing answers the same"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from backend.cli.train.data import data
 from backend.cli.train.evaluate import score
+from tests.support.perturbed_truth import perturb_truth
 from training.datasets.miniature import write_miniature
-from training.evaluation.boundary_benchmark import perturb_truth
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,6 @@ def test_unknown_categories_are_refused_or_counted(files: tuple[Path, Path], tmp
     assert CliRunner().invoke(score, command).exit_code == 1
     result = CliRunner().invoke(score, [*command, "--ignore-unknown-categories"])
     assert json.loads(result.stdout)["notes"][0].startswith("1 results of unknown categories")
-
-
-def test_the_benchmark_prints_equal_numbers(files: tuple[Path, Path]) -> None:
-    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
-    result = CliRunner().invoke(score, ["--ground-truth", str(files[0]), "--benchmark", "--json"])
-    values = json.loads(result.stdout)
-    assert values["largest_difference"] < 1e-9
-    assert values["own_cpu_s"] > 0
 
 
 def test_usage_errors_end_with_two(files: tuple[Path, Path]) -> None:
