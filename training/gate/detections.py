@@ -37,7 +37,7 @@ def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) ->
         # Here, so that reading verdicts needs no torch.
         from detectron2.data.transforms import ResizeShortestEdge
 
-        from model.parallel import map_in_threads
+        from model.predictor import map_in_threads
         from training.datasets.loader import to_network_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation

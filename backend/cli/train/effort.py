@@ -144,7 +144,7 @@ def _measured(
 ) -> tuple[CorrectionCost, str]:
     if (split is None) == (snapshot is None):
         raise click.UsageError("choose one set: --snapshot DIR or --scenes val")
-    from model.requirements import MissingRequirementError, require_model_libraries
+    from model.errors import MissingRequirementError, require_model_libraries
 
     try:
         require_model_libraries()

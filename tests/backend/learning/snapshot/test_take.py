@@ -18,7 +18,7 @@ from backend.errors import ServiceError, UnsupportedConfigError
 from backend.learning.snapshot.builder import Labelling, SnapshotSettings
 from backend.learning.snapshot.images import ImageFolder
 from backend.learning.snapshot.take import ANNOTATED, freeze_tasks, take_snapshot
-from integration.images.decode import ImageError
+from model.images import ImageError
 from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pixels_sha256
 
 CONFIG = (
