@@ -23,7 +23,7 @@ MOVED = {
     "encode_mask": "encode_brush_mask",
     "backend.interactive": "backend.predictions.prompts",
     "integration.regions import": "integration.regions.write import",
-    "backend.snapshot_images": "backend.learning.snapshot.images",
+    "backend.snapshot_images": "backend.learning.task_images",
 }
 #: What the output of each folder has to say (regular expressions).
 WANTED: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +143,7 @@ class RunProgress:
         phase: one of `PHASES`.
         elapsed_s: seconds spent, over all sittings.
         error: why it failed, else "".
+        curve: steps with their losses, of a run that is too short to be watched at each.
         updated: when this was written (ISO, UTC).
     """
 
@@ -153,6 +154,7 @@ class RunProgress:
     eta_s: float | None = None
     elapsed_s: float = 0.0
     error: str = ""
+    curve: Sequence[tuple[int, float]] = ()
     updated: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training.datasets import Sample
 
@@ -26,23 +26,29 @@ class Detection:
 Detect = Callable[[Path, Sequence[Sample]], list[list[Detection]]]
 
 
-def detect_with(device: str = "cpu", progress: Callable[[int], object] = int) -> Detect:
+def detect_with(
+    device: str = "cpu", progress: Callable[[int], object] = int, *, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Detect:
     """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
 
     Args:
         device: of the network; progress: called with how many pictures are done.
+        precision: of the arithmetic; a network that has no bf16 raises ValueError when it is asked for.
     """
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         # Here, so that reading verdicts needs no torch.
         from detectron2.data.transforms import ResizeShortestEdge
 
+        from model.precision import to_bf16
         from model.predictor import map_in_threads
         from training.datasets.loader import to_network_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation
 
-        network, cfg, names = load_for_evaluation(directory, device)
+        network, cfg, names = load_for_evaluation(directory, device, ["MODEL.TRANSFINER.KEEP_COARSE", "False"])
+        if precision == "bf16":
+            to_bf16(network)
         resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         done, turn = itertools.count(1), threading.Lock()
 
@@ -67,11 +73,14 @@ def picture_key(sample: Sample) -> str:
 
 
 class DetectionCache:
-    """Remembers what each checkpoint found on each picture."""
+    """A `Detect` that remembers what each checkpoint found on each picture."""
 
     def __init__(self, detect: Detect) -> None:
         self._detect = detect
         self._seen: dict[tuple[Path, str], list[Detection]] = {}
+
+    def __call__(self, directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+        return self.on(directory, samples, [picture_key(samples[index]) for index in range(len(samples))])
 
     def on(self, directory: Path, samples: Sequence[Sample], keys: Sequence[str]) -> list[list[Detection]]:
         """What a checkpoint finds on each of some samples, whose `picture_key`s are given."""

@@ -115,7 +115,7 @@ def _info(storage: Storage, project: str, record: dict[str, Any]) -> SnapshotInf
         digest=str(manifest["digest"]),
         created=str(manifest.get("created", record["published"])),
         counts=dict(manifest.get("counts", {})),
-        newest_annotation_at=str(manifest.get("newest_annotation_at", "")),
+        newest_annotation_at=str(manifest.get("newest_annotation_at") or ""),
         classes=tuple(manifest.get("classes", ())),
         directory_url=storage.describe(_folder(project, str(manifest["digest"]))),
     )

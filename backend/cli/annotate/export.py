@@ -69,7 +69,7 @@ def export(
     Example: transfiner export --project 12 --url http://127.0.0.1:8080 --format coco --format yolo
              transfiner export --export export.json --label-config config.xml --out dataset
     """
-    from backend.learning.snapshot.builder import Labelling
+    from backend.learning.snapshot import Labelling
     from integration.label_studio.client import ClientError
     from integration.label_studio.tasks import read_task
     from integration.regions.export import export_tasks

@@ -15,7 +15,7 @@ from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, 
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
-    from backend.learning.snapshot.annotation_cost import CorrectionCost
+    from backend.learning.annotation_cost import CorrectionCost
 
 Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -31,7 +31,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
                 help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
             ),
-            click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), help="Generated scenes."),
+            click.option("--set", "set_name", help="Instead of a snapshot: a set as in `transfiner data check`."),
+            click.option("--class", "names", multiple=True, help="Only this class, and images that show it."),
             click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
             click.option(
                 "--shown-from",
@@ -54,14 +55,14 @@ def effort() -> None:
     """Order tasks by the work they will take: calibrate, compare.
 
     \b
-    Example: transfiner effort compare --weights model/weights/scenes-small --scenes val
+    Example: transfiner effort compare --weights scenes-small --set scenes:val:60
     """
 
 
 @effort.command()
 @_options
 def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
-    """Fit the expected edit to the corrections of a snapshot, and keep it with the model as effort.json.
+    """Fit the expected edit to the corrections of a snapshot, and keep it in the model's metadata.json.
 
     Only images that the model did not learn from count: those held out, and with --folds the others as
     cross-validation saw them.
@@ -76,9 +77,9 @@ def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
         fitted = measured.fit(name)
     except EffortError as error:
         raise ServiceError(str(error)) from error
-    path = fitted.save(weights)
-    outcome = {"path": str(path), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)}
-    print_result(outcome, f"{path}: {fitted.verdict}", as_json)
+    fitted.save(weights)
+    outcome = {"weights": str(weights), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)}
+    print_result(outcome, f"{weights}: {fitted.verdict}", as_json)
 
 
 @effort.command("compare")
@@ -87,11 +88,11 @@ def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
 def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images: Any) -> None:
     """Compare orders of tasks with the edits that a simulated annotator needs.
 
-    The expected edit is that of the model's effort.json; without one, it is fitted here, and each image is judged by
+    The expected edit is that of the model's metadata.json; without one, it is fitted here, and each image is judged by
     a fit that has not seen it.
 
     \b
-    Example: transfiner effort compare --weights model/weights/scenes-small --scenes val --picture orders.png
+    Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
     """
     from training.snapshots.work_order import compare_orders, draw_orders
 
@@ -136,33 +137,45 @@ def _measured(
     weights: Path,
     snapshot: Path | None,
     folds: Path | None,
-    split: str | None,
+    set_name: str | None,
+    names: tuple[str, ...],
     count: int,
     shown_from: float,
     device: str,
     threads: int,
 ) -> tuple[CorrectionCost, str]:
-    if (split is None) == (snapshot is None):
-        raise click.UsageError("choose one set: --snapshot DIR or --scenes val")
+    if (set_name is None) == (snapshot is None):
+        raise click.UsageError("choose one set: --snapshot DIR or --set scenes:val")
     from model.errors import MissingRequirementError, require_model_libraries
 
     try:
         require_model_libraries()
     except MissingRequirementError as error:
         raise ServiceError(str(error)) from error
-    from backend.learning.snapshot.annotation_cost import crossed_predictor, measure_correction_cost
+    from torch.utils.data import Subset
+
+    from backend.learning.annotation_cost import crossed_predictor, measure_correction_cost, snapshot_samples
     from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
+    from training.fewshot.curve import ClassSamples
+    from training.snapshots.format import SnapshotError
 
     limit_threads(threads)
     samples: Any
     if snapshot:
-        samples, classes, name = _snapshot_samples(snapshot, count, whole=folds is not None)
+        try:
+            samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
+        except SnapshotError as error:
+            raise ServiceError(str(error)) from error
     else:
-        name = f"scenes:{split}:{count}"
-        opened = open_set(name)
-        samples, classes = opened, opened.class_names
+        name = str(set_name)
+        try:
+            opened: Any = open_set(name)
+            whole: Any = ClassSamples(opened, names) if names else opened
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from error
+        samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names
     try:
         predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
     except (CheckpointError, ValueError) as error:
@@ -176,20 +189,3 @@ def _measured(
             progress=lambda: bar.update(1),
         )
     return measured, name
-
-
-def _snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
-    """The hold-out, then with `whole` the training images, `count` at most."""
-    from torch.utils.data import ConcatDataset, Subset
-
-    from training.snapshots.format import SnapshotError, open_snapshot
-
-    try:
-        snapshot = open_snapshot(directory)
-    except SnapshotError as error:
-        raise ServiceError(str(error)) from error
-    parts: Any = [snapshot.open_set(part) for part in (("holdout", "train") if whole else ("holdout",))]
-    parts = [part for part in parts if len(part)]
-    everything: Any = ConcatDataset(parts) if parts else []
-    chosen = Subset(everything, range(min(count, len(everything))))
-    return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"

@@ -64,7 +64,7 @@ def snapshot(
     Example: transfiner snapshot --project 12 --url http://127.0.0.1:8080 --out snapshots
     Example: transfiner snapshot --export export.json --images photos --out snapshots
     """
-    from backend.learning.snapshot.builder import SnapshotSettings
+    from backend.learning.snapshot import SnapshotSettings
     from integration.label_studio.client import ClientError
 
     settings = SnapshotSettings(choice=annotators, holdout_share=holdout)
@@ -84,7 +84,7 @@ def snapshot(
 def _of_server(
     project: str | None, url: str | None, api_key: str | None, out: Path, settings: Any, progress: Any
 ) -> Path:
-    from backend.learning.snapshot.take import take_snapshot
+    from backend.learning.snapshot import take_snapshot
     from backend.settings import load_settings
     from integration.images.fetch import FetchSettings, ImageFetcher
     from integration.label_studio.client import LabelStudioClient
@@ -120,9 +120,8 @@ def _of_file(
     settings: Any,
     progress: Any,
 ) -> Path:
-    from backend.learning.snapshot.builder import Labelling
-    from backend.learning.snapshot.images import ImageFolder
-    from backend.learning.snapshot.take import freeze_tasks
+    from backend.learning.snapshot import Labelling, freeze_tasks
+    from backend.learning.task_images import ImageFolder
 
     if images is None:
         raise click.UsageError("--export needs --images, the folder with the images of its tasks")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.learning.method import PRESET, training_method
+from backend.learning.round import PRESET, training_method
 
 
 def _checkpoint(folder: Path, classes: list[str], preset: str) -> Path:

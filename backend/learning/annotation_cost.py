@@ -6,20 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from backend.learning.snapshot.builder import outline_px
+from backend.learning.snapshot import outline_px
 from integration.regions.settings import certainty
 from model.instance import Instance
 from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
 from training.gate.folds import candidate_instances
-from training.snapshots.annotation_cost import EffortModel, features_of, fit_effort
+from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, EffortModel, features_of, fit_effort
 from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
-from training.snapshots.format import pixels_sha256
+from training.snapshots.format import open_snapshot, pixels_sha256
 
 SHOWN_FROM = 0.5
+#: More images cost time and hardly change the weights of an order.
+MOST_IMAGES = 100
 #: RGB images -> the instances of each.
 Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
 
@@ -90,6 +93,52 @@ def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
         ]
 
     return predict
+
+
+def calibrated_order(
+    checkpoint: Path, snapshot: Path, folds: Path | None, *, device: str, shown_from: float = SHOWN_FROM
+) -> str:
+    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint.
+
+    Args:
+        folds: what a cross-validation found on the snapshot's training images; None without one.
+
+    Returns:
+        What tasks are ordered by, and why, for people.
+    """
+    from model.predictor import Predictor
+
+    samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, whole=folds is not None)
+    if len(samples) < LEAST_IMAGES:
+        return (
+            f"tasks are ordered by certainty: {len(samples)} images that the version did not learn from say too little "
+            f"about the edits it will take, {LEAST_IMAGES} are needed"
+        )
+    predictor: Predict = Predictor.from_checkpoint(checkpoint, device=device, score_threshold=shown_from / 2)
+    if folds is not None:
+        predictor = crossed_predictor(predictor, folds)
+    try:
+        fitted = measure_correction_cost(predictor, samples, classes, shown_from=shown_from).fit(name)
+    except EffortError as error:
+        return f"tasks are ordered by certainty: {error}"
+    fitted.save(checkpoint)
+    return fitted.verdict
+
+
+def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
+    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name.
+
+    Raises:
+        SnapshotError: the directory is no snapshot.
+    """
+    from torch.utils.data import ConcatDataset, Subset
+
+    snapshot = open_snapshot(directory)
+    parts: Any = [snapshot.open_set(part) for part in (("holdout", "train") if whole else ("holdout",))]
+    parts = [part for part in parts if len(part)]
+    everything: Any = ConcatDataset(parts) if parts else []
+    chosen = Subset(everything, range(min(count, len(everything))))
+    return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"
 
 
 def simulated_edit(

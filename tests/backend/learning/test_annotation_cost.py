@@ -10,13 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from backend.learning.snapshot.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit
+from backend.learning.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit
 from backend.worker.postprocess import find_scorer
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output, certainty
 from integration.regions.write import build_prediction
 from model.checkpoints.checkpoint import save_checkpoint
+from model.checkpoints.metadata import update_metadata
 from model.instance import Instance
+from tests.support.learning_doubles import write_checkpoint
 from tests.support.small_network import CLASSES, small_config, small_model
 from training.datasets import Sample
 from training.snapshots.annotation_cost import FEATURES, EffortModel, load_effort
@@ -57,13 +59,15 @@ def score_of(directory: Path, instances: list[Instance]) -> float:
 def test_predictions_carry_the_score_of_their_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shown, hidden = instance(5, 5, 25, 20), instance(30, 5, 45, 20, score=0.4)
     today = certainty([shown])
+    assert score_of(tmp_path / "nowhere", [shown, hidden]) == today
+    write_checkpoint(tmp_path, "v", "weights")
     assert score_of(tmp_path, [shown, hidden]) == today  # not calibrated
     effort().save(tmp_path)
     assert score_of(tmp_path, [shown, hidden]) == effort().score([shown], [hidden])
     assert score_of(tmp_path, [shown, hidden]) < score_of(tmp_path, [shown])
     effort(rank_correlation=0.2).save(tmp_path)
     assert score_of(tmp_path, [shown, hidden]) == today  # orders worse than today's
-    (tmp_path / "effort.json").write_text("{")
+    update_metadata(tmp_path, {"effort": {"weights": {"objects": -1.0}}})
     assert score_of(tmp_path, [shown, hidden]) == today
     assert "ordered by the score without calibration" in caplog.text
 
