@@ -13,7 +13,7 @@ import numpy as np
 from backend.learning.snapshot import outline_px
 from integration.regions.settings import certainty
 from model.instance import Instance
-from model.parallel import MOST_AT_A_TIME
+from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
 from training.gate.folds import candidate_instances
 from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, EffortModel, features_of, fit_effort

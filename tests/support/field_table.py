@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FIELD = ROOT.parent / "shared" / "field"
 #: Places that moved since the reproductions were written.
 MOVED = {
-    "integration.image_decoding": "integration.images.decode",
+    "integration.image_decoding": "model.images",
     "integration.label_config": "integration.label_studio.label_config",
     "integration.locations": "integration.images.urls",
     "integration.annotations": "integration.regions.read",

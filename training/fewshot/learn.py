@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
-from model.parallel import map_in_threads
+from model.predictor import map_in_threads
 from training.datasets import Sample
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.fewshot.class_rows import ClassRows

@@ -40,8 +40,8 @@ def detect_with(
         # Here, so that reading verdicts needs no torch.
         from detectron2.data.transforms import ResizeShortestEdge
 
-        from model.parallel import map_in_threads
         from model.precision import to_bf16
+        from model.predictor import map_in_threads
         from training.datasets.loader import to_network_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation

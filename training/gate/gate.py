@@ -78,21 +78,24 @@ def judge(
         if role != "candidate" and asked.annotated_images
     }
     ruling = _rule(bench, asked, measured, changes)
-    before = [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier]
     figures = {
         "rules": rules.as_dict(),
         "holdout": asked.as_dict(),
         "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
         "changes": {role: comparing.as_dict(change) for role, change in changes.items()},
-        "earlier": before,
+        "earlier": [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier],
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
-        from training.gate.report import write_gate_report
-
-        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
-        write_gate_report(out, verdict, candidate, asked, seen)
+        _write_report(out, verdict, candidate, asked, bench)
     return verdict
+
+
+def _write_report(out: Path, verdict: Verdict, candidate: Path, asked: Holdout, bench: _Bench) -> None:
+    from training.gate.report import write_gate_report  # draws, which most judgements do not
+
+    seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
+    write_gate_report(out, verdict, candidate, asked, seen)
 
 
 @dataclass(frozen=True, slots=True)

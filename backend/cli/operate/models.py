@@ -24,7 +24,7 @@ from backend.cli.types import SuggestingGroup, json_option
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
-from model.requirements import MissingRequirementError, require_model_libraries
+from model.errors import MissingRequirementError, require_model_libraries
 
 if TYPE_CHECKING:
     from model.checkpoints.import_released import Import

@@ -1,7 +1,4 @@
-"""`transfiner data`: look at data sets, prepare the official ones, write miniatures of them.
-
-`transfiner scenes`.
-"""
+"""`transfiner data`: look at data sets, mend them, prepare the official ones."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from backend.cli.types import CHECKPOINT, SuggestingGroup
 
 @click.group(cls=SuggestingGroup)
 def data() -> None:
-    """Check data sets, prepare the official ones, write miniatures of them.
+    """Check data sets, mend them, prepare the official ones.
 
     \b
     Example: transfiner data check coco:instances_val2017.json:val2017/
@@ -150,7 +147,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 @data.command()
 @click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
 @click.argument("root", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (miniatures, subsets).")
+@click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (subsets).")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     """Check that an official set is whole, convert what must be converted, say what to download where.
@@ -189,51 +186,3 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
         for line in [*(f"wrote   {path}" for path in written), *(f"use     {name}" for name in names)]:
             click.echo(line)
     sys.exit(0 if whole else 1)
-
-
-@data.command()
-@click.argument("layout", type=click.Choice(["coco", "lvis", "cityscapes", "bdd100k"]))
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--train", type=click.IntRange(0), default=8, show_default=True, help="Images to train on.")
-@click.option("--val", type=click.IntRange(0), default=8, show_default=True, help="Images to evaluate on.")
-@click.option("--width", type=click.IntRange(64), default=320, show_default=True, help="Pixels.")
-@click.option("--height", type=click.IntRange(64), default=240, show_default=True, help="Pixels.")
-@click.option("--json", "as_json", is_flag=True, help="Print the names of the sets as JSON.")
-def miniature(layout: str, out: Path, train: int, val: int, width: int, height: int, as_json: bool) -> None:
-    """Write a small generated set in the exact layout of an official one.
-
-    \b
-    Example: transfiner data miniature cityscapes data/mini-cityscapes
-    """
-    from training.datasets.miniature import write_miniature
-
-    names = write_miniature(layout, out, train=train, val=val, width=width, height=height)
-    click.echo(json.dumps(names) if as_json else "\n".join(f"use {name}" for name in names.values()))
-
-
-@click.command()
-@click.option("--split", type=click.Choice(["train", "val", "demo"]), default="demo", show_default=True)
-@click.option("--count", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Index of the first scene.")
-@click.option("--width", type=click.IntRange(64), default=384, show_default=True, help="Pixels.")
-@click.option("--height", type=click.IntRange(64), default=288, show_default=True, help="Pixels.")
-@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Also write a contact sheet, a PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def scenes(
-    split: str, count: int, first: int, width: int, height: int, folder: Path, sheet: Path | None, as_json: bool
-) -> None:
-    """Draw scenes with exact masks: images and a COCO annotation file.
-
-    \b
-    Example: transfiner scenes --split demo --count 12 --out scenes/ --sheet scenes/sheet.png
-    """
-    from training.synthetic.files import write_scenes
-
-    written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
-    outcome = {"images": len(written.images), "instances": written.instances, "annotations": str(written.annotations)}
-    click.echo(
-        json.dumps(outcome)
-        if as_json
-        else f"{outcome['images']} scenes with {outcome['instances']} objects in {folder}"
-    )

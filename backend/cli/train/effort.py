@@ -146,7 +146,7 @@ def _measured(
 ) -> tuple[CorrectionCost, str]:
     if (set_name is None) == (snapshot is None):
         raise click.UsageError("choose one set: --snapshot DIR or --set scenes:val")
-    from model.requirements import MissingRequirementError, require_model_libraries
+    from model.errors import MissingRequirementError, require_model_libraries
 
     try:
         require_model_libraries()

@@ -19,7 +19,7 @@ from backend.versions.store import SHIPPED, stored_models
 from model.checkpoints.import_released import expected_state
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
 from model.checkpoints.releases import RELEASES
-from model.requirements import MissingRequirementError
+from model.errors import MissingRequirementError
 
 pytestmark = pytest.mark.service
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from backend.cli.train.data import data
 from backend.cli.train.evaluate import score
+from tests.support.miniature import write_miniature
 from tests.support.perturbed_truth import perturb_truth
-from training.datasets.miniature import write_miniature
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,7 @@ def test_usage_errors_end_with_two(files: tuple[Path, Path]) -> None:
 
 def test_data_commands(tmp_path: Path) -> None:
     root, sheet = tmp_path / "mini", tmp_path / "sheet.png"
-    size = ["--train", "1", "--val", "2", "--width", "96", "--height", "72", "--json"]
-    made = CliRunner().invoke(data, ["miniature", "bdd100k", str(root), *size])
-    names = json.loads(made.stdout)
+    names = write_miniature("bdd100k", root, train=1, val=2, width=96, height=72)
     checked = CliRunner().invoke(data, ["check", names["val"], "--sheet", str(sheet), "--json"])
     assert json.loads(checked.stdout)["images"] == 2
     assert sheet.read_bytes().startswith(b"\x89PNG")
