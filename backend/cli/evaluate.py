@@ -166,7 +166,7 @@ def _served(
 ) -> None:
     """Score what a running API returns, beside the raw masks if there are weights."""
     from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
-    from backend.devtools.served_evaluation.compare import comparison_text
+    from backend.devtools.served_evaluation.evaluation import comparison_text
 
     _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
 

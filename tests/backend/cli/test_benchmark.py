@@ -8,8 +8,6 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from backend.cli.benchmark import benchmark
-from model.config import get_config
-from tests.support.refinement_flops import refinement_flops
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -20,7 +18,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_lists_every_table_and_measure() -> None:
     code, text = run("--help")
     assert code == 0
-    for name in (*(str(number) for number in range(1, 13)), "cost", "speed", "regions"):
+    for name in (*(str(number) for number in range(1, 13)), "networks", "speed", "regions"):
         assert f"\n  {name} " in text
 
 
@@ -38,21 +36,3 @@ def test_missing_data_is_named_with_the_ways_out(tmp_path: Path) -> None:
     assert code == 1
     assert "instances_train2017.json" in text
     assert "--miniature" in text
-
-
-def test_cost_of_the_refinement_alone_agrees_with_the_closed_form() -> None:
-    code, text = run("cost", "--config", "paper", "--instances", "2", "--refinement-only", "--json")
-    assert code == 0, text
-    found = json.loads(text)["refinement"]
-    assert found["tokens"] == 2 * (560 + 196)
-    cfg = get_config("paper").MODEL.TRANSFINER
-    by_formula = refinement_flops(
-        [560 + 196] * 2, ffn_dim=cfg.ENCODER_FFN_DIM, layers=cfg.ENCODER_LAYERS, cues=cfg.CUES
-    )
-    assert abs(found["flops"] / by_formula - 1) < 0.01
-
-
-def test_cost_wants_one_network() -> None:
-    code, text = run("cost")
-    assert code == 2
-    assert "choose one network" in text

@@ -2,13 +2,10 @@
 
 Shape shorthand: D detections of a scene, N truths, C channels, H x W the scene's pixels, which the network sees as
 they are.
-
-What a trained mask head makes of the shared detections, as COCO results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +20,14 @@ from torch import Tensor, nn
 from model.checkpoints.checkpoint import load_checkpoint
 from model.files import replacing
 from training.benchmark.cost.subjects import open_network
-from training.benchmark.rows import digest
+from training.benchmark.tables import digest
 from training.datasets import Sample, SceneSet, open_set
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import coco_results
 from training.evaluation.incoherence_analysis import match_to_truth
 
 LEAST_SCORE = 0.2  # of the detections whose masks are compared
-SPLITS = ("train", "val")
+MASK_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,15 +94,14 @@ class SharedDetector:
         """Which of the first ``count`` scenes have not been computed."""
         return [index for index in range(count) if not self._path(split, index).is_file()]
 
-    def compute(self, split: str, indices: list[int], progress: Callable[[int], object] = int) -> None:
+    def compute(self, split: str, indices: list[int]) -> None:
         """Compute and keep scenes."""
-        if not indices:
-            return
         samples = self.scenes(split)
         network, cfg = open_network(weights=self.weights)
-        for done, index in enumerate(indices, 1):
-            _store(self._path(split, index), _seen(network, cfg, samples[index]))
-            progress(done)
+        for index in indices:
+            arrays = _seen(network, cfg, samples[index])
+            with replacing(self._path(split, index)) as unfinished, unfinished.open("wb") as file:
+                np.savez(file, **arrays)
 
     def load(self, split: str, index: int) -> SharedScene:
         """A computed scene."""
@@ -146,18 +142,8 @@ def _seen(network: nn.Module, cfg: CfgNode, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _store(path: Path, arrays: dict[str, Any]) -> None:
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-MASK_THRESHOLD = 0.5
-
-
 @torch.inference_mode()
-def detect_on_scenes(
-    heads: nn.Module, detector: SharedDetector, scenes: int, progress: Callable[[int], object] = int
-) -> list[dict[str, Any]]:
+def detect_on_scenes(heads: nn.Module, detector: SharedDetector, scenes: int) -> list[dict[str, Any]]:
     """COCO results of the first ``scenes`` held-out scenes; RLE counts as text, ready for JSON."""
     heads.eval()
     results = []
@@ -169,7 +155,6 @@ def detect_on_scenes(
             probabilities, frame = masked.pred_masks[:, 0], masked.pred_boxes.tensor
             masks = paste_masks_in_image(probabilities, frame, scene.size_hw, MASK_THRESHOLD)
             results += coco_results(index, masks.numpy(), masked.scores.numpy(), masked.pred_classes.numpy())
-        progress(index + 1)
     for result in results:
         packed = result["segmentation"]
         result["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}

@@ -1,21 +1,25 @@
-"""The plain control: each finetuning from the one before, without weights and without replay."""
+"""The plain control starts each finetuning from the one before; what a rehearsed project has to wait for."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from backend.devtools.rehearsal.controls import plain_finetunings
 from backend.devtools.rehearsal.plan import Plan, finetuning
+from backend.devtools.rehearsal.project import RehearsedProject
+from backend.devtools.rehearsal.scenario import plain_finetunings
 from backend.errors import ServiceError
 from backend.learning.steps import step_command
+from backend.versions.served_model import ServedModel
 from training.finetune.settings import FinetuneSettings
 from training.synthetic.shifted import SHIFTED_CLASSES
 
 pytestmark = pytest.mark.service
-COMMAND = "backend.devtools.rehearsal.controls.step_command"
+COMMAND = "backend.devtools.rehearsal.scenario.step_command"
 
 # A finetuning that says how far it is, and takes its time.
 MAKE = """
@@ -36,11 +40,10 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
         return [sys.executable, "-c", MAKE, str(request["out"]), "0"]
 
     monkeypatch.setattr(COMMAND, command)
-    monkeypatch.setattr("backend.devtools.rehearsal.controls.TICK_S", 0.1)
     snapshots = [tmp_path / "one", tmp_path / "two"]
     made = plain_finetunings(tmp_path / "base", snapshots, SHIFTED_CLASSES, tmp_path / "plain", Plan(), said.append)
     assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
-    assert "control, plain finetuning: round 2 of 2, training 3/8" in said
+    assert "plain finetuning 2, training 3/8" in said
     assert asked[0]["active"] == str(tmp_path / "base")
     assert asked[1]["active"] == str(made[0])
     for request, snapshot in zip(asked, snapshots, strict=True):
@@ -64,3 +67,18 @@ def test_a_finetuning_has_one_length(wishes, length):
     fields = finetuning(192, wishes)
     assert {name: fields[name] for name in ("epochs", "iterations") if name in fields} == length
     FinetuneSettings(**fields)
+
+
+@dataclass
+class Labelled:
+    classes: tuple[str, ...]
+
+
+@pytest.mark.parametrize(
+    ("classes", "is_known"), [(("balloon",), False), (("balloon", "Ring  spanner"), True), (("key",), True)]
+)
+def test_a_model_that_knows_no_label_has_nothing_to_wait_for(classes, is_known):
+    """Such a project's requests for predictions are refused; a rehearsal would wait an hour for them."""
+    model = ServedModel(Path("model"), "base", "base-1", ("key", "ring spanner"), "")
+    project = RehearsedProject(stage=None, material=Labelled(classes), report=print)
+    assert project.is_known_to(model) is is_known

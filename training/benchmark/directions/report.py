@@ -14,19 +14,10 @@ from typing import Any
 import numpy as np
 
 from model.checkpoints.checkpoint import load_checkpoint
-from training.benchmark.ablations.plan import (
-    LEFT_OUT,
-    Comparison,
-    Setting,
-    compared_rows,
-    comparisons,
-    measured_config,
-    name_of,
-    result_file,
-    variant_config,
-)
-from training.benchmark.ablations.shared_detector import LEAST_SCORE, SharedDetector
+from training.benchmark.directions.run import Setting, compared_rows, tasks
+from training.benchmark.directions.shared_detector import LEAST_SCORE
 from training.benchmark.report import markdown_table, write_report
+from training.benchmark.tables import TABLES
 from training.evaluation.coco_format import TruthBuilder
 from training.metrics.bootstrap import (
     CONFIDENCE,
@@ -39,22 +30,17 @@ from training.metrics.bootstrap import (
 
 RATIO = 0.02
 RESAMPLES = 1000
-ABLATION_COLUMNS = {"mask": "AP", "boundary": "APB"}  # of the paper's tables
+PAPER_COLUMNS = {"mask": "AP", "boundary": "APB"}
+Measured = dict[tuple[int, str], dict[str, np.ndarray]]
 
 
-def build_ablation_report(setting: Setting, steps: int, seeds: int) -> dict[str, Any]:
-    """Build the report of the first ``seeds`` complete seeds; ``setting.seeds`` were asked for."""
-    measured = _measured(setting, steps, seeds)
-    claims = [_claim(comparison, measured) for comparison in comparisons(setting.tables)]
-    rows = [
-        {"table": number, "row": key, **{kind: values[kind][:, 0].tolist() for kind in MASK_KINDS}}
-        for (number, key), values in measured.items()
-    ]
+def build_directions_report(setting: Setting) -> dict[str, Any]:
+    """Build the report of a finished run."""
+    measured = _measured(setting)
     figures = {
         "tables": list(setting.tables),
-        "seeds": seeds,
-        "seeds_asked_for": setting.seeds,
-        "steps": steps,
+        "seeds": setting.seeds,
+        "steps": setting.steps,
         "training_scenes": setting.scenes,
         "images": setting.images,
         "detector": load_checkpoint(setting.weights).metadata["version"],
@@ -64,62 +50,52 @@ def build_ablation_report(setting: Setting, steps: int, seeds: int) -> dict[str,
         "load_average": list(os.getloadavg()),
         "processes": setting.processes,
     }
-    left_out = [
-        {"table": number, "row": key, "why": why} for (number, key), why in LEFT_OUT.items() if number in setting.tables
-    ]
-    return {"setting": figures, "claims": claims, "rows": rows, "left_out": left_out}
+    return {
+        "setting": figures,
+        "claims": [
+            _claim(number, first, second, measured)
+            for number in setting.tables
+            for first, second in TABLES[number].claims
+        ],
+        "rows": [
+            {"table": number, "row": key, **{kind: values[kind][:, 0].tolist() for kind in MASK_KINDS}}
+            for (number, key), values in measured.items()
+        ],
+        "left_out": [
+            {"table": number, "row": key, "why": why}
+            for number in setting.tables
+            for key, why in TABLES[number].apart.items()
+        ],
+    }
 
 
-def _measured(setting: Setting, steps: int, seeds: int) -> dict[tuple[int, str], dict[str, np.ndarray]]:
+def _measured(setting: Setting) -> Measured:
     """By (table, row): AP in points of "mask" and "boundary", (S, 1 + B) each."""
-    dataset = _truth(setting)
-    weights = image_weights(setting.images, RESAMPLES)
-    names = _names(setting, steps)
-    known: dict[str, dict[str, np.ndarray]] = {}
-    for of_row in names.values():
-        for name in of_row[:seeds]:
-            if name not in known:
-                results = json.loads(result_file(setting, name).read_text())["found"]
-                known[name] = resampled_ap(dataset, results, weights, ratio=RATIO)
-    return {
-        place: {kind: np.stack([known[name][kind] for name in of_row[:seeds]]) for kind in MASK_KINDS}
-        for place, of_row in names.items()
-    }
-
-
-def _names(setting: Setting, steps: int) -> dict[tuple[int, str], list[str]]:
-    """By (table, row) the measurement of each seed; rows of several tables may be one."""
-    detector = load_checkpoint(setting.weights).cfg
-    return {
-        (table.number, row.key): [
-            name_of(measured_config(variant_config(detector, table.number, row.key, iterations=steps, seed=seed), row))
-            for seed in range(setting.seeds)
-        ]
-        for table, row in compared_rows(setting.tables)
-    }
-
-
-def _truth(setting: Setting) -> dict[str, Any]:
-    detector = SharedDetector(setting.weights, setting.folder / "shared")
+    detector = setting.detector()
     builder, scenes = TruthBuilder(detector.class_names), detector.scenes("val")
     for index in range(setting.images):
         builder.add(scenes[index])
-    dataset: dict[str, Any] = builder.build().dataset
-    return dataset
-
-
-def _claim(comparison: Comparison, measured: dict[tuple[int, str], dict[str, np.ndarray]]) -> dict[str, Any]:
-    number = comparison.table.number
-    first, second = measured[number, comparison.first.key], measured[number, comparison.second.key]
-    claim: dict[str, Any] = {
-        "table": number,
-        "first": comparison.first.key,
-        "second": comparison.second.key,
-        "names": [comparison.first.name, comparison.second.name],
+    truth, weights = builder.build().dataset, image_weights(setting.images, RESAMPLES)
+    by_row: dict[tuple[int, str], list[dict[str, np.ndarray]]] = {}
+    for task in tasks(setting):
+        for name, places in task.measured.items():
+            results = json.loads(setting.result_file(name).read_text())
+            ap = resampled_ap(truth, results, weights, ratio=RATIO)
+            for place in places:
+                by_row.setdefault(place, []).append(ap)
+    return {
+        (number, row.key): {kind: np.stack([ap[kind] for ap in by_row[number, row.key]]) for kind in MASK_KINDS}
+        for number, row in compared_rows(setting.tables)
     }
+
+
+def _claim(number: int, first: str, second: str, measured: Measured) -> dict[str, Any]:
+    rows = [TABLES[number].row(key) for key in (first, second)]
+    claim: dict[str, Any] = {"table": number, "first": first, "second": second, "names": [row.name for row in rows]}
     for kind in MASK_KINDS:
-        expected = comparison.expected(ABLATION_COLUMNS[kind])
-        change = paired_difference(first[kind], second[kind])
+        figures = [row.paper.get(PAPER_COLUMNS[kind]) for row in rows]
+        expected = None if None in figures else figures[1] - figures[0]  # type: ignore[operator]
+        change = paired_difference(measured[number, first][kind], measured[number, second][kind])
         claim[kind] = {"paper": expected, **change.as_dict(), "verdict": verdict(change, expected)}
     return claim
 
@@ -133,14 +109,14 @@ def verdict(difference: Difference, expected: float | None) -> str:
     return "as in the paper" if difference.mean * expected > 0 else "against the paper"
 
 
-def ablation_report_markdown(report: dict[str, Any]) -> str:
+def directions_report_markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     facts = report["setting"]
     lines = [
         f"# Directions of Tables {', '.join(map(str, facts['tables']))} at miniature scale",
         "",
         f"One frozen detector (`{facts['detector']}`); mask heads alone are trained, each {facts['steps']} steps on "
-        f"the same {facts['training_scenes']} generated scenes, {facts['seeds']} of {facts['seeds_asked_for']} seeds, "
+        f"the same {facts['training_scenes']} generated scenes, {facts['seeds']} seeds, "
         f"masks of half the paper's side. Measured on {facts['images']} held-out scenes, detections from score "
         f"{LEAST_SCORE} on, the same for every row. Points of AP say nothing about COCO; "
         "signs and their certainty are what counts. So short a training needs a refinement that begins with the coarse "
@@ -154,7 +130,11 @@ def ablation_report_markdown(report: dict[str, Any]) -> str:
         *markdown_table(
             ["table", "first", "second", "mask AP", "", "boundary AP", ""],
             (
-                [claim["table"], *claim["names"], *(f(claim[kind]) for kind in MASK_KINDS for f in (_cell, _verdict))]
+                [
+                    claim["table"],
+                    *claim["names"],
+                    *(cell for kind in MASK_KINDS for cell in (_cell(claim[kind]), claim[kind]["verdict"])),
+                ]
                 for claim in report["claims"]
             ),
         ),
@@ -191,13 +171,9 @@ def _cell(change: dict[str, Any]) -> str:
     return f"{paper} / **{change['mean']:+.2f}** [{change['low']:+.2f}, {change['high']:+.2f}]"
 
 
-def _verdict(change: dict[str, Any]) -> str:
-    return str(change["verdict"])
-
-
-def write_ablation_report(folder: Path, report: dict[str, Any]) -> list[Path]:
+def write_directions_report(folder: Path, report: dict[str, Any]) -> list[Path]:
     """Write report.json, report.md and directions.png; return their paths."""
     from training.visualization.charts import draw_differences
 
     picture = draw_differences(report["claims"], MASK_KINDS, folder / "directions.png")
-    return write_report(folder, report, ablation_report_markdown(report), [picture])
+    return write_report(folder, report, directions_report_markdown(report), [picture])
