@@ -228,7 +228,7 @@ def scenes(
     \b
     Example: transfiner scenes --split demo --count 12 --out scenes/ --sheet scenes/sheet.png
     """
-    from training.synthetic.files import write_scenes
+    from training.synthetic.scenes import write_scenes
 
     written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
     outcome = {"images": len(written.images), "instances": written.instances, "annotations": str(written.annotations)}

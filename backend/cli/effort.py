@@ -123,7 +123,7 @@ def compare_effort(
     \b
     Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
     """
-    from training.snapshots.work_order import compare_orders, draw_orders
+    from backend.learning.annotation_cost import compare_orders, draw_orders
 
     measured, name = _measured(weights, snapshot, folds, set_name, names, count, shown_from, device, threads)
     expected, origin = _expected(measured, weights)

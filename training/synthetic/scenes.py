@@ -1,14 +1,20 @@
 """Generated scenes: overlapping thin and jagged objects with exact visible masks, from a seed alone.
 
-The same seed gives the same scene, pixel for pixel. The splits use disjoint ranges of seeds (`scene_seed`).
+The same seed gives the same scene, pixel for pixel. The splits use disjoint ranges of seeds (`scene_seed`). As files
+scenes are PNG images and one COCO annotation file.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+from pycocotools import mask as rle
 
 from training.synthetic.backgrounds import background, noise
 from training.synthetic.rendering import Sprite, draw_sprite, random_sprite
@@ -147,3 +153,48 @@ def _tinted(scene: Scene) -> np.ndarray:
     for _, mask in scene.instances:
         picture[mask] = picture[mask] * 0.45 + rng.uniform(60, 255, 3) * 0.55
     return picture.astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenScenes:
+    """What lies on the disk: image files, their annotation file, and how many objects it lists."""
+
+    images: tuple[Path, ...]
+    annotations: Path
+    instances: int
+
+
+def write_scenes(
+    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288, sheet: Path | None = None
+) -> WrittenScenes:
+    """Write scenes into ``folder/images`` and ``folder/instances.json``; optionally a contact sheet PNG."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    drawn: list[Scene] = []
+    images: list[Path] = []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in indices:
+        scene = generate_scene(scene_seed(split, index), width=width, height=height)
+        path = folder / "images" / f"{split}-{index:06d}.png"
+        Image.fromarray(scene.image).save(path)
+        images.append(path)
+        records.append({"id": index, "file_name": path.name, "height": height, "width": width})
+        annotations += [_annotation(index, label, mask) for label, mask in scene.instances]
+        if sheet is not None:
+            drawn.append(scene)
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": records, "annotations": annotations, "categories": categories}))
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        scene_contact_sheet(drawn).save(sheet)
+    return WrittenScenes(tuple(images), path, len(annotations))
+
+
+def _annotation(image_id: int, label: str, mask_hw: np.ndarray) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    segmentation = {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+    measures = {"area": int(rle.area(encoded)), "bbox": rle.toBbox(encoded).tolist(), "iscrowd": 0}
+    return {"image_id": image_id, "category_id": CLASSES.index(label) + 1, "segmentation": segmentation} | measures

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.datasets import open_set
-from training.synthetic.files import write_scenes
+from training.synthetic.scenes import write_scenes
 
 SIZE = {"width": 128, "height": 96}
 

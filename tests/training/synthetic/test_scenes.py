@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from training.synthetic.files import write_scenes
-from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_contact_sheet, scene_seed
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_contact_sheet, scene_seed, write_scenes
 from training.synthetic.shapes import SHAPES
 
 SIZE = {"width": 160, "height": 120}
