@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
+from backend.cli.polygons import aligned, draw_polygons, read_masks
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.cli.polygons import aligned, draw_polygons, read_masks
 from backend.devtools.simulated_edits import opencv
 from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
 from integration.polygons.hausdorff import deviation_px
@@ -191,7 +191,8 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
         draw,
         0,
         title,
-        f"{vertices} vertices   IoU {iou(mask_hw, polygons_to_mask(polygons, *window[:1:-1])):.3f}   Hausdorff {distance:.2f} px",
+        f"{vertices} vertices   IoU {iou(mask_hw, polygons_to_mask(polygons, *window[:1:-1])):.3f}   "
+        f"Hausdorff {distance:.2f} px",
     )
     panel.paste(above, (0, text_height))
     _write(
