@@ -181,6 +181,6 @@ def read_progress(path: Path) -> RunProgress | None:
     except FileNotFoundError:
         return None
     try:
-        return RunProgress(**facts)
-    except TypeError as error:
+        return RunProgress(**facts | {"curve": tuple((step, loss) for step, loss in facts.get("curve", ()))})
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not the progress of a run: {error}; remove the file") from error
