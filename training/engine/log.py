@@ -1,8 +1,7 @@
 """What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
 
-Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``.
-
-How far a training run is, as a file that pages and other programs read while it runs. Needs no torch.
+Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``, and
+``progress.json``, which pages and other programs read. Needs no torch.
 """
 
 from __future__ import annotations
