@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
-from backend.cli.polygons import aligned, draw_polygons, read_masks
+from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from PIL import Image, ImageDraw, ImageFont
 
 from backend.devtools.simulated_edits import opencv
