@@ -21,11 +21,13 @@ from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance
 
 if TYPE_CHECKING:
-    from model.prompts.predictor import PromptPredictor
+    from model.prompts.predictor import PromptedImage, PromptPredictor
 
 log = logging.getLogger(__name__)
 #: Pixels of decoded images that are kept for the next prompt on them.
 KEPT_BYTES = 256 << 20
+#: Images whose last answer is kept, so that the next click need not answer those before it again.
+KEPT_ANSWERS = 8
 #: Side of the image that a fresh model is tried on.
 VIEW_PX = 64
 
@@ -43,6 +45,7 @@ class PromptRunner:
         self._predictor: PromptPredictor | None = None
         self._lock = threading.Lock()
         self._images: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._prompted: OrderedDict[tuple[str, str], PromptedImage] = OrderedDict()
 
     @property
     def precision(self) -> str:
@@ -63,7 +66,12 @@ class PromptRunner:
             prompt = Prompt(**vars(prompt_in_pixels(fields, image_rgb.shape[:2])))
         except (ValueError, KeyError) as error:
             raise TaskError(f"The prompt cannot be used: {error}.", "Draw a box or click into the object.") from error
-        return replace(predictor.image(image_rgb).prompt(prompt), label=fields["label"])
+        prompted = self._prompted.get((job.project, job.image))
+        if prompted is None or prompted.image_rgb is not image_rgb or prompted.predictor is not predictor:
+            prompted = self._prompted[job.project, job.image] = predictor.image(image_rgb)
+            while len(self._prompted) > KEPT_ANSWERS:
+                self._prompted.popitem(last=False)
+        return replace(prompted.prompt(prompt), label=fields["label"])
 
     def remembered(self, job: PredictionJob) -> np.ndarray | None:
         """The decoded image of a job that was prompted before."""

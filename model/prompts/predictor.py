@@ -1,7 +1,7 @@
 """The predictor of prompts: a box, clicks or an earlier mask of an image in, one object out.
 
-Every prompt looks at a view of its own, so what is kept of an image is its pixels: a prompt costs the same whether it
-is the first or the tenth, and as much on a photograph of 40 megapixels as on a small one.
+Every prompt looks at a view of its own, so what is kept of an image is its pixels and the last answer: a prompt costs
+the same whether it is the first or the tenth, and as much on a photograph of 40 megapixels as on a small one.
 
 Shape shorthand: V views, H x W an image's size in pixels.
 """
@@ -9,20 +9,33 @@ Shape shorthand: V views, H x W an image's size in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_dilation
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
 from model.instance import Instance
 from model.precision import choose_precision, to_bf16
 from model.predictor import choose_device
-from model.prompts.answers import Prompt, as_instance, first_view, look, nearer_view
+from model.prompts.answers import (
+    FINER,
+    Prompt,
+    as_instance,
+    cells_within,
+    changed_part,
+    first_view,
+    look,
+    mask_of_view,
+    nearer_view,
+    prompt_steps,
+    view_of_change,
+)
 from model.prompts.network import PromptNetwork
-from model.prompts.views import View
+from model.prompts.views import View, resampled
 
 #: Where the promptable network's weights lie in a checkpoint that has a detector, too.
 PREFIX = "prompts."
@@ -80,39 +93,82 @@ class PromptPredictor:
 
 @dataclass(slots=True)
 class PromptedImage:
-    """One image and the predictor that looks at it."""
+    """One image and the predictor that looks at it; remembers the answer to the last prompt for the next click."""
 
     predictor: PromptPredictor
     image_rgb: np.ndarray
+    _last: tuple[Prompt, Instance] | None = None
 
-    def prompt(self, prompt: Prompt, *, refine: bool = True) -> Instance:
-        """The object that a prompt means; never empty: where nothing is likely, the likeliest part of the view."""
+    def prompt(self, prompt: Prompt) -> Instance:
+        """The object that a prompt means; never empty: where nothing is likely, the likeliest part of the view.
+
+        Clicks are answered in their order, each with the mask that those before it gave, as the network learned it.
+        """
+        steps = prompt_steps(prompt)
+        answer: Instance | None = None
+        if self._last is not None and self._last[0] in steps:
+            earlier, answer = self._last
+            steps = steps[steps.index(earlier) + 1 :]
+        for step in steps:
+            answer = self._answer(step, answer)
+        assert answer is not None
+        self._last = (prompt, answer)
+        return answer
+
+    def _answer(self, prompt: Prompt, before: Instance | None) -> Instance:
         shape_hw = self.image_rgb.shape[:2]
-        view = first_view(prompt, shape_hw)
-        values, scores = self._look([view], [prompt], refine)
-        if prompt.box_xyxy is None and prompt.mask_hw is None:
-            nearer = nearer_view(view, values[0], prompt)
+        mask_hw = prompt.mask_hw if before is None else before.mask_hw
+        view = first_view(replace(prompt, mask_hw=mask_hw), shape_hw)
+        values, score = self._look(view, replace(prompt, mask_hw=mask_hw))
+        if prompt.box_xyxy is None and mask_hw is None:
+            nearer = nearer_view(view, values, prompt)
             if nearer is not None:
-                seen = Prompt(points=prompt.points, mask_hw=view.to_image(values[0], shape_hw) >= 0.5)
+                mask_hw = view.to_image(values, shape_hw) >= 0.5
                 view = nearer
-                values, scores = self._look([view], [seen], refine)
-        return as_instance(view, values[0], float(scores[0]), prompt, shape_hw)
+                values, score = self._look(view, replace(prompt, mask_hw=mask_hw))
+        if before is not None:
+            values = self._corrected(prompt, before, view, values)
+        return as_instance(view, values, score, prompt, shape_hw)
 
-    def prompt_boxes(
-        self, boxes_xyxy: Sequence[tuple[float, float, float, float]], *, refine: bool = True
-    ) -> list[Instance]:
+    def _corrected(self, prompt: Prompt, before: Instance, view: View, values: np.ndarray) -> np.ndarray:
+        """Probabilities after a click: those before it but in the part that it changed, a small one seen from nearer.
+
+        The nearer view is that of FocusCut (Lin et al., 2022), the part that of FocalClick (Chen et al., 2022).
+        """
+        side, point = FINER * values.shape[0], prompt.points[-1]
+        column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
+        if before.probabilities is None or not (0 <= column < side and 0 <= row < side):
+            return values
+        values = resampled(values, view.box_xyxy, view.box_xyxy, (side, side))
+        known = before.probabilities
+        earlier = resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
+        part = changed_part(values, earlier, (row, column))
+        nearer = view_of_change(view, part, point)
+        if nearer is not None:
+            base = earlier if part is None else values
+            mask_hw = mask_of_view(view, base, self.image_rgb.shape[:2])
+            seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw))
+            seen = resampled(seen, nearer.box_xyxy, view.box_xyxy, (side, side))
+            values = np.where(cells_within(view, nearer.box_xyxy, side), seen, base)
+            part = changed_part(values, earlier, (row, column))
+        if part is None:
+            return earlier
+        # The rim of the change, too, or the outline would be cut in steps there.
+        return np.where(binary_dilation(part, iterations=FINER), values, earlier)
+
+    def _look(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
+        values, _, scores = self.predictor.look(self.image_rgb, [view], [prompt])
+        return values[0], float(scores[0])
+
+    def prompt_boxes(self, boxes_xyxy: Sequence[tuple[float, float, float, float]]) -> list[Instance]:
         """The objects in several boxes, such as a detector's."""
-        if not len(boxes_xyxy):
-            return []
         prompts = [Prompt(box_xyxy=box) for box in boxes_xyxy]
         shape_hw = self.image_rgb.shape[:2]
         views = [first_view(prompt, shape_hw) for prompt in prompts]
-        values, scores = self._look(views, prompts, refine)
+        if not views:
+            return []
+        values, _, scores = self.predictor.look(self.image_rgb, views, prompts)
         return [
             as_instance(view, value, float(score), prompt, shape_hw)
             for view, value, score, prompt in zip(views, values, scores, prompts, strict=True)
         ]
-
-    def _look(self, views: Sequence[View], prompts: Sequence[Prompt], refine: bool) -> tuple[np.ndarray, np.ndarray]:
-        refined, coarse, scores = self.predictor.look(self.image_rgb, views, prompts)
-        return refined if refine else coarse, scores

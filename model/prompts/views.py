@@ -34,7 +34,7 @@ class View:
         return (np.asarray(points_xy, float) - (x0, y0)) * (self.side / (x1 - x0), self.side / (y1 - y0))
 
     def pixels(self, image: np.ndarray, fill: tuple[int, ...] | int = OUTSIDE_RGB) -> np.ndarray:
-        """The window of a uint8 H x W (x 3) image, side x side."""
+        """The window of a uint8 H x W (x 3) image, or of a bool H x W mask as 0 to 255, side x side."""
         x0, y0, x1, y1 = self.box_xyxy
         height, width = image.shape[:2]
         left, top, right, bottom = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
@@ -44,7 +44,10 @@ class View:
         if right - left > 0 and bottom - top > 0 and u1 > u0 and v1 > v0:
             # Crop first: Pillow would convert the whole picture for each view.
             a, b, c, d = int(left), int(top), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-            part = Image.fromarray(np.ascontiguousarray(image[b:d, a:c]))
+            cropped = image[b:d, a:c]
+            part = Image.fromarray(
+                np.ascontiguousarray(cropped if image.dtype == np.uint8 else cropped * np.uint8(255))
+            )
             box = (left - a, top - b, right - a, bottom - b)
             whole.paste(part.resize((u1 - u0, v1 - v0), Image.Resampling.BILINEAR, box=box), (u0, v0))
         return np.asarray(whole)
@@ -56,17 +59,26 @@ class View:
         a, b = max(int(np.floor(x0)), 0), max(int(np.floor(y0)), 0)
         c, d = min(int(np.ceil(x1)), width), min(int(np.ceil(y1)), height)
         out = np.zeros(shape_hw, np.float32)
-        if c <= a or d <= b:
-            return out
-        sx, sy = values.shape[1] / (x1 - x0), values.shape[0] / (y1 - y0)
-        part = Image.fromarray(np.asarray(values, np.float32)).transform(
-            (c - a, d - b),
-            Image.Transform.AFFINE,
-            (1 / 1 * sx, 0, (a - x0) * sx, 0, sy, (b - y0) * sy),
-            Image.Resampling.BILINEAR,
-        )
-        out[b:d, a:c] = np.asarray(part)
+        if c > a and d > b:
+            out[b:d, a:c] = resampled(values, self.box_xyxy, (a, b, c, d), (d - b, c - a))
         return out
+
+
+def resampled(
+    values: np.ndarray, from_xyxy: Sequence[float], to_xyxy: Sequence[float], shape_hw: tuple[int, int]
+) -> np.ndarray:
+    """Float values that fill one window of an image as float32 of this shape that fill another, bilinear, else 0."""
+    x0, y0, x1, y1 = from_xyxy
+    left, top, right, bottom = to_xyxy
+    sx, sy = values.shape[1] / (x1 - x0), values.shape[0] / (y1 - y0)
+    step_x, step_y = (right - left) / shape_hw[1], (bottom - top) / shape_hw[0]
+    transformed = Image.fromarray(np.asarray(values, np.float32)).transform(
+        (shape_hw[1], shape_hw[0]),
+        Image.Transform.AFFINE,
+        (sx * step_x, 0, (left - x0) * sx, 0, sy * step_y, (top - y0) * sy),
+        Image.Resampling.BILINEAR,
+    )
+    return np.array(transformed)  # a copy that torch may have
 
 
 def view_of_box(box_xyxy: Sequence[float], side: int, margin: float = MARGIN) -> View:

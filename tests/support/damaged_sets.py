@@ -23,11 +23,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from backend.cli.snapshot import read_rows
+from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
-from backend.learning.snapshot.builder import Labelling, SnapshotSettings
-from backend.learning.snapshot.images import ImageFolder
-from backend.learning.snapshot.take import freeze_tasks
+from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
+from backend.learning.task_images import ImageFolder
 from training.datasets import Sample, open_set, usable_samples
 from training.snapshots.format import SnapshotObject
 from training.snapshots.samples import SnapshotSamples

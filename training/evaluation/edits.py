@@ -39,7 +39,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 from model.instance import iou_matrix
-from training.snapshots.outline_distance import compare_outlines
+from training.metrics.outline_distance import compare_outlines
 
 KEY_S, POINT_S, PRESS_S, THINK_S = 0.2, 1.1, 0.1, 1.35
 _CLICK_S = POINT_S + 2 * PRESS_S

@@ -5,7 +5,6 @@ Both networks see every image in turn, so what slows the machine slows both.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
-from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.checkpoints.metadata import read_metadata, update_metadata
 from model.files import write_text
 from model.instance import iou_matrix
 from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
@@ -128,8 +127,7 @@ def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, co
     """Write the outcome into the checkpoint's metadata, where `auto` looks for it, and into its card."""
     metadata = read_metadata(directory)
     measured = {"digest": metadata.get("digest"), "set": set_name, **outcome}
-    text = json.dumps({**metadata, "bf16": measured}, indent=2, ensure_ascii=False) + "\n"
-    write_text(directory / METADATA_FILE, text)
+    update_metadata(directory, {"bf16": measured})
     card = directory / CARD_FILE
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
     start = before.find(f"\n{_SECTION}\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from model.prompts.answers import Prompt
+from model.prompts.answers import Prompt, as_instance, first_view
 from model.prompts.predictor import PromptedImage, PromptPredictor
 from training.metrics.boundary import boundary_mask
 from training.prompts.clicks import next_click
@@ -89,12 +89,15 @@ def measure_boxes(
         image = objects.images[item.image]
         truth, prompted = item.mask(), predictor.image(image)
         moved = _inside(jittered_box(item.box_xyxy, jitter, rng), image.shape[:2])
+        prompt = Prompt(box_xyxy=item.box_xyxy)
+        view = first_view(prompt, image.shape[:2])
         started = time.perf_counter()
-        refined = prompted.prompt(Prompt(box_xyxy=item.box_xyxy)).mask_hw
+        refined, coarse, scores = predictor.look(image, [view], [prompt])
+        instance = as_instance(view, refined[0], float(scores[0]), prompt, image.shape[:2])
         figures.seconds.append(time.perf_counter() - started)
         figures.areas.append(float(truth.sum()))
-        figures.add("refined", truth, refined)
-        figures.add("coarse", truth, prompted.prompt(Prompt(box_xyxy=item.box_xyxy), refine=False).mask_hw)
+        figures.add("refined", truth, instance.mask_hw)
+        figures.add("coarse", truth, as_instance(view, coarse[0], 1.0, prompt, image.shape[:2]).mask_hw)
         figures.add("jittered", truth, prompted.prompt(Prompt(box_xyxy=moved)).mask_hw)
         figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
         if with_grabcut:
@@ -121,7 +124,7 @@ def clicks_needed(
             break
         points.append(click)
         started = time.perf_counter()
-        guess = prompted.prompt(Prompt(points=tuple(points), mask_hw=guess if count > 1 else None)).mask_hw
+        guess = prompted.prompt(Prompt(points=tuple(points))).mask_hw
         seconds.append(time.perf_counter() - started)
         iou = overlap(truth, guess)
         for target in targets:

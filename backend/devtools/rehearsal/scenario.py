@@ -22,13 +22,12 @@ from backend.devtools.rehearsal.project import (
 from backend.devtools.rehearsal.report import rank_correlations
 from backend.errors import ServiceError
 from backend.learning.round import CHECKPOINT
-from backend.learning.steps import PROGRESS_FILE, FinetuneRequest, Steps, read_json, run_child
+from backend.learning.steps import FINETUNE, PROGRESS_FILE, read_json, run_child, step_command
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
 from training.registry import Registry
 
-FINETUNING = "finetune"
 # Fields of FinetuneSettings that make every region and every pixel count the same.
 PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
@@ -210,7 +209,7 @@ def plain_finetunings(
     for number, snapshot in enumerate(snapshots, 1):
         out = (folder / f"plain-{number}").absolute()
         parent = made[-1] if made else model.absolute()
-        work = FinetuneRequest(parent, snapshot.absolute(), out, f"plain-{number}", tuple(classes))
+        request = {"active": parent, "snapshot": snapshot.absolute(), "out": out, "classes": classes, "replay": []}
         report(f"control, plain finetuning: round {number} of {len(snapshots)}")
         progress: dict[str, Any] = {}
 
@@ -220,9 +219,9 @@ def plain_finetunings(
                 progress.update(now)
                 report(f"plain finetuning {number}, {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
 
-        ended = run_child(Steps(settings).finetune_command(work), out, FINETUNING, look=look, stop_because=lambda: "")
+        ended = run_child(step_command(settings, FINETUNE, request), out, FINETUNE, look=look, stop_because=lambda: "")
         if ended.code:
-            raise ServiceError(f"The plain finetuning failed with {ended.code}.", f"See {out / FINETUNING}.log.")
+            raise ServiceError(f"The plain finetuning failed with {ended.code}.", f"See {out / FINETUNE}.log.")
         made.append(out / CHECKPOINT)
     return made
 

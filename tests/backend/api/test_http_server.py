@@ -15,7 +15,7 @@ import requests
 from pydantic import SecretStr
 
 from backend.api import http_server
-from backend.cli.serve import serve_http
+from backend.cli.operate.serve import serve_http
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import die_with_parent
 from tests.support.service import ROOT, wait_until

@@ -229,7 +229,7 @@ def test_the_api_image_has_no_torch_and_needs_none(tmp_path: Path) -> None:
     assert not locked(lock) & {"torch", "torchvision", "scipy", "scikit-image", "matplotlib", "pycocotools"}
     question = """
 import sys
-from backend.cli.serve import serve_http
+from backend.cli.operate.serve import serve_http
 from backend.api.http_server import HttpServer
 from backend.api.app import create_app
 from backend.settings import Settings
@@ -255,7 +255,7 @@ def test_the_api_image_starts_the_api():
 def test_a_worker_s_probe(settings, redis):
     from click.testing import CliRunner
 
-    from backend.cli.serve import worker_alive
+    from backend.cli.operate.serve import worker_alive
 
     def probe(*options: str) -> int:
         return CliRunner().invoke(worker_alive, [*options]).exit_code

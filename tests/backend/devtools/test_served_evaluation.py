@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from backend.cli.evaluate import evaluate
+from backend.cli.train.evaluate import evaluate
 from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
 from backend.devtools.served_evaluation.evaluation import (
     LabelError,

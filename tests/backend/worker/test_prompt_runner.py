@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from backend.worker.oom_fallback import PredictedImage
 from backend.worker.postprocess import prediction_of_prompt
-from backend.worker.prompt_runner import PromptRunner
+from backend.worker.prompt_runner import KEPT_ANSWERS, PromptRunner
 
 CONFIG = """<View><Image name="image" value="$image"/><{tag} name="shape" toName="image">
 <Label value="leaf"/><Label value="balloon"/></{tag}></View>"""
@@ -47,3 +49,17 @@ def test_images_are_remembered(runner: PromptRunner) -> None:
     assert runner.remembered(job) is None
     runner.remember(job, disc())
     assert runner.remembered(job) is not None
+
+
+def test_the_last_answers_are_remembered_for_the_next_click(runner: PromptRunner) -> None:
+    fields = {"box_pct": [26, 18, 74, 82], "points_pct": [], "drawing": None, "label": "leaf", "region": "r"}
+    version, image = runner._load(runner.settings).version, disc()
+    jobs = [PredictionJob("7", {"id": 1}, f"{number}.png", "", version, prompt=fields) for number in range(12)]
+    for job in jobs:
+        runner.answer(job, image)
+    prompted = runner._prompted["7", "11.png"]
+    assert len(runner._prompted) == KEPT_ANSWERS
+    runner.answer(replace(jobs[11], prompt={**fields, "points_pct": [[50, 50, True]]}), image)
+    assert runner._prompted["7", "11.png"] is prompted
+    runner.answer(jobs[11], disc())
+    assert runner._prompted["7", "11.png"] is not prompted, "another image"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from backend.cli.benchmark import benchmark
+from backend.cli.research.benchmark import benchmark
 from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_network
 from training.benchmark.directions import shared_detector as shared

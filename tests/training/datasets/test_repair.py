@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from backend.cli.data import data
+from backend.cli.train.data import data
 from tests.support.damaged_sets import DAMAGES, write_set
 from tests.training.datasets.test_coco_records import VALID, opened
 from training.datasets import CocoSet, open_set, usable_samples

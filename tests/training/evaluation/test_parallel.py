@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.miniature import write_miniature
 from tests.support.perturbed_truth import perturb_truth
-from training.datasets.miniature import write_miniature
 from training.evaluation.score import score
 from training.metrics import coco as pairs
 from training.metrics.coco import coco_ap

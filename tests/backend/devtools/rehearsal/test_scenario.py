@@ -13,12 +13,13 @@ from backend.devtools.rehearsal.plan import Plan, finetuning
 from backend.devtools.rehearsal.project import RehearsedProject
 from backend.devtools.rehearsal.scenario import plain_finetunings
 from backend.errors import ServiceError
-from backend.learning.steps import Steps
+from backend.learning.steps import step_command
 from backend.versions.served_model import ServedModel
 from training.finetune.settings import FinetuneSettings
 from training.synthetic.shifted import SHIFTED_CLASSES
 
 pytestmark = pytest.mark.service
+COMMAND = "backend.devtools.rehearsal.scenario.step_command"
 
 # A finetuning that says how far it is, and takes its time.
 MAKE = """
@@ -33,13 +34,12 @@ sys.exit(int(sys.argv[2]))
 
 def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
     asked, said = [], []
-    real = Steps.finetune_command
 
-    def command(self, work):
-        asked.append(json.loads(real(self, work)[-1]))
-        return [sys.executable, "-c", MAKE, str(work.out), "0"]
+    def command(settings, step, request):
+        asked.append(json.loads(step_command(settings, step, request)[-1]))
+        return [sys.executable, "-c", MAKE, str(request["out"]), "0"]
 
-    monkeypatch.setattr(Steps, "finetune_command", command)
+    monkeypatch.setattr(COMMAND, command)
     snapshots = [tmp_path / "one", tmp_path / "two"]
     made = plain_finetunings(tmp_path / "base", snapshots, SHIFTED_CLASSES, tmp_path / "plain", Plan(), said.append)
     assert [path.parent.name for path in made] == ["plain-1", "plain-2"]
@@ -50,12 +50,12 @@ def test_each_starts_from_the_one_before(tmp_path, monkeypatch):
         assert request["snapshot"] == str(snapshot)
         assert request["replay"] == []
         assert request["classes"] == list(SHIFTED_CLASSES)
-        assert request["settings"] == {**finetuning(192), "use_weights": False, "replay_share": 0.0}
+        assert request["settings"] == {"device": "auto", **finetuning(192), "use_weights": False, "replay_share": 0.0}
 
 
 def test_a_failure_names_its_log(tmp_path, monkeypatch):
     failing = [sys.executable, "-c", MAKE, str(tmp_path), "5"]
-    monkeypatch.setattr(Steps, "finetune_command", lambda self, work: failing)
+    monkeypatch.setattr(COMMAND, lambda settings, step, request: failing)
     with pytest.raises(ServiceError, match=r"failed with 5.*finetune.log"):
         plain_finetunings(tmp_path, [tmp_path], SHIFTED_CLASSES, tmp_path / "plain", Plan(), lambda line: None)
 
