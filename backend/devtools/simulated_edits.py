@@ -16,7 +16,6 @@ from xml.sax.saxutils import quoteattr
 import click
 import numpy as np
 
-from backend.devtools.polygons.benchmark import opencv
 from backend.errors import ServiceError
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.polygons.convert import mask_to_polygons, polygons_to_mask, smooth_outline
@@ -68,6 +67,23 @@ def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
     except ServiceError:
         return ways
     return ways | {OPENCV: draw_with_opencv}
+
+
+def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
+    """OpenCV's contours, which run through pixel centres, and its Douglas-Peucker; tolerance 0 keeps all corners."""
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        fix = "pip install opencv-python-headless"
+        raise ServiceError("The comparison needs OpenCV, which is not installed.", fix) from error
+    contours, tree = cv2.findContours(mask_hw.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in contours]
+    parents = [-1] * len(rings) if tree is None else tree[0][:, 3].tolist()
+    return [
+        Polygon(ring, tuple(hole for hole, p in zip(rings, parents, strict=True) if p == index), tolerance_px)
+        for index, (ring, parent) in enumerate(zip(rings, parents, strict=True))
+        if parent < 0
+    ]
 
 
 def label_config_of(classes: Sequence[str]) -> LabelConfig:

@@ -179,7 +179,7 @@ class SnapshotBuilder:
     """A snapshot while its images are added, those whose annotation wins first."""
 
     def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
-        from training.snapshots.pictures import MostMoved
+        from training.snapshots.report import MostMoved
 
         self._writer, self._labelling, self._settings = writer, labelling, settings
         self._task_of: dict[str, int] = {}

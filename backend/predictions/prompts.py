@@ -12,6 +12,7 @@ from typing import Any
 
 from redis import Redis
 
+from backend.errors import TaskError
 from backend.queue.keys import prompted_key
 from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point
 
@@ -43,7 +44,11 @@ class PromptMemory:
 
 
 def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    """The prediction with only the region that the newest prompt means; all of it when no prompt can be read."""
+    """The prediction with only the region that the newest prompt means; all of it when no prompt can be read.
+
+    Raises:
+        TaskError: nothing is chosen, and there are brush masks, which cannot be chosen from.
+    """
     prompts = [box for region in context.get("result") or [] if (box := bounds_pct(region)) is not None]
     if not prompts:
         return prediction
@@ -52,6 +57,11 @@ def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[
     best = _at_point(boxes, prompts[-1]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
     chosen = [region for region in prediction["result"] if best and (region is best or _same_id(region, best))]
+    if not chosen and any("rle" in region["value"] for region in prediction["result"]):
+        raise TaskError(
+            "Smart tools choose among outlines without a promptable model, and these objects are brush masks.",
+            "Set TRANSFINER_PROMPT_MODEL to a checkpoint with a promptable network, such as photos.",
+        )
     return {**prediction, "result": chosen}
 
 

@@ -1,7 +1,7 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.folds`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
 Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images

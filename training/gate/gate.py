@@ -11,8 +11,7 @@ from model.checkpoints.metadata import read_metadata
 from model.files import json_values
 from training.gate import bootstrap as comparing
 from training.gate.bootstrap import Changes, bootstrap_changes
-from training.gate.detections import Detect, DetectionCache, detect_with
-from training.gate.folds import read_folds
+from training.gate.detections import Detect, DetectionCache, detect_with, read_folds
 from training.gate.holdout import Holdout, HoldoutResult, measure, open_holdout
 from training.gate.rules import GateRules
 from training.gate.verdict import (
@@ -51,8 +50,8 @@ def judge(
         earlier: snapshot directories whose hold-outs must not be forgotten.
         rules: settings; their defaults if None.
         detect: what lets a checkpoint look at pictures; by default our network on the CPU.
-        folds: what cross-validation found on the training images (`training.gate.folds`); decides, together with the
-            hold-out, where that has fewer annotated images than the rules' `min_images`.
+        folds: file of a cross-validation on the training images (`training.gate.detections`); decides, together with
+            the hold-out, where that has fewer annotated images than the rules' `min_images`.
         out: folder for report.json, report.md, MODEL_CARD.md and pictures/, ready for `Registry.attach`.
 
     Raises:

@@ -1,26 +1,27 @@
-"""Masks from files: an image (every pixel that is not black belongs to the mask) or a COCO annotation file.
+"""`transfiner polygons`: the masks of a file as polygons, with what that costs and keeps.
 
-`transfiner polygons`: masks to polygons and back, with what it costs and what it keeps.
+A file is an image (every pixel that is not black belongs to the mask) or a COCO annotation file.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from backend.errors import ServiceError
 from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
 from integration.polygons.hausdorff import deviation_px
 from integration.polygons.shared_edges import masks_to_polygons
+from model.instance import iou
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +82,7 @@ def _decoded(segmentation: Any, height: int, width: int) -> np.ndarray:
 FilePath = click.Path(dir_okay=False, path_type=Path)
 
 
-class _DefaultGroup(click.Group):
-    """`polygons FILE` means `polygons outline FILE`."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["outline", *args])
-
-
-@click.group(cls=_DefaultGroup)
-def polygons() -> None:
-    """Turn masks into polygons and back: JSON, a table, a picture; benchmark and figure.
-
-    `transfiner polygons FILE` is short for `transfiner polygons outline FILE`.
-
-    \b
-    Example: transfiner polygons mask.png --tolerance-px 1 --picture outlined.png
-    """
-
-
-@polygons.command()
+@click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is exact.")
 @click.option("--max-vertices", type=click.IntRange(min=3), help="A polygon; the tolerance is raised to get there.")
@@ -113,7 +94,7 @@ def polygons() -> None:
 )
 @click.option("--zoom", type=click.IntRange(1, 64), default=12, show_default=True, help="Picture pixels a mask pixel.")
 @click.option("--json", "as_json", is_flag=True, help="Print the polygons and their figures as JSON.")
-def outline(
+def polygons(
     file: Path,
     tolerance_px: float,
     max_vertices: int | None,
@@ -130,7 +111,8 @@ def outline(
     tolerance reached, and the overlap (IoU) of the mask with what the polygons fill.
 
     \b
-    Example: transfiner polygons outline instances_val2017.json --shared-edges --json > polygons.json
+    Example: transfiner polygons mask.png --tolerance-px 1 --picture outlined.png
+             transfiner polygons instances_val2017.json --shared-edges --json > polygons.json
     """
     if shared_edges and max_vertices is not None:
         raise click.UsageError("--max-vertices changes each polygon by itself; leave out --shared-edges or it.")
@@ -140,9 +122,11 @@ def outline(
         raise click.ClickException(str(error)) from error
     if shared_edges:
         outlines = [
-            polygons
+            outline
             for _, group in groupby(masks, key=lambda m: m.image)
-            for polygons in _together(list(group), tolerance_px, min_area_px)
+            for outline in masks_to_polygons(
+                [named.mask_hw for named in group], tolerance_px=tolerance_px, min_area_px=min_area_px
+            )
         ]
     else:
         outlines = [
@@ -157,14 +141,9 @@ def outline(
         _write_picture(picture, masks, outlines, number, zoom)
 
 
-def _together(masks: list[NamedMask], tolerance_px: float, min_area_px: float) -> list[list[Polygon]]:
-    return masks_to_polygons([named.mask_hw for named in masks], tolerance_px=tolerance_px, min_area_px=min_area_px)
-
-
 def _record(named: NamedMask, polygons: list[Polygon]) -> dict[str, Any]:
     exact = exact_polygons(named.mask_hw)
     filled = polygons_to_mask(polygons, *named.mask_hw.shape)
-    union = int((filled | named.mask_hw).sum())
     deviation = deviation_px(polygons, exact)
     return {
         "mask": named.name,
@@ -175,7 +154,7 @@ def _record(named: NamedMask, polygons: list[Polygon]) -> dict[str, Any]:
         "vertices": sum(polygon.vertex_count for polygon in polygons),
         "tolerance_px": max((polygon.tolerance_px for polygon in polygons), default=0.0),
         "hausdorff_px": round(deviation, 4) if np.isfinite(deviation) else None,
-        "iou": round(int((filled & named.mask_hw).sum()) / union, 6) if union else 1.0,
+        "iou": round(iou(filled, named.mask_hw), 6) if named.mask_hw.any() else 1.0,
         "polygons": [
             {"exterior": polygon.exterior.tolist(), "holes": [hole.tolist() for hole in polygon.holes]}
             for polygon in polygons
@@ -205,63 +184,59 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _write_picture(path: Path, masks: list[NamedMask], outlines: list[list[Polygon]], number: int, zoom: int) -> None:
-    from backend.devtools.polygons.figure import draw_polygons
+BACKGROUND, MASK, LINE, VERTEX = (250, 250, 248), (168, 200, 232), (200, 30, 60), (120, 0, 30)
+MARGIN_PX = 2
+LARGEST_SIDE = 4000  # of the picture
+_SMOOTH = 3  # drawn this much larger and scaled down
 
+
+def draw_polygons(
+    mask_hw: np.ndarray, polygons: Sequence[Polygon], zoom: int, *, window_xyxy: tuple[int, int, int, int] | None = None
+) -> Image.Image:
+    """The mask around its extent, with the outlines and vertices on it.
+
+    Args:
+        mask_hw: bool, H x W.
+        polygons: in pixel edges.
+        zoom: picture pixels for a mask pixel; less where the picture would be larger than `LARGEST_SIDE`.
+        window_xyxy: the part of the mask to show, else all of it that is set.
+
+    Returns:
+        An RGB picture.
+    """
+    left, top, right, bottom = window_xyxy or _extent(mask_hw)
+    zoom = max(1, min(zoom, LARGEST_SIDE // max(right - left, bottom - top)))
+    scale = zoom * _SMOOTH
+    pixels = np.full((bottom - top, right - left, 3), BACKGROUND, dtype=np.uint8)
+    rows, columns = np.nonzero(mask_hw[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)])
+    pixels[rows + max(-top, 0), columns + max(-left, 0)] = MASK
+    size = ((right - left) * scale, (bottom - top) * scale)
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    width = max(2, min(scale // 5, 3 * _SMOOTH))
+    for polygon in polygons:
+        for ring in (polygon.exterior, *polygon.holes):
+            points = [tuple(point) for point in ((ring - (left, top)) * scale).tolist()]
+            draw.line([*points, points[0]], fill=LINE, width=width, joint="curve")
+            for x, y in points:
+                draw.ellipse((x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width), fill=VERTEX)
+    return picture.resize((size[0] // _SMOOTH, size[1] // _SMOOTH), Image.Resampling.LANCZOS)
+
+
+def _extent(mask_hw: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return 0, 0, mask_hw.shape[1], mask_hw.shape[0]
+    return (
+        int(columns[0]) - MARGIN_PX,
+        int(rows[0]) - MARGIN_PX,
+        int(columns[-1]) + 1 + MARGIN_PX,
+        int(rows[-1]) + 1 + MARGIN_PX,
+    )
+
+
+def _write_picture(path: Path, masks: list[NamedMask], outlines: list[list[Polygon]], number: int, zoom: int) -> None:
     if number > len(masks):
         raise click.UsageError(f"--mask {number}: the file has {len(masks)} masks.")
     draw_polygons(masks[number - 1].mask_hw, outlines[number - 1], zoom).save(path, format="PNG")
     click.echo(f"Wrote {path}", err=True)
-
-
-@polygons.command()
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="The best time counts.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def benchmark(file: Path | None, tolerance_px: float, repeats: int, as_json: bool) -> None:
-    """Compare vertices, fidelity and time with OpenCV and shapely on the same masks.
-
-    Without FILE: on one 4000 x 3000 mask whose contour has some 20,000 corners. Times are processor time but for
-    median_wall_ms, so that they hold on a busy machine. Needs opencv-python-headless.
-
-    \b
-    Example: transfiner polygons benchmark instances_val2017.json
-    """
-    from backend.devtools.polygons.benchmark import compare_outline_methods
-    from backend.devtools.polygons.synthetic_mask import coastline_mask
-
-    try:
-        masks = [named.mask_hw for named in read_masks(file)] if file else [coastline_mask()]
-        rows = [asdict(figures) for figures in compare_outline_methods(masks, tolerance_px, repeats)]
-    except ServiceError as error:
-        raise click.ClickException(str(error)) from error
-    corners = sum(polygon.vertex_count for mask in masks for polygon in exact_polygons(mask))
-    if as_json:
-        click.echo(json.dumps({"masks": len(masks), "corners": corners, "tolerance_px": tolerance_px, "rows": rows}))
-        return
-    click.echo(f"{len(masks)} masks, {corners} corners, tolerance {tolerance_px:g} px")
-    click.echo(aligned([list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]))
-
-
-@polygons.command()
-@click.argument("output", type=FilePath)
-@click.option("--mask", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A PNG mask.")
-@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the shrinkage of each method as JSON.")
-def figure(output: Path, file: Path | None, tolerance_px: float, as_json: bool) -> None:
-    """Draw one mask through OpenCV, Douglas-Peucker and ours, and five rounds of accepting and retraining.
-
-    \b
-    Example: transfiner polygons figure polygons.png
-    """
-    from backend.devtools.polygons.benchmark import METHODS
-    from backend.devtools.polygons.figure import comparison_figure, leaf_mask, shrinkage
-
-    try:
-        mask_hw = read_masks(file)[0].mask_hw if file else leaf_mask()
-        comparison_figure(mask_hw, tolerance_px).save(output, format="PNG")
-        shares = {label: shrinkage(mask_hw, method, tolerance_px) for label, method in METHODS.items()}
-    except ServiceError as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(json.dumps({"picture": str(output), "area_after_rounds": shares}) if as_json else f"Wrote {output}")

@@ -94,7 +94,7 @@ def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images:
     \b
     Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
     """
-    from training.snapshots.work_order import compare_orders, draw_orders
+    from backend.learning.annotation_cost import compare_orders, draw_orders
 
     measured, name = _measured(weights, **images)
     expected, origin = _expected(measured, weights)

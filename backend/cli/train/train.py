@@ -51,8 +51,7 @@ def train(
     from training import distributed as processes
     from training.engine.build import build_for_training
     from training.engine.config import get_training_config
-    from training.engine.state import STATE_FILE
-    from training.engine.trainer import Trainer
+    from training.engine.trainer import STATE_FILE, Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = get_training_config(config)

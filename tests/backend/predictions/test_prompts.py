@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.errors import TaskError
 from backend.predictions.prompts import chosen_regions
 from backend.queue.job_queue import PredictionJob
 
@@ -76,7 +77,6 @@ EMPTY_MIDDLE = {**PREDICTION, "result": [polygon("small", 10, 10, 30, 30)]}
         pytest.param({"x": 58, "y": 35, "width": 40, "height": 50, "rotation": 0}, ["right"], id="loose box"),
         pytest.param({"x": 20, "y": 20, "radiusX": 10, "radiusY": 10}, ["small"], id="ellipse"),
         pytest.param({"points": [[61, 41], [89, 41], [75, 79]]}, ["right"], id="polygon"),
-        pytest.param({"x": 1, "y": 1, "width": 1, "height": 1}, [], id="box: nothing like it"),
         pytest.param({"rle": [1]}, ["big", "small", "right", "brush"], id="unreadable prompt: everything"),
         pytest.param({"x": "a", "y": 1}, ["big", "small", "right", "brush"], id="nonsense: everything"),
         pytest.param(None, ["big", "small", "right", "brush"], id="no value: everything"),
@@ -100,8 +100,16 @@ def test_no_prompt_means_everything(context):
     assert chosen_regions(PREDICTION, context) == PREDICTION
 
 
-def test_a_click_beside_everything_chooses_nothing():
-    assert chosen_regions(EMPTY_MIDDLE, {"result": [{"value": {"x": 80, "y": 80}}]})["result"] == []
+@pytest.mark.parametrize("value", [{"x": 80, "y": 80}, {"x": 1, "y": 1, "width": 1, "height": 1}])
+def test_a_prompt_beside_everything_chooses_nothing(value):
+    assert chosen_regions(EMPTY_MIDDLE, {"result": [{"value": value}]})["result"] == []
+
+
+def test_brush_masks_cannot_be_chosen_from_and_the_error_says_so():
+    brush = {"result": [region for region in PREDICTION["result"] if region["id"] == "brush"]}
+    with pytest.raises(TaskError, match="brush masks") as error:
+        chosen_regions(brush, {"result": [{"value": {"x": 80, "y": 80}}]})
+    assert "TRANSFINER_PROMPT_MODEL" in error.value.hint
 
 
 def test_an_object_of_two_entries_is_chosen_whole() -> None:

@@ -20,8 +20,13 @@ from training.snapshots.corrections import (
     find_corrections,
     match_objects,
 )
-from training.snapshots.pictures import MostMoved
-from training.snapshots.report import NO_OBJECT, build_correction_report, correction_report_markdown, image_entry
+from training.snapshots.report import (
+    NO_OBJECT,
+    MostMoved,
+    build_correction_report,
+    correction_report_markdown,
+    image_entry,
+)
 from training.visualization.charts import draw_correction_bars
 
 SIZE = (60, 80)

@@ -10,9 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from backend.cli.research.polygons import polygons
-from backend.devtools.polygons.figure import leaf_mask
-from backend.devtools.polygons.synthetic_mask import coastline_mask
+from backend.cli.research.polygons import polygons, read_masks
+from tests.support.outline_methods import METHODS, coastline_mask, compare_outline_methods, leaf_mask, shrinkage
 
 
 @pytest.fixture
@@ -46,17 +45,17 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-def test_a_png_is_outlined_without_naming_the_subcommand(mask_file: Path) -> None:
+def test_a_png_is_outlined(mask_file: Path) -> None:
     (record,) = json.loads(run(mask_file, "--json", "--tolerance-px", 0))
     assert (record["iou"], record["hausdorff_px"], record["parts"], record["holes"]) == (1.0, 0.0, 1, 1)
     assert record["vertices"] == record["exact_vertices"]
 
 
 def test_tolerance_and_budget_are_kept(mask_file: Path) -> None:
-    (record,) = json.loads(run("outline", mask_file, "--json", "--tolerance-px", 1))
+    (record,) = json.loads(run(mask_file, "--json", "--tolerance-px", 1))
     assert record["hausdorff_px"] <= 1
     assert record["vertices"] < record["exact_vertices"] / 2
-    (record,) = json.loads(run("outline", mask_file, "--json", "--max-vertices", 14))
+    (record,) = json.loads(run(mask_file, "--json", "--max-vertices", 14))
     assert record["vertices"] <= 14
     assert record["hausdorff_px"] <= record["tolerance_px"]
 
@@ -102,22 +101,20 @@ def test_bad_input_is_named(
     assert message in result.output
 
 
-def test_the_figure_shows_what_pixel_centres_cost(tmp_path: Path) -> None:
+def test_pixel_centres_cost_area_in_every_round() -> None:
     pytest.importorskip("cv2")
-    shares = json.loads(run("figure", tmp_path / "figure.png", "--json"))["area_after_rounds"]
-    assert shares["OpenCV contour + Douglas-Peucker"][-1] < 0.7
-    assert 0.9 < shares["transfiner"][-1] < 1.1
-    with Image.open(tmp_path / "figure.png") as picture:
-        assert picture.width > 1000
+    shares = {name: shrinkage(leaf_mask(), method, 1.0)[-1] for name, method in METHODS.items()}
+    assert shares["OpenCV contour + Douglas-Peucker"] < 0.7
+    assert 0.9 < shares["transfiner"] < 1.1
 
 
-def test_the_benchmark_compares_on_the_same_masks(coco_file: Path) -> None:
+def test_methods_are_compared_on_the_same_masks(coco_file: Path) -> None:
     pytest.importorskip("cv2")
-    figures = json.loads(run("benchmark", coco_file, "--json", "--repeats", 1))
-    by_method = {row["method"]: row for row in figures["rows"]}
-    assert by_method["transfiner"]["hausdorff_px"] <= 1
-    assert by_method["OpenCV contour + Douglas-Peucker"]["hausdorff_px"] > 1
-    assert (figures["masks"], len(by_method)) == (3, 3)
+    masks = [named.mask_hw for named in read_masks(coco_file)]
+    by_method = {figures.method: figures for figures in compare_outline_methods(masks, 1.0, repeats=1)}
+    assert by_method["transfiner"].hausdorff_px <= 1
+    assert by_method["OpenCV contour + Douglas-Peucker"].hausdorff_px > 1
+    assert len(by_method) == 3
 
 
 def test_the_coastline_is_one_long_outline() -> None:
