@@ -154,8 +154,11 @@ def freeze_tasks(
     progress: Progress | None = None,
 ) -> Path:
     """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
-    # A task that moved to another page while they were read comes twice.
-    tasks = {task.id: task for task in (read_task(row, predictions=predictions) for row in rows)}
+    # A task that moved to another page while they were read comes twice; joined exports repeat ids for other tasks.
+    tasks = {
+        (task.id, json.dumps(task.data, sort_keys=True, default=str)): task
+        for task in (read_task(row, predictions=predictions) for row in rows)
+    }
     annotated = sorted((task for task in tasks.values() if task.annotations), key=_first_come, reverse=True)
     with SnapshotWriter(out, labelling.classes, project=project, holdout_share=settings.holdout_share) as writer:
         freezing = SnapshotBuilder(writer, labelling, settings)
