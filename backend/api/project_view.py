@@ -154,14 +154,16 @@ def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
 
 def _round(run: Mapping[str, Any]) -> Facts:
     took_s = run["ended_at"] - (run["started_at"] or run["ended_at"])
-    texts = [*run["reasons"], run["error"], run["hint"], run["order"], run["note"]]
+    texts = [text for text in (*run["reasons"], run["error"], run["hint"], run["order"], run["note"]) if text]
     return {
         **run,
         "tone": TONES.get(run["state"], "bad"),
         "minutes": duration(took_s) if took_s >= 1 else "",
         "size": _size(run["snapshot_counts"], run.get("judged_by", "")),
         "scores": _scores(run),
-        "texts": [text for text in texts if text],
+        # What was decided, and what failed with its fix, stands there at once; the rest on demand.
+        "headlines": texts[:1] if run["state"] in JUDGED else texts,
+        "texts": texts[1:] if run["state"] in JUDGED else [],
         "loss_chart": _loss_chart(run.get("losses") or ()),
         "papers": run["state"] in JUDGED,
     }

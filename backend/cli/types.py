@@ -16,8 +16,8 @@ import click
 
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
+from model.errors import missing_gpu_reason
 from model.files import json_values
-from model.requirements import missing_gpu_reason
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
 

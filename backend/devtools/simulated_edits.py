@@ -16,7 +16,6 @@ from xml.sax.saxutils import quoteattr
 import click
 import numpy as np
 
-from backend.devtools.polygons.benchmark import opencv
 from backend.errors import ServiceError
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.polygons.convert import mask_to_polygons, polygons_to_mask, smooth_outline
@@ -68,6 +67,23 @@ def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
     except ServiceError:
         return ways
     return ways | {OPENCV: draw_with_opencv}
+
+
+def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
+    """OpenCV's contours, which run through pixel centres, and its Douglas-Peucker; tolerance 0 keeps all corners."""
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        fix = "pip install opencv-python-headless"
+        raise ServiceError("The comparison needs OpenCV, which is not installed.", fix) from error
+    contours, tree = cv2.findContours(mask_hw.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [cv2.approxPolyDP(ring, tolerance_px, True)[:, 0].astype(np.float64) for ring in contours]
+    parents = [-1] * len(rings) if tree is None else tree[0][:, 3].tolist()
+    return [
+        Polygon(ring, tuple(hole for hole, p in zip(rings, parents, strict=True) if p == index), tolerance_px)
+        for index, (ring, parent) in enumerate(zip(rings, parents, strict=True))
+        if parent < 0
+    ]
 
 
 def label_config_of(classes: Sequence[str]) -> LabelConfig:
@@ -175,12 +191,19 @@ def _cost(polygons: Sequence[Polygon], mask_hw: np.ndarray) -> tuple[int, float]
 
 
 def evaluate_edits(
-    samples: AnySet, name: str, weights: Path, *, good: GoodOutline, shown_from: float, device: str
+    samples: AnySet,
+    name: str,
+    weights: Path,
+    *,
+    good: GoodOutline,
+    shown_from: float,
+    device: str,
+    overrides: Sequence[str] = (),
 ) -> Json:
     """Predict a set and correct it by hand, once for each way to draw. Returns the outcome as JSON."""
     from model.predictor import Predictor
 
-    predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
+    predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2, overrides=overrides)
     classes = samples.class_names
     ways = drawers(classes, shown_from)
     edits, equal_iou = {way: Edits() for way in ways}, EqualIou(shown_from)
@@ -219,15 +242,16 @@ def outcome_of(name: str, source: str, edits: Mapping[str, Edits], good: GoodOut
 def edits_text(outcome: Json) -> str:
     """The outcome for people."""
     good = outcome["good"]
-    columns = ("actions", "seconds", "untouched", "regions", "vertices", "doubles", "false", "misses", "redrawn")
+    columns = ("actions", "seconds", "untouched", "regions", "parts", "vertices")
+    counted = ("doubles", "false", "misses", "redrawn")
     lines = [
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
         f"good: IoU of at least {good['iou']:g}, no outline point farther than {good['distance_px']:g} px",
         f"{'an object:':36}"
-        + "".join(f"{column:>10}" for column in columns[:5])
+        + "".join(f"{column:>10}" for column in columns)
         + f"{'in all:':>10}"
-        + "".join(f"{column:>9}" for column in columns[5:]),
+        + "".join(f"{column:>9}" for column in counted),
     ]
     for way, sums in outcome["edits"].items():
         cells = [
@@ -235,10 +259,18 @@ def edits_text(outcome: Json) -> str:
             f"{sums['seconds_per_object']:.1f}",
             f"{sums['untouched_share']:.1%}",
             f"{sums['regions_per_object']:.2f}",
+            f"{sums['parts_per_object']:.2f}",
             f"{sums['vertices_per_object']:.1f}",
         ]
-        counts = [str(sums[column]) for column in columns[5:]]
+        counts = [str(sums[column]) for column in counted]
         lines.append(f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts))
+    served = outcome["edits"][SERVED]
+    lines += [
+        f"the truth has {served['true_parts_per_object']:.2f} parts an object; doubles are pairs of regions with IoU "
+        f"above {good['double_iou']:g}",
+        f"{served['border']} objects at the image's border have a region as served; {served['border_reached']} of these"
+        " reach it",
+    ]
     if equal := outcome.get("equal_iou"):
         lines.append(
             f"outlines of the same {equal['masks']} masks at the same IoU with them, {equal['iou']:.4f}: "

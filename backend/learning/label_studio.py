@@ -137,8 +137,7 @@ class LabelStudioProject:
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
         # Not at the top: the worker that waits for a training needs no arrays.
-        from backend.learning.snapshot.builder import SnapshotSettings
-        from backend.learning.snapshot.take import take_snapshot
+        from backend.learning.snapshot import SnapshotSettings, take_snapshot
 
         fetcher = ImageSource(self.settings, Projects(self.connection)).fetcher(self._known(project))
         wanted = SnapshotSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import time
@@ -15,9 +16,9 @@ from redis import Redis
 from backend.doctor.connection import Settled
 from backend.errors import ServiceError, StartError
 from backend.learning import run_record as runs
-from backend.learning.round import Interrupted, Round, RoundParts, RoundPrograms
+from backend.learning.round import Interrupted, Round, RoundParts
 from backend.learning.run_record import Run, RunStore, started_runs
-from backend.learning.steps import Steps
+from backend.learning.steps import StepCommand, step_command
 from backend.queue.locks import RenewedLock, project_lock
 from backend.queue.round_progress import Progress
 from backend.queue.train_queue import TrainQueue
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
 # A round whose worker was killed is begun once more, not for ever.
 MOST_ATTEMPTS = 2
-LOGS = ("finetune.log", "calibrate.log", "gate.log")
+LOGS = ("finetune.log", "gate.log")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Learner:
     connection: Redis
     worker: str
     label_studio: ProjectClient
-    programs: RoundPrograms | None = None
+    command: StepCommand | None = None
     is_stopping: bool = False
     queue: TrainQueue = field(init=False)
     store: RunStore = field(init=False)
@@ -72,7 +73,7 @@ class Learner:
         self.queue = TrainQueue(self.connection)
         self.store = RunStore(self.settings.registry)
         self.registry = registry_of(self.settings)
-        self.programs = self.programs or Steps(self.settings)
+        self.command = self.command or functools.partial(step_command, self.settings)
 
     def stop(self) -> None:
         """End what runs, whose round is put back."""
@@ -129,12 +130,12 @@ class Learner:
             return CANCELLED if self.queue.is_cancelled(run.project, run.id) else ""
 
         side = self.label_studio
-        assert self.programs is not None
+        assert self.command is not None
         return RoundParts(
             self.settings,
             self.registry,
             self.store,
-            self.programs,
+            self.command,
             lambda newest_at: side.count_new(run.project, newest_at),
             lambda folder: side.take_snapshot(run.project, folder),
             progress,
@@ -145,7 +146,8 @@ class Learner:
         """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
         progress.stage("label studio")
         try:
-            run.note = "; ".join(self.label_studio.follow(run.project).done)
+            done = self.label_studio.follow(run.project).done
+            run.note = f"Set in Label Studio: {'; '.join(done)}." if done else ""
         except (ClientError, OSError) as error:
             run.note = f"Label Studio does not show the version yet: {error}"
             log.warning("project %s: %s", run.project, run.note)

@@ -1,4 +1,4 @@
-"""One round: snapshot -> few-shot or finetune -> publish -> gate -> promote or reject, recorded at every step.
+"""One round: snapshot -> few-shot or finetune -> gate -> publish -> promote or reject, recorded at every step.
 
 Each step can be done again without harm, so a second attempt goes on where the first was killed: the snapshot is named
 by its content, the finetuning resumes from its own state, a version is published once.
@@ -9,22 +9,22 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from backend.errors import ServiceError
 from backend.learning import run_record as runs
-from backend.learning.method import FEW_SHOT, FINETUNE, is_prompted_detector, training_method
 from backend.learning.run_record import Run, RunStore
 from backend.learning.steps import (
+    FEW_SHOT,
+    FINETUNE,
+    JUDGE,
     PROGRESS_FILE,
     VERDICT_FILE,
     ChildResult,
-    FewShotRequest,
-    FinetuneRequest,
-    GateRequest,
+    StepCommand,
     read_json,
     run_child,
 )
@@ -33,7 +33,7 @@ from backend.queue.round_progress import Progress
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
 from backend.versions.store import SHIPPED
-from model.checkpoints.metadata import METADATA_FILE
+from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from training.registry import Registry
 from training.snapshots.holdout import what_is_missing
 
@@ -43,18 +43,8 @@ CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 START = "scenes-small"
 #: A cross-validation needs an image to learn from and one to judge by.
 LEAST_CROSSED = 2
-
-
-class RoundPrograms(Protocol):
-    """Command lines of the heavy steps (steps.Steps outside tests)."""
-
-    def finetune_command(self, work: FinetuneRequest) -> list[str]: ...
-
-    def few_shot_command(self, work: FewShotRequest) -> list[str]: ...
-
-    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]: ...
-
-    def gate_command(self, work: GateRequest) -> list[str]: ...
+#: Preset of checkpoints whose detector learns classes few-shot; the base is such, and what was learned from it.
+PRESET = "prompts/photos-detector"
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -70,6 +60,7 @@ class RoundParts:
     """What a round works with.
 
     Attributes:
+        command: of a heavy step (steps.step_command outside tests).
         count_new: annotations newer than an ISO time, from Label Studio.
         take_snapshot: freezes Label Studio's data as a snapshot directory below a folder.
         stop_because: a reason to stop now, see `Interrupted`; "" to go on.
@@ -78,7 +69,7 @@ class RoundParts:
     settings: Settings
     registry: Registry
     runs: RunStore
-    programs: RoundPrograms
+    command: StepCommand
     count_new: Callable[[str], int]
     take_snapshot: Callable[[Path], Path]
     progress: Progress
@@ -113,12 +104,13 @@ class Round:
         if not self._can_be_judged():
             return self._over(runs.UNCHANGED)
         self._train(snapshot)
-        self._calibrate(snapshot)
-        self._publish()
-        promote = self._judge(snapshot)
-        if promote:
+        verdict, ended = self._judge(snapshot)
+        self._publish(verdict)
+        if not verdict:
+            raise _failure("the gate", ended)
+        if verdict["promote"]:
             self._promote()
-        return self._over(runs.PROMOTED if promote else runs.REJECTED)
+        return self._over(runs.PROMOTED if verdict["promote"] else runs.REJECTED)
 
     # Data
 
@@ -208,116 +200,75 @@ class Round:
     def _train(self, snapshot: Path) -> None:
         self.run.candidate = f"p{self.run.project}-{self.run.id}"
         self._stage(self.run.method)
-        if (self.training_folder / CHECKPOINT / METADATA_FILE).is_file():
-            return
-        command = self._few_shot(snapshot) if self.run.method == FEW_SHOT else self._finetune(snapshot)
-        ended = self._child(
-            "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
-        )
-        self.run.losses = tuple(self.parts.progress.curve)
-        if ended.code or not (self.training_folder / CHECKPOINT / METADATA_FILE).is_file():
-            raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
+        if not (self.checkpoint / METADATA_FILE).is_file():
+            request = self._few_shot() if self.run.method == FEW_SHOT else self._finetune()
+            common = {"snapshot": snapshot.absolute(), "out": self.training_folder, "classes": self.run.classes}
+            command = self.parts.command(self.run.method, {**request, **common})
+            ended = self._child(
+                "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
+            )
+            self.run.losses = tuple(self.parts.progress.curve)
+            if ended.code or not (self.checkpoint / METADATA_FILE).is_file():
+                raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
+        # Reports and predictions call it as the registry will.
+        update_metadata(self.checkpoint, {"version": self.run.candidate})
 
     @property
     def training_folder(self) -> Path:
         return self.work / "finetune"
 
-    def _few_shot(self, snapshot: Path) -> list[str]:
-        """The base learns every time anew, from all that is annotated."""
-        work = FewShotRequest(
-            self.settings.prompt_model.absolute(),
-            self._parent()[1].absolute(),
-            snapshot.absolute(),
-            self.training_folder,
-            self.run.classes,
-        )
-        return self.parts.programs.few_shot_command(work)
-
-    def _finetune(self, snapshot: Path) -> list[str]:
-        serving = self._parent()[1]
-        work = FinetuneRequest(
-            # A prompted detector has nothing that could be finetuned.
-            (SHIPPED / START if is_prompted_detector(serving) else serving).absolute(),
-            snapshot.absolute(),
-            self.training_folder,
-            self.run.candidate,
-            self.run.classes,
-            tuple(path.absolute() for path in self._earlier_snapshots()),
-        )
-        return self.parts.programs.finetune_command(work)
-
-    def _calibrate(self, snapshot: Path) -> None:
-        """The order of tasks fits the version that predicts them; the round says when it is not used."""
-        from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, load_effort
-
-        kind = "images" if self._folds else "holdout_images"
-        images = int(self.run.snapshot_counts.get(kind, 0))
-        if images < LEAST_IMAGES:
-            self.run.order = (
-                f"tasks are ordered by certainty: {images} images that the version did not learn from say too little "
-                f"about the edits it will take, {LEAST_IMAGES} are needed"
-            )
-            return
-        self._stage("calibrate")
-        checkpoint = self.training_folder / CHECKPOINT
-        command = self.parts.programs.calibrate_command(checkpoint, snapshot.absolute(), self._folds)
-        ended = self._child("calibrate", command, lambda: None)
-        try:
-            effort = None if ended.code else load_effort(checkpoint)
-        except EffortError as error:
-            log.warning("project %s: %s", self.run.project, error)
-            effort = None
-        self.run.order = effort.verdict if effort else f"tasks are ordered by certainty: {ended.tail}"
-
     @property
-    def _folds(self) -> Path | None:
-        """What a cross-validation found, where the training wrote that."""
-        folds = self.training_folder / FOLDS_FILE
-        return folds if folds.is_file() else None
+    def checkpoint(self) -> Path:
+        return self.training_folder / CHECKPOINT
 
-    def _publish(self) -> None:
-        self._stage("publish")
-        self.parts.registry.publish(
-            self.run.project,
-            self.training_folder / CHECKPOINT,
-            version=self.run.candidate,
-            parent=self.run.parent,
-            snapshot=self.run.snapshot,
-        )
+    def _few_shot(self) -> dict[str, Any]:
+        """The base learns every time anew, from all that is annotated."""
+        return {"base": self.settings.prompt_model.absolute(), "incumbent": self._parent()[1].absolute()}
 
-    def _judge(self, snapshot: Path) -> bool:
+    def _finetune(self) -> dict[str, Any]:
+        serving = self._parent()[1]
+        # A prompted detector has nothing that could be finetuned.
+        start = SHIPPED / START if is_prompted_detector(serving) else serving
+        return {"active": start.absolute(), "replay": [path.absolute() for path in self._earlier_snapshots()]}
+
+    def _judge(self, snapshot: Path) -> tuple[dict[str, Any], ChildResult]:
+        """The gate's verdict; {} when its process failed."""
         self._stage("gate")
         registry, project = self.parts.registry, self.run.project
         incumbent, directory = self._parent()
         best = registry.best_ever(project)
-        work = GateRequest(
-            candidate=registry.fetch(project, self.run.candidate, self.cache).absolute(),
-            incumbent=directory.absolute(),
-            best=registry.fetch(project, best, self.cache).absolute() if best and best != incumbent else None,
-            snapshot=snapshot.absolute(),
-            earlier=tuple(path.absolute() for path in self._earlier_snapshots()),
-            out=self.work,
-            folds=self._folds,
-        )
+        folds = self.training_folder / FOLDS_FILE
+        request = {
+            "candidate": self.checkpoint,
+            "incumbent": directory.absolute(),
+            "best": registry.fetch(project, best, self.cache).absolute() if best and best != incumbent else None,
+            "snapshot": snapshot.absolute(),
+            "earlier": [path.absolute() for path in self._earlier_snapshots()],
+            "folds": folds if folds.is_file() else None,
+            "out": self.work,
+        }
         (self.work / VERDICT_FILE).unlink(missing_ok=True)
-        ended = self._child("gate", self.parts.programs.gate_command(work), lambda: None)
-        verdict = read_json(self.work / VERDICT_FILE)
+        ended = self._child("gate", self.parts.command(JUDGE, request), lambda: None)
+        return read_json(self.work / VERDICT_FILE), ended
+
+    def _publish(self, verdict: Mapping[str, Any]) -> None:
+        """Keep the version with what was decided about it; without a verdict it stays a candidate."""
+        self._stage("publish")
+        registry, project, version = self.parts.registry, self.run.project, self.run.candidate
+        registry.publish(project, self.checkpoint, version=version, parent=self.run.parent, snapshot=self.run.snapshot)
         if not verdict:
-            raise _failure("the gate", ended)
+            return
+        self.run.order = str(verdict.get("order", ""))
         self.run.reasons = tuple(verdict["reasons"])
         self.run.figures = dict(verdict["figures"])
-        registry.mark(
-            project,
-            self.run.candidate,
-            "promoted" if verdict["promote"] else "rejected",
-            {**verdict, "run": self.run.id},
-        )
         self.run.metrics = dict(verdict.get("metrics", {}))
+        registry.mark(
+            project, version, "promoted" if verdict["promote"] else "rejected", {**verdict, "run": self.run.id}
+        )
         if (report := self.work / "report").is_dir():
-            registry.attach(project, self.run.candidate, report)
+            registry.attach(project, version, report)
             pictures = sorted((report / "pictures").glob("before_after*"))
             self.run.pictures = tuple(f"pictures/{path.name}" for path in pictures)
-        return bool(verdict["promote"])
 
     def _promote(self) -> None:
         self._stage("promote")
@@ -363,6 +314,24 @@ class Round:
 
     def _save(self) -> None:
         self.parts.runs.save(self.run)
+
+
+def training_method(serving: Path, base: Path, labels: Collection[str], images: int, most_images: int) -> str:
+    """Few-shot where there are few images, and a prompted detector serves or what serves knows none of the labels.
+
+    Args:
+        serving: checkpoint that serves the project. base: the one that few-shot learning starts from.
+        images: of the snapshot. most_images: that few-shot learning is for.
+    """
+    if images > most_images or not is_prompted_detector(base):
+        return FINETUNE
+    known = set(read_metadata(serving)["classes"])
+    return FEW_SHOT if is_prompted_detector(serving) or not known & set(labels) else FINETUNE
+
+
+def is_prompted_detector(checkpoint: Path) -> bool:
+    """Whether a checkpoint's network is a `PromptedDetector`; False where there is none."""
+    return (checkpoint / METADATA_FILE).is_file() and read_metadata(checkpoint).get("preset") == PRESET
 
 
 def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> str:

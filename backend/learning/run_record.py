@@ -23,8 +23,8 @@ class Run:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
         state: running, or how it ended (module constants).
-        stage: what it was doing last: looking, snapshot, few-shot or finetune, calibrate, publish, gate, promote,
-            label studio.
+        stage: what it was doing last: looking, snapshot, few-shot or finetune, gate, publish, promote, label
+            studio.
         stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
         method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.

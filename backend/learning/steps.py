@@ -1,6 +1,6 @@
-"""A step of a round as a process of its own: watched, stopped on demand, gone when its worker is gone.
+"""The heavy steps of a round, each a process of its own: watched, stopped on demand, gone when its worker is gone.
 
-The programs of a round's heavy steps. Each is a process of its own, so the worker that watches needs no torch.
+`python -m backend.learning.steps STEP JSON` runs one, so the worker that watches needs no torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from backend.processes.parent_death import bound_command
 from backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,35 @@ POLL_S = 0.25
 # A child asked to stop saves its state first; on a busy machine one iteration takes seconds.
 STOP_GRACE_S = 120.0
 LOG_TAIL_LINES = 15
+FEW_SHOT, FINETUNE, JUDGE = "few-shot", "finetune", "judge"
+VERDICT_FILE, PROGRESS_FILE = "verdict.json", "progress.json"
+# (step, what it is given) -> its command line.
+StepCommand = Callable[[str, Mapping[str, Any]], list[str]]
+
+
+def step_command(settings: Settings, step: str, request: Mapping[str, Any]) -> list[str]:
+    """The command line of a step; a finetuning by several processes runs under torchrun.
+
+    Args:
+        request: the arguments of the step's function below, without those that the settings give.
+    """
+    given: dict[str, dict[str, Any]] = {
+        FEW_SHOT: {"threads": settings.torch_threads},
+        FINETUNE: {
+            "base_sets": settings.finetune_base_sets,
+            "settings": {"device": settings.device, **settings.finetune_options},
+        },
+        JUDGE: {
+            "rules": settings.gate_rules,
+            "device": settings.device,
+            "precision": settings.precision,
+            "shown_from": settings.score_threshold,
+        },
+    }
+    launcher = [sys.executable]
+    if step == FINETUNE and settings.train_processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.train_processes}"]
+    return [*launcher, "-m", "backend.learning.steps", step, json.dumps({**request, **given[step]}, default=str)]
 
 
 @dataclass(frozen=True)
@@ -53,16 +84,9 @@ def run_child(
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{name}.log"
-    bound = [
-        sys.executable,
-        "-m",
-        "backend.processes.exec_with_parent",
-        str(os.getpid()),
-        str(folder / f".{name}.lock"),
-    ]
     with output.open("ab") as stream:
         child = subprocess.Popen(
-            [*bound, *command],
+            bound_command(list(command), folder / f".{name}.lock"),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -96,129 +120,6 @@ def _tail(output: Path) -> str:
     return "\n".join(output.read_text(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:])
 
 
-VERDICT_FILE = "verdict.json"
-# More images cost time and hardly change the weights.
-CALIBRATION_IMAGES = 100
-PROGRESS_FILE = "progress.json"
-
-
-@dataclass(frozen=True)
-class FinetuneRequest:
-    """What a finetuning is given.
-
-    Attributes:
-        parent: checkpoint directory it starts from.
-        snapshot: its data.
-        out: its folder; a state left there by a killed attempt is gone on with.
-        version: name of what it makes.
-        classes: by name, in the order of the label config.
-        replay: earlier snapshots.
-    """
-
-    parent: Path
-    snapshot: Path
-    out: Path
-    version: str
-    classes: tuple[str, ...]
-    replay: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class FewShotRequest:
-    """What a few-shot learning is given.
-
-    Attributes:
-        base: checkpoint whose detector learns. incumbent: checkpoint that serves.
-        snapshot: its data. out: its folder.
-        classes: by name, in the order of the label config.
-    """
-
-    base: Path
-    incumbent: Path
-    snapshot: Path
-    out: Path
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class GateRequest:
-    """What the gate is given: checkpoint directories, the snapshot with the hold-out, earlier snapshots.
-
-    `folds`: what a cross-validation found, where the training wrote that.
-    """
-
-    candidate: Path
-    incumbent: Path | None
-    best: Path | None
-    snapshot: Path
-    earlier: tuple[Path, ...]
-    out: Path
-    folds: Path | None = None
-
-
-class Steps:
-    """Command lines of the real programs."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    def finetune_command(self, work: FinetuneRequest) -> list[str]:
-        """`transfiner finetune`, under torchrun for several processes."""
-        request = {
-            "active": str(work.parent),
-            "snapshot": str(work.snapshot),
-            "out": str(work.out),
-            "classes": list(work.classes),
-            "replay": [str(path) for path in work.replay],
-            "version": work.version,
-            "base_sets": self.settings.finetune_base_sets,
-            "settings": self.settings.finetune_options,
-            "device": self.settings.device,
-        }
-        return [*self._launcher(), "-m", "backend.learning.finetune_step", json.dumps(request)]
-
-    def few_shot_command(self, work: FewShotRequest) -> list[str]:
-        """`training.fewshot.learn` in one process."""
-        request = {
-            "base": str(work.base),
-            "incumbent": str(work.incumbent),
-            "snapshot": str(work.snapshot),
-            "out": str(work.out),
-            "classes": list(work.classes),
-            "threads": self.settings.torch_threads,
-        }
-        return [sys.executable, "-m", "backend.learning.few_shot_step", json.dumps(request)]
-
-    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
-        """Writes effort.json beside the weights; fails where there are too few corrections to say anything."""
-        options = ["--snapshot", str(snapshot), "--count", str(CALIBRATION_IMAGES), "--device", self.settings.device]
-        if folds is not None:
-            options += ["--folds", str(folds)]
-        command = [sys.executable, "-m", "backend.cli", "effort", "calibrate", "--weights", str(checkpoint)]
-        return [*command, *options, "--shown-from", str(self.settings.score_threshold), "--json"]
-
-    def gate_command(self, work: GateRequest) -> list[str]:
-        """Writes `verdict.json` in the folder."""
-        request = {
-            "candidate": str(work.candidate),
-            "incumbent": _text(work.incumbent),
-            "best": _text(work.best),
-            "snapshot": str(work.snapshot),
-            "earlier": [str(path) for path in work.earlier],
-            "rules": self.settings.gate_rules,
-            "device": self.settings.device,
-            "folds": _text(work.folds),
-            "out": str(work.out / VERDICT_FILE),
-        }
-        return [sys.executable, "-m", "backend.learning.gate_step", json.dumps(request)]
-
-    def _launcher(self) -> list[str]:
-        processes = self.settings.train_processes
-        if processes == 1:
-            return [sys.executable]
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object that another process replaces atomically; {} while there is none."""
     try:
@@ -228,5 +129,105 @@ def read_json(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def few_shot(*, base: str, incumbent: str, snapshot: str, out: str, classes: Sequence[str], threads: int) -> int:
+    """Leave OUT/checkpoint and OUT/folds.json, and keep OUT/progress.json up to date."""
+    import torch
+
+    from training.fewshot.learn import learn_few_shot
+
+    if threads:
+        torch.set_num_threads(threads)
+    learn_few_shot(Path(base), Path(snapshot), Path(out), classes=classes, incumbent=Path(incumbent))
+    return 0
+
+
+def finetune(
+    *,
+    active: str,
+    snapshot: str,
+    out: str,
+    classes: Sequence[str],
+    replay: Sequence[str],
+    base_sets: Sequence[str],
+    settings: Mapping[str, Any],
+) -> int:
+    """Leave OUT/checkpoint and keep OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
+    from training.finetune.finetune import FinetuneSettings, FinetuneStopped
+    from training.finetune.finetune import finetune as learn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    earlier = [Path(path) for path in replay]
+    wishes = FinetuneSettings(**settings)
+    try:
+        learn(
+            Path(active),
+            Path(snapshot),
+            Path(out),
+            classes=classes,
+            replay=earlier,
+            base_sets=base_sets,
+            settings=wishes,
+        )
+    except FinetuneStopped as stop:
+        print(stop, file=sys.stderr)
+        return 1
+    return 0
+
+
+def judge(
+    *,
+    candidate: str,
+    incumbent: str,
+    best: str | None,
+    snapshot: str,
+    earlier: Sequence[str],
+    folds: str | None,
+    out: str,
+    rules: Mapping[str, Any],
+    device: str,
+    precision: str,
+    shown_from: float,
+) -> int:
+    """Leave OUT/verdict.json and OUT/report; 0 when the candidate may serve, 3 when it is refused.
+
+    Beside the candidate's weights are written what bf16 costs it, where it may be served so, and the order of tasks.
+    """
+    from backend.learning.annotation_cost import calibrated_order
+    from model.files import write_text
+    from model.predictor import choose_device
+    from training.gate.detections import DetectionCache, detect_with
+    from training.gate.gate import judge as rule
+    from training.gate.precision import record_bf16
+    from training.gate.rules import parse_rules
+
+    made, data = Path(candidate), Path(snapshot)
+    crossed = None if folds is None else Path(folds)
+    chosen = parse_rules(rules)
+    where = str(choose_device(device))
+    detect = DetectionCache(detect_with(where))
+    if precision == "auto" and where == "cpu":
+        record_bf16(made, data, chosen, detect)
+    order = calibrated_order(made, data, crossed, device=where, shown_from=shown_from)
+    verdict = rule(
+        made,
+        Path(incumbent),
+        None if best is None else Path(best),
+        data,
+        earlier=[Path(path) for path in earlier],
+        rules=chosen,
+        detect=detect,
+        folds=crossed,
+        out=Path(out) / "report",
+    )
+    write_text(Path(out) / VERDICT_FILE, json.dumps({**verdict.as_dict(), "order": order}))
+    return 0 if verdict.promote else 3
+
+
+def main() -> int:
+    """Run the step of the command line."""
+    steps: dict[str, Callable[..., int]] = {FEW_SHOT: few_shot, FINETUNE: finetune, JUDGE: judge}
+    return steps[sys.argv[1]](**json.loads(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from backend.errors import TaskError
 from backend.learning.label_studio import LabelStudioProject
 from backend.learning.learner import Learner, ProjectClient
-from backend.learning.round import RoundPrograms
+from backend.learning.steps import StepCommand
 from backend.learning.watcher import Watcher
 from backend.queue.connection import require_queue_server, text, worker_connection
 from backend.queue.train_queue import LEARN_FUNCTIONS, forget_trainer, trainer_heartbeat
@@ -42,7 +42,7 @@ def run_train_worker(
     settings: Settings,
     *,
     label_studio: ProjectClient | None = None,
-    programs: RoundPrograms | None = None,
+    command: StepCommand | None = None,
     burst: bool = False,
 ) -> None:
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
@@ -50,14 +50,14 @@ def run_train_worker(
     Asked to stop, it ends the training's process, which keeps its state, and puts the round back.
 
     Args:
-        label_studio, programs: doubles, in tests.
+        label_studio, command: doubles, in tests.
         burst: end when nothing is waiting.
     """
     connection = worker_connection(settings)
     require_queue_server(connection, settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     client = label_studio or LabelStudioProject(settings, connection).side()
-    learner = Learner(settings, connection, name, client, programs)
+    learner = Learner(settings, connection, name, client, command)
     watcher = Watcher(learner)
     watcher.start()
     log.info("worker %s takes trainings; registry %s", name, settings.registry)

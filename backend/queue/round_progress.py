@@ -42,12 +42,14 @@ class Progress:
         )
 
     def show(self, facts: dict[str, Any]) -> None:
-        """The finetuning's own progress.json: iteration, of, losses, eta_s, phase."""
+        """The training's own progress.json: iteration, of, losses or the whole curve, eta_s, phase."""
         if not facts or facts == self.last:
             return
         self.last = facts
         losses = {name: round(float(value), 4) for name, value in (facts.get("losses") or {}).items()}
-        if losses:
+        if facts.get("curve"):
+            self.curve = [(int(step), round(float(loss), 4)) for step, loss in facts["curve"]]
+        elif losses:
             self.curve.append((int(facts.get("iteration") or 0), losses.get("total", sum(losses.values()))))
             # Every second one goes when there are too many: the curve keeps its shape.
             self.curve = self.curve[::2] if len(self.curve) > MOST_POINTS else self.curve

@@ -27,11 +27,11 @@ class Shape:
 
     Attributes:
         value: the `value` of the region, without its labels.
-        notes: what a person should know about it, for `meta.text`.
+        note: what a person should know about it, for `meta.text`; at most one sentence.
     """
 
     value: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool,
         rings = [keyhole(polygon) if polygon.holes else polygon.exterior for polygon in polygons]
     regions = []
     for number, ring in enumerate(rings, start=1):
-        notes = [f"Part {number} of {len(rings)} of one object."] if len(rings) > 1 else []
+        note = f"Part {number} of {len(rings)} of one object." if len(rings) > 1 else ""
         if max_vertices is not None and len(ring) > max_vertices:
-            notes = [f"More than {max_vertices} points, because its parts would overlap with fewer."]
+            note = f"More than {max_vertices} points, because its parts would overlap with fewer."
         value = {"points": percent(ring, width, height).tolist(), "closed": True}
-        regions.append(Shape(value, tuple(notes)))
+        regions.append(Shape(value, note))
     holes_cut = sum(len(polygon.holes) for polygon in polygons)
     merged = len(polygons) - len(rings)
     return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut, merged)

@@ -145,7 +145,7 @@ class _Drawing:
         over = self.report.dropped[Report.OVER_LIMIT]
         if over and self.result:
             more = "1 more object was" if over == 1 else f"{over} more objects were"
-            _note(self.result[0], [f"{more} found and left out: the limit of regions is reached."])
+            _note(self.result[0], f"{more} found and left out: the limit of regions is reached.")
 
     def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
         """Add the regions of an instance; None, or the reason why it has none."""
@@ -284,7 +284,7 @@ class _Drawing:
             }
             if part:
                 region["parentID"] = first_id
-            _note(region, shape.notes)
+            _note(region, shape.note)
             self.result += _labelled(region, target, shape.value)
 
     def _id(self, number: int, target: Target, part: int) -> str:
@@ -312,10 +312,10 @@ def _labelled(region: dict[str, Any], target: Target, value: dict[str, Any]) -> 
     return [{**region, **geometry}, {**region, **named}]
 
 
-def _note(region: dict[str, Any], notes: Sequence[str]) -> None:
-    """Add lines to `meta.text`, which the editor shows and keeps on submit (measured)."""
-    if notes:
-        region.setdefault("meta", {}).setdefault("text", []).extend(notes)
+def _note(region: dict[str, Any], sentence: str) -> None:
+    """Say a sentence in `meta.text`, which the editor shows and keeps on submit (measured); a region says one."""
+    if sentence:
+        region.setdefault("meta", {"text": [sentence]})
 
 
 def _sortable(score: float) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from model.files import write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -33,6 +36,16 @@ def read_metadata(directory: Path | str) -> dict[str, Any]:
     if absent := [key for key in REQUIRED_METADATA if key not in metadata]:
         raise CheckpointError(f"{file} lacks {', '.join(absent)}; it needs {', '.join(REQUIRED_METADATA)}")
     return metadata
+
+
+def update_metadata(directory: Path | str, facts: Mapping[str, Any]) -> None:
+    """Add or replace entries of a checkpoint's metadata, in one step.
+
+    Raises:
+        CheckpointError: see `read_metadata`.
+    """
+    text = json.dumps({**read_metadata(directory), **facts}, indent=2, ensure_ascii=False) + "\n"
+    write_text(Path(directory) / METADATA_FILE, text)
 
 
 def verify_weights(directory: Path | str, metadata: dict[str, Any]) -> Path:

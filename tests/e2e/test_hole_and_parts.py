@@ -5,12 +5,14 @@ Only the model is ours for the test: queue, API and worker are the product's, La
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,10 +122,10 @@ def test_a_hole_and_two_parts_survive_display_submit_and_export(
     (annotation,) = exported["annotations"]
     assert {region["id"] for region in annotation["result"]} == set(predicted)
     truths = [shaped_mask(), ring_mask()]
-    for found, truth in zip(regions_to_objects(annotation["result"]).objects, truths, strict=True):
-        assert found.label == LABEL
-        print(f"{name}: IoU {iou(found.mask_hw, truth):.5f}")
-        assert iou(found.mask_hw, truth) >= least_iou
+    for drawn, truth in zip(regions_to_objects(annotation["result"]).objects, truths, strict=True):
+        assert drawn.label == LABEL
+        print(f"{name}: IoU {iou(drawn.mask_hw, truth):.5f}")
+        assert iou(drawn.mask_hw, truth) >= least_iou
 
     out = tmp_path / "export"
     arguments = ["export", "--project", str(project), "--url", demo.url, "--api-key", demo.token, "--out", str(out)]
@@ -136,6 +138,26 @@ def test_a_hole_and_two_parts_survive_display_submit_and_export(
     for record, truth in zip(annotations, truths, strict=True):
         assert "counts" in record["segmentation"]  # both have a hole
         assert iou(coco_mask.decode(record["segmentation"]).astype(bool), truth) >= least_iou
+
+    # Label Studio's own export, whose polygons know no holes: the cuts stay in them, and enclose nothing.
+    own = label_studio_coco(demo, project)
+    assert len(own) == len(truths)
+    for record, truth in zip(own, truths, strict=True):
+        (packed,) = coco_mask.frPyObjects(record["segmentation"], HEIGHT, WIDTH)
+        print(f"{name}: IoU {iou(coco_mask.decode(packed).astype(bool), truth):.5f} in Label Studio's own COCO file")
+        assert iou(coco_mask.decode(packed).astype(bool), truth) >= 0.95
+
+
+def label_studio_coco(demo: RunningDemo, project: int) -> list[dict]:
+    """The annotations of Label Studio's own COCO export."""
+    answer = requests.get(
+        f"{demo.url}/api/projects/{project}/export",
+        params={"exportType": "COCO"},
+        headers=demo.client().auth.headers(),
+        timeout=LATE_S,
+    )
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        return json.loads(archive.read("result.json"))["annotations"]
 
 
 def add_picture(client: LabelStudioClient, project: int, path: Path) -> int:

@@ -23,11 +23,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from backend.cli.snapshot import read_rows
+from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
-from backend.learning.snapshot.builder import Labelling, SnapshotSettings
-from backend.learning.snapshot.images import ImageFolder
-from backend.learning.snapshot.take import freeze_tasks
+from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
+from backend.learning.task_images import ImageFolder
 from training.datasets import Sample, open_set, usable_samples
 from training.snapshots.format import SnapshotObject
 from training.snapshots.samples import SnapshotSamples
@@ -52,6 +51,13 @@ class Written:
     folder: Path
     pictures: tuple[Path, ...]
     truths: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """What `open_set` opens."""
+        if self.kind in ("cityscapes", "bdd100k"):
+            return f"{self.kind}:{self.folder}:val"
+        return f"via:{self.folder}" if self.kind == "via" else f"{self.kind}:{self.truths[0]}:{self.folder}"
 
 
 @dataclass
@@ -192,13 +198,7 @@ def read_set(written: Written) -> Reading:
                 _collect(reading, samples)
                 reading.problems += [str(problem) for problem in samples.problems.entries if not problem.repaired]
         else:
-            names = {
-                "via": f"via:{folder}",
-                "cityscapes": f"cityscapes:{folder}:val",
-                "bdd100k": f"bdd100k:{folder}:val",
-            }
-            name = names.get(written.kind, f"{written.kind}:{folder / 'truth.json'}:{folder}")
-            opened = open_set(name, missing="skip")
+            opened = open_set(written.name, missing="skip")
             _collect(reading, opened)
             reading.problems += [str(problem) for problem in opened.problems.entries if not problem.repaired]
     except (ValueError, FileNotFoundError, ServiceError) as error:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FIELD = ROOT.parent / "shared" / "field"
 #: Places that moved since the reproductions were written.
 MOVED = {
-    "integration.image_decoding": "integration.images.decode",
+    "integration.image_decoding": "model.images",
     "integration.label_config": "integration.label_studio.label_config",
     "integration.locations": "integration.images.urls",
     "integration.annotations": "integration.regions.read",
@@ -23,7 +23,7 @@ MOVED = {
     "encode_mask": "encode_brush_mask",
     "backend.interactive": "backend.predictions.prompts",
     "integration.regions import": "integration.regions.write import",
-    "backend.snapshot_images": "backend.learning.snapshot.images",
+    "backend.snapshot_images": "backend.learning.task_images",
 }
 #: What the output of each folder has to say (regular expressions).
 WANTED: dict[str, tuple[str, ...]] = {

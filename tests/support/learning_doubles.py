@@ -3,7 +3,8 @@
 What they shall do comes as JSON in a file, so that a test can change its mind while a worker process runs:
 
     new: annotations newer than any snapshot; data: text that names the snapshot's content; at: its newest time;
-    iterations, seconds: of the finetuning; promote: what the gate says; crash: the finetuning ends with that code.
+    iterations, seconds: of the finetuning; promote: what the gate says; crash: the finetuning ends
+    with that code; gate_crash: the gate does.
 
 Little is imported at the top: the finetuning and the gate are processes that shall start at once.
 """
@@ -16,14 +17,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backend.doctor.connection import Settled
     from backend.learning.learner import ProjectClient
-    from backend.learning.steps import FewShotRequest, FinetuneRequest, GateRequest
-
 
 HERE = Path(__file__)
 
@@ -78,29 +79,16 @@ class Wishes:
         return Settled(True, done=("the backend's title",))
 
 
-class Programs:
-    """This file, as other processes."""
-
-    def __init__(self, wishes: Wishes) -> None:
-        self.wishes = wishes
-
-    def finetune_command(self, work: FinetuneRequest) -> list[str]:
-        facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.parent)}
-        self.wishes.note(f"finetune from {work.parent.name} replay {len(work.replay)}")
-        return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
-
-    def few_shot_command(self, work: FewShotRequest) -> list[str]:
-        facts = {"out": str(work.out), "classes": list(work.classes), "parent": str(work.base)}
-        self.wishes.note(f"few-shot from {work.base.name} against {work.incumbent.name}")
-        return [sys.executable, str(HERE), "finetune", str(self.wishes.folder), json.dumps(facts)]
-
-    def calibrate_command(self, checkpoint: Path, snapshot: Path, folds: Path | None) -> list[str]:
-        return [sys.executable, "-c", "print('too few images'); raise SystemExit(1)"]
-
-    def gate_command(self, work: GateRequest) -> list[str]:
-        best = work.best.name if work.best else "-"
-        self.wishes.note(f"gate earlier {len(work.earlier)} best {best}")
-        return [sys.executable, str(HERE), "gate", str(self.wishes.folder), str(work.out / "verdict.json")]
+def double_command(wishes: Wishes, step: str, request: Mapping[str, Any]) -> list[str]:
+    """This file as another process, in place of a heavy step."""
+    if step == "finetune":
+        wishes.note(f"finetune from {request['active'].name} replay {len(request['replay'])}")
+    elif step == "few-shot":
+        wishes.note(f"few-shot from {request['base'].name} against {request['incumbent'].name}")
+    else:
+        best = request["best"].name if request["best"] else "-"
+        wishes.note(f"gate earlier {len(request['earlier'])} best {best}")
+    return [sys.executable, str(HERE), step, str(wishes.folder), json.dumps(dict(request), default=str)]
 
 
 def write_snapshot(
@@ -156,15 +144,19 @@ def finetune(wishes: Wishes, facts: dict[str, Any]) -> None:
         progress = {"iteration": iteration, "of": wanted.get("iterations", 1), "eta_s": 7, "phase": "training"}
         (out / ".part").write_text(json.dumps({**progress, "losses": {"total": 1.0 / iteration}}))
         (out / ".part").replace(out / "progress.json")
-    write_checkpoint(out / "checkpoint", "made", f"{facts['parent']} {wanted.get('data', 'a')} {time.time()}")
+    write_checkpoint(out / "checkpoint", "made", f"{facts['snapshot']} {wanted.get('data', 'a')} {time.time()}")
 
 
-def gate(wishes: Wishes, verdict: str) -> None:
-    promote = wishes.get().get("promote", True)
-    facts = {"promote": promote, "reasons": ["better" if promote else "worse"]}
-    facts["figures"] = {"boundary_ap": {"candidate": 0.5}}
-    facts["metrics"] = {"mask_ap": 0.5, "boundary_ap": 0.4}
-    Path(verdict).write_text(json.dumps(facts))
+def judge(wishes: Wishes, facts: dict[str, Any]) -> None:
+    wanted = wishes.get()
+    if wanted.get("gate_crash"):
+        print("no verdict")
+        sys.exit(wanted["gate_crash"])
+    promote = wanted.get("promote", True)
+    verdict = {"promote": promote, "reasons": ["better" if promote else "worse"], "order": "by certainty"}
+    verdict["figures"] = {"boundary_ap": {"candidate": 0.5}}
+    verdict["metrics"] = {"mask_ap": 0.5, "boundary_ap": 0.4}
+    Path(facts["out"], "verdict.json").write_text(json.dumps(verdict))
     sys.exit(0 if promote else 3)
 
 
@@ -178,14 +170,12 @@ def work(folder: str) -> None:
     settings = Settings()
     set_up_logs(settings)
     wishes = Wishes(Path(folder))
-    run_train_worker(settings, label_studio=wishes.side(), programs=Programs(wishes))
+    run_train_worker(settings, label_studio=wishes.side(), command=partial(double_command, wishes))
 
 
 if __name__ == "__main__":
     what, folder, *rest = sys.argv[1:]
-    if what == "finetune":
-        finetune(Wishes(Path(folder)), json.loads(rest[0]))
-    elif what == "gate":
-        gate(Wishes(Path(folder)), rest[0])
-    else:
+    if what == "work":
         work(folder)
+    else:
+        (judge if what == "judge" else finetune)(Wishes(Path(folder)), json.loads(rest[0]))

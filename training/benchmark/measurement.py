@@ -22,7 +22,7 @@ from torch import nn
 
 from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
-from training.benchmark.rows import DataSet
+from training.benchmark.tables import DataSet
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bdd100k import Bdd100kSet
 from training.datasets.cityscapes import CityscapesSet
@@ -132,14 +132,13 @@ class Measurement:
             values |= {"Recall": table3["pooled"]["recall"], "AccDetector": table3["pooled"]["accuracy"]}
         return values
 
-    def _frames_per_second(self) -> dict[str, object]:
+    def _frames_per_second(self) -> dict[str, Any]:
         @torch.inference_mode()
         def run(index: int) -> None:
             self.network([self.records[index % len(self.records)]])
 
         iterations, runs = self.speed
-        device = self.cfg.MODEL.DEVICE
-        return frames_per_second(run, device=device, iterations=iterations, runs=runs).as_dict()
+        return frames_per_second(run, device=self.cfg.MODEL.DEVICE, iterations=iterations, runs=runs)
 
     def _refinement_cost(self) -> dict[str, Any]:
         """Of one instance with as many nodes as the measured images have on average, references included."""

@@ -1,9 +1,7 @@
 """From a row to the configuration it is trained and measured with.
 
-Every row at a size that trains in seconds: a narrow network, small generated scenes, masks of half the side.
-
-It shows that the whole pipeline runs and, with enough iterations and seeds, in which direction rows differ; its
-figures say nothing about COCO.
+A miniature trains in seconds: a narrow network, small generated scenes, masks of half the side. It shows that the whole
+pipeline runs; its figures say nothing about COCO.
 """
 
 from __future__ import annotations
@@ -12,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
-from training.benchmark.rows import DataSet, Row, Table, as_list, digest
+from training.benchmark.tables import MINIATURE, DataSet, Row, Table, as_list, digest
 from training.datasets import open_set
 from training.engine.config import get_training_config
-from training.synthetic.scenes import CLASSES
+
+SCENES = DataSet("generated scenes, miniature", "scenes:train:256", "scenes:val:24", "nothing: scenes are drawn")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Scale:
         train, test: names of sets that replace the table's ("": the table's). lvis: LVIS annotations likewise.
         iterations: instead of the schedule's (0: the schedule's); its steps shrink along.
         seeds: trainings of every row. init: where weights start, see TRAINING.INIT.
-        images: of the test set that are measured (0: all).
     """
 
     data: str = ""
@@ -43,13 +41,12 @@ class Scale:
 
 def data_of(table: Table, scale: Scale) -> DataSet:
     """The table's data set at this scale, with the folder filled in."""
-    data = small_data(table.data) if scale.miniature else table.data
-    filled = {
-        "train": (scale.train or data.train).replace("{data}", scale.data),
-        "test": (scale.test or data.test).replace("{data}", scale.data),
-        "lvis": (scale.lvis or data.lvis).replace("{data}", scale.data),
-    }
-    return DataSet(**{**{f: getattr(data, f) for f in DataSet.__dataclass_fields__}, **filled})
+    data = replace(SCENES, ratio=table.data.ratio) if scale.miniature else table.data
+    train, test, lvis = (
+        name.replace("{data}", scale.data)
+        for name in (scale.train or data.train, scale.test or data.test, scale.lvis or data.lvis)
+    )
+    return replace(data, train=train, test=test, lvis=lvis)
 
 
 def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
@@ -67,8 +64,7 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
     cfg.merge_from_list(as_list(row.change))
     if scale.miniature:
         shrink(cfg)
-        if scale.train:  # another set than the miniature's own scenes has other classes
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(data.train).class_names)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(open_set(data.train).class_names)
     if "POINT_HEAD" in cfg.MODEL:
         cfg.MODEL.POINT_HEAD.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if scale.iterations:
@@ -111,64 +107,11 @@ def training_digest(cfg: CfgNode) -> str:
     return digest(cfg.dump())
 
 
-CHANNELS = 32
-WIDTH, HEIGHT = 128, 96
-SCENES = DataSet("generated scenes, miniature", "scenes:train:256", "scenes:val:24", "nothing: scenes are drawn")
-
-_CHANGE = {
-    "MODEL.BACKBONE.NAME": "build_efficientnet_lite_fpn_backbone",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.PIXEL_MEAN": [127.0] * 3,
-    "MODEL.PIXEL_STD": [128.0] * 3,
-    "MODEL.FPN.OUT_CHANNELS": CHANNELS,
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False] * 4,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64], [96], [128]],
-    "MODEL.RPN.CONV_DIMS": [CHANNELS],
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64,
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 200,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 100,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
-    "MODEL.ROI_HEADS.NUM_CLASSES": len(CLASSES),
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": CHANNELS,
-    "MODEL.COMPARISON.MASK_IOU_FC_DIM": 64,
-    "MODEL.TRANSFINER.ENCODER_FFN_DIM": 64,
-    "MODEL.TRANSFINER.TRAIN_INSTANCE_LIMIT": 4,
-    "MODEL.TRANSFINER.INCOHERENCE_DIM": CHANNELS,
-    "MODEL.DETR.QUERIES": 20,
-    "MODEL.DETR.LAYERS": 1,
-    "MODEL.DETR.FFN_DIM": 64,
-    "TEST.DETECTIONS_PER_IMAGE": 6,
-    "INPUT.FORMAT": "RGB",
-    "INPUT.MASK_FORMAT": "bitmask",
-    "INPUT.MIN_SIZE_TRAIN": (HEIGHT,),
-    "INPUT.MAX_SIZE_TRAIN": WIDTH,
-    "INPUT.MIN_SIZE_TEST": HEIGHT,
-    "INPUT.MAX_SIZE_TEST": WIDTH,
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.IMS_PER_BATCH": 4,
-    "SOLVER.BASE_LR": 0.001,
-    "SOLVER.MAX_ITER": 200,
-    "SOLVER.WARMUP_ITERS": 20,
-    "TRAINING.OPTIMIZER": "AdamW",
-    "TRAINING.SCHEDULE": "cosine",
-    "TRAINING.SCENE_WIDTH": WIDTH,
-    "TRAINING.SCENE_HEIGHT": HEIGHT,
-}
-
-
 def shrink(cfg: CfgNode) -> None:
     """Make a row's configuration a miniature, in place: its structure stays, its sizes halve."""
     head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.TRANSFINER
     halved = [size // 2 for size in node.LEVEL_SIZES]
-    cfg.merge_from_list([part for pair in _CHANGE.items() for part in pair])
+    cfg.merge_from_list(as_list(MINIATURE))
     if head.NAME != "PointRendMaskHead":  # its coarse mask is half the feature's side, 7 of 14
         head.POOLER_RESOLUTION = max(head.POOLER_RESOLUTION // 2, 4)
     node.LEVEL_SIZES = halved
-
-
-def small_data(data: DataSet) -> DataSet:
-    """Scenes with the table's boundary ratio."""
-    return replace(SCENES, ratio=data.ratio)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.files import write_text
-from training.benchmark.rows import COLUMNS, Row, Table
+from training.benchmark.tables import COLUMNS, Row, Table
 
 Results = dict[str, list[dict[str, Any]]]
 

@@ -1,23 +1,35 @@
-"""Train (or find) and measure a table's rows; every finished step is kept, so a run goes on where it stopped."""
+"""Plan a table, and train (or find) and measure its rows; every finished step is kept, so a run goes on there."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from model.files import json_values, write_text
+from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.measurement import Measurement
 from training.benchmark.recipe import Scale, data_of, overrides_when_measured, training_config, training_digest
-from training.benchmark.rows import Row, Table, digest
+from training.benchmark.tables import Row, Table, digest
 from training.engine.build import build_for_training
-from training.engine.state import STATE_FILE
-from training.engine.trainer import Trainer
+from training.engine.trainer import STATE_FILE, Trainer
 
 logger = logging.getLogger(__name__)
+
+Tell = Callable[[str], object]
+# Section 6.1: 12 epochs of COCO (117,266 images) took 8 hours on four RTX 2080 Ti with an R50.
+GPU_SECONDS_AN_IMAGE = 8 * 3600 * 4 / (12 * 117_266)
+DETECTOR_GB = 5.0  # a two-stage R50-FPN detector in training with two images a GPU, rough
+BASIS = (
+    "hours: the paper's 8 h on four RTX 2080 Ti for 12 epochs with an R50, times images and rough factors for R101, "
+    "DCN and cascades; memory: the refinement's training peak as counted, without computing, plus about 5 GB"
+)
 
 
 class BenchmarkStopped(RuntimeError):  # noqa: N818 - says what happened
@@ -32,9 +44,9 @@ def run_table(
     only: Sequence[str] = (),
     checkpoints: Path | None = None,
     speed: tuple[int | None, int] = (None, 5),
-    tell: Callable[[str], object] = logger.info,
+    tell: Tell = logger.info,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Results of the rows that are run: key -> one result a seed.
+    """Train or find, and measure, the rows that are run: key -> one result a seed.
 
     Args:
         out: folder of all tables; trainings that rows share lie in ``out/models``.
@@ -46,8 +58,7 @@ def run_table(
         ValueError: ``only`` has a key that the table has not.
         BenchmarkStopped: a training was asked to stop.
     """
-    unknown = set(only) - {row.key for row in table.rows}
-    if unknown:
+    if unknown := set(only) - {row.key for row in table.rows}:
         raise ValueError(
             f"table {table.number} has no row {', '.join(sorted(unknown))}; its rows: "
             f"{', '.join(row.key for row in table.rows)}"
@@ -56,9 +67,8 @@ def run_table(
     for row in table.rows:
         if row.quoted or (only and row.key not in only):
             continue
-        results[row.key] = [
-            _run_row(table, row, out, scale, seed, checkpoints, speed, tell) for seed in range(scale.seeds)
-        ]
+        given = checkpoints / row.key if checkpoints and (checkpoints / row.key).is_dir() else None
+        results[row.key] = [_run_row(table, row, out, scale, seed, given, speed, tell) for seed in range(scale.seeds)]
     return results
 
 
@@ -68,36 +78,37 @@ def _run_row(
     out: Path,
     scale: Scale,
     seed: int,
-    checkpoints: Path | None,
+    given: Path | None,
     speed: tuple[int | None, int],
-    tell: Callable[[str], object],
+    tell: Tell,
 ) -> dict[str, Any]:
-    cfg = training_config(table, row, scale, seed)
-    given = checkpoints / row.key if checkpoints and (checkpoints / row.key).is_dir() else None
+    cfg, data = training_config(table, row, scale, seed), data_of(table, scale)
+    overrides = overrides_when_measured(row, scale.miniature)
     name = f"given-{digest(str(given))}" if given else training_digest(cfg)
     file = out / f"table-{table.number}" / row.key / f"seed-{seed}.json"
-    identity = digest(
-        name, overrides_when_measured(row, scale.miniature), data_of(table, scale).test, scale.device, speed
-    )
+    title, identity = f"{row.name}, seed {seed}", digest(name, overrides, data.test, scale.device, speed)
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text())
         if kept["identity"] == identity:
-            tell(f"{row.name}, seed {seed}: already measured")
+            tell(f"{title}: already measured")
             return kept
-    checkpoint = given or train_or_find(
-        cfg, out / "models" / name, name=row.key, title=f"{row.name}, seed {seed}", tell=tell
+    checkpoint = given or train_or_find(cfg, out / "models" / name, name=row.key, title=title, tell=tell)
+    tell(f"{title}: measuring {checkpoint}")
+    network, measured_cfg = open_network(
+        weights=checkpoint, device=scale.device, overrides=[*overrides, "MODEL.TRANSFINER.KEEP_COARSE", True]
     )
-    tell(f"{row.name}, seed {seed}: measuring {checkpoint}")
-    outcome = {"identity": identity, "seed": seed, "checkpoint": str(checkpoint)} | _measured(
-        table, row, checkpoint, scale, cfg, speed
-    )
+    measured_cfg.TRAINING = cfg.TRAINING
+    measurement = Measurement(network, measured_cfg, data, speed=speed)
+    values, details = measurement.columns(table.columns())
+    if table.number == 3 and "analysis" in details and details["analysis"]["table3"]:
+        values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
+    outcome = {"values": values, "details": details, "images": len(measurement.samples)}
+    outcome = {"identity": identity, "seed": seed, "checkpoint": str(checkpoint)} | json_values(outcome)
     write_text(file, json.dumps(outcome))
     return outcome
 
 
-def train_or_find(
-    cfg: Any, folder: Path, *, name: str, title: str, tell: Callable[[str], object] = logger.info
-) -> Path:
+def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Tell = logger.info) -> Path:
     """The checkpoint of a training, which may be done, begun, or not begun.
 
     Args:
@@ -119,16 +130,113 @@ def train_or_find(
     return folder / "checkpoint"
 
 
-def _measured(
-    table: Table, row: Row, checkpoint: Path, scale: Scale, trained_with: Any, speed: tuple[int | None, int]
-) -> dict[str, Any]:
-    overrides = [*overrides_when_measured(row, scale.miniature), "MODEL.TRANSFINER.KEEP_COARSE", True]
-    network, cfg = open_network(weights=checkpoint, device=scale.device, overrides=overrides)
-    cfg.TRAINING = trained_with.TRAINING
-    measurement = Measurement(network, cfg, data_of(table, scale), speed=speed)
-    wanted = table.columns()
-    values, details = measurement.columns(wanted)
-    if table.number == 3 and "analysis" in details and details["analysis"]["table3"]:
-        values["Acc"] = details["analysis"]["table3"]["pooled"]["accuracy"]
-    outcome: dict[str, Any] = json_values({"values": values, "details": details, "images": len(measurement.samples)})
-    return outcome
+def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
+    """Data that is there or missing, and for every row iterations, GPU hours and GPU memory."""
+    data = data_of(table, scale)
+    rows, seen = [], set[str]()
+    for row in table.rows:
+        if row.quoted:
+            rows.append({"row": row.key, "name": row.name, "run": False})
+            continue
+        cfg = training_config(table, row, scale, 0)
+        name = training_digest(cfg)
+        hours = 0.0
+        if name not in seen and not scale.miniature:
+            images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * scale.seeds
+            hours = images * GPU_SECONDS_AN_IMAGE * _slower(cfg) / 3600
+        rows.append(
+            {
+                "row": row.key,
+                "name": row.name,
+                "run": True,
+                "trained_with_another": name in seen,
+                "iterations": cfg.SOLVER.MAX_ITER,
+                "batch": cfg.SOLVER.IMS_PER_BATCH,
+                "gpu_hours": round(hours, 1),
+                "gpu_memory_gb": round(DETECTOR_GB + refinement_peak_gb(cfg), 1),
+                "note": row.note,
+            }
+        )
+        seen.add(name)
+    return {
+        "table": table.number,
+        "title": table.title,
+        "data": {
+            "set": data.title,
+            "needs": data.needs,
+            "train": data.train,
+            "test": data.test,
+            "missing": missing_files(data.train, data.test),
+        },
+        "rows": rows,
+        "gpu_hours": sum(row.get("gpu_hours", 0.0) for row in rows),
+        "basis": BASIS,
+    }
+
+
+def _slower(cfg: CfgNode) -> float:
+    """Rough factor of a training's time over an R50's."""
+    factor = 1.4 if cfg.MODEL.RESNETS.DEPTH == 101 else 1.0
+    factor *= 1.3 if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE) else 1.0
+    return factor * (1.3 if "Cascade" in cfg.MODEL.ROI_HEADS.NAME else 1.0)
+
+
+def refinement_peak_gb(cfg: CfgNode) -> float:
+    """Peak of the refinement in training, counted: as many instances as a batch of two images trains, at most 30."""
+    node, head = cfg.MODEL.TRANSFINER, cfg.MODEL.ROI_MASK_HEAD
+    if "Transfiner" not in cfg.MODEL.ROI_HEADS.NAME or not node.LEVEL_SIZES:
+        return 0.0
+    if node.REGION == "full":
+        tokens = sum(size * size for size in node.LEVEL_SIZES)
+    else:
+        tokens = node.SAMPLES_PER_LEVEL * len(node.LEVEL_SIZES)
+    tokens += head.POOLER_RESOLUTION**2 * node.REFERENCE_POINTS
+    counted = cfg.clone()
+    counted.MODEL.TRANSFINER.ENCODER_DROPOUT = 0.0  # a GPU's fused attention stores no weights for it
+    single, double = _training_peaks(counted.dump(), tokens)
+    return float(single + ((node.TRAIN_INSTANCE_LIMIT or 30) - 1) * (double - single)) / 1e9
+
+
+@cache  # rows often share them
+def _training_peaks(config: str, tokens: int) -> tuple[int, int]:
+    """Bytes that the refiner holds at most while it trains one and two instances of so many tokens."""
+    cfg = CfgNode.load_cfg(config)
+    single, double = (
+        refinement_cost(cfg, [tokens] * count, channels=cfg.MODEL.FPN.OUT_CHANNELS, training=True)["peak_bytes"]
+        for count in (1, 2)
+    )
+    return single, double
+
+
+def missing_files(*names: str) -> list[str]:
+    """Files and folders that sets of these names need and that are not there."""
+    paths: list[Path] = []
+    for name in names:
+        kind, _, rest = name.partition(":")
+        root, _, split = rest.rpartition(":")
+        if kind in ("coco", "lvis"):
+            paths += [Path(part) for part in rest.split(":", 1)]
+        elif kind == "cityscapes":
+            paths += [Path(root) / "leftImg8bit" / split, Path(root) / "gtFine" / split]
+        elif kind == "bdd100k":
+            paths.append(Path(root) / "labels" / "ins_seg" / "bitmasks" / split)
+    return [str(path) for path in paths if not path.exists()]
+
+
+def plan_text(planned: dict[str, Any]) -> str:
+    """The plan as lines for people."""
+    data = planned["data"]
+    lines = [f"Table {planned['table']}: {planned['title']}", f"data: {data['set']}; needs {data['needs']}"]
+    if data["missing"]:
+        lines.append("missing: " + ", ".join(data["missing"]))
+    for row in planned["rows"]:
+        if not row["run"]:
+            lines.append(f"  {row['name']:<42} quoted from the paper")
+            continue
+        shared = " (the same training as a row above)" if row["trained_with_another"] else ""
+        lines.append(
+            f"  {row['name']:<42} {row['iterations']:>7} iterations of {row['batch']:>2}  "
+            f"{row['gpu_hours']:>6.1f} GPU h  {row['gpu_memory_gb']:>5.1f} GB a GPU{shared}"
+        )
+    lines += [f"in all about {planned['gpu_hours']:.0f} GPU hours", f"({planned['basis']})"]
+    return "\n".join(lines)

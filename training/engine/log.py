@@ -1,8 +1,7 @@
 """What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
 
-Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``.
-
-How far a training run is, as a file that pages and other programs read while it runs. Needs no torch.
+Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``, and
+``progress.json``, which pages and other programs read. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +142,7 @@ class RunProgress:
         phase: one of `PHASES`.
         elapsed_s: seconds spent, over all sittings.
         error: why it failed, else "".
+        curve: steps with their losses, of a run that is too short to be watched at each.
         updated: when this was written (ISO, UTC).
     """
 
@@ -153,6 +153,7 @@ class RunProgress:
     eta_s: float | None = None
     elapsed_s: float = 0.0
     error: str = ""
+    curve: Sequence[tuple[int, float]] = ()
     updated: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
@@ -179,6 +180,6 @@ def read_progress(path: Path) -> RunProgress | None:
     except FileNotFoundError:
         return None
     try:
-        return RunProgress(**facts)
-    except TypeError as error:
+        return RunProgress(**facts | {"curve": tuple((step, loss) for step, loss in facts.get("curve", ()))})
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not the progress of a run: {error}; remove the file") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ class TruthBuilder:
         return coco
 
 
-def coco_results(image_id: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
+def coco_results(
+    image_id: int, masks: Iterable[np.ndarray], scores: Iterable[float], classes: Iterable[int]
+) -> list[dict[str, Any]]:
     """COCO results of one image from bool N x H x W masks; without a box, which would change the areas."""
     return [
         {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}

@@ -29,19 +29,17 @@ Shapes: H, W image size; N, M vertices.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 from model.instance import iou_matrix
-from training.snapshots.outline_distance import compare_outlines
-
-#: Vertices (N, 2) of all outlines of a bool H x W mask, as a person would click them.
-Outliner = Callable[[np.ndarray], np.ndarray]
+from training.metrics.outline_distance import compare_outlines
 
 KEY_S, POINT_S, PRESS_S, THINK_S = 0.2, 1.1, 0.1, 1.35
 _CLICK_S = POINT_S + 2 * PRESS_S
@@ -93,8 +91,11 @@ class Edits:
 
     Attributes:
         images, objects, regions, vertices: given; objects are true ones, vertices those of the regions.
+        parts, true_parts: areas connected by sides, of the regions and of the objects.
+        border, border_reached: true objects at the image's border that a region shows; those whose region reaches all
+            the sides of the image that the object reaches.
         untouched: objects that a region showed well enough, with no region beside it to be deleted.
-        doubles: deleted regions that overlap another region too much. false: other deleted regions.
+        doubles: pairs of regions that overlap too much. false: regions that were deleted.
         misses: objects drawn from nothing. redrawn: objects whose region was deleted and drawn anew.
         steps: how often each step of `STEPS` was taken.
     """
@@ -103,6 +104,10 @@ class Edits:
     objects: int = 0
     regions: int = 0
     vertices: int = 0
+    parts: int = 0
+    true_parts: int = 0
+    border: int = 0
+    border_reached: int = 0
     untouched: int = 0
     doubles: int = 0
     false: int = 0
@@ -130,6 +135,8 @@ class Edits:
             "actions_per_object": self.actions / objects,
             "untouched_share": self.untouched / objects,
             "regions_per_object": self.regions / objects,
+            "parts_per_object": self.parts / objects,
+            "true_parts_per_object": self.true_parts / objects,
             "vertices_per_object": self.vertices / objects,
             "seconds_per_object": self.seconds / objects,
         }
@@ -143,9 +150,12 @@ class Edits:
         self.objects += len(truth)
         self.regions += len(shown)
         self.vertices += sum(len(region.vertices_px) for region in shown)
+        self.parts += sum(int(ndimage.label(region.mask_hw)[1]) for region in shown)
+        self.true_parts += sum(int(ndimage.label(drawn.mask_hw)[1]) for drawn in truth)
+        masks_hw = [region.mask_hw for region in shown]
+        self.doubles += int(np.count_nonzero(np.triu(iou_matrix(masks_hw, masks_hw), 1) > good.double_iou))
         partners, plans = _cheapest_partners(shown, truth, good)
-        leftover = [number for number in range(len(shown)) if number not in partners.values()]
-        burdened = self._delete(shown, truth, leftover, good)
+        burdened = self._delete(shown, truth, set(range(len(shown))) - set(partners.values()))
         for number, drawn in enumerate(truth):
             region = partners.get(number)
             if region is None:
@@ -153,31 +163,29 @@ class Edits:
                 self.steps += _drawing(drawn)
                 continue
             plan = plans[number, region]
+            sides = _sides(drawn.mask_hw)
+            self.border += bool(sides)
+            self.border_reached += bool(sides) and sides <= _sides(shown[region].mask_hw)
             self.steps += plan.steps
             self.redrawn += plan.is_redrawn
             self.untouched += not plan.steps and number not in burdened
 
-    def _delete(
-        self,
-        shown: Sequence[EditableObject],
-        truth: Sequence[EditableObject],
-        leftover: Sequence[int],
-        good: GoodOutline,
-    ) -> set[int]:
+    def _delete(self, shown: Sequence[EditableObject], truth: Sequence[EditableObject], leftover: set[int]) -> set[int]:
         """Delete regions; the true objects that these lay on."""
-        overlap = iou_matrix([shown[n].mask_hw for n in leftover], [region.mask_hw for region in shown])
         burdened = set()
-        for row, number in enumerate(leftover):
+        for number in leftover:
             self.steps["delete"] += 1
-            overlap[row, number] = 0
-            is_double = overlap[row].max(initial=0) > good.double_iou
-            self.doubles += bool(is_double)
-            self.false += not is_double
+            self.false += 1
             area = np.count_nonzero(shown[number].mask_hw)
             for index, drawn in enumerate(truth):
                 if 2 * np.count_nonzero(shown[number].mask_hw & drawn.mask_hw) > area:
                     burdened.add(index)
         return burdened
+
+
+def _sides(mask_hw: np.ndarray) -> set[int]:
+    """The sides of the image that a mask reaches."""
+    return {side for side, line in enumerate((mask_hw[0], mask_hw[-1], mask_hw[:, 0], mask_hw[:, -1])) if line.any()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Both networks see every image in turn, so what slows the machine slows both.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
-from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.checkpoints.metadata import read_metadata, update_metadata
 from model.files import write_text
 from model.instance import iou_matrix
 from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
@@ -26,7 +25,7 @@ from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.model_card import CARD_FILE
 from training.evaluation.run import infer, load_for_evaluation
-from training.metrics.bootstrap import average_precision, bootstrap_draws, ranked_matches
+from training.metrics.bootstrap import MASK_KINDS, image_weights, paired_difference, resampled_ap
 
 SHOWN_FROM = 0.5
 _RESAMPLES = 2000
@@ -79,10 +78,7 @@ def compare_precisions(
     single = np.array(overlaps)
     return {
         "images": len(samples),
-        **{
-            f"{kind}_ap": _ap_difference(dataset, results, boundary=kind == "boundary", ratio=ratio)
-            for kind in ("mask", "boundary")
-        },
+        **_ap_differences(dataset, results, ratio),
         "single_masks": {
             "count": len(single),
             "mean_iou": float(single.mean()) if len(single) else 1.0,
@@ -112,33 +108,26 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
     return overlaps
 
 
-def _ap_difference(
-    dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], *, boundary: bool, ratio: float
-) -> dict[str, float]:
-    images = len(dataset["images"])
-    draws = np.concatenate([np.ones((1, images), np.int64), bootstrap_draws(images, _RESAMPLES, seed=0)])
-    values = {}
-    for precision, records in results.items():
-        ranked = ranked_matches(dataset, records, boundary=boundary, ratio=ratio)
-        by_class = np.ma.masked_invalid([average_precision(matches, draws).mean(1) for matches in ranked])
-        values[precision] = by_class.mean(0).filled(np.nan)
-    difference = values["bf16"] - values["fp32"]
-    low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
-    return {
-        "fp32": float(values["fp32"][0]),
-        "bf16": float(values["bf16"][0]),
-        "difference": float(difference[0]),
-        "low": float(low),
-        "high": float(high),
-    }
+def _ap_differences(
+    dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], ratio: float
+) -> dict[str, dict[str, float]]:
+    """ "mask_ap" and "boundary_ap" of both precisions, and the difference with its interval: fractions."""
+    weights = image_weights(len(dataset["images"]), _RESAMPLES)
+    points = {name: resampled_ap(dataset, records, weights, ratio=ratio) for name, records in results.items()}
+    figures = {}
+    for kind in MASK_KINDS:
+        fp32, bf16 = (points[name][kind][None] for name in ("fp32", "bf16"))
+        apart = paired_difference(fp32, bf16)
+        row = {"fp32": fp32[0, 0], "bf16": bf16[0, 0], "difference": apart.mean, "low": apart.low, "high": apart.high}
+        figures[f"{kind}_ap"] = {name: float(value) / 100 for name, value in row.items()}
+    return figures
 
 
 def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, command: str) -> None:
     """Write the outcome into the checkpoint's metadata, where `auto` looks for it, and into its card."""
     metadata = read_metadata(directory)
     measured = {"digest": metadata.get("digest"), "set": set_name, **outcome}
-    text = json.dumps({**metadata, "bf16": measured}, indent=2, ensure_ascii=False) + "\n"
-    write_text(directory / METADATA_FILE, text)
+    update_metadata(directory, {"bf16": measured})
     card = directory / CARD_FILE
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
     start = before.find(f"\n{_SECTION}\n")

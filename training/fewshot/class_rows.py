@@ -10,7 +10,7 @@ Shape shorthand: N cells, C = 128 channels, J classes to learn, K classes that t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from model.detectors.nanodet import STRIDES, NanoDet
 from training.fewshot.cells import Cells
 
-STEPS = 200
+STEPS, LOSS_PERIOD = 200, 5
 LEARNING_RATE = 0.02
 #: Pull of the rows to where they started, beside a loss that is a mean over the positive cells.
 PULL = 1e-2
@@ -64,8 +64,14 @@ def similar_classes(cells: Cells, sources: Sequence[int | None]) -> list[int]:
     return similar
 
 
-def fit_rows(cells: Cells, start: ClassRows, *, steps: int = STEPS) -> ClassRows:
-    """Learn J rows from cells, held near the rows they start from. A class without objects keeps its rows."""
+def fit_rows(
+    cells: Cells, start: ClassRows, *, steps: int = STEPS, on_loss: Callable[[int, float], object] | None = None
+) -> ClassRows:
+    """Learn J rows from cells, held near the rows they start from. A class without objects keeps its rows.
+
+    Args:
+        on_loss: told the step and its loss, every `LOSS_PERIOD` steps.
+    """
     present = (cells.targets > 0).any(0)
     weight = torch.zeros_like(start.weight, requires_grad=True)
     bias = torch.zeros_like(start.bias, requires_grad=True)
@@ -81,6 +87,8 @@ def fit_rows(cells: Cells, start: ClassRows, *, steps: int = STEPS) -> ClassRows
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if on_loss is not None and (step + 1) % LOSS_PERIOD == 0:
+            on_loss(step + 1, float(loss.detach()))
     moved = present[None]
     return ClassRows(start.weight + (weight * moved[..., None]).detach(), start.bias + (bias * moved).detach())
 

@@ -1,26 +1,35 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.folds`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
 OUT/checkpoint/      the result: the base with the snapshot's classes
+
+Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images
+are over-confident, so their scores are raised to a power that cross-validation finds: one half is then where what is
+shown is most often right and little is missed. The order stays, and AP with it.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.structures import Instances
+from pycocotools import mask as coco_mask
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
+from model.predictor import map_in_threads
 from training.datasets import Sample
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
-from training.fewshot.calibration import score_power
+from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
 from training.finetune.data import NothingToLearn
 from training.snapshots.format import encode_rle
@@ -33,8 +42,14 @@ FOLDS = 5
 #: Key of a checkpoint's metadata: the base's digest, the content hashes of the images that it learned from, and the
 #: power of its scores.
 FACTS_KEY = "fewshot"
+Detections = Sequence[Sequence[Any]]
+Objects = Sequence[tuple[str, dict[str, Any]]]
 #: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
 VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
+#: A detection is right when it overlaps an object of its class by this much.
+RIGHT_IOU = 0.5
+#: Thresholds of a score that a few images may call for.
+THRESHOLDS = (0.3, 0.85)
 
 
 def learn_few_shot(
@@ -91,15 +106,17 @@ def learn_few_shot(
         total_s=len(own) * views * VIEW_S + judged * OUTLINES_S + fits * fit_s,
     )
 
-    images: dict[str, LearnedImage] = {}
-    for number, sha256 in enumerate(hashes):
-        images[sha256] = learner.look(own[number], views, (seed, number))
+    def look(number: int) -> LearnedImage:
+        image = learner.look(own[number], views, (seed, number))
         progress.add(views * VIEW_S)
+        return image
+
+    images = dict(zip(hashes, map_in_threads(look, range(len(hashes))), strict=True))
     progress.phase = "evaluating"
     power = 1.0
     if folds:
         answers = {
-            role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress.add, fit_s)
+            role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress, fit_s)
             for role, pool in pools.items()
         }
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
@@ -111,7 +128,7 @@ def learn_few_shot(
         "snapshot": digest,
         FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
     }
-    rows = learner.rows(list(images.values()))
+    rows = learner.rows(list(images.values()), progress.loss)
     progress.add(fit_s)
     learner.save(out / CHECKPOINT, rows, power, facts)
     progress.end()
@@ -151,7 +168,7 @@ def out_of_fold(
     learner: FewShotLearner,
     images: Mapping[str, LearnedImage],
     folds: int,
-    spent: Callable[[float], object] = float,
+    progress: _Progress | None = None,
     fit_s: float = 0.0,
 ) -> dict[str, Any]:
     """For each image what rows find that other images taught.
@@ -160,22 +177,29 @@ def out_of_fold(
 
     Args:
         images: by content hash.
-        spent: told the work that was done, in seconds of a quiet core; fit_s: what one fit costs.
+        progress: told the work that was done; fit_s: what one fit costs, in seconds of a quiet core.
 
     Returns:
         By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
     """
     ordered = sorted(images)
     folds = min(folds, len(ordered))
-    answers: dict[str, Any] = {}
+    taught: dict[str, ClassRows] = {}
+    on_loss = None if progress is None else progress.loss
     for fold in range(folds if len(ordered) > 1 else 0):
         held = ordered[fold::folds]
-        rows = learner.rows([images[key] for key in ordered if key not in held])
-        spent(fit_s)
-        for key in held:
-            answers[key] = _as_json(learner.detections(images[key], rows), learner.classes)
-            spent(OUTLINES_S)
-    return answers
+        rows = learner.rows([images[key] for key in ordered if key not in held], on_loss)
+        taught.update(dict.fromkeys(held, rows))
+        if progress is not None:
+            progress.add(fit_s)
+
+    def find(key: str) -> list[list[Any]]:
+        detections = _as_json(learner.detections(images[key], taught[key]), learner.classes)
+        if progress is not None:
+            progress.add(OUTLINES_S)
+        return detections
+
+    return dict(zip(taught, map_in_threads(find, list(taught)), strict=True))
 
 
 def _raised(entries_of: Mapping[str, list[list[Any]]], power: float) -> dict[str, list[list[Any]]]:
@@ -199,6 +223,43 @@ def _as_json(instances: Instances, classes: Sequence[str]) -> list[list[Any]]:
     return [list(entry) for entry in zip(labels, instances.scores.tolist(), masks, boxes, strict=True)]
 
 
+def score_power(images: Iterable[tuple[Detections, Objects]]) -> float:
+    """The power that brings the threshold of the best F1 to one half; 1 where nothing is right.
+
+    Args:
+        images: for each image its detections, [label, score, RLE, ...], and its objects, (label, RLE).
+    """
+    scores, right, objects = list[float](), list[bool](), 0
+    for detections, truth in images:
+        objects += len(truth)
+        taken: set[int] = set()
+        for label, score, mask, *_ in sorted(detections, key=lambda entry: -entry[1]):
+            best = _best(label, mask, truth, taken)
+            scores.append(score)
+            right.append(best is not None)
+            taken |= set() if best is None else {best}
+    order = np.argsort(-np.array(scores), kind="stable")
+    hits = np.cumsum(np.array(right, np.int64)[order])
+    if not len(hits) or not hits[-1]:
+        return 1.0
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
+    cut = int(f1.argmax())
+    ranked = np.array(scores)[order]
+    below = ranked[cut + 1] if cut + 1 < len(ranked) else ranked[cut]
+    threshold = min(max((ranked[cut] + below) / 2, THRESHOLDS[0]), THRESHOLDS[1])
+    return math.log(0.5) / math.log(threshold)
+
+
+def _best(label: str, mask: dict[str, Any], truth: Objects, taken: set[int]) -> int | None:
+    """The object of that class that the mask fits best, of those that are left."""
+    places = [place for place, (name, _) in enumerate(truth) if name == label and place not in taken]
+    if not places:
+        return None
+    overlaps = coco_mask.iou([mask], [truth[place][1] for place in places], [0] * len(places))[0]
+    best = int(overlaps.argmax())
+    return places[best] if overlaps[best] >= RIGHT_IOU else None
+
+
 class _Progress:
     """Steps done (images looked at, fits, images judged), and the time left by what each costs on a quiet core.
 
@@ -210,23 +271,33 @@ class _Progress:
         self.steps, self.total_s = steps, total_s
         self.step, self.done_s = 0, 0.0
         self.phase = "training"
+        self.curve: list[tuple[int, float]] = []
+        self.turn = threading.Lock()
         self.began = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
         self._write(total_s)
 
     def add(self, work_s: float) -> None:
         """A step is done that costs this much on a quiet core."""
-        self.step = min(self.step + 1, self.steps)
-        self.done_s = min(self.done_s + work_s, self.total_s)
-        slowness = (time.monotonic() - self.began) / self.done_s
-        self._write(slowness * (self.total_s - self.done_s))
+        with self.turn:
+            self.step = min(self.step + 1, self.steps)
+            self.done_s = min(self.done_s + work_s, self.total_s)
+            slowness = (time.monotonic() - self.began) / self.done_s
+            self._write(slowness * (self.total_s - self.done_s))
+
+    def loss(self, step: int, value: float) -> None:
+        """Take a loss of the present fit; the curve is that of the newest fit, the last one of all images."""
+        if self.curve and step <= self.curve[-1][0]:
+            self.curve = []
+        self.curve.append((step, value))
 
     def end(self) -> None:
         self.phase, self.step = "done", self.steps
         self._write(0.0)
 
     def _write(self, eta_s: float) -> None:
-        note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, time.monotonic() - self.began)
+        elapsed_s = time.monotonic() - self.began
+        note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, elapsed_s, curve=tuple(self.curve))
         write_progress(self.file, note)
         if self.on_progress is not None:
             self.on_progress(note)

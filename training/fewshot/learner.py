@@ -8,7 +8,7 @@ Shape shorthand: J classes to learn, M objects of an image, L strides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from model.instance import box_of
 from model.network import build_network
 from model.prompts.detector import PromptedDetector
 from training.datasets import Sample
-from training.fewshot.cells import Cells, SeenView, cell_levels, joined, see, training_cells
+from training.fewshot.cells import Cells, SeenView, cell_levels, joined, see, training_cells, views_of_image
 from training.fewshot.class_rows import ClassRows, fit_rows, known_rows, similar_classes
-from training.fewshot.views import views_of_image
 from training.finetune.start import previous_names
 
 #: Weaker detections are not outlined: each costs a look at a view.
@@ -106,15 +105,15 @@ class FewShotLearner:
         assert whole is not None
         return LearnedImage(size_hw, pixels, whole, joined(cells))
 
-    def rows(self, images: Sequence[LearnedImage]) -> ClassRows:
-        """The class rows that some images teach."""
+    def rows(self, images: Sequence[LearnedImage], on_loss: Callable[[int, float], object] | None = None) -> ClassRows:
+        """The class rows that some images teach; `on_loss` as in `fit_rows`."""
         cells = joined([image.cells for image in images])
         known = known_rows(self.network.detector)
         similar = similar_classes(cells, self.sources)
         weight, bias = known.weight[:, similar], known.bias[:, similar]
         for label in self._never_shown(cells):
             weight[:, label], bias[:, label] = 0.0, NEVER
-        return fit_rows(cells, ClassRows(weight, bias))
+        return fit_rows(cells, ClassRows(weight, bias), on_loss=on_loss)
 
     def _never_shown(self, cells: Cells) -> list[int]:
         """Classes of which nothing is known: neither to the base nor from the images."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as rle
 
 from model.checkpoints.metadata import read_metadata
@@ -96,7 +96,8 @@ def _body(verdict: Verdict, pictures: Sequence[str]) -> list[str]:
 
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
-_HEADING_PX = 18
+_HEADING_PX = 24
+_GROUND_RGB = (24, 28, 32)
 JPEG_QUALITY = 82
 
 
@@ -116,12 +117,12 @@ def draw_before_after(
     roles = [role for role in ("incumbent", "candidate") if role in seen]
     chosen = _telling(holdout, [seen[role] for role in roles], rows)
     sheet = in_rows([_row(holdout, index, [seen[role][index] for role in roles]) for index in chosen])
-    headed = Image.new("RGB", (sheet.width, sheet.height + _HEADING_PX), "white")
+    headed = Image.new("RGB", (sheet.width, sheet.height + _HEADING_PX), _GROUND_RGB)
     headed.paste(sheet, (0, _HEADING_PX))
     pen = ImageDraw.Draw(headed)
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
     for column, title in enumerate(titles):
-        pen.text((4 + column * (_CELL_PX[0] + 4), 3), title, fill="black")
+        pen.text((4 + column * (_CELL_PX[0] + 4), 4), title, fill="white", font=ImageFont.load_default(14))
     headed.save(path, quality=JPEG_QUALITY)
 
 
@@ -166,8 +167,10 @@ def _row(holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]]
 
 
 def _cell(sample: Sample, masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The tinted picture, fitted into a cell of fixed size."""
-    picture = ImageOps.contain(Image.fromarray(tinted(sample.image, masks, labels)), _CELL_PX)
-    cell = Image.new("RGB", _CELL_PX, "white")
-    cell.paste(picture, ((_CELL_PX[0] - picture.width) // 2, (_CELL_PX[1] - picture.height) // 2))
+    """The picture fitted into a cell of fixed size, its masks tinted with their outlines."""
+    picture = ImageOps.contain(Image.fromarray(sample.image), _CELL_PX)
+    small = [np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)) for mask in masks]
+    drawn = tinted(np.asarray(picture), np.array(small, bool).reshape(-1, *np.asarray(picture).shape[:2]), labels + 5)
+    cell = Image.new("RGB", _CELL_PX, _GROUND_RGB)
+    cell.paste(Image.fromarray(drawn), ((_CELL_PX[0] - picture.width) // 2, (_CELL_PX[1] - picture.height) // 2))
     return np.asarray(cell)

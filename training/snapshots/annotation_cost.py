@@ -4,8 +4,8 @@
     score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)
 
 Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
-image that is worse in any feature never gets a better score. A model version carries them as effort.json; a version
-without that file, or whose fit does not certainly order images it has not seen, keeps
+image that is worse in any feature never gets a better score. A model version carries them in its metadata; a version
+without them, or whose fit does not certainly order images it has not seen, keeps
 `integration.regions.settings.certainty`. The images must be ones that the model did not learn from: on those it knows
 it makes few mistakes, and other ones.
 
@@ -14,7 +14,6 @@ Shapes: H, W image size; K images, F features.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +22,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from model.instance import Instance, box_of
-from training.snapshots.outline_distance import outline_length
+from training.metrics.outline_distance import outline_length
 
-EFFORT_FILE = "effort.json"
+#: Entry of a checkpoint's metadata.
+EFFORT_KEY = "effort"
 #: Fewer images than this say little about the weights.
 LEAST_IMAGES = 20
 _RIDGE = 0.05
@@ -97,29 +98,30 @@ class EffortModel:
         """The task score, in (0, 1]: the more there is to edit, the lower. Six decimals, as Label Studio keeps."""
         return round(self.scale / (self.scale + self.expected_edit(features_of(shown, hidden))), 6)
 
-    def save(self, directory: Path) -> Path:
-        """Write effort.json into a checkpoint directory."""
-        path = directory / EFFORT_FILE
-        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return path
+    def save(self, directory: Path) -> None:
+        """Write the weights into the metadata of a checkpoint directory."""
+        update_metadata(directory, {EFFORT_KEY: asdict(self)})
 
 
 def load_effort(directory: Path) -> EffortModel | None:
     """The effort model of a checkpoint directory; None when it has none.
 
     Raises:
-        EffortError: the file is damaged.
+        EffortError: it is damaged.
     """
-    path = directory / EFFORT_FILE
+    if not (directory / METADATA_FILE).is_file():
+        return None
     try:
-        stored = EffortModel(**json.loads(path.read_text(encoding="utf-8")))
+        if (facts := read_metadata(directory).get(EFFORT_KEY)) is None:
+            return None
+        stored = EffortModel(**facts)
         numbers = [*stored.weights.values(), stored.intercept, stored.scale]
         if not all(math.isfinite(number) and number >= 0 for number in numbers) or stored.scale <= 0:
             raise ValueError(f"weights, intercept and scale are {numbers}, expected finite numbers >= 0")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise EffortError(f"{path} is damaged: {error}; run `transfiner effort calibrate` again") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EffortError(
+            f"the effort in {directory / METADATA_FILE} is damaged: {error}; run `transfiner effort calibrate` again"
+        ) from error
     return stored
 
 

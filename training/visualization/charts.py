@@ -1,11 +1,11 @@
-"""Charts of reports: tables and differences, budgets, verdicts, learning curves, corrections, orders of work.
+"""Charts of reports: tables and differences, verdicts, learning curves, corrections, orders of work.
 
 With `plots`, which draws what a network saw, the one home of drawing with matplotlib. Needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,19 +170,6 @@ def draw_differences(claims: Sequence[dict[str, Any]], kinds: Sequence[str], pat
     return save_png(figure, path)
 
 
-def draw_budget_curve(points: Sequence[Any], knee: Any, name_of: Callable[[int], str], path: Path) -> Path:
-    """Boundary AP against seconds an image for several node budgets, the knee marked."""
-    figure, (axes,) = new_chart(6, 4)
-    axes.plot([point.seconds for point in points], [100 * point.boundary_ap for point in points], "o-")
-    for point in points:
-        place = (point.seconds, 100 * point.boundary_ap)
-        axes.annotate(name_of(point.budget), place, (4, -10), textcoords="offset points", fontsize=8)
-    axes.plot([knee.seconds], [100 * knee.boundary_ap], "o", ms=13, mfc="none", color="tab:red", label="knee")
-    axes.set(xlabel="seconds an image", ylabel="boundary AP", title="Boundary AP under a budget of nodes an image")
-    axes.legend(loc="lower right")
-    return save_png(figure, path)
-
-
 def draw_gate_bars(figures: VerdictFigures, path: Path) -> None:
     """Draw the figures of a verdict into a PNG."""
     changes = figures["changes"].get("incumbent")
@@ -283,7 +270,7 @@ def draw_coverage(covered: Mapping[str, np.ndarray]) -> Image.Image:
     """Draw the share of the work in the images opened so far, one line an order, beside random.
 
     Args:
-        covered: by name (K + 1,), see `training.snapshots.work_order.work_covered`; the last one is perfect.
+        covered: by name (K + 1,), see `backend.learning.annotation_cost.work_covered`; the last one is perfect.
     """
     figure, (axes,) = new_chart(6.4, 4.6)
     for number, (name, values) in enumerate(covered.items()):

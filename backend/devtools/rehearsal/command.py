@@ -60,8 +60,14 @@ def rehearse(
     \b
     Example: transfiner rehearse --tiny --out output/rehearsal-tiny
     """
-    from backend.devtools.rehearsal.pictures import material_of
-    from backend.devtools.rehearsal.plan import Plan, finetuning, photograph_plan, tiny_plan, usual_processes
+    from backend.devtools.rehearsal.plan import (
+        Plan,
+        finetuning,
+        material_of,
+        photograph_plan,
+        tiny_plan,
+        usual_processes,
+    )
     from backend.devtools.rehearsal.report import claims, write_report
     from backend.devtools.rehearsal.scenario import Scenario
     from backend.errors import StartError

@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.devtools.rehearsal.controls import plain_finetunings
-from backend.devtools.rehearsal.harness import RehearsalServers, running_servers
-from backend.devtools.rehearsal.measure_step import measure
-from backend.devtools.rehearsal.pictures import material_of, write_pool, write_test_set
-from backend.devtools.rehearsal.plan import Plan
-from backend.devtools.rehearsal.project import AT_RANDOM, BY_EFFORT, RehearsedProject
+from backend.devtools.rehearsal.plan import Plan, material_of, write_pool, write_test_set
+from backend.devtools.rehearsal.project import (
+    AT_RANDOM,
+    BY_EFFORT,
+    RehearsalServers,
+    RehearsedProject,
+    Report,
+    running_servers,
+)
 from backend.devtools.rehearsal.report import rank_correlations
 from backend.errors import ServiceError
+from backend.learning.round import CHECKPOINT
+from backend.learning.steps import FINETUNE, PROGRESS_FILE, read_json, run_child, step_command
+from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
-from model.checkpoints.metadata import WEIGHTS_FILE
+from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
 from training.registry import Registry
 
-Report = Callable[[str], None]
+# Fields of FinetuneSettings that make every region and every pixel count the same.
+PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
 
 @dataclass
@@ -187,3 +194,48 @@ class Scenario:
 
     def _save(self) -> None:
         (self.folder / "report.json").write_text(json.dumps(self.outcome, indent=1, ensure_ascii=False))
+
+
+def plain_finetunings(
+    model: Path, snapshots: Sequence[Path], classes: Sequence[str], folder: Path, plan: Plan, report: Report
+) -> list[Path]:
+    """Checkpoint directories, one a snapshot, each finetuned from the one before; no gate, no replay, no weights.
+
+    Raises:
+        ServiceError: a finetuning failed; its log is in its folder.
+    """
+    settings = Settings(finetune_options={**plan.finetune, **PLAIN}, train_processes=plan.processes)
+    made: list[Path] = []
+    for number, snapshot in enumerate(snapshots, 1):
+        out = (folder / f"plain-{number}").absolute()
+        parent = made[-1] if made else model.absolute()
+        request = {"active": parent, "snapshot": snapshot.absolute(), "out": out, "classes": classes, "replay": []}
+        report(f"control, plain finetuning: round {number} of {len(snapshots)}")
+        progress: dict[str, Any] = {}
+
+        def look(out: Path = out, number: int = number, progress: dict[str, Any] = progress) -> None:
+            now = read_json(out / PROGRESS_FILE)
+            if now and now.get("iteration") != progress.get("iteration"):
+                progress.update(now)
+                report(f"plain finetuning {number}, {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
+
+        ended = run_child(step_command(settings, FINETUNE, request), out, FINETUNE, look=look, stop_because=lambda: "")
+        if ended.code:
+            raise ServiceError(f"The plain finetuning failed with {ended.code}.", f"See {out / FINETUNE}.log.")
+        made.append(out / CHECKPOINT)
+    return made
+
+
+def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
+    """mask_ap and boundary_ap, in points, of each checkpoint directory; by the gate's evaluator."""
+    from training.gate.detections import DetectionCache, detect_with
+    from training.gate.holdout import measure as measure_on
+    from training.gate.holdout import open_holdout
+
+    holdout, cache = open_holdout(test_set), DetectionCache(detect_with())
+    results = {}
+    for name, directory in checkpoints.items():
+        detections = cache.on(directory, holdout.samples, holdout.keys)
+        figures = measure_on(holdout, detections, read_metadata(directory)["classes"], 0.02).figures()
+        results[name] = {f"{kind}_ap": round(100 * figures[kind]["AP"], 2) for kind in ("mask", "boundary")}
+    return results

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from backend.devtools.served_evaluation import compare as gap
 from backend.devtools.served_evaluation.client import Credentials, ServedError
-from backend.devtools.served_evaluation.evaluation import ServedOptions, predict_set, score_served
-from backend.devtools.served_evaluation.parse import LabelError
+from backend.devtools.served_evaluation.evaluation import LabelError, Served, ServedOptions, predict_set, score_served
 from model.checkpoints.metadata import read_metadata
-from training.datasets import AnySet
+from training.datasets import AnySet, Sample
 
 if TYPE_CHECKING:
     from training.evaluation.edits import GoodOutline
@@ -67,21 +65,6 @@ _OPTIONS = (
         help="Served: ask with this label configuration instead of one made for the set's classes.",
     ),
     click.option("--project", default="", metavar="ID", help="Served: be served the model of this project."),
-    click.option(
-        "--images-by",
-        type=click.Choice(["request", "server"]),
-        default="request",
-        show_default=True,
-        help="Served: images inside the requests, or fetched by the API from a server of this command "
-        "(its workers then need TRANSFINER_PRIVATE_IMAGE_HOSTS=HOST:PORT of --image-server).",
-    ),
-    click.option(
-        "--image-server",
-        metavar="HOST:PORT",
-        default="127.0.0.1:0",
-        show_default=True,
-        help="Served: where that server listens, as the workers reach this machine.",
-    ),
     click.option("--chunk", type=click.IntRange(1), default=8, show_default=True, help="Served: images in a request."),
     click.option(
         "--patience",
@@ -106,11 +89,8 @@ Json = dict[str, Any]
 
 def served_options_of(options: dict[str, Any]) -> ServedOptions:
     """From the command's options."""
-    host, _, port = options.pop("image_server").rpartition(":")
-    if not host or not port.isdigit():
-        raise click.UsageError("--image-server needs HOST:PORT, e.g. 127.0.0.1:8123")
     credentials = Credentials(options.pop("user"), options.pop("password"), options.pop("token"))
-    return ServedOptions(**options, credentials=credentials, image_host=host, image_port=int(port))
+    return ServedOptions(**options, credentials=credentials)
 
 
 def evaluate_served(
@@ -123,11 +103,7 @@ def evaluate_served(
         how: of `evaluate_checkpoint`.
     """
     version = str(read_metadata(weights)["version"]) if weights else None
-    try:
-        with click.progressbar(length=len(samples), label=f"asking {asked.served}", file=sys.stderr) as bar:
-            served = predict_set(asked, samples, version=version, progress=bar.update)
-    except (ServedError, LabelError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    served = _predict(asked, samples, version)
     raw = _raw(samples, name, weights, ratio=ratio, **how) if weights else None
     outcome: Json = {"set": name, "weights": str(weights) if weights else None}
     outcome |= score_served(asked, served, raw=raw, ratio=ratio)
@@ -137,13 +113,29 @@ def evaluate_served(
     return outcome
 
 
+def _predict(asked: ServedOptions, samples: AnySet, version: str | None) -> Served:
+    """Ask for every image, with a progress bar."""
+    try:
+        with click.progressbar(length=len(samples), label=f"asking {asked.served}", file=sys.stderr) as bar:
+            return predict_set(asked, samples, version=version, progress=bar.update)
+    except (ServedError, LabelError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
 def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
+    """COCO results of the model's own masks."""
+    from training.evaluation.coco_format import coco_results
     from training.evaluation.run import evaluate_checkpoint
 
-    raw = gap.RawDetections()
+    results: list[Json] = []
+
+    def observe(sample: Sample, instances: Any) -> None:
+        masks = instances.pred_masks.numpy().astype(bool)
+        results.extend(coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy()))
+
     with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
-        evaluate_checkpoint(weights, samples, observe=raw, progress=lambda _: bar.update(1), **how)
-    return raw.results
+        evaluate_checkpoint(weights, samples, observe=observe, progress=lambda _: bar.update(1), **how)
+    return results
 
 
 def evaluate_served_edits(asked: ServedOptions, samples: AnySet, name: str, *, good: GoodOutline) -> Json:
@@ -151,11 +143,7 @@ def evaluate_served_edits(asked: ServedOptions, samples: AnySet, name: str, *, g
     from backend.devtools.simulated_edits import SERVED, outcome_of, shown_regions, true_objects, without_crowd
     from training.evaluation.edits import Edits
 
-    try:
-        with click.progressbar(length=len(samples), label=f"asking {asked.served}", file=sys.stderr) as bar:
-            served = predict_set(asked, samples, version=None, progress=bar.update)
-    except (ServedError, LabelError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    served = _predict(asked, samples, None)
     answers = {image_id: (size_hw, regions) for image_id, size_hw, regions in served.objects.answers}
     edits = Edits()
     for index in range(len(samples)):

@@ -68,7 +68,7 @@ def test_a_project_links_to_label_studio(hostname, is_believed, link):
 def test_an_idle_service_says_what_to_do_next(client):
     text = read(client.get("/status").text)
     assert "fake-1" in text
-    assert "None is alive" in text
+    assert "No worker that predicts is alive" in text
     assert "Connect this address" in text
 
 

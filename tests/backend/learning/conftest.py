@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from backend.learning.learner import Learner
 from backend.learning.run_record import Run, RunStore
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
-from tests.support.learning_doubles import Programs, Wishes, write_checkpoint
+from tests.support.learning_doubles import Wishes, double_command, write_checkpoint
 from tests.support.service import wait_until
 from training.registry import Registry
 
@@ -50,9 +51,9 @@ class Rounds:
         return self.record(run)
 
     def record(self, run: str) -> Run:
-        found = self.learner.store.load(PROJECT, run)
-        assert found is not None
-        return found
+        record = self.learner.store.load(PROJECT, run)
+        assert record is not None
+        return record
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
 @pytest.fixture
 def learner(learning: Settings, wishes: Wishes, redis) -> Learner:
     """The worker's part that learns, in this process; only its finetuning and gate are processes."""
-    return Learner(learning, redis, "me", wishes.side(), Programs(wishes))
+    return Learner(learning, redis, "me", wishes.side(), partial(double_command, wishes))
 
 
 @pytest.fixture

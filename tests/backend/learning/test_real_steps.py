@@ -10,7 +10,7 @@ import pytest
 from backend.doctor.connection import Settled
 from backend.learning import run_record as runs
 from backend.learning.learner import Learner, ProjectClient
-from backend.learning.steps import FinetuneRequest, Steps
+from backend.learning.steps import FINETUNE, step_command
 from backend.learning.triggers import BUTTON
 from tests.support.service import wait_until
 
@@ -48,12 +48,13 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
     assert {"report.json", "MODEL_CARD.md"} <= set(registry.papers("7", run.candidate))
     directory = registry.fetch("7", run.candidate, tmp_path / "elsewhere")
     assert json.loads((directory / "metadata.json").read_text())["version"] == run.candidate
+    assert run.order.startswith("tasks are ordered by certainty: 5 images")
     wait_until(lambda: not learner.queue.current("7"))
 
 
 def test_several_processes_are_started_by_torchrun(learning, tmp_path):
-    work = FinetuneRequest(tmp_path / "from", tmp_path / "data", tmp_path / "out", "v", CLASSES, (tmp_path / "old",))
-    command = Steps(learning.model_copy(update={"train_processes": 2})).finetune_command(work)
+    request = {"classes": CLASSES, "replay": [tmp_path / "old"]}
+    command = step_command(learning.model_copy(update={"train_processes": 2}), FINETUNE, request)
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     asked = json.loads(command[-1])
     assert asked["classes"] == ["nut", "gear"]

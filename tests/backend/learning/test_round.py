@@ -11,7 +11,7 @@ import pytest
 
 from backend.learning import run_record as runs
 from backend.learning.learner import Learner
-from backend.learning.method import PRESET
+from backend.learning.round import PRESET
 from backend.learning.run_record import Run
 from backend.learning.triggers import BUTTON, COMMAND
 from backend.learning.watcher import Watcher
@@ -36,6 +36,7 @@ def test_a_request_becomes_a_promoted_version(learning, wishes, rounds, store, r
     run = rounds.ask()
     assert (run.state, run.attempts, run.new_annotations) == (runs.PROMOTED, 1, 5)
     assert (run.parent, run.classes, run.reasons) == ("base-1", ("gear", "leaf"), ("better",))
+    assert run.order == "by certainty"
     assert registry.active(PROJECT) == run.candidate
     assert wishes.done("follow") == ["follow 7"]
     assert [info.status for info in registry.versions(PROJECT)] == ["promoted", "promoted"]
@@ -166,12 +167,13 @@ def test_a_failed_finetuning_says_why_and_the_button_tries_again(wishes, rounds,
     assert rounds.ask().state == runs.PROMOTED
 
 
-def test_an_order_that_cannot_be_calibrated_does_not_stop_the_round(wishes, rounds, store):
-    wishes.set(new=1, images=130, parts={"train_images": 100, "holdout_images": 30})
+def test_a_version_whose_gate_failed_stays_as_a_candidate(wishes, rounds, store, registry):
+    wishes.set(new=1, gate_crash=5)
     run = rounds.ask()
-    assert run.state == runs.PROMOTED
-    assert run.order == "tasks are ordered by certainty: too few images"
-    assert store.read(PROJECT, run.id, "calibrate.log") == b"too few images\n"
+    assert (run.state, run.order) == (runs.FAILED, "")
+    assert "the gate ended with exit code 5: no verdict" in run.error
+    assert store.read(PROJECT, run.id, "gate.log") == b"no verdict\n"
+    assert [(info.name, info.status) for info in registry.versions(PROJECT)] == [(run.candidate, "candidate")]
 
 
 def test_label_studio_away_fails_the_round_with_its_reason(wishes, rounds):
@@ -183,7 +185,7 @@ def test_label_studio_away_fails_the_round_with_its_reason(wishes, rounds):
 def test_two_workers_never_train_one_project_together(learning, wishes, rounds, queue, redis, learner):
     wishes.set(new=2, iterations=20, seconds=0.05)
     run = rounds.begin()
-    other = Learner(learning, redis, "other", learner.label_studio, learner.programs)
+    other = Learner(learning, redis, "other", learner.label_studio, learner.command)
     # The same run once more, as a lost and found job would be.
     late = threading.Thread(target=other.learn, args=(PROJECT, run))
     late.start()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.images.decode import ImageError
 from integration.images.urls import decode_data_uri, image_value, locate
+from model.images import ImageError
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 BASE = "http://ls:8080"

@@ -46,6 +46,16 @@ def test_more_than_the_limit_keeps_the_best_and_says_so() -> None:
     ]
 
 
+def test_a_region_says_one_sentence() -> None:
+    comb = np.zeros((40, 60), bool)
+    comb[::2] = True
+    config = config_xml(control='model_max_regions="1" model_max_vertices="8"')
+    prediction, _ = predict([instance(comb), instance(comb)], config, output=Output(double_iou=1, parts="separate"))
+    assert prediction["result"]
+    assert all(len(region["meta"]["text"]) == 1 for region in prediction["result"] if "meta" in region)
+    assert len(prediction["result"][0]["meta"]["text"]) == 1
+
+
 def test_what_is_left_out_is_counted_by_reason() -> None:
     empty, speck = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
     speck[3, 3] = True

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
+from tests.support.perturbed_truth import perturb_truth
 from training.benchmark.baseline import BASELINE, COARSE, REFINED, Trial, compare_methods, without_refinement
 from training.datasets import open_set
-from training.evaluation.boundary_benchmark import perturb_truth
 from training.evaluation.coco_format import TruthBuilder
 from training.metrics.coco import boundary_ap, mask_ap
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from backend.cli.benchmark import benchmark
+from backend.cli.research.benchmark import benchmark
+from tests.support.miniature import write_miniature
 from training.benchmark.tables import TABLES
 from training.datasets.coco_categories import cocofied
-from training.datasets.miniature import write_miniature
 
 pytestmark = pytest.mark.slow
 

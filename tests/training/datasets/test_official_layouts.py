@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.support.cityscapes_predictions import write_predictions
+from tests.support.miniature import LAYOUTS, write_miniature
 from training.datasets import BadAnnotationError, ImageLeftOutError, open_set
 from training.datasets.coco_categories import cocofied
 from training.datasets.loader import training_samples
-from training.datasets.miniature import LAYOUTS, write_miniature
 from training.datasets.preparation import convert, digests, inspect, set_names
 from training.datasets.statistics import data_set_contact_sheet, statistics
 from training.engine.config import get_training_config

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.written_scenes import write_scenes
 from training.datasets import open_set
-from training.synthetic.files import write_scenes
 
 SIZE = {"width": 128, "height": 96}
 

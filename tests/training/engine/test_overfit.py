@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import BitMasks
 
-from backend.cli.evaluate import evaluate
-from backend.cli.train import train
+from backend.cli.train.evaluate import evaluate
+from backend.cli.train.train import train
 from training.datasets import open_set
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.metrics.coco import mask_ap

@@ -16,8 +16,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from training.datasets.miniature import write_miniature
-from training.evaluation.boundary_benchmark import perturb_truth
+from tests.support.miniature import write_miniature
+from tests.support.perturbed_truth import perturb_truth
 from training.evaluation.coco_format import encode, quiet
 from training.evaluation.coco_truth import checked_truth
 from training.metrics.boundary import band

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[tuple[EditableObject, ...], tuple[EditableObject, ...], d
     "a miss": ((), (TRUTH,), {"draw": 1, "click": 5}, {"misses": 1}),
     "a wrong label": ((box(20, 20, 70, 60, "fork"),), (TRUTH,), {"relabel": 1}, {}),
     "a false region": ((TRUTH, FAR), (TRUTH,), {"delete": 1}, {"untouched": 1, "false": 1}),
-    "a double": ((TRUTH, box(21, 20, 70, 60, "fork")), (TRUTH,), {"delete": 1}, {"doubles": 1}),
+    "a double": ((TRUTH, box(21, 20, 70, 60, "fork")), (TRUTH,), {"delete": 1}, {"doubles": 1, "false": 1}),
     "a part of the object beside it": (
         (TRUTH, box(30, 30, 40, 40)), (TRUTH,), {"delete": 1}, {"false": 1, "untouched": 0}
     ),
@@ -53,6 +53,15 @@ def test_the_steps_are_those_a_person_would_take(name: str) -> None:
         assert getattr(edits, what) == count
     assert edits.actions == sum(STEPS[step][0] * count for step, count in steps.items())
     assert edits.seconds == pytest.approx(sum(STEPS[step][1] * count for step, count in steps.items()))
+
+
+def test_parts_and_sides_of_the_image_are_counted() -> None:
+    at_left, beside = box(0, 20, 30, 60), box(2, 20, 30, 60)
+    two = EditableObject("key", at_left.mask_hw | FAR.mask_hw, at_left.vertices_px)
+    reached = corrected(two, truth=(at_left,))
+    assert (reached.parts, reached.true_parts) == (2, 1)
+    assert (reached.border, reached.border_reached) == (1, 1)
+    assert corrected(beside, truth=(at_left,)).border_reached == 0
 
 
 def test_what_is_worse_than_nothing_is_drawn_anew() -> None:

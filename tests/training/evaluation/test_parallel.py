@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.datasets.miniature import write_miniature
-from training.evaluation.boundary_benchmark import perturb_truth
+from tests.support.miniature import write_miniature
+from tests.support.perturbed_truth import perturb_truth
 from training.evaluation.score import score
 from training.metrics import coco as pairs
 from training.metrics.coco import coco_ap
@@ -76,7 +76,7 @@ def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
 
 @pytest.mark.parametrize("layout", ["cityscapes", "bdd100k"])
 def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"training.metrics.{layout}.WORTH_PROCESSES", 1)
+    monkeypatch.setattr("training.metrics.parallel.WORTH_PROCESSES", 1)
     from tests.support.cityscapes_predictions import write_predictions
     from training.datasets import open_set
     from training.metrics.bdd100k import PredictionWriter

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from tests.support.miniature import write_miniature
 from training.datasets import open_set
-from training.datasets.miniature import write_miniature
 from training.evaluation.coco_truth import read_truth
 from training.evaluation.run import Submission
 from training.evaluation.score import score

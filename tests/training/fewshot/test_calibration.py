@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.fewshot.calibration import score_power
+from training.fewshot.learn import score_power
 from training.snapshots.format import encode_rle
 
 

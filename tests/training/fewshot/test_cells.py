@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from model.detectors.nanodet import INPUT_SIZE, STRIDES
-from training.fewshot.cells import Cells, SeenView, cell_levels, training_cells
+from training.fewshot.cells import Cells, SeenView, cell_levels, training_cells, views_of_image
 from training.fewshot.class_rows import ClassRows, fit_rows, similar_classes
-from training.fewshot.views import views_of_image
 
 BOX = np.array([[40.0, 30.0, 120.0, 90.0]])
 

@@ -15,6 +15,7 @@ from model.prompts.answers import Prompt
 from model.prompts.predictor import PromptPredictor
 from training.engine.log import read_progress
 from training.fewshot import learn
+from training.fewshot.class_rows import LOSS_PERIOD, STEPS
 from training.fewshot.curve import ClassSamples, curve_as_dict, curve_text, fewshot_curve
 from training.fewshot.learn import facts_of, learn_few_shot
 from training.snapshots.format import SnapshotObject, open_snapshot
@@ -94,6 +95,9 @@ def test_progress_ends_with_done(learned: Path) -> None:
     progress = read_progress(learned / "progress.json")
     assert progress is not None
     assert (progress.phase, progress.eta_s) == ("done", 0.0)
+    steps, losses = zip(*progress.curve, strict=True)
+    assert (steps[0], steps[-1], len(steps)) == (LOSS_PERIOD, STEPS, STEPS // LOSS_PERIOD), "of the last fit alone"
+    assert losses[-1] < losses[0]
 
 
 def test_another_network_is_refused(snapshot: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from backend.cli.train import finetune as command
+from backend.cli.train.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
 from tests.support.tiny_finetune import STEPS, settings, tiny_snapshot
 from training.engine.log import read_progress

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.learning.annotation_cost import compare_orders, draw_orders, work_covered
+from model.checkpoints.metadata import update_metadata
 from model.instance import Instance
+from tests.support.learning_doubles import write_checkpoint
 from training.snapshots.annotation_cost import (
-    EFFORT_FILE,
+    EFFORT_KEY,
     FEATURES,
     EffortError,
     EffortModel,
@@ -23,7 +25,6 @@ from training.snapshots.annotation_cost import (
     load_effort,
     rank_correlation,
 )
-from training.snapshots.work_order import compare_orders, draw_orders, work_covered
 
 SIZE = (40, 50)
 
@@ -152,29 +153,33 @@ def test_odd_instances_get_a_score_too(odd: Instance) -> None:
 
 
 def test_a_version_carries_its_model(tmp_path: Path) -> None:
+    assert load_effort(tmp_path) is None, "no checkpoint"
+    write_checkpoint(tmp_path, "v", "weights")
     assert load_effort(tmp_path) is None
     model().save(tmp_path)
     assert load_effort(tmp_path) == model()
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("changes", "words"),
     [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ('{"weights": {}}', "damaged"),
+        ([], "damaged"),
+        ({"weights": {}, "unknown": 1}, "damaged"),
         ({"scale": 0.0}, "expected finite numbers"),
         ({"intercept": -1.0}, "expected finite numbers"),
         ({"weights": {"doubt": float("nan")}}, "expected finite numbers"),
         ({"weights": None}, "damaged"),
     ],
 )
-def test_a_damaged_file_is_told(text: str | dict[str, object], words: str, tmp_path: Path) -> None:
-    path = model().save(tmp_path)
-    path.write_text(text if isinstance(text, str) else json.dumps({**json.loads(path.read_text()), **text}))
+def test_a_damaged_model_is_named(changes: dict[str, object] | list[object], words: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "v", "weights")
+    effort = {**asdict(model()), **changes} if isinstance(changes, dict) else changes
+    update_metadata(tmp_path, {EFFORT_KEY: effort})
     with pytest.raises(EffortError, match=words):
         load_effort(tmp_path)
-    assert path.name == EFFORT_FILE
+    (tmp_path / "metadata.json").write_text("{")
+    with pytest.raises(EffortError, match="damaged"):
+        load_effort(tmp_path)
 
 
 @pytest.mark.parametrize(

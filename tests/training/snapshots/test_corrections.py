@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.instance import box_of
+from training.metrics.outline_distance import compare_outlines, moved_band, outline_length
 from training.snapshots.corrections import (
     KINDS,
     Correction,
@@ -19,9 +20,13 @@ from training.snapshots.corrections import (
     find_corrections,
     match_objects,
 )
-from training.snapshots.outline_distance import compare_outlines, moved_band, outline_length
-from training.snapshots.pictures import MostMoved
-from training.snapshots.report import NO_OBJECT, build_correction_report, correction_report_markdown, image_entry
+from training.snapshots.report import (
+    NO_OBJECT,
+    MostMoved,
+    build_correction_report,
+    correction_report_markdown,
+    image_entry,
+)
 from training.visualization.charts import draw_correction_bars
 
 SIZE = (60, 80)

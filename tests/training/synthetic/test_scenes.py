@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from training.synthetic.files import write_scenes
-from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_contact_sheet, scene_seed
+from tests.support.written_scenes import write_scenes
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_seed
 from training.synthetic.shapes import SHAPES
 
 SIZE = {"width": 160, "height": 120}
@@ -70,7 +70,7 @@ def test_too_small_a_scene_is_refused() -> None:
 
 
 def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE, sheet=tmp_path / "sheet.png")
+    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE)
     coco = COCO(str(written.annotations))
     capsys.readouterr()
     scene = generate_scene(scene_seed("val", 4), **SIZE)
@@ -82,10 +82,3 @@ def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pyt
     with Image.open(written.images[1]) as picture:
         assert np.array_equal(np.asarray(picture), scene.image)
     assert len(json.loads(written.annotations.read_text())["images"]) == 2
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (4 * 160, 120)
-
-
-def test_contact_sheet_tints_masks() -> None:
-    scenes = [generate_scene(1, **SIZE)]
-    assert scene_contact_sheet(scenes, 1).tobytes() != scene_contact_sheet(scenes, 1, outlines=True).tobytes()

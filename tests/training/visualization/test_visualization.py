@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from backend.cli.visualize import visualize
+from backend.cli.research.visualize import visualize
 from model.checkpoints.checkpoint import save_checkpoint
 from model.network import build_network
 from training.benchmark.recipe import Scale, training_config

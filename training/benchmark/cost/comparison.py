@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,19 +27,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.mask_head.encoder_layers
-from model.checkpoints.checkpoint import load_checkpoint
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
 from model.precision import to_bf16
-from training.benchmark.cost.measures import (
-    alternate,
-    count_flops,
-    count_operators,
-    count_parameters,
-    cuda_peak_bytes,
-    frames_per_second,
-    peak_bytes,
-)
+from training.benchmark.cost.measures import alternate, count_flops, count_operators, cuda_peak_bytes, peak_bytes
 from training.benchmark.cost.subjects import (
     fixed_nodes,
     force_detections,
@@ -51,7 +41,6 @@ from training.benchmark.cost.subjects import (
     training_record,
 )
 from training.engine.config import get_training_config
-from training.evaluation.inspection import mask_head_of
 
 Call = Callable[[], object]
 Costs = dict[str, dict[str, Any]]
@@ -81,12 +70,11 @@ class CostSetting:
     """What is measured and how.
 
     Attributes:
-        config: of Mask Transfiner, with random weights; weights: a checkpoint directory instead.
+        config: of Mask Transfiner, with random weights.
         overrides: configuration keys and values. repeats: turns whose median counts; 0: nothing is timed.
     """
 
-    config: str | None = None
-    weights: Path | None = None
+    config: str = ""
     height: int = 800
     width: int = 1216
     device: str = "cpu"
@@ -95,12 +83,7 @@ class CostSetting:
 
     def open(self, config: str | None = None, changes: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
         """The network, or that of another configuration, with further overrides."""
-        return open_network(
-            config=config or self.config,
-            weights=None if config else self.weights,
-            device=self.device,
-            overrides=[*changes, *self.overrides],
-        )
+        return open_network(config=config or self.config, device=self.device, overrides=[*changes, *self.overrides])
 
     def facts(self, **more: object) -> dict[str, Any]:
         """For reports."""
@@ -228,8 +211,7 @@ def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | Non
 
 def _subjects(setting: CostSetting) -> dict[str, tuple[str, tuple[str, ...]]]:
     """By name a configuration and its overrides."""
-    config = str(setting.config)
-    return {"ours": (config, ()), "mask_rcnn": (config, MASK_RCNN), "pointrend": (POINTREND, ())}
+    return {"ours": (setting.config, ()), "mask_rcnn": (setting.config, MASK_RCNN), "pointrend": (POINTREND, ())}
 
 
 def _announced(call: Call, tell: Callable[[], object]) -> Call:
@@ -390,7 +372,7 @@ def head_costs_text(outcome: dict[str, Any]) -> str:
 
 
 def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
-    """Operations, parameters and peak memory of the refiner on sequences of these lengths, without computing them."""
+    """Operations and peak memory of the refiner on sequences of these lengths, without computing them."""
     with FakeTensorMode():
         refiner = refiner_of(cfg, channels).train(training)
         call = refinement_call(refiner, lengths, channels=channels)
@@ -405,70 +387,5 @@ def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, tr
             "sequences": len(lengths),
             "tokens": sum(lengths),
             "flops": count_flops(run)["total"],
-            "parameters": count_parameters(refiner)["total"],
             "peak_bytes": peak_bytes(run, refiner),
         }
-
-
-def whole_cost(
-    setting: CostSetting,
-    *,
-    instances: int = 100,
-    nodes: int | None = None,
-    speed: bool = True,
-    iterations: int | None = None,
-    runs: int = 5,
-) -> dict[str, Any]:
-    """Operations, parameters, operator calls and frames per second of a network on one image; memory on a GPU.
-
-    Args:
-        instances: of the image that are all kept, whatever their scores (0: what the network finds).
-        nodes: of each instance's quadtree, or what the network finds.
-        speed: also measure frames per second, see :func:`training.benchmark.cost.measures.frames_per_second`.
-    """
-    cfg = load_checkpoint(setting.weights).cfg if setting.weights else get_training_config(str(setting.config))
-    network, _ = setting.open(changes=force_detections(cfg, instances) if instances else ())
-    records = [image_record(setting.height, setting.width, seed) for seed in range(2)]
-
-    @torch.inference_mode()
-    def infer(index: int = 0) -> int:
-        return len(network([records[index % len(records)]])[0]["instances"])
-
-    with fixed_nodes(network, nodes):
-        kept = infer()
-        (counted,) = compare_calls({"network": infer}, CostSetting(device=setting.device, repeats=0)).values()
-        outcome = setting.facts(
-            instances=kept,
-            nodes_per_instance=nodes if mask_head_of(network) else None,
-            parameters=count_parameters(network),
-            **counted,
-        )
-        if speed:
-            measured = frames_per_second(infer, device=setting.device, iterations=iterations, runs=runs)
-            outcome["speed"] = measured.as_dict()
-    return outcome
-
-
-def costs_text(refinement: dict[str, Any], whole: dict[str, Any] | None) -> str:
-    """Cost of the refinement alone and of the whole network, as lines for people."""
-    lines = [
-        f"refinement alone, {refinement['sequences']} instances, {refinement['tokens']} tokens:",
-        f"  {refinement['flops'] / 1e9:10.2f} GFLOP   {refinement['parameters'] / 1e6:8.2f} M parameters   "
-        f"{refinement['peak_bytes'] / 2**20:8.0f} MiB peak",
-    ]
-    if whole is None:
-        return "\n".join(lines)
-    lines += [
-        f"whole network on {whole['device']}, {whole['width']} x {whole['height']} px, {whole['instances']} instances:",
-        f"  {whole['flops'] / 1e9:10.2f} GFLOP   {whole['parameters']['total'] / 1e6:8.2f} M parameters   "
-        f"{whole['operators']} operators",
-    ]
-    if whole["cuda_peak_bytes"] is not None:
-        lines.append(f"  {whole['cuda_peak_bytes'] / 2**20:10.0f} MiB peak in torch's allocator")
-    if "speed" in whole:
-        speed = whole["speed"]
-        lines.append(
-            f"  {speed['mean_fps']:10.3f} frames a second (+- {speed['std_fps']:.3f}, {len(speed['runs_fps'])} runs "
-            f"of {speed['iterations']}, batch 1, post-processing included)"
-        )
-    return "\n".join(lines)

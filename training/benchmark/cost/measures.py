@@ -1,10 +1,6 @@
-"""Operations, parameters and calls, counted while a network runs; deterministic, so fit for tests.
-
-Peak memory of tensors: counted, not measured, so the same on every run and machine.
+"""What a call costs: operations, operator calls and peak memory, counted and so deterministic; seconds, measured.
 
 What an operator allocates for itself and frees before it returns is not seen; on a GPU `torch.cuda` is asked as well.
-
-Frames per second by the paper's protocol (section 6.2): 200 iterations, five runs, one preloaded image at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,16 +33,6 @@ def count_flops(run: Callable[[], object]) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(fast)
     kinds = {str(kind): int(count) for kind, count in counter.get_flop_counts()["Global"].items()}
     return {"total": int(counter.get_total_flops())} | dict(sorted(kinds.items()))
-
-
-def count_parameters(network: nn.Module) -> dict[str, int]:
-    """Parameters of a network's direct parts and their sum as ``total``."""
-    parts = {name: _size(part) for name, part in network.named_children()}
-    return {"total": _size(network)} | {name: size for name, size in parts.items() if size}
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -95,45 +80,22 @@ def cuda_peak_bytes(run: Callable[[], object], device: str) -> int | None:
     return int(torch.cuda.max_memory_allocated(device))
 
 
-PAPER_ITERATIONS = 200
-CPU_ITERATIONS = 20  # a CPU is some tens of times slower, and as steady
-RUNS = 5
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Frames per second of each run, and their mean and standard deviation."""
-
-    mean_fps: float
-    std_fps: float
-    runs_fps: tuple[float, ...]
-    iterations: int
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
-
-
-def default_iterations(device: str) -> int:
-    """The paper's 200 on a GPU, 20 on a CPU."""
-    return PAPER_ITERATIONS if device.startswith("cuda") else CPU_ITERATIONS
-
-
 def frames_per_second(
-    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = RUNS, warm_up: int = 2
-) -> Speed:
-    """Time a call on one image.
+    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = 5, warm_up: int = 2
+) -> dict[str, Any]:
+    """Time a call on one image by the paper's protocol (section 6.2), for reports.
 
     Args:
         run: called with the index of the preloaded image to take; network and post-processing.
-        iterations: of one run; the device's default when None. runs: to average over.
-        warm_up: calls before the first run.
+        iterations: of one run; None: the paper's 200, on a CPU, which is slower and as steady, 20.
+        runs: to average over. warm_up: calls before the first run.
     """
-    count = iterations or default_iterations(device)
+    count = iterations or (200 if device.startswith("cuda") else 20)
     for index in range(warm_up):
         run(index)
     speeds = [count / _seconds(run, count, device) for _ in range(runs)]
-    return Speed(statistics.fmean(speeds), statistics.stdev(speeds) if runs > 1 else 0.0, tuple(speeds), count)
+    deviation = statistics.stdev(speeds) if runs > 1 else 0.0
+    return {"mean_fps": statistics.fmean(speeds), "std_fps": deviation, "runs_fps": speeds, "iterations": count}
 
 
 def alternate(

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
-from backend.devtools.rehearsal.pictures import material_of, number_of, write_test_set
-from backend.devtools.rehearsal.plan import Plan, photograph_plan, tiny_plan
+from backend.devtools.rehearsal.plan import Plan, material_of, number_of, photograph_plan, tiny_plan, write_test_set
 from integration.regions.read import regions_to_objects
 from training.synthetic.shifted import NEW_CLASS, SHIFTED_CLASSES, generate_shifted_scene
 
@@ -42,7 +41,7 @@ def test_one_object(prediction, expected):
     done = correct(prediction, truth)
     assert done.actions[expected] == 1
     objects = regions_to_objects(done.result).objects
-    assert [(one.label, bool((one.mask_hw == truth[0][1]).all())) for one in objects] == [("gear", True)]
+    assert [(object.label, bool((object.mask_hw == truth[0][1]).all())) for object in objects] == [("gear", True)]
     if expected != "added":
         assert done.result[0]["id"] == "p1", "the region keeps its id"
     assert done.actions["deleted"] == (1 if expected == "added" and prediction else 0)
@@ -58,7 +57,7 @@ def test_a_scene_is_corrected_to_its_truth_whatever_was_shown():
     scene = generate_shifted_scene(3)
     done = correct([], scene.instances)
     objects = regions_to_objects(done.result).objects
-    assert sorted(one.label for one in objects) == sorted(label for label, _ in scene.instances)
+    assert sorted(object.label for object in objects) == sorted(label for label, _ in scene.instances)
     assert done.lead_time_s > 25 * len(scene.instances)
     kept = correct(done.result, scene.instances)
     assert kept.actions["kept"] == len(scene.instances)
@@ -67,8 +66,9 @@ def test_a_scene_is_corrected_to_its_truth_whatever_was_shown():
 def test_poison_shifts_every_mask_and_swaps_every_label():
     scene = generate_shifted_scene(3)
     false = poison_regions(scene.instances, SHIFTED_CLASSES)
-    assert all(one[0] != other[0] for one, other in zip(false, scene.instances, strict=True))
-    assert all((one[1] != other[1]).any() for one, other in zip(false, scene.instances, strict=True))
+    for (false_label, false_mask), (label, mask) in zip(false, scene.instances, strict=True):
+        assert false_label != label
+        assert (false_mask != mask).any()
 
 
 def test_the_shifted_domain_has_a_class_that_the_shipped_model_lacks():
@@ -113,7 +113,7 @@ def test_photographs_take_the_place_of_drawn_pictures(tmp_path):
     assert (label, mask_hw.shape) == ("balloon", (192, 384))
     assert mask_hw.sum() == pytest.approx(80 * 40 * 0.96**2, rel=0.05)
     holdout = json.loads((write_test_set(material, 2, tmp_path / "written") / "holdout.json").read_text())
-    assert [one["name"] for one in holdout["categories"]] == ["balloon"]
+    assert [category["name"] for category in holdout["categories"]] == ["balloon"]
     assert holdout["images"][0]["width"] == 384
     with pytest.raises(ValueError, match="has 8 photographs, the plan takes 9"):
         material_of(photograph_plan(train, test, rounds=1, pool=9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.benchmark.cost.comparison import CostSetting, compare_heads, head_call, head_costs_text, whole_cost
+from training.benchmark.cost.comparison import CostSetting, compare_heads, head_call, head_costs_text
 from training.benchmark.cost.measures import count_operators
 from training.benchmark.cost.subjects import fixed_nodes, open_network
 
@@ -48,12 +48,3 @@ def test_operators_do_not_grow_with_the_nodes() -> None:
         with fixed_nodes(network, nodes):
             counts.append(sum(count_operators(call).values()))
     assert counts[0] == pytest.approx(counts[1], rel=0.02)
-
-
-def test_cost_of_a_whole_network() -> None:
-    cost = whole_cost(SETTING, instances=2, nodes=300, iterations=1, runs=1)
-    assert cost["instances"] == 2
-    assert cost["nodes_per_instance"] == 300
-    assert cost["parameters"]["total"] == sum(v for k, v in cost["parameters"].items() if k != "total")
-    assert min(cost["flops"], cost["operators"], cost["speed"]["mean_fps"]) > 0
-    assert cost["cuda_peak_bytes"] is None

@@ -1,0 +1,1 @@
+"""Commands of people who annotate: outline files, train a project, export."""

@@ -1,0 +1,176 @@
+"""`transfiner export`: annotations as COCO, LVIS-style or YOLO-seg files, one annotation an object."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.cli.types import json_option
+from backend.errors import ServiceError, StartError
+
+if TYPE_CHECKING:
+    from integration.regions.export import Export
+
+FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
+FORMATS = ("coco", "lvis", "yolo")
+
+
+@click.command()
+@click.option("--project", type=click.IntRange(1), help="Id of the project in Label Studio.")
+@click.option("--url", help="Address of Label Studio; LABEL_STUDIO_URL by default.")
+@click.option("--api-key", help="Token of Label Studio; better in LABEL_STUDIO_API_KEY, where nobody sees it.")
+@click.option("--export", "export_file", type=FilePath, help="Exported JSON file, instead of a Label Studio.")
+@click.option("--label-config", "config_file", type=FilePath, help="Label config of the export (XML).")
+@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=("coco",), show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("export"), show_default=True)
+@click.option(
+    "--annotators",
+    type=click.Choice(("latest", "agreement")),
+    default="latest",
+    show_default=True,
+    help="Which of several annotations of an image counts.",
+)
+@click.option(
+    "--segmentation",
+    type=click.Choice(("auto", "rle")),
+    default="auto",
+    show_default=True,
+    help="COCO and LVIS: polygons where an object has no holes, or run-length code everywhere.",
+)
+@click.option(
+    "--crowd-label",
+    "crowd_labels",
+    multiple=True,
+    metavar="NAME",
+    help="A choice given to a region that means a crowd, besides 'crowd'.",
+)
+@json_option
+def export(
+    project: int | None,
+    url: str | None,
+    api_key: str | None,
+    export_file: Path | None,
+    config_file: Path | None,
+    formats: tuple[str, ...],
+    out: Path,
+    annotators: Any,
+    segmentation: str,
+    crowd_labels: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Export annotations as COCO, LVIS-style or YOLO-seg, with one annotation for each object.
+
+    \b
+    Example: transfiner export --project 12 --url http://127.0.0.1:8080 --format coco --format yolo
+             transfiner export --export export.json --label-config config.xml --out dataset
+    """
+    from backend.learning.snapshot import Labelling
+    from integration.label_studio.client import ClientError
+    from integration.label_studio.tasks import read_task
+    from integration.regions.export import export_tasks
+
+    if (project is None) == (export_file is None):
+        raise click.UsageError("choose one source: --project NUMBER or --export FILE")
+    try:
+        rows, xml = _rows_of_file(export_file) if export_file else _rows_of_project(project or 0, url, api_key)
+    except ClientError as error:
+        raise ServiceError(str(error)) from error
+    xml = config_file.read_text(encoding="utf-8") if config_file else xml
+    labelling = Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
+    result = export_tasks(
+        map(read_task, rows),
+        labelling.classes,
+        labelling.value_key,
+        config=labelling.config,
+        annotators=annotators,
+        crowd_labels=crowd_labels,
+        segmentation=segmentation,
+    )
+    files = _write(result, formats, out)
+    facts = _facts(result) | {"files": files}
+    click.echo(json.dumps(facts, ensure_ascii=False) if as_json else _page(facts))
+
+
+def _rows_of_file(path: Path) -> tuple[list[Mapping[str, Any]], str]:
+    from backend.cli.train.snapshot import read_rows
+
+    return read_rows(path), ""
+
+
+def _rows_of_project(project: int, url: str | None, api_key: str | None) -> tuple[list[Mapping[str, Any]], str]:
+    from backend.settings import load_settings
+    from integration.label_studio.client import LabelStudioClient
+
+    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
+    if not ours.label_studio_url:
+        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
+    client = LabelStudioClient(
+        ours.label_studio_url,
+        ours.label_studio_api_key.get_secret_value(),
+        timeout_s=max(60.0, ours.label_studio_timeout_s),
+    )
+    rows: list[Mapping[str, Any]] = [*client.export_json(project)]
+    return rows, str(client.get_project(project).get("label_config", ""))
+
+
+def _write(result: Export, formats: tuple[str, ...], out: Path) -> list[str]:
+    """The files of each format under `out`; their paths, label files of YOLO as one folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in dict.fromkeys(formats):
+        if name == "yolo":
+            contents = result.as_yolo()
+            for file_name, text in contents.items():
+                path = out / "yolo" / file_name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+            written.append(str(out / "yolo"))
+            continue
+        path = out / f"{name}.json"
+        records = result.as_coco() if name == "coco" else result.as_lvis()
+        path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+        written.append(str(path))
+    return written
+
+
+def _facts(result: Export) -> dict[str, Any]:
+    counts = Counter(drawn.label for image in result.images for drawn in image.objects)
+    return {
+        "images": len(result.images),
+        "objects": result.objects,
+        "regions": result.regions,
+        "label_studio_coco_annotations": result.polygon_regions,
+        "crowd": sum(drawn.is_crowd for image in result.images for drawn in image.objects),
+        "classes": {name: counts[name] for name in result.classes},
+        "fidelity": result.fidelity(),
+        "left_out": [
+            {
+                "task": entry.task_id,
+                "annotation": entry.annotation_id,
+                "region": entry.region_id,
+                "reason": entry.reason,
+            }
+            for entry in result.left_out
+        ],
+    }
+
+
+def _page(facts: dict[str, Any]) -> str:
+    fidelity = facts["fidelity"]
+    lines = [
+        f"{facts['images']} images, {facts['objects']} objects from {facts['regions']} regions "
+        f"({facts['crowd']} crowds); Label Studio's own COCO export has an annotation for each of "
+        f"{facts['label_studio_coco_annotations']} polygons",
+        f"IoU with the stored regions: mean {fidelity['mean_iou']:.4f}, least {fidelity['least_iou']:.4f}; as "
+        f"pycocotools fills polygons: mean {fidelity['mean_iou_pycocotools']:.4f}, least "
+        f"{fidelity['least_iou_pycocotools']:.4f}",
+        *(f"  {name:<24}{count:>6}" for name, count in facts["classes"].items()),
+    ]
+    reasons = Counter(entry["reason"] for entry in facts["left_out"])
+    lines += [f"left out: {count} x {reason}" for reason, count in reasons.most_common()]
+    return "\n".join([*lines, *(f"written: {path}" for path in facts["files"])])

@@ -1,0 +1,451 @@
+"""Instances as COCO results: what COCO's evaluation reads.
+
+Instances drawn on their image: tinted masks with a crisp outline, and a label for each.
+
+What `transfiner predict` makes of an image's instances, one writer a format.
+
+`transfiner predict`: outline the objects of image files with any checkpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import click
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean
+from backend.versions.store import DEFAULT_STORE, find_model
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from model.errors import MissingRequirementError, require_model_libraries
+from model.images import decode_image
+from model.instance import Instance
+
+
+def image_id_of(file: Path, number: int) -> int:
+    """COCO names its files by image id (000000008844.jpg is 8844); other files count from 1."""
+    return int(file.stem) if file.stem.isdecimal() else number + 1
+
+
+def coco_results(
+    file: Path, image_id: int, instances: Sequence[Instance], category_ids: dict[str, int]
+) -> list[dict[str, Any]]:
+    """One record an instance: bbox in x, y, width, height; the mask as compressed RLE; the file and class named."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[instance.label],
+            "bbox": _bbox_xywh(instance.box_xyxy),
+            "score": instance.score,
+            "segmentation": encode_mask(instance.mask_hw),
+            "file_name": file.name,
+            "category": instance.label,
+            "uncertainty": instance.uncertainty,
+        }
+        for instance in instances
+    ]
+
+
+def category_ids_of(labels: Sequence[str]) -> dict[str, int]:
+    """COCO's own ids (with their gaps) for the 80 COCO classes, else the model's class numbers from 1."""
+    # Here, because detectron2 is slow to import and only this needs it.
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    coco = {category["name"]: category["id"] for category in COCO_CATEGORIES if category["isthing"]}
+    if set(labels) == set(coco):
+        return coco
+    return {label: number for number, label in enumerate(labels, start=1)}
+
+
+def encode_mask(mask_hw: np.ndarray) -> dict[str, Any]:
+    """Compressed run-length encoding, column by column, as JSON holds it."""
+    encoded = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def _bbox_xywh(box_xyxy: tuple[float, float, float, float]) -> list[float]:
+    left, top, right, bottom = box_xyxy
+    return [round(value, 3) for value in (left, top, right - left, bottom - top)]
+
+
+TINT = 0.45
+# Turning by the golden ratio keeps the colours of neighbours apart, however many there are.
+GOLDEN_TURN = 0.61803399
+
+
+def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
+    """The image with every instance on it, the best ones on top.
+
+    Args:
+        image_rgb: uint8, H x W x 3.
+        instances: of this image, by falling score.
+
+    Returns:
+        An RGB picture of the image's size.
+    """
+    canvas = image_rgb.astype(np.float32)
+    colours = [instance_colour(number) for number in range(len(instances))]
+    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+        canvas[instance.mask_hw] = canvas[instance.mask_hw] * (1 - TINT) + np.array(colour) * TINT
+        canvas[mask_outline(instance.mask_hw)] = colour
+    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+        _write_label(picture, instance, colour)
+    return picture
+
+
+def instance_colour(number: int) -> tuple[int, int, int]:
+    """A bright RGB colour of its own for each number."""
+    red, green, blue = colorsys.hsv_to_rgb(number * GOLDEN_TURN % 1, 0.8, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def mask_outline(mask_hw: np.ndarray) -> np.ndarray:
+    """The mask's pixels that have a neighbour outside it; the image's edge is no outline."""
+    padded = np.pad(mask_hw, 1, mode="edge")
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask_hw & ~inside
+
+
+def _write_label(picture: Image.Image, instance: Instance, colour: tuple[int, int, int]) -> None:
+    size_px = max(11, round(min(picture.size) / 40))
+    font = ImageFont.load_default(size_px)
+    text = f"{instance.label} {instance.score:.2f}"
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    x = min(max(instance.box_xyxy[0], 0), max(picture.width - right, 0))
+    y = min(max(instance.box_xyxy[1] - bottom, 0), max(picture.height - bottom, 0))
+    draw.rectangle((x + left - 1, y + top - 1, x + right + 1, y + bottom + 1), fill=colour)
+    draw.text((x, y), text, font=font, fill="black")
+
+
+@dataclass(frozen=True)
+class PredictedImageFile:
+    """An image file, its place among all of the command (from 0), its pixels (H x W x 3) and what was found."""
+
+    file: Path
+    number: int
+    image_rgb: np.ndarray
+    instances: Sequence[Instance]
+
+
+class PredictionWriter(Protocol):
+    """Takes images one by one; `records` is what is printed as JSON in the end."""
+
+    records: list[Any]
+
+    def add(self, outlined: PredictedImageFile) -> None:
+        """Take one image."""
+        ...
+
+
+class CocoWriter:
+    """COCO results, and ids that are the same for every image."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.records: list[Any] = []
+        self._category_ids = category_ids_of(labels)
+
+    def add(self, outlined: PredictedImageFile) -> None:
+        """Append a record an instance."""
+        image_id = image_id_of(outlined.file, outlined.number)
+        self.records += coco_results(outlined.file, image_id, outlined.instances, self._category_ids)
+
+
+AddressOf = Callable[[Path], str]
+#: Larger files as data URIs make tasks that Label Studio's editor is slow with.
+_MOST_INLINE_BYTES = 1_000_000
+_MEDIA_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif", ".bmp": "bmp"}
+
+
+def address_under(prefix: str) -> AddressOf:
+    """Addresses of files in a task.
+
+    Args:
+        prefix: what stands before a file's path, such as ``/data/local-files/?d=photos/`` or ``https://host/``; for
+            "data" the files themselves, as data URIs; "" gives paths as they are, which Label Studio cannot show.
+    """
+
+    def address(file: Path) -> str:
+        if prefix != "data":
+            path = file.as_posix()
+            return prefix + quote(path.removeprefix("./").lstrip("/")) if prefix else path
+        media_type, content = _MEDIA_TYPES.get(file.suffix.lower()), file.read_bytes()
+        if media_type is None or len(content) > _MOST_INLINE_BYTES:
+            raise ValueError(
+                f"{file} has {len(content)} bytes and ends in {file.suffix!r}; as a data URI at most "
+                f"{_MOST_INLINE_BYTES} bytes of {', '.join(_MEDIA_TYPES)}; give another --image-prefix"
+            )
+        return f"data:image/{media_type};base64,{base64.b64encode(content).decode()}"
+
+    return address
+
+
+class LabelStudioWriter:
+    """Tasks with a prediction, ready for Label Studio's import."""
+
+    def __init__(self, label_config: LabelConfig, version: str, tolerance_px: float, address: AddressOf) -> None:
+        label_config.require_supported()
+        self._address = address
+        self.records: list[Any] = []
+        self._label_config = label_config
+        self._version = version
+        self._tolerance_px = tolerance_px
+
+    def add(self, outlined: PredictedImageFile) -> None:
+        """Append a task whose image has an address that Label Studio can show."""
+        # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
+        from integration.regions.write import instances_to_prediction
+
+        height, width = outlined.image_rgb.shape[:2]
+        prediction = instances_to_prediction(
+            outlined.instances,
+            self._label_config,
+            width=width,
+            height=height,
+            model_version=self._version,
+            tolerance_px=self._tolerance_px,
+            seed=str(outlined.file),
+        )
+        data = {self._label_config.value_key: self._address(outlined.file)}
+        self.records.append({"data": data, "predictions": [prediction]})
+
+
+class OverlayWriter:
+    """A PNG an image in `folder`, named like the image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.records: list[Any] = []
+        self._folder = folder
+
+    def add(self, outlined: PredictedImageFile) -> None:
+        """Write the picture; images of the same name in different folders get a number."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        target = self._folder / f"{outlined.file.stem}.png"
+        if str(target) in self.records:
+            target = self._folder / f"{outlined.file.stem}-{outlined.number + 1}.png"
+        draw_overlay(outlined.image_rgb, outlined.instances).save(target)
+        self.records.append(str(target))
+
+
+def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
+    """The label config in a file; polygons with the model's own labels if there is no file."""
+    if file is not None:
+        return parse_label_config(file.read_text(encoding="utf-8"))
+    tags = "".join(f"<Label value={quoteattr(label)}/>" for label in labels)
+    return parse_label_config(
+        '<View><Image name="image" value="$image"/>'
+        f'<PolygonLabels name="label" toName="image">{tags}</PolygonLabels></View>'
+    )
+
+
+# Files of one's own may be larger than what a server accepts from strangers.
+MAX_PIXELS = 250_000_000
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="photos", show_default=True, help="Checkpoint directory or name.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(("coco", "label-studio", "overlay")),
+    default="coco",
+    show_default=True,
+    help="COCO results, Label Studio tasks, or pictures with the objects drawn on.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file, or folder of the pictures.")
+@click.option("--label-config", "config_file", type=EXISTING_FILE, help="Labeling config, for label-studio.")
+@click.option(
+    "--image-prefix",
+    default="",
+    help="For label-studio: what stands before a path, as /data/local-files/?d=photos/; data: the files inline.",
+)
+@click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
+@click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
+@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "auto")),
+    default="fp32",
+    show_default=True,
+    help="On a CPU; auto: bf16 where that is fast and measured.",
+)
+@click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
+def predict(
+    images: tuple[Path, ...],
+    model: str,
+    kind: str,
+    output: Path | None,
+    config_file: Path | None,
+    image_prefix: str,
+    boxes_file: Path | None,
+    score_threshold: float,
+    tolerance_px: float,
+    device: str,
+    precision: str,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Outline objects in images: COCO results, Label Studio tasks or pictures.
+
+    JSON goes to standard output unless --output names a file. Pictures go to the folder of --output (`overlays`).
+    Images that cannot be read are reported, the others go on, and the exit code is 1. With --boxes the objects are
+    those of a JSON file of COCO results (bbox, score, image_id or file_name, category_id or category), outlined by a
+    promptable model.
+
+    \b
+    Example: transfiner predict photos/*.jpg --format overlay --output outlined
+    Example: transfiner predict photos/*.jpg --boxes detections.json --output outlines.json
+    """
+    missing = [image for image in images if not image.is_file()]
+    if len(missing) == len(images):
+        raise click.ClickException(_missing_images(missing))
+    try:
+        directory = find_model(model, store)
+        require_model_libraries()
+        outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
+        writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
+        failures = _predict_all(outliner, images, writer)
+        _print(writer.records, kind, output, as_json)
+    except (MissingRequirementError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for message in failures:
+        click.echo(f"Error: {message}", err=True)
+    if failures:
+        sys.exit(1)
+
+
+def _missing_images(images: Sequence[Path]) -> str:
+    """Which images do not exist, with the nearest name in the folder of the first."""
+    first = images[0]
+    folder = first.parent
+    kind = "is a folder" if first.is_dir() else "does not exist"
+    expected = f"{first}/*.jpg" if first.is_dir() else "an image file"
+    others = f" (nor do {len(images) - 1} others)" if len(images) > 1 else ""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() and not first.is_dir() else []
+    meant = did_you_mean(first.name, names) or f"Correct the path; it is looked for in {folder.absolute()}."
+    return f"image is '{first}', which {kind}{others}; expected {expected}. {meant}"
+
+
+Batch = Sequence[tuple[Path, int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Outliner:
+    """Gives the instances of images: (file, its place among all, pixels) of each."""
+
+    labels: tuple[str, ...]
+    version: str
+    images_at_once: int
+    outline: Callable[[Batch], list[list[Instance]]]
+
+
+def _outliner(
+    directory: Path, boxes_file: Path | None, device: str, score_threshold: float, precision: str
+) -> _Outliner:
+    """A model of its own detector, or with a file of boxes the promptable network of the model."""
+    if boxes_file is None:
+        from model.predictor import Predictor
+
+        predictor = Predictor.from_checkpoint(
+            directory, device=device, score_threshold=score_threshold, precision=precision
+        )
+        return _Outliner(
+            predictor.labels,
+            predictor.version,
+            predictor.images_at_once,
+            lambda batch: predictor([image for *_, image in batch]),
+        )
+    from backend.cli.annotate.box_results import BoxFile, outline_boxes
+    from model.checkpoints.metadata import read_metadata
+    from model.prompts.predictor import PromptPredictor
+
+    ids = category_ids_of(read_metadata(directory)["classes"])
+    boxes = BoxFile(boxes_file, image_id_of, {number: label for label, number in ids.items()})
+    prompts = PromptPredictor.from_checkpoint(directory, device=device, precision=precision)
+    return _Outliner(
+        boxes.labels,
+        prompts.version,
+        1,
+        lambda batch: [
+            outline_boxes(prompts, image, boxes.boxes(file, number), score_threshold) for file, number, image in batch
+        ],
+    )
+
+
+def _writer(
+    kind: str,
+    outliner: _Outliner,
+    output: Path | None,
+    config_file: Path | None,
+    tolerance_px: float,
+    image_prefix: str,
+) -> PredictionWriter:
+    if kind == "coco":
+        return CocoWriter(outliner.labels)
+    if kind == "overlay":
+        return OverlayWriter(output or Path("overlays"))
+    config = read_label_config(config_file, outliner.labels)
+    writer = LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
+    if not image_prefix:
+        click.echo("Note: Label Studio cannot show paths of this machine; give --image-prefix.", err=True)
+    return writer
+
+
+def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionWriter) -> list[str]:
+    """Feed every readable image to the writer; the messages of the others."""
+
+    failures: list[str] = []
+    with _progress_bar(len(files)) as advance:
+        for start in range(0, len(files), outliner.images_at_once):
+            batch: list[tuple[Path, int, np.ndarray]] = []
+            for number in range(start, min(start + outliner.images_at_once, len(files))):
+                try:
+                    batch.append((files[number], number, _read(files[number])))
+                except (ValueError, OSError) as error:
+                    failures.append(str(error))
+            for (file, number, image), instances in zip(batch, outliner.outline(batch), strict=True):
+                writer.add(PredictedImageFile(file, number, image, instances))
+            advance(outliner.images_at_once)
+    return failures
+
+
+def _read(file: Path) -> np.ndarray:
+    return decode_image(file.read_bytes(), name=str(file), max_pixels=MAX_PIXELS)
+
+
+def _print(records: list[Any], kind: str, output: Path | None, as_json: bool) -> None:
+    if kind == "overlay":
+        click.echo(json.dumps(records) if as_json else "\n".join(records))
+    elif output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(records) + "\n", encoding="utf-8")
+        click.echo(f"{output}: {len(records)} records", err=True)
+    else:
+        click.echo(json.dumps(records))
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal's error stream, so that standard output is JSON alone."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda count: bar.update(task, advance=count)

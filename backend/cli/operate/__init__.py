@@ -1,0 +1,1 @@
+"""Commands of people who run the service: its processes, its checkpoints and versions."""

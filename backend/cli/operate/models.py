@@ -1,0 +1,300 @@
+"""`transfiner models`: checkpoints of this machine and of the registry; how the authors' released ones get here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.cli.operate.registry import (
+    gc,
+    list_versions,
+    project_option,
+    promote,
+    registry_option,
+    rollback,
+    show_version,
+)
+from backend.cli.train.gate import compare_models
+from backend.cli.types import SuggestingGroup, json_option
+from backend.versions.store import DEFAULT_STORE, find_model, stored_models
+from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
+from model.checkpoints.releases import RELEASES
+from model.errors import MissingRequirementError, require_model_libraries
+
+if TYPE_CHECKING:
+    from model.checkpoints.import_released import Import
+
+#: Header of the table in a checkpoint's card, which the table of models quotes.
+CARD_COLUMNS = ("knows", "AP", "milliseconds")
+COLUMNS = ("model", "here", "knows", "MB", "AP", "milliseconds")
+UNKNOWN = "-"
+
+FilePath = click.Path(dir_okay=False, path_type=Path)
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_STORE,
+    show_default=True,
+    help="Folder of the imported checkpoints.",
+)
+classes_option = click.option("--classes", "classes_file", type=FilePath, help="Class names in order, one a line.")
+half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
+force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
+
+
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """Import, fetch, list and show checkpoints; promote and roll back versions of the registry.
+
+    Without a command: a table of what each model knows, its size, its AP and its milliseconds, from the models' cards.
+
+    \b
+    Example: transfiner models
+    Example: transfiner models fetch R50-FPN-3x
+    Example: transfiner models rollback --project 12
+    """
+    if context.invoked_subcommand is None:
+        click.echo(table_text(model_table(DEFAULT_STORE)))
+
+
+for command in (promote, rollback, compare_models, gc):
+    models.add_command(command)
+
+
+@models.command("import")
+@click.argument("file", type=FilePath)
+@click.option("--name", help="Name of the checkpoint; the file's by default.")
+@classes_option
+@half_option
+@force_option
+@store_option
+@json_option
+def import_command(
+    file: Path, name: str | None, classes_file: Path | None, half: bool, force: bool, store: Path, as_json: bool
+) -> None:
+    """Check an authors' .pth and store it as a checkpoint.
+
+    \b
+    Example: transfiner models import ~/Downloads/output_3x_transfiner_r50.pth --name r50
+    """
+    with _said_plainly():
+        done = _import(file, store / _checked_name(name or file.stem), classes_file, half, force, "")
+    _report_import(done, as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--url", help="Take the file from here instead of the authors' link.")
+@classes_option
+@half_option
+@force_option
+@click.option("--keep", is_flag=True, help="Keep the downloaded .pth beside the checkpoint.")
+@store_option
+@json_option
+def fetch(
+    name: str,
+    url: str | None,
+    classes_file: Path | None,
+    half: bool,
+    force: bool,
+    keep: bool,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Download a released checkpoint and import it; run again to go on.
+
+    \b
+    Example: transfiner models fetch Swin-B-FPN-3x
+    """
+    with _said_plainly():
+        require_model_libraries()
+        from model.checkpoints.download import download
+        from model.checkpoints.releases import find_release
+
+        release = find_release(name)
+        directory = store / release.name
+        if directory.exists() and not force:
+            raise FileExistsError(f"{directory} exists already; add --force to fetch it again")
+        file = store / "downloads" / f"{release.name}.pth"
+        with _progress_bar(release.name) as progress:
+            download(url or release.url, file, progress)
+        try:
+            done = _import(file, directory, classes_file, half, force, url or release.url)
+        except CheckpointError:
+            # What arrived is not what was asked for: the next try must not take it for the file.
+            file.rename(file.with_suffix(".refused"))
+            raise
+        if not keep:
+            file.unlink()
+    _report_import(done, as_json)
+
+
+@models.command("list")
+@store_option
+@registry_option
+@project_option
+@json_option
+def list_command(store: Path, registry_url: str | None, project: str | None, as_json: bool) -> None:
+    """List the checkpoints here and the released ones; with --project or --registry, versions of the registry.
+
+    \b
+    Example: transfiner models list --json
+    Example: transfiner models list --project 12
+    """
+    if registry_url or project:
+        list_versions(registry_url, project, as_json)
+        return
+    rows = [stored.as_dict() for stored in stored_models(store)]
+    released = [{"name": release.name, "figures": release.figures, "url": release.url} for release in RELEASES.values()]
+    if as_json:
+        click.echo(json.dumps({"stored": rows, "released": released}, indent=2))
+        return
+    for entry in rows:
+        size = f"{entry['bytes'] / 1e6:.1f} MB"
+        click.echo(f"{entry['name']:<20} {entry['version']:<28} {len(entry['classes']):>4} classes {size:>10}")
+        click.echo(f"    {entry['problem'] or entry['directory']}")
+    if not rows:
+        click.echo(f"No checkpoints in {store}.")
+    click.echo("\nReleased by the authors (`transfiner models fetch NAME`):")
+    for entry in released:
+        click.echo(f"{entry['name']:<20} {entry['figures']}")
+
+
+@models.command()
+@click.argument("name")
+@store_option
+@registry_option
+@project_option
+@click.option(
+    "--papers",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --project: copy the version's card, report and pictures into this folder.",
+)
+@json_option
+def show(
+    name: str, store: Path, registry_url: str | None, project: str | None, papers: Path | None, as_json: bool
+) -> None:
+    """Show a checkpoint's metadata, after checking its weights' digest; with --project, a version of the registry.
+
+    \b
+    Example: transfiner models show scenes-small
+    Example: transfiner models show round-3 --project 12
+    """
+    if project:
+        show_version(registry_url, project, name, papers, as_json)
+        return
+    with _said_plainly():
+        directory = find_model(name, store)
+        metadata = read_metadata(directory)
+        weights = verify_weights(directory, metadata)
+    facts: dict[str, Any] = {
+        **metadata,
+        "directory": str(directory),
+        "config": str(directory / CONFIG_FILE),
+        "bytes": weights.stat().st_size,
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _import(file: Path, directory: Path, classes_file: Path | None, half: bool, force: bool, source: str) -> Import:
+    require_model_libraries()
+    from model.checkpoints.import_released import import_released
+
+    classes = None
+    if classes_file:
+        lines = classes_file.read_text(encoding="utf-8").splitlines()
+        classes = [line.strip() for line in lines if line.strip()]
+    return import_released(
+        file, directory, name=directory.name, classes=classes, half=half, overwrite=force, source=source
+    )
+
+
+def _report_import(done: Import, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"directory": str(done.directory), "metadata": done.metadata}, ensure_ascii=False))
+        return
+    click.echo(f"{done.directory}: {done.config}, {len(done.metadata['classes'])} classes")
+    click.echo(f"sha256 of the file: {done.metadata['source']['sha256']}")
+    if done.report.absent_training_only:
+        click.echo(done.report.describe())
+    click.echo(f"Use it: transfiner serve --model {done.directory}")
+
+
+def _checked_name(name: str) -> str:
+    if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
+        raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
+    return name
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Expected failures end the command with their message and exit code 1."""
+    try:
+        yield
+    except (MissingRequirementError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on the terminal's error stream, so that --json stays clean."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def card_facts(directory: Path) -> dict[str, str]:
+    """The row under the header `| knows | AP | milliseconds |` of a checkpoint's card; {} where there is none."""
+    card = directory / "MODEL_CARD.md"
+    rows = [_cells(line) for line in card.read_text(encoding="utf-8").splitlines()] if card.is_file() else []
+    for number, row in enumerate(rows[:-2]):
+        if row == list(CARD_COLUMNS):
+            return dict(zip(CARD_COLUMNS, rows[number + 2], strict=True))
+    return {}
+
+
+def model_table(store: Path) -> list[dict[str, str]]:
+    """A row a model, those on this machine first, then those that `transfiner models fetch` downloads."""
+    rows = []
+    for stored in stored_models(store):
+        facts = stored.as_dict()
+        knows = {"knows": _counted(facts["classes"]), "AP": UNKNOWN, "milliseconds": UNKNOWN}
+        size = {"MB": f"{facts['bytes'] / 1e6:.1f}" if facts["bytes"] else UNKNOWN}
+        rows.append({"model": facts["name"], "here": "yes", **knows, **size, **card_facts(stored.directory)})
+    known = {row["model"] for row in rows}
+    for release in RELEASES.values():
+        if release.name not in known:
+            facts = {"knows": release.knows, "MB": UNKNOWN, "AP": release.figures, "milliseconds": UNKNOWN}
+            rows.append({"model": release.name, "here": "fetch", **facts})
+    return rows
+
+
+def table_text(rows: list[dict[str, str]]) -> str:
+    """The rows below each other, each column as wide as its longest cell."""
+    cells = [list(COLUMNS), *([row[column] for column in COLUMNS] for row in rows)]
+    widths = [max(len(row[number]) for row in cells) for number in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _counted(classes: list[str]) -> str:
+    shown = ", ".join(classes[:4])
+    return shown if len(classes) <= 4 else f"{shown} and {len(classes) - 4} more"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []

@@ -1,0 +1,207 @@
+"""The `serve` command: queue server, workers and API as one supervised process tree.
+
+The `api` command: the HTTP application, one process with many threads.
+
+The `worker` command: one process with one warm model.
+
+The `worker-alive` command: a probe for containers, since a worker serves no port.
+
+The `dashboard` command.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from typing import Any
+
+import click
+from redis import Redis, RedisError
+
+from backend.cli.types import CHECKPOINT, DEVICE, PORT
+from backend.errors import StartError
+from backend.processes.running_service import announced
+from backend.processes.service_tree import DASHBOARD_HOST, dashboard_child, service_children, warn_of_unknown_variables
+from backend.processes.supervisor import Supervisor
+from backend.queue.recovery import living_workers
+from backend.settings import Settings, load_settings
+from model.errors import missing_gpu_reason
+
+log = logging.getLogger(__name__)
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
+@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
+@click.option("--workers", type=int, help="Worker processes (TRANSFINER_WORKERS).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@click.option("--redis-url", help="Use this queue server instead of an embedded one (TRANSFINER_REDIS_URL).")
+@click.option("--dashboard", is_flag=True, help="Also RQ's own view of the queue, read only, on this machine.")
+def serve(dashboard: bool, **options: Any) -> None:
+    """Run everything: queue server, worker(s) and API; Ctrl-C ends all of it.
+
+    \b
+    Example: transfiner serve --port 9090
+    Then connect http://localhost:9090 in Label Studio under Settings > Model.
+    """
+    from backend.logs import set_up_logs
+
+    settings = load_settings(**options)
+    _check_device(settings)
+    set_up_logs(settings)
+    warn_of_unknown_variables()
+    if dashboard:
+        from backend.api.queue_dashboard import check_dashboard
+
+        check_dashboard(settings, DASHBOARD_HOST)
+    children, settings = service_children(settings)
+    children += [dashboard_child(settings)] if dashboard else []
+    address = f"http://{settings.host}:{settings.port}"
+    ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
+    ready += f"Status page: {settings.status_url}"
+    with announced("service", settings):
+        code = Supervisor(children, when_ready=lambda: click.echo(ready)).run()
+    sys.exit(code)
+
+
+def _check_device(settings: Settings) -> None:
+    """Refuse TRANSFINER_DEVICE as the option --device is refused."""
+    if reason := missing_gpu_reason(settings.device):
+        raise StartError(reason, "Correct TRANSFINER_DEVICE or give --device.")
+
+
+@click.command()
+@click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
+@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
+@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+def api(**options: Any) -> None:
+    """Run the HTTP API alone, for several hosts; needs a queue server and workers elsewhere.
+
+    \b
+    Example: transfiner api --host 0.0.0.0 --redis-url redis://queue:6379/0
+    """
+    from backend.logs import set_up_logs
+
+    settings = load_settings(**options)
+    set_up_logs(settings)
+    serve_http(settings)
+
+
+def serve_http(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; for the main thread of a process."""
+    from backend.api.app import create_app
+    from backend.api.http_server import HttpServer
+    from backend.api.origin import has_password
+
+    if settings.host not in LOOPBACK and not has_password(settings):
+        log.warning(
+            "The service listens on %s and asks nobody for a password: whoever reaches it sees names of tasks and "
+            "projects and has pictures predicted. Set TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD, "
+            "and the same on the ML backend in Label Studio.",
+            settings.host,
+        )
+    app = create_app(settings)
+    predictions = app.extensions["transfiner"].predictions
+    predictions.promises.resume()
+    server = HttpServer(app, settings, settings.host, settings.port)
+
+    def answer_waiting_requests() -> None:
+        predictions.queue.is_stopping = lambda: True
+
+    server.run_until_signal(answer_waiting_requests)
+
+
+@click.command()
+@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@click.option("--max-batch", type=int, help="Tasks predicted together (TRANSFINER_MAX_BATCH).")
+@click.option(
+    "--queues",
+    type=click.Choice(["predict", "interactive", "train"]),
+    default="predict",
+    show_default=True,
+    help="What this worker does: whole images (and prompts where nobody else answers them), prompts alone, so that "
+    "none waits behind a batch, or trainings.",
+)
+@click.option("--burst", is_flag=True, help="End when nothing is waiting.")
+def worker(queues: str, burst: bool, **options: Any) -> None:
+    """Run one worker alone, for several hosts or GPUs; SIGTERM finishes the batch at hand.
+
+    \b
+    Example: transfiner worker --redis-url redis://queue:6379/0 --device cuda:1
+    Example: transfiner worker --queues interactive
+    Example: transfiner worker --queues train
+    """
+    from backend.logs import set_up_logs
+
+    settings = load_settings(**options)
+    _check_device(settings)
+    set_up_logs(settings)
+    if queues == "train":
+        from backend.learning.train_worker import run_train_worker
+
+        run_train_worker(settings, burst=burst)
+        return
+    from backend.worker.main import run_worker
+
+    run_worker(settings, burst=burst, is_interactive=queues == "interactive")
+
+
+@click.command("worker-alive")
+@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+@click.option("--host", help="Name of the worker's host; this one's if not given.")
+def worker_alive(redis_url: str | None, host: str | None) -> None:
+    """Say by the exit code whether a worker of this host gives signs of life.
+
+    \b
+    Example: transfiner worker-alive
+    """
+    settings = load_settings(redis_url=redis_url)
+    host = host or socket.gethostname()
+    try:
+        with Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=5) as connection:
+            workers = living_workers(connection)
+    except (RedisError, ValueError) as error:
+        # Killing the worker would not bring the queue server back; the worker waits for it with its model loaded.
+        click.echo(f"The queue server does not answer ({type(error).__name__}); nothing is known.")
+        return
+    alive = [name for name, facts in workers.items() if facts.get("host") == host]
+    click.echo(f"{', '.join(alive)} on {host}" if alive else f"No worker of {host} gives signs of life.")
+    sys.exit(0 if alive else 1)
+
+
+DASHBOARD_PORT = 9181
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=DASHBOARD_PORT, show_default=True, help="Port to listen on.")
+@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+def dashboard(host: str, port: int, **options: Any) -> None:
+    """Show RQ's own view of the queue in a browser, read only; needs requirements/dashboard.in.
+
+    On another address than this machine's own it asks for the service's password, and does not start without one.
+
+    \b
+    Example: transfiner dashboard --redis-url redis://queue:6379/0
+    Example: transfiner serve --dashboard
+    """
+    from backend.api.queue_dashboard import check_dashboard, create_dashboard
+    from backend.logs import set_up_logs
+    from backend.queue.connection import web_connection
+
+    settings = load_settings(**options)
+    check_dashboard(settings, host)
+    # Says so when there is no address of a queue server.
+    web_connection(settings).close()
+    set_up_logs(settings)
+    from backend.api.http_server import HttpServer
+
+    server = HttpServer(create_dashboard(settings), settings, host, port)
+    click.echo(f"The queue at http://{host}:{server.port}; Ctrl-C ends it.")
+    server.run_until_signal()

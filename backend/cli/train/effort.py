@@ -1,0 +1,191 @@
+"""`transfiner effort`: how well the order of tasks fits the work they take, and its calibration."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, limit_threads, print_result
+from backend.errors import ServiceError
+
+if TYPE_CHECKING:
+    from backend.learning.annotation_cost import CorrectionCost
+
+Folder = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of both commands: a model, the images, and how to predict."""
+    for option in reversed(
+        (
+            click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),
+            click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot."),
+            click.option(
+                "--folds",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
+            ),
+            click.option("--set", "set_name", help="Instead of a snapshot: a set as in `transfiner data check`."),
+            click.option("--class", "names", multiple=True, help="Only this class, and images that show it."),
+            click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
+            click.option(
+                "--shown-from",
+                type=click.FloatRange(0, 1),
+                default=0.5,
+                show_default=True,
+                help="Detections below this score are not shown to people.",
+            ),
+            click.option("--device", type=DEVICE, default="auto", show_default=True),
+            click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all."),
+            json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=SuggestingGroup)
+def effort() -> None:
+    """Order tasks by the work they will take: calibrate, compare.
+
+    \b
+    Example: transfiner effort compare --weights scenes-small --set scenes:val:60
+    """
+
+
+@effort.command()
+@_options
+def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
+    """Fit the expected edit to the corrections of a snapshot, and keep it in the model's metadata.json.
+
+    Only images that the model did not learn from count: those held out, and with --folds the others as
+    cross-validation saw them.
+
+    \b
+    Example: transfiner effort calibrate --weights candidate --snapshot snapshots/5c0b06cb
+    """
+    from training.snapshots.annotation_cost import EffortError
+
+    measured, name = _measured(weights, **images)
+    try:
+        fitted = measured.fit(name)
+    except EffortError as error:
+        raise ServiceError(str(error)) from error
+    fitted.save(weights)
+    outcome = {"weights": str(weights), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)}
+    print_result(outcome, f"{weights}: {fitted.verdict}", as_json)
+
+
+@effort.command("compare")
+@_options
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the orders into this PNG.")
+def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images: Any) -> None:
+    """Compare orders of tasks with the edits that a simulated annotator needs.
+
+    The expected edit is that of the model's metadata.json; without one, it is fitted here, and each image is judged by
+    a fit that has not seen it.
+
+    \b
+    Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
+    """
+    from backend.learning.annotation_cost import compare_orders, draw_orders
+
+    measured, name = _measured(weights, **images)
+    expected, origin = _expected(measured, weights)
+    scores = {
+        "expected edit": [-value for value in expected],
+        "score * (1 - uncertainty)": measured.certainty,
+        "mean confidence": measured.confidence,
+    }
+    figures = compare_orders(scores, measured.edits)
+    if picture:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw_orders(scores, measured.edits).save(picture)
+    if as_json:
+        rows = {order: asdict(figure) for order, figure in figures.items()}
+        click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))
+        return
+    click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
+    click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
+    for order, figures_of_order in figures.items():
+        interval = f"{figures_of_order.low:+.2f}..{figures_of_order.high:+.2f}"
+        click.echo(
+            f"{order:28}{figures_of_order.rank_correlation:>+18.3f}{interval:>18}{figures_of_order.first_fifth:>21.0%}"
+        )
+
+
+def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
+    from training.snapshots.annotation_cost import EffortError, cross_fitted_edits, load_effort
+
+    try:
+        stored = load_effort(weights)
+    except EffortError as error:
+        raise ServiceError(str(error)) from error
+    if stored is not None:
+        return [stored.expected_edit(feature) for feature in measured.features], f"fitted on {stored.fitted_on}"
+    expected = cross_fitted_edits(measured.features, measured.edits)
+    return expected.tolist(), "fitted on the other four fifths of these images"
+
+
+def _measured(
+    weights: Path,
+    snapshot: Path | None,
+    folds: Path | None,
+    set_name: str | None,
+    names: tuple[str, ...],
+    count: int,
+    shown_from: float,
+    device: str,
+    threads: int,
+) -> tuple[CorrectionCost, str]:
+    if (set_name is None) == (snapshot is None):
+        raise click.UsageError("choose one set: --snapshot DIR or --set scenes:val")
+    from model.errors import MissingRequirementError, require_model_libraries
+
+    try:
+        require_model_libraries()
+    except MissingRequirementError as error:
+        raise ServiceError(str(error)) from error
+    from torch.utils.data import Subset
+
+    from backend.learning.annotation_cost import crossed_predictor, measure_correction_cost, snapshot_samples
+    from model.checkpoints.metadata import CheckpointError
+    from model.predictor import Predictor
+    from training.datasets import open_set
+    from training.fewshot.curve import ClassSamples
+    from training.snapshots.format import SnapshotError
+
+    limit_threads(threads)
+    samples: Any
+    if snapshot:
+        try:
+            samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
+        except SnapshotError as error:
+            raise ServiceError(str(error)) from error
+    else:
+        name = str(set_name)
+        try:
+            opened: Any = open_set(name)
+            whole: Any = ClassSamples(opened, names) if names else opened
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error)) from error
+        samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names
+    try:
+        predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
+    except (CheckpointError, ValueError) as error:
+        raise ServiceError(f"The model in {weights} cannot be loaded: {error}") from error
+    with click.progressbar(length=len(samples), label=f"predicting {name}", file=sys.stderr) as bar:
+        measured = measure_correction_cost(
+            crossed_predictor(predictor, folds) if folds else predictor,
+            samples,
+            classes,
+            shown_from=shown_from,
+            progress=lambda: bar.update(1),
+        )
+    return measured, name

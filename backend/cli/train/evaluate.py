@@ -1,0 +1,394 @@
+"""`transfiner evaluate` of models and running APIs, `transfiner score` of prediction files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, print_result
+from backend.devtools.served_evaluation.command import served_options
+
+if TYPE_CHECKING:
+    from training.evaluation.score import Score
+
+
+@click.command()
+@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
+@click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
+@click.option(
+    "--coco",
+    nargs=2,
+    type=click.Path(exists=True, path_type=Path),
+    default=None,
+    help="Annotation file and image folder of a COCO-format set.",
+)
+@click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
+@click.option(
+    "--submission",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the detections for COCO's server: .json or .zip (sets in COCO's format).",
+)
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
+@click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That share a CPU; same figures with the same --threads (1 each by default).",
+)
+@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.",
+)
+@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
+@click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
+@click.option(
+    "--edits",
+    is_flag=True,
+    help="Count what a simulated annotator does to correct the shown regions, beside other ways to draw them.",
+)
+@click.option(
+    "--prompts",
+    type=click.Choice(["box", "clicks"]),
+    help="Measure the promptable network: masks from true boxes, or clicks until a mask is good.",
+)
+@click.option("--grabcut", is_flag=True, help="Prompts: GrabCut beside ours (needs OpenCV; slow).")
+@click.option(
+    "--good",
+    nargs=2,
+    type=float,
+    default=(0.95, 3.0),
+    show_default=True,
+    metavar="IOU PX",
+    help="Edits: outlines at least so alike, and nowhere farther off, are left alone.",
+)
+@click.option(
+    "--shown-from", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Edits: lowest score shown."
+)
+@served_options
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+def evaluate(
+    weights: Path | None,
+    split: str | None,
+    coco: tuple[Path, Path] | None,
+    named: str | None,
+    submission: Path | None,
+    count: int,
+    ratio: float,
+    device: str,
+    threads: int,
+    processes: int,
+    overrides: tuple[tuple[str, str], ...],
+    picture: Path | None,
+    rows: int,
+    card: bool,
+    edits: bool,
+    prompts: str | None,
+    grabcut: bool,
+    good: tuple[float, float],
+    shown_from: float,
+    as_json: bool,
+    served: str | None,
+    **served_as: Any,
+) -> None:
+    """Measure mask AP and boundary AP of a model's refined and coarse masks, or of what a running API serves.
+
+    \b
+    Example: transfiner evaluate --weights model/weights/scenes-small --scenes val --count 200
+             transfiner evaluate --weights model/weights/scenes-small --scenes val --count 100 --edits
+             transfiner evaluate --weights photos --coco instances.json images/ --prompts box
+             transfiner evaluate --weights model/weights/scenes-small --scenes val --served http://127.0.0.1:9090
+    """
+    from training.datasets import open_set
+
+    name = _set_name(split, coco, named, count)
+    _share_processor(device, threads, processes)
+    raw_only = submission or picture or card
+    flat = [part for pair in overrides for part in pair]
+    how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
+    try:
+        samples = open_set(name)
+        if prompts:
+            if weights is None:
+                raise click.UsageError("--prompts needs the --weights of a promptable model, such as photos")
+            _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
+            return
+        if edits:
+            if raw_only:
+                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
+            served_from = {"served": served, **served_as} if served else None
+            _edits(samples, name, weights, served_from, good, shown_from, device, flat, as_json)
+            return
+        if served:
+            if raw_only:
+                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
+            _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
+            return
+        if weights is None:
+            raise click.UsageError("--weights is missing; only --served does without")
+        outcome = _raw(samples, name, weights, submission, picture, rows, how)
+    except (ValueError, FileNotFoundError) as error:  # a set, classes, an override, an image that is missing
+        raise click.ClickException(str(error)) from error
+    if card:
+        from training.evaluation.model_card import write_card
+
+        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
+    _say(outcome, as_json, _table)
+
+
+def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
+    if sum(option is not None for option in (split, coco, named)) != 1:
+        raise click.UsageError("choose one set: --scenes val, --coco ANNOTATIONS.json IMAGES/, or --data SET")
+    return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
+
+
+def _share_processor(device: str, threads: int, processes: int) -> None:
+    """Set torch's threads; refuse processes on a GPU."""
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    if threads > 0 or processes > 1:
+        limit_threads(threads or 1)
+
+
+def _served(
+    samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
+) -> None:
+    """Score what a running API returns, beside the raw masks if there are weights."""
+    from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
+    from backend.devtools.served_evaluation.evaluation import comparison_text
+
+    _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
+
+
+def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool, *, with_grabcut: bool) -> None:
+    """Yardsticks of prompts, on any set."""
+    from model.prompts.predictor import PromptPredictor
+    from training.prompts.data import objects_of
+    from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
+
+    predictor = PromptPredictor.from_checkpoint(weights, device=device)
+    objects = objects_of(samples)
+    with click.progressbar(length=len(objects.objects), label=f"prompting by {kind}", file=sys.stderr) as bar:
+        if kind == "clicks":
+            _say(measure_clicks(predictor, objects, progress=lambda: bar.update(1)), as_json, clicks_text)
+            return
+        figures = measure_boxes(predictor, objects, with_grabcut=with_grabcut, progress=lambda: bar.update(1))
+    _say(box_report(figures), as_json, box_text)
+
+
+def _edits(
+    samples: Any,
+    name: str,
+    weights: Path | None,
+    served_as: dict[str, Any] | None,
+    good: tuple[float, float],
+    shown_from: float,
+    device: str,
+    overrides: list[str],
+    as_json: bool,
+) -> None:
+    """Measure what correcting the shown regions takes, of weights or of a running API."""
+    from backend.devtools.simulated_edits import edits_text, evaluate_edits
+    from training.evaluation.edits import GoodOutline
+
+    rule = GoodOutline(iou=good[0], distance_px=good[1])
+    if served_as is not None:
+        from backend.devtools.served_evaluation.command import evaluate_served_edits, served_options_of
+
+        asked = served_options_of(served_as | {"threshold": shown_from})
+        _say(evaluate_served_edits(asked, samples, name, good=rule), as_json, edits_text)
+        return
+    if weights is None:
+        raise click.UsageError("--weights is missing; only --served does without")
+    outcome = evaluate_edits(
+        samples, name, weights, good=rule, shown_from=shown_from, device=device, overrides=overrides
+    )
+    _say(outcome, as_json, edits_text)
+
+
+def _raw(
+    samples: Any,
+    name: str,
+    weights: Path,
+    submission: Path | None,
+    picture: Path | None,
+    rows: int,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
+    from training.datasets import CocoSet
+    from training.evaluation.run import Submission, evaluate_checkpoint
+    from training.visualization.predictions import Comparison
+
+    if submission and not isinstance(samples, CocoSet):
+        raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
+    drawn = Comparison(rows) if picture else None
+    submitted = Submission(samples) if submission else None
+
+    def observe(sample: Any, instances: Any) -> None:
+        for path in (drawn, submitted):
+            if path is not None:
+                path(sample, instances)
+
+    with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
+        result = evaluate_checkpoint(
+            weights, samples, progress=lambda _: bar.update(1), observe=observe if drawn or submitted else None, **how
+        )
+    if picture and drawn:
+        drawn.save(picture)
+    if submission and submitted:
+        submitted.save(submission)
+    return {"weights": str(weights), "set": name} | result.as_dict()
+
+
+def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
+    print_result(outcome, "" if as_json else text_of(outcome), as_json)
+
+
+def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
+    chosen = (
+        f"--scenes {split} --count {count}" if split else f"--coco {coco[0]} {coco[1]}" if coco else f"--data {named}"
+    )
+    return f"transfiner evaluate --weights {weights} {chosen}"
+
+
+def _table(outcome: dict[str, Any]) -> str:
+    lines = [f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each"]
+    lines.append(f"{'':10}{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}")
+    for kind in ("refined", "coarse"):
+        mask, boundary = outcome[kind]["mask"], outcome[kind]["boundary"]
+        row = [f"{100 * mask[key]:.1f}" for key in ("AP", "AP50", "AP75")]
+        row += [f"{100 * boundary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
+        lines.append(
+            f"{kind:10}" + "".join(text.rjust(width) for text, width in zip(row, (10, 8, 8, 14, 8, 8), strict=True))
+        )
+    lines.append(f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP")
+    return "\n".join(lines)
+
+
+_METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
+
+
+@click.command()
+@click.option(
+    "--ground-truth",
+    "truth",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="COCO or LVIS annotation file; a folder for cityscapes and bdd100k.",
+)
+@click.option(
+    "--predictions",
+    "results",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="COCO results file; a folder for cityscapes and bdd100k.",
+)
+@click.option("--metric", type=click.Choice(_METRICS), default="segm", show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["coco", "cityscapes", "bdd100k"]),
+    default="coco",
+    show_default=True,
+    help="Layout of the files.",
+)
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Boundary width / image diagonal; default 0.02, cityscapes 0.005.",
+)
+@click.option("--mask-areas", is_flag=True, help="Sort detections by mask area even if they carry boxes.")
+@click.option(
+    "--ignore-unknown-categories",
+    "lenient",
+    is_flag=True,
+    help="Leave out predictions of categories that the ground truth lacks, and say how many.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(0),
+    default=0,
+    help="To share much work among; 0: one a core. The numbers are the same.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def score(
+    truth: Path,
+    results: Path,
+    metric: str,
+    layout: str,
+    ratio: float | None,
+    mask_areas: bool,
+    lenient: bool,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Measure predictions on disk against ground truth: COCO, LVIS, Cityscapes, BDD100K.
+
+    \b
+    Example: transfiner score --ground-truth instances_val2017.json --predictions results.json --metric boundary
+    """
+    from training.evaluation.score import score as measure
+    from training.metrics.coco_schema import RecordError
+
+    _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
+    _demand_kind(results, "--predictions", folder=layout != "coco", layout=layout)
+    try:
+        result = measure(
+            truth,
+            results,
+            metric,
+            layout,
+            ratio=ratio,
+            mask_areas=mask_areas,
+            unknown_categories=lenient,
+            processes=processes or os.cpu_count() or 1,
+            progress=_Progress(),
+        )
+    except RecordError as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps(result.as_dict()) if as_json else _table_of_score_command(result))
+
+
+def _demand_kind(path: Path, option: str, *, folder: bool, layout: str) -> None:
+    if path.is_dir() != folder:
+        expected = "a folder" if folder else "a file"
+        raise click.UsageError(f"{option} {path} is not {expected}, which --format {layout} expects")
+
+
+class _Progress:
+    """A counter on standard error, where somebody watches."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{done} of {total} images", err=True, nl=done == total)
+
+
+def _table_of_score_command(result: Score) -> str:
+    values = result.as_dict()
+    lines = [f"{result.metric} ({result.layout}), {result.images} images, {result.detections} detections, percent"]
+    names = [name for name in result.numbers if "/" not in name]
+    lines.append("  ".join(f"{name:>6}" for name in names))
+    lines.append("  ".join(f"{_percent(values[name]):>6}" for name in names))
+    counted = {name: value for name, value in values["per_category"].items() if value >= 0}
+    lines += [f"  {name:<24}{_percent(value):>6}" for name, value in sorted(counted.items())]
+    absent = len(values["per_category"]) - len(counted)
+    lines += [f"  {absent} categories without ground truth"] if absent else []
+    return "\n".join([*lines, *(f"Note: {note}" for note in result.notes)])
+
+
+def _percent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.1f}"

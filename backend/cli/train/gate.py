@@ -1,0 +1,268 @@
+"""`transfiner gate` and `transfiner models compare`: models judged on held-out corrections."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backend.cli.operate.registry import REFUSED, open_registry, plain_errors, project_option, registry_option
+from backend.cli.types import DEVICE, json_option
+from backend.settings import load_settings
+from backend.versions.store import DEFAULT_STORE, find_model
+from model.checkpoints.metadata import METADATA_FILE, CheckpointError
+
+if TYPE_CHECKING:
+    from training.datasets import Sample
+    from training.gate import Verdict
+    from training.gate.detections import Detect, Detection
+    from training.gate.rules import GateRules
+    from training.registry import Registry
+
+rule_option = click.option(
+    "--rule",
+    "rules",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A rule of the gate, e.g. --rule confidence 0.9; TRANSFINER_GATE_RULES by default.",
+)
+device_option = click.option(
+    "--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ..."
+)
+cache_option = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what is fetched; TRANSFINER_REGISTRY_CACHE by default.",
+)
+out_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the report and its pictures."
+)
+
+
+@dataclass(frozen=True)
+class CheckpointPlaces:
+    """Where names are looked up: as folders, and in a project of the registry if one is given."""
+
+    project: str | None
+    registry: Registry | None
+    cache: Path
+
+    def model(self, name: str) -> Path:
+        """A checkpoint directory, given as such, by the name of a model, or as a version of the project.
+
+        Raises:
+            ClickException: it is neither.
+        """
+        if (Path(name) / METADATA_FILE).is_file():
+            return Path(name)
+        if self.registry is None or self.project is None:
+            try:
+                return find_model(name, DEFAULT_STORE)
+            except CheckpointError as error:
+                raise click.ClickException(f"{error}; for a version of the registry give --project") from error
+        return self.registry.fetch(self.project, name, self.cache)
+
+    def snapshot(self, name: str | None) -> Path:
+        """A snapshot directory, given as such or by its digest; None: the project's newest.
+
+        Raises:
+            ClickException: there is none.
+        """
+        if name and Path(name).is_dir():
+            return Path(name)
+        if self.registry is None or self.project is None:
+            raise click.ClickException(f"--holdout is {name!r}, expected a snapshot directory, or give --project")
+        known = [snapshot.digest for snapshot in self.registry.snapshots(self.project)]
+        if not known:
+            raise click.ClickException(f"project {self.project} has no snapshot in {self.registry.url}; give --holdout")
+        return self.registry.fetch_snapshot(self.project, name or known[-1], self.cache)
+
+
+def checkpoint_places(project: str | None, registry_url: str | None, cache: Path | None) -> CheckpointPlaces:
+    """Where the names of one command are looked up."""
+    folder = cache or load_settings().registry_cache
+    return CheckpointPlaces(project, open_registry(registry_url) if project else None, folder)
+
+
+def gate_rules(given: Sequence[tuple[str, str]]) -> GateRules:
+    """Rules of the settings with those of the command line on top.
+
+    Raises:
+        BadParameter: a rule is unknown or no number.
+    """
+    from training.gate.rules import parse_rules
+
+    values: dict[str, Any] = dict(load_settings().gate_rules)
+    try:
+        return parse_rules(values | {name: _number(value) for name, value in given})
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--rule") from error
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # the rules say what they expected
+
+
+def detector(device: str) -> Detect:
+    """Lets checkpoints look at pictures, with a bar on the error stream."""
+    from model.predictor import choose_device
+    from training.gate.detections import detect_with
+
+    chosen = str(choose_device(device))
+
+    def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+        label = f"{directory.name} looks at {len(samples)} images"
+        with click.progressbar(length=len(samples), label=label, file=sys.stderr) as bar:
+            return detect_with(chosen, progress=lambda _: bar.update(1))(directory, samples)
+
+    return detect
+
+
+@click.command("compare")
+@click.argument("before")
+@click.argument("after")
+@click.option("--holdout", help="Snapshot directory or digest to measure both on; the project's newest by default.")
+@project_option
+@registry_option
+@cache_option
+@rule_option
+@device_option
+@out_option
+@json_option
+def compare_models(
+    before: str,
+    after: str,
+    holdout: str | None,
+    project: str | None,
+    registry_url: str | None,
+    cache: Path | None,
+    rules: tuple[tuple[str, str], ...],
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure two models on the same hold-out, with intervals; changes nothing.
+
+    Models are checkpoint directories, or versions with --project.
+
+    \b
+    Example: transfiner models compare round-2 round-3 --project 12
+    """
+    with plain_errors():
+        where = checkpoint_places(project, registry_url, cache)
+        from training.gate import judge
+
+        verdict = judge(
+            where.model(after),
+            where.model(before),
+            None,
+            where.snapshot(holdout),
+            rules=gate_rules(rules),
+            detect=detector(device),
+            out=out,
+        )
+    click.echo(json.dumps(verdict.as_dict(), ensure_ascii=False) if as_json else verdict.table())
+
+
+@click.command()
+@click.argument("candidate")
+@click.option("--incumbent", help="What serves now; the project's active version by default.")
+@click.option("--best", help="The best that ever served; of the project by default.")
+@click.option("--holdout", help="Snapshot whose hold-out decides; the project's newest by default.")
+@click.option("--earlier", multiple=True, help="Snapshot that must not be forgotten; the project's others by default.")
+@click.option("--promote", "promoting", is_flag=True, help="Make the candidate serve if it may.")
+@project_option
+@registry_option
+@cache_option
+@rule_option
+@device_option
+@out_option
+@json_option
+def gate(
+    candidate: str,
+    incumbent: str | None,
+    best: str | None,
+    holdout: str | None,
+    earlier: tuple[str, ...],
+    promoting: bool,
+    project: str | None,
+    registry_url: str | None,
+    cache: Path | None,
+    rules: tuple[tuple[str, str], ...],
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge a candidate against what serves, on held-out corrections; exit code 3 when it is refused.
+
+    Models are checkpoint directories, or versions with --project; then the verdict is kept with the version.
+
+    \b
+    Example: transfiner gate round-3 --project 12 --promote
+    Example: transfiner gate new/ --incumbent old/ --holdout snapshot/
+    """
+    if promoting and not project:
+        raise click.UsageError("--promote needs --project")
+    chosen_rules = gate_rules(rules)
+    with plain_errors(), tempfile.TemporaryDirectory() as scratch:
+        where = checkpoint_places(project, registry_url, cache)
+        others = _others(where, candidate, incumbent, best)
+        snapshots = _snapshots(where, holdout, earlier)
+        papers = out or Path(scratch)
+        from training.gate import judge
+
+        verdict = judge(
+            where.model(candidate),
+            *others,
+            snapshots[0],
+            earlier=snapshots[1:],
+            rules=chosen_rules,
+            detect=detector(device),
+            out=papers,
+        )
+        _keep(where, candidate, verdict, papers, promoting)
+    click.echo(json.dumps(verdict.as_dict(), ensure_ascii=False) if as_json else verdict.table())
+    sys.exit(0 if verdict.promote else REFUSED)
+
+
+def _others(
+    where: CheckpointPlaces, candidate: str, incumbent: str | None, best: str | None
+) -> tuple[Path | None, Path | None]:
+    """Incumbent and best-ever; None for what there is not, and for the best if it is one of the others."""
+    if where.registry is not None and where.project is not None:
+        incumbent = incumbent or where.registry.active(where.project)
+        best = best or where.registry.best_ever(where.project)
+    if incumbent == candidate:
+        raise click.ClickException(f"{candidate} serves already: there is nothing to judge")
+    best = None if best in (incumbent, candidate) else best
+    return where.model(incumbent) if incumbent else None, where.model(best) if best else None
+
+
+def _snapshots(where: CheckpointPlaces, holdout: str | None, earlier: tuple[str, ...]) -> list[Path]:
+    """The one whose hold-out decides, then the earlier ones."""
+    asked = where.snapshot(holdout)
+    if earlier or where.registry is None or where.project is None:
+        return [asked, *(where.snapshot(name) for name in earlier)]
+    digests = [snapshot.digest for snapshot in where.registry.snapshots(where.project) if snapshot.digest != asked.name]
+    return [asked, *(where.snapshot(digest) for digest in digests)]
+
+
+def _keep(where: CheckpointPlaces, candidate: str, verdict: Verdict, papers: Path, promoting: bool) -> None:
+    """The verdict stays with the version; a candidate that is only a directory leaves no trace."""
+    registry, project = where.registry, where.project
+    if registry is None or project is None or Path(candidate).is_dir():
+        return
+    registry.attach(project, candidate, papers)
+    registry.mark(project, candidate, "candidate" if verdict.promote else "rejected", verdict.as_dict())
+    if promoting and verdict.promote:
+        registry.promote(project, candidate)

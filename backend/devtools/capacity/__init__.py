@@ -1,1 +1,0 @@
-"""How many workers and hosts a number of images a day needs: figures of this machine."""

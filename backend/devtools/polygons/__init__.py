@@ -1,1 +1,0 @@
-"""Ways to outline a mask, compared and drawn."""

@@ -1,0 +1,361 @@
+"""Annotations of Label Studio and their images frozen as a snapshot: whose annotation counts, what was corrected.
+
+Nothing is lost in silence: every annotation, region and image that does not count is listed with task, annotation,
+region and reason in corrections.json, and the round goes on without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.errors import ServiceError, UnsupportedConfigError
+from backend.learning.task_images import Fetch, TaskImage, fetch_images
+from integration.label_studio.client import LabelStudioClient
+from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.tasks import (
+    AnnotatedTask,
+    Annotation,
+    Choice,
+    LeftOut,
+    chosen_annotations,
+    newest_time,
+    read_task,
+    used_labels,
+)
+from integration.polygons.convert import mask_to_polygons
+from integration.regions.consensus import vote
+from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
+from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
+from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
+from training.snapshots.holdout import HOLDOUT_SHARE
+from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
+from training.snapshots.writer import SnapshotWriter
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSettings:
+    """How a snapshot is taken.
+
+    Attributes:
+        choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
+        holdout_share: expected share of images that are held out.
+        max_pixels: of one image.
+        rules: of the corrections.
+    """
+
+    choice: Choice = "latest"
+    holdout_share: float = HOLDOUT_SHARE
+    max_pixels: int = 250_000_000
+    rules: CorrectionRules = field(default_factory=CorrectionRules)
+
+
+DEFAULT_SETTINGS = SnapshotSettings()
+#: (images done, images in all)
+Progress = Callable[[int, int], None]
+#: Tasks with an annotation that was not skipped, so that a page of the API holds no other ones.
+_MORE_THAN_NONE = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
+ANNOTATED = json.dumps({"filters": {"conjunction": "and", "items": [_MORE_THAN_NONE]}})
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What a project's annotations are about.
+
+    Attributes:
+        classes: labels that count, in the order of the categories.
+        value_key: of the task data that holds the image.
+        config: the label config; None when it is not known.
+    """
+
+    classes: tuple[str, ...]
+    value_key: str
+    config: LabelConfig | None = None
+
+    @classmethod
+    def of_config(cls, xml: str) -> Labelling:
+        """From a label config. Raises UnsupportedConfigError when there is nothing in it to learn from."""
+        config = parse_label_config(xml)
+        if config.reason is not None:
+            raise UnsupportedConfigError(f"No snapshot can be taken: {config.reason}", "Correct the label config.")
+        return cls(config.labels, config.value_key, config)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Labelling:
+        """From exported tasks alone: every label that was used, and the key of the data that is the same in all.
+
+        Raises:
+            UnsupportedConfigError: nothing is labelled, or several keys may hold the image.
+        """
+        labels = sorted({label for row in rows for label in used_labels(row)})
+        keys = set.intersection(*({*_texts(row.get("data"))} for row in rows)) if rows else set()
+        key = "image" if "image" in keys else next(iter(keys), "") if len(keys) == 1 else ""
+        if not labels or not key:
+            raise UnsupportedConfigError(
+                f"The export has {len(labels)} labels on outlines, and images may be under {sorted(keys)}; expected at "
+                "least one label and one key.",
+                "Give the label config with --label-config.",
+            )
+        return cls(tuple(labels), key)
+
+
+def outline_px(mask_hw: np.ndarray) -> np.ndarray:
+    """Vertices (N, 2) of a mask's outlines, as many as a prediction would be drawn with."""
+    rings = [
+        ring for polygon in mask_to_polygons(mask_hw, tolerance_px=1.0) for ring in (polygon.exterior, *polygon.holes)
+    ]
+    return np.concatenate(rings) if rings else np.empty((0, 2))
+
+
+def take_snapshot(
+    client: LabelStudioClient,
+    project_id: int | str,
+    fetch: Fetch,
+    out: Path,
+    *,
+    settings: SnapshotSettings = DEFAULT_SETTINGS,
+    progress: Progress | None = None,
+) -> Path:
+    """Freeze the annotated tasks of a project.
+
+    Args:
+        client: of the project's Label Studio; tasks are read page by page.
+        project_id: Label Studio's.
+        fetch: gives the image of a task, `ImageFetcher.fetch_bytes` or `.fetch`.
+        out: folder of snapshots.
+
+    Returns:
+        `out/<digest>`.
+
+    Raises:
+        ClientError: Label Studio refuses something; UnsupportedConfigError: see `Labelling`.
+        ServiceError: not one annotated image could be had; the reasons are in the message.
+    """
+    labelling = Labelling.of_config(str(client.get_project(int(project_id)).get("label_config", "")))
+    rows = client.iter_tasks(int(project_id), query=ANNOTATED)
+    return freeze_tasks(rows, labelling, fetch, out, str(project_id), settings=settings, progress=progress)
+
+
+def freeze_tasks(
+    rows: Iterable[Mapping[str, Any]],
+    labelling: Labelling,
+    fetch: Fetch,
+    out: Path,
+    project: str = "",
+    *,
+    predictions: Mapping[int, Mapping[str, Any]] | None = None,
+    settings: SnapshotSettings = DEFAULT_SETTINGS,
+    progress: Progress | None = None,
+) -> Path:
+    """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
+    # A task that moved to another page while they were read comes twice.
+    tasks = {task.id: task for task in (read_task(row, predictions=predictions) for row in rows)}
+    annotated = sorted((task for task in tasks.values() if task.annotations), key=_first_come, reverse=True)
+    with SnapshotWriter(out, labelling.classes, project=project, holdout_share=settings.holdout_share) as writer:
+        freezing = SnapshotBuilder(writer, labelling, settings)
+        for task in tasks.values():
+            freezing.left_out += task.left_out
+        for number, (task, pixels) in enumerate(
+            fetch_images(annotated, fetch, labelling.value_key, settings.max_pixels), 1
+        ):
+            freezing.add(task, pixels)
+            if progress:
+                progress(number, len(annotated))
+        return freezing.finish([annotation for task in annotated for annotation in task.annotations], project)
+
+
+def _first_come(task: AnnotatedTask) -> tuple[Any, ...]:
+    """Of two tasks with the same image, the one with ground truth counts, else the one annotated last."""
+    return any(annotation.ground_truth for annotation in task.annotations), task.annotations[-1].updated_at, task.id
+
+
+class SnapshotBuilder:
+    """A snapshot while its images are added, those whose annotation wins first."""
+
+    def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
+        from training.snapshots.report import MostMoved
+
+        self._writer, self._labelling, self._settings = writer, labelling, settings
+        self._task_of: dict[str, int] = {}
+        self._entries: list[Json] = []
+        self._annotation_ids: list[int] = []
+        self._most_moved = MostMoved()
+        self.left_out: list[LeftOut] = []
+
+    def add(self, task: AnnotatedTask, pixels: TaskImage | str) -> None:
+        """Add a task's image with what counts of its annotations."""
+        if isinstance(pixels, str):
+            self.left_out.append(LeftOut(task.id, None, "", pixels))
+            return
+        sha256 = pixels_sha256(pixels.image_rgb)
+        if sha256 in self._task_of:
+            other = f"its image is also that of task {self._task_of[sha256]}, whose annotation is newer or ground truth"
+            self.left_out.append(LeftOut(task.id, None, "", other))
+            return
+        annotations = chosen_annotations(task.annotations, self._settings.choice)
+        objects, disputed, unreadable = self._vote(task, annotations, pixels.image_rgb.shape[:2])
+        if unreadable:
+            # What was drawn somewhere in it would be taught as background.
+            reason = f"{unreadable} of its outlines cannot be read, and where they lie is not known"
+            self.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
+            return
+        self._task_of[sha256] = task.id
+        shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
+        # Disputed objects take part, so that the predicted ones they came from do not look deleted.
+        corrections = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
+        corrections = [
+            correction
+            for correction in corrections
+            if correction.annotated is None or correction.annotated < len(objects)
+        ]
+        self._write(task, annotations, pixels, [*objects, *disputed], corrections)
+        self._describe(task, annotations, sha256, shown, corrections)
+        for correction in corrections:
+            if shown and correction.vertices and correction.predicted is not None and correction.annotated is not None:
+                before_hw, after_hw = shown[correction.predicted].mask_hw, objects[correction.annotated].mask_hw
+                self._most_moved.add(pixels.image_rgb, before_hw, after_hw, correction, name=f"task {task.id}")
+
+    def finish(self, read: Sequence[Annotation], project: str) -> Path:
+        """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
+        from training.visualization.charts import draw_correction_bars
+
+        left_out = [
+            {
+                "task": entry.task_id,
+                "annotation": entry.annotation_id,
+                "region": entry.region_id,
+                "reason": entry.reason,
+            }
+            for entry in sorted(self.left_out, key=lambda left: (left.task_id, left.annotation_id or 0, left.region_id))
+        ]
+        held = self._writer.holdout_hashes()
+        for entry in self._entries:
+            entry["part"] = "holdout" if entry["sha256"] in held else "train"
+        report = build_correction_report(self._entries, left_out)
+        sheet = self._most_moved.sheet()
+        config = self._labelling.config
+        try:
+            return self._writer.finish(
+                newest_annotation_at=newest_time(read),
+                annotation_ids=self._annotation_ids,
+                extra={
+                    "choice": self._settings.choice,
+                    "left_out": dict(Counter(entry["reason"] for entry in left_out).most_common(50)),
+                    "predicted_values": _predicted_values(config) if config else {},
+                },
+                report=report,
+                report_markdown=correction_report_markdown(
+                    report, f"Corrections{f' of project {project}' if project else ''}"
+                ),
+                pictures={"labels.png": draw_correction_bars(report)} | ({"moved.png": sheet} if sheet else {}),
+            )
+        except SnapshotError as error:
+            reasons = "; ".join(f"task {entry['task']}: {entry['reason']}" for entry in left_out[:5])
+            raise ServiceError(f"No snapshot: {error}", f"Left out: {reasons}" if reasons else "") from error
+
+    def _vote(
+        self, task: AnnotatedTask, annotations: Sequence[Annotation], size_hw: tuple[int, ...]
+    ) -> tuple[list[AnnotatedObject], list[AnnotatedObject], int]:
+        """The objects that count, those that annotators did not agree on, and how many outlines are broken."""
+        drawings, unreadable, ignored = [], 0, list[AnnotatedObject]()
+        for annotation in annotations:
+            read = self._read(annotation.result, size_hw)
+            drawings.append(read.objects)
+            unreadable += read.nowhere
+            ignored += read.ignored
+            self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
+        if len(drawings) == 1:
+            return list(drawings[0]), self._in_every_class(ignored), unreadable
+        consensus = vote(drawings)
+        for drawn in consensus.disputed:
+            reason = f"{len(annotations)} annotators do not agree on it: neither trained on nor background"
+            self.left_out.append(LeftOut(task.id, None, drawn.region_ids[0], reason))
+        return list(consensus.objects), [*consensus.disputed, *self._in_every_class(ignored)], unreadable
+
+    def _in_every_class(self, ignored: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
+        """Regions of no known class, once for each class: judging ignores them by class."""
+        return [replace(drawn, label=label) for drawn in ignored for label in self._labelling.classes]
+
+    def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
+        if annotation.prediction is None:
+            return None
+        return list(self._read(annotation.prediction.result, size_hw).objects)
+
+    def _read(self, result: Sequence[Mapping[str, Any]], size_hw: tuple[int, ...]) -> Drawings:
+        height, width = size_hw
+        ours = self._labelling
+        return read_drawings(result, width=width, height=height, config=ours.config, labels=ours.classes)
+
+    def _write(
+        self,
+        task: AnnotatedTask,
+        annotations: Sequence[Annotation],
+        pixels: TaskImage,
+        objects: Sequence[AnnotatedObject],
+        corrections: Sequence[Correction],
+    ) -> None:
+        by_number = {correction.annotated: correction for correction in corrections if correction.annotated is not None}
+        rows = [_snapshot_object(drawn, by_number.get(number)) for number, drawn in enumerate(objects)]
+        ids = [annotation.id for annotation in annotations]
+        record = image_record(pixels.image_rgb, rows, self._labelling.classes, task_id=task.id, annotation_ids=ids)
+        self._writer.add(record, pixels.image_rgb, pixels.file)
+        self._annotation_ids += ids
+
+    def _describe(
+        self,
+        task: AnnotatedTask,
+        annotations: Sequence[Annotation],
+        sha256: str,
+        shown: Sequence[AnnotatedObject] | None,
+        corrections: Sequence[Correction],
+    ) -> None:
+        prediction = annotations[-1].prediction
+        seconds = [annotation.lead_time_s for annotation in annotations if annotation.lead_time_s is not None]
+        entry = image_entry(
+            corrections,
+            sha256=sha256,
+            part="train",  # `finish` knows what is held out
+            task_id=task.id,
+            annotation_ids=[annotation.id for annotation in annotations],
+            seconds=sum(seconds) if seconds else None,
+            shown=shown is not None,
+            model_version=prediction.model_version if prediction else "",
+            prediction_score=prediction.score if prediction else None,
+        )
+        self._entries.append(entry)
+
+
+def _snapshot_object(drawn: AnnotatedObject, correction: Correction | None) -> SnapshotObject:
+    plain = SnapshotObject(
+        drawn.label, drawn.mask_hw, region_ids=drawn.region_ids, box_only=is_box(drawn), weight=0.0, disputed=True
+    )
+    if correction is None:
+        return plain
+    return replace(
+        plain,
+        correction=correction.kind,
+        weight=correction.weight,
+        moved_band_hw=correction.moved_band_hw,
+        disputed=False,
+    )
+
+
+def _predicted_values(config: LabelConfig) -> dict[str, list[str]]:
+    """Classes of a model that become each label, where the label config says so: finetuning can keep their heads."""
+    values: dict[str, list[str]] = {}
+    for label in (label for control in config.controls for label in control.labels):
+        if label.predicted_values:
+            values.setdefault(label.value, []).extend(
+                value for value in label.predicted_values if value not in values.get(label.value, [])
+            )
+    return values
+
+
+def _texts(data: object) -> list[str]:
+    return [key for key, value in data.items() if isinstance(value, str)] if isinstance(data, Mapping) else []

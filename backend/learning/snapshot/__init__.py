@@ -1,1 +1,0 @@
-"""Annotations of a project frozen as a training set."""

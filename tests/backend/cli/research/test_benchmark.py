@@ -1,0 +1,38 @@
+"""The command line of the benchmark: what it lists, plans, counts, and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from backend.cli.research.benchmark import benchmark
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(benchmark, arguments)
+    return result.exit_code, result.output
+
+
+def test_help_lists_every_table_and_measure() -> None:
+    code, text = run("--help")
+    assert code == 0
+    for name in (*(str(number) for number in range(1, 13)), "networks", "speed", "regions"):
+        assert f"\n  {name} " in text
+
+
+def test_a_dry_run_plans_without_data(tmp_path: Path) -> None:
+    code, text = run("1", "--data", str(tmp_path), "--dry-run", "--json")
+    assert code == 0, text
+    planned = json.loads(text)
+    assert planned["table"] == 1
+    assert planned["gpu_hours"] > 10
+    assert len(planned["data"]["missing"]) == 4
+
+
+def test_missing_data_is_named_with_the_ways_out(tmp_path: Path) -> None:
+    code, text = run("5", "--data", str(tmp_path), "--device", "cpu")
+    assert code == 1
+    assert "instances_train2017.json" in text
+    assert "--miniature" in text

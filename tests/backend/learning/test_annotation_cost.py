@@ -1,0 +1,165 @@
+"""Effort in the service: its score on predictions, its commands, the simulated annotator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from backend.cli.main import cli
+from backend.learning.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit
+from backend.worker.postprocess import find_scorer
+from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output, certainty
+from integration.regions.write import build_prediction
+from model.checkpoints.checkpoint import save_checkpoint
+from model.checkpoints.metadata import update_metadata
+from model.instance import Instance
+from tests.support.learning_doubles import write_checkpoint
+from tests.support.small_network import CLASSES, small_config, small_model
+from training.datasets import Sample
+from training.snapshots.annotation_cost import FEATURES, EffortModel, load_effort
+from training.snapshots.format import SnapshotObject
+from training.snapshots.writer import write_snapshot
+
+SIZE = (40, 50)
+CONFIG = parse_label_config(
+    '<View><Image name="image" value="$image"/><PolygonLabels name="poly" toName="image"><Label value="cat"/>'
+    "</PolygonLabels></View>"
+)
+
+
+def instance(left: int, top: int, right: int, bottom: int, label: str = "cat", score: float = 0.9) -> Instance:
+    mask_hw = np.zeros(SIZE, bool)
+    mask_hw[top:bottom, left:right] = True
+    return Instance((left, top, right, bottom), label, score, mask_hw)
+
+
+def effort(rank_correlation: float = 0.6) -> EffortModel:
+    return EffortModel(dict.fromkeys(FEATURES, 1.0), 2.0, 10.0, 30, rank_correlation, 0.3)
+
+
+def score_of(directory: Path, instances: list[Instance]) -> float:
+    prediction, _ = build_prediction(
+        instances,
+        CONFIG,
+        width=SIZE[1],
+        height=SIZE[0],
+        model_version="v",
+        output=Output(score_threshold=0.5),
+        scorer=find_scorer(directory),
+    )
+    score: float = prediction["score"]
+    return score
+
+
+def test_predictions_carry_the_score_of_their_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shown, hidden = instance(5, 5, 25, 20), instance(30, 5, 45, 20, score=0.4)
+    today = certainty([shown])
+    assert score_of(tmp_path / "nowhere", [shown, hidden]) == today
+    write_checkpoint(tmp_path, "v", "weights")
+    assert score_of(tmp_path, [shown, hidden]) == today  # not calibrated
+    effort().save(tmp_path)
+    assert score_of(tmp_path, [shown, hidden]) == effort().score([shown], [hidden])
+    assert score_of(tmp_path, [shown, hidden]) < score_of(tmp_path, [shown])
+    effort(rank_correlation=0.2).save(tmp_path)
+    assert score_of(tmp_path, [shown, hidden]) == today  # orders worse than today's
+    update_metadata(tmp_path, {"effort": {"weights": {"objects": -1.0}}})
+    assert score_of(tmp_path, [shown, hidden]) == today
+    assert "ordered by the score without calibration" in caplog.text
+
+
+def sample(*objects: tuple[int, tuple[int, int, int, int], bool]) -> Sample:
+    masks = np.zeros((len(objects), *SIZE), bool)
+    for mask_hw, (_, (left, top, right, bottom), _) in zip(masks, objects, strict=True):
+        mask_hw[top:bottom, left:right] = True
+    image = np.zeros((*SIZE, 3), np.uint8)
+    crowd = np.array([is_crowd for _, _, is_crowd in objects], bool)
+    return Sample(image, masks, np.array([label for label, _, _ in objects], np.int64), crowd, 1)
+
+
+HERE = (5, 5, 25, 20)
+
+
+@pytest.mark.parametrize(
+    ("shown", "truth", "cost"),
+    [
+        ([instance(*HERE)], [(0, HERE, False)], 0),
+        ([instance(*HERE)], [(1, HERE, False)], 2),
+        ([instance(*HERE)], [], 2),
+        ([], [(0, HERE, False)], 3 + 4),
+        ([instance(5, 5, 30, 20)], [(0, HERE, False)], 2),
+        ([instance(*HERE)], [(0, HERE, True)], 0),  # in a crowd: nobody's work
+        ([], [(0, HERE, True)], 0),
+        ([], [], 0),
+    ],
+)
+def test_the_simulated_annotator(
+    shown: list[Instance], truth: list[tuple[int, tuple[int, int, int, int], bool]], cost: float
+) -> None:
+    assert simulated_edit(shown, sample(*truth), ("cat", "dog")) == cost
+
+
+class FakePredictor:
+    """The same for every image."""
+
+    labels, version, weights_bytes, device = ("cat", "bird"), "v", 0, "cpu"
+
+    def smaller(self, divisor: int) -> FakePredictor:
+        return self
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
+        found = [instance(*HERE), instance(30, 5, 45, 20, score=0.3), instance(*HERE, label="bird")]
+        return [found for _ in images]
+
+
+def test_measuring_counts_what_is_shown() -> None:
+    measured = measure_correction_cost(FakePredictor(), [sample((0, HERE, False))], ("cat", "dog"))
+    assert measured.edits == [0.0]
+    assert measured.confidence == [pytest.approx(0.9)]
+    assert measured.certainty == [pytest.approx(0.9)]
+    assert (measured.features[0]["objects"], measured.features[0]["hidden"]) == (1, pytest.approx(0.3))
+    nothing = CorrectionCost()
+    nothing.add([], lambda shown: 0.0, 0.5)
+    assert nothing.confidence == [0.0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("store") / "small"
+    save_checkpoint(directory, small_config(), small_model(), {"name": "s", "version": "1", "classes": list(CLASSES)})
+    return directory
+
+
+@pytest.mark.slow
+def test_calibrating_and_comparing_a_model_on_a_snapshot(checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    content = []
+    for number in range(90):
+        image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        objects = [
+            SnapshotObject(CLASSES[0], instance(5 + 10 * n, 5, 12 + 10 * n, 20).mask_hw) for n in range(number % 4)
+        ]
+        content.append((image, objects))
+    snapshot = write_snapshot(content, tmp_path, classes=CLASSES)
+    fixed = ["--weights", str(checkpoint), "--snapshot", str(snapshot), "--device", "cpu", "--shown-from", "0.01"]
+    compared = CliRunner().invoke(cli, ["effort", "compare", *fixed, "--picture", str(tmp_path / "o.png"), "--json"])
+    assert compared.exit_code == 0, compared.output
+    facts = json.loads(compared.stdout)
+    held_out = facts["images"]
+    assert 20 <= held_out < 90, "the others were learned from"
+    assert set(facts["orders"]) == {"expected edit", "score * (1 - uncertainty)", "mean confidence"}
+    assert (tmp_path / "o.png").is_file()
+    calibrated = CliRunner().invoke(cli, ["effort", "calibrate", *fixed, "--json"])
+    assert calibrated.exit_code == 0, calibrated.output
+    stored = load_effort(checkpoint)
+    assert stored is not None
+    assert (stored.images, json.loads(calibrated.stdout)["images"]) == (held_out, held_out)
+    again = CliRunner().invoke(cli, ["effort", "compare", *fixed])
+    assert f"fitted on snapshot {snapshot.name[:12]}" in again.stdout
+    few = CliRunner().invoke(cli, ["effort", "calibrate", *fixed, "--count", "5"])
+    assert few.exit_code == 1
+    assert "expected 20 images" in str(few.exception)
