@@ -18,6 +18,7 @@ from redis import Redis
 
 from backend.api.app import create_app
 from backend.api.http_server import HttpServer
+from backend.api.services import Services, make_services
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.parent_death import ends_with_parent
 from backend.settings import Settings
@@ -91,7 +92,23 @@ def settings(
         registry=str(tmp_path / "registry"),
         registry_cache=tmp_path / "registry-cache",
         learning_folder=tmp_path / "learning",
+        promises_folder=tmp_path / "promises",
     )
+
+
+@pytest.fixture(autouse=True)
+def _closed_services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the connections of each application that a test makes; a socket left open is reported in a later test."""
+    opened: list[Services] = []
+
+    def make(settings: Settings) -> Services:
+        opened.append(make_services(settings))
+        return opened[-1]
+
+    monkeypatch.setattr("backend.api.app.make_services", make)
+    yield
+    for services in opened:
+        services.close()
 
 
 @pytest.fixture

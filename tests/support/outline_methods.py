@@ -187,13 +187,8 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
     panel = Image.new("RGB", (above.width, 2 * (above.height + text_height)), "white")
     draw = ImageDraw.Draw(panel)
     title = f"{label}, {tolerance_px:g} px" if tolerance_px else label
-    _write(
-        draw,
-        0,
-        title,
-        f"{vertices} vertices   IoU {iou(mask_hw, polygons_to_mask(polygons, *window[:1:-1])):.3f}   "
-        f"Hausdorff {distance:.2f} px",
-    )
+    kept = iou(mask_hw, polygons_to_mask(polygons, *mask_hw.shape))
+    _write(draw, 0, title, f"{vertices} vertices   IoU {kept:.3f}   Hausdorff {distance:.2f} px")
     panel.paste(above, (0, text_height))
     _write(
         draw,

@@ -30,7 +30,9 @@ def data() -> None:
     show_default=True,
     help="Images to read, evenly spread; 0: all. Annotation files are always checked whole.",
 )
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG.")
+@click.option(
+    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG; --fix writes one too."
+)
 @click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
 @click.option(
     "--bad",
@@ -42,7 +44,7 @@ def data() -> None:
 @click.option(
     "--fix",
     type=click.Path(file_okay=False, path_type=Path),
-    help="New folder for a repaired copy: annotations.json and images/. Sets in COCO's format and LVIS.",
+    help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
 )
 @click.option(
     "--weights",
@@ -72,26 +74,28 @@ def check(
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
     """
-    from training.datasets import CocoSet, open_set
+    from training.datasets import SceneSet, open_set
     from training.datasets.repair import write_repaired
     from training.datasets.statistics import save_contact_sheet, spread, statistics
 
     policy: Any = bad
     try:
         samples = open_set(name, bad=policy, missing=policy)
-        if fix and not isinstance(samples, CocoSet):
-            raise ValueError(f"--fix writes sets in COCO's format, and {name} is none; give coco: or lvis:")
+        if fix and isinstance(samples, SceneSet):
+            raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
         indices = spread(len(samples), limit)
         with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
             outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
+        if fix and not isinstance(samples, SceneSet):
+            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
+            outcome["repaired_copy"] |= write_repaired(samples, fix)
+            sheet = sheet or fix / "sheet.png"
         if sheet:
             save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+            outcome["sheet"] = str(sheet)
         if weights:
             file = sheet.with_name(f"{sheet.stem}-doubts.png") if sheet else None
             outcome["doubts"] = _doubts(samples, indices, weights, file)
-        if fix and isinstance(samples, CocoSet):
-            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
-            outcome["repaired_copy"] |= write_repaired(samples, fix)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(outcome) if as_json else _summary(outcome))
@@ -141,6 +145,7 @@ def _summary(outcome: dict[str, Any]) -> str:
     lines += [f"    {doubt}" for doubt in outcome.get("doubts", [])[:_MOST_SHOWN]]
     if copy := outcome.get("repaired_copy"):
         lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
+    lines.append(f"  contact sheet: {outcome.get('sheet', 'none; give --sheet FILE.png to see the labels drawn')}")
     return "\n".join(lines)
 
 

@@ -80,7 +80,14 @@ class ServiceHarness:
         self._folder = TemporaryDirectory()
         self.model = model or self._stub_model()
         self.is_stub = model is None
-        self.settings = {**QUICK, "private_image_hosts": self.hosts.images, **settings}
+        self.settings = {
+            **QUICK,
+            "private_image_hosts": self.hosts.images,
+            "promises_folder": str(Path(self._folder.name) / "promises"),
+            # A stub costs nothing, nor shall the promptable model beside it.
+            **({} if model else {"prompt_model": str(self.model / "none")}),
+            **settings,
+        }
         self.queue: Process | None = None
         self.api: Process | None = None
         self.workers: list[Process] = []

@@ -48,12 +48,16 @@ BODIES = recorded()
 
 
 @pytest.fixture(scope="module")
-def client(queue_server, checkpoint):
+def client(queue_server, checkpoint, tmp_path_factory):
     from backend.settings import Settings
 
-    app = create_app(Settings(redis_url=queue_server.url, model=checkpoint))
-    app.extensions["transfiner"].queue.is_stopping = lambda: True
-    return app.test_client()
+    promises = tmp_path_factory.mktemp("promises")
+    app = create_app(Settings(redis_url=queue_server.url, model=checkpoint, promises_folder=promises))
+    service = app.extensions["transfiner"]
+    service.queue.is_stopping = lambda: True
+    with app.test_client() as client:
+        yield client
+    service.close()
 
 
 def judge(answer: Any) -> None:
