@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from model.backbones.efficientnet_lite import add_efficientnet_config
 from model.backbones.swin import add_swin_config
-from model.requirements import FIXES, MissingRequirementError
+from model.errors import FIXES, MissingRequirementError
 
 CONFIG_ROOT = Path(__file__).resolve().parent / "configs"
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from model.decoding_memory import PIECE_PX, MemoryBudget, decoding_bytes
-from model.image_error import ImageError
+from model.errors import ImageError
 
 #: Formats that are decoded; none starts another program or reads other files. Pillow opens MPO under JPEG only.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")

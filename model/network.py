@@ -12,9 +12,9 @@ from model import backbones, detectors
 from model import baselines as comparisons
 from model.detectors import two_stage as meta_arch
 from model.detectors import two_stage as roi_heads
+from model.errors import MissingRequirementError
 from model.mask_head import head as mask_head
 from model.prompts import detector as prompted_detector
-from model.requirements import MissingRequirementError
 
 __all__ = [
     "backbones",

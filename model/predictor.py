@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
-from model.parallel import MOST_AT_A_TIME, map_in_threads
 from model.precision import choose_precision, to_bf16
 
-# A CPU is bound by arithmetic, so batches only pad there (but see `model.parallel`); a GPU is not.
+# A CPU is bound by arithmetic, so batches only pad there (but see `map_in_threads`); a GPU is not.
 BATCH_SIZE_GPU = 4
+# Images on a CPU; each holds activations of its own, like the images of a batch on a GPU.
+MOST_AT_A_TIME = 4
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class InputSettings(NamedTuple):
@@ -293,3 +297,36 @@ def _check_image(image: np.ndarray, number: int) -> None:
         raise ValueError(f"image {number} is a {type(image).__name__}, expected a numpy array of H x W x 3, uint8, RGB")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image {number} is {image.dtype} of shape {image.shape}, expected uint8, (H, W, 3), RGB")
+
+
+def map_in_threads(
+    work: Callable[[Given], Made], pieces: Sequence[Given], device: torch.device | str = "cpu"
+) -> list[Made]:
+    """`work` on each piece, in order; up to `MOST_AT_A_TIME` at once on a CPU where torch may use several threads.
+
+    Most operations of a small network are too short to be split among threads, so two images on a thread each are done
+    sooner than one after the other on two threads.
+
+    Args:
+        device: where the arithmetic is; elsewhere than on a CPU one piece follows the other.
+
+    Raises:
+        Exception: of the first piece that failed. Pieces that were not begun then, or when the caller is interrupted,
+            never are; those that were run to their end unattended.
+    """
+    threads = torch.get_num_threads()
+    at_once = min(len(pieces), threads, MOST_AT_A_TIME)
+    if at_once < 2 or torch.device(device).type != "cpu":
+        return [work(piece) for piece in pieces]
+
+    def with_its_share(piece: Given) -> Made:
+        torch.set_num_threads(threads // at_once)
+        return work(piece)
+
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="image")
+    try:
+        return list(pool.map(with_its_share, pieces))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # The number is a thread's own, but new threads begin with the one that was set last.
+        torch.set_num_threads(threads)

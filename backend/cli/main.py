@@ -42,7 +42,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "train-prompts": "backend.cli.train.train:train_prompts_command",
         "evaluate": "backend.cli.train.evaluate:evaluate",
         "data": "backend.cli.train.data:data",
-        "scenes": "backend.cli.train.data:scenes",
         "rehearse": "backend.devtools.rehearsal.command:rehearse",
     },
     "Research": {

@@ -19,7 +19,7 @@ from backend.processes.embedded_redis import binary
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, unknown_variables
 from backend.versions.served_model import read_served_model
-from model.requirements import MissingRequirementError, require_model_libraries
+from model.errors import MissingRequirementError, require_model_libraries
 
 Status = Literal["ok", "warning", "error", "skipped"]
 LIBRARIES = ("torch", "torchvision", "flask", "waitress", "rq", "redis")

@@ -1,24 +1,36 @@
-"""What a model's predictions would cost a person who corrects them to the truth, image by image."""
+"""What a model's predictions would cost a person who corrects them to the truth, and which order of tasks knows it.
+
+Shapes: K images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from backend.learning.snapshot import outline_px
 from integration.regions.settings import certainty
 from model.instance import Instance
-from model.parallel import MOST_AT_A_TIME
+from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
-from training.gate.folds import candidate_instances
-from training.snapshots.annotation_cost import LEAST_IMAGES, EffortError, EffortModel, features_of, fit_effort
+from training.gate.detections import candidate_instances
+from training.snapshots.annotation_cost import (
+    LEAST_IMAGES,
+    EffortError,
+    EffortModel,
+    features_of,
+    fit_effort,
+    rank_correlation,
+)
 from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
 from training.snapshots.format import open_snapshot, pixels_sha256
+from training.visualization.charts import draw_coverage
 
 SHOWN_FROM = 0.5
 #: More images cost time and hardly change the weights of an order.
@@ -157,3 +169,55 @@ def simulated_edit(
         if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
     return edit_cost(find_corrections(predicted, truth, outline_px, rules))
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFigures:
+    """How good an order is.
+
+    Attributes:
+        rank_correlation: Spearman's, of the order with the real edits: 1 is perfect, 0 is random.
+        low, high: its 95 % interval (bootstrap over images).
+        first_fifth: share of all edits that lies in the first fifth of the images; 0.2 is random.
+    """
+
+    rank_correlation: float
+    low: float
+    high: float
+    first_fifth: float
+
+
+def compare_orders(
+    scores: Mapping[str, Sequence[float]], edits: Sequence[float], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, OrderFigures]:
+    """Compare scores (low first) with the edits that K images really took; all on the same resamples."""
+    real = np.asarray(edits, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(real), (resamples, len(real)))
+    return {name: _figures(-np.asarray(values, dtype=np.float64), real, draws) for name, values in scores.items()}
+
+
+def work_covered(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Share of all edits in the first n images of an order (low scores first), n = 0..K: (K + 1,).
+
+    Images of equal score share their edits evenly, as if they came in random order.
+    """
+    values, real = np.asarray(scores, dtype=np.float64), np.asarray(edits, dtype=np.float64)
+    _, group = np.unique(values, return_inverse=True)
+    mean_of_group = np.bincount(group, real) / np.bincount(group)
+    ordered = mean_of_group[np.sort(group)]
+    covered = np.concatenate([[0.0], np.cumsum(ordered)])
+    return covered / covered[-1] if covered[-1] > 0 else np.linspace(0, 1, len(covered))
+
+
+def draw_orders(scores: Mapping[str, Sequence[float]], edits: Sequence[float]) -> Image.Image:
+    """Draw the work covered by each order, the perfect one and a random one."""
+    lines = {**scores, "perfect": [-edit for edit in edits]}
+    return draw_coverage({name: work_covered(values, edits) for name, values in lines.items()})
+
+
+def _figures(expected: np.ndarray, real: np.ndarray, draws: np.ndarray) -> OrderFigures:
+    resampled = [rank_correlation(expected[draw], real[draw]) for draw in draws]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    fifth = np.interp(0.2 * len(real), np.arange(len(real) + 1), work_covered(-expected, real))
+    return OrderFigures(rank_correlation(expected, real), float(low), float(high), float(fifth))

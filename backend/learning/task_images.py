@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ServiceError
-from integration.images.decode import ImageError, decode_image
 from integration.images.urls import image_value
 from integration.label_studio.tasks import AnnotatedTask
 from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
+from model.images import ImageError, decode_image
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]

@@ -34,7 +34,7 @@ from backend.versions.served_model import ServedModel, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.label_studio.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
-from model.image_error import ImageError
+from model.errors import ImageError
 
 log = logging.getLogger(__name__)
 # Label Studio's placeholder for the only image of tasks that were uploaded before the project had a label config.

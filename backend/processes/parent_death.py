@@ -2,9 +2,9 @@
 
     python -m backend.processes.parent_death PARENT_PID LOCK_FILE PROGRAM [ARGUMENT...]
 
-runs a program that ends with its parent, and never twice in one folder: the tie and the lock both survive `exec`, so
-this process becomes the program. A training whose worker was killed gets SIGTERM, saves its state and ends; the one
-that goes on waits here until it has.
+runs one program that ends with the process that asked for it, and never twice with one lock. The tie and the lock both
+survive `exec`, so this process becomes the program. A training whose worker was killed gets SIGTERM, saves its state
+and ends; the one that goes on waits here until it has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
@@ -36,9 +37,14 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
         os._exit(0)
 
 
-def ends_with_parent() -> Callable[[], None]:
-    """For `preexec_fn`: the process to be started is killed when this one dies, however it dies."""
-    return functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
+def ends_with_parent(death_signal: int = signal.SIGKILL) -> Callable[[], None]:
+    """For `preexec_fn`: the process to be started gets a signal when this one dies, however it dies."""
+    return functools.partial(die_with_parent, os.getpid(), death_signal)
+
+
+def bound_command(command: list[str], lock: Path) -> list[str]:
+    """The command line that runs `command` tied to this process, once at a time under `lock`."""
+    return [sys.executable, "-m", "backend.processes.parent_death", str(os.getpid()), str(lock), *command]
 
 
 def main(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from backend.errors import StartError
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from model.files import write_text
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ class Supervisor:
                 stdout=sys.stderr.fileno(),
                 start_new_session=True,
                 # The supervisor has no threads, so running Python between fork and exec is safe.
-                preexec_fn=functools.partial(die_with_parent, os.getpid(), child.stop_signal),
+                preexec_fn=ends_with_parent(child.stop_signal),
             )
         except OSError as error:
             raise StartError(f"Cannot start {child.name} ({child.command[0]}): {error}.") from error

@@ -22,6 +22,7 @@ from redis.client import Pipeline
 
 from backend.queue.connection import load_script, text
 from backend.queue.keys import NAMES, TASKS, config_key, task_key
+from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
 FINAL = frozenset({DONE, FAILED, PARKED})
@@ -60,7 +61,7 @@ SHOWN = (
 class JobOutcome:
     """How a task ended: a prediction for Label Studio, or an error with its hint."""
 
-    prediction: dict[str, Any] | None = None
+    prediction: Prediction | None = None
     error: str = ""
     hint: str = ""
     size: int = 0  # bytes of the prediction's JSON, where it was read

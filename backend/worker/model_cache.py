@@ -20,7 +20,7 @@ from backend.settings import Settings
 from backend.versions.resolve import model_directory, version_directory
 from backend.versions.served_model import ServedModel, node_budget_of, read_served_model
 from backend.worker.oom_fallback import Predictor, is_out_of_memory, release_memory
-from model.requirements import MissingRequirementError, require_model_libraries
+from model.errors import MissingRequirementError, require_model_libraries
 
 log = logging.getLogger(__name__)
 WARM_UP_EDGE_PX = 320

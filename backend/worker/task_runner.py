@@ -24,6 +24,7 @@ from backend.worker.oom_fallback import OomPolicy, PredictedImage, Predictor, pr
 from backend.worker.prompt_runner import PromptRunner
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.prompts import PromptFields
+from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
@@ -249,7 +250,7 @@ def find_scorer(directory: Path) -> Scorer | None:
 
 def prediction_of_instances(
     job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
-) -> dict[str, Any]:
+) -> Prediction:
     """The prediction of one task; what had to be given up is said on its regions.
 
     Args:
@@ -281,7 +282,7 @@ def prediction_of_instances(
     return {**prediction, "precision": predicted.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:

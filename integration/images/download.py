@@ -25,7 +25,7 @@ from integration.images.ssrf_guard import (
     origin,
 )
 from integration.label_studio.auth import AuthError, LabelStudioAuth, keep_authorization_header
-from model.image_error import ImageError
+from model.errors import ImageError
 
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = {301, 302, 303, 307, 308}

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from integration.images.cache import FileCache
-from integration.images.decode import ImageError, decode_image
 from integration.images.download import Downloader, Limits, shown_url
 from integration.images.ssrf_guard import AddressPolicy, origin
 from integration.images.urls import decode_data_uri, image_value, locate
 from integration.label_studio.auth import LabelStudioAuth
 from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
+from model.images import ImageError, decode_image
 
 __all__ = ["FetchSettings", "ImageError", "ImageFetcher"]
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from integration.images.download import shown_url, without_secrets
 from integration.images.ssrf_guard import origin
-from model.image_error import ImageError
+from model.errors import ImageError
 
 #: Storage schemes that Label Studio resolves.
 CLOUD_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure_blob"})

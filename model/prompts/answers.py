@@ -23,6 +23,14 @@ Point = tuple[float, float, bool]
 BOX_SLACK = 0.15
 #: A mask that fills less of its view than this is looked at again from nearer.
 ZOOM_SHARE = 0.5
+#: Clicks that are answered together, without the mask of those before: an early mask may show too little of the object.
+FIRST_CLICKS = 3
+#: What a click changed is looked at from nearer where that view is at most this share of the first one's side.
+NEAR_SHARE = 0.75
+#: That view's side: so many times the change's, and at least this share of the first one's.
+NEAR_MARGIN, LEAST_NEAR_SHARE = 1.6, 0.25
+#: Probabilities are put together on a grid that is so many times finer than a view's: the nearest view fits it.
+FINER = 4
 #: Views the network looks at together.
 BATCH = 16
 
@@ -58,11 +66,13 @@ class Prompt:
 
 
 def prompt_steps(prompt: Prompt) -> list[Prompt]:
-    """The prompts that lead to one: its box or first positive click, then a click more each time."""
+    """The prompts that lead to one: its box or first clicks, then a click more each time."""
     if prompt.mask_hw is not None:
         return [prompt]
-    first = 0 if prompt.box_xyxy is not None else 1 + [is_positive for _, _, is_positive in prompt.points].index(True)
-    return [replace(prompt, points=prompt.points[:count]) for count in range(first, len(prompt.points) + 1)]
+    first, most = 0, len(prompt.points)
+    if prompt.box_xyxy is None:
+        first = max(1 + [is_positive for _, _, is_positive in prompt.points].index(True), min(FIRST_CLICKS, most))
+    return [replace(prompt, points=prompt.points[:count]) for count in range(first, most + 1)]
 
 
 def look(
@@ -115,6 +125,27 @@ def nearer_view(view: View, values: np.ndarray, prompt: Prompt) -> View | None:
     return nearer if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
 
 
+def changed_part(values: np.ndarray, earlier: np.ndarray, place_yx: tuple[int, int]) -> np.ndarray | None:
+    """Where the mask changed around a place, bool (s, s), connected; None where it is as it was."""
+    parts, _ = label_components((values >= 0.5) != (earlier >= 0.5))
+    return parts == parts[place_yx] if parts[place_yx] else None
+
+
+def view_of_change(view: View, part: np.ndarray | None, point: Point) -> View | None:
+    """The square around a click and the part (s, s) of a view that it changed, if that shows it much larger."""
+    x0, y0, x1, y1 = view.box_xyxy
+    left, top, right, bottom = point[0], point[1], point[0], point[1]
+    if part is not None:
+        cells = np.array(box_of(part)) / part.shape[0]
+        left, top, right, bottom = np.array([x0, y0, x0, y0]) + cells * np.array([x1 - x0, y1 - y0] * 2)
+    whole = max(x1 - x0, y1 - y0)
+    side = max(NEAR_MARGIN * (right - left), NEAR_MARGIN * (bottom - top), LEAST_NEAR_SHARE * whole)
+    if side >= NEAR_SHARE * whole:
+        return None
+    x, y, half = (left + right) / 2, (top + bottom) / 2, side / 2
+    return view_of_box((x - half, y - half, x + half, y + half), VIEW_SIDE, margin=1.0)
+
+
 def _maps(view: View, prompt: Prompt) -> torch.Tensor:
     """Prompt maps in pixels of the view."""
     box = None
@@ -124,7 +155,7 @@ def _maps(view: View, prompt: Prompt) -> torch.Tensor:
     points = [(*view.to_view(np.array([point[:2]]))[0].tolist(), point[2]) for point in prompt.points]
     mask = None
     if prompt.mask_hw is not None:
-        mask = torch.from_numpy(view.pixels(prompt.mask_hw.astype(np.uint8) * 255, 0).astype(np.float32) / 255)
+        mask = torch.from_numpy(view.pixels(prompt.mask_hw, 0).astype(np.float32) / 255)
     return prompt_maps(box, points, mask)
 
 
@@ -161,12 +192,14 @@ def within_box(values: np.ndarray, view: View, box_xyxy: Sequence[float] | None)
         return values
     x0, y0, x1, y1 = box_xyxy
     dx, dy = BOX_SLACK * (x1 - x0), BOX_SLACK * (y1 - y0)
-    corners = np.array([[x0 - dx, y0 - dy], [x1 + dx, y1 + dy]])
-    side = values.shape[0]
-    (u0, v0), (u1, v1) = view.to_view(corners) * side / view.side
+    return np.where(cells_within(view, (x0 - dx, y0 - dy, x1 + dx, y1 + dy), values.shape[0]), values, 0.0)
+
+
+def cells_within(view: View, box_xyxy: Sequence[float], side: int) -> np.ndarray:
+    """Which cells of a grid over a view have their centre in a box of the image, bool (side, side)."""
+    (u0, v0), (u1, v1) = view.to_view(np.array(box_xyxy).reshape(2, 2)) * side / view.side
     centres = np.arange(side) + 0.5
-    inside = ((centres >= v0) & (centres <= v1))[:, None] & ((centres >= u0) & (centres <= u1))[None]
-    return np.where(inside, values, 0.0)
+    return np.asarray(((centres >= v0) & (centres <= v1))[:, None] & ((centres >= u0) & (centres <= u1))[None])
 
 
 def _likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:

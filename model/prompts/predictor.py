@@ -14,15 +14,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_dilation
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
 from model.instance import Instance
 from model.precision import choose_precision, to_bf16
 from model.predictor import choose_device
-from model.prompts.answers import Prompt, as_instance, first_view, look, nearer_view, prompt_steps
+from model.prompts.answers import (
+    FINER,
+    Prompt,
+    as_instance,
+    cells_within,
+    changed_part,
+    first_view,
+    look,
+    mask_of_view,
+    nearer_view,
+    prompt_steps,
+    view_of_change,
+)
 from model.prompts.network import PromptNetwork
-from model.prompts.views import View
+from model.prompts.views import View, resampled
 
 #: Where the promptable network's weights lie in a checkpoint that has a detector, too.
 PREFIX = "prompts."
@@ -113,7 +126,35 @@ class PromptedImage:
                 mask_hw = view.to_image(values, shape_hw) >= 0.5
                 view = nearer
                 values, score = self._look(view, replace(prompt, mask_hw=mask_hw))
+        if before is not None:
+            values = self._corrected(prompt, before, view, values)
         return as_instance(view, values, score, prompt, shape_hw)
+
+    def _corrected(self, prompt: Prompt, before: Instance, view: View, values: np.ndarray) -> np.ndarray:
+        """Probabilities after a click: those before it but in the part that it changed, a small one seen from nearer.
+
+        The nearer view is that of FocusCut (Lin et al., 2022), the part that of FocalClick (Chen et al., 2022).
+        """
+        side, point = FINER * values.shape[0], prompt.points[-1]
+        column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
+        if before.probabilities is None or not (0 <= column < side and 0 <= row < side):
+            return values
+        values = resampled(values, view.box_xyxy, view.box_xyxy, (side, side))
+        known = before.probabilities
+        earlier = resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
+        part = changed_part(values, earlier, (row, column))
+        nearer = view_of_change(view, part, point)
+        if nearer is not None:
+            base = earlier if part is None else values
+            mask_hw = mask_of_view(view, base, self.image_rgb.shape[:2])
+            seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw))
+            seen = resampled(seen, nearer.box_xyxy, view.box_xyxy, (side, side))
+            values = np.where(cells_within(view, nearer.box_xyxy, side), seen, base)
+            part = changed_part(values, earlier, (row, column))
+        if part is None:
+            return earlier
+        # The rim of the change, too, or the outline would be cut in steps there.
+        return np.where(binary_dilation(part, iterations=FINER), values, earlier)
 
     def _look(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
         values, _, scores = self.predictor.look(self.image_rgb, [view], [prompt])

@@ -34,7 +34,7 @@ class View:
         return (np.asarray(points_xy, float) - (x0, y0)) * (self.side / (x1 - x0), self.side / (y1 - y0))
 
     def pixels(self, image: np.ndarray, fill: tuple[int, ...] | int = OUTSIDE_RGB) -> np.ndarray:
-        """The window of a uint8 H x W (x 3) image, side x side."""
+        """The window of a uint8 H x W (x 3) image, or of a bool H x W mask as 0 to 255, side x side."""
         x0, y0, x1, y1 = self.box_xyxy
         height, width = image.shape[:2]
         left, top, right, bottom = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
@@ -44,7 +44,10 @@ class View:
         if right - left > 0 and bottom - top > 0 and u1 > u0 and v1 > v0:
             # Crop first: Pillow would convert the whole picture for each view.
             a, b, c, d = int(left), int(top), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-            part = Image.fromarray(np.ascontiguousarray(image[b:d, a:c]))
+            cropped = image[b:d, a:c]
+            part = Image.fromarray(
+                np.ascontiguousarray(cropped if image.dtype == np.uint8 else cropped * np.uint8(255))
+            )
             box = (left - a, top - b, right - a, bottom - b)
             whole.paste(part.resize((u1 - u0, v1 - v0), Image.Resampling.BILINEAR, box=box), (u0, v0))
         return np.asarray(whole)
@@ -75,7 +78,7 @@ def resampled(
         (sx * step_x, 0, (left - x0) * sx, 0, sy * step_y, (top - y0) * sy),
         Image.Resampling.BILINEAR,
     )
-    return np.asarray(transformed)
+    return np.array(transformed)  # a copy that torch may have
 
 
 def view_of_box(box_xyxy: Sequence[float], side: int, margin: float = MARGIN) -> View:

@@ -125,12 +125,7 @@ def test_the_first_hour(
     settings = f"{demo.url}/projects/{project}/settings/ml"
     status = f"http://localhost:{demo.backend_port}/status"
 
-    page.goto(settings)
-    page.get_by_role("button", name="Add machine learning model").click()
-    page.locator("input[name=title]").fill("my model")
-    page.locator("input[name=url]").fill(f"http://127.0.0.1:{demo.backend_port}")
-    page.get_by_role("button", name="Save machine learning form").click()
-    expect(page.get_by_text("Connected", exact=True)).to_be_visible()
+    connect(demo, page, settings)
     clock.step("connected in the browser")
 
     backend = await_backend(client, project, lambda row: is_notice(row["title"]) and row["is_interactive"])
@@ -155,25 +150,9 @@ def test_the_first_hour(
         client.create_annotation(task, [region(points) for points in shapes], lead_time=30.0)
     clock.step(f"{ANNOTATED} photographs annotated")
 
-    page.goto(settings)
-    page.get_by_label("Machine learning model options").click()
-    page.get_by_text("Start Training", exact=True).click()
-    page.get_by_role("button", name="Start Training").click()
-    expect(page.get_by_text("Request Sent!")).to_be_visible()
+    start_training(page, settings)
     clock.step("Start Training pressed")
-    page.goto(status)
-    expect(page.get_by_text("Balloons").first).to_be_visible()
-    questions: list[str] = []
-
-    def refuse(dialog: Dialog) -> None:
-        questions.append(dialog.message)
-        dialog.dismiss()
-
-    page.once("dialog", refuse)
-    page.get_by_role("button", name="Cancel training").click()
-    assert "Cancel this training of Balloons?" in questions[0]
-    # Not loaded again: the page's script shows what is new.
-    expect(page.get_by_text("learns, step").first).to_be_visible()
+    ask_to_cancel(page, status)
     page.screenshot(path=screenshots / "hour-3-training.png", full_page=True)
 
     run = await_round(demo, project)
@@ -200,6 +179,42 @@ def test_the_first_hour(
     answer = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
     assert json.loads(answer.stdout)["objects"] == sum(len(shapes) for shapes in list(outlines.values())[:ANNOTATED])
     clock.step("exported")
+
+
+def connect(demo: RunningDemo, page: Page, settings: str) -> None:
+    """Connect the backend as a person does, under Settings > Model."""
+    page.goto(settings)
+    page.get_by_role("button", name="Add machine learning model").click()
+    page.locator("input[name=title]").fill("my model")
+    page.locator("input[name=url]").fill(f"http://127.0.0.1:{demo.backend_port}")
+    page.get_by_role("button", name="Save machine learning form").click()
+    expect(page.get_by_text("Connected", exact=True)).to_be_visible()
+
+
+def start_training(page: Page, settings: str) -> None:
+    """Press Start Training under Settings > Model."""
+    page.goto(settings)
+    page.get_by_label("Machine learning model options").click()
+    page.get_by_text("Start Training", exact=True).click()
+    page.get_by_role("button", name="Start Training").click()
+    expect(page.get_by_text("Request Sent!")).to_be_visible()
+
+
+def ask_to_cancel(page: Page, status: str) -> None:
+    """Press *Cancel training* on the status page, and refuse when it asks; the page follows the training."""
+    page.goto(status)
+    expect(page.get_by_text("Balloons").first).to_be_visible()
+    questions: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        questions.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
+    page.get_by_role("button", name="Cancel training").click()
+    assert "Cancel this training of Balloons?" in questions[0]
+    # Not loaded again: the page's script shows what is new.
+    expect(page.get_by_text("learns, step").first).to_be_visible()
 
 
 def region(points: list[list[float]]) -> dict[str, Any]:

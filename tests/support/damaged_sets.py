@@ -52,6 +52,13 @@ class Written:
     pictures: tuple[Path, ...]
     truths: tuple[Path, ...]
 
+    @property
+    def name(self) -> str:
+        """What `open_set` opens."""
+        if self.kind in ("cityscapes", "bdd100k"):
+            return f"{self.kind}:{self.folder}:val"
+        return f"via:{self.folder}" if self.kind == "via" else f"{self.kind}:{self.truths[0]}:{self.folder}"
+
 
 @dataclass
 class Reading:
@@ -191,13 +198,7 @@ def read_set(written: Written) -> Reading:
                 _collect(reading, samples)
                 reading.problems += [str(problem) for problem in samples.problems.entries if not problem.repaired]
         else:
-            names = {
-                "via": f"via:{folder}",
-                "cityscapes": f"cityscapes:{folder}:val",
-                "bdd100k": f"bdd100k:{folder}:val",
-            }
-            name = names.get(written.kind, f"{written.kind}:{folder / 'truth.json'}:{folder}")
-            opened = open_set(name, missing="skip")
+            opened = open_set(written.name, missing="skip")
             _collect(reading, opened)
             reading.problems += [str(problem) for problem in opened.problems.entries if not problem.repaired]
     except (ValueError, FileNotFoundError, ServiceError) as error:

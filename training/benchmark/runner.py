@@ -18,8 +18,7 @@ from training.benchmark.measurement import Measurement
 from training.benchmark.recipe import Scale, data_of, overrides_when_measured, training_config, training_digest
 from training.benchmark.tables import Row, Table, digest
 from training.engine.build import build_for_training
-from training.engine.state import STATE_FILE
-from training.engine.trainer import Trainer
+from training.engine.trainer import STATE_FILE, Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A repaired copy of a set in COCO's format, and labels that look drawn carelessly.
+"""A repaired copy of a set, in COCO's format, and labels that look drawn carelessly.
 
 Shapes: H, W size of an image in pixels; N objects.
 """
@@ -17,6 +17,8 @@ from pycocotools import mask as coco_mask
 
 from model.files import write_text
 from model.images import read_header
+from training.datasets.bdd100k import Bdd100kSet
+from training.datasets.cityscapes import CityscapesSet
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import Record, is_ignored
 from training.datasets.problems import ImageLeftOutError, Problem
@@ -28,7 +30,7 @@ DUPLICATE_IOU = 0.9
 SLIVER_SHARE, SLIVER_PX = 1e-4, 64
 
 
-def write_repaired(samples: CocoSet, folder: Path) -> dict[str, int]:
+def write_repaired(samples: CocoSet | CityscapesSet | Bdd100kSet, folder: Path) -> dict[str, int]:
     """Write a set as ``annotations.json`` and ``images/``, holding what could be read, so that a check is clean.
 
     Images that cannot be used are left out, regions to ignore become crowds (one for each class where the class is
@@ -48,24 +50,45 @@ def write_repaired(samples: CocoSet, folder: Path) -> dict[str, int]:
     images: list[Record] = []
     annotations: list[Record] = []
     names: set[str] = set()
-    for image_id in samples.image_ids:
+    for index in range(len(samples)):
         try:
-            image = samples.picture(image_id)
-            objects = list(samples.objects(image_id, image))
+            source, record, image, drawn = _readable(samples, index)
         except ImageLeftOutError:
             continue
-        name = _copied(samples.image_path(image_id), image, pictures, names)
         height, width = image.shape[:2]
-        record = {"id": image_id, "file_name": name, "height": height, "width": width}
-        images.append(samples.records.images[image_id] | record)
-        for annotation, label, mask_hw in objects:
-            repaired = _annotation(annotation, mask_hw, samples.category_ids[label])
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **repaired})
-    categories = [entry for entry in samples.records.categories if entry["id"] in samples.category_ids]
+        name = _copied(source, image, pictures, names)
+        images.append(record | {"file_name": name, "height": height, "width": width})
+        annotations += [
+            {"id": number, "image_id": record["id"], **annotation}
+            for number, annotation in enumerate(drawn, len(annotations) + 1)
+        ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(samples.class_names, 1)]
+    if isinstance(samples, CocoSet):
+        categories = [entry for entry in samples.records.categories if entry["id"] in samples.category_ids]
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_text(folder / "annotations.json", json.dumps(content))
     left_out = len(samples) - len(images)
     return {"images": len(images), "annotations": len(annotations), "images_left_out": left_out}
+
+
+def _readable(
+    samples: CocoSet | CityscapesSet | Bdd100kSet, index: int
+) -> tuple[Path, Record, np.ndarray, list[Record]]:
+    """File, record, pixels (H, W, 3) and annotations of an image. Raises ImageLeftOutError."""
+    if isinstance(samples, CocoSet):
+        image_id = samples.image_ids[index]
+        image = samples.picture(image_id)
+        repaired = [
+            _annotation(annotation, mask_hw, samples.category_ids[label])
+            for annotation, label, mask_hw in samples.objects(image_id, image)
+        ]
+        return samples.image_path(image_id), samples.records.images[image_id], image, repaired
+    sample = samples[index]
+    plain = [
+        _annotation({"segmentation": None, "iscrowd": crowd, "ignored": None}, mask_hw, int(label) + 1)
+        for mask_hw, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True)
+    ]
+    return samples.files[index], {"id": index + 1}, sample.image, plain
 
 
 def _copied(source: Path, image: np.ndarray, folder: Path, names: set[str]) -> str:

@@ -1,6 +1,7 @@
 """The training loop: any detectron2 model, any of our sets, stoppable and resumable at every iteration.
 
-Ctrl-C and SIGTERM as a wish: the run finishes its iteration, saves, and ends.
+Ctrl-C and SIGTERM as a wish: the run finishes its iteration, saves, and ends. Its folder holds everything needed to go
+on exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,6 +23,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from model.checkpoints.checkpoint import save_checkpoint
+from model.files import replacing
 from training import distributed as processes
 from training.datasets.loader import TrainingSamples, training_loader, training_samples
 from training.distributed import keep_freed_memory
@@ -28,14 +31,22 @@ from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
 from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
-from training.engine.state import TrainingProgress, load_state, save_state
-from training.engine.step import Batch, LearningStep
+from training.engine.step import Batch, LearningStep, Precision
 
 logger = logging.getLogger(__name__)
+STATE_FILE = "state.pt"
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened
     """A loss was not finite. The batch is saved beside the run's state."""
+
+
+@dataclass
+class TrainingProgress:
+    """How far a run is: iterations done and seconds spent, over all its sittings."""
+
+    iteration: int = 0
+    elapsed_s: float = 0.0
 
 
 class Trainer:
@@ -203,6 +214,65 @@ class Trainer:
         weights = self.average.state if self.average is not None else self.model.state_dict()
         save_checkpoint(path, network_config(self.cfg), weights, metadata, half=True, overwrite=True)
         return path
+
+
+def save_state(
+    folder: Path,
+    progress: TrainingProgress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+    precision: Precision | None = None,
+) -> Path:
+    """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
+    path = folder / STATE_FILE
+    state: dict[str, Any] = {
+        "iteration": progress.iteration,
+        "elapsed_s": progress.elapsed_s,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["rng_cuda"] = torch.cuda.get_rng_state()
+    if precision is not None and (scale := precision.state_dict()):
+        state["scale"] = scale
+    if average is not None:
+        state["average"] = average.state
+        state["average_updates"] = average.updates
+    with replacing(path) as unfinished:
+        torch.save(state, unfinished)
+    return path
+
+
+def load_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+    precision: Precision | None = None,
+) -> TrainingProgress:
+    """Restore everything `save_state` wrote, in place; what an older or another run did not write stays as it is.
+
+    Raises:
+        FileNotFoundError: the folder holds no state.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if "rng_cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng_cuda"])
+    if precision is not None and "scale" in state:
+        precision.load_state_dict(state["scale"])
+    if average is not None and "average" in state:
+        for name, value in state["average"].items():
+            average.state[name].copy_(value)
+        average.updates = state["average_updates"]
+    return TrainingProgress(state["iteration"], state["elapsed_s"])
 
 
 class StopSignal:

@@ -1,7 +1,7 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.folds`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
 Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images
@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
-from model.parallel import map_in_threads
+from model.predictor import map_in_threads
 from training.datasets import Sample
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.fewshot.class_rows import ClassRows

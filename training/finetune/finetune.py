@@ -24,8 +24,7 @@ from training import distributed as processes
 from training.datasets.loader import TrainingSamples
 from training.engine.log import PROGRESS_FILE, OnProgress, write_progress
 from training.engine.log import RunProgress as FinetuneProgress
-from training.engine.state import STATE_FILE
-from training.engine.trainer import Trainer
+from training.engine.trainer import STATE_FILE, Trainer
 from training.finetune.data import FinetuneData, finetune_data
 from training.finetune.settings import FinetuneSettings
 from training.finetune.start import describe, finetune_config, previous_names, starting_network

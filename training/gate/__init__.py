@@ -1,8 +1,8 @@
 """The gate: a candidate serves only if it is better than what serves, and forgot nothing.
 
-`judging.py` runs it; `rules.py` are its settings and `ruling.py` applies them; `findings.py` lets checkpoints look at
-pictures, `holdout.py` is what they are measured on, `comparing.py` the paired bootstrap; `verdict.py`, `report.py`,
-`bars.py` and `before_after.py` tell people.
+`gate.py` judges by the rules of `rules.py` and `verdict.py`; `detections.py` lets checkpoints look at pictures,
+`holdout.py` is what they are measured on, `bootstrap.py` the comparison, `precision.py` what bf16 costs; `report.py` is
+for people.
 """
 
 from training.gate.gate import judge

@@ -1,16 +1,24 @@
-"""What checkpoints find on pictures. Each looks at each picture once, however many hold-outs hold it."""
+"""What checkpoints find on pictures. Each looks at each picture once, however many hold-outs hold it.
+
+Where a hold-out is too small, cross-validation: detections on images that the class rows were not learned from. The
+training writes their file, see `training.fewshot.learn.out_of_fold`: for "candidate", and for an "incumbent" that
+learned from some of the images, {content hash of the image: [[label, score, RLE, box], ...]}.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.instance import Instance
 from training.datasets import Sample
+from training.snapshots.format import decode_rle, pixels_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,8 @@ def detect_with(
         # Here, so that reading verdicts needs no torch.
         from detectron2.data.transforms import ResizeShortestEdge
 
-        from model.parallel import map_in_threads
         from model.precision import to_bf16
+        from model.predictor import map_in_threads
         from training.datasets.loader import to_network_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation
@@ -102,3 +110,60 @@ class Chosen(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         return self._samples[self._indices[index]]
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Detections out of fold.
+
+    Attributes:
+        count: of the folds.
+        detections: for each checkpoint directory, by content hash.
+    """
+
+    count: int
+    detections: dict[Path, dict[str, list[Detection]]]
+
+    def detect(self, otherwise: Detect) -> Detect:
+        """Answers from the folds, and asks `otherwise` about images that a checkpoint never learned from."""
+
+        def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+            known = self.detections.get(directory, {})
+            hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if known else []
+            others = [index for index in range(len(samples)) if not known or hashes[index] not in known]
+            looked = dict(zip(others, otherwise(directory, Chosen(samples, others)), strict=True)) if others else {}
+            return [looked[index] if index in looked else known[hashes[index]] for index in range(len(samples))]
+
+        return detect
+
+
+def read_folds(file: Path, candidate: Path, incumbent: Path | None) -> Folds:
+    """Read the file that a training wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    directories = {"candidate": candidate, "incumbent": incumbent}
+    detections = {
+        directory: {sha256: [Detection(*entry[:3]) for entry in entries] for sha256, entries in facts[role].items()}
+        for role, directory in directories.items()
+        if directory is not None and role in facts
+    }
+    return Folds(int(facts["folds"]), detections)
+
+
+def candidate_instances(file: Path) -> dict[str, list[Instance]]:
+    """By content hash, what rows that never saw an image find on it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        sha256: [
+            Instance(box_xyxy=tuple(box), label=label, score=score, mask_hw=decode_rle(rle))
+            for label, score, rle, box in entries
+        ]
+        for sha256, entries in facts["candidate"].items()
+    }

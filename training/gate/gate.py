@@ -11,8 +11,7 @@ from model.checkpoints.metadata import read_metadata
 from model.files import json_values
 from training.gate import bootstrap as comparing
 from training.gate.bootstrap import Changes, bootstrap_changes
-from training.gate.detections import Detect, DetectionCache, detect_with
-from training.gate.folds import read_folds
+from training.gate.detections import Detect, DetectionCache, detect_with, read_folds
 from training.gate.holdout import Holdout, HoldoutResult, measure, open_holdout
 from training.gate.rules import GateRules
 from training.gate.verdict import (
@@ -51,8 +50,8 @@ def judge(
         earlier: snapshot directories whose hold-outs must not be forgotten.
         rules: settings; their defaults if None.
         detect: what lets a checkpoint look at pictures; by default our network on the CPU.
-        folds: what cross-validation found on the training images (`training.gate.folds`); decides, together with the
-            hold-out, where that has fewer annotated images than the rules' `min_images`.
+        folds: file of a cross-validation on the training images (`training.gate.detections`); decides, together with
+            the hold-out, where that has fewer annotated images than the rules' `min_images`.
         out: folder for report.json, report.md, MODEL_CARD.md and pictures/, ready for `Registry.attach`.
 
     Raises:
@@ -78,21 +77,24 @@ def judge(
         if role != "candidate" and asked.annotated_images
     }
     ruling = _rule(bench, asked, measured, changes)
-    before = [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier]
     figures = {
         "rules": rules.as_dict(),
         "holdout": asked.as_dict(),
         "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
         "changes": {role: comparing.as_dict(change) for role, change in changes.items()},
-        "earlier": before,
+        "earlier": [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier],
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
-        from training.gate.report import write_gate_report
-
-        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
-        write_gate_report(out, verdict, candidate, asked, seen)
+        _write_report(out, verdict, candidate, asked, bench)
     return verdict
+
+
+def _write_report(out: Path, verdict: Verdict, candidate: Path, asked: Holdout, bench: _Bench) -> None:
+    from training.gate.report import write_gate_report  # draws, which most judgements do not
+
+    seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
+    write_gate_report(out, verdict, candidate, asked, seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from training.gate.rules import GateRules
 from training.snapshots.format import open_snapshot
 
 log = logging.getLogger(__name__)
-#: Images to compare on: those held out, then training images, whose part in the weights is the same in both precisions.
-MOST_IMAGES = 16
+#: Images held out to compare on. Where they are fewer than `LEAST_IMAGES`, training images join them: what those
+#: taught is the same in both precisions.
+LEAST_IMAGES, MOST_IMAGES = 8, 16
 
 
 def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detect) -> dict[str, Any] | None:
@@ -39,7 +40,9 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
     known: dict[str, Any] = metadata.get("bf16") or {}
     if known.get("digest") == digest or not has_fast_bf16():
         return known or None
-    images = _first(open_holdout(snapshot, folds=int(len(open_snapshot(snapshot).open_set("holdout")) < MOST_IMAGES)))
+    held = len(open_snapshot(snapshot).open_set("holdout"))
+    whole = open_holdout(snapshot, folds=int(held < LEAST_IMAGES))
+    images = _first(whole, min(max(held, LEAST_IMAGES), MOST_IMAGES))
     if not images.annotated_images:
         return None
     results = {}
@@ -61,9 +64,9 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
     return outcome
 
 
-def _first(holdout: Holdout) -> Holdout:
+def _first(holdout: Holdout, count: int) -> Holdout:
     """The first images of a hold-out."""
-    records = holdout.dataset["images"][:MOST_IMAGES]
+    records = holdout.dataset["images"][:count]
     kept = {image["id"] for image in records}
     annotations = [annotation for annotation in holdout.dataset["annotations"] if annotation["image_id"] in kept]
     return replace(

@@ -9,15 +9,24 @@ ROOT/<project>/ACTIVE                the pointer
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.registry.lock import exclusively
 from training.registry.pointer import POINTER_FILE, Pointer, parse_pointer
-from training.registry.snapshots import fetch_snapshot, list_snapshots, publish_snapshot, snapshot_manifest
 from training.registry.storage import REPORT_FILE, RegistryError, Storage, checked_name, is_artifact
-from training.registry.transfer import files_of, upload_files, utc_now
+from training.registry.transfer import (
+    Content,
+    Manifest,
+    download_files,
+    files_of,
+    manifest_of,
+    publish,
+    upload_files,
+    utc_now,
+)
 from training.registry.versions import (
     STATUS_FILE,
     SnapshotInfo,
@@ -34,6 +43,8 @@ from training.registry.versions import (
 )
 
 _LOCK_FILE = ".lock"
+SNAPSHOT_RECORD_FILE, MANIFEST_FILE = "snapshot.json", "manifest.json"
+_PICTURES = "images/"
 
 
 class Registry:
@@ -164,20 +175,41 @@ class Registry:
         return max(rated)[2] if rated else self.active(project)
 
     def publish_snapshot(self, project: str, directory: Path) -> str:
-        """Publish a snapshot directory (manifest.json names its digest) for ever; returns the digest."""
-        return publish_snapshot(self.storage, project, directory)
+        """Publish a snapshot directory (manifest.json names its digest) for ever; returns the digest.
+
+        Pictures that several snapshots share are stored once.
+        """
+        facts = _read_manifest(directory)
+        digest = str(facts["digest"])
+        folder = _snapshot_folder(project, digest)
+        if self.storage.size(f"{folder}/{SNAPSHOT_RECORD_FILE}") is not None:
+            return digest  # a digest is its content: there is nothing to compare or to copy
+        contents = files_of(directory)
+        place = _snapshot_place(project, folder, manifest_of(contents))
+        pictures = {name: content for name, content in contents.items() if name.startswith(_PICTURES)}
+        self._upload_missing(pictures, place)
+        rest = {name: content for name, content in contents.items() if name not in pictures}
+        described = {"manifest": facts, "images": manifest_of(pictures)}
+        publish(self.storage, folder, SNAPSHOT_RECORD_FILE, rest, described, place=place, content_digest=digest)
+        return digest
 
     def snapshots(self, project: str) -> list[SnapshotInfo]:
         """All published snapshots, oldest first."""
-        return list_snapshots(self.storage, project)
-
-    def snapshot_manifest(self, project: str, digest: str) -> dict[str, Any]:
-        """The manifest.json of a published snapshot."""
-        return snapshot_manifest(self.storage, project, digest)
+        names = self.storage.names(_snapshots(project))
+        records = [record for name in names if (record := self._snapshot_record(project, name)) is not None]
+        infos = [(record["published"], self._snapshot_info(project, record)) for record in records]
+        return [info for _, info in sorted(infos, key=lambda pair: (pair[0], pair[1].digest))]
 
     def fetch_snapshot(self, project: str, digest: str, cache: Path) -> Path:
         """A local snapshot directory below `cache`, complete and checked; pictures it shares are copied once."""
-        return fetch_snapshot(self.storage, project, digest, cache)
+        record = self._snapshot_record(project, digest)
+        if record is None:
+            known = ", ".join(self.storage.names(_snapshots(project))) or "none"
+            raise RegistryError(f"project {project} has no snapshot {digest!r} in {self.url}; it has {known}")
+        manifest: Manifest = record["files"] | record["images"]
+        place = _snapshot_place(project, _snapshot_folder(project, digest), manifest)
+        base = cache / checked_name("project", project)
+        return download_files(self.storage, manifest, place, base / "snapshots" / digest, shared=base / "files")
 
     def collect_garbage(self, project: str, *, keep: int, dry_run: bool = False) -> list[str]:
         """Remove versions that never served, but the newest `keep`, and publications left unfinished for a day.
@@ -195,6 +227,25 @@ class Registry:
                 remove_version(self.storage, project, name)
         return going
 
+    def _snapshot_record(self, project: str, digest: str) -> dict[str, Any] | None:
+        return self.storage.read_json(f"{_snapshot_folder(project, digest)}/{SNAPSHOT_RECORD_FILE}")
+
+    def _snapshot_info(self, project: str, record: dict[str, Any]) -> SnapshotInfo:
+        manifest = record["manifest"]
+        return SnapshotInfo(
+            digest=str(manifest["digest"]),
+            created=str(manifest.get("created", record["published"])),
+            counts=dict(manifest.get("counts", {})),
+            newest_annotation_at=str(manifest.get("newest_annotation_at") or ""),
+            classes=tuple(manifest.get("classes", ())),
+            directory_url=self.storage.describe(_snapshot_folder(project, str(manifest["digest"]))),
+        )
+
+    def _upload_missing(self, pictures: dict[str, Content], place: Callable[[str], str]) -> None:
+        for name, content in pictures.items():
+            if isinstance(content, Path) and self.storage.size(place(name)) != content.stat().st_size:
+                self.storage.put(content, place(name))
+
     def _swap(self, project: str, change: Callable[[Pointer], Pointer]) -> Pointer:
         before = self.pointer(project)
         after = change(before)
@@ -210,3 +261,35 @@ def _figure(version: VersionInfo) -> float | None:
     figures = [version.metrics.get(name) for name in ("mask_ap", "boundary_ap")]
     known = [float(figure) for figure in figures if isinstance(figure, (int, float))]
     return sum(known) if known else None
+
+
+def _snapshots(project: str) -> str:
+    return f"{checked_name('project', project)}/snapshots"
+
+
+def _snapshot_folder(project: str, digest: str) -> str:
+    return f"{_snapshots(project)}/{checked_name('snapshot', digest)}"
+
+
+def _snapshot_place(project: str, folder: str, manifest: Manifest) -> Callable[[str], str]:
+    """Pictures go by content to one folder of the project, everything else to the snapshot's own."""
+
+    def place(name: str) -> str:
+        if not name.startswith(_PICTURES):
+            return f"{folder}/{name}"
+        return f"{project}/images/{manifest[name]['sha256']}{PurePosixPath(name).suffix}"
+
+    return place
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    file = directory / MANIFEST_FILE
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        checked_name("snapshot", str(manifest["digest"]))
+    except FileNotFoundError as error:
+        raise RegistryError(f"{directory} is no snapshot: {MANIFEST_FILE} is missing") from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RegistryError(f"{file} is no snapshot's manifest, it needs a digest: {error}") from error
+    described: dict[str, Any] = manifest
+    return described

@@ -128,22 +128,3 @@ def _photographed(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     canvas += grain + noise(rng, height, width, coarsest_px=2, octaves=1)[..., None] * 0.004
     curve = ((np.arange(256) / 255) ** rng.uniform(0.85, 1.15) * 255 + 0.5).astype(np.uint8)
     return curve[(np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)]
-
-
-def scene_contact_sheet(scenes: list[Scene], columns: int = 4, *, outlines: bool = False) -> Image.Image:
-    """Scenes of equal size side by side; `outlines` tints every visible mask."""
-    height, width = scenes[0].image.shape[:2]
-    rows = -(-len(scenes) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height))
-    for index, scene in enumerate(scenes):
-        picture = _tinted(scene) if outlines else scene.image
-        sheet.paste(Image.fromarray(picture), (index % columns * width, index // columns * height))
-    return sheet
-
-
-def _tinted(scene: Scene) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    picture = scene.image.astype(np.float32)
-    for _, mask in scene.instances:
-        picture[mask] = picture[mask] * 0.45 + rng.uniform(60, 255, 3) * 0.55
-    return picture.astype(np.uint8)

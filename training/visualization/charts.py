@@ -270,7 +270,7 @@ def draw_coverage(covered: Mapping[str, np.ndarray]) -> Image.Image:
     """Draw the share of the work in the images opened so far, one line an order, beside random.
 
     Args:
-        covered: by name (K + 1,), see `training.snapshots.work_order.work_covered`; the last one is perfect.
+        covered: by name (K + 1,), see `backend.learning.annotation_cost.work_covered`; the last one is perfect.
     """
     figure, (axes,) = new_chart(6.4, 4.6)
     for number, (name, values) in enumerate(covered.items()):

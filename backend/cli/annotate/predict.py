@@ -28,10 +28,10 @@ from pycocotools import mask as coco_mask
 
 from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean
 from backend.versions.store import DEFAULT_STORE, find_model
-from integration.images.decode import decode_image
 from integration.label_studio.label_config import LabelConfig, parse_label_config
+from model.errors import MissingRequirementError, require_model_libraries
+from model.images import decode_image
 from model.instance import Instance
-from model.requirements import MissingRequirementError, require_model_libraries
 
 
 def image_id_of(file: Path, number: int) -> int:

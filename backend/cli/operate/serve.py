@@ -24,7 +24,7 @@ from backend.processes.service_tree import service_children, warn_of_unknown_var
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings
-from model.requirements import missing_gpu_reason
+from model.errors import missing_gpu_reason
 
 log = logging.getLogger(__name__)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})

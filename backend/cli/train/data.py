@@ -1,7 +1,4 @@
-"""`transfiner data`: look at data sets, prepare the official ones, write miniatures of them.
-
-`transfiner scenes`.
-"""
+"""`transfiner data`: look at data sets, mend them, prepare the official ones."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from backend.cli.types import CHECKPOINT, SuggestingGroup
 
 @click.group(cls=SuggestingGroup)
 def data() -> None:
-    """Check data sets, prepare the official ones, write miniatures of them.
+    """Check data sets, mend them, prepare the official ones.
 
     \b
     Example: transfiner data check coco:instances_val2017.json:val2017/
@@ -33,7 +30,9 @@ def data() -> None:
     show_default=True,
     help="Images to read, evenly spread; 0: all. Annotation files are always checked whole.",
 )
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG.")
+@click.option(
+    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG; --fix writes one too."
+)
 @click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
 @click.option(
     "--bad",
@@ -45,7 +44,7 @@ def data() -> None:
 @click.option(
     "--fix",
     type=click.Path(file_okay=False, path_type=Path),
-    help="New folder for a repaired copy: annotations.json and images/. Sets in COCO's format and LVIS.",
+    help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
 )
 @click.option(
     "--weights",
@@ -75,26 +74,28 @@ def check(
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
     """
-    from training.datasets import CocoSet, open_set
+    from training.datasets import SceneSet, open_set
     from training.datasets.repair import write_repaired
     from training.datasets.statistics import save_contact_sheet, spread, statistics
 
     policy: Any = bad
     try:
         samples = open_set(name, bad=policy, missing=policy)
-        if fix and not isinstance(samples, CocoSet):
-            raise ValueError(f"--fix writes sets in COCO's format, and {name} is none; give coco: or lvis:")
+        if fix and isinstance(samples, SceneSet):
+            raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
         indices = spread(len(samples), limit)
         with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
             outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
+        if fix and not isinstance(samples, SceneSet):
+            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
+            outcome["repaired_copy"] |= write_repaired(samples, fix)
+            sheet = sheet or fix / "sheet.png"
         if sheet:
             save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+            outcome["sheet"] = str(sheet)
         if weights:
             file = sheet.with_name(f"{sheet.stem}-doubts.png") if sheet else None
             outcome["doubts"] = _doubts(samples, indices, weights, file)
-        if fix and isinstance(samples, CocoSet):
-            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
-            outcome["repaired_copy"] |= write_repaired(samples, fix)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(outcome) if as_json else _summary(outcome))
@@ -129,6 +130,7 @@ def _summary(outcome: dict[str, Any]) -> str:
         f"{outcome['set']}: {outcome['images']} images, {outcome['images_read']} read, {sizes} px",
         f"  {outcome['objects']} objects ({by_size}), {outcome['crowds']} crowds, "
         f"{outcome['images_without_objects']} images without objects",
+        f"  contact sheet: {outcome.get('sheet', 'none; give --sheet FILE.png to see the labels drawn')}",
     ]
     if not outcome["objects"]:
         lines.append("  not one object: nothing can be learned from this set")
@@ -150,7 +152,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 @data.command()
 @click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
 @click.argument("root", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (miniatures, subsets).")
+@click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (subsets).")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     """Check that an official set is whole, convert what must be converted, say what to download where.
@@ -189,51 +191,3 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
         for line in [*(f"wrote   {path}" for path in written), *(f"use     {name}" for name in names)]:
             click.echo(line)
     sys.exit(0 if whole else 1)
-
-
-@data.command()
-@click.argument("layout", type=click.Choice(["coco", "lvis", "cityscapes", "bdd100k"]))
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--train", type=click.IntRange(0), default=8, show_default=True, help="Images to train on.")
-@click.option("--val", type=click.IntRange(0), default=8, show_default=True, help="Images to evaluate on.")
-@click.option("--width", type=click.IntRange(64), default=320, show_default=True, help="Pixels.")
-@click.option("--height", type=click.IntRange(64), default=240, show_default=True, help="Pixels.")
-@click.option("--json", "as_json", is_flag=True, help="Print the names of the sets as JSON.")
-def miniature(layout: str, out: Path, train: int, val: int, width: int, height: int, as_json: bool) -> None:
-    """Write a small generated set in the exact layout of an official one.
-
-    \b
-    Example: transfiner data miniature cityscapes data/mini-cityscapes
-    """
-    from training.datasets.miniature import write_miniature
-
-    names = write_miniature(layout, out, train=train, val=val, width=width, height=height)
-    click.echo(json.dumps(names) if as_json else "\n".join(f"use {name}" for name in names.values()))
-
-
-@click.command()
-@click.option("--split", type=click.Choice(["train", "val", "demo"]), default="demo", show_default=True)
-@click.option("--count", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Index of the first scene.")
-@click.option("--width", type=click.IntRange(64), default=384, show_default=True, help="Pixels.")
-@click.option("--height", type=click.IntRange(64), default=288, show_default=True, help="Pixels.")
-@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Also write a contact sheet, a PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def scenes(
-    split: str, count: int, first: int, width: int, height: int, folder: Path, sheet: Path | None, as_json: bool
-) -> None:
-    """Draw scenes with exact masks: images and a COCO annotation file.
-
-    \b
-    Example: transfiner scenes --split demo --count 12 --out scenes/ --sheet scenes/sheet.png
-    """
-    from training.synthetic.files import write_scenes
-
-    written = write_scenes(folder, split, range(first, first + count), width=width, height=height, sheet=sheet)
-    outcome = {"images": len(written.images), "instances": written.instances, "annotations": str(written.annotations)}
-    click.echo(
-        json.dumps(outcome)
-        if as_json
-        else f"{outcome['images']} scenes with {outcome['instances']} objects in {folder}"
-    )

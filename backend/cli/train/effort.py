@@ -94,7 +94,7 @@ def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images:
     \b
     Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
     """
-    from training.snapshots.work_order import compare_orders, draw_orders
+    from backend.learning.annotation_cost import compare_orders, draw_orders
 
     measured, name = _measured(weights, **images)
     expected, origin = _expected(measured, weights)
@@ -146,7 +146,7 @@ def _measured(
 ) -> tuple[CorrectionCost, str]:
     if (set_name is None) == (snapshot is None):
         raise click.UsageError("choose one set: --snapshot DIR or --set scenes:val")
-    from model.requirements import MissingRequirementError, require_model_libraries
+    from model.errors import MissingRequirementError, require_model_libraries
 
     try:
         require_model_libraries()

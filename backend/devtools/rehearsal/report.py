@@ -11,7 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from training.benchmark.report import markdown_table
 from training.visualization.charts import draw_curves
+
+LOOP = "the loop"
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:
@@ -40,9 +43,6 @@ def rank_correlations(snapshot: Path) -> dict[str, Any]:
 def _mean_confidence(entry: dict[str, Any]) -> float:
     scores = [object["score"] for object in entry["objects"] if object["score"] is not None]
     return sum(scores) / len(scores) if scores else 0.0
-
-
-LOOP = "the loop"
 
 
 def write_report(outcome: dict[str, Any], folder: Path) -> Path:
@@ -103,37 +103,31 @@ def claims(outcome: dict[str, Any]) -> dict[str, bool]:
 
 
 def _curves(outcome: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Boundary AP (mask AP) on untouched images",
-        "",
-        "| round | " + " | ".join(outcome["curves"]) + " |",
-        "|---|" + "---|" * len(outcome["curves"]),
-    ]
-    for number in range(max(len(curve) for curve in outcome["curves"].values())):
-        cells = [
-            f"{curve[number]['boundary_ap']:.1f} ({curve[number]['mask_ap']:.1f})" if number < len(curve) else ""
-            for curve in outcome["curves"].values()
+    curves = outcome["curves"]
+    rounds = range(max(map(len, curves.values())))
+    rows = (
+        [
+            number,
+            *(
+                f"{curve[number]['boundary_ap']:.1f} ({curve[number]['mask_ap']:.1f})" if number < len(curve) else ""
+                for curve in curves.values()
+            ),
         ]
-        lines.append(f"| {number} | " + " | ".join(cells) + " |")
-    return lines
+        for number in rounds
+    )
+    return ["## Boundary AP (mask AP) on untouched images", "", *markdown_table(["round", *curves], rows)]
 
 
 def _rounds(outcome: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Rounds",
-        "",
-        "| arm | round | state | kept | moved | relabelled | added | deleted | seconds | order: task score "
-        "| mean confidence |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for record in outcome["rounds"]:
-        work = [
-            f"{record['work'].get(name, 0):.0f}"
-            for name in ("kept", "moved", "relabelled", "added", "deleted", "seconds")
+    work = ("kept", "moved", "relabelled", "added", "deleted", "seconds")
+    rows = (
+        [
+            *(record[name] for name in ("arm", "round", "state")),
+            *(f"{record['work'].get(name, 0):.0f}" for name in work),
+            *(record["effort"][name] for name in ("task_score", "mean_confidence")),
         ]
-        effort = [str(record["effort"][name]) for name in ("task_score", "mean_confidence")]
-        cells = [record["arm"], str(record["round"]), record["state"], *work, *effort]
-        lines.append("| " + " | ".join(cells) + " |")
+        for record in outcome["rounds"]
+    )
     refused = [
         f"- {record['arm']}, round {record['round']}, {record['state']}: {reason}"
         for record in outcome["rounds"]
@@ -141,7 +135,9 @@ def _rounds(outcome: dict[str, Any]) -> list[str]:
         for reason in record.get("reasons") or ()
     ]
     return [
-        *lines,
+        "## Rounds",
+        "",
+        *markdown_table(["arm", "round", "state", *work, "order: task score", "mean confidence"], rows),
         "",
         "Order: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
         *(["", "What was not promoted, and why:", "", *refused] if refused else []),
@@ -152,21 +148,23 @@ def _poison(outcome: dict[str, Any]) -> list[str]:
     poison = outcome.get("poison")
     if not poison:
         return []
-    lines = [
+    before, after = (
+        f"{served['version']} (sha256 {served['sha256'][:12]})"
+        for served in (poison["served_before"], poison["served_after"])
+    )
+    return [
         "## The poisoned round",
         "",
         f"{poison['work'].get('poisoned', 0):.0f} images with shifted masks and swapped labels: **{poison['state']}**.",
-        f"Served before {poison['served_before']['version']} (sha256 {poison['served_before']['sha256'][:12]}), after "
-        f"{poison['served_after']['version']} (sha256 {poison['served_after']['sha256'][:12]}).",
+        f"Served before {before}, after {after}.",
         "",
+        *(f"- {reason}" for reason in (*poison["reasons"], poison["error"]) if reason),
     ]
-    return [*lines, *(f"- {reason}" for reason in (*poison["reasons"], poison["error"]) if reason)]
 
 
 def _rollback(outcome: dict[str, Any]) -> list[str]:
     back = outcome.get("rollback")
     if not back:
         return []
-    said = f"From {back['before']['version']} to {back['after']['version']}"
     title = f"; Label Studio calls the backend {back['title']}" if "title" in back else f" ({back['said']})"
-    return ["## Rollback", "", said + title + "."]
+    return ["## Rollback", "", f"From {back['before']['version']} to {back['after']['version']}{title}."]

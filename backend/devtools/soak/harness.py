@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from backend.devtools.soak.clock import SteppedClock
 from backend.devtools.soak.link import Link
 from backend.devtools.soak.stand_in import StandIn
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
 from backend.processes.waiting import wait_until
@@ -250,7 +248,7 @@ class ServiceHarness:
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
             # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
             stdout=subprocess.DEVNULL if standard_input else 2,
-            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+            preexec_fn=ends_with_parent(),
         )
         if standard_input and process.stdin:
             with process.stdin as stdin:

@@ -6,7 +6,6 @@ not among them and is checked by hand.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -29,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
 from backend.processes.embedded_redis import free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
@@ -316,7 +315,7 @@ def front(settings, serve, tmp_path) -> Iterator[str]:
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/errors;\n"
         f"events {{ worker_connections 1024; }}\nhttp {{\n{places}{site}}}\n"
     )
-    started = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    started = ends_with_parent(signal.SIGTERM)
     command = [program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "errors")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=started) as nginx:
         try:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from backend.cli.main import SECTIONS, cli
 from backend.processes.running_service import announced, load_settings_of_running, running_services, state_folder
 from backend.settings import Settings
-from model import requirements
+from model import errors
 from tests.support.service import ROOT
 
 ASK = "import sys; from backend.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
@@ -54,7 +54,7 @@ def test_a_mistyped_image_is_offered_the_nearest_name(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_is_not_there_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "GPU_FILES", ())
+    monkeypatch.setattr(errors, "GPU_FILES", ())
     result = CliRunner().invoke(cli, ["worker", "--device", "cuda:1", "--redis-url", "redis://127.0.0.1:1/0"])
     assert result.exit_code == 2
     assert "no GPU driver; use --device cpu or auto" in result.output

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from integration.images.decode import ImageError, decode_image
-from model.images import MAX_SCANS
+from model.images import MAX_SCANS, ImageError, decode_image
 
 RED = (200, 30, 10)
 #: A dark 6 x 4 image with one bright corner, top left.

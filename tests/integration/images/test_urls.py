@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration.images.decode import ImageError
 from integration.images.urls import decode_data_uri, image_value, locate
+from model.images import ImageError
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 BASE = "http://ls:8080"
@@ -59,8 +59,8 @@ def test_addresses(value: str, base_url: str, expected: str) -> None:
 )
 def test_recorded_tasks(name: str, expected: str) -> None:
     task = recorded_task(name)
-    found = locate(image_value(task, "image"), task, BASE, ("http://127.0.0.1:8081",))
-    assert found == BASE + expected
+    location = locate(image_value(task, "image"), task, BASE, ("http://127.0.0.1:8081",))
+    assert location == BASE + expected
 
 
 @pytest.mark.parametrize(

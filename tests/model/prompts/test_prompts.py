@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import get_config
-from model.prompts.answers import Prompt, as_instance, prompt_steps
+from model.prompts.answers import Prompt, as_instance, changed_part, prompt_steps, view_of_change
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.predictor import PromptPredictor
-from model.prompts.views import MOST_STRETCH, View, view_of_box
+from model.prompts.views import MOST_STRETCH, View, resampled, view_of_box
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,9 @@ BOX = (20.0, 20.0, 70.0, 60.0)
     [
         pytest.param(Prompt(box_xyxy=BOX), [0], id="a box alone"),
         pytest.param(Prompt(box_xyxy=BOX, points=(B, A)), [0, 1, 2], id="a box, then its clicks"),
-        pytest.param(Prompt(points=(A, B, C)), [1, 2, 3], id="clicks"),
-        pytest.param(Prompt(points=(B, A, C)), [2, 3], id="from the first positive click on"),
+        pytest.param(Prompt(points=(A, B)), [2], id="first clicks together"),
+        pytest.param(Prompt(points=(A, B, C, A, B)), [3, 4, 5], id="clicks"),
+        pytest.param(Prompt(points=(B, B, B, A, C)), [4, 5], id="from the first positive click on"),
         pytest.param(Prompt(points=(B, A), mask_hw=np.ones((4, 4), bool)), [2], id="a mask: all at once"),
     ],
 )
@@ -140,10 +141,41 @@ def test_the_next_click_begins_with_the_answer_before(monkeypatch: pytest.Monkey
     prompted = predictor.image(image)
     prompted.prompt(Prompt(box_xyxy=BOX))
     kept = prompted.prompt(Prompt(box_xyxy=BOX, points=(A, B)))
-    assert seen[:3] == [(0, False), (1, True), (2, True)], "the box is not answered again"
-    assert len(seen) <= 5
+    assert list(dict.fromkeys(seen)) == [(0, False), (1, True), (2, True)]
+    assert seen.count((0, False)) == 1, "the box is not answered again"
     again = predictor.image(image).prompt(Prompt(box_xyxy=BOX, points=(A, B)))
     assert np.array_equal(kept.mask_hw, again.mask_hw), "whoever remembers nothing answers the same"
+
+
+def test_a_small_change_is_looked_at_from_nearer_and_the_rest_stays() -> None:
+    view = view_of_box((0, 0, 128, 128), VIEW_SIDE, 1.0)
+    earlier, values = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
+    earlier[10:30, 10:30] = 0.9
+    values[10:30, 10:40] = 0.9
+    values[50:60, 50:60] = 0.9
+    part = changed_part(values, earlier, (20, 35))
+    assert part is not None
+    assert np.array_equal(np.argwhere(part)[[0, -1]], [[10, 30], [29, 39]])
+    nearer = view_of_change(view, part, (70.0, 40.0, True))
+    assert nearer is not None
+    assert nearer.box_xyxy == pytest.approx((38, 8, 102, 72))
+    assert changed_part(values, earlier, (5, 5)) is None
+    around_click = view_of_change(view, None, (70.0, 40.0, True))
+    assert around_click is not None
+    assert around_click.box_xyxy == pytest.approx((54, 24, 86, 56))
+    assert view_of_change(view, np.ones((64, 64), bool), (70.0, 40.0, True)) is None
+
+
+@given(st.floats(-20, 60), st.floats(10, 90), st.integers(4, 60), st.integers(4, 60))
+def test_values_are_carried_from_window_to_window(left: float, width: float, rows: int, columns: int) -> None:
+    """A linear ramp is the same ramp on any grid of any window inside it."""
+    window = (-40.0, -40.0, 160.0, 160.0)
+    ramp = np.tile(np.linspace(-40 + 0.5, 160 - 0.5, 200, dtype=np.float32), (200, 1))
+    box = (left, left, left + width, left + width)
+    seen = resampled(ramp, window, box, (rows, columns))
+    centres = left + (np.arange(columns) + 0.5) * width / columns
+    assert seen.shape == (rows, columns)
+    assert np.allclose(seen, centres[None], atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.miniature import write_miniature
 from training.benchmark.measurement import official_rules
 from training.datasets import open_set
-from training.datasets.miniature import write_miniature
 
 
 @pytest.mark.parametrize(("layout", "columns"), [("cityscapes", {"AP", "AP50", "APB", "APB50"}), ("bdd100k", {"AP"})])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.learning.annotation_cost import compare_orders, draw_orders, work_covered
+from model.checkpoints.metadata import update_metadata
 from model.instance import Instance
+from tests.support.learning_doubles import write_checkpoint
 from training.snapshots.annotation_cost import (
-    EFFORT_FILE,
+    EFFORT_KEY,
     FEATURES,
     EffortError,
     EffortModel,
@@ -23,7 +25,6 @@ from training.snapshots.annotation_cost import (
     load_effort,
     rank_correlation,
 )
-from training.snapshots.work_order import compare_orders, draw_orders, work_covered
 
 SIZE = (40, 50)
 
@@ -126,12 +127,12 @@ def test_objects_that_are_not_shown_count() -> None:
 
 
 def test_features_of_an_object() -> None:
-    found = features_of([instance()])
-    assert (found["objects"], found["doubt"], found["box"], found["class"]) == (1, pytest.approx(0.1), 0, 0)
-    assert found["outline"] == pytest.approx((20 + 15) * 2 / 10)
-    assert found["nodes"] == 0
+    features = features_of([instance()])
+    assert (features["objects"], features["doubt"], features["box"], features["class"]) == (1, pytest.approx(0.1), 0, 0)
+    assert features["outline"] == pytest.approx((20 + 15) * 2 / 10)
+    assert features["nodes"] == 0
     assert features_of([replace(instance(), incoherent_nodes=250)])["nodes"] == 2.5
-    assert found["uncertain_outline"] == pytest.approx(0.1 * found["outline"])
+    assert features["uncertain_outline"] == pytest.approx(0.1 * features["outline"])
     overlapping = features_of([instance(), instance(label="dog")])
     assert overlapping["class"] == 2
 
@@ -152,29 +153,33 @@ def test_odd_instances_get_a_score_too(odd: Instance) -> None:
 
 
 def test_a_version_carries_its_model(tmp_path: Path) -> None:
+    assert load_effort(tmp_path) is None, "no checkpoint"
+    write_checkpoint(tmp_path, "v", "weights")
     assert load_effort(tmp_path) is None
     model().save(tmp_path)
     assert load_effort(tmp_path) == model()
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("changes", "words"),
     [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ('{"weights": {}}', "damaged"),
+        ([], "damaged"),
+        ({"weights": {}, "unknown": 1}, "damaged"),
         ({"scale": 0.0}, "expected finite numbers"),
         ({"intercept": -1.0}, "expected finite numbers"),
         ({"weights": {"doubt": float("nan")}}, "expected finite numbers"),
         ({"weights": None}, "damaged"),
     ],
 )
-def test_a_damaged_file_is_told(text: str | dict[str, object], words: str, tmp_path: Path) -> None:
-    path = model().save(tmp_path)
-    path.write_text(text if isinstance(text, str) else json.dumps({**json.loads(path.read_text()), **text}))
+def test_a_damaged_model_is_named(changes: dict[str, object] | list[object], words: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "v", "weights")
+    effort = {**asdict(model()), **changes} if isinstance(changes, dict) else changes
+    update_metadata(tmp_path, {EFFORT_KEY: effort})
     with pytest.raises(EffortError, match=words):
         load_effort(tmp_path)
-    assert path.name == EFFORT_FILE
+    (tmp_path / "metadata.json").write_text("{")
+    with pytest.raises(EffortError, match="damaged"):
+        load_effort(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -194,15 +199,15 @@ def test_orders_are_compared() -> None:
     rng = np.random.default_rng(1)
     edits = rng.exponential(10, 80).tolist()
     scores = {"good": [-edit for edit in edits], "random": rng.uniform(0, 1, 80).tolist(), "bad": edits}
-    found = compare_orders(scores, edits, resamples=200)
-    assert (found["good"].rank_correlation, found["bad"].rank_correlation) == pytest.approx((1, -1))
-    assert found["random"].low < 0 < found["random"].high
-    assert found["good"].first_fifth > 0.4 > found["bad"].first_fifth
+    figures = compare_orders(scores, edits, resamples=200)
+    assert (figures["good"].rank_correlation, figures["bad"].rank_correlation) == pytest.approx((1, -1))
+    assert figures["random"].low < 0 < figures["random"].high
+    assert figures["good"].first_fifth > 0.4 > figures["bad"].first_fifth
     assert draw_orders(scores, edits).size[0] > 300
 
 
 @pytest.mark.parametrize(
-    ("scores", "edits", "found"),
+    ("scores", "edits", "share"),
     [
         ([1, 2], [3, 1], [0, 0.75, 1]),
         ([2, 1], [3, 1], [0, 0.25, 1]),
@@ -210,5 +215,5 @@ def test_orders_are_compared() -> None:
         ([1, 2], [0, 0], [0, 0.5, 1]),
     ],
 )
-def test_work_found(scores: list[float], edits: list[float], found: list[float]) -> None:
-    assert work_covered(scores, edits).tolist() == found
+def test_work_found(scores: list[float], edits: list[float], share: list[float]) -> None:
+    assert work_covered(scores, edits).tolist() == share

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from training.synthetic.files import write_scenes
-from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_contact_sheet, scene_seed
+from tests.support.written_scenes import write_scenes
+from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_seed
 from training.synthetic.shapes import SHAPES
 
 SIZE = {"width": 160, "height": 120}
 
 
 def test_same_seed_same_scene() -> None:
-    one, two = generate_scene(5, **SIZE), generate_scene(5, **SIZE)
-    assert np.array_equal(one.image, two.image)
-    assert [label for label, _ in one.instances] == [label for label, _ in two.instances]
-    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one.instances, two.instances, strict=True))
-    assert not np.array_equal(one.image, generate_scene(6, **SIZE).image)
+    first, two = generate_scene(5, **SIZE), generate_scene(5, **SIZE)
+    assert np.array_equal(first.image, two.image)
+    assert [label for label, _ in first.instances] == [label for label, _ in two.instances]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first.instances, two.instances, strict=True))
+    assert not np.array_equal(first.image, generate_scene(6, **SIZE).image)
 
 
 @settings(max_examples=12, deadline=None)
@@ -70,22 +70,17 @@ def test_too_small_a_scene_is_refused() -> None:
 
 
 def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE, sheet=tmp_path / "sheet.png")
+    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE)
     coco = COCO(str(written.annotations))
     capsys.readouterr()
     scene = generate_scene(scene_seed("val", 4), **SIZE)
-    found = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
-    assert [CLASSES[one["category_id"] - 1] for one in found] == [label for label, _ in scene.instances]
-    for one, (_, mask) in zip(found, scene.instances, strict=True):
-        assert np.array_equal(coco.annToMask(one).astype(bool), mask)
-        assert one["area"] == mask.sum()
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
+    assert [CLASSES[annotation["category_id"] - 1] for annotation in annotations] == [
+        label for label, _ in scene.instances
+    ]
+    for annotation, (_, mask) in zip(annotations, scene.instances, strict=True):
+        assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
+        assert annotation["area"] == mask.sum()
     with Image.open(written.images[1]) as picture:
         assert np.array_equal(np.asarray(picture), scene.image)
     assert len(json.loads(written.annotations.read_text())["images"]) == 2
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (4 * 160, 120)
-
-
-def test_contact_sheet_tints_masks() -> None:
-    scenes = [generate_scene(1, **SIZE)]
-    assert scene_contact_sheet(scenes, 1).tobytes() != scene_contact_sheet(scenes, 1, outlines=True).tobytes()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model import requirements
-from model.requirements import MissingRequirementError, require_model_libraries
+from model import errors
+from model.errors import MissingRequirementError, require_model_libraries
 
 pytestmark = pytest.mark.service
 
@@ -32,7 +32,7 @@ def test_each_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Ex
     def fail(name: str) -> None:
         raise error
 
-    monkeypatch.setattr(requirements.importlib, "import_module", fail)
+    monkeypatch.setattr(errors.importlib, "import_module", fail)
     with pytest.raises(MissingRequirementError, match=message) as caught:
         require_model_libraries()
     assert "\n" not in str(caught.value)
@@ -40,10 +40,9 @@ def test_each_failure_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Ex
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["model.requirements", "model.checkpoints.metadata", "model.checkpoints.releases", "model.checkpoints.download"],
+    "module", ["model.errors", "model.checkpoints.metadata", "model.checkpoints.releases", "model.checkpoints.download"]
 )
 def test_what_commands_ask_first_is_free_of_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    root = Path(requirements.__file__).parent.parent
+    root = Path(errors.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -1,6 +1,6 @@
-"""Says in one sentence which part of the model's environment is missing.
+"""Errors of images and of the model's environment, and what is missing of it, said in one sentence each.
 
-Free of torch, so that commands can ask before they import anything heavy.
+Free of torch and of image libraries, so that commands can ask before they import anything heavy.
 """
 
 from __future__ import annotations
@@ -53,3 +53,28 @@ def missing_gpu_reason(device: str) -> str:
     if any(Path(file).exists() for file in GPU_FILES):
         return ""
     return f"device is {device!r}, but this machine has no GPU driver; use --device cpu or auto."
+
+
+class ImageError(ValueError):
+    """An image that cannot be had. Fails its own task only.
+
+    Attributes:
+        what: what went wrong.
+        value: the value in question, without secrets.
+        expected: what would have been accepted.
+        fix: what to do about it.
+    """
+
+    def __init__(self, what: str, *, value: object, expected: str, fix: str) -> None:
+        super().__init__(f"{what}: got {value}, expected {expected}; {fix}")
+        self.what = what
+        self.value = str(value)
+        self.expected = expected
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.what, self.value, self.expected, self.fix)  # crosses process borders in job results
+
+
+def _rebuild(what: str, value: str, expected: str, fix: str) -> ImageError:
+    return ImageError(what, value=value, expected=expected, fix=fix)

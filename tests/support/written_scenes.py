@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_contact_sheet, scene_seed
+from training.synthetic.scenes import CLASSES, generate_scene, scene_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,10 @@ class WrittenScenes:
 
 
 def write_scenes(
-    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288, sheet: Path | None = None
+    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288
 ) -> WrittenScenes:
-    """Write scenes into ``folder/images`` and ``folder/instances.json``; optionally a contact sheet PNG."""
+    """Write scenes into ``folder/images`` and ``folder/instances.json``."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    drawn: list[Scene] = []
     images: list[Path] = []
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -40,16 +39,11 @@ def write_scenes(
         images.append(path)
         records.append({"id": index, "file_name": path.name, "height": height, "width": width})
         annotations += [_annotation(index, label, mask) for label, mask in scene.instances]
-        if sheet is not None:
-            drawn.append(scene)
     for number, annotation in enumerate(annotations, 1):
         annotation["id"] = number
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
     path = folder / "instances.json"
     path.write_text(json.dumps({"images": records, "annotations": annotations, "categories": categories}))
-    if sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        scene_contact_sheet(drawn).save(sheet)
     return WrittenScenes(tuple(images), path, len(annotations))
 
 
