@@ -16,7 +16,7 @@ class OutputParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["auto", "polygon", "brush", "bitmask", "rectangle", "all"] | None = None
+    kind: Literal["auto", "polygon", "brush", "bitmask", "vector", "rectangle", "ellipse", "all"] | None = None
     holes: Literal["keyhole", "brush"] | None = None
     score_threshold: float | None = Field(default=None, ge=0, le=1)
     tolerance_px: float | None = Field(default=None, ge=0)

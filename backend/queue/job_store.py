@@ -20,6 +20,7 @@ from redis.client import Pipeline
 from backend.queue.connection import text
 from backend.queue.keys import NAMES, TASKS, task_key
 from backend.queue.lua import load_script
+from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
 FINAL = frozenset({DONE, FAILED, PARKED})
@@ -55,7 +56,7 @@ SHOWN = (
 class JobOutcome:
     """How a task ended: a prediction for Label Studio, or an error with its hint."""
 
-    prediction: dict[str, Any] | None = None
+    prediction: Prediction | None = None
     error: str = ""
     hint: str = ""
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.worker.oom_fallback import PredictedImage
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.prompts import PromptFields
+from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import build_answer
 from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
@@ -35,7 +35,7 @@ def find_scorer(directory: Path) -> Scorer | None:
 
 def prediction_of_instances(
     job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
-) -> dict[str, Any]:
+) -> Prediction:
     """The prediction of one task; what had to be given up is said on its regions.
 
     Args:
@@ -67,7 +67,7 @@ def prediction_of_instances(
     return {**prediction, "precision": predicted.precision}
 
 
-def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> dict[str, Any]:
+def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
     """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
 
     Raises:
