@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
-from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from PIL import Image, ImageDraw, ImageFont
 
+from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from backend.devtools.simulated_edits import opencv
 from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
 from integration.polygons.hausdorff import deviation_px
