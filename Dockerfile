@@ -31,7 +31,8 @@ COPY training training
 
 RUN useradd --create-home --uid 1000 transfiner && mkdir -p /var/lib/transfiner && chown transfiner /var/lib/transfiner
 USER transfiner
-ENV TRANSFINER_HOST=0.0.0.0
+ENV TRANSFINER_HOST=0.0.0.0 \
+    TRANSFINER_PROMISES_FOLDER=/var/lib/transfiner
 EXPOSE 9090
 HEALTHCHECK --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/health', timeout=5)"]
 ENTRYPOINT ["transfiner"]

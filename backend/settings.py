@@ -42,8 +42,10 @@ class Settings(BaseSettings):
     port: int = Field(default=9090, ge=0, le=65535)
     # Requests answered at the same time by one API process; a waiting /predict holds one of them.
     api_threads: int = Field(default=48, ge=4, le=1024)
-    # Largest request body, in MiB; 450 tasks of Label Studio are about 1 MiB.
-    max_request_mib: float = Field(default=64.0, gt=0)
+    # Largest request body, in MiB; 450 tasks of Label Studio are about 1 MiB. Four times as much is read at once.
+    max_request_mib: float = Field(default=32.0, gt=0)
+    # Memory for what all requests at hand have asked, in MiB; those that find none within 2 s are answered 503.
+    requests_memory_mib: float = Field(default=256.0, gt=0)
     # Most tasks in one /predict; more are refused with a hint.
     max_tasks_per_request: int = Field(default=10_000, ge=1)
 
@@ -85,6 +87,10 @@ class Settings(BaseSettings):
     # A failed push is tried again after this many s, doubling up to the second number.
     push_retry_s: float = Field(default=1.0, gt=0)
     push_retry_max_s: float = Field(default=60.0, gt=0)
+
+    # Folder in which an API notes what it answered "deferred", in a file named by its port, should it and the queue
+    # server be lost together. It holds tokens that Label Studio sent with /setup.
+    promises_folder: Path = Path("var/promises")
 
     # --- the model
     # Checkpoint directory: model.safetensors, config.yaml, metadata.json.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Serves any JPEG, PNG, WebP or TIFF of 80 megapixels, one at a time, and several smaller ones at once.
 DEFAULT_BUDGET_BYTES = 1536 << 20
@@ -62,17 +65,26 @@ class MemoryBudget:
         self._turn = threading.Lock()
 
     @contextmanager
-    def hold(self, size_bytes: int) -> Iterator[None]:
+    def hold(self, size_bytes: int, *, timeout_s: float | None = None) -> Iterator[None]:
         """Hold bytes while the block runs, after waiting for them.
 
         Raises:
             ValueError: more than there will ever be.
+            TimeoutError: they did not come free within `timeout_s`.
         """
         if size_bytes > self.limit_bytes:
             raise ValueError(f"{size_bytes} bytes of {self.limit_bytes}")
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._used + size_bytes <= self.limit_bytes)
-            self._used += size_bytes
+        begun = time.monotonic()
+        if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise TimeoutError
+        try:
+            with self._changed:
+                left_s = None if timeout_s is None else timeout_s - (time.monotonic() - begun)
+                if not self._changed.wait_for(lambda: self._used + size_bytes <= self.limit_bytes, left_s):
+                    raise TimeoutError
+                self._used += size_bytes
+        finally:
+            self._turn.release()
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import re
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(lambda: check_origin(settings))
     app.before_request(lambda: _authorise(settings))
     app.after_request(_end)
+    app.teardown_request(lambda _: g.held.close())
     app.register_error_handler(Exception, _failed)
     return app
 
@@ -54,6 +56,7 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", given) else uuid.uuid4().hex[:16]
     g.begun = time.monotonic()
+    g.held = contextlib.ExitStack()
 
 
 def _authorise(settings: Settings) -> None:

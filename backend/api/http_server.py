@@ -11,16 +11,20 @@ import logging
 import resource
 import signal
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from flask import Flask
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, create_server
+from waitress.utilities import Error
 
 from backend.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # A connection on which nothing moves is closed after this time, in s.
 IDLE_S = 10
@@ -31,6 +35,8 @@ CONNECTIONS, CONNECTIONS_PER_CLIENT = 1000, 250
 # Each connection may have a file for its body and one for its answer beside its socket.
 OPEN_FILES = 4096
 HEADER_BYTES = 64 * 1024
+# Bodies of all requests at hand, in sizes of the largest.
+BODIES = 4
 
 
 class HttpServer:
@@ -94,10 +100,44 @@ class HttpServer:
         return [entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer)]
 
 
-class _Request(HTTPRequestParser):
-    """One request; waitress logs the path also of those that ended before they had one."""
+class _BusyError(Error):
+    """Answered to a request whose body there is no room for."""
 
-    path = ""
+    code = 503
+    reason = "Too many large requests at once, or no room on the disk; ask again in a moment"
+
+
+class _Request(HTTPRequestParser):
+    """One request; all bodies together are bounded, since they lie in temporary files until they are answered."""
+
+    path = ""  # waitress logs it also of those that ended before they had one
+    bodies: ClassVar[weakref.WeakKeyDictionary[_Request, int]] = weakref.WeakKeyDictionary()
+
+    def received(self, data: bytes) -> int:
+        """Called with what has been read; how much of it belongs to this request."""
+        try:
+            consumed = int(super().received(data))
+        except OSError as error:
+            log.error("the body of a request cannot be kept: %s", error)
+            self._refuse(str(error))
+            return len(data)
+        if self.body_rcv is not None and not self.completed and self not in self.bodies:
+            most = self.adj.max_request_body_size
+            size = most if self.chunked else self.content_length
+            if sum(self.bodies.values()) + size > BODIES * most:
+                self._refuse(f"{size} bytes more than are read at once")
+            else:
+                self.bodies[self] = size
+        return consumed
+
+    def close(self) -> None:
+        """Called when it is answered, or its connection has ended."""
+        self.bodies.pop(self, None)
+        super().close()
+
+    def _refuse(self, reason: str) -> None:
+        self.error = _BusyError(reason)
+        self.completed = True
 
 
 class _Channel(HTTPChannel):
@@ -137,6 +177,12 @@ class _Channel(HTTPChannel):
             self.request.expect_continue = False
         else:
             super().send_continue()
+
+    def handle_close(self) -> None:
+        """Called when the connection has ended; a body that was not there as a whole gives its room back."""
+        super().handle_close()
+        if self.request is not None:
+            self.request.close()
 
     def service(self) -> None:
         """Called by a thread for each whole request."""

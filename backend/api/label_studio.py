@@ -31,6 +31,9 @@ from integration.label_studio.webhooks import TrainingRequested, WebhookError, p
 log = logging.getLogger(__name__)
 routes = Blueprint("label_studio", __name__)
 MODEL_CLASS = "MaskTransfiner"
+# Bodies that take no more than this when they are decoded share no budget: there are threads for few of them.
+SMALL_BYTES = 2**18
+MEMORY_WAIT_S = 2.0
 
 
 def _service() -> Services:
@@ -44,16 +47,46 @@ def _model(project_key: str = "") -> ServedModel:
 
 
 def _body() -> Any:
+    """The decoded JSON of the request at hand, which holds the memory that it takes until it is answered."""
+    data = request.get_data(cache=False)
+    if (size := decoded_bytes(data)) > SMALL_BYTES:
+        try:
+            g.held.enter_context(_service().memory.hold(size, timeout_s=MEMORY_WAIT_S))
+        except ValueError as error:
+            raise BadRequestError(
+                f"What this body of {len(data) / 2**20:.1f} MiB asks takes about {size / 2**20:.0f} MiB of memory.",
+                "Select fewer tasks, or raise TRANSFINER_REQUESTS_MEMORY_MIB.",
+                status=413,
+            ) from error
+        except TimeoutError as error:
+            raise ServiceError(
+                "Other large requests are being answered.",
+                "Ask again in a moment, select fewer tasks, or raise TRANSFINER_REQUESTS_MEMORY_MIB.",
+                status=503,
+            ) from error
     try:
-        body = request.get_json(force=True, silent=True)
-        if rb"\ud" in request.get_data().lower():
+        body = json.loads(data)
+        if rb"\ud" in data.lower():
             # Half a surrogate pair is allowed in JSON and can be stored nowhere.
             json.dumps(body, ensure_ascii=False).encode()
     except (RecursionError, UnicodeEncodeError) as error:
         raise BadRequestError(f"The body cannot be read: {type(error).__name__}.", "Send plain JSON.") from error
+    except ValueError:
+        body = None
     if body is None:
         raise BadRequestError("The body is not JSON.", "Send a JSON object with Content-Type: application/json.")
     return body
+
+
+def decoded_bytes(data: bytes) -> int:
+    """The most memory that a JSON body takes with what is made of it; tests measure the factors.
+
+    Brackets of thousands of empty lists take fifty times their size as Python objects. Text takes four bytes a
+    character as soon as one character is beyond the first plane.
+    """
+    text = len(data) * (1 if data.isascii() else 4)
+    sizes = {b"[": 100, b"{": 300, b",": 40, b'"': 30, b":": 110, b'"data"': 2000}  # the last one is a task
+    return len(data) + 4 * text + sum(size * data.count(mark) for mark, size in sizes.items())
 
 
 @routes.get("/")

@@ -12,6 +12,7 @@ from backend.predictions.service import Predictions
 from backend.queue.connection import web_connection
 from backend.queue.job_queue import JobQueue
 from backend.settings import Settings
+from model.decoding_memory import MemoryBudget
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Services:
     # For webhooks alone: an annotator's submit waits for them.
     hasty_projects: Projects
     metrics: Metrics
+    # Of what requests at hand have asked.
+    memory: MemoryBudget
 
     @property
     def queue(self) -> JobQueue:
@@ -40,4 +43,5 @@ def make_services(settings: Settings) -> Services:
     connection = web_connection(settings)
     predictions = Predictions(connection, settings)
     hasty = Projects(web_connection(settings, settings.redis_webhook_timeout_s))
-    return Services(settings, connection, predictions, hasty, Metrics(predictions.queue))
+    memory = MemoryBudget(int(settings.requests_memory_mib * 2**20))
+    return Services(settings, connection, predictions, hasty, Metrics(predictions.queue), memory)

@@ -73,6 +73,7 @@ def _places(folder: Path) -> dict[str, Any]:
         "registry": str(folder / "registry"),
         "registry_cache": folder / "cache",
         "learning_folder": folder / "learning",
+        "promises_folder": folder / "promises",
     }
 
 

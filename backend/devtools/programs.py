@@ -7,13 +7,14 @@ import io
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import requests
 from PIL import Image
+
+from backend.processes.parent_death import bound_command
 
 STOP_S = 150.0
 
@@ -24,10 +25,9 @@ def running_program(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with a log `<name>.log`; SIGTERM, then SIGKILL to its whole group at the end."""
     logs.mkdir(parents=True, exist_ok=True)
-    bound = [sys.executable, "-m", "backend.processes.exec_with_parent", str(os.getpid()), str(logs / f".{name}.lock")]
     with (logs / f"{name}.log").open("ab") as output:
         process = subprocess.Popen(
-            [*bound, *command],
+            bound_command(command, logs / f".{name}.lock"),
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,

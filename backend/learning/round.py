@@ -200,17 +200,16 @@ class Round:
     def _train(self, snapshot: Path) -> None:
         self.run.candidate = f"p{self.run.project}-{self.run.id}"
         self._stage(self.run.method)
-        if (self.checkpoint / METADATA_FILE).is_file():
-            return
-        request = self._few_shot() if self.run.method == FEW_SHOT else self._finetune()
-        common = {"snapshot": snapshot.absolute(), "out": self.training_folder, "classes": self.run.classes}
-        command = self.parts.command(self.run.method, {**request, **common})
-        ended = self._child(
-            "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
-        )
-        self.run.losses = tuple(self.parts.progress.curve)
-        if ended.code or not (self.checkpoint / METADATA_FILE).is_file():
-            raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
+        if not (self.checkpoint / METADATA_FILE).is_file():
+            request = self._few_shot() if self.run.method == FEW_SHOT else self._finetune()
+            common = {"snapshot": snapshot.absolute(), "out": self.training_folder, "classes": self.run.classes}
+            command = self.parts.command(self.run.method, {**request, **common})
+            ended = self._child(
+                "finetune", command, lambda: self.parts.progress.show(read_json(self.training_folder / PROGRESS_FILE))
+            )
+            self.run.losses = tuple(self.parts.progress.curve)
+            if ended.code or not (self.checkpoint / METADATA_FILE).is_file():
+                raise _failure("finetuning" if self.run.method == FINETUNE else "few-shot learning", ended)
         # Reports and predictions call it as the registry will.
         update_metadata(self.checkpoint, {"version": self.run.candidate})
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backend.settings import Settings
+    from backend.processes.parent_death import bound_command
+from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 POLL_S = 0.25
@@ -83,16 +84,9 @@ def run_child(
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{name}.log"
-    bound = [
-        sys.executable,
-        "-m",
-        "backend.processes.exec_with_parent",
-        str(os.getpid()),
-        str(folder / f".{name}.lock"),
-    ]
     with output.open("ab") as stream:
         child = subprocess.Popen(
-            [*bound, *command],
+            bound_command(list(command), folder / f".{name}.lock"),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -1,19 +1,22 @@
-"""What this process has answered "deferred", asked for again should the queue server forget it.
+"""What an API process has answered "deferred", in a file, and asked for again should the queue server forget it.
 
 Label Studio does not ask twice. A queue server that was emptied, or that was restarted without its data, knows neither
-the tasks nor that somebody must deliver them; the API process that made the promise does. Only both of them lost at the
-same moment lose it.
+the tasks nor that somebody must deliver them; the API that made the promise does, also after it was killed itself.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import sqlite3
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import redis
 
+from backend.errors import ServiceError, StartError
 from backend.predictions.projects import Project, Projects
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
@@ -22,49 +25,74 @@ from backend.queue.job_store import FAILED, PARKED
 log = logging.getLogger(__name__)
 # Promises are compared with the queue server this often, in s.
 LOOK_S = 2.0
-# Promises are remembered up to this size; a task with an address takes about 1 kB, one with its image inside more.
-MOST_BYTES = 64 * 2**20
-BYTES_A_TASK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class _Promise:
-    project: Project
-    job: PredictionJob
-    size: int
+# Compared and asked for again in one go, so that it takes little memory.
+CHUNK = 500
+# Label configs and projects are stored once: a request has thousands of tasks.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS promises (job TEXT PRIMARY KEY, project TEXT, config TEXT, payload TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID;
+"""
 
 
 class PromiseKeeper:
-    """The promises of one API process; a thread looks after them while there are any."""
+    """The promises of an API; a thread looks after them while there are any.
 
-    def __init__(self, queue: JobQueue, deliveries: DeliveryClaims, projects: Projects) -> None:
+    Args:
+        file: outlives the process. Only its user may read it: it has the tokens that Label Studio sent with /setup.
+    """
+
+    def __init__(self, queue: JobQueue, deliveries: DeliveryClaims, projects: Projects, file: Path) -> None:
         self.queue = queue
         self.deliveries = deliveries
         self.projects = projects
-        self._promises: dict[str, _Promise] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self.file = file
+        self._database: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
+    def resume(self) -> None:
+        """Go on with what an earlier process has promised.
+
+        Raises:
+            StartError: the file cannot be used.
+        """
+        try:
+            count = len(self)
+        except (sqlite3.Error, OSError) as error:
+            raise StartError(
+                f"Predictions that come late cannot be noted in {self.file}: {error}.",
+                "Correct TRANSFINER_PROMISES_FOLDER, or remove a damaged file.",
+            ) from error
+        if count:
+            log.warning("%d predictions were promised before this start and are looked after", count)
+            self._start()
+
     def keep(self, project: Project, jobs: Sequence[PredictionJob]) -> None:
-        """Remember that predictions of these tasks were promised."""
-        with self._lock:
-            for job in jobs:
-                size = BYTES_A_TASK + sum(len(str(value)) for value in job.task["data"].values())
-                if job.id in self._promises:
-                    continue
-                if self._bytes + size > MOST_BYTES:
-                    log.warning("%d promises are remembered; only the queue server knows the others", len(self))
-                    break
-                self._promises[job.id] = _Promise(project, job, size)
-                self._bytes += size
-            if self._promises and self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="promises", daemon=True)
-                self._thread.start()
+        """Note that predictions of these tasks are promised.
+
+        Raises:
+            ServiceError: the file cannot be written, so nothing may be promised.
+        """
+        rows = [(job.id, project.key, job.payload()["label_config"], json.dumps(job.payload())) for job in jobs]
+        texts = {project.key: json.dumps(vars(project))}
+        texts |= {row[2]: json.dumps(job.label_config) for row, job in zip(rows, jobs, strict=True)}
+        try:
+            with self._lock, self._opened() as database:
+                database.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts.items())
+                database.executemany("INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)", rows)
+        except (sqlite3.Error, OSError) as error:
+            raise ServiceError(
+                f"Predictions that come late cannot be noted in {self.file}: {error}.",
+                "Make room on the disk, or correct TRANSFINER_PROMISES_FOLDER; then ask again.",
+                status=503,
+            ) from error
+        self._start()
 
     def __len__(self) -> int:
-        return len(self._promises)
+        with self._lock:
+            (count,) = self._opened().execute("SELECT count(*) FROM promises").fetchone()
+        return int(count)
 
     def look(self) -> list[str]:
         """Forget what was delivered or ended with a reason, ask again for what the queue server forgot; ids of these.
@@ -73,40 +101,81 @@ class PromiseKeeper:
             RedisError: it does not answer; another look will do.
         """
         with self._lock:
-            promises = dict(self._promises)
-        for project in {promise.project.key: promise.project for promise in promises.values()}.values():
-            # Without its address nothing can be pushed, and its next /setup may be far.
-            if project.hostname and not self.projects.get(project.key).hostname:
-                self.projects.save(project)
-        waiting = self.deliveries.deferred_of(list(promises))
-        others = [job_id for job_id in promises if job_id not in waiting]
+            ids = [job_id for (job_id,) in self._opened().execute("SELECT job FROM promises")]
+        forgotten = []
+        for start in range(0, len(ids), CHUNK):
+            forgotten += self._look_at(ids[start : start + CHUNK])
+        return forgotten
+
+    def _look_at(self, ids: list[str]) -> list[str]:
+        waiting = self.deliveries.deferred_of(ids)
+        others = [job_id for job_id in ids if job_id not in waiting]
         notes = self.queue.records.notes(others)
         ended = [
             job_id
             for job_id in others
             if notes[job_id][1] in ("answered", "pushed") or notes[job_id][0] in (FAILED, PARKED)
         ]
-        forgotten = {job_id: promises[job_id] for job_id in others if job_id not in set(ended)}
+        forgotten = [job_id for job_id in others if job_id not in set(ended)]
+        self._restore_projects()
         if forgotten:
             self._ask_again(forgotten)
-        with self._lock:
-            for job_id in ended:
-                self._bytes -= self._promises.pop(job_id).size
-        return list(forgotten)
+        with self._lock, self._opened() as database:
+            database.executemany("DELETE FROM promises WHERE job = ?", [(job_id,) for job_id in ended])
+            database.execute("DELETE FROM texts WHERE NOT EXISTS (SELECT 1 FROM promises)")
+        return forgotten
 
-    def _ask_again(self, promises: dict[str, _Promise]) -> None:
-        log.warning("the queue server forgot %d deferred task(s); they are queued again", len(promises))
-        self.queue.submit([promise.job for promise in promises.values()])
+    def _restore_projects(self) -> None:
+        """Without its address nothing can be pushed into a project, and its next /setup may be far."""
+        with self._lock:
+            rows = self._opened().execute("SELECT text FROM texts WHERE name IN (SELECT project FROM promises)")
+            projects = [Project(**json.loads(text)) for (text,) in rows]
+        for project in projects:
+            if project.hostname and not self.projects.get(project.key).hostname:
+                self.projects.save(project)
+
+    def _ask_again(self, ids: list[str]) -> None:
+        log.warning("the queue server forgot %d deferred task(s); they are queued again", len(ids))
+        jobs = []
+        with self._lock:
+            for job_id in ids:
+                payload, config = (
+                    self._opened()
+                    .execute("SELECT payload, text FROM promises JOIN texts ON config = name WHERE job = ?", (job_id,))
+                    .fetchone()
+                )
+                jobs.append(PredictionJob(**{**json.loads(payload), "label_config": json.loads(config)}))
+        self.queue.submit(jobs)
         # A push may have been under way: the pusher looks in Label Studio first.
-        facts = {
-            job_id: {"project": promise.project.key, "task": promise.job.task["id"], "uncertain": True}
-            for job_id, promise in promises.items()
-        }
+        facts = {job.id: {"project": job.project, "task": job.task["id"], "uncertain": True} for job in jobs}
         self.deliveries.defer(DeliveryClaim("promises:0:0", tuple(facts)), facts)
 
+    def _opened(self) -> sqlite3.Connection:
+        """The database; a killed process loses nothing that was written, only a crash of the machine does."""
+        if self._database is None:
+            self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
+            self._database = sqlite3.connect(self.file, timeout=10, check_same_thread=False)
+            self._database.execute("PRAGMA auto_vacuum = FULL")
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.executescript(SCHEMA)
+        return self._database
+
     def close(self) -> None:
-        """End the thread; for a process that goes on."""
+        """End the thread and close the file; for a process that goes on."""
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="promises", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -116,7 +185,3 @@ class PromiseKeeper:
                 log.debug("the queue server does not answer: %s", error)
             except Exception:
                 log.exception("looking after promises failed; trying again")
-            with self._lock:
-                if not self._promises:
-                    self._thread = None
-                    return

@@ -62,7 +62,8 @@ class Predictions:
         self.deliveries = DeliveryClaims(connection)
         self.projects = Projects(connection)
         self.prompted = PromptMemory(connection)
-        self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects)
+        file = settings.promises_folder / f"{settings.port}.sqlite3"
+        self.promises = PromiseKeeper(self.queue, self.deliveries, self.projects, file)
         self._waiting = threading.BoundedSemaphore(max(1, settings.api_threads - SPARE_THREADS))
 
     def answer(

@@ -1,13 +1,22 @@
-"""Ties a process to the one that started it, so that not even kill -9 of the parent leaves orphans."""
+"""Ties a process to the one that started it, so that not even kill -9 of the parent leaves orphans.
+
+    python -m backend.processes.parent_death PARENT_PID LOCK_FILE PROGRAM [ARGUMENT...]
+
+runs one program that ends with the process that asked for it, and never twice with one lock. The tie and the lock both
+survive `exec`, so this process becomes the program. A training whose worker was killed gets SIGTERM, saves its state
+and ends; the one that goes on waits here until it has.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
@@ -26,6 +35,25 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
         os._exit(0)
 
 
-def ends_with_parent() -> Callable[[], None]:
-    """For `preexec_fn`: the process to be started is killed when this one dies, however it dies."""
-    return functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
+def ends_with_parent(death_signal: int = signal.SIGKILL) -> Callable[[], None]:
+    """For `preexec_fn`: the process to be started gets a signal when this one dies, however it dies."""
+    return functools.partial(die_with_parent, os.getpid(), death_signal)
+
+
+def bound_command(command: list[str], lock: Path) -> list[str]:
+    """The command line that runs `command` tied to this process, once at a time under `lock`."""
+    return [sys.executable, "-m", "backend.processes.parent_death", str(os.getpid()), str(lock), *command]
+
+
+def main(arguments: list[str]) -> None:
+    """Tie, lock, become the program."""
+    parent, lock, *command = arguments
+    die_with_parent(int(parent), signal.SIGTERM)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.set_inheritable(descriptor, True)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -18,7 +18,7 @@ from backend.queue.recovery import is_interactive, living_workers
 from backend.settings import PREFIX, Settings, unknown_variables
 
 # Folders that a command may choose for its children.
-PLACES = ("registry", "registry_cache", "learning_folder")
+PLACES = ("registry", "registry_cache", "learning_folder", "promises_folder")
 DASHBOARD_HOST = "127.0.0.1"
 # Workers of whole images leave the processor to a prompt: somebody looks at the screen for it.
 NICE = ("nice", "-n", "5")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from backend.errors import StartError
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.processes.paused_parts import PausedParts
 
 log = logging.getLogger(__name__)
@@ -113,7 +112,7 @@ class Supervisor:
                 stdout=sys.stderr.fileno(),
                 start_new_session=True,
                 # The supervisor has no threads, so running Python between fork and exec is safe.
-                preexec_fn=functools.partial(die_with_parent, os.getpid(), child.stop_signal),
+                preexec_fn=ends_with_parent(child.stop_signal),
             )
         except OSError as error:
             raise StartError(f"Cannot start {child.name} ({child.command[0]}): {error}.") from error

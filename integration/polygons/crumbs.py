@@ -30,9 +30,6 @@ class CrumbRule:
     hole_share: float = 0.0
 
 
-KEEP_ALL = CrumbRule(0.0, 0.0, 0.0, 0.0)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Cleaned:
     """A mask without crumbs.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from integration.polygons.convert import keyhole
 from integration.polygons.exact import Outlined, exact_polygons
 from integration.polygons.joining import join_polygons
 from integration.regions.bitmask_png import encode_bitmask
@@ -66,10 +65,8 @@ def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool,
         max_vertices: that was asked for, for the note.
     """
     polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
-    if joined and polygons:
-        rings = [join_polygons(polygons)]
-    else:
-        rings = [keyhole(polygon) if polygon.holes else polygon.exterior for polygon in polygons]
+    objects = [polygons] if joined and polygons else [[polygon] for polygon in polygons]
+    rings = [join_polygons(parts) for parts in objects]
     regions = []
     for number, ring in enumerate(rings, start=1):
         note = f"Part {number} of {len(rings)} of one object." if len(rings) > 1 else ""

@@ -5,11 +5,9 @@ The model is a fake one here (tests/support/fake_worker.py): these tests are abo
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
-import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -20,8 +18,9 @@ from redis import Redis
 
 from backend.api.app import create_app
 from backend.api.http_server import HttpServer
+from backend.api.services import Services, make_services
 from backend.processes.embedded_redis import EmbeddedRedis
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.settings import Settings
 from tests.support.fake_label_studio import FakeLabelStudio
 from tests.support.service import LOST_S, FakeWorkers, wait_until
@@ -32,11 +31,7 @@ logging.getLogger("werkzeug").setLevel(logging.WARNING)
 @pytest.fixture(scope="session")
 def queue_server() -> Iterator[EmbeddedRedis]:
     server = EmbeddedRedis()
-    process = subprocess.Popen(
-        server.command,
-        stdin=subprocess.PIPE,
-        preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
-    )
+    process = subprocess.Popen(server.command, stdin=subprocess.PIPE, preexec_fn=ends_with_parent())
     assert process.stdin
     with process.stdin as stdin:
         stdin.write(server.configuration)
@@ -97,7 +92,23 @@ def settings(
         registry=str(tmp_path / "registry"),
         registry_cache=tmp_path / "registry-cache",
         learning_folder=tmp_path / "learning",
+        promises_folder=tmp_path / "promises",
     )
+
+
+@pytest.fixture(autouse=True)
+def _closed_services(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the connections of each application that a test makes; a socket left open is reported in a later test."""
+    opened: list[Services] = []
+
+    def make(settings: Settings) -> Services:
+        opened.append(make_services(settings))
+        return opened[-1]
+
+    monkeypatch.setattr("backend.api.app.make_services", make)
+    yield
+    for services in opened:
+        services.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import random
-import signal
 import struct
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from integration.images.fetch import FetchSettings, ImageFetcher
 from integration.images.urls import decode_data_uri
 from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget, decoding_bytes
@@ -132,7 +131,7 @@ class Measured:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+            preexec_fn=ends_with_parent(),
         )
 
     def __call__(self, path: Path) -> tuple[int, int, str]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -32,7 +30,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from tests.backend.api.test_hostile_input import BODIES, JSON, PATHS, mutate
 from tests.support.service import ROOT, FakeWorkers, wait_until
 
@@ -136,7 +134,7 @@ def mutations(tally: Tally) -> None:
 
 def by_description(tally: Tally, count: int) -> None:
     schema = schemathesis.openapi.from_url(f"{tally.address}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     for operation in operations:
 
         @examples(count // len(operations))
@@ -154,7 +152,7 @@ def by_description(tally: Tally, count: int) -> None:
 def service() -> Iterator[tuple[str, int]]:
     """Queue server, a worker with the fake model and `transfiner api`; address and pid of the API."""
     server = EmbeddedRedis()
-    started = functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
+    started = ends_with_parent()
     queue = subprocess.Popen(server.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=started)
     assert queue.stdin
     with queue.stdin as stdin:

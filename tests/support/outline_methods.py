@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 import shapely
-from backend.cli.polygons import aligned, draw_polygons, read_masks
 from PIL import Image, ImageDraw, ImageFont
 
+from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from backend.devtools.simulated_edits import opencv
-from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.hausdorff import deviation_px
 from model.instance import iou
 
@@ -28,7 +29,7 @@ Method = Callable[[np.ndarray, float], list[Polygon]]
 
 def fewest_vertices(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     """Fewest vertices within the tolerance of the exact contour."""
-    return mask_to_polygons(mask_hw, tolerance_px=tolerance_px)
+    return outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
 
 
 def douglas_peucker(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
@@ -187,13 +188,8 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
     panel = Image.new("RGB", (above.width, 2 * (above.height + text_height)), "white")
     draw = ImageDraw.Draw(panel)
     title = f"{label}, {tolerance_px:g} px" if tolerance_px else label
-    _write(
-        draw,
-        0,
-        title,
-        f"{vertices} vertices   IoU {iou(mask_hw, polygons_to_mask(polygons, *window[:1:-1])):.3f}   "
-        f"Hausdorff {distance:.2f} px",
-    )
+    kept = iou(mask_hw, polygons_to_mask(polygons, *mask_hw.shape))
+    _write(draw, 0, title, f"{vertices} vertices   IoU {kept:.3f}   Hausdorff {distance:.2f} px")
     panel.paste(above, (0, text_height))
     _write(
         draw,

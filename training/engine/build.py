@@ -1,7 +1,4 @@
-"""A network ready to train: built from the configuration, started from ImageNet or from another checkpoint.
-
-Weights of one network as the start of another that differs in its box branch.
-"""
+"""A network ready to train: built from the configuration, started from ImageNet or from another checkpoint."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
 
-Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``.
-
-How far a training run is, as a file that pages and other programs read while it runs. Needs no torch.
+Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``, and
+``progress.json``, which pages and other programs read. Needs no torch.
 """
 
 from __future__ import annotations
@@ -181,6 +180,6 @@ def read_progress(path: Path) -> RunProgress | None:
     except FileNotFoundError:
         return None
     try:
-        return RunProgress(**facts)
-    except TypeError as error:
+        return RunProgress(**facts | {"curve": tuple((step, loss) for step, loss in facts.get("curve", ()))})
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not the progress of a run: {error}; remove the file") from error

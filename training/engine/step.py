@@ -2,8 +2,6 @@
 
 Losses that are means over images give the gradients of the whole batch whatever the number of parts or processes. Means
 over regions (the mask losses) are averaged part by part instead, as DDP averages them process by process.
-
-Forward passes in half precision, with the scaling of gradients that fp16 needs.
 """
 
 from __future__ import annotations

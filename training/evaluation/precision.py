@@ -25,7 +25,7 @@ from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.model_card import CARD_FILE
 from training.evaluation.run import infer, load_for_evaluation
-from training.metrics.bootstrap import average_precision, bootstrap_draws, ranked_matches
+from training.metrics.bootstrap import MASK_KINDS, image_weights, paired_difference, resampled_ap
 
 SHOWN_FROM = 0.5
 _RESAMPLES = 2000
@@ -78,10 +78,7 @@ def compare_precisions(
     single = np.array(overlaps)
     return {
         "images": len(samples),
-        **{
-            f"{kind}_ap": _ap_difference(dataset, results, boundary=kind == "boundary", ratio=ratio)
-            for kind in ("mask", "boundary")
-        },
+        **_ap_differences(dataset, results, ratio),
         "single_masks": {
             "count": len(single),
             "mean_iou": float(single.mean()) if len(single) else 1.0,
@@ -111,25 +108,19 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
     return overlaps
 
 
-def _ap_difference(
-    dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], *, boundary: bool, ratio: float
-) -> dict[str, float]:
-    images = len(dataset["images"])
-    draws = np.concatenate([np.ones((1, images), np.int64), bootstrap_draws(images, _RESAMPLES, seed=0)])
-    values = {}
-    for precision, records in results.items():
-        ranked = ranked_matches(dataset, records, boundary=boundary, ratio=ratio)
-        by_class = np.ma.masked_invalid([average_precision(matches, draws).mean(1) for matches in ranked])
-        values[precision] = by_class.mean(0).filled(np.nan)
-    difference = values["bf16"] - values["fp32"]
-    low, high = np.nanpercentile(difference[1:], [2.5, 97.5])
-    return {
-        "fp32": float(values["fp32"][0]),
-        "bf16": float(values["bf16"][0]),
-        "difference": float(difference[0]),
-        "low": float(low),
-        "high": float(high),
-    }
+def _ap_differences(
+    dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], ratio: float
+) -> dict[str, dict[str, float]]:
+    """ "mask_ap" and "boundary_ap" of both precisions, and the difference with its interval: fractions."""
+    weights = image_weights(len(dataset["images"]), _RESAMPLES)
+    points = {name: resampled_ap(dataset, records, weights, ratio=ratio) for name, records in results.items()}
+    figures = {}
+    for kind in MASK_KINDS:
+        fp32, bf16 = (points[name][kind][None] for name in ("fp32", "bf16"))
+        apart = paired_difference(fp32, bf16)
+        row = {"fp32": fp32[0, 0], "bf16": bf16[0, 0], "difference": apart.mean, "low": apart.low, "high": apart.high}
+        figures[f"{kind}_ap"] = {name: float(value) / 100 for name, value in row.items()}
+    return figures
 
 
 def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, command: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from training.datasets import CocoSet, Sample
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.fewshot.learn import VIEWS_PER_IMAGE
 from training.fewshot.learner import FewShotLearner, LearnedImage
+from training.gate.holdout import narrowed
 from training.metrics.coco import coco_ap
 
 
@@ -44,21 +45,14 @@ class ClassSamples(Sequence[Sample]):
         self.samples, self.class_names = samples, tuple(classes)
         if absent := [name for name in classes if name not in samples.class_names]:
             raise ValueError(f"the set has no class {', '.join(absent)}; it has {', '.join(samples.class_names)}")
-        number = [self.class_names.index(name) if name in self.class_names else -1 for name in samples.class_names]
-        self._number = np.array(number, np.int64)
-        wanted = set(np.flatnonzero(self._number >= 0).tolist())
+        wanted = {number for number, name in enumerate(samples.class_names) if name in classes}
         self._indices = [index for index in range(len(samples)) if all_images or samples.classes_at(index) & wanted]
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self._own(self.samples[self._indices[index]])
-
-    def _own(self, sample: Sample) -> Sample:
-        labels = self._number[sample.classes] if len(sample.classes) else sample.classes
-        kept = labels >= 0
-        return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
+        return narrowed(self.samples[self._indices[index]], self.samples.class_names, self.class_names)
 
 
 def fewshot_curve(

@@ -1,6 +1,6 @@
 """Where a finetuning starts: the active model's configuration with another schedule, its weights with other classes.
 
-The rows of a network's class-wise layers, kept by class name: classes come, go, and change their names.
+The rows of class-wise layers are kept by class name: classes come, go, and change their names.
 
 Shape shorthand: K classes of the network that was, J of the one to be.
 """

@@ -100,7 +100,7 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
-        truth.add(_narrowed(sample, names, classes))
+        truth.add(narrowed(sample, names, classes))
         keys.append(picture_key(sample))
     return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0].samples), folds)
 
@@ -137,7 +137,7 @@ def _box_only(file: Path) -> dict[int, list[bool]]:
     return flags
 
 
-def _narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
+def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
     """Only objects of these classes, numbered as they are here."""
     number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
     labels = number[sample.classes] if len(sample.classes) else sample.classes

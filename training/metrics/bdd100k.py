@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from training.metrics.coco import IouKind
-from training.metrics.coco_schema import RecordError, is_integer, is_number, read_json
+from training.metrics.coco_schema import RecordError, is_integer, is_number, read_json, read_pixels
 from training.metrics.matching import (
     AREA_RANGES_PX,
     IOU_THRESHOLDS,
@@ -35,7 +35,7 @@ from training.metrics.matching import (
     rank,
     recalls,
 )
-from training.metrics.parallel import map_in_processes
+from training.metrics.parallel import join_in_processes
 
 CATEGORIES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # numbered from 1
 IGNORED, CROWD = 1, 2
@@ -180,8 +180,6 @@ def _matched(truth: Objects, detected: Objects, iou: np.ndarray, crowd: np.ndarr
     return result
 
 
-CHUNK = 4  # images that a process reads in one go
-WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
 Scores = dict[str, dict[int, float]]
 
 
@@ -219,34 +217,26 @@ def bdd100k_ap(
         if path.name not in bitmasks or path.name not in scores:
             where = results if path.name not in bitmasks else lists[0]
             raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
-    evaluation, done = Bdd100kEvaluation(), 0
+    evaluation = Bdd100kEvaluation()
     given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
-    work = [(given[start : start + CHUNK],) for start in range(0, len(given), CHUNK)]
-    for part, read in map_in_processes(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
-        evaluation.join(part)
-        done += read
-        progress(done, len(images))
+    join_in_processes(evaluation, _evaluated, given, (), processes, progress)
     return evaluation.numbers(), len(images), sum(len(detected) for _, _, detected in given)
 
 
-def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> tuple[Bdd100kEvaluation, int]:
-    """(some images collected, how many they are), from (truth, bitmask, scores) of each."""
+def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> Bdd100kEvaluation:
+    """Some images collected, from (truth, bitmask, scores) of each."""
     evaluation = Bdd100kEvaluation()
     for path, bitmask, scores in images:
         try:
             evaluation.add(read_bitmask(path), read_bitmask(bitmask), scores)
         except ValueError as error:
             raise RecordError(f"{bitmask} (truth {path}): {error}") from error
-    return evaluation, len(images)
+    return evaluation
 
 
 def read_bitmask(path: Path) -> np.ndarray:
     """uint8 H x W x 4. Raises RecordError."""
-    try:
-        with Image.open(path) as picture:
-            bitmask = np.array(picture)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecordError(f"{path}: is no readable image: {error}") from error
+    bitmask = read_pixels(path)
     if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
         raise RecordError(f"{path}: has shape {bitmask.shape}; expected an 8-bit RGBA bitmask")
     return bitmask

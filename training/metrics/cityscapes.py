@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from training.metrics.boundary import boundary_mask
 from training.metrics.coco import IouKind
-from training.metrics.coco_schema import RecordError
-from training.metrics.parallel import map_in_processes
+from training.metrics.coco_schema import RecordError, read_pixels
+from training.metrics.matching import mean
+from training.metrics.parallel import join_in_processes
 
 LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
@@ -55,10 +55,14 @@ class _Detection:
 
 
 class CityscapesEvaluation:
-    """Collects images; `numbers` evaluates what was collected."""
+    """Collects images; `numbers` evaluates what was collected.
+
+    Attributes:
+        added: detections of all images, those of other classes included.
+    """
 
     def __init__(self, kind: Literal["segm", "boundary"] = "segm", ratio: float = RATIO) -> None:
-        self.kind, self.ratio = kind, ratio
+        self.kind, self.ratio, self.added = kind, ratio, 0
         self._truths: dict[int, list[_Truth]] = {label: [] for label in LABELS.values()}
         self._detections: dict[int, list[_Detection]] = {label: [] for label in LABELS.values()}
 
@@ -73,8 +77,8 @@ class CityscapesEvaluation:
             labels: Cityscapes label ids of the detections; others than the eight evaluated ones are left out.
             scores: of the detections.
         """
-        ids, pixels = np.unique(instance_ids, return_counts=True)
-        areas = dict(zip(ids.tolist(), pixels.tolist(), strict=True))
+        self.added += len(scores)
+        areas = _counts(instance_ids)
         truths = {
             number: _Truth(number >= 1000 and areas[number] >= LEAST_PX)
             for number in areas
@@ -91,6 +95,7 @@ class CityscapesEvaluation:
 
     def join(self, other: CityscapesEvaluation) -> None:
         """Take in what another evaluation collected, as if its images had been added here."""
+        self.added += other.added
         for label in self._truths:
             self._truths[label] += other._truths[label]
             self._detections[label] += other._detections[label]
@@ -126,7 +131,7 @@ class CityscapesEvaluation:
         values = np.array(
             [[self._ap(label, float(threshold)) for threshold in THRESHOLDS] for label in LABELS.values()]
         )
-        result = {"AP": _mean(values), "AP50": _mean(values[:, 0]), "AP75": _mean(values[:, 5])}
+        result = {"AP": mean(values), "AP50": mean(values[:, 0]), "AP75": mean(values[:, 5])}
         result |= {f"AP/{name}": float(row.mean()) for name, row in zip(LABELS, values, strict=True)}
         return result | {f"AP50/{name}": float(row[0]) for name, row in zip(LABELS, values, strict=True)}
 
@@ -186,14 +191,7 @@ def _counts(values: np.ndarray) -> dict[int, int]:
     return dict(zip(there.tolist(), numbers.tolist(), strict=True))
 
 
-def _mean(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if there.size else float("nan")
-
-
 ENDING = "_gtFine_instanceIds.png"
-CHUNK = 4  # images that a process reads in one go
-WORTH_PROCESSES = 24  # with fewer images, starting processes takes longer than reading them
 Line = tuple[Path, int, float]
 
 
@@ -227,30 +225,23 @@ def cityscapes_ap(
         raise RecordError(f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it")
     texts = sorted(results.rglob("*.txt"))
     compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
-    evaluation, count, done = CityscapesEvaluation(compared, ratio), 0, 0
-    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-    work = [
-        ([(path, _prediction_of(path, texts, results)) for path in some], results, compared, ratio) for some in chunks
-    ]
-    for part, lines, read in map_in_processes(_evaluated, work, processes if len(images) >= WORTH_PROCESSES else 1):
-        evaluation.join(part)
-        count, done = count + lines, done + read
-        progress(done, len(images))
-    return evaluation.numbers(), len(images), count
+    evaluation = CityscapesEvaluation(compared, ratio)
+    pairs = [(path, _prediction_of(path, texts, results)) for path in images]
+    join_in_processes(evaluation, _evaluated, pairs, (results, compared, ratio), processes, progress)
+    return evaluation.numbers(), len(images), evaluation.added
 
 
 def _evaluated(
     images: list[tuple[Path, Path]], results: Path, kind: Literal["segm", "boundary"], ratio: float
-) -> tuple[CityscapesEvaluation, int, int]:
-    """(some images collected, their detections, how many they are), from (truth, prediction file) of each."""
-    evaluation, count = CityscapesEvaluation(kind, ratio), 0
+) -> CityscapesEvaluation:
+    """Some images collected, from (truth, prediction file) of each."""
+    evaluation = CityscapesEvaluation(kind, ratio)
     for path, text in images:
         ids = read_instance_ids(path)
         lines = read_lines(text, results)
         masks = [read_mask(mask, ids.shape) for mask, _, _ in lines]
         evaluation.add(ids, masks, [label for _, label, _ in lines], [score for _, _, score in lines])
-        count += len(lines)
-    return evaluation, count, len(images)
+    return evaluation
 
 
 def _prediction_of(truth: Path, texts: Sequence[Path], results: Path) -> Path:
@@ -263,7 +254,7 @@ def _prediction_of(truth: Path, texts: Sequence[Path], results: Path) -> Path:
 
 def read_instance_ids(path: Path) -> np.ndarray:
     """int H x W of an instance image. Raises RecordError."""
-    ids = _pixels(path)
+    ids = read_pixels(path)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise RecordError(f"{path}: has shape {ids.shape}; expected one channel of instance ids")
     ids = ids.astype(np.int64)
@@ -275,22 +266,10 @@ def read_instance_ids(path: Path) -> np.ndarray:
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """bool H x W of a prediction's mask. Raises RecordError."""
-    try:
-        with Image.open(path) as picture:
-            mask = np.asarray(picture.convert("L")) != 0
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecordError(f"{path}: is no readable image: {error}") from error
+    mask = read_pixels(path, "L") != 0
     if mask.shape != shape:
         raise RecordError(f"{path}: is {mask.shape} pixels; expected {shape} as in the ground truth")
     return mask
-
-
-def _pixels(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecordError(f"{path}: is no readable image: {error}") from error
 
 
 def read_lines(path: Path, root: Path) -> list[Line]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from training.metrics.rle import well_formed
 
@@ -34,34 +35,18 @@ def read_json(path: Path) -> Any:
         raise RecordError(f"{path}: is not JSON: {error}") from error
 
 
-def read_results(
-    path: Path,
-    truth: Record,
-    *,
-    masks: bool,
-    unknown_categories: bool = False,
-    id_of: Callable[[Any], int | None] | None = None,
-    left_out: Collection[int] = (),
-) -> tuple[list[Record], int]:
-    """COCO results for a ground truth, and how many were left out for their category or image.
+def read_pixels(path: Path, mode: str | None = None) -> np.ndarray:
+    """An image file as it is, or converted to a Pillow mode. Raises RecordError where it is no readable image."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert(mode) if mode else picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RecordError(f"{path}: is no readable image: {error}") from error
 
-    Args:
-        truth: see `training.evaluation.coco_truth`.
-        unknown_categories: leave out results of categories that the truth lacks, as COCO's own tool does in silence.
-        id_of: reads ids as the truth's were read. left_out: images of the truth that cannot be judged.
 
-    Raises:
-        RecordError: the first thing that is wrong.
-    """
-    return checked_results(
-        read_json(path),
-        str(path),
-        truth,
-        masks=masks,
-        unknown_categories=unknown_categories,
-        id_of=id_of,
-        left_out=left_out,
-    )
+def read_results(path: Path, truth: Record, *, masks: bool, **how: Any) -> tuple[list[Record], int]:
+    """As `checked_results`, of a file."""
+    return checked_results(read_json(path), str(path), truth, masks=masks, **how)
 
 
 def checked_results(
@@ -74,9 +59,22 @@ def checked_results(
     id_of: Callable[[Any], int | None] | None = None,
     left_out: Collection[int] = (),
 ) -> tuple[list[Record], int]:
-    """See `read_results`."""
+    """COCO results for a ground truth, and how many were left out for their category or image.
+
+    Args:
+        results: parsed JSON.
+        source: to name in errors.
+        truth: see `training.evaluation.coco_truth`.
+        masks: whether masks are compared; else boxes.
+        unknown_categories: leave out results of categories that the truth lacks, as COCO's own tool does in silence.
+        id_of: reads ids as the truth's were read.
+        left_out: images of the truth that cannot be judged.
+
+    Raises:
+        RecordError: the first thing that is wrong.
+    """
     if not isinstance(results, list):
-        raise RecordError(f"{source}: is a JSON {_kind(results)}; expected a list of results")
+        raise RecordError(f"{source}: is {_short(results)}; expected a list of results")
     check, sizes = _Checks(source), {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     known = {category["id"] for category in truth["categories"]}
     kept: list[Record] = []
@@ -187,17 +185,6 @@ def is_number(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(is_integer, value)) and min(value) > 0
-
-
-def _kind(value: Any) -> str:
-    names: list[tuple[Callable[[Any], bool], str]] = [
-        (lambda v: v is None, "null"),
-        (lambda v: isinstance(v, bool), "boolean"),
-        (lambda v: isinstance(v, int | float), "number"),
-        (lambda v: isinstance(v, str), "string"),
-        (lambda v: isinstance(v, list), "list"),
-    ]
-    return next((name for test, name in names if test(value)), "object")
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ not all drawn (`not_exhaustive_category_ids`) do not count. 300 detections an im
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,16 +83,7 @@ def _judged(dataset: dict[str, Any], truth: Objects, detections: Objects) -> Obj
     of_detections = _keys(detections.image, detections.category)
     known = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
     incomplete = np.isin(of_detections, keys("not_exhaustive_category_ids"))
-    marked = Objects(
-        detections.image,
-        detections.category,
-        detections.area,
-        detections.score,
-        detections.crowd,
-        incomplete,
-        detections.masks,
-        detections.boxes,
-    )
+    marked = replace(detections, ignore=incomplete)
     return marked[np.isin(of_detections, known)]
 
 

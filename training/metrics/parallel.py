@@ -8,9 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 Result = TypeVar("Result")
+Evaluation = TypeVar("Evaluation", bound="Joinable")
 
 
 def map_in_processes(
@@ -62,3 +63,34 @@ def _end_with(parent: Any) -> None:
     """A parent that was killed cannot end its children."""
     parent.join()
     os._exit(1)
+
+
+#: Images that a process reads in one go; with fewer than WORTH_PROCESSES, starting processes takes longer than reading.
+CHUNK, WORTH_PROCESSES = 4, 24
+
+
+class Joinable(Protocol):
+    """An evaluation that takes in what others of its kind collected."""
+
+    def join(self, other: Self) -> None:
+        """As if the other's images had been added here."""
+
+
+def join_in_processes(
+    evaluation: Evaluation,
+    collect: Callable[..., Evaluation],
+    images: Sequence[Any],
+    more: tuple[Any, ...],
+    processes: int,
+    progress: Callable[[int, int], object],
+) -> None:
+    """Let processes collect a few images each, with `collect(images, *more)`, and join what they have, in order.
+
+    Args:
+        progress: called with (images done, images in all).
+    """
+    work = [(images[start : start + CHUNK], *more) for start in range(0, len(images), CHUNK)]
+    parts = map_in_processes(collect, work, processes if len(images) >= WORTH_PROCESSES else 1)
+    for number, part in enumerate(parts, 1):
+        evaluation.join(part)
+        progress(min(number * CHUNK, len(images)), len(images))

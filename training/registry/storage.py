@@ -1,6 +1,6 @@
 """A folder or a bucket, through fsspec: whole files appear at once, and can be created by one writer only.
 
-Names that become parts of paths and URLs: projects, versions, snapshots, and the papers beside a version.
+Names of projects, versions, snapshots and the papers beside a version become parts of paths and URLs.
 """
 
 from __future__ import annotations

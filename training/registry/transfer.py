@@ -1,9 +1,8 @@
 """Directories to the registry and back, file by file, each with its size and sha256.
 
-How something immutable comes to be: claim the name, copy the files, and only then write the record that shows it.
-
-Whoever is killed on the way leaves nothing visible, and can go on with the same content. Two writers with different
-content under one name cannot mix: the second one finds the claim.
+Publishing claims a name, copies the files, and only then writes the record that makes them visible. Whoever is killed
+on the way leaves nothing visible, and can go on with the same content. Two writers with different content under one
+name cannot mix: the second one finds the claim.
 """
 
 from __future__ import annotations

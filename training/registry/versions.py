@@ -1,11 +1,4 @@
-"""Versions of a project: published once, listed with their status, fetched as local checkpoints.
-
-What the registry tells about versions and snapshots.
-
-What may go from a registry: old versions that never served, and publications that nobody finished.
-
-Which code made a version.
-"""
+"""Versions of a project: published once, listed with their status, fetched as local checkpoints, removed when old."""
 
 from __future__ import annotations
 

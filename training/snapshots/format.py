@@ -7,11 +7,8 @@
         images/<sha256>.*  each decodes to the pixels whose hash is its name
         corrections.json, report.md, pictures/
 
-What is held out: `training.snapshots.holdout`.
-
-The records of a snapshot: COCO's, with what finetuning needs to know about each object beside them.
-
-Masks are compressed RLE, so that a snapshot gives back the very masks that were annotated.
+What is held out: `training.snapshots.holdout`. Masks are compressed RLE, so that a snapshot gives back the very masks
+that were annotated.
 
 Shapes: H, W image size.
 """

@@ -105,11 +105,12 @@ def serve_http(settings: Settings) -> None:
             settings.host,
         )
     app = create_app(settings)
+    predictions = app.extensions["transfiner"].predictions
+    predictions.promises.resume()
     server = HttpServer(app, settings, settings.host, settings.port)
-    queue = app.extensions["transfiner"].queue
 
     def answer_waiting_requests() -> None:
-        queue.is_stopping = lambda: True
+        predictions.queue.is_stopping = lambda: True
 
     server.run_until_signal(answer_waiting_requests)
 

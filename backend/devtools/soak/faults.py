@@ -108,6 +108,21 @@ def queue_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
 
 
 @fault
+def all_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+    """kill -9 of API and queue server, which forgets everything; nobody asks again for what was answered."""
+    annotators.asks_again = False
+    harness.end_workers()
+    harness.start_workers(2, seconds=LATE_S)
+    _begun(harness, annotators)
+    wait_until(lambda: len(annotators.answered) > len(annotators.ids) // 3, "Answers", 60)
+    harness.end_api()
+    harness.end_queue(forgets=True)
+    harness.start_queue()
+    harness.start_api()
+    return _verdict(all_forgotten, annotators)
+
+
+@fault
 def worker_frozen(harness: ServiceHarness, annotators: Annotators) -> Verdict:
     """A worker stands still for longer than it takes to be thought dead, and goes on with what others have taken."""
     _begun(harness, annotators)

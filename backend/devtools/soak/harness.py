@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from backend.devtools.soak.clock import SteppedClock
 from backend.devtools.soak.link import Link
 from backend.devtools.soak.stand_in import StandIn
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
 from backend.processes.waiting import wait_until
@@ -81,7 +80,14 @@ class ServiceHarness:
         self._folder = TemporaryDirectory()
         self.model = model or self._stub_model()
         self.is_stub = model is None
-        self.settings = {**QUICK, "private_image_hosts": self.hosts.images, **settings}
+        self.settings = {
+            **QUICK,
+            "private_image_hosts": self.hosts.images,
+            "promises_folder": str(Path(self._folder.name) / "promises"),
+            # A stub costs nothing, nor shall the promptable model beside it.
+            **({} if model else {"prompt_model": str(self.model / "none")}),
+            **settings,
+        }
         self.queue: Process | None = None
         self.api: Process | None = None
         self.workers: list[Process] = []
@@ -245,7 +251,7 @@ class ServiceHarness:
             stdin=subprocess.PIPE if standard_input else subprocess.DEVNULL,
             # Children are heard on standard error, whatever a test has put in the place of sys.stderr.
             stdout=subprocess.DEVNULL if standard_input else 2,
-            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGKILL),
+            preexec_fn=ends_with_parent(),
         )
         if standard_input and process.stdin:
             with process.stdin as stdin:

@@ -48,12 +48,16 @@ BODIES = recorded()
 
 
 @pytest.fixture(scope="module")
-def client(queue_server, checkpoint):
+def client(queue_server, checkpoint, tmp_path_factory):
     from backend.settings import Settings
 
-    app = create_app(Settings(redis_url=queue_server.url, model=checkpoint))
-    app.extensions["transfiner"].queue.is_stopping = lambda: True
-    return app.test_client()
+    promises = tmp_path_factory.mktemp("promises")
+    app = create_app(Settings(redis_url=queue_server.url, model=checkpoint, promises_folder=promises))
+    service = app.extensions["transfiner"]
+    service.queue.is_stopping = lambda: True
+    with app.test_client() as client:
+        yield client
+    service.close()
 
 
 def judge(answer: Any) -> None:
@@ -156,7 +160,7 @@ def test_deep_nesting(client, body, depth):
 def test_cases_of_the_description(client):
     """schemathesis reads /openapi.json and makes requests of it, good and bad ones."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", client.application)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     assert {"POST /setup", "POST /predict", "POST /webhook", "POST /jobs/{job_id}/retry"} <= {
         operation.label for operation in operations
     }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 import signal
 import socket
 import subprocess
@@ -17,7 +15,7 @@ from pydantic import SecretStr
 from backend.api import http_server
 from backend.cli.operate.serve import serve_http
 from backend.processes.embedded_redis import free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from tests.support.service import ROOT, wait_until
 from tests.support.slow_clients import UNFINISHED, answers, connections, is_closed
 
@@ -123,7 +121,7 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(settings, serve, nam
 def test_a_killed_api_gives_its_port_back_at_once(settings):
     port = free_port()
     command = [sys.executable, "-m", "backend.cli", "api", "--port", str(port), "--redis-url", settings.redis_url]
-    started = functools.partial(die_with_parent, os.getpid(), signal.SIGKILL)
+    started = ends_with_parent()
     for number in (signal.SIGKILL, signal.SIGTERM):
         with subprocess.Popen(
             [*command, "--model", str(settings.model)], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=started

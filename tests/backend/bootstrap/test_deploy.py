@@ -6,7 +6,6 @@ not among them and is checked by hand.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
@@ -29,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
 from backend.processes.embedded_redis import free_port
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
 from backend.queue.keys import STATS
 from backend.queue.recovery import Heartbeat
@@ -282,6 +281,30 @@ def test_the_front_server_stands_before_the_api_and_nothing_else_does():
     assert "ports" not in api
 
 
+def test_compose_and_kubernetes_state_the_same_memory_for_each_part():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert all("mem_limit" in service for service in services.values())
+    containers = {c["name"]: c for pod in pods().values() for c in pod["spec"]["containers"]}
+    for name, container in containers.items():
+        memory = container["resources"]["limits"]["memory"].lower().removesuffix("i")
+        assert services[{"valkey": "queue"}.get(name, name)]["mem_limit"] == memory, name
+    assert services["worker-cpu"]["mem_limit"] == services["worker"]["mem_limit"]
+
+
+def test_what_the_api_promises_outlives_its_container():
+    folder = "TRANSFINER_PROMISES_FOLDER"
+    api = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["api"]
+    assert api["environment"][folder] in [volume.partition(":")[2] for volume in api["volumes"]]
+    _, container = pods()["api"]["spec"]["containers"]
+    (place,) = (entry["value"] for entry in container["env"] if entry["name"] == folder)
+    assert any(place.startswith(mount["mountPath"]) for mount in container["volumeMounts"])
+
+
+def test_the_front_server_takes_bodies_as_large_as_the_api():
+    (limit,) = re.findall(r"client_max_body_size (\d+)m;", (KUBERNETES / "nginx.conf").read_text())
+    assert int(limit) == Settings.model_fields["max_request_mib"].default
+
+
 @pytest.fixture
 def front(settings, serve, tmp_path) -> Iterator[str]:
     """The address of nginx with deploy/kubernetes/nginx.conf; its times are shorter."""
@@ -299,7 +322,7 @@ def front(settings, serve, tmp_path) -> Iterator[str]:
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/errors;\n"
         f"events {{ worker_connections 1024; }}\nhttp {{\n{places}{site}}}\n"
     )
-    started = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    started = ends_with_parent(signal.SIGTERM)
     command = [program, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "errors")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=started) as nginx:
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 import time
 
 import pytest
 import requests
 
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.errors import ServiceError, StartError
 from backend.predictions.projects import Project, Projects
 from backend.predictions.promises import PromiseKeeper
 from backend.processes.waiting import wait_until
@@ -35,7 +37,7 @@ def ask(stage: ServiceHarness, first: int) -> object:
 
 
 @pytest.mark.parametrize("pushed_before", [False, True], ids=["nothing was pushed", "half was pushed"])
-@pytest.mark.parametrize("how", ["emptied", "restarted without its data"])
+@pytest.mark.parametrize("how", ["emptied", "restarted without its data", "restarted so, and the API killed"])
 def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
     with ServiceHarness(predict_deadline_s="0.5", push_chunk="4") as stage:
         stage.set_up_project()
@@ -49,8 +51,12 @@ def test_deferred_tasks_outlive_a_queue_server_that_forgets(how, pushed_before):
             with stage.connection() as connection:
                 connection.flushall()
         else:
+            if "API" in how:
+                stage.end_api()
             stage.end_queue(forgets=True)
             stage.start_queue()
+            if "API" in how:
+                stage.start_api()
         stage.start_workers(1)
         expected = dict.fromkeys(range(1, 1 + TASKS * (1 + pushed_before)), 1)
         wait_until(lambda: len(stage.label_studio.stored()) == len(expected), "All predictions", 120)
@@ -66,7 +72,7 @@ def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_ad
     job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
     queue.submit([job])
     deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
-    keeper = PromiseKeeper(queue, deliveries, projects)
+    keeper = PromiseKeeper(queue, deliveries, projects, settings.promises_folder / "1.sqlite3")
     keeper.keep(project, [job])
     assert keeper.look() == []
     assert projects.get(PROJECT).hostname == project.hostname
@@ -75,4 +81,26 @@ def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_ad
     deliveries.drop([job.id])
     assert keeper.look() == []
     assert len(keeper) == 0, "it ended with a reason"
+    keeper.close()
+
+
+def test_nothing_is_promised_that_cannot_be_noted(settings, redis, tmp_path):
+    """On a full disk, and where the folder is a file, the answer is 503."""
+    (tmp_path / "file").write_text("")
+    queue = JobQueue(redis, settings)
+    keeper = PromiseKeeper(queue, DeliveryClaims(redis), Projects(redis), tmp_path / "file" / "1.sqlite3")
+    job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
+    with pytest.raises(ServiceError, match="cannot be noted in") as caught:
+        keeper.keep(Project(PROJECT), [job])
+    assert caught.value.status == 503
+    with pytest.raises(StartError, match="cannot be noted"):
+        keeper.resume()
+
+
+def test_only_its_user_may_read_what_was_promised(settings, redis):
+    file = settings.promises_folder / "1.sqlite3"
+    keeper = PromiseKeeper(JobQueue(redis, settings), DeliveryClaims(redis), Projects(redis), file)
+    keeper.keep(Project(PROJECT, token="t" * 40), [])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     keeper.close()

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from training.benchmark import gpu_check
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_rehearsal_runs_every_check_and_writes_a_report(tmp_path: Path) -> None:
     result = CliRunner().invoke(gpu_check.main, ["--device", "cpu", "--tiny", "--out", str(tmp_path)])

@@ -6,7 +6,6 @@ Runs on the model that ships, or on the checkpoint directory in TRANSFINER_MODEL
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import os
 import signal
@@ -22,9 +21,10 @@ import pytest
 import requests
 from PIL import Image
 
-from backend.processes.parent_death import die_with_parent
+from backend.processes.parent_death import ends_with_parent
 from backend.settings import SCENES_MODEL
-from integration.polygons.convert import Polygon, polygons_to_mask
+from integration.polygons.convert import polygons_to_mask
+from integration.polygons.exact import Polygon
 from integration.regions.settings import Output
 from tests.support.service import ROOT, wait_until
 
@@ -52,7 +52,7 @@ class Serving:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
+            preexec_fn=ends_with_parent(signal.SIGTERM),
         )
         self.log: list[str] = []
         self.reader = threading.Thread(target=self._read, daemon=True)
