@@ -10,9 +10,9 @@ from torch import nn
 
 from model import backbones, baselines, detectors
 from model.detectors import two_stage
+from model.errors import MissingRequirementError
 from model.mask_head import head
 from model.prompts import detector
-from model.requirements import MissingRequirementError
 
 #: Importing them registers what a configuration may name.
 REGISTERED = (backbones, baselines, detectors, two_stage, head, detector)
