@@ -35,6 +35,7 @@ from integration.label_studio.prompts import (
     require_place,
     with_earlier,
 )
+from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import PixelPrompt, build_answer, prompt_in_pixels
 from integration.regions.write import Output, build_prediction
 from model.instance import Instance
@@ -161,7 +162,7 @@ class TransfinerModel(LabelStudioMLBase):
 
     def _predict_one(
         self, predictor: PredictorLike, config: LabelConfig, task: Mapping[str, Any]
-    ) -> dict[str, Any] | list[Any]:
+    ) -> Mapping[str, Any] | list[Any]:
         try:
             image = self._images().fetch(task, config.value_key)
         except ImageError as error:
@@ -182,10 +183,10 @@ class TransfinerModel(LabelStudioMLBase):
         if not _KEEPS_VERSIONS:
             # Label Studio asks again for tasks without a prediction of the version that /setup told it. 1.0.9 tells
             # it "INITIAL", which Label Studio also stores where we name none: so no task is predicted twice.
-            del prediction["model_version"]
+            return {"result": prediction["result"], "score": prediction["score"]}
         return prediction
 
-    def _answer(self, config: LabelConfig, task: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, config: LabelConfig, task: Mapping[str, Any], context: Mapping[str, Any]) -> Prediction:
         """The object that a prompt means; an empty prediction, and the reason in the log, where it means none."""
         predictor = type(self).prompt_predictor_factory()
         place = str(task.get("id"))

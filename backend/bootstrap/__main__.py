@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .checks import check_python
-from .failures import SetupError
+from .checks import SetupError, check_python
 
 EXAMPLE = "example: python3 -m backend.bootstrap app label-studio"
 PARTS = ("app", "dev", "label-studio", "browser")

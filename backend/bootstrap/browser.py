@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from .checks import SetupError
 from .environments import ROOT
-from .failures import SetupError
 from .running import run_visibly
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -10,8 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checks import OLDEST_WITHOUT_WHEELS, check_compiler, check_disk, check_venv
-from .failures import SetupError, explain_failure
+from .checks import OLDEST_WITHOUT_WHEELS, SetupError, check_compiler, check_disk, check_venv, explain_failure
 from .running import run_visibly
 
 ROOT = Path(__file__).resolve().parents[2]

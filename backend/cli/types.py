@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
-from model.errors import missing_gpu_reason
+from model.errors import MissingRequirementError, missing_gpu_reason
 from model.files import json_values
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -91,6 +92,16 @@ threads_option = click.option(
 size_option = click.option(
     "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
 )
+
+
+@contextmanager
+def plain_errors(*more: type[Exception]) -> Iterator[None]:
+    """Expected failures, and those of ``more``, end the command with their message and exit code 1."""
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, MissingRequirementError, *more)
+    try:
+        yield
+    except expected as error:
+        raise click.ClickException(str(error)) from error
 
 
 def print_result(outcome: Any, text: str, as_json: bool) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from backend.errors import ServiceError
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from integration.polygons.convert import mask_to_polygons, polygons_to_mask, smooth_outline
+from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, remove_crumbs
 from integration.polygons.exact import Polygon
 from integration.polygons.joining import join_polygons
@@ -120,7 +120,7 @@ def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
     for tolerance_px in _CLICK_TOLERANCES_PX:
         if tolerance_px > good.distance_px:
             continue
-        polygons = mask_to_polygons(mask_hw, tolerance_px=tolerance_px)
+        polygons = outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
         drawn_hw = polygons_to_mask(polygons, *mask_hw.shape)
         ring = join_polygons(polygons)
         common, union = np.count_nonzero(drawn_hw & mask_hw), np.count_nonzero(drawn_hw | mask_hw)
@@ -164,7 +164,7 @@ class EqualIou:
                 continue
             known = instance.probabilities
             patch = (known.values, known.box_xyxy) if known else None
-            self._stairs.append(_cost(mask_to_polygons(mask_hw, tolerance_px=output.tolerance_px), mask_hw))
+            self._stairs.append(_cost(outline_mask(mask_hw, tolerance_px=output.tolerance_px).polygons, mask_hw))
             for tolerance_px, figures in self._smooth.items():
                 figures.append(_cost(smooth_outline(mask_hw, patch, tolerance_px=tolerance_px).polygons, mask_hw))
 

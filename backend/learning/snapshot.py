@@ -29,7 +29,7 @@ from integration.label_studio.tasks import (
     read_task,
     used_labels,
 )
-from integration.polygons.convert import mask_to_polygons
+from integration.polygons.convert import outline_mask
 from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
 from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
@@ -108,7 +108,9 @@ class Labelling:
 def outline_px(mask_hw: np.ndarray) -> np.ndarray:
     """Vertices (N, 2) of a mask's outlines, as many as a prediction would be drawn with."""
     rings = [
-        ring for polygon in mask_to_polygons(mask_hw, tolerance_px=1.0) for ring in (polygon.exterior, *polygon.holes)
+        ring
+        for polygon in outline_mask(mask_hw, tolerance_px=1.0).polygons
+        for ring in (polygon.exterior, *polygon.holes)
     ]
     return np.concatenate(rings) if rings else np.empty((0, 2))
 
@@ -154,8 +156,11 @@ def freeze_tasks(
     progress: Progress | None = None,
 ) -> Path:
     """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
-    # A task that moved to another page while they were read comes twice.
-    tasks = {task.id: task for task in (read_task(row, predictions=predictions) for row in rows)}
+    # A task that moved to another page while they were read comes twice; joined exports repeat ids for other tasks.
+    tasks = {
+        (task.id, json.dumps(task.data, sort_keys=True, default=str)): task
+        for task in (read_task(row, predictions=predictions) for row in rows)
+    }
     annotated = sorted((task for task in tasks.values() if task.annotations), key=_first_come, reverse=True)
     with SnapshotWriter(out, labelling.classes, project=project, holdout_share=settings.holdout_share) as writer:
         freezing = SnapshotBuilder(writer, labelling, settings)

@@ -7,14 +7,17 @@ it best. `integration.label_studio.prompts` reads what the editor sends.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from redis import Redis
 
 from backend.errors import TaskError
 from backend.queue.keys import prompted_key
 from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point
+from integration.label_studio.tasks import Prediction, Region
+from integration.regions.brush_rle import decode_brush_mask
 
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
 LEAST_OVERLAP = 0.1
@@ -43,41 +46,62 @@ class PromptMemory:
             self.connection.delete(prompted_key(project, task))
 
 
-def chosen_regions(prediction: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Prediction:
     """The prediction with only the region that the newest prompt means; all of it when no prompt can be read.
 
     Raises:
-        TaskError: nothing is chosen, and there are brush masks, which cannot be chosen from.
+        TaskError: nothing is chosen, and there are bitmasks, which cannot be chosen from.
     """
     prompts = [box for region in context.get("result") or [] if (box := bounds_pct(region)) is not None]
     if not prompts:
         return prediction
-    bounds = [(bounds_pct(region), region) for region in prediction["result"]]
+    bounds = [(_bounds(region), region) for region in prediction["result"]]
     boxes = [(box, region) for box, region in bounds if box is not None]
     best = _at_point(boxes, prompts[-1]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
     chosen = [region for region in prediction["result"] if best and (region is best or _same_id(region, best))]
-    if not chosen and any("rle" in region["value"] for region in prediction["result"]):
+    if not chosen and any("imageDataURL" in region["value"] for region in prediction["result"]):
         raise TaskError(
-            "Smart tools choose among outlines without a promptable model, and these objects are brush masks.",
+            "Smart tools choose among outlines without a promptable model, and these objects are bitmasks.",
             "Set TRANSFINER_PROMPT_MODEL to a checkpoint with a promptable network, such as photos.",
         )
     return {**prediction, "result": chosen}
 
 
-def _same_id(region: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_id(region: Region, other: Region) -> bool:
     return region.get("id") is not None and region.get("id") == other.get("id")
 
 
-def _at_point(boxes: Sequence[tuple[Box, dict[str, Any]]], point: Box) -> dict[str, Any] | None:
+def _bounds(region: Region) -> Box | None:
+    """Bounding box in percent, of a brush mask too; None of bitmasks and empty masks."""
+    if "rle" not in region["value"]:
+        return bounds_pct(region)
+    mask_hw = _painted(region)
+    if not mask_hw.any():
+        return None
+    y0, x0, y1, x1 = (float(edge) for edge in (*np.argwhere(mask_hw).min(0), *np.argwhere(mask_hw).max(0) + 1))
+    height, width = mask_hw.shape
+    return 100 * x0 / width, 100 * y0 / height, 100 * x1 / width, 100 * y1 / height
+
+
+def _painted(region: Region) -> np.ndarray:
+    """The mask (bool, H x W) of a brush region that we wrote."""
+    return decode_brush_mask(region["value"]["rle"], region["original_height"], region["original_width"])
+
+
+def _at_point(boxes: Sequence[tuple[Box, Region]], point: Box) -> Region | None:
     x, y = point[:2]
     under = [(_area(box), index) for index, (box, region) in enumerate(boxes) if _covers(box, region, x, y)]
     return boxes[min(under)[1]][1] if under else None
 
 
-def _covers(box: Box, region: dict[str, Any], x: float, y: float) -> bool:
+def _covers(box: Box, region: Region, x: float, y: float) -> bool:
     if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
         return False
+    if "rle" in region["value"]:
+        mask_hw = _painted(region)
+        row, column = (int(place * side / 100) for place, side in zip((y, x), mask_hw.shape, strict=True))
+        return bool(mask_hw[min(row, mask_hw.shape[0] - 1), min(column, mask_hw.shape[1] - 1)])
     points = region["value"].get("points")
     return _inside(points, x, y) if points else True
 
@@ -91,7 +115,7 @@ def _inside(points: Sequence[Sequence[float]], x: float, y: float) -> bool:
     return inside
 
 
-def _in_box(boxes: Sequence[tuple[Box, dict[str, Any]]], prompt: Box) -> dict[str, Any] | None:
+def _in_box(boxes: Sequence[tuple[Box, Region]], prompt: Box) -> Region | None:
     overlaps = [(_iou(box, prompt), -index) for index, (box, _) in enumerate(boxes)]
     overlap, index = max(overlaps, default=(0.0, 0))
     return boxes[-index][1] if overlap >= LEAST_OVERLAP else None

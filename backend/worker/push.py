@@ -16,15 +16,16 @@ from typing import Any, Protocol
 import redis
 
 from backend.predictions.projects import Project, Projects
+from backend.queue.connection import load_script
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import DONE, FINAL, JobStore
 from backend.queue.keys import NAMES, STATS, push_lock_key
 from backend.queue.locks import RenewedLock
-from backend.queue.lua import load_script
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from integration.label_studio.client import ClientError, LabelStudioClient
+from integration.label_studio.tasks import Prediction
 
 log = logging.getLogger(__name__)
 POLL_S = 0.3
@@ -216,7 +217,7 @@ class Pusher:
         return self.clients[address]
 
 
-def _row(entry: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, Any]:
+def _row(entry: dict[str, Any], prediction: Prediction | None) -> dict[str, Any]:
     assert prediction is not None
     return {"task": int(entry["task"]), **{name: prediction[name] for name in ("result", "score", "model_version")}}
 

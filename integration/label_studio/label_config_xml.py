@@ -1,8 +1,7 @@
 """Read the tags of a Label Studio labelling configuration; see `label_config` for what they mean.
 
-Label Studio's editor takes tag and attribute names in any case, so we do.
-
-Controls and labels of a labelling configuration, as the rest of this room needs them.
+Label Studio's editor takes tag and attribute names in any case, so we do. A `<Repeater>` shows its tags once for each
+entry of a list in the task; they are read as those of the first entry, which is the image that is predicted.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -22,16 +21,10 @@ MAX_DEPTH = 100
 
 T = TypeVar("T")
 
-_KIND_OF_TAG: dict[str, Kind] = {
-    "polygonlabels": "polygon",
-    "brushlabels": "brush",
-    "bitmasklabels": "bitmask",
-    "rectanglelabels": "rectangle",
-    "polygon": "polygon",
-    "brush": "brush",
-    "bitmask": "bitmask",
-    "rectangle": "rectangle",
-}
+Kind = Literal["polygon", "brush", "bitmask", "vector", "rectangle", "ellipse"]
+#: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_OF_TAG: dict[str, Kind] = {tag: kind for kind in KINDS for tag in (kind, f"{kind}labels")}
 _LABEL_TAGS = {"label", "choice"}
 
 
@@ -55,9 +48,9 @@ def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
         LabelConfigError: the text is no configuration, or has no control that we can fill.
     """
     warnings: list[str] = []
-    tags = [
-        _Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(_root(xml))
-    ]
+    root = _root(xml)
+    _unroll_repeaters(root)
+    tags = [_Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(root)]
     images = {tag.get("name"): tag for tag in tags if tag.name == "image" and tag.get("name")}
     if not images:
         raise LabelConfigError("the labelling configuration has no <Image name=... value=...> tag; add one")
@@ -100,6 +93,15 @@ def _walk(root: Element) -> Iterator[Element]:
 
 def _lower_keys(element: Element) -> dict[str, str]:
     return {key.lower(): value for key, value in element.attrib.items()}
+
+
+def _unroll_repeaters(root: Element) -> None:
+    """Write the index of the first entry into the tags of each `<Repeater>`, as the editor does for that entry."""
+    for repeater in [element for element in _walk(root) if element.tag.lower() == "repeater"]:
+        flag = _lower_keys(repeater).get("indexflag") or "{{idx}}"
+        for element in _walk(repeater):
+            for key, value in element.attrib.items() if element is not repeater else ():
+                element.set(key, value.replace(flag, "0"))
 
 
 def _labels(element: Element, warnings: list[str]) -> list[Label]:
@@ -160,7 +162,7 @@ def _problem(tag: _Tag, image: _Tag | None) -> str | None:
 
 
 def _labels_beside(tags: list[_Tag], image: _Tag | None) -> _Tag | None:
-    """The tag that labels bare <Polygon>, <Brush> and <Rectangle> regions of an image."""
+    """The tag that labels bare <Polygon>, <Brush> and other regions of an image."""
     for tag in tags:
         is_labels = tag.name == "labels" or (tag.name == "choices" and tag.get("perRegion").lower() == "true")
         if is_labels and tag.labels and image is not None and image.get("name") in _names(tag.get("toName")):
@@ -225,15 +227,12 @@ def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
         return f"no control can be predicted: {'; '.join(warnings)}"
     names = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
     return (
-        "the labelling configuration has no PolygonLabels, BrushLabels, BitmaskLabels or RectangleLabels for an image; "
+        "the labelling configuration has no PolygonLabels, BrushLabels, BitmaskLabels, VectorLabels, RectangleLabels "
+        "or EllipseLabels for an image; "
         f"its controls are: {', '.join(names)}; add a <PolygonLabels name=... toName=...> with labels"
     )
 
 
-Kind = Literal["polygon", "brush", "bitmask", "rectangle"]
-
-#: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
-KINDS: tuple[Kind, ...] = ("polygon", "brush", "bitmask", "rectangle")
 CATCH_ALL = "*"
 
 
@@ -270,7 +269,7 @@ class Control:
         labels: in the order of the configuration.
         labels_name: `from_name` of the labels: equal to `name` for PolygonLabels and the like, the name of
             the Labels or Choices tag when the geometry has a tag of its own.
-        labels_type: "polygonlabels", "brushlabels", "bitmasklabels", "rectanglelabels", "labels" or "choices".
+        labels_type: "polygonlabels" and the like, "labels" or "choices".
         score_threshold, tolerance_px, max_vertices, min_area_px, max_regions: from the `model_*` attributes
             that `label_config` lists; None if absent.
     """

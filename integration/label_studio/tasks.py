@@ -12,11 +12,41 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from integration.label_studio.notice import is_notice
 
-Region = Mapping[str, Any]
+
+class Region(TypedDict):
+    """A region as we write it; coordinates in `value` are percent of the upright image.
+
+    Geometry and label are two regions with one id where the label config has a tag for each.
+    """
+
+    id: str
+    type: str
+    from_name: str
+    to_name: str
+    value: dict[str, Any]
+    original_width: int
+    original_height: int
+    image_rotation: int
+    score: float
+    parentID: NotRequired[str]
+    meta: NotRequired[dict[str, list[str]]]
+
+
+class Prediction(TypedDict):
+    """A prediction as Label Studio stores it; `precision` is for the queue."""
+
+    result: list[Region]
+    score: float | None
+    model_version: str
+    precision: NotRequired[str]
+
+
+#: An entry of somebody's result: nothing is known of it but that it is a JSON object.
+Entry = Mapping[str, Any]
 #: Which of a task's annotations counts: the newest, or what most annotators agree on.
 Choice = Literal["latest", "agreement"]
 
@@ -35,7 +65,7 @@ class SourcePrediction:
     id: int | None
     model_version: str
     score: float | None
-    result: tuple[Region, ...]
+    result: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +87,7 @@ class Annotation:
     updated_at: datetime
     lead_time_s: float | None
     ground_truth: bool
-    result: tuple[Region, ...]
+    result: tuple[Entry, ...]
     prediction: SourcePrediction | None
 
 
@@ -91,6 +121,73 @@ class AnnotatedTask:
 
 
 SKIPPED = "skipped by the annotator"
+#: The field of a region's value that tells its kind, the surest first.
+_FIELDS = {
+    "rle": "brush",
+    "imageDataURL": "bitmask",
+    "vertices": "vector",
+    "points": "polygon",
+    "radiusX": "ellipse",
+    "width": "rectangle",
+}
+
+
+def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The tasks of a JSON-MIN export, which has one flat row an annotation, as rows of the whole export.
+
+    JSON-MIN holds no ids of regions and no predictions: each part of an object becomes an object of its own, and what
+    people corrected is not known.
+    """
+    tasks: dict[Any, dict[str, Any]] = {}
+    for number, row in enumerate(rows, start=1):
+        results = {name: value for name, value in row.items() if _is_result(value)}
+        about = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", *results}
+        data = {name: value for name, value in row.items() if name not in about}
+        task = tasks.setdefault(row.get("id", f"row {number}"), {"id": row.get("id"), "data": data, "annotations": []})
+        annotation = {name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}
+        annotation |= {"id": row.get("annotation_id", number), "completed_by": row.get("annotator")}
+        task["annotations"].append(annotation | {"result": _entries_of_json_min(results)})
+    return [*tasks.values()]
+
+
+def _is_result(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(v, Mapping) and (_labels_field(v) or _kind(v)) for v in value)
+
+
+def _labels_field(value: Entry) -> str:
+    return next((name for name in value if name.endswith("labels") or name == "choices"), "")
+
+
+def _kind(value: Entry) -> str:
+    return next((kind for name, kind in _FIELDS.items() if name in value), "")
+
+
+def _entries_of_json_min(results: Mapping[str, list[Any]]) -> list[Any]:
+    """The entries of an annotation; a geometry that some labels repeat is left to these."""
+    entries: list[Any] = []
+    values = [(name, value) for name, listed in results.items() for value in listed]
+    repeated = [_geometry(value) for _, value in values if isinstance(value, Mapping) and _labels_field(value)]
+    for number, (name, value) in enumerate(values, start=1):
+        if not isinstance(value, Mapping):
+            entries.append(value)
+            continue
+        labels, kind = _labels_field(value), _kind(value)
+        if not labels and _geometry(value) in repeated:
+            continue
+        sizes = {side: value[side] for side in ("original_width", "original_height") if side in value}
+        entry = {"id": f"{name}-{number}", "from_name": name, **sizes}
+        if kind and labels in ("", "labels", "choices"):
+            entries.append({**entry, "type": kind, "value": _geometry(value)})
+        if labels:
+            own = value if labels not in ("labels", "choices") else {labels: value[labels]}
+            entries.append({**entry, "type": labels, "value": own})
+    return entries
+
+
+def _geometry(value: Entry) -> dict[str, Any]:
+    """A region's value without its labels and the size of its image."""
+    left = (_labels_field(value), "original_width", "original_height")
+    return {name: inner for name, inner in value.items() if name not in left}
 
 
 def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, Any]] | None = None) -> AnnotatedTask:
@@ -145,7 +242,7 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
 def used_labels(row: Mapping[str, Any]) -> set[str]:
     """Labels on outlines in the annotations of an exported task, for exports without their label config."""
     regions = [region for entry in _objects(row.get("annotations")) for region in _objects(entry.get("result"))]
-    kinds = ("polygonlabels", "brushlabels", "bitmasklabels", "rectanglelabels", "labels")
+    kinds = ("labels", *(f"{kind}labels" for kind in _FIELDS.values()))
     values = ((region.get("value") or {}).get(region.get("type")) for region in regions if region.get("type") in kinds)
     return {label for labels in values for label in _list(labels) if isinstance(label, str)}
 
@@ -190,7 +287,7 @@ def _annotation(entry: Mapping[str, Any], known: Mapping[int, Any], task_id: int
 
 
 def _source(
-    entry: Mapping[str, Any], result: Sequence[Region], known: Mapping[int, Any], task_id: int
+    entry: Mapping[str, Any], result: Sequence[Entry], known: Mapping[int, Any], task_id: int
 ) -> SourcePrediction | None:
     """The named prediction; else the copy; else the task's prediction with which most region ids are shared."""
     parent = entry.get("parent_prediction")
@@ -233,6 +330,9 @@ def _objects(value: object) -> list[Mapping[str, Any]]:
 
 
 def _integer(value: object) -> int | None:
+    """A whole number; digits in a text are one."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -14,30 +14,18 @@ from dataclasses import replace
 import numpy as np
 
 from integration.polygons.contours import fill_even_odd
-from integration.polygons.exact import Outlined, Polygon, cut_open, exact_outline, exact_polygons
+from integration.polygons.exact import Outlined, Polygon, exact_outline
 from integration.polygons.level_set import Patch, level_set_outline
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
-
-__all__ = [
-    "Outlined",
-    "Polygon",
-    "check_arguments",
-    "exact_polygons",
-    "keyhole",
-    "mask_to_polygons",
-    "outline_mask",
-    "polygons_to_mask",
-    "smooth_outline",
-]
 
 _FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
 _TOLERANCE_PRECISION = 0.01
 
 
-def mask_to_polygons(
+def outline_mask(
     mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
-) -> list[Polygon]:
-    """Outline a mask, one polygon for each 4-connected part.
+) -> Outlined:
+    """Outline a mask along the edges of its pixels, one polygon for each 4-connected part.
 
     Args:
         mask_hw: bool, H x W.
@@ -50,18 +38,11 @@ def mask_to_polygons(
             left out at 0.
 
     Returns:
-        Valid polygons, in raster order of their first pixel.
+        Valid polygons, in raster order of their first pixel, and how many parts and holes were left out.
 
     Raises:
         ValueError: the mask is not bool H x W, or a number is out of range.
     """
-    return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px).polygons
-
-
-def outline_mask(
-    mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
-) -> Outlined:
-    """Outline a mask as `mask_to_polygons` does; count what the minimum area left out."""
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     exact = exact_outline(mask_hw, min_area_px=min_area_px)
     if max_vertices is not None:
@@ -94,7 +75,7 @@ def smooth_outline(
         Valid polygons. Vertices lie where the segments fit the level set best.
 
     Raises:
-        ValueError: as `mask_to_polygons`.
+        ValueError: as `outline_mask`.
     """
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
@@ -119,11 +100,6 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
     for polygon in polygons:
         fill_even_odd([polygon.exterior, *polygon.holes], mask_hw)
     return mask_hw
-
-
-def keyhole(polygon: Polygon) -> np.ndarray:
-    """One ring (N, 2) for a polygon with holes: each hole is joined by a cut that encloses nothing."""
-    return cut_open(polygon.exterior, polygon.holes)
 
 
 def _simplified(
@@ -172,7 +148,7 @@ def _least_tolerance(
 
 
 def check_arguments(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
-    """Raise ValueError for a mask or an option that `mask_to_polygons` cannot take."""
+    """Raise ValueError for a mask or an option that `outline_mask` cannot take."""
     if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
         raise ValueError(
             f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "

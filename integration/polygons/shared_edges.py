@@ -21,30 +21,22 @@ from integration.polygons.simplify import Chain, Outline, Ring, simplify_outline
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of masks differ
 
 
-def masks_to_polygons(
+def outline_masks(
     masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
-) -> list[list[Polygon]]:
+) -> list[Outlined]:
     """Outline masks of one image; where two touch, both polygons have the same vertices along the shared edge.
 
     Args:
         masks_hw: bool, H x W each, of one size. Where masks overlap they do not touch, and keep their own edges.
-        tolerance_px: as in `mask_to_polygons`; junctions of three areas stay where they are.
+        tolerance_px: as in `outline_mask`; junctions of three areas stay where they are.
         min_area_px: parts and holes smaller than this many pixels are left out.
 
     Returns:
-        For each mask its polygons, as `mask_to_polygons` returns them.
+        For each mask its polygons, as `outline_mask` returns them, and how much was left out.
 
     Raises:
         ValueError: a mask is not bool H x W, sizes differ, or a number is out of range.
     """
-    outlined = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
-    return [shape.polygons for shape in outlined]
-
-
-def outline_masks(
-    masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
-) -> list[Outlined]:
-    """Outline masks as `masks_to_polygons` does; count what the minimum area left out."""
     for mask_hw in masks_hw:
         check_arguments(mask_hw, tolerance_px, None, min_area_px)
     if len({mask.shape for mask in masks_hw}) > 1:

@@ -28,8 +28,8 @@ from pycocotools import mask as coco_mask
 
 from integration.label_studio.label_config import LabelConfig
 from integration.label_studio.tasks import AnnotatedTask, Annotation, Choice, LeftOut, chosen_annotations
-from integration.polygons.convert import exact_polygons, polygons_to_mask
-from integration.polygons.exact import Polygon
+from integration.polygons.convert import polygons_to_mask
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.consensus import vote
 from integration.regions.read import AnnotatedObject, read_drawings

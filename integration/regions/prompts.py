@@ -6,13 +6,13 @@ Shapes: H, W the image's size in pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from integration.label_studio.label_config import LabelConfig
 from integration.label_studio.prompts import Box, Click, PromptFields
+from integration.label_studio.tasks import Prediction
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import Output
 from integration.regions.write import build_prediction
@@ -72,7 +72,7 @@ def build_answer(
     model_version: str,
     output: Output,
     seed: str,
-) -> dict[str, Any]:
+) -> Prediction:
     """The answer to a prompt as a prediction: one region with the annotator's label, whatever thresholds there are.
 
     Its id is the same for all prompts about one object, so that an accepted answer is replaced and not doubled.

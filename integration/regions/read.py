@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from integration.label_studio.label_config import LabelConfig
-from integration.polygons.convert import Polygon, polygons_to_mask
+from integration.polygons.convert import polygons_to_mask
+from integration.polygons.exact import Polygon
 from integration.regions.bitmask_png import BitmaskError, decode_bitmask
 from integration.regions.brush_rle import BrushError, decode_brush_mask
 from model.instance import box_of, iou

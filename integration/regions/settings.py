@@ -26,9 +26,8 @@ class Output:
     """How predictions are drawn. Attributes of the label config's tags win over these.
 
     Attributes:
-        kind: "auto": polygons, else brush masks, else boxes, whichever the label config has for the class;
-            "polygon", "brush", "bitmask", "rectangle": that kind where the label config has it, else as "auto";
-            "all": every kind the label config has.
+        kind: "auto": the first of `KINDS` that the label config has for the class; a kind: that one where the label
+            config has it, else as "auto"; "all": every kind the label config has (ellipses only where no other is).
         holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (bitmasks) where the config has
             them.
         tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.

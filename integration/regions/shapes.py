@@ -5,17 +5,18 @@ Shapes: H, W mask size; N points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from integration.polygons.convert import keyhole
 from integration.polygons.exact import Outlined, exact_polygons
 from integration.polygons.joining import join_polygons
 from integration.regions.bitmask_png import encode_bitmask
 from integration.regions.brush_rle import encode_brush_mask
+from model.instance import iou
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
 _DECIMALS = 8
@@ -64,10 +65,8 @@ def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool,
         max_vertices: that was asked for, for the note.
     """
     polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
-    if joined and polygons:
-        rings = [join_polygons(polygons)]
-    else:
-        rings = [keyhole(polygon) if polygon.holes else polygon.exterior for polygon in polygons]
+    objects = [polygons] if joined and polygons else [[polygon] for polygon in polygons]
+    rings = [join_polygons(parts) for parts in objects]
     regions = []
     for number, ring in enumerate(rings, start=1):
         note = f"Part {number} of {len(rings)} of one object." if len(rings) > 1 else ""
@@ -106,6 +105,48 @@ def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, f
     size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
     shape = Shape({"x": float(x), "y": float(y), **size, "rotation": 0})
     return Shapes((shape,), parts_merged=max(_part_count(mask_hw) - 1, 0))
+
+
+def vector_shapes(polygons: Shapes) -> Shapes:
+    """The same outlines as closed paths of straight edges (`vertices` in place of `points`)."""
+    regions = []
+    for shape in polygons.regions:
+        vertices = [
+            {"id": f"v{number}", "x": x, "y": y, "isBezier": False, "prevPointId": f"v{number - 1}" if number else None}
+            for number, (x, y) in enumerate(shape.value["points"])
+        ]
+        regions.append(replace(shape, value={"vertices": vertices, "closed": True}))
+    return replace(polygons, regions=tuple(regions))
+
+
+def ellipse_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+    """The ellipse with the centre, area and second moments of the mask; its note says how well it fits.
+
+    Second moments of an ellipse: its half axes are twice their square roots; scaled to the mask's area.
+    """
+    area_px = int(mask_hw.sum())
+    if area_px < max(min_area_px, 1):
+        return Shapes((), parts_dropped=int(mask_hw.any()))
+    height, width = mask_hw.shape
+    points = np.argwhere(mask_hw)[:, ::-1] + 0.5
+    centre = points.mean(axis=0)
+    # 1/12: the second moment of a pixel about its own centre.
+    moments, axes = np.linalg.eigh(np.cov((points - centre).T, bias=True).reshape(2, 2) + np.eye(2) / 12)
+    long, short = np.sqrt(moments[::-1] * area_px / (math.pi * np.sqrt(moments.prod())))
+    angle = math.atan2(axes[1, 1], axes[0, 1]) % math.pi
+    y, x = np.mgrid[:height, :width] + 0.5
+    along = (x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)
+    across = (y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)
+    overlap = iou((along / long) ** 2 + (across / short) ** 2 <= 1, mask_hw)
+    # Label Studio takes no radius above half the image.
+    size = {
+        "radiusX": round(min(100 * float(long) / width, 50.0), _DECIMALS),
+        "radiusY": round(min(100 * float(short) / height, 50.0), _DECIMALS),
+        "rotation": round(math.degrees(angle), _DECIMALS),
+    }
+    x_pct, y_pct = percent(centre, width, height)
+    shape = Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")
+    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
 
 
 def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:

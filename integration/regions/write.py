@@ -12,11 +12,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
+from integration.label_studio.tasks import Prediction, Region
 from integration.polygons.convert import outline_mask, smooth_outline
 from integration.polygons.crumbs import Cleaned, CrumbRule, reach_border, remove_crumbs
 from integration.polygons.exact import Outlined
@@ -27,9 +28,11 @@ from integration.regions.shapes import (
     Shapes,
     bitmask_shapes,
     brush_shapes,
+    ellipse_shapes,
     has_holes,
     polygon_shapes,
     rectangle_shapes,
+    vector_shapes,
 )
 from model.instance import Instance, iou_matrix
 
@@ -46,7 +49,7 @@ def instances_to_prediction(
     tolerance_px: float | None = None,
     output: Output | None = None,
     seed: str = "",
-) -> dict[str, Any]:
+) -> Prediction:
     """As `build_prediction`, without the report; `tolerance_px` overrides the one of `output`."""
     output = output or Output()
     if tolerance_px is not None:
@@ -66,7 +69,7 @@ def build_prediction(
     output: Output | None = None,
     seed: str = "",
     scorer: Scorer | None = None,
-) -> tuple[dict[str, Any], Report]:
+) -> tuple[Prediction, Report]:
     """Draw instances as one Label Studio prediction.
 
     Args:
@@ -103,13 +106,19 @@ def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None
             )
 
 
+class _Size(TypedDict):
+    original_width: int
+    original_height: int
+    image_rotation: int
+
+
 class _Drawing:
     """The regions of one prediction while they are drawn."""
 
     def __init__(self, label_config: LabelConfig, output: Output, width: int, height: int, seed: str) -> None:
         self._config = label_config
         self._output = output
-        self._size = {"original_width": width, "original_height": height, "image_rotation": 0}
+        self._size: _Size = {"original_width": width, "original_height": height, "image_rotation": 0}
         self._seed = seed
         self._drawn: Counter[str] = Counter()
         self._shared: dict[tuple[int, float, float], Outlined] = {}
@@ -117,7 +126,7 @@ class _Drawing:
         self._instances: Sequence[Instance] = ()
         self._overlap: np.ndarray | None = None
         self._shown_numbers: list[int] = []
-        self.result: list[dict[str, Any]] = []
+        self.result: list[Region] = []
         self.shown: list[Instance] = []
         self.hidden: list[Instance] = []
         self.report = Report()
@@ -171,7 +180,7 @@ class _Drawing:
 
     def _may_share(self, instance: Instance, target: Target) -> bool:
         control = target.control
-        if control.kind != "polygon" or control.max_vertices or self._output.max_vertices:
+        if control.kind not in ("polygon", "vector") or control.max_vertices or self._output.max_vertices:
             return False
         return instance.score >= self._threshold(target)
 
@@ -186,10 +195,11 @@ class _Drawing:
             return []
         by_kind = {target.control.kind: target for target in reversed(targets)}
         if self._output.kind == "all":
-            return [by_kind[kind] for kind in KINDS if kind in by_kind]
+            # An ellipse fits too loosely to be known again as the object of the other outlines.
+            return [by_kind[kind] for kind in KINDS if kind in by_kind and (kind != "ellipse" or len(by_kind) == 1)]
         chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
         masks = [kind for kind in ("brush", "bitmask") if kind in by_kind]
-        if self._output.holes == "brush" and chosen.control.kind == "polygon" and masks:
+        if self._output.holes == "brush" and chosen.control.kind in ("polygon", "vector") and masks:
             min_area_px = self._min_area_px(chosen.control)
             return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
@@ -244,6 +254,8 @@ class _Drawing:
             shapes = bitmask_shapes(cleaned.mask_hw, min_area_px=min_area_px)
         elif control.kind == "rectangle":
             shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        elif control.kind == "ellipse":
+            shapes = ellipse_shapes(cleaned.mask_hw, min_area_px=min_area_px)
         else:
             max_vertices = control.max_vertices or self._output.max_vertices
             outlined = self._shared.get((number, tolerance_px, min_area_px))
@@ -252,6 +264,8 @@ class _Drawing:
             height, width = instance.mask_hw.shape
             joined = self._output.parts == "joined"
             shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+            if control.kind == "vector":
+                shapes = vector_shapes(shapes)
         return replace(
             shapes,
             parts_dropped=shapes.parts_dropped + cleaned.parts_dropped,
@@ -276,16 +290,22 @@ class _Drawing:
     def _add(self, number: int, instance: Instance, target: Target, shapes: Sequence[Shape]) -> None:
         first_id = self._id(number, target, 0)
         for part, shape in enumerate(shapes):
-            region: dict[str, Any] = {
+            control = target.control
+            region: Region = {
                 "id": self._id(number, target, part),
-                "to_name": target.control.to_name,
+                "type": control.labels_type,
+                "from_name": control.labels_name,
+                "to_name": control.to_name,
+                "value": {**shape.value, control.labels_type: [target.label.value]},
                 **self._size,
                 "score": round(min(max(instance.score, 0.0), 1.0), 6),
             }
             if part:
                 region["parentID"] = first_id
             _note(region, shape.note)
-            self.result += _labelled(region, target, shape.value)
+            if control.is_paired:  # geometry and labels have tags of their own: two entries with one id
+                self.result.append({**region, "type": control.kind, "from_name": control.name, "value": shape.value})
+            self.result.append(region)
 
     def _id(self, number: int, target: Target, part: int) -> str:
         text = f"{self._seed}|{number}|{target.control.name}|{target.label.value}|{part}"
@@ -301,18 +321,7 @@ class _Drawing:
         return self._output.min_area_px if control.min_area_px is None else control.min_area_px
 
 
-def _labelled(region: dict[str, Any], target: Target, value: dict[str, Any]) -> list[dict[str, Any]]:
-    """The region with its label; two results with one id when geometry and labels have tags of their own."""
-    control = target.control
-    labels = {control.labels_type: [target.label.value]}
-    named = {"from_name": control.labels_name, "type": control.labels_type, "value": {**value, **labels}}
-    if not control.is_paired:
-        return [{**region, **named}]
-    geometry = {"from_name": control.name, "type": control.kind, "value": value}
-    return [{**region, **geometry}, {**region, **named}]
-
-
-def _note(region: dict[str, Any], sentence: str) -> None:
+def _note(region: Region, sentence: str) -> None:
     """Say a sentence in `meta.text`, which the editor shows and keeps on submit (measured); a region says one."""
     if sentence:
         region.setdefault("meta", {"text": [sentence]})

@@ -69,9 +69,9 @@ def best_ious(task: dict[str, Any]) -> Iterator[float]:
     assert number
     scene = generate_scene(scene_seed("demo", int(number[1])))
     height, width = scene.image.shape[:2]
-    found = regions_to_objects(task["predictions"][0]["result"], width=width, height=height).objects
+    objects = regions_to_objects(task["predictions"][0]["result"], width=width, height=height).objects
     for label, mask in scene.instances:
-        same = [np.asarray(thing.mask_hw) for thing in found if thing.label == label]
+        same = [np.asarray(thing.mask_hw) for thing in objects if thing.label == label]
         yield max([float((mask & other).sum() / (mask | other).sum()) for other in same], default=0.0)
 
 

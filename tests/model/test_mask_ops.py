@@ -15,12 +15,12 @@ masks = st.lists(arrays(np.bool_, (7, 9), elements=st.booleans(), fill=st.just(F
 @settings(max_examples=50)
 @given(masks, masks)
 def test_iou_is_intersection_over_union(here: list[np.ndarray], there: list[np.ndarray]) -> None:
-    found = iou_matrix(here, there)
-    assert found.shape == (len(here), len(there))
-    for row, one in enumerate(here):
+    overlaps = iou_matrix(here, there)
+    assert overlaps.shape == (len(here), len(there))
+    for row, mask in enumerate(here):
         for column, other in enumerate(there):
-            union = (one | other).sum()
-            assert found[row, column] == ((one & other).sum() / union if union else 0)
+            union = (mask | other).sum()
+            assert overlaps[row, column] == ((mask & other).sum() / union if union else 0)
 
 
 def test_boxes_and_empty_masks() -> None:

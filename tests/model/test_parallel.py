@@ -75,7 +75,7 @@ def test_what_is_found_does_not_depend_on_the_threads(threads: int) -> None:
     together, alone = predictor(images), [predictor([image])[0] for image in images]
     assert any(alone), "something is found"
     for ours, theirs in zip(together, alone, strict=True):
-        assert [one.label for one in ours] == [one.label for one in theirs]
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one.box_xyxy, other.box_xyxy, atol=1e-3)
-            assert (one.mask_hw != other.mask_hw).sum() <= 1
+        assert [instance.label for instance in ours] == [instance.label for instance in theirs]
+        for instance, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(instance.box_xyxy, other.box_xyxy, atol=1e-3)
+            assert (instance.mask_hw != other.mask_hw).sum() <= 1

@@ -30,14 +30,14 @@ class Recorder(nn.Module):
         return [{"instances": self.two_instances(image["height"], image["width"])} for image in inputs]
 
     def two_instances(self, height: int, width: int) -> Instances:
-        found = Instances((height, width))
-        found.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, float(width), float(height)]]))
-        found.scores = torch.tensor([0.25, 0.75])
-        found.pred_classes = torch.tensor([1, 0])
-        found.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
-        found.pred_masks[1] = True
-        found.uncertainty = torch.tensor([0.5, 1.5])
-        return found
+        detections = Instances((height, width))
+        detections.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, float(width), float(height)]]))
+        detections.scores = torch.tensor([0.25, 0.75])
+        detections.pred_classes = torch.tensor([1, 0])
+        detections.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
+        detections.pred_masks[1] = True
+        detections.uncertainty = torch.tensor([0.5, 1.5])
+        return detections
 
 
 def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: i
     network = Recorder()
     sizes = [(40, 90), (64, 64), (41, 90), (90, 40), (64, 65)]
     results = Predictor(network, CLASSES, "1", SETTINGS, batch_size=batch_size)([random_image(*s) for s in sizes])
-    assert [found[0].mask_hw.shape for found in results] == sizes
+    assert [result[0].mask_hw.shape for result in results] == sizes
     # On a CPU they run at the same time, so any may be first.
     assert sorted(len(batch) for batch in network.batches) == sorted(
         min(batch_size, 5 - i) for i in range(0, 5, batch_size)
@@ -85,7 +85,7 @@ class SmallMemory(Recorder):
 def test_a_batch_too_large_for_the_memory_runs_one_by_one() -> None:
     predictor = Predictor(SmallMemory(), CLASSES, "1", SETTINGS, batch_size=3)
     results = predictor([random_image(20, width) for width in (30, 40, 50)])
-    assert [found[0].mask_hw.shape for found in results] == [(20, 30), (20, 40), (20, 50)]
+    assert [result[0].mask_hw.shape for result in results] == [(20, 30), (20, 40), (20, 50)]
     with pytest.raises(torch.OutOfMemoryError):
         predictor([random_image(20, 201)])
 
@@ -144,12 +144,12 @@ def test_a_real_network_from_a_checkpoint(checkpoint: Path) -> None:
     images = [random_image(70, 100, seed=1), random_image(100, 60, seed=2)]
     results = predictor(images)
     assert any(results)
-    for image, found in zip(images, results, strict=True):
-        assert len(found) <= 5
-        assert all(instance.mask_hw.shape == image.shape[:2] for instance in found)
-        assert all(0 <= instance.uncertainty <= 1 for instance in found)
-        assert all(isinstance(instance.incoherent_nodes, int) for instance in found)
-        assert [instance.score for instance in found] == sorted((i.score for i in found), reverse=True)
+    for image, instances in zip(images, results, strict=True):
+        assert len(instances) <= 5
+        assert all(instance.mask_hw.shape == image.shape[:2] for instance in instances)
+        assert all(0 <= instance.uncertainty <= 1 for instance in instances)
+        assert all(isinstance(instance.incoherent_nodes, int) for instance in instances)
+        assert [instance.score for instance in instances] == sorted((i.score for i in instances), reverse=True)
 
 
 def test_predictions_do_not_depend_on_neighbours_or_earlier_calls(checkpoint: Path) -> None:
@@ -175,15 +175,16 @@ def test_half_precision_finds_the_same_objects(checkpoint: Path) -> None:
 
 def test_thresholds_and_limits_reach_the_network(checkpoint: Path) -> None:
     assert Predictor.from_checkpoint(checkpoint, device="cpu", score_threshold=1.0)([random_image(64, 64)]) == [[]]
-    [found] = Predictor.from_checkpoint(checkpoint, device="cpu", max_instances=1)([random_image(64, 64)])
-    assert len(found) <= 1
+    [instances] = Predictor.from_checkpoint(checkpoint, device="cpu", max_instances=1)([random_image(64, 64)])
+    assert len(instances) <= 1
 
 
 def test_a_budget_of_nodes_reaches_the_network(checkpoint: Path) -> None:
     image = random_image(70, 100, seed=1)
     masks = {
         budget: [
-            one.mask_hw for one in Predictor.from_checkpoint(checkpoint, device="cpu", node_budget=budget)([image])[0]
+            instance.mask_hw
+            for instance in Predictor.from_checkpoint(checkpoint, device="cpu", node_budget=budget)([image])[0]
         ]
         for budget in (None, 0, 50)
     }

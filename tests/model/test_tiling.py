@@ -20,22 +20,22 @@ SMALL = Tiling(above_px=64, tile_px=64, overlap_px=24, overview=False)
 
 def blobs(images: list[np.ndarray]) -> list[list[Instance]]:
     """One instance for each connected area of a class's colour; the largest scores best."""
-    return [[found for label in COLOURS for found in _of_class(image, label)] for image in images]
+    return [[instance for label in COLOURS for instance in _of_class(image, label)] for image in images]
 
 
 def _of_class(image: np.ndarray, label: str) -> list[Instance]:
     areas, count = ndimage.label((np.abs(image.astype(int) - COLOURS[label]) < 60).all(axis=2))
-    found = []
+    instances = []
     for number in range(1, count + 1):
         mask = areas == number
         rows, columns = np.nonzero(mask)
         box = (float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0)
-        found.append(Instance(box, label, 1 - 1 / (1 + len(rows)), mask, 0.1))
-    return found
+        instances.append(Instance(box, label, 1 - 1 / (1 + len(rows)), mask, 0.1))
+    return instances
 
 
-def as_set(found: list[Instance]) -> set[tuple[str, bytes, tuple[float, ...]]]:
-    return {(instance.label, np.packbits(instance.mask_hw).tobytes(), instance.box_xyxy) for instance in found}
+def as_set(instances: list[Instance]) -> set[tuple[str, bytes, tuple[float, ...]]]:
+    return {(instance.label, np.packbits(instance.mask_hw).tobytes(), instance.box_xyxy) for instance in instances}
 
 
 @st.composite
@@ -68,9 +68,9 @@ def test_objects_that_fit_are_those_of_the_uncut_image(image):
 @settings(max_examples=30)
 @given(pictures(most_px=150))
 def test_objects_larger_than_a_tile_are_sewn_together(image):
-    found = predict_tiled(blobs, image, SMALL)
-    assert as_set(found) == as_set(blobs([image])[0])
-    assert [instance.score for instance in found] == sorted((i.score for i in found), reverse=True)
+    instances = predict_tiled(blobs, image, SMALL)
+    assert as_set(instances) == as_set(blobs([image])[0])
+    assert [instance.score for instance in instances] == sorted((i.score for i in instances), reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -106,22 +106,22 @@ IMAGE = np.zeros((64, 104, 3), np.uint8)
 
 def test_an_object_of_another_class_is_another_object():
     # The right tile starts at column 40.
-    found = two_views(IMAGE, [box(10, 30, 40, 64)], [box(10, 10, 40, 50, "leaf")])
-    assert {instance.label for instance in found} == {"gear", "leaf"}
+    instances = two_views(IMAGE, [box(10, 30, 40, 64)], [box(10, 10, 40, 50, "leaf")])
+    assert {instance.label for instance in instances} == {"gear", "leaf"}
 
 
 def test_a_sliver_that_its_neighbour_shows_whole_is_left_out():
     """The right tile calls the end of the object something else."""
-    found = two_views(IMAGE, [box(10, 20, 40, 50)], [box(10, 0, 40, 10, "leaf")])
-    assert [instance.label for instance in found] == ["gear"]
+    instances = two_views(IMAGE, [box(10, 20, 40, 50)], [box(10, 0, 40, 10, "leaf")])
+    assert [instance.label for instance in instances] == ["gear"]
 
 
 def test_a_part_mistaken_for_another_class_is_left_out():
     """The right tile sees more than the left one has, yet less than both together."""
     left, right = box(10, 2, 40, 64), box(10, 0, 40, 62)
     mistaken = box(12, 40, 38, 64, "leaf", score=0.6)
-    found = two_views(IMAGE, [left, mistaken], [right])
-    assert [instance.label for instance in found] == ["gear"]
+    instances = two_views(IMAGE, [left, mistaken], [right])
+    assert [instance.label for instance in instances] == ["gear"]
 
 
 def test_near_a_cut_the_other_tile_decides():
@@ -129,25 +129,25 @@ def test_near_a_cut_the_other_tile_decides():
     frayed_left, frayed_right = box(10, 20, 40, 64), box(10, 0, 40, 50)
     frayed_left.mask_hw[10:16, 60:] = False
     frayed_right.mask_hw[34:40, :4] = False
-    (found,) = two_views(IMAGE, [frayed_left], [frayed_right])
+    (instance,) = two_views(IMAGE, [frayed_left], [frayed_right])
     expected = np.zeros((64, 104), bool)
     expected[10:40, 20:90] = True
-    assert (found.mask_hw == expected).all()
-    assert found.box_xyxy == (20, 10, 90, 40)
-    assert found.score == pytest.approx(0.9)
+    assert (instance.mask_hw == expected).all()
+    assert instance.box_xyxy == (20, 10, 90, 40)
+    assert instance.score == pytest.approx(0.9)
 
 
 def test_the_overview_joins_what_tiles_see_apart_and_finds_what_they_miss():
     """Flat areas without an edge are nothing to a tile; here it sees objects only where both colours show."""
 
     def edges_only(images: list[np.ndarray]) -> list[list[Instance]]:
-        return [[instance for instance in found if not instance.mask_hw.all()] for found in blobs(images)]
+        return [[instance for instance in instances if not instance.mask_hw.all()] for instances in blobs(images)]
 
     image = np.zeros((320, 320, 3), np.uint8)
     image[20:300, 20:300] = COLOURS["gear"]
-    (found,) = predict_tiled(edges_only, image, Tiling(64, 64, 24, overview=True))
+    (joined,) = predict_tiled(edges_only, image, Tiling(64, 64, 24, overview=True))
     expected = image[..., 0] > 0
-    agreement = (found.mask_hw & expected).sum() / (found.mask_hw | expected).sum()
+    agreement = (joined.mask_hw & expected).sum() / (joined.mask_hw | expected).sum()
     assert agreement > 0.97
 
 

@@ -36,7 +36,9 @@ class MeanSquare(nn.Module):
         self.unused = nn.Linear(2, 2)
 
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        return {"loss": torch.stack([self.layer(one["image"][None] / 255.0).square().mean() for one in batch]).mean()}
+        return {
+            "loss": torch.stack([self.layer(record["image"][None] / 255.0).square().mean() for record in batch]).mean()
+        }
 
 
 def main(folder: Path) -> None:

@@ -42,10 +42,21 @@ WANTED: dict[str, tuple[str, ...]] = {
     "coco-image-of-another-size": (r"became 1 stripes; IoU 1\.0", r"is 192 x 144, its record says 384 x 288"),
     "coco-tracebacks": (r"string-ids\.json:   nothing wrong", r"annotations is? ?.*null|it is null"),
     "image-value-templates": (r"backend: https://cdn\.example\.org/a\.png",),
-    "interactive-one-entry-is-not-one-object": (r"Labels \+ Polygon .*clicked: \[.*polygon.*, .*labels",),
+    "interactive-one-entry-is-not-one-object": (
+        r"Labels \+ Polygon .*clicked: \[.*polygon.*, .*labels",
+        r"Labels \+ Brush .*clicked: \[.*brush.*labels",
+        r"SAM template.*clicked: \[.*brushlabels",
+    ),
     "lvis-file-name-cut": (r"gear +4",),
     "predict-writes-tasks-label-studio-cannot-show": (r"--image-prefix",),
-    "small-ones": (r"wrapped lines ok", r"'a#b\.png'", r"'dir/a\.png'", r"120 x 100: \(\)", r"# Corrections"),
+    "small-ones": (
+        r"wrapped lines ok",
+        r"'a#b\.png'",
+        r"'dir/a\.png'",
+        r"120 x 100: \(\)",
+        r"# Corrections",
+        r"min\.json is a JSON-MIN export: ",
+    ),
     "snapshot-region-of-another-image": (r"objects: 1 crowd: 0(.|\n)*objects: 1 crowd: 0",),
     "snapshot-unread-shape-becomes-background": (r"task 1 objects: 1", r"task 2 objects: 2", r"task 4 objects: 1"),
 }

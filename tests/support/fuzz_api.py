@@ -134,7 +134,7 @@ def mutations(tally: Tally) -> None:
 
 def by_description(tally: Tally, count: int) -> None:
     schema = schemathesis.openapi.from_url(f"{tally.address}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     for operation in operations:
 
         @examples(count // len(operations))

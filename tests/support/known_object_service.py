@@ -60,11 +60,11 @@ class ShapedPredictor:
         return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
-        found = []
+        instances = []
         for mask, score in ((shaped_mask(), 0.9), (ring_mask(), 0.8)):
             left, top, right, bottom = map(float, box_of(mask))
-            found.append(Instance((left, top, right, bottom), LABEL, score, mask))
-        return [found for _ in images]
+            instances.append(Instance((left, top, right, bottom), LABEL, score, mask))
+        return [instances for _ in images]
 
 
 def serve(port: int, model: Path, folder: Path) -> int:

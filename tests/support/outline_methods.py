@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from backend.devtools.simulated_edits import opencv
-from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.hausdorff import deviation_px
 from model.instance import iou
 
@@ -28,7 +29,7 @@ Method = Callable[[np.ndarray, float], list[Polygon]]
 
 def fewest_vertices(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     """Fewest vertices within the tolerance of the exact contour."""
-    return mask_to_polygons(mask_hw, tolerance_px=tolerance_px)
+    return outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
 
 
 def douglas_peucker(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:

@@ -88,11 +88,11 @@ class RunningDemo:
     def descendants(self) -> set[int]:
         """Process ids of everything below the command."""
         assert self.process is not None
-        found = {self.process.pid}
+        pids = {self.process.pid}
         parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found - {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in pids} - pids:
+            pids |= more
+        return pids - {self.process.pid}
 
     def everything_printed(self) -> str:
         logs = sorted((self.folder / "demo" / "log").glob("*.log"))

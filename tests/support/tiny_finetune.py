@@ -77,4 +77,4 @@ def settings(**more):
 
 
 if __name__ == "__main__":
-    main(*(Path(one) for one in sys.argv[1:]))
+    main(*(Path(argument) for argument in sys.argv[1:]))

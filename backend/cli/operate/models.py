@@ -20,11 +20,11 @@ from backend.cli.operate.registry import (
     show_version,
 )
 from backend.cli.train.gate import compare_models
-from backend.cli.types import SuggestingGroup, json_option
+from backend.cli.types import SuggestingGroup, json_option, plain_errors
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
-from model.errors import MissingRequirementError, require_model_libraries
+from model.errors import require_model_libraries
 
 if TYPE_CHECKING:
     from model.checkpoints.import_released import Import
@@ -83,7 +83,7 @@ def import_command(
     \b
     Example: transfiner models import ~/Downloads/output_3x_transfiner_r50.pth --name r50
     """
-    with _said_plainly():
+    with plain_errors():
         done = _import(file, store / _checked_name(name or file.stem), classes_file, half, force, "")
     _report_import(done, as_json)
 
@@ -112,7 +112,7 @@ def fetch(
     \b
     Example: transfiner models fetch Swin-B-FPN-3x
     """
-    with _said_plainly():
+    with plain_errors():
         require_model_libraries()
         from model.checkpoints.download import download
         from model.checkpoints.releases import find_release
@@ -189,7 +189,7 @@ def show(
     if project:
         show_version(registry_url, project, name, papers, as_json)
         return
-    with _said_plainly():
+    with plain_errors():
         directory = find_model(name, store)
         metadata = read_metadata(directory)
         weights = verify_weights(directory, metadata)
@@ -234,15 +234,6 @@ def _checked_name(name: str) -> str:
     if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
         raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
     return name
-
-
-@contextmanager
-def _said_plainly() -> Iterator[None]:
-    """Expected failures end the command with their message and exit code 1."""
-    try:
-        yield
-    except (MissingRequirementError, ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 @contextmanager

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import json_option
+from backend.cli.types import json_option, plain_errors
 from backend.processes.running_service import load_settings_of_running
-from model.checkpoints.metadata import CheckpointError
 
 if TYPE_CHECKING:
     from training.registry import Registry, VersionInfo
@@ -34,17 +31,6 @@ def open_registry(url: str | None) -> Registry:
     from training.registry import Registry
 
     return Registry(url or load_settings_of_running().registry or "var/registry")
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Expected failures end the command with their message and exit code 1."""
-    from training.registry import RegistryError
-
-    try:
-        yield
-    except (RegistryError, CheckpointError, OSError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def list_versions(url: str | None, project: str | None, as_json: bool) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from backend.cli.types import (
     SuggestingGroup,
     json_option,
     limit_threads,
+    plain_errors,
     print_result,
     size_option,
     threads_option,
@@ -48,17 +47,6 @@ seeds_option = click.option(
 def _tell(line: str) -> None:
     """Print what is being done, beside the result."""
     click.echo(line, err=True)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Expected failures end the command with their message and exit code 1."""
-    from training.benchmark.runner import BenchmarkStopped
-
-    try:
-        yield
-    except (BenchmarkStopped, ValueError, FileNotFoundError, KeyError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 class BenchmarkGroup(SuggestingGroup):
@@ -133,7 +121,7 @@ def table(
     from model.predictor import choose_device
     from training.benchmark.recipe import Scale, data_of
     from training.benchmark.report import build_table_report, write_table_report
-    from training.benchmark.runner import missing_files, plan_table, plan_text, run_table
+    from training.benchmark.runner import BenchmarkStopped, missing_files, plan_table, plan_text, run_table
     from training.benchmark.tables import TABLES
 
     chosen = TABLES[int(str(ctx.info_name))]
@@ -150,7 +138,7 @@ def table(
             "other sets with --train-set and --test-set, or --miniature"
         )
     speed = (speed_iterations or None, speed_runs)
-    with _plain_errors():
+    with plain_errors(BenchmarkStopped):
         results = run_table(chosen, out, scale, only=rows, checkpoints=checkpoints, speed=speed, tell=_tell)
     setting = {
         "train": data.train,
@@ -238,7 +226,7 @@ def fewshot(
         raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
     names = classes or source.class_names
     taught, asked = ClassSamples(source, names), ClassSamples(tested, names, all_images=all_test_images)
-    with _plain_errors():
+    with plain_errors():
         points = fewshot_curve(weights, taught, asked, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
 
@@ -276,12 +264,13 @@ def beside(
     """
     from model.predictor import choose_device
     from training.benchmark import baseline
+    from training.benchmark.runner import BenchmarkStopped
     from training.datasets import open_set
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     changes = tuple(part for pair in overrides for part in pair)
     trial = baseline.Trial(device=str(choose_device(device)), overrides=changes, **options)
-    with _plain_errors():
+    with plain_errors(BenchmarkStopped, KeyError):
         images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
         checkpoints = baseline.train_both(trial, out, _tell)
         with click.progressbar(length=images, label=f"measuring {trial.test}", file=sys.stderr) as bar:
@@ -441,7 +430,7 @@ def precision(weights: Path, name: str, ratio: float, threads: int, card: bool, 
     from training.evaluation.precision import compare_precisions, precision_markdown, record_precision
 
     limit_threads(threads)
-    with _plain_errors():
+    with plain_errors():
         samples = open_set(name)
         with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
             outcome = compare_precisions(weights, samples, ratio=ratio, progress=lambda: bar.update(1))

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from backend.errors import ServiceError
-from integration.polygons.convert import Polygon, exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.hausdorff import deviation_px
-from integration.polygons.shared_edges import masks_to_polygons
+from integration.polygons.shared_edges import outline_masks
 from model.instance import iou
 
 
@@ -122,17 +123,17 @@ def polygons(
         raise click.ClickException(str(error)) from error
     if shared_edges:
         outlines = [
-            outline
+            outline.polygons
             for _, group in groupby(masks, key=lambda m: m.image)
-            for outline in masks_to_polygons(
+            for outline in outline_masks(
                 [named.mask_hw for named in group], tolerance_px=tolerance_px, min_area_px=min_area_px
             )
         ]
     else:
         outlines = [
-            mask_to_polygons(
+            outline_mask(
                 named.mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px
-            )
+            ).polygons
             for named in masks
         ]
     records = [_record(named, outline) for named, outline in zip(masks, outlines, strict=True)]

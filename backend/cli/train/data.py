@@ -130,6 +130,7 @@ def _summary(outcome: dict[str, Any]) -> str:
         f"{outcome['set']}: {outcome['images']} images, {outcome['images_read']} read, {sizes} px",
         f"  {outcome['objects']} objects ({by_size}), {outcome['crowds']} crowds, "
         f"{outcome['images_without_objects']} images without objects",
+        f"  contact sheet: {outcome.get('sheet', 'none; give --sheet FILE.png to see the labels drawn')}",
     ]
     if not outcome["objects"]:
         lines.append("  not one object: nothing can be learned from this set")
@@ -145,7 +146,6 @@ def _summary(outcome: dict[str, Any]) -> str:
     lines += [f"    {doubt}" for doubt in outcome.get("doubts", [])[:_MOST_SHOWN]]
     if copy := outcome.get("repaired_copy"):
         lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
-    lines.append(f"  contact sheet: {outcome.get('sheet', 'none; give --sheet FILE.png to see the labels drawn')}")
     return "\n".join(lines)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.operate.registry import REFUSED, open_registry, plain_errors, project_option, registry_option
-from backend.cli.types import DEVICE, json_option
+from backend.cli.operate.registry import REFUSED, open_registry, project_option, registry_option
+from backend.cli.types import DEVICE, json_option, plain_errors
 from backend.settings import load_settings
 from backend.versions.store import DEFAULT_STORE, find_model
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError

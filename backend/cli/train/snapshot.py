@@ -137,7 +137,14 @@ def _of_file(
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    hint = "Export as JSON in Label Studio (not JSON-MIN)."
+    """The tasks of an exported JSON or JSON-MIN file; those without an id get numbers below zero.
+
+    Raises:
+        ServiceError: the file is neither.
+    """
+    from integration.label_studio.tasks import rows_of_json_min
+
+    hint = "Export as JSON in Label Studio."
     try:
         rows = json.loads(path.read_bytes())
     except ValueError as error:
@@ -145,8 +152,13 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ServiceError(f"{path} holds a {type(rows).__name__}, expected a list of objects.", hint)
     if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
-        raise ServiceError(f"{path} is a JSON-MIN export: it holds neither the tasks' data nor whole regions.", hint)
-    return rows
+        click.echo(
+            f"Note: {path} is a JSON-MIN export: each part of an object counts as an object, and what was corrected is "
+            "not known. Export as JSON where that matters.",
+            err=True,
+        )
+        rows = rows_of_json_min(rows)
+    return [row if row.get("id") is not None else row | {"id": -n} for n, row in enumerate(rows, start=1)]
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, json_option
+from backend.cli.types import CHECKPOINT, DEVICE, json_option, plain_errors, print_result
 
 Folder = click.Path(file_okay=False, path_type=Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -55,10 +54,8 @@ def train(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cfg = get_training_config(config)
-    try:
+    with plain_errors():
         override(cfg, [part for pair in overrides for part in pair])
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
     if max_minutes is not None:
         cfg.TRAINING.MAX_MINUTES = max_minutes
     cfg.MODEL.DEVICE = str(choose_device(device))
@@ -67,10 +64,9 @@ def train(
     processes.init_process_group(cfg.MODEL.DEVICE)
     first = processes.rank() == 0
     try:
-        trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
-        progress = trainer.train()
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        with plain_errors():
+            trainer = Trainer(cfg, build_for_training(cfg), folder, name=name or Path(config).stem, resume=resume)
+            progress = trainer.train()
     finally:
         processes.destroy_process_group()
     if not first:
@@ -81,10 +77,8 @@ def train(
         "minutes": round(progress.elapsed_s / 60, 1),
         "stopped": trainer.stop_requested,
     }
-    if as_json:
-        click.echo(json.dumps(outcome))
-    else:
-        click.echo(f"{outcome['checkpoint']}: {outcome['iterations']} iterations in {outcome['minutes']} min")
+    text = f"{outcome['checkpoint']}: {outcome['iterations']} iterations in {outcome['minutes']} min"
+    print_result(outcome, text, as_json)
 
 
 @click.command()
@@ -139,24 +133,21 @@ def finetune(
     Several processes: torchrun --nproc-per-node 2 -m backend.cli.main finetune ...
     Ctrl-C or SIGTERM saves the state and ends with exit code 1. OUT/progress.json says how far it is.
     """
-    from model.checkpoints.metadata import CheckpointError
     from training import distributed as processes
     from training.engine.log import PROGRESS_FILE, read_progress
     from training.finetune.finetune import FinetuneSettings, FinetuneStopped
     from training.finetune.finetune import finetune as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
+    with plain_errors(FinetuneStopped):
         settings = FinetuneSettings(**fields, use_weights=not plain, renamed=dict(renamed), overrides=dict(overrides))
         first = processes.launched_rank() == 0
         checkpoint = run(active, snapshot, out, classes=classes, replay=replay, base_sets=base_sets, settings=settings)
-    except (FinetuneStopped, CheckpointError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
     if not first:
         return
     progress = read_progress(out / PROGRESS_FILE)
     outcome = {"checkpoint": str(checkpoint), "iterations": progress.iteration if progress else None}
-    click.echo(json.dumps(outcome) if as_json else f"{checkpoint}: {outcome['iterations']} iterations")
+    print_result(outcome, f"{checkpoint}: {outcome['iterations']} iterations", as_json)
 
 
 @click.command("train-prompts")
@@ -228,13 +219,11 @@ def train_prompts_command(
     cfg.MODEL.DEVICE = "cpu"
     network = build_network(cfg)
     assert isinstance(network, PromptedDetector)
-    try:
+    with plain_errors():
         load_packaged_weights(network.detector, nanodet)
         network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
     plan = PromptTraining(batch=batch, seconds=60 * minutes, bf16=bf16, iterations=iterations)
     train_prompts(network.prompts, objects, plan, out)

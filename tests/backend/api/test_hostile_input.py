@@ -160,7 +160,7 @@ def test_deep_nesting(client, body, depth):
 def test_cases_of_the_description(client):
     """schemathesis reads /openapi.json and makes requests of it, good and bad ones."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", client.application)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     assert {"POST /setup", "POST /predict", "POST /webhook", "POST /jobs/{job_id}/retry"} <= {
         operation.label for operation in operations
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.bootstrap import browser, checks, environments
-from backend.bootstrap.failures import SetupError, explain_failure
+from backend.bootstrap.checks import SetupError, explain_failure
 from backend.bootstrap.running import run_visibly
 
 pytestmark = pytest.mark.service

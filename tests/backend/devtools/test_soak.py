@@ -103,7 +103,7 @@ def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(t
     (given / "metadata.json").write_text(json.dumps({"name": "a", "version": "a-1", "classes": ["gear"]}))
     copy = replaceable_copy(given, tmp_path / "elsewhere")
     give_new_version(copy)
-    assert [read_served_model(one).version for one in (given, copy)] == ["a-1", "a-1-next"]
+    assert [read_served_model(directory).version for directory in (given, copy)] == ["a-1", "a-1-next"]
     assert [file.name for file in copy.iterdir()] == ["metadata.json"]
 
 

@@ -140,10 +140,10 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
         5: [("car", "added", 2.0)],
     }
     for task_id, rows in expected.items():
-        found = sorted(
+        listed = sorted(
             (a["name"], a["correction"], a["weight"]) for a in objects_of(snapshot, task_id) if not a["iscrowd"]
         )
-        assert found == rows
+        assert listed == rows
     (moved,) = objects_of(snapshot, 2)
     assert decode_rle(moved["segmentation"]).sum() == 20 * 30
     band_hw = decode_rle(moved["moved_band"])
@@ -160,10 +160,10 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
 
 
 def test_the_order_of_tasks_changes_nothing(tmp_path: Path) -> None:
-    one, other = frozen(TASKS, tmp_path / "one"), frozen(TASKS[::-1] + TASKS[:2], tmp_path / "other")
-    assert one.digest == other.digest
+    first, other = frozen(TASKS, tmp_path / "one"), frozen(TASKS[::-1] + TASKS[:2], tmp_path / "other")
+    assert first.digest == other.digest
     for name in ("train.json", "holdout.json", "corrections.json", "report.md"):
-        assert (one.directory / name).read_bytes() == (other.directory / name).read_bytes()
+        assert (first.directory / name).read_bytes() == (other.directory / name).read_bytes()
 
 
 def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_bad_parts_cost_only_themselves(tmp_path: Path) -> None:
         )
 
     snapshot = frozen(tasks, tmp_path / "out", failing)
-    left_out = {(one["task"], one["region"]): one["reason"] for one in report_of(snapshot)["left_out"]}
+    left_out = {(entry["task"], entry["region"]): entry["reason"] for entry in report_of(snapshot)["left_out"]}
     words = {
         (6, ""): "skipped by the annotator",
         (7, ""): "answers 404",
@@ -241,12 +241,12 @@ def test_annotators_may_vote(tmp_path: Path) -> None:
     latest = frozen([votes], tmp_path / "latest")
     assert len(objects_of(latest, 1)) == 2
     agreed = frozen([votes], tmp_path / "agreement", choice="agreement")
-    found = sorted((a["name"], a["iscrowd"], a["correction"], a["weight"]) for a in objects_of(agreed, 1))
-    assert found == [("car", 0, "kept", 0.5), ("car", 1, "added", 0.0), ("cat", 1, "added", 0.0)]
+    rows = sorted((a["name"], a["iscrowd"], a["correction"], a["weight"]) for a in objects_of(agreed, 1))
+    assert rows == [("car", 0, "kept", 0.5), ("car", 1, "added", 0.0), ("cat", 1, "added", 0.0)]
     report = report_of(agreed)
     assert report["totals"]["deleted"] == 0  # a disputed object was not deleted
     assert report["totals"]["seconds"] == 30.0  # all three looked at it
-    assert [one["region"] for one in report["left_out"]] == ["b", "c"]
+    assert [entry["region"] for entry in report["left_out"]] == ["b", "c"]
     assert agreed.manifest["annotation_ids"] == [10, 11, 12]
 
 
@@ -356,7 +356,7 @@ def test_a_project_needs_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "file_upload", "found"),
+    ("value", "file_upload", "text"),
     [
         ("/data/upload/3/0123abcd-one.png", "", "one.png"),
         ("/data/upload/3/0123abcd-one.png", "0123abcd-one.png", "one.png"),
@@ -367,16 +367,16 @@ def test_a_project_needs_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://host/a/../../etc/passwd", "", None),
     ],
 )
-def test_images_are_found_by_name(value: str, file_upload: str, found: str | None, tmp_path: Path) -> None:
+def test_images_are_found_by_name(value: str, file_upload: str, text: str | None, tmp_path: Path) -> None:
     (tmp_path / "sub dir").mkdir()
     for name in ("one.png", "sub dir/two.png", "Photo 1 (2).png"):
         (tmp_path / name).write_text(name)
     row = {"id": 1, "data": {"image": value}, "file_upload": file_upload}
-    if found is None:
+    if text is None:
         with pytest.raises(ServiceError, match="has no file"):
             ImageFolder(tmp_path).fetch(row, "image")
     else:
-        assert ImageFolder(tmp_path).fetch(row, "image").decode() == found
+        assert ImageFolder(tmp_path).fetch(row, "image").decode() == text
 
 
 def test_two_files_of_one_name_are_ambiguous(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_one_open_task_is_answered_before_the_many_that_contain_it(settings, ser
     with ThreadPoolExecutor(1) as pool:
         many = pool.submit(ask, address, predict_body(tasks(8), project="7.1795339022"))
         wait_until(lambda: in_state(address, "running"))
-        one = ask(address, predict_body(tasks(1, start=3), project="7.1795339022")).json()
-        assert len(one["results"]) == 1
+        single = ask(address, predict_body(tasks(1, start=3), project="7.1795339022")).json()
+        assert len(single["results"]) == 1
         assert many.result().json() == {"results": []}
     wait_until(lambda: len(label_studio.predictions) >= 7)
     assert sorted(row["task"] for row in label_studio.predictions) == [1, 2, 4, 5, 6, 7, 8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from backend.errors import TaskError
 from backend.predictions.prompts import chosen_regions
 from backend.queue.job_queue import PredictionJob
+from integration.regions.brush_rle import encode_brush_mask
 
 BASE: dict[str, Any] = {
     "project": "7.1795339022",
@@ -55,12 +57,19 @@ def polygon(name: str, left: float, top: float, right: float, bottom: float) -> 
     return {"id": name, "type": "polygonlabels", "value": {"points": points, "closed": True}}
 
 
+def brush(name: str, rows: slice, columns: slice) -> dict[str, Any]:
+    mask_hw = np.zeros((20, 40), bool)
+    mask_hw[rows, columns] = True
+    value = {"format": "rle", "rle": encode_brush_mask(mask_hw), "brushlabels": ["key"]}
+    return {"id": name, "type": "brushlabels", "value": value, "original_width": 40, "original_height": 20}
+
+
 PREDICTION = {
     "result": [
         polygon("big", 0, 0, 100, 100),
         polygon("small", 10, 10, 30, 30),
         polygon("right", 60, 40, 90, 80),
-        {"id": "brush", "type": "brushlabels", "value": {"rle": [1, 2, 3]}},
+        brush("brush", slice(18, 20), slice(0, 2)),
     ],
     "score": 0.5,
     "model_version": "v1",
@@ -73,6 +82,8 @@ EMPTY_MIDDLE = {**PREDICTION, "result": [polygon("small", 10, 10, 30, 30)]}
     [
         pytest.param({"x": 20, "y": 20, "width": 0.5}, ["small"], id="click: the smallest under it"),
         pytest.param({"x": 50, "y": 5, "width": 0.5}, ["big"], id="click: on nothing else"),
+        pytest.param({"x": 2, "y": 99, "width": 0.5}, ["brush"], id="click: on a brush mask"),
+        pytest.param({"x": 0, "y": 89, "width": 6, "height": 11}, ["brush"], id="box: around a brush mask"),
         pytest.param({"x": 9, "y": 9, "width": 22, "height": 22}, ["small"], id="box: fills it best"),
         pytest.param({"x": 58, "y": 35, "width": 40, "height": 50, "rotation": 0}, ["right"], id="loose box"),
         pytest.param({"x": 20, "y": 20, "radiusX": 10, "radiusY": 10}, ["small"], id="ellipse"),
@@ -105,10 +116,20 @@ def test_a_prompt_beside_everything_chooses_nothing(value):
     assert chosen_regions(EMPTY_MIDDLE, {"result": [{"value": value}]})["result"] == []
 
 
-def test_brush_masks_cannot_be_chosen_from_and_the_error_says_so():
-    brush = {"result": [region for region in PREDICTION["result"] if region["id"] == "brush"]}
-    with pytest.raises(TaskError, match="brush masks") as error:
-        chosen_regions(brush, {"result": [{"value": {"x": 80, "y": 80}}]})
+def test_a_click_takes_the_painted_pixels_of_a_brush_mask_and_not_its_box() -> None:
+    corner = brush("corner", slice(0, 20), slice(0, 40))
+    hollow = np.ones((20, 40), bool)
+    hollow[5:15, 10:30] = False
+    corner["value"]["rle"] = encode_brush_mask(hollow)
+    for place, chosen in (({"x": 5, "y": 5}, ["corner"]), ({"x": 100, "y": 100}, ["corner"]), ({"x": 50, "y": 50}, [])):
+        answer = chosen_regions({"result": [corner]}, {"result": [{"value": place}]})
+        assert [region["id"] for region in answer["result"]] == chosen
+
+
+def test_bitmasks_cannot_be_chosen_from_and_the_error_says_so():
+    bitmask = {"result": [{"id": "b", "type": "bitmasklabels", "value": {"imageDataURL": "data:image/png;base64,"}}]}
+    with pytest.raises(TaskError, match="bitmasks") as error:
+        chosen_regions(bitmask, {"result": [{"value": {"x": 80, "y": 80}}]})
     assert "TRANSFINER_PROMPT_MODEL" in error.value.hint
 
 

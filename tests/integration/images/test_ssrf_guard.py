@@ -80,7 +80,7 @@ def test_a_network_that_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "other", "same"),
     [
         ("http://a/x", "http://A:80/y?z", True),
         ("https://a", "https://a:443", True),
@@ -89,8 +89,8 @@ def test_a_network_that_is_none() -> None:
         ("http://a.b", "http://a", False),
     ],
 )
-def test_origins(one: str, other: str, same: bool) -> None:
-    assert (origin(one) == origin(other)) is same
+def test_origins(first: str, other: str, same: bool) -> None:
+    assert (origin(first) == origin(other)) is same
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_addresses(value: str, base_url: str, expected: str) -> None:
 )
 def test_recorded_tasks(name: str, expected: str) -> None:
     task = recorded_task(name)
-    found = locate(image_value(task, "image"), task, BASE, ("http://127.0.0.1:8081",))
-    assert found == BASE + expected
+    location = locate(image_value(task, "image"), task, BASE, ("http://127.0.0.1:8081",))
+    assert location == BASE + expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
+from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 
 RECORDINGS = sorted((Path(__file__).parents[2] / "recordings").glob("*.json"))
@@ -251,3 +252,16 @@ def test_any_xml_is_read_or_refused_with_a_reason(xml: str) -> None:
 @given(st.text())
 def test_any_text_is_refused_with_a_reason(text: str) -> None:
     assert parse_label_config(text).reason
+
+
+@pytest.mark.parametrize(("flag", "attribute"), [("{{idx}}", ""), ("{{n}}", 'indexFlag="{{n}}"')])
+def test_a_repeater_is_read_as_its_first_entry(flag: str, attribute: str) -> None:
+    config = parse_label_config(
+        f'<View><Repeater on="$images" {attribute}><Image name="page_{flag}" value="$images[{flag}].url"/>'
+        f'<PolygonLabels name="label_{flag}" toName="page_{flag}">'
+        '<Label value="car"/></PolygonLabels></Repeater></View>'
+    )
+    (control,) = config.controls
+    assert (control.name, control.to_name) == ("label_0", "page_0")
+    task = {"data": {"images": [{"url": "https://x/a.png"}, {"url": "https://x/b.png"}]}}
+    assert image_value(task, config.value_key) == "https://x/a.png"

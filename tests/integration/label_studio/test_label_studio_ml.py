@@ -179,11 +179,11 @@ def test_the_key_of_the_settings_goes_to_the_address_of_the_settings_only(
     for server in (ours, claimed):
         server.give("/data/upload/1/a.png", png())
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", KEY)
-    told = {"hostname": claimed.url, "access_token": "f" * 40}
-    load(OldBase).TransfinerModel(label_config=CONFIG, **told).predict([task])
+    claim = {"hostname": claimed.url, "access_token": "f" * 40}
+    load(OldBase).TransfinerModel(label_config=CONFIG, **claim).predict([task])
     assert claimed.requests[0].headers["Authorization"] == "Token " + "f" * 40
     monkeypatch.setenv("TRANSFINER_LABEL_STUDIO_URL", ours.url)
-    load(OldBase).TransfinerModel(label_config=CONFIG, **told).predict([task])
+    load(OldBase).TransfinerModel(label_config=CONFIG, **claim).predict([task])
     assert ours.requests[0].headers["Authorization"] == f"Token {KEY}"
     assert len(claimed.requests) == 1
 

@@ -61,27 +61,37 @@ def annotation(number: int, **fields: Any) -> dict[str, Any]:
 
 def test_the_json_export() -> None:
     done, skipped = (read_task(row) for row in recording("70_"))
-    (one,) = done.annotations
-    assert (done.id, one.id, one.annotator, one.lead_time_s, one.ground_truth) == (25, 29, "1", 33.3, False)
-    assert one.updated_at == datetime(2026, 11, 22, 9, 25, 32, 931587, UTC)
-    assert (one.prediction, len(one.result), done.file_name) == (None, 4, "d04995e1-000000008844.jpg")
+    (annotation,) = done.annotations
+    assert (done.id, annotation.id, annotation.annotator, annotation.lead_time_s, annotation.ground_truth) == (
+        25,
+        29,
+        "1",
+        33.3,
+        False,
+    )
+    assert annotation.updated_at == datetime(2026, 11, 22, 9, 25, 32, 931587, UTC)
+    assert (annotation.prediction, len(annotation.result), done.file_name) == (None, 4, "d04995e1-000000008844.jpg")
     assert skipped.annotations == ()
     assert [(left.annotation_id, left.reason) for left in skipped.left_out] == [(30, SKIPPED)]
 
 
 @pytest.mark.parametrize(("name", "prediction_id"), [("62_", 740), ("63_", 741), ("65_", 200)])
 def test_what_the_editor_submits_names_its_prediction(name: str, prediction_id: int) -> None:
-    (one,) = read_task(recording(name)).annotations
-    assert one.prediction is not None
-    assert (one.prediction.id, one.prediction.model_version) == (prediction_id, "v1")
-    assert {r["id"] for r in one.result} <= {r["id"] for r in one.prediction.result}
+    (annotation,) = read_task(recording(name)).annotations
+    assert annotation.prediction is not None
+    assert (annotation.prediction.id, annotation.prediction.model_version) == (prediction_id, "v1")
+    assert {r["id"] for r in annotation.result} <= {r["id"] for r in annotation.prediction.result}
 
 
 def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
     sent = event("56_")
-    (one,) = read_task({**sent["task"], "annotations": [sent["annotation"]]}).annotations
-    assert one.prediction is not None
-    assert (one.prediction.id, one.prediction.model_version, one.prediction.score) == (743, "d1", 0.9)
+    (annotation,) = read_task({**sent["task"], "annotations": [sent["annotation"]]}).annotations
+    assert annotation.prediction is not None
+    assert (annotation.prediction.id, annotation.prediction.model_version, annotation.prediction.score) == (
+        743,
+        "d1",
+        0.9,
+    )
 
 
 OLD = {"id": 3, "model_version": "v0", "score": 0.2, "result": [region("r"), region("s")]}
@@ -102,15 +112,15 @@ NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), reg
 )
 def test_where_an_annotation_came_from(fields: dict[str, Any], predictions: list[Any], expected: int | None) -> None:
     row = {"id": 1, "data": {}, "annotations": [annotation(9, **fields)], "predictions": predictions}
-    (one,) = read_task(row).annotations
-    assert (one.prediction.id if one.prediction else None) == expected
+    (submitted,) = read_task(row).annotations
+    assert (submitted.prediction.id if submitted.prediction else None) == expected
 
 
 def test_predictions_may_be_given_beside_the_export() -> None:
     row = {"id": 1, "data": {}, "annotations": [annotation(9, parent_prediction=4)], "predictions": [4]}
-    (one,) = read_task(row, predictions={4: {**NEW, "task": 1}}).annotations
-    assert one.prediction is not None
-    assert one.prediction.model_version == "v1"
+    (submitted,) = read_task(row, predictions={4: {**NEW, "task": 1}}).annotations
+    assert submitted.prediction is not None
+    assert submitted.prediction.model_version == "v1"
     (other,) = read_task({**row, "annotations": [annotation(9)]}, predictions={3: {**OLD, "task": 2}}).annotations
     assert other.prediction is None  # the same region id in another task means nothing
 
@@ -127,7 +137,7 @@ def test_predictions_may_be_given_beside_the_export() -> None:
 def test_annotations_that_do_not_count_are_told(bad: dict[str, Any], reason: str) -> None:
     row = {"id": 7, "data": {}, "annotations": [annotation(1), {**annotation(2), **bad}, "nonsense"]}
     task = read_task(row)
-    assert [one.id for one in task.annotations] == [1]
+    assert [annotation.id for annotation in task.annotations] == [1]
     assert [left.task_id for left in task.left_out] == [7, 7]
     assert task.left_out[0].reason.startswith(reason)
 
@@ -148,13 +158,13 @@ def test_annotations_that_do_not_count_are_told(bad: dict[str, Any], reason: str
 )
 def test_which_annotations_count(rows: list[Any], how: Any, expected: list[int]) -> None:
     task = read_task({"id": 1, "data": {}, "annotations": rows})
-    assert [one.id for one in chosen_annotations(task.annotations, how)] == expected
+    assert [chosen_annotation.id for chosen_annotation in chosen_annotations(task.annotations, how)] == expected
 
 
 def test_times_and_labels() -> None:
     rows = [annotation(1), annotation(2, updated_at="yesterday"), annotation(3, updated_at="2026-11-22T10:00:00.5Z")]
     task = read_task({"id": 1, "data": {}, "annotations": rows})
-    assert [one.id for one in task.annotations] == [2, 3, 1]  # without a date counts as the oldest
+    assert [annotation.id for annotation in task.annotations] == [2, 3, 1]  # without a date counts as the oldest
     assert newest_time(task.annotations) == datetime(2026, 11, 22, 10, 1, tzinfo=UTC)
     assert newest_time([]) is None
     assert used_labels({"annotations": [annotation(1, result=[region("a", "x"), {"type": "choices"}])]}) == {"x"}
@@ -211,10 +221,10 @@ A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 2
     ],
 )
 def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str], agreement: float) -> None:
-    found = vote([[drawn(*one) for one in each] for each in drawings])
-    assert [one.label for one in found.objects] == labels
-    assert [one.label for one in found.disputed] == disputed
-    assert found.agreement == agreement
+    agreed = vote([[drawn(*drawing) for drawing in each] for each in drawings])
+    assert [drawing.label for drawing in agreed.objects] == labels
+    assert [drawing.label for drawing in agreed.disputed] == disputed
+    assert agreed.agreement == agreement
 
 
 def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
@@ -227,8 +237,8 @@ def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
 
 def test_neighbours_of_one_annotator_stay_two_objects() -> None:
     left, right = box(0, 0, 20, 20), box(18, 0, 40, 20)
-    found = vote([[drawn("cat", left), drawn("cat", right)], [drawn("cat", right), drawn("cat", left)]])
-    assert len(found.objects) == 2
+    agreed = vote([[drawn("cat", left), drawn("cat", right)], [drawn("cat", right), drawn("cat", left)]])
+    assert len(agreed.objects) == 2
 
 
 masks = st.tuples(st.integers(0, 30), st.integers(0, 25), st.integers(1, 19), st.integers(1, 14)).map(
@@ -239,13 +249,13 @@ masks = st.tuples(st.integers(0, 30), st.integers(0, 25), st.integers(1, 19), st
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.builds(drawn, st.sampled_from(["cat", "dog"]), masks), max_size=3), max_size=3))
 def test_agreement_loses_no_object(drawings: list[list[AnnotatedObject]]) -> None:
-    found = vote(drawings)
+    agreed = vote(drawings)
     count = sum(len(each) for each in drawings)
-    assert len(found.objects) + len(found.disputed) <= count
-    assert all(one.mask_hw.any() for one in found.objects)
-    assert 0 <= found.agreement <= 1
+    assert len(agreed.objects) + len(agreed.disputed) <= count
+    assert all(annotated_object.mask_hw.any() for annotated_object in agreed.objects)
+    assert 0 <= agreed.agreement <= 1
     if len(drawings) == 1:
-        assert len(found.objects) == count
+        assert len(agreed.objects) == count
 
 
 # Objects in a result
@@ -283,7 +293,7 @@ NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", 
 )
 def test_objects_of_a_result(result: list[Any], ids: list[str], left_out: dict[str, str]) -> None:
     read = read_drawings(result, width=100, height=80, config=BOTH)
-    assert [one.region_ids[0] for one in read.objects] == ids
+    assert [annotated_object.region_ids[0] for annotated_object in read.objects] == ids
     assert {region_id for region_id, _ in read.left_out} == set(left_out)
     assert all(left_out[region_id] in reason for region_id, reason in read.left_out)
 

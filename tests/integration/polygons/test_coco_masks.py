@@ -14,7 +14,8 @@ import pytest
 import shapely
 from pycocotools import mask as coco_mask
 
-from integration.polygons.convert import exact_polygons, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.exact import exact_polygons
 from integration.polygons.hausdorff import deviation_px
 
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
@@ -37,7 +38,7 @@ def every(number: int) -> list[np.ndarray]:
 def test_real_masks() -> None:
     ours = theirs = 0
     for mask in every(12):
-        exact, found = exact_polygons(mask), mask_to_polygons(mask, tolerance_px=1.0)
+        exact, found = exact_polygons(mask), outline_mask(mask, tolerance_px=1.0).polygons
         assert np.array_equal(polygons_to_mask(exact, *mask.shape), mask)
         assert shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]).is_valid
         assert deviation_px(found, exact) <= 1.0 + 1e-6

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from integration.polygons.contours import fill_even_odd
-from integration.polygons.convert import Polygon, exact_polygons, keyhole, mask_to_polygons, polygons_to_mask
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.hausdorff import deviation_px
+from integration.polygons.joining import join_polygons
 
 small_masks = arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
@@ -40,13 +42,13 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_parts_and_holes_of_known_shapes(name: str) -> None:
     mask, parts, holes = SHAPES[name]
-    found = mask_to_polygons(mask)
+    found = outline_mask(mask).polygons
     assert (len(found), sum(len(polygon.holes) for polygon in found)) == (parts, holes)
     assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
 
 
 def check_exact(mask: np.ndarray) -> None:
-    found = mask_to_polygons(mask)
+    found = outline_mask(mask).polygons
     assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
     assert sum(polygon.area_px for polygon in found) == mask.sum()
     assert shapes(found).is_valid
@@ -96,7 +98,7 @@ def test_round_trip_is_exact_for_thousands_of_masks(family: Callable) -> None:
 @pytest.mark.parametrize("tolerance_px", [0.5, 1.0, 3.0])
 def test_the_certified_distance_holds_between_samples(tolerance_px: float) -> None:
     mask = smooth_mask(7)
-    found = mask_to_polygons(mask, tolerance_px=tolerance_px)
+    found = outline_mask(mask, tolerance_px=tolerance_px).polygons
     assert deviation_px(found, exact_polygons(mask), step_px=0.01) <= tolerance_px + 1e-6
 
 
@@ -119,14 +121,14 @@ def smooth_mask(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_simplified_is_near_valid_and_of_the_same_topology(seed: int, tolerance_px: float) -> None:
     mask = smooth_mask(seed)
-    exact, found = exact_polygons(mask), mask_to_polygons(mask, tolerance_px=tolerance_px)
+    exact, found = exact_polygons(mask), outline_mask(mask, tolerance_px=tolerance_px).polygons
     check_simplified(found, exact, tolerance_px)
 
 
 @settings(max_examples=80, deadline=None)
 @given(small_masks, st.sampled_from([0.4, 0.75, 1.0, 2.0]))
 def test_simplified_noise_keeps_its_topology(mask: np.ndarray, tolerance_px: float) -> None:
-    check_simplified(mask_to_polygons(mask, tolerance_px=tolerance_px), exact_polygons(mask), tolerance_px)
+    check_simplified(outline_mask(mask, tolerance_px=tolerance_px).polygons, exact_polygons(mask), tolerance_px)
 
 
 def check_simplified(found: list[Polygon], exact: list[Polygon], tolerance_px: float) -> None:
@@ -142,7 +144,7 @@ def test_fewer_vertices_than_douglas_peucker() -> None:
     ours = theirs = 0
     for seed in range(12):
         mask = smooth_mask(seed)
-        ours += sum(polygon.vertex_count for polygon in mask_to_polygons(mask, tolerance_px=1.0))
+        ours += sum(polygon.vertex_count for polygon in outline_mask(mask, tolerance_px=1.0).polygons)
         for polygon in exact_polygons(mask):
             shape = shapely.Polygon(polygon.exterior, polygon.holes).simplify(1.0)
             theirs += sum(len(ring.coords) - 1 for ring in (shape.exterior, *shape.interiors))
@@ -153,15 +155,15 @@ def test_fewer_vertices_than_douglas_peucker() -> None:
 def test_vertex_budget_is_met_with_little_more_tolerance_than_needed(max_vertices: int) -> None:
     y, x = np.mgrid[:80, :80]
     mask = np.hypot(y - 40, x - 38) < 30 + 4 * np.cos(3 * np.arctan2(y - 40, x - 38))
-    (found,) = mask_to_polygons(mask, max_vertices=max_vertices)
+    (found,) = outline_mask(mask, max_vertices=max_vertices).polygons
     assert found.vertex_count <= max_vertices
     assert deviation_px([found], exact_polygons(mask)) <= found.tolerance_px + 1e-6
-    tighter = mask_to_polygons(mask, tolerance_px=found.tolerance_px * 0.97)
+    tighter = outline_mask(mask, tolerance_px=found.tolerance_px * 0.97).polygons
     assert tighter[0].vertex_count > max_vertices
 
 
 def test_a_budget_that_is_met_already_keeps_the_tolerance() -> None:
-    (found,) = mask_to_polygons(np.ones((5, 5), dtype=np.bool_), max_vertices=10)
+    (found,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10).polygons
     assert (found.vertex_count, found.tolerance_px) == (4, 0.0)
 
 
@@ -170,16 +172,16 @@ def test_small_parts_and_holes_go_only_when_asked() -> None:
     mask[2:20, 2:20] = True
     mask[5, 5] = False
     mask[25:27, 25:27] = True
-    assert [len(p.holes) for p in mask_to_polygons(mask, tolerance_px=1.0)] == [1, 0]
-    assert [len(p.holes) for p in mask_to_polygons(mask, tolerance_px=1.0, min_area_px=2.0)] == [0, 0]
-    assert [len(p.holes) for p in mask_to_polygons(mask, min_area_px=5.0)] == [0]
+    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0).polygons] == [1, 0]
+    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0, min_area_px=2.0).polygons] == [0, 0]
+    assert [len(p.holes) for p in outline_mask(mask, min_area_px=5.0).polygons] == [0]
 
 
 @settings(max_examples=100, deadline=None)
 @given(small_masks)
 def test_keyholes_fill_exactly_what_the_polygon_fills(mask: np.ndarray) -> None:
-    for polygon in mask_to_polygons(mask):
-        ring = keyhole(polygon)
+    for polygon in outline_mask(mask).polygons:
+        ring = join_polygons([polygon])
         assert filled(ring, mask.shape) == filled_polygon(polygon, mask.shape)
         percent = np.round(ring / mask.shape[::-1] * 100, 6)  # as Label Studio stores it
         assert filled(percent * mask.shape[::-1] / 100, mask.shape) == filled_polygon(polygon, mask.shape)
@@ -188,8 +190,8 @@ def test_keyholes_fill_exactly_what_the_polygon_fills(mask: np.ndarray) -> None:
 def test_keyhole_of_a_simplified_polygon_fills_the_same() -> None:
     for seed in range(6):
         mask = smooth_mask(seed)
-        for polygon in mask_to_polygons(mask, tolerance_px=1.0):
-            assert filled(keyhole(polygon), mask.shape) == filled_polygon(polygon, mask.shape)
+        for polygon in outline_mask(mask, tolerance_px=1.0).polygons:
+            assert filled(join_polygons([polygon]), mask.shape) == filled_polygon(polygon, mask.shape)
 
 
 def filled(ring: np.ndarray, shape: tuple[int, ...]) -> bytes:
@@ -223,4 +225,4 @@ def test_polygons_outside_the_image_are_clipped_and_overlaps_united() -> None:
 )
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mask_to_polygons(**{"mask_hw": np.ones((2, 2), dtype=np.bool_)} | arguments)
+        outline_mask(**{"mask_hw": np.ones((2, 2), dtype=np.bool_)} | arguments)

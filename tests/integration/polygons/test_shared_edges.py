@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import shapely
 
-from integration.polygons.convert import mask_to_polygons, polygons_to_mask
-from integration.polygons.shared_edges import masks_to_polygons
+from integration.polygons.convert import outline_mask, polygons_to_mask
+from integration.polygons.shared_edges import outline_masks
 
 
 def quilt(seed: int, parts: int) -> list[np.ndarray]:
@@ -25,11 +25,11 @@ def quilt(seed: int, parts: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("seed", range(4))
 def test_neighbours_neither_overlap_nor_part(seed: int, tolerance_px: float) -> None:
     masks = quilt(seed, 4)
-    outlines = masks_to_polygons(masks, tolerance_px=tolerance_px)
+    outlines = [outlined.polygons for outlined in outline_masks(masks, tolerance_px=tolerance_px)]
     shapes = [shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]) for found in outlines]
     for shape, found, mask in zip(shapes, outlines, masks, strict=True):
         assert shape.is_valid
-        alone = mask_to_polygons(mask)
+        alone = outline_mask(mask).polygons
         assert [len(p.holes) for p in found] == [len(p.holes) for p in alone]
         if tolerance_px == 0:
             assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
@@ -42,7 +42,7 @@ def test_the_shared_edge_has_the_same_vertices_on_both_sides() -> None:
     y, x = np.mgrid[:30, :30]
     border = 15 + 3 * np.sin(y / 4)
     left, right = (x < border) & (x > 3), (x >= border) & (x < 27)
-    (a,), (b,) = masks_to_polygons([left, right], tolerance_px=1.0)
+    (a,), (b,) = (outlined.polygons for outlined in outline_masks([left, right], tolerance_px=1.0))
     shared = set(map(tuple, a.exterior.tolist())) & set(map(tuple, b.exterior.tolist()))
     assert len(shared) >= 4
     gap = shapely.Polygon(a.exterior).union(shapely.Polygon(b.exterior))
@@ -54,21 +54,21 @@ def test_an_object_inside_another_shares_its_whole_outline() -> None:
     y, x = np.mgrid[:40, :40]
     inner = np.hypot(y - 20, x - 20) < 9
     outer = (np.hypot(y - 20, x - 20) < 17) & ~inner
-    (disc,), (ring,) = masks_to_polygons([inner, outer], tolerance_px=1.0)
+    (disc,), (ring,) = (outlined.polygons for outlined in outline_masks([inner, outer], tolerance_px=1.0))
     assert set(map(tuple, disc.exterior.tolist())) == set(map(tuple, ring.holes[0].tolist()))
 
 
 def test_overlapping_masks_keep_their_own_edges() -> None:
     a, b = np.zeros((12, 12), dtype=np.bool_), np.zeros((12, 12), dtype=np.bool_)
     a[2:8, 2:8], b[5:11, 5:11] = True, True
-    for found, mask in zip(masks_to_polygons([a, b]), (a, b), strict=True):
-        assert np.array_equal(polygons_to_mask(found, 12, 12), mask)
+    for outlined, mask in zip(outline_masks([a, b]), (a, b), strict=True):
+        assert np.array_equal(polygons_to_mask(outlined.polygons, 12, 12), mask)
 
 
 def test_masks_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="one size"):
-        masks_to_polygons([np.zeros((2, 3), dtype=np.bool_), np.zeros((3, 2), dtype=np.bool_)])
+        outline_masks([np.zeros((2, 3), dtype=np.bool_), np.zeros((3, 2), dtype=np.bool_)])
 
 
 def test_no_masks_no_polygons() -> None:
-    assert masks_to_polygons([]) == []
+    assert outline_masks([]) == []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from integration.polygons.convert import mask_to_polygons, polygons_to_mask, smooth_outline
+from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, reach_border, remove_crumbs
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.hausdorff import deviation_px
@@ -71,7 +71,7 @@ def test_straight_edges_are_straight_and_cost_fewer_vertices() -> None:
     mask_hw = probability >= 0.5
     patch = (probability, (0.0, 0.0, 200.0, 200.0))
     (smooth,) = smooth_outline(mask_hw, patch, tolerance_px=0.5).polygons
-    (stairs,) = mask_to_polygons(mask_hw, tolerance_px=0.5)
+    (stairs,) = outline_mask(mask_hw, tolerance_px=0.5).polygons
     assert len(smooth.exterior) <= 8 < len(stairs.exterior)
 
 

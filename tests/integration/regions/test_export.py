@@ -139,9 +139,9 @@ def test_crowds_are_marked_or_left_out() -> None:
 
 
 def test_the_newest_annotation_counts_or_the_agreement() -> None:
-    one, other, third = predicted(two_parts()), predicted(two_parts()), predicted(circle())
-    assert exported(task(one, other, third)).objects == 1
-    agreed = exported(task(one, other, third), annotators="agreement")
+    first, other, third = predicted(two_parts()), predicted(two_parts()), predicted(circle())
+    assert exported(task(first, other, third)).objects == 1
+    agreed = exported(task(first, other, third), annotators="agreement")
     assert agreed.objects == 1
     assert np.array_equal(agreed.images[0].objects[0].mask_hw, two_parts())
     assert [entry.reason for entry in agreed.left_out] == ["3 annotators do not agree on it"]

@@ -38,8 +38,8 @@ def test_export_with_parts_a_brush_with_a_hole_and_a_relation() -> None:
     tasks = recording("70_")
     decoded = regions_to_objects(tasks[0]["annotations"][0]["result"])
     assert (decoded.width, decoded.height, decoded.skipped) == (640, 426, ())
-    assert [found.region_ids for found in decoded.objects] == [("A1", "A2"), ("B1",)]
-    assert [found.kinds for found in decoded.objects] == [("polygon", "polygon"), ("brush",)]
+    assert [annotated_object.region_ids for annotated_object in decoded.objects] == [("A1", "A2"), ("B1",)]
+    assert [annotated_object.kinds for annotated_object in decoded.objects] == [("polygon", "polygon"), ("brush",)]
     joined, brush = decoded.objects
     square, triangle = 0.2 * 0.3 * 640 * 426, 0.1 * 0.2 / 2 * 640 * 426
     assert joined.mask_hw.sum() == pytest.approx(square + triangle, rel=0.01)
@@ -50,7 +50,7 @@ def test_export_with_parts_a_brush_with_a_hole_and_a_relation() -> None:
 def test_exif_image_has_the_upright_size() -> None:
     decoded = regions_to_objects(submitted("60_"))
     assert (decoded.width, decoded.height) == (480, 640)
-    assert all(found.mask_hw.shape == (640, 480) for found in decoded.objects)
+    assert all(annotated_object.mask_hw.shape == (640, 480) for annotated_object in decoded.objects)
 
 
 def test_rotation_in_the_editor_changes_nothing() -> None:
@@ -91,22 +91,26 @@ def test_a_wrong_size_of_a_prediction_can_be_overruled() -> None:
 )
 def test_boxes_turn_about_their_top_left_corner(rotation: float, bounds: tuple[int, int, int, int]) -> None:
     value = {"x": 20, "y": 10, "width": 40, "height": 20, "rotation": rotation}
-    (found,) = regions_to_objects([region("rectangle", value=value)]).objects
+    (decoded_object,) = regions_to_objects([region("rectangle", value=value)]).objects
     left, top, right, bottom = bounds
     expected = np.zeros((80, 100), bool)
     expected[max(top, 0) : bottom, max(left, 0) : right] = True
-    assert np.array_equal(found.mask_hw, expected)
+    assert np.array_equal(decoded_object.mask_hw, expected)
 
 
 def test_a_tilted_box_keeps_its_area_on_an_oblong_image() -> None:
     value = {"x": 40, "y": 30, "width": 30, "height": 25, "rotation": 30}
-    (found,) = regions_to_objects([region("rectangle", value=value)], width=2000, height=1000).objects
-    assert found.mask_hw.sum() == pytest.approx(600 * 250, rel=0.01)
+    (decoded_object,) = regions_to_objects([region("rectangle", value=value)], width=2000, height=1000).objects
+    assert decoded_object.mask_hw.sum() == pytest.approx(600 * 250, rel=0.01)
 
 
 def test_children_with_another_label_are_objects_of_their_own() -> None:
     result = [region(id="a"), region(id="b", label="wheel", parentID="a"), region(id="c", parentID="b")]
-    assert [found.region_ids for found in regions_to_objects(result).objects] == [("a",), ("b",), ("c",)]
+    assert [annotated_object.region_ids for annotated_object in regions_to_objects(result).objects] == [
+        ("a",),
+        ("b",),
+        ("c",),
+    ]
 
 
 def test_grandchildren_missing_parents_and_cycles() -> None:
@@ -120,9 +124,13 @@ def test_grandchildren_missing_parents_and_cycles() -> None:
         region(id="self", parentID="self"),
     ]
     decoded = regions_to_objects(result)
-    assert sorted(sorted(found.region_ids) for found in decoded.objects)[0] == ["leaf", "root", "stem"]
+    assert sorted(sorted(annotated_object.region_ids) for annotated_object in decoded.objects)[0] == [
+        "leaf",
+        "root",
+        "stem",
+    ]
     assert decoded.objects[0].region_ids[0] == "root"
-    assert sum(len(found.region_ids) for found in decoded.objects) == 7
+    assert sum(len(annotated_object.region_ids) for annotated_object in decoded.objects) == 7
 
 
 SQUARE = [[10, 10], [50, 10], [50, 50]]
@@ -152,7 +160,7 @@ SQUARE = [[10, 10], [50, 10], [50, 50]]
 )
 def test_what_is_no_object_is_skipped_with_a_reason(bad: dict[str, Any], reason: str) -> None:
     decoded = regions_to_objects([bad, region(id="good")])
-    assert [found.region_ids for found in decoded.objects] == [("good",)]
+    assert [annotated_object.region_ids for annotated_object in decoded.objects] == [("good",)]
     ((skipped_id, words),) = decoded.skipped
     assert skipped_id == "r"
     assert reason in words
@@ -185,4 +193,4 @@ KINDS = st.sampled_from(["polygonlabels", "brushlabels", "rectanglelabels", "lab
 @given(st.lists(st.dictionaries(KEYS, JSON | VALUES | KINDS), max_size=4))
 def test_any_json_is_decoded_or_skipped(result: list[dict[str, Any]]) -> None:
     decoded = regions_to_objects(result, width=20, height=10)
-    assert all(found.mask_hw.shape == (10, 20) for found in decoded.objects)
+    assert all(annotated_object.mask_hw.shape == (10, 20) for annotated_object in decoded.objects)

@@ -19,13 +19,13 @@ from tests.support.regions import EXACT, RECORDINGS, instance, predict
 
 def recorded_tasks() -> dict[tuple[str, int], dict[str, Any]]:
     """Tasks of recorded /predict requests, by label config and id."""
-    found = {}
+    tasks = {}
     for path in sorted(RECORDINGS.glob("*.json")):
         for exchange in json.loads(path.read_text()).get("exchanges", []):
             if exchange["request"]["path"] == "/predict":
                 body = exchange["request"]["json"]
-                found.update({(body["label_config"], task["id"]): task for task in body["tasks"]})
-    return found
+                tasks.update({(body["label_config"], task["id"]): task for task in body["tasks"]})
+    return tasks
 
 
 @pytest.mark.parametrize("kind", ["auto", "all"])
@@ -55,8 +55,8 @@ def test_exact_regions_come_back_as_the_same_mask(mask_hw: np.ndarray, kind: Any
         assert report.dropped == {Report.TOO_SMALL: 1}
         return
     stored = json.loads(json.dumps(prediction["result"]))
-    (found,) = regions_to_objects(stored).objects
-    assert np.array_equal(found.mask_hw, mask_hw)
+    (decoded,) = regions_to_objects(stored).objects
+    assert np.array_equal(decoded.mask_hw, mask_hw)
 
 
 @pytest.mark.parametrize("size", [(640, 426), (4031, 3023), (333, 9999)])
@@ -66,13 +66,13 @@ def test_odd_sizes_lose_nothing_in_percent(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(7)
     mask_hw[-60:, -50:] = rng.random((60, 50)) < 0.8
     prediction, _ = predict([instance(mask_hw)], width=width, height=height, output=EXACT)
-    (found,) = regions_to_objects(prediction["result"]).objects
-    assert np.array_equal(found.mask_hw, mask_hw)
+    (decoded,) = regions_to_objects(prediction["result"]).objects
+    assert np.array_equal(decoded.mask_hw, mask_hw)
 
 
 def test_the_default_tolerance_stays_close() -> None:
     disc = np.hypot(*np.mgrid[-200:200, -200:200]) < 150
     disc &= ~(np.hypot(*np.mgrid[-200:200, -200:200]) < 60)
     prediction, _ = predict([instance(disc)], width=400, height=400)
-    (found,) = regions_to_objects(prediction["result"]).objects
-    assert (found.mask_hw & disc).sum() / (found.mask_hw | disc).sum() > 0.98
+    (decoded,) = regions_to_objects(prediction["result"]).objects
+    assert (decoded.mask_hw & disc).sum() / (decoded.mask_hw | disc).sum() > 0.98

@@ -15,7 +15,7 @@ from integration.polygons.convert import polygons_to_mask
 from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.write import Output, Report
-from model.instance import ProbabilityPatch
+from model.instance import ProbabilityPatch, iou
 from tests.support.regions import EXACT, PAIRED, instance, predict, ring
 
 
@@ -185,3 +185,49 @@ def test_holes_as_brush_when_asked_and_there_is_a_brush() -> None:
     assert [region["type"] for region in prediction["result"]] == ["brushlabels", "polygonlabels"]
     prediction, _ = predict([instance(label="pine")], output=output)  # no brush for trees
     assert {region["type"] for region in prediction["result"]} == {"polygonlabels"}
+
+
+ONLY = """<View><Image name="image" value="$image"/>
+  <{tag} name="only" toName="image"><Label value="car"/></{tag}></View>"""
+
+
+@pytest.mark.parametrize("tag", ["VectorLabels", "BitmaskLabels"])
+def test_a_config_of_vectors_or_bitmasks_alone_gets_exact_regions(tag: str) -> None:
+    prediction, _ = predict([instance()], ONLY.format(tag=tag), output=EXACT)
+    (region,) = prediction["result"]
+    assert (region["type"], region["value"].get("closed", True)) == (tag.lower(), True)
+    (drawn,) = regions_to_objects(prediction["result"]).objects
+    assert np.array_equal(drawn.mask_hw, ring())
+
+
+@given(st.floats(15, 28), st.floats(8, 14), st.floats(0, 180), st.integers(0, 10))
+def test_an_ellipse_is_fitted_and_its_iou_is_stated(long: float, short: float, degrees: float, shift: int) -> None:
+    height, width = 90, 120
+    y, x = np.mgrid[:height, :width] + 0.5
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    along, across = (x - 60 - shift) * cosine + (y - 45) * sine, (y - 45) * cosine - (x - 60 - shift) * sine
+    mask_hw = (along / long) ** 2 + (across / short) ** 2 <= 1
+    sizes = {"width": width, "height": height}
+    prediction, _ = predict([instance(mask_hw)], ONLY.format(tag="EllipseLabels"), output=EXACT, **sizes)
+    (region,) = prediction["result"]
+    (drawn,) = regions_to_objects(prediction["result"]).objects
+    overlap = iou(drawn.mask_hw, mask_hw)
+    assert overlap > 0.95
+    assert abs(float(region["meta"]["text"][0].split()[-1].rstrip(".")) - overlap) < 0.02
+
+
+@pytest.mark.parametrize("tag", ["VectorLabels", "EllipseLabels", "BitmaskLabels"])
+def test_odd_masks_are_valid_regions_of_any_kind(tag: str) -> None:
+    masks = {name: np.zeros((40, 60), bool) for name in ("dot", "line", "all", "nothing")}
+    masks["dot"][3, 4] = masks["line"][:, 7] = masks["all"][:] = True
+    for name, mask_hw in masks.items():
+        prediction, _ = predict([instance(mask_hw)], ONLY.format(tag=tag), output=EXACT)
+        assert len(prediction["result"]) == (name != "nothing")
+
+
+def test_all_kinds_hold_an_ellipse_only_where_there_is_no_other() -> None:
+    both = ONLY.format(tag="EllipseLabels").replace(
+        "</View>", '<PolygonLabels name="p" toName="image"><Label value="car"/></PolygonLabels></View>'
+    )
+    prediction, _ = predict([instance()], both, output=replace(EXACT, kind="all"))
+    assert [region["type"] for region in prediction["result"]] == ["polygonlabels"]

@@ -45,10 +45,10 @@ def test_every_stage_and_the_masks_are_trained(network: nn.Module) -> None:
 def test_masks_are_pasted_into_the_boxes_of_the_last_stage(network: nn.Module) -> None:
     network.eval()
     with torch.inference_mode():
-        found = network([record()])[0]["instances"]
-    assert found.pred_masks.shape == (5, 64, 96)
-    assert found.pred_masks.any()
-    for box, mask in zip(found.pred_boxes.tensor, found.pred_masks, strict=True):
+        instances = network([record()])[0]["instances"]
+    assert instances.pred_masks.shape == (5, 64, 96)
+    assert instances.pred_masks.any()
+    for box, mask in zip(instances.pred_boxes.tensor, instances.pred_masks, strict=True):
         rows, columns = torch.nonzero(mask, as_tuple=True)
         if len(rows):
             assert columns.min() >= box[0].floor()

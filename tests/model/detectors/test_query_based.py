@@ -60,9 +60,9 @@ def test_trains_and_outlines_what_it_finds() -> None:
     ]
     assert silent == []
     with torch.inference_mode():
-        found = network.eval()(batch)
-    for one, given in zip(found, batch, strict=True):
-        instances = one["instances"]
+        outputs = network.eval()(batch)
+    for output, given in zip(outputs, batch, strict=True):
+        instances = output["instances"]
         size = (given["height"], given["width"])
         assert instances.image_size == size
         assert instances.pred_masks.shape == instances.pred_coarse_masks.shape == (len(instances), *size)

@@ -71,7 +71,7 @@ def test_no_budget_is_no_limit_and_undetected_regions_go_by_score_and_depth() ->
     assert set(kept[0].roi.tolist()) == {int(scores.argmax())}
 
 
-def found(*edges_px: float) -> Instances:
+def detections(*edges_px: float) -> Instances:
     boxes = Boxes(torch.tensor([[0.0, 0.0, edge, edge] for edge in edges_px]))
     count = len(edges_px)
     return Instances(
@@ -80,7 +80,7 @@ def found(*edges_px: float) -> Instances:
 
 
 def test_small_boxes_and_those_beyond_the_limit_are_left_out() -> None:
-    batch = [found(10, 70, 56), found(55, 90)]
+    batch = [detections(10, 70, 56), detections(55, 90)]
     settings = RefinementSettings(test_min_box_px=56.0)
     assert rois_to_refine(batch, settings).tolist() == [1, 2, 4]
     assert rois_to_refine(batch, replace(settings, test_instance_limit=2)).tolist() == [1]
@@ -89,7 +89,7 @@ def test_small_boxes_and_those_beyond_the_limit_are_left_out() -> None:
 
 def test_the_budget_of_a_batch_is_an_image_s_own() -> None:
     levels, grids, _ = drawn(3, 5)
-    batch, chosen = [found(10, 70, 56), found(55, 90)], torch.tensor([0, 1, 2, 3, 4])
+    batch, chosen = [detections(10, 70, 56), detections(55, 90)], torch.tensor([0, 1, 2, 3, 4])
     limit = node_limit(batch, chosen, 4)
     assert limit is not None
     kept = limit(levels, grids)

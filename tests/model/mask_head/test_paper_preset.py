@@ -59,8 +59,8 @@ def test_nested_regions_lie_within_their_parents(array):
     ids=["empty", "full", "stripes", "aligned edge", "edge off the grid"],
 )
 def test_regions_by_hand(mask, coarse, fine):
-    found = incoherent_regions(mask.bool(), 2, nested=False)
-    assert [int(region.sum()) for region in found] == [coarse, fine]
+    regions = incoherent_regions(mask.bool(), 2, nested=False)
+    assert [int(region.sum()) for region in regions] == [coarse, fine]
 
 
 def test_a_side_that_cannot_be_halved_is_refused():
@@ -198,12 +198,12 @@ def test_every_ablation_trains_and_predicts(settings):
     sum(losses.values()).backward()
     branch = [*heads.mask_head.named_parameters(), *heads.mask_pooler.named_parameters()]
     assert [name for name, parameter in branch if parameter.grad is None] == []
-    found = Instances((64, 96), pred_boxes=boxes, pred_classes=torch.tensor([0, 2]))
+    detections = Instances((64, 96), pred_boxes=boxes, pred_classes=torch.tensor([0, 2]))
     with torch.no_grad():
-        heads.eval()._forward_mask(maps, [found])
-    assert found.pred_masks.shape == (2, 1, size, size)
-    assert ((found.pred_masks >= 0) & (found.pred_masks <= 1)).all()
-    assert ((found.uncertainty >= 0) & (found.uncertainty <= 1)).all()
+        heads.eval()._forward_mask(maps, [detections])
+    assert detections.pred_masks.shape == (2, 1, size, size)
+    assert ((detections.pred_masks >= 0) & (detections.pred_masks <= 1)).all()
+    assert ((detections.uncertainty >= 0) & (detections.uncertainty <= 1)).all()
 
 
 def test_depth_zero_is_the_coarse_mask():

@@ -58,8 +58,8 @@ def test_sequences_have_the_recorded_lengths(recorded):
     logits = torch.from_numpy(recorded["out_incoherence_logit"])[:10]
     maps = [nn.functional.interpolate(logits[:, None], (size, size))[:, 0].sigmoid() for size in head.sizes]
     regions = select_incoherent_regions(maps, head.settings.thresholds_test)
-    found = torch.stack([torch.full((10,), 196), *(region.sum((1, 2)) for region in regions)], dim=1)
-    np.testing.assert_array_equal(found, recorded["out_seq_parts"])
+    lengths = torch.stack([torch.full((10,), 196), *(region.sum((1, 2)) for region in regions)], dim=1)
+    np.testing.assert_array_equal(lengths, recorded["out_seq_parts"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_losses_and_gradients(recorded, training_case):
     heads.mask_head.permutation = torch.arange
     with EventStorage():
         pyramid = heads.mask_pooler(features(recorded), [instances.proposal_boxes])
-        found = heads.mask_head(pyramid, [instances])
+        losses = heads.mask_head(pyramid, [instances])
     expected = json.loads(bytes(arrays["losses"]))
     names = {
         "loss_mask": "loss_mask",
@@ -149,9 +149,9 @@ def test_losses_and_gradients(recorded, training_case):
         "loss_semantic": "loss_semantic",
         "loss_mask_boundary": "loss_bound",
     }
-    assert {ours: found[ours].item() for ours in names} == pytest.approx(
+    assert {ours: losses[ours].item() for ours in names} == pytest.approx(
         {ours: expected[theirs] for ours, theirs in names.items()}, rel=1e-4
     )
-    sum(found.values()).backward()
+    sum(losses.values()).backward()
     norms = {name: p.grad.norm().item() for name, p in heads.named_parameters() if p.grad is not None}
     assert norms == pytest.approx(json.loads(bytes(arrays["grad_norms"])), rel=1e-3, abs=1e-5)

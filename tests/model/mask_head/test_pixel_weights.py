@@ -27,11 +27,11 @@ def test_nothing_is_weighted_where_nobody_asked() -> None:
 
 
 def test_bands_and_instances_multiply_and_other_images_count_one() -> None:
-    found = pixel_weights([proposals(1, [0.5]), proposals(0, []), proposals(1)], [4])
-    assert found is not None
-    assert found.instances.tolist() == [0.5, 1.0]
-    assert found.at(4)[0].tolist() == [[1.5, 0.5, 0.5, 0.5]] * 4
-    assert found.at(4)[1].tolist() == [[1.0] * 4] * 4
+    weights = pixel_weights([proposals(1, [0.5]), proposals(0, []), proposals(1)], [4])
+    assert weights is not None
+    assert weights.instances.tolist() == [0.5, 1.0]
+    assert weights.at(4)[0].tolist() == [[1.5, 0.5, 0.5, 0.5]] * 4
+    assert weights.at(4)[1].tolist() == [[1.0] * 4] * 4
 
 
 def test_a_band_thinner_than_a_place_still_counts() -> None:
@@ -39,9 +39,9 @@ def test_a_band_thinner_than_a_place_still_counts() -> None:
     thin = torch.zeros(1, 16, 16, dtype=torch.bool)
     thin[:, 4:12, 7] = True
     image.gt_bands = BitMasks(thin)
-    found = pixel_weights([image], [2])
-    assert found is not None
-    assert found.at(2)[0].tolist() == [[3.0, 1.0], [3.0, 1.0]]
+    weights = pixel_weights([image], [2])
+    assert weights is not None
+    assert weights.at(2)[0].tolist() == [[3.0, 1.0], [3.0, 1.0]]
 
 
 @pytest.fixture
@@ -90,5 +90,5 @@ def test_gradients_of_a_place_grow_with_its_weight(grids: tuple[torch.Tensor, to
 
 def test_a_place_without_weight_is_not_in_the_dice_loss() -> None:
     probabilities, target = torch.tensor([[[0.9, 0.2]]]), torch.tensor([[[1.0, 1.0]]])
-    found = losses.dice_loss(probabilities, target, PixelWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])}))
-    assert found.item() == pytest.approx(1 - (2 * 0.9 + 1) / (1.9 + 1))
+    loss = losses.dice_loss(probabilities, target, PixelWeights(torch.ones(1), {2: torch.tensor([[[1.0, 0.0]]])}))
+    assert loss.item() == pytest.approx(1 - (2 * 0.9 + 1) / (1.9 + 1))

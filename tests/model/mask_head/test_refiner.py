@@ -41,12 +41,12 @@ def test_features_at_nodes_equal_dense_roi_align(size):
     boxes = [Boxes(torch.tensor(BOXES)), Boxes(torch.tensor(BOXES[:3]) / 2)]
     pyramid = pooler(maps, boxes)
     nodes = all_nodes(len(pyramid.rois), size)
-    [found] = pyramid.at([nodes], [size])
+    [features] = pyramid.at([nodes], [size])
     for roi in range(len(pyramid.rois)):
         level = max(int(pyramid.levels[roi]) - 1, 0)
         dense = roi_align(pyramid.maps[level], pyramid.rois[roi : roi + 1], size, 1 / pyramid.strides[level], 0, True)
         expected = dense[0].permute(1, 2, 0).flatten(0, 1)
-        torch.testing.assert_close(found[nodes.roi == roi], expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(features[nodes.roi == roi], expected, atol=2e-5, rtol=1e-4)
 
 
 def test_features_at_nodes_have_gradients_of_dense_roi_align():
@@ -57,9 +57,9 @@ def test_features_at_nodes_have_gradients_of_dense_roi_align():
     nn.init.zeros_(pooler.conv_norm_relus_semantic[6].bias)
     box = torch.tensor([[3.0, 5.0, 100.0, 84.0]])
     pooler.pooler.min_level = pooler.pooler.max_level = 2
-    [found] = pooler([dense_map], [Boxes(box)]).at([all_nodes(1, 28)], [28])
-    weight = torch.randn_like(found)
-    (ours,) = torch.autograd.grad((found * weight).sum(), dense_map)
+    [features] = pooler([dense_map], [Boxes(box)]).at([all_nodes(1, 28)], [28])
+    weight = torch.randn_like(features)
+    (ours,) = torch.autograd.grad((features * weight).sum(), dense_map)
     rois = torch.cat([torch.zeros(1, 1), box], 1)
     dense = roi_align(dense_map, rois, 28, 0.25, 0, True)[0].permute(1, 2, 0).flatten(0, 1)
     (expected,) = torch.autograd.grad((dense * weight).sum(), dense_map)
@@ -73,8 +73,8 @@ def test_attention_equals_torch_multihead_attention_for_each_sequence():
     reference = nn.MultiheadAttention(channels, 4)
     reference.load_state_dict(ours.state_dict())
     tokens, positions = torch.randn(15, channels), torch.randn(15, channels)
-    found = ours(tokens, positions, lengths)
-    for part, place, result in zip(*(t.split(lengths) for t in (tokens, positions, found)), strict=True):
+    attended = ours(tokens, positions, lengths)
+    for part, place, result in zip(*(t.split(lengths) for t in (tokens, positions, attended)), strict=True):
         expected, _ = reference((part + place)[:, None], (part + place)[:, None], part[:, None])
         torch.testing.assert_close(result, expected[:, 0])
 
@@ -99,12 +99,12 @@ def test_a_residual_decoder_begins_with_the_coarse_mask_and_can_correct_the_sure
     torch.manual_seed(0)
     refiner = SequenceRefiner(8, layers=1, heads=2, ffn_dim=16, dropout=0.0, decoder="residual")
     coarse = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0])
-    found = refiner(NodeCues(torch.randn(5, 8), coarse, torch.randn(5, 8)), [3, 2])
+    refined = refiner(NodeCues(torch.randn(5, 8), coarse, torch.randn(5, 8)), [3, 2])
     sure = 1 / (1 + math.exp(-4))
-    torch.testing.assert_close(found, torch.tensor([1 - sure, 0.1, 0.5, 0.7, sure]))
-    found.sum().backward()
+    torch.testing.assert_close(refined, torch.tensor([1 - sure, 0.1, 0.5, 0.7, sure]))
+    refined.sum().backward()
     bias = refiner.conv_r1[2].bias.grad.item()
-    assert bias == pytest.approx(float((found * (1 - found)).sum().detach()))
+    assert bias == pytest.approx(float((refined * (1 - refined)).sum().detach()))
     with pytest.raises(ValueError, match="DECODER must be one of"):
         SequenceRefiner(8, decoder="additive")
 

@@ -67,9 +67,9 @@ def test_company_changes_nothing() -> None:
     nn.init.normal_(heads.mask_head.encoder.conv_r1[2].weight)
     maps = {f"p{i}": torch.randn(1, 16, 64 // 2**i, 96 // 2**i) for i in (2, 3, 4, 5)}
     boxes = torch.tensor([[3.0, 5.0, 60.0, 44.0], [10.0, 2.0, 30.0, 61.0]])
-    found = []
+    outputs = []
     for rows in ([0, 1], [1]):
         image = Instances((64, 96), pred_boxes=Boxes(boxes[rows]), pred_classes=torch.tensor([0, 2])[rows])
         heads._forward_mask(maps, [image])
-        found.append(image.pred_masks[-1])
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+        outputs.append(image.pred_masks[-1])
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)

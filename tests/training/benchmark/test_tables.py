@@ -108,14 +108,14 @@ def test_compared_methods_train_and_predict(number: int, key: str) -> None:
     assert torch.isfinite(total)
     total.backward()
     with torch.inference_mode():
-        (found,) = network.eval()([record])
-    assert found["instances"].pred_masks.shape[1:] == (96, 128)
-    assert ((found["instances"].scores >= 0) & (found["instances"].scores <= 1)).all()
+        (output,) = network.eval()([record])
+    assert output["instances"].pred_masks.shape[1:] == (96, 128)
+    assert ((output["instances"].scores >= 0) & (output["instances"].scores <= 1)).all()
 
 
 def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> None:
-    table, told = TABLES[3], list[str]()
-    results = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=told.append)
+    table, lines = TABLES[3], list[str]()
+    results = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=lines.append)
     assert list(results) == ["guided"]
     files = write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
     assert {path.name for path in files} == {"report.json", "report.md", "rows.png"}
@@ -123,9 +123,9 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     guided = report["rows"][1]
     assert set(guided["measured"]) >= {"AP", "APB"}
     assert guided["difference"]["AP"] == pytest.approx(guided["measured"]["AP"]["mean"] - 37.3)
-    again = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=told.append)
+    again = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=lines.append)
     assert again == results
-    assert told[-1] == "with guidance, seed 0: already measured"
+    assert lines[-1] == "with guidance, seed 0: already measured"
 
 
 def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_a_report_marks_quoted_rows_differences_and_spread() -> None:
 def test_results_take_cocos_numbers_and_the_lvis_files_images_and_categories() -> None:
     file = {"categories": [{"id": 44}, {"id": 3}], "images": [{"id": 1}]}
     names = ("car", "bird", "bottle")
-    found = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
-    assert renumbered(found, file, names) == [{"image_id": 1, "category_id": 44}]
+    results = [{"image_id": 1, "category_id": number} for number in (3, 2)] + [{"image_id": 2, "category_id": 1}]
+    assert renumbered(results, file, names) == [{"image_id": 1, "category_id": 44}]
     with pytest.raises(ValueError, match="the test set has 'blob'"):
-        renumbered(found, file, ("car", "blob", "bottle"))
+        renumbered(results, file, ("car", "blob", "bottle"))
     with pytest.raises(ValueError, match="have 1 categories, some not COCO's"):
-        renumbered(found, {"categories": [{"id": 1230}], "images": []}, names)
+        renumbered(results, {"categories": [{"id": 1230}], "images": []}, names)

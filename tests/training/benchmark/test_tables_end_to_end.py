@@ -79,7 +79,7 @@ def test_the_command_runs_and_reports(number: int, root: Path, sets: dict[str, d
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     table = TABLES[number]
-    (row,) = (one for one in report["rows"] if one["row"] == ROWS[number])
+    (row,) = (row for row in report["rows"] if row["row"] == ROWS[number])
     # After one step nothing need match a truth, so some columns may stay empty, but none that always has a figure.
     always = {"AP", "AP*", "APB", "FPS", "GFLOP", "MB", "AP_GT"}
     assert set(row["measured"]) >= always & set(row["paper"])

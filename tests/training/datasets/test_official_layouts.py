@@ -52,11 +52,11 @@ def test_a_miniature_opens_and_shows_the_scenes(sets: dict[str, tuple[Path, str]
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_statistics_and_contact_sheet(sets: dict[str, tuple[Path, str]], layout: str) -> None:
     samples = open_set(sets[layout][1])
-    found = statistics(samples, range(4))
-    assert found["images"] == 4
-    assert found["objects"] == sum(found["by_class"].values()) > 0
-    assert not found["problems"]
-    assert (found["crowds"] > 0) == (layout != "lvis")
+    figures = statistics(samples, range(4))
+    assert figures["images"] == 4
+    assert figures["objects"] == sum(figures["by_class"].values()) > 0
+    assert not figures["problems"]
+    assert (figures["crowds"] > 0) == (layout != "lvis")
     sheet = data_set_contact_sheet(samples, range(4), columns=2)
     assert sheet.size == (640, 508)
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
@@ -67,12 +67,12 @@ def test_perfect_predictions_score_one_in_every_layout(sets: dict[str, tuple[Pat
     samples: Any = open_set(name)
     for index, file in enumerate(samples.files):
         sample = samples[index]
-        labels = [list(LABELS.values())[one] for one in sample.classes]
+        labels = [list(LABELS.values())[label] for label in sample.classes]
         stem = file.name.removesuffix("_leftImg8bit.png")
         write_predictions(tmp_path / "cityscapes", stem, sample.masks, labels, [1.0] * len(labels))
     for metric in ("segm", "boundary"):
-        found = score(root / "gtFine" / "val", tmp_path / "cityscapes", metric, "cityscapes")
-        assert found.numbers["AP"] == pytest.approx(1)
+        figures = score(root / "gtFine" / "val", tmp_path / "cityscapes", metric, "cityscapes")
+        assert figures.numbers["AP"] == pytest.approx(1)
     root, name = sets["bdd100k"]
     samples = open_set(name)
     writer = PredictionWriter(tmp_path / "bdd100k")
@@ -80,8 +80,8 @@ def test_perfect_predictions_score_one_in_every_layout(sets: dict[str, tuple[Pat
         sample = samples[index]
         writer.add(file.stem, sample.masks, sample.classes + 1, [1.0] * len(sample.classes))
     writer.close()
-    found = score(root / "labels" / "ins_seg" / "bitmasks" / "val", tmp_path / "bdd100k", "segm", "bdd100k")
-    assert found.numbers["AP"] == pytest.approx(1)
+    figures = score(root / "labels" / "ins_seg" / "bitmasks" / "val", tmp_path / "bdd100k", "segm", "bdd100k")
+    assert figures.numbers["AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_prepare_finds_miniatures_whole_and_says_what_is_missing(
     sets: dict[str, tuple[Path, str]], tmp_path: Path, layout: str, folder: str
 ) -> None:
     root, _ = sets[folder]
-    assert all(one.fine for one in inspect(layout, root, any_size=True))
-    assert any("official" in one.problem for one in inspect(layout, root))
+    assert all(finding.fine for finding in inspect(layout, root, any_size=True))
+    assert any("official" in finding.problem for finding in inspect(layout, root))
     convert(layout, root)
     for name in set_names(layout, root):
         assert len(open_set(name))
     empty = inspect(layout, tmp_path)
-    assert not any(one.fine for one in empty)
-    assert all("ROOT" in one.as_dict()["source"] for one in empty)
+    assert not any(finding.fine for finding in empty)
+    assert all("ROOT" in finding.as_dict()["source"] for finding in empty)
 
 
 def test_digests_notice_a_changed_file(tmp_path: Path) -> None:
@@ -190,13 +190,13 @@ def test_digests_notice_a_changed_file(tmp_path: Path) -> None:
 def test_cocofied_lvis_keeps_cocos_categories_with_their_lists(sets: dict[str, tuple[Path, str]]) -> None:
     lvis = json.loads((sets["lvis"][0] / "lvis_v0.5_val.json").read_text())
     cut = cocofied(lvis)
-    names = {one["id"]: one["name"] for one in cut["categories"]}
+    names = {category["id"]: category["name"] for category in cut["categories"]}
     assert len(cut["annotations"]) == len(lvis["annotations"])  # every stand-in is one of COCO's
     assert names.items() <= {3: "car", 16: "bird", 44: "bottle", 74: "mouse", 48: "fork", 87: "scissors"}.items()
-    acorn = next(one["id"] for one in lvis["categories"] if one["name"] == "acorn")
-    assert any(acorn in one["neg_category_ids"] for one in lvis["images"])
-    for one in cut["images"]:
-        assert set(one["neg_category_ids"]) | set(one["not_exhaustive_category_ids"]) <= names.keys()
+    acorn = next(category["id"] for category in lvis["categories"] if category["name"] == "acorn")
+    assert any(acorn in image["neg_category_ids"] for image in lvis["images"])
+    for image in cut["images"]:
+        assert set(image["neg_category_ids"]) | set(image["not_exhaustive_category_ids"]) <= names.keys()
 
 
 def test_a_training_configuration_says_what_happens_to_bad_annotations(

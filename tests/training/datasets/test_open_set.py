@@ -20,12 +20,12 @@ def test_a_coco_set_holds_what_the_scenes_hold(tmp_path: Path) -> None:
     assert stored.class_names == drawn.class_names
     assert len(stored) == len(drawn) == 3
     for index in range(3):
-        one, other = stored[index], drawn[index]
-        assert np.array_equal(one.image, other.image)
-        assert np.array_equal(one.masks, other.masks)
-        assert np.array_equal(one.classes, other.classes)
-        assert one.image_id == other.image_id
-        assert not one.crowd.any()
+        kept, other = stored[index], drawn[index]
+        assert np.array_equal(kept.image, other.image)
+        assert np.array_equal(kept.masks, other.masks)
+        assert np.array_equal(kept.classes, other.classes)
+        assert kept.image_id == other.image_id
+        assert not kept.crowd.any()
 
 
 @pytest.mark.parametrize("name", ["scenes", "scenes:test", "scenes:val:many", "coco:only.json", "balloons", ""])

@@ -22,7 +22,7 @@ POINT = {"name": "point", "cx": 3, "cy": 3}
 def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, listed: bool = True) -> Path:
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "a.jpg")
     regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes]
-    named = regions if listed else {str(index): one for index, one in enumerate(regions)}
+    named = regions if listed else {str(index): region for index, region in enumerate(regions)}
     size = (folder / "a.jpg").stat().st_size
     entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": size, "regions": named}}
     whole = {"_via_settings": {}, "_via_img_metadata": entries} if project else entries
@@ -93,4 +93,4 @@ def test_the_balloon_set_is_read_whole() -> None:
         samples = open_set(f"via:{BALLOON / split}:balloon")
         assert (len(samples), samples.problems.entries) == (images, [])
         assert len(samples[0].masks) > 0
-        assert sum(len(samples.records.annotations[one]) for one in samples._image_ids) == outlines
+        assert sum(len(samples.records.annotations[image_id]) for image_id in samples._image_ids) == outlines

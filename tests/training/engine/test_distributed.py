@@ -35,13 +35,13 @@ def free_port() -> int:
 
 def finish(running: list[subprocess.Popen[str]]) -> None:
     try:
-        for one in running:
-            output, _ = one.communicate(timeout=500)
-            assert one.returncode == 0, output
+        for process in running:
+            output, _ = process.communicate(timeout=500)
+            assert process.returncode == 0, output
     finally:
-        for one in running:
-            one.kill()
-            one.wait()
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def losses(folder: Path) -> list[float]:
@@ -57,9 +57,9 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
     torch.testing.assert_close(torch.tensor(losses(pair)), torch.tensor(losses(alone)), rtol=1e-5, atol=1e-6)
     expected = torch.load(alone / "weights_0.pt", weights_only=True)
     for rank in (0, 1):
-        found = torch.load(pair / f"weights_{rank}.pt", weights_only=True)
+        weights = torch.load(pair / f"weights_{rank}.pt", weights_only=True)
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -82,15 +82,15 @@ def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:
 def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> None:
     """Truth drawn on a RoI's grid and pasted back: no coarse mask of 28 x 28 can be learned beyond that mask AP."""
     samples = open_set("scenes:train:8", width=192, height=144)
-    truth, found = TruthBuilder(samples.class_names), []
+    truth, results = TruthBuilder(samples.class_names), []
     for sample in samples:
         truth.add(sample)
         masks = BitMasks(torch.from_numpy(sample.masks))
         boxes = masks.get_bounding_boxes()
         drawn = masks.crop_and_resize(boxes.tensor, side).float()
         pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
-        found += coco_results(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
-    assert low <= mask_ap(truth.build(), found)["AP"] <= high
+        results += coco_results(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
+    assert low <= mask_ap(truth.build(), results)["AP"] <= high
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_a_mixture_keeps_its_shares_and_goes_through_each_set(data: st.DataObjec
     shown = [order.place_at(position) for position in range(6 * length)]
     assert Counter(number for number, _ in shown) == {n: 6 * count for n, count in enumerate(order.counts)}
     for number, size in enumerate(sizes):
-        first = [index for one, index in shown if one == number][:size]
+        first = [index for set_number, index in shown if set_number == number][:size]
         assert len(set(first)) == len(first), "no repetition within an epoch"
 
 

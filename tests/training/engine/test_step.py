@@ -35,9 +35,9 @@ class MeanSquare(nn.Module):
         self.layer = nn.Linear(3, 2)
 
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        images = torch.stack([one["image"] for one in batch])
-        found = self.layer(images)
-        return {"loss_a": found.square().mean(), "loss_b": (found - 1).abs().mean()}
+        images = torch.stack([record["image"] for record in batch])
+        features = self.layer(images)
+        return {"loss_a": features.square().mean(), "loss_b": (features - 1).abs().mean()}
 
 
 def never(_: dict[str, float]) -> None:
@@ -94,7 +94,7 @@ def test_bfloat16_is_used_in_the_forward_pass_alone(cfg: CfgNode) -> None:
     network.layer.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
     values = LearningStep(cfg, network, build_optimizer(cfg, network))([{"image": torch.rand(3)}], never)
     assert seen == [torch.bfloat16]
-    assert {one.dtype for one in network.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert all(abs(value) < 100 for value in values.values())
 
 

@@ -28,10 +28,12 @@ class TinyNetwork(nn.Module):
         self.fail_at = -1
 
     def forward(self, batch: list[dict]) -> dict[str, torch.Tensor]:
-        self.seen += [one["image_id"] for one in batch]
+        self.seen += [record["image_id"] for record in batch]
         if len(self.seen) == self.fail_at:
             return {"loss": self.layer.weight.sum() * math.nan}
-        return {"loss": torch.stack([self.layer(one["image"][None] / 255.0).square().mean() for one in batch]).mean()}
+        return {
+            "loss": torch.stack([self.layer(record["image"][None] / 255.0).square().mean() for record in batch]).mean()
+        }
 
 
 @pytest.fixture
@@ -72,8 +74,8 @@ def test_a_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(cfg: CfgNo
     second, rest = run(cfg, tmp_path / "parts", resume=True)
     assert first.seen + rest.seen == saw.seen
     assert second.progress.iteration == whole.progress.iteration == 5
-    for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(parameter, other)
     assert whole.average is not None
     assert second.average is not None
     assert all(torch.equal(whole.average.state[name], value) for name, value in second.average.state.items())
@@ -87,9 +89,9 @@ def test_samples_do_not_depend_on_workers_or_start(cfg: CfgNode, workers: int) -
     expected = [samples[position] for position in (2, 3)]
     cfg.DATALOADER.NUM_WORKERS = workers
     batch = next(iter(training_loader(samples, cfg, first_iteration=1)))
-    for one, other in zip(batch, expected, strict=True):
-        assert torch.equal(one["image"], other["image"])
-        assert torch.equal(one["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
+    for record, other in zip(batch, expected, strict=True):
+        assert torch.equal(record["image"], other["image"])
+        assert torch.equal(record["instances"].gt_boxes.tensor, other["instances"].gt_boxes.tensor)
 
 
 def test_every_epoch_shows_each_sample_once_in_another_order(cfg: CfgNode) -> None:
@@ -121,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(cfg: CfgNod
     with pytest.raises(TrainingDiverged, match="not finite"):
         Trainer(cfg, network, tmp_path).train()
     saved = torch.load(tmp_path / "diverged_batch_0.pt", weights_only=False)
-    assert [one["image_id"] for one in saved["batch"]] == network.seen[4:6]
+    assert [record["image_id"] for record in saved["batch"]] == network.seen[4:6]
 
 
 def test_resuming_nothing_and_wrong_class_counts_are_refused(cfg: CfgNode, tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not(
 
 
 def test_table_3_by_hand() -> None:
-    found = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool)
+    detected = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool)
     wanted = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.bool)
-    confusion = compare_regions(found, wanted)
+    confusion = compare_regions(detected, wanted)
     assert confusion == Confusion(hit=1, false_alarm=1, miss=1, right_rejection=1)
     assert confusion.figures() == {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "f1": 0.5}
     figures = detector_figures([confusion, Confusion(hit=3, right_rejection=1)], [2, 4])
@@ -142,8 +142,8 @@ class ToldBoxes(torch.nn.Module):
         self.network, self.sample = network, sample
 
     def inference(self, batch: list[dict], do_postprocess: bool) -> list[Instances]:
-        told = Instances(batch[0]["image"].shape[-2:])
-        told.pred_boxes = BitMasks(torch.from_numpy(self.sample.masks)).get_bounding_boxes()
-        told.pred_classes = torch.from_numpy(self.sample.classes)
-        told.scores = torch.linspace(0.5, 0.9, len(self.sample.classes))
-        return self.network.inference(batch, [told], do_postprocess=do_postprocess)
+        instances = Instances(batch[0]["image"].shape[-2:])
+        instances.pred_boxes = BitMasks(torch.from_numpy(self.sample.masks)).get_bounding_boxes()
+        instances.pred_classes = torch.from_numpy(self.sample.classes)
+        instances.scores = torch.linspace(0.5, 0.9, len(self.sample.classes))
+        return self.network.inference(batch, [instances], do_postprocess=do_postprocess)

@@ -35,25 +35,29 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_see_what_one_sees(tiny: Path) -> None:
-    samples, seen, told = open_set("scenes:val:3", width=128, height=96), {}, list[int]()
+    samples, seen, counts = open_set("scenes:val:3", width=128, height=96), {}, list[int]()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for processes in (1, 2):
             shown: list[tuple[Sample, object]] = []
             result = evaluate_checkpoint(
-                tiny, samples, processes=processes, progress=told.append, observe=lambda *one, s=shown: s.append(one)
+                tiny,
+                samples,
+                processes=processes,
+                progress=counts.append,
+                observe=lambda *seen_pair, s=shown: s.append(seen_pair),
             )
             seen[processes] = (result, shown)
     finally:
         torch.set_num_threads(threads)
-    (one, of_one), (two, of_two) = seen[1], seen[2]
-    np.testing.assert_equal((two.refined, two.coarse), (one.refined, one.coarse))
-    assert told == [1, 2, 3] * 2
-    for (sample, found), (again, rebuilt) in zip(of_one, of_two, strict=True):
+    (alone, of_alone), (shared, of_shared) = seen[1], seen[2]
+    np.testing.assert_equal((shared.refined, shared.coarse), (alone.refined, alone.coarse))
+    assert counts == [1, 2, 3] * 2
+    for (sample, instances), (again, rebuilt) in zip(of_alone, of_shared, strict=True):
         assert np.array_equal(sample.image, again.image)
         for name in ("pred_masks", "pred_coarse_masks", "scores", "pred_classes"):
-            assert torch.equal(found.get(name), rebuilt.get(name)), name
+            assert torch.equal(instances.get(name), rebuilt.get(name)), name
 
 
 def test_other_classes_are_refused_before_anything_is_loaded(tiny: Path, tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ def test_perfect_detections_survive_the_file(tmp_path: Path) -> None:
     samples: Any = open_set(name)
     collected = Submission(samples)
     for sample in samples:
-        found = Instances(sample.image.shape[:2])
+        instances = Instances(sample.image.shape[:2])
         kept = np.flatnonzero(~sample.crowd)
-        found.pred_masks = torch.from_numpy(sample.masks[kept])
-        found.pred_classes = torch.from_numpy(sample.classes[kept])
-        found.scores = torch.ones(len(kept))
-        collected(sample, found)
+        instances.pred_masks = torch.from_numpy(sample.masks[kept])
+        instances.pred_classes = torch.from_numpy(sample.classes[kept])
+        instances.scores = torch.ones(len(kept))
+        collected(sample, instances)
     plain, packed = tmp_path / "results.json", tmp_path / "detections_test-dev2017_x_results.zip"
     collected.save(plain)
     collected.save(packed)

@@ -51,19 +51,19 @@ def test_kept_rows_are_exact_new_ones_typical_and_the_background_stays() -> None
         "backbone.weight": torch.ones(2, 2),  # two rows that are no classes
     }
     expected = {SCORES: torch.zeros(4, 1), BOXES: torch.zeros(12), MASKS: torch.zeros(3, 1, 1, 1)}
-    found = fit_classes(state, expected, 2, (1, None, 0))
-    assert found[SCORES].flatten().tolist() == [3, 2, 1, -7]
-    assert found[BOXES].tolist() == [4, 5, 6, 7, 2, 3, 4, 5, 0, 1, 2, 3]
-    assert found[MASKS].flatten().tolist() == [5, 3, 1]
-    assert found["backbone.weight"] is state["backbone.weight"]
+    fitted = fit_classes(state, expected, 2, (1, None, 0))
+    assert fitted[SCORES].flatten().tolist() == [3, 2, 1, -7]
+    assert fitted[BOXES].tolist() == [4, 5, 6, 7, 2, 3, 4, 5, 0, 1, 2, 3]
+    assert fitted[MASKS].flatten().tolist() == [5, 3, 1]
+    assert fitted["backbone.weight"] is state["backbone.weight"]
 
 
 def test_every_stage_of_a_cascade_changes_and_class_agnostic_layers_stay() -> None:
     boxes = "roi_heads.box_predictor.2.bbox_pred.weight"
     state = {STAGE: torch.tensor([1.0, 2.0, 9.0]), boxes: torch.ones(4, 3)}
-    found = fit_classes(state, {STAGE: torch.zeros(2), boxes: torch.zeros(4, 3)}, 2, (1,))
-    assert found[STAGE].tolist() == [2, 9]
-    assert found[boxes] is state[boxes]
+    fitted = fit_classes(state, {STAGE: torch.zeros(2), boxes: torch.zeros(4, 3)}, 2, (1,))
+    assert fitted[STAGE].tolist() == [2, 9]
+    assert fitted[boxes] is state[boxes]
 
 
 def test_the_change_is_told_in_a_line() -> None:

@@ -66,8 +66,8 @@ def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     finetune(checkpoint, snapshot, tmp_path, settings=settings(), on_progress=seen.append)
     assert next(note.iteration for note in seen if note.phase == "training") in (2, 4), "not from the start"
     assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-5)
-    expected, found = (load_checkpoint(out / "checkpoint").state for out in (finished, tmp_path))
-    assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+    expected, resumed = (load_checkpoint(out / "checkpoint").state for out in (finished, tmp_path))
+    assert all(torch.allclose(resumed[name], expected[name], atol=1e-4) for name in expected)
 
 
 def test_its_result_names_parent_snapshot_and_classes(finished: Path, snapshot: Path) -> None:

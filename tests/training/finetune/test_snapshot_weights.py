@@ -22,11 +22,11 @@ MASK_LOSSES = ("loss_mask", "loss_mask_incoherence", "loss_mask_refine", "loss_m
 
 def test_a_snapshot_gives_masks_bands_and_weights(snapshot: Path) -> None:
     samples = SnapshotSamples(snapshot, band_weight=4.0)
-    one = samples[0]
+    sample = samples[0]
     assert (samples.class_names, len(samples)) == (("nut", "gear"), 5)
-    assert (one.weights.tolist(), one.band_weight) == ([0.5], 4.0)
-    ys, xs = np.nonzero(one.bands[0])
-    inside = one.masks[0][ys.min() : ys.max() + 1]
+    assert (sample.weights.tolist(), sample.band_weight) == ([0.5], 4.0)
+    ys, xs = np.nonzero(sample.bands[0])
+    inside = sample.masks[0][ys.min() : ys.max() + 1]
     assert xs.max() - xs.min() == 3
     assert inside.any(1).all()
     kept = {image["sha256"] for image in samples.snapshot.coco("train")["images"][1:]}
@@ -37,9 +37,9 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
     samples = SnapshotSamples(snapshot)
     seen = Relabelled(samples, ("bolt", "gear"), {"nut": "bolt"})
     pairs = [(samples[index], seen[index]) for index in range(len(samples))]
-    assert [int(one.classes[0]) for one, _ in pairs] == [int(other.classes[0]) for _, other in pairs]
+    assert [int(sample.classes[0]) for sample, _ in pairs] == [int(other.classes[0]) for _, other in pairs]
     without = Relabelled(samples, ("gear",))
-    assert {(int(one.classes[0]), bool(other.crowd[0])) for one, other in zip(samples, without, strict=True)} == {
+    assert {(int(sample.classes[0]), bool(other.crowd[0])) for sample, other in zip(samples, without, strict=True)} == {
         (0, True),
         (1, False),
     }
@@ -50,14 +50,14 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
 def test_weights_reach_every_mask_loss_and_leave_the_boxes_alone(checkpoint: Path, snapshot: Path) -> None:
     sample = SnapshotSamples(snapshot, band_weight=1.0)[1]
     network = build_network(load_checkpoint(checkpoint).cfg).train()
-    found = {}
+    losses = {}
     for factor in (1.0, 0.5, 0.0):
         weighted = replace(sample, weights=np.full(1, factor, np.float32))
         torch.manual_seed(0)
         with EventStorage(0):
-            found[factor] = network([to_network_input(weighted, [], "RGB")])
-    for name, value in found[1.0].items():
+            losses[factor] = network([to_network_input(weighted, [], "RGB")])
+    for name, value in losses[1.0].items():
         factors = (0.5, 0.0) if name in MASK_LOSSES else (1.0, 1.0)
         expected = [factor * value.item() for factor in factors]
-        assert [found[0.5][name].item(), found[0.0][name].item()] == pytest.approx(expected, rel=1e-4), name
-    assert set(MASK_LOSSES) < set(found[1.0])
+        assert [losses[0.5][name].item(), losses[0.0][name].item()] == pytest.approx(expected, rel=1e-4), name
+    assert set(MASK_LOSSES) < set(losses[1.0])

@@ -77,8 +77,10 @@ class World:
         for index in range(len(samples)):
             sample = samples[index]
             rng = np.random.default_rng((seed, int(sample.image[:4].sum())))
-            found = [(label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)]
-            known = [(CLASSES[label], mask) for label, mask in found if mask is not None and CLASSES[label] in classes]
+            distorted = [(label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)]
+            known = [
+                (CLASSES[label], mask) for label, mask in distorted if mask is not None and CLASSES[label] in classes
+            ]
             results.append([Detection(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known])
         return results
 

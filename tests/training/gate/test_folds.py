@@ -24,14 +24,14 @@ def _snapshot(world: World, held_out: int, trained: int) -> Path:
 
 def _perfect_folds(snapshot: Path, file: Path, roles: tuple[str, ...]) -> Path:
     samples = CocoSet(snapshot / "train.json", snapshot / "images")
-    found = {}
+    detections = {}
     for index in range(len(samples)):
         sample = samples[index]
         masks = zip(sample.classes, sample.masks, strict=True)
-        found[pixels_sha256(sample.image)] = [
+        detections[pixels_sha256(sample.image)] = [
             [samples.class_names[label], 0.9, encode_rle(mask)] for label, mask in masks
         ]
-    file.write_text(json.dumps({"folds": 4, **dict.fromkeys(roles, found)}))
+    file.write_text(json.dumps({"folds": 4, **dict.fromkeys(roles, detections)}))
     return file
 
 

@@ -63,7 +63,9 @@ def test_swapped_labels_are_refused(world: World) -> None:
         results = world.detect(directory, samples)
         other = {"cat": "dog", "dog": "cat"}
         if directory == new:
-            results = [[type(one)(other[one.label], one.score, one.segmentation) for one in seen] for seen in results]
+            results = [
+                [type(each)(other[each.label], each.score, each.segmentation) for each in seen] for seen in results
+            ]
         return results
 
     assert not judge(new, old, None, holdout, rules=FEW, detect=swapping).promote
@@ -211,8 +213,8 @@ def test_what_is_only_a_box_counts_neither_way(world: World) -> None:
     holdout = world.snapshot("s", 12)
     file = holdout / "holdout.json"
     coco = json.loads(file.read_text())
-    for one in coco["annotations"][::2]:
-        one["box_only"] = True
+    for annotation in coco["annotations"][::2]:
+        annotation["box_only"] = True
     file.write_text(json.dumps(coco))
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
     verdict = ruled(world, new, old, holdout)

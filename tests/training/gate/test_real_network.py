@@ -20,7 +20,7 @@ SHIPPED = Path(model.__file__).parent / "weights" / "scenes-small"
 
 def test_the_gate_measures_what_evaluate_measures(tmp_path: Path) -> None:
     scenes = [generate_scene(1000 + number, width=160, height=120) for number in range(2)]
-    pictures = [(one.image, [SnapshotObject(label, mask) for label, mask in one.instances]) for one in scenes]
+    pictures = [(scene.image, [SnapshotObject(label, mask) for label, mask in scene.instances]) for scene in scenes]
     snapshot = write_snapshot(pictures, tmp_path, classes=CLASSES, holdout_share=0.999)
     verdict = judge(SHIPPED, None, None, snapshot, rules=GateRules(resamples=100), out=tmp_path / "report")
     expected = evaluate_checkpoint(SHIPPED, open_snapshot(snapshot).open_set("holdout")).refined

@@ -104,7 +104,7 @@ def test_promotion_and_rollback_tell_the_status(registry: Registry, checkpoint: 
     registry.promote("12", "v2")  # nothing new
     assert registry.active("12") == "v2"
     registry.mark("12", "v3", "rejected", {"reasons": ["worse"], "metrics": {"mask_ap": 0.1}})
-    assert {one.name: one.status for one in registry.versions("12")} == {
+    assert {version.name: version.status for version in registry.versions("12")} == {
         "v1": "promoted",
         "v2": "promoted",
         "v3": "rejected",
@@ -143,7 +143,7 @@ def test_garbage_spares_active_history_best_and_their_ancestors(registry: Regist
     would = registry.collect_garbage("12", keep=2, dry_run=True)
     assert would == ["v4", "v5", "v6"]
     assert registry.collect_garbage("12", keep=2) == would
-    assert [one.name for one in registry.versions("12")] == ["base", "v1", "v2", "v3", "v7", "v8"]
+    assert [version.name for version in registry.versions("12")] == ["base", "v1", "v2", "v3", "v7", "v8"]
     assert registry.collect_garbage("12", keep=0) == ["v7", "v8"]
 
 
@@ -187,7 +187,7 @@ def test_an_interrupted_publication_shows_nothing_and_can_go_on(
     with pytest.raises(RegistryError, match=r"has no version 'v1' .* it has none"):
         registry.promote("12", "v1")
     publish(registry, checkpoint, "v1")
-    assert [one.name for one in registry.versions("12")] == ["v1"]
+    assert [version.name for version in registry.versions("12")] == ["v1"]
 
 
 def test_an_interrupted_promotion_leaves_the_old_pointer(

@@ -17,7 +17,10 @@ def test_snapshots_come_back_oldest_first(registry: Registry, snapshot: Make, tm
     registry.publish_snapshot("12", first)
     registry.publish_snapshot("12", snapshot("aaa", {"1.png": b"one", "2.png": b"two"}, newest="2026-01-02"))
     assert registry.publish_snapshot("12", first) == "bbb"
-    assert [(one.digest, one.counts["images"]) for one in registry.snapshots("12")] == [("bbb", 1), ("aaa", 2)]
+    assert [(snapshot.digest, snapshot.counts["images"]) for snapshot in registry.snapshots("12")] == [
+        ("bbb", 1),
+        ("aaa", 2),
+    ]
     assert registry.snapshots("12")[-1].newest_annotation_at == "2026-01-02"
     fetched = registry.fetch_snapshot("12", "bbb", tmp_path / "cache")
     assert {path.relative_to(fetched) for path in fetched.rglob("*")} == {

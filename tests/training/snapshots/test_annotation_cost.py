@@ -127,12 +127,12 @@ def test_objects_that_are_not_shown_count() -> None:
 
 
 def test_features_of_an_object() -> None:
-    found = features_of([instance()])
-    assert (found["objects"], found["doubt"], found["box"], found["class"]) == (1, pytest.approx(0.1), 0, 0)
-    assert found["outline"] == pytest.approx((20 + 15) * 2 / 10)
-    assert found["nodes"] == 0
+    features = features_of([instance()])
+    assert (features["objects"], features["doubt"], features["box"], features["class"]) == (1, pytest.approx(0.1), 0, 0)
+    assert features["outline"] == pytest.approx((20 + 15) * 2 / 10)
+    assert features["nodes"] == 0
     assert features_of([replace(instance(), incoherent_nodes=250)])["nodes"] == 2.5
-    assert found["uncertain_outline"] == pytest.approx(0.1 * found["outline"])
+    assert features["uncertain_outline"] == pytest.approx(0.1 * features["outline"])
     overlapping = features_of([instance(), instance(label="dog")])
     assert overlapping["class"] == 2
 
@@ -199,15 +199,15 @@ def test_orders_are_compared() -> None:
     rng = np.random.default_rng(1)
     edits = rng.exponential(10, 80).tolist()
     scores = {"good": [-edit for edit in edits], "random": rng.uniform(0, 1, 80).tolist(), "bad": edits}
-    found = compare_orders(scores, edits, resamples=200)
-    assert (found["good"].rank_correlation, found["bad"].rank_correlation) == pytest.approx((1, -1))
-    assert found["random"].low < 0 < found["random"].high
-    assert found["good"].first_fifth > 0.4 > found["bad"].first_fifth
+    figures = compare_orders(scores, edits, resamples=200)
+    assert (figures["good"].rank_correlation, figures["bad"].rank_correlation) == pytest.approx((1, -1))
+    assert figures["random"].low < 0 < figures["random"].high
+    assert figures["good"].first_fifth > 0.4 > figures["bad"].first_fifth
     assert draw_orders(scores, edits).size[0] > 300
 
 
 @pytest.mark.parametrize(
-    ("scores", "edits", "found"),
+    ("scores", "edits", "share"),
     [
         ([1, 2], [3, 1], [0, 0.75, 1]),
         ([2, 1], [3, 1], [0, 0.25, 1]),
@@ -215,5 +215,5 @@ def test_orders_are_compared() -> None:
         ([1, 2], [0, 0], [0, 0.5, 1]),
     ],
 )
-def test_work_found(scores: list[float], edits: list[float], found: list[float]) -> None:
-    assert work_covered(scores, edits).tolist() == found
+def test_work_found(scores: list[float], edits: list[float], share: list[float]) -> None:
+    assert work_covered(scores, edits).tolist() == share

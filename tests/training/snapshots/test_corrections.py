@@ -76,20 +76,20 @@ def test_one_object(
 ) -> None:
     shown = [drawn(*predicted, "r", score=0.7)] if predicted else []
     submitted = [drawn(*annotated, "r")] if annotated else []
-    (found,) = find_corrections(shown, submitted, corners_px)
-    assert (found.kind, found.vertices, found.cost) == (kind, vertices, cost)
-    assert (found.annotated, found.predicted) == (0 if annotated else None, 0 if predicted else None)
-    assert found.score == (0.7 if predicted else None)
-    assert (found.moved_band_hw is not None) == bool(vertices and predicted)
-    assert found.label == (annotated or predicted or ("",))[0]
+    (correction,) = find_corrections(shown, submitted, corners_px)
+    assert (correction.kind, correction.vertices, correction.cost) == (kind, vertices, cost)
+    assert (correction.annotated, correction.predicted) == (0 if annotated else None, 0 if predicted else None)
+    assert correction.score == (0.7 if predicted else None)
+    assert (correction.moved_band_hw is not None) == bool(vertices and predicted)
+    assert correction.label == (annotated or predicted or ("",))[0]
 
 
 def test_a_moved_side_is_measured_and_located() -> None:
-    (found,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(10, 10, 45, 30), "r")], corners_px)
-    assert found.max_px == 5
-    assert 0 < found.mean_px < 2  # three sides did not move
-    assert found.iou == pytest.approx(30 / 35)
-    band_hw = found.moved_band_hw
+    (correction,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(10, 10, 45, 30), "r")], corners_px)
+    assert correction.max_px == 5
+    assert 0 < correction.mean_px < 2  # three sides did not move
+    assert correction.iou == pytest.approx(30 / 35)
+    band_hw = correction.moved_band_hw
     assert band_hw is not None
     assert band_hw[10:30, 40:45].all()  # what changed sides
     assert not band_hw[:, :35].any()  # what stayed
@@ -100,11 +100,11 @@ def test_weights_follow_what_people_did() -> None:
     rules = CorrectionRules(weight_kept=0.25, weight_corrected=3.0, weight_unseen=1.5)
     shown = [drawn("cat", HERE, "a"), drawn("cat", box(50, 40, 70, 55), "b")]
     submitted = [drawn("cat", HERE, "a"), drawn("dog", box(50, 40, 70, 55), "b"), drawn("cat", box(1, 40, 9, 50))]
-    weights = [one.weight for one in find_corrections(shown, submitted, corners_px, rules)]
+    weights = [correction.weight for correction in find_corrections(shown, submitted, corners_px, rules)]
     assert weights == [0.25, 3.0, 3.0]
     unseen = find_corrections(None, submitted, corners_px, rules)
-    assert [(one.kind, one.weight) for one in unseen] == [("added", 1.5)] * 3
-    assert [one.weight for one in find_corrections([], submitted, corners_px, rules)] == [3.0] * 3
+    assert [(correction.kind, correction.weight) for correction in unseen] == [("added", 1.5)] * 3
+    assert [correction.weight for correction in find_corrections([], submitted, corners_px, rules)] == [3.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_nobody_edits_what_is_quicker_to_draw_again() -> None:
     def outline_px(mask_hw: np.ndarray) -> np.ndarray:
         return many if mask_hw[20, 20] else corners_px(mask_hw)
 
-    (found,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(50, 40, 70, 55), "r")], outline_px)
-    assert found.vertices == 50  # each of the old ones would have to go
-    assert found.cost == 2 + 3 + 4  # delete, and draw the new one with four
+    (correction,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", box(50, 40, 70, 55), "r")], outline_px)
+    assert correction.vertices == 50  # each of the old ones would have to go
+    assert correction.cost == 2 + 3 + 4  # delete, and draw the new one with four
 
 
 boxes = st.tuples(st.integers(0, 60), st.integers(0, 45), st.integers(1, 19), st.integers(1, 14)).map(
@@ -166,25 +166,27 @@ things = st.lists(
 @settings(max_examples=60)
 @given(things, things)
 def test_every_object_is_accounted_for_once(shown: list[DrawnObject], submitted: list[DrawnObject]) -> None:
-    found = find_corrections(shown, submitted, corners_px)
-    assert [one.annotated for one in found if one.annotated is not None] == list(range(len(submitted)))
-    origins = [one.predicted for one in found if one.predicted is not None]
+    corrections = find_corrections(shown, submitted, corners_px)
+    assert [correction.annotated for correction in corrections if correction.annotated is not None] == list(
+        range(len(submitted))
+    )
+    origins = [correction.predicted for correction in corrections if correction.predicted is not None]
     assert sorted(origins) == list(range(len(shown)))
-    for one in found:
-        assert one.kind in KINDS
-        assert one.cost >= 0
-        assert (one.cost == 0) == (one.kind == "kept")
-        assert one.mean_px <= one.max_px
-        assert one.cost <= 2 + 3 + 4 + 2
+    for correction in corrections:
+        assert correction.kind in KINDS
+        assert correction.cost >= 0
+        assert (correction.cost == 0) == (correction.kind == "kept")
+        assert correction.mean_px <= correction.max_px
+        assert correction.cost <= 2 + 3 + 4 + 2
 
 
 @settings(max_examples=30)
 @given(things)
 def test_what_is_submitted_as_it_was_costs_nothing(shown: list[DrawnObject]) -> None:
-    distinct = [drawn(one.label, one.mask_hw, f"r{number}") for number, one in enumerate(shown)]
-    found = find_corrections(distinct, distinct[::-1], corners_px)
-    assert edit_cost(found) == 0
-    assert all(one.kind == "kept" for one in found)
+    distinct = [drawn(correction.label, correction.mask_hw, f"r{number}") for number, correction in enumerate(shown)]
+    corrections = find_corrections(distinct, distinct[::-1], corners_px)
+    assert edit_cost(corrections) == 0
+    assert all(correction.kind == "kept" for correction in corrections)
 
 
 @settings(max_examples=30)
@@ -240,7 +242,7 @@ def test_the_report_counts_by_the_label_that_was_shown() -> None:
         entry([], sha256="dd", seconds=3.0),
     ]
     report = build_correction_report(images, [{"task": 9, "annotation": 1, "region": "r", "reason": "it has no label"}])
-    assert [one["sha256"] for one in report["images"]] == ["aa", "bb", "cc", "dd"]
+    assert [image["sha256"] for image in report["images"]] == ["aa", "bb", "cc", "dd"]
     cat, dog, totals = report["labels"]["cat"], report["labels"]["dog"], report["totals"]
     assert [cat[key] for key in ("predicted", "kept", "moved", "relabelled", "deleted", "added", "unseen")] == [
         3,
@@ -276,8 +278,8 @@ def test_pictures_show_the_farthest_moves() -> None:
     image = np.full((*SIZE, 3), 128, np.uint8)
     for number, shift in enumerate((3, 20, 9, 6)):
         after_hw = box(10 + shift, 10, 40 + shift, 30)
-        (one,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", after_hw, "r")], corners_px)
-        sheet.add(image, HERE, after_hw, one, name=f"task {number}")
+        (correction,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", after_hw, "r")], corners_px)
+        sheet.add(image, HERE, after_hw, correction, name=f"task {number}")
     (kept,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", HERE, "r")], corners_px)
     sheet.add(image, HERE, HERE, kept, name="task 5")
     assert [name for _, name, _ in sorted(sheet._tiles)] == ["task 2", "task 1"]

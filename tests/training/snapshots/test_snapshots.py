@@ -84,10 +84,10 @@ def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
 def test_order_changes_nothing(order: list[int], turned: list[bool], tmp_path_factory: pytest.TempPathFactory) -> None:
     images = content(6)
     shuffled = [(images[n][0], images[n][1][::-1] if turned[n] else images[n][1]) for n in order]
-    one = write_snapshot(images, tmp_path_factory.mktemp("one"), classes=CLASSES)
+    first = write_snapshot(images, tmp_path_factory.mktemp("one"), classes=CLASSES)
     other = write_snapshot(shuffled, tmp_path_factory.mktemp("other"), classes=CLASSES)
-    assert one.name == other.name
-    assert [(one / f).read_bytes() for f in ("train.json", "holdout.json")] == [
+    assert first.name == other.name
+    assert [(first / f).read_bytes() for f in ("train.json", "holdout.json")] == [
         (other / f).read_bytes() for f in ("train.json", "holdout.json")
     ]
 
@@ -129,9 +129,9 @@ def changed(what: str) -> tuple[Content, tuple[str, ...], float]:
 )
 def test_the_digest_is_of_the_content(what: str, same: bool, tmp_path: Path) -> None:
     images, classes, share = changed(what)
-    one = write_snapshot(content(6), tmp_path / "one", classes=CLASSES)
+    first = write_snapshot(content(6), tmp_path / "one", classes=CLASSES)
     other = write_snapshot(images, tmp_path / "other", classes=classes, holdout_share=share)
-    assert (one.name == other.name) == same
+    assert (first.name == other.name) == same
 
 
 def test_ids_and_times_and_file_formats_are_not_content(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ SIZE = {"width": 160, "height": 120}
 
 
 def test_same_seed_same_scene() -> None:
-    one, two = generate_scene(5, **SIZE), generate_scene(5, **SIZE)
-    assert np.array_equal(one.image, two.image)
-    assert [label for label, _ in one.instances] == [label for label, _ in two.instances]
-    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one.instances, two.instances, strict=True))
-    assert not np.array_equal(one.image, generate_scene(6, **SIZE).image)
+    first, two = generate_scene(5, **SIZE), generate_scene(5, **SIZE)
+    assert np.array_equal(first.image, two.image)
+    assert [label for label, _ in first.instances] == [label for label, _ in two.instances]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first.instances, two.instances, strict=True))
+    assert not np.array_equal(first.image, generate_scene(6, **SIZE).image)
 
 
 @settings(max_examples=12, deadline=None)
@@ -74,11 +74,13 @@ def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pyt
     coco = COCO(str(written.annotations))
     capsys.readouterr()
     scene = generate_scene(scene_seed("val", 4), **SIZE)
-    found = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
-    assert [CLASSES[one["category_id"] - 1] for one in found] == [label for label, _ in scene.instances]
-    for one, (_, mask) in zip(found, scene.instances, strict=True):
-        assert np.array_equal(coco.annToMask(one).astype(bool), mask)
-        assert one["area"] == mask.sum()
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
+    assert [CLASSES[annotation["category_id"] - 1] for annotation in annotations] == [
+        label for label, _ in scene.instances
+    ]
+    for annotation, (_, mask) in zip(annotations, scene.instances, strict=True):
+        assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
+        assert annotation["area"] == mask.sum()
     with Image.open(written.images[1]) as picture:
         assert np.array_equal(np.asarray(picture), scene.image)
     assert len(json.loads(written.annotations.read_text())["images"]) == 2

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from backend.cli.main import cli
 from backend.cli.train.snapshot import read_rows
-from backend.errors import ServiceError
+from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
+from backend.learning.task_images import ImageFolder
 from integration.regions.write import Output
 from tests.support.regions import config_xml, instance, predict
+from training.snapshots.samples import SnapshotSamples
 
 OUTPUT = Output(kind="polygon", tolerance_px=0, min_area_px=0)
 
@@ -69,8 +72,72 @@ def test_a_source_that_is_none_is_named(tmp_path: Path) -> None:
         assert words in answer.output + str(answer.exception)
 
 
-def test_a_json_min_export_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "min.json"
-    path.write_text(json.dumps([{"id": 1, "image": "/data/a.png", "label": [], "annotator": 1, "annotation_id": 2}]))
-    with pytest.raises(ServiceError, match="JSON-MIN"):
-        read_rows(path)
+POLYGON = {"points": [[10, 10], [60, 10], [60, 60], [10, 60]], "closed": True}
+SIZE = {"original_width": 60, "original_height": 40}
+CONFIGS = {
+    "labels": '<PolygonLabels name="label" toName="image"><Label value="gear"/></PolygonLabels>',
+    "paired": '<Labels name="label" toName="image"><Label value="gear"/></Labels><Polygon name="shape" toName="image"/>'
+    '<Choices name="quality" toName="image"><Choice value="good"/></Choices>',
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_json_min_export_holds_the_same_objects(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What Label Studio's own converter makes of an export is read as the export itself."""
+    from label_studio_sdk.converter import Converter
+
+    xml = f'<View><Image name="image" value="$image"/>{CONFIGS[kind]}</View>'
+    common = {"to_name": "image", **SIZE}
+    region = {"id": "a", "from_name": "label", "type": "polygonlabels", "value": POLYGON | {"polygonlabels": ["gear"]}}
+    result = [common | region]
+    if kind == "paired":
+        labels = {"type": "labels", "from_name": "label", "value": POLYGON | {"labels": ["gear"]}}
+        result = [
+            common | region | {"from_name": "shape", "type": "polygon", "value": POLYGON},
+            common | region | labels,
+            {"from_name": "quality", "to_name": "image", "type": "choices", "value": {"choices": ["good"]}},
+        ]
+    annotations = [{"id": 3 + n, "result": result, "completed_by": 1, "was_cancelled": False} for n in range(2)]
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps([{"id": 7, "data": {"image": "/data/upload/1/a.png"}, "annotations": annotations}]))
+    Converter(xml, str(tmp_path), download_resources=False).convert_to_json_min(str(whole), str(tmp_path), is_dir=False)
+    (tmp_path / "config.xml").write_text(xml)
+    rows = read_rows(tmp_path / "result.json")
+    assert "JSON-MIN" in capsys.readouterr().err
+    assert [(row["id"], [entry["id"] for entry in row["annotations"]]) for row in rows] == [(7, [3, 4])]
+    counts = []
+    for name in ("whole", "result"):
+        arguments = ("--export", tmp_path / f"{name}.json", "--label-config", tmp_path / "config.xml", "--json")
+        answer = run(*arguments, "--out", tmp_path / name)
+        coco = json.loads((tmp_path / name / "coco.json").read_text())
+        counts.append([(entry["segmentation"], entry["area"]) for entry in coco["annotations"]])
+        assert answer.exit_code == 0
+    assert counts[0] == counts[1]
+    assert len(counts[0]) == 1
+
+
+def test_rows_without_ids_and_ids_as_text_stay_apart(tmp_path: Path) -> None:
+    region = {"type": "polygonlabels", "from_name": "label", "to_name": "image", **SIZE}
+    rows = [
+        {
+            "data": {"image": f"/data/{name}.png"},
+            "annotations": [{"id": "5", "result": [region | {"value": POLYGON | {"polygonlabels": ["gear"]}}]}],
+        }
+        | ({} if number is None else {"id": number})
+        for name, number in (("a", None), ("b", None), ("c", "12"), ("d", "12"))
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(rows))
+    answer = run("--export", path, "--out", tmp_path / "out", "--json")
+    assert json.loads(answer.stdout)["images"] == 4
+    (tmp_path / "images").mkdir()
+    for shade, name in enumerate("abcd"):
+        Image.new("RGB", (60, 40), (60 * shade, 0, 0)).save(tmp_path / "images" / f"{name}.png")
+    folder = freeze_tasks(
+        read_rows(path),
+        Labelling.of_rows(rows),
+        ImageFolder(tmp_path / "images").fetch,
+        tmp_path / "snapshots",
+        settings=SnapshotSettings(holdout_share=0),
+    )
+    assert len(SnapshotSamples(folder)) == 4

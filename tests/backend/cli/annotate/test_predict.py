@@ -74,9 +74,9 @@ def test_boxes_of_another_detector_are_outlined(record: dict[str, Any], pictures
     arguments = [*map(str, pictures), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]
     result = CliRunner().invoke(predict, arguments)
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)
-    assert (found["image_id"], found["category"], found["score"]) == (42, "person", 0.9)
-    assert coco_mask.decode(found["segmentation"]).any()
+    (entry,) = json.loads(result.stdout)
+    assert (entry["image_id"], entry["category"], entry["score"]) == (42, "person", 0.9)
+    assert coco_mask.decode(entry["segmentation"]).any()
 
 
 @pytest.mark.parametrize("records", [{}, [{"bbox": [1, 2, 3, 4], "score": 1}], [{"image_id": 1, "bbox": [1]}]])

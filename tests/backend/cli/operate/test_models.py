@@ -133,8 +133,8 @@ def test_show_notices_changed_weights(store: Path, tmp_path: Path) -> None:
 def test_a_broken_checkpoint_is_listed_with_its_problem(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "metadata.json").write_text("{")
-    [found] = [found for found in stored_models(tmp_path) if found.directory.parent == tmp_path]
-    assert "is not JSON" in found.problem
+    [stored] = [entry for entry in stored_models(tmp_path) if entry.directory.parent == tmp_path]
+    assert "is not JSON" in stored.problem
 
 
 FAILURES = [

@@ -74,7 +74,7 @@ def snapshot(directory: Path, images: int = 12) -> Path:
 def invented(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
     good = directory.name.startswith("good")
     seen = [samples[index] for index in range(len(samples))]
-    return [[Detection("cat", 0.9, encode(mask)) for mask in one.masks if good] for one in seen]
+    return [[Detection("cat", 0.9, encode(mask)) for mask in sample.masks if good] for sample in seen]
 
 
 def run(*arguments: object, fails: int = 0) -> Result:
@@ -87,9 +87,9 @@ def test_list_tells_what_is_active(root: Path) -> None:
     text = run("models", "list", "--project", 12).stdout
     assert "bad-1 is active" in text
     assert "* bad-1" in text
-    told = json.loads(run("models", "list", "--registry", root, "--json").stdout)
-    assert told["projects"]["12"]["active"] == "bad-1"
-    assert [one["name"] for one in told["projects"]["12"]["versions"]] == ["bad-1", "bad-2", "good-3"]
+    listed = json.loads(run("models", "list", "--registry", root, "--json").stdout)
+    assert listed["projects"]["12"]["active"] == "bad-1"
+    assert [version["name"] for version in listed["projects"]["12"]["versions"]] == ["bad-1", "bad-2", "good-3"]
     assert "No projects" in run("models", "list", "--registry", root / "none").stdout
 
 
@@ -135,8 +135,8 @@ def test_compare_changes_nothing(root: Path) -> None:
 
 def test_gc_says_what_would_go_and_removes_it(root: Path) -> None:
     assert "bad-2 would go" in run("models", "gc", "--project", 12, "--keep", 1, "--dry-run").stdout
-    told = run("models", "gc", "--project", 12, "--keep", 1, "--json").stdout
-    assert json.loads(told) == {"removed": ["bad-2"], "dry_run": False}
+    report = run("models", "gc", "--project", 12, "--keep", 1, "--json").stdout
+    assert json.loads(report) == {"removed": ["bad-2"], "dry_run": False}
     assert run("models", "gc", "--project", 12).stdout == "Nothing to remove.\n"
 
 

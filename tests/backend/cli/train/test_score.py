@@ -19,16 +19,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("coco")
     write_miniature("coco", root, train=1, val=3, width=128, height=96)
     truth = root / "annotations" / "instances_val2017.json"
-    found = root / "found.json"
-    found.write_text(json.dumps(perturb_truth(json.loads(truth.read_text()), copies=2, boxes=True)))
-    return truth, found
+    results = root / "found.json"
+    results.write_text(json.dumps(perturb_truth(json.loads(truth.read_text()), copies=2, boxes=True)))
+    return truth, results
 
 
 def test_one_json_object_with_the_promised_keys(files: tuple[Path, Path]) -> None:
-    truth, found = map(str, files)
+    truth, results = map(str, files)
     for metric in ("segm", "bbox", "boundary"):
         result = CliRunner().invoke(
-            score, ["--ground-truth", truth, "--predictions", found, "--metric", metric, "--json"]
+            score, ["--ground-truth", truth, "--predictions", results, "--metric", metric, "--json"]
         )
         assert result.exit_code == 0, result.output
         values = json.loads(result.stdout)
@@ -56,9 +56,9 @@ def test_malformed_predictions_end_with_one_and_a_reason(files: tuple[Path, Path
 
 
 def test_unknown_categories_are_refused_or_counted(files: tuple[Path, Path], tmp_path: Path) -> None:
-    found = json.loads(files[1].read_text())
-    found[0]["category_id"] = 91
-    (tmp_path / "found.json").write_text(json.dumps(found))
+    results = json.loads(files[1].read_text())
+    results[0]["category_id"] = 91
+    (tmp_path / "found.json").write_text(json.dumps(results))
     command = ["--ground-truth", str(files[0]), "--predictions", str(tmp_path / "found.json"), "--json"]
     assert CliRunner().invoke(score, command).exit_code == 1
     result = CliRunner().invoke(score, [*command, "--ignore-unknown-categories"])
@@ -66,10 +66,10 @@ def test_unknown_categories_are_refused_or_counted(files: tuple[Path, Path], tmp
 
 
 def test_usage_errors_end_with_two(files: tuple[Path, Path]) -> None:
-    truth, found = map(str, files)
+    truth, results = map(str, files)
     for command in (
         ["--ground-truth", truth],
-        ["--ground-truth", truth, "--predictions", found, "--format", "cityscapes"],
+        ["--ground-truth", truth, "--predictions", results, "--format", "cityscapes"],
         ["--ground-truth", truth, "--predictions", str(files[0].parent)],
     ):
         assert CliRunner().invoke(score, command).exit_code == 2

@@ -38,23 +38,23 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+def detections(dataset: dict[str, Any]) -> list[dict[str, Any]]:
     return perturb_truth(dataset, copies=6, seed=1)
 
 
-def reference(dataset: dict[str, Any], found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+def reference(dataset: dict[str, Any], results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     """The 12 numbers and the AP of each category by pycocotools, for boundaries by faster-coco-eval."""
-    dataset, found = copy.deepcopy(dataset), copy.deepcopy(found)
+    dataset, results = copy.deepcopy(dataset), copy.deepcopy(results)
     with quiet():
         if kind == "boundary":
             faster = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
             index = faster.COCO(dataset)
-            run = faster.COCOeval_faster(index, index.loadRes(found), kind)
+            run = faster.COCOeval_faster(index, index.loadRes(results), kind)
         else:
             index = COCO()
             index.dataset = dataset
             index.createIndex()
-            run = COCOeval(index, index.loadRes(found), kind)
+            run = COCOeval(index, index.loadRes(results), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -67,15 +67,15 @@ def same(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["segm", "bbox", "boundary"])
-def test_equals_the_reference(dataset: dict[str, Any], found: list[dict[str, Any]], kind: Any) -> None:
-    ours = coco_ap(dataset, found, kind)
+def test_equals_the_reference(dataset: dict[str, Any], detections: list[dict[str, Any]], kind: Any) -> None:
+    ours = coco_ap(dataset, detections, kind)
     assert 0.1 < ours["AP"] < 0.9
-    same(ours, reference(dataset, found, kind))
+    same(ours, reference(dataset, detections, kind))
 
 
 def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[str, Any]) -> None:
     boxed = perturb_truth(dataset, copies=3, seed=2, boxes=True)
-    plain = [{name: value for name, value in one.items() if name != "bbox"} for one in boxed]
+    plain = [{name: value for name, value in result.items() if name != "bbox"} for result in boxed]
     with_boxes, without = coco_ap(dataset, boxed, "segm"), coco_ap(dataset, plain, "segm")
     same(with_boxes, reference(dataset, boxed, "segm"))
     assert with_boxes["APs"] != without["APs"]
@@ -83,9 +83,9 @@ def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[s
 
 
 def test_crowded_images_keep_the_best_hundred_of_a_category(dataset: dict[str, Any]) -> None:
-    one = {**dataset, "annotations": dataset["annotations"][:2]}
-    many = perturb_truth(one, copies=130, seed=3)
-    same(coco_ap(one, many, "segm"), reference(one, many, "segm"))
+    small = {**dataset, "annotations": dataset["annotations"][:2]}
+    many = perturb_truth(small, copies=130, seed=3)
+    same(coco_ap(small, many, "segm"), reference(small, many, "segm"))
 
 
 def test_equals_the_reference_on_photographs() -> None:
@@ -93,12 +93,12 @@ def test_equals_the_reference_on_photographs() -> None:
     if not file.is_file():
         pytest.skip(f"{file} is not here; set TRANSFINER_SHARED_DATA")
     dataset = json.loads(file.read_text())
-    chosen = {one["id"] for one in dataset["images"][:15]}
+    chosen = {image["id"] for image in dataset["images"][:15]}
     dataset["images"] = dataset["images"][:15]
-    dataset["annotations"] = [one for one in dataset["annotations"] if one["image_id"] in chosen]
-    found = perturb_truth(dataset, copies=2)
+    dataset["annotations"] = [annotation for annotation in dataset["annotations"] if annotation["image_id"] in chosen]
+    results = perturb_truth(dataset, copies=2)
     for kind in ("segm", "bbox", "boundary"):
-        same(coco_ap(dataset, found, kind), reference(dataset, found, kind))
+        same(coco_ap(dataset, results, kind), reference(dataset, results, kind))
 
 
 masks = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(
@@ -108,9 +108,9 @@ masks = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 -
 
 @given(st.lists(masks, min_size=1, max_size=5))
 def test_run_lengths_are_unpacked_as_pycocotools_packs_them(drawn: list[np.ndarray]) -> None:
-    packed = [rle.encode(np.asfortranarray(one, np.uint8))["counts"] for one in drawn]
+    packed = [rle.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in drawn]
     runs = unpack(packed)
-    assert well_formed(packed, np.array([one.size for one in drawn])).all()
+    assert well_formed(packed, np.array([mask.size for mask in drawn])).all()
     for index, mask in enumerate(drawn):
         height, width = mask.shape
         cut = crop(runs[index], height, slice(width // 3, width), slice(height // 2, height))
@@ -165,10 +165,10 @@ def spoiled(record: Any, path: tuple[Any, ...], value: Any) -> Any:
     ],
 )
 def test_malformed_results_are_named(
-    dataset: dict[str, Any], found: list[dict[str, Any]], path: Any, value: Any, message: str
+    dataset: dict[str, Any], detections: list[dict[str, Any]], path: Any, value: Any, message: str
 ) -> None:
     with pytest.raises(RecordError, match=message):
-        checked_results(spoiled(found, path, value), "f.json", dataset, masks=True)
+        checked_results(spoiled(detections, path, value), "f.json", dataset, masks=True)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ json_values = st.recursive(
 @settings(max_examples=60)
 @given(st.data())
 def test_any_spoiled_file_is_refused_or_evaluated(
-    dataset: dict[str, Any], found: list[Any], data: st.DataObject
+    dataset: dict[str, Any], detections: list[Any], data: st.DataObject
 ) -> None:
     """Replace a value anywhere: either an error that names the file, or numbers."""
-    truth, results = {**dataset, "annotations": dataset["annotations"][:3]}, found[:6]
+    truth, results = {**dataset, "annotations": dataset["annotations"][:3]}, detections[:6]
     whole = {"truth": truth, "results": results}
     path: list[Any] = []
     inner: Any = whole

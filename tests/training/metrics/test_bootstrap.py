@@ -22,7 +22,7 @@ IMAGES = 12
 def noisy() -> tuple[COCO, list[dict]]:
     """Scenes with crowds; detections shifted, doubled, mislabelled, some with equal scores, none on the last image."""
     rng = np.random.default_rng(0)
-    truth, found = TruthBuilder(CLASSES), []
+    truth, detections = TruthBuilder(CLASSES), []
     for image_id in range(1, IMAGES + 1):
         scene = generate_scene(image_id, width=160, height=120)
         masks = np.array([mask for _, mask in scene.instances], bool).reshape(-1, 120, 160)
@@ -32,14 +32,14 @@ def noisy() -> tuple[COCO, list[dict]]:
         if image_id < IMAGES:
             shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
             labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
-            found += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
-    return truth.build(), found
+            detections += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
+    return truth.build(), detections
 
 
-def reference(truth: COCO, found: list[dict]) -> np.ndarray:
+def reference(truth: COCO, detections: list[dict]) -> np.ndarray:
     """pycocotools' mask AP, K x T."""
     with quiet():
-        run = COCOeval(truth, truth.loadRes(copy.deepcopy(found)), "segm")
+        run = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "segm")
         run.evaluate()
         run.accumulate()
     precision = run.eval["precision"][:, :, :, 0, -1].mean(1).T
@@ -48,21 +48,21 @@ def reference(truth: COCO, found: list[dict]) -> np.ndarray:
 
 def ours(ranked: list[RankedMatches], weights: np.ndarray) -> np.ndarray:
     """B x K x T."""
-    return np.stack([average_precision(one, weights) for one in ranked], axis=1)
+    return np.stack([average_precision(matches, weights) for matches in ranked], axis=1)
 
 
 def test_every_image_once_is_cocos_own_number(noisy: tuple) -> None:
-    truth, found = noisy
+    truth, detections = noisy
     once = np.ones((1, IMAGES), np.int64)
-    mask = ours(ranked_matches(truth.dataset, found, boundary=False), once)[0]
-    np.testing.assert_allclose(mask, reference(truth, found), rtol=0, atol=1e-9)
-    boundary = ours(ranked_matches(truth.dataset, found, boundary=True), once)[0]
-    expected = boundary_ap(truth, found)
+    mask = ours(ranked_matches(truth.dataset, detections, boundary=False), once)[0]
+    np.testing.assert_allclose(mask, reference(truth, detections), rtol=0, atol=1e-9)
+    boundary = ours(ranked_matches(truth.dataset, detections, boundary=True), once)[0]
+    expected = boundary_ap(truth, detections)
     assert np.nanmean(boundary) == pytest.approx(expected["AP"], abs=1e-9)
     assert boundary[0].mean() == pytest.approx(expected[f"AP/{CLASSES[0]}"], abs=1e-9)
 
 
-def copied(truth: COCO, found: list[dict], weights: np.ndarray) -> tuple[COCO, list[dict]]:
+def copied(truth: COCO, detections: list[dict], weights: np.ndarray) -> tuple[COCO, list[dict]]:
     """Real copies of images."""
     dataset: dict = {"images": [], "annotations": [], "categories": truth.dataset["categories"], "info": {}}
     results = []
@@ -70,11 +70,13 @@ def copied(truth: COCO, found: list[dict], weights: np.ndarray) -> tuple[COCO, l
         for number in range(weight):
             identity = image["id"] * 100 + number
             dataset["images"].append(image | {"id": identity})
-            for one in truth.dataset["annotations"]:
-                if one["image_id"] == image["id"]:
+            for annotation in truth.dataset["annotations"]:
+                if annotation["image_id"] == image["id"]:
                     place = len(dataset["annotations"]) + 1
-                    dataset["annotations"].append(one | {"image_id": identity, "id": place})
-            results += [one | {"image_id": identity} for one in found if one["image_id"] == image["id"]]
+                    dataset["annotations"].append(annotation | {"image_id": identity, "id": place})
+            results += [
+                detection | {"image_id": identity} for detection in detections if detection["image_id"] == image["id"]
+            ]
     coco = COCO()
     coco.dataset = dataset
     with quiet():
@@ -84,9 +86,9 @@ def copied(truth: COCO, found: list[dict], weights: np.ndarray) -> tuple[COCO, l
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_image_drawn_often_counts_as_copies_of_it(noisy: tuple, seed: int) -> None:
-    truth, found = noisy
+    truth, detections = noisy
     # Copies of a detection stay together in the ranking, as they do in ours.
-    unequal = [one | {"score": one["score"] + 1e-6 * number} for number, one in enumerate(found)]
+    unequal = [detection | {"score": detection["score"] + 1e-6 * number} for number, detection in enumerate(detections)]
     weights = bootstrap_draws(IMAGES, 1, seed)
     ranked = ranked_matches(truth.dataset, unequal, boundary=False)
     expected = reference(*copied(truth, unequal, weights[0]))
@@ -94,15 +96,15 @@ def test_an_image_drawn_often_counts_as_copies_of_it(noisy: tuple, seed: int) ->
 
 
 def test_what_is_absent_is_nan_and_what_is_never_found_is_zero(noisy: tuple) -> None:
-    truth, found = noisy
+    truth, detections = noisy
     ranked = ranked_matches(truth.dataset, [], boundary=True)
     everything, nothing = np.ones((1, IMAGES), np.int64), np.zeros((1, IMAGES), np.int64)
     reached = ours(ranked, everything)[0]
-    wanted = [one["category_id"] - 1 for one in truth.dataset["annotations"] if not one["iscrowd"]]
+    wanted = [annotation["category_id"] - 1 for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
     present = np.isin(np.arange(len(CLASSES)), wanted)
     assert (reached[present] == 0).all()
     assert np.isnan(reached[~present]).all()
-    assert np.isnan(ours(ranked_matches(truth.dataset, found, boundary=False), nothing)).all()
+    assert np.isnan(ours(ranked_matches(truth.dataset, detections, boundary=False), nothing)).all()
 
 
 def test_draws_keep_the_number_of_images_and_repeat_by_seed() -> None:

@@ -38,35 +38,39 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list]:
     root = tmp_path_factory.mktemp("coco")
     write_miniature("coco", root, train=1, val=5, width=128, height=96)
     truth = json.loads((root / "annotations" / "instances_val2017.json").read_text())
-    found = perturb_truth(truth, copies=2, boxes=False)
-    for one in found:
-        one["segmentation"]["counts"] = one["segmentation"]["counts"].encode()
-    return truth, found
+    results = perturb_truth(truth, copies=2, boxes=False)
+    for result in results:
+        result["segmentation"]["counts"] = result["segmentation"]["counts"].encode()
+    return truth, results
 
 
 @pytest.mark.parametrize("kind", ["segm", "boundary", "bbox"])
 def test_chunks_and_processes_change_no_number(
     coco: tuple[dict, list], kind: pairs.IouKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth, found = coco
-    plain = coco_ap(truth, found, kind)
+    truth, results = coco
+    plain = coco_ap(truth, results, kind)
     monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
     monkeypatch.setattr(pairs, "_CHUNKS", 3)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     shared = coco_ap(
-        truth, found, kind, processes=2 if kind == "boundary" else 1, progress=lambda done, of: told.append((done, of))
+        truth,
+        results,
+        kind,
+        processes=2 if kind == "boundary" else 1,
+        progress=lambda done, of: progress.append((done, of)),
     )
     np.testing.assert_equal(shared, plain)  # to the last bit, NaN included
-    assert told[-1] == (5, 5)
-    assert len(told) == 3
+    assert progress[-1] == (5, 5)
+    assert len(progress) == 3
 
 
 def test_lvis_in_chunks(coco: tuple[dict, list], monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, found = coco
-    images = [one | {"neg_category_ids": [], "not_exhaustive_category_ids": []} for one in truth["images"]]
-    plain = lvis_ap(truth | {"images": images}, found, "boundary")
+    truth, results = coco
+    images = [image | {"neg_category_ids": [], "not_exhaustive_category_ids": []} for image in truth["images"]]
+    plain = lvis_ap(truth | {"images": images}, results, "boundary")
     monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
-    np.testing.assert_equal(lvis_ap(truth | {"images": images}, found, "boundary"), plain)
+    np.testing.assert_equal(lvis_ap(truth | {"images": images}, results, "boundary"), plain)
 
 
 def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
@@ -82,27 +86,27 @@ def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monk
     from training.metrics.bdd100k import PredictionWriter
     from training.metrics.cityscapes import LABELS
 
-    root, found = tmp_path / "set", tmp_path / "found"
+    root, predictions = tmp_path / "set", tmp_path / "found"
     write_miniature(layout, root, train=1, val=5, width=160, height=96)
     samples = open_set(f"{layout}:{root}:val")
     truth = root / ("gtFine/val" if layout == "cityscapes" else "labels/ins_seg/bitmasks/val")
-    writer = PredictionWriter(found) if layout == "bdd100k" else None
+    writer = PredictionWriter(predictions) if layout == "bdd100k" else None
     for index, path in enumerate(sorted(truth.rglob("*_instanceIds.png" if writer is None else "*.png"))):
         sample = samples[index]
         masks = np.array([np.roll(mask, 1, 0) for mask in sample.masks], bool).reshape(-1, 96, 160)
         scores = np.linspace(0.9, 0.3, len(masks))
         if writer is not None:
-            writer.add(path.stem, masks, [int(one) + 1 for one in sample.classes], scores.tolist())
+            writer.add(path.stem, masks, [int(label) + 1 for label in sample.classes], scores.tolist())
         else:
-            labels = [list(LABELS.values())[int(one)] for one in sample.classes]
+            labels = [list(LABELS.values())[int(label)] for label in sample.classes]
             name = path.name.removesuffix("_gtFine_instanceIds.png")
-            write_predictions(found, name, list(masks), labels, scores.tolist())
+            write_predictions(predictions, name, list(masks), labels, scores.tolist())
     if writer is not None:
         writer.close()
-    plain, shared = (score(truth, found, "segm", layout, processes=n).as_dict() for n in (1, 2))
+    plain, shared = (score(truth, predictions, "segm", layout, processes=n).as_dict() for n in (1, 2))
     assert plain == shared
     assert plain["AP"] > 0
-    broken = next(found.rglob("*.png"))
+    broken = next(predictions.rglob("*.png"))
     broken.write_bytes(b"no picture")
     with pytest.raises(RecordError, match=broken.name):
-        score(truth, found, "segm", layout, processes=2)
+        score(truth, predictions, "segm", layout, processes=2)

@@ -35,25 +35,25 @@ def noisy_detections(rng: np.random.Generator, sample: Sample) -> list[dict]:
 @pytest.fixture(scope="module")
 def noisy_set() -> tuple:
     rng = np.random.default_rng(0)
-    truth, found = TruthBuilder(CLASSES), []
+    truth, results = TruthBuilder(CLASSES), []
     for image_id in range(1, 7):
         sample = scene_sample(image_id, image_id)
         truth.add(sample)
-        found += noisy_detections(rng, sample)
-    return truth.build(), found
+        results += noisy_detections(rng, sample)
+    return truth.build(), results
 
 
 @pytest.mark.parametrize(("kind", "own"), [("segm", mask_ap), ("boundary", boundary_ap)])
 def test_equals_faster_coco_eval(noisy_set: tuple, kind: str, own) -> None:
     faster = pytest.importorskip("faster_coco_eval", reason="development dependency faster-coco-eval is not installed")
-    truth, found = noisy_set
+    truth, results = noisy_set
     with quiet():
         theirs_truth = faster.COCO(copy.deepcopy(truth.dataset))
-        run = faster.COCOeval_faster(theirs_truth, theirs_truth.loadRes(copy.deepcopy(found)), kind)
+        run = faster.COCOeval_faster(theirs_truth, theirs_truth.loadRes(copy.deepcopy(results)), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
-    ours = own(truth, found)
+    ours = own(truth, results)
     assert 0.05 < ours["AP"] < 0.95
     for name, value in zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), run.stats[:6], strict=True):
         assert ours[name] == pytest.approx(value, abs=1e-9) or (np.isnan(ours[name]) and value == -1)

@@ -50,8 +50,8 @@ def test_lvis(judged: Path, metric: str) -> None:
 
 
 def test_numbers_do_not_depend_on_the_order_of_predictions(judged: Path, tmp_path: Path) -> None:
-    found = json.loads((judged / "lvis" / "found.json").read_text())
-    apart = [one | {"score": one["score"] + index * 1e-6} for index, one in enumerate(found)]  # no ties
+    results = json.loads((judged / "lvis" / "found.json").read_text())
+    apart = [result | {"score": result["score"] + index * 1e-6} for index, result in enumerate(results)]  # no ties
     for name, records in (("one", apart), ("other", apart[::-1])):
         (tmp_path / name).write_text(json.dumps(records))
     truth = judged / "lvis" / "truth.json"
