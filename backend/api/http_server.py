@@ -74,9 +74,12 @@ class HttpServer:
             ident=None,
             server_name="localhost",  # of requests without a Host, which only programs send
         )
-        for server in self._listeners():
-            server.channel_class = _Channel
-        self.port = int(self._listeners()[0].effective_port)
+        # Kept here: the event loop changes the map while other threads call `stop`.
+        self._listener = next(entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer))
+        for server in list(self._sockets.values()):
+            if isinstance(server, BaseWSGIServer):
+                server.channel_class = _Channel
+        self.port = int(self._listener.effective_port)
 
     def run(self) -> None:
         """Serve until `stop`, or until `SystemExit`: requests at hand then have 5 s to be answered."""
@@ -95,14 +98,11 @@ class HttpServer:
 
     def stop(self) -> None:
         """Have `run` return; for other threads."""
-        self._listeners()[0].trigger.pull_trigger(self._close)
+        self._listener.trigger.pull_trigger(self._close)
 
     def _close(self) -> None:
         self._server.task_dispatcher.shutdown()
         wasyncore.close_all(self._sockets)
-
-    def _listeners(self) -> list[BaseWSGIServer]:
-        return [entry for entry in self._sockets.values() if isinstance(entry, BaseWSGIServer)]
 
 
 class _BusyError(Error):

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import requests
 from pydantic import SecretStr
 
 from backend.api import http_server
+from backend.api.app import create_app
 from backend.cli.operate.serve import serve_http
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import ends_with_parent
@@ -86,6 +88,26 @@ def test_what_is_too_large_or_no_http_is_refused(settings, serve, request_bytes,
     with connections(serve(settings), 1) as (client,):
         client.sendall(request_bytes)
         assert client.recv(4096).split()[1] == str(status).encode()
+
+
+def test_a_server_ends_while_clients_come_and_go(settings):
+    """Its thread would keep the process from ending."""
+    server = http_server.HttpServer(create_app(settings), settings, "127.0.0.1", 0)
+    loop, is_over = threading.Thread(target=server.run), threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", server.port), 5).close()
+
+    visitors = [threading.Thread(target=come_and_go) for _ in range(8)]
+    for thread in (loop, *visitors):
+        thread.start()
+    server.stop()
+    is_over.set()
+    for thread in (loop, *visitors):
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_request_line_that_cannot_be_read_ends_its_connection_quietly(settings, serve, caplog):
