@@ -52,8 +52,9 @@ print(len(found))
     [
         "from model.network import build_network as b; from training.engine.config import get_training_config as c;"
         "b(c('ablations/pointrend'))",
-        "import sys, numpy; from backend.devtools.simulated_edits import opencv; from backend.errors import ServiceError;"
-        "exec('try: opencv(numpy.zeros((2, 2), bool), 1.0)\\nexcept ServiceError as error: sys.exit(error.hint)')",
+        "import sys, numpy as np; from backend.devtools.simulated_edits import opencv;"
+        "from backend.errors import ServiceError;"
+        "exec('try: opencv(np.zeros((2, 2), bool), 1.0)\\nexcept ServiceError as error: sys.exit(error.hint)')",
     ],
 )
 def test_what_only_comparisons_need_is_named_with_the_fix(code: str) -> None:
