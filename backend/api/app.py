@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import logging
 import re
 import time
@@ -13,22 +12,18 @@ from flask import Flask, Response, current_app, g, jsonify, request
 from redis import OutOfMemoryError, RedisError
 from werkzeug.exceptions import HTTPException
 
+from backend.api.access import SECURITY_HEADERS, authorise, check_origin
 from backend.api.jobs import job_routes
 from backend.api.label_studio import routes
 from backend.api.learning import learning
 from backend.api.openapi import openapi
-from backend.api.origin import SECURITY_HEADERS, check_origin, has_password
 from backend.api.services import make_services
 from backend.api.status import status_page
-from backend.errors import QueueUnavailableError, ServiceError, UnauthorizedError
+from backend.errors import QueueUnavailableError, ServiceError
 from backend.settings import Settings
 from training.registry import RegistryError
 
 log = logging.getLogger(__name__)
-# Open to everybody, for probes: they tell nothing.
-PUBLIC = frozenset({"label_studio.health", "label_studio.ready"})
-# How Label Studio names itself. Its /health is checked: only a 401 there makes it say that the password is wrong.
-LABEL_STUDIO_AGENT = "heartex/"
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -45,7 +40,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(openapi)
     app.before_request(_begin)
     app.before_request(lambda: check_origin(settings))
-    app.before_request(lambda: _authorise(settings))
+    app.before_request(lambda: authorise(settings))
     app.after_request(_end)
     app.teardown_request(lambda _: g.held.close())
     app.register_error_handler(Exception, _failed)
@@ -57,42 +52,6 @@ def _begin() -> None:
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", given) else uuid.uuid4().hex[:16]
     g.begun = time.monotonic()
     g.held = contextlib.ExitStack()
-
-
-def _authorise(settings: Settings) -> None:
-    """Basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead."""
-    if request.endpoint in PUBLIC and not _is_label_studio():
-        return
-    hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
-    if hook and _same(request.headers.get("X-Transfiner-Secret", ""), hook):
-        return
-    if not (hook or has_password(settings)):
-        return
-    if not knows_credentials(settings):
-        raise UnauthorizedError(
-            "Credentials are missing or wrong.", "Give the ML backend in Label Studio the basic auth user and password."
-        )
-
-
-def knows_credentials(settings: Settings) -> bool:
-    """Whether the request at hand carries the password or the token of the settings."""
-    given = request.authorization
-    token = settings.api_token.get_secret_value()
-    if given and given.type == "bearer":
-        return bool(token) and _same(given.token or "", token)
-    if not settings.basic_auth_user or not given or given.type != "basic":
-        return False
-    # Both are always compared, in constant time, so that the time taken tells nothing.
-    user_is_right = _same(given.username or "", settings.basic_auth_user)
-    return _same(given.password or "", settings.basic_auth_password.get_secret_value()) and user_is_right
-
-
-def _is_label_studio() -> bool:
-    return request.user_agent.string.startswith(LABEL_STUDIO_AGENT)
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def _end(response: Response) -> Response:

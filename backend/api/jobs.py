@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, redirect, request
+from flask import Blueprint, Response, jsonify, redirect, request
 
-from backend.api.csrf import check_form
-from backend.api.services import Services
+from backend.api.access import check_form
+from backend.api.services import Services, services
 from backend.errors import BadRequestError
-from backend.queue.cancel import cancel_waiting
 from backend.queue.job_store import FINAL
 from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
@@ -18,15 +17,10 @@ job_routes = Blueprint("jobs", __name__)
 MOST_JOBS = 1000
 
 
-def _service() -> Services:
-    service: Services = current_app.extensions["transfiner"]
-    return service
-
-
 @job_routes.get("/jobs")
 def jobs() -> Response:
     """State of each recent task: `?project=`, `?state=`, `?limit=`."""
-    service = _service()
+    service = services()
     limit = min(max(request.args.get("limit", 200, int), 1), MOST_JOBS)
     rows = [
         row
@@ -45,7 +39,7 @@ def jobs() -> Response:
         workers=workers,
         waiting=service.queue.depth(),
         deferred=service.predictions.deliveries.count_deferred(),
-        projects=[project.public() for project in service.predictions.projects.all()],
+        projects=[project.public() for project in service.predictions.projects.newest()],
     )
 
 
@@ -62,7 +56,7 @@ def _seconds_per_task(service: Services) -> float:
 @job_routes.post("/jobs/<job_id>/retry")
 def retry(job_id: str) -> Response:
     """Run a failed or parked task again."""
-    if not _service().queue.retry(job_id):
+    if not services().queue.retry(job_id):
         raise BadRequestError(f"No failed or parked job {job_id[:80]!r}.", "GET /jobs lists them.", status=404)
     return jsonify(status="queued", job=job_id)
 
@@ -70,9 +64,9 @@ def retry(job_id: str) -> Response:
 @job_routes.post("/jobs/<job_id>/cancel")
 def cancel_one(job_id: str) -> Response:
     """Cancel a task that no worker has taken."""
-    service = _service()
+    service = services()
     check_form(service.connection, service.settings)
-    if not cancel_waiting(service.queue, job_id=job_id):
+    if not service.queue.cancel(job_id=job_id):
         raise BadRequestError(
             f"No job {job_id[:80]!r} is waiting; what a worker has begun goes on to its end.",
             "GET /jobs?state=queued lists those that wait.",
@@ -84,10 +78,10 @@ def cancel_one(job_id: str) -> Response:
 @job_routes.post("/jobs/cancel")
 def cancel_all() -> Any:
     """Cancel all that waits, or with the field or parameter `project` what waits of one; a button on the page."""
-    service = _service()
+    service = services()
     check_form(service.connection, service.settings)
     project = request.values.get("project", "")
-    cancelled = cancel_waiting(service.queue, project=project)
+    cancelled = service.queue.cancel(project=project)
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return redirect("../status", code=303)
     return jsonify(status="cancelled", tasks=cancelled)

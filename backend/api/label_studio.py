@@ -6,20 +6,19 @@ import json
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, current_app, g, jsonify, redirect, request
+from flask import Blueprint, Response, g, jsonify, redirect, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import RedisError
 
-from backend.api.services import Services
-from backend.api.setup_trust import untrusted_reason
+from backend.api.access import untrusted_reason
+from backend.api.services import services
 from backend.errors import BadRequestError, ServiceError
 from backend.learning.triggers import BUTTON
-from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project
-from backend.predictions.schemas import PredictRequest, SetupRequest, parse
+from backend.predictions.schemas import PredictRequest, SetupRequest, output_settings, parse
 from backend.predictions.service import unusable_because
-from backend.processes.paused_parts import paused_parts
-from backend.queue.leases import Requester
+from backend.processes.supervisor import paused_parts
+from backend.queue.job_queue import Requester
 from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.notice import project_notice
@@ -36,14 +35,9 @@ SMALL_BYTES = 2**18
 MEMORY_WAIT_S = 2.0
 
 
-def _service() -> Services:
-    service: Services = current_app.extensions["transfiner"]
-    return service
-
-
 def _model(project_key: str = "") -> ServedModel:
     """Read on every request (small files), so that a promoted version or replaced checkpoint is seen at once."""
-    return served_model(_service().settings, project_key)
+    return served_model(services().settings, project_key)
 
 
 def _body() -> Any:
@@ -51,7 +45,7 @@ def _body() -> Any:
     data = request.get_data(cache=False)
     if (size := decoded_bytes(data)) > SMALL_BYTES:
         try:
-            g.held.enter_context(_service().memory.hold(size, timeout_s=MEMORY_WAIT_S))
+            g.held.enter_context(services().memory.hold(size, timeout_s=MEMORY_WAIT_S))
         except ValueError as error:
             raise BadRequestError(
                 f"What this body of {len(data) / 2**20:.1f} MiB asks takes about {size / 2**20:.0f} MiB of memory.",
@@ -116,9 +110,9 @@ def ready() -> tuple[Response, int]:
     except ServiceError as error:
         problems.append(str(error))
     try:
-        if all(is_interactive(name) for name in living_workers(_service().connection)):
+        if all(is_interactive(name) for name in living_workers(services().connection)):
             problems.append("No worker is alive. Start one with `transfiner worker`.")
-        problems += registry_problems(_service().settings, _service().predictions.projects.keys())
+        problems += registry_problems(services().settings, services().predictions.projects.all_keys())
     except RedisError as error:
         problems.append(f"The queue server does not answer: {type(error).__name__}.")
     return jsonify(ready=not problems, problems=problems, paused=paused_parts()), 503 if problems else 200
@@ -135,14 +129,14 @@ def setup() -> Response:
     model = _model(asked.project)
     config = parse_label_config(asked.label_config)
     reason = unusable_because(config, model)
-    notice = project_notice(_service().settings, asked.label_config, model)
-    _, complaints = output_settings(_service().settings, asked.extra_params)
+    notice = project_notice(services().settings, asked.label_config, model)
+    _, complaints = output_settings(services().settings, asked.extra_params)
     refused = untrusted_reason(
-        _service().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
+        services().settings, asked.hostname, peer=request.remote_addr or "", headers=request.headers
     )
     warnings = (*config.warnings, *complaints, *filter(None, [refused]))
     if asked.project:
-        _service().predictions.projects.save(
+        services().predictions.projects.save(
             Project(
                 key=asked.project,
                 hostname=asked.hostname.rstrip("/"),
@@ -168,14 +162,14 @@ def predict() -> Response:
     asked = parse(PredictRequest, _body())
     # waitress tells whether the client has closed its connection: nobody would read the answer.
     asker = Requester(is_gone=request.environ.get("waitress.client_disconnected", lambda: False))
-    return jsonify(_service().predictions.answer(asked, _model(asked.project), g.request_id, asker))
+    return jsonify(services().predictions.answer(asked, _model(asked.project), g.request_id, asker))
 
 
 @routes.get("/versions")
 def versions() -> Response:
     """Versions that Label Studio offers in a list; it does not say for which project, so the served ones of all."""
     try:
-        keys = [project.key for project in _service().predictions.projects.all()]
+        keys = [project.key for project in services().predictions.projects.newest()]
     except RedisError:
         keys = []
     return jsonify(versions=list(dict.fromkeys(_model(key).version for key in [*keys, ""])), message="ok")
@@ -193,7 +187,7 @@ def webhook() -> tuple[Response, int]:
     project_id = getattr(event, "project_id", None)
     if project_id is not None:
         try:
-            _service().hasty_projects.touch(project_id)
+            services().hasty_projects.touch(project_id)
         except RedisError as error:
             # Losing a hint is harmless; making the annotator wait is not.
             log.warning("event of project %s not noted: %s", project_id, error)
@@ -202,13 +196,13 @@ def webhook() -> tuple[Response, int]:
 
 def _start_training(event: TrainingRequested) -> tuple[Response, int]:
     """The button, or every n-th annotation. Whether there is anything to learn is looked up when a worker takes it."""
-    service = _service()
+    service = services()
     if registry_of(service.settings) is None:
         raise ServiceError(
             "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
         )
     project = str(event.project_id)
-    known = any(connected.id == project for connected in service.predictions.projects.all())
+    known = any(key.partition(".")[0] == project for key in service.predictions.projects.all_keys())
     if not known and not service.settings.label_studio_url:
         raise BadRequestError(
             f"Nobody has connected project {project} to this backend.",
@@ -226,4 +220,4 @@ def _start_training(event: TrainingRequested) -> tuple[Response, int]:
 @routes.get("/metrics")
 def metrics() -> Response:
     """For Prometheus."""
-    return Response(generate_latest(_service().metrics.registry), content_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(services().metrics.registry), content_type=CONTENT_TYPE_LATEST)

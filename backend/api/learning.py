@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, redirect, request
+from flask import Blueprint, Response, jsonify, redirect, request
 
-from backend.api.csrf import check_form
-from backend.api.services import Services
+from backend.api.access import check_form
+from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
 from backend.learning.repredict import repredicting
 from backend.learning.run_record import RunStore
@@ -23,18 +23,13 @@ learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
 
 
-def _service() -> Services:
-    service: Services = current_app.extensions["transfiner"]
-    return service
-
-
 def learning_facts(service: Services) -> dict[str, Any]:
     """What each project learned, learns and serves; {} where learning is off."""
     registry = registry_of(service.settings)
     if registry is None:
         return {}
     store = RunStore(service.settings.registry)
-    known = {project_name(project.key) for project in service.predictions.projects.all()}
+    known = {project_name(project.key) for project in service.predictions.projects.newest()}
     names = sorted({*known, *store.projects()} - {""}, key=lambda name: (len(name), name))
     return {
         "trainers": living_trainers(service.connection),
@@ -93,23 +88,25 @@ def _before(figures: dict[str, Any]) -> dict[str, Any]:
 @learning.get("")
 def learning_overview() -> Response:
     """What the page shows, as JSON."""
-    return jsonify(learning_facts(_service()))
+    return jsonify(learning_facts(services()))
 
 
-@learning.get("/<int:project>/versions/<version>/<path:name>")
-def round_artifact(project: int, version: str, name: str) -> Response:
+@learning.get("/<int:project>/versions/<version>/<path:artifact>")
+def round_artifact(project: int, version: str, artifact: str) -> Response:
     """Report, model card and pictures of a version."""
-    if not is_artifact(name):
-        raise BadRequestError(f"{name[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are.")
+    if not is_artifact(artifact):
+        raise BadRequestError(
+            f"{artifact[:80]!r} is no paper of a version.", "MODEL_CARD.md, report.* and pictures/* are."
+        )
     try:
         checked_name("version", version)
     except RegistryError as error:
         raise BadRequestError(str(error)) from error
-    content = required_registry(_service().settings).paper(str(project), version, name)
+    content = required_registry(services().settings).paper(str(project), version, artifact)
     if content is None:
-        raise ServiceError(f"Version {version} has no {name}.", status=404)
+        raise ServiceError(f"Version {version} has no {artifact}.", status=404)
     kinds = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json"}
-    kind = kinds.get(name.rpartition(".")[2], "text/plain; charset=utf-8")
+    kind = kinds.get(artifact.rpartition(".")[2], "text/plain; charset=utf-8")
     # A version never changes, nor does what was written of it.
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=86400"}
     return Response(content, content_type=kind, headers=headers)
@@ -118,9 +115,9 @@ def round_artifact(project: int, version: str, name: str) -> Response:
 @learning.post("/<int:project>/<action>")
 def act(project: int, action: str) -> Any:
     """The buttons: start, cancel, promote (field `version`), rollback."""
-    service = _service()
+    service = services()
     check_form(service.connection, service.settings)
-    required_registry(_service().settings)
+    required_registry(services().settings)
     try:
         said = _do(service, str(project), action, request.form.get("version", ""))
     except RegistryError as error:

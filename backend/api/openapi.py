@@ -5,11 +5,14 @@ POST requests but those of Label Studio and /jobs/ID/retry need the bearer token
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, current_app, jsonify
 from pydantic import BaseModel
+from werkzeug.routing import Map, Rule
 
+from backend.api.access import PUBLIC
 from backend.predictions.schemas import PredictRequest, SetupRequest
 
 openapi = Blueprint("openapi", __name__)
@@ -49,29 +52,22 @@ EVENT: Json = {
     "properties": {"action": {"type": "string"}, "project": {"type": "object"}},
     "description": "START_TRAINING asks for training; all others only say that something changed.",
 }
-LIMIT: Json = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}}
-PROJECT: Json = {"name": "project", "in": "query", "schema": {"type": "string"}}
-STATE: Json = {
-    "name": "state",
-    "in": "query",
-    "schema": {"type": "string", "enum": ["queued", "running", "done", "failed", "parked"]},
+# What the query and the paths of routes mean, beyond their type.
+QUERIES: Json = {
+    "jobs": {
+        "project": {"type": "string"},
+        "state": {"type": "string", "enum": ["queued", "running", "done", "failed", "parked"]},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+    },
+    "cancel_all": {"project": {"type": "string"}},
 }
-PROJECT_ID: Json = {"name": "project", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
-VERSION: Json = {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-ARTIFACT: Json = {
-    "name": "name",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "examples": ["report.json", "MODEL_CARD.md", "pictures/0001.png"]},
+PATHS: Json = {
+    "action": {"type": "string", "enum": ["start", "cancel", "promote", "rollback"]},
+    "artifact": {"type": "string", "examples": ["report.json", "MODEL_CARD.md", "pictures/0001.png"]},
 }
-ASSET: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-ACTION: Json = {
-    "name": "action",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "enum": ["start", "cancel", "promote", "rollback"]},
-}
-JOB: Json = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+BODIES = {"setup": "SetupRequest", "predict": "PredictRequest", "webhook": "Event"}
+MEDIA = {"status": "text/html", "asset": "*/*", "round_artifact": "*/*", "metrics": "text/plain"}
+OTHER = {"front": {"302": "to /status"}, "ready": {"503": "not ready"}}
 
 
 def description() -> Json:
@@ -83,7 +79,7 @@ def description() -> Json:
         "openapi": "3.1.0",
         "info": {"title": "Transfiner ML backend for Label Studio", "version": "1"},
         "security": [{}, {"basic": []}, {"bearer": []}],
-        "paths": _paths(),
+        "paths": _paths(current_app.url_map),
         "components": {
             "schemas": schemas,
             "securitySchemes": {
@@ -95,78 +91,57 @@ def description() -> Json:
     }
 
 
-def _paths() -> Json:
-    return {
-        "/": {"get": _operation("front", "What /health says; browsers are led to /status", other={302: "to /status"})},
-        "/health": {"get": _operation("health", "Alive; always fast", public=True)},
-        "/ready": {"get": _operation("ready", "Could predict now", public=True, other={503: "not ready"})},
-        "/setup": {"post": _operation("setup", "Label Studio introduces a project", body="SetupRequest")},
-        "/predict": {"post": _operation("predict", "Predict tasks", body="PredictRequest", answer="Answers")},
-        "/versions": {"get": _operation("versions", "Model versions")},
-        "/webhook": {"post": _operation("webhook", "An event of Label Studio", body="Event", secret=True)},
-        "/jobs": {"get": _operation("jobs", "State of recent tasks", parameters=[PROJECT, STATE, LIMIT])},
-        "/jobs/{job_id}/retry": {"post": _operation("retry", "Run a failed or parked task again", parameters=[JOB])},
-        "/jobs/{job_id}/cancel": {
-            "post": _operation("cancel", "Cancel a task that no worker has taken", parameters=[JOB])
-        },
-        "/jobs/cancel": {
-            "post": _operation("cancel_all", "Cancel all that waits, or of one project", parameters=[PROJECT])
-        },
-        "/status": {"get": _operation("status", "The same for people", media="text/html")},
-        "/status/{name}": {
-            "get": _operation("asset", "Style sheet and script of the page", parameters=[ASSET], media="*/*")
-        },
-        "/learning": {"get": _operation("learning_overview", "What each project learned, learns and serves")},
-        "/learning/{project}/versions/{version}/{name}": {
-            "get": _operation(
-                "round_artifact",
-                "Report, model card and pictures of a version",
-                parameters=[PROJECT_ID, VERSION, ARTIFACT],
-                media="*/*",
-            )
-        },
-        "/learning/{project}/{action}": {
-            "post": _operation(
-                "act", "Train, cancel, promote (field `version`), roll back", parameters=[PROJECT_ID, ACTION]
-            )
-        },
-        "/metrics": {"get": _operation("metrics", "For Prometheus", media="text/plain")},
-        "/openapi.json": {"get": _operation("openapi", "This description")},
-    }
+def _paths(routes: Map) -> Json:
+    """Each route with what its function says of itself."""
+    paths: Json = {}
+    for rule in routes.iter_rules():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        for method in rule.methods - {"HEAD", "OPTIONS"} if rule.methods else ():
+            paths.setdefault(path, {})[method.lower()] = _operation(rule)
+    return paths
 
 
-def _operation(
-    name: str,
-    summary: str,
-    *,
-    body: str = "",
-    answer: str = "",
-    parameters: list[Json] | None = None,
-    media: str = "application/json",
-    public: bool = False,
-    secret: bool = False,
-    other: dict[int, str] | None = None,
-) -> Json:
-    schema = {"$ref": REFERENCE.format(model=answer)} if answer else {}
+def _operation(rule: Rule) -> Json:
+    name = rule.endpoint.rpartition(".")[2]
+    is_public = rule.endpoint in PUBLIC
+    schema = _reference("Answers") if name == "predict" else {}
     operation: Json = {
         "operationId": name,
-        "summary": summary,
+        "summary": str(current_app.view_functions[rule.endpoint].__doc__).partition("\n")[0],
         "responses": {
-            "200": {"description": "fine", "content": {media: {"schema": schema}}},
-            **{str(status): {"description": text} for status, text in (other or {}).items()},
+            "200": {"description": "fine", "content": {MEDIA.get(name, "application/json"): {"schema": schema}}},
+            **{status: {"description": text} for status, text in OTHER.get(name, {}).items()},
         },
+        "parameters": [
+            *({"name": query, "in": "query", "schema": kind} for query, kind in QUERIES.get(name, {}).items()),
+            *(
+                {"name": argument, "in": "path", "required": True, "schema": _path_schema(rule, argument)}
+                for argument in sorted(rule.arguments)
+            ),
+        ],
     }
-    if not public:
-        error = {"application/json": {"schema": {"$ref": REFERENCE.format(model="Error")}}}
+    if is_public:
+        operation["security"] = [{}]
+    else:
+        error = {"application/json": {"schema": _reference("Error")}}
         operation["responses"]["default"] = {"description": "what was wrong, and the fix", "content": error}
-    if public or secret:
-        operation["security"] = [{}] if public else [{}, {"secret": []}, {"basic": []}, {"bearer": []}]
-    if parameters:
-        operation["parameters"] = parameters
-    if body:
-        content = {"application/json": {"schema": {"$ref": REFERENCE.format(model=body)}}}
+    if name == "webhook":
+        operation["security"] = [{}, {"secret": []}, {"basic": []}, {"bearer": []}]
+    if name in BODIES:
+        content = {"application/json": {"schema": _reference(BODIES[name])}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _path_schema(rule: Rule, argument: str) -> Json:
+    if argument in PATHS:
+        return dict(PATHS[argument])
+    is_number = f"<int:{argument}>" in rule.rule
+    return {"type": "integer", "minimum": 0} if is_number else {"type": "string", "minLength": 1}
+
+
+def _reference(model: str) -> Json:
+    return {"$ref": REFERENCE.format(model=model)}
 
 
 def _schemas(model: type[BaseModel]) -> Json:
@@ -178,5 +153,5 @@ def _schemas(model: type[BaseModel]) -> Json:
 
 @openapi.get("/openapi.json")
 def describe() -> Response:
-    """The description as JSON."""
+    """This description."""
     return jsonify(description())

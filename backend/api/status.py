@@ -10,16 +10,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, current_app, render_template, send_from_directory
+from flask import Blueprint, Response, render_template, send_from_directory
 from redis import RedisError
 
-from backend.api.csrf import form_token
+from backend.api.access import form_token
 from backend.api.learning import learning_facts
 from backend.api.project_view import duration, project_view
-from backend.api.services import Services
+from backend.api.services import Services, services
 from backend.errors import ServiceError
 from backend.predictions.projects import Project
-from backend.processes.paused_parts import paused_parts
+from backend.processes.supervisor import paused_parts
 from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
 from backend.queue.recovery import is_interactive, living_workers
@@ -50,7 +50,7 @@ def ago(moment: str | float | None) -> str:
 @status_page.get("/status")
 def status() -> str:
     """For people; works on a phone."""
-    service: Services = current_app.extensions["transfiner"]
+    service = services()
     facts: dict[str, Any] = {"problems": paused_parts(), "projects": [], "names": {}}
     facts |= {"workers": {}, "trainers": {}, "rows": [], "figures": []}
     try:
@@ -109,7 +109,7 @@ def _tasks(service: Services) -> dict[str, Any]:
 def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
     """What /setup made known and what the registry knows, those first where something happens or happened last."""
     known: dict[str, Project] = {}
-    for project in sorted(service.predictions.projects.all(), key=lambda project: project.seen_at):
+    for project in sorted(service.predictions.projects.newest(), key=lambda project: project.seen_at):
         known[project.id] = project
     learning = learning_facts(service)
     facts_of = {facts["id"]: facts for facts in learning.get("projects", ())}

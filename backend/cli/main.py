@@ -30,7 +30,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "api": "backend.cli.operate.serve:api",
         "worker": "backend.cli.operate.serve:worker",
         "worker-alive": "backend.cli.operate.serve:worker_alive",
-        "dashboard": "backend.cli.operate.serve:dashboard",
         "load": "backend.devtools.load.command:load",
         "soak": "backend.devtools.soak.command:soak",
     },

@@ -66,12 +66,6 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def child_of(pid: int) -> int:
-    """The first child of a process, or itself: gunicorn's arbiter does nothing but watch; its child answers."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(children[0]) if children else pid
-
-
 def as_png(image: np.ndarray) -> bytes:
     """A PNG file of an RGB uint8 H x W x 3 array."""
     file = io.BytesIO()

@@ -20,8 +20,7 @@ from backend.learning.round import Interrupted, Round, RoundParts
 from backend.learning.run_record import Run, RunStore, started_runs
 from backend.learning.steps import StepCommand, step_command
 from backend.queue.locks import RenewedLock, project_lock
-from backend.queue.round_progress import Progress
-from backend.queue.train_queue import TrainQueue
+from backend.queue.train_queue import Progress, TrainQueue
 from backend.settings import Settings
 from backend.versions.resolve import registry_of
 from integration.label_studio.client import ClientError

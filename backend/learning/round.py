@@ -29,7 +29,7 @@ from backend.learning.steps import (
     run_child,
 )
 from backend.learning.triggers import COMMAND, newest_of
-from backend.queue.round_progress import Progress
+from backend.queue.train_queue import Progress
 from backend.settings import Settings
 from backend.versions.served_model import read_served_model
 from backend.versions.store import SHIPPED

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.processes.parent_death import bound_command
+
 if TYPE_CHECKING:
-    from backend.processes.parent_death import bound_command
-from backend.settings import Settings
+    from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 POLL_S = 0.25

@@ -16,7 +16,10 @@ from backend.queue.keys import PROJECTS, project_key
 
 # A project that has sent no /setup for this long, in s, is forgotten.
 LIFETIME_S = 90 * 24 * 3600
-MOST_PROJECTS = 2000
+# Anybody may send a /setup: together they take a quarter of the queue server's memory at most.
+MOST_PROJECTS = 1000
+# Pages show the newest ones.
+MOST_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Project:
         notice: the same for Label Studio's pages, with what to do (integration.label_studio.notice).
         warnings: what of the label config or the extra parameters is ignored.
         extra_params: what the team typed as extra parameters of the ML backend.
-        is_believed: whether `hostname` and `token` may be used, see backend.api.setup_trust.
+        is_believed: whether `hostname` and `token` may be used, see backend.api.access.
         seen_at: unix time of the last /setup.
         changed_at: unix time of the last webhook event, which only says "look now".
     """
@@ -75,7 +78,8 @@ class Projects:
         Raises:
             BadRequestError: there are `MOST_PROJECTS` others.
         """
-        if not self.connection.exists(project_key(project.key)) and len(self.all()) >= MOST_PROJECTS:
+        is_full = self.connection.scard(PROJECTS) >= MOST_PROJECTS and len(self.all()) >= MOST_PROJECTS
+        if is_full and not self.connection.exists(project_key(project.key)):
             raise BadRequestError(
                 f"There are {MOST_PROJECTS} projects already.",
                 f"Those that send no /setup for {LIFETIME_S // 86400} days are forgotten.",
@@ -96,13 +100,13 @@ class Projects:
         row: Any = self.connection.hgetall(project_key(key))
         return _project(key, row)
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """Keys of all projects, in order."""
         return sorted(text(member) for member in self.connection.smembers(PROJECTS))
 
     def all(self) -> list[Project]:
         """All projects by key; those whose time is over are forgotten."""
-        keys = self.keys()
+        keys = self.all_keys()
         with self.connection.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hgetall(project_key(key))
@@ -110,6 +114,16 @@ class Projects:
         if gone := [key for key, row in zip(keys, rows, strict=True) if not row]:
             self.connection.srem(PROJECTS, *gone)
         return [_project(key, row) for key, row in zip(keys, rows, strict=True) if row]
+
+    def newest(self) -> list[Project]:
+        """The `MOST_SHOWN` that sent /setup last, by key; for pages, which must stay fast however many there are."""
+        keys = self.all_keys()
+        with self.connection.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(project_key(key), "seen_at")
+            seen_at = dict(zip(keys, (float(moment or 0) for moment in pipe.execute()), strict=True))
+        shown = sorted(keys, key=seen_at.__getitem__, reverse=True)[:MOST_SHOWN]
+        return [project for key in sorted(shown) if (project := self.get(key)).seen_at]
 
     def touch(self, project_id: int | str) -> None:
         """Note that something changed in a project; events name it by id alone and may come doubled or not at all."""

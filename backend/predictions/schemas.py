@@ -1,13 +1,16 @@
-"""What Label Studio sends (LABEL_STUDIO.md, section 2), as far as we read it. Unknown keys are its business."""
+"""What Label Studio sends, as far as we read it, and what a prediction shall contain. Unknown keys are ignored."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from backend.errors import BadRequestError
+from backend.settings import Settings
+from integration.regions.settings import Output
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_EXTRA_PARAMS = 2**14
@@ -55,7 +58,7 @@ class SetupRequest(_Request):
     # Label Studio's is "<id>.<created>".
     project: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
     # The 1203 labels of LVIS take 60 kB.
-    label_config: str = Field(default="", alias="schema", max_length=2**20)
+    label_config: str = Field(default="", alias="schema", max_length=2**18)
     hostname: str = Field(default="", max_length=2048)
     access_token: str = Field(default="", max_length=8192)
     extra_params: dict[str, Any] = Field(default_factory=dict)
@@ -92,3 +95,44 @@ def parse(schema: type[Model], body: object) -> Model:
             f"The request is not a valid {schema.__name__}: {'; '.join(details)}.",
             "The endpoints speak Label Studio 1.23's ML backend protocol.",
         ) from error
+
+
+class OutputParams(BaseModel):
+    """The extra parameters that a team may type into Label Studio, e.g. {"score_threshold": 0.7}."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["auto", "polygon", "brush", "bitmask", "vector", "rectangle", "ellipse", "all"] | None = None
+    holes: Literal["keyhole", "brush"] | None = None
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+    tolerance_px: float | None = Field(default=None, ge=0)
+    max_vertices: int | None = Field(default=None, ge=3)
+    min_area_px: float | None = Field(default=None, ge=0)
+    min_part_share: float | None = Field(default=None, ge=0, le=1)
+    min_hole_share: float | None = Field(default=None, ge=0, le=1)
+    border_px: int | None = Field(default=None, ge=0, le=16)
+    parts: Literal["joined", "separate"] | None = None
+    outline: Literal["smooth", "pixels"] | None = None
+    double_iou: float | None = Field(default=None, gt=0, le=1)
+    shared_edges: bool | None = None
+    max_regions: int | None = Field(default=None, ge=1)
+
+
+def output_settings(settings: Settings, extra_params: dict[str, Any] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fields of `Output` for a project, and a warning for each extra parameter that is unknown or out of range."""
+    ours: dict[str, Any] = {
+        **dataclasses.asdict(Output()),
+        "score_threshold": settings.score_threshold,
+        "tolerance_px": settings.tolerance_px,
+        "max_vertices": settings.max_vertices or None,
+    }
+    warnings = []
+    for name, value in (extra_params or {}).items():
+        try:
+            ours.update(OutputParams.model_validate({name: value}).model_dump(exclude_none=True))
+        except ValidationError as error:
+            known = ", ".join(OutputParams.model_fields)
+            warnings.append(
+                f"extra parameter {name}={str(value)[:80]!r} is ignored: {error.errors()[0]['msg']} (known: {known})"
+            )
+    return ours, tuple(warnings)

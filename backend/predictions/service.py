@@ -21,15 +21,13 @@ from typing import Any
 from redis import Redis, RedisError
 
 from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
-from backend.predictions.output_params import output_settings
 from backend.predictions.projects import Project, Projects
 from backend.predictions.promises import PromiseKeeper
 from backend.predictions.prompts import PromptMemory, chosen_regions
-from backend.predictions.schemas import PredictRequest, TaskItem
+from backend.predictions.schemas import PredictRequest, TaskItem, output_settings
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
-from backend.queue.job_queue import JobQueue, PredictionJob
+from backend.queue.job_queue import JobQueue, PredictionJob, Requester
 from backend.queue.job_store import JobOutcome
-from backend.queue.leases import Requester
 from backend.settings import Settings
 from backend.versions.notice import project_notice
 from backend.versions.served_model import ServedModel, prompt_version
@@ -160,7 +158,7 @@ class Predictions:
         deadline_s = self.settings.interactive_deadline_s
         ended = self.queue.ask(jobs, until=time.monotonic() + deadline_s, interactive=True, asker=asker)
         # Nobody looks at the screen any more, or was told to try again: what still waits is dropped.
-        self.queue.wanted.leave(asker)
+        self.queue.leave(asker)
         results = []
         for job in jobs:
             outcome = ended.get(job.id)
@@ -192,7 +190,7 @@ class Predictions:
             answer = self._defer(jobs, ended, project, claim)
             if asker.is_gone():
                 # After deferring: what will be pushed is still wanted.
-                self.queue.wanted.leave(asker)
+                self.queue.leave(asker)
             return answer
         good = [job_id for job_id in unique if ended[job_id].prediction is not None]
         if not self.deliveries.release_if_all_held(claim, good, keep_s=self.settings.result_ttl_s):
@@ -215,7 +213,7 @@ class Predictions:
                 self._waiting.release()
             if any(job.id not in ended for job in jobs):
                 # Long enough to defer what was not ready; whoever asks again meanwhile finds it in the queue.
-                self.queue.wanted.stay(asker, self.settings.abandoned_s)
+                self.queue.stay(asker, self.settings.abandoned_s)
 
     def _defer(
         self, jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome], project: Project, claim: DeliveryClaim

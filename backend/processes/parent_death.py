@@ -20,6 +20,8 @@ from pathlib import Path
 
 # linux/prctl.h: the signal this process gets when its parent dies.
 PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec the lock of the dynamic linker may be held by a thread that is not there any more.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
 def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None:
@@ -27,9 +29,9 @@ def die_with_parent(parent_pid: int, death_signal: int = signal.SIGTERM) -> None
 
     Call it in the child. Exits at once when the parent died before the call.
     """
-    if not sys.platform.startswith("linux"):
+    if _LIBC is None:
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal) != 0:
+    if _LIBC.prctl(PR_SET_PDEATHSIG, death_signal) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(0)

@@ -19,7 +19,6 @@ from backend.settings import PREFIX, Settings, unknown_variables
 
 # Folders that a command may choose for its children.
 PLACES = ("registry", "registry_cache", "learning_folder", "promises_folder")
-DASHBOARD_HOST = "127.0.0.1"
 # Workers of whole images leave the processor to a prompt: somebody looks at the screen for it.
 NICE = ("nice", "-n", "5")
 # Loading torch and the model takes seconds, on a starved machine many minutes.
@@ -104,14 +103,6 @@ def _api_child(settings: Settings) -> Child:
         ready=_answers(f"http://{_reachable(settings.host)}:{settings.port}/health"),
         start_timeout_s=60.0,
         grace_s=15.0,
-    )
-
-
-def dashboard_child(settings: Settings) -> Child:
-    return Child(
-        "dashboard",
-        python_module("backend.cli", "dashboard", "--host", DASHBOARD_HOST),
-        environment=settings_environment(settings),
     )
 
 

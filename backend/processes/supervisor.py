@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from backend.errors import StartError
 from backend.processes.parent_death import ends_with_parent
-from backend.processes.paused_parts import PausedParts
+from model.files import write_text
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1
+# Names the file in which children read what is paused; no setting, since nobody else may choose it.
+VARIABLE = "SERVICE_PAUSED_PARTS"
 
 
 @dataclass
@@ -52,6 +58,39 @@ class Child:
 RESTART_WINDOW_S = 60.0
 # A broken child is tried again after this many s, doubling up to the second number.
 PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
+
+
+class PausedParts:
+    """The supervisor's side."""
+
+    def __init__(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="transfiner-parts-")
+        weakref.finalize(self, folder.cleanup)
+        self.file = Path(folder.name) / "paused.json"
+        self._reasons: dict[str, str] = {}
+
+    def environment(self) -> dict[str, str]:
+        """What children need to read it."""
+        return {VARIABLE: str(self.file)}
+
+    def add(self, name: str, reason: str) -> None:
+        """A part is paused; why, for people."""
+        self._reasons[name] = reason
+        write_text(self.file, json.dumps(self._reasons))
+
+    def remove(self, name: str) -> None:
+        """A part runs again."""
+        if self._reasons.pop(name, None) is not None:
+            write_text(self.file, json.dumps(self._reasons))
+
+
+def paused_parts() -> list[str]:
+    """A sentence for each part of this service that is paused; [] where no supervisor started this process."""
+    try:
+        reasons = json.loads(Path(os.environ[VARIABLE]).read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return []
+    return [f"Paused: {reason}. Its own messages are in the log of `transfiner serve`." for reason in reasons.values()]
 
 
 class Supervisor:

@@ -1,12 +1,14 @@
-"""Connections to the Redis-protocol server, tuned for who uses them."""
+"""Connections to the Redis-protocol server, tuned for who uses them, and its scripts (backend/queue/scripts/*.lua)."""
 
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from urllib.parse import urlsplit
 
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
+from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
@@ -70,6 +72,12 @@ def require_queue_server(connection: Redis, settings: Settings) -> None:
                     "or use `transfiner serve` without it, which starts one.",
                 ) from error
         time.sleep(RETRY_S)
+
+
+def load_script(connection: Redis, name: str) -> Script:
+    """Load `scripts/<name>.lua`, one atomic step between states, whose first lines say what KEYS and ARGV are."""
+    source = files("backend.queue").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+    return connection.register_script(source)
 
 
 def text(value: bytes | str | None) -> str:

@@ -20,10 +20,9 @@ from typing import Any
 
 from redis import Redis
 
-from backend.queue.connection import text
+from backend.queue.connection import load_script, text
 from backend.queue.job_store import QUEUED_TTL_S
 from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key
-from backend.queue.lua import load_script
 
 # After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
 SETTLE_MS = 5000

@@ -1,9 +1,11 @@
-"""One RQ job a task: its id, enqueueing it exactly once, and waiting for what it brings.
+"""One job a task: its id, enqueueing it exactly once, waiting for what it brings, and who still waits for it.
 
 The id is a hash of everything that the prediction depends on. Whoever asks for the same thing, at the same time or an
-hour later, meets the same record and nothing is computed twice. What the worker needs stands in that record, too: RQ
-would compress a job's arguments at enqueueing and once more at its end, which for an image inside the task took longer
-than all else that the queue does.
+hour later, meets the same record and nothing is computed twice. A lane is a list of ids; all else stands in the record.
+
+A request that waits *asks* for its tasks under a name of its own and renews a lease while it waits and its client is
+still connected. A task whose askers are all gone is dropped when a worker takes it, unless it is deferred (it will be
+pushed) or nobody ever waited for it (an operator's retry, a prediction after a promotion).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,25 +23,40 @@ from typing import Any
 import redis
 from redis import Redis
 from redis.client import Pipeline
-from rq import Queue
-from rq.serializers import JSONSerializer
 
 from backend.queue.completion import CompletionListener, Subscription
-from backend.queue.job_store import FAILED, FINAL, QUEUED, QUEUED_TTL_S, JobOutcome, JobStore
-from backend.queue.keys import QUEUED_CHANNEL, task_key
-from backend.queue.label_configs import LabelConfigs, config_digest
-from backend.queue.leases import LEASE_S, NO_REQUESTER, Requester, RequestLeases
-from backend.queue.lua import load_script
+from backend.queue.connection import load_script, text
+from backend.queue.job_store import FINAL, QUEUED, QUEUED_TTL_S, JobOutcome, JobStore, LabelConfigs, config_digest
+from backend.queue.keys import INTERACTIVE_LANE, LANES, NAMES, PREDICT_LANE, QUEUED_CHANNEL, requester_key, task_key
 from backend.settings import Settings
 
-INTERACTIVE_QUEUE = "transfiner-interactive"
-PREDICT_QUEUE = "transfiner-predict"
-# By name, so that the API can enqueue it without importing torch.
-TASK_FUNCTION = "backend.worker.task_runner.predict_task"
 # Tasks described to the queue server in one round trip, so that a request of many takes little memory.
 CHUNK = 500
 # While waiting, everything is looked at again this often, in s, in case a wake-up call was lost.
 RECHECK_S = 1.0
+# A lease outlives its last renewal by this, in s: renewals come every second, a busy API process may be late.
+LEASE_S = 10.0
+# Answers are collected up to this many bytes of JSON; what would come on top counts as not ready and is deferred.
+MOST_ANSWER_BYTES = 32 * 2**20
+ANSWER_CHUNK = 50
+CANCELLED = "Cancelled before a worker took it."
+CANCELLED_HINT = "Open the task in Label Studio or retrieve its predictions again."
+
+
+@dataclass(frozen=True)
+class Requester:
+    """A request that waits.
+
+    Attributes:
+        token: its name in Redis; "" for who leaves tasks behind without waiting for them.
+        is_gone: whether its client has hung up.
+    """
+
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    is_gone: Callable[[], bool] = lambda: False
+
+
+NO_REQUESTER = Requester("")
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ class PredictionJob:
 
     @functools.cached_property
     def id(self) -> str:
-        """Letters, digits, _ and - only, as RQ demands; project and task in front for people who read it."""
+        """Letters, digits and - only; project and task in front for people who read it."""
         parts = (
             self.project,
             self.task.get("id"),
@@ -83,7 +101,7 @@ class PredictionJob:
         return f"p{project}-t{task}-{digest}"
 
     def payload(self) -> dict[str, Any]:
-        """As it lies in the queue: the label config by its digest (`backend.queue.label_configs`)."""
+        """As it lies in the queue: the label config by its digest (`backend.queue.job_store`)."""
         return {
             **{each.name: getattr(self, each.name) for each in fields(self)},
             "label_config": config_digest(self.label_config),
@@ -99,12 +117,10 @@ class JobQueue:
         # Set by the server: whoever waits answers at once when the process is asked to end.
         self.is_stopping: Callable[[], bool] = lambda: False
         self.records = JobStore(connection, result_ttl_s=settings.result_ttl_s)
-        self.wanted = RequestLeases(connection)
         self.configs = LabelConfigs(connection)
         self.news = CompletionListener(connection)
         self._retry = load_script(connection, "retry")
-        self.predict = Queue(PREDICT_QUEUE, connection=connection, serializer=JSONSerializer)
-        self.interactive = Queue(INTERACTIVE_QUEUE, connection=connection, serializer=JSONSerializer)
+        self._cancel = load_script(connection, "cancel")
 
     def submit(
         self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Requester = NO_REQUESTER
@@ -121,11 +137,8 @@ class JobQueue:
         ids = list(by_id)
         answers = dict(zip(ids, self.records.reserve(ids, asker.token, LEASE_S), strict=True))
         fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
-        for job_id in (job_id for job_id in fresh if answers[job_id] == "again"):
-            self._unlist_failed(job_id)
-        lane = self.interactive if interactive else self.predict
         for start in range(0, len(fresh), CHUNK):
-            self._enqueue({job_id: by_id[job_id] for job_id in fresh[start : start + CHUNK]}, lane)
+            self._enqueue({job_id: by_id[job_id] for job_id in fresh[start : start + CHUNK]}, interactive)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
@@ -134,34 +147,38 @@ class JobQueue:
         """Wake the workers that wait for work."""
         self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, jobs: dict[str, PredictionJob], lane: Queue) -> None:
-        prepared = [
-            Queue.prepare_data(
-                TASK_FUNCTION,
-                job_id=job_id,
-                timeout=self.settings.batch_timeout_s,
-                result_ttl=self.settings.result_ttl_s,
-                failure_ttl=self.settings.result_ttl_s,
-                description=f"predict task {job.task.get('id')} of project {job.project}",
-            )
-            for job_id, job in jobs.items()
-        ]
-
+    def _enqueue(self, jobs: dict[str, PredictionJob], is_interactive: bool) -> None:
         def also(pipe: Pipeline) -> None:
             self.configs.store((job.label_config for job in jobs.values()), pipe)
-            lane.enqueue_many(prepared, pipeline=pipe)
+            pipe.rpush(INTERACTIVE_LANE if is_interactive else PREDICT_LANE, *jobs)
             pipe.publish(QUEUED_CHANNEL, "")
 
-        is_interactive = lane is self.interactive
-        self.records.describe({job_id: _facts(job, is_interactive) for job_id, job in jobs.items()}, also)
+        facts = {
+            job_id: {
+                "project": job.project,
+                "task": str(job.task.get("id", "")),
+                "model_version": job.model_version,
+                "request": job.request_id,
+                "interactive": is_interactive,
+                "payload": job.payload(),
+            }
+            for job_id, job in jobs.items()
+        }
+        self.records.describe(facts, also)
 
     def job_of(self, payload: dict[str, Any]) -> PredictionJob:
         """The job of a record; its label config is "" when the queue server has forgotten it."""
         return PredictionJob(**{**payload, "label_config": self.configs.read(payload["label_config"])})
 
-    def _unlist_failed(self, job_id: str) -> None:
-        self.predict.failed_job_registry.remove(job_id)
-        self.interactive.failed_job_registry.remove(job_id)
+    def stay(self, asker: Requester, lease_s: float = LEASE_S) -> None:
+        """Renew the lease of a request; tasks whose leases have all ended are dropped when a worker takes them."""
+        if asker.token:
+            self.connection.set(requester_key(asker.token), "1", px=int(lease_s * 1000))
+
+    def leave(self, asker: Requester) -> None:
+        """End the lease of a request that waits no more."""
+        if asker.token:
+            self.connection.delete(requester_key(asker.token))
 
     def ask(
         self, jobs: Sequence[PredictionJob], *, until: float, interactive: bool = False, asker: Requester = NO_REQUESTER
@@ -176,9 +193,10 @@ class JobQueue:
         # Listening begins first, so that only what had ended before has to be looked up.
         with self.news.about(by_id) as arrivals:
             answers = self.submit(jobs, interactive=interactive, asker=asker)
-            ended = self.records.outcomes([job_id for job_id, answer in answers.items() if answer in FINAL])
+            ended: dict[str, JobOutcome] = {}
+            self._add(ended, [job_id for job_id, answer in answers.items() if answer in FINAL])
             recheck_at = time.monotonic() + RECHECK_S
-            while len(ended) < len(by_id) and self._may_wait(until, asker):
+            while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
                 try:
                     self._collect(by_id, ended, arrivals, until, asker, recheck_at)
                 except redis.RedisError:
@@ -195,20 +213,27 @@ class JobQueue:
         asker: Requester,
         recheck_at: float,
     ) -> None:
-        while len(ended) < len(by_id) and self._may_wait(until, asker):
+        while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
             now = time.monotonic()
             if now >= recheck_at:
-                self.wanted.stay(asker)
+                self.stay(asker)
                 pending = [job_id for job_id in by_id if job_id not in ended]
                 self._resubmit_lost([by_id[job_id] for job_id in pending], asker)
-                ended.update(self.records.outcomes(pending))
+                self._add(ended, pending)
                 recheck_at = now + RECHECK_S
-            else:
-                if woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
-                    ended.update(self.records.outcomes(sorted(woken)))
+            elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
+                self._add(ended, sorted(woken))
 
-    def _may_wait(self, until: float, asker: Requester) -> bool:
-        return time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
+    def _add(self, ended: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
+        """Read how tasks ended, while there is room for it."""
+        for start in range(0, len(job_ids), ANSWER_CHUNK):
+            if _size(ended) >= MOST_ANSWER_BYTES:
+                return
+            ended.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
+
+    def _may_wait(self, ended: dict[str, JobOutcome], until: float, asker: Requester) -> bool:
+        is_wanted = time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
+        return is_wanted and _size(ended) < MOST_ANSWER_BYTES
 
     def _resubmit_lost(self, jobs: Sequence[PredictionJob], asker: Requester) -> None:
         unknown = self.records.unknown([job.id for job in jobs])
@@ -219,40 +244,51 @@ class JobQueue:
         """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""
         with self.connection.pipeline() as pipe:
             for job_id in job_ids:
-                pipe.lrem(self.predict.key, 1, job_id)
-                pipe.lrem(self.interactive.key, 1, job_id)
-                pipe.lpush(self.interactive.key, job_id)
+                pipe.lrem(PREDICT_LANE, 1, job_id)
+                pipe.lrem(INTERACTIVE_LANE, 1, job_id)
+                pipe.lpush(INTERACTIVE_LANE, job_id)
             pipe.execute()
 
     def depth(self) -> dict[str, int]:
         """Waiting jobs of each lane."""
-        return {"interactive": len(self.interactive), "predict": len(self.predict)}
+        interactive, predict = (int(self.connection.llen(lane)) for lane in LANES)
+        return {"interactive": interactive, "predict": predict}
+
+    def waiting(self) -> list[str]:
+        """Ids of the waiting jobs, in the order in which they are served."""
+        return [text(member) for lane in LANES for member in self.connection.lrange(lane, 0, -1)]
 
     def recent(self, limit: int) -> list[dict[str, Any]]:
         """The newest records, newest first, with the `position` of those that wait."""
-        return self.records.recent(limit, (self.interactive.key, self.predict.key))
+        return self.records.recent(limit, LANES)
 
     def retry(self, job_id: str) -> bool:
         """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", job_id):
-            # RQ raises for such an id.
+        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[job_id, time.time(), QUEUED_TTL_S]):
             return False
-        if not self._retry(keys=[task_key(job_id), self.predict.key], args=[job_id, time.time(), QUEUED_TTL_S]):
-            return False
-        self._unlist_failed(job_id)
         self.announce()
         return True
 
+    def cancel(self, *, project: str = "", job_id: str = "") -> int:
+        """End waiting tasks as failed, so that requests that wait for them are answered and nothing is pushed later.
 
-def _facts(job: PredictionJob, interactive: bool) -> dict[str, Any]:
-    return {
-        "project": job.project,
-        "task": str(job.task.get("id", "")),
-        "model_version": job.model_version,
-        "request": job.request_id,
-        "interactive": interactive,
-        "payload": job.payload(),
-    }
+        What a worker has begun goes on to its end.
+
+        Args:
+            project: Label Studio's id of the project, "" for all. job_id: only this one.
+
+        Returns:
+            How many were cancelled.
+        """
+        chosen = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
+        if project:
+            keys = self.records.projects(chosen)
+            chosen = [waiting_id for waiting_id in chosen if keys[waiting_id].partition(".")[0] == project]
+        if not chosen:
+            return 0
+        options: list[Any] = [NAMES, CANCELLED, CANCELLED_HINT, time.time(), self.settings.result_ttl_s]
+        return len(self._cancel(keys=LANES, args=[*options, *chosen]))
 
 
-__all__ = ["FAILED", "INTERACTIVE_QUEUE", "PREDICT_QUEUE", "JobQueue", "PredictionJob"]
+def _size(ended: dict[str, JobOutcome]) -> int:
+    return sum(outcome.size for outcome in ended.values())

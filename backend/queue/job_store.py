@@ -8,18 +8,20 @@ who moves a task from state to state.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 
-from backend.queue.connection import text
-from backend.queue.keys import NAMES, TASKS, task_key
-from backend.queue.lua import load_script
+from backend.queue.connection import load_script, text
+from backend.queue.keys import NAMES, TASKS, config_key, task_key
 from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
@@ -28,8 +30,11 @@ FINAL = frozenset({DONE, FAILED, PARKED})
 QUEUED_TTL_S = 24 * 3600
 # The index keeps this many of the newest tasks for /jobs.
 INDEX_SIZE = 20_000
-
-
+# The label configs of waiting tasks are stored once: the one of LVIS takes 60 kB, and a request has 5,000 tasks.
+# Renewed whenever tasks with it are queued. Longer than any task waits, but for deferred ones without any worker.
+CONFIG_TTL_S = 8 * 24 * 3600
+# A worker keeps this many of those it saw last.
+MOST_KEPT = 16
 # Fields of a record that pages show.
 SHOWN = (
     "state",
@@ -59,6 +64,7 @@ class JobOutcome:
     prediction: Prediction | None = None
     error: str = ""
     hint: str = ""
+    size: int = 0  # bytes of the prediction's JSON, where it was read
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,7 @@ class JobStore:
         ended = {}
         for job_id, (state, prediction, error, hint) in zip(job_ids, rows, strict=True):
             if text(state) == DONE and prediction is not None:
-                ended[job_id] = JobOutcome(prediction=json.loads(prediction))
+                ended[job_id] = JobOutcome(prediction=json.loads(prediction), size=len(prediction))
             elif text(state) in FINAL:
                 ended[job_id] = JobOutcome(error=text(error) or "unknown failure", hint=text(hint))
         return ended
@@ -209,3 +215,31 @@ def _encode(value: object) -> str | float | int:
     if isinstance(value, bool):
         return int(value)
     return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+@functools.lru_cache(maxsize=MOST_KEPT)
+def config_digest(xml: str) -> str:
+    """What a job names its label config by."""
+    return hashlib.sha256(xml.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+class LabelConfigs:
+    """Label configs behind one connection."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self._kept: OrderedDict[str, str] = OrderedDict()
+
+    def store(self, configs: Iterable[str], pipe: Pipeline) -> None:
+        """Add the label configs of tasks that are being queued to a round trip."""
+        for xml in set(configs):
+            pipe.set(config_key(config_digest(xml)), xml, ex=CONFIG_TTL_S)
+
+    def read(self, digest: str) -> str:
+        """The XML; "" when the queue server has forgotten it."""
+        xml = self._kept.pop(digest, "") or text(self.connection.get(config_key(digest)))
+        if xml:
+            self._kept[digest] = xml
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        return xml

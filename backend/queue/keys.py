@@ -10,6 +10,10 @@ PREFIX = "transfiner:"
 TASK = f"{PREFIX}task:"
 TASKS = f"{PREFIX}tasks"
 STATS = f"{PREFIX}stats"
+# Lists of waiting ids, in the order in which they are served; Kubernetes' autoscaling asks for their lengths.
+INTERACTIVE_LANE = "rq:queue:transfiner-interactive"
+PREDICT_LANE = "rq:queue:transfiner-predict"
+LANES = (INTERACTIVE_LANE, PREDICT_LANE)
 # Label configs by digest, apart from the tasks that name them.
 CONFIG = f"{PREFIX}config:"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
@@ -50,9 +54,6 @@ LEARNING = f"{PREFIX}learning"
 TRAINERS = f"{PREFIX}trainers"
 WATCH_LOCK = f"{PREFIX}learning:watch"
 
-# RQ's own hash of a job.
-RQ_JOB = "rq:job:"
-
 # What scripts need to name keys that depend on their data; decoded in Lua from ARGV[1].
 NAMES = json.dumps(
     {
@@ -68,7 +69,6 @@ NAMES = json.dumps(
         "pushed": PUSHED,
         "worker": WORKER,
         "interactive_name": INTERACTIVE_NAME,
-        "rq_job": RQ_JOB,
     }
 )
 

@@ -16,10 +16,9 @@ from typing import Any
 from redis import Redis
 
 from backend.queue import keys
-from backend.queue.connection import text
+from backend.queue.connection import load_script, text
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import QUEUED, QUEUED_TTL_S
-from backend.queue.lua import load_script
 
 log = logging.getLogger(__name__)
 # Tasks that are looked at in one search for lost ones: as many of the newest, and as many of the others in turn.
@@ -115,7 +114,7 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
                 keys.WORKERS,
                 keys.worker_key(name),
                 keys.taken_from_key(name),
-                queue.predict.key,
+                keys.PREDICT_LANE,
             ],
             args=[
                 keys.NAMES,
@@ -142,7 +141,7 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
 def absolve(queue: JobQueue, name: str) -> list[str]:
     """Take back the deaths that tasks noted while worker `name`, which lives, was cut off or frozen. Their ids."""
     absolved = load_script(queue.connection, "absolve")(
-        keys=[keys.taken_from_key(name), queue.predict.key],
+        keys=[keys.taken_from_key(name), keys.PREDICT_LANE],
         args=[keys.NAMES, name, queue.settings.max_attempts, QUEUED_TTL_S],
     )
     if absolved:
@@ -161,17 +160,17 @@ class LostTaskSearch:
 
     def run(self) -> list[str]:
         """Search among the newest tasks and the next part of the others; ids of those that were queued again."""
-        records, lanes = self.queue.records, (self.queue.interactive, self.queue.predict)
+        records = self.queue.records
         others = records.newest(SEARCHED, skip=self.position)
         self.position = self.position + SEARCHED if others else 0
         ids = list(dict.fromkeys([*records.newest(SEARCHED), *others]))
-        listed = {job_id for lane in lanes for job_id in lane.get_job_ids()}
+        listed = set(self.queue.waiting())
         states = zip(ids, records.states(ids), strict=True)
         candidates = [job_id for job_id, state in states if state == QUEUED and job_id not in listed]
         if not candidates:
             return []
         # The script looks again: since the lists were read a worker may have taken one.
-        requeued = self.script(keys=[lane.key for lane in lanes], args=[keys.NAMES, *candidates])
+        requeued = self.script(keys=keys.LANES, args=[keys.NAMES, *candidates])
         lost = [text(job_id) for job_id in requeued]
         if lost:
             log.warning("%d task(s) said that they wait and were in no list; queued again", len(lost))

@@ -7,26 +7,32 @@ Which workers take the queue now stands here, too.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import redis
 from redis import Redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from backend.queue.connection import text
+from backend.queue.connection import load_script, text
 from backend.queue.keys import LEARNING, TRAINERS, learning_cancel_key, learning_key
-from backend.queue.lua import load_script
 
+log = logging.getLogger(__name__)
 TRAIN_QUEUE = "transfiner-train"
 # By name, so that the API can enqueue it without importing what trains.
 LEARN_FUNCTION = "backend.learning.train_worker.learn"
 # What a worker takes for a training; names that earlier releases stored stay here for one release.
 LEARN_FUNCTIONS = frozenset({LEARN_FUNCTION})
 QUEUED, RUNNING = "queued", "running"
+# Points of the loss curve on the page.
+MOST_POINTS = 120
+# A worker that was not heard of for this long, in s, is gone.
+LOST_AFTER_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,58 @@ def _encode(value: object) -> str | int | float:
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-# One that was not heard of for this long, in s, is gone.
-LOST_AFTER_S = 15.0
+class Progress:
+    """Notes of one run; a queue server that is away for a while costs nothing but the notes."""
+
+    def __init__(self, queue: TrainQueue, project: str, run: str, worker: str = "") -> None:
+        self.queue = queue
+        self.project = project
+        self.run = run
+        self.worker = worker
+        self.curve: list[tuple[int, float]] = []  # step and loss
+        self.last: dict[str, Any] = {}
+
+    def stage(self, stage: str) -> None:
+        """The round has come to a stage."""
+        self.curve, self.last = [], {}
+        self._note(
+            state=RUNNING,
+            worker=self.worker or None,
+            stage=stage,
+            stage_since=time.time(),
+            iteration=None,
+            of=None,
+            eta_s=None,
+            losses=None,
+            curve=None,
+        )
+
+    def show(self, facts: dict[str, Any]) -> None:
+        """The training's own progress.json: iteration, of, losses or the whole curve, eta_s, phase."""
+        if not facts or facts == self.last:
+            return
+        self.last = facts
+        losses = {name: round(float(value), 4) for name, value in (facts.get("losses") or {}).items()}
+        if facts.get("curve"):
+            self.curve = [(int(step), round(float(loss), 4)) for step, loss in facts["curve"]]
+        elif losses:
+            self.curve.append((int(facts.get("iteration") or 0), losses.get("total", sum(losses.values()))))
+            # Every second one goes when there are too many: the curve keeps its shape.
+            self.curve = self.curve[::2] if len(self.curve) > MOST_POINTS else self.curve
+        self._note(
+            iteration=facts.get("iteration"),
+            of=facts.get("of"),
+            eta_s=facts.get("eta_s"),
+            phase=facts.get("phase"),
+            losses=losses or None,
+            curve=self.curve or None,
+        )
+
+    def _note(self, **facts: Any) -> None:
+        try:
+            self.queue.note(self.project, self.run, **facts)
+        except redis.RedisError as error:
+            log.warning("progress of project %s not noted: %s", self.project, error)
 
 
 def trainer_heartbeat(connection: Redis, worker: str) -> None:

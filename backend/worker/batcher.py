@@ -11,12 +11,10 @@ import time
 from dataclasses import dataclass
 
 from redis import Redis
-from rq import Queue
 
-from backend.queue.connection import text
+from backend.queue.connection import load_script, text
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.keys import INTERACTIVE_WORKERS, NAMES, WORKERS, running_key
-from backend.queue.lua import load_script
+from backend.queue.keys import INTERACTIVE_LANE, INTERACTIVE_WORKERS, NAMES, PREDICT_LANE, WORKERS, running_key
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings
 
@@ -56,7 +54,7 @@ class Batcher:
         urgent = self.urgent()
         if urgent is not None or self.is_interactive:
             return urgent
-        if self.limits.max_wait_ms and len(self.queue.predict):
+        if self.limits.max_wait_ms and self.connection.llen(PREDICT_LANE):
             self._await_company()
         return self.next()
 
@@ -64,32 +62,32 @@ class Batcher:
         """The interactive task that waits longest; left to an interactive worker where one lives."""
         if not self.is_interactive and self.connection.exists(INTERACTIVE_WORKERS):
             return None
-        return self._take(self.queue.interactive, 1)
+        return self._take(INTERACTIVE_LANE, 1)
 
     def next(self) -> Batch | None:
         """What waits, up to a whole batch; nothing for an interactive worker."""
         if self.is_interactive:
             return None
-        return self._take(self.queue.predict, self.limits.max_batch)
+        return self._take(PREDICT_LANE, self.limits.max_batch)
 
     def ahead(self) -> Batch | None:
         """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
         if self.is_interactive:
             return None
         most = self.limits.max_batch
-        return self._take(self.queue.predict, most, left_to_each=most, may_be_alone=False)
+        return self._take(PREDICT_LANE, most, left_to_each=most, may_be_alone=False)
 
     def _await_company(self) -> None:
         """Give others `max_wait_ms` to arrive."""
         give_up = time.monotonic() + self.limits.max_wait_ms / 1000
-        while time.monotonic() < give_up and len(self.queue.predict) < self.limits.max_batch:
+        while time.monotonic() < give_up and self.connection.llen(PREDICT_LANE) < self.limits.max_batch:
             time.sleep(POLL_S)
 
-    def _take(self, lane: Queue, most: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
+    def _take(self, lane: str, most: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
         """One round trip; see take.lua."""
         name = self.vitals.name
         is_alone, dropped, *taken = self._script(
-            keys=[lane.key, running_key(name), WORKERS],
+            keys=[lane, running_key(name), WORKERS],
             args=[NAMES, name, time.time(), most, left_to_each, int(may_be_alone)],
         )
         for job_id in dropped:

@@ -17,7 +17,6 @@ from types import FrameType
 import redis
 from redis import Redis
 from redis.client import Pipeline
-from rq.job import Job, JobStatus
 
 from backend.errors import StartError
 from backend.predictions.projects import Projects
@@ -32,8 +31,8 @@ from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
+from backend.worker.oom_fallback import Predictor
 from backend.worker.pipeline import BatchPipeline
-from backend.worker.predictor import Predictor
 from backend.worker.prompt_runner import PromptRunner, PromptsAlone
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
@@ -142,12 +141,8 @@ class Recorder:
             self._kept.pop(0)
 
     def _store(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-        good = [job_id for job_id, job in ended.items() if job.outcome.prediction is not None]
-
         def also(pipe: Pipeline) -> None:
             pipe.srem(running_key(self.worker), *ended)
-            if good:
-                pipe.delete(*(Job.key_for(job_id) for job_id in good))
             pipe.hincrby(STATS, "batches", 1)
             pipe.hincrby(STATS, "batch_tasks", len(ended))
             for stage, seconds in stages_s.items():
@@ -156,8 +151,6 @@ class Recorder:
                 pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in ended.values()))
 
         self.queue.records.finish_all(ended, also)
-        for job_id in ended.keys() - set(good):
-            _list_failed(self.queue, job_id, ended[job_id].outcome.error)
 
 
 def run_worker(
@@ -179,28 +172,16 @@ def run_worker(
     """
     connection: Redis = worker_connection(settings)
     require_queue_server(connection, settings)
-    images = ImageSource(settings, Projects(connection))
-    prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
-    if prompts and (is_interactive or not connection.exists(INTERACTIVE_WORKERS)):
-        _warm(prompts, is_interactive)
-    models = PromptsAlone(prompts) if is_interactive and prompts else WarmModels(settings, load)
-    queue = JobQueue(connection, settings)
     name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     name = INTERACTIVE_NAME + name if is_interactive else name
-    vitals = Heartbeat(connection, name, lost_after_s=settings.worker_lost_s)
+    queue = JobQueue(connection, settings)
     recorder = Recorder(queue, name)
-    runner = TaskRunner(
-        models,
-        images.fetch,
-        recorder.record,
-        tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
-        tile_batch=settings.max_batch,
-        prompts=prompts,
-    )
+    runner = _runner(settings, queue, recorder, load, is_interactive)
+    vitals = Heartbeat(connection, name, lost_after_s=settings.worker_lost_s)
     batcher = Batcher(queue, vitals, settings, is_interactive=is_interactive)
     stop = StopSignal()
     pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
-    maintenance = MaintenanceThread(queue, vitals, settings, models, pushes=not is_interactive)
+    maintenance = MaintenanceThread(queue, vitals, settings, runner.models, pushes=not is_interactive)
 
     def work() -> bool:
         batch = batcher.first()
@@ -215,7 +196,7 @@ def run_worker(
         absolve(queue, name)
 
     maintenance.start()
-    log.info("worker %s serves %s", name, models.version)
+    log.info("worker %s serves %s", name, runner.models.version)
     try:
         serve_queue(work, connection, stop, burst=burst, connected=take_stock)
         take_stock()
@@ -223,28 +204,33 @@ def run_worker(
         log.warning("left without saying goodbye: %s", error)
     finally:
         maintenance.end()
-        _leave(vitals)
+        # What is still listed as running, after an error, is taken over by others as from a dead worker.
+        try:
+            vitals.leave()
+        except redis.RedisError as error:
+            log.warning("left without saying goodbye: %s", error)
 
 
-def _leave(vitals: Heartbeat) -> None:
-    """What is still listed as running, after an error, is taken over by others as from a dead worker."""
-    try:
-        vitals.leave()
-    except redis.RedisError as error:
-        log.warning("left without saying goodbye: %s", error)
+def _runner(
+    settings: Settings, queue: JobQueue, recorder: Recorder, load: Callable[[Settings], Predictor], is_interactive: bool
+) -> TaskRunner:
+    """What runs tasks, with its models warm.
 
-
-def _list_failed(queue: JobQueue, job_id: str, reason: str) -> None:
-    """For people who look into RQ: the job among the failed ones, with the reason."""
-    log.warning("%s failed: %s", job_id, reason)
-    for lane in (queue.predict, queue.interactive):
-        job = lane.fetch_job(job_id)
-        if job is not None:
-            with queue.connection.pipeline() as pipe:
-                job.set_status(JobStatus.FAILED, pipeline=pipe)
-                lane.failed_job_registry.add(job, ttl=queue.settings.result_ttl_s, exc_string=reason, pipeline=pipe)
-                pipe.execute()
-            return
+    Raises:
+        StartError: a model cannot be loaded, or images cannot be cached.
+    """
+    images = ImageSource(settings, Projects(queue.connection))
+    prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
+    if prompts and (is_interactive or not queue.connection.exists(INTERACTIVE_WORKERS)):
+        _warm(prompts, is_interactive)
+    return TaskRunner(
+        PromptsAlone(prompts) if is_interactive and prompts else WarmModels(settings, load),
+        images.fetch,
+        recorder.record,
+        tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),
+        tile_batch=settings.max_batch,
+        prompts=prompts,
+    )
 
 
 def _warm(prompts: PromptRunner, is_needed: bool) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import redis
 
@@ -18,20 +18,11 @@ from backend.queue.job_queue import JobQueue
 from backend.queue.recovery import Heartbeat, LostTaskSearch, OrphanSearch, absolve
 from backend.settings import Settings
 from backend.worker.push import Pusher
+from backend.worker.task_runner import Models
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
 SEARCH_EVERY_S = 5.0
-
-
-class LoadedModels(Protocol):
-    """What the status page shows of the models that a worker has loaded."""
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def facts(self) -> tuple[dict[str, Any], ...]: ...
 
 
 class MaintenanceThread(threading.Thread):
@@ -43,7 +34,7 @@ class MaintenanceThread(threading.Thread):
     """
 
     def __init__(
-        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: LoadedModels, *, pushes: bool = True
+        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: Models, *, pushes: bool = True
     ) -> None:
         super().__init__(name="maintenance", daemon=True)
         self.queue = queue
@@ -82,7 +73,7 @@ class MaintenanceThread(threading.Thread):
             self.pusher.join(5)
 
 
-def _present(models: LoadedModels) -> dict[str, Any]:
+def _present(models: Models) -> dict[str, Any]:
     return {
         "version": models.version,
         "models": models.facts,

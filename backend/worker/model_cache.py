@@ -19,8 +19,7 @@ from backend.errors import ServiceError, StartError, TaskError
 from backend.settings import Settings
 from backend.versions.resolve import model_directory, version_directory
 from backend.versions.served_model import ServedModel, node_budget_of, read_served_model
-from backend.worker.oom_fallback import is_out_of_memory, release_memory
-from backend.worker.predictor import Predictor
+from backend.worker.oom_fallback import Predictor, is_out_of_memory, release_memory
 from model.errors import MissingRequirementError, require_model_libraries
 
 log = logging.getLogger(__name__)

@@ -13,20 +13,45 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 from rq.timeouts import JobTimeoutException
 
 from backend.errors import TaskError
-from backend.worker.predictor import Predictor
 from model.instance import Instance
 from model.tiling import Tiling, predict_tiled
 
 log = logging.getLogger(__name__)
 # Tried one after the other.
 FACTORS = (2, 4)
+
+
+class Predictor(Protocol):
+    """Images in, instances out.
+
+    Attributes:
+        weights_bytes: memory of the weights on their device.
+        device: where it runs; "cuda..." for GPUs.
+        precision: fp32, bf16 or mixed.
+    """
+
+    labels: tuple[str, ...]
+    version: str
+    precision: str
+
+    @property
+    def weights_bytes(self) -> int: ...
+
+    @property
+    def device(self) -> object: ...
+
+    def smaller(self, divisor: int) -> Predictor:
+        """The same weights looking at images of 1/divisor of the edge."""
+        ...
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]: ...
 
 
 def is_out_of_memory(error: BaseException) -> bool:

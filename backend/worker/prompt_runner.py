@@ -15,7 +15,7 @@ from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from backend.versions.served_model import ServedModel
-from backend.worker.predictor import Predictor
+from backend.worker.oom_fallback import Predictor
 from integration.label_studio.prompts import PromptFields
 from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import redis
 
 from backend.predictions.projects import Project, Projects
+from backend.queue.connection import load_script
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue
 from backend.queue.job_store import DONE, FINAL, JobStore
 from backend.queue.keys import NAMES, STATS, push_lock_key
 from backend.queue.locks import RenewedLock
-from backend.queue.lua import load_script
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
 from integration.label_studio.client import ClientError, LabelStudioClient

@@ -1,7 +1,6 @@
 """What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
 
-Three stages that a worker may overlap (backend/worker/pipeline.py). One bad image fails its own task only. This module
-is named by queued jobs, so it imports no torch itself; the predictor comes with the worker.
+Three stages that a worker may overlap (backend/worker/pipeline.py). One bad image fails its own task only.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,18 +20,29 @@ from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.versions.served_model import ServedModel
 from backend.worker.images import BatchFetcher, Fetch, FetchedImages
-from backend.worker.oom_fallback import OomPolicy, PredictedImage, predict_with_fallback
-from backend.worker.postprocess import prediction_of_instances, prediction_of_prompt
-from backend.worker.predictor import Predictor
+from backend.worker.oom_fallback import OomPolicy, PredictedImage, Predictor, predict_with_fallback
 from backend.worker.prompt_runner import PromptRunner
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.prompts import PromptFields
+from integration.label_studio.tasks import Prediction
+from integration.regions.prompts import build_answer
+from integration.regions.settings import Output, Scorer
+from integration.regions.write import build_prediction
 from model.tiling import Tiling
+from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)
 Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
 
 
 class Models(Protocol):
-    """The part of `backend.worker.model_cache.WarmModels` that is used here."""
+    """The part of `backend.worker.model_cache.WarmModels` that is used here, and what the status page shows of it."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def facts(self) -> tuple[dict[str, Any], ...]: ...
 
     def find(self, project_key: str, version: str) -> ServedModel: ...
 
@@ -226,12 +237,70 @@ def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, 
     )
 
 
-def predict_task() -> None:
-    """The function that queued jobs name. Our workers look at the job's id only and run batches of them.
+def find_scorer(directory: Path) -> Scorer | None:
+    """The scorer of a checkpoint directory; None when it has none, or none that orders better than today's score."""
+    try:
+        effort = load_effort(directory)
+    except EffortError as error:
+        # The order of tasks is not worth a prediction.
+        log.error("tasks are ordered by the score without calibration: %s", error)
+        return None
+    return effort.score if effort is not None and effort.is_useful else None
+
+
+def prediction_of_instances(
+    job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
+) -> Prediction:
+    """The prediction of one task; what had to be given up is said on its regions.
+
+    Args:
+        width, height: of the upright image, in px.
+        model: checkpoint directory, which may carry a calibrated task score.
 
     Raises:
-        TaskError: always, since whoever calls it has no model; RQ then lists the job as failed.
+        TaskError: it cannot be written.
     """
-    raise TaskError(
-        "This job was taken by a plain RQ worker, which has no model.", "Start workers with `transfiner worker`."
-    )
+    try:
+        prediction, report = build_prediction(
+            predicted.instances,
+            parse_label_config(job.label_config),
+            width=width,
+            height=height,
+            model_version=job.model_version,
+            output=Output(**job.output),
+            seed=f"{job.task.get('id')}:{job.image}",
+            scorer=find_scorer(model),
+        )
+    except Exception as error:
+        log.exception("turning instances into regions failed")
+        raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
+    if changes := report.changes():
+        log.info("task %s: %s", job.task.get("id"), changes)
+    for region in prediction["result"] if predicted.note else ():
+        # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
+        region["meta"] = {"text": [predicted.note]}
+    return {**prediction, "precision": predicted.precision}
+
+
+def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
+    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
+
+    Raises:
+        TaskError: it cannot be written.
+    """
+    (instance,) = predicted.instances
+    try:
+        answer = build_answer(
+            instance,
+            PromptFields(**(job.prompt or {})),  # type: ignore[typeddict-item]
+            parse_label_config(job.label_config),
+            width=width,
+            height=height,
+            model_version=job.model_version,
+            output=Output(**job.output),
+            seed=f"{job.task.get('id')}:{job.image}",
+        )
+    except Exception as error:
+        log.exception("turning an answer into a region failed")
+        raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
+    return {**answer, "precision": predicted.precision}

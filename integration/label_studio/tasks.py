@@ -209,15 +209,16 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
     known |= {_integer(p.get("id")): p for p in _objects(row.get("predictions")) if _integer(p.get("id")) is not None}
     kept: list[Annotation] = []
     left_out: list[LeftOut] = []
-    for entry in _list(row.get("annotations")):
+    annotations = row.get("annotations", row.get("completions"))  # their name in old exports
+    for entry in _list(annotations):
         reason = _unusable(entry)
         if reason is None:
             kept.append(_annotation(entry, known, task_id))
         else:
             number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
             left_out.append(LeftOut(task_id, number, "", reason))
-    if row.get("annotations") is not None and not isinstance(row["annotations"], list):
-        left_out.append(LeftOut(task_id, None, "", f"its annotations are {row['annotations']!r:.40}, expected a list"))
+    if annotations is not None and not isinstance(annotations, list):
+        left_out.append(LeftOut(task_id, None, "", f"its annotations are {annotations!r:.40}, expected a list"))
     kept.sort(key=_age)
     data = row.get("data")
     return AnnotatedTask(

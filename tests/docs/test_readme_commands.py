@@ -29,7 +29,6 @@ LABEL_STUDIO = "needs a Label Studio: "
 NOT_RUN = {
     "api": "serves until it is stopped: tests/backend/cli/operate/test_serve.py",
     "benchmark": "minutes to days: tests/training/benchmark and tests/backend/cli/research run it small",
-    "dashboard": "serves until it is stopped: tests/backend/api/test_queue_dashboard.py",
     "data": "wants a data set: tests/training/datasets",
     "demo": "serves until it is stopped: tests/e2e/test_demo_to_annotation.py",
     "doctor --fix": LABEL_STUDIO + "tests/e2e/test_doctor.py",

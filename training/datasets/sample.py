@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,3 +25,11 @@ class Sample:
     classes: np.ndarray
     crowd: np.ndarray
     image_id: int
+
+
+def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
+    """Only the objects of some classes, numbered in their order; `names` are those of the sample's set."""
+    number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
+    labels = number[sample.classes] if len(sample.classes) else sample.classes
+    kept = labels >= 0
+    return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])

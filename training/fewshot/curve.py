@@ -14,10 +14,10 @@ import numpy as np
 
 from model.checkpoints.checkpoint import load_checkpoint
 from training.datasets import CocoSet, Sample
+from training.datasets.sample import narrowed
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.fewshot.learn import VIEWS_PER_IMAGE
 from training.fewshot.learner import FewShotLearner, LearnedImage
-from training.gate.holdout import narrowed
 from training.metrics.coco import coco_ap
 
 

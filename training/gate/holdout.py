@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from training.datasets import CocoSet, Sample
+from training.datasets.sample import narrowed
 from training.evaluation.coco_format import TruthBuilder
 from training.gate.detections import Detection, picture_key
 from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
@@ -135,14 +136,6 @@ def _box_only(file: Path) -> dict[int, list[bool]]:
     for annotation in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
         flags.setdefault(int(annotation["image_id"]), []).append(bool(annotation.get("box_only", False)))
     return flags
-
-
-def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
-    """Only objects of these classes, numbered as they are here."""
-    number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
-    labels = number[sample.classes] if len(sample.classes) else sample.classes
-    kept = labels >= 0
-    return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ The `api` command: the HTTP application, one process with many threads.
 The `worker` command: one process with one warm model.
 
 The `worker-alive` command: a probe for containers, since a worker serves no port.
-
-The `dashboard` command.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from redis import Redis, RedisError
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
 from backend.processes.running_service import announced
-from backend.processes.service_tree import DASHBOARD_HOST, dashboard_child, service_children, warn_of_unknown_variables
+from backend.processes.service_tree import service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Supervisor
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, load_settings
@@ -39,8 +37,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 @click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
 @click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
 @click.option("--redis-url", help="Use this queue server instead of an embedded one (TRANSFINER_REDIS_URL).")
-@click.option("--dashboard", is_flag=True, help="Also RQ's own view of the queue, read only, on this machine.")
-def serve(dashboard: bool, **options: Any) -> None:
+def serve(**options: Any) -> None:
     """Run everything: queue server, worker(s) and API; Ctrl-C ends all of it.
 
     \b
@@ -53,12 +50,7 @@ def serve(dashboard: bool, **options: Any) -> None:
     _check_device(settings)
     set_up_logs(settings)
     warn_of_unknown_variables()
-    if dashboard:
-        from backend.api.queue_dashboard import check_dashboard
-
-        check_dashboard(settings, DASHBOARD_HOST)
     children, settings = service_children(settings)
-    children += [dashboard_child(settings)] if dashboard else []
     address = f"http://{settings.host}:{settings.port}"
     ready = f"Transfiner serves {address} (model {settings.model.name}); Ctrl-C stops it.\n"
     ready += f"Status page: {settings.status_url}"
@@ -93,9 +85,9 @@ def api(**options: Any) -> None:
 
 def serve_http(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; for the main thread of a process."""
+    from backend.api.access import has_password
     from backend.api.app import create_app
     from backend.api.http_server import HttpServer
-    from backend.api.origin import has_password
 
     if settings.host not in LOOPBACK and not has_password(settings):
         log.warning(
@@ -173,35 +165,3 @@ def worker_alive(redis_url: str | None, host: str | None) -> None:
     alive = [name for name, facts in workers.items() if facts.get("host") == host]
     click.echo(f"{', '.join(alive)} on {host}" if alive else f"No worker of {host} gives signs of life.")
     sys.exit(0 if alive else 1)
-
-
-DASHBOARD_PORT = 9181
-
-
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=DASHBOARD_PORT, show_default=True, help="Port to listen on.")
-@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
-def dashboard(host: str, port: int, **options: Any) -> None:
-    """Show RQ's own view of the queue in a browser, read only; needs requirements/dashboard.in.
-
-    On another address than this machine's own it asks for the service's password, and does not start without one.
-
-    \b
-    Example: transfiner dashboard --redis-url redis://queue:6379/0
-    Example: transfiner serve --dashboard
-    """
-    from backend.api.queue_dashboard import check_dashboard, create_dashboard
-    from backend.logs import set_up_logs
-    from backend.queue.connection import web_connection
-
-    settings = load_settings(**options)
-    check_dashboard(settings, host)
-    # Says so when there is no address of a queue server.
-    web_connection(settings).close()
-    set_up_logs(settings)
-    from backend.api.http_server import HttpServer
-
-    server = HttpServer(create_dashboard(settings), settings, host, port)
-    click.echo(f"The queue at http://{host}:{server.port}; Ctrl-C ends it.")
-    server.run_until_signal()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import statistics
 import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,9 @@ import requests
 from PIL import Image
 
 from backend.devtools.load.measuring import replaceable_copy
-from backend.devtools.programs import child_of
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.processes.waiting import wait_until
+from backend.settings import SHIPPED_PROMPT_MODEL
 from backend.versions.served_model import read_served_model
 
 # Labels of COCO and of LVIS.
@@ -24,10 +29,14 @@ WAITING_REQUESTS = 2
 LARGE_PX = (7300, 5480)
 LARGE_IMAGES = 12
 GIVE_UP_S = 3600.0
+# Bodies at once, a little below the largest that is taken, and requests for a page.
+LARGE_BODIES, BODY_BYTES = 8, 31 * 2**20
+PAGE_REQUESTS = 20
+PAGES = ("/status", "/jobs")
 
 
 def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
-    """Peak resident memory in MiB of API, worker and queue server for each case.
+    """Peak resident memory in MiB of API, worker and queue server for each case, and how long pages take.
 
     Args:
         model: of the worker that gets large images; None: a stub. The other workers have a stub always: their images
@@ -35,13 +44,14 @@ def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
         tasks: of each request.
     """
     rows = [_of_labels(count, tasks) for count in LABELS]
-    return [*rows, _of_large_images(model)]
+    return [*rows, _of_large_images(model), large_bodies_row()]
 
 
 def _of_labels(count: int, tasks: int) -> dict[str, Any]:
     """One request is computed and pushed, then others wait without any worker."""
     labels = ("thing", *(f"label number {number}" for number in range(count - 1)))
-    with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60") as stage:
+    prompts = str(SHIPPED_PROMPT_MODEL)
+    with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60", prompt_model=prompts) as stage:
         stage.set_up_project(labels)
         (worker,) = stage.start_workers(1)
         _ask(stage, labels, 1, [f"data/upload/32/{number}.png" for number in range(tasks)])
@@ -51,7 +61,36 @@ def _of_labels(count: int, tasks: int) -> dict[str, Any]:
         for number in range(1, 1 + WAITING_REQUESTS):
             _ask(stage, labels, 1 + number * tasks, [f"data/upload/32/{number}.png" for number in range(tasks)])
         waiting = f"{count} labels, {tasks} tasks computed and {WAITING_REQUESTS * tasks} waiting"
-        return _row(waiting, stage, worker_mib)
+        return {**_row(waiting, stage, worker_mib), **{f"{path} in ms": _page_ms(stage, path) for path in PAGES}}
+
+
+def _page_ms(stage: ServiceHarness, path: str) -> float:
+    """Median time until a page is there, in ms."""
+    seconds = []
+    for _ in range(PAGE_REQUESTS):
+        begun = time.perf_counter()
+        requests.get(stage.address + path, timeout=60).raise_for_status()
+        seconds.append(time.perf_counter() - begun)
+    return round(1000 * statistics.median(seconds), 1)
+
+
+def large_bodies_row() -> dict[str, Any]:
+    """Clients that send as much as is taken at the same moment: an image inside a task, and lists of empty lists."""
+    image = json.dumps({"tasks": [{"id": 1, "data": {"image": "x" * BODY_BYTES}}], "project": PROJECT})
+    lists = json.dumps({"tasks": [{"id": 1, "data": {"image": "x", "a": [[]] * (BODY_BYTES // 4)}}]})
+    bodies = [image.encode(), lists.encode()] * (LARGE_BODIES // 2)
+    with ServiceHarness(predict_deadline_s="2") as stage:
+        stage.set_up_project()
+
+        def send(body: bytes) -> int:
+            headers = {"Content-Type": "application/json"}
+            return requests.post(f"{stage.address}/predict", data=body, headers=headers, timeout=600).status_code
+
+        with ThreadPoolExecutor(LARGE_BODIES) as pool:
+            answers = Counter(pool.map(send, bodies))
+        statuses = ", ".join(f"{count} answered {status}" for status, count in sorted(answers.items()))
+        case = f"{LARGE_BODIES} bodies of {BODY_BYTES / 2**20:.0f} MiB at once: {statuses}"
+        return _row(case, stage, 0.0)
 
 
 def _of_large_images(model: Path | None) -> dict[str, Any]:
@@ -82,9 +121,10 @@ def _row(case: str, stage: ServiceHarness, worker_mib: float) -> dict[str, Any]:
     assert stage.queue
     return {
         "case": case,
-        "api": peak_mib(child_of(stage.api.pid)),
+        "api": peak_mib(stage.api.pid),
         "worker": worker_mib,
         "queue server": peak_mib(stage.queue.pid),
+        **{f"{path} in ms": 0.0 for path in PAGES},
     }
 
 

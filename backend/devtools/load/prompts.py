@@ -17,7 +17,7 @@ from backend.devtools.load.measuring import Json
 from backend.devtools.programs import memory_mib
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.errors import StartError
-from backend.queue.job_queue import PREDICT_QUEUE
+from backend.queue.keys import PREDICT_LANE
 from backend.versions.served_model import read_served_model
 from training.synthetic.scenes import generate_scene, scene_seed
 
@@ -81,7 +81,7 @@ def _send_batch(service: ServiceHarness, config: str, images: int, count: int) -
 
 def _waiting(service: ServiceHarness) -> int:
     with service.connection() as connection:
-        return int(connection.llen(f"rq:queue:{PREDICT_QUEUE}"))
+        return int(connection.llen(PREDICT_LANE))
 
 
 def _prompts(service: ServiceHarness, config: str, images: int, first_id: int) -> Json:

@@ -106,6 +106,7 @@ class Annotators:
             "params": {"context": None},
         }
         try:
+            self.harness.set_up_project()  # as Label Studio does each time
             answer = requests.post(f"{self.harness.address}/predict", json=body, timeout=100)
             answer.raise_for_status()
             facts: Json = answer.json()

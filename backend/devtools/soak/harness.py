@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import requests
 from redis import Redis, RedisError
 
-from backend.devtools.programs import child_of
 from backend.devtools.soak.clock import SteppedClock
 from backend.devtools.soak.link import Link
 from backend.devtools.soak.stand_in import StandIn
@@ -140,10 +138,9 @@ class ServiceHarness:
         wait_until(self.queue_server.ready, "The queue server", START_S)
 
     def end_api(self) -> None:
-        """kill -9 of both processes of the API, whatever they are doing."""
+        """kill -9 of the API, whatever it is doing."""
         if self.api:
-            for pid in {child_of(self.api.pid), self.api.pid}:
-                os.kill(pid, signal.SIGKILL)
+            self.api.kill()
             self.api.wait()
             self.api = None
 

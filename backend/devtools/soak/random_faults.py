@@ -10,10 +10,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from backend.devtools.programs import child_of
 from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.faults import BATCH_S, GIVE_UP_S, fill_queue
 from backend.devtools.soak.harness import LINKED_WORKERS, ServiceHarness
@@ -37,21 +36,21 @@ def kill_worker(harness: ServiceHarness, _: random.Random) -> None:
 
 def freeze_worker(harness: ServiceHarness, chance: random.Random) -> None:
     """Sometimes for so long that it is thought dead."""
-    with _frozen([chance.choice(harness.workers).pid]):
+    with _frozen(chance.choice(harness.workers).pid):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
 def freeze_api(harness: ServiceHarness, chance: random.Random) -> None:
     """With requests in flight; their claims may end meanwhile."""
     assert harness.api
-    with _frozen([harness.api.pid, child_of(harness.api.pid)]):
+    with _frozen(harness.api.pid):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
 def freeze_queue(harness: ServiceHarness, chance: random.Random) -> None:
     """It answers nobody and loses nothing."""
     assert harness.queue
-    with _frozen([harness.queue.pid]):
+    with _frozen(harness.queue.pid):
         time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
@@ -75,6 +74,14 @@ def restart_api(harness: ServiceHarness, _: random.Random) -> None:
     harness.start_api(is_awaited=False)
 
 
+def forget_all(harness: ServiceHarness, _: random.Random) -> None:
+    """kill -9 of API and queue server, whose log is lost: only what the API has noted in its file is left."""
+    harness.end_api()
+    harness.end_queue(forgets=True)
+    harness.start_queue()
+    harness.start_api(is_awaited=False)
+
+
 def step_clock(harness: ServiceHarness, chance: random.Random) -> None:
     """All clocks of the wall are set."""
     assert harness.clock
@@ -95,20 +102,19 @@ ACTIONS: tuple[Callable[[ServiceHarness, random.Random], None], ...] = (
     cut_off,
     restart_queue,
     restart_api,
+    forget_all,
     step_clock,
     fill,
 )
 
 
 @contextmanager
-def _frozen(pids: Iterable[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def _frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 def run_random(seconds: float, seed: int) -> Verdict:

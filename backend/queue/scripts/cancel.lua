@@ -13,7 +13,7 @@ for i = 6, #ARGV do
     redis.call('HSET', key, 'state', 'failed', 'error', ARGV[2], 'hint', ARGV[3], 'finished_at', ARGV[4])
     redis.call('EXPIRE', key, ARGV[5])
     redis.call('HDEL', names.deferred, job)
-    redis.call('DEL', names.requesters .. job, names.rq_job .. job)
+    redis.call('DEL', names.requesters .. job)
     redis.call('HINCRBY', names.stats, 'tasks_failed', 1)
     redis.call('PUBLISH', names.finished_channel, job)
     cancelled[#cancelled + 1] = job

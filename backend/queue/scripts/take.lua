@@ -39,7 +39,6 @@ local function is_useful(job)
     end
     dropped[#dropped + 1] = job
   end
-  redis.call('DEL', names.rq_job .. job)
   return false
 end
 

@@ -12,7 +12,7 @@ from tests.support.service import ROOT
 
 pytestmark = pytest.mark.service
 
-NAMES = {"job_id": "ID", "project": "ID", "action": "ACTION", "version": "VERSION", "name": "NAME"}
+NAMES = {"job_id": "ID", "project": "ID", "action": "ACTION", "version": "VERSION", "name": "NAME", "artifact": "NAME"}
 VALUES = {"ID": "7", "ACTION": "start", "VERSION": "v1", "NAME": "report.json"}
 REMOTE = {"REMOTE_ADDR": "10.1.2.3", "HTTP_HOST": "10.1.2.4:9090"}
 

@@ -97,7 +97,7 @@ def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, e
     service = client.application.extensions["transfiner"]
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
-    (job_id,) = service.queue.predict.get_job_ids()
+    (job_id,) = service.queue.waiting()
     payload = json.loads(redis.hget(task_key(job_id), "payload"))
     assert output.items() <= payload["output"].items()
 
@@ -107,9 +107,8 @@ def test_no_secret_travels_in_a_job(client, redis):
     service = client.application.extensions["transfiner"]
     service.queue.is_stopping = lambda: True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
-    (job,) = service.queue.predict.get_jobs()
-    assert TOKEN not in str(redis.hgetall(task_key(job.id)))
-    assert TOKEN not in str(job.to_dict())
+    (job_id,) = service.queue.waiting()
+    assert TOKEN not in str(redis.hgetall(task_key(job_id)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ from tests.support.service import setup_body
 from tests.support.slow_clients import connections
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "X-OWN")
-VALUES = {"job_id": "p7-t1-0", "project": "7", "action": "start", "version": "v1", "name": "report.json"}
+VALUES = {
+    "job_id": "p7-t1-0",
+    "project": "7",
+    "action": "start",
+    "version": "v1",
+    "name": "report.json",
+    "artifact": "report.json",
+}
 
 
 def routes(client: FlaskClient) -> list[str]:
@@ -103,6 +110,9 @@ def test_what_a_page_can_send_without_asking_is_no_json(client, path, kind):
     ("host", "allowed", "status"),
     [
         ("localhost:9090", "", 200),
+        ("localhost@evil.example", "", 403),
+        ("[::1", "", 403),
+        ("localhost, evil.example", "", 403),
         ("127.0.0.1", "", 200),
         ("[::1]:9090", "", 200),
         ("192.168.1.20:9090", "", 200),

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from backend.api.charts import Series, line_chart, ticks
-from backend.api.project_view import project_view
+from backend.api.project_view import Series, line_chart, project_view, ticks
 from backend.settings import Settings
 
 RUN = {

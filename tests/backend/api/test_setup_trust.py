@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import requests
 
+from backend.api.access import untrusted_reason
 from backend.api.app import create_app
-from backend.api.setup_trust import untrusted_reason
 from backend.predictions.projects import Projects
 from backend.queue.job_queue import JobQueue
 from backend.settings import Settings
@@ -106,7 +106,7 @@ def test_late_predictions_wait_until_the_address_is_believed(settings, redis, la
     set_up(client, label_studio.url)
     assert client.post("/predict", json=predict_body(tasks(1), project=KEY)).get_json() == {"results": []}
     queue: JobQueue = app.extensions["transfiner"].queue
-    (job_id,) = queue.predict.get_job_ids()
+    (job_id,) = queue.waiting()
     from backend.queue.job_store import JobOutcome
 
     prediction = {"result": [], "score": 0.5, "model_version": "fake-1"}

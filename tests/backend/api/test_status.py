@@ -10,7 +10,7 @@ from backend.api.app import create_app
 from backend.api.project_view import project_link
 from backend.predictions.projects import Project
 from backend.processes.embedded_redis import free_port
-from backend.processes.paused_parts import VARIABLE, PausedParts
+from backend.processes.supervisor import VARIABLE, PausedParts
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat
 from tests.support.fake_label_studio import TOKEN
@@ -77,7 +77,7 @@ def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis
     client.post("/setup", json=setup_body("http://ls:8080", TOKEN, project="9.1", config=UNKNOWN))
     client.post("/predict", json=predict_body(tasks(3), project="7.1795339022"))
     queue = client.application.extensions["transfiner"].queue
-    job = queue.predict.get_job_ids()[0]
+    job = queue.waiting()[0]
     queue.records.finish(job, JobOutcome(error="<b>a broken image</b>", hint="upload it again"))
     Heartbeat(redis, "worker-1", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 321})
     page = client.get("/status").text

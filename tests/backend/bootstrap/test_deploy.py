@@ -29,8 +29,7 @@ from backend.api.app import create_app
 from backend.cli.main import COMMANDS
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import ends_with_parent
-from backend.queue.job_queue import INTERACTIVE_QUEUE, PREDICT_QUEUE
-from backend.queue.keys import STATS
+from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
@@ -142,7 +141,7 @@ def test_the_queue_s_password_is_a_secret_that_all_who_use_it_get():
         assert {trigger["metadata"]["passwordFromEnv"] for trigger in scaled["spec"]["triggers"]} == {"QUEUE_PASSWORD"}
 
 
-@pytest.mark.parametrize(("name", "lane"), [("worker", PREDICT_QUEUE), ("interactive", INTERACTIVE_QUEUE)])
+@pytest.mark.parametrize(("name", "lane"), [("worker", PREDICT_LANE), ("interactive", INTERACTIVE_LANE)])
 def test_workers_scale_with_their_lane_of_the_queue(name, lane):
     """KEDA's ScaledObject by hand: required fields, and lists by the names that the queue library gives them."""
     scaled = of_kind("ScaledObject")[name]["spec"]
@@ -154,14 +153,8 @@ def test_workers_scale_with_their_lane_of_the_queue(name, lane):
     host, port = trigger["metadata"]["address"].split(":")
     assert host.partition(".")[0] in of_kind("Service")
     assert int(port) == of_kind("Service")["queue"]["spec"]["ports"][0]["port"]
-    assert trigger["metadata"]["listName"] == f"rq:queue:{lane}"
+    assert trigger["metadata"]["listName"] == lane
     assert "replicas" not in of_kind("Deployment")[name]["spec"], "the autoscaler's business"
-
-
-def test_those_lists_are_the_queue_s_own(settings, redis):
-    client = create_app(settings).test_client()
-    queue = client.application.extensions["transfiner"].queue
-    assert {queue.predict.key, queue.interactive.key} == {f"rq:queue:{PREDICT_QUEUE}", f"rq:queue:{INTERACTIVE_QUEUE}"}
 
 
 DASHBOARD: Json = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "transfiner.json").read_text())

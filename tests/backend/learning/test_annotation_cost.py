@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from backend.cli.main import cli
 from backend.learning.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit
-from backend.worker.postprocess import find_scorer
+from backend.worker.task_runner import find_scorer
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output, certainty
 from integration.regions.write import build_prediction

@@ -26,7 +26,7 @@ def test_odd_keys_are_refused(client, redis, key):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema": CONFIG + "<!--" + "x" * 2**20 + "-->"},
+        {"schema": CONFIG + "<!--" + "x" * 2**18 + "-->"},
         {"hostname": HOST + "/" + "x" * 3000},
         {"access_token": "t" * 10_000},
         {"extra_params": {"a": "x" * 20_000}},
@@ -52,6 +52,17 @@ def test_projects_are_so_many_and_no_more(client, redis, monkeypatch):
         client.post("/setup", json=setup_body(HOST, "t", project=f"{number}.1")).status_code for number in (1, 2, 3, 2)
     ]
     assert codes == [200, 200, 409, 200]
+
+
+def test_pages_show_the_newest_projects_and_stay_fast(client, redis, monkeypatch):
+    monkeypatch.setattr("backend.predictions.projects.MOST_SHOWN", 2)
+    for number in (1, 2, 3, 1):
+        client.post("/setup", json=setup_body(HOST, "t", project=f"{number}.1"))
+    assert [project.id for project in Projects(redis).newest()] == ["1", "3"]
+    assert [row["id"] for row in client.get("/learning").get_json()["projects"]] == ["1", "3"]
+    page = client.get("/status").text
+    assert "Project 3" in page
+    assert "Project 2" not in page
 
 
 def test_a_project_that_is_heard_of_no_more_is_forgotten(redis):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.processes.paused_parts import VARIABLE, paused_parts
+from backend.processes.supervisor import VARIABLE, paused_parts
 from tests.support.service import ROOT, wait_until
 
 pytestmark = pytest.mark.service

@@ -139,7 +139,7 @@ def test_tasks_that_were_forgotten_while_a_request_waited_are_deferred_and_queue
     answer = client.post("/predict", json=predict_body(tasks(3), project=PROJECT))
     assert answer.get_json() == {"results": []}
     assert service.predictions.deliveries.count_deferred() == 3
-    assert len(service.queue.predict) == 3
+    assert service.queue.depth()["predict"] == 3
 
 
 def test_label_studio_without_a_known_address_hears_that_nothing_can_be_pushed(settings, redis):

@@ -6,8 +6,7 @@ import pytest
 
 from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.job_store import JobOutcome
-from backend.queue.label_configs import MOST_KEPT, LabelConfigs, config_digest
+from backend.queue.job_store import MOST_KEPT, JobOutcome, LabelConfigs, config_digest
 from backend.queue.recovery import Heartbeat
 from backend.worker.batcher import Batcher
 from tests.support.service import CONFIG

@@ -11,6 +11,7 @@ import requests
 from redis import Redis
 
 from backend.processes.embedded_redis import EmbeddedRedis
+from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.recovery import LostTaskSearch, living_workers
 from backend.settings import Settings
@@ -151,10 +152,10 @@ def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, re
     body = predict_body(tasks(1))
     job = PredictionJob("", {"id": 1, "data": body["tasks"][0]["data"]}, "x", body["label_config"], "fake-1")
     queue.submit([job])
-    assert redis.lpop(queue.predict.key) == job.id.encode()
+    assert redis.lpop(keys.PREDICT_LANE) == job.id.encode()
     search = LostTaskSearch(queue)
     assert search.run() == [job.id]
-    assert queue.predict.get_job_ids() == [job.id]
+    assert queue.waiting() == [job.id]
     assert search.run() == []
 
 

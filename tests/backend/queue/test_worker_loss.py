@@ -120,12 +120,12 @@ def test_two_that_take_over_put_each_task_back_once(queue):
     assert batcher.first() is not None
     silence(queue, batcher)
     assert sorted(OrphanSearch(queue).run() + OrphanSearch(queue).run()) == sorted(ids)
-    assert sorted(queue.predict.get_job_ids()) == sorted(ids)
+    assert sorted(queue.waiting()) == sorted(ids)
 
 
 def test_a_task_listed_twice_is_taken_once(queue):
     ids = submit(queue, 2)
-    queue.connection.rpush(queue.predict.key, *ids)
+    queue.connection.rpush(keys.PREDICT_LANE, *ids)
     batcher = worker(queue, "w1")
     batch = batcher.first()
     assert batch is not None
@@ -136,12 +136,12 @@ def test_a_task_listed_twice_is_taken_once(queue):
 def test_a_task_that_was_reserved_and_never_described_is_new_for_the_next(queue):
     """Its API process died, or the queue server refused the description for want of memory."""
     (job_id,) = submit(queue, 1)
-    queue.connection.delete(keys.task_key(job_id), queue.predict.key)
+    queue.connection.delete(keys.task_key(job_id), keys.PREDICT_LANE)
     assert queue.records.reserve([job_id]) == ["new"]
     assert queue.records.unknown([job_id]) == {job_id}
     submit(queue, 1)
     assert queue.records.unknown([job_id]) == set()
-    assert queue.predict.get_job_ids() == [job_id]
+    assert queue.waiting() == [job_id]
 
 
 def test_retry_leaves_a_running_task_alone(queue):

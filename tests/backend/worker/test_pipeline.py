@@ -133,7 +133,7 @@ def test_asked_to_stop_it_finishes_what_it_has_taken_and_leaves_the_rest(queue):
     scene.during = {1: stop}
     scene.run()
     assert sorted(scene.ended) == [1, 2]
-    assert len(queue.predict) == 2
+    assert queue.depth()["predict"] == 2
 
 
 def test_a_batch_over_its_time_fails_and_the_next_one_runs(queue):

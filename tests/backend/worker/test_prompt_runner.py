@@ -10,8 +10,8 @@ import pytest
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from backend.worker.oom_fallback import PredictedImage
-from backend.worker.postprocess import prediction_of_prompt
 from backend.worker.prompt_runner import KEPT_ANSWERS, PromptRunner
+from backend.worker.task_runner import prediction_of_prompt
 
 CONFIG = """<View><Image name="image" value="$image"/><{tag} name="shape" toName="image">
 <Label value="leaf"/><Label value="balloon"/></{tag}></View>"""

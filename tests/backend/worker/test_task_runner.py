@@ -20,7 +20,7 @@ from backend.settings import Settings
 from backend.versions.served_model import ServedModel
 from backend.worker.images import ImageSource
 from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
-from backend.worker.task_runner import TaskRunner, predict_task
+from backend.worker.task_runner import TaskRunner
 from integration.images.fetch import ImageError
 from model.instance import Instance
 from model.tiling import Tiling
@@ -245,11 +245,6 @@ def test_grown_instances_have_the_size_of_the_whole_image(width, height, factor)
     large = upscale_instance(instance(small), height, width)
     assert large.mask_hw.shape == (height, width)
     assert all(0 <= edge <= max(width, height) for edge in large.box_xyxy)
-
-
-def test_a_plain_rq_worker_is_told_that_it_has_no_model():
-    with pytest.raises(TaskError, match="transfiner worker"):
-        predict_task()
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from torchvision.models.swin_transformer import SwinTransformer
 
-from model.backbones.swin import FEATURES, Swin, drop_paths, from_windows, to_windows
+from model.backbones.swin import FEATURES, Swin
 from model.config import get_config
 
 DEPTHS, HEADS, WIDTH = (2, 2, 4, 2), (1, 2, 4, 8), 16
@@ -64,16 +64,9 @@ def test_stages_equal_torchvisions(pair: tuple[Swin, SwinTransformer], size_px: 
                 torch.testing.assert_close(actual[FEATURES[index // 2]], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_windows_round_trip() -> None:
-    x = torch.arange(2 * 14 * 21 * 3.0).reshape(2, 14, 21, 3)
-    windows = to_windows(x, 7)
-    assert windows.shape == (12, 49, 3)
-    assert torch.equal(windows[1, :7], x[0, 0, 7:14])
-    assert torch.equal(from_windows(windows, 7, 14, 21), x)
-
-
 def test_stochastic_depth_rises_to_its_rate_and_is_off_outside_training() -> None:
-    rates = [rate for stage in range(4) for rate in drop_paths(0.2, (2, 2, 6, 2), stage)]
+    default = Swin(3, 8, heads=(1, 1, 1, 1))
+    rates = [block.drop_path.p for layer in default.layers for block in layer.blocks]
     assert rates == pytest.approx([0.2 * block / 11 for block in range(12)])
     swin = Swin(3, 8, (1, 1, 1, 1), (1, 1, 1, 1), drop_path_rate=1.0)
     x = torch.randn(1, 3, 32, 32)
@@ -92,8 +85,8 @@ def test_freeze_at_counts_as_detectron2_does(freeze_at: int) -> None:
 @pytest.mark.parametrize(("name", "width"), [("Swin-T", 96), ("Swin-B", 128)])
 def test_released_pyramids(name: str, width: int) -> None:
     cfg = get_config(f"released/{name}-FPN")
-    with torch.device("meta"):
-        pyramid = build_backbone(cfg, ShapeSpec(channels=3))
+    pyramid = build_backbone(cfg, ShapeSpec(channels=3))
+    with torch.no_grad():
         features = pyramid(torch.zeros(1, 3, 64, 96))
     assert [shape.channels for shape in pyramid.bottom_up.output_shape().values()] == [width * 2**i for i in range(4)]
     assert [tuple(feature.shape[1:]) for feature in features.values()] == [
