@@ -131,7 +131,7 @@ def _of_file(
     else:
         labelling = Labelling.of_rows(rows)
     stored = read_rows(predictions_file) if predictions_file else []
-    by_id = {row["id"]: row for row in stored if isinstance(row.get("id"), int)}
+    by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
     fetch = ImageFolder(images).fetch
     return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
 

@@ -102,6 +102,7 @@ NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), reg
     ("fields", "predictions", "expected"),
     [
         ({"parent_prediction": 4}, [OLD, NEW], 4),
+        ({"parent_prediction": "4"}, [OLD, {**NEW, "id": "4"}], 4),
         ({"parent_prediction": {"id": 3}}, [OLD, NEW], 3),
         ({"prediction": OLD}, [], 3),
         ({"prediction": {}, "parent_prediction": None}, [OLD, NEW], 3),  # shares a region id
