@@ -8,7 +8,7 @@ BIN = .venv/bin
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check check-network check-service fuzz parity lint setup lock clean clean-demo
+.PHONY: help demo serve test check check-network check-training check-service fuzz parity lint setup lock clean clean-demo
 
 help:  ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -29,10 +29,13 @@ test:  ## All tests, the end-to-end test in a real Label Studio and a real brows
 
 check:  ## What to run while editing: lint, types and the unit tests, under three minutes on two cores
 	@$(BOOTSTRAP) dev
-	@$(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) -j2 check-network check-service lint
+	@$(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) -j2 check-network check-training check-service lint
 
 check-network:
-	$(BIN)/python -m pytest -q -m unit tests/model tests/training $(ARGS)
+	$(BIN)/python -m pytest -q -m unit tests/model $(ARGS)
+
+check-training:
+	$(BIN)/python -m pytest -q -m unit tests/training $(ARGS)
 
 check-service:
 	$(BIN)/python -m pytest -q -m unit tests/backend tests/integration tests/docs $(ARGS)

@@ -1,11 +1,7 @@
-"""Every configuration key of Mask Transfiner, on top of detectron2's defaults.
+"""Every configuration key of Mask Transfiner and of the methods compared with it, on top of detectron2's defaults.
 
 The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
 ``paper`` (model/configs/paper/base.yaml) sets the same keys as the paper's text has them.
-
-Keys and values that people set beside a configuration file.
-
-Configuration keys of the compared methods and of the query-based detector, on top of detectron2's defaults.
 """
 
 from __future__ import annotations

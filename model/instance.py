@@ -1,6 +1,4 @@
-"""One detected object, as every other room of the house sees it (no torch here).
-
-How much masks of one image overlap (no torch here): looks only where their boxes meet.
+"""One detected object, as every package sees it, and how much masks overlap (no torch here).
 
 Shapes: H, W image size; N, M masks.
 """

@@ -8,24 +8,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from model import backbones, detectors
-from model import baselines as comparisons
-from model.detectors import two_stage as meta_arch
-from model.detectors import two_stage as roi_heads
+from model import backbones, baselines, detectors
+from model.detectors import two_stage
 from model.errors import MissingRequirementError
-from model.mask_head import head as mask_head
-from model.prompts import detector as prompted_detector
+from model.mask_head import head
+from model.prompts import detector
 
-__all__ = [
-    "backbones",
-    "build_network",
-    "comparisons",
-    "detectors",
-    "mask_head",
-    "meta_arch",
-    "prompted_detector",
-    "roi_heads",
-]
+#: Importing them registers what a configuration may name.
+REGISTERED = (backbones, baselines, detectors, two_stage, head, detector)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

@@ -1,17 +1,13 @@
-"""Large images: predicted tile by tile at full resolution, cut objects sewn together again (`model.tiling`).
+"""Large images: predicted tile by tile at full resolution, objects that a tile's border cut joined again.
 
 Knows no torch: it works with anything that maps images to instances. Besides the tiles the whole image is looked at
 once, made small: objects larger than a tile are recognised there, and tell which pieces belong together.
-
-Shape shorthand in this module: H x W the image's size, h x w a tile's, all in pixels.
-
-Sewing together what the borders of tiles cut.
 
 Two fragments of different tiles show one object when they have the same class and agree where both tiles look. Of an
 object that some tile shows whole, that tile's outline is taken as it is. Of one that is cut everywhere, each pixel is
 decided by the tile in which it lies farthest from a cut: networks are weakest at the border of what they see.
 
-Shape shorthand in this module: K fragments, h x w the size of a fragment's bounding box, all in pixels of the image.
+Shapes, all in pixels: H x W the image, h x w a tile or the bounding box of one of K fragments.
 """
 
 from __future__ import annotations

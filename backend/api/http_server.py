@@ -6,10 +6,12 @@ now and then is cut off too, and one address cannot hold all connections.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import logging
 import resource
 import signal
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -37,6 +39,8 @@ OPEN_FILES = 4096
 HEADER_BYTES = 64 * 1024
 # Bodies of all requests at hand, in sizes of the largest.
 BODIES = 4
+# A parameter of mallopt(3), by its number in malloc.h, and its value.
+M_MMAP_THRESHOLD, RETURNED_BYTES = -3, 2**20
 
 
 class HttpServer:
@@ -50,6 +54,7 @@ class HttpServer:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # warns of every request that waits for a thread
         self._sockets: dict[int, Any] = {}
         files = _raise_file_limit()
+        _return_freed_memory()
         self._server = create_server(
             app,
             map=self._sockets,
@@ -188,6 +193,12 @@ class _Channel(HTTPChannel):
         """Called by a thread for each whole request."""
         super().service()
         self.waiting_since = time.monotonic()
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed blocks of this size back at once: each thread would keep those of its largest body."""
+    if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def _raise_file_limit() -> int:

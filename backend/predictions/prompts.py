@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from backend.errors import TaskError
 from backend.queue.keys import prompted_key
-from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point
+from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point, outline_pct
 from integration.label_studio.tasks import Prediction, Region
+from integration.regions.bitmask_png import decode_bitmask
 from integration.regions.brush_rle import decode_brush_mask
 
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
@@ -47,11 +47,7 @@ class PromptMemory:
 
 
 def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Prediction:
-    """The prediction with only the region that the newest prompt means; all of it when no prompt can be read.
-
-    Raises:
-        TaskError: nothing is chosen, and there are bitmasks, which cannot be chosen from.
-    """
+    """The prediction with only the region that the newest prompt means; all of it when no prompt can be read."""
     prompts = [box for region in context.get("result") or [] if (box := bounds_pct(region)) is not None]
     if not prompts:
         return prediction
@@ -60,11 +56,6 @@ def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Predic
     best = _at_point(boxes, prompts[-1]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
     chosen = [region for region in prediction["result"] if best and (region is best or _same_id(region, best))]
-    if not chosen and any("imageDataURL" in region["value"] for region in prediction["result"]):
-        raise TaskError(
-            "Smart tools choose among outlines without a promptable model, and these objects are bitmasks.",
-            "Set TRANSFINER_PROMPT_MODEL to a checkpoint with a promptable network, such as photos.",
-        )
     return {**prediction, "result": chosen}
 
 
@@ -73,10 +64,10 @@ def _same_id(region: Region, other: Region) -> bool:
 
 
 def _bounds(region: Region) -> Box | None:
-    """Bounding box in percent, of a brush mask too; None of bitmasks and empty masks."""
-    if "rle" not in region["value"]:
-        return bounds_pct(region)
+    """Bounding box in percent, of a painted mask too; None of empty masks."""
     mask_hw = _painted(region)
+    if mask_hw is None:
+        return bounds_pct(region)
     if not mask_hw.any():
         return None
     y0, x0, y1, x1 = (float(edge) for edge in (*np.argwhere(mask_hw).min(0), *np.argwhere(mask_hw).max(0) + 1))
@@ -84,9 +75,14 @@ def _bounds(region: Region) -> Box | None:
     return 100 * x0 / width, 100 * y0 / height, 100 * x1 / width, 100 * y1 / height
 
 
-def _painted(region: Region) -> np.ndarray:
-    """The mask (bool, H x W) of a brush region that we wrote."""
-    return decode_brush_mask(region["value"]["rle"], region["original_height"], region["original_width"])
+def _painted(region: Region) -> np.ndarray | None:
+    """The mask (bool, H x W) of a brush or bitmask region that we wrote; None for other kinds."""
+    value = region["value"]
+    if "rle" in value:
+        return decode_brush_mask(value["rle"], region["original_height"], region["original_width"])
+    if "imageDataURL" in value:
+        return decode_bitmask(value["imageDataURL"], region["original_height"], region["original_width"])
+    return None
 
 
 def _at_point(boxes: Sequence[tuple[Box, Region]], point: Box) -> Region | None:
@@ -98,11 +94,10 @@ def _at_point(boxes: Sequence[tuple[Box, Region]], point: Box) -> Region | None:
 def _covers(box: Box, region: Region, x: float, y: float) -> bool:
     if not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
         return False
-    if "rle" in region["value"]:
-        mask_hw = _painted(region)
+    if (mask_hw := _painted(region)) is not None:
         row, column = (int(place * side / 100) for place, side in zip((y, x), mask_hw.shape, strict=True))
         return bool(mask_hw[min(row, mask_hw.shape[0] - 1), min(column, mask_hw.shape[1] - 1)])
-    points = region["value"].get("points")
+    points = outline_pct(region["value"])
     return _inside(points, x, y) if points else True
 
 

@@ -49,7 +49,7 @@ def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
     """
     warnings: list[str] = []
     root = _root(xml)
-    _unroll_repeaters(root)
+    _unroll_repeaters(root, warnings)
     tags = [_Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(root)]
     images = {tag.get("name"): tag for tag in tags if tag.name == "image" and tag.get("name")}
     if not images:
@@ -95,13 +95,15 @@ def _lower_keys(element: Element) -> dict[str, str]:
     return {key.lower(): value for key, value in element.attrib.items()}
 
 
-def _unroll_repeaters(root: Element) -> None:
+def _unroll_repeaters(root: Element, warnings: list[str]) -> None:
     """Write the index of the first entry into the tags of each `<Repeater>`, as the editor does for that entry."""
     for repeater in [element for element in _walk(root) if element.tag.lower() == "repeater"]:
         flag = _lower_keys(repeater).get("indexflag") or "{{idx}}"
         for element in _walk(repeater):
             for key, value in element.attrib.items() if element is not repeater else ():
                 element.set(key, value.replace(flag, "0"))
+        listed = _lower_keys(repeater).get("on", "")
+        warnings.append(f'<Repeater on="{listed}">: only the first entry of its list is predicted and learned from')
 
 
 def _labels(element: Element, warnings: list[str]) -> list[Label]:

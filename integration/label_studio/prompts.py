@@ -203,14 +203,19 @@ def is_point(box: Box) -> bool:
     return box[0] == box[2] and box[1] == box[3]
 
 
+def outline_pct(value: Mapping[str, Any]) -> list[Any]:
+    """The points of a polygon or the vertices of a vector; [] for other kinds."""
+    return value.get("points") or [(vertex["x"], vertex["y"]) for vertex in value.get("vertices") or ()]
+
+
 def bounds_pct(region: object) -> Box | None:
     """Bounding box of a region of any kind; a point for a key point; None for brushes and what is unknown."""
     value = region.get("value") if isinstance(region, dict) else None
     if not isinstance(region, dict) or not isinstance(value, dict):
         return None
     try:
-        if value.get("points"):
-            xs, ys = zip(*((float(x), float(y)) for x, y in value["points"]), strict=True)
+        if points := outline_pct(value):
+            xs, ys = zip(*((float(x), float(y)) for x, y in points), strict=True)
             return min(xs), min(ys), max(xs), max(ys)
         x, y = float(value["x"]), float(value["y"])
         if "radiusX" in value:

@@ -141,9 +141,11 @@ def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     tasks: dict[Any, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
         results = {name: value for name, value in row.items() if _is_result(value)}
-        about = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", *results}
+        about = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", *results}
         data = {name: value for name, value in row.items() if name not in about}
         task = tasks.setdefault(row.get("id", f"row {number}"), {"id": row.get("id"), "data": data, "annotations": []})
+        if not results and row.get("annotation_id", number) is None:
+            continue  # nobody has annotated it
         annotation = {name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}
         annotation |= {"id": row.get("annotation_id", number), "completed_by": row.get("annotator")}
         task["annotations"].append(annotation | {"result": _entries_of_json_min(results)})
@@ -151,7 +153,9 @@ def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _is_result(value: object) -> bool:
-    return isinstance(value, list) and any(isinstance(v, Mapping) and (_labels_field(v) or _kind(v)) for v in value)
+    """Whether a key holds what a control was answered with: regions have the size of their image, pages do not."""
+    fields = ("original_width", "original_height")
+    return any(_labels_field(entry) or any(name in entry for name in fields) for entry in _objects(value))
 
 
 def _labels_field(value: Entry) -> str:
@@ -201,19 +205,20 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
         The task; broken and skipped annotations are in `left_out`.
     """
     task_id = _integer(row.get("id")) or 0
-    known = dict(predictions or {})
-    known |= {p["id"]: p for p in _objects(row.get("predictions")) if isinstance(p.get("id"), int)}
+    known: dict[int | None, Entry] = dict((predictions or {}).items())
+    known |= {_integer(p.get("id")): p for p in _objects(row.get("predictions")) if _integer(p.get("id")) is not None}
     kept: list[Annotation] = []
     left_out: list[LeftOut] = []
-    for entry in _list(row.get("annotations")):
+    annotations = row.get("annotations", row.get("completions"))  # their name in old exports
+    for entry in _list(annotations):
         reason = _unusable(entry)
         if reason is None:
             kept.append(_annotation(entry, known, task_id))
         else:
             number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
             left_out.append(LeftOut(task_id, number, "", reason))
-    if row.get("annotations") is not None and not isinstance(row["annotations"], list):
-        left_out.append(LeftOut(task_id, None, "", f"its annotations are {row['annotations']!r:.40}, expected a list"))
+    if annotations is not None and not isinstance(annotations, list):
+        left_out.append(LeftOut(task_id, None, "", f"its annotations are {annotations!r:.40}, expected a list"))
     kept.sort(key=_age)
     data = row.get("data")
     return AnnotatedTask(
@@ -271,7 +276,7 @@ def _unusable(entry: object) -> str | None:
     return None
 
 
-def _annotation(entry: Mapping[str, Any], known: Mapping[int, Any], task_id: int) -> Annotation:
+def _annotation(entry: Mapping[str, Any], known: Mapping[int | None, Any], task_id: int) -> Annotation:
     result = tuple(_objects(entry["result"]))
     by = entry.get("completed_by")
     annotator = by.get("id") if isinstance(by, Mapping) else by
@@ -287,12 +292,13 @@ def _annotation(entry: Mapping[str, Any], known: Mapping[int, Any], task_id: int
 
 
 def _source(
-    entry: Mapping[str, Any], result: Sequence[Entry], known: Mapping[int, Any], task_id: int
+    entry: Mapping[str, Any], result: Sequence[Entry], known: Mapping[int | None, Any], task_id: int
 ) -> SourcePrediction | None:
     """The named prediction; else the copy; else the task's prediction with which most region ids are shared."""
     parent = entry.get("parent_prediction")
     parent = parent.get("id") if isinstance(parent, Mapping) else parent
-    if isinstance(parent, int) and parent in known:
+    parent = _integer(parent)
+    if parent in known:
         return _prediction(known[parent])
     copy = entry.get("prediction")
     if isinstance(copy, Mapping) and isinstance(copy.get("result"), list):

@@ -305,9 +305,12 @@ def _filled(drawn: ExportedObject, height: int, width: int) -> np.ndarray:
 def _image_size(annotations: Sequence[Annotation]) -> tuple[int, int] | None:
     for annotation in annotations:
         for entry in annotation.result:
-            width, height = entry.get("original_width"), entry.get("original_height")
-            if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-                return width, height
+            try:
+                size = int(entry["original_width"]), int(entry["original_height"])  # other tools write 640.0 or "640"
+            except (KeyError, TypeError, ValueError, OverflowError):
+                continue
+            if min(size) > 0:
+                return size
     return None
 
 

@@ -182,6 +182,8 @@ def _painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _labels(kind: str, value: Mapping[str, Any]) -> list[str]:
     labels = value.get(kind)
+    if isinstance(labels, str):
+        return [labels]
     return [str(label) for label in labels] if isinstance(labels, list) else []
 
 

@@ -36,27 +36,7 @@ from integration.regions.shapes import (
 )
 from model.instance import Instance, iou_matrix
 
-__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty", "instances_to_prediction"]
-
-
-def instances_to_prediction(
-    instances: Sequence[Instance],
-    label_config: LabelConfig,
-    *,
-    width: int,
-    height: int,
-    model_version: str,
-    tolerance_px: float | None = None,
-    output: Output | None = None,
-    seed: str = "",
-) -> Prediction:
-    """As `build_prediction`, without the report; `tolerance_px` overrides the one of `output`."""
-    output = output or Output()
-    if tolerance_px is not None:
-        output = replace(output, tolerance_px=tolerance_px)
-    return build_prediction(
-        instances, label_config, width=width, height=height, model_version=model_version, output=output, seed=seed
-    )[0]
+__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty"]
 
 
 def build_prediction(

@@ -1,9 +1,7 @@
-"""How to recognise a checkpoint that the authors of Mask Transfiner released.
+"""Turns a `.pth` file of the authors of Mask Transfiner (or of anyone who trained with their code) into a checkpoint.
 
 The expected names and shapes come from our own networks, built without memory on torch's meta device, so that there
 is no table to keep in step.
-
-Turns a `.pth` file of the authors (or of anyone who trained with their code) into a checkpoint of ours.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Mask Transfiner on a query-based detector: Deformable DETR finds boxes, the same mask head outlines them.
 
-Shape shorthand: N images, Q queries, K classes, D decoder layers, M objects of an image.
+Its losses are those of a set: one-to-one matching with the objects, then classes and boxes of matched pairs. Source:
+DETR (Carion et al., ECCV 2020) with the focal class loss of Deformable DETR (Zhu et al., ICLR 2021).
 
-Losses of a set of predictions: one-to-one matching with the objects, then classes and boxes of matched pairs.
-
-Source: DETR (Carion et al., ECCV 2020) with the focal class loss of Deformable DETR (Zhu et al., ICLR 2021).
-
-Shape shorthand: Q queries, K classes, M objects of an image. Boxes are cx, cy, w, h as shares of the image.
+Shape shorthand: N images, Q queries, K classes, D decoder layers, M objects of an image. Boxes are cx, cy, w, h as
+shares of the image.
 """
 
 from __future__ import annotations

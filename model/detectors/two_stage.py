@@ -1,7 +1,4 @@
-"""The whole detector: detectron2's two-stage architecture, whose results also carry the coarse masks when asked.
-
-detectron2's RoI heads, plain and cascaded, with the Mask Transfiner mask branch.
-"""
+"""detectron2's two-stage detectors, plain and cascaded, with the Mask Transfiner mask branch."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
 """Layers of the sequence encoder, and what Tables 6 and 7 compare it with; all map packed tokens to packed tokens.
 
-Shape shorthand: T tokens of all sequences, C channels, S the side of a dense grid.
-
-Self-attention over sequences of different length, packed one after another.
-
-Shape shorthand: T tokens of all sequences, C channels, H heads, D channels a head.
+Shape shorthand: T tokens of all sequences, packed one after another, C channels, H heads, D channels a head, S the
+side of a dense grid.
 """
 
 from __future__ import annotations

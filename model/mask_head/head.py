@@ -1,20 +1,12 @@
 """The Mask Transfiner mask head: coarse masks, incoherent regions, and their refinement on the quadtree.
 
-Shape shorthand: R RoIs, K classes, C channels, S0 = 28 the coarse side, L quadtree levels, T tokens.
-
-What the convolutional part of the mask branch predicts, and the layers that end it.
-
 Shape shorthand: R RoIs, K classes, C channels, S0 = 28 the coarse side, L quadtree levels, S the side of a grid.
-
-How the mask head predicts: coarse masks of all instances, refined ones of those that the settings choose.
-
-Shape shorthand: R RoIs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -40,9 +32,6 @@ from model.mask_head.selection import (
     select_incoherent_regions,
 )
 from model.mask_head.sequences import QuadtreeRefinement, resize_masks
-
-if TYPE_CHECKING:
-    from model.mask_head.roi_features import RoIPyramid
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

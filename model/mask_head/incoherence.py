@@ -1,12 +1,10 @@
-"""Incoherent regions: where a mask loses information when it is halved; a file a reading of them.
+"""Incoherent regions: where a mask loses information when it is halved, and how they are detected.
 
-Incoherent regions as the released code and its checkpoints have them: one 28x28 map, finer levels by upsampling.
+`ReleasedDetection` is the reading of the released code and its checkpoints: one 28x28 map, finer levels by upsampling.
+`CascadedDetection` is the paper's (equation 1; section 3.2; section 6.1 for the jitter).
 
-Shape shorthand: R RoIs, C channels, S0 = 28 the coarse side, M masks, H x W of an image.
-
-Incoherent regions as the paper defines and detects them (equation 1; section 3.2; section 6.1 for the jitter).
-
-Shape shorthand: R RoIs, C channels, L levels coarse to fine, S the side of a level.
+Shape shorthand: R RoIs, C channels, S0 = 28 the coarse side, L levels coarse to fine, S the side of a level, M masks,
+H x W of an image.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""How the mask head is trained: from its outputs and the ground truth to named losses.
+"""Losses of the mask branch: from outputs and ground truth to named losses (section 3.3, the released code's terms).
 
-Shape shorthand: R foreground RoIs of all images, S0 = 28 the coarse side.
+Weights multiply the terms that they belong to; means stay means over the number of terms, so that a batch of
+unimportant instances moves the network little.
 
-Losses of the mask branch (section 3.3, with the released code's exact terms).
-
-Shape shorthand: R RoIs, S side of a grid, T tokens. Weights multiply the terms that they belong to; means stay means
-over the number of terms, so that a batch of unimportant instances moves the network little.
+Shape shorthand: R foreground RoIs of all images, S0 = 28 the coarse side, S side of a grid, T tokens.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """The refinement network: node encoder, sequence encoder, pixel decoder (section 3.3; released layout).
 
 Shape shorthand: T tokens of all sequences packed one after another, C channels, S side of a grid.
-
-From places of the quadtree to tokens of a sequence: the node encoder (section 3.3).
-
-Shape shorthand: T tokens of all sequences, C channels.
 """
 
 from __future__ import annotations

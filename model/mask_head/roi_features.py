@@ -1,10 +1,6 @@
-"""RoI features for the mask branch: a dense coarse grid, and single places of finer grids on demand.
+"""RoI features for the mask branch: a dense coarse grid, and single places of finer grids without pooling the rest.
 
 Shape shorthand: N images, R RoIs, C channels, Q nodes, H x W of a feature map.
-
-RoIAlign at single places of a grid: what a dense one would hold there, without pooling the rest.
-
-Shape shorthand: R RoIs, C channels, Q nodes, N images, H x W of a feature map.
 """
 
 from __future__ import annotations

@@ -1,16 +1,10 @@
-"""Which places of the RoI grid are refined: incoherent ones, or those of the comparisons in Table 2.
-
-Shape shorthand: R RoIs, L levels coarse to fine, S the side of a level.
-
-Settings of the quadtree and its refinement, as plain values.
-
-What is left unrefined in inference: small instances, and nodes beyond a budget, spent where masks change most.
+"""Which places of the RoI grid are refined: incoherent ones or those of the comparisons in Table 2, within a budget.
 
 Encoding costs the same for every node, but a place of a coarse level covers four times the area of one a level finer,
 and a likely, confident instance's boundary is worth more than a doubtful one's. So nodes are taken by
 score x incoherence / 4^depth, best first, within each image: an anytime rule, since a larger budget only adds nodes.
 
-Shape shorthand: R RoIs, L levels, S side of a level, Q nodes of a level.
+Shape shorthand: R RoIs, L levels coarse to fine, S the side of a level, Q nodes of a level.
 """
 
 from __future__ import annotations

@@ -1,16 +1,10 @@
-"""Training targets of the mask branch on the RoI grid.
+"""Training targets of the mask branch on the RoI grid, and how much each place counts in its losses.
+
+Finetuning looks harder where people corrected: ground truth may carry three more fields than detectron2's, which its
+sampling copies to the proposals. ``gt_weights`` (R,) is the weight of an instance, ``gt_bands`` (BitMasks) where its
+outline was moved, and ``gt_band_weights`` (R,) the factor of places in that band. An image without them counts 1.
 
 Shape shorthand: R foreground RoIs of all images, S side of a grid, N images.
-
-Ground-truth masks on image and RoI grids, whichever way detectron2 holds them.
-
-How much each place of a foreground RoI counts in the mask losses: finetuning looks harder where people corrected.
-
-Ground truth may carry three more fields than detectron2's, which its sampling copies to the proposals:
-``gt_weights`` (R,) the weight of an instance, ``gt_bands`` (BitMasks) where its outline was moved, and
-``gt_band_weights`` (R,) the factor of places in that band. An image without them counts 1 everywhere.
-
-Shape shorthand: R foreground RoIs of all images, S side of a grid.
 """
 
 from __future__ import annotations

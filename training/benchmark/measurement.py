@@ -24,8 +24,7 @@ from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.measures import frames_per_second
 from training.benchmark.tables import DataSet
 from training.datasets import AnySet, open_set, usable_samples
-from training.datasets.bdd100k import Bdd100kSet
-from training.datasets.cityscapes import CityscapesSet
+from training.datasets.bitmaps import Bdd100kSet, CityscapesSet
 from training.datasets.coco_categories import COCO_CATEGORIES
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results, load_quietly
@@ -185,7 +184,7 @@ class _Cityscapes:
         self.masks, self.boundaries = CityscapesEvaluation("segm"), CityscapesEvaluation("boundary")
 
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        truth, labels = self.samples.instance_ids(index), list(LABELS.values())
+        truth, labels = self.samples.truth_image(index), list(LABELS.values())
         given: tuple[Any, ...] = (list(masks), [labels[int(number)] for number in classes], scores.tolist())
         self.masks.add(truth, *given)
         self.boundaries.add(truth, *given)
@@ -202,7 +201,7 @@ class _Bdd100k:
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         bitmask = merged(masks, [int(number) + 1 for number in classes], scores.tolist())
         self.evaluation.add(
-            self.samples.bitmask(index), bitmask, {n: float(score) for n, score in enumerate(scores, 1)}
+            self.samples.truth_image(index), bitmask, {n: float(score) for n, score in enumerate(scores, 1)}
         )
 
     def values(self) -> dict[str, float]:

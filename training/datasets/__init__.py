@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.datasets.bdd100k import Bdd100kSet
-from training.datasets.cityscapes import CityscapesSet
+from training.datasets.bitmaps import Bdd100kSet, BitmapSet, CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
 from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems, usable_samples
 from training.datasets.sample import Sample
@@ -41,7 +40,7 @@ __all__ = [
     "usable_samples",
 ]
 
-AnySet = SceneSet | CocoSet | CityscapesSet | Bdd100kSet
+AnySet = SceneSet | CocoSet | BitmapSet
 
 
 def open_set(

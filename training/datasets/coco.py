@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,12 +43,26 @@ class CocoSet(Sequence[Sample]):
     def __post_init__(self) -> None:
         self.problems = Problems(self.bad)
         self.records: CocoRecords = read_records(self._records(), self.annotations, self.problems)
+        self._join_repeated_files()
         self._basenames = Counter(_file_name(image).rpartition("/")[2] for image in self.records.images.values())
         self._image_ids = sorted(self.records.images)
         if self.missing == "skip":
             self._image_ids = [image_id for image_id in self._image_ids if self._is_there(image_id)]
         self.class_names = self.records.class_names
         self.category_ids = self.records.category_ids
+
+    def _join_repeated_files(self) -> None:
+        """Read records of one file and size as one image: what one of them draws would be background in the other."""
+        first: dict[tuple[object, ...], int] = {}
+        for image_id, image in sorted(self.records.images.items()):
+            name = posixpath.normpath(_file_name(image) or str(image.get("coco_url")))
+            former = first.setdefault((name, image["height"], image["width"]), image_id)
+            if former != image_id:
+                detail = f"{name} is image {former}, too; the annotations of both are read as of that one"
+                self.problems.note(self.annotations, f"image {image_id}", "repeated file", detail, repaired=True)
+                for annotation in self.records.annotations.pop(image_id):
+                    self.records.annotations[former].append(annotation | {"image_id": former})
+                del self.records.images[image_id]
 
     @property
     def object_count(self) -> int:
@@ -71,8 +86,9 @@ class CocoSet(Sequence[Sample]):
 
     def _is_there(self, image_id: int) -> bool:
         path = self.image_path(image_id)
-        if not path.is_file():
-            self.problems.note(self.annotations, f"image {image_id}", "missing file", f"{path} is not there; skipped")
+        if not _is_file(path):
+            detail = f"{str(path)[:200]} is not there; skipped"
+            self.problems.note(self.annotations, f"image {image_id}", "missing file", detail)
             return False
         return True
 
@@ -83,10 +99,10 @@ class CocoSet(Sequence[Sample]):
     def _first_of(self, names: Sequence[str]) -> Path:
         """The first name that is a file; a name without its folders only where no other record has the same."""
         for name in names:
-            if (self.images / name).is_file():
+            if _is_file(self.images / name):
                 return self.images / name
         for base in (name.rpartition("/")[2] for name in names):
-            if self._basenames[base] == 1 and (self.images / base).is_file():
+            if self._basenames[base] == 1 and _is_file(self.images / base):
                 return self.images / base
         return self.images / names[0]
 
@@ -125,8 +141,8 @@ class CocoSet(Sequence[Sample]):
     def picture(self, image_id: int) -> np.ndarray:
         """RGB pixels (H, W, 3) of an image. Raises FileNotFoundError, ImageLeftOutError."""
         path = self.image_path(image_id)
-        if not path.is_file():
-            raise FileNotFoundError(f"image {image_id} of {self.annotations} is missing: {path}")
+        if not _is_file(path):
+            raise FileNotFoundError(f"image {image_id} of {self.annotations} is missing: {str(path)[:200]}")
         return self.problems.picture(path, self.missing)
 
     def drawn_on(self, image_id: int, image: np.ndarray) -> tuple[tuple[int, int], int]:
@@ -188,6 +204,14 @@ def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | Non
         packed = segmentation
     mask: np.ndarray = coco_mask.decode(packed)
     return mask.astype(bool)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file can have (too long) are not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _file_name(image: Record) -> str:

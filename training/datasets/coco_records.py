@@ -127,6 +127,12 @@ class _Reader:
                 classes[name] = len(category_ids)
                 category_ids.append(number)
             self.records.class_of[number] = classes[name]
+        alike: dict[str, str] = {}
+        for name in classes:
+            former = alike.setdefault(" ".join(name.casefold().split()), name)
+            if former != name:
+                detail = f"{former!r} and {name!r} are two classes; give them one name if they are the same thing"
+                self._note("categories", "similar class names", detail, repaired=True)
         self.records.categories = [entries[number] for number in sorted(entries)]
         if not classes:
             raise ValueError(f"{self.file}: categories has no category with an id; expected one for each class")
@@ -264,12 +270,23 @@ def _polygons(drawn: Any) -> tuple[Any, str]:
         return drawn, ""
     if not isinstance(drawn, list) or not drawn:
         return None, f"segmentation is {_short(drawn)}"
-    polygons = [drawn] if all(map(is_number, drawn)) else drawn  # one polygon that is not in a list
+    polygons = [drawn] if all(map(is_number, drawn)) else [_flat(polygon) for polygon in drawn]  # or one without list
     good = [polygon for polygon in polygons if not _degenerate(polygon)]
     left = f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing or are no finite points below 1e6"
     if not good:
         return None, left
     return good, left if len(good) < len(polygons) else ""
+
+
+def _flat(polygon: Any) -> Any:
+    """The coordinates x, y, x, y ... of a polygon of [x, y] pairs, of texts too; anything else as it is."""
+    if isinstance(polygon, list) and polygon and all(isinstance(p, list) and len(p) == 2 for p in polygon):
+        polygon = [value for point in polygon for value in point]
+    try:
+        is_text = isinstance(polygon, list) and any(isinstance(value, str) for value in polygon)
+        return [float(value) for value in polygon] if is_text else polygon
+    except (TypeError, ValueError, OverflowError):
+        return polygon
 
 
 def _degenerate(polygon: Any) -> bool:

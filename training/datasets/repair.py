@@ -17,8 +17,7 @@ from pycocotools import mask as coco_mask
 
 from model.files import write_text
 from model.images import read_header
-from training.datasets.bdd100k import Bdd100kSet
-from training.datasets.cityscapes import CityscapesSet
+from training.datasets.bitmaps import BitmapSet
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import Record, is_ignored
 from training.datasets.problems import ImageLeftOutError, Problem
@@ -30,7 +29,7 @@ DUPLICATE_IOU = 0.9
 SLIVER_SHARE, SLIVER_PX = 1e-4, 64
 
 
-def write_repaired(samples: CocoSet | CityscapesSet | Bdd100kSet, folder: Path) -> dict[str, int]:
+def write_repaired(samples: CocoSet | BitmapSet, folder: Path) -> dict[str, int]:
     """Write a set as ``annotations.json`` and ``images/``, holding what could be read, so that a check is clean.
 
     Images that cannot be used are left out, regions to ignore become crowds (one for each class where the class is
@@ -71,9 +70,7 @@ def write_repaired(samples: CocoSet | CityscapesSet | Bdd100kSet, folder: Path) 
     return {"images": len(images), "annotations": len(annotations), "images_left_out": left_out}
 
 
-def _readable(
-    samples: CocoSet | CityscapesSet | Bdd100kSet, index: int
-) -> tuple[Path, Record, np.ndarray, list[Record]]:
+def _readable(samples: CocoSet | BitmapSet, index: int) -> tuple[Path, Record, np.ndarray, list[Record]]:
     """File, record, pixels (H, W, 3) and annotations of an image. Raises ImageLeftOutError."""
     if isinstance(samples, CocoSet):
         image_id = samples.image_ids[index]

@@ -75,6 +75,7 @@ def _range(values: Sequence[int]) -> list[int]:
 
 def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
     """Images side by side, objects tinted by class and outlined, crowds grey, captions with ids and counts."""
+    columns = max(1, min(columns, len(indices)))
     rows = -(-len(indices) // columns)
     width, height = _CELL_PX[0], _CELL_PX[1] + _CAPTION_PX
     sheet = Image.new("RGB", (columns * width, max(1, rows) * height), "white")

@@ -55,7 +55,7 @@ class PromptTraining:
     checkpoint_s: float = 240.0
     workers: int = 1
     iterations: int = 0  # stop after so many, too; 0: by time alone
-    trained: tuple[str, ...] = ()  # prefixes of the parameters that learn; () for all
+    learned: tuple[str, ...] = ()  # prefixes of the parameters that learn; () for all
 
 
 @dataclass
@@ -222,7 +222,7 @@ def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.Adam
 
     Parameters are in the network's order, by which a resumed run assigns the optimizer's state.
     """
-    learned = {name: p for name, p in network.named_parameters() if name.startswith(plan.trained or "")}
+    learned = {name: p for name, p in network.named_parameters() if name.startswith(plan.learned or "")}
     network.requires_grad_(False)
     for parameter in learned.values():
         parameter.requires_grad_(True)

@@ -207,16 +207,16 @@ class LabelStudioWriter:
     def add(self, outlined: PredictedImageFile) -> None:
         """Append a task whose image has an address that Label Studio can show."""
         # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
-        from integration.regions.write import instances_to_prediction
+        from integration.regions.write import Output, build_prediction
 
         height, width = outlined.image_rgb.shape[:2]
-        prediction = instances_to_prediction(
+        prediction, _ = build_prediction(
             outlined.instances,
             self._label_config,
             width=width,
             height=height,
             model_version=self._version,
-            tolerance_px=self._tolerance_px,
+            output=Output(tolerance_px=self._tolerance_px),
             seed=str(outlined.file),
         )
         data = {self._label_config.value_key: self._address(outlined.file)}

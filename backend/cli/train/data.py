@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def check(
     look careless (duplicates of an object, slivers, boxes drawn as polygons) are named and change nothing.
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
-    bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL].
+    bdd100k:ROOT:SPLIT, via:FOLDER[:LABEL] or label-studio:EXPORT.json:IMAGES/[:CONFIG.xml], an export as JSON or
+    JSON-MIN, read as a snapshot of it would be.
 
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
@@ -80,7 +82,9 @@ def check(
 
     policy: Any = bad
     try:
-        samples = open_set(name, bad=policy, missing=policy)
+        samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, bad=policy, missing=policy)
+        if fix and name.startswith("label-studio:"):
+            raise ValueError("--fix repairs data sets on disk; transfiner export writes one of a Label Studio export")
         if fix and isinstance(samples, SceneSet):
             raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
         indices = spread(len(samples), limit)
@@ -100,6 +104,34 @@ def check(
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(outcome) if as_json else _summary(outcome))
     sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
+
+
+def _open_export(name: str) -> Any:
+    """Samples of a Label Studio export, with a problem for all that a snapshot of it would leave out.
+
+    Raises:
+        ServiceError, UnsupportedConfigError: the export cannot be read, or nothing in it can be learned from.
+    """
+    from backend.cli.train.snapshot import read_rows
+    from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
+    from backend.learning.task_images import ImageFolder
+    from training.snapshots.samples import SnapshotSamples
+
+    export_file, _, rest = name.partition(":")[2].partition(":")
+    images, _, config_file = rest.rpartition(":") if rest.endswith(".xml") else (rest, "", "")
+    if not (export_file and images):
+        raise ValueError(f"the set is {name!r}, expected label-studio:EXPORT.json:IMAGES/[:CONFIG.xml]")
+    rows = read_rows(Path(export_file))
+    labelling = Labelling.of_config(Path(config_file).read_text("utf-8")) if config_file else Labelling.of_rows(rows)
+    folder = tempfile.TemporaryDirectory(prefix="transfiner-check-")
+    click.get_current_context().call_on_close(folder.cleanup)
+    settings = SnapshotSettings(holdout_share=0)
+    path = freeze_tasks(rows, labelling, ImageFolder(Path(images)).fetch, Path(folder.name), settings=settings)
+    samples = SnapshotSamples(path)
+    for entry in json.loads((path / "corrections.json").read_text("utf-8"))["left_out"]:
+        place = f"task {entry['task']}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
+        samples.problems.note(export_file, place, "left out", entry["reason"])
+    return samples
 
 
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path | None) -> list[str]:

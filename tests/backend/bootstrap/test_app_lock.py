@@ -52,10 +52,12 @@ print(len(found))
     [
         "from model.network import build_network as b; from training.engine.config import get_training_config as c;"
         "b(c('ablations/pointrend'))",
-        "import sys; from backend.cli.main import main; sys.argv[1:] = ['polygons', 'figure', '{folder}/x.png'];main()",
+        "import sys, numpy as np; from backend.devtools.simulated_edits import opencv;"
+        "from backend.errors import ServiceError;"
+        "exec('try: opencv(np.zeros((2, 2), bool), 1.0)\\nexcept ServiceError as error: sys.exit(error.hint)')",
     ],
 )
-def test_what_only_comparisons_need_is_named_with_the_fix(code: str, tmp_path: Path) -> None:
-    done = run_locked(code.format(folder=tmp_path), LOCK, ROOT)
+def test_what_only_comparisons_need_is_named_with_the_fix(code: str) -> None:
+    done = run_locked(code, LOCK, ROOT)
     assert done.returncode == 1
     assert "pip install opencv-python-headless" in done.stderr

@@ -25,7 +25,7 @@ from backend.devtools.served_evaluation.evaluation import (
 )
 from backend.settings import Settings
 from integration.label_studio.label_config import parse_label_config
-from integration.regions.write import instances_to_prediction
+from integration.regions.write import build_prediction
 from model.instance import Instance
 from tests.support.service import FakeWorkers
 from training.datasets import Sample
@@ -147,7 +147,7 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
     leaf[5:10, 40:45] = leaf[20:25, 40:45] = True
     config = parse_label_config(set_label_config(ServedOptions("", tolerance_px=0.0), ("gear", "leaf")))
     instances = [Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0), Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0)]
-    prediction = instances_to_prediction(instances, config, width=60, height=40, model_version="v")
+    prediction, _ = build_prediction(instances, config, width=60, height=40, model_version="v")
     assert len(prediction["result"]) == 2  # the frame with a cut, and the leaf's two parts joined by one
     objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))
     objects.add(7, (40, 60), prediction)

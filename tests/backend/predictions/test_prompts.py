@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.errors import TaskError
 from backend.predictions.prompts import chosen_regions
 from backend.queue.job_queue import PredictionJob
+from integration.regions.bitmask_png import encode_bitmask
 from integration.regions.brush_rle import encode_brush_mask
 
 BASE: dict[str, Any] = {
@@ -126,11 +126,38 @@ def test_a_click_takes_the_painted_pixels_of_a_brush_mask_and_not_its_box() -> N
         assert [region["id"] for region in answer["result"]] == chosen
 
 
-def test_bitmasks_cannot_be_chosen_from_and_the_error_says_so():
-    bitmask = {"result": [{"id": "b", "type": "bitmasklabels", "value": {"imageDataURL": "data:image/png;base64,"}}]}
-    with pytest.raises(TaskError, match="bitmasks") as error:
-        chosen_regions(bitmask, {"result": [{"value": {"x": 80, "y": 80}}]})
-    assert "TRANSFINER_PROMPT_MODEL" in error.value.hint
+def drawn(name: str, kind: str, rows: slice, columns: slice) -> dict[str, Any]:
+    """A region of a kind; the painted ones have a hole in the middle of the image."""
+    mask_hw = np.zeros((40, 60), bool)
+    mask_hw[rows, columns] = True
+    mask_hw[18:22, 28:32] = False
+    left, top = columns.start / 0.6, rows.start / 0.4
+    right, bottom = columns.stop / 0.6, rows.stop / 0.4
+    corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+    values: dict[str, dict[str, Any]] = {
+        "brush": {"format": "rle", "rle": encode_brush_mask(mask_hw)},
+        "bitmask": {"imageDataURL": encode_bitmask(mask_hw)},
+        "vector": {"vertices": [{"x": x, "y": y} for x, y in corners], "closed": True},
+    }
+    size = {"original_width": 60, "original_height": 40}
+    return {"id": name, "type": f"{kind}labels", "value": values[kind], **size}
+
+
+@pytest.mark.parametrize("kind", ["brush", "bitmask", "vector"])
+@pytest.mark.parametrize(
+    ("value", "chosen"),
+    [
+        pytest.param({"x": 40, "y": 40, "width": 1}, ["small"], id="click: the smallest under it"),
+        pytest.param({"x": 50, "y": 50, "width": 1}, [], id="click into the hole of painted ones"),
+        pytest.param({"x": 2, "y": 2, "width": 1}, ["big"], id="click: on nothing else"),
+        pytest.param({"x": 30, "y": 30, "width": 40, "height": 40}, ["small"], id="box"),
+    ],
+)
+def test_regions_of_every_kind_are_chosen(kind, value, chosen):
+    regions = [drawn("big", kind, slice(0, 40), slice(0, 60)), drawn("small", kind, slice(12, 28), slice(18, 42))]
+    answer = chosen_regions({"result": regions}, {"result": [{"value": value}]})
+    has_hole = kind != "vector"
+    assert [region["id"] for region in answer["result"]] == (chosen or ([] if has_hole else ["small"]))
 
 
 def test_an_object_of_two_entries_is_chosen_whole() -> None:

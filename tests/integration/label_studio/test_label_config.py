@@ -263,5 +263,6 @@ def test_a_repeater_is_read_as_its_first_entry(flag: str, attribute: str) -> Non
     )
     (control,) = config.controls
     assert (control.name, control.to_name) == ("label_0", "page_0")
+    assert "only the first entry of its list is predicted" in config.warnings[0]
     task = {"data": {"images": [{"url": "https://x/a.png"}, {"url": "https://x/b.png"}]}}
     assert image_value(task, config.value_key) == "https://x/a.png"

@@ -102,6 +102,7 @@ NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), reg
     ("fields", "predictions", "expected"),
     [
         ({"parent_prediction": 4}, [OLD, NEW], 4),
+        ({"parent_prediction": "4"}, [OLD, {**NEW, "id": "4"}], 4),
         ({"parent_prediction": {"id": 3}}, [OLD, NEW], 3),
         ({"prediction": OLD}, [], 3),
         ({"prediction": {}, "parent_prediction": None}, [OLD, NEW], 3),  # shares a region id
@@ -311,3 +312,8 @@ def test_a_notice_is_no_prediction() -> None:
     copied = annotation(1, parent_prediction=4, prediction=shown)
     (read,) = read_task({"id": 1, "predictions": [shown], "annotations": [copied]}).annotations
     assert read.prediction is None, "what was drawn then corrects nothing"
+
+
+def test_old_exports_call_annotations_completions_and_ids_may_be_texts() -> None:
+    task = read_task({"id": "7", "data": {}, "completions": [{**annotation(1), "id": "12"}]})
+    assert (task.id, [entry.id for entry in task.annotations]) == (7, [12])

@@ -194,3 +194,9 @@ KINDS = st.sampled_from(["polygonlabels", "brushlabels", "rectanglelabels", "lab
 def test_any_json_is_decoded_or_skipped(result: list[dict[str, Any]]) -> None:
     decoded = regions_to_objects(result, width=20, height=10)
     assert all(annotated_object.mask_hw.shape == (10, 20) for annotated_object in decoded.objects)
+
+
+def test_a_label_may_be_a_text() -> None:
+    entry = region()
+    entry["value"] = {"points": SQUARE, "closed": True, "polygonlabels": "car"}
+    assert [drawn.label for drawn in regions_to_objects([entry]).objects] == ["car"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from integration.label_studio.label_config import LabelConfigError, parse_label_config
-from integration.regions.write import Output, RegionError, Report, build_prediction, certainty, instances_to_prediction
+from integration.regions.write import Output, RegionError, Report, build_prediction, certainty
 from model.instance import Instance
 from tests.support.regions import LABELS, config_xml, instance, predict
 
@@ -113,12 +113,6 @@ def test_equal_predictions_are_equal_and_other_tasks_have_other_ids() -> None:
     assert ids(seed="1:a.jpg") == ids(seed="1:a.jpg")
     assert not set(ids(seed="1:a.jpg")) & set(ids(seed="2:a.jpg"))
     assert not set(ids(seed="1:a.jpg")) & set(ids(seed="1:a.jpg", model_version="v2"))
-
-
-def test_the_short_form_gives_the_same_prediction() -> None:
-    config = parse_label_config(config_xml())
-    short = instances_to_prediction([instance()], config, width=60, height=40, model_version="v1", tolerance_px=0)
-    assert short == predict([instance()], output=Output(tolerance_px=0))[0]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ def opened(folder: Path, dataset: Any, *, size: tuple[int, int] = (20, 12), exif
     return samples
 
 
+def pairs(annotation: dict[str, Any]) -> list[list[float]]:
+    """The corners of an annotation's polygon."""
+    return np.reshape(annotation["segmentation"], (-1, 2)).tolist()
+
+
+def texts(annotation: dict[str, Any]) -> list[str]:
+    """The coordinates of an annotation's polygon as texts."""
+    return [str(value) for value in annotation["segmentation"][0]]
+
+
 def changed(**tables: Any) -> dict[str, Any]:
     return copy.deepcopy(VALID) | tables
 
@@ -61,6 +71,11 @@ def changed(**tables: Any) -> dict[str, Any]:
         (changed(images=[*VALID["images"], VALID["images"][0]]), "repeated image", 4),
         (changed(images=[i | {"id": 1} for i in VALID["images"]]), "repeated image id", 0),
         (changed(categories=[{"id": n, "name": "key"} for n in (1, 2)]), "repeated class name", 4),
+        (changed(categories=[{"id": 1, "name": "Key "}, {"id": 2, "name": "key"}]), "similar class names", 4),
+        (changed(images=[i | {"file_name": "1.png"} for i in VALID["images"]]), "repeated file", 4),
+        (changed(annotations=[a | {"segmentation": [texts(a)]} for a in VALID["annotations"]]), None, 4),
+        (changed(annotations=[a | {"segmentation": [pairs(a)]} for a in VALID["annotations"]]), None, 4),
+        (changed(images=[VALID["images"][0], VALID["images"][1] | {"file_name": "x" * 5000}]), "missing file", 2),
         (changed(categories=[{"id": 1}, {"id": 2, "name": "key"}]), "category without name", 4),
         (changed(categories=[{"id": 1, "name": n} for n in ("gear", "key")]), "repeated category id", 0),
         (changed(annotations=None), "no annotations", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from backend.cli.main import cli
 from backend.cli.train.snapshot import read_rows
 from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
 from backend.learning.task_images import ImageFolder
+from integration.label_studio.tasks import rows_of_json_min
 from integration.regions.write import Output
 from tests.support.regions import config_xml, instance, predict
 from training.snapshots.samples import SnapshotSamples
@@ -141,3 +143,32 @@ def test_rows_without_ids_and_ids_as_text_stay_apart(tmp_path: Path) -> None:
         settings=SnapshotSettings(holdout_share=0),
     )
     assert len(SnapshotSamples(folder)) == 4
+
+
+MIN = {"id": 7, "image": "a.png", "annotator": 1, "annotation_id": 3}
+REGION = {"original_width": 60, "original_height": 40, **POLYGON, "polygonlabels": ["gear"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "annotations"),
+    [
+        ([MIN | {"label": [REGION], "pages": [{"url": "b.png", "width": 3}], "agreement": 1.0}], [1]),
+        ([MIN | {"label": [REGION]}, MIN | {"id": 8, "annotation_id": None, "annotator": ""}], [1, 0]),
+        ([MIN], [1]),
+    ],
+)
+def test_data_of_a_json_min_export_is_no_region(rows: list[dict[str, Any]], annotations: list[int]) -> None:
+    tasks = rows_of_json_min(rows)
+    assert [len(task["annotations"]) for task in tasks] == annotations
+    assert [entry["type"] for entry in tasks[0]["annotations"][0]["result"]] == ["polygonlabels"] * ("label" in rows[0])
+    assert set(tasks[0]["data"]) <= {"image", "pages"}
+
+
+@pytest.mark.parametrize("size", [(60.0, 40.0), ("60", "40")])
+def test_sizes_of_other_tools_are_read(size: tuple[Any, Any], export_file: Path, tmp_path: Path) -> None:
+    rows = json.loads(export_file.read_text())
+    for region in rows[0]["annotations"][0]["result"]:
+        region["original_width"], region["original_height"] = size
+    export_file.write_text(json.dumps(rows))
+    answer = run("--export", export_file, "--out", tmp_path / "out", "--json")
+    assert json.loads(answer.stdout)["objects"] == 2

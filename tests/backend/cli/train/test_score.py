@@ -87,3 +87,21 @@ def test_data_commands(tmp_path: Path) -> None:
     assert missing.exit_code == 1
     assert "get 10K Images from https://bdd-data.berkeley.edu" in missing.output
     assert CliRunner().invoke(data, ["check", "bdd100k:nowhere:val"]).exit_code == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "photo-"])
+def test_ids_may_be_texts_in_truth_and_predictions(files: tuple[Path, Path], tmp_path: Path, prefix: str) -> None:
+    truth, results = (json.loads(path.read_text()) for path in files)
+    for image in truth["images"]:
+        image["id"] = f"{prefix}{image['id']}"
+    for record in (*truth["annotations"], *results):
+        record["image_id"] = f"{prefix}{record['image_id']}"
+    texts = tmp_path / "truth.json", tmp_path / "results.json"
+    for path, content in zip(texts, (truth, results), strict=True):
+        path.write_text(json.dumps(content))
+    outputs = []
+    for truth_file, results_file in (files, texts):
+        arguments = ["--ground-truth", str(truth_file), "--predictions", str(results_file), "--json"]
+        outputs.append(json.loads(CliRunner().invoke(score, arguments).stdout))
+    differing = {key for key in outputs[0] if outputs[0][key] != outputs[1][key]}
+    assert differing <= {"ground_truth", "predictions"}
