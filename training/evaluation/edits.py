@@ -91,7 +91,7 @@ class Edits:
 
     Attributes:
         images, objects, regions, vertices: given; objects are true ones, vertices those of the regions.
-        parts, true_parts: areas connected by sides, of the regions and of the objects.
+        parts, true_parts: areas connected by sides or corners, of the regions and of the objects.
         border, border_reached: true objects at the image's border that a region shows; those whose region reaches all
             the sides of the image that the object reaches.
         untouched: objects that a region showed well enough, with no region beside it to be deleted.
@@ -150,8 +150,8 @@ class Edits:
         self.objects += len(truth)
         self.regions += len(shown)
         self.vertices += sum(len(region.vertices_px) for region in shown)
-        self.parts += sum(int(ndimage.label(region.mask_hw)[1]) for region in shown)
-        self.true_parts += sum(int(ndimage.label(drawn.mask_hw)[1]) for drawn in truth)
+        self.parts += sum(_part_count(region.mask_hw) for region in shown)
+        self.true_parts += sum(_part_count(drawn.mask_hw) for drawn in truth)
         masks_hw = [region.mask_hw for region in shown]
         self.doubles += int(np.count_nonzero(np.triu(iou_matrix(masks_hw, masks_hw), 1) > good.double_iou))
         partners, plans = _cheapest_partners(shown, truth, good)
@@ -181,6 +181,11 @@ class Edits:
                 if 2 * np.count_nonzero(shown[number].mask_hw & drawn.mask_hw) > area:
                     burdened.add(index)
         return burdened
+
+
+def _part_count(mask_hw: np.ndarray) -> int:
+    """Areas that are connected by sides or corners."""
+    return int(ndimage.label(mask_hw, np.ones((3, 3)))[1])
 
 
 def _sides(mask_hw: np.ndarray) -> set[int]:

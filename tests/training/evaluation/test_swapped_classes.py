@@ -13,6 +13,7 @@ from PIL import Image
 
 from backend.cli.main import cli
 from model.instance import Instance
+from tests.support.written_scenes import write_scenes
 from training.datasets import Sample
 from training.evaluation.swapped_classes import doubts_of, save_doubts
 
@@ -70,8 +71,7 @@ def test_crowds_and_empty_images_are_not_judged(tmp_path: Path) -> None:
 def test_check_with_weights_names_the_one_swapped_label(tmp_path: Path) -> None:
     weights = Path(__file__).parents[3] / "model" / "weights" / "scenes-small"
     runner, folder = CliRunner(), tmp_path / "set"
-    assert runner.invoke(cli, ["scenes", "--count", "2", "--out", str(folder)]).exit_code == 0
-    file = folder / "instances.json"
+    file = write_scenes(folder, "demo", range(2)).annotations
     dataset = json.loads(file.read_text())
     names = {entry["name"]: entry["id"] for entry in dataset["categories"]}
     swapped = dataset["annotations"][0]
