@@ -97,13 +97,11 @@ def look(
         if is_mirrored:
             pixels, maps = torch.cat([pixels, pixels.flip(3)]), torch.cat([maps, maps.flip(3)])
         with torch.inference_mode():
-            refined, coarse, scores = (values.float() for values in network.predict(pixels.to(device), maps.to(device)))
+            answer = [values.float() for values in network.predict(pixels.to(device), maps.to(device))]
         if is_mirrored:
-            refined, coarse = (
-                (values[: len(shown)] + values[len(shown) :].flip(2)) / 2 for values in (refined, coarse)
-            )
-            scores = scores.unflatten(0, (2, -1)).mean(0)
-        parts.append((refined.cpu().numpy(), coarse.cpu().numpy(), scores.cpu().numpy()))
+            masks = [(values[: len(shown)] + values[len(shown) :].flip(2)) / 2 for values in answer[:2]]
+            answer = [*masks, answer[2].unflatten(0, (2, -1)).mean(0)]
+        parts.append(tuple(values.cpu().numpy() for values in answer))
     refined, coarse, scores = (np.concatenate(values) for values in zip(*parts, strict=True))
     return refined, coarse, scores
 
