@@ -49,7 +49,8 @@ def _add_quadtree(node: CfgNode) -> None:
     node.THRESHOLDS_TEST = [1e-6, 0.125, 0.8]
     # Only places whose parent is a node can be nodes (section 3.2).
     node.NESTED = False
-    # How refined values reach the finest level: "bilinear" released, "nearest" paper, "leaves" not at all (Table 8).
+    # How refined values reach the finest level: "bilinear" released, "nearest" paper, "centred" bilinear without the
+    # released code's shift towards the corners, "leaves" not at all (Table 8).
     node.PROPAGATION = "bilinear"
     # Dilate the finest region by 3x3 and blur the result (what VIS_PERIOD=100 does in the authors' code).
     node.DILATE_AND_BLUR = False

@@ -99,7 +99,7 @@ def sequence_order(roi_of_part: list[Tensor]) -> Tensor:
     return torch.argsort(torch.cat(roi_of_part), stable=True)
 
 
-PROPAGATIONS = ("bilinear", "nearest", "leaves")
+PROPAGATIONS = ("bilinear", "centred", "nearest", "leaves")
 
 
 def propagate(
@@ -114,7 +114,8 @@ def propagate(
         coarse: (R, S0, S0) probabilities. Not changed.
         levels, values: L levels of nodes and their refined probabilities (Q,).
         how: ``"nearest"`` copies each place to its four quadrants (figure 8); ``"bilinear"`` (with align_corners)
-            is the released code's; ``"leaves"`` corrects the finest level only (table 8 without propagation).
+            is the released code's, which moves places by up to half a finer one; ``"centred"`` (without) moves none;
+            ``"leaves"`` corrects the finest level only (table 8 without propagation).
 
     Returns:
         (R, S_last, S_last) probabilities.
@@ -128,7 +129,8 @@ def propagate(
         if depth > 0 and how == "nearest":
             mask = double(mask)
         elif depth > 0:
-            mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=True)[:, 0]
+            corners = how == "bilinear"
+            mask = F.interpolate(mask[:, None], (size, size), mode="bilinear", align_corners=corners)[:, 0]
         mask = _write(mask, nodes, value)
     return mask
 

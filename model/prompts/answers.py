@@ -82,16 +82,26 @@ def look(
     prompts: Sequence[Prompt],
     *,
     device: torch.device,
+    is_mirrored: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
+    """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,).
+
+    Args:
+        is_mirrored: each view is looked at mirrored, too, and the mean is answered (as RITM does).
+    """
     parts: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(views), BATCH):
         shown, asked = views[start : start + BATCH], prompts[start : start + BATCH]
-        pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown]))
+        pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown])).permute(0, 3, 1, 2).float()
         maps = torch.stack([_maps(view, prompt) for view, prompt in zip(shown, asked, strict=True)])
+        if is_mirrored:
+            pixels, maps = torch.cat([pixels, pixels.flip(3)]), torch.cat([maps, maps.flip(3)])
         with torch.inference_mode():
-            answer = network.predict(pixels.to(device).permute(0, 3, 1, 2).float(), maps.to(device))
-        parts.append(tuple(values.float().cpu().numpy() for values in answer))
+            answer = [values.float() for values in network.predict(pixels.to(device), maps.to(device))]
+        if is_mirrored:
+            masks = [(values[: len(shown)] + values[len(shown) :].flip(2)) / 2 for values in answer[:2]]
+            answer = [*masks, answer[2].unflatten(0, (2, -1)).mean(0)]
+        parts.append(tuple(values.cpu().numpy() for values in answer))
     refined, coarse, scores = (np.concatenate(values) for values in zip(*parts, strict=True))
     return refined, coarse, scores
 

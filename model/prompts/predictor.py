@@ -85,10 +85,10 @@ class PromptPredictor:
         return self.image(image_rgb).prompt(prompt)
 
     def look(
-        self, image_rgb: np.ndarray, views: Sequence[View], prompts: Sequence[Prompt]
+        self, image_rgb: np.ndarray, views: Sequence[View], prompts: Sequence[Prompt], *, is_mirrored: bool = True
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
-        return look(self.network, image_rgb, views, prompts, device=self.device)
+        return look(self.network, image_rgb, views, prompts, device=self.device, is_mirrored=is_mirrored)
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class PromptedImage:
         if nearer is not None:
             base = earlier if part is None else values
             mask_hw = mask_of_view(view, base, self.image_rgb.shape[:2])
-            seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw))
+            seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
             seen = resampled(seen, nearer.box_xyxy, view.box_xyxy, (side, side))
             values = np.where(cells_within(view, nearer.box_xyxy, side), seen, base)
             part = changed_part(values, earlier, (row, column))
@@ -156,8 +156,8 @@ class PromptedImage:
         # The rim of the change, too, or the outline would be cut in steps there.
         return np.where(binary_dilation(part, iterations=FINER), values, earlier)
 
-    def _look(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
-        values, _, scores = self.predictor.look(self.image_rgb, [view], [prompt])
+    def _look(self, view: View, prompt: Prompt, *, is_mirrored: bool = True) -> tuple[np.ndarray, float]:
+        values, _, scores = self.predictor.look(self.image_rgb, [view], [prompt], is_mirrored=is_mirrored)
         return values[0], float(scores[0])
 
     def prompt_boxes(self, boxes_xyxy: Sequence[tuple[float, float, float, float]]) -> list[Instance]:

@@ -152,6 +152,19 @@ def test_sampling_repeats_when_short_and_leaves_out_thin_rois():
     assert sampled.roi.tolist() == [0, 0, 1, 1]
 
 
+def test_centred_propagation_keeps_places_where_they_are():
+    """A ramp over the view stays that ramp on the finer level; the released code's is stretched towards the corners."""
+    centres = {side: (torch.arange(side) + 0.5) / side for side in (8, 16)}
+    coarse = centres[8].expand(1, 8, 8).contiguous()
+    empty = Nodes(*torch.zeros(3, 0, dtype=torch.long))
+    masks = {
+        how: propagate(coarse, [empty, empty], [torch.zeros(0)] * 2, [8, 16], how) for how in ("centred", "bilinear")
+    }
+    inner = slice(1, -1)  # beyond the last centres there is nothing to interpolate
+    torch.testing.assert_close(masks["centred"][0, 5, inner], centres[16][inner])
+    assert (masks["bilinear"][0, 5, inner] - centres[16][inner]).abs().max() > 0.01
+
+
 def test_propagation_writes_every_level_and_leaves_the_coarse_mask_alone():
     coarse = torch.full((1, 2, 2), 0.25)
     root = Nodes(torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))

@@ -74,6 +74,17 @@ def test_an_untrained_network_ignores_prompts_and_answers_all_the_same(predictor
     assert np.array_equal(answers[0].mask_hw, answers[2].mask_hw), "a batch answers as a single prompt does"
 
 
+def test_a_mirrored_image_has_the_mirrored_answer() -> None:
+    torch.manual_seed(3)
+    predictor = PromptPredictor(PromptNetwork(get_config("prompts/photos")).eval())
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    view = view_of_box((0, 0, 64, 64), VIEW_SIDE, 1.0)
+    refined, _, scores = predictor.look(image, [view], [Prompt(box_xyxy=(10, 10, 40, 50))])
+    turned, _, other = predictor.look(np.ascontiguousarray(image[:, ::-1]), [view], [Prompt(box_xyxy=(24, 10, 54, 50))])
+    assert np.allclose(refined, turned[:, :, ::-1], atol=1e-5)
+    assert np.allclose(scores, other, atol=1e-5)
+
+
 def test_where_nothing_is_likely_the_likeliest_part_comes() -> None:
     values = np.full((128, 128), 0.01, np.float32)
     values[60:70, 60:70] = 0.2
@@ -133,9 +144,11 @@ def test_the_next_click_begins_with_the_answer_before(monkeypatch: pytest.Monkey
     seen: list[tuple[int, bool]] = []
     look = PromptPredictor.look
 
-    def recorded(self: PromptPredictor, image_rgb: np.ndarray, views: list[View], prompts: list[Prompt]) -> object:
+    def recorded(
+        self: PromptPredictor, image_rgb: np.ndarray, views: list[View], prompts: list[Prompt], **how: bool
+    ) -> object:
         seen.append((len(prompts[0].points), prompts[0].mask_hw is not None))
-        return look(self, image_rgb, views, prompts)
+        return look(self, image_rgb, views, prompts, **how)
 
     monkeypatch.setattr(PromptPredictor, "look", recorded)
     prompted = predictor.image(image)
