@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,27 @@ threads_option = click.option(
 size_option = click.option(
     "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
 )
+
+
+def annotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that read a project's annotations, from a Label Studio or from an exported file."""
+    options = (
+        click.option("--url", help="Address of Label Studio; LABEL_STUDIO_URL by default."),
+        click.option("--api-key", help="Token of Label Studio; better in LABEL_STUDIO_API_KEY, where nobody sees it."),
+        click.option("--export", "export_file", type=EXISTING_FILE, help="Exported file, instead of a Label Studio."),
+        click.option("--label-config", "config_file", type=EXISTING_FILE, help="Label config of the export (XML)."),
+        click.option(
+            "--annotators",
+            type=click.Choice(("latest", "agreement")),
+            default="latest",
+            show_default=True,
+            help="Which of several annotations of an image counts.",
+        ),
+        json_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @contextmanager

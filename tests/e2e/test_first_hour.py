@@ -174,11 +174,15 @@ def test_the_first_hour(
     page.wait_for_load_state("networkidle")
     page.screenshot(path=screenshots / "hour-5-outlined.png")
 
-    out = tmp_path / "export"
+    assert exported_objects(demo, project, tmp_path / "export") == sum(map(len, list(outlines.values())[:ANNOTATED]))
+    clock.step("exported")
+
+
+def exported_objects(demo: RunningDemo, project: int, out: Path) -> int:
+    """How many objects `transfiner export` writes of a project."""
     arguments = ["export", "--project", str(project), "--url", demo.url, "--api-key", demo.token, "--out", str(out)]
     answer = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
-    assert json.loads(answer.stdout)["objects"] == sum(len(shapes) for shapes in list(outlines.values())[:ANNOTATED])
-    clock.step("exported")
+    return int(json.loads(answer.stdout)["objects"])
 
 
 def connect(demo: RunningDemo, page: Page, settings: str) -> None:

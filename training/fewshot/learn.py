@@ -28,6 +28,7 @@ from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
 from model.predictor import map_in_threads
 from training.datasets import Sample
+from training.datasets.loader import SampleSet
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
@@ -68,13 +69,11 @@ def learn_few_shot(
 
     Args:
         base: checkpoint with a `PromptedDetector` of many classes, `photos`.
-        out: folder of this learning.
         classes: names in their order; the snapshot's by default.
         renamed: name of a class of the base -> name to learn.
         folds: of the cross-validation; 0 for none.
         incumbent: what serves now. Where it was learned in this way from the same base it has seen some of the images,
             so it is cross-validated, too.
-        seed: of the views.
 
     Returns:
         The checkpoint directory, OUT/checkpoint.
@@ -83,44 +82,25 @@ def learn_few_shot(
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
         ValueError: classes and renamings do not fit, or the base is another network.
     """
-    samples = SnapshotSamples(snapshot)
-    if len(samples) == 0:
-        raise NothingToLearn(
-            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more"
-        )
+    samples = _training_part(snapshot)
     classes = tuple(classes) or samples.snapshot.classes
     learner = FewShotLearner(load_checkpoint(base), classes, renamed)
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
     own = relabel_samples(samples, classes, renamed or {})
     views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
-    fit_s = len(own) * views * FIT_S
     incumbent_facts = facts_of(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent else {}
     taught = set(incumbent_facts.get("images", ()))
     pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
     fits = folds * sum(bool(pool) for pool in pools.values()) + 1
     judged = sum(len(pool) for pool in pools.values())
-    progress = _Progress(
-        out,
-        on_progress,
-        steps=len(own) + judged + fits,
-        total_s=len(own) * views * VIEW_S + judged * OUTLINES_S + fits * fit_s,
-    )
-
-    def look(number: int) -> LearnedImage:
-        image = learner.look(own[number], views, (seed, number))
-        progress.add(views * VIEW_S)
-        return image
-
-    images = dict(zip(hashes, map_in_threads(look, range(len(hashes))), strict=True))
+    progress = _Progress(out, on_progress, looks=len(own), fits=fits, judged=judged, views=views)
+    images = dict(zip(hashes, _looked_at(learner, own, views, seed, progress), strict=True))
     progress.phase = "evaluating"
     power = 1.0
     if folds:
-        answers = {
-            role: out_of_fold(learner, {key: images[key] for key in pool}, folds, progress, fit_s)
-            for role, pool in pools.items()
-        }
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
-        power = _write_folds(out / FOLDS_FILE, answers, truth, incumbent_facts, folds=min(folds, len(images)))
+        looked_at = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
+        power = _cross_validate(out / FOLDS_FILE, learner, looked_at, truth, incumbent_facts, folds, progress)
     progress.phase = "saving"
     digest = samples.snapshot.digest
     facts = {
@@ -129,30 +109,52 @@ def learn_few_shot(
         FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
     }
     rows = learner.rows(list(images.values()), progress.loss)
-    progress.add(fit_s)
+    progress.add(progress.fit_s)
     learner.save(out / CHECKPOINT, rows, power, facts)
     progress.end()
     return out / CHECKPOINT
 
 
-def _write_folds(
+def _training_part(snapshot: Path) -> SnapshotSamples:
+    samples = SnapshotSamples(snapshot)
+    if len(samples) == 0:
+        raise NothingToLearn(
+            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more"
+        )
+    return samples
+
+
+def _looked_at(
+    learner: FewShotLearner, samples: SampleSet, views: int, seed: int, progress: _Progress
+) -> list[LearnedImage]:
+    def look(number: int) -> LearnedImage:
+        image = learner.look(samples[number], views, (seed, number))
+        progress.add(progress.look_s)
+        return image
+
+    return map_in_threads(look, range(len(samples)))
+
+
+def _cross_validate(
     path: Path,
-    answers: Mapping[str, Mapping[str, list[list[Any]]]],
+    learner: FewShotLearner,
+    pools: Mapping[str, Mapping[str, LearnedImage]],
     truth: Mapping[str, Any],
     incumbent_facts: Mapping[str, Any],
-    *,
     folds: int,
+    progress: _Progress,
 ) -> float:
     """Keep what each role finds on images that its fold did not learn from; returns the power of scores.
 
     Args:
-        answers: role -> content hash of an image -> detections; truth: objects of the same images.
+        pools: role -> content hash -> image that its model learned from; truth: objects by content hash.
         incumbent_facts: what the incumbent's checkpoint says about its learning.
     """
+    answers = {role: out_of_fold(learner, images, folds, progress) for role, images in pools.items()}
     power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
     powers = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
     raised = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
-    write_text(path, json.dumps({"folds": folds, **raised}))
+    write_text(path, json.dumps({"folds": min(folds, len(truth)), **raised}))
     return power
 
 
@@ -165,11 +167,7 @@ def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
 
 
 def out_of_fold(
-    learner: FewShotLearner,
-    images: Mapping[str, LearnedImage],
-    folds: int,
-    progress: _Progress | None = None,
-    fit_s: float = 0.0,
+    learner: FewShotLearner, images: Mapping[str, LearnedImage], folds: int, progress: _Progress | None = None
 ) -> dict[str, Any]:
     """For each image what rows find that other images taught.
 
@@ -177,7 +175,7 @@ def out_of_fold(
 
     Args:
         images: by content hash.
-        progress: told the work that was done; fit_s: what one fit costs, in seconds of a quiet core.
+        progress: told the work that was done.
 
     Returns:
         By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
@@ -191,7 +189,7 @@ def out_of_fold(
         rows = learner.rows([images[key] for key in ordered if key not in held], on_loss)
         taught.update(dict.fromkeys(held, rows))
         if progress is not None:
-            progress.add(fit_s)
+            progress.add(progress.fit_s)
 
     def find(key: str) -> list[list[Any]]:
         detections = _as_json(learner.detections(images[key], taught[key]), learner.classes)
@@ -266,16 +264,20 @@ class _Progress:
     The clock says how much slower this core is, so the first image gives an estimate of the whole.
     """
 
-    def __init__(self, out: Path, on_progress: OnProgress | None, *, steps: int, total_s: float) -> None:
+    def __init__(
+        self, out: Path, on_progress: OnProgress | None, *, looks: int, fits: int, judged: int, views: int
+    ) -> None:
         self.file, self.on_progress = out / PROGRESS_FILE, on_progress
-        self.steps, self.total_s = steps, total_s
+        self.look_s, self.fit_s = views * VIEW_S, looks * views * FIT_S
+        self.steps = looks + fits + judged
+        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S
         self.step, self.done_s = 0, 0.0
         self.phase = "training"
         self.curve: list[tuple[int, float]] = []
         self.turn = threading.Lock()
         self.began = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
-        self._write(total_s)
+        self._write(self.total_s)
 
     def add(self, work_s: float) -> None:
         """A step is done that costs this much on a quiet core."""

@@ -10,31 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import json_option
+from backend.cli.types import annotation_options
 from backend.errors import ServiceError, StartError
 
 if TYPE_CHECKING:
     from integration.regions.export import Export
 
-FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
 FORMATS = ("coco", "lvis", "yolo")
 
 
 @click.command()
 @click.option("--project", type=click.IntRange(1), help="Id of the project in Label Studio.")
-@click.option("--url", help="Address of Label Studio; LABEL_STUDIO_URL by default.")
-@click.option("--api-key", help="Token of Label Studio; better in LABEL_STUDIO_API_KEY, where nobody sees it.")
-@click.option("--export", "export_file", type=FilePath, help="Exported JSON file, instead of a Label Studio.")
-@click.option("--label-config", "config_file", type=FilePath, help="Label config of the export (XML).")
+@annotation_options
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=("coco",), show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("export"), show_default=True)
-@click.option(
-    "--annotators",
-    type=click.Choice(("latest", "agreement")),
-    default="latest",
-    show_default=True,
-    help="Which of several annotations of an image counts.",
-)
 @click.option(
     "--segmentation",
     type=click.Choice(("auto", "rle")),
@@ -49,7 +38,6 @@ FORMATS = ("coco", "lvis", "yolo")
     metavar="NAME",
     help="A choice given to a region that means a crowd, besides 'crowd'.",
 )
-@json_option
 def export(
     project: int | None,
     url: str | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, print_result
+from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, plain_errors, print_result
 from backend.devtools.served_evaluation.command import served_options
 
 if TYPE_CHECKING:
@@ -114,37 +114,28 @@ def evaluate(
 
     name = _set_name(split, coco, named, count)
     _share_processor(device, threads, processes)
-    raw_only = submission or picture or card
+    if (edits or served) and (submission or picture or card):
+        raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits and --served")
+    if weights is None and (prompts or not served):
+        raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
-    try:
+    asked = {"served": served, **served_as} if served else None
+    with plain_errors():  # a set, classes, an override, an image that is missing
         samples = open_set(name)
-        if prompts:
-            if weights is None:
-                raise click.UsageError("--prompts needs the --weights of a promptable model, such as photos")
+        if weights is not None and prompts:
             _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
-            return
-        if edits:
-            if raw_only:
-                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits")
-            served_from = {"served": served, **served_as} if served else None
-            _edits(samples, name, weights, served_from, good, shown_from, device, flat, as_json)
-            return
-        if served:
-            if raw_only:
-                raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --served")
-            _served(samples, name, weights, {"served": served, **served_as}, how, as_json)
-            return
-        if weights is None:
-            raise click.UsageError("--weights is missing; only --served does without")
-        outcome = _raw(samples, name, weights, submission, picture, rows, how)
-    except (ValueError, FileNotFoundError) as error:  # a set, classes, an override, an image that is missing
-        raise click.ClickException(str(error)) from error
-    if card:
-        from training.evaluation.model_card import write_card
+        elif edits:
+            _edits(samples, name, weights, asked, good, shown_from, device, flat, as_json)
+        elif asked:
+            _served(samples, name, weights, asked, how, as_json)
+        elif weights is not None:
+            outcome = _raw(samples, name, weights, submission, picture, rows, how)
+            if card:
+                from training.evaluation.model_card import write_card
 
-        write_card(weights, outcome, name, _command(weights, split, coco, count, named))
-    _say(outcome, as_json, _table)
+                write_card(weights, outcome, name, _command(weights, split, coco, count, named))
+            _say(outcome, as_json, _table)
 
 
 def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
@@ -209,8 +200,7 @@ def _edits(
         asked = served_options_of(served_as | {"threshold": shown_from})
         _say(evaluate_served_edits(asked, samples, name, good=rule), as_json, edits_text)
         return
-    if weights is None:
-        raise click.UsageError("--weights is missing; only --served does without")
+    assert weights is not None  # `evaluate` has refused the rest
     outcome = evaluate_edits(
         samples, name, weights, good=rule, shown_from=shown_from, device=device, overrides=overrides
     )

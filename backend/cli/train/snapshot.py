@@ -10,33 +10,21 @@ from typing import Any
 
 import click
 
-from backend.cli.types import json_option
+from backend.cli.types import EXISTING_FILE, annotation_options
 from backend.errors import ServiceError, StartError
-
-FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
 
 
 @click.command()
 @click.option("--project", help="Id of the project in Label Studio; with --export any name.")
-@click.option("--url", help="Address of Label Studio; LABEL_STUDIO_URL by default.")
-@click.option("--api-key", help="Token of Label Studio; better in LABEL_STUDIO_API_KEY, where nobody sees it.")
-@click.option("--export", "export_file", type=FilePath, help="Exported JSON file, instead of a Label Studio.")
+@annotation_options
 @click.option("--images", type=click.Path(file_okay=False, path_type=Path), help="Folder of its images.")
-@click.option("--label-config", "config_file", type=FilePath, help="Label config of the export (XML).")
 @click.option(
     "--predictions",
     "predictions_file",
-    type=FilePath,
+    type=EXISTING_FILE,
     help="Answer of /api/predictions, for exports that hold ids only.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("snapshots"), show_default=True)
-@click.option(
-    "--annotators",
-    type=click.Choice(("latest", "agreement")),
-    default="latest",
-    show_default=True,
-    help="Which of several annotations of an image counts.",
-)
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, max_open=True),
@@ -44,7 +32,6 @@ FilePath = click.Path(dir_okay=False, exists=True, path_type=Path)
     show_default=True,
     help="Share of images that are never trained on.",
 )
-@json_option
 def snapshot(
     project: str | None,
     url: str | None,

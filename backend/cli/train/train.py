@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from backend.cli.types import CHECKPOINT, DEVICE, json_option, plain_errors, print_result
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from model.prompts.detector import PromptedDetector
 
 Folder = click.Path(file_okay=False, path_type=Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -210,29 +215,16 @@ def train_prompts_command(
     """
     import torch
 
-    from model.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-    from model.checkpoints.state_dict import load_weights
-    from model.config import get_config
+    from model.checkpoints.checkpoint import save_checkpoint
     from model.detectors.coco_classes import COCO_CLASSES
-    from model.detectors.nanodet_weights import load_packaged_weights
-    from model.network import build_network
-    from model.prompts.detector import PromptedDetector
     from training.prompts.data import Source, load_objects
     from training.prompts.train import PromptTraining, train_prompts
 
-    torch.set_num_threads(threads)
-    cfg = get_config("prompts/photos-detector")
-    cfg.MODEL.DEVICE = "cpu"
-    network = build_network(cfg)
-    assert isinstance(network, PromptedDetector)
     if (nanodet is None) == (init is None):
         raise click.UsageError("either --nanodet or --init is needed")
+    torch.set_num_threads(threads)
     with plain_errors():
-        if nanodet is not None:
-            load_packaged_weights(network.detector, nanodet)
-            network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
-        if init is not None:
-            load_weights(network, load_checkpoint(init)[1], source=str(init))
+        cfg, network = _prompted_start(nanodet, init)
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
@@ -250,3 +242,24 @@ def train_prompts_command(
     facts = {"name": "photos", "version": version, "classes": list(COCO_CLASSES), "preset": "prompts/photos-detector"}
     save_checkpoint(out / "checkpoint", cfg, network, facts, half=True, overwrite=True)
     click.echo(f"The checkpoint is {out / 'checkpoint'}.")
+
+
+def _prompted_start(nanodet: Path | None, init: Path | None) -> tuple[CfgNode, PromptedDetector]:
+    """Configuration and network with the packaged detector's trunk, or with all weights of a checkpoint."""
+    from model.checkpoints.checkpoint import load_checkpoint
+    from model.checkpoints.state_dict import load_weights
+    from model.config import get_config
+    from model.detectors.nanodet_weights import load_packaged_weights
+    from model.network import build_network
+    from model.prompts.detector import PromptedDetector
+
+    cfg = get_config("prompts/photos-detector")
+    cfg.MODEL.DEVICE = "cpu"
+    network = build_network(cfg)
+    assert isinstance(network, PromptedDetector)
+    if nanodet is not None:
+        load_packaged_weights(network.detector, nanodet)
+        network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
+    if init is not None:
+        load_weights(network, load_checkpoint(init)[1], source=str(init))
+    return cfg, network
