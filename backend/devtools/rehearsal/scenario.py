@@ -139,7 +139,7 @@ class Scenario:
     def _roll_back(self, stage: RehearsalServers, project: RehearsedProject) -> None:
         before = self._served(stage, project)
         if not stage.learning(project.id)["can_roll_back"]:
-            self.outcome["rollback"] = {"before": before, "after": before, "said": "nothing was promoted"}
+            self.outcome["rollback"] = {"before": before, "after": before, "said": "no other version served before"}
             return
         stage.press(project.id, "rollback")
         after = self._served(stage, project)
