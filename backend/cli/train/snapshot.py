@@ -13,6 +13,8 @@ import click
 from backend.cli.types import EXISTING_FILE, annotation_options
 from backend.errors import ServiceError, StartError
 
+HINT = "Export as JSON in Label Studio."
+
 
 @click.command()
 @click.option("--project", help="Id of the project in Label Studio; with --export any name.")
@@ -117,7 +119,7 @@ def _of_file(
         labelling = Labelling.of_config(config_file.read_text(encoding="utf-8"))
     else:
         labelling = Labelling.of_rows(rows)
-    stored = read_rows(predictions_file) if predictions_file else []
+    stored = _objects_of(predictions_file) if predictions_file else []
     by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
     fetch = ImageFolder(images).fetch
     return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
@@ -131,16 +133,7 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
     """
     from integration.label_studio.tasks import rows_of_json_min
 
-    hint = "Export as JSON in Label Studio."
-    try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ServiceError(f"{path} is not JSON: {error}.", hint) from error
-    if not isinstance(rows, list):
-        raise ServiceError(f"{path} holds a {type(rows).__name__}, expected a list of objects.", hint)
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected an object.", hint)
+    rows = _objects_of(path)
     if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
         click.echo(
             f"Note: {path} is a JSON-MIN export: each part of an object counts as an object, and what was corrected is "
@@ -148,7 +141,23 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
             err=True,
         )
         rows = rows_of_json_min(rows)
-    return [row if row.get("id") is not None else row | {"id": -n} for n, row in enumerate(rows, start=1)]
+    for index, row in enumerate(rows):
+        if not row.keys() & {"data", "annotations", "completions"}:
+            raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected a task with data.", HINT)
+    return [row if row.get("id") is not None else {**row, "id": -n} for n, row in enumerate(rows, start=1)]
+
+
+def _objects_of(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ServiceError(f"{path} is not JSON: {error}.", HINT) from error
+    if not isinstance(entries, list):
+        raise ServiceError(f"{path} holds a {type(entries).__name__}, expected a list of objects.", HINT)
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ServiceError(f"{path}: entry {index} is {entry!r:.60}, expected an object.", HINT)
+    return entries
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.damaged_sets import DAMAGES, FORMATS, HARMLESS, JSON_FORMATS, outcome, read_set, result_of, write_set
@@ -42,6 +42,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(JSON_FORMATS), st.lists(st.tuples(st.integers(0, 10**6), _NEVER_VALID), min_size=1, max_size=3))
+@example("label-studio", [(0, {})])  # a task that says nothing
 def test_random_values_in_any_json_are_no_silent_loss(kind: str, damages: list[tuple[int, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         written = write_set(kind, Path(folder))
