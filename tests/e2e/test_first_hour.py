@@ -131,7 +131,7 @@ def test_the_first_hour(
     backend = await_backend(client, project, lambda row: is_notice(row["title"]) and row["is_interactive"])
     assert WORDS in backend["title"]
     assert status in backend["title"]
-    assert client.get_project(project)["sampling"] == "Uncertainty sampling"
+    await_sampling(client, project, "Uncertainty sampling")  # a request of its own, after the one that sets the title
     page.reload()
     expect(page.get_by_text(WORDS)).to_be_visible()
     page.screenshot(path=screenshots / "hour-1-model.png")
@@ -240,6 +240,13 @@ def await_backend(client: LabelStudioClient, project: int, condition: Any) -> di
         assert time.monotonic() < give_up, backend
         time.sleep(0.5)
     return backend
+
+
+def await_sampling(client: LabelStudioClient, project: int, expected: str) -> None:
+    give_up = time.monotonic() + LATE_S
+    while (sampling := client.get_project(project)["sampling"]) != expected:
+        assert time.monotonic() < give_up, sampling
+        time.sleep(0.5)
 
 
 def await_round(demo: RunningDemo, project: int) -> dict[str, Any]:
