@@ -264,7 +264,7 @@ class JobQueue:
 
     def retry(self, job_id: str) -> bool:
         """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
-        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[job_id, time.time(), QUEUED_TTL_S]):
+        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[NAMES, job_id, time.time(), QUEUED_TTL_S]):
             return False
         self.announce()
         return True
