@@ -51,6 +51,8 @@ FORM_SECRET = f"{PREFIX}form-secret"
 
 # Learning.
 LEARNING = f"{PREFIX}learning"
+# List of trainings that wait, "<project>:<run>".
+TRAININGS = f"{PREFIX}trainings"
 TRAINERS = f"{PREFIX}trainers"
 WATCH_LOCK = f"{PREFIX}learning:watch"
 
@@ -61,6 +63,7 @@ NAMES = json.dumps(
         "tasks": TASKS,
         "stats": STATS,
         "finished_channel": FINISHED_CHANNEL,
+        "queued_channel": QUEUED_CHANNEL,
         "requesters": REQUESTERS,
         "requester": REQUESTER,
         "claim": CLAIM,
