@@ -21,7 +21,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import NAMES, TASKS, config_key, task_key
+from backend.queue.keys import CONFIG, CONFIGS, NAMES, TASKS, config_key, task_key
 from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
@@ -33,6 +33,8 @@ INDEX_SIZE = 20_000
 # The label configs of waiting tasks are stored once: the one of LVIS takes 60 kB, and a request has 5,000 tasks.
 # Renewed whenever tasks with it are queued. Longer than any task waits, but for deferred ones without any worker.
 CONFIG_TTL_S = 8 * 24 * 3600
+# Anybody may send one with his tasks: together they take a quarter of the queue server's memory at most.
+MOST_CONFIGS = 1000
 # A worker keeps this many of those it saw last.
 MOST_KEPT = 16
 # Fields of a record that pages show.
@@ -191,12 +193,15 @@ class LabelConfigs:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
+        self._store = load_script(connection, "store_config")
         self._kept: OrderedDict[str, str] = OrderedDict()
 
     def store(self, configs: Iterable[str], pipe: Pipeline) -> None:
         """Add the label configs of tasks that are being queued to a round trip."""
         for xml in set(configs):
-            pipe.set(config_key(config_digest(xml)), xml, ex=CONFIG_TTL_S)
+            digest = config_digest(xml)
+            options = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
+            self._store(keys=[config_key(digest), CONFIGS], args=options, client=pipe)
 
     def read(self, digest: str) -> str:
         """The XML; "" when the queue server has forgotten it."""

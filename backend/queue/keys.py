@@ -16,6 +16,7 @@ PREDICT_LANE = "rq:queue:transfiner-predict"
 LANES = (INTERACTIVE_LANE, PREDICT_LANE)
 # Label configs by digest, apart from the tasks that name them.
 CONFIG = f"{PREFIX}config:"
+CONFIGS = f"{PREFIX}configs"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
