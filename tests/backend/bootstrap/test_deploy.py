@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
+from backend.cli.operate.serve import serve as serve_command
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import ends_with_parent
 from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
@@ -295,6 +296,31 @@ def test_compose_and_kubernetes_state_the_same_memory_for_each_part():
         memory = container["resources"]["limits"]["memory"].lower().removesuffix("i")
         assert services[{"valkey": "queue"}.get(name, name)]["mem_limit"] == memory, name
     assert services["worker-cpu"]["mem_limit"] == services["worker"]["mem_limit"]
+
+
+def test_compose_kubernetes_and_serve_state_the_memory_that_was_measured():
+    page = (ROOT / "docs" / "operate.md").read_text()
+    rows = re.findall(
+        r"^\| (80 labels|1,203 labels|40 MP)[^|]*\| (\d+) \| ([\d,]+)[^|]*\| (\d+) \|$", page, re.MULTILINE
+    )
+    figures = {case: [int(figure.replace(",", "")) for figure in row] for case, *row in rows}
+    api, queue = (max(figures[case][place] for case in ("80 labels", "1,203 labels")) for place in (0, 2))
+    worker = figures["40 MP"][1]
+    for text in (
+        (ROOT / "compose.yaml").read_text(),
+        (KUBERNETES / "kustomization.yaml").read_text(),
+        serve_command.help or "",
+    ):
+        words = " ".join(text.replace("#", " ").split())
+        for said in (f"API {api} MiB", f"queue server {queue} MiB", f"{worker / 1024:.1f} GiB", "1,203", "5,000 tasks"):
+            assert said in words
+    limits = {
+        c["name"]: c["resources"]["limits"]["memory"] for pod in pods().values() for c in pod["spec"]["containers"]
+    }
+    assert (limits["api"], limits["worker"], limits["valkey"]) == ("512Mi", "8Gi", "2Gi")
+    assert 2 * api < 512
+    assert 2 * worker < 8192
+    assert 2 * queue < 2048
 
 
 # Where each part writes: fields of the settings.
