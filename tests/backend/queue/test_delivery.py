@@ -43,7 +43,7 @@ def test_an_expired_claim_is_deferred_all_the_same(deliveries, redis, job):
     claim = deliveries.claim("request", [job], lifetime_s=60)
     redis.delete(keys.claim_key(job))
     assert deliveries.defer(claim, {job: FACTS}) == []
-    assert list(deliveries.deferred()) == [job]
+    assert list(deliveries.deferred_of([job, "other"])) == [job]
 
 
 @pytest.mark.parametrize("by", ["an answer", "an answer whose confirmation was lost", "a push"])
@@ -170,6 +170,6 @@ def test_a_deferred_task_that_was_parked_is_deferred_again_when_it_is_queued_aga
     else:
         assert absolve(queue, "w1") == [job]
     assert queue.records.states([job]) == ["queued"]
-    entry = deliveries.deferred()[job]
+    entry = deliveries.deferred_of([job])[job]
     assert (entry["project"], int(entry["task"])) == (PROJECT, 1)
     assert redis.ttl(keys.task_key(job)) == -1, "it waits until it is delivered"
