@@ -190,7 +190,7 @@ class Settings(BaseSettings):
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
     # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
-    # where a model of that kind serves or the serving one knows none of them; 0: always finetune.
+    # where the serving model knows none of them; where one of that kind serves, of up to 1000. 0: always finetune.
     few_shot_images: int = Field(default=300, ge=0)
     # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}

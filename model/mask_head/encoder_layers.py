@@ -29,8 +29,8 @@ def in_bf16_on_cpu(tensor: Tensor) -> bool:
 @functools.cache
 def has_amx() -> bool:
     """Whether the processor multiplies bf16 tiles (AMX); torch's fused attention is fast there, elsewhere not."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.12
-    return bool(capabilities().get("amx_bf16", False))
+    # Newer than the oldest torch that is supported.
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class EncoderLayer(nn.Module):
