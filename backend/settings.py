@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -224,8 +225,9 @@ class Settings(BaseSettings):
     @field_validator("label_studio_url")
     @classmethod
     def _without_slash(cls, url: str) -> str:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
+        if url and (not url.startswith(("http://", "https://")) or re.search(r"[@\\\s%]", url)):
+            shown = re.sub(r"//.*@", "//...@", url)
+            raise ValueError(f"is {shown!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
         return url.rstrip("/")
 
     @field_validator("project_models")
