@@ -48,7 +48,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "benchmark": "backend.cli.research.benchmark:benchmark",
         "score": "backend.cli.train.evaluate:score",
         "visualize": "backend.cli.research.visualize:visualize",
-        "polygons": "backend.cli.research.polygons:polygons",
     },
 }
 COMMANDS: dict[str, str] = {name: target for section in SECTIONS.values() for name, target in section.items()}

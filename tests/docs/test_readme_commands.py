@@ -17,7 +17,6 @@ README = {text for page, text in COMMANDS if page == "README.md"}
 # Command -> words that it prints.
 RUN = {
     "--help": "predict",
-    "polygons --help": "Usage",
     "models": "photos",
     "models list --project 12": "",
     "models gc --project 12": "",
