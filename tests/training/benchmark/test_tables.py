@@ -117,8 +117,7 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     table, lines = TABLES[3], list[str]()
     results = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=lines.append)
     assert list(results) == ["guided"]
-    files = write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
-    assert {path.name for path in files} == {"report.json", "report.md", "rows.png"}
+    write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
     report = json.loads((tmp_path / "table-3" / "report.json").read_text())
     guided = report["rows"][1]
     assert set(guided["measured"]) >= {"AP", "APB"}
