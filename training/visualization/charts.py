@@ -1,6 +1,6 @@
 """Charts of reports: verdicts, learning curves, corrections, orders of work.
 
-With `plots`, which draws what a network saw, the one home of drawing with matplotlib. Needs no torch.
+The one home of drawing with matplotlib. Needs no torch.
 """
 
 from __future__ import annotations
