@@ -1,11 +1,11 @@
-"""Charts of reports: verdicts, learning curves, corrections, orders of work.
+"""Charts of reports: verdicts, and corrections by label.
 
 The one home of drawing with matplotlib. Needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ CORRECTION_COLOURS = {
     "deleted": "#d55e00",
     "added": "#0072b2",
 }
-SERIES_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#555555")
 MOST_LABELS = 25
 
 
@@ -105,21 +103,6 @@ def _dress(axes: Axes, names: list[str], figures: VerdictFigures, compared: bool
     axes.legend(loc="best", frameon=False)
 
 
-def draw_curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, figure_of_merit: str, path: Path
-) -> Path:
-    """Draw a figure of merit over rounds, a line a series of (round, value)."""
-    figure, (axes,) = new_chart(7.2, 4.0)
-    for number, (name, points) in enumerate(series.items()):
-        colour = SERIES_COLOURS[number % len(SERIES_COLOURS)]
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
-    axes.set(title=title, xlabel="round", ylabel=figure_of_merit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return save_png(figure, path)
-
-
 def draw_correction_bars(report: Mapping[str, Any]) -> Image.Image:
     """Draw corrections of each label, the most frequent on top, and how far outlines were moved."""
     rows = sorted(report["labels"].items(), key=lambda item: -_objects(item[1]))[:MOST_LABELS]
@@ -150,21 +133,3 @@ def _objects(figures: Mapping[str, Any]) -> int:
 
 def _count(figures: Mapping[str, Any], kind: str) -> int:
     return int(figures[kind] + (figures["unseen"] if kind == "added" else 0))
-
-
-def draw_coverage(covered: Mapping[str, np.ndarray]) -> Image.Image:
-    """Draw the share of the work in the images opened so far, one line an order, beside random.
-
-    Args:
-        covered: by name (K + 1,), see `backend.learning.annotation_cost.work_covered`; the last one is perfect.
-    """
-    figure, (axes,) = new_chart(6.4, 4.6)
-    for number, (name, values) in enumerate(covered.items()):
-        perfect = number == len(covered) - 1
-        style = (":", "#666666") if perfect else (("-", "--", "-.")[number % 3], SERIES_COLOURS[(0, 1, 3)[number % 3]])
-        opened = np.linspace(0, 100, len(values))
-        axes.plot(opened, 100 * values, style[0], color=style[1], label=name)
-    axes.plot([0, 100], [0, 100], color="#bbbbbb", lw=1, label="random")
-    axes.set(xlabel="images opened, %", ylabel="edits found, %", xlim=(0, 100), ylim=(0, 101))
-    axes.legend(frameon=False, loc="lower right")
-    return as_image(figure)
