@@ -219,8 +219,8 @@ def _raw(
 ) -> dict[str, Any]:
     """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
     from training.datasets import CocoSet
+    from training.evaluation.pictures import Comparison
     from training.evaluation.run import Submission, evaluate_checkpoint
-    from training.visualization.predictions import Comparison
 
     if submission and not isinstance(samples, CocoSet):
         raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")

@@ -1,1 +1,0 @@
-"""Pictures of predictions, and the charts of reports."""
