@@ -91,7 +91,7 @@ benchmark.add_command(capacity)
 @click.option(
     "--miniature", is_flag=True, help="Generated scenes and a tiny network: minutes, and no claim about COCO."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what it needs: data, hours, GPU memory.")
+@click.option("--dry-run", is_flag=True, help="Only say what it needs: data and trainings.")
 @json_option
 @click.pass_context
 def table(

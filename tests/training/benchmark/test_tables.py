@@ -81,16 +81,12 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (1759, (1173, 1612), 439)
 
 
-def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
+def test_a_plan_says_what_is_missing_and_what_is_trained(tmp_path: Path) -> None:
     planned = plan_table(TABLES[10], Scale(data=str(tmp_path)))
     assert str(tmp_path / "gtFine" / "train") in planned["data"]["missing"]
-    ours = planned["rows"][-1]
-    # 24,000 iterations of 8 images at 0.0819 GPU seconds
-    assert ours["gpu_hours"] == pytest.approx(4.4, abs=0.05)
-    assert 5 < ours["gpu_memory_gb"] < 11
+    assert planned["rows"][-1]["iterations"] == 24_000
     text = plan_text(planned)
     assert "quoted from the paper" in text
-    assert "GPU hours" in text
     assert missing_files("scenes:train") == []
 
 
