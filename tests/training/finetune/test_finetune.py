@@ -129,12 +129,15 @@ def test_a_snapshot_without_training_images_is_refused_and_noted(checkpoint: Pat
 
 def test_the_command_prints_its_outcome_and_reasons(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
     where = ["--from", str(checkpoint), "--snapshot", str(snapshot), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    wishes = ["--iterations", "1", "--batch-size", "2", "--precision", "bf16", "--threads", "1", "--json"]
-    done = CliRunner().invoke(command, [*where, *wishes], catch_exceptions=False)
+    wishes = {"iterations": 1, "batch_size": 2, "precision": "bf16", "threads": 1}
+    done = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome == {"checkpoint": str(tmp_path / "out" / "checkpoint"), "iterations": 1}
     assert all(abs(loss) < 1e4 for loss in losses(tmp_path / "out").values()), "finite in bfloat16"
-    again = CliRunner().invoke(command, [*where, *wishes, "--rename", "wheel", "gear"])
+    unknown = CliRunner().invoke(command, [*where, "--options", '{"iteration": 1}'])
+    assert (unknown.exit_code, "unexpected keyword argument 'iteration'" in unknown.output) == (1, True)
+    wishes["renamed"] = {"wheel": "gear"}
+    again = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes)])
     assert again.exit_code == 1
     assert "holds a finetuning with other settings" in again.output
