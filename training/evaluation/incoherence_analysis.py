@@ -351,20 +351,3 @@ def detector_figures(levels: Sequence[Confusion], sizes: Sequence[int]) -> dict[
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def regions_text(outcome: dict[str, Any]) -> str:
-    """The analysis as lines for people."""
-    table1 = outcome["table1"]
-    lines = [
-        f"{outcome['images']} images, {table1['objects']:.0f} matched objects",
-        f"Table 1: incoherent regions cover {100 * table1['percent']:.1f} % of a box and hold "
-        f"{100 * table1['recall_err']:.1f} % of its errors; coarse masks are right in "
-        f"{100 * table1['accuracy']:.1f} % of them",
-        f"         mask AP {100 * table1['ap_coarse']:.1f} coarse, {100 * table1['ap_gt']:.1f} with the truth in "
-        "the regions",
-    ]
-    for level, figures in (outcome["table3"] or {}).items():
-        named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
-        lines.append(f"Table 3, {level:>6}: {named}")
-    return "\n".join(lines)

@@ -26,7 +26,6 @@ from backend.settings import SCENES_MODEL
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 Folder = click.Path(file_okay=False, path_type=Path)
 
-weights_option = click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 train_set_option = click.option("--train-set", "train", required=True, help="Set to learn, as in `data check`.")
 test_set_option = click.option("--test-set", "test", required=True, help="Set to measure on.")
 ratio_option = click.option(
@@ -56,7 +55,7 @@ class BenchmarkGroup(SuggestingGroup):
 
 @click.group(cls=BenchmarkGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def benchmark() -> None:
-    """Reproduce a table of the paper, or measure cost, speed and incoherent regions.
+    """Reproduce a table of the paper, or measure cost, precision and few-shot learning.
 
     \b
     Example: transfiner benchmark 5 --data ~/coco --dry-run
@@ -250,33 +249,6 @@ def networks(
 
 
 @benchmark.command()
-@click.option("--instances", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--nodes", type=click.IntRange(1), default=560, show_default=True, help="Nodes of each instance.")
-@click.option("--config", default="released/R50-FPN", show_default=True)
-@size_option
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts.")
-@device_option
-@threads_option
-@json_option
-def speed(
-    config: str, size: tuple[int, int], device: str, repeats: int, threads: int, as_json: bool, **amounts: Any
-) -> None:
-    """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
-
-    \b
-    Example: transfiner benchmark speed --instances 10 --nodes 4000
-    """
-    from training.benchmark.cost.comparison import CostSetting, compare_heads, head_costs_text
-    from training.distributed import keep_freed_memory
-
-    limit_threads(threads)
-    keep_freed_memory(device)
-    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
-    outcome = compare_heads(setting, **amounts)
-    print_result(outcome, head_costs_text(outcome), as_json)
-
-
-@benchmark.command()
 @click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
 @click.option(
     "--set", "name", default="scenes:val:200", show_default=True, help="The model's own validation set, by name."
@@ -307,25 +279,3 @@ def precision(weights: Path, name: str, ratio: float, threads: int, card: bool, 
         command = f"transfiner benchmark precision --weights {weights.name} --set {short} --card"
         record_precision(weights, outcome, short, command)
     print_result(outcome, precision_markdown(outcome, name), as_json)
-
-
-@benchmark.command()
-@weights_option
-@click.option("--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
-@device_option
-@json_option
-def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
-    """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.
-
-    \b
-    Example: transfiner benchmark regions --weights model/weights/scenes-small --set scenes:val:50
-    """
-    from training.benchmark.cost.subjects import open_network
-    from training.datasets import open_set
-    from training.evaluation.incoherence_analysis import analyse, regions_text
-
-    network, cfg = open_network(weights=weights, device=device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True])
-    samples = open_set(name)
-    with click.progressbar(length=len(samples), label=f"analysing {name}", file=sys.stderr) as bar:
-        outcome = analyse(network, cfg, samples, progress=lambda _: bar.update(1))
-    print_result(outcome, regions_text(outcome), as_json)

@@ -18,7 +18,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_lists_every_table_and_measure() -> None:
     code, text = run("--help")
     assert code == 0
-    for name in (*(str(number) for number in range(1, 13)), "networks", "speed", "regions"):
+    for name in (*(str(number) for number in range(1, 13)), "networks", "precision", "fewshot"):
         assert f"\n  {name} " in text
 
 
