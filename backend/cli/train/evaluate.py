@@ -166,7 +166,7 @@ def _share_processor(device: str, threads: int, processes: int) -> None:
 
 def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool, *, with_grabcut: bool) -> None:
     """Yardsticks of prompts, on any set."""
-    from model.prompts.predictor import PromptPredictor
+    from model.prompt_predictor import PromptPredictor
     from training.prompts.data import objects_of
     from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
 
