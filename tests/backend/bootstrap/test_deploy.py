@@ -189,9 +189,9 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
 def test_the_dashboard_s_panels_have_their_own_place():
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
-        apart = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        assert apart or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    for first, second in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+        apart = first["x"] + first["w"] <= second["x"] or second["x"] + second["w"] <= first["x"]
+        assert apart or first["y"] + first["h"] <= second["y"] or second["y"] + second["h"] <= first["y"]
     assert all(0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"] for panel in panels)
 
 

@@ -112,8 +112,8 @@ class FakePredictor:
         return self
 
     def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]:
-        found = [instance(*HERE), instance(30, 5, 45, 20, score=0.3), instance(*HERE, label="bird")]
-        return [found for _ in images]
+        detections = [instance(*HERE), instance(30, 5, 45, 20, score=0.3), instance(*HERE, label="bird")]
+        return [detections for _ in images]
 
 
 def test_measuring_counts_what_is_shown() -> None:
