@@ -21,7 +21,7 @@ from backend.devtools.simulated_edits import opencv
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from model.instance import iou
-from tests.support.hausdorff import deviation_px
+from tests.integration.polygons.hausdorff import deviation_px
 from training.evaluation.coco_format import load_quietly
 
 Method = Callable[[np.ndarray, float], list[Polygon]]

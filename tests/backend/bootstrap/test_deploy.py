@@ -32,8 +32,8 @@ from backend.processes.parent_death import ends_with_parent
 from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
+from tests.backend.bootstrap.locked_imports import locked, run_locked
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
-from tests.support.locked_imports import locked, run_locked
 from tests.support.service import wait_until
 from tests.support.slow_clients import UNFINISHED, answers, connections, is_closed
 

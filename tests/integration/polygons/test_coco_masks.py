@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import exact_polygons
-from tests.support.hausdorff import deviation_px
+from tests.integration.polygons.hausdorff import deviation_px
 
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
 ANNOTATIONS = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"

@@ -15,7 +15,7 @@ from integration.polygons.contours import fill_even_odd
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons
-from tests.support.hausdorff import deviation_px
+from tests.integration.polygons.hausdorff import deviation_px
 
 small_masks = arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.cityscapes_predictions import write_predictions
-from tests.support.miniature import LAYOUTS, write_miniature
+from tests.support.miniature import LAYOUTS, write_miniature, write_predictions
 from training.datasets import BadAnnotationError, ImageLeftOutError, open_set
 from training.datasets.coco_categories import cocofied
 from training.datasets.loader import training_samples

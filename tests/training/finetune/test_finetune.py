@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from backend.cli.train.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
-from tests.support.tiny_finetune import STEPS, settings, tiny_snapshot
+from tests.training.finetune.tiny_finetune import STEPS, settings, tiny_snapshot
 from training.engine.log import read_progress
 from training.finetune.data import NothingToLearn
 from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
@@ -58,7 +58,14 @@ def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     checkpoint: Path, snapshot: Path, finished: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "tests.support.tiny_finetune", str(checkpoint), str(snapshot), str(tmp_path)]
+    program = [
+        sys.executable,
+        "-m",
+        "tests.training.finetune.tiny_finetune",
+        str(checkpoint),
+        str(snapshot),
+        str(tmp_path),
+    ]
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
