@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from training.datasets.coco_categories import COCO_CATEGORIES
+from training.metrics.bdd100k import merged
 from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_seed
 
 LAYOUTS = ("coco", "lvis", "cityscapes", "bdd100k")
@@ -286,3 +287,22 @@ def write_predictions(
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file)
         lines.append(f"{file} {label} {score}\n")
     (folder / f"{name}.txt").write_text("".join(lines))
+
+
+class PredictionWriter:
+    """Writes detections as BDD100K's server takes them: bitmasks/NAME.png, and scores.json when closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed: list[dict[str, Any]] = []
+        (folder / "bitmasks").mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> None:
+        """One image's detections: bool N x H x W, BDD100K category numbers from 1, scores; `name` without ending."""
+        Image.fromarray(merged(masks, categories, scores)).save(self.folder / "bitmasks" / f"{name}.png")
+        labels = [{"index": index, "score": float(score)} for index, score in enumerate(scores, 1)]
+        self._listed.append({"name": f"{name}.jpg", "labels": labels})
+
+    def close(self) -> None:
+        """Write the scores."""
+        (self.folder / "scores.json").write_text(json.dumps(self._listed))
