@@ -22,8 +22,8 @@ from model.mask_head.encoder_layers import EncoderLayer, SelfAttention
 from model.mask_head.roi_features import pool_grids
 from model.precision import choose_precision, fold_norms, to_bf16
 from model.predictor import Predictor
+from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
-from model.prompts.predictor import PromptPredictor
 from tests.support.small_network import CLASSES, small_config, small_model
 
 PHOTOS = Path(precision.__file__).parent / "weights" / "photos"

@@ -95,15 +95,15 @@ def run(
     ended: dict[str, JobOutcome] = {}
 
     def fetch(job: PredictionJob, key: str) -> np.ndarray:
-        found = images[job.image]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        image = images[job.image]
+        if isinstance(image, Exception):
+            raise image
+        return image
 
     def done(batch: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-        ended.update({job_id: one.outcome for job_id, one in batch.items()})
+        ended.update({job_id: job.outcome for job_id, job in batch.items()})
         assert set(stages_s) == {"images", "model", "regions"}
-        assert all(one.facts["seconds"] >= 0 for one in batch.values())
+        assert all(job.facts["seconds"] >= 0 for job in batch.values())
 
     runner = TaskRunner(OneModel(model, spare), fetch, done, tiling=tiling, tile_batch=2)
     jobs = {name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images}
