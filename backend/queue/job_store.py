@@ -200,7 +200,7 @@ class LabelConfigs:
         """Add the label configs of tasks that are being queued to a round trip."""
         for xml in set(configs):
             digest = config_digest(xml)
-            options: list[Any] = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
+            options: list[str | float] = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
             self._store(keys=[config_key(digest), CONFIGS], args=options, client=pipe)
 
     def read(self, digest: str) -> str:

@@ -18,7 +18,7 @@ from backend.queue.job_queue import JobQueue
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
 from backend.settings import Settings
 from backend.worker.push import Pusher
-from backend.worker.task_runner import Models
+from backend.worker.task_runner import LoadedModels
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
@@ -33,7 +33,7 @@ class MaintenanceThread(threading.Thread):
     """
 
     def __init__(
-        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: Models, *, pushes: bool = True
+        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: LoadedModels, *, pushes: bool = True
     ) -> None:
         super().__init__(name="maintenance", daemon=True)
         self.queue = queue
@@ -68,7 +68,7 @@ class MaintenanceThread(threading.Thread):
             self.pusher.join(5)
 
 
-def _present(models: Models) -> dict[str, Any]:
+def _present(models: LoadedModels) -> dict[str, Any]:
     return {
         "version": models.version,
         "models": models.facts,

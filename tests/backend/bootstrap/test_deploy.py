@@ -33,8 +33,8 @@ from backend.processes.parent_death import ends_with_parent
 from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings, known_variables
+from tests.backend.bootstrap.locked_imports import locked, run_locked
 from tests.backend.bootstrap.test_containers import ROOT, built, steps
-from tests.support.locked_imports import locked, run_locked
 from tests.support.service import wait_until
 from tests.support.slow_clients import UNFINISHED, answers, connections, is_closed
 
@@ -203,9 +203,9 @@ def test_the_dashboard_asks_only_for_figures_that_there_are(settings, redis):
 def test_the_dashboard_s_panels_have_their_own_place():
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    for one, other in itertools.combinations([panel["gridPos"] for panel in panels], 2):
-        apart = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        assert apart or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    for first, second in itertools.combinations([panel["gridPos"] for panel in panels], 2):
+        apart = first["x"] + first["w"] <= second["x"] or second["x"] + second["w"] <= first["x"]
+        assert apart or first["y"] + first["h"] <= second["y"] or second["y"] + second["h"] <= first["y"]
     assert all(0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"] for panel in panels)
 
 
