@@ -131,13 +131,13 @@ def test_tasks_that_were_forgotten_while_a_request_waited_are_deferred_and_queue
     service = app.extensions["transfiner"]
     client = app.test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
-    unknown = service.queue.records.unknown
+    look = service.queue.records.look
 
-    def forget(job_ids: list[str]) -> set[str]:
+    def forget(job_ids: list[str]) -> tuple[list[str], list[str]]:
         redis.flushall()
-        return unknown(job_ids)
+        return look(job_ids)
 
-    monkeypatch.setattr(service.queue.records, "unknown", forget)
+    monkeypatch.setattr(service.queue.records, "look", forget)
     monkeypatch.setattr("backend.queue.job_queue.RECHECK_S", 60.0)
     answer = client.post("/predict", json=predict_body(tasks(3), project=PROJECT))
     assert answer.get_json() == {"results": []}
