@@ -89,10 +89,8 @@ def _draw_failures(name: str, weights: Path, out: Path, count: int, device: str)
 def _draw_images(
     images: tuple[Path, ...], weights: Path, out: Path, figures: tuple[str, ...], instances: int, device: str
 ) -> list[Path]:
-    import numpy as np
-    from PIL import Image, ImageOps
-
     from model.checkpoints.checkpoint import load_checkpoint
+    from model.images import read_image
     from training.benchmark.cost.subjects import open_network
     from training.visualization import plots as drawing
     from training.visualization.observation import WHOLE_SEQUENCES, observe
@@ -102,11 +100,9 @@ def _draw_images(
     network, cfg = open_network(weights=weights, device=device, overrides=[str(part) for part in WHOLE_SEQUENCES])
     written: list[Path] = []
     for path in images:
-        with Image.open(path) as picture:
-            pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
         try:
-            seen = observe(network, cfg, pixels)
-        except ValueError as error:
+            seen = observe(network, cfg, read_image(path))
+        except (ValueError, OSError) as error:
             raise click.ClickException(f"{path}: {error}") from error
         shown = list(range(min(instances, len(seen))))
         for name in figures:

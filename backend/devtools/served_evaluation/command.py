@@ -15,7 +15,7 @@ import click
 from backend.devtools.served_evaluation.client import Credentials, ServedError
 from backend.devtools.served_evaluation.evaluation import LabelError, Served, ServedOptions, predict_set, score_served
 from model.checkpoints.metadata import read_metadata
-from training.datasets import AnySet, Sample
+from training.datasets import AnySet, Sample, usable_samples
 
 if TYPE_CHECKING:
     from training.evaluation.edits import GoodOutline
@@ -146,8 +146,7 @@ def evaluate_served_edits(asked: ServedOptions, samples: AnySet, name: str, *, g
     served = _predict(asked, samples, None)
     answers = {image_id: (size_hw, regions) for image_id, size_hw, regions in served.objects.answers}
     edits = Edits()
-    for index in range(len(samples)):
-        sample = samples[index]
+    for _, sample in usable_samples(samples):
         (height, width), regions = answers.get(sample.image_id, (sample.image.shape[:2], []))
         shown = without_crowd(shown_regions(regions, height, width), sample)
         edits.add(shown, true_objects(sample, samples.class_names, good), good)
