@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -107,8 +108,8 @@ class Settings(BaseSettings):
     # Arithmetic on a CPU: fp32, bf16 (for processors with AMX or AVX512-BF16), or auto: bf16 where the processor is
     # fast at it and the model's card says what it costs (`transfiner benchmark precision`). Predictions name theirs.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # Nodes of an image that are refined, the worthiest first; 0: all; -1: the knee of the model's curve of boundary AP
-    # against time where its metadata has one (`transfiner benchmark anytime` draws it), else what its config.yaml says.
+    # Nodes of an image that are refined, the worthiest first; 0: all; -1: what the model's metadata asks for
+    # (`served.node_budget`), else its config.yaml.
     node_budget: int = Field(default=-1, ge=-1)
     # Number of this worker on its host: with device auto and several GPUs, worker n takes GPU n.
     worker_number: int = Field(default=0, ge=0)
@@ -190,7 +191,7 @@ class Settings(BaseSettings):
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
     # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
-    # where a model of that kind serves or the serving one knows none of them; 0: always finetune.
+    # where the serving model knows none of them; where one of that kind serves, of up to 1000. 0: always finetune.
     few_shot_images: int = Field(default=300, ge=0)
     # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
@@ -224,8 +225,9 @@ class Settings(BaseSettings):
     @field_validator("label_studio_url")
     @classmethod
     def _without_slash(cls, url: str) -> str:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
+        if url and (not url.startswith(("http://", "https://")) or re.search(r"[@\\\s%]", url)):
+            shown = re.sub(r"//.*@", "//...@", url)
+            raise ValueError(f"is {shown!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
         return url.rstrip("/")
 
     @field_validator("project_models")

@@ -57,7 +57,7 @@ class PredictorLike(Protocol):
 
 
 class PromptPredictorLike(Protocol):
-    """What is used of `model.prompts.predictor.PromptPredictor`."""
+    """What is used of `model.prompt_predictor.PromptPredictor`."""
 
     version: str
 
@@ -83,7 +83,7 @@ def _load_predictor() -> PredictorLike:
 
 @functools.cache
 def _load_prompt_predictor() -> PromptPredictorLike:
-    module = importlib.import_module("model.prompts.predictor")
+    module = importlib.import_module("model.prompt_predictor")
     directory = os.environ.get("TRANSFINER_PROMPT_MODEL") or SHIPPED
     device = os.environ.get("TRANSFINER_DEVICE") or "auto"
     predictor: PromptPredictorLike = module.PromptPredictor.from_checkpoint(directory, device=device)

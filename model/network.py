@@ -8,14 +8,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from model import backbones, baselines, detectors
-from model.detectors import two_stage
+from model import backbones
+from model.detectors import boundary_preserving, mask_scoring, two_stage
 from model.errors import MissingRequirementError
 from model.mask_head import head
 from model.prompts import detector
 
 #: Importing them registers what a configuration may name.
-REGISTERED = (backbones, baselines, detectors, two_stage, head, detector)
+REGISTERED = (backbones, boundary_preserving, mask_scoring, two_stage, head, detector)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

@@ -19,7 +19,7 @@ from backend.queue.job_queue import JobQueue
 from backend.queue.keys import STATS
 from backend.queue.recovery import living_workers
 from backend.settings import Settings
-from model.decoding_memory import MemoryBudget
+from model.images import MemoryBudget
 
 # Where a batch's time goes; workers add to `stage_<name>` in Redis.
 STAGES = ("images", "model", "regions")

@@ -44,12 +44,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "data": "backend.cli.train.data:data",
         "rehearse": "backend.devtools.rehearsal.command:rehearse",
     },
-    "Research": {
-        "benchmark": "backend.cli.research.benchmark:benchmark",
-        "score": "backend.cli.train.evaluate:score",
-        "visualize": "backend.cli.research.visualize:visualize",
-        "polygons": "backend.cli.research.polygons:polygons",
-    },
+    "Research": {"benchmark": "backend.cli.research.benchmark:benchmark", "score": "backend.cli.train.evaluate:score"},
 }
 COMMANDS: dict[str, str] = {name: target for section in SECTIONS.values() for name, target in section.items()}
 HEAVY_PACKAGES = ("torch", "torchvision", "detectron2")

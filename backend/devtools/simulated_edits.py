@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import click
 import numpy as np
 
+from backend.devtools.soak.harness import label_config
 from backend.errors import ServiceError
-from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.label_config import parse_label_config
 from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, remove_crumbs
 from integration.polygons.exact import Outlined, Polygon
@@ -42,7 +42,7 @@ SERVED, BEFORE, OPENCV = "as served", "part by part, pixel edges", "OpenCV conto
 
 def drawers(classes: Sequence[str], shown_from: float) -> dict[str, Drawer]:
     """The ways to draw that are compared; OpenCV's only where it is installed."""
-    config = label_config_of(classes)
+    config = parse_label_config(label_config(classes))
 
     def drawer(output: Output) -> Drawer:
         output = dataclasses.replace(output, score_threshold=shown_from)
@@ -85,13 +85,6 @@ def opencv(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
         for index, (ring, parent) in enumerate(zip(rings, parents, strict=True))
         if parent < 0
     ]
-
-
-def label_config_of(classes: Sequence[str]) -> LabelConfig:
-    """A label configuration with polygons of these classes."""
-    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in classes)
-    control = f'<PolygonLabels name="regions" toName="image">{labels}</PolygonLabels>'
-    return parse_label_config(f'<View><Image name="image" value="$image"/>{control}</View>')
 
 
 def shown_regions(result: Sequence[Mapping[str, Any]], height: int, width: int) -> list[EditableObject]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from backend.learning.snapshot import outline_px
 from integration.regions.settings import certainty
@@ -30,7 +29,6 @@ from training.snapshots.annotation_cost import (
 )
 from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
 from training.snapshots.format import open_snapshot, pixels_sha256
-from training.visualization.charts import draw_coverage
 
 SHOWN_FROM = 0.5
 #: More images cost time and hardly change the weights of an order.
@@ -208,12 +206,6 @@ def work_covered(scores: Sequence[float] | np.ndarray, edits: Sequence[float] | 
     ordered = mean_of_group[np.sort(group)]
     covered = np.concatenate([[0.0], np.cumsum(ordered)])
     return covered / covered[-1] if covered[-1] > 0 else np.linspace(0, 1, len(covered))
-
-
-def draw_orders(scores: Mapping[str, Sequence[float]], edits: Sequence[float]) -> Image.Image:
-    """Draw the work covered by each order, the perfect one and a random one."""
-    lines = {**scores, "perfect": [-edit for edit in edits]}
-    return draw_coverage({name: work_covered(values, edits) for name, values in lines.items()})
 
 
 def _figures(expected: np.ndarray, real: np.ndarray, draws: np.ndarray) -> OrderFigures:

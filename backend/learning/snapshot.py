@@ -228,8 +228,6 @@ class SnapshotBuilder:
 
     def finish(self, read: Sequence[Annotation], project: str) -> Path:
         """Write everything. `read`: all annotations that were looked at: newer ones alone are news."""
-        from training.visualization.charts import draw_correction_bars
-
         left_out = [
             {
                 "task": entry.task_id,
@@ -258,7 +256,7 @@ class SnapshotBuilder:
                 report_markdown=correction_report_markdown(
                     report, f"Corrections{f' of project {project}' if project else ''}"
                 ),
-                pictures={"labels.png": draw_correction_bars(report)} | ({"moved.png": sheet} if sheet else {}),
+                pictures={"moved.png": sheet} if sheet else {},
             )
         except SnapshotError as error:
             reasons = "; ".join(f"task {entry['task']}: {entry['reason']}" for entry in left_out[:5])

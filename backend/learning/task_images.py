@@ -18,8 +18,7 @@ from PIL import Image
 from backend.errors import ServiceError
 from integration.images.urls import image_value
 from integration.label_studio.tasks import AnnotatedTask
-from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
-from model.images import ImageError, decode_image
+from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
 
 #: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
 Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]

@@ -19,7 +19,6 @@ class ServedModel:
         labels: class names, in the order of the model's outputs.
         digest: sha256 of the weights.
         node_budget: most nodes of an image to refine when it serves, 0 for all; None: what its configuration says.
-            The knee of its curve of boundary AP against time (`transfiner benchmark anytime`), where that was drawn.
     """
 
     directory: Path

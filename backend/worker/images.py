@@ -22,7 +22,7 @@ from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
 from integration.label_studio.label_config import parse_label_config
-from model.decoding_memory import MemoryBudget
+from model.images import MemoryBudget
 
 log = logging.getLogger(__name__)
 FETCH_THREADS = 8

@@ -18,8 +18,7 @@ from integration.images.download import Downloader, Limits, shown_url
 from integration.images.ssrf_guard import AddressPolicy, origin
 from integration.images.urls import decode_data_uri, image_value, locate
 from integration.label_studio.auth import LabelStudioAuth
-from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget
-from model.images import ImageError, decode_image
+from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
 
 __all__ = ["FetchSettings", "ImageError", "ImageFetcher"]
 

@@ -126,6 +126,8 @@ def _read_config(file: Path) -> CfgNode:
         raise CheckpointError(f"{file}: expected a mapping of keys, got {type(values).__name__}")
     for key in UPSTREAM_ONLY_KEYS:
         values.pop(key, None)
+    if isinstance(values.get("MODEL"), dict):
+        values["MODEL"].pop("DETR", None)  # of a detector that was removed; older checkpoints have its settings
     cfg = get_cfg()
     add_transfiner_config(cfg)
     try:

@@ -17,7 +17,6 @@ README = {text for page, text in COMMANDS if page == "README.md"}
 # Command -> words that it prints.
 RUN = {
     "--help": "predict",
-    "polygons --help": "Usage",
     "models": "photos",
     "models list --project 12": "",
     "models gc --project 12": "",
@@ -54,7 +53,6 @@ NOT_RUN = {
     "snapshot": LABEL_STUDIO + "tests/backend/learning/test_snapshot.py",
     "soak": "minutes: tests/backend/devtools/test_soak.py",
     "train": "hours: tests/training/engine",
-    "visualize": "wants a data set: tests/training",
     "worker": "serves until it is stopped: tests/backend/learning/test_train_worker.py",
 }
 

@@ -29,7 +29,7 @@ from backend.processes.embedded_redis import free_port
 from integration.label_studio.client import LabelStudioClient
 from integration.regions.read import regions_to_objects
 from model.instance import iou
-from tests.support.known_object_service import HEIGHT, LABEL, WIDTH, ring_mask, shaped_mask
+from tests.e2e.known_object_service import HEIGHT, LABEL, WIDTH, ring_mask, shaped_mask
 from tests.support.running_demo import RunningDemo
 
 pytestmark = pytest.mark.e2e
@@ -57,7 +57,7 @@ def shaped_url(demo: RunningDemo, tmp_path_factory: pytest.TempPathFactory) -> I
         "LABEL_STUDIO_API_KEY": demo.token,
         "PARENT": str(os.getpid()),
     }
-    command = [sys.executable, "-m", "tests.support.known_object_service", str(port), str(model), str(folder)]
+    command = [sys.executable, "-m", "tests.e2e.known_object_service", str(port), str(model), str(folder)]
     output = folder / "service.txt"
     with output.open("wb") as file:
         service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)

@@ -23,8 +23,7 @@ from PIL import Image, TiffImagePlugin
 from backend.processes.parent_death import ends_with_parent
 from integration.images.fetch import FetchSettings, ImageFetcher
 from integration.images.urls import decode_data_uri
-from model.decoding_memory import DEFAULT_BUDGET_BYTES, MemoryBudget, decoding_bytes
-from model.images import ImageError, decode_image
+from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image, decoding_bytes
 from tests.support.service import data_uri
 
 pytestmark = pytest.mark.service
@@ -37,7 +36,7 @@ SLACK_BYTES = 12 << 20
 MEASURE = """
 import io, json, sys
 from PIL import Image
-from model.decoding_memory import decoding_bytes
+from model.images import decoding_bytes
 from model.images import ImageError, decode_image
 
 def kib(name):

@@ -8,7 +8,8 @@ tiny instances, BDD100K's ignored and crowded instances.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from training.datasets.coco_categories import COCO_CATEGORIES
+from training.metrics.bdd100k import merged
 from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_seed
 
 LAYOUTS = ("coco", "lvis", "cityscapes", "bdd100k")
@@ -233,3 +235,74 @@ def bdd100k_bitmask(scene: Scene, index: int) -> np.ndarray:
         known = BDD100K_STAND_INS[CLASSES.index(label)]
         bitmask[mask] = (known, attributes, number >> 8, number & 255)
     return bitmask
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenScenes:
+    """What lies on the disk: image files, their annotation file, and how many objects it lists."""
+
+    images: tuple[Path, ...]
+    annotations: Path
+    instances: int
+
+
+def write_scenes(
+    folder: Path, split: str, indices: Sequence[int], *, width: int = 384, height: int = 288
+) -> WrittenScenes:
+    """Write scenes into ``folder/images`` and ``folder/instances.json``."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images: list[Path] = []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in indices:
+        scene = generate_scene(scene_seed(split, index), width=width, height=height)
+        path = folder / "images" / f"{split}-{index:06d}.png"
+        Image.fromarray(scene.image).save(path)
+        images.append(path)
+        records.append({"id": index, "file_name": path.name, "height": height, "width": width})
+        annotations += [_scene_annotation(index, label, mask) for label, mask in scene.instances]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": records, "annotations": annotations, "categories": categories}))
+    return WrittenScenes(tuple(images), path, len(annotations))
+
+
+def _scene_annotation(image_id: int, label: str, mask_hw: np.ndarray) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    segmentation = {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+    measures = {"area": int(rle.area(encoded)), "bbox": rle.toBbox(encoded).tolist(), "iscrowd": 0}
+    return {"image_id": image_id, "category_id": CLASSES.index(label) + 1, "segmentation": segmentation} | measures
+
+
+def write_predictions(
+    folder: Path, name: str, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
+) -> None:
+    """Write one image's detections as Cityscapes' server takes them; `name` as in frankfurt_000000_000294."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, (mask, label, score) in enumerate(zip(masks, labels, scores, strict=True)):
+        file = f"{name}_{index}.png"
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file)
+        lines.append(f"{file} {label} {score}\n")
+    (folder / f"{name}.txt").write_text("".join(lines))
+
+
+class PredictionWriter:
+    """Writes detections as BDD100K's server takes them: bitmasks/NAME.png, and scores.json when closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed: list[dict[str, Any]] = []
+        (folder / "bitmasks").mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> None:
+        """One image's detections: bool N x H x W, BDD100K category numbers from 1, scores; `name` without ending."""
+        Image.fromarray(merged(masks, categories, scores)).save(self.folder / "bitmasks" / f"{name}.png")
+        labels = [{"index": index, "score": float(score)} for index, score in enumerate(scores, 1)]
+        self._listed.append({"name": f"{name}.jpg", "labels": labels})
+
+    def close(self) -> None:
+        """Write the scores."""
+        (self.folder / "scores.json").write_text(json.dumps(self._listed))

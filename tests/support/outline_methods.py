@@ -17,12 +17,12 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw, ImageFont
 
-from backend.cli.research.polygons import aligned, draw_polygons, read_masks
 from backend.devtools.simulated_edits import opencv
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
-from integration.polygons.hausdorff import deviation_px
 from model.instance import iou
+from tests.integration.polygons.hausdorff import deviation_px
+from training.evaluation.coco_format import load_quietly
 
 Method = Callable[[np.ndarray, float], list[Polygon]]
 
@@ -133,6 +133,8 @@ SIDE_PX = 46  # of the mask shown
 ZOOM = 9
 ROUNDS = 5
 INK, PALE = (40, 40, 44), (120, 120, 126)
+BACKGROUND, MASK, LINE, VERTEX = (250, 250, 248), (168, 200, 232), (200, 30, 60), (120, 0, 30)
+SMOOTH = 3  # drawn this much larger and scaled down
 
 
 def leaf_mask() -> np.ndarray:
@@ -178,9 +180,8 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
     current = mask_hw
     for _ in range(ROUNDS - 1):
         current = polygons_to_mask(method(current, tolerance_px), *mask_hw.shape)
-    window = (0, 0, mask_hw.shape[1], mask_hw.shape[0])
-    above = draw_polygons(mask_hw, polygons, ZOOM, window_xyxy=window)
-    below = draw_polygons(mask_hw, method(current, tolerance_px), ZOOM, window_xyxy=window)
+    above = draw_polygons(mask_hw, polygons)
+    below = draw_polygons(mask_hw, method(current, tolerance_px))
     vertices = sum(polygon.vertex_count for polygon in polygons)
     distance = deviation_px(polygons, exact_polygons(mask_hw))
     shares = shrinkage(mask_hw, method, tolerance_px)
@@ -199,6 +200,29 @@ def _panel(mask_hw: np.ndarray, label: str, method: Method, tolerance_px: float)
     )
     panel.paste(below, (0, above.height + 2 * text_height))
     return panel
+
+
+def draw_polygons(mask_hw: np.ndarray, polygons: Sequence[Polygon]) -> Image.Image:
+    """The mask at `ZOOM` picture pixels a mask pixel, with the outlines and vertices on it."""
+    scale = ZOOM * SMOOTH
+    pixels = np.where(mask_hw[..., None], np.uint8(MASK), np.uint8(BACKGROUND))
+    height, width = mask_hw.shape
+    picture = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    line_px = scale // 5
+    for polygon in polygons:
+        for ring in (polygon.exterior, *polygon.holes):
+            points = [tuple(point) for point in (ring * scale).tolist()]
+            draw.line([*points, points[0]], fill=LINE, width=line_px, joint="curve")
+            for x, y in points:
+                draw.ellipse((x - 2 * line_px, y - 2 * line_px, x + 2 * line_px, y + 2 * line_px), fill=VERTEX)
+    return picture.resize((width * ZOOM, height * ZOOM), Image.Resampling.LANCZOS)
+
+
+def coco_masks(path: Path) -> list[np.ndarray]:
+    """All masks of a COCO annotation file."""
+    index = load_quietly(path)
+    return [index.annToMask(annotation).astype(np.bool_) for annotation in index.dataset["annotations"]]
 
 
 def _write(draw: ImageDraw.ImageDraw, top: int, title: str, line: str) -> None:
@@ -239,12 +263,15 @@ def main() -> None:
     if chosen.figure:
         comparison_figure(leaf_mask(), chosen.tolerance_px).save(chosen.figure)
         return
-    masks = [named.mask_hw for named in read_masks(chosen.file)] if chosen.file else [coastline_mask()]
+    masks = coco_masks(chosen.file) if chosen.file else [coastline_mask()]
     rows = [asdict(figures) for figures in compare_outline_methods(masks, chosen.tolerance_px, chosen.repeats)]
     corners = sum(polygon.vertex_count for mask in masks for polygon in exact_polygons(mask))
     print(f"{len(masks)} masks, {corners} corners, tolerance {chosen.tolerance_px:g} px")
     cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    print(aligned([list(rows[0]), *cells]))
+    table = [list(rows[0]), *cells]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from training.datasets.bitmaps import Bdd100kSet, CityscapesSet
 from training.datasets.coco_categories import COCO_CATEGORIES
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results, load_quietly
-from training.evaluation.incoherence_analysis import analyse
-from training.evaluation.inspection import mask_head_of, recorded_refinement
+from training.evaluation.incoherence_analysis import analyse, mask_head_of, recorded_refinement
 from training.metrics.bdd100k import Bdd100kEvaluation, merged
 from training.metrics.cityscapes import LABELS, CityscapesEvaluation
 from training.metrics.coco import boundary_ap, coco_ap, mask_ap

@@ -1,7 +1,4 @@
-"""Reports of benchmarks: report.json, report.md and pictures in one folder.
-
-A table's report has the paper's figures beside the measured ones, differences marked.
-"""
+"""Report of a table: the paper's figures beside the measured ones, differences marked; report.json and report.md."""
 
 from __future__ import annotations
 
@@ -15,14 +12,6 @@ from model.files import write_text
 from training.benchmark.tables import COLUMNS, Row, Table
 
 Results = dict[str, list[dict[str, Any]]]
-
-
-def write_report(folder: Path, report: dict[str, Any], text: str, pictures: Sequence[Path] = ()) -> list[Path]:
-    """Write report.json, and report.md that shows the folder's pictures; return all paths."""
-    files = [folder / "report.json", folder / "report.md"]
-    write_text(files[0], json.dumps(report, indent=1) + "\n")
-    write_text(files[1], text + "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures))
-    return [*files, *pictures]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -111,8 +100,9 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return f"{paper} / **{summary['mean']:.1f}**{spread}{marked}"
 
 
-def write_table_report(folder: Path, report: dict[str, Any]) -> list[Path]:
-    """Write report.json, report.md and the charts of a table; return their paths."""
-    from training.visualization.charts import draw_table_charts
-
-    return write_report(folder, report, table_report_markdown(report), draw_table_charts(report, folder))
+def write_table_report(folder: Path, report: dict[str, Any]) -> str:
+    """Write report.json and report.md; return the text of the latter."""
+    text = table_report_markdown(report)
+    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(folder / "report.md", text)
+    return text

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from model.files import json_values, write_text
-from training.benchmark.cost.comparison import refinement_cost
 from training.benchmark.cost.subjects import open_network
 from training.benchmark.measurement import Measurement
 from training.benchmark.recipe import Scale, data_of, overrides_when_measured, training_config, training_digest
@@ -23,13 +21,6 @@ from training.engine.trainer import STATE_FILE, Trainer
 logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], object]
-# Section 6.1: 12 epochs of COCO (117,266 images) took 8 hours on four RTX 2080 Ti with an R50.
-GPU_SECONDS_AN_IMAGE = 8 * 3600 * 4 / (12 * 117_266)
-DETECTOR_GB = 5.0  # a two-stage R50-FPN detector in training with two images a GPU, rough
-BASIS = (
-    "hours: the paper's 8 h on four RTX 2080 Ti for 12 epochs with an R50, times images and rough factors for R101, "
-    "DCN and cascades; memory: the refinement's training peak as counted, without computing, plus about 5 GB"
-)
 
 
 class BenchmarkStopped(RuntimeError):  # noqa: N818 - says what happened
@@ -131,7 +122,7 @@ def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Te
 
 
 def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
-    """Data that is there or missing, and for every row iterations, GPU hours and GPU memory."""
+    """Data that is there or missing, and for every row that is run its iterations."""
     data = data_of(table, scale)
     rows, seen = [], set[str]()
     for row in table.rows:
@@ -140,10 +131,6 @@ def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
             continue
         cfg = training_config(table, row, scale, 0)
         name = training_digest(cfg)
-        hours = 0.0
-        if name not in seen and not scale.miniature:
-            images = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH * scale.seeds
-            hours = images * GPU_SECONDS_AN_IMAGE * _slower(cfg) / 3600
         rows.append(
             {
                 "row": row.key,
@@ -152,60 +139,13 @@ def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
                 "trained_with_another": name in seen,
                 "iterations": cfg.SOLVER.MAX_ITER,
                 "batch": cfg.SOLVER.IMS_PER_BATCH,
-                "gpu_hours": round(hours, 1),
-                "gpu_memory_gb": round(DETECTOR_GB + refinement_peak_gb(cfg), 1),
                 "note": row.note,
             }
         )
         seen.add(name)
-    return {
-        "table": table.number,
-        "title": table.title,
-        "data": {
-            "set": data.title,
-            "needs": data.needs,
-            "train": data.train,
-            "test": data.test,
-            "missing": missing_files(data.train, data.test),
-        },
-        "rows": rows,
-        "gpu_hours": sum(row.get("gpu_hours", 0.0) for row in rows),
-        "basis": BASIS,
-    }
-
-
-def _slower(cfg: CfgNode) -> float:
-    """Rough factor of a training's time over an R50's."""
-    factor = 1.4 if cfg.MODEL.RESNETS.DEPTH == 101 else 1.0
-    factor *= 1.3 if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE) else 1.0
-    return factor * (1.3 if "Cascade" in cfg.MODEL.ROI_HEADS.NAME else 1.0)
-
-
-def refinement_peak_gb(cfg: CfgNode) -> float:
-    """Peak of the refinement in training, counted: as many instances as a batch of two images trains, at most 30."""
-    node, head = cfg.MODEL.TRANSFINER, cfg.MODEL.ROI_MASK_HEAD
-    if "Transfiner" not in cfg.MODEL.ROI_HEADS.NAME or not node.LEVEL_SIZES:
-        return 0.0
-    if node.REGION == "full":
-        tokens = sum(size * size for size in node.LEVEL_SIZES)
-    else:
-        tokens = node.SAMPLES_PER_LEVEL * len(node.LEVEL_SIZES)
-    tokens += head.POOLER_RESOLUTION**2 * node.REFERENCE_POINTS
-    counted = cfg.clone()
-    counted.MODEL.TRANSFINER.ENCODER_DROPOUT = 0.0  # a GPU's fused attention stores no weights for it
-    single, double = _training_peaks(counted.dump(), tokens)
-    return float(single + ((node.TRAIN_INSTANCE_LIMIT or 30) - 1) * (double - single)) / 1e9
-
-
-@cache  # rows often share them
-def _training_peaks(config: str, tokens: int) -> tuple[int, int]:
-    """Bytes that the refiner holds at most while it trains one and two instances of so many tokens."""
-    cfg = CfgNode.load_cfg(config)
-    single, double = (
-        refinement_cost(cfg, [tokens] * count, channels=cfg.MODEL.FPN.OUT_CHANNELS, training=True)["peak_bytes"]
-        for count in (1, 2)
-    )
-    return single, double
+    facts = {"set": data.title, "needs": data.needs, "train": data.train, "test": data.test}
+    missing = missing_files(data.train, data.test)
+    return {"table": table.number, "title": table.title, "data": facts | {"missing": missing}, "rows": rows}
 
 
 def missing_files(*names: str) -> list[str]:
@@ -234,9 +174,5 @@ def plan_text(planned: dict[str, Any]) -> str:
             lines.append(f"  {row['name']:<42} quoted from the paper")
             continue
         shared = " (the same training as a row above)" if row["trained_with_another"] else ""
-        lines.append(
-            f"  {row['name']:<42} {row['iterations']:>7} iterations of {row['batch']:>2}  "
-            f"{row['gpu_hours']:>6.1f} GPU h  {row['gpu_memory_gb']:>5.1f} GB a GPU{shared}"
-        )
-    lines += [f"in all about {planned['gpu_hours']:.0f} GPU hours", f"({planned['basis']})"]
+        lines.append(f"  {row['name']:<42} {row['iterations']:>7} iterations of {row['batch']:>2} images{shared}")
     return "\n".join(lines)

@@ -80,8 +80,6 @@ class Table:
 
     Attributes:
         note: where the paper and this run differ by design.
-        claims: pairs of keys of rows; the difference that counts is second minus first.
-        apart: by a row's key why it takes part in no claim.
     """
 
     number: int
@@ -89,17 +87,11 @@ class Table:
     data: DataSet
     rows: tuple[Row, ...]
     note: str = ""
-    claims: tuple[tuple[str, str], ...] = ()
-    apart: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self) -> list[str]:
         """The columns that any row of the paper fills, in printing order."""
         used = {column for row in self.rows for column in row.paper}
         return [column for column in COLUMNS if column in used]
-
-    def row(self, key: str) -> Row:
-        """The row of this key."""
-        return next(row for row in self.rows if row.key == key)
 
 
 def _read_row(key: str, facts: dict[str, Any], columns: list[str]) -> Row:
@@ -127,8 +119,6 @@ def _read_tables(written: dict[str, Any]) -> dict[int, Table]:
             DataSet(**written["sets"][facts["set"]]),
             tuple(_read_row(key, row, facts["columns"].split()) for key, row in facts["rows"].items()),
             facts.get("note", ""),
-            tuple((first, second) for first, second in facts.get("claims", ())),
-            facts.get("apart", {}),
         )
         for number, facts in written["tables"].items()
     }

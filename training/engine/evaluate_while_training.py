@@ -24,8 +24,8 @@ from model.files import replacing_folder, write_text
 from training.datasets import AnySet, CityscapesSet, open_set
 from training.datasets.loader import to_network_input
 from training.engine.log import EVALUATIONS_FILE, RunLog
+from training.evaluation.pictures import Comparison
 from training.evaluation.run import evaluate_checkpoint, infer, load_for_evaluation
-from training.visualization.predictions import Comparison
 
 BEST_FOLDER = "best"
 METRICS = ("mask", "boundary")

@@ -1,5 +1,7 @@
 """One step of learning: losses of a batch, perhaps in parts, gradients over all processes, clipping, the optimiser.
 
+Also the optimiser, its learning rate over iterations or minutes, and the moving average of the weights.
+
 Losses that are means over images give the gradients of the whole batch whatever the number of parts or processes. Means
 over regions (the mask losses) are averaged part by part instead, as DDP averages them process by process.
 """
@@ -7,7 +9,7 @@ over regions (the mask losses) are averaged part by part instead, as DDP average
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -119,3 +121,101 @@ class Precision:
         """Restore the scale."""
         if state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
+
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD; norms and biases without weight decay, the backbone's bottom-up part at its own rate.
+
+    Raises:
+        ValueError: ``TRAINING.OPTIMIZER`` is neither.
+    """
+    groups = list(_parameter_groups(cfg, model))
+    if cfg.TRAINING.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    if cfg.TRAINING.OPTIMIZER == "SGD":
+        return torch.optim.SGD(
+            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
+        )
+    raise ValueError(f"TRAINING.OPTIMIZER is {cfg.TRAINING.OPTIMIZER!r}; choose AdamW or SGD")
+
+
+def _parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterable[dict[str, object]]:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module_name, module in model.named_modules():
+        factor = cfg.TRAINING.BACKBONE_LR_FACTOR if module_name.startswith("backbone.bottom_up") else 1.0
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                plain = isinstance(module, NORMS) or name.endswith("bias")
+                decay = 0.0 if plain else cfg.SOLVER.WEIGHT_DECAY
+                groups.setdefault((factor, decay), []).append(parameter)
+    for (factor, decay), parameters in groups.items():
+        lr = cfg.SOLVER.BASE_LR * factor
+        yield {"params": parameters, "lr": lr, "lr_at_start": lr, "weight_decay": decay}
+
+
+def run_fraction(cfg: CfgNode, iteration: int, elapsed_s: float) -> float:
+    """How much of the run is done, 0..1, by iterations or by the clock, whichever is further."""
+    by_clock = elapsed_s / (60 * cfg.TRAINING.MAX_MINUTES) if cfg.TRAINING.MAX_MINUTES > 0 else 0.0
+    return min(1.0, max(iteration / max(1, cfg.SOLVER.MAX_ITER), by_clock))
+
+
+def lr_factor(cfg: CfgNode, iteration: int, fraction: float) -> float:
+    """What the starting rate is multiplied with: the warm-up's factor times the decay over the run's fraction.
+
+    Raises:
+        ValueError: ``TRAINING.SCHEDULE`` or ``SOLVER.WARMUP_METHOD`` has an unknown name.
+    """
+    return _warm_up(cfg, iteration) * _decay(cfg, fraction)
+
+
+def _warm_up(cfg: CfgNode, iteration: int) -> float:
+    """From ``SOLVER.WARMUP_FACTOR`` to 1 over ``SOLVER.WARMUP_ITERS``: on a line, or at once at their end."""
+    done = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
+    if cfg.SOLVER.WARMUP_METHOD == "linear":
+        return float(cfg.SOLVER.WARMUP_FACTOR * (1 - done) + done)
+    if cfg.SOLVER.WARMUP_METHOD == "constant":
+        return 1.0 if done >= 1 else float(cfg.SOLVER.WARMUP_FACTOR)
+    raise ValueError(f"SOLVER.WARMUP_METHOD is {cfg.SOLVER.WARMUP_METHOD!r}; choose linear or constant")
+
+
+def _decay(cfg: CfgNode, fraction: float) -> float:
+    """Half a cosine, or ``SOLVER.GAMMA`` once more from each of ``SOLVER.STEPS`` on (iterations of MAX_ITER)."""
+    if cfg.TRAINING.SCHEDULE == "cosine":
+        low = cfg.TRAINING.FINAL_LR_FACTOR
+        return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction)))
+    if cfg.TRAINING.SCHEDULE == "steps":
+        reached = fraction * cfg.SOLVER.MAX_ITER + 1e-6  # the fraction is a rounded quotient of whole iterations
+        return float(cfg.SOLVER.GAMMA ** sum(step <= reached for step in cfg.SOLVER.STEPS))
+    raise ValueError(f"TRAINING.SCHEDULE is {cfg.TRAINING.SCHEDULE!r}; choose cosine or steps")
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Scale every group's own starting rate; returns the highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_at_start"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+class MovingAverage:
+    """Exponential moving average of a model's state; quick to follow at first, slower as the run grows."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averaged, present = [], []
+        for name, value in model.state_dict().items():
+            if value.dtype.is_floating_point:
+                averaged.append(self.state[name])
+                present.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(averaged, present, 1 - decay)

@@ -30,8 +30,16 @@ from training.distributed import keep_freed_memory
 from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
-from training.engine.step import Batch, LearningStep, Precision
+from training.engine.step import (
+    Batch,
+    LearningStep,
+    MovingAverage,
+    Precision,
+    build_optimizer,
+    lr_factor,
+    run_fraction,
+    set_lr,
+)
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"

@@ -20,8 +20,8 @@ Shape shorthand: R RoIs, S side of a level, L levels coarse to fine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,18 +34,54 @@ from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.mask_head.head import CoarseOutput, TransfinerMaskHead
 from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
 from training.datasets import AnySet, Sample, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.evaluation.inspection import Refined, mask_head_of, recorded_refinement
 from training.metrics.coco import mask_ap
 
 GRID_SIDE = 224
-
-
 MATCH_IOU = 0.5
+
+
+def mask_head_of(network: nn.Module) -> TransfinerMaskHead | None:
+    """The network's Transfiner mask head; None where it has another one."""
+    return next((module for module in network.modules() if isinstance(module, TransfinerMaskHead)), None)
+
+
+@dataclass
+class Refined:
+    """Convolutional output of the mask head for the RoIs of one image, and the nodes of each level."""
+
+    output: CoarseOutput
+    levels: list[Nodes]
+
+
+@contextmanager
+def recorded_refinement(network: nn.Module) -> Iterator[list[Refined]]:
+    """Collect a :class:`Refined` for each image that is predicted meanwhile.
+
+    Raises:
+        ValueError: the network has no Transfiner mask head.
+    """
+    head = mask_head_of(network)
+    if head is None:
+        raise ValueError(f"{type(network).__name__} has no Transfiner mask head: nothing is refined in it")
+    records: list[Refined] = []
+    find_nodes = head.find_nodes
+
+    def recording(output: CoarseOutput) -> list[Nodes]:
+        levels = find_nodes(output)
+        records.append(Refined(output, levels))
+        return levels
+
+    head.find_nodes = recording  # type: ignore[method-assign]
+    try:
+        yield records
+    finally:
+        head.find_nodes = find_nodes  # type: ignore[method-assign]
 
 
 @dataclass
@@ -315,20 +351,3 @@ def detector_figures(levels: Sequence[Confusion], sizes: Sequence[int]) -> dict[
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def regions_text(outcome: dict[str, Any]) -> str:
-    """The analysis as lines for people."""
-    table1 = outcome["table1"]
-    lines = [
-        f"{outcome['images']} images, {table1['objects']:.0f} matched objects",
-        f"Table 1: incoherent regions cover {100 * table1['percent']:.1f} % of a box and hold "
-        f"{100 * table1['recall_err']:.1f} % of its errors; coarse masks are right in "
-        f"{100 * table1['accuracy']:.1f} % of them",
-        f"         mask AP {100 * table1['ap_coarse']:.1f} coarse, {100 * table1['ap_gt']:.1f} with the truth in "
-        "the regions",
-    ]
-    for level, figures in (outcome["table3"] or {}).items():
-        named = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures.items())
-        lines.append(f"Table 3, {level:>6}: {named}")
-    return "\n".join(lines)

@@ -1,7 +1,6 @@
 """The report of a verdict: report.json, report.md, the version's card, and pictures.
 
-Bars show the change of each class with its interval, or what a first version reached. Pictures before and after show
-truth, the incumbent's and the candidate's masks where they differ most.
+Pictures before and after show truth, the incumbent's and the candidate's masks where they differ most.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from pycocotools import mask as rle
 
 from model.checkpoints.metadata import read_metadata
 from training.datasets import Sample
+from training.evaluation.pictures import in_rows, tinted
 from training.gate.detections import Detection
 from training.gate.holdout import Holdout
 from training.gate.verdict import ModelFigures, Verdict
-from training.visualization.charts import draw_gate_bars
-from training.visualization.predictions import in_rows, tinted
 
-BARS, BEFORE_AFTER = "pictures/gate.png", "pictures/before_after.jpg"
+BEFORE_AFTER = "pictures/before_after.jpg"
 
 
 def write_gate_report(
@@ -37,8 +35,7 @@ def write_gate_report(
         seen: what "candidate" and, if there is one, "incumbent" found on each picture of the hold-out.
     """
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    draw_gate_bars(verdict.figures, out / BARS)
-    pictures = [BARS]
+    pictures = []
     if holdout.annotated_images:
         draw_before_after(holdout, seen, verdict.figures["models"], out / BEFORE_AFTER)
         pictures.append(BEFORE_AFTER)

@@ -14,14 +14,12 @@ number in the image's bitmask.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from training.metrics.coco import IouKind
 from training.metrics.coco_schema import RecordError, is_integer, is_number, read_json, read_pixels
@@ -269,22 +267,3 @@ def _label(record: Any, place: str) -> tuple[int, float]:
     if not is_number(record.get("score")):
         raise RecordError(f"{place}.score: is {record.get('score')!r}; expected a finite number")
     return record["index"], float(record["score"])
-
-
-class PredictionWriter:
-    """Writes detections as BDD100K's server takes them: bitmasks/NAME.png, and scores.json when closed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._listed: list[dict[str, Any]] = []
-        (folder / "bitmasks").mkdir(parents=True, exist_ok=True)
-
-    def add(self, name: str, masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> None:
-        """One image's detections: bool N x H x W, BDD100K category numbers from 1, scores; `name` without ending."""
-        Image.fromarray(merged(masks, categories, scores)).save(self.folder / "bitmasks" / f"{name}.png")
-        labels = [{"index": index, "score": float(score)} for index, score in enumerate(scores, 1)]
-        self._listed.append({"name": f"{name}.jpg", "labels": labels})
-
-    def close(self) -> None:
-        """Write the scores."""
-        (self.folder / "scores.json").write_text(json.dumps(self._listed))

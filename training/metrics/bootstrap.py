@@ -3,18 +3,15 @@
 An image that a resample drew w times counts w times: as COCO's evaluation would count w copies of it, with all copies
 of a detection in one place of the ranking. Drawing every image once gives COCO's numbers.
 
-Differences of two networks are paired: both are measured on the same draw, so what an image or a seed is easy or hard
-for both cancels. A resample of S seeds varies less than S new ones would, by sqrt((S - 1) / S); deviations from the
-seeds' mean are stretched by its inverse.
+Differences of two networks are paired: both are measured on the same draws, so what is easy or hard for both cancels.
 
-Shapes: N images, S seeds, K categories, T IoU thresholds, D detections of a category, B resamples, P of the D that
-match.
+Shapes: N images, T IoU thresholds, D detections of a category, B resamples, P of the D that match.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,6 @@ from training.metrics.coco import detection_objects, in_coco_order, truth_object
 from training.metrics.matching import IOU_THRESHOLDS, RECALL_THRESHOLDS, match_detections, overlapping_pairs
 
 MASK_KINDS = ("mask", "boundary")
-CONFIDENCE = 0.95
 
 _TINY = np.spacing(1)
 _MOST_PER_IMAGE = 100
@@ -106,50 +102,6 @@ def resampled_ap(
 def image_weights(images: int, resamples: int) -> np.ndarray:
     """(1 + B, N): every image once, then B draws."""
     return np.concatenate((np.ones((1, images), np.int64), bootstrap_draws(images, resamples, seed=1)))
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Of an AP in points, second network minus first.
-
-    Attributes:
-        mean: over the seeds, on all images. low, high: the interval.
-        by_seed: of each seed on all images.
-    """
-
-    mean: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...]
-
-    @property
-    def significant(self) -> bool:
-        """The interval leaves out 0, and every seed agrees on the sign."""
-        return self.low * self.high > 0 and all(change * self.mean > 0 for change in self.by_seed)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"significant": self.significant}
-
-
-def paired_difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Difference:
-    """From AP of both networks under the same weights: (S, 1 + B) each, the first column being all images.
-
-    Raises:
-        ValueError: the shapes differ, or there is no seed.
-    """
-    if first.shape != second.shape or not len(first):
-        raise ValueError(f"paired differences need the same seeds and draws, got {first.shape} and {second.shape}")
-    apart = second - first
-    seeds, resamples = apart.shape[0], apart.shape[1] - 1
-    by_seed = tuple(float(change) for change in apart[:, 0])
-    drawn = np.random.default_rng(2).integers(seeds, size=(resamples, seeds))
-    resampled = apart[drawn, np.arange(1, resamples + 1)[:, None]]  # (B, S)
-    middle = apart[:, 1:].mean(0)
-    stretch = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
-    means = middle + stretch * (resampled - middle[:, None]).mean(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(apart[:, 0].mean()), float(low), float(high), by_seed)
 
 
 def _weighed(ranked: RankedMatches, weights: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from model.prompt_predictor import PromptedImage, PromptPredictor
 from model.prompts.answers import Prompt, as_instance, first_view
-from model.prompts.predictor import PromptedImage, PromptPredictor
 from training.metrics.boundary import boundary_mask
 from training.prompts.clicks import next_click
 from training.prompts.data import MaskedObject, ObjectSet, jittered_box

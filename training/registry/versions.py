@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from model.checkpoints.metadata import (
     CONFIG_FILE,
@@ -21,9 +21,11 @@ from model.checkpoints.metadata import (
     read_metadata,
     verify_weights,
 )
-from training.registry.pointer import Pointer
 from training.registry.storage import RegistryError, Storage, checked_name, is_artifact
 from training.registry.transfer import CLAIM_FILE, Content, download_files, files_of, publish
+
+if TYPE_CHECKING:
+    from training.registry.registry import Pointer
 
 VERSION_RECORD_FILE = "version.json"
 STATUS_FILE = "status.json"

@@ -14,7 +14,7 @@ import numpy as np
 from model.instance import Instance
 
 if TYPE_CHECKING:
-    from model.prompts.predictor import PromptPredictor
+    from model.prompt_predictor import PromptPredictor
 
 Box = tuple[float, float, float, float]
 #: Side of the smallest box that is outlined, in px.

@@ -373,7 +373,7 @@ def _outliner(
         )
     from backend.cli.annotate.box_results import BoxFile, outline_boxes
     from model.checkpoints.metadata import read_metadata
-    from model.prompts.predictor import PromptPredictor
+    from model.prompt_predictor import PromptPredictor
 
     ids = category_ids_of(read_metadata(directory)["classes"])
     boxes = BoxFile(boxes_file, image_id_of, {number: label for label, number in ids.items()})

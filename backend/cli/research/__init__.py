@@ -1,1 +1,1 @@
-"""Commands of people who measure: the paper's tables, cost, pictures, polygons."""
+"""Commands of people who measure: the paper's tables, cost and precision."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,9 @@ from backend.cli.types import (
 from backend.devtools.capacity import capacity
 from backend.settings import SCENES_MODEL
 
-BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
 Folder = click.Path(file_okay=False, path_type=Path)
 
-weights_option = click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 train_set_option = click.option("--train-set", "train", required=True, help="Set to learn, as in `data check`.")
 test_set_option = click.option("--test-set", "test", required=True, help="Set to measure on.")
 ratio_option = click.option(
@@ -38,9 +35,6 @@ device_option = click.option("--device", type=DEVICE, default="cpu", show_defaul
 any_device_option = click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
 iterations_option = click.option(
     "--iterations", type=click.IntRange(0), default=0, help="Instead of the configuration's; 0: those."
-)
-seeds_option = click.option(
-    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each row, draws of each number."
 )
 
 
@@ -61,7 +55,7 @@ class BenchmarkGroup(SuggestingGroup):
 
 @click.group(cls=BenchmarkGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def benchmark() -> None:
-    """Reproduce a table of the paper, or measure cost, speed and incoherent regions.
+    """Reproduce a table of the paper, or measure cost, precision and few-shot learning.
 
     \b
     Example: transfiner benchmark 5 --data ~/coco --dry-run
@@ -96,7 +90,7 @@ benchmark.add_command(capacity)
 @click.option(
     "--miniature", is_flag=True, help="Generated scenes and a tiny network: minutes, and no claim about COCO."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what it needs: data, hours, GPU memory.")
+@click.option("--dry-run", is_flag=True, help="Only say what it needs: data and trainings.")
 @json_option
 @click.pass_context
 def table(
@@ -113,7 +107,7 @@ def table(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train or load what a table compares, measure it, and write report.json, report.md and plots.
+    """Train or load what a table compares, measure it, and write report.json and report.md.
 
     \b
     Example: transfiner benchmark 2 --miniature --iterations 20
@@ -149,41 +143,7 @@ def table(
         "iterations": scale.iterations or "the schedule's",
     }
     report = build_table_report(chosen, results, setting=setting)
-    _, page, *_ = write_table_report(out / f"table-{chosen.number}", report)
-    print_result(report, page.read_text(encoding="utf-8"), as_json)
-
-
-@benchmark.command()
-@weights_option
-@click.option("--set", "name", default="scenes:val:40", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
-@click.option(
-    "--budget",
-    "budgets",
-    type=click.IntRange(1),
-    multiple=True,
-    default=BUDGETS,
-    show_default=True,
-    help="Nodes an image; repeatable.",
-)
-@device_option
-@click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
-@json_option
-def anytime(weights: Path, name: str, budgets: tuple[int, ...], device: str, threads: int, as_json: bool) -> None:
-    """Print boundary AP against time for several node budgets (MODEL.TRANSFINER.TEST_NODE_BUDGET), the knee marked.
-
-    \b
-    Example: transfiner benchmark anytime --weights model/weights/scenes-small
-    """
-    from training.benchmark.cost.anytime import anytime_as_dict, anytime_curve, anytime_text
-    from training.datasets import open_set
-    from training.evaluation.run import load_for_evaluation
-
-    limit_threads(threads)
-    network, cfg, _ = load_for_evaluation(weights, device)
-    samples = open_set(name)
-    with click.progressbar(length=len(samples), label=f"measuring {name}", file=sys.stderr) as bar:
-        points = anytime_curve(network, cfg, samples, budgets, progress=lambda _: bar.update(1))
-    print_result(anytime_as_dict(points), anytime_text(points), as_json)
+    print_result(report, write_table_report(out / f"table-{chosen.number}", report), as_json)
 
 
 @benchmark.command()
@@ -192,7 +152,7 @@ def anytime(weights: Path, name: str, budgets: tuple[int, ...], device: str, thr
 @test_set_option
 @click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
 @click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30), show_default=True)
-@seeds_option
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of each number.")
 @click.option("--all-test-images", is_flag=True, help="Measure on images without the classes, too.")
 @json_option
 @threads_option
@@ -229,100 +189,6 @@ def fewshot(
     with plain_errors():
         points = fewshot_curve(weights, taught, asked, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
-
-
-@benchmark.command()
-@click.option(
-    "--config",
-    default="training/photographs",
-    show_default=True,
-    help="Of Mask Transfiner; detectron2's Mask R-CNN is trained with the same keys.",
-)
-@train_set_option
-@test_set_option
-@iterations_option
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@any_device_option
-@ratio_option
-@click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
-@click.option("--rows", "pictures", type=click.IntRange(0), default=4, show_default=True, help="Images in the picture.")
-@click.option(
-    "--out",
-    type=Folder,
-    default=Path("var/beside"),
-    show_default=True,
-    help="Folder of models and report; a run goes on there.",
-)
-@json_option
-def beside(
-    overrides: tuple[tuple[str, str], ...], pictures: int, out: Path, as_json: bool, device: str, **options: Any
-) -> None:
-    """Train Mask Transfiner and Mask R-CNN on the same backbone, schedule and seed; print AP and boundary AP.
-
-    \b
-    Example: transfiner benchmark beside --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
-    """
-    from model.predictor import choose_device
-    from training.benchmark import baseline
-    from training.benchmark.runner import BenchmarkStopped
-    from training.datasets import open_set
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    changes = tuple(part for pair in overrides for part in pair)
-    trial = baseline.Trial(device=str(choose_device(device)), overrides=changes, **options)
-    with plain_errors(BenchmarkStopped, KeyError):
-        images = 2 * len(open_set(trial.test))  # opened before hours of training, not after
-        checkpoints = baseline.train_both(trial, out, _tell)
-        with click.progressbar(length=images, label=f"measuring {trial.test}", file=sys.stderr) as bar:
-            truth, results, rows = baseline.predict_both(
-                trial, checkpoints, pictures=pictures, progress=lambda: bar.update(1)
-            )
-    outcome = baseline.compare_methods(truth, results, ratio=trial.ratio)
-    baseline.write_baseline_report(out, trial, outcome, rows)
-    print_result(outcome, baseline.baseline_report_markdown(trial, outcome), as_json)
-
-
-@benchmark.command()
-@click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="The shared detector; scenes-small by default.")
-@click.option(
-    "--table",
-    "tables",
-    type=click.Choice(["2", "4", "5", "6", "8"]),
-    multiple=True,
-    help="Only this table; repeatable.",
-)
-@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Of each training.")
-@seeds_option
-@click.option("--scenes", type=click.IntRange(1), default=300, show_default=True, help="Training scenes.")
-@click.option("--images", type=click.IntRange(1), default=40, show_default=True, help="Held-out scenes.")
-@click.option("--processes", type=click.IntRange(0), default=0, help="One thread each; 0: one a core.")
-@click.option(
-    "--out",
-    type=Folder,
-    default=Path("var/benchmark/directions"),
-    show_default=True,
-    help="Folder of the run; the same command goes on there.",
-)
-@json_option
-def directions(out: Path, tables: tuple[str, ...], processes: int, as_json: bool, **sizes: Any) -> None:
-    """Show in which direction the rows of Tables 2, 4, 5, 6 and 8 differ, in 40 minutes on two CPU cores.
-
-    All rows start from one shared, frozen detector; only their mask heads are trained, at half the paper's sides.
-    Differences are paired by scene and seed and come with intervals; what is not significant is called so.
-
-    \b
-    Example: transfiner benchmark directions --steps 100 --seeds 3
-    """
-    from training.benchmark.directions.report import build_directions_report, write_directions_report
-    from training.benchmark.directions.run import TABLE_NUMBERS as COMPARED
-    from training.benchmark.directions.run import Setting, run_directions
-
-    numbers = tuple(sorted(map(int, tables))) or COMPARED
-    setting = Setting(folder=out, tables=numbers, processes=processes or os.cpu_count() or 1, **sizes)
-    run_directions(setting, _tell)
-    report = build_directions_report(setting)
-    _, page, *_ = write_directions_report(out, report)
-    print_result(report, page.read_text(encoding="utf-8"), as_json)
 
 
 @benchmark.command()
@@ -383,33 +249,6 @@ def networks(
 
 
 @benchmark.command()
-@click.option("--instances", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--nodes", type=click.IntRange(1), default=560, show_default=True, help="Nodes of each instance.")
-@click.option("--config", default="released/R50-FPN", show_default=True)
-@size_option
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns; the median counts.")
-@device_option
-@threads_option
-@json_option
-def speed(
-    config: str, size: tuple[int, int], device: str, repeats: int, threads: int, as_json: bool, **amounts: Any
-) -> None:
-    """Time the mask head beside the authors' way and Mask R-CNN's head, as ratios from one run.
-
-    \b
-    Example: transfiner benchmark speed --instances 10 --nodes 4000
-    """
-    from training.benchmark.cost.comparison import CostSetting, compare_heads, head_costs_text
-    from training.distributed import keep_freed_memory
-
-    limit_threads(threads)
-    keep_freed_memory(device)
-    setting = CostSetting(config, height=size[0], width=size[1], device=device, repeats=repeats)
-    outcome = compare_heads(setting, **amounts)
-    print_result(outcome, head_costs_text(outcome), as_json)
-
-
-@benchmark.command()
 @click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
 @click.option(
     "--set", "name", default="scenes:val:200", show_default=True, help="The model's own validation set, by name."
@@ -440,25 +279,3 @@ def precision(weights: Path, name: str, ratio: float, threads: int, card: bool, 
         command = f"transfiner benchmark precision --weights {weights.name} --set {short} --card"
         record_precision(weights, outcome, short, command)
     print_result(outcome, precision_markdown(outcome, name), as_json)
-
-
-@benchmark.command()
-@weights_option
-@click.option("--set", "name", default="scenes:val:50", show_default=True, help="Set, scenes:... or coco:FILE:FOLDER/.")
-@device_option
-@json_option
-def regions(weights: Path, name: str, device: str, as_json: bool) -> None:
-    """Analyse incoherent regions: what Tables 1 and 3 ask, for any model and set.
-
-    \b
-    Example: transfiner benchmark regions --weights model/weights/scenes-small --set scenes:val:50
-    """
-    from training.benchmark.cost.subjects import open_network
-    from training.datasets import open_set
-    from training.evaluation.incoherence_analysis import analyse, regions_text
-
-    network, cfg = open_network(weights=weights, device=device, overrides=["MODEL.TRANSFINER.KEEP_COARSE", True])
-    samples = open_set(name)
-    with click.progressbar(length=len(samples), label=f"analysing {name}", file=sys.stderr) as bar:
-        outcome = analyse(network, cfg, samples, progress=lambda _: bar.update(1))
-    print_result(outcome, regions_text(outcome), as_json)

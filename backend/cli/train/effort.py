@@ -84,17 +84,16 @@ def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
 
 @effort.command("compare")
 @_options
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw the orders into this PNG.")
-def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images: Any) -> None:
+def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
     """Compare orders of tasks with the edits that a simulated annotator needs.
 
     The expected edit is that of the model's metadata.json; without one, it is fitted here, and each image is judged by
     a fit that has not seen it.
 
     \b
-    Example: transfiner effort compare --weights scenes-small --set scenes:val:60 --picture orders.png
+    Example: transfiner effort compare --weights scenes-small --set scenes:val:60
     """
-    from backend.learning.annotation_cost import compare_orders, draw_orders
+    from backend.learning.annotation_cost import compare_orders
 
     measured, name = _measured(weights, **images)
     expected, origin = _expected(measured, weights)
@@ -104,9 +103,6 @@ def compare_effort(weights: Path, as_json: bool, picture: Path | None, **images:
         "mean confidence": measured.confidence,
     }
     figures = compare_orders(scores, measured.edits)
-    if picture:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_orders(scores, measured.edits).save(picture)
     if as_json:
         rows = {order: asdict(figure) for order, figure in figures.items()}
         click.echo(json.dumps({"set": name, "images": len(measured.edits), "effort": origin, "orders": rows}))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, plain_errors, print_result
-from backend.devtools.served_evaluation.command import served_options
 
 if TYPE_CHECKING:
     from training.evaluation.score import Score
@@ -76,7 +75,19 @@ if TYPE_CHECKING:
 @click.option(
     "--shown-from", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Edits: lowest score shown."
 )
-@served_options
+@click.option(
+    "--served",
+    metavar="URL",
+    help="Score what a running API returns, and the gap to the raw masks of --weights; its credentials are read from "
+    "the API's own variables.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Served: lowest score asked for; the API's TRANSFINER_SCORE_FLOOR is the lowest it gives.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 def evaluate(
     weights: Path | None,
@@ -100,7 +111,7 @@ def evaluate(
     shown_from: float,
     as_json: bool,
     served: str | None,
-    **served_as: Any,
+    threshold: float,
 ) -> None:
     """Measure mask AP and boundary AP of a model's refined and coarse masks, or of what a running API serves.
 
@@ -120,15 +131,16 @@ def evaluate(
         raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
     how: dict[str, Any] = {"device": device, "ratio": ratio, "overrides": flat, "processes": processes}
-    asked = {"served": served, **served_as} if served else None
     with plain_errors():  # a set, classes, an override, an image that is missing
         samples = open_set(name)
         if weights is not None and prompts:
             _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
         elif edits:
-            _edits(samples, name, weights, asked, good, shown_from, device, flat, as_json)
-        elif asked:
-            _served(samples, name, weights, asked, how, as_json)
+            _edits(samples, name, weights, served, good, shown_from, device, flat, as_json)
+        elif served:
+            from backend.devtools.served_evaluation import comparison_text, evaluate_served
+
+            _say(evaluate_served(served, samples, name, weights, threshold, **how), as_json, comparison_text)
         elif weights is not None:
             outcome = _raw(samples, name, weights, submission, picture, rows, how)
             if card:
@@ -152,19 +164,9 @@ def _share_processor(device: str, threads: int, processes: int) -> None:
         limit_threads(threads or 1)
 
 
-def _served(
-    samples: Any, name: str, weights: Path | None, served_as: dict[str, Any], how: dict[str, Any], as_json: bool
-) -> None:
-    """Score what a running API returns, beside the raw masks if there are weights."""
-    from backend.devtools.served_evaluation.command import evaluate_served, served_options_of
-    from backend.devtools.served_evaluation.evaluation import comparison_text
-
-    _say(evaluate_served(served_options_of(served_as), samples, name, weights=weights, **how), as_json, comparison_text)
-
-
 def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool, *, with_grabcut: bool) -> None:
     """Yardsticks of prompts, on any set."""
-    from model.prompts.predictor import PromptPredictor
+    from model.prompt_predictor import PromptPredictor
     from training.prompts.data import objects_of
     from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
 
@@ -182,7 +184,7 @@ def _edits(
     samples: Any,
     name: str,
     weights: Path | None,
-    served_as: dict[str, Any] | None,
+    served: str | None,
     good: tuple[float, float],
     shown_from: float,
     device: str,
@@ -194,11 +196,10 @@ def _edits(
     from training.evaluation.edits import GoodOutline
 
     rule = GoodOutline(iou=good[0], distance_px=good[1])
-    if served_as is not None:
-        from backend.devtools.served_evaluation.command import evaluate_served_edits, served_options_of
+    if served is not None:
+        from backend.devtools.served_evaluation import evaluate_served_edits
 
-        asked = served_options_of(served_as | {"threshold": shown_from})
-        _say(evaluate_served_edits(asked, samples, name, good=rule), as_json, edits_text)
+        _say(evaluate_served_edits(served, samples, name, rule, shown_from), as_json, edits_text)
         return
     assert weights is not None  # `evaluate` has refused the rest
     outcome = evaluate_edits(
@@ -218,8 +219,8 @@ def _raw(
 ) -> dict[str, Any]:
     """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
     from training.datasets import CocoSet
+    from training.evaluation.pictures import Comparison
     from training.evaluation.run import Submission, evaluate_checkpoint
-    from training.visualization.predictions import Comparison
 
     if submission and not isinstance(samples, CocoSet):
         raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")

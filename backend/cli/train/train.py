@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -91,32 +92,17 @@ def train(
 @click.option("--snapshot", type=ExistingFolder, required=True, help="Snapshot to learn from.")
 @click.option("--out", type=Folder, required=True, help="Folder of this finetuning.")
 @click.option("--class", "classes", multiple=True, help="A class to learn; the snapshot's by default.")
-@click.option("--rename", "renamed", nargs=2, multiple=True, metavar="OLD NEW", help="A class's new name.")
 @click.option("--replay", type=ExistingFolder, multiple=True, help="Earlier snapshot to replay; oldest first.")
 @click.option(
     "--base", "base_sets", multiple=True, metavar="SET", help="Base data, e.g. scenes:train or coco:FILE.json:IMAGES/."
 )
 @click.option(
-    "--preset",
-    type=click.Choice(["auto", "tens", "hundreds", "thousands"]),
-    default="auto",
+    "--options",
+    default="{}",
     show_default=True,
-    help="Schedule, by the number of images.",
+    help="Fields of training/finetune/settings.py as a JSON object, as in TRANSFINER_FINETUNE_OPTIONS.",
 )
-@click.option("--iterations", type=click.IntRange(1), default=None, help="Steps; the preset's by default.")
-@click.option("--epochs", type=float, default=None, help="Instead: over the snapshot's images.")
-@click.option("--max-minutes", type=float, default=0.0, help="Fit the schedule to this wall-clock time.")
-@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Images a step.")
-@click.option("--replay-share", type=float, default=0.25, show_default=True, help="Of the samples.")
-@click.option("--base-share", type=float, default=0.25, show_default=True, help="Of the samples.")
-@click.option(
-    "--band-weight", type=float, default=3.0, show_default=True, help="Weight of places where people moved an outline."
-)
-@click.option("--plain", is_flag=True, help="Ignore the corrections' weights and bands.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
-@click.option("--threads", type=int, default=0, help="Threads of the arithmetic; 0: the machine's.")
 @device_option
-@overrides_option
 @json_option
 def finetune(
     active: Path,
@@ -125,16 +111,15 @@ def finetune(
     classes: tuple[str, ...],
     replay: tuple[Path, ...],
     base_sets: tuple[str, ...],
-    renamed: tuple[tuple[str, str], ...],
-    overrides: tuple[tuple[str, str], ...],
-    plain: bool,
+    options: str,
+    device: str,
     as_json: bool,
-    **fields: Any,
 ) -> None:
     """Finetune a model on a snapshot of corrections; the same command goes on after a stop or a kill.
 
     \b
     Example: transfiner finetune --from model/weights/scenes-small --snapshot var/snapshots/DIGEST --out var/finetune/1
+               --options '{"epochs": 20}'
     Several processes: torchrun --nproc-per-node 2 -m backend.cli.main finetune ...
     Ctrl-C or SIGTERM saves the state and ends with exit code 1. OUT/progress.json says how far it is.
     """
@@ -144,8 +129,8 @@ def finetune(
     from training.finetune.finetune import finetune as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with plain_errors(FinetuneStopped):
-        settings = FinetuneSettings(**fields, use_weights=not plain, renamed=dict(renamed), overrides=dict(overrides))
+    with plain_errors(FinetuneStopped, TypeError):  # an option that is none
+        settings = FinetuneSettings(**{"device": device, **json.loads(options)})
         first = processes.launched_rank() == 0
         checkpoint = run(active, snapshot, out, classes=classes, replay=replay, base_sets=base_sets, settings=settings)
     if not first:

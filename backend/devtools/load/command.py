@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from backend.devtools.load.endurance import endure
 from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
 from backend.devtools.load.memory import memory_table
 from backend.devtools.load.prompts import measure_prompts
@@ -26,7 +25,6 @@ Json = dict[str, Any]
 @click.option("--rounds", default=9, show_default=True, help="Bare and served take turns this often.")
 @click.option("--model", type=click.Path(path_type=Path), default=SCENES_MODEL, help="Checkpoint directory.")
 @click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
-@click.option("--endurance", type=click.IntRange(0), default=0, help="Then watch memory over this many tasks.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
 @click.option("--memory", type=click.IntRange(1), help="Only memory, with requests of this many tasks.")
 @click.option("--prompts", type=click.IntRange(0), default=0, help="Instead: latency of prompts on this many images.")
@@ -37,7 +35,6 @@ def load(
     rounds: int,
     model: Path,
     inline: bool,
-    endurance: int,
     stub: bool,
     memory: int | None,
     prompts: int,
@@ -54,7 +51,6 @@ def load(
 
     \b
     Example: transfiner load --tasks 200
-    Example: transfiner load --tasks 40 --endurance 10000
     Example: transfiner load --prompts 30 --tasks 200
     Example: transfiner load --memory 5000
     """
@@ -85,8 +81,6 @@ def load(
             figures["share of bare throughput"] = _share(turns, "bare")
             figures["share of bare with outlines"] = _share(turns, "bare with outlines")
             figures["model swap in s"] = service.swap_s()
-        if endurance:
-            figures["endurance"] = endure(service, endurance, _tell)
     _report(figures, as_json)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from integration.polygons.convert import outline_mask
 from integration.regions.read import AnnotatedObject, regions_to_objects
 from integration.regions.shapes import polygon_shapes
+from model.instance import iou
 
 Region = dict[str, Any]
 Truth = Sequence[tuple[str, np.ndarray]]
@@ -53,7 +54,7 @@ def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
             result += draw_regions(label, mask_hw, width, height)
             actions["added"] += 1
             continue
-        is_good = _iou(match.mask_hw, mask_hw) >= GOOD_ENOUGH_IOU
+        is_good = iou(match.mask_hw, mask_hw) >= GOOD_ENOUGH_IOU
         if match.label == label and is_good:
             result += [dict(region) for region in prediction if region.get("id") in match.region_ids]
             actions["kept"] += 1
@@ -106,7 +107,7 @@ def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, Annotate
     """By index of the truth: what was shown of it; the best overlaps first, each once."""
     overlaps = sorted(
         (
-            (_iou(shown_object.mask_hw, mask_hw), place, index)
+            (iou(shown_object.mask_hw, mask_hw), place, index)
             for place, shown_object in enumerate(shown)
             for index, (_, mask_hw) in enumerate(truth)
         ),
@@ -114,16 +115,11 @@ def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, Annotate
     )
     pairs: dict[int, AnnotatedObject] = {}
     used: set[int] = set()
-    for iou, place, index in overlaps:
-        if iou >= SAME_OBJECT_IOU and index not in pairs and place not in used:
+    for overlap, place, index in overlaps:
+        if overlap >= SAME_OBJECT_IOU and index not in pairs and place not in used:
             pairs[index] = shown[place]
             used.add(place)
     return pairs
-
-
-def _iou(mask: np.ndarray, other: np.ndarray) -> float:
-    union = int((mask | other).sum())
-    return int((mask & other).sum()) / union if union else 0.0
 
 
 def _seconds(actions: Mapping[str, int]) -> float:

@@ -37,23 +37,19 @@ import click
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
 @click.option("--finetune", help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.")
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
-@click.option("--no-controls", is_flag=True, help="Leave out plain finetuning, random order, no training.")
-@click.option(
-    "--tiny", is_flag=True, help="Minutes instead of almost two hours: shows that it runs, not that it learns."
-)
+@click.option("--tiny", is_flag=True, help="Minutes instead of an hour: shows that it runs, not that it learns.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole outcome as JSON.")
 def rehearse(
     folder: Path,
     model: Path | None,
     device: str,
     finetune: str | None,
-    no_controls: bool,
     tiny: bool,
     as_json: bool,
     photos: tuple[str, str] | None,
     **sizes: int | None,
 ) -> None:
-    """Rehearse learning in a real Label Studio: rounds by a simulated annotator, poison, rollback, controls.
+    """Rehearse learning in a real Label Studio: rounds by a simulated annotator, poison, rollback.
 
     Needs Label Studio's environment (`make setup`). Exit status 1 when a claim of the report does not hold.
 
@@ -87,7 +83,7 @@ def rehearse(
         material_of(plan)  # says what is wrong with the photographs before servers are started
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
-    plan = replace(plan, controls=plan.controls and not no_controls, processes=1 if tiny else usual_processes(device))
+    plan = replace(plan, processes=1 if tiny else usual_processes(device))
     _forget_our_variables()
     story = Scenario(folder, plan, model or SCENES_MODEL, _report, {"DEVICE": device})
     outcome = story.play()

@@ -21,9 +21,9 @@ from training.evaluation.coco_format import TruthBuilder
 from training.synthetic.scenes import Scene
 from training.synthetic.shifted import SHIFTED_CLASSES, generate_shifted_scene
 
-# Ten finetunings (rounds, poison, controls) of this length and their judging take less than two hours on two CPU
-# cores. Epochs, not minutes: on a busy machine minutes teach nothing, and the arms would differ by the load. Not
-# iterations either: what a later round adds to more images must be seen as often.
+# Four finetunings (rounds, poison) of this length and their judging take less than an hour on two CPU cores. Epochs,
+# not minutes: on a busy machine minutes teach nothing, and results would differ by the load. Not iterations either:
+# what a later round adds to more images must be seen as often.
 EPOCHS = 16
 # So few steps need the rate that the shipped model was trained with (SOLVER.BASE_LR of training/scenes-small), not a
 # finetuning's usual third of it: after 80 steps on the first round's images boundary AP was 22.1 with it, 19.1 without.
@@ -61,7 +61,6 @@ class Plan:
         photos: names of two sets of annotated photographs, to correct and to test on, instead of drawn images.
         holdout_share: of the annotated images, kept by the loop for its gate; with 36 a round about 14 in the first,
             enough for the gate's statistics.
-        controls: whether the three controls are run.
         finetune: fields of FinetuneSettings.
         rules: fields of GateRules.
         seed: of the images.
@@ -76,7 +75,6 @@ class Plan:
     width: int = 256
     height: int = 192
     holdout_share: float = 0.4
-    controls: bool = True
     finetune: dict[str, Any] = field(default_factory=lambda: finetuning(192))
     rules: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -116,7 +114,6 @@ def tiny_plan(finetune: dict[str, Any]) -> Plan:
         width=128,
         height=96,
         holdout_share=0.4,
-        controls=False,
         finetune={**({} if "epochs" in finetune else {"iterations": 12}), "batch_size": 2, **finetune},
         # Nothing certain comes of it, and there must be something to roll back.
         by_hand=True,

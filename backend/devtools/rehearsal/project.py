@@ -16,6 +16,7 @@ from backend.demo.project import UPLOAD_CHUNK, scenes_config
 from backend.devtools.programs import answers, running_program
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
 from backend.devtools.rehearsal.plan import Material, Plan, number_of
+from backend.doctor.connection import SAMPLING
 from backend.errors import ServiceError, StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
@@ -33,7 +34,6 @@ PATIENCE_S = 3600.0
 POLL_S = 1.0
 # Asking for all tasks with their predictions costs Label Studio as much as a picture costs the model.
 POLL_TASKS_S = 10.0
-BY_EFFORT, AT_RANDOM = "Uncertainty sampling", "Uniform sampling"
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,12 @@ class RehearsedProject:
 
     Attributes:
         material: the pictures, by the number in their names.
-        sampling: how Label Studio chooses the next task.
         annotated: numbers of the pool's pictures, in the order they were annotated.
     """
 
     stage: RehearsalServers
     material: Material
     report: Report
-    sampling: str = BY_EFFORT
     id: int = 0
     annotated: list[int] = field(default_factory=list)
 
@@ -136,7 +134,7 @@ class RehearsedProject:
         made = client.create_project(
             title=title,
             label_config=scenes_config(self.material.classes),
-            sampling=self.sampling,
+            sampling=SAMPLING,
             show_collab_predictions=True,
         )
         self.id = int(made["id"])

@@ -1,4 +1,4 @@
-"""The report of a rehearsal: a page, JSON, and the learning curve as PNG.
+"""The report of a rehearsal: a page and JSON.
 
 It says how well the order of tasks predicted the edits that they took: rank correlation, beside mean confidence.
 """
@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmark.report import markdown_table
-from training.visualization.charts import draw_curves
-
-LOOP = "the loop"
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:
@@ -46,13 +43,8 @@ def _mean_confidence(entry: dict[str, Any]) -> float:
 
 
 def write_report(outcome: dict[str, Any], folder: Path) -> Path:
-    """report.md, report.json, learning_curve.png in the folder; the page's path."""
+    """report.md and report.json in the folder; the page's path."""
     (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
-    series = {
-        name: [(point["round"], point["boundary_ap"]) for point in curve] for name, curve in outcome["curves"].items()
-    }
-    title = "boundary AP on images nobody touched"
-    draw_curves(series, title=title, figure_of_merit="boundary AP", path=folder / "learning_curve.png")
     page = folder / "report.md"
     page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
     return page
@@ -68,9 +60,7 @@ def rehearsal_markdown(outcome: dict[str, Any]) -> str:
         f"corrected images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
         f"{outcome.get('minutes', '?')} minutes.",
         "",
-        "![boundary AP by round](learning_curve.png)",
-        "",
-        *_curves(outcome),
+        *_curve(outcome),
         "",
         *_rounds(outcome),
         "",
@@ -87,49 +77,34 @@ def rehearsal_markdown(outcome: dict[str, Any]) -> str:
 
 def claims(outcome: dict[str, Any]) -> dict[str, bool]:
     """Claims of the rehearsal, and whether each holds."""
-    reached = [point["boundary_ap"] for point in outcome["curves"].get(LOOP, [])]
+    reached = [point["boundary_ap"] for point in outcome["curve"]]
     poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
-    outcomes = {
+    return {
         "boundary AP on untouched images rose in each round": len(reached) > 1
         and all(later > earlier for earlier, later in pairwise(reached)),
         "the gate refused the poisoned round": poison.get("state") == "rejected",
         "and the served model is the same file": bool(poison.get("is_same_file")),
         "the rollback served another file at once": bool(back) and back["before"]["sha256"] != back["after"]["sha256"],
     }
-    for name, curve in outcome["curves"].items():
-        if name != LOOP and reached:
-            outcomes[f"the loop ends above {name}"] = reached[-1] > curve[-1]["boundary_ap"]
-    return outcomes
 
 
-def _curves(outcome: dict[str, Any]) -> list[str]:
-    curves = outcome["curves"]
-    rounds = range(max(map(len, curves.values())))
-    rows = (
-        [
-            number,
-            *(
-                f"{curve[number]['boundary_ap']:.1f} ({curve[number]['mask_ap']:.1f})" if number < len(curve) else ""
-                for curve in curves.values()
-            ),
-        ]
-        for number in rounds
-    )
-    return ["## Boundary AP (mask AP) on untouched images", "", *markdown_table(["round", *curves], rows)]
+def _curve(outcome: dict[str, Any]) -> list[str]:
+    rows = ([p["round"], p["version"], f"{p['boundary_ap']:.1f}", f"{p['mask_ap']:.1f}"] for p in outcome["curve"])
+    return ["## On untouched images", "", *markdown_table(["round", "version", "boundary AP", "mask AP"], rows)]
 
 
 def _rounds(outcome: dict[str, Any]) -> list[str]:
     work = ("kept", "moved", "relabelled", "added", "deleted", "seconds")
     rows = (
         [
-            *(record[name] for name in ("arm", "round", "state")),
+            *(record[name] for name in ("round", "state")),
             *(f"{record['work'].get(name, 0):.0f}" for name in work),
             *(record["effort"][name] for name in ("task_score", "mean_confidence")),
         ]
         for record in outcome["rounds"]
     )
     refused = [
-        f"- {record['arm']}, round {record['round']}, {record['state']}: {reason}"
+        f"- round {record['round']}, {record['state']}: {reason}"
         for record in outcome["rounds"]
         if not record["state"].startswith("promoted")
         for reason in record.get("reasons") or ()
@@ -137,7 +112,7 @@ def _rounds(outcome: dict[str, Any]) -> list[str]:
     return [
         "## Rounds",
         "",
-        *markdown_table(["arm", "round", "state", *work, "order: task score", "mean confidence"], rows),
+        *markdown_table(["round", "state", *work, "order: task score", "mean confidence"], rows),
         "",
         "Order: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
         *(["", "What was not promoted, and why:", "", *refused] if refused else []),

@@ -1,35 +1,22 @@
-"""What is played: honest rounds, a poisoned one, a rollback, controls; every figure is of the untouched test set."""
+"""What is played: honest rounds, a poisoned one, a rollback; every figure is of the untouched test set."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backend.devtools.rehearsal.plan import Plan, material_of, write_pool, write_test_set
-from backend.devtools.rehearsal.project import (
-    AT_RANDOM,
-    BY_EFFORT,
-    RehearsalServers,
-    RehearsedProject,
-    Report,
-    running_servers,
-)
+from backend.devtools.rehearsal.project import RehearsalServers, RehearsedProject, Report, running_servers
 from backend.devtools.rehearsal.report import rank_correlations
 from backend.errors import ServiceError
-from backend.learning.round import CHECKPOINT
-from backend.learning.steps import FINETUNE, PROGRESS_FILE, read_json, run_child, step_command
-from backend.settings import Settings
 from backend.versions.served_model import ServedModel, read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
 from training.registry import Registry
-
-# Fields of FinetuneSettings that make every region and every pixel count the same.
-PLAIN: dict[str, object] = {"use_weights": False, "replay_share": 0.0}
 
 
 @dataclass
@@ -58,29 +45,23 @@ class Scenario:
         begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         base = read_served_model(self.model)
-        self.outcome.update(plan=self.plan.as_dict(), model=base.version, rounds=[], curves={})
+        self.outcome.update(plan=self.plan.as_dict(), model=base.version, rounds=[], curve=[])
         material = material_of(self.plan)
         images = write_pool(material, self.plan.pool, self.folder / "pool")
         test_set = write_test_set(material, self.plan.test, self.folder / "test")
         with running_servers(self.folder, self.plan, {"MODEL": str(self.model.absolute()), **self.options}) as stage:
-            main = RehearsedProject(stage, material, self.report, BY_EFFORT)
-            main.set_up("rehearsal, by effort", images, base.version)
-            self._learn(main, base, test_set, "the loop")
-            self._poison(stage, main)
-            self._roll_back(stage, main)
-            if self.plan.controls:
-                other = RehearsedProject(stage, material, self.report, AT_RANDOM)
-                other.set_up("rehearsal, random order", images, base.version)
-                self._learn(other, base, test_set, "random order")
-        if self.plan.controls:
-            self._compare(main, base, test_set, material.classes)
+            project = RehearsedProject(stage, material, self.report)
+            project.set_up("rehearsal", images, base.version)
+            self._learn(project, base, test_set)
+            self._poison(stage, project)
+            self._roll_back(stage, project)
         self.outcome["minutes"] = round((time.monotonic() - begun) / 60, 1)
         return self.outcome
 
-    def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path, name: str) -> None:
+    def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path) -> None:
         """Honest rounds. What a round promoted predicts what is corrected in the next."""
         start = self._measured({base.version: self.model}, test_set)[base.version]
-        curve = self.outcome["curves"][name] = [{"round": 0, "version": base.version, **start}]
+        curve = self.outcome["curve"] = [{"round": 0, "version": base.version, **start}]
         version = base.version
         for number in range(1, self.plan.rounds + 1):
             predicts = version != base.version or project.is_known_to(base)
@@ -88,7 +69,7 @@ class Scenario:
             work = project.annotate(self.plan.per_round)
             record = project.train()
             if record["state"] == "failed":
-                raise ServiceError(f"Round {number} of {name} failed: {record['error']}", record["hint"])
+                raise ServiceError(f"Round {number} failed: {record['error']}", record["hint"])
             if record["state"] == "rejected" and self.plan.by_hand:
                 project.stage.press(project.id, "promote", version=record["candidate"])
                 record["state"] = "promoted by hand"
@@ -99,7 +80,6 @@ class Scenario:
             curve.append({"round": number, "version": version, "state": record["state"], **reached})
             self.outcome["rounds"].append(
                 {
-                    "arm": name,
                     "round": number,
                     "state": record["state"],
                     "serves": version,
@@ -114,7 +94,7 @@ class Scenario:
                     "effort": rank_correlations(self._snapshot(project, record["snapshot"])),
                 }
             )
-            self.report(f"{name}, round {number}: {record['state']}, boundary AP {reached['boundary_ap']:.1f}")
+            self.report(f"round {number}: {record['state']}, boundary AP {reached['boundary_ap']:.1f}")
         self._save()
 
     def _poison(self, stage: RehearsalServers, project: RehearsedProject) -> None:
@@ -145,27 +125,6 @@ class Scenario:
         after = self._served(stage, project)
         project.await_title(after["version"])
         self.outcome["rollback"] = {"before": before, "after": after, "title": after["version"]}
-        # What the controls are compared with goes on from where it was.
-        stage.press(project.id, "promote", version=before["version"])
-        self._save()
-
-    def _compare(self, project: RehearsedProject, base: ServedModel, test_set: Path, classes: Sequence[str]) -> None:
-        """The controls that need no Label Studio: the same snapshots, finetuned plainly; and no training."""
-        curves = self.outcome["curves"]
-        snapshots = [
-            self._snapshot(project, record["snapshot"])
-            for record in self.outcome["rounds"]
-            if record["arm"] == "the loop"
-        ]
-        versions = plain_finetunings(self.model, snapshots, classes, self.folder / "plain", self.plan, self.report)
-        figures = self._measured({path.parent.name: path for path in versions}, test_set)
-        start = curves["the loop"][0]
-        curves["plain finetuning"] = [start] + [
-            {"round": number, "version": name, **reached} for number, (name, reached) in enumerate(figures.items(), 1)
-        ]
-        curves["no training"] = [
-            {**start, "round": number, "version": base.version} for number in range(self.plan.rounds + 1)
-        ]
         self._save()
 
     def _measured(self, checkpoints: dict[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
@@ -194,36 +153,6 @@ class Scenario:
 
     def _save(self) -> None:
         (self.folder / "report.json").write_text(json.dumps(self.outcome, indent=1, ensure_ascii=False))
-
-
-def plain_finetunings(
-    model: Path, snapshots: Sequence[Path], classes: Sequence[str], folder: Path, plan: Plan, report: Report
-) -> list[Path]:
-    """Checkpoint directories, one a snapshot, each finetuned from the one before; no gate, no replay, no weights.
-
-    Raises:
-        ServiceError: a finetuning failed; its log is in its folder.
-    """
-    settings = Settings(finetune_options={**plan.finetune, **PLAIN}, train_processes=plan.processes)
-    made: list[Path] = []
-    for number, snapshot in enumerate(snapshots, 1):
-        out = (folder / f"plain-{number}").absolute()
-        parent = made[-1] if made else model.absolute()
-        request = {"active": parent, "snapshot": snapshot.absolute(), "out": out, "classes": classes, "replay": []}
-        report(f"control, plain finetuning: round {number} of {len(snapshots)}")
-        progress: dict[str, Any] = {}
-
-        def look(out: Path = out, number: int = number, progress: dict[str, Any] = progress) -> None:
-            now = read_json(out / PROGRESS_FILE)
-            if now and now.get("iteration") != progress.get("iteration"):
-                progress.update(now)
-                report(f"plain finetuning {number}, {now.get('phase')} {now.get('iteration')}/{now.get('of')}")
-
-        ended = run_child(step_command(settings, FINETUNE, request), out, FINETUNE, look=look, stop_because=lambda: "")
-        if ended.code:
-            raise ServiceError(f"The plain finetuning failed with {ended.code}.", f"See {out / FINETUNE}.log.")
-        made.append(out / CHECKPOINT)
-    return made
 
 
 def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[str, float]]:

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import requests
 from redis import Redis, RedisError
@@ -256,7 +257,9 @@ class ServiceHarness:
         return process
 
 
-def label_config(labels: tuple[str, ...]) -> str:
-    tags = "".join(f'<Label value="{label}"/>' for label in labels)
-    polygons = f'<PolygonLabels name="poly" toName="image">{tags}</PolygonLabels>'
+def label_config(labels: Sequence[str], threshold: float | None = None) -> str:
+    """A label configuration with a polygon label a class; `threshold`: lowest score that is asked for."""
+    tags = "".join(f"<Label value={quoteattr(label)}/>" for label in labels)
+    wish = "" if threshold is None else f' model_score_threshold="{threshold:g}"'
+    polygons = f'<PolygonLabels name="poly" toName="image"{wish}>{tags}</PolygonLabels>'
     return f'<View><Image name="image" value="$image"/>{polygons}</View>'

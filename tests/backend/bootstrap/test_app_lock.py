@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.locked_imports import run_locked
+from tests.backend.bootstrap.locked_imports import run_locked
 
 pytestmark = pytest.mark.service
 

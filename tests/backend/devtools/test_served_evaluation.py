@@ -11,25 +11,24 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.train.evaluate import evaluate
-from backend.devtools.served_evaluation.client import Credentials, ServedApiClient, ServedError
-from backend.devtools.served_evaluation.evaluation import (
-    LabelError,
-    ServedOptions,
-    ServedResults,
-    classes_of_labels,
+from backend.devtools.served_evaluation import (
+    Served,
+    ServedApiClient,
+    ServedError,
     detections_above,
     notes,
     predict_set,
     score_served,
-    set_label_config,
 )
+from backend.devtools.soak.harness import label_config
 from backend.settings import Settings
 from integration.label_studio.label_config import parse_label_config
+from integration.regions.settings import Output
 from integration.regions.write import build_prediction
 from model.instance import Instance
 from tests.support.service import FakeWorkers
 from training.datasets import Sample
-from training.evaluation.coco_format import decode_masks
+from training.evaluation.coco_format import TruthBuilder, decode_masks
 
 pytestmark = pytest.mark.service
 
@@ -55,26 +54,15 @@ class Squares:
         return Sample(image, mask, np.zeros(1, np.int64), np.zeros(1, bool), index + 1)
 
 
-class Sleeps:
-    """Counts and shortens waiting."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, seconds: float) -> None:
-        self.count += 1
+def through(url: str, samples: Squares, settings: Settings | None = None) -> tuple[dict, Served]:
+    api = ServedApiClient(url, settings or Settings(), patience_s=60)
+    served = predict_set(api, samples, 0.25, "fake-1", int)  # type: ignore[arg-type]
+    return score_served(served, None, threshold=0.25, ratio=0.02), served
 
 
-def through(url: str, samples: Squares, **how: object) -> tuple[dict, object]:
-    asked = ServedOptions(url, patience_s=60, **how)  # type: ignore[arg-type]
-    served = predict_set(asked, samples, version="fake-1", progress=int)  # type: ignore[arg-type]
-    return score_served(asked, served, raw=None, ratio=0.02), served
-
-
-@pytest.mark.parametrize("kind", ["polygon", "brush", "rectangle"])
-def test_what_is_served_is_what_was_found(settings: Settings, workers: FakeWorkers, serve: Serve, kind: str) -> None:
+def test_what_is_served_is_what_was_found(settings: Settings, workers: FakeWorkers, serve: Serve) -> None:
     workers.start()
-    outcome, _ = through(serve(settings), Squares(), regions=kind, chunk=2)
+    outcome, _ = through(serve(settings), Squares())
     assert outcome["served"]["mask"]["AP"] == pytest.approx(1)
     assert outcome["served"]["boundary"]["AP"] == pytest.approx(1)
     assert outcome["versions"] == {"fake-1": 3}
@@ -101,37 +89,31 @@ def test_deferred_answers_are_asked_for_again(settings: Settings, workers: FakeW
 
 def test_without_a_worker_patience_ends_with_the_fix(settings: Settings, serve: Serve) -> None:
     hasty = settings.model_copy(update={"predict_deadline_s": 0.05})
-    api = ServedApiClient(serve(hasty), patience_s=0.2)
+    api = ServedApiClient(serve(hasty), settings, patience_s=0.2)
     try:
         with pytest.raises(ServedError, match=r"0 of 1 have, 0 workers are alive.*start a worker"):
-            api.predict([{"id": "a-0", "data": {"image": "data:,"}}], set_label_config(ServedOptions(""), ("gear",)))
+            api.predict([{"id": "a-0", "data": {"image": "data:,"}}], label_config(("gear",)))
     finally:
         api.close()
 
 
-@pytest.mark.parametrize(
-    "credentials", [Credentials(user="me", password="secret"), Credentials(token="bear")], ids=["basic", "bearer"]
-)
-def test_authorisation(settings: Settings, workers: FakeWorkers, serve: Serve, credentials: Credentials) -> None:
+@pytest.mark.parametrize("given", ["basic_auth_user", "api_token"])
+def test_authorisation(settings: Settings, workers: FakeWorkers, serve: Serve, given: str) -> None:
     workers.start()
-    locked = settings.model_copy(
-        update={
-            "basic_auth_user": "me",
-            "basic_auth_password": settings.basic_auth_password.__class__("secret"),
-            "api_token": settings.api_token.__class__("bear"),
-        }
-    )
-    url = serve(locked)
-    outcome, _ = through(url, Squares(1), credentials=credentials)
+    secret = type(settings.api_token)
+    password, token = secret("secret"), secret("bear")
+    basic = {"basic_auth_user": "me", "basic_auth_password": password}
+    url = serve(settings.model_copy(update={**basic, "api_token": token}))
+    ours = settings.model_copy(update=basic if given in basic else {"api_token": token})
+    outcome, _ = through(url, Squares(1), ours)
     assert outcome["objects"] == 1
     with pytest.raises(ServedError, match="wants other credentials"):
-        through(url, Squares(1))
-    assert "secret" not in repr(credentials)
+        through(url, Squares(1), settings)
 
 
 def test_another_version_is_refused(settings: Settings, serve: Serve) -> None:
     with pytest.raises(ServedError, match="serves fake-1, --weights is other-2"):
-        predict_set(ServedOptions(serve(settings)), Squares(1), version="other-2", progress=int)  # type: ignore[arg-type]
+        predict_set(ServedApiClient(serve(settings), settings), Squares(1), 0.25, "other-2", int)  # type: ignore[arg-type]
 
 
 def test_nobody_there_is_one_clear_sentence() -> None:
@@ -145,11 +127,12 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
     frame, leaf = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
     frame[5:25, 5:25], frame[12:18, 12:18] = True, False
     leaf[5:10, 40:45] = leaf[20:25, 40:45] = True
-    config = parse_label_config(set_label_config(ServedOptions("", tolerance_px=0.0), ("gear", "leaf")))
+    config = parse_label_config(label_config(("gear", "leaf")))
     instances = [Instance((5, 5, 25, 25), "gear", 0.9, frame, 0.0), Instance((40, 5, 45, 25), "leaf", 0.8, leaf, 0.0)]
-    prediction, _ = build_prediction(instances, config, width=60, height=40, model_version="v")
+    exact = Output(tolerance_px=0.0)
+    prediction, _ = build_prediction(instances, config, width=60, height=40, model_version="v", output=exact)
     assert len(prediction["result"]) == 2  # the frame with a cut, and the leaf's two parts joined by one
-    objects = ServedResults(classes_of_labels(config, ("gear", "leaf")))
+    objects = Served(TruthBuilder(("gear", "leaf")))
     objects.add(7, (40, 60), prediction)
     figures = [(result["image_id"], result["category_id"], result["score"]) for result in objects.results]
     assert figures == [(7, 1, 0.9), (7, 2, 0.8)]
@@ -158,23 +141,8 @@ def test_a_hole_and_two_parts_survive_the_round_trip() -> None:
     assert np.array_equal(masks, np.array([frame, leaf]))
 
 
-def test_labels_become_classes_by_name_or_refuse() -> None:
-    def config(labels: str) -> object:
-        return parse_label_config(
-            f'<View><Image name="i" value="$i"/><PolygonLabels name="p" toName="i">{labels}</PolygonLabels></View>'
-        )
-
-    named = config('<Label value="Wheel" predicted_values="gear"/>')
-    assert classes_of_labels(named, ("leaf", "gear")) == {"Wheel": 1}  # type: ignore[arg-type]
-    both = config('<Label value="Thing" predicted_values="gear,leaf"/>')
-    with pytest.raises(LabelError, match="'Thing' stands for the classes"):
-        classes_of_labels(both, ("leaf", "gear"))  # type: ignore[arg-type]
-    with pytest.raises(LabelError, match="no label of the project"):
-        classes_of_labels(config('<Label value="cat"/>'), ("leaf",))  # type: ignore[arg-type]
-
-
 def test_regions_that_are_no_objects_are_counted() -> None:
-    objects = ServedResults({"gear": 0})
+    objects = Served(TruthBuilder(("gear",)))
     region = {
         "id": "a",
         "type": "polygonlabels",

@@ -19,10 +19,11 @@ from backend.devtools.simulated_edits import (
     click_vertices,
     drawers,
     edits_text,
-    label_config_of,
     shown_regions,
     true_objects,
 )
+from backend.devtools.soak.harness import label_config
+from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance
@@ -41,7 +42,7 @@ def two_parts() -> Instance:
 @pytest.mark.parametrize(("output", "count"), [(Output(), 1), (PART_BY_PART, 2), (Output(kind="rectangle"), 1)])
 def test_regions_are_counted_as_label_studio_counts_them(output: Output, count: int) -> None:
     prediction, _ = build_prediction(
-        [two_parts()], label_config_of(["key"]), width=80, height=60, model_version="v", output=output
+        [two_parts()], parse_label_config(label_config(["key"])), width=80, height=60, model_version="v", output=output
     )
     regions = shown_regions(prediction["result"], 60, 80)
     assert len(regions) == count

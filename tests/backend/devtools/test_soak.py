@@ -84,7 +84,7 @@ def test_random_faults_lose_and_double_nothing():
     assert verdict.stored_once + len(verdict.failed) == verdict.tasks > 0
 
 
-@pytest.mark.parametrize("options", [["--endurance", "90"], ["--inline"]])
+@pytest.mark.parametrize("options", [[], ["--inline"]])
 def test_load_measures_the_queue(options):
     asked = ["--stub", "--tasks", "8", "--json", *options]
     figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
@@ -92,9 +92,6 @@ def test_load_measures_the_queue(options):
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
     assert figures["one at a time"]["overhead p50 in ms"] > 0
     assert figures["start-up in s"]["worker to first prediction"] > 0
-    assert ("endurance" in figures) == (options == ["--endurance", "90"])
-    for process in figures["memory in MiB"] if "endurance" in figures else ():
-        assert set(figures["endurance"][process]) == {"MiB after warm-up", "MiB at the end", "MiB a 1,000 tasks"}
 
 
 def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):

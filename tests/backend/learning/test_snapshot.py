@@ -155,7 +155,7 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
     assert report_of(snapshot)["left_out"] == [
         {"task": 5, "annotation": 50, "region": "open", "reason": "the polygon is not closed: it was never finished"}
     ]
-    assert {path.name for path in (snapshot.directory / "pictures").iterdir()} == {"labels.png", "moved.png"}
+    assert {path.name for path in (snapshot.directory / "pictures").iterdir()} == {"moved.png"}
     assert "| **all** |" in (snapshot.directory / "report.md").read_text()
 
 

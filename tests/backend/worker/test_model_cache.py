@@ -195,7 +195,7 @@ def test_two_projects_with_two_models_through_one_worker(settings, serve, worker
     ("metadata", "wished", "given"),
     [
         pytest.param({}, -1, None, id="the configuration decides"),
-        pytest.param({"served": {"node_budget": 4000}}, -1, 4000, id="the model's knee"),
+        pytest.param({"served": {"node_budget": 4000}}, -1, 4000, id="the model's wish"),
         pytest.param({"served": {"node_budget": 4000}}, 0, 0, id="the operator wants all"),
         pytest.param({"served": {}}, 700, 700, id="the operator's number"),
     ],
@@ -214,6 +214,5 @@ def test_damaged_wishes_of_a_model_are_named(tmp_path, served):
         read_served_model(tmp_path)
 
 
-def test_the_model_of_scenes_serves_at_the_knee_of_its_curve():
-    """README's table, printed by `transfiner benchmark anytime`."""
+def test_the_model_of_scenes_is_refined_wholly():
     assert read_served_model(SCENES_MODEL).node_budget == 0

@@ -70,10 +70,10 @@ class Scene:
         return np.full((8, job.task["id"], 3), 7, np.uint8)
 
     def done(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-        for job_id, one in ended.items():
+        for job_id, job in ended.items():
             number = int(job_id.split("-")[1].removeprefix("t"))
-            self.ended[number] = one.outcome.error
-            if one.outcome.error:
+            self.ended[number] = job.outcome.error
+            if job.outcome.error:
                 # The next batch may take its time, however busy the machine is.
                 self.stretch.timeout_s = PATIENCE_S
             self.recorded[number].set()

@@ -23,17 +23,17 @@ def polygons(labels: str = '<Label value="car"/>', control: str = "") -> LabelCo
 
 
 def recorded_configs() -> list[str]:
-    found: set[str] = set()
+    configs: set[str] = set()
 
     def collect(node: object) -> None:
         if isinstance(node, dict):
-            found.update(text for key in ("schema", "label_config") if isinstance(text := node.get(key), str))
+            configs.update(text for key in ("schema", "label_config") if isinstance(text := node.get(key), str))
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             collect(child)
 
     for path in RECORDINGS:
         collect(json.loads(path.read_text()))
-    return sorted(found)
+    return sorted(configs)
 
 
 @pytest.mark.parametrize("xml", recorded_configs())
@@ -153,8 +153,8 @@ def test_alias_is_what_results_say_and_both_names_match() -> None:
     ],
 )
 def test_classes_find_their_labels(labels: str, class_name: str, expected: str | None) -> None:
-    found = polygons(labels).match([class_name]).targets(class_name)
-    assert [target.label.value for target in found] == ([expected] if expected else [])
+    targets = polygons(labels).match([class_name]).targets(class_name)
+    assert [target.label.value for target in targets] == ([expected] if expected else [])
 
 
 def test_nothing_matches_names_both_lists_and_the_fix() -> None:

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import exact_polygons
-from integration.polygons.hausdorff import deviation_px
+from tests.integration.polygons.hausdorff import deviation_px
 
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
 ANNOTATIONS = SHARED / "coco_tiny" / "annotations" / "instances_val2017.json"
@@ -38,11 +38,11 @@ def every(number: int) -> list[np.ndarray]:
 def test_real_masks() -> None:
     ours = theirs = 0
     for mask in every(12):
-        exact, found = exact_polygons(mask), outline_mask(mask, tolerance_px=1.0).polygons
+        exact, outline = exact_polygons(mask), outline_mask(mask, tolerance_px=1.0).polygons
         assert np.array_equal(polygons_to_mask(exact, *mask.shape), mask)
-        assert shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]).is_valid
-        assert deviation_px(found, exact) <= 1.0 + 1e-6
-        ours += sum(polygon.vertex_count for polygon in found)
+        assert shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in outline]).is_valid
+        assert deviation_px(outline, exact) <= 1.0 + 1e-6
+        ours += sum(polygon.vertex_count for polygon in outline)
         for polygon in exact:
             shape = shapely.Polygon(polygon.exterior, polygon.holes).simplify(1.0)
             theirs += sum(len(ring.coords) - 1 for ring in (shape.exterior, *shape.interiors))

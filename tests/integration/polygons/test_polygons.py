@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 from integration.polygons.contours import fill_even_odd
 from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
-from integration.polygons.hausdorff import deviation_px
 from integration.polygons.joining import join_polygons
+from tests.integration.polygons.hausdorff import deviation_px
 
 small_masks = arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
@@ -42,16 +42,16 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_parts_and_holes_of_known_shapes(name: str) -> None:
     mask, parts, holes = SHAPES[name]
-    found = outline_mask(mask).polygons
-    assert (len(found), sum(len(polygon.holes) for polygon in found)) == (parts, holes)
-    assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
+    outline = outline_mask(mask).polygons
+    assert (len(outline), sum(len(polygon.holes) for polygon in outline)) == (parts, holes)
+    assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
 
 
 def check_exact(mask: np.ndarray) -> None:
-    found = outline_mask(mask).polygons
-    assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
-    assert sum(polygon.area_px for polygon in found) == mask.sum()
-    assert shapes(found).is_valid
+    outline = outline_mask(mask).polygons
+    assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
+    assert sum(polygon.area_px for polygon in outline) == mask.sum()
+    assert shapes(outline).is_valid
 
 
 def shapes(polygons: list[Polygon]) -> shapely.MultiPolygon:
@@ -98,8 +98,8 @@ def test_round_trip_is_exact_for_thousands_of_masks(family: Callable) -> None:
 @pytest.mark.parametrize("tolerance_px", [0.5, 1.0, 3.0])
 def test_the_certified_distance_holds_between_samples(tolerance_px: float) -> None:
     mask = smooth_mask(7)
-    found = outline_mask(mask, tolerance_px=tolerance_px).polygons
-    assert deviation_px(found, exact_polygons(mask), step_px=0.01) <= tolerance_px + 1e-6
+    outline = outline_mask(mask, tolerance_px=tolerance_px).polygons
+    assert deviation_px(outline, exact_polygons(mask), step_px=0.01) <= tolerance_px + 1e-6
 
 
 def test_every_mask_of_three_by_three() -> None:
@@ -121,8 +121,8 @@ def smooth_mask(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_simplified_is_near_valid_and_of_the_same_topology(seed: int, tolerance_px: float) -> None:
     mask = smooth_mask(seed)
-    exact, found = exact_polygons(mask), outline_mask(mask, tolerance_px=tolerance_px).polygons
-    check_simplified(found, exact, tolerance_px)
+    exact, outline = exact_polygons(mask), outline_mask(mask, tolerance_px=tolerance_px).polygons
+    check_simplified(outline, exact, tolerance_px)
 
 
 @settings(max_examples=80, deadline=None)
@@ -131,10 +131,10 @@ def test_simplified_noise_keeps_its_topology(mask: np.ndarray, tolerance_px: flo
     check_simplified(outline_mask(mask, tolerance_px=tolerance_px).polygons, exact_polygons(mask), tolerance_px)
 
 
-def check_simplified(found: list[Polygon], exact: list[Polygon], tolerance_px: float) -> None:
-    assert [len(polygon.holes) for polygon in found] == [len(polygon.holes) for polygon in exact]
-    assert shapes(found).is_valid
-    for polygon, reference in zip(found, exact, strict=True):
+def check_simplified(outline: list[Polygon], exact: list[Polygon], tolerance_px: float) -> None:
+    assert [len(polygon.holes) for polygon in outline] == [len(polygon.holes) for polygon in exact]
+    assert shapes(outline).is_valid
+    for polygon, reference in zip(outline, exact, strict=True):
         assert deviation_px([polygon], [reference]) <= tolerance_px + 1e-6
         assert polygon.vertex_count <= reference.vertex_count
         assert polygon.tolerance_px == tolerance_px
@@ -155,16 +155,16 @@ def test_fewer_vertices_than_douglas_peucker() -> None:
 def test_vertex_budget_is_met_with_little_more_tolerance_than_needed(max_vertices: int) -> None:
     y, x = np.mgrid[:80, :80]
     mask = np.hypot(y - 40, x - 38) < 30 + 4 * np.cos(3 * np.arctan2(y - 40, x - 38))
-    (found,) = outline_mask(mask, max_vertices=max_vertices).polygons
-    assert found.vertex_count <= max_vertices
-    assert deviation_px([found], exact_polygons(mask)) <= found.tolerance_px + 1e-6
-    tighter = outline_mask(mask, tolerance_px=found.tolerance_px * 0.97).polygons
+    (outline,) = outline_mask(mask, max_vertices=max_vertices).polygons
+    assert outline.vertex_count <= max_vertices
+    assert deviation_px([outline], exact_polygons(mask)) <= outline.tolerance_px + 1e-6
+    tighter = outline_mask(mask, tolerance_px=outline.tolerance_px * 0.97).polygons
     assert tighter[0].vertex_count > max_vertices
 
 
 def test_a_budget_that_is_met_already_keeps_the_tolerance() -> None:
-    (found,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10).polygons
-    assert (found.vertex_count, found.tolerance_px) == (4, 0.0)
+    (outline,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10).polygons
+    assert (outline.vertex_count, outline.tolerance_px) == (4, 0.0)
 
 
 def test_small_parts_and_holes_go_only_when_asked() -> None:

@@ -26,13 +26,13 @@ def quilt(seed: int, parts: int) -> list[np.ndarray]:
 def test_neighbours_neither_overlap_nor_part(seed: int, tolerance_px: float) -> None:
     masks = quilt(seed, 4)
     outlines = [outlined.polygons for outlined in outline_masks(masks, tolerance_px=tolerance_px)]
-    shapes = [shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in found]) for found in outlines]
-    for shape, found, mask in zip(shapes, outlines, masks, strict=True):
+    shapes = [shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in outline]) for outline in outlines]
+    for shape, outline, mask in zip(shapes, outlines, masks, strict=True):
         assert shape.is_valid
         alone = outline_mask(mask).polygons
-        assert [len(p.holes) for p in found] == [len(p.holes) for p in alone]
+        assert [len(p.holes) for p in outline] == [len(p.holes) for p in alone]
         if tolerance_px == 0:
-            assert np.array_equal(polygons_to_mask(found, *mask.shape), mask)
+            assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
     for number, shape in enumerate(shapes):
         for other in shapes[:number]:
             assert shape.intersection(other).area == pytest.approx(0, abs=1e-6)

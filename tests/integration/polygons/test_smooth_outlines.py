@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, reach_border, remove_crumbs
 from integration.polygons.exact import Polygon, exact_polygons
-from integration.polygons.hausdorff import deviation_px
 from integration.polygons.joining import join_polygons, split_ring
 from integration.polygons.level_set import level_set_outline, sample_patch
+from tests.integration.polygons.hausdorff import deviation_px
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 patches = hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=32))

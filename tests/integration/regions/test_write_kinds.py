@@ -53,8 +53,8 @@ def test_geometry_and_label_tags_give_two_results_with_one_id(tag: str) -> None:
     assert geometry["id"] == label["id"]
     assert (geometry["type"], geometry["from_name"]) == (tag.lower(), "shape")
     assert (label["type"], label["value"]["labels"], label["from_name"]) == ("labels", ["car"], "what")
-    (found,) = regions_to_objects(prediction["result"]).objects
-    assert (found.label, found.mask_hw.sum()) == ("car", 72)
+    (drawn,) = regions_to_objects(prediction["result"]).objects
+    assert (drawn.label, drawn.mask_hw.sum()) == ("car", 72)
 
 
 def test_an_object_is_one_region_whose_cuts_can_be_undone() -> None:
@@ -155,9 +155,9 @@ def test_objects_that_touch_share_one_edge_when_asked(tolerance_px: float) -> No
     assert (report.shown, report.regions) == (2, 2)
     shared = [set(map(tuple, region["value"]["points"])) for region in prediction["result"]]
     assert len(shared[0] & shared[1]) >= 4
-    one, other = (found.mask_hw for found in regions_to_objects(prediction["result"]).objects)
-    assert not (one & other).any()
-    assert (one | other)[5:35, 10:50].all()
+    first, second = (drawn.mask_hw for drawn in regions_to_objects(prediction["result"]).objects)
+    assert not (first & second).any()
+    assert (first | second)[5:35, 10:50].all()
     apart, _ = predict(both, output=alone)
     assert apart != prediction
 

@@ -42,6 +42,7 @@ def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
         "istr-r50",
         "queryinst-r50",
         "solq-r50",
+        "transfiner-query-r50",
     ]
 
 
@@ -81,16 +82,12 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (1759, (1173, 1612), 439)
 
 
-def test_a_plan_says_what_is_missing_and_what_it_costs(tmp_path: Path) -> None:
+def test_a_plan_says_what_is_missing_and_what_is_trained(tmp_path: Path) -> None:
     planned = plan_table(TABLES[10], Scale(data=str(tmp_path)))
     assert str(tmp_path / "gtFine" / "train") in planned["data"]["missing"]
-    ours = planned["rows"][-1]
-    # 24,000 iterations of 8 images at 0.0819 GPU seconds
-    assert ours["gpu_hours"] == pytest.approx(4.4, abs=0.05)
-    assert 5 < ours["gpu_memory_gb"] < 11
+    assert planned["rows"][-1]["iterations"] == 24_000
     text = plan_text(planned)
     assert "quoted from the paper" in text
-    assert "GPU hours" in text
     assert missing_files("scenes:train") == []
 
 
@@ -117,8 +114,7 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     table, lines = TABLES[3], list[str]()
     results = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=lines.append)
     assert list(results) == ["guided"]
-    files = write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
-    assert {path.name for path in files} == {"report.json", "report.md", "rows.png"}
+    write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
     report = json.loads((tmp_path / "table-3" / "report.json").read_text())
     guided = report["rows"][1]
     assert set(guided["measured"]) >= {"AP", "APB"}

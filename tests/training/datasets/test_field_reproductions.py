@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.field_table import FIELD, WANTED, run_folder
+from tests.training.datasets.field_table import FIELD, WANTED, run_folder
 
 pytestmark = [
     pytest.mark.slow,

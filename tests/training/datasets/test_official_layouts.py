@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.cityscapes_predictions import write_predictions
-from tests.support.miniature import LAYOUTS, write_miniature
+from tests.support.miniature import LAYOUTS, PredictionWriter, write_miniature, write_predictions
 from training.datasets import BadAnnotationError, ImageLeftOutError, open_set
 from training.datasets.coco_categories import cocofied
 from training.datasets.loader import training_samples
@@ -19,7 +18,6 @@ from training.datasets.preparation import convert, digests, inspect, set_names
 from training.datasets.statistics import data_set_contact_sheet, statistics
 from training.engine.config import get_training_config
 from training.evaluation.score import score
-from training.metrics.bdd100k import PredictionWriter
 from training.metrics.cityscapes import LABELS
 from training.synthetic.scenes import generate_scene, scene_seed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.written_scenes import write_scenes
+from tests.support.miniature import write_scenes
 from training.datasets import open_set
 
 SIZE = {"width": 128, "height": 96}

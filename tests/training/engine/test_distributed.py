@@ -23,7 +23,7 @@ def start(folder: Path, rank: int, count: int, port: int) -> subprocess.Popen[st
     folder.mkdir(exist_ok=True)
     group = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in group.items()}
-    command = [sys.executable, "-m", "tests.support.distributed_training", str(folder)]
+    command = [sys.executable, "-m", "tests.training.engine.distributed_training", str(folder)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from training.engine.config import get_training_config
-from training.engine.optimizer import lr_factor, run_fraction
+from training.engine.step import lr_factor, run_fraction
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from torch import nn
 from training.datasets.loader import WeightedSample, to_network_input
 from training.engine.config import get_training_config
 from training.engine.log import RunLog, RunProgress, read_progress, write_progress
-from training.engine.optimizer import build_optimizer
-from training.engine.step import LearningStep, Precision, in_parts
+from training.engine.step import LearningStep, Precision, build_optimizer, in_parts
 
 
 @pytest.fixture

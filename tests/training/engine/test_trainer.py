@@ -14,7 +14,7 @@ from torch import nn
 
 from training.datasets.loader import training_loader, training_samples
 from training.engine.config import get_training_config, network_config
-from training.engine.optimizer import MovingAverage, build_optimizer, lr_factor, run_fraction
+from training.engine.step import MovingAverage, build_optimizer, lr_factor, run_fraction
 from training.engine.trainer import Trainer, TrainingDiverged
 
 

@@ -23,12 +23,12 @@ from training.evaluation.incoherence_analysis import (
     incoherent_union,
     join_counts,
     match_to_truth,
+    recorded_refinement,
     region_counts,
     region_properties,
     regions_of_nodes,
     wanted_regions,
 )
-from training.evaluation.inspection import recorded_refinement
 
 
 def half_plane(columns: int, side: int = 8) -> torch.Tensor:

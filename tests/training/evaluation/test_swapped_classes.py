@@ -13,7 +13,7 @@ from PIL import Image
 
 from backend.cli.main import cli
 from model.instance import Instance
-from tests.support.written_scenes import write_scenes
+from tests.support.miniature import write_scenes
 from training.datasets import Sample
 from training.evaluation.swapped_classes import doubts_of, save_doubts
 

@@ -11,8 +11,8 @@ import pytest
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import read_metadata
 from model.predictor import Predictor
+from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
-from model.prompts.predictor import PromptPredictor
 from training.engine.log import read_progress
 from training.fewshot import learn
 from training.fewshot.class_rows import LOSS_PERIOD, STEPS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_finetune import tiny_checkpoint, tiny_snapshot
+from tests.training.finetune.tiny_finetune import tiny_checkpoint, tiny_snapshot
 
 
 @pytest.fixture(scope="session")

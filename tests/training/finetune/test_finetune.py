@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from backend.cli.train.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
-from tests.support.tiny_finetune import STEPS, settings, tiny_snapshot
+from tests.training.finetune.tiny_finetune import STEPS, settings, tiny_snapshot
 from training.engine.log import read_progress
 from training.finetune.data import NothingToLearn
 from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
@@ -58,7 +58,14 @@ def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     checkpoint: Path, snapshot: Path, finished: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "tests.support.tiny_finetune", str(checkpoint), str(snapshot), str(tmp_path)]
+    program = [
+        sys.executable,
+        "-m",
+        "tests.training.finetune.tiny_finetune",
+        str(checkpoint),
+        str(snapshot),
+        str(tmp_path),
+    ]
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
@@ -129,12 +136,15 @@ def test_a_snapshot_without_training_images_is_refused_and_noted(checkpoint: Pat
 
 def test_the_command_prints_its_outcome_and_reasons(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
     where = ["--from", str(checkpoint), "--snapshot", str(snapshot), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    wishes = ["--iterations", "1", "--batch-size", "2", "--precision", "bf16", "--threads", "1", "--json"]
-    done = CliRunner().invoke(command, [*where, *wishes], catch_exceptions=False)
+    wishes = {"iterations": 1, "batch_size": 2, "precision": "bf16", "threads": 1}
+    done = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes), "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome == {"checkpoint": str(tmp_path / "out" / "checkpoint"), "iterations": 1}
     assert all(abs(loss) < 1e4 for loss in losses(tmp_path / "out").values()), "finite in bfloat16"
-    again = CliRunner().invoke(command, [*where, *wishes, "--rename", "wheel", "gear"])
+    unknown = CliRunner().invoke(command, [*where, "--options", '{"iteration": 1}'])
+    assert (unknown.exit_code, "unexpected keyword argument 'iteration'" in unknown.output) == (1, True)
+    wishes["renamed"] = {"wheel": "gear"}
+    again = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes)])
     assert again.exit_code == 1
     assert "holds a finetuning with other settings" in again.output

@@ -200,12 +200,11 @@ def test_the_report_has_everything_to_show(world: World, incumbent: bool) -> Non
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
         "MODEL_CARD.md",
         "pictures/before_after.jpg",
-        "pictures/gate.png",
         "report.json",
         "report.md",
     ]
     assert json.loads((out / "report.json").read_text()) == verdict.as_dict()
-    assert "![gate](pictures/gate.png)" in (out / "MODEL_CARD.md").read_text()
+    assert "![before_after](pictures/before_after.jpg)" in (out / "MODEL_CARD.md").read_text()
     assert "mask AP" in (out / "report.md").read_text()
 
 

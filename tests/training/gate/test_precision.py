@@ -19,7 +19,7 @@ RULES = GateRules(resamples=100)
 
 
 def test_it_is_kept_with_the_weights_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.support.tiny_finetune import tiny_checkpoint
+    from tests.training.finetune.tiny_finetune import tiny_checkpoint
 
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
     classes = read_metadata(checkpoint)["classes"]

@@ -9,10 +9,17 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from training.datasets import Sample
+from training.datasets import Sample, open_set
 from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
-from training.metrics.bootstrap import RankedMatches, average_precision, bootstrap_draws, ranked_matches
-from training.metrics.coco import boundary_ap
+from training.metrics.bootstrap import (
+    RankedMatches,
+    average_precision,
+    bootstrap_draws,
+    image_weights,
+    ranked_matches,
+    resampled_ap,
+)
+from training.metrics.coco import boundary_ap, mask_ap
 from training.synthetic.scenes import CLASSES, generate_scene
 
 IMAGES = 12
@@ -111,3 +118,18 @@ def test_draws_keep_the_number_of_images_and_repeat_by_seed() -> None:
     assert (bootstrap_draws(7, 50, 3).sum(1) == 7).all()
     assert (bootstrap_draws(7, 50, 3) == bootstrap_draws(7, 50, 3)).all()
     assert bootstrap_draws(0, 5, 0).shape == (5, 0)
+
+
+def test_resampled_ap_of_all_scenes_is_cocos() -> None:
+    builder, results = TruthBuilder(CLASSES), []
+    samples = open_set("scenes:val:4", width=128, height=96)
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        sample = samples[index]
+        builder.add(sample)
+        moved = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
+        results += coco_results(index, moved, rng.random(len(moved)), sample.classes)
+    truth = builder.build()
+    values = resampled_ap(truth.dataset, results, image_weights(4, 10), ratio=0.02)
+    assert values["mask"].shape == (11,)
+    assert values["mask"][0] == pytest.approx(100 * mask_ap(truth, results)["AP"], abs=1e-9)

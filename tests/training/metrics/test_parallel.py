@@ -81,9 +81,8 @@ def test_nothing_to_compare_is_fine(coco: tuple[dict, list]) -> None:
 @pytest.mark.parametrize("layout", ["cityscapes", "bdd100k"])
 def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.metrics.parallel.WORTH_PROCESSES", 1)
-    from tests.support.cityscapes_predictions import write_predictions
+    from tests.support.miniature import PredictionWriter, write_predictions
     from training.datasets import open_set
-    from training.metrics.bdd100k import PredictionWriter
     from training.metrics.cityscapes import LABELS
 
     root, predictions = tmp_path / "set", tmp_path / "found"

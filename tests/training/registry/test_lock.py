@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.registry import RegistryError
-from training.registry.lock import exclusively
-from training.registry.storage import Storage, to_json
+from training.registry.storage import Storage, exclusively, to_json
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model.checkpoints.metadata import CheckpointError
 from training.registry import Registry, RegistryError
-from training.registry.pointer import Pointer
+from training.registry.registry import Pointer
 from training.registry.storage import Storage
 from training.registry.versions import unfinished
 

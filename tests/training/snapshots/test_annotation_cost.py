@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.learning.annotation_cost import compare_orders, draw_orders, work_covered
+from backend.learning.annotation_cost import compare_orders, work_covered
 from model.checkpoints.metadata import update_metadata
 from model.instance import Instance
 from tests.support.learning_doubles import write_checkpoint
@@ -203,7 +203,6 @@ def test_orders_are_compared() -> None:
     assert (figures["good"].rank_correlation, figures["bad"].rank_correlation) == pytest.approx((1, -1))
     assert figures["random"].low < 0 < figures["random"].high
     assert figures["good"].first_fifth > 0.4 > figures["bad"].first_fifth
-    assert draw_orders(scores, edits).size[0] > 300
 
 
 @pytest.mark.parametrize(

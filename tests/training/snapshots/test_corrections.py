@@ -27,7 +27,6 @@ from training.snapshots.report import (
     correction_report_markdown,
     image_entry,
 )
-from training.visualization.charts import draw_correction_bars
 
 SIZE = (60, 80)
 
@@ -269,7 +268,6 @@ def test_a_report_of_nothing() -> None:
     report = build_correction_report([])
     assert report["totals"]["acceptance"] is None
     assert "0 images" in correction_report_markdown(report, "Corrections")
-    assert draw_correction_bars(report).size[0] > 100
 
 
 def test_pictures_show_the_farthest_moves() -> None:

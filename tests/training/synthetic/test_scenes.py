@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tests.support.written_scenes import write_scenes
+from tests.support.miniature import write_scenes
 from training.synthetic.scenes import CLASSES, SPLITS, generate_scene, scene_seed
 from training.synthetic.shapes import SHAPES
 

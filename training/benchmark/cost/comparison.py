@@ -359,18 +359,6 @@ def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560
     }
 
 
-def head_costs_text(outcome: dict[str, Any]) -> str:
-    """The comparison of heads as lines for people."""
-    facts = outcome["setting"]
-    lines = [
-        f"{facts['instances']} instances of {facts['nodes']} nodes, {facts['width']} x {facts['height']} px, "
-        f"{facts['device']}, {facts['threads']} threads",
-        *costs_table(outcome["heads"]),
-        f"ours and the authors' way differ by at most {outcome['largest_difference']:.1e}",
-    ]
-    return "\n".join(lines)
-
-
 def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
     """Operations and peak memory of the refiner on sequences of these lengths, without computing them."""
     with FakeTensorMode():

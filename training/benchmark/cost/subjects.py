@@ -25,7 +25,7 @@ from model.mask_head.quadtree import Nodes
 from model.mask_head.refiner import NodeCues, SequenceRefiner
 from model.network import build_network
 from training.engine.config import get_training_config
-from training.evaluation.inspection import mask_head_of
+from training.evaluation.incoherence_analysis import mask_head_of
 
 FPN_CHANNELS = 256
 

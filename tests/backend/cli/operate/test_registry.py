@@ -103,7 +103,7 @@ def test_gate_promotes_what_is_better_and_keeps_the_report(root: Path, tmp_path:
     shown = run("models", "show", "good-3", "--project", 12, "--papers", tmp_path / "papers").stdout
     assert "status: promoted" in shown
     assert "- better than the incumbent: mask AP +100.0 points" in shown
-    assert (tmp_path / "papers" / "pictures" / "gate.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "papers" / "pictures" / "before_after.jpg").read_bytes().startswith(b"\xff\xd8")
     assert json.loads(run("models", "show", "good-3", "--project", 12, "--json").stdout)["report"]["promote"]
 
 
@@ -121,7 +121,7 @@ def test_gate_refuses_with_exit_code_3_and_the_rejected_stays_with_its_report(ro
 def test_gate_judges_directories_without_a_registry(tmp_path: Path, root: Path) -> None:
     given = ("--holdout", tmp_path / "snapshot", "--out", tmp_path / "report")
     run("gate", tmp_path / "good-3", "--incumbent", tmp_path / "bad-1", *given, "--rule", "min_images", 5)
-    assert (tmp_path / "report" / "pictures" / "gate.png").is_file()
+    assert (tmp_path / "report" / "pictures" / "before_after.jpg").is_file()
     verdict = json.loads((tmp_path / "report" / "report.json").read_text())
     assert verdict["figures"]["rules"]["min_images"] == 5
     run("gate", tmp_path / "bad-1", "--incumbent", tmp_path / "good-3", *given, fails=3)

@@ -18,7 +18,7 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_lists_every_table_and_measure() -> None:
     code, text = run("--help")
     assert code == 0
-    for name in (*(str(number) for number in range(1, 13)), "networks", "speed", "regions"):
+    for name in (*(str(number) for number in range(1, 13)), "networks", "precision", "fewshot"):
         assert f"\n  {name} " in text
 
 
@@ -27,7 +27,7 @@ def test_a_dry_run_plans_without_data(tmp_path: Path) -> None:
     assert code == 0, text
     planned = json.loads(text)
     assert planned["table"] == 1
-    assert planned["gpu_hours"] > 10
+    assert planned["rows"][0]["iterations"] > 0
     assert len(planned["data"]["missing"]) == 4
 
 

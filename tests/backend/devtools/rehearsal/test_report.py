@@ -12,17 +12,16 @@ from backend.devtools.rehearsal.plan import tiny_plan
 from backend.devtools.rehearsal.report import claims, rehearsal_markdown, write_report
 
 
-def outcome(values=(10.0, 20.0, 30.0), plain=25.0, state="rejected") -> dict:
+def outcome(values=(10.0, 20.0, 30.0), state="rejected") -> dict:
     curve = [{"round": n, "version": f"v{n}", "boundary_ap": v, "mask_ap": v + 5} for n, v in enumerate(values)]
     served = {"version": "v2", "sha256": "a" * 64}
     return {
         "plan": tiny_plan({}).as_dict(),
         "model": "base",
         "minutes": 3,
-        "curves": {"the loop": curve, "plain finetuning": [*curve[:-1], {**curve[-1], "boundary_ap": plain}]},
+        "curve": curve,
         "rounds": [
             {
-                "arm": "the loop",
                 "round": 1,
                 "state": "promoted",
                 "work": {"kept": 3, "seconds": 61.5},
@@ -46,10 +45,9 @@ def outcome(values=(10.0, 20.0, 30.0), plain=25.0, state="rejected") -> dict:
 def test_a_good_rehearsal(tmp_path):
     assert all(claims(outcome()).values())
     page = write_report(outcome(), tmp_path).read_text()
-    for part in ("30.0 (35.0)", "| the loop | 1 | promoted | 3 |", "**rejected**", "mask AP fell", "From v2 to v1"):
+    for part in ("| 30.0 | 35.0 |", "| 1 | promoted | 3 |", "**rejected**", "mask AP fell", "From v2 to v1"):
         assert part in page
     assert "**NO**" not in page
-    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "report.json").read_text())["model"] == "base"
 
 
@@ -58,7 +56,6 @@ def test_a_good_rehearsal(tmp_path):
     [
         pytest.param(outcome((10.0, 9.0, 30.0)), "rose in each round", id="fell once"),
         pytest.param(outcome(state="promoted"), "refused the poisoned", id="poison was promoted"),
-        pytest.param(outcome(plain=30.0), "above plain", id="a control is as good"),
     ],
 )
 def test_what_does_not_hold_is_said(tmp_path, made, claim):
@@ -71,7 +68,7 @@ def test_what_was_not_promoted_has_its_reasons():
     assert "not promoted, and why" not in rehearsal_markdown(made)
     refused = {**made["rounds"][0], "round": 2, "state": "rejected", "reasons": ["not certainly better"]}
     page = rehearsal_markdown({**made, "rounds": [*made["rounds"], refused]})
-    assert "- the loop, round 2, rejected: not certainly better" in page
+    assert "- round 2, rejected: not certainly better" in page
 
 
 @pytest.mark.parametrize(

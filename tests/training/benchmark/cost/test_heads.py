@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.benchmark.cost.comparison import CostSetting, compare_heads, head_call, head_costs_text
+from training.benchmark.cost.comparison import CostSetting, compare_heads, head_call
 from training.benchmark.cost.measures import count_operators
 from training.benchmark.cost.subjects import fixed_nodes, open_network
 
@@ -34,9 +34,6 @@ def test_both_ways_give_the_same_masks_and_ours_needs_less() -> None:
     assert theirs["peak_bytes"] > 2  # stored weights and whole grids
     assert theirs["flops"] == pytest.approx(1, abs=0.05)  # the same arithmetic
     assert outcome["heads"]["mask_rcnn"]["ratios"]["flops"] < 1
-    text = head_costs_text(outcome)
-    assert "authors_way" in text
-    assert "1 instances of 1500 nodes" in text
 
 
 def test_operators_do_not_grow_with_the_nodes() -> None:

@@ -1,6 +1,6 @@
 """Run the small reproductions of ../shared/field against this working tree and print what each says.
 
-Run: python -m tests.support.field_table [NAME ...]
+Run: python -m tests.training.datasets.field_table [NAME ...]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIELD = ROOT.parent / "shared" / "field"
 #: Places that moved since the reproductions were written.
 MOVED = {

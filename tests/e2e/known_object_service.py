@@ -1,7 +1,7 @@
 """The service with the product's own queue, API and worker, but a model that always finds two known objects.
 
 One has a hole and two parts, a thin stalk and a jagged rim, the other is a ring.
-`python -m tests.support.known_object_service` runs it until SIGINT.
+`python -m tests.e2e.known_object_service` runs it until SIGINT.
 
 PARENT: process id that the worker must not outlive; PORT, MODEL (folder with metadata.json) and FOLDER are arguments.
 """

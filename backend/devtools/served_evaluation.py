@@ -1,0 +1,423 @@
+"""`transfiner evaluate --served URL`: what a running API returns for a set, beside the raw masks of the same model.
+
+Three rows: all raw detections, as `transfiner evaluate` measures them; of those only the ones with a score that was
+asked for; and what was served. The last two show the same detections, so their difference is what outlines, label
+configuration and transport cost. Images go inside the requests, as PNG, so that the model sees the very same pixels.
+
+An answer is the results of all tasks, or `{"results": []}`: deferred, because the API's deadline passed first. Label
+Studio is then sent the predictions later; we are no Label Studio, so we watch /jobs and ask again. Nothing is computed
+twice: the API knows each task by all that its prediction depends on.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import requests
+from pycocotools.coco import COCO
+
+from backend.devtools.programs import as_png
+from backend.devtools.soak.harness import label_config
+from backend.queue.job_store import FINAL
+from backend.settings import Settings, load_settings
+from integration.regions.read import AnnotationError, regions_to_objects
+from model.checkpoints.metadata import read_metadata
+from training.datasets import AnySet, Sample, usable_samples
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.metrics.coco import boundary_ap, mask_ap
+
+if TYPE_CHECKING:
+    from training.evaluation.edits import GoodOutline
+
+Json = dict[str, Any]
+Metrics = dict[str, dict[str, float]]
+Progress = Callable[[int], object]
+# Tasks and bytes of the images in one request; the API takes 32 MiB by default.
+TASKS_A_REQUEST, MOST_REQUEST_BYTES = 8, 24 << 20
+# While nothing is to be had, look again after this many s; give up when no task has ended for so long.
+LOOK_AGAIN_S, PATIENCE_S = 1.0, 600.0
+# Label Studio's own patience with one request, in s; the API answers or defers before it.
+REQUEST_TIMEOUT_S = 120.0
+MOST_JOBS = 1000
+_PASSING = (502, 503, 504)
+
+
+class ServedError(RuntimeError):
+    """The API cannot be asked, or answers what no API of ours would; says the fix."""
+
+
+@dataclass
+class ServedApiClient:
+    """A running API, asked with the credentials of the settings, which are the API's own variables.
+
+    Attributes:
+        deferred: how many answers came as "later".
+    """
+
+    url: str
+    settings: Settings = field(default_factory=load_settings)
+    patience_s: float = PATIENCE_S
+    deferred: int = 0
+
+    def __post_init__(self) -> None:
+        self.url = self.url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise ServedError(f"--served is {self.url!r}; expected the address of an API, e.g. http://127.0.0.1:9090")
+        self._session = requests.Session()
+        if token := self.settings.api_token.get_secret_value():
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        elif user := self.settings.basic_auth_user:
+            self._session.auth = (user, self.settings.basic_auth_password.get_secret_value())
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
+    def versions(self) -> list[str]:
+        """The model versions it serves.
+
+        Raises:
+            ServedError: nobody answers there, or not this project's API, or it wants other credentials.
+        """
+        versions = self._json("GET", "/versions").get("versions")
+        if not isinstance(versions, list):
+            raise ServedError(f"{self.url}/versions has no list of versions; is it the address of a transfiner API?")
+        return [str(version) for version in versions]
+
+    def predict(self, tasks: Sequence[Json], xml: str, progress: Progress = int) -> Json:
+        """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.
+
+        Args:
+            progress: called with how many of them have ended, while the answer is deferred.
+
+        Raises:
+            ServedError: no task has ended for `patience_s`, or the answer is none.
+        """
+        body = {"tasks": list(tasks), "project": "", "label_config": xml, "params": {"context": None}}
+        most, since = 0, time.monotonic()
+        while True:
+            answer = self._json("POST", "/predict", body)
+            results = answer.get("results")
+            if isinstance(results, list) and len(results) == len(tasks):
+                return answer
+            if results != []:
+                raise ServedError(
+                    f"{self.url}/predict answered results = {results!r:.60} for {len(tasks)} tasks; expected as many "
+                    "results, or none when it defers"
+                )
+            self.deferred += 1
+            ended = self._ended({str(task["id"]) for task in tasks})
+            if ended > most:
+                most, since = ended, time.monotonic()
+                progress(ended)
+            if time.monotonic() - since > self.patience_s:
+                raise ServedError(self._why_not(ended, len(tasks)))
+            time.sleep(LOOK_AGAIN_S)
+
+    def _ended(self, ids: set[str]) -> int:
+        rows = self._json("GET", f"/jobs?limit={MOST_JOBS}").get("jobs", [])
+        return len({row.get("task") for row in rows if row.get("task") in ids and row.get("state") in FINAL})
+
+    def _why_not(self, ended: int, asked: int) -> str:
+        facts = self._json("GET", "/jobs?limit=1")
+        return (
+            f"no task has ended for {self.patience_s:.0f} s: {ended} of {asked} have, "
+            f"{len(facts.get('workers', {}))} workers are alive, waiting: {facts.get('waiting')}; "
+            "start a worker with `transfiner worker`"
+        )
+
+    def _json(self, method: str, path: str, body: Json | None = None) -> Json:
+        """The answer to a request; what passes (a restart, a busy queue server) is waited for."""
+        end = time.monotonic() + self.patience_s
+        while True:
+            try:
+                response = self._session.request(
+                    method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S, allow_redirects=False
+                )
+            except requests.RequestException as error:
+                problem = f"{self.url} does not answer ({type(error).__name__}); is `transfiner serve` running there?"
+                if path == "/versions":  # the first thing asked: nobody was there before
+                    raise ServedError(problem) from error
+            else:
+                if response.status_code not in _PASSING:
+                    return _read(response)
+                problem = f"{response.url} answered {response.status_code}: {response.text[:300]}"
+            if time.monotonic() > end:
+                raise ServedError(problem)
+            time.sleep(LOOK_AGAIN_S)
+
+
+def _read(response: requests.Response) -> Json:
+    if response.status_code == 401:
+        raise ServedError(
+            f"{response.url} wants other credentials; set TRANSFINER_API_TOKEN, or TRANSFINER_BASIC_AUTH_USER and "
+            "TRANSFINER_BASIC_AUTH_PASSWORD, as for the API"
+        )
+    try:
+        answer = response.json()
+    except ValueError as error:
+        raise ServedError(f"{response.url} answered no JSON; is it the address of a transfiner API?") from error
+    if response.status_code != 200 or not isinstance(answer, dict):
+        raise ServedError(f"{response.url} answered {response.status_code}: {answer!r:.300}; expected an object")
+    return answer
+
+
+@dataclass
+class Served:
+    """What came back for a set.
+
+    Attributes:
+        truth: of the set.
+        results: COCO results.
+        regions: how many were read. skipped: regions that are no object, by reason.
+        failed: task ids by reason (with its hint).
+        answers: size and regions of each prediction by image id.
+        versions: model versions that answered, with how many tasks each.
+    """
+
+    truth: TruthBuilder
+    results: list[Json] = field(default_factory=list)
+    regions: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    versions: Counter[str] = field(default_factory=Counter)
+    answers: dict[int, tuple[tuple[int, int], list[Any]]] = field(default_factory=dict)
+    deferred: int = 0
+    seconds: float = 0.0
+
+    def add(self, image_id: int, size_hw: tuple[int, int], prediction: Mapping[str, Any]) -> None:
+        """Take in the prediction of one task, for an image of this size."""
+        self.versions[str(prediction.get("model_version"))] += 1
+        regions = prediction.get("result") or []
+        self.answers[image_id] = (size_hw, regions)
+        self.regions += len(regions)
+        try:
+            decoded = regions_to_objects(regions, width=size_hw[1], height=size_hw[0])
+        except AnnotationError as error:
+            self.skipped[str(error)] += len(regions)
+            return
+        self.skipped.update(reason for _, reason in decoded.skipped)
+        for drawn in decoded.objects:
+            if drawn.label not in self.truth.class_names:
+                self.skipped[f"label {drawn.label!r} is no class of the set"] += 1
+            elif drawn.score is None:
+                self.skipped["it has no score"] += 1
+            else:
+                number = self.truth.class_names.index(drawn.label)
+                self.results += coco_results(image_id, [drawn.mask_hw], [drawn.score], [number])
+
+
+def predict_set(api: ServedApiClient, samples: AnySet, threshold: float, version: str | None, tell: Progress) -> Served:
+    """Send every image of a set to a running API and read what comes back.
+
+    Args:
+        threshold: lowest score that is asked for.
+        version: that the API must serve (of the weights whose raw masks it is compared with); None: any.
+        tell: called with how many more images are done.
+
+    Raises:
+        ServedError: the API cannot be asked, or serves another version.
+    """
+    known = api.versions()
+    if version is not None and version not in known:
+        raise ServedError(
+            f"{api.url} serves {', '.join(known) or 'no model'}, --weights is {version}; give the weights that it "
+            "serves, or start it with TRANSFINER_MODEL set to these"
+        )
+    xml = label_config(samples.class_names, threshold)
+    outcome = Served(TruthBuilder(samples.class_names))
+    began_s = time.monotonic()
+    run = hashlib.sha256(f"{xml}|{time.time()}".encode()).hexdigest()[:8]
+    for asked in _requests(samples, run, outcome.truth):
+        _take(api, asked, xml, outcome, tell)
+    outcome.deferred, outcome.seconds = api.deferred, time.monotonic() - began_s
+    return outcome
+
+
+def _requests(samples: AnySet, run: str, truth: TruthBuilder) -> Iterator[list[tuple[Json, Json]]]:
+    """Tasks with their images' records, by request.
+
+    Their ids are no numbers, so that nothing is ever pushed into a Label Studio for them.
+    """
+    tasks: list[tuple[Json, Json]] = []
+    bytes_in_request = 0
+    for index, sample in usable_samples(samples):
+        truth.add(sample)
+        address = f"data:image/png;base64,{base64.b64encode(as_png(sample.image)).decode()}"
+        if tasks and (len(tasks) >= TASKS_A_REQUEST or bytes_in_request + len(address) > MOST_REQUEST_BYTES):
+            yield tasks
+            tasks, bytes_in_request = [], 0
+        tasks.append(({"id": f"evaluate-{run}-{index}", "data": {"image": address}}, truth.images[-1]))
+        bytes_in_request += len(address)
+    if tasks:
+        yield tasks
+
+
+def _take(api: ServedApiClient, asked: Sequence[tuple[Json, Json]], xml: str, outcome: Served, tell: Progress) -> None:
+    reported = 0
+
+    def ended(count: int) -> None:
+        nonlocal reported
+        tell(count - reported)
+        reported = count
+
+    answer = api.predict([task for task, _ in asked], xml, ended)
+    reasons = {
+        str(error.get("task")): f"{error.get('error')} {error.get('hint') or ''}".strip()
+        for error in answer.get("errors") or []
+    }
+    for (task, image), prediction in zip(asked, answer["results"], strict=True):
+        if isinstance(prediction, dict):
+            outcome.add(image["id"], (image["height"], image["width"]), prediction)
+        else:
+            outcome.failed.setdefault(reasons.get(task["id"], "the API gave no reason"), []).append(task["id"])
+    tell(len(asked) - reported)
+
+
+def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float, ratio: float) -> Json:
+    """The figures as JSON; `raw` are the model's own detections, None if there are no weights to compare with."""
+    truth = served.truth.build()
+    outcome: Json = {
+        "images": len(served.truth.images),
+        "versions": dict(served.versions),
+        "threshold": threshold,
+        "objects": len(served.results),
+        "regions": served.regions,
+        "deferred": served.deferred,
+        "seconds": served.seconds,
+        "failed": [{"reason": r, "count": len(ids), "tasks": ids} for r, ids in served.failed.items()],
+        "skipped": dict(served.skipped),
+        "served": measure_metrics(truth, served.results, ratio),
+        "notes": ["images of failed tasks count as images without detections"] if served.failed else [],
+    }
+    if raw is not None:
+        outcome["raw"] = measure_metrics(truth, raw, ratio)
+        outcome["raw_shown"] = measure_metrics(truth, detections_above(raw, threshold), ratio)
+        outcome["difference"] = {
+            kind: {name: value - outcome["raw_shown"][kind][name] for name, value in numbers.items()}
+            for kind, numbers in outcome["served"].items()
+        }
+        outcome["notes"] += notes(served.results, raw, threshold)
+    return outcome
+
+
+def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
+    """Mask AP and boundary AP of COCO results, fractions."""
+    return {"mask": mask_ap(truth, list(results)), "boundary": boundary_ap(truth, list(results), ratio=ratio)}
+
+
+def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:
+    """Those whose score reaches the threshold, as the API chooses them."""
+    return [result for result in results if result["score"] >= threshold]
+
+
+def notes(served: Sequence[Json], raw: Sequence[Json], threshold: float) -> list[str]:
+    """Sentences about the thresholds that a reader must know."""
+    lowest = min((result["score"] for result in served), default=threshold)
+    between = [result for result in detections_above(raw, threshold) if round(result["score"], 6) < lowest - 1e-6]
+    if lowest > threshold and len(between) > 0.02 * len(raw):
+        return [
+            f"{len(between)} raw detections score from {threshold:g} up to {lowest:.3f}, the lowest score served: is "
+            "the API's TRANSFINER_SCORE_FLOOR higher than --threshold?"
+        ]
+    return []
+
+
+def comparison_text(outcome: Json) -> str:
+    """The outcome for people."""
+    lines = [
+        f"{outcome['images']} images of {outcome['set']} through {outcome['url']} "
+        f"({', '.join(outcome['versions']) or 'nothing answered'}), {outcome['seconds']:.0f} s, "
+        f"{outcome['objects']} objects in {outcome['regions']} regions, {outcome['deferred']} answers deferred",
+        f"{'':22}{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}",
+    ]
+    titles = {
+        "raw": "raw, all scores",
+        "raw_shown": f"raw, from {outcome['threshold']:g} on",
+        "served": "served",
+        "difference": "served - raw",
+    }
+    for key, title in titles.items():
+        if key in outcome:
+            lines.append(f"{title:22}" + _cells(outcome[key], "+.2f" if key == "difference" else ".1f"))
+    for failure in outcome["failed"]:
+        lines.append(f"{failure['count']} failed: {failure['reason']}")
+    lines += [f"{count} regions left out: {reason}" for reason, count in outcome["skipped"].items()]
+    return "\n".join([*lines, *(f"Note: {note}" for note in outcome["notes"])])
+
+
+def _cells(metrics: Metrics, digits: str) -> str:
+    widths = {"mask": (10, 8, 8), "boundary": (14, 8, 8)}
+    return "".join(
+        f"{100 * metrics[kind][name]:{digits}}".rjust(width)
+        for kind, columns in widths.items()
+        for name, width in zip(("AP", "AP50", "AP75"), columns, strict=True)
+    )
+
+
+def evaluate_served(
+    url: str, samples: AnySet, name: str, weights: Path | None, threshold: float, *, ratio: float, **how: Any
+) -> Json:
+    """The outcome as JSON; see `score_served`.
+
+    Args:
+        weights: of the model whose raw masks are compared; None: only what is served is scored.
+        how: of `evaluate_checkpoint`.
+    """
+    served = _predict(url, samples, threshold, str(read_metadata(weights)["version"]) if weights else None)
+    raw = _raw(samples, name, weights, ratio=ratio, **how) if weights else None
+    outcome: Json = {"set": name, "weights": str(weights) if weights else None, "url": url}
+    outcome |= score_served(served, raw, threshold=threshold, ratio=ratio)
+    if served.failed and not served.versions:
+        raise click.ClickException(f"every task failed: {'; '.join(served.failed)}")
+    return outcome
+
+
+def _predict(url: str, samples: AnySet, threshold: float, version: str | None) -> Served:
+    """Ask for every image, with a progress bar."""
+    try:
+        with (
+            closing(ServedApiClient(url)) as api,
+            click.progressbar(length=len(samples), label=f"asking {url}", file=sys.stderr) as bar,
+        ):
+            return predict_set(api, samples, threshold, version, bar.update)
+    except ServedError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
+    """COCO results of the model's own masks."""
+    from training.evaluation.run import evaluate_checkpoint
+
+    results: list[Json] = []
+
+    def observe(sample: Sample, instances: Any) -> None:
+        masks = instances.pred_masks.numpy().astype(bool)
+        results.extend(coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy()))
+
+    with click.progressbar(length=len(samples), label=f"raw masks of {name}", file=sys.stderr) as bar:
+        evaluate_checkpoint(weights, samples, observe=observe, progress=lambda _: bar.update(1), **how)
+    return results
+
+
+def evaluate_served_edits(url: str, samples: AnySet, name: str, good: GoodOutline, shown_from: float) -> Json:
+    """What it takes by hand to correct the regions that a running API serves for a set."""
+    from backend.devtools.simulated_edits import SERVED, Corrections, shown_regions
+
+    answers = _predict(url, samples, shown_from, None).answers
+    corrections = Corrections(good, samples.class_names)
+    for index in range(len(samples)):
+        sample = samples[index]
+        (height, width), regions = answers.get(sample.image_id, (sample.image.shape[:2], []))
+        corrections.add(sample, {SERVED: shown_regions(regions, height, width)})
+    return corrections.outcome(name, url, shown_from)

@@ -1,1 +1,0 @@
-"""`transfiner evaluate --served URL`: what a running API returns, scored beside the raw masks of the same model."""
