@@ -11,12 +11,12 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from model.files import json_values, write_text
-from training.benchmark.cost.subjects import open_network
 from training.benchmark.measurement import Measurement
 from training.benchmark.recipe import Scale, data_of, overrides_when_measured, training_config, training_digest
 from training.benchmark.tables import Row, Table, digest
 from training.engine.build import build_for_training
 from training.engine.trainer import STATE_FILE, Trainer
+from training.evaluation.run import load_for_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ def _run_row(
             return kept
     checkpoint = given or train_or_find(cfg, out / "models" / name, name=row.key, title=title, tell=tell)
     tell(f"{title}: measuring {checkpoint}")
-    network, measured_cfg = open_network(
-        weights=checkpoint, device=scale.device, overrides=[*overrides, "MODEL.TRANSFINER.KEEP_COARSE", True]
-    )
+    network, measured_cfg, _ = load_for_evaluation(checkpoint, scale.device, [str(part) for part in overrides])
     measured_cfg.TRAINING = cfg.TRAINING
     measurement = Measurement(network, measured_cfg, data, speed=speed)
     values, details = measurement.columns(table.columns())
