@@ -29,10 +29,10 @@ COPY integration integration
 COPY model model
 COPY training training
 
-RUN useradd --create-home --uid 1000 transfiner && mkdir -p /var/lib/transfiner && chown transfiner /var/lib/transfiner
+# What the service writes lies in var, or where a volume is put; a new volume gets the owner of the folder below it.
+RUN useradd --create-home --uid 1000 transfiner && mkdir -p var/promises /models && chown -R transfiner var /models
 USER transfiner
-ENV TRANSFINER_HOST=0.0.0.0 \
-    TRANSFINER_PROMISES_FOLDER=/var/lib/transfiner
+ENV TRANSFINER_HOST=0.0.0.0
 EXPOSE 9090
 HEALTHCHECK --start-period=120s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/health', timeout=5)"]
 ENTRYPOINT ["transfiner"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -190,7 +191,7 @@ class Settings(BaseSettings):
     # Sets mixed into every training, as `transfiner train` names them, e.g. ["scenes:train"].
     finetune_base_sets: list[str] = []
     # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
-    # where a model of that kind serves or the serving one knows none of them; 0: always finetune.
+    # where the serving model knows none of them; where one of that kind serves, of up to 1000. 0: always finetune.
     few_shot_images: int = Field(default=300, ge=0)
     # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
@@ -224,8 +225,9 @@ class Settings(BaseSettings):
     @field_validator("label_studio_url")
     @classmethod
     def _without_slash(cls, url: str) -> str:
-        if url and not url.startswith(("http://", "https://")):
-            raise ValueError(f"is {url!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
+        if url and (not url.startswith(("http://", "https://")) or re.search(r"[@\\\s%]", url)):
+            shown = re.sub(r"//.*@", "//...@", url)
+            raise ValueError(f"is {shown!r}; expected http://host:port or https://host, e.g. http://127.0.0.1:8080")
         return url.rstrip("/")
 
     @field_validator("project_models")

@@ -412,14 +412,12 @@ def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:
 
 def evaluate_served_edits(url: str, samples: AnySet, name: str, good: GoodOutline, shown_from: float) -> Json:
     """What it takes by hand to correct the regions that a running API serves for a set."""
-    from backend.devtools.simulated_edits import SERVED, outcome_of, shown_regions, true_objects, without_crowd
-    from training.evaluation.edits import Edits
+    from backend.devtools.simulated_edits import SERVED, Corrections, shown_regions
 
     answers = _predict(url, samples, shown_from, None).answers
-    edits = Edits()
+    corrections = Corrections(good, samples.class_names)
     for index in range(len(samples)):
         sample = samples[index]
         (height, width), regions = answers.get(sample.image_id, (sample.image.shape[:2], []))
-        shown = without_crowd(shown_regions(regions, height, width), sample)
-        edits.add(shown, true_objects(sample, samples.class_names, good), good)
-    return outcome_of(name, url, {SERVED: edits}, good, shown_from)
+        corrections.add(sample, {SERVED: shown_regions(regions, height, width)})
+    return corrections.outcome(name, url, shown_from)

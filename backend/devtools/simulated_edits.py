@@ -20,14 +20,14 @@ from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
 from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, remove_crumbs
-from integration.polygons.exact import Polygon
+from integration.polygons.exact import Outlined, Polygon
 from integration.polygons.joining import join_polygons
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance, iou
 from training.datasets import AnySet, Sample, usable_samples
-from training.evaluation.edits import EditableObject, Edits, GoodOutline
+from training.evaluation.edits import CRUMB_PX, EditableObject, Edits, GoodOutline
 
 Json = dict[str, Any]
 #: Instances of an image, its height and width -> the regions that a person would see.
@@ -36,6 +36,7 @@ Drawer = Callable[[Sequence[Instance], int, int], list[EditableObject]]
 _CLICK_TOLERANCES_PX = (3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.0)
 #: Of the smooth outlines that are compared at equal IoU.
 _COMPARED_TOLERANCES_PX = (0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
+LITERAL, PRACTISED = ANNOTATORS = ("literal", "practised")
 SERVED, BEFORE, OPENCV = "as served", "part by part, pixel edges", "OpenCV contours + Douglas-Peucker"
 
 
@@ -109,11 +110,16 @@ def _region(label: str, ring: np.ndarray, height: int, width: int) -> EditableOb
 
 def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
     """Vertices (N, 2) that a person would click for a good outline of a mask: as few as that takes."""
+    ways = (outline_mask, smooth_outline) if good.practised else (outline_mask,)
+    return min((_fewest_clicks(mask_hw, way, good) for way in ways), key=len)
+
+
+def _fewest_clicks(mask_hw: np.ndarray, outline: Callable[..., Outlined], good: GoodOutline) -> np.ndarray:
     ring = np.empty((0, 2))
     for tolerance_px in _CLICK_TOLERANCES_PX:
         if tolerance_px > good.distance_px:
             continue
-        polygons = outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
+        polygons = outline(mask_hw, tolerance_px=tolerance_px).polygons
         drawn_hw = polygons_to_mask(polygons, *mask_hw.shape)
         ring = join_polygons(polygons)
         common, union = np.count_nonzero(drawn_hw & mask_hw), np.count_nonzero(drawn_hw | mask_hw)
@@ -123,12 +129,19 @@ def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
 
 
 def true_objects(sample: Sample, classes: Sequence[str], good: GoodOutline) -> list[EditableObject]:
-    """The objects of a sample, without crowd regions."""
+    """The objects of a sample, without crowd regions; without crumbs if the annotator is practised."""
     return [
-        EditableObject(classes[number], mask_hw, click_vertices(mask_hw, good))
+        _true_object(classes[number], mask_hw, good)
         for mask_hw, number, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True)
         if not crowd and mask_hw.any()
     ]
+
+
+def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> EditableObject:
+    clean_hw = remove_crumbs(mask_hw, CrumbRule(CRUMB_PX, hole_px=CRUMB_PX)).mask_hw if good.practised else mask_hw
+    if not clean_hw.any():
+        clean_hw = mask_hw
+    return EditableObject(label, clean_hw, click_vertices(clean_hw, good), clean_hw ^ mask_hw)
 
 
 def without_crowd(shown: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
@@ -183,6 +196,39 @@ def _cost(polygons: Sequence[Polygon], mask_hw: np.ndarray) -> tuple[int, float]
     return sum(polygon.vertex_count for polygon in polygons), iou(filled_hw, mask_hw)
 
 
+class Corrections:
+    """What either annotator does to the regions of a set, by the way these are drawn."""
+
+    def __init__(self, good: GoodOutline, classes: Sequence[str]) -> None:
+        self._good, self._classes = good, classes
+        self._annotators = {name: dataclasses.replace(good, practised=name == PRACTISED) for name in ANNOTATORS}
+        self._sums: dict[str, dict[str, Edits]] = {name: {} for name in ANNOTATORS}
+
+    def add(self, sample: Sample, regions: Mapping[str, Sequence[EditableObject]]) -> None:
+        """Correct what each way shows of one image."""
+        shown = {way: without_crowd(drawn, sample) for way, drawn in regions.items()}
+        for name, good in self._annotators.items():
+            truth = true_objects(sample, self._classes, good)
+            for way, drawn in shown.items():
+                self._sums[name].setdefault(way, Edits()).add(drawn, truth, good)
+
+    def outcome(self, name: str, source: str, shown_from: float) -> Json:
+        """The figures as JSON."""
+        literal = list(self._sums[LITERAL].values())
+        return {
+            "set": name,
+            "source": source,
+            "good": dataclasses.asdict(self._good),
+            "shown_from": shown_from,
+            "images": max((sums.images for sums in literal), default=0),
+            "objects": max((sums.objects for sums in literal), default=0),
+            "edits": {
+                annotator: {way: sums.as_dict() for way, sums in of_way.items()}
+                for annotator, of_way in self._sums.items()
+            },
+        }
+
+
 def evaluate_edits(
     samples: AnySet,
     name: str,
@@ -199,16 +245,13 @@ def evaluate_edits(
     predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2, overrides=overrides)
     classes = samples.class_names
     ways = drawers(classes, shown_from)
-    edits, equal_iou = {way: Edits() for way in ways}, EqualIou(shown_from)
+    corrections, equal_iou = Corrections(good, classes), EqualIou(shown_from)
     with click.progressbar(length=len(samples), label=f"correcting {name}", file=sys.stderr) as bar:
         for sample, instances in _predicted(predictor, samples):
-            truth = true_objects(sample, classes, good)
-            for way, draw in ways.items():
-                shown = without_crowd(draw(instances, *sample.image.shape[:2]), sample)
-                edits[way].add(shown, truth, good)
+            corrections.add(sample, {way: draw(instances, *sample.image.shape[:2]) for way, draw in ways.items()})
             equal_iou.add(instances)
             bar.update(1)
-    return outcome_of(name, str(weights), edits, good, shown_from) | {"equal_iou": equal_iou.as_dict()}
+    return corrections.outcome(name, str(weights), shown_from) | {"equal_iou": equal_iou.as_dict()}
 
 
 def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[Instance]]]:
@@ -217,19 +260,6 @@ def _predicted(predictor: Any, samples: AnySet) -> Iterable[tuple[Sample, list[I
     while chosen := list(islice(usable, predictor.images_at_once)):
         for sample, instances in zip(chosen, predictor([sample.image for sample in chosen]), strict=True):
             yield sample, [instance for instance in instances if instance.label in samples.class_names]
-
-
-def outcome_of(name: str, source: str, edits: Mapping[str, Edits], good: GoodOutline, shown_from: float) -> Json:
-    """The figures as JSON."""
-    return {
-        "set": name,
-        "source": source,
-        "good": dataclasses.asdict(good),
-        "shown_from": shown_from,
-        "images": max(sums.images for sums in edits.values()),
-        "objects": max(sums.objects for sums in edits.values()),
-        "edits": {way: sums.as_dict() for way, sums in edits.items()},
-    }
 
 
 def edits_text(outcome: Json) -> str:
@@ -241,26 +271,20 @@ def edits_text(outcome: Json) -> str:
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
         f"good: IoU of at least {good['iou']:g}, no outline point farther than {good['distance_px']:g} px",
-        f"{'an object:':36}"
-        + "".join(f"{column:>10}" for column in columns)
-        + f"{'in all:':>10}"
-        + "".join(f"{column:>9}" for column in counted),
     ]
-    for way, sums in outcome["edits"].items():
-        cells = [
-            f"{sums['actions_per_object']:.2f}",
-            f"{sums['seconds_per_object']:.1f}",
-            f"{sums['untouched_share']:.1%}",
-            f"{sums['regions_per_object']:.2f}",
-            f"{sums['parts_per_object']:.2f}",
-            f"{sums['vertices_per_object']:.1f}",
-        ]
-        counts = [str(sums[column]) for column in counted]
-        lines.append(f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts))
-    served = outcome["edits"][SERVED]
+    for annotator, ways in outcome["edits"].items():
+        heading = f"{annotator} annotator, an object:"
+        lines.append(
+            f"{heading:36}"
+            + "".join(f"{column:>10}" for column in columns)
+            + f"{'in all:':>10}"
+            + "".join(f"{column:>9}" for column in counted)
+        )
+        lines += [_line(way, sums, counted) for way, sums in ways.items()]
+    served, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]
     lines += [
-        f"the truth has {served['true_parts_per_object']:.2f} parts an object; doubles are pairs of regions with IoU "
-        f"above {good['double_iou']:g}",
+        f"the truth has {served['true_parts_per_object']:.2f} parts an object, {parts:.2f} without crumbs; doubles are "
+        f"pairs of regions with IoU above {good['double_iou']:g}",
         f"{served['border']} objects at the image's border have a region as served; {served['border_reached']} of these"
         " reach it",
     ]
@@ -271,3 +295,16 @@ def edits_text(outcome: Json) -> str:
             f"({-equal['saved']:+.0%})"
         )
     return "\n".join(lines)
+
+
+def _line(way: str, sums: Mapping[str, Any], counted: Sequence[str]) -> str:
+    cells = [
+        f"{sums['actions_per_object']:.2f}",
+        f"{sums['seconds_per_object']:.1f}",
+        f"{sums['untouched_share']:.1%}",
+        f"{sums['regions_per_object']:.2f}",
+        f"{sums['parts_per_object']:.2f}",
+        f"{sums['vertices_per_object']:.1f}",
+    ]
+    counts = [str(sums[column]) for column in counted]
+    return f"{way:36}" + "".join(f"{c:>10}" for c in cells) + " " * 10 + "".join(f"{c:>9}" for c in counts)

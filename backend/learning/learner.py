@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import redis
 from redis import Redis
 
 from backend.doctor.connection import Settled
@@ -88,7 +89,8 @@ class Learner:
                     return self._with_lock(project, run_id, lock)
             # Its owner may have died a moment ago; its lock ends soon.
             time.sleep(0.2)
-        self.queue.enqueue(project, run_id, 0)
+        if self.queue.current(project).get("run") == run_id:
+            self.queue.put_back(project, run_id)
         return ""
 
     def _with_lock(self, project: str, run_id: str, lock: RenewedLock) -> str:
@@ -122,7 +124,7 @@ class Learner:
 
     def _parts(self, run: Run, progress: Progress, lock: RenewedLock) -> RoundParts:
         def stop_because() -> str:
-            if not lock.is_held:
+            if not _is_held(lock):
                 return LOST
             if self.is_stopping:
                 return STOPPING
@@ -184,3 +186,11 @@ class Learner:
         if again and run.state != runs.CANCELLED:
             # The next round looks for itself whether anything is newer.
             self.queue.request(run.project, again)
+
+
+def _is_held(lock: RenewedLock) -> bool:
+    """Asked of the queue server: a process that was frozen must not promote over what another has promoted since."""
+    try:
+        return lock.renew()
+    except redis.RedisError:
+        return lock.is_held

@@ -43,6 +43,9 @@ CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 START = "scenes-small"
 #: A cross-validation needs an image to learn from and one to judge by.
 LEAST_CROSSED = 2
+#: What a prompted detector learned is not given up for a network that starts elsewhere before there are so many images;
+#: few-shot learning keeps 2 MB of each in memory.
+MOST_KEPT_IMAGES = 1000
 #: Preset of checkpoints whose detector learns classes few-shot; the base is such, and what was learned from it.
 PRESET = "prompts/photos-detector"
 
@@ -317,16 +320,18 @@ class Round:
 
 
 def training_method(serving: Path, base: Path, labels: Collection[str], images: int, most_images: int) -> str:
-    """Few-shot where there are few images, and a prompted detector serves or what serves knows none of the labels.
+    """Few-shot where a prompted detector serves, or where what serves knows none of the labels and images are few.
 
     Args:
         serving: checkpoint that serves the project. base: the one that few-shot learning starts from.
-        images: of the snapshot. most_images: that few-shot learning is for.
+        images: of the snapshot. most_images: that few-shot learning is for where another network serves; 0: for none.
     """
-    if images > most_images or not is_prompted_detector(base):
+    if not is_prompted_detector(base) or not most_images:
         return FINETUNE
-    known = set(read_metadata(serving)["classes"])
-    return FEW_SHOT if is_prompted_detector(serving) or not known & set(labels) else FINETUNE
+    if is_prompted_detector(serving):
+        return FEW_SHOT if images <= max(most_images, MOST_KEPT_IMAGES) else FINETUNE
+    knows_any = bool(set(read_metadata(serving)["classes"]) & set(labels))
+    return FINETUNE if knows_any or images > most_images else FEW_SHOT
 
 
 def is_prompted_detector(checkpoint: Path) -> bool:

@@ -5,37 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any
 
 import redis
 from redis import Redis
-from rq.exceptions import DeserializationError, NoSuchJobError
-from rq.job import Job
-from rq.serializers import JSONSerializer
 
-from backend.errors import TaskError
 from backend.learning.label_studio import LabelStudioProject
 from backend.learning.learner import Learner, ProjectClient
 from backend.learning.steps import StepCommand
 from backend.learning.watcher import Watcher
-from backend.queue.connection import require_queue_server, text, worker_connection
-from backend.queue.train_queue import LEARN_FUNCTIONS, forget_trainer, trainer_heartbeat
+from backend.queue.connection import require_queue_server, worker_connection
+from backend.queue.train_queue import forget_trainer, trainer_heartbeat
 from backend.settings import Settings
 from backend.worker.main import StopSignal, serve_queue
 
 log = logging.getLogger(__name__)
-
-
-def learn(project: str, run: str) -> str:
-    """The function that queued trainings name. Our workers read the names of project and run only.
-
-    Raises:
-        TaskError: always, since whoever calls it is a plain RQ worker.
-    """
-    raise TaskError(
-        f"Training {run} of project {project} was taken by a plain RQ worker.",
-        "Start one with `transfiner worker --queues train`.",
-    )
 
 
 def run_train_worker(
@@ -77,26 +60,11 @@ def run_train_worker(
 
 
 def run_next(learner: Learner) -> bool:
-    """Run the training that waits longest; False when none waits.
-
-    A job is data: what it asks to call is compared with the known names and never imported.
-    """
-    queue = learner.queue.queue
-    head: Any = learner.connection.lpop(queue.key)
-    job_id = text(head)
-    if not job_id:
+    """Run the training that waits longest; False when none waits."""
+    training = learner.queue.take()
+    if training is None:
         return False
-    try:
-        job = Job.fetch(job_id, connection=learner.connection, serializer=JSONSerializer)
-        function, arguments = job.func_name, list(job.args)
-    except (NoSuchJobError, DeserializationError) as error:
-        log.error("training job %s cannot be read and is dropped: %s", job_id, error)
-        return True
-    job.delete()
-    if function in LEARN_FUNCTIONS and len(arguments) == 2 and all(isinstance(name, str) for name in arguments):
-        learner.learn(*arguments)
-    else:
-        log.error("training job %s asks for %s%r, which is no training; dropped", job_id, function, tuple(arguments))
+    learner.learn(*training)
     return True
 
 

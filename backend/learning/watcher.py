@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 # Longer than looking at a project takes; a watcher that died holds up the others no longer.
 WATCH_LOST_S = 30.0
-# A request that is in no list fell out between two commands; it is put back after this many s.
+# A request that is in no list was taken by a worker that died before it began; it is put back after this many s.
 LOST_REQUEST_S = 15.0
 # A flood of events makes at most one look in this many s.
 LEAST_PAUSE_S = 5.0
@@ -111,10 +111,9 @@ class Watcher(threading.Thread):
 
     def _put_back(self, project: str, request: dict[str, Any]) -> str:
         age_s = time.time() - float(request.get("requested_at") or 0)
-        if age_s < LOST_REQUEST_S or self.queue.is_enqueued(project, request["run"]):
+        if age_s < LOST_REQUEST_S or self.queue.is_listed(project, request["run"]):
             return ""
-        self.queue.note(project, request["run"], requested_at=time.time())
-        self.queue.enqueue(project, request["run"], request["attempts"] + 1)
+        self.queue.put_back(project, request["run"])
         return str(request["run"])
 
     def _forget(self, project: str, request: dict[str, Any]) -> str:

@@ -6,13 +6,16 @@ the tasks nor that somebody must deliver them; the API that made the promise doe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 
@@ -23,6 +26,7 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FAILED, PARKED
 
 log = logging.getLogger(__name__)
+Value = TypeVar("Value")
 # Promises are compared with the queue server this often, in s.
 LOOK_S = 2.0
 # Compared and asked for again in one go, so that it takes little memory.
@@ -47,22 +51,23 @@ class PromiseKeeper:
         self.projects = projects
         self.file = file
         self._database: sqlite3.Connection | None = None
+        self._inode = 0
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
     def resume(self) -> None:
-        """Go on with what an earlier process has promised.
+        """Go on with what an earlier process has promised; a damaged file is put aside.
 
         Raises:
             StartError: the file cannot be used.
         """
         try:
-            count = len(self)
+            count = self._mended(self._count_whole)
         except (sqlite3.Error, OSError) as error:
             raise StartError(
                 f"Predictions that come late cannot be noted in {self.file}: {error}.",
-                "Correct TRANSFINER_PROMISES_FOLDER, or remove a damaged file.",
+                "Correct TRANSFINER_PROMISES_FOLDER.",
             ) from error
         if count:
             log.warning("%d predictions were promised before this start and are looked after", count)
@@ -78,9 +83,7 @@ class PromiseKeeper:
         texts = {project.key: json.dumps(vars(project))}
         texts |= {row[2]: json.dumps(job.label_config) for row, job in zip(rows, jobs, strict=True)}
         try:
-            with self._lock, self._opened() as database:
-                database.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts.items())
-                database.executemany("INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)", rows)
+            self._mended(lambda: self._insert(texts, rows))
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(
                 f"Predictions that come late cannot be noted in {self.file}: {error}.",
@@ -93,6 +96,37 @@ class PromiseKeeper:
         with self._lock:
             (count,) = self._opened().execute("SELECT count(*) FROM promises").fetchone()
         return int(count)
+
+    def _count_whole(self) -> int:
+        """How many there are, after a look whether the file is whole."""
+        for (words,) in self._opened().execute("PRAGMA quick_check"):
+            if words != "ok":
+                raise sqlite3.DatabaseError(words)
+        return len(self)
+
+    def _insert(self, texts: Mapping[str, str], rows: Sequence[tuple[str, ...]]) -> None:
+        with self._opened() as database:
+            database.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", texts.items())
+            database.executemany("INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?)", rows)
+
+    def _mended(self, action: Callable[[], Value]) -> Value:
+        """What the action gives; a damaged file is put aside for it. The queue server has what stood in it, too."""
+        with self._lock:
+            try:
+                return action()
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:
+                    raise  # the disk, the folder or another process's lock
+                self._put_aside(error)
+                return action()
+
+    def _put_aside(self, error: sqlite3.DatabaseError) -> None:
+        self._close()
+        if self.file.stat().st_ino != self._inode:
+            return  # another API process has done it
+        aside = self.file.with_name(f"{self.file.name}.damaged-{uuid.uuid4().hex[:8]}")
+        self.file.rename(aside)
+        log.error("%s is damaged (%s); it lies in %s now, and a new one is begun", self.file, error, aside.name)
 
     def look(self) -> list[str]:
         """Forget what was delivered or ended with a reason, ask again for what the queue server forgot; ids of these.
@@ -136,28 +170,23 @@ class PromiseKeeper:
 
     def _ask_again(self, ids: list[str]) -> None:
         log.warning("the queue server forgot %d deferred task(s); they are queued again", len(ids))
-        jobs = []
+        query = "SELECT payload, text FROM promises JOIN texts ON config = name WHERE job = ?"
         with self._lock:
-            for job_id in ids:
-                payload, config = (
-                    self._opened()
-                    .execute("SELECT payload, text FROM promises JOIN texts ON config = name WHERE job = ?", (job_id,))
-                    .fetchone()
-                )
-                jobs.append(PredictionJob(**{**json.loads(payload), "label_config": json.loads(config)}))
+            rows = [row for job_id in ids for row in self._opened().execute(query, (job_id,))]
+        jobs = [PredictionJob(**{**json.loads(job), "label_config": json.loads(config)}) for job, config in rows]
         self.queue.submit(jobs)
         # A push may have been under way: the pusher looks in Label Studio first.
         facts = {job.id: {"project": job.project, "task": job.task["id"], "uncertain": True} for job in jobs}
         self.deliveries.defer(DeliveryClaim("promises:0:0", tuple(facts)), facts)
 
     def _opened(self) -> sqlite3.Connection:
-        """The database; a killed process loses nothing that was written, only a crash of the machine does."""
+        """The database; what was written outlives a crash of the machine, too."""
         if self._database is None:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
+            self._inode = self.file.stat().st_ino
             self._database = sqlite3.connect(self.file, timeout=10, check_same_thread=False)
             self._database.execute("PRAGMA auto_vacuum = FULL")
-            self._database.execute("PRAGMA synchronous = OFF")
             self._database.executescript(SCHEMA)
         return self._database
 
@@ -167,9 +196,12 @@ class PromiseKeeper:
         if self._thread is not None:
             self._thread.join()
         with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+            self._close()
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
     def _start(self) -> None:
         with self._lock:
@@ -185,3 +217,5 @@ class PromiseKeeper:
                 log.debug("the queue server does not answer: %s", error)
             except Exception:
                 log.exception("looking after promises failed; trying again")
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    self._mended(self._count_whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,6 +14,10 @@ from integration.regions.settings import Output
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_EXTRA_PARAMS = 2**14
+# The 1203 labels of LVIS take 60 kB. The queue server keeps label configs for days.
+LONGEST_CONFIG = 2**18
+# Label Studio's is "<id>.<created>".
+PROJECT_KEY = r"^[A-Za-z0-9_.-]{0,64}$"
 
 
 class _Request(BaseModel):
@@ -23,7 +27,7 @@ class _Request(BaseModel):
 class TaskItem(_Request):
     """One task of a /predict."""
 
-    id: int | str | None = None
+    id: int | Annotated[str, Field(max_length=256)] | None = None
     data: dict[str, Any]
     drafts: list[Any] = []
     annotations: list[Any] = []
@@ -43,8 +47,8 @@ class PredictRequest(_Request):
     """POST /predict."""
 
     tasks: list[TaskItem]
-    project: str = ""
-    label_config: str = ""
+    project: str = Field(default="", pattern=PROJECT_KEY)
+    label_config: str = Field(default="", max_length=LONGEST_CONFIG)
     params: PredictParams = Field(default_factory=PredictParams)
 
     _project = field_validator("project", mode="before")(lambda value: "" if value is None else str(value))
@@ -55,10 +59,8 @@ class PredictRequest(_Request):
 class SetupRequest(_Request):
     """POST /setup. What it says is kept for long, so its size is limited."""
 
-    # Label Studio's is "<id>.<created>".
-    project: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
-    # The 1203 labels of LVIS take 60 kB.
-    label_config: str = Field(default="", alias="schema", max_length=2**18)
+    project: str = Field(default="", pattern=PROJECT_KEY)
+    label_config: str = Field(default="", alias="schema", max_length=LONGEST_CONFIG)
     hostname: str = Field(default="", max_length=2048)
     access_token: str = Field(default="", max_length=8192)
     extra_params: dict[str, Any] = Field(default_factory=dict)

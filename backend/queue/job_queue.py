@@ -22,15 +22,32 @@ from typing import Any
 
 import redis
 from redis import Redis
-from redis.client import Pipeline
 
 from backend.queue.completion import CompletionListener, Subscription
 from backend.queue.connection import load_script, text
-from backend.queue.job_store import FINAL, QUEUED, QUEUED_TTL_S, JobOutcome, JobStore, LabelConfigs, config_digest
-from backend.queue.keys import INTERACTIVE_LANE, LANES, NAMES, PREDICT_LANE, QUEUED_CHANNEL, requester_key, task_key
+from backend.queue.job_store import (
+    FINAL,
+    INDEX_SIZE,
+    QUEUED,
+    QUEUED_TTL_S,
+    JobOutcome,
+    JobStore,
+    LabelConfigs,
+    config_digest,
+)
+from backend.queue.keys import (
+    INTERACTIVE_LANE,
+    LANES,
+    NAMES,
+    PREDICT_LANE,
+    QUEUED_CHANNEL,
+    TASKS,
+    requester_key,
+    task_key,
+)
 from backend.settings import Settings
 
-# Tasks described to the queue server in one round trip, so that a request of many takes little memory.
+# Tasks submitted to the queue server in one round trip, so that a request of many takes little memory.
 CHUNK = 500
 # While waiting, everything is looked at again this often, in s, in case a wake-up call was lost.
 RECHECK_S = 1.0
@@ -119,6 +136,7 @@ class JobQueue:
         self.records = JobStore(connection, result_ttl_s=settings.result_ttl_s)
         self.configs = LabelConfigs(connection)
         self.news = CompletionListener(connection)
+        self._submit = load_script(connection, "submit")
         self._retry = load_script(connection, "retry")
         self._cancel = load_script(connection, "cancel")
 
@@ -133,12 +151,10 @@ class JobQueue:
         Returns:
             By id "new", "again" (enqueued now) or the state that it was found in.
         """
-        by_id = {job.id: job for job in jobs}
-        ids = list(by_id)
-        answers = dict(zip(ids, self.records.reserve(ids, asker.token, LEASE_S), strict=True))
-        fresh = [job_id for job_id, answer in answers.items() if answer in ("new", "again")]
-        for start in range(0, len(fresh), CHUNK):
-            self._enqueue({job_id: by_id[job_id] for job_id in fresh[start : start + CHUNK]}, interactive)
+        distinct = list({job.id: job for job in jobs}.values())
+        answers: dict[str, str] = {}
+        for start in range(0, len(distinct), CHUNK):
+            answers |= self._enqueue(distinct[start : start + CHUNK], interactive, asker)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
@@ -147,24 +163,17 @@ class JobQueue:
         """Wake the workers that wait for work."""
         self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, jobs: dict[str, PredictionJob], is_interactive: bool) -> None:
-        def also(pipe: Pipeline) -> None:
-            self.configs.store((job.label_config for job in jobs.values()), pipe)
-            pipe.rpush(INTERACTIVE_LANE if is_interactive else PREDICT_LANE, *jobs)
-            pipe.publish(QUEUED_CHANNEL, "")
-
-        facts = {
-            job_id: {
-                "project": job.project,
-                "task": str(job.task.get("id", "")),
-                "model_version": job.model_version,
-                "request": job.request_id,
-                "interactive": is_interactive,
-                "payload": job.payload(),
-            }
-            for job_id, job in jobs.items()
-        }
-        self.records.describe(facts, also)
+    def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, asker: Requester) -> dict[str, str]:
+        """One atomic step; see submit.lua."""
+        args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, asker.token, int(LEASE_S * 1000)]
+        for job in jobs:
+            task, payload = str(job.task.get("id", "")), json.dumps(job.payload())
+            args += [job.id, job.project, task, job.model_version, job.request_id, int(is_interactive), payload]
+        with self.connection.pipeline() as pipe:
+            self.configs.store((job.label_config for job in jobs), pipe)
+            self._submit(keys=[INTERACTIVE_LANE if is_interactive else PREDICT_LANE, TASKS], args=args, client=pipe)
+            *_, answers = pipe.execute()
+        return {job.id: text(answer) for job, answer in zip(jobs, answers, strict=True)}
 
     def job_of(self, payload: dict[str, Any]) -> PredictionJob:
         """The job of a record; its label config is "" when the queue server has forgotten it."""
@@ -264,7 +273,7 @@ class JobQueue:
 
     def retry(self, job_id: str) -> bool:
         """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
-        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[job_id, time.time(), QUEUED_TTL_S]):
+        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[NAMES, job_id, time.time(), QUEUED_TTL_S]):
             return False
         self.announce()
         return True

@@ -21,7 +21,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import NAMES, TASKS, config_key, task_key
+from backend.queue.keys import CONFIG, CONFIGS, NAMES, TASKS, config_key, task_key
 from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
@@ -33,6 +33,8 @@ INDEX_SIZE = 20_000
 # The label configs of waiting tasks are stored once: the one of LVIS takes 60 kB, and a request has 5,000 tasks.
 # Renewed whenever tasks with it are queued. Longer than any task waits, but for deferred ones without any worker.
 CONFIG_TTL_S = 8 * 24 * 3600
+# Anybody may send one with his tasks: together they take a quarter of the queue server's memory at most.
+MOST_CONFIGS = 1000
 # A worker keeps this many of those it saw last.
 MOST_KEPT = 16
 # Fields of a record that pages show.
@@ -85,48 +87,16 @@ class JobStore:
     def __init__(self, connection: Redis, *, result_ttl_s: int) -> None:
         self.connection = connection
         self.result_ttl_s = result_ttl_s
-        self._reserve = load_script(connection, "reserve")
         self._recent = load_script(connection, "recent")
         self._finish_one = load_script(connection, "finish")
-
-    def reserve(self, job_ids: Sequence[str], asker: str = "", lease_s: float = 0.0) -> list[str]:
-        """For each id "new" or "again" (the caller must enqueue it) or its present state.
-
-        Args:
-            asker: who waits for them, for `lease_s` from now; "": nobody.
-        """
-        if not job_ids:
-            return []
-        lease_ms = int(lease_s * 1000)
-        answers = self._reserve(keys=list(job_ids), args=[NAMES, time.time(), QUEUED_TTL_S, asker, lease_ms])
-        return [text(answer) for answer in answers]
-
-    def describe(self, facts: dict[str, dict[str, Any]], also: Callable[[Pipeline], object] = lambda _: None) -> None:
-        """Add facts (project, task, model_version...) to records and list them; `also` adds to the round trip."""
-        now = time.time()
-        with self.connection.pipeline() as pipe:
-            for job_id, values in facts.items():
-                pipe.hset(task_key(job_id), mapping={name: _encode(value) for name, value in values.items()})
-                pipe.zadd(TASKS, {job_id: now})
-            pipe.zremrangebyrank(TASKS, 0, -INDEX_SIZE - 1)
-            also(pipe)
-            pipe.execute()
 
     def states(self, job_ids: Sequence[str]) -> list[str]:
         """State of each, "" for unknown ones."""
         return [text(row[0]) for row in self._read(job_ids, ("state",))]
 
     def unknown(self, job_ids: Sequence[str]) -> set[str]:
-        """Those that nobody will compute unless they are submitted: forgotten, or reserved and never described."""
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hget(task_key(job_id), "state")
-                pipe.hexists(task_key(job_id), "payload")
-            answers = pipe.execute()
-        pairs = zip(job_ids, answers[::2], answers[1::2], strict=True)
-        return {
-            job_id for job_id, state, has_payload in pairs if not state or (text(state) == QUEUED and not has_payload)
-        }
+        """Those that nobody will compute unless they are submitted."""
+        return {job_id for job_id, state in zip(job_ids, self.states(job_ids), strict=True) if not state}
 
     def projects(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The project of each, "" for unknown ones."""
@@ -182,11 +152,6 @@ class JobStore:
             keys=[task_key(job_id)], args=[NAMES, job_id, state, lifetime_s, drops_payload, *pairs], client=pipe
         )
 
-    def newest(self, limit: int, *, skip: int = 0) -> list[str]:
-        """Ids of the tasks that were asked for last, newest first."""
-        members: Any = self.connection.zrevrange(TASKS, skip, skip + limit - 1)
-        return [text(member) for member in members]
-
     def recent(self, limit: int, lanes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The newest records, newest first, without their predictions.
 
@@ -228,12 +193,15 @@ class LabelConfigs:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
+        self._store = load_script(connection, "store_config")
         self._kept: OrderedDict[str, str] = OrderedDict()
 
     def store(self, configs: Iterable[str], pipe: Pipeline) -> None:
         """Add the label configs of tasks that are being queued to a round trip."""
         for xml in set(configs):
-            pipe.set(config_key(config_digest(xml)), xml, ex=CONFIG_TTL_S)
+            digest = config_digest(xml)
+            options: list[str | float] = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
+            self._store(keys=[config_key(digest), CONFIGS], args=options, client=pipe)
 
     def read(self, digest: str) -> str:
         """The XML; "" when the queue server has forgotten it."""

@@ -16,6 +16,7 @@ PREDICT_LANE = "rq:queue:transfiner-predict"
 LANES = (INTERACTIVE_LANE, PREDICT_LANE)
 # Label configs by digest, apart from the tasks that name them.
 CONFIG = f"{PREFIX}config:"
+CONFIGS = f"{PREFIX}configs"
 # Job ids are published here when tasks end, so that waiting requests wake at once.
 FINISHED_CHANNEL = f"{PREFIX}finished"
 # Published when tasks were queued, so that idle workers wake at once.
@@ -51,6 +52,8 @@ FORM_SECRET = f"{PREFIX}form-secret"
 
 # Learning.
 LEARNING = f"{PREFIX}learning"
+# List of trainings that wait, "<project>:<run>".
+TRAININGS = f"{PREFIX}trainings"
 TRAINERS = f"{PREFIX}trainers"
 WATCH_LOCK = f"{PREFIX}learning:watch"
 
@@ -61,6 +64,7 @@ NAMES = json.dumps(
         "tasks": TASKS,
         "stats": STATS,
         "finished_channel": FINISHED_CHANNEL,
+        "queued_channel": QUEUED_CHANNEL,
         "requesters": REQUESTERS,
         "requester": REQUESTER,
         "claim": CLAIM,

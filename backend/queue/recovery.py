@@ -18,11 +18,9 @@ from redis import Redis
 from backend.queue import keys
 from backend.queue.connection import load_script, text
 from backend.queue.job_queue import JobQueue
-from backend.queue.job_store import QUEUED, QUEUED_TTL_S
+from backend.queue.job_store import QUEUED_TTL_S
 
 log = logging.getLogger(__name__)
-# Tasks that are looked at in one search for lost ones: as many of the newest, and as many of the others in turn.
-SEARCHED = 500
 
 
 class Heartbeat:
@@ -148,31 +146,3 @@ def absolve(queue: JobQueue, name: str) -> list[str]:
         log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved))
         queue.announce()
     return sorted(text(job_id) for job_id in absolved)
-
-
-class LostTaskSearch:
-    """Queues tasks again that say they are queued and lie in no list, a part of all tasks at each search."""
-
-    def __init__(self, queue: JobQueue) -> None:
-        self.queue = queue
-        self.script = load_script(queue.connection, "requeue_lost")
-        self.position = 0
-
-    def run(self) -> list[str]:
-        """Search among the newest tasks and the next part of the others; ids of those that were queued again."""
-        records = self.queue.records
-        others = records.newest(SEARCHED, skip=self.position)
-        self.position = self.position + SEARCHED if others else 0
-        ids = list(dict.fromkeys([*records.newest(SEARCHED), *others]))
-        listed = set(self.queue.waiting())
-        states = zip(ids, records.states(ids), strict=True)
-        candidates = [job_id for job_id, state in states if state == QUEUED and job_id not in listed]
-        if not candidates:
-            return []
-        # The script looks again: since the lists were read a worker may have taken one.
-        requeued = self.script(keys=keys.LANES, args=[keys.NAMES, *candidates])
-        lost = [text(job_id) for job_id in requeued]
-        if lost:
-            log.warning("%d task(s) said that they wait and were in no list; queued again", len(lost))
-            self.queue.announce()
-        return lost

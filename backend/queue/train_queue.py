@@ -1,33 +1,28 @@
 """The queue `train`: one request a project at a time, what it is doing, and the wish to cancel it.
 
-All of it is in Redis and may be lost: rounds are recorded in the registry (run_record.py), triggers are derived anew.
-Which workers take the queue now stands here, too.
+The queue is a list of names; what to run for them is not in it. All of it is in Redis and may be lost: rounds are
+recorded in the registry (run_record.py), triggers are derived anew. Which workers take the queue now stands here, too.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import secrets
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis import Redis
-from rq import Queue
-from rq.serializers import JSONSerializer
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import LEARNING, TRAINERS, learning_cancel_key, learning_key
+from backend.queue.keys import LEARNING, QUEUED_CHANNEL, TRAINERS, TRAININGS, learning_cancel_key, learning_key
 
 log = logging.getLogger(__name__)
-TRAIN_QUEUE = "transfiner-train"
-# By name, so that the API can enqueue it without importing what trains.
-LEARN_FUNCTION = "backend.learning.train_worker.learn"
-# What a worker takes for a training; names that earlier releases stored stay here for one release.
-LEARN_FUNCTIONS = frozenset({LEARN_FUNCTION})
+# Project and run; both become names of files.
+TRAINING = re.compile(r"([0-9]{1,18}):([A-Za-z0-9-]{1,64})")
 QUEUED, RUNNING = "queued", "running"
 # Points of the loss curve on the page.
 MOST_POINTS = 120
@@ -60,7 +55,6 @@ class TrainQueue:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
-        self.queue = Queue(TRAIN_QUEUE, connection=connection, serializer=JSONSerializer)
         self._request = load_script(connection, "request_training")
         self._end = load_script(connection, "end_training")
 
@@ -72,7 +66,8 @@ class TrainQueue:
             trigger: why: button, corrections, schedule, command.
         """
         run = new_run()
-        other = self._request(keys=[learning_key(project), LEARNING], args=[run, trigger, time.time(), project])
+        keys = [learning_key(project), LEARNING, TRAININGS]
+        other = self._request(keys=keys, args=[run, trigger, time.time(), project])
         if other:
             name, state = text(other[0]), text(other[1])
             doing = "waits for a worker" if state == QUEUED else "is running"
@@ -82,32 +77,37 @@ class TrainQueue:
                 f"Training {name} of project {project} {doing} already; this request is folded into it"
                 + ("." if state == QUEUED else ": what is newer is looked at when it ends."),
             )
-        self.enqueue(project, run, 1)
+        self.connection.publish(QUEUED_CHANNEL, "")
         return Answer(run, True, f"Training {run} of project {project} was queued.")
 
-    def enqueue(self, project: str, run: str, attempt: int, *, at_front: bool = False) -> None:
-        """Hand a run to the workers; each attempt is a job of its own."""
-        self.queue.enqueue(
-            LEARN_FUNCTION,
-            args=(project, run),
-            job_id=f"train-{project}-{run}-{attempt}-{secrets.token_hex(2)}",
-            job_timeout=-1,
-            result_ttl=0,
-            failure_ttl=3600,
-            at_front=at_front,
-            description=f"training {run} of project {project}",
-        )
+    def take(self) -> tuple[str, str] | None:
+        """Project and run of the training that waits longest."""
+        while name := cast(bytes, self.connection.lpop(TRAININGS)):
+            if training := TRAINING.fullmatch(name.decode(errors="replace")):
+                return training[1], training[2]
+            log.error("%r in the list of trainings is none; dropped", name[:200])
+        return None
 
-    def is_enqueued(self, project: str, run: str) -> bool:
-        """Whether a job for the run is in the list."""
-        return any(job.startswith(f"train-{project}-{run}-") for job in self.queue.get_job_ids())
+    def is_listed(self, project: str, run: str) -> bool:
+        """Whether a run waits for a worker."""
+        return self.connection.lpos(TRAININGS, f"{project}:{run}") is not None
+
+    def put_back(self, project: str, run: str) -> None:
+        """Let a run wait again that a worker took and did not begin."""
+        with self.connection.pipeline() as pipe:
+            pipe.hset(learning_key(project), "requested_at", time.time())
+            pipe.rpush(TRAININGS, f"{project}:{run}")
+            pipe.execute()
 
     def revive(self, project: str, run: str, attempts: int, trigger: str) -> None:
         """Put a run whose worker died back to the front."""
         facts: dict[Any, Any] = {"run": run, "state": QUEUED, "attempts": attempts, "trigger": trigger}
-        self.connection.hset(learning_key(project), mapping=facts)
-        self.connection.sadd(LEARNING, project)
-        self.enqueue(project, run, attempts + 1, at_front=True)
+        with self.connection.pipeline() as pipe:
+            pipe.hset(learning_key(project), mapping=facts)
+            pipe.sadd(LEARNING, project)
+            pipe.lpush(TRAININGS, f"{project}:{run}")
+            pipe.publish(QUEUED_CHANNEL, "")
+            pipe.execute()
 
     def current(self, project: str) -> dict[str, Any]:
         """What waits or runs for a project: run, state, trigger, stage, iteration, of, eta_s...; {} for nothing."""

@@ -33,7 +33,7 @@ from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.oom_fallback import Predictor
 from backend.worker.pipeline import BatchPipeline
-from backend.worker.prompt_runner import PromptRunner, PromptsAlone
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
 
@@ -181,7 +181,7 @@ def run_worker(
     batcher = Batcher(queue, vitals, settings, is_interactive=is_interactive)
     stop = StopSignal()
     pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
-    maintenance = MaintenanceThread(queue, vitals, settings, runner.models, pushes=not is_interactive)
+    maintenance = MaintenanceThread(queue, vitals, settings, runner.loaded, pushes=not is_interactive)
 
     def work() -> bool:
         batch = batcher.first()
@@ -196,7 +196,7 @@ def run_worker(
         absolve(queue, name)
 
     maintenance.start()
-    log.info("worker %s serves %s", name, runner.models.version)
+    log.info("worker %s serves %s", name, runner.loaded.version)
     try:
         serve_queue(work, connection, stop, burst=burst, connected=take_stock)
         take_stock()
@@ -224,7 +224,7 @@ def _runner(
     if prompts and (is_interactive or not queue.connection.exists(INTERACTIVE_WORKERS)):
         _warm(prompts, is_interactive)
     return TaskRunner(
-        PromptsAlone(prompts) if is_interactive and prompts else WarmModels(settings, load),
+        None if is_interactive else WarmModels(settings, load),
         images.fetch,
         recorder.record,
         tiling=Tiling(settings.tile_above_px, settings.tile_px, settings.tile_overlap_px),

@@ -15,14 +15,13 @@ from typing import Any
 import redis
 
 from backend.queue.job_queue import JobQueue
-from backend.queue.recovery import Heartbeat, LostTaskSearch, OrphanSearch, absolve
+from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
 from backend.settings import Settings
 from backend.worker.push import Pusher
-from backend.worker.task_runner import Models
+from backend.worker.task_runner import LoadedModels
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
-SEARCH_EVERY_S = 5.0
 
 
 class MaintenanceThread(threading.Thread):
@@ -34,7 +33,7 @@ class MaintenanceThread(threading.Thread):
     """
 
     def __init__(
-        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: Models, *, pushes: bool = True
+        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: LoadedModels, *, pushes: bool = True
     ) -> None:
         super().__init__(name="maintenance", daemon=True)
         self.queue = queue
@@ -50,16 +49,12 @@ class MaintenanceThread(threading.Thread):
     def run(self) -> None:
         if self.pushes:
             self.pusher.start()
-        search, orphans = LostTaskSearch(self.queue), OrphanSearch(self.queue)
-        search_at = time.monotonic() + SEARCH_EVERY_S
+        orphans = OrphanSearch(self.queue)
         while not self.stop.is_set():
             try:
                 self.vitals.beat({**self.born, **_present(self.models)})
                 absolve(self.queue, self.vitals.name)
                 orphans.run()
-                if time.monotonic() > search_at:
-                    search.run()
-                    search_at = time.monotonic() + SEARCH_EVERY_S
             except redis.RedisError as error:
                 log.warning("queue server: %s", error)
             except Exception:
@@ -73,7 +68,7 @@ class MaintenanceThread(threading.Thread):
             self.pusher.join(5)
 
 
-def _present(models: Models) -> dict[str, Any]:
+def _present(models: LoadedModels) -> dict[str, Any]:
     return {
         "version": models.version,
         "models": models.facts,

@@ -14,8 +14,6 @@ import numpy as np
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel
-from backend.worker.oom_fallback import Predictor
 from integration.label_studio.prompts import PromptFields
 from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance
@@ -119,36 +117,6 @@ class PromptRunner:
                 "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
             )
         return self._predictor
-
-
-class PromptsAlone:
-    """The models of an interactive worker: the promptable one. Whole images are for other workers."""
-
-    def __init__(self, prompts: PromptRunner) -> None:
-        self.prompts = prompts
-
-    @property
-    def version(self) -> str:
-        return self.prompts.version
-
-    @property
-    def facts(self) -> tuple[dict[str, Any], ...]:
-        return self.prompts.facts
-
-    def find(self, project_key: str, version: str) -> ServedModel:
-        """Refuse a task that is no prompt. Raises TaskError."""
-        raise TaskError(
-            f"A worker for prompts was given a whole image of project {project_key!r} (version {version!r}).",
-            "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
-        )
-
-    def predictor(self, served: ServedModel) -> Predictor:
-        """Never reached: `find` refuses first."""
-        raise NotImplementedError(served.version)
-
-    def spare(self, served: ServedModel) -> Predictor | None:
-        """Never reached: `find` refuses first."""
-        raise NotImplementedError(served.version)
 
 
 def load_prompt_predictor(settings: Settings) -> PromptPredictor:

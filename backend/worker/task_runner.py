@@ -35,14 +35,18 @@ log = logging.getLogger(__name__)
 Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
 
 
-class Models(Protocol):
-    """The part of `backend.worker.model_cache.WarmModels` that is used here, and what the status page shows of it."""
+class LoadedModels(Protocol):
+    """What the status page shows of a worker's models."""
 
     @property
     def version(self) -> str: ...
 
     @property
     def facts(self) -> tuple[dict[str, Any], ...]: ...
+
+
+class Models(LoadedModels, Protocol):
+    """The part of `backend.worker.model_cache.WarmModels` that is used here."""
 
     def find(self, project_key: str, version: str) -> ServedModel: ...
 
@@ -73,17 +77,20 @@ class TaskRunner:
     """Runs batches with warm predictors.
 
     Args:
-        models: gives the predictor of the version that a job names.
+        models: gives the predictor of the version that a job names; None for a worker of prompts alone.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
         done: called with a batch's ended tasks and its stages' seconds.
         tiling: which images are cut, and how.
         tile_batch: tiles of one image predicted together.
         prompts: answers interactive jobs; None where no promptable model is installed.
+
+    Attributes:
+        loaded: the models of whole images, or that of prompts alone.
     """
 
     def __init__(
         self,
-        models: Models,
+        models: Models | None,
         fetch: Fetch,
         done: Done,
         *,
@@ -91,6 +98,10 @@ class TaskRunner:
         tile_batch: int = 1,
         prompts: PromptRunner | None = None,
     ) -> None:
+        loaded = prompts if models is None else models
+        if loaded is None:
+            raise ValueError("a worker needs models of whole images or a promptable one, got neither")
+        self.loaded: LoadedModels = loaded
         self.models = models
         self.prompts = prompts
         self._fetch = fetch
@@ -119,8 +130,10 @@ class TaskRunner:
         arrived = images.all()
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
-        for model, arrays in self._by_model(batch, arrived).items():
-            batch.predicted |= self._predicted(model, arrays)
+        groups = self._by_model(batch, arrived)
+        if self.models is not None:
+            for model, arrays in groups.items():
+                batch.predicted |= _predicted(self.models, model, arrays, self.tiling, self.tile_batch)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
@@ -139,11 +152,19 @@ class TaskRunner:
                 batch.predicted[job_id] = self._prompted(job, image)
                 continue
             try:
-                batch.models[job_id] = self.models.find(job.project, job.model_version)
+                batch.models[job_id] = self._served(job)
                 groups.setdefault(batch.models[job_id], {})[job_id] = image
             except TaskError as error:
                 batch.sizes[job_id] = error
         return groups
+
+    def _served(self, job: PredictionJob) -> ServedModel:
+        if self.models is None:
+            raise TaskError(
+                f"A worker for prompts was given a whole image of project {job.project!r} ({job.model_version!r}).",
+                "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
+            )
+        return self.models.find(job.project, job.model_version)
 
     def _prompted(self, job: PredictionJob, image: np.ndarray) -> PredictedImage | TaskError:
         if self.prompts is None:
@@ -155,22 +176,6 @@ class TaskRunner:
         except Exception as error:
             log.exception("a prompt failed unexpectedly")
             return TaskError(f"The prompt could not be answered: {error!r}.", "The worker's log has more.")
-
-    def _predicted(
-        self, model: ServedModel, images: Mapping[str, np.ndarray]
-    ) -> Mapping[str, PredictedImage | TaskError]:
-        def spare() -> Predictor | None:
-            try:
-                return self.models.spare(model)
-            except TaskError as error:
-                log.error("no model on the CPU: %s", error)
-                return None
-
-        try:
-            predictor = self.models.predictor(model)
-        except TaskError as error:
-            return dict.fromkeys(images, error)
-        return predict_with_fallback(predictor, images, OomPolicy(self.tiling, self.tile_batch, spare))
 
     def write(self, batch: PredictedTask) -> None:
         """Turn what was found into predictions and hand all of them over."""
@@ -213,6 +218,23 @@ class TaskRunner:
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
         return JobOutcome(prediction=prediction), len(predicted.instances)
+
+
+def _predicted(
+    models: Models, model: ServedModel, images: Mapping[str, np.ndarray], tiling: Tiling, tile_batch: int
+) -> Mapping[str, PredictedImage | TaskError]:
+    def spare() -> Predictor | None:
+        try:
+            return models.spare(model)
+        except TaskError as error:
+            log.error("no model on the CPU: %s", error)
+            return None
+
+    try:
+        predictor = models.predictor(model)
+    except TaskError as error:
+        return dict.fromkeys(images, error)
+    return predict_with_fallback(predictor, images, OomPolicy(tiling, tile_batch, spare))
 
 
 def _objects(outcome: JobOutcome) -> int:

@@ -95,7 +95,7 @@ class Downloader:
             with self._ask(session, url, deadline) as answer:
                 if answer.status_code not in _REDIRECTS or "location" not in answer.headers:
                     return self._body(answer, deadline)
-                url = urljoin(url, answer.headers["location"])
+                url = _redirected(url, answer.headers["location"])
         raise ImageError(
             f"{shown_url(start)} redirects too often",
             value=f"more than {self.limits.max_redirects} redirects",
@@ -219,17 +219,28 @@ def _refused(url: str, error: AddressRefused) -> ImageError:
     )
 
 
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise _ambiguous(location, error) from error
+
+
+def _ambiguous(url: str, error: ValueError) -> ImageError:
+    return ImageError(
+        f"an image has an address that is not fetched ({without_secrets(str(error))})",
+        value=shown_url(url),
+        expected="http(s)://host/path without a user's name, backslashes and control characters",
+        fix="correct the data of the task, or the redirect of its host",
+    )
+
+
 def _check_address(url: str) -> None:
     """Raise ImageError unless an address of a task or of a redirect is http(s) and names one host beyond doubt."""
     try:
         scheme, host, _ = origin(url)
     except ValueError as error:
-        raise ImageError(
-            f"an image has an address that is not fetched ({error})",
-            value=shown_url(url),
-            expected="http(s)://host/path without a user's name, backslashes and control characters",
-            fix="correct the data of the task, or the redirect of its host",
-        ) from error
+        raise _ambiguous(url, error) from error
     if scheme not in ("http", "https") or not host:
         raise ImageError(
             "an image has or redirects to an address that is not fetched",

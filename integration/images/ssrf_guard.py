@@ -49,13 +49,15 @@ def origin(url: str) -> tuple[str, str, int]:
 
     Raises:
         ValueError: the port is not a number, the address holds a backslash, a control character or a user's name,
-            or the two parsers disagree.
+            its host a percent sign, or the two parsers disagree.
     """
     if _AMBIGUOUS.search(url):
         raise ValueError("it holds a backslash or a control character")
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise ValueError("it holds a user's name or a password before its host")
+    if "%" in parts.netloc:
+        raise ValueError("its host holds a percent sign")
     scheme = parts.scheme.lower()
     host, port = (parts.hostname or "").lower(), parts.port
     if scheme in DEFAULT_PORTS:
@@ -114,11 +116,17 @@ def guarded_session(policy: AddressPolicy, deadline: Deadline) -> requests.Sessi
         policy: which peers may be talked to; others raise AddressRefused.
         deadline: cuts the session's connections.
     """
-    session = requests.Session()
+    session = _Session()
     session.trust_env = False  # no proxy, no .netrc: the address check must see the real peer
     for prefix in ("http://", "https://"):
         session.mount(prefix, _GuardedAdapter(policy, deadline))
     return session
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        """None: requests would read the whole body of a redirect, and raise what its address makes urlsplit raise."""
+        return
 
 
 @dataclass(slots=True)

@@ -158,14 +158,22 @@ def _own_address(url: str, base_url: str, aliases: Sequence[str]) -> str:
     """The same file at `base_url` when the address names this Label Studio by another name."""
     try:
         here = origin(url)
-        for alias in aliases:
-            if base_url and alias and origin(alias) == here != origin(base_url):
-                parts, sub_path = urlsplit(url), urlsplit(alias.rstrip("/")).path
-                path = parts.path.removeprefix(sub_path) + (f"?{parts.query}" if parts.query else "")
-                return _at_label_studio(path, base_url)
     except ValueError as error:
         raise _bad_task(f"an image has a malformed address ({error})", shown_url(url), "http(s)://host/path") from error
+    for alias in aliases:
+        if base_url and _origin_of_alias(alias) == here != origin(base_url):
+            parts, sub_path = urlsplit(url), urlsplit(alias.rstrip("/")).path
+            path = parts.path.removeprefix(sub_path) + (f"?{parts.query}" if parts.query else "")
+            return _at_label_studio(path, base_url)
     return url
+
+
+def _origin_of_alias(alias: str) -> tuple[str, str, int] | None:
+    """None for one that is malformed: whoever sends a /setup may name it, and no task must fail for that."""
+    try:
+        return origin(alias)
+    except ValueError:
+        return None
 
 
 def _resolve_address(uri: str, task: Mapping[str, Any], base_url: str) -> str:

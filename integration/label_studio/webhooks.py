@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_IDS = 100_000
+# Ids have less than 19 digits.
+MOST_ID = 10**18
 
 
 class WebhookError(ValueError):
@@ -151,10 +153,10 @@ def _many(payload: Mapping[str, Any], key: str, action: str) -> list[Mapping[str
 def _need_id(item: Mapping[str, Any], action: str, name: str) -> int:
     number = _id(item)
     if number is None:
-        raise WebhookError(f"{action}: {name} must be a whole number above 0, got {item.get('id')!r:.60}")
+        raise WebhookError(f"{action}: {name} must be a whole number of 1 to 18 digits, got {item.get('id')!r:.60}")
     return number
 
 
 def _id(item: Mapping[str, Any]) -> int | None:
     number = item.get("id")
-    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 < number < MOST_ID else None

@@ -6,6 +6,7 @@ side of a dense grid.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -23,6 +24,13 @@ _MOST_STORED_WEIGHTS, _CACHED_WEIGHTS = 1 << 24, 1 << 21
 def in_bf16_on_cpu(tensor: Tensor) -> bool:
     """Whether inference runs in the bf16 of `model.precision`, for which some operations have a faster form."""
     return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Whether the processor multiplies bf16 tiles (AMX); torch's fused attention is fast there, elsewhere not."""
+    # Newer than the oldest torch that is supported.
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class EncoderLayer(nn.Module):
@@ -44,8 +52,15 @@ class EncoderLayer(nn.Module):
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         if in_bf16_on_cpu(tokens) and not self.training:
-            return torch.cat([self.linear2(self.linear1(rows).relu_()) for rows in tokens.split(_FEED_FORWARD_ROWS)])
+            return torch.cat([self.linear2(self._hidden(rows)) for rows in tokens.split(_FEED_FORWARD_ROWS)])
         return self.linear2(self.dropout(F.relu(self.linear1(tokens))))
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        if torch.backends.mkldnn.is_available():
+            # Product and ReLU in one pass over memory, as torch's own compiler has it on a CPU.
+            layer = self.linear1
+            return torch.ops.mkldnn._linear_pointwise(tokens, layer.weight, layer.bias, "relu", [], "")
+        return self.linear1(tokens).relu_()
 
 
 class MLPLayer(nn.Module):
@@ -132,7 +147,10 @@ def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | 
     queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
     weights = queries.shape[1] * queries.shape[2] ** 2
     stored = weights * sequences if mixed.requires_grad else weights  # a backward pass needs all of them
-    if mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu" and not dropout and stored <= _MOST_STORED_WEIGHTS:
+    is_half = mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu"
+    # The fused kernel's backward pass is slower even with AMX.
+    is_slow_fused = mixed.requires_grad or not has_amx()
+    if is_half and is_slow_fused and not dropout and stored <= _MOST_STORED_WEIGHTS:
         groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
         attended = torch.cat([_attend_stored(q, k, v, scale) for q, k, v in zip(*groups, strict=True)])
     else:

@@ -121,3 +121,9 @@ def test_the_rooms_of_the_architecture_exist() -> None:
     rooms = set(re.findall(r"`((?:backend|training|model|integration)/[a-z_]+)`", page))
     assert len(rooms) > 10
     assert not [room for room in rooms if not Path(ROOT / room).is_dir()]
+
+
+def test_the_architecture_names_each_script_that_moves_a_job() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    scripts = {file.name for file in (ROOT / "backend" / "queue" / "scripts").glob("*.lua")}
+    assert set(re.findall(r"`(\w+\.lua)`", page)) == scripts - {"recent.lua"}, "which only reads"

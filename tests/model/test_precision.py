@@ -18,7 +18,7 @@ from model.backbones.efficientnet_lite import ConvNorm
 from model.checkpoints.checkpoint import save_checkpoint
 from model.detectors.nanodet import NanoDet
 from model.mask_head import encoder_layers, refiner, roi_features
-from model.mask_head.encoder_layers import SelfAttention
+from model.mask_head.encoder_layers import EncoderLayer, SelfAttention
 from model.mask_head.roi_features import pool_grids
 from model.precision import choose_precision, fold_norms, to_bf16
 from model.predictor import Predictor
@@ -102,11 +102,23 @@ def test_stored_attention_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, leng
     with torch.inference_mode():
         exact = attention(tokens, tokens, lengths)
         half = attention.to(torch.bfloat16)
+        monkeypatch.setattr(encoder_layers, "has_amx", lambda: False)
         stored = half(tokens.bfloat16(), tokens.bfloat16(), lengths)
-        monkeypatch.setattr(encoder_layers, "_MOST_STORED_WEIGHTS", 0)
+        monkeypatch.setattr(encoder_layers, "has_amx", lambda: True)
         fused = half(tokens.bfloat16(), tokens.bfloat16(), lengths)
     assert torch.allclose(stored.float(), exact, atol=0.03)
     assert torch.allclose(fused.float(), exact, atol=0.03)
+
+
+def test_the_fused_feed_forward_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = EncoderLayer(16, 2, 64, 0.0).eval().to(torch.bfloat16)
+    tokens = torch.randn(1500, 16).bfloat16()  # more than one run of rows
+    with torch.inference_mode():
+        fused = layer(tokens, tokens, [700, 800])
+        monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+        plain = layer(tokens, tokens, [700, 800])
+    assert torch.equal(fused, plain)
 
 
 @pytest.fixture(scope="module")

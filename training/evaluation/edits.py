@@ -23,6 +23,13 @@ the true outline. All vertices are put right that have a point of either outline
 largest error first, until the IoU is reached; predicted vertices that are too far off and were not dragged to a new
 place are removed.
 
+That annotator is literal: every speck of the truth is drawn, corner by corner of its pixels, and vertices are dragged
+from nearby only. A *practised* one (`GoodOutline.practised`) has the same actions and seconds, and knows better:
+
+    - Parts and holes of the truth smaller than 16 px are neither drawn nor deleted.
+    - Vertices are clicked anywhere, not on corners of pixels: the fewest of both that make the outline good.
+    - Where a stretch is put right, the vertices that are there are dragged, from however far, before any is added.
+
 Shapes: H, W image size; N, M vertices.
 """
 
@@ -59,15 +66,18 @@ STEPS: dict[str, tuple[int, float]] = {
 _LEAST_IOU = 0.1
 #: A vertex within this many times the allowed distance of its place is dragged there; else a new one is added.
 _DRAG_REACH = 2.0
+#: Smaller parts and holes of the truth are nobody's work for a practised annotator.
+CRUMB_PX = 16.0
 
 
 @dataclass(frozen=True, slots=True)
 class GoodOutline:
-    """Limits within which an annotator leaves an outline as it is."""
+    """Limits within which an annotator, literal or practised, leaves an outline as it is."""
 
     iou: float = 0.95
     distance_px: float = 3.0
     double_iou: float = 0.7
+    practised: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +88,13 @@ class EditableObject:
         label: its class.
         mask_hw: bool, H x W.
         vertices_px: (N, 2), x and y; of a region as it is shown, of the truth as a person would click it.
+        ignored_hw: bool, H x W, of a true object: pixels that may be on either side.
     """
 
     label: str
     mask_hw: np.ndarray
     vertices_px: np.ndarray
+    ignored_hw: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -244,6 +256,8 @@ def _plan(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> _
 def _vertex_steps(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> Counter[str]:
     """Steps that make a region's outline good; none if it is."""
     target_hw, mask_hw = drawn.mask_hw, region.mask_hw
+    if drawn.ignored_hw is not None:
+        mask_hw = np.where(drawn.ignored_hw, target_hw, mask_hw)
     margin_px = int(good.distance_px) + 2
     compared = compare_outlines(target_hw, mask_hw, margin_px=margin_px)
     window = compared.window
@@ -266,7 +280,9 @@ def _vertex_steps(region: EditableObject, drawn: EditableObject, good: GoodOutli
         if not is_wrong[corner]:
             is_wrong[corner] = True
             common, union = common + gained[corner], union - removed[corner]
-    return _hand_steps(region.vertices_px, drawn.vertices_px[is_wrong], compared.to_here_px, window, good)
+    vertices_px = region.vertices_px - [window[1].start, window[0].start]
+    is_spare = is_wrong[corners.query(vertices_px)[1]] & good.practised
+    return _hand_steps(vertices_px, is_spare, corners.data[is_wrong], compared.to_here_px, good)
 
 
 def _share_out(pixels: np.ndarray, corners: cKDTree, count: int, *, offset: float) -> np.ndarray:
@@ -278,22 +294,18 @@ def _share_out(pixels: np.ndarray, corners: cKDTree, count: int, *, offset: floa
 
 
 def _hand_steps(
-    vertices_px: np.ndarray,
-    places_px: np.ndarray,
-    distance_px: np.ndarray,
-    window: tuple[slice, slice],
-    good: GoodOutline,
+    vertices_px: np.ndarray, is_spare: np.ndarray, places_px: np.ndarray, distance_px: np.ndarray, good: GoodOutline
 ) -> Counter[str]:
     """Bring vertices to their places: drag those near, add what lacks, remove what is left far off.
 
     Args:
-        vertices_px: of the region.
+        vertices_px: of the region, in a window of the image.
+        is_spare: those that are dragged from however far.
         places_px: corners of the truth to be put right.
         distance_px: of the window's pixel corners from the true outline.
-        window: rows and columns.
         good: what may stay.
     """
-    at = np.rint(vertices_px - [window[1].start, window[0].start]).astype(np.int64)
+    at = np.rint(vertices_px).astype(np.int64)
     height, width = distance_px.shape
     is_off = distance_px[at[:, 1].clip(0, height - 1), at[:, 0].clip(0, width - 1)] > good.distance_px
     dragged: set[int] = set()
@@ -302,7 +314,7 @@ def _hand_steps(
         away[list(dragged)] = np.inf
         # A vertex that is in the way anyhow is worth pulling from farther.
         reach = np.where(is_off, 4, 1) * _DRAG_REACH * good.distance_px
-        candidates = np.flatnonzero(away <= reach)
+        candidates = np.flatnonzero((away <= reach) | (is_spare & np.isfinite(away)))
         if len(candidates):
             dragged.add(int(candidates[np.argmin(away[candidates])]))
     is_off[list(dragged)] = False

@@ -2,6 +2,7 @@
 
 OUT/progress.json    how far it is (`training.engine.log`)
 OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
+OUT/outlines/        state of the training of outlines, where there are enough images for one; removed at its end
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
 Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
@@ -30,6 +32,7 @@ from model.predictor import map_in_threads
 from training.datasets import Sample
 from training.datasets.loader import SampleSet
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
+from training.fewshot import outlines
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
 from training.finetune.data import NothingToLearn
@@ -93,7 +96,10 @@ def learn_few_shot(
     pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
     fits = folds * sum(bool(pool) for pool in pools.values()) + 1
     judged = sum(len(pool) for pool in pools.values())
-    progress = _Progress(out, on_progress, looks=len(own), fits=fits, judged=judged, views=views)
+    outline_steps = outlines.PLAN.iterations if len(own) >= outlines.LEAST_IMAGES else 0
+    progress = _Progress(
+        out, on_progress, looks=len(own), fits=fits, judged=judged, views=views, outline_steps=outline_steps
+    )
     images = dict(zip(hashes, _looked_at(learner, own, views, seed, progress), strict=True))
     progress.phase = "evaluating"
     power = 1.0
@@ -101,16 +107,18 @@ def learn_few_shot(
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
         looked_at = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
         power = _cross_validate(out / FOLDS_FILE, learner, looked_at, truth, incumbent_facts, folds, progress)
+    network, choice = _outlines(learner, own, out, progress) if outline_steps else (None, {})
     progress.phase = "saving"
     digest = samples.snapshot.digest
     facts = {
         "version": f"{learner.base.metadata['name']}-{digest[:8]}",
         "snapshot": digest,
+        **choice,
         FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
     }
     rows = learner.rows(list(images.values()), progress.loss)
     progress.add(progress.fit_s)
-    learner.save(out / CHECKPOINT, rows, power, facts)
+    learner.save(out / CHECKPOINT, rows, power, facts, network)
     progress.end()
     return out / CHECKPOINT
 
@@ -133,6 +141,17 @@ def _looked_at(
         return image
 
     return map_in_threads(look, range(len(samples)))
+
+
+def _outlines(
+    learner: FewShotLearner, samples: SampleSet, out: Path, progress: _Progress
+) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """State of the learned promptable network, None where the base's outlines are as good; facts for the metadata."""
+    progress.phase = "training"
+    state, choice = outlines.learn_outlines(
+        learner.network.prompts, samples, out / "outlines", on_step=lambda _: progress.add(outlines.STEP_S)
+    )
+    return state if choice.is_better else None, {"outlines": choice.as_dict()}
 
 
 def _cross_validate(
@@ -265,12 +284,20 @@ class _Progress:
     """
 
     def __init__(
-        self, out: Path, on_progress: OnProgress | None, *, looks: int, fits: int, judged: int, views: int
+        self,
+        out: Path,
+        on_progress: OnProgress | None,
+        *,
+        looks: int,
+        fits: int,
+        judged: int,
+        views: int,
+        outline_steps: int,
     ) -> None:
         self.file, self.on_progress = out / PROGRESS_FILE, on_progress
         self.look_s, self.fit_s = views * VIEW_S, looks * views * FIT_S
-        self.steps = looks + fits + judged
-        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S
+        self.steps = looks + fits + judged + outline_steps
+        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S + outline_steps * outlines.STEP_S
         self.step, self.done_s = 0, 0.0
         self.phase = "training"
         self.curve: list[tuple[int, float]] = []

@@ -1,7 +1,7 @@
 """The frozen base and what it learns: features of images kept, class rows fitted, detections and a checkpoint made.
 
-Backbone, pyramid, boxes and masks are the base's. A class that the base knows keeps its rows where the images show
-nothing of it; a known one that they do show, and a new one, are learned.
+Backbone, pyramid, boxes and (but see `training.fewshot.outlines`) masks are the base's. A class that the base knows
+keeps its rows where the images show nothing of it; a known one that they do show, and a new one, are learned.
 
 Shape shorthand: J classes to learn, M objects of an image, L strides.
 """
@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from PIL import Image
+from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from model.checkpoints.state_dict import load_weights
@@ -127,15 +128,27 @@ class FewShotLearner:
         best = strongest(image.seen.boxes_xyxy, scores, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
         return self.network.outlined(image.pixels, best, image.size_hw)
 
-    def save(self, directory: Path, rows: ClassRows, power: float, facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint: the base with these rows, scores raised to a power; `facts` are further metadata."""
+    def save(
+        self,
+        directory: Path,
+        rows: ClassRows,
+        power: float,
+        facts: Mapping[str, Any],
+        outlines: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write a checkpoint: the base with these rows, scores raised to a power.
+
+        Args:
+            facts: further metadata.
+            outlines: the state of a promptable network in place of the base's.
+        """
         cfg = self.base.cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(self.classes)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = SCORE_THRESHOLD
         cfg.TEST.DETECTIONS_PER_IMAGE = MOST_DETECTIONS
         cfg.MODEL.PROMPTED.QUALITY_POWER, cfg.MODEL.PROMPTED.SCORE_POWER = QUALITY_POWER, power
-        state = dict(self.base.state)
+        state = {**self.base.state, **{f"prompts.{name}": values for name, values in (outlines or {}).items()}}
         for level in range(len(rows.bias)):
             for name, own in (("weight", rows.weight[level, :, :, None, None]), ("bias", rows.bias[level])):
                 key = f"detector.outputs.{level}.{name}"

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class PromptTraining:
     checkpoint_s: float = 240.0
     workers: int = 1
     iterations: int = 0  # stop after so many, too; 0: by time alone
+    warm_up: int = 200  # iterations
     learned: tuple[str, ...] = ()  # prefixes of the parameters that learn; () for all
 
 
@@ -160,7 +161,13 @@ def clicked(
 
 
 def train_prompts(
-    network: PromptNetwork, objects: ObjectSet, plan: PromptTraining, folder: Path, *, resume: bool = True
+    network: PromptNetwork,
+    objects: ObjectSet,
+    plan: PromptTraining,
+    folder: Path,
+    *,
+    resume: bool = True,
+    on_step: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Train until the time is over; the state is kept in `folder`/state.pt, averaged weights in `folder`/ema.pt."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,8 +193,8 @@ def train_prompts(
     started, saved, losses = time.monotonic() - spent, time.monotonic(), dict[str, float]()
     with EventStorage(0), (folder / "log.jsonl").open("a") as lines:
         while (spent := time.monotonic() - started) < plan.seconds and (not plan.iterations or step < plan.iterations):
-            progress = spent / plan.seconds
-            rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            progress = max(spent / plan.seconds, step / plan.iterations if plan.iterations else 0.0)
+            rate = min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
@@ -202,6 +209,7 @@ def train_prompts(
             torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimizer.step()
             step += 1
+            on_step(step)
             _average(ema, network, min(plan.ema_decay, (step + 1) / (step + 10)))
             for name, value in terms.items():
                 losses[name] = losses.get(name, 0.0) + float(value.detach())

@@ -1,6 +1,6 @@
 -- Takes back the deaths of a worker that seemed dead and lives: it was cut off or frozen, which no task causes.
 --
--- Tasks that were parked for it are queued again.
+-- Tasks that were parked for it are queued again, and deferred again where nobody has delivered them since.
 --
 -- KEYS: 1 what was taken from the worker, 2 list of waiting ids.
 -- ARGV: 1 names of keys (JSON), 2 name of the worker, 3 deaths until a task is parked, 4 s that waiting tasks are kept.
@@ -22,6 +22,11 @@ for _, job in ipairs(redis.call('SMEMBERS', KEYS[1])) do
       redis.call('HDEL', key, 'error', 'hint', 'finished_at')
       redis.call('EXPIRE', key, ARGV[4])
       redis.call('LPUSH', KEYS[2], job)
+      local facts = redis.call('HMGET', key, 'delivery', 'project', 'task')
+      if facts[1] == 'deferred' then
+        redis.call('HSET', names.deferred, job, cjson.encode({project = facts[2], task = facts[3]}))
+        redis.call('PERSIST', key)
+      end
     end
   end
 end

@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.api.app import create_app
 from backend.cli.main import COMMANDS
+from backend.cli.operate.serve import serve as serve_command
 from backend.processes.embedded_redis import free_port
 from backend.processes.parent_death import ends_with_parent
 from backend.queue.keys import INTERACTIVE_LANE, PREDICT_LANE, STATS
@@ -51,8 +52,17 @@ def of_kind(kind: str) -> dict[str, Json]:
     return {m["metadata"]["name"]: m for m in MANIFESTS if m["kind"] == kind}
 
 
+def workloads() -> dict[str, Json]:
+    return {**of_kind("Deployment"), **of_kind("StatefulSet")}
+
+
 def pods() -> dict[str, Json]:
-    return {name: m["spec"]["template"] for name, m in of_kind("Deployment").items()}
+    return {name: m["spec"]["template"] for name, m in workloads().items()}
+
+
+def claims_of(name: str) -> set[str]:
+    """Names of the claims that each pod of a StatefulSet has for itself."""
+    return {claim["metadata"]["name"] for claim in workloads()[name]["spec"].get("volumeClaimTemplates", ())}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_manifests_fit_kubernetes_schemas(manifest):
 
 
 def test_the_schemas_refuse_what_is_wrong():
-    wrong = {**of_kind("Deployment")["api"], "spec": {"replica": 2}}
+    wrong = {**of_kind("StatefulSet")["api"], "spec": {"replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
 
@@ -80,15 +90,19 @@ def test_kustomization_names_every_file_and_image():
 
 
 def test_selectors_volumes_and_claims_meet():
-    for name, deployment in of_kind("Deployment").items():
-        labels = deployment["spec"]["template"]["metadata"]["labels"]
-        assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items(), name
-        spec = deployment["spec"]["template"]["spec"]
+    for name, workload in workloads().items():
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert workload["spec"]["selector"]["matchLabels"].items() <= labels.items(), name
+        spec = workload["spec"]["template"]["spec"]
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
         mounts = {m["name"] for c in spec["containers"] for m in c.get("volumeMounts", ())}
-        assert mounts == set(volumes), name
+        assert mounts == set(volumes) | claims_of(name), name
         claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
         assert claims <= set(of_kind("PersistentVolumeClaim"))
+    assert {stateful["spec"]["serviceName"] for stateful in of_kind("StatefulSet").values()} <= set(of_kind("Service"))
+    for scaled in (*of_kind("ScaledObject").values(), *of_kind("HorizontalPodAutoscaler").values()):
+        target = scaled["spec"]["scaleTargetRef"]
+        assert target["name"] in of_kind(target.get("kind", "Deployment"))
     for service in of_kind("Service").values():
         (pod,) = (p for p in pods().values() if service["spec"]["selector"].items() <= p["metadata"]["labels"].items())
         ports = {port["name"] for c in pod["spec"]["containers"] for port in c.get("ports", ())}
@@ -284,13 +298,88 @@ def test_compose_and_kubernetes_state_the_same_memory_for_each_part():
     assert services["worker-cpu"]["mem_limit"] == services["worker"]["mem_limit"]
 
 
-def test_what_the_api_promises_outlives_its_container():
-    folder = "TRANSFINER_PROMISES_FOLDER"
-    api = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["api"]
-    assert api["environment"][folder] in [volume.partition(":")[2] for volume in api["volumes"]]
-    _, container = pods()["api"]["spec"]["containers"]
-    (place,) = (entry["value"] for entry in container["env"] if entry["name"] == folder)
-    assert any(place.startswith(mount["mountPath"]) for mount in container["volumeMounts"])
+def test_compose_kubernetes_and_serve_state_the_memory_that_was_measured():
+    page = (ROOT / "docs" / "operate.md").read_text()
+    rows = re.findall(
+        r"^\| (80 labels|1,203 labels|40 MP)[^|]*\| (\d+) \| ([\d,]+)[^|]*\| (\d+) \|$", page, re.MULTILINE
+    )
+    figures = {case: [int(figure.replace(",", "")) for figure in row] for case, *row in rows}
+    api, queue = (max(figures[case][place] for case in ("80 labels", "1,203 labels")) for place in (0, 2))
+    worker = figures["40 MP"][1]
+    for text in (
+        (ROOT / "compose.yaml").read_text(),
+        (KUBERNETES / "kustomization.yaml").read_text(),
+        serve_command.help or "",
+    ):
+        words = " ".join(text.replace("#", " ").split())
+        for said in (f"API {api} MiB", f"queue server {queue} MiB", f"{worker / 1024:.1f} GiB", "1,203", "5,000 tasks"):
+            assert said in words
+    limits = {
+        c["name"]: c["resources"]["limits"]["memory"] for pod in pods().values() for c in pod["spec"]["containers"]
+    }
+    assert (limits["api"], limits["worker"], limits["valkey"]) == ("512Mi", "8Gi", "2Gi")
+    assert 2 * api < 512
+    assert 2 * worker < 8192
+    assert 2 * queue < 2048
+
+
+# Where each part writes: fields of the settings.
+WRITES = {
+    "api": ("promises_folder", "registry", "registry_cache"),
+    "worker": ("registry_cache", "image_cache"),
+    "interactive": ("image_cache",),
+    "trainer": ("registry", "registry_cache", "learning_folder", "image_cache"),
+}
+
+
+def image_folders(dockerfile: str) -> set[Path]:
+    """Folders of the image that the user whom it runs as owns."""
+    text = (ROOT / dockerfile).read_text()
+    (user,) = re.findall(r"^USER (\w+)$", text, re.MULTILINE)
+    (owned,) = re.findall(rf"chown -R {user} (.+)$", text, re.MULTILINE)
+    return {Path("/app") / folder for folder in owned.split()}
+
+
+def written_folders(part: str, variables: Json) -> dict[str, Path]:
+    """Where a part writes, as its container's variables say."""
+    given = {field: variables.get(f"TRANSFINER_{field.upper()}") for field in WRITES[part]}
+    settings = Settings(**{field: value for field, value in given.items() if value is not None})
+    places = {field: str(getattr(settings, field)) for field in WRITES[part]}
+    return {field: Path("/app") / place for field, place in places.items() if place}
+
+
+@pytest.mark.parametrize("part", WRITES)
+def test_each_part_may_write_where_it_writes(part):
+    """In an image nobody but root owns what no step has given away; a new volume gets the owner of what it covers."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][part]
+    dockerfile = "Dockerfile.api" if part == "api" else "Dockerfile"
+    own = image_folders(dockerfile)
+    mounts = [Path(volume.split(":")[1]) for volume in service["volumes"]]
+    assert all(any(mount.is_relative_to(folder) for folder in own) for mount in mounts)
+    container = next(c for pod in pods().values() for c in pod["spec"]["containers"] if c["name"] == part)
+    claimed = [Path(mount["mountPath"]) for mount in container.get("volumeMounts", ())]
+    shared = of_kind("ConfigMap")["transfiner"]["data"]
+    in_kubernetes = {**shared, **{entry["name"]: entry.get("value") for entry in container["env"]}}
+    in_compose = {name: value for name, value in service["environment"].items() if "$" not in value}
+    for registry in ("", "/models/registry"):
+        variables = {**in_compose, "TRANSFINER_REGISTRY": registry}
+        for field, place in written_folders(part, variables).items():
+            assert any(place.is_relative_to(folder) for folder in own), field
+    for field, place in written_folders(part, in_kubernetes).items():
+        assert any(place.is_relative_to(folder) for folder in (*own, *claimed)), field
+
+
+def test_what_is_promised_outlives_containers_and_pods():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    place = str(Path("/app") / Settings.model_fields["promises_folder"].default)
+    assert f"promises:{place}" in services["api"]["volumes"]
+    assert "queue:/data" in services["queue"]["volumes"]
+    for name, place in (("api", "/promises"), ("queue", "/data")):
+        container = pods()[name]["spec"]["containers"][-1]
+        (mounted,) = (mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == place)
+        assert mounted in claims_of(name)
+    variables = {entry["name"]: entry.get("value") for entry in pods()["api"]["spec"]["containers"][-1]["env"]}
+    assert variables["TRANSFINER_PROMISES_FOLDER"] == "/promises"
 
 
 def test_the_front_server_takes_bodies_as_large_as_the_api():

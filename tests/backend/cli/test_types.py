@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import SECTIONS, cli
+from backend.errors import StartError
 from backend.processes.running_service import announced, load_settings_of_running, running_services, state_folder
-from backend.settings import Settings
+from backend.settings import Settings, load_settings
 from model import errors
 from tests.support.service import ROOT
 
@@ -71,6 +72,14 @@ def test_without_its_queue_server_a_process_ends_with_what_was_tried(
     assert "No queue server answers at 127.0.0.1:1" in text
     assert "attempts in 0.2 s" in text
     assert "correct --redis-url" in text
+
+
+@pytest.mark.parametrize("url", ["ls:8080", "http://me:secret@ls", "http://ls\\x", "http://l s", "http://ls%2f"])
+def test_an_address_of_label_studio_that_can_be_read_in_two_ways_is_refused_at_the_start(url: str) -> None:
+    """Every task would fail for it."""
+    with pytest.raises(StartError, match="expected http://host:port") as caught:
+        load_settings(label_studio_url=url)
+    assert "secret" not in str(caught.value)
 
 
 def test_help_is_grouped_by_who_needs_it() -> None:

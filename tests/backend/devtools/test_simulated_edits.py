@@ -10,13 +10,25 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from backend.devtools.simulated_edits import BEFORE, OPENCV, SERVED, click_vertices, drawers, edits_text, shown_regions
+from backend.devtools.simulated_edits import (
+    BEFORE,
+    LITERAL,
+    OPENCV,
+    PRACTISED,
+    SERVED,
+    click_vertices,
+    drawers,
+    edits_text,
+    shown_regions,
+    true_objects,
+)
 from backend.devtools.soak.harness import label_config
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance
-from training.evaluation.edits import GoodOutline
+from training.datasets import Sample
+from training.evaluation.edits import EditableObject, Edits, GoodOutline
 
 WEIGHTS = Path(__file__).parents[3] / "model" / "weights" / "scenes-small"
 
@@ -54,13 +66,33 @@ def test_a_person_clicks_as_little_as_a_good_outline_takes() -> None:
     assert few < many
 
 
+def test_a_practised_person_clicks_between_pixels_and_leaves_specks() -> None:
+    disc = np.hypot(*(np.mgrid[:60, :80] - 29.5)) < 8
+    literal, practised = (GoodOutline(practised=practised) for practised in (False, True))
+    assert len(click_vertices(disc, practised)) < len(click_vertices(disc, literal))
+
+    speckled = disc.copy()
+    speckled[50:53, 60:63] = True
+    sample = Sample(np.zeros((60, 80, 3), np.uint8), speckled[None], np.zeros(1, int), np.zeros(1, bool), 0)
+    (drawn,) = true_objects(sample, ["key"], practised)
+    assert not drawn.mask_hw[51, 61]
+    for shown in (disc, speckled):
+        edits = Edits()
+        edits.add([EditableObject("key", shown, drawn.vertices_px)], [drawn], practised)
+        assert edits.untouched == 1
+
+
 def test_the_command_prints_every_way_beside_the_other() -> None:
     arguments = ["evaluate", "--weights", str(WEIGHTS), "--scenes", "val", "--count", "1", "--edits", "--threads", "1"]
     answer = CliRunner().invoke(cli, [*arguments, "--good", "0.85", "6", "--json"], catch_exceptions=False)
     outcome = json.loads(answer.stdout)
-    assert outcome["good"] == {"iou": 0.85, "distance_px": 6.0, "double_iou": 0.7}
-    assert {SERVED, BEFORE} <= set(outcome["edits"])
-    assert all(sums["objects"] == outcome["objects"] for sums in outcome["edits"].values())
+    assert outcome["good"] == {"iou": 0.85, "distance_px": 6.0, "double_iou": 0.7, "practised": False}
+    literal, practised = outcome["edits"][LITERAL], outcome["edits"][PRACTISED]
+    assert {SERVED, BEFORE} <= set(literal)
+    assert all(sums["objects"] == outcome["objects"] for sums in literal.values())
+    assert {way: sums["regions"] for way, sums in practised.items()} == {
+        way: sums["regions"] for way, sums in literal.items()
+    }
     text = edits_text(outcome)
     assert SERVED in text
     assert "untouched" in text

@@ -147,13 +147,13 @@ def test_a_round_that_killed_its_worker_twice_is_given_up(queue, store, learner)
     assert queue.current(PROJECT) == {}
 
 
-def test_a_request_that_fell_out_of_the_list_is_put_back(queue, learner, redis):
+def test_a_request_that_fell_out_of_the_list_is_put_back(queue, learner):
     run = queue.request(PROJECT, BUTTON).run
-    queue.queue.empty()
+    assert queue.take() == (PROJECT, run), "by a worker that dies before it begins"
     assert Watcher(learner).adopt(PROJECT) == "", "it may be on its way"
     queue.note(PROJECT, run, requested_at=1.0)
     assert Watcher(learner).adopt(PROJECT) == run
-    assert queue.is_enqueued(PROJECT, run)
+    assert queue.is_listed(PROJECT, run)
 
 
 def test_a_failed_finetuning_says_why_and_the_button_tries_again(wishes, rounds, store, registry):
@@ -201,6 +201,16 @@ def test_a_lost_lock_ends_the_training(wishes, rounds, redis, learning):
     record = rounds.finish(run)
     assert not record.is_over, "it is the other's now"
     wait_until(lambda: wishes.done("stopped"))
+
+
+def test_a_worker_that_was_frozen_promotes_nothing(learning, wishes, rounds, redis, registry):
+    """Its own look at the lock is long ago: another one may have promoted since."""
+    rounds.learner.settings = learning.model_copy(update={"learning_lost_s": 3000.0})
+    wishes.set(new=2, iterations=20, seconds=0.05)
+    run = rounds.begin()
+    redis.set(learning_lock_key(PROJECT), "somebody else")
+    assert not rounds.finish(run).is_over
+    assert registry.active(PROJECT) is None
 
 
 def test_unknown_labels_are_learned_few_shot(learning, wishes, rounds, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from backend.learning import run_record as runs
 from backend.learning.train_worker import run_next
 from backend.learning.triggers import BUTTON
-from backend.queue.train_queue import LEARN_FUNCTION, living_trainers
+from backend.queue.keys import TRAININGS
+from backend.queue.train_queue import living_trainers
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.service
@@ -48,21 +49,24 @@ def test_a_killed_worker_is_resumed_once_and_a_stopped_one_puts_its_round_back(
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "is_run"),
+    "name",
     [
-        (LEARN_FUNCTION, ("7", "run-1"), True),
-        ("os.system", ("touch /tmp/never",), False),
-        ("backend.learning.train_worker.run_train_worker", ("7", "run-1"), False),
-        (LEARN_FUNCTION, ("7",), False),
-        (LEARN_FUNCTION, ("7", ["run-1"]), False),
+        '["os.system", null, ["touch /tmp/never"], {}]',
+        "backend.learning.train_worker.run_train_worker",
+        "7",
+        ":run-1",
+        "7:",
+        "7:../../run-1",
+        "../7:run-1",
+        "7:run-1:more",
+        b"\x80\x04c",
     ],
 )
-def test_only_trainings_run(redis, queue, function, arguments, is_run):
+def test_only_trainings_run(redis, queue, name):
     """Whoever can write to the queue must not run what he likes."""
     runs: list[tuple[str, ...]] = []
     learner = SimpleNamespace(connection=redis, queue=queue, learn=lambda *names: runs.append(names))
-    queue.queue.enqueue(function, args=arguments)
+    redis.rpush(TRAININGS, name, "7:run-1")
     assert run_next(learner)
-    assert runs == ([arguments] if is_run else [])
+    assert runs == [("7", "run-1")]
     assert not run_next(learner)
-    assert not list(redis.scan_iter("rq:job:*"))

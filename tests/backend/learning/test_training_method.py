@@ -23,7 +23,8 @@ def _checkpoint(folder: Path, classes: list[str], preset: str) -> Path:
         ("released", ["gear"], ["balloon"], 12, "few-shot"),
         ("released", ["gear"], ["gear", "balloon"], 12, "finetune"),
         (PRESET, ["balloon"], ["balloon"], 12, "few-shot"),
-        (PRESET, ["balloon"], ["balloon"], 101, "finetune"),
+        (PRESET, ["balloon"], ["balloon"], 101, "few-shot"),
+        (PRESET, ["balloon"], ["balloon"], 1001, "finetune"),
         ("released", ["gear"], ["balloon"], 101, "finetune"),
     ],
 )
@@ -34,3 +35,4 @@ def test_few_images_of_unknown_labels_are_learned_few_shot(
     active = _checkpoint(tmp_path / "active", classes, serving)
     assert training_method(active, base, labels, images, 100) == method
     assert training_method(active, tmp_path / "none", labels, images, 100) == "finetune", "there is no base"
+    assert training_method(active, base, labels, images, 0) == "finetune", "few-shot learning is switched off"

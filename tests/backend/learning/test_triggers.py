@@ -18,6 +18,7 @@ from backend.learning.triggers import (
     training_reason,
 )
 from backend.learning.watcher import Watcher
+from backend.queue.keys import TRAININGS
 from backend.queue.train_queue import new_run
 from tests.support.service import setup_body
 
@@ -93,14 +94,14 @@ def start_training(project: object = 7) -> dict:
     return {"action": "START_TRAINING", "project": {"id": project, "label_config": "<View/>"}}
 
 
-def test_start_training_queues_one_round_and_says_so(client, queue):
+def test_start_training_queues_one_round_and_says_so(client, queue, redis):
     first = client.post("/webhook", json=start_training()).get_json()
     assert first["status"] == "queued"
     assert "worker --queues train" in first["message"], "nobody takes it now"
     doubled = client.post("/webhook", json=start_training()).get_json()
     assert (doubled["status"], doubled["job"]) == ("folded in", first["job"])
     assert queue.current(PROJECT)["trigger"] == BUTTON
-    assert len(queue.queue.get_job_ids()) == 1
+    assert redis.llen(TRAININGS) == 1
 
 
 def test_a_forged_start_training_trains_nothing(client, queue, learner, store, wishes):

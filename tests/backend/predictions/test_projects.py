@@ -7,7 +7,7 @@ import pytest
 from backend.api.app import create_app
 from backend.predictions.projects import LIFETIME_S, Project, Projects
 from backend.queue.keys import PROJECTS, project_key
-from tests.support.service import CONFIG, setup_body
+from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
 HOST, KEY = "http://127.0.0.1:8080", "7.1795339022"
 
@@ -38,6 +38,23 @@ def test_what_is_too_large_is_refused(client, redis, changes):
     assert answer.status_code == 400
     assert next(iter(changes)) in answer.get_json()["error"]
     assert redis.smembers(PROJECTS) == set()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_config": CONFIG + "<!--" + "x" * 2**18 + "-->"},
+        {"project": "7.1" + "0" * 70},
+        {"project": "7.1\n"},
+        {"tasks": [{"id": "x" * 300, "data": {}}]},
+    ],
+)
+def test_what_a_prediction_leaves_in_the_queue_server_is_bounded(client, redis, changes):
+    """A label config is kept for days, whoever sent it."""
+    answer = client.post("/predict", json={**predict_body(tasks(1)), **changes})
+    assert answer.status_code == 400
+    assert next(iter(changes)) in answer.get_json()["error"]
+    assert list(redis.scan_iter("transfiner:*")) == []
 
 
 def test_a_label_config_of_lvis_size_is_taken(client):

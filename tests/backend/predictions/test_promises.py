@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -95,6 +96,45 @@ def test_nothing_is_promised_that_cannot_be_noted(settings, redis, tmp_path):
     assert caught.value.status == 503
     with pytest.raises(StartError, match="cannot be noted"):
         keeper.resume()
+
+
+def shortened(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4000])
+
+
+def overwritten(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+
+def foreign(file: Path) -> None:
+    file.write_bytes(b"no database at all" * 300)
+
+
+@pytest.mark.parametrize(
+    ("damage", "is_in_use"), [(shortened, False), (overwritten, False), (foreign, False), (foreign, True)]
+)
+def test_a_damaged_file_is_put_aside_and_promises_go_on(settings, redis, caplog, damage, is_in_use):
+    """Half written when the machine crashed, for example. The API would not start, or refuse all late predictions."""
+    file = settings.promises_folder / "1.sqlite3"
+    parts = (JobQueue(redis, settings), DeliveryClaims(redis), Projects(redis), file)
+    jobs = [
+        PredictionJob(PROJECT, {"id": number, "data": {"image": "x" * 300}}, f"{number}.png", CONFIG, "v1")
+        for number in range(40)
+    ]
+    keeper = PromiseKeeper(*parts)
+    keeper.keep(Project(PROJECT), jobs[:39])
+    if not is_in_use:
+        keeper.close()
+    damage(file)
+    if not is_in_use:
+        keeper = PromiseKeeper(*parts)
+        keeper.resume()
+    keeper.keep(Project(PROJECT), jobs[39:])
+    assert len(keeper) == 1
+    assert [path.name.partition(".damaged")[0] for path in file.parent.glob("*damaged*")] == [file.name]
+    assert "is damaged" in caplog.text
+    keeper.close()
 
 
 def test_only_its_user_may_read_what_was_promised(settings, redis):

@@ -11,6 +11,9 @@ from backend.queue import keys
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
+from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
+from backend.worker.batcher import Batcher
+from backend.worker.push import Pusher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
@@ -147,3 +150,26 @@ def test_label_studio_without_a_known_address_hears_that_nothing_can_be_pushed(s
     answer = client.post("/predict", json=predict_body(tasks(1), project=PROJECT))
     assert answer.status_code == 503
     assert "LABEL_STUDIO_URL" in answer.get_json()["hint"]
+
+
+@pytest.mark.parametrize("how", ["its worker comes back", "a person retries it"])
+def test_a_deferred_task_that_was_parked_is_deferred_again_when_it_is_queued_again(queue, deliveries, redis, job, how):
+    """The pusher has given it up meanwhile: it would be computed, and nobody would deliver it."""
+    assert deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS}) == []
+    for name in ("w1", "w2"):
+        vitals = Heartbeat(redis, name, lost_after_s=60)
+        vitals.beat({})
+        assert Batcher(queue, vitals, queue.settings).first() is not None
+        vitals.leave()
+        assert OrphanSearch(queue).run() == [job]
+    assert queue.records.states([job]) == ["parked"]
+    assert Pusher(queue, queue.settings, "w3").push_ready() == 0
+    assert deliveries.count_deferred() == 0
+    if how == "a person retries it":
+        assert queue.retry(job)
+    else:
+        assert absolve(queue, "w1") == [job]
+    assert queue.records.states([job]) == ["queued"]
+    entry = deliveries.deferred()[job]
+    assert (entry["project"], int(entry["task"])) == (PROJECT, 1)
+    assert redis.ttl(keys.task_key(job)) == -1, "it waits until it is delivered"

@@ -62,3 +62,14 @@ def test_a_worker_keeps_the_last_label_configs_only(settings, redis):
         pipe.execute()
     assert [configs.read(config_digest(xml)) for xml in xmls] == xmls
     assert len(configs._kept) == MOST_KEPT
+
+
+def test_label_configs_are_counted(settings, redis, monkeypatch):
+    """Each request may bring another one, and they are kept for days."""
+    monkeypatch.setattr("backend.queue.job_store.MOST_CONFIGS", 5)
+    queue = JobQueue(redis, settings)
+    for number in range(9):
+        queue.submit(jobs(1, f"{CONFIG}<!-- {number % 8} -->"))
+    kept = {redis.get(key).decode()[len(CONFIG) :] for key in redis.keys(f"{keys.CONFIG}*")}
+    assert kept == {f"<!-- {number} -->" for number in (0, 4, 5, 6, 7)}, "those that were used last"
+    assert redis.zcard(keys.CONFIGS) == 5

@@ -11,9 +11,7 @@ import requests
 from redis import Redis
 
 from backend.processes.embedded_redis import EmbeddedRedis
-from backend.queue import keys
-from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.recovery import LostTaskSearch, living_workers
+from backend.queue.recovery import living_workers
 from backend.settings import Settings
 from backend.worker.main import run_worker  # noqa: F401  (what the killed processes run)
 from tests.support.fake_label_studio import TOKEN
@@ -143,20 +141,6 @@ def test_a_queue_server_that_restarts_costs_no_task(checkpoint, serve, workers, 
         workers.end()
         process.kill()
         process.wait()
-
-
-def test_a_job_that_fell_between_the_lists_is_found(settings, serve, workers, redis):
-    """A worker died between taking a job and noting that it runs."""
-    workers.end()
-    queue = JobQueue(redis, settings)
-    body = predict_body(tasks(1))
-    job = PredictionJob("", {"id": 1, "data": body["tasks"][0]["data"]}, "x", body["label_config"], "fake-1")
-    queue.submit([job])
-    assert redis.lpop(keys.PREDICT_LANE) == job.id.encode()
-    search = LostTaskSearch(queue)
-    assert search.run() == [job.id]
-    assert queue.waiting() == [job.id]
-    assert search.run() == []
 
 
 def test_the_api_answers_waiting_label_studio_before_it_stops(settings, serve, workers, label_studio):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import OutOfMemoryError, Redis
@@ -133,15 +135,28 @@ def test_a_task_listed_twice_is_taken_once(queue):
     assert batcher.first() is None
 
 
-def test_a_task_that_was_reserved_and_never_described_is_new_for_the_next(queue):
-    """Its API process died, or the queue server refused the description for want of memory."""
-    (job_id,) = submit(queue, 1)
-    queue.connection.delete(keys.task_key(job_id), keys.PREDICT_LANE)
-    assert queue.records.reserve([job_id]) == ["new"]
-    assert queue.records.unknown([job_id]) == {job_id}
-    submit(queue, 1)
-    assert queue.records.unknown([job_id]) == set()
-    assert queue.waiting() == [job_id]
+def test_of_requests_that_submit_the_same_tasks_at_the_same_moment_one_queues_each(queue, settings):
+    jobs = [PredictionJob("7.1", {"id": number, "data": {}}, "x.png", CONFIG, "v1") for number in range(60)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda seed: queue.submit(random.Random(seed).sample(jobs, 40)), range(12)))
+    ids = {job_id for answer in answers for job_id in answer}
+    for job_id in ids:
+        heard = [answer[job_id] for answer in answers if job_id in answer]
+        assert sorted(heard) == ["new", *["queued"] * (len(heard) - 1)]
+    assert sorted(queue.waiting()) == sorted(ids)
+
+
+def test_a_task_that_cannot_be_queued_is_unknown(queue, redis: Redis):
+    """The queue server is full: nothing of the task is left for others to trip over."""
+    before = redis.config_get("maxmemory")["maxmemory"]
+    redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(OutOfMemoryError):
+            submit(queue, 2)
+    finally:
+        redis.config_set("maxmemory", before)
+    assert list(redis.scan_iter(f"{keys.PREFIX}*")) == []
+    assert len(submit(queue, 2)) == len(queue.waiting()) == 2
 
 
 def test_retry_leaves_a_running_task_alone(queue):

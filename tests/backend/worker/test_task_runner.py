@@ -20,6 +20,7 @@ from backend.settings import Settings
 from backend.versions.served_model import ServedModel
 from backend.worker.images import ImageSource
 from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from integration.images.fetch import ImageError
 from model.instance import Instance
@@ -139,6 +140,22 @@ def test_one_bad_task_fails_alone(bad, says):
     assert outcomes["b"].prediction
     assert outcomes["bad"].prediction is None
     assert says in outcomes["bad"].error
+
+
+def test_a_worker_of_prompts_alone_refuses_whole_images():
+    ended: dict[str, JobOutcome] = {}
+    prompts = PromptRunner(Settings(device="cpu"))
+    runner = TaskRunner(
+        None,
+        lambda job, key: image(32),
+        lambda batch, stages_s: ended.update({job_id: job.outcome for job_id, job in batch.items()}),
+        prompts=prompts,
+    )
+    runner.run({"a": PredictionJob("1.1", {"id": 1, "data": {"image": "a"}}, "a", CONFIG, "v1")})
+    assert "a whole image of project '1.1'" in ended["a"].error
+    assert runner.loaded is prompts
+    with pytest.raises(ValueError, match="neither"):
+        TaskRunner(None, lambda job, key: image(32), lambda batch, stages_s: None)
 
 
 def test_out_of_memory_steps_down_and_says_so_on_the_prediction():

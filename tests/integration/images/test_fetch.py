@@ -186,6 +186,20 @@ def test_large_files_are_given_up(loopback: Any, announced: bool) -> None:
         fetcher(loopback, max_bytes=5000).fetch(task(UPLOAD), "image")
 
 
+def test_the_body_of_a_redirect_is_not_read(loopback: Any) -> None:
+    """It could be gigabytes, more still when they are compressed."""
+
+    def page(seen: Any, handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /data/b.png\r\n\r\n")
+        handler.close_connection = True
+        while True:  # until the client closes the connection
+            handler.wfile.write(bytes(1 << 16))
+
+    loopback.pages[UPLOAD] = page
+    loopback.give("/data/b.png", png())
+    assert fetcher(loopback, timeout_s=5).fetch(task(UPLOAD), "image").shape == (4, 6, 3)
+
+
 def test_compressed_answers_are_measured_after_decompression(loopback: Any) -> None:
     headers = {"Content-Encoding": "gzip"}
     loopback.give(UPLOAD, gzip.compress(bytes(5_000_000)), headers=headers)

@@ -142,3 +142,9 @@ def test_any_text_is_located_or_refused(value: str) -> None:
         assert locate(value, {"id": 1}, BASE, ("http://localhost:8080",))
     except ImageError as error:
         assert error.fix  # noqa: PT017
+
+
+@pytest.mark.parametrize("alias", ["http://me:pass@ls", "http://[::1", "http://ls:port", "http://ls\\x", "", "ls"])
+def test_a_malformed_alias_fails_no_task(alias):
+    """Whoever sends a /setup names it."""
+    assert locate("http://cdn/a.png", {"id": 1}, "http://ls", [alias]) == "http://cdn/a.png"

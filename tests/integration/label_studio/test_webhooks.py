@@ -86,6 +86,7 @@ PROJECT = {"id": 1}
         ({"action": "START_TRAINING", "project": {"id": "1"}}, "project.id"),
         ({"action": "START_TRAINING", "project": {"id": True}}, "project.id"),
         ({"action": "START_TRAINING", "project": {"id": -1}}, "project.id"),
+        ({"action": "START_TRAINING", "project": {"id": 10**18}}, "project.id"),
         ({"action": "ANNOTATION_CREATED", "project": PROJECT}, "annotation must be"),
         ({"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": {}}, "annotation.id"),
         ({"action": "ANNOTATION_CREATED", "project": PROJECT, "annotation": {"id": 1}}, "annotation.task"),

@@ -86,6 +86,16 @@ def test_a_correction_never_costs_more_than_deleting_everything_and_drawing_anew
         assert edits.objects == len(truth)
 
 
+def test_a_practised_annotator_drags_what_is_there_before_adding() -> None:
+    """The tip of a spike lies farther off than a literal annotator drags."""
+    blunt, spiked = box(20, 20, 60, 60), box(20, 20, 90, 60)
+    literal, practised = Edits(), Edits()
+    literal.add([blunt], [spiked])
+    practised.add([blunt], [spiked], GoodOutline(practised=True))
+    assert +literal.steps == Counter({"edit": 1, "add": 2})
+    assert +practised.steps == Counter({"edit": 1, "drag": 2})
+
+
 def test_a_lenient_rule_leaves_more_alone() -> None:
     region = box(20, 20, 75, 60)
     strict, lenient = Edits(), Edits()
