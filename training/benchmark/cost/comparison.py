@@ -354,21 +354,14 @@ def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560
     }
 
 
-def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
+def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256) -> dict[str, Any]:
     """Operations and peak memory of the refiner on sequences of these lengths, without computing them."""
-    with FakeTensorMode():
-        refiner = refiner_of(cfg, channels).train(training)
+    with FakeTensorMode(), torch.no_grad():
+        refiner = refiner_of(cfg, channels)
         call = refinement_call(refiner, lengths, channels=channels)
-
-        def run() -> None:
-            with torch.set_grad_enabled(training):
-                out = call()
-                if training:
-                    out.sum().backward()
-
         return {
             "sequences": len(lengths),
             "tokens": sum(lengths),
-            "flops": count_flops(run)["total"],
-            "peak_bytes": peak_bytes(run, refiner),
+            "flops": count_flops(call)["total"],
+            "peak_bytes": peak_bytes(call, refiner),
         }

@@ -48,18 +48,17 @@ def refiner_of(cfg: CfgNode, channels: int = FPN_CHANNELS) -> SequenceRefiner:
 
 
 def refinement_call(
-    refiner: SequenceRefiner, lengths: Sequence[int], *, channels: int = FPN_CHANNELS, device: str = "cpu"
+    refiner: SequenceRefiner, lengths: Sequence[int], *, channels: int = FPN_CHANNELS
 ) -> Callable[[], torch.Tensor]:
     """A call of the refiner on sequences of these lengths, with meaningless cues."""
     tokens = sum(lengths)
     context = "context" in refiner.node_encoder.cues
-    with torch.device(device):
-        cues = NodeCues(
-            torch.zeros(tokens, channels),
-            torch.zeros(tokens),
-            torch.zeros(tokens, channels),
-            torch.zeros(tokens, 9 * channels) if context else None,
-        )
+    cues = NodeCues(
+        torch.zeros(tokens, channels),
+        torch.zeros(tokens),
+        torch.zeros(tokens, channels),
+        torch.zeros(tokens, 9 * channels) if context else None,
+    )
     return lambda: refiner(cues, list(lengths))
 
 
