@@ -13,9 +13,18 @@ from model.mask_head.incoherence import build_detection
 from model.network import build_network
 from training.benchmark.cost.subjects import training_record
 from training.benchmark.measurement import renumbered
-from training.benchmark.recipe import Scale, overrides_when_measured, rescale, training_config, training_digest
 from training.benchmark.report import build_table_report, table_report_markdown, write_table_report
-from training.benchmark.runner import missing_files, plan_table, plan_text, run_table
+from training.benchmark.runner import (
+    Scale,
+    missing_files,
+    overrides_when_measured,
+    plan_table,
+    plan_text,
+    rescale,
+    run_table,
+    training_config,
+    training_digest,
+)
 from training.benchmark.tables import TABLES, Row, Table
 
 pytestmark = pytest.mark.slow
