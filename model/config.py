@@ -1,4 +1,4 @@
-"""Every configuration key of Mask Transfiner and of the methods compared with it, on top of detectron2's defaults.
+"""Every configuration key of Mask Transfiner, on top of detectron2's defaults and PointRend's.
 
 The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
 ``paper`` (model/configs/paper/base.yaml) sets the same keys as the paper's text has them.
@@ -28,7 +28,7 @@ def add_transfiner_config(cfg: CfgNode) -> None:
         add(node)
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
-    add_comparison_config(cfg)
+    _pointrend_keys()(cfg)
     cfg.MODEL.PROMPTED = prompted = CfgNode()
     # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
     prompted.QUALITY_POWER = 0.0
@@ -217,15 +217,3 @@ def _pointrend_keys() -> Callable[[CfgNode], None]:
     spec.loader.exec_module(module)
     add: Callable[[CfgNode], None] = module.add_pointrend_config
     return add
-
-
-def add_comparison_config(cfg: CfgNode) -> None:
-    """Add detectron2's PointRend keys, and ours under ``MODEL.COMPARISON``; one comment each."""
-    _pointrend_keys()(cfg)
-    cfg.MODEL.COMPARISON = node = CfgNode()
-    # Mask Scoring R-CNN: weight of the loss of the predicted mask IoU, and width of its fully connected layers.
-    node.MASK_IOU_WEIGHT = 1.0
-    node.MASK_IOU_FC_DIM = 1024
-    # BMask R-CNN: weights of the boundary's cross entropy and dice losses.
-    node.BOUNDARY_CROSS_ENTROPY_WEIGHT = 1.0
-    node.BOUNDARY_DICE_WEIGHT = 1.0

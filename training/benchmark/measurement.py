@@ -10,7 +10,7 @@ AP*, the tables' LVIS column: predictions of COCO's classes under LVIS's rules a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,17 +46,10 @@ class Measurement:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        cfg: CfgNode,
-        data: DataSet,
-        *,
-        speed: tuple[int | None, int] = (None, 5),
-        progress: Callable[[int], object] = int,
+        self, network: nn.Module, cfg: CfgNode, data: DataSet, *, speed: tuple[int | None, int] = (None, 5)
     ) -> None:
         self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
         self.samples = open_test_set(data, cfg)
-        self.progress = progress
         self.records: list[dict[str, Any]] = []
         self.official = official_rules(self.samples)
         self.truth, self.results = self._run()
@@ -79,7 +72,6 @@ class Measurement:
             for result, box in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
                 result["box_xyxy"] = box
             collected += results
-            self.progress(index + 1)
         return truth.build(), collected
 
     def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
