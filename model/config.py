@@ -107,6 +107,9 @@ def _add_inference(node: CfgNode) -> None:
     # pixels of the network's input. The finest features have a stride of 4, so the 14x14 coarse RoI feature already
     # holds all there is of a 56-pixel box.
     node.TEST_MIN_BOX_PX = 0.0
+    # The predictor makes the masks of an image agree with each other and with its edges, see composition.py. Figures of
+    # raw masks (`transfiner evaluate` without --edits and --served) are without it.
+    node.TEST_COMPOSE = False
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
     node.KEEP_COARSE = False
 

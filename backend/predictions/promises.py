@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 
@@ -163,7 +163,7 @@ class PromiseKeeper:
         """Without its address nothing can be pushed into a project, and its next /setup may be far."""
         with self._lock:
             rows = self._opened().execute("SELECT text FROM texts WHERE name IN (SELECT project FROM promises)")
-            projects = [Project(**json.loads(text)) for (text,) in rows]
+            projects = [_made(Project, json.loads(text)) for (text,) in rows]
         for project in projects:
             if project.hostname and not self.projects.get(project.key).hostname:
                 self.projects.save(project)
@@ -173,7 +173,7 @@ class PromiseKeeper:
         query = "SELECT payload, text FROM promises JOIN texts ON config = name WHERE job = ?"
         with self._lock:
             rows = [row for job_id in ids for row in self._opened().execute(query, (job_id,))]
-        jobs = [PredictionJob(**{**json.loads(job), "label_config": json.loads(config)}) for job, config in rows]
+        jobs = [_made(PredictionJob, json.loads(job) | {"label_config": json.loads(config)}) for job, config in rows]
         self.queue.submit(jobs)
         # A push may have been under way: the pusher looks in Label Studio first.
         facts = {job.id: {"project": job.project, "task": job.task["id"], "uncertain": True} for job in jobs}
@@ -219,3 +219,8 @@ class PromiseKeeper:
                 log.exception("looking after promises failed; trying again")
                 with contextlib.suppress(sqlite3.Error, OSError):
                     self._mended(self._count_whole)
+
+
+def _made(kind: type[Value], facts: dict[str, Any]) -> Value:
+    """An object from what an earlier release may have noted: fields that are no more are left out."""
+    return kind(**{name: value for name, value in facts.items() if name in kind.__dataclass_fields__})  # type: ignore[attr-defined]

@@ -226,8 +226,8 @@ class Predictions:
         if not claim.job_ids:
             return self._leave_unclaimed(project)
         # What the queue server forgot while we waited would be deferred and never computed.
-        unknown = self.queue.records.unknown(list(facts))
-        self.queue.submit([job for job in jobs if job.id in unknown])
+        forgotten = set(self.queue.records.look(list(facts))[1])
+        self.queue.submit([job for job in jobs if job.id in forgotten])
         if self.deliveries.defer(claim, facts):
             raise QueueUnavailableError(
                 "The queue server forgot tasks while they were handed over.", "Retrieve the predictions again."

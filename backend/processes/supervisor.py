@@ -76,12 +76,20 @@ class PausedParts:
     def add(self, name: str, reason: str) -> None:
         """A part is paused; why, for people."""
         self._reasons[name] = reason
-        write_text(self.file, json.dumps(self._reasons))
+        self._write()
 
     def remove(self, name: str) -> None:
         """A part runs again."""
         if self._reasons.pop(name, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        """A full disk, or somebody who tidies up temporary folders, must not end the service."""
+        try:
+            self.file.parent.mkdir(mode=0o700, exist_ok=True)
             write_text(self.file, json.dumps(self._reasons))
+        except OSError as error:
+            log.error("the API cannot be told what is paused: %s", error)
 
 
 def paused_parts() -> list[str]:
@@ -190,7 +198,20 @@ class Supervisor:
                 self.start_at[child.name] = time.monotonic() + self._wait_after_death(child, process.returncode)
             if time.monotonic() >= self.start_at[child.name]:
                 del self.start_at[child.name]
-                self._start(child)
+                self._start_again(child)
+
+    def _start_again(self, child: Child) -> None:
+        """Start a dead child. One that cannot be started now, for want of memory for example, has died once more.
+
+        Raises:
+            StartError: before everything was ready.
+        """
+        try:
+            self._start(child)
+        except StartError as error:
+            if not self.is_ready:
+                raise
+            log.error("%s", error)
 
     def _is_steady(self, child: Child) -> bool:
         """Whether it has lived for so long that its deaths are forgotten."""

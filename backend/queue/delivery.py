@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis
 
@@ -41,6 +41,21 @@ class DeliveryClaim:
     job_ids: tuple[str, ...] = ()
 
 
+class DeferredTasks(NamedTuple):
+    """The deferred tasks of a project.
+
+    Attributes:
+        done: ids of those that have a prediction.
+        ended: ids of those that ended without one, or are unknown.
+        unfinished: how many others there are.
+    """
+
+    project: str
+    done: list[str]
+    ended: list[str]
+    unfinished: int
+
+
 class DeliveryClaims:
     """Claims and deferred tasks behind one connection."""
 
@@ -52,6 +67,7 @@ class DeliveryClaims:
         self._take = load_script(connection, "take_deferred")
         self._end_push = load_script(connection, "end_push")
         self._give_back = load_script(connection, "give_back")
+        self._survey = load_script(connection, "survey_deferred")
         # By task: its claim, and since when this process has seen it (time.monotonic()).
         self._claims_seen: dict[str, tuple[str, float]] = {}
 
@@ -106,14 +122,15 @@ class DeliveryClaims:
     def is_claimed(self, job_id: str) -> bool:
         return bool(self.connection.exists(claim_key(job_id)))
 
-    def deferred(self) -> dict[str, dict[str, Any]]:
-        """By job id: project, task, since, and what the pusher noted."""
-        return {text(key): json.loads(value) for key, value in self.connection.hgetall(DEFERRED).items()}
-
-    def deferred_of(self, job_ids: Sequence[str]) -> set[str]:
-        """Which of these tasks wait to be pushed."""
+    def deferred_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Those of these tasks that wait to be pushed: project, task, since, and what the pusher noted."""
         entries: Any = self.connection.hmget(DEFERRED, list(job_ids)) if job_ids else []
-        return {job_id for job_id, entry in zip(job_ids, entries, strict=True) if entry}
+        return {job_id: json.loads(entry) for job_id, entry in zip(job_ids, entries, strict=True) if entry}
+
+    def survey(self) -> list[DeferredTasks]:
+        """What is to be done for each project, in one answer: workers ask often, of thousands of tasks."""
+        rows = json.loads(self._survey(keys=[DEFERRED], args=[NAMES]))
+        return sorted(DeferredTasks(key, list(done), list(ended), others) for key, done, ended, others in rows)
 
     def take(self, job_ids: Sequence[str], most: int) -> list[str]:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""

@@ -226,9 +226,9 @@ class JobQueue:
             now = time.monotonic()
             if now >= recheck_at:
                 self.stay(asker)
-                pending = [job_id for job_id in by_id if job_id not in ended]
-                self._resubmit_lost([by_id[job_id] for job_id in pending], asker)
-                self._add(ended, pending)
+                over, unknown = self.records.look([job_id for job_id in by_id if job_id not in ended])
+                self.submit([by_id[job_id] for job_id in unknown], asker=asker)
+                self._add(ended, over)
                 recheck_at = now + RECHECK_S
             elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
                 self._add(ended, sorted(woken))
@@ -243,11 +243,6 @@ class JobQueue:
     def _may_wait(self, ended: dict[str, JobOutcome], until: float, asker: Requester) -> bool:
         is_wanted = time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
         return is_wanted and _size(ended) < MOST_ANSWER_BYTES
-
-    def _resubmit_lost(self, jobs: Sequence[PredictionJob], asker: Requester) -> None:
-        unknown = self.records.unknown([job.id for job in jobs])
-        if unknown:
-            self.submit([job for job in jobs if job.id in unknown], asker=asker)
 
     def _promote(self, job_ids: Iterable[str]) -> None:
         """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""

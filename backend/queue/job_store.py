@@ -87,6 +87,7 @@ class JobStore:
     def __init__(self, connection: Redis, *, result_ttl_s: int) -> None:
         self.connection = connection
         self.result_ttl_s = result_ttl_s
+        self._look = load_script(connection, "look")
         self._recent = load_script(connection, "recent")
         self._finish_one = load_script(connection, "finish")
 
@@ -94,9 +95,12 @@ class JobStore:
         """State of each, "" for unknown ones."""
         return [text(row[0]) for row in self._read(job_ids, ("state",))]
 
-    def unknown(self, job_ids: Sequence[str]) -> set[str]:
-        """Those that nobody will compute unless they are submitted."""
-        return {job_id for job_id, state in zip(job_ids, self.states(job_ids), strict=True) if not state}
+    def look(self, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Those that have ended, and those that nobody will compute unless they are submitted."""
+        if not job_ids:
+            return [], []
+        ended, unknown = self._look(keys=list(job_ids), args=[NAMES])
+        return [text(job_id) for job_id in ended], [text(job_id) for job_id in unknown]
 
     def projects(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The project of each, "" for unknown ones."""

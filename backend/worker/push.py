@@ -17,9 +17,9 @@ import redis
 
 from backend.predictions.projects import Project, Projects
 from backend.queue.connection import load_script
-from backend.queue.delivery import DeliveryClaims
+from backend.queue.delivery import DeferredTasks, DeliveryClaims
 from backend.queue.job_queue import JobQueue
-from backend.queue.job_store import DONE, FINAL, JobStore
+from backend.queue.job_store import JobStore
 from backend.queue.keys import NAMES, STATS, push_lock_key
 from backend.queue.locks import RenewedLock
 from backend.settings import Settings
@@ -98,29 +98,24 @@ class Pusher:
 
     def push_ready(self) -> int:
         """Push one chunk of every project that has one; the number of predictions stored."""
-        by_project: dict[str, list[str]] = {}
-        for job_id, entry in self.deliveries.deferred().items():
-            by_project.setdefault(entry["project"], []).append(job_id)
-        return sum(self._push_project(key, ids) for key, ids in sorted(by_project.items()))
+        return sum(self._push_project(tasks) for tasks in self.deliveries.survey())
 
-    def _push_project(self, key: str, job_ids: list[str]) -> int:
+    def _push_project(self, tasks: DeferredTasks) -> int:
+        key = tasks.project
         if time.monotonic() < self.wait_until.get(key, 0.0):
             return 0
-        states = dict(zip(job_ids, self.records.states(job_ids), strict=True))
-        self.deliveries.drop([i for i, state in states.items() if state != DONE and (state in FINAL or not state)])
-        done = [job_id for job_id, state in states.items() if state == DONE]
-        unfinished = sum(1 for state in states.values() if state and state not in FINAL)
-        if not self._worth_pushing(key, len(done), unfinished):
+        self.deliveries.drop(tasks.ended)
+        if not self._worth_pushing(key, len(tasks.done), tasks.unfinished):
             return 0
         lock = RenewedLock(self.connection, push_lock_key(key), self.worker, lost_after_s=self.settings.worker_lost_s)
         with lock:
             if not lock.is_held:
                 self._break_lock(keys=[push_lock_key(key)], args=[NAMES])
                 return 0
-            self._recover(job_ids)
-            ready = self.deliveries.take(done, self.settings.push_chunk)
+            self._recover(key)
+            ready = self.deliveries.take(tasks.done, self.settings.push_chunk)
             if not ready:
-                self.deliveries.end_overdue_claims(done)
+                self.deliveries.end_overdue_claims(tasks.done)
             return self._push(self.projects.get(key), ready, lock)
 
     def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
@@ -134,16 +129,16 @@ class Pusher:
             self.ready_since.pop(key, None)
         return worth
 
-    def _recover(self, job_ids: list[str]) -> None:
+    def _recover(self, key: str) -> None:
         """With the lock in hand, whatever is still marked as being pushed was left by a worker that died."""
-        left = self.deliveries.being_pushed() & set(job_ids)
-        if left:
-            self.deliveries.give_back(sorted(left), uncertain=True)
+        entries = self.deliveries.deferred_of(sorted(self.deliveries.being_pushed()))
+        left = [job_id for job_id, entry in entries.items() if entry["project"] == key]
+        self.deliveries.give_back(left, uncertain=True)
 
     def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
         if not job_ids:
             return 0
-        entries = self.deliveries.deferred()
+        entries = self.deliveries.deferred_of(job_ids)
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
         self.deliveries.drop([job_id for job_id in job_ids if job_id not in rows])

@@ -9,6 +9,8 @@
 -- Returns: for each task "new", "again" (it had failed) or its present state.
 local names, now, requester = cjson.decode(ARGV[1]), ARGV[2], ARGV[5]
 local answers, is_queued = {}, false
+-- The first write is one that a full queue server refuses; after a DEL it would let all of this pass.
+redis.call('HINCRBY', names.stats, 'submissions', 1)
 if requester ~= '' then redis.call('SET', names.requester .. requester, '1', 'PX', ARGV[6]) end
 for i = 7, #ARGV, 7 do
   local job = ARGV[i]

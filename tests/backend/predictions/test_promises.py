@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 import time
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_ad
     deliveries.drop([job.id])
     assert keeper.look() == []
     assert len(keeper) == 0, "it ended with a reason"
+    keeper.close()
+
+
+def test_what_an_earlier_release_promised_is_looked_after(settings, redis):
+    """It knew of fields that are no more; an upgrade must not end what was promised."""
+    file = settings.promises_folder / "1.sqlite3"
+    keeper = PromiseKeeper(JobQueue(redis, settings), DeliveryClaims(redis), Projects(redis), file)
+    job = PredictionJob(PROJECT, {"id": 1, "data": {"image": "1.png"}}, "1.png", CONFIG, "v1")
+    keeper.keep(Project(PROJECT, hostname="http://label-studio:8080"), [job])
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE texts SET text = json_set(text, '$.former', 1) WHERE name = ?", (PROJECT,))
+        database.execute("UPDATE promises SET payload = json_set(payload, '$.former', 1)")
+    database.close()
+    assert keeper.look() == [job.id]
+    assert keeper.queue.waiting() == [job.id]
     keeper.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,10 +36,11 @@ from pathlib import Path
 from backend.processes.supervisor import Child, Supervisor
 logging.basicConfig(level="INFO")
 folder, specs = Path(sys.argv[1]), json.loads(sys.argv[2])
+programs = {"missing": "/no/such", "linked": str(folder / "python")}
 children = [
     Child(
         name,
-        [sys.executable, str(folder / "child.py"), str(folder / name), manner] if manner != "missing" else ["/no/such"],
+        [programs.get(manner, sys.executable), str(folder / "child.py"), str(folder / name), manner],
         ready=(folder / name).exists, start_timeout_s=spec.get("timeout", 60), grace_s=spec.get("grace", 20),
         restarts=spec.get("restarts", 3),
     )
@@ -60,6 +62,13 @@ def is_alive(pid: int) -> bool:
         return False
     # A killed process that nobody has waited for yet is dead all the same.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def paused_file(pid: int) -> Path:
+    """Where a child reads what is paused."""
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    (file,) = [value.partition("=")[2] for value in variables if value.startswith(f"{VARIABLE}=")]
+    return Path(file)
 
 
 @pytest.fixture
@@ -116,9 +125,7 @@ def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path,
     wait_until(lambda: len(pids(tmp_path / "a")) == 3)
     assert len(pids(tmp_path / "b")) == 1
     assert is_alive(pids(tmp_path / "b")[0])
-    variables = Path(f"/proc/{pids(tmp_path / 'b')[0]}/environ").read_text().split("\0")
-    (file,) = [value.partition("=")[2] for value in variables if value.startswith(f"{VARIABLE}=")]
-    monkeypatch.setenv(VARIABLE, file)
+    monkeypatch.setenv(VARIABLE, str(paused_file(pids(tmp_path / "b")[0])))
     (sentence,) = paused_parts()
     assert sentence.startswith("Paused: a ended 2 times within 60 s (last: killed by SIGKILL), tried again after 5 s.")
     os.kill(pids(tmp_path / "b")[0], signal.SIGKILL)
@@ -127,6 +134,24 @@ def test_a_child_that_keeps_dying_is_paused_and_the_others_go_on(tree, tmp_path,
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "a ended 2 times within 60 s (last: killed by SIGKILL); paused for 5 s, the others go on" in errors
+
+
+def test_a_child_that_cannot_be_started_again_is_paused_and_the_others_go_on(tree, tmp_path, monkeypatch):
+    """For want of memory, for example; the folder in which the API reads of it was tidied up meanwhile."""
+    (tmp_path / "python").symlink_to(sys.executable)
+    process = tree({"a": {"manner": "linked", "restarts": 1}, "b": {}})
+    wait_until((tmp_path / "ready").exists)
+    (tmp_path / "python").unlink()
+    file = paused_file(pids(tmp_path / "b")[0])
+    shutil.rmtree(file.parent)
+    os.kill(pids(tmp_path / "a")[0], signal.SIGKILL)
+    monkeypatch.setenv(VARIABLE, str(file))
+    wait_until(paused_parts)
+    assert is_alive(pids(tmp_path / "b")[0])
+    (tmp_path / "python").symlink_to(sys.executable)
+    wait_until(lambda: len(pids(tmp_path / "a")) == 2)
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 def test_a_child_that_keeps_dying_while_the_tree_starts_is_a_clear_error(tree, tmp_path):

@@ -43,7 +43,7 @@ def test_an_expired_claim_is_deferred_all_the_same(deliveries, redis, job):
     claim = deliveries.claim("request", [job], lifetime_s=60)
     redis.delete(keys.claim_key(job))
     assert deliveries.defer(claim, {job: FACTS}) == []
-    assert list(deliveries.deferred()) == [job]
+    assert list(deliveries.deferred_of([job, "other"])) == [job]
 
 
 @pytest.mark.parametrize("by", ["an answer", "an answer whose confirmation was lost", "a push"])
@@ -131,13 +131,13 @@ def test_tasks_that_were_forgotten_while_a_request_waited_are_deferred_and_queue
     service = app.extensions["transfiner"]
     client = app.test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
-    unknown = service.queue.records.unknown
+    look = service.queue.records.look
 
-    def forget(job_ids: list[str]) -> set[str]:
+    def forget(job_ids: list[str]) -> tuple[list[str], list[str]]:
         redis.flushall()
-        return unknown(job_ids)
+        return look(job_ids)
 
-    monkeypatch.setattr(service.queue.records, "unknown", forget)
+    monkeypatch.setattr(service.queue.records, "look", forget)
     monkeypatch.setattr("backend.queue.job_queue.RECHECK_S", 60.0)
     answer = client.post("/predict", json=predict_body(tasks(3), project=PROJECT))
     assert answer.get_json() == {"results": []}
@@ -170,6 +170,6 @@ def test_a_deferred_task_that_was_parked_is_deferred_again_when_it_is_queued_aga
     else:
         assert absolve(queue, "w1") == [job]
     assert queue.records.states([job]) == ["queued"]
-    entry = deliveries.deferred()[job]
+    entry = deliveries.deferred_of([job])[job]
     assert (entry["project"], int(entry["task"])) == (PROJECT, 1)
     assert redis.ttl(keys.task_key(job)) == -1, "it waits until it is delivered"
