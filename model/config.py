@@ -29,10 +29,12 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
     _pointrend_keys()(cfg)
+    cfg.MODEL.DETR = CfgNode()
+    _add_query_based(cfg.MODEL.DETR)
     cfg.MODEL.PROMPTED = prompted = CfgNode()
     # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
     prompted.QUALITY_POWER = 0.0
-    # The power of the whole score, so that one half is a good threshold (see training/fewshot/calibration.py).
+    # The power of the whole score, so that one half is a good threshold (see `training.fewshot.learn`).
     prompted.SCORE_POWER = 1.0
 
 
@@ -129,6 +131,25 @@ def _add_training(node: CfgNode) -> None:
     node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
     node.LOSS_WEIGHTS = CfgNode({"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5})
+
+
+def _add_query_based(node: CfgNode) -> None:
+    """The query-based detector (Deformable DETR, `model.detectors.query_based`), beside the usual ROI_HEADS keys."""
+    # Object queries, that is the most objects of an image.
+    node.QUERIES = 300
+    # Layers of the encoder and of the decoder; width of their feed-forward parts; attention heads; dropout.
+    node.LAYERS = 6
+    node.FFN_DIM = 1024
+    node.HEADS = 8
+    node.DROPOUT = 0.1
+    # FPN maps that the encoder reads.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    # Each decoder layer corrects the boxes of the one before.
+    node.BOX_REFINEMENT = True
+    # Loss weights of classes (focal), box edges (L1) and box overlap (GIoU); the matching uses the same.
+    node.CLASS_WEIGHT = 2.0
+    node.L1_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
 
 
 def get_config(name: str | Path = "released") -> CfgNode:

@@ -37,7 +37,7 @@ from model.files import replacing_folder
 # and a checkpoint made with one distribution must open with the other.
 UPSTREAM_ONLY_KEYS = ("FLOAT32_PRECISION",)
 # Settings of methods that were removed; older checkpoints name them.
-REMOVED_MODEL_KEYS = ("COMPARISON", "DETR")
+REMOVED_MODEL_KEYS = ("COMPARISON",)
 # Batch statistics span more magnitudes than half precision holds.
 ALWAYS_FP32 = ("running_mean", "running_var")
 

@@ -53,7 +53,6 @@ def test_all_twelve_tables_are_there_with_the_papers_figures() -> None:
         "istr-r50",
         "queryinst-r50",
         "solq-r50",
-        "transfiner-query-r50",
     ]
 
 
