@@ -285,6 +285,7 @@ def _unusable(entry: object) -> str | None:
 
 def _annotation(entry: Mapping[str, Any], number: int, known: Mapping[int | None, Any], task_id: int) -> Annotation:
     result = tuple(_objects(entry["result"]))
+    prediction = _source(entry, result, known, task_id)
     by = entry.get("completed_by")
     annotator = by.get("id") if isinstance(by, Mapping) else by
     return Annotation(
@@ -293,8 +294,24 @@ def _annotation(entry: Mapping[str, Any], number: int, known: Mapping[int | None
         updated_at=_time(entry.get("updated_at") or entry.get("created_at")),
         lead_time_s=_seconds(entry.get("lead_time")),
         ground_truth=bool(entry.get("ground_truth")),
-        result=result,
-        prediction=_source(entry, result, known, task_id),
+        result=_closed_again(result, prediction) if prediction else result,
+        prediction=prediction,
+    )
+
+
+def _closed_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
+    """Close vectors that were predicted closed: without ``closable`` the editor opens every path (measured)."""
+
+    def is_vector(region: Entry, *, closed: bool) -> bool:
+        value = region.get("value")
+        return isinstance(value, Mapping) and "vertices" in value and value.get("closed") is closed
+
+    ids = {str(region.get("id")) for region in prediction.result if is_vector(region, closed=True)}
+    return tuple(
+        {**region, "value": {**region["value"], "closed": True}}
+        if str(region.get("id")) in ids and is_vector(region, closed=False)
+        else region
+        for region in result
     )
 
 

@@ -28,6 +28,8 @@ from model.instance import box_of, iou
 #: Coarser kinds last.
 _FINEST_FIRST = ("brush", "bitmask", "polygon", "vector", "ellipse", "rectangle")
 _OUTLINES = (*GEOMETRIES, *(f"{kind}labels" for kind in GEOMETRIES), "labels")
+#: What is said about an image: nothing of it is lost.
+_WITHOUT_PLACE = ("choices", "taxonomy", "rating", "textarea", "number", "datetime", "pairwise")
 #: An object is drawn twice when drawings of two kinds overlap this much.
 _TWICE_IOU = 0.9
 
@@ -152,9 +154,8 @@ def _of_controls(
         if str(entry.get("id")) in known:  # a text or a rating about an object has the id of its region
             continue
         reason = f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing"
-        value = entry.get("value")
-        has_place = isinstance(value, Mapping) and "x" in value
-        (left_out if has_place else notes).append((str(entry.get("id", "")), reason))
+        is_text = str(entry.get("type")) in _WITHOUT_PLACE
+        (notes if is_text else left_out).append((str(entry.get("id", "")), reason))
     return ours, left_out, notes
 
 

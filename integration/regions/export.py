@@ -18,6 +18,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,9 @@ def export_tasks(
     crowd_names = {CROWD, *(name.casefold() for name in crowd_labels)}
     export = Export(tuple(name for name in classes if name.casefold() not in crowd_names), segmentation=segmentation)
     file_names: Counter[str] = Counter()
-    for task in tasks:
+    # Joined exports list a task twice, and repeat ids for other tasks.
+    different = {(task.id, json.dumps(task.data, sort_keys=True, default=str)): task for task in tasks}
+    for task in different.values():
         export.left_out += task.left_out
         if not task.annotations:
             export.left_out.append(LeftOut(task.id, None, "", "nobody has submitted an annotation"))

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from backend.cli.main import cli
 from backend.demo.project import draw_scenes
+from integration.label_studio.tasks import read_task
 from integration.regions.read import regions_to_objects
 from model.instance import iou
 from tests.e2e.test_smart_tools import STATE
@@ -21,9 +22,11 @@ MODEL = "scenes-small"
 SCENE_PX = "[...document.querySelectorAll('img[alt=image]')].map(image => [image.naturalWidth, image.naturalHeight])[0]"
 
 
-@pytest.mark.parametrize("kind", ["vector", "ellipse", "bitmask"])
+@pytest.mark.parametrize(
+    ("kind", "attributes"), [("vector", ""), ("vector", 'closable="true"'), ("ellipse", ""), ("bitmask", "")]
+)
 def test_a_config_of_one_kind_is_filled_shown_and_submitted(
-    kind: str, demo: RunningDemo, page: Page, screenshots: Path, tmp_path: Path
+    kind: str, attributes: str, demo: RunningDemo, page: Page, screenshots: Path, tmp_path: Path
 ) -> None:
     (scene,) = draw_scenes(tmp_path / "scenes", 1)
     tag, tasks, config = f"{kind.capitalize()}Labels", tmp_path / "tasks.json", tmp_path / "config.xml"
@@ -32,7 +35,8 @@ def test_a_config_of_one_kind_is_filled_shown_and_submitted(
     ]
     labels = "".join(f'<Label value="{name}"/>' for name in classes)
     config.write_text(
-        f'<View><Image name="image" value="$image"/><{tag} name="label" toName="image">{labels}</{tag}></View>'
+        f'<View><Image name="image" value="$image"/><{tag} name="label" toName="image" {attributes}>'
+        f"{labels}</{tag}></View>"
     )
     how = ["--model", MODEL, "--format", "label-studio", "--label-config", str(config), "--output", str(tasks)]
     answer = CliRunner().invoke(cli, ["predict", str(scene), *how])
@@ -51,7 +55,7 @@ def test_a_config_of_one_kind_is_filled_shown_and_submitted(
     page.locator("canvas").first.wait_for()
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(1000)  # the canvas draws after the list
-    page.screenshot(path=screenshots / f"only-{kind}.png")
+    page.screenshot(path=screenshots / f"only-{kind}{'-closable' if attributes else ''}.png")
     size = prediction["result"][0]["original_width"], prediction["result"][0]["original_height"]
     assert tuple(page.evaluate(SCENE_PX)) == size  # the image in the task itself
     assert {region["type"] for region in page.evaluate(STATE)["regions"]} == {f"{kind}region"}
@@ -61,8 +65,8 @@ def test_a_config_of_one_kind_is_filled_shown_and_submitted(
     ) as stored:
         page.get_by_test_id("bottombar-submit-button").click()
     assert stored.value.ok
-    (annotation,) = client.get_task(task["id"])["annotations"]
-    shown, kept = (regions_to_objects(result).objects for result in (prediction["result"], annotation["result"]))
+    (annotation,) = read_task(client.get_task(task["id"])).annotations
+    shown, kept = (regions_to_objects(result).objects for result in (prediction["result"], annotation.result))
     assert sorted(drawn.label for drawn in kept) == sorted(drawn.label for drawn in shown)
     for drawn in shown:
         (same,) = (other for other in kept if other.region_ids == drawn.region_ids)

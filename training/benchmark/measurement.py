@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,19 +150,7 @@ def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
     return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
 
 
-class OfficialRules(Protocol):
-    """Collects images and answers with columns."""
-
-    def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Take in the detections of the set's image ``index``: bool (N, H, W), float (N,), int (N,)."""
-        ...
-
-    def values(self) -> dict[str, float]:
-        """Columns of a table as fractions."""
-        ...
-
-
-def official_rules(samples: AnySet) -> OfficialRules | None:
+def official_rules(samples: AnySet) -> _Cityscapes | _Bdd100k | None:
     """The rules of a set; None where COCO's are the set's own."""
     if isinstance(samples, CityscapesSet):
         return _Cityscapes(samples)

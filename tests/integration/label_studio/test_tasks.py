@@ -95,6 +95,15 @@ def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
     )
 
 
+def test_a_predicted_vector_that_the_editor_opened_is_closed_again() -> None:
+    vertices = [{"x": x, "y": y} for x, y in ((10, 10), (50, 10), (50, 50))]
+    values = [{"vertices": vertices, "closed": closed, "vectorlabels": ["car"]} for closed in (True, False)]
+    shown, kept, drawn = region("a", value=values[0]), region("a", value=values[1]), region("b", value=values[1])
+    row = {"id": 1, "data": {}, "predictions": [{"id": 3, "result": [shown]}]}
+    (submitted,) = read_task({**row, "annotations": [annotation(9, result=[kept, drawn])]}).annotations
+    assert [entry["value"]["closed"] for entry in submitted.result] == [True, False]
+
+
 OLD = {"id": 3, "model_version": "v0", "score": 0.2, "result": [region("r"), region("s")]}
 NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), region("u")]}
 
@@ -277,10 +286,14 @@ CHOICE = {"id": "c", "type": "choices", "from_name": "light", "to_name": "image"
 NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["?"]}}
 
 
+VIDEO = {"id": "v", "type": "videorectangle", "from_name": "film", "value": {"sequence": [], "labels": ["car"]}}
+
+
 @pytest.mark.parametrize(
     ("result", "ids", "left_out"),
     [
         ([region("p"), CHOICE], ["p"], {"c": "outlines nothing"}),
+        ([region("p"), VIDEO], ["p"], {"v": "outlines nothing"}),
         ([region("p"), NOTE], ["p"], {}),  # a text about an object is not an object that is lost
         ([region("p"), rectangle("b")], ["p"], {"b": "drawn as polygon"}),
         ([rectangle("b"), region("p")], ["p"], {"b": "drawn as polygon"}),

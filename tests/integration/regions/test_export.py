@@ -172,6 +172,7 @@ def test_what_cannot_be_exported_is_said() -> None:
 def test_equal_file_names_are_told_apart() -> None:
     rows = [task(predicted(circle()), number=n, image=f"/data/local-files/?d=folder{n}/a.jpg") for n in (1, 2)]
     assert [image.file_name for image in exported(*rows).images] == ["a.jpg", "task-2-a.jpg"]
+    assert [image.file_name for image in exported(*rows, *rows).images] == ["a.jpg", "task-2-a.jpg"]
 
 
 def test_rle_everywhere_when_asked() -> None:

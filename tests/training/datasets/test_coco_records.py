@@ -110,8 +110,8 @@ def test_outlines_beyond_a_picture_whose_size_is_not_stated_are_named(tmp_path: 
 
 @pytest.mark.parametrize("folder", ["", "photos/"])
 def test_letters_with_accents_may_be_one_character_or_two(folder: str, tmp_path: Path) -> None:
-    one, two = "\u00e9.png", "e\u0301.png"
-    for said, on_disk in ((one, two), (two, one)):
+    composed, decomposed = "\u00e9.png", "e\u0301.png"
+    for said, on_disk in ((composed, decomposed), (decomposed, composed)):
         dataset = changed(images=[VALID["images"][0] | {"file_name": folder + said}, VALID["images"][1]])
         opened(tmp_path, dataset)
         (tmp_path / "1.png").rename(tmp_path / on_disk)

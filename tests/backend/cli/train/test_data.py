@@ -110,7 +110,7 @@ def test_what_loses_nothing_is_said_and_ends_with_0(tmp_path: Path) -> None:
     answer = check(tmp_path)
     assert answer.exit_code == 0, answer.output
     outcome = json.loads(answer.stdout)
-    assert (outcome["lost"], outcome["problems"]) == (0, {"read all the same": 2})
+    assert (outcome["lost"], outcome["problems"]) == (0, {"nothing lost": 2})
     assert Path(outcome["sheet"]) == Path("data-check.png")
     assert Path("data-check.png").is_file()
 
