@@ -17,7 +17,7 @@ from backend.errors import ServiceError
 from backend.processes.embedded_redis import binary
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, unknown_variables
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
 from model.errors import MissingRequirementError, require_model_libraries
 
