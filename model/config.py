@@ -1,4 +1,4 @@
-"""Every configuration key of Mask Transfiner and of the methods compared with it, on top of detectron2's defaults.
+"""Every configuration key of Mask Transfiner, on top of detectron2's defaults and PointRend's.
 
 The defaults are preset ``released``: the architecture the authors' checkpoints expect, with their thresholds. Preset
 ``paper`` (model/configs/paper/base.yaml) sets the same keys as the paper's text has them.
@@ -28,11 +28,13 @@ def add_transfiner_config(cfg: CfgNode) -> None:
         add(node)
     add_efficientnet_config(cfg)
     add_swin_config(cfg)
-    add_comparison_config(cfg)
+    _pointrend_keys()(cfg)
+    cfg.MODEL.DETR = CfgNode()
+    _add_query_based(cfg.MODEL.DETR)
     cfg.MODEL.PROMPTED = prompted = CfgNode()
     # PromptedDetector: the power of the mask's expected IoU in an object's score (0: the box's score alone).
     prompted.QUALITY_POWER = 0.0
-    # The power of the whole score, so that one half is a good threshold (see training/fewshot/calibration.py).
+    # The power of the whole score, so that one half is a good threshold (see `training.fewshot.learn`).
     prompted.SCORE_POWER = 1.0
 
 
@@ -107,6 +109,9 @@ def _add_inference(node: CfgNode) -> None:
     # pixels of the network's input. The finest features have a stride of 4, so the 14x14 coarse RoI feature already
     # holds all there is of a 56-pixel box.
     node.TEST_MIN_BOX_PX = 0.0
+    # The predictor makes the masks of an image agree with each other and with its edges, see composition.py. Figures of
+    # raw masks (`transfiner evaluate` without --edits and --served) are without it.
+    node.TEST_COMPOSE = False
     # Also return the coarse masks, upsampled and pasted, as ``pred_coarse_masks``.
     node.KEEP_COARSE = False
 
@@ -126,6 +131,25 @@ def _add_training(node: CfgNode) -> None:
     node.AUXILIARY_BRANCHES = True
     # Loss weights: coarse mask, incoherence, refinement, semantic, boundary.
     node.LOSS_WEIGHTS = CfgNode({"COARSE": 1.0, "INCOHERENCE": 0.5, "REFINE": 1.0, "SEMANTIC": 0.25, "BOUNDARY": 0.5})
+
+
+def _add_query_based(node: CfgNode) -> None:
+    """The query-based detector (Deformable DETR, `model.detectors.query_based`), beside the usual ROI_HEADS keys."""
+    # Object queries, that is the most objects of an image.
+    node.QUERIES = 300
+    # Layers of the encoder and of the decoder; width of their feed-forward parts; attention heads; dropout.
+    node.LAYERS = 6
+    node.FFN_DIM = 1024
+    node.HEADS = 8
+    node.DROPOUT = 0.1
+    # FPN maps that the encoder reads.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    # Each decoder layer corrects the boxes of the one before.
+    node.BOX_REFINEMENT = True
+    # Loss weights of classes (focal), box edges (L1) and box overlap (GIoU); the matching uses the same.
+    node.CLASS_WEIGHT = 2.0
+    node.L1_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
 
 
 def get_config(name: str | Path = "released") -> CfgNode:
@@ -214,15 +238,3 @@ def _pointrend_keys() -> Callable[[CfgNode], None]:
     spec.loader.exec_module(module)
     add: Callable[[CfgNode], None] = module.add_pointrend_config
     return add
-
-
-def add_comparison_config(cfg: CfgNode) -> None:
-    """Add detectron2's PointRend keys, and ours under ``MODEL.COMPARISON``; one comment each."""
-    _pointrend_keys()(cfg)
-    cfg.MODEL.COMPARISON = node = CfgNode()
-    # Mask Scoring R-CNN: weight of the loss of the predicted mask IoU, and width of its fully connected layers.
-    node.MASK_IOU_WEIGHT = 1.0
-    node.MASK_IOU_FC_DIM = 1024
-    # BMask R-CNN: weights of the boundary's cross entropy and dice losses.
-    node.BOUNDARY_CROSS_ENTROPY_WEIGHT = 1.0
-    node.BOUNDARY_DICE_WEIGHT = 1.0

@@ -9,13 +9,13 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from model import backbones
-from model.detectors import boundary_preserving, mask_scoring, two_stage
+from model.detectors import query_based, two_stage
 from model.errors import MissingRequirementError
 from model.mask_head import head
 from model.prompts import detector
 
 #: Importing them registers what a configuration may name.
-REGISTERED = (backbones, boundary_preserving, mask_scoring, two_stage, head, detector)
+REGISTERED = (backbones, query_based, two_stage, head, detector)
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
+from model.composition import compose
 from model.config import override
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
@@ -57,6 +58,7 @@ class Predictor:
         batch_size: images the network sees at a time.
         mixed_precision: run in half precision where that is safe (GPUs only).
         precision: in which `model` computes, for whoever asks; see `model.precision`.
+        composes: whether masks are made to agree with each other and the image; see `model.composition`.
 
     Raises:
         ValueError: an unknown channel order, or a batch size below one.
@@ -73,6 +75,7 @@ class Predictor:
         batch_size: int = 1,
         mixed_precision: bool = False,
         precision: str = "fp32",
+        composes: bool = False,
     ) -> None:
         if input_settings.channel_order not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {input_settings.channel_order!r}, expected 'RGB' or 'BGR'")
@@ -85,6 +88,7 @@ class Predictor:
         self.batch_size = batch_size
         self.mixed_precision = mixed_precision
         self.precision = "mixed" if mixed_precision else precision
+        self.composes = composes
         self._model = model.to(self.device).eval()
 
     @classmethod
@@ -139,6 +143,7 @@ class Predictor:
             batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
             precision=chosen,
+            composes=cfg.MODEL.TRANSFINER.TEST_COMPOSE,
         )
 
     @functools.cached_property
@@ -179,7 +184,10 @@ class Predictor:
 
         def detect(batch: list[int]) -> list[list[Instance]]:
             outputs = self._run([self._prepare(images[i]) for i in batch])
-            return [self._instances(output["instances"]) for output in outputs]
+            instances = [self._instances(output["instances"]) for output in outputs]
+            if not self.composes:
+                return instances
+            return [compose(images[i], r, self._input_size(images[i])) for i, r in zip(batch, instances, strict=True)]
 
         each = chain.from_iterable(map_in_threads(detect, batches, self.device))
         numbered = dict(zip(order, each, strict=True))

@@ -5,6 +5,7 @@ Options are checked before anything heavy is imported.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from backend.errors import ServiceError
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
 from model.errors import MissingRequirementError, missing_gpu_reason
@@ -113,6 +115,16 @@ def annotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def read_label_config_file(path: Path) -> str:
+    """The text of a label config. Raises ServiceError: it is no text."""
+    content = path.read_bytes()
+    is_utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ServiceError(f"{path} is no text in UTF-8: {error}.", "Copy it from Label Studio.") from error
 
 
 @contextmanager

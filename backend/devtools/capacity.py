@@ -39,6 +39,7 @@ Json = dict[str, Any]
 Tell = Callable[[str], object]
 # A batch that came apart on a busy machine is asked for again, in all this often as many as are wanted.
 TRIES = 3
+TURNS = 3
 # Many tasks in one request take at most about this long; whoever asks is answered within 90 s.
 TOGETHER_S, LEAST_TASKS = 30.0, 8
 TASK_CHUNK, FILE_CHUNK = 250, 8
@@ -227,7 +228,7 @@ def _batches_done(service: ServedModelRun) -> int:
         return int(connection.hget(STATS, "batches") or 0)
 
 
-def many_tasks(service: ServedModelRun, alone: Sequence[Json], turns: int = 3) -> tuple[Json, float]:
+def many_tasks(service: ServedModelRun, alone: Sequence[Json]) -> tuple[Json, float]:
     """All pictures in one request, the median of some turns; and bytes of a finished task in the queue server.
 
     Args:
@@ -239,9 +240,9 @@ def many_tasks(service: ServedModelRun, alone: Sequence[Json], turns: int = 3) -
     count = len(service.images)
     with service.stage.connection() as connection:
         before = stored_bytes(connection)
-        rates = [float(service.run_together(turn)["tasks a second"]) for turn in range(1, turns + 1)]
+        rates = [float(service.run_together(turn)["tasks a second"]) for turn in range(1, TURNS + 1)]
         grown = stored_bytes(connection) - before
-    return {"tasks": count, "tasks_a_second": statistics.median(rates)}, round(grown / count / turns, 1)
+    return {"tasks": count, "tasks_a_second": statistics.median(rates)}, round(grown / count / TURNS, 1)
 
 
 def stored_bytes(connection: Redis) -> int:

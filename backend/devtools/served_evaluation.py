@@ -416,8 +416,7 @@ def evaluate_served_edits(url: str, samples: AnySet, name: str, good: GoodOutlin
 
     answers = _predict(url, samples, shown_from, None).answers
     corrections = Corrections(good, samples.class_names)
-    for index in range(len(samples)):
-        sample = samples[index]
+    for _, sample in usable_samples(samples):
         (height, width), regions = answers.get(sample.image_id, (sample.image.shape[:2], []))
         corrections.add(sample, {SERVED: shown_regions(regions, height, width)})
     return corrections.outcome(name, url, shown_from)

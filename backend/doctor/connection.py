@@ -6,28 +6,20 @@ the project is connected, and keeps the title right later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from backend.settings import Settings
 from backend.versions.notice import has_smart_tools, project_notice
 from backend.versions.served_model import ServedModel, prompt_version
+from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
 
 Json = dict[str, Any]
 # The label stream begins with what the model is least sure of.
 SAMPLING = "Uncertainty sampling"
 SECRET_HEADER = "X-Transfiner-Secret"
-
-
-class ConnectionClient(Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that changes need."""
-
-    def update_project(self, project_id: int, **fields: object) -> Any: ...
-    def update_backend(self, backend: Mapping[str, Any], **fields: object) -> Any: ...
-    def create_webhook(self, project_id: int, url: str, **fields: object) -> Any: ...
-    def update_webhook(self, webhook: Mapping[str, Any], **fields: object) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ def wanted_title(settings: Settings, label_config: str, model: ServedModel) -> s
 
 def connection_changes(
     settings: Settings,
-    client: ConnectionClient,
+    client: LabelStudioClient,
     project: Json,
     backends: Sequence[Json],
     hooks: Iterable[Json],
@@ -115,7 +107,7 @@ def is_first_connection(backends: Sequence[Json], versions: Iterable[str]) -> bo
     return any(backend["title"] not in known and not is_notice(backend["title"]) for backend in backends)
 
 
-def _title(client: ConnectionClient, backend: Json, title: str) -> Change:
+def _title(client: LabelStudioClient, backend: Json, title: str) -> Change:
     why = "is the model version, by whose scores tasks are ordered"
     if is_notice(title):
         why = "says why nothing is outlined"
@@ -130,7 +122,7 @@ def _title(client: ConnectionClient, backend: Json, title: str) -> Change:
     )
 
 
-def _smart_tools(client: ConnectionClient, backend: Json, title: str) -> Change:
+def _smart_tools(client: LabelStudioClient, backend: Json, title: str) -> Change:
     return Change(
         "smart tools",
         f"smart tools of project {backend['project']}",
@@ -141,7 +133,7 @@ def _smart_tools(client: ConnectionClient, backend: Json, title: str) -> Change:
     )
 
 
-def _sampling(client: ConnectionClient, project: Json) -> Change:
+def _sampling(client: LabelStudioClient, project: Json) -> Change:
     return Change(
         "sampling",
         f"sampling of project {project['id']}",
@@ -153,7 +145,7 @@ def _sampling(client: ConnectionClient, project: Json) -> Change:
 
 
 def _webhook(
-    settings: Settings, client: ConnectionClient, project: Json, backend: Json, hooks: Sequence[Json]
+    settings: Settings, client: LabelStudioClient, project: Json, backend: Json, hooks: Sequence[Json]
 ) -> Iterator[Change]:
     """Label Studio adds a webhook with each backend; one can be removed by hand, and never carries basic auth."""
     url = backend["url"].rstrip("/") + "/webhook"

@@ -5,37 +5,26 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-from backend.doctor.connection import ConnectionClient, connection_changes
+from backend.doctor.connection import connection_changes
 from backend.doctor.machine import Finding, Status
 from backend.errors import ServiceError
 from backend.settings import Settings
 from backend.versions.resolve import model_directory
 from backend.versions.served_model import ServedModel, read_served_model
 from integration.label_studio.auth import is_personal_access_token
-from integration.label_studio.client import ClientError
+from integration.label_studio.client import ClientError, LabelStudioClient
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import is_notice
 
 Json = dict[str, Any]
 
 
-class DoctorClient(ConnectionClient, Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
-
-    def health(self) -> Any: ...
-    def version(self) -> Any: ...
-    def whoami(self) -> Any: ...
-    def list_projects(self) -> list[Json]: ...
-    def list_backends(self, project_id: int) -> list[Json]: ...
-    def list_webhooks(self, project_id: int | None = None) -> list[Json]: ...
-
-
-def connection_findings(settings: Settings, client: DoctorClient, model: ServedModel | None) -> Iterator[Finding]:
+def connection_findings(settings: Settings, client: LabelStudioClient, model: ServedModel | None) -> Iterator[Finding]:
     """Look at the server, the key, every connected backend and every webhook; later ones only if the first are well."""
     try:
         client.health()
@@ -79,7 +68,7 @@ def _served(settings: Settings, backend: Json, model: ServedModel | None) -> Ser
         return model
 
 
-def _key(settings: Settings, client: DoctorClient) -> Finding:
+def _key(settings: Settings, client: LabelStudioClient) -> Finding:
     key = settings.label_studio_api_key.get_secret_value()
     kind = "personal access token" if is_personal_access_token(key) else "legacy token"
     if not key:
@@ -145,7 +134,7 @@ def _labels(project: Json, served: ServedModel) -> Iterator[Finding]:
     yield Finding(name, "warning", f"{served.version} does not know: {unknown}. They are not outlined.", fix)
 
 
-def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: DoctorClient) -> Iterator[Finding]:
+def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: LabelStudioClient) -> Iterator[Finding]:
     """Webhooks outlive their backend."""
     wanted = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
     for hook in hooks:
@@ -156,7 +145,7 @@ def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: DoctorCli
             yield _left_behind(hook, name, client)
 
 
-def _left_behind(hook: Json, name: str, client: DoctorClient) -> Finding:
+def _left_behind(hook: Json, name: str, client: LabelStudioClient) -> Finding:
     """Switched off only when it is ours: somebody's own service may have an address like that."""
     is_ours = _answers(hook["url"].removesuffix("/webhook"))
     fix = "Remove it under Settings > Webhooks; a removed backend leaves its webhook behind"

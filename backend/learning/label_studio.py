@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from redis import Redis
 
-from backend.doctor.connection import ConnectionClient, Settled, connection_changes, is_first_connection
+from backend.doctor.connection import Settled, connection_changes, is_first_connection
 from backend.doctor.label_studio import is_ours
 from backend.errors import ServiceError
 from backend.learning.learner import ProjectClient
@@ -33,18 +33,6 @@ HIDDEN_COLUMNS = [
     *("tasks:updated_at", "tasks:updated_by", "tasks:avg_lead_time", "tasks:draft_exists"),
 ]
 Json = dict[str, Any]
-
-
-class BackendClient(ConnectionClient, Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that `settle` uses."""
-
-    def get_project(self, project_id: int) -> Json: ...
-    def list_backends(self, project_id: int) -> list[Json]: ...
-    def list_webhooks(self, project_id: int | None = None) -> list[Json]: ...
-    def list_predictions(self, *, project_id: int | None = None) -> list[Json]: ...
-    def delete_predictions(self, project_id: int, model_version: str) -> None: ...
-    def list_views(self, project_id: int) -> list[Json]: ...
-    def save_view(self, project_id: int, data: Mapping[str, Any], view_id: int | None = None) -> Any: ...
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
@@ -70,7 +58,7 @@ def project_of(projects: Projects, project_id: str) -> Project:
 
 def settle(
     settings: Settings,
-    client: BackendClient,
+    client: LabelStudioClient,
     project_id: int,
     model: ServedModel,
     known_versions: Iterable[str],
@@ -105,7 +93,7 @@ def settle(
     return Settled(True, is_first, title, str(project.get("title", "")), tuple(done))
 
 
-def show_columns(client: BackendClient, project_id: int) -> None:
+def show_columns(client: LabelStudioClient, project_id: int) -> None:
     """Show in the data manager's first tab what a prediction's version says, and the score that tasks come by."""
     view = next(iter(client.list_views(project_id)), {})
     data = dict(view.get("data") or {"title": "Default", "type": "list", "target": "tasks"})
@@ -115,7 +103,7 @@ def show_columns(client: BackendClient, project_id: int) -> None:
     client.save_view(project_id, data, view.get("id"))
 
 
-def remove_notices(client: BackendClient, project_id: int) -> None:
+def remove_notices(client: LabelStudioClient, project_id: int) -> None:
     """Remove the empty predictions that only said why nothing was outlined."""
     versions = {prediction.get("model_version") for prediction in client.list_predictions(project_id=project_id)}
     for version in filter(is_notice, versions):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from redis import Redis
 
@@ -22,17 +21,10 @@ from backend.queue.keys import repredict_key
 from backend.settings import Settings
 from backend.versions.resolve import version_directory
 from backend.versions.served_model import read_served_model
+from integration.label_studio.client import LabelStudioClient
 
 CHUNK = 200
 TOTAL_TTL_S = 24 * 3600
-
-
-class RepredictClient(Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
-
-    def iter_tasks(
-        self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...
-    ) -> Iterator[dict[str, Any]]: ...
 
 
 class Repredictor:
@@ -43,7 +35,7 @@ class Repredictor:
         self.connection = connection
         self.predictions = Predictions(connection, settings)
 
-    def run(self, project: Project, client: RepredictClient, version: str) -> int:
+    def run(self, project: Project, client: LabelStudioClient, version: str) -> int:
         """Ask for every task without annotation and without a prediction of the version; their number."""
         if not project.hostname or not project.label_config:
             return 0  # it never called /setup: nothing could be pushed

@@ -31,7 +31,8 @@ from integration.label_studio.tasks import (
 )
 from integration.polygons.convert import outline_mask
 from integration.regions.consensus import vote
-from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings
+from integration.regions.drawings import Drawings, is_box, read_drawings
+from integration.regions.read import AnnotatedObject
 from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
 from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
@@ -94,7 +95,8 @@ class Labelling:
             UnsupportedConfigError: nothing is labelled, or several keys may hold the image.
         """
         labels = sorted({label for row in rows for label in used_labels(row)})
-        keys = set.intersection(*({*_texts(row.get("data"))} for row in rows)) if rows else set()
+        texts = [keys for row in rows if (keys := {*_texts(row.get("data"))})]  # others have no image: said later
+        keys = set.intersection(*texts) if texts else set()
         key = "image" if "image" in keys else next(iter(keys), "") if len(keys) == 1 else ""
         if not labels or not key:
             raise UnsupportedConfigError(
@@ -234,6 +236,7 @@ class SnapshotBuilder:
                 "annotation": entry.annotation_id,
                 "region": entry.region_id,
                 "reason": entry.reason,
+                "lost": entry.is_lost,
             }
             for entry in sorted(self.left_out, key=lambda left: (left.task_id, left.annotation_id or 0, left.region_id))
         ]
@@ -273,6 +276,10 @@ class SnapshotBuilder:
             unreadable += read.nowhere
             ignored += read.ignored
             self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
+            self.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in read.notes]
+            if read.other_shape:
+                unreadable += max(1, len(read.objects))
+                self.left_out.append(LeftOut(task.id, annotation.id, "", read.other_shape))
         if len(drawings) == 1:
             return list(drawings[0]), self._in_every_class(ignored), unreadable
         consensus = vote(drawings)
@@ -282,8 +289,13 @@ class SnapshotBuilder:
         return list(consensus.objects), [*consensus.disputed, *self._in_every_class(ignored)], unreadable
 
     def _in_every_class(self, ignored: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
-        """Regions of no known class, once for each class: judging ignores them by class."""
-        return [replace(drawn, label=label) for drawn in ignored for label in self._labelling.classes]
+        """Regions of no known class as one of each class: judging ignores them by class."""
+        if not ignored:
+            return []
+        anywhere_hw = np.any([drawn.mask_hw for drawn in ignored], axis=0)
+        ids = tuple(region_id for drawn in ignored for region_id in drawn.region_ids)
+        together = replace(ignored[0], mask_hw=anywhere_hw, region_ids=ids)
+        return [replace(together, label=label) for label in self._labelling.classes]
 
     def _shown(self, annotation: Annotation, size_hw: tuple[int, ...]) -> list[AnnotatedObject] | None:
         if annotation.prediction is None:

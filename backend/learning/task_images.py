@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ServiceError
-from integration.images.urls import image_value
+from integration.images.urls import decode_data_uri, image_value
 from integration.label_studio.tasks import AnnotatedTask
 from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
 
@@ -25,6 +25,7 @@ Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
 FETCH_THREADS = 4
 #: Files of these formats are kept as they are; others become PNG.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+_MOST_INLINE_BYTES = 100_000_000
 #: Label Studio puts eight hexadecimal digits and a dash before the name of an uploaded file.
 _PREFIX = 9
 
@@ -93,8 +94,10 @@ class ImageFolder:
                     self._paths.setdefault(name, []).append(path)
 
     def fetch(self, task: Mapping[str, Any], value_key: str) -> bytes:
-        """The file of a task. Raises ServiceError: there is none, or more than one with its name."""
+        """The file of a task. Raises ServiceError: there is none, or more than one with its name; ImageError."""
         value = image_value(task, value_key)
+        if value[:5].lower() == "data:":  # the task holds the image itself
+            return decode_data_uri(value, _MOST_INLINE_BYTES)
         names = _names(value, str(task.get("file_upload") or ""))
         for name in names:
             paths = self._paths.get(name, [])

@@ -7,24 +7,16 @@ same answer, and once a snapshot holds the annotations there is nothing to train
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
 
 from backend.settings import Settings
+from integration.label_studio.client import LabelStudioClient
 
 BUTTON, COMMAND, CORRECTIONS, SCHEDULE = "button", "command", "corrections", "schedule"
 # A task and its annotation are saved one after the other.
 CLOCK_MARGIN = timedelta(minutes=5)
-
-
-class TriggerClient(Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
-
-    def iter_tasks(
-        self, project_id: int, *, page_size: int = ..., fields: str = ..., query: str | None = ...
-    ) -> Iterator[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class TriggerState:
     failed_at: int = -1
 
 
-def count_new_annotations(client: TriggerClient, project_id: int, newest_at: str) -> int:
+def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at: str) -> int:
     """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are).
 
     Raises:

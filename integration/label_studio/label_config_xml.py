@@ -137,6 +137,8 @@ def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: lis
     if problem is not None or image is None or labels_tag is None:
         warnings.append(f"{tag} is ignored: {problem}")
         return None
+    if kind == "vector" and tag.get("closable").strip("{}").lower() != "true":
+        warnings.append(f'{tag} draws open paths: what people draw anew encloses nothing; add closable="true"')
     return Control(
         kind=kind,
         name=tag.get("name"),

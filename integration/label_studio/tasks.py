@@ -8,6 +8,7 @@ equals the prediction's; region ids survive submitting.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Annotation:
     """A submitted annotation.
 
     Attributes:
-        id: Label Studio's.
+        id: Label Studio's; below zero, by the place in its task, where it has none.
         annotator: id of the user, as text; "" when unknown.
         updated_at: when it was last submitted.
         lead_time_s: seconds that the annotator spent; None when unknown.
@@ -93,12 +94,17 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeftOut:
-    """Something of an export that does not count, with the place and the reason; nothing goes without one."""
+    """Something of an export that does not count, with the place and the reason; nothing goes without one.
+
+    Attributes:
+        is_lost: False where it is only read otherwise than it may have been meant.
+    """
 
     task_id: int
     annotation_id: int | None
     region_id: str
     reason: str
+    is_lost: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,12 +144,14 @@ def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     JSON-MIN holds no ids of regions and no predictions: each part of an object becomes an object of its own, and what
     people corrected is not known.
     """
-    tasks: dict[Any, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
         results = {name: value for name, value in row.items() if _is_result(value)}
         about = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", *results}
         data = {name: value for name, value in row.items() if name not in about}
-        task = tasks.setdefault(row.get("id", f"row {number}"), {"id": row.get("id"), "data": data, "annotations": []})
+        # Joined exports repeat ids for other tasks.
+        same = json.dumps([row.get("id") or f"row {number}", data], sort_keys=True, default=str)
+        task = tasks.setdefault(same, {"id": row.get("id"), "data": data, "annotations": []})
         if not results and row.get("annotation_id", number) is None:
             continue  # nobody has annotated it
         annotation = {name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}
@@ -210,12 +218,13 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
     kept: list[Annotation] = []
     left_out: list[LeftOut] = []
     annotations = row.get("annotations", row.get("completions"))  # their name in old exports
-    for entry in _list(annotations):
+    for place, entry in enumerate(_list(annotations), start=1):
+        number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
+        number = -place if number is None else number  # files of other tools have no ids, or texts
         reason = _unusable(entry)
         if reason is None:
-            kept.append(_annotation(entry, known, task_id))
+            kept.append(_annotation(entry, number, known, task_id))
         else:
-            number = _integer(entry.get("id")) if isinstance(entry, Mapping) else None
             left_out.append(LeftOut(task_id, number, "", reason))
     if annotations is not None and not isinstance(annotations, list):
         left_out.append(LeftOut(task_id, None, "", f"its annotations are {annotations!r:.40}, expected a list"))
@@ -271,23 +280,38 @@ def _unusable(entry: object) -> str | None:
     broken = next((region for region in entry["result"] if not isinstance(region, Mapping)), entry)
     if broken is not entry:
         return f"a region of its result is {broken!r:.40}, expected an object"
-    if _integer(entry.get("id")) is None:
-        return f"its id is {entry.get('id')!r}, expected a number"
     return None
 
 
-def _annotation(entry: Mapping[str, Any], known: Mapping[int | None, Any], task_id: int) -> Annotation:
+def _annotation(entry: Mapping[str, Any], number: int, known: Mapping[int | None, Any], task_id: int) -> Annotation:
     result = tuple(_objects(entry["result"]))
+    prediction = _source(entry, result, known, task_id)
     by = entry.get("completed_by")
     annotator = by.get("id") if isinstance(by, Mapping) else by
     return Annotation(
-        id=int(entry["id"]),
+        id=number,
         annotator="" if annotator is None else str(annotator),
         updated_at=_time(entry.get("updated_at") or entry.get("created_at")),
         lead_time_s=_seconds(entry.get("lead_time")),
         ground_truth=bool(entry.get("ground_truth")),
-        result=result,
-        prediction=_source(entry, result, known, task_id),
+        result=_closed_again(result, prediction) if prediction else result,
+        prediction=prediction,
+    )
+
+
+def _closed_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
+    """Close vectors that were predicted closed: without ``closable`` the editor opens every path (measured)."""
+
+    def is_vector(region: Entry, *, closed: bool) -> bool:
+        value = region.get("value")
+        return isinstance(value, Mapping) and "vertices" in value and value.get("closed") is closed
+
+    ids = {str(region.get("id")) for region in prediction.result if is_vector(region, closed=True)}
+    return tuple(
+        {**region, "value": {**region["value"], "closed": True}}
+        if str(region.get("id")) in ids and is_vector(region, closed=False)
+        else region
+        for region in result
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from integration.polygons.exact import Outlined, Polygon, exact_outline
-from model.instance import box_of
+from model.instance import box_of, sample_patch
 
 Box = tuple[float, float, float, float]
 #: Probabilities (h, w) and the box that they cover.
@@ -26,33 +26,6 @@ LEVEL = 0.5
 #: Probabilities count as at least this far from the level, so that outlines keep clear of pixel centres.
 _LEAST_MARGIN = 0.02
 _BLUR_PX = 1.0
-
-
-def sample_patch(values_hw: np.ndarray, box_xyxy: Box, y_px: np.ndarray, x_px: np.ndarray) -> np.ndarray:
-    """Sample a patch at a grid of places, as detectron2's `paste_masks_in_image` samples it at pixel centres.
-
-    Args:
-        values_hw: float (h, w), probabilities that cover the box edge to edge.
-        box_xyxy: left, top, right, bottom in pixel edges.
-        y_px: (H,) of the grid's rows, in pixel edges: a pixel's centre is at a half.
-        x_px: (W,) of its columns.
-
-    Returns:
-        Float32, H x W: bilinear between the centres of the patch's cells, falling to 0 outside of the box.
-    """
-    left, top, right, bottom = box_xyxy
-    if not (right > left and bottom > top):
-        return np.zeros((len(y_px), len(x_px)), dtype=np.float32)
-    values_hw = np.asarray(values_hw, dtype=np.float32)
-    rows = _weights(values_hw.shape[0], top, bottom, y_px)
-    columns = _weights(values_hw.shape[1], left, right, x_px)
-    return np.asarray(rows @ values_hw @ columns.T)
-
-
-def _weights(cells: int, begin: float, end: float, at_px: np.ndarray) -> np.ndarray:
-    """Bilinear weights (places, cells) of the cells of a box from `begin` to `end`."""
-    at = (at_px - begin) / (end - begin) * cells - 0.5
-    return np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, 1).astype(np.float32)
 
 
 def level_set_outline(

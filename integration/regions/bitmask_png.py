@@ -41,7 +41,9 @@ def decode_bitmask(url: object, height: int, width: int) -> np.ndarray:
     if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url[:64]:
         raise BitmaskError(f"imageDataURL is {str(url)[:40]!r}, expected a PNG as {_PREFIX}...")
     try:
-        file = io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))
+        # Browsers read white space and missing padding; so do we.
+        text = "".join(url.partition(",")[2].split()).rstrip("=")
+        file = io.BytesIO(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
         with Image.open(file, formats=["PNG"]) as picture:
             if picture.size != (width, height):
                 raise BitmaskError(f"the bitmask is {picture.size[0]} x {picture.size[1]}, expected {width} x {height}")

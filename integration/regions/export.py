@@ -10,12 +10,15 @@ masks out (measured on 1.23.2).
     brush, bitmask          run-length code                             outlines along the edges of pixels
     crowd                   run-length code, iscrowd 1; LVIS: left      left out
                             out, the category is not exhaustive there
+    what cannot be read,    as a crowd, of every class where its        left out
+    what is disputed        class is not known
 
 Shapes: H, W image size.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +35,8 @@ from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.consensus import vote
-from integration.regions.read import AnnotatedObject, read_drawings
+from integration.regions.drawings import read_drawings
+from integration.regions.read import AnnotatedObject
 from model.instance import box_of, iou
 
 Json = dict[str, Any]
@@ -223,7 +227,9 @@ def export_tasks(
     crowd_names = {CROWD, *(name.casefold() for name in crowd_labels)}
     export = Export(tuple(name for name in classes if name.casefold() not in crowd_names), segmentation=segmentation)
     file_names: Counter[str] = Counter()
-    for task in tasks:
+    # Joined exports list a task twice, and repeat ids for other tasks.
+    different = {(task.id, json.dumps(task.data, sort_keys=True, default=str)): task for task in tasks}
+    for task in different.values():
         export.left_out += task.left_out
         if not task.annotations:
             export.left_out.append(LeftOut(task.id, None, "", "nobody has submitted an annotation"))
@@ -234,6 +240,8 @@ def export_tasks(
             export.left_out.append(LeftOut(task.id, chosen[-1].id, "", _NO_SIZE))
             continue
         objects = _read(export, task, chosen, size, config, crowd_names)
+        if objects is None:
+            continue
         name = _file_name(str(task.data.get(value_key, "")), task)
         file_names[name] += 1
         if file_names[name] > 1:
@@ -249,24 +257,36 @@ def _read(
     size: tuple[int, int],
     config: LabelConfig | None,
     crowd_names: set[str],
-) -> list[ExportedObject]:
+) -> list[ExportedObject] | None:
+    """The objects of a task, and as crowds what is neither object nor background; None where nothing is known to be."""
     width, height = size
-    drawings = []
+    drawings, ignored, nowhere = [], list[AnnotatedObject](), 0
     for annotation in annotations:
         drawing = read_drawings(annotation.result, width=width, height=height, config=config, labels=export.classes)
         drawings.append(drawing.objects)
+        ignored += drawing.ignored
+        nowhere += drawing.nowhere
         export.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in drawing.left_out]
+        export.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in drawing.notes]
         kinds = [kind for drawn in drawing.objects for kind in drawn.kinds]
         export.regions += len(kinds)
         export.polygon_regions += kinds.count("polygon")
+    if nowhere:
+        reason = f"{nowhere} of its outlines cannot be read, and where they lie is not known"
+        export.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
+        return None
     objects: Sequence[AnnotatedObject] = drawings[0]
+    anywhere_hw = np.any([drawn.mask_hw for drawn in ignored], axis=0)
+    crowds = [(label, anywhere_hw) for label in export.classes if ignored]
     if len(drawings) > 1:
         consensus = vote(drawings)
         objects = consensus.objects
-        reason = f"{len(annotations)} annotators do not agree on it"
+        crowds += [(drawn.label, drawn.mask_hw) for drawn in consensus.disputed]
+        reason = f"{len(annotations)} annotators do not agree on it: a crowd"
         export.left_out += [LeftOut(task.id, None, drawn.region_ids[0], reason) for drawn in consensus.disputed]
     entries = [entry for annotation in annotations for entry in annotation.result]
-    return [_exported(drawn, entries, width, height, crowd_names) for drawn in objects]
+    known = [_exported(drawn, entries, width, height, crowd_names) for drawn in objects]
+    return known + [ExportedObject(label, mask_hw, None, is_crowd=True) for label, mask_hw in crowds]
 
 
 def _exported(

@@ -4,13 +4,6 @@ Coordinates in regions are percent of the upright, unrotated image: the editor's
 `image_rotation` (measured), so it is ignored here. `parentID` joins the parts of one object.
 
 Shapes: H, W mask size; N points.
-
-The objects in a submitted result: only outlines of the project's own controls, each object once.
-
-A result also holds what is no outline: choices about the whole image, texts about a region, relations. A project with
-several kinds of outlines (or `Output.kind == "all"`) holds objects twice: the finer outline counts.
-
-Shapes: H, W mask size.
 """
 
 from __future__ import annotations
@@ -22,18 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from integration.label_studio.label_config import LabelConfig
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon
 from integration.regions.bitmask_png import BitmaskError, decode_bitmask
 from integration.regions.brush_rle import BrushError, decode_brush_mask
-from model.instance import box_of, iou
 
 #: Larger sizes in a region are taken for nonsense: the masks would not fit any memory.
 MAX_PIXELS = 200_000_000
 #: Decimals of a pixel kept: percent with 8 decimals come back to the very lattice points they were made of.
 _DECIMALS = 4
-_GEOMETRIES = ("polygon", "brush", "bitmask", "ellipse", "vector", "rectangle")
+GEOMETRIES = ("polygon", "brush", "bitmask", "ellipse", "vector", "rectangle")
 _LABEL_TYPES = ("labels", "choices")
 
 
@@ -168,11 +159,11 @@ def _gather(entries: Iterable[Mapping[str, Any]], notes: list[tuple[str, str]]) 
         region.score = region.score if region.score is not None else _score(entry.get("score"))
         if is_geometry:
             region.kind, region.value = kind.removesuffix("labels"), value
-            region.painted_hw = _painted_size(entry)
+            region.painted_hw = painted_size(entry)
     return regions
 
 
-def _painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+def painted_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width of the image that a region was drawn on; None where the entry has none to be believed."""
     rows, columns = entry.get("original_height"), entry.get("original_width")
     if not isinstance(rows, int) or not isinstance(columns, int):
@@ -218,14 +209,12 @@ def _object(parts: Sequence[tuple[_Region, np.ndarray]]) -> AnnotatedObject:
 
 
 def _mask(region: _Region, width: int, height: int) -> np.ndarray:
-    if region.kind not in _GEOMETRIES or region.value is None:
+    if region.kind not in GEOMETRIES or region.value is None:
         raise _Skip(f"type {region.kind or 'without geometry'!r} is not an outline, a brush or a box")
     if not region.label:
         raise _Skip("it has no label")
-    if region.kind == "brush":
-        mask_hw = _brush_mask(region, width, height)
-    elif region.kind == "bitmask":
-        mask_hw = decode_bitmask(region.value.get("imageDataURL"), height, width)
+    if region.kind in ("brush", "bitmask"):
+        mask_hw = _painted_mask(region, width, height)
     else:
         if region.kind == "polygon":
             points = _polygon_px(region.value)
@@ -242,18 +231,24 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
     return mask_hw
 
 
-def _brush_mask(region: _Region, width: int, height: int) -> np.ndarray:
+def _painted_mask(region: _Region, width: int, height: int) -> np.ndarray:
     """The painted pixels (H, W); what was painted on another size of the image is scaled, nearest pixels."""
     value = region.value or {}
-    if value.get("format") != "rle":
+    if region.kind == "brush" and value.get("format") != "rle":
         raise _Skip(f"brush format {value.get('format')!r} is not 'rle'")
+
+    def decode(height: int, width: int) -> np.ndarray:
+        if region.kind == "brush":
+            return decode_brush_mask(value.get("rle") or [], height, width)
+        return decode_bitmask(value.get("imageDataURL"), height, width)
+
     rows, columns = region.painted_hw or (height, width)
     try:
-        return decode_brush_mask(value.get("rle") or [], height, width)
-    except BrushError:
+        return decode(height, width)
+    except (BrushError, BitmaskError):
         if (rows, columns) == (height, width):
             raise
-    mask_hw = decode_brush_mask(value.get("rle") or [], rows, columns)
+    mask_hw = decode(rows, columns)
     return mask_hw[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
 
 
@@ -342,7 +337,7 @@ def _control(vertex: object, name: str) -> np.ndarray | None:
     return _numbers([point.get("x"), point.get("y")])
 
 
-def _extent(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
+def extent_of(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
     """The pixels (H, W) that a region without a readable mask is known to lie in; None where it says nothing."""
     value = entry.get("value")
     value = value if isinstance(value, Mapping) else {}
@@ -375,158 +370,3 @@ def _numbers(values: object) -> np.ndarray:
     if not np.isfinite(numbers).all() or np.abs(numbers).max(initial=0) > 1e6:
         raise _Skip("its coordinates are not finite numbers")
     return numbers
-
-
-#: Coarser kinds last.
-_FINEST_FIRST = ("brush", "bitmask", "polygon", "vector", "ellipse", "rectangle")
-_OUTLINES = (*_GEOMETRIES, *(f"{kind}labels" for kind in _GEOMETRIES), "labels")
-#: An object is drawn twice when drawings of two kinds overlap this much.
-_TWICE_IOU = 0.9
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Drawings:
-    """The objects of one result.
-
-    Attributes:
-        objects: in the order of the result.
-        left_out: id and reason of every region that is no object.
-        unreadable: how many of those are broken outlines, so that an object may be missing.
-        ignored: what was drawn but cannot be learned from, with the pixels that it may cover: neither object nor
-            background.
-        nowhere: how many of the unreadable have no known place, so that nothing in the image is known to be background.
-    """
-
-    objects: tuple[AnnotatedObject, ...]
-    left_out: tuple[tuple[str, str], ...]
-    unreadable: int = 0
-    ignored: tuple[AnnotatedObject, ...] = ()
-    nowhere: int = 0
-
-
-def read_drawings(
-    result: Sequence[Mapping[str, Any]],
-    *,
-    width: int,
-    height: int,
-    config: LabelConfig | None = None,
-    labels: Sequence[str] | None = None,
-) -> Drawings:
-    """Read the objects of an annotation's or a prediction's result.
-
-    Args:
-        result: its entries.
-        width: of the upright image.
-        height: of the upright image.
-        config: the label config; entries of controls that it does not have are left out. None: any outline counts.
-        labels: labels that count; None: the config's, or all.
-    """
-    ours, left_out = _of_controls(result, config)
-    try:
-        decoded = regions_to_objects(ours, width=width, height=height)
-    except AnnotationError as error:
-        broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
-        return Drawings((), (*left_out, *broken), len(broken))
-    left_out += [*decoded.skipped, *decoded.notes]
-    objects: list[AnnotatedObject] = []
-    ignored: list[AnnotatedObject] = []
-    nowhere = 0
-    for region_id, _ in decoded.skipped:
-        entries = [entry for entry in ours if str(entry.get("id") or "") == region_id]
-        extents = [extent for entry in entries if (extent := _extent(entry, width, height)) is not None]
-        anywhere = np.any(extents, axis=0) if extents else np.zeros(0)
-        if anywhere.any():
-            ignored.append(AnnotatedObject("", anywhere, (region_id,), ("unreadable",)))
-        elif not extents:
-            nowhere += 1
-    own = _own_ids(result, config)
-    allowed = labels if labels is not None else config.labels if config else None
-    for drawn in decoded.objects:
-        if allowed is None or drawn.label in allowed:
-            objects.append(drawn)
-        else:
-            left_out += _reasons(drawn, f"label {drawn.label!r} is not among the labels of the project")
-            # A box of another control is a region of interest or the like, no object of ours.
-            if own is None or drawn.region_ids[0] in own or not is_box(drawn):
-                ignored.append(drawn)
-    doubles = _doubles(objects)
-    for number, kept in doubles.items():
-        left_out += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
-    kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
-    return Drawings(kept_objects, tuple(left_out), len(decoded.skipped), tuple(ignored), nowhere)
-
-
-def is_box(drawn: AnnotatedObject) -> bool:
-    """Whether only a box was drawn, so that its mask says nothing about the outline."""
-    return all(kind == "rectangle" for kind in drawn.kinds)
-
-
-def _of_controls(
-    result: Sequence[Mapping[str, Any]], config: LabelConfig | None
-) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]]]:
-    names = {name for c in config.controls for name in (c.name, c.labels_name)} if config else None
-    image = config.controls[0].to_name if config else None
-    ours, others, elsewhere = [], [], []
-    for entry in result:
-        if entry.get("type") == "relation":
-            continue
-        name, kind = str(entry.get("from_name")), str(entry.get("type"))
-        if (image and entry.get("to_name", image) != image) or entry.get("item_index") not in (None, 0):
-            elsewhere.append(entry)
-        elif (names is not None and name in names) or kind in _OUTLINES:
-            ours.append(entry)
-        else:
-            others.append(entry)
-    known = {str(entry.get("id")) for entry in ours}
-    left_elsewhere = {
-        str(entry.get("id", "")): f"it is of another image: {entry.get('to_name')!r}, item {entry.get('item_index', 0)}"
-        for entry in elsewhere
-    }
-    # Texts and ratings about an object have the id of its region: nothing is lost with those.
-    return ours, [*left_elsewhere.items()] + [
-        (str(entry.get("id", "")), f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing")
-        for entry in others
-        if str(entry.get("id")) not in known
-    ]
-
-
-def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) -> set[str] | None:
-    """Ids of regions of the config's own controls; None without a config."""
-    if config is None:
-        return None
-    names = {name for control in config.controls for name in (control.name, control.labels_name)}
-    return {str(entry.get("id") or "") for entry in result if str(entry.get("from_name")) in names}
-
-
-def _reasons(drawn: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
-    return [(region_id, reason) for region_id in drawn.region_ids]
-
-
-def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
-    """Numbers of objects that are drawn in a finer kind as well, with the number of that one."""
-    by_rank = sorted(range(len(objects)), key=lambda n: _rank(objects[n]))
-    doubles: dict[int, int] = {}
-    for place, number in enumerate(by_rank):
-        for finer in by_rank[:place]:
-            if finer not in doubles and _is_same(objects[finer], objects[number]):
-                doubles[number] = finer
-                break
-    return doubles
-
-
-def _rank(drawn: AnnotatedObject) -> int:
-    return min(_FINEST_FIRST.index(kind) for kind in drawn.kinds)
-
-
-def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
-    if finer.label != coarser.label or _rank(finer) == _rank(coarser):
-        return False
-    mask_hw = _filled_box(finer.mask_hw) if is_box(coarser) else finer.mask_hw
-    return iou(mask_hw, coarser.mask_hw) >= _TWICE_IOU
-
-
-def _filled_box(mask_hw: np.ndarray) -> np.ndarray:
-    filled = np.zeros_like(mask_hw)
-    left, top, right, bottom = box_of(mask_hw)
-    filled[top:bottom, left:right] = True
-    return filled

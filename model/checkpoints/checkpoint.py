@@ -36,6 +36,8 @@ from model.files import replacing_folder
 # Keys that detectron2's main branch has and its packaged distribution has not. They say nothing about a network,
 # and a checkpoint made with one distribution must open with the other.
 UPSTREAM_ONLY_KEYS = ("FLOAT32_PRECISION",)
+# Settings of methods that were removed; older checkpoints name them.
+REMOVED_MODEL_KEYS = ("COMPARISON",)
 # Batch statistics span more magnitudes than half precision holds.
 ALWAYS_FP32 = ("running_mean", "running_var")
 
@@ -126,8 +128,9 @@ def _read_config(file: Path) -> CfgNode:
         raise CheckpointError(f"{file}: expected a mapping of keys, got {type(values).__name__}")
     for key in UPSTREAM_ONLY_KEYS:
         values.pop(key, None)
-    if isinstance(values.get("MODEL"), dict):
-        values["MODEL"].pop("DETR", None)  # of a detector that was removed; older checkpoints have its settings
+    for key in REMOVED_MODEL_KEYS:
+        if isinstance(values.get("MODEL"), dict):
+            values["MODEL"].pop(key, None)
     cfg = get_cfg()
     add_transfiner_config(cfg)
     try:

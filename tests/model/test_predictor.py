@@ -73,6 +73,28 @@ def test_results_keep_the_order_of_the_images_whatever_the_batches(batch_size: i
     )
 
 
+class Halves(Recorder):
+    """Two objects that claim the same half of the image, and each a quarter of its own."""
+
+    def two_instances(self, height: int, width: int) -> Instances:
+        detections = super().two_instances(height, width)
+        detections.scores = torch.tensor([0.8, 0.75])
+        detections.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, float(width), float(height)]] * 2))
+        detections.mask_probabilities = torch.full((2, 4, 4), 0.1)
+        detections.mask_probabilities[0, :, :3] = 0.9
+        detections.mask_probabilities[1, :, 1:] = 0.8
+        detections.pred_masks[:] = False
+        detections.pred_masks[0, :, : width * 3 // 4] = detections.pred_masks[1, :, width // 4 :] = True
+        return detections
+
+
+@pytest.mark.parametrize("composes", [False, True])
+def test_masks_are_composed_only_where_the_checkpoint_says_so(composes: bool) -> None:
+    image = np.full((40, 48, 3), 128, np.uint8)
+    [[first, second]] = Predictor(Halves(), CLASSES, "1", SETTINGS, composes=composes)([image])
+    assert (first.mask_hw & second.mask_hw).any() == (not composes)
+
+
 class SmallMemory(Recorder):
     """Runs out of memory for more than one image at a time, or for a very wide one."""
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,7 @@ from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
 from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
 from backend.learning.task_images import ImageFolder
-from training.datasets import Sample, open_set, usable_samples
+from training.datasets import open_set, usable_samples
 from training.snapshots.format import SnapshotObject
 from training.snapshots.samples import SnapshotSamples
 from training.snapshots.writer import write_snapshot
@@ -61,9 +62,9 @@ class Written:
 
 @dataclass
 class Reading:
-    """What was read: objects by mask, what a problem names, and why it was refused."""
+    """What was read: objects by class and mask, what a problem names, and why it was refused."""
 
-    objects: Counter[tuple[tuple[int, ...], bytes]] = field(default_factory=Counter)
+    objects: Counter[tuple[str, tuple[int, ...], bytes]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     refused: str = ""
 
@@ -195,11 +196,8 @@ def read_set(written: Written) -> Reading:
             for part in ("train", "holdout"):
                 samples = SnapshotSamples(folder, part=part)
                 _collect(reading, samples)
-                reading.problems += [str(problem) for problem in samples.problems.entries if not problem.repaired]
         else:
-            opened = open_set(written.name, missing="skip")
-            _collect(reading, opened)
-            reading.problems += [str(problem) for problem in opened.problems.entries if not problem.repaired]
+            _collect(reading, open_set(written.name, missing="skip"))
     except (ValueError, FileNotFoundError, ServiceError) as error:
         reading.refused = str(error)
         if not any(path.name in reading.refused for path in (folder, *folder.rglob("*"))) and "No snapshot" not in str(
@@ -211,13 +209,12 @@ def read_set(written: Written) -> Reading:
 
 def _collect(reading: Reading, samples: Any) -> None:
     for _, sample in usable_samples(samples):
-        _count(reading, sample)
-
-
-def _count(reading: Reading, sample: Sample) -> None:
-    for mask, is_crowd in zip(sample.masks, sample.crowd, strict=True):
-        if not is_crowd:
-            reading.objects[mask.shape, mask.tobytes()] += 1
+        for mask, label, is_crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
+            if not is_crowd:
+                reading.objects[samples.class_names[label], mask.shape, mask.tobytes()] += 1
+    # Of sizes VIA knows only the file's: that it has changed is all that can be said.
+    problems = [problem for problem in samples.problems.entries if not problem.repaired or problem.kind == "other file"]
+    reading.problems += map(str, problems)
 
 
 def _read_export(reading: Reading, written: Written) -> None:
@@ -226,7 +223,7 @@ def _read_export(reading: Reading, written: Written) -> None:
         settings = SnapshotSettings(holdout_share=0)
         path = freeze_tasks(rows, labelling, ImageFolder(written.folder).fetch, Path(out), settings=settings)
         left_out = json.loads((path / "corrections.json").read_text())["left_out"]
-        reading.problems += [f"task {entry['task']}: {entry['reason']}" for entry in left_out]
+        reading.problems += [f"task {entry['task']}: {entry['reason']}" for entry in left_out if entry["lost"]]
         _collect(reading, SnapshotSamples(path))
 
 
@@ -310,6 +307,29 @@ def _repeat_ids(content: Any, kind: str) -> None:
             annotation["id"] = 1
 
 
+def _rename(as_said: Callable[[str], str]) -> Callable[[Written], None]:
+    """Give the first picture a name with a blank and a #, and write it in another way into the truth."""
+
+    def damage(written: Written) -> None:
+        former, target = written.pictures[0], written.pictures[0].with_name("a b#0.png")
+        former.rename(target)
+        text = written.truths[0].read_text()
+        written.truths[0].write_text(text.replace(former.name, json.dumps(as_said(target.name))[1:-1]))
+
+    return damage
+
+
+def _text_ids(content: Any, kind: str) -> None:
+    if kind == "label-studio":
+        for task in content:
+            task["id"] = task["annotations"][0]["id"] = f"a-{task['id']}"
+        return
+    for entry in (*content["images"], *content["categories"]):
+        entry["id"] = f"a-{entry['id']}"
+    for annotation in content["annotations"]:
+        annotation |= {name: f"a-{annotation[name]}" for name in ("image_id", "category_id")}
+
+
 def _paint_unknown(written: Written) -> None:
     with Image.open(written.truths[0]) as picture:
         bitmap = np.array(picture)
@@ -343,7 +363,7 @@ DAMAGES: dict[str, tuple[tuple[str, ...], Callable[[Written], None]]] = {
         tuple(kind for kind in FORMATS if kind != "label-studio"),  # its coordinates are percent: they still fit
         _redraw(lambda picture: picture.resize((WIDTH // 2, HEIGHT // 2))),
     ),
-    "picture turned by EXIF": (("coco", "lvis", *_PIXEL_FORMATS), _turn),
+    "picture turned by EXIF": (FORMATS, _turn),
     "picture cut off": (FORMATS, _cut("picture", 0.6)),
     "picture empty": (FORMATS, _cut("picture", 0)),
     "picture missing": (FORMATS, _remove("picture")),
@@ -359,9 +379,22 @@ DAMAGES: dict[str, tuple[tuple[str, ...], Callable[[Written], None]]] = {
     "unknown class": (("coco", "lvis", "label-studio"), _edit(_unknown_class)),
     "unknown instance": (_PIXEL_FORMATS, _paint_unknown),
     "repeated ids": (("coco", "lvis", "label-studio"), _edit(_repeat_ids)),
+    "ids as texts": (("coco", "lvis", "label-studio"), _edit(_text_ids)),
+    "backslashes in a name": (JSON_FORMATS, _rename(lambda name: f"photos\\{name}")),
+    "percent signs in a name": (JSON_FORMATS, _rename(quote)),
 }
 #: Damages that cost nothing: the meaning is clear all the same.
-HARMLESS = ("none", "picture of 16 bits", "byte order mark", "repeated ids")
+HARMLESS = (
+    "none",
+    "picture of 16 bits",
+    "byte order mark",
+    "repeated ids",
+    "ids as texts",
+    "backslashes in a name",
+    "percent signs in a name",
+)
+#: Formats whose truth is turned with a picture that EXIF turns; in the others it was drawn on the turned picture.
+TURNED = ("coco", "lvis", *_PIXEL_FORMATS)
 
 
 def result_of(kind: str, damage: str, folder: Path) -> tuple[str, Reading]:
@@ -370,11 +403,12 @@ def result_of(kind: str, damage: str, folder: Path) -> tuple[str, Reading]:
     before = read_set(written)
     DAMAGES[damage][1](written)
     after = read_set(written)
-    if damage == "picture turned by EXIF":
-        for mask in [_mask(box) for _, box in OBJECTS[0]]:
-            turned = np.rot90(mask, -1)
-            del before.objects[mask.shape, mask.tobytes()]
-            before.objects[turned.shape, turned.tobytes()] += 1
+    if damage == "picture turned by EXIF" and kind in TURNED:
+        for label, shape, mask in list(before.objects):
+            if any(mask == _mask(box).tobytes() for _, box in OBJECTS[0]):
+                turned = np.rot90(np.frombuffer(mask, bool).reshape(shape), -1)
+                del before.objects[label, shape, mask]
+                before.objects[label, turned.shape, turned.tobytes()] += 1
     return outcome(before, after), after
 
 

@@ -10,9 +10,9 @@ AP*, the tables' LVIS column: predictions of COCO's classes under LVIS's rules a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,17 +46,10 @@ class Measurement:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        cfg: CfgNode,
-        data: DataSet,
-        *,
-        speed: tuple[int | None, int] = (None, 5),
-        progress: Callable[[int], object] = int,
+        self, network: nn.Module, cfg: CfgNode, data: DataSet, *, speed: tuple[int | None, int] = (None, 5)
     ) -> None:
         self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
         self.samples = open_test_set(data, cfg)
-        self.progress = progress
         self.records: list[dict[str, Any]] = []
         self.official = official_rules(self.samples)
         self.truth, self.results = self._run()
@@ -79,7 +72,6 @@ class Measurement:
             for result, box in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
                 result["box_xyxy"] = box
             collected += results
-            self.progress(index + 1)
         return truth.build(), collected
 
     def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -158,19 +150,7 @@ def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
     return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
 
 
-class OfficialRules(Protocol):
-    """Collects images and answers with columns."""
-
-    def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Take in the detections of the set's image ``index``: bool (N, H, W), float (N,), int (N,)."""
-        ...
-
-    def values(self) -> dict[str, float]:
-        """Columns of a table as fractions."""
-        ...
-
-
-def official_rules(samples: AnySet) -> OfficialRules | None:
+def official_rules(samples: AnySet) -> _Cityscapes | _Bdd100k | None:
     """The rules of a set; None where COCO's are the set's own."""
     if isinstance(samples, CityscapesSet):
         return _Cityscapes(samples)

@@ -19,7 +19,7 @@ from training.datasets.coco import CocoSet, LvisSet
 from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems, usable_samples
 from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
-from training.datasets.via import FILE, ViaSet
+from training.datasets.via import ViaSet, annotation_file
 from training.synthetic.scenes import SPLITS
 
 __all__ = [
@@ -67,13 +67,13 @@ def open_set(
         BadAnnotationError: with ``bad="fatal"``, the first annotation that cannot be right.
     """
     kind, _, rest = name.partition(":")
-    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k") else _split(rest)
+    first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(rest)
     if kind == "scenes" and first in SPLITS and (not second or second.isdigit()):
         return SceneSet(first, int(second or ENDLESS), width=width, height=height, cache=cache)
-    if kind == "via" and first:
-        if Path(rest).is_dir():
+    if kind == "via" and rest:
+        if Path(rest).is_dir() or not first:
             first, second = rest, ""
-        return ViaSet(Path(first) / FILE, Path(first), bad=bad, missing=missing, label=second or "object")
+        return ViaSet(annotation_file(Path(first)), Path(first), bad=bad, missing=missing, label=second or "object")
     if colon and first:
         if kind == "coco":
             return CocoSet(Path(first), Path(second), bad=bad, missing=missing)
@@ -89,7 +89,7 @@ def open_set(
     )
 
 
-def _split(rest: str) -> tuple[str, str, str]:
+def split_after_file(rest: str) -> tuple[str, str, str]:
     """The parts before and after the colon that ends the name of a file that is there, else the first colon."""
     places = [place for place, letter in enumerate(rest) if letter == ":"]
     there = [place for place in places if Path(rest[:place]).is_file()]

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from model.images import read_header, turn_upright
-from training.datasets.coco_records import CocoRecords, Record, is_ignored, read_records
+from training.datasets.coco_records import CocoRecords, Record, is_ignored, mostly_outside, read_records
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
 from training.metrics.coco_schema import RecordError, read_json
@@ -86,7 +87,7 @@ class CocoSet(Sequence[Sample]):
 
     def _is_there(self, image_id: int) -> bool:
         path = self.image_path(image_id)
-        if not _is_file(path):
+        if not is_file(path):
             detail = f"{str(path)[:200]} is not there; skipped"
             self.problems.note(self.annotations, f"image {image_id}", "missing file", detail)
             return False
@@ -94,15 +95,15 @@ class CocoSet(Sequence[Sample]):
 
     def image_path(self, image_id: int) -> Path:
         """Where the file of an image is, or should be: names of other systems and percent signs are understood."""
-        return self._first_of(_names(str(self.records.images[image_id].get("file_name", ""))))
+        return self._first_of(file_names(str(self.records.images[image_id].get("file_name", ""))))
 
     def _first_of(self, names: Sequence[str]) -> Path:
         """The first name that is a file; a name without its folders only where no other record has the same."""
         for name in names:
-            if _is_file(self.images / name):
+            if is_file(self.images / name):
                 return self.images / name
         for base in (name.rpartition("/")[2] for name in names):
-            if self._basenames[base] == 1 and _is_file(self.images / base):
+            if self._basenames[normalize("NFD", base)] == 1 and is_file(self.images / base):
                 return self.images / base
         return self.images / names[0]
 
@@ -118,30 +119,41 @@ class CocoSet(Sequence[Sample]):
         crowd = np.array([is_ignored(annotation) for annotation, *_ in objects], bool)
         return Sample(image, stacked, classes, crowd, int(image_id))
 
+    def object_places(self, sample: Sample) -> list[str]:
+        """The annotation of each object of a sample."""
+        return [annotation["place"] for annotation, *_ in self.objects(sample.image_id, sample.image)]
+
     @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of the images, in the order of the set."""
         return tuple(self._image_ids)
 
     def objects(self, image_id: int, image: np.ndarray) -> Iterator[tuple[Record, int, np.ndarray]]:
-        """Go through annotation, class and upright mask (bool H x W) of an image; one of no known class is of each.
+        """Go through annotation, class and upright mask (bool H x W) of an image; those of no known class are of each.
 
         Raises:
             ImageLeftOutError: the masks do not fit the picture.
         """
         truth_hw, orientation = self.drawn_on(image_id, image)
+        of_no_class: list[tuple[Record, np.ndarray]] = []
         for annotation in self.records.annotations[image_id]:
             mask_hw = self.mask_of(annotation, truth_hw)
             if mask_hw is None:
                 continue
-            everywhere = range(len(self.class_names)) if annotation.get("every_class") else ()
-            for label in everywhere or (self.records.class_of[annotation["category_id"]],):
-                yield annotation, label, turn_upright(mask_hw, orientation)
+            mask_hw = turn_upright(mask_hw, orientation)
+            if annotation.get("every_class"):
+                of_no_class.append((annotation, mask_hw))
+            else:
+                yield annotation, self.records.class_of[annotation["category_id"]], mask_hw
+        if of_no_class:  # together: there may be a thousand classes
+            anywhere_hw = np.any([mask_hw for _, mask_hw in of_no_class], axis=0)
+            for label in range(len(self.class_names)):
+                yield of_no_class[0][0], label, anywhere_hw
 
     def picture(self, image_id: int) -> np.ndarray:
         """RGB pixels (H, W, 3) of an image. Raises FileNotFoundError, ImageLeftOutError."""
         path = self.image_path(image_id)
-        if not _is_file(path):
+        if not is_file(path):
             raise FileNotFoundError(f"image {image_id} of {self.annotations} is missing: {str(path)[:200]}")
         return self.problems.picture(path, self.missing)
 
@@ -169,19 +181,25 @@ class CocoSet(Sequence[Sample]):
         """bool H x W of an annotation, None (and noted) where nothing of it lies in the image."""
         mask_hw = rasterised(annotation, size_hw)
         if mask_hw is not None and mask_hw.any():
+            # Where the record states a size, this has been looked at with it.
+            is_stated = self.records.images[annotation["image_id"]]["height"] is not None
+            if not is_stated and (outside := mostly_outside(annotation["segmentation"], *size_hw)):
+                self.problems.note(self.annotations, annotation["place"], "outline outside", outside)
             return mask_hw
+        box, detail, kind = annotation["box_inside"], "not one pixel of it lies in the image", "empty mask"
         if mask_hw is None:
-            detail = f"the RLE has size {annotation['segmentation'].get('size')}, its image {list(size_hw)}; left out"
-            self.problems.note(self.annotations, annotation["place"], "broken mask", detail)
-        elif annotation["box_inside"] is not None and annotation["ignored"] is None:
-            box = annotation["box_inside"]
-            detail = f"not one pixel of it lies in the image; its box {box} is an ignored region"
-            self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
-            annotation["ignored"] = box
-            return self.mask_of(annotation, size_hw)
-        else:
-            detail = "not one pixel of it lies in the image; left out"
-            self.problems.note(self.annotations, annotation["place"], "empty mask", detail)
+            detail, kind = (
+                f"the RLE has size {annotation['segmentation'].get('size')}, not {list(size_hw)}",
+                "broken mask",
+            )
+        if box is not None and annotation["ignored"] is None:
+            place_hw = rasterised(annotation | {"ignored": box}, size_hw)
+            if place_hw is not None and place_hw.any():
+                detail = f"{detail}; its box {box} is an ignored region"
+                self.problems.note(self.annotations, annotation["place"], kind, detail)
+                annotation["ignored"] = box
+                return place_hw
+        self.problems.note(self.annotations, annotation["place"], kind, f"{detail}; left out")
         return None
 
 
@@ -206,7 +224,7 @@ def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | Non
     return mask.astype(bool)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether a file is there; names that no file can have (too long) are not."""
     try:
         return path.is_file()
@@ -215,13 +233,17 @@ def _is_file(path: Path) -> bool:
 
 
 def _file_name(image: Record) -> str:
-    return _names(str(image.get("file_name", "")))[-1]
+    return normalize("NFD", file_names(str(image.get("file_name", "")))[-1])
 
 
-def _names(name: str) -> list[str]:
-    """What a file may be called, the surest first: as written, with slashes for backslashes, percent signs decoded."""
-    slashes = name.replace("\\", "/")
-    return list(dict.fromkeys((name, slashes, unquote(slashes))))
+def file_names(name: str) -> list[str]:
+    """What a file may be called, the surest first: as written, with slashes for backslashes, percent signs decoded.
+
+    Letters with accents may be one character or two: macOS writes two.
+    """
+    slashes = name.strip().replace("\\", "/")
+    plain = unquote(slashes)
+    return list(dict.fromkeys((name, slashes, plain, *(normalize(form, plain) for form in ("NFC", "NFD")))))
 
 
 _COCO_NAME = 16  # characters of 000000266409.jpg
@@ -242,7 +264,7 @@ class LvisSet(CocoSet):
         folder, name = (address.split("/")[-2] if address.count("/") > 1 else ""), address.rpartition("/")[2]
         names = []
         if isinstance(record.get("file_name"), str):
-            given = _names(record["file_name"])
+            given = file_names(record["file_name"])
             name = record["file_name"][-_COCO_NAME:] if record["file_name"].startswith("COCO_") else given[0]
             names = given
         return self._first_of(list(dict.fromkeys((name, *names, *([f"{folder}/{name}"] if folder else [])))))

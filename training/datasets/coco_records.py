@@ -51,21 +51,20 @@ class CocoRecords:
 
     def id_of(self, value: Any) -> int | None:
         """An id as an integer: digits are read as a number, other text gets a number of its own below zero."""
-        if is_integer(value):
-            return int(value)
-        if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
-            return int(value)
-        if isinstance(value, str) and value.strip():
-            text = value.strip()
-            if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19:
-                return int(text)
-            return self._text_ids.setdefault(text, -1 - len(self._text_ids))
-        return None
+        number = _whole(value)
+        if number is None and isinstance(value, str) and value.strip():
+            return self._text_ids.setdefault(value.strip(), -1 - len(self._text_ids))
+        return number
 
 
 def is_ignored(annotation: Record) -> bool:
-    """Whether an annotation is neither an object nor background: a crowd, without a mask, or of no known class."""
-    return bool(annotation["iscrowd"] or annotation["ignored"] is not None or annotation.get("every_class"))
+    """Whether an annotation is neither object nor background: a crowd, a mere box, or of no known class."""
+    return bool(
+        annotation["iscrowd"]
+        or annotation["ignored"] is not None
+        or annotation.get("every_class")
+        or annotation.get("box_only")
+    )
 
 
 def read_records(dataset: Any, file: Path, problems: Problems, *, masks: bool = True) -> CocoRecords:
@@ -154,13 +153,14 @@ class _Reader:
                 detail = f"{_field(image, 'file_name')}; expected a name; the image and its annotations are left out"
                 self._note(place, "broken image", detail)
                 continue
-            sides = [image.get(side) for side in ("height", "width")]
-            if not all(is_integer(side) and side > 0 for side in sides) or math.prod(sides) >= 1 << 31:
-                if any(side is not None for side in sides):
-                    detail = f"height, width are {_short(sides)}; expected pixels; taken from the picture"
+            stated = [image.get(side) for side in ("height", "width")]
+            height, width = map(_whole, stated)
+            if height is None or width is None or not 0 < height * width < 1 << 31 or height < 0:
+                if any(side is not None for side in stated):
+                    detail = f"height, width are {_short(stated)}; expected pixels; taken from the picture"
                     self._note(place, "broken size", detail, repaired=True)
-                sides = [None, None]
-            self.records.images[number] = image | {"id": number, "height": sides[0], "width": sides[1]}
+                height = width = None
+            self.records.images[number] = image | {"id": number, "height": height, "width": width}
             self.records.annotations[number] = []
 
     def _repeated(self, place: str, number: int, image: Record) -> None:
@@ -207,11 +207,13 @@ class _Reader:
             detail = f"image_id {_short(entry.get('image_id'))} is not among the images; left out"
             self._note(place, "unknown image", detail)
             return None
-        image, crowd = self.records.images[image_id], entry.get("iscrowd", 0)
-        if crowd not in (0, 1, None):
-            self._note(place, "broken iscrowd", f"iscrowd is {_short(crowd)}, expected 0 or 1; read so", repaired=True)
+        image, stated = self.records.images[image_id], entry.get("iscrowd")
+        crowd = stated if isinstance(stated, bool) else _whole(stated or 0)
+        if crowd not in (0, 1):
+            detail = f"iscrowd is {_short(stated)}, expected 0 or 1; read as 0"
+            self._note(place, "broken iscrowd", detail, repaired=True)
             crowd = 0
-        annotation = entry | {"place": place, "image_id": image_id, "ignored": None, "iscrowd": int(crowd or 0)}
+        annotation = entry | {"place": place, "image_id": image_id, "ignored": None, "iscrowd": int(crowd)}
         annotation["category_id"] = category_id
         if category_id is None or category_id not in self.records.class_of or category_id in self._unclear:
             if category_id not in self._unclear:
@@ -234,7 +236,7 @@ class _Reader:
             annotation["ignored"] = box
         elif problem:
             self._note(place, "degenerate polygon", problem)
-        elif outside := _mostly_outside(segmentation, image):
+        elif outside := mostly_outside(segmentation, image["height"], image["width"]):
             self._note(place, "outline outside", outside)
         elif fault and entry.get("bbox") is not None:
             self._note(place, "box outside", f"{fault}; the box is taken from the mask", repaired=True)
@@ -270,7 +272,8 @@ def _polygons(drawn: Any) -> tuple[Any, str]:
         return drawn, ""
     if not isinstance(drawn, list) or not drawn:
         return None, f"segmentation is {_short(drawn)}"
-    polygons = [drawn] if all(map(is_number, drawn)) else [_flat(polygon) for polygon in drawn]  # or one without list
+    is_bare = all(map(is_number, drawn)) or all(isinstance(p, list) and len(p) == 2 for p in drawn)  # one polygon
+    polygons = [_flat(polygon) for polygon in ([drawn] if is_bare else drawn)]
     good = [polygon for polygon in polygons if not _degenerate(polygon)]
     left = f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing or are no finite points below 1e6"
     if not good:
@@ -299,18 +302,17 @@ def _degenerate(polygon: Any) -> bool:
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2 < 1e-6
 
 
-def _mostly_outside(segmentation: Any, image: Record) -> str:
+def mostly_outside(segmentation: Any, height: int | None, width: int | None) -> str:
     """What is wrong with polygons more than half of whose box lies outside their image; "" where nothing is."""
-    if not isinstance(segmentation, list) or image["width"] is None:
+    if not isinstance(segmentation, list) or height is None or width is None:
         return ""
     points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in segmentation])
     low, high = points.min(0), points.max(0)
-    size = np.array([image["width"], image["height"]], float)
-    inside = np.clip(np.minimum(high, size) - np.maximum(low, 0), 0, None)
+    inside = np.clip(np.minimum(high, [width, height]) - np.maximum(low, 0), 0, None)
     if inside.prod() >= 0.5 * (high - low).prod():
         return ""
     reach = " to ".join(", ".join(f"{value:g}" for value in corner) for corner in (low, high))
-    return f"it reaches from {reach} in an image of {size[0]:g} x {size[1]:g}; only what lies inside is read"
+    return f"it reaches from {reach} in an image of {width} x {height}; only what lies inside is read"
 
 
 def _is_box(box: Any) -> bool:
@@ -329,6 +331,16 @@ def _box(box: Any, image: Record) -> tuple[list[float] | None, str]:
     if w <= 0 or h <= 0 or right <= left or bottom <= top:
         return None, fault
     return [left, top, right - left, bottom - top], "" if inside else fault
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as 4.0 or "4"; None for anything else."""
+    if is_integer(value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19 else None
 
 
 def _size(packed: Record) -> tuple[int, int] | None:

@@ -68,6 +68,7 @@ class Problems:
     policy: Policy = "skip"
     entries: list[Problem] = field(default_factory=list)
     _known: set[Problem] = field(default_factory=set, repr=False)
+    _counts: Counter[str] = field(default_factory=Counter, repr=False)
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
@@ -82,7 +83,8 @@ class Problems:
             return
         self._known.add(problem)
         self.entries.append(problem)
-        count = self.counts()[kind]
+        self._counts[kind] += 1
+        count = self._counts[kind]
         if count <= _LOGGED:
             logger.warning("%s%s", problem, "; more of this kind are only counted" if count == _LOGGED else "")
 
@@ -104,9 +106,11 @@ class Problems:
         """
         try:
             return read_image(path)
-        except ImageError as error:
+        except FileNotFoundError:
+            raise
+        except (ImageError, OSError) as error:
             if missing == "fatal":
-                fix = "replace it, or go on without it: TRAINING.MISSING_IMAGES skip"
+                fix = "replace it; `data check --fix` writes a set without it, TRAINING.MISSING_IMAGES skip trains so"
                 raise BadAnnotationError(f"{path}: image: damaged image: {error}; {fix}") from error
             raise self.leave_out(path, "image", "damaged image", f"{error}; left out") from error
 
@@ -168,4 +172,4 @@ class Problems:
 
     def counts(self) -> Counter[str]:
         """How many of each kind."""
-        return Counter(problem.kind for problem in self.entries)
+        return self._counts.copy()

@@ -1,15 +1,13 @@
-"""A repaired copy of a set, in COCO's format, and labels that look drawn carelessly.
+"""A repaired copy of a set, in COCO's format.
 
-Shapes: H, W size of an image in pixels; N objects.
+Shapes: H, W size of an image in pixels.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +18,7 @@ from model.images import read_header
 from training.datasets.bitmaps import BitmapSet
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import Record, is_ignored
-from training.datasets.problems import ImageLeftOutError, Problem
-from training.datasets.sample import Sample
-
-#: Two masks of one image that overlap by more than this IoU are one object drawn twice.
-DUPLICATE_IOU = 0.9
-#: A mask smaller than this share of its image, and than `SLIVER_PX` pixels, is a sliver.
-SLIVER_SHARE, SLIVER_PX = 1e-4, 64
+from training.datasets.problems import ImageLeftOutError
 
 
 def write_repaired(samples: CocoSet | BitmapSet, folder: Path) -> dict[str, int]:
@@ -128,51 +120,3 @@ def _draws(polygons: list[list[float]], mask_hw: np.ndarray) -> bool:
         return False
     packed = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return bool((coco_mask.decode(packed).astype(bool) == mask_hw).all())
-
-
-def careless_labels(sample: Sample, samples: Any, index: int) -> Iterator[Problem]:
-    """Name objects of a sample that look drawn carelessly: duplicates, slivers, and boxes drawn as polygons.
-
-    They are warnings: nothing is left out because of them.
-    """
-    packed = [coco_mask.encode(np.asfortranarray(mask_hw, np.uint8)) for mask_hw in sample.masks]
-    overlap = np.asarray(coco_mask.iou(packed, packed, [0] * len(packed))).reshape(len(packed), len(packed))
-    smallest_px = min(SLIVER_PX, SLIVER_SHARE * sample.image.shape[0] * sample.image.shape[1])
-    labels = [samples.class_names[label] for label in sample.classes]
-    objects = np.flatnonzero(~sample.crowd)
-    remarks: list[tuple[int, str, str]] = []
-    for n in objects:
-        for m in objects[(objects > n) & (overlap[n, objects] > DUPLICATE_IOU)]:
-            detail = f"{labels[m]!r} lies on {labels[n]!r} with IoU {overlap[n, m]:.2f}; is it one object, drawn twice?"
-            remarks.append((m, "duplicate object", detail))
-        area_px = int(sample.masks[n].sum())
-        if area_px < smallest_px:
-            detail = f"{labels[n]!r} has {area_px} pixels, fewer than {smallest_px:.3g}; is it a slip of the mouse?"
-            remarks.append((n, "sliver", detail))
-    places = object_places(samples, sample) if remarks else []
-    file = str(getattr(samples, "annotations", f"sample {index}"))
-    for n, kind, detail in remarks:
-        yield Problem(file, f"image {sample.image_id}, {places[n]}", kind, detail, repaired=True)
-    for annotation in samples.records.annotations[sample.image_id] if isinstance(samples, CocoSet) else ():
-        if not is_ignored(annotation) and _is_box(annotation["segmentation"]):
-            detail = f"its polygon is the rectangle {annotation['segmentation'][0]}; draw the outline"
-            place = f"image {sample.image_id}, {annotation['place']}"
-            yield Problem(file, place, "box drawn as polygon", detail, repaired=True)
-
-
-def object_places(samples: Any, sample: Sample) -> list[str]:
-    """Name the objects of a sample: their annotations in a COCO file, else their numbers."""
-    if isinstance(samples, CocoSet):
-        return [annotation["place"] for annotation, *_ in samples.objects(sample.image_id, sample.image)]
-    return [f"object {n}" for n in range(len(sample.masks))]
-
-
-def _is_box(segmentation: Any) -> bool:
-    """Whether a segmentation is one polygon with four corners and sides along the axes."""
-    if not isinstance(segmentation, list) or len(segmentation) != 1:
-        return False
-    corners: np.ndarray = np.array(segmentation[0], float).reshape(-1, 2)
-    if len(corners) == 5 and (corners[0] == corners[4]).all():
-        corners = corners[:4]
-    sides = np.roll(corners, -1, 0) - corners
-    return len(corners) == 4 and bool(((sides == 0).sum(1) == 1).all())

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from training.datasets import AnySet, ImageLeftOutError, Problem
-from training.datasets.repair import careless_labels
+from training.datasets.careless import careless_labels, object_picture
 from training.datasets.sample import Sample
 from training.metrics.matching import AREA_RANGES_PX
 
 _CELL_PX = (320, 240)
 _CAPTION_PX = 14
+_MOST_PICTURES = 20  # of each kind of careless labels
 
 
 def spread(length: int, most: int) -> list[int]:
@@ -26,12 +27,21 @@ def spread(length: int, most: int) -> list[int]:
     return [round(place) for place in np.linspace(0, length - 1, most)]
 
 
-def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int], object] = int) -> dict[str, Any]:
-    """Read samples and count: images, sizes, objects by class and by COCO's area ranges, crowds, problems."""
+def statistics(
+    samples: AnySet,
+    indices: Sequence[int],
+    progress: Callable[[int], object] = int,
+    careless_shown: Callable[[Problem, Image.Image], object] | None = None,
+) -> dict[str, Any]:
+    """Read samples and count: images, sizes, objects by class and by COCO's area ranges, crowds, problems.
+
+    Args:
+        careless_shown: given what looks drawn carelessly with a picture of it, the first of each kind.
+    """
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     areas: list[int] = []
-    careless: list[Problem] = []
+    careless, kinds = list[Problem](), Counter[str]()
     crowds = without = left_out = 0
     for done, index in enumerate(indices, 1):
         progress(done)
@@ -40,7 +50,11 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         except ImageLeftOutError:
             left_out += 1
             continue
-        careless += careless_labels(sample, samples, index)
+        for remark in careless_labels(sample, samples, index):
+            careless.append(remark.problem)
+            kinds[remark.problem.kind] += 1
+            if careless_shown and kinds[remark.problem.kind] <= _MOST_PICTURES:
+                careless_shown(remark.problem, object_picture(sample.image, sample.masks[remark.number]))
         sizes.append(sample.image.shape[:2])
         areas += sample.masks.sum((1, 2))[~sample.crowd].tolist()
         classes.update(samples.class_names[label] for label in sample.classes[~sample.crowd])
@@ -64,7 +78,7 @@ def statistics(samples: AnySet, indices: Sequence[int], progress: Callable[[int]
         "problems": dict(samples.problems.counts()),
         "lost": samples.problems.lost,
         "problem_list": [str(entry) for entry in samples.problems.entries],
-        "careless": dict(Counter(entry.kind for entry in careless)),
+        "careless": dict(kinds),
         "careless_list": [str(entry) for entry in careless],
     }
 

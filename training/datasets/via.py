@@ -1,8 +1,10 @@
-"""Photographs outlined with the VGG Image Annotator (VIA): ``via_region_data.json`` beside the images."""
+"""Photographs outlined with the VGG Image Annotator (VIA): ``via_region_data.json`` or another JSON beside them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,17 @@ from typing import Any
 import numpy as np
 
 from model.images import ImageError, read_header
-from training.datasets.coco import CocoSet
+from training.datasets.coco import CocoSet, file_names, is_file
 from training.metrics.coco_schema import RecordError, is_number, read_json
 
-FILE = "via_region_data.json"
+_FILE = "via_region_data.json"
 _ROUND_POINTS = 180  # corners of the outline of a circle or an ellipse
+
+
+def annotation_file(folder: Path) -> Path:
+    """The file of outlines in a folder: by VIA 1's name, or the only JSON file there is."""
+    listed = sorted(folder.glob("*.json"))
+    return listed[0] if len(listed) == 1 else folder / _FILE
 
 
 @dataclass
@@ -35,25 +43,29 @@ class ViaSet(CocoSet):
     def _records(self) -> dict[str, Any]:
         images: dict[str, dict[str, Any]] = {}
         annotations: list[dict[str, Any]] = []
-        for key, entry in sorted(self._entries().items()):
+        entries = self._entries()
+        for key, entry in sorted(entries.items()):
             name = entry["filename"]
-            path = self.images / name
-            if not path.is_file() and self.missing == "fatal":
+            paths = [self.images / form for form in file_names(name)]
+            path = next(filter(is_file, paths), paths[0])
+            is_there = is_file(path)
+            if not is_there and self.missing == "fatal":
                 raise FileNotFoundError(f"{key} of {self.annotations} is missing: {path}")
             if name in images:
                 detail = f"{name} is listed before; the regions of both are read"
                 self.problems.note(self.annotations, key, "repeated image", detail, repaired=True)
             else:
                 size = entry.get("size")
-                if path.is_file() and isinstance(size, int) and 0 < size != path.stat().st_size:
+                if is_there and isinstance(size, int) and 0 < size != path.stat().st_size:
                     detail = (
                         f"{name} has {path.stat().st_size} bytes, it was outlined with {size}; look at the outlines"
                     )
                     self.problems.note(self.annotations, key, "other file", detail, repaired=True)
-                width, height = _size_px(path) if path.is_file() else (None, None)
+                width, height = _size_px(path) if is_there else (None, None)
                 images[name] = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
             for index, region in enumerate(_regions(entry)):
                 self._add(annotations, images[name]["id"], f"{key} region {index}", region)
+        self._note_classes(entries.values())
         category = {"id": 1, "name": self.label}
         return {"images": [*images.values()], "annotations": annotations, "categories": [category]}
 
@@ -75,9 +87,25 @@ class ViaSet(CocoSet):
             corners = [left, top, right, top, right, bottom, left, bottom]
             annotations.append(annotation | {"segmentation": [corners], "iscrowd": 1})
 
+    def _note_classes(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Say that the regions tell classes apart, which are all read as one."""
+        values: dict[str, Counter[str]] = {}
+        for region in (region for entry in entries for region in _regions(entry)):
+            attributes = region.get("region_attributes") if isinstance(region, dict) else None
+            for name, value in attributes.items() if isinstance(attributes, dict) else ():
+                if isinstance(value, str) and value:
+                    values.setdefault(name, Counter())[value] += 1
+        for name, counts in values.items():
+            if len(counts) > 1:
+                most = ", ".join(f"{count} {value!r:.40}" for value, count in counts.most_common(5))
+                detail = f"regions have {len(counts)} values, {most}; all are read as {self.label!r}"
+                self.problems.note(self.annotations, f"attribute {name!r:.40}", "one class", detail, repaired=True)
+
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self.annotations.is_file():
-            raise FileNotFoundError(f"no annotation file {self.annotations}; give via:FOLDER[:LABEL]")
+            raise FileNotFoundError(
+                f"no annotation file {self.annotations}, nor any one JSON file beside it; give via:FOLDER[:LABEL]"
+            )
         try:
             entries = read_json(self.annotations)
         except RecordError as error:

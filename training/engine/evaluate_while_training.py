@@ -21,7 +21,7 @@ from PIL import Image
 
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import replacing_folder, write_text
-from training.datasets import AnySet, CityscapesSet, open_set
+from training.datasets import AnySet, CityscapesSet, open_set, usable_samples
 from training.datasets.loader import to_network_input
 from training.engine.log import EVALUATIONS_FILE, RunLog
 from training.evaluation.pictures import Comparison
@@ -82,7 +82,7 @@ class Checks:
         with torch.random.fork_rng():
             network, cfg, _ = load_for_evaluation(checkpoint, self.cfg.MODEL.DEVICE)
         resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-        for sample in islice(self._set(self.cfg.DATASETS.TEST[0]), drawn.rows):
+        for _, sample in islice(usable_samples(self._set(self.cfg.DATASETS.TEST[0])), drawn.rows):
             drawn(sample, infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT)))
         path = self.folder / "pictures" / f"iteration-{iteration:07d}.png"
         drawn.save(path)
@@ -98,6 +98,8 @@ class Checks:
                 width=keys.SCENE_WIDTH,
                 height=keys.SCENE_HEIGHT,
                 cache=Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None,
+                bad=keys.BAD_ANNOTATIONS,
+                missing=keys.MISSING_IMAGES,
             )
         return self._sets[name]
 

@@ -20,7 +20,7 @@ from model.checkpoints.metadata import read_metadata, update_metadata
 from model.files import write_text
 from model.instance import iou_matrix
 from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
-from training.datasets import AnySet
+from training.datasets import AnySet, usable_samples
 from training.datasets.loader import to_network_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.evaluation.model_card import CARD_FILE
@@ -60,8 +60,7 @@ def compare_precisions(
     results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in networks}
     seconds: dict[str, list[float]] = {precision: [] for precision in networks}
     overlaps: list[float] = []
-    for index in range(len(samples)):
-        sample = samples[index]
+    for index, sample in usable_samples(samples):
         truth.add(sample)
         record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
         detections: dict[str, Instances] = {}
@@ -77,7 +76,7 @@ def compare_precisions(
     dataset = truth.build().dataset
     single = np.array(overlaps)
     return {
-        "images": len(samples),
+        "images": len(truth.images),
         **_ap_differences(dataset, results, ratio),
         "single_masks": {
             "count": len(single),

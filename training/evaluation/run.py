@@ -2,18 +2,12 @@
 
 The pass may be shared among processes, each with the network of its own: images do not know of each other, and the
 arithmetic of an image is the same wherever it is done, with the same number of threads.
-
-Values as JSON knows them.
-
-COCO's test-dev submission: detections in the result format of its evaluation server.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +25,7 @@ from model.checkpoints.metadata import read_metadata
 from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.network import build_network
-from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample
+from training.datasets import AnySet, ImageLeftOutError, Sample
 from training.datasets.loader import to_network_input
 from training.distributed import keep_freed_memory
 from training.evaluation.coco_format import TruthBuilder, coco_results, decode_masks
@@ -237,37 +231,3 @@ def infer(network: nn.Module, record: dict[str, Any]) -> Instances:
 
 def _masks(masks: torch.Tensor) -> np.ndarray:
     return masks.numpy().astype(bool)
-
-
-class Submission:
-    """Collects what was found on each image (an `observe` of `evaluate_checkpoint`); `save` writes the file.
-
-    Records carry image_id, category_id, score and compressed RLE, and no box: with one, the server sorts objects into
-    sizes by their boxes' areas.
-    """
-
-    def __init__(self, samples: CocoSet) -> None:
-        self.category_ids = samples.category_ids
-        self.records: list[dict[str, Any]] = []
-
-    def __call__(self, sample: Sample, instances: Instances) -> None:
-        """Take in one image."""
-        masks = instances.pred_masks.numpy().astype(bool)
-        for result in coco_results(sample.image_id, masks, instances.scores.numpy(), instances.pred_classes.numpy()):
-            packed = result["segmentation"]
-            result["category_id"] = self.category_ids[result["category_id"] - 1]
-            result["segmentation"] = {"size": list(packed["size"]), "counts": packed["counts"].decode("ascii")}
-            self.records.append(result)
-
-    def save(self, file: Path) -> None:
-        """A JSON list, or a ``.zip`` of it as the server wants it.
-
-        The server expects the name ``detections_test-dev2017_NAME_results``.
-        """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.records)
-        if file.suffix != ".zip":
-            file.write_text(text)
-            return
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{file.stem}.json", text)

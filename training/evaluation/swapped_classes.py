@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from model.instance import Instance
 from training.datasets import AnySet, ImageLeftOutError, Sample
-from training.datasets.repair import object_places
+from training.datasets.careless import object_picture, object_places, save_pictures
 
 #: A prediction speaks of an object where their masks overlap by this IoU.
 SAME_OBJECT_IOU = 0.5
-_CELL_PX, _CAPTION_PX, _MARGIN = (160, 160), 14, 0.25
 Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
 
 
@@ -85,36 +84,15 @@ def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[In
         predicted = max(scores, key=lambda name: scores[name], default=label)
         if predicted != label:
             disagreement = scores[predicted] - scores.get(label, 0.0)
-            picture = _picture(sample.image, sample.masks[n])
+            picture = object_picture(sample.image, sample.masks[n])
             doubts.append((int(n), Doubt(sample.image_id, f"object {n}", label, predicted, disagreement, picture)))
     return doubts
 
 
-def _picture(image: np.ndarray, mask_hw: np.ndarray) -> Image.Image:
-    """The object and a margin around it, its outline in red."""
-    inner = np.pad(mask_hw, 1)
-    inside = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    drawn = image.copy()
-    drawn[mask_hw & ~inside] = (255, 0, 0)
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    margin = int(_MARGIN * max(len(rows), len(columns))) + 2
-    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
-    picture = Image.fromarray(drawn[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1])
-    picture.thumbnail(_CELL_PX)
-    return picture
-
-
-def save_doubts(doubts: Sequence[Doubt], file: Path, columns: int = 5) -> None:
+def save_doubts(doubts: Sequence[Doubt], file: Path) -> None:
     """Write small pictures of doubted labels, with what was given and what was seen."""
-    width, height = _CELL_PX[0], _CELL_PX[1] + 2 * _CAPTION_PX
-    sheet = Image.new("RGB", (columns * width, max(1, -(-len(doubts) // columns)) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, doubt in enumerate(doubts):
-        left, top = number % columns * width, number // columns * height
-        lines = (f"{doubt.image_id}: {doubt.label}", f"model: {doubt.predicted} {doubt.disagreement:.2f}")
-        for line, text in enumerate(lines):
-            shown = text[:26].encode("latin-1", "replace").decode("latin-1")
-            draw.text((left + 3, top + line * _CAPTION_PX), shown, fill="black")
-        sheet.paste(doubt.picture, (left, top + 2 * _CAPTION_PX))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file)
+    captions = [
+        (doubt.picture, f"{doubt.image_id}: {doubt.label}", f"model: {doubt.predicted} {doubt.disagreement:.2f}")
+        for doubt in doubts
+    ]
+    save_pictures(captions, file)

@@ -5,7 +5,6 @@ Shapes: N images, K categories of the hold-out, B resamples, T IoU thresholds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,48 +93,30 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
     if not (snapshot / HOLDOUT_FILE).is_file():
         raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
     files = [snapshot / name for name in ((HOLDOUT_FILE, TRAIN_FILE) if folds else (HOLDOUT_FILE,))]
-    parts = [_Part(CocoSet(file, snapshot / IMAGES), _box_only(file)) for file in files]
+    parts = [CocoSet(file, snapshot / IMAGES) for file in files]
     samples = _Joined(parts)
-    names = parts[0].samples.class_names
+    names = parts[0].class_names
     classes = tuple(name for name in names if asked is None or name in asked)
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
         truth.add(narrowed(sample, names, classes))
         keys.append(picture_key(sample))
-    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0].samples), folds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a snapshot, and for each image which of its annotations are mere boxes."""
-
-    samples: CocoSet
-    boxes: dict[int, list[bool]]
+    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0]), folds)
 
 
 class _Joined(Sequence[Sample]):
-    """The images of several parts, numbered through; mere boxes are crowd."""
+    """The images of several parts, numbered through."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self._places = [(part, index) for part in parts for index in range(len(part.samples))]
+    def __init__(self, parts: Sequence[CocoSet]) -> None:
+        self._places = [(part, index) for part in parts for index in range(len(part))]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         part, place = self._places[index]
-        sample = part.samples[place]
-        crowd = sample.crowd | np.array(part.boxes.get(sample.image_id, []), bool)
-        return replace(sample, crowd=crowd, image_id=index + 1)
-
-
-def _box_only(file: Path) -> dict[int, list[bool]]:
-    """For each image that has annotations, which of them are mere boxes, in their order in the file."""
-    flags: dict[int, list[bool]] = {}
-    for annotation in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
-        flags.setdefault(int(annotation["image_id"]), []).append(bool(annotation.get("box_only", False)))
-    return flags
+        return replace(part[place], image_id=index + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Shape shorthand: S side of a view.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from model.images import turn_upright
 from model.prompts.views import View, view_of_box, view_of_image
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import is_ignored
-from training.datasets.problems import ImageLeftOutError
+from training.datasets.problems import ImageLeftOutError, usable_samples
 from training.datasets.sample import Sample
 
 #: Images are kept in memory with their longer side reduced to this.
@@ -90,10 +90,10 @@ def load_objects(sources: Sequence[Source], *, seed: int = 0, limit: int | None 
     return loaded
 
 
-def objects_of(samples: Iterable[Sample], *, least_area_px: float = 1.0) -> ObjectSet:
+def objects_of(samples: Sequence[Sample], *, least_area_px: float = 1.0) -> ObjectSet:
     """The objects of any data set, at the images' own size; crowds are left out."""
     loaded = ObjectSet([], [], [])
-    for sample in samples:
+    for _, sample in usable_samples(samples):
         loaded.images.append(sample.image)
         loaded.names.append(str(sample.image_id))
         for mask, is_crowd in zip(sample.masks, sample.crowd, strict=True):

@@ -105,14 +105,9 @@ def _check_image(path: Path, sha256: str, check_pixels: bool) -> None:
     if not path.is_file():
         raise SnapshotError(f"the image {path} of a snapshot is missing; copy or take the snapshot again")
     if check_pixels:
-        digest = pixels_sha256(pillow_pixels(path))
+        digest = pixels_sha256(read_image(path))
         if digest != sha256:
             raise SnapshotError(f"{path} has pixels with the hash {digest}, expected {sha256}; take the snapshot again")
-
-
-def pillow_pixels(file: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of an image file, as `CocoSet` reads it."""
-    return read_image(file)
 
 
 def _read_json(path: Path) -> Json:

@@ -54,7 +54,10 @@ class SnapshotSamples(Sequence[WeightedSample]):
         path = self.snapshot.images / image["file_name"]
         picture = self.problems.picture(path, "skip")
         objects, size = self._objects[image["id"]], picture.shape[:2]
-        self.problems.upright(path, np.empty((image["height"], image["width"])), path, picture)
+        stated = (image["height"], image["width"])
+        if size != stated:
+            detail = f"the picture is {size[1]} x {size[0]}, its record says {stated[1]} x {stated[0]}; left out"
+            raise self.problems.leave_out(path, f"image {image['id']}", "other size", detail)
         masks = [decode_rle(drawn["segmentation"]) for drawn in objects]
         bands = [decode_rle(band) if (band := drawn.get("moved_band")) else np.zeros(size, bool) for drawn in objects]
         weights = [0.0 if drawn.get("box_only") else float(drawn.get("weight", 1.0)) for drawn in objects]
@@ -68,6 +71,11 @@ class SnapshotSamples(Sequence[WeightedSample]):
             np.array(bands, bool).reshape(-1, *size),
             self.band_weight,
         )
+
+    def object_places(self, sample: Sample) -> list[str]:
+        """Task and region of each object of a sample."""
+        (task,) = {image["task_id"] for image in self._images if image["id"] == sample.image_id}
+        return [f"task {task}, region {', '.join(drawn['region_ids'])}" for drawn in self._objects[sample.image_id]]
 
 
 class Plain(Sequence[Sample]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.instance import Instance
+from training.metrics.coco_schema import read_json
 
 if TYPE_CHECKING:
     from model.prompt_predictor import PromptPredictor
@@ -33,8 +33,8 @@ class DetectedBox:
 class BoxFile:
     """A COCO results file: a JSON list of objects with `bbox` (x, y, width, height), `score`, an image and a class.
 
-    The image is `file_name`, or `image_id` as `transfiner predict` numbers images; the class is `category`, or
-    `category_id` as COCO numbers its classes.
+    The image is `file_name`, with or without folders, or `image_id` as `transfiner predict` numbers images, or the
+    file's name as text; the class is `category`, or `category_id` as COCO numbers its classes.
 
     Args:
         image_id_of: (file, its place among all) -> COCO's image id.
@@ -45,26 +45,50 @@ class BoxFile:
     """
 
     def __init__(self, file: Path, image_id_of: Callable[[Path, int], int], names: dict[int, str]) -> None:
-        self._image_id_of = image_id_of
-        self._of_image: dict[str | int, list[DetectedBox]] = defaultdict(list)
-        records = json.loads(file.read_text(encoding="utf-8"))
+        self._file, self._image_id_of = file, image_id_of
+        self._of_image: dict[str, list[DetectedBox]] = defaultdict(list)
+        self._asked: set[str] = set()
+        records = read_json(file)
         if not isinstance(records, list):
             raise ValueError(f"{file} holds a {type(records).__name__}, expected a list of COCO results")
         for number, record in enumerate(records):
             try:
-                image = str(record["file_name"]) if "file_name" in record else int(record["image_id"])
-                self._of_image[image].append(_detected(record, names))
+                image = record["file_name"] if "file_name" in record else record["image_id"]
+                if not isinstance(image, str | int):
+                    raise TypeError(f"its image is {image!r:.40}")
+                self._of_image[_key(image)].append(_detected(record, names))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{file}, record {number}: {error!r}; expected bbox [x, y, width, height], score, image_id or "
                     "file_name, category_id or category"
                 ) from error
+        self._of_name: dict[str, list[str]] = defaultdict(list)
+        for key in self._of_image:
+            self._of_name[key.rpartition("/")[2]].append(key)
         self.labels = tuple(dict.fromkeys(box.label for boxes in self._of_image.values() for box in boxes))
 
     def boxes(self, file: Path, number: int) -> list[DetectedBox]:
         """The boxes of an image, the best score first."""
-        boxes = self._of_image.get(file.name) or self._of_image.get(self._image_id_of(file, number)) or []
-        return sorted(boxes, key=lambda box: -box.score)
+        path = _key(file.as_posix())
+        ends = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1))]
+        same_name = self._of_name.get(file.name, [])
+        keys = [*ends, *(same_name if len(same_name) == 1 else ()), file.stem, _key(self._image_id_of(file, number))]
+        key = next((key for key in keys if key in self._of_image), "")
+        self._asked.add(key)
+        return sorted(self._of_image.get(key, []), key=lambda box: -box.score)
+
+    def left_out(self) -> str:
+        """Which boxes were of none of the images so far; "" where there are none."""
+        others = sorted(self._of_image.keys() - self._asked)
+        if not others:
+            return ""
+        return f"{len(others)} images of {self._file} are none of those given, such as {others[0]!r:.80}"
+
+
+def _key(image: str | int) -> str:
+    """An image's name with slashes, or its number as text without leading zeros."""
+    text = str(image).strip().replace("\\", "/").removeprefix("./")
+    return str(int(text)) if text.isascii() and text.isdigit() else text
 
 
 def _detected(record: dict[str, Any], names: dict[int, str]) -> DetectedBox:

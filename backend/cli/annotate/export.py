@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import annotation_options
+from backend.cli.types import annotation_options, read_label_config_file
 from backend.errors import ServiceError, StartError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def export(
     Example: transfiner export --project 12 --url http://127.0.0.1:8080 --format coco --format yolo
              transfiner export --export export.json --label-config config.xml --out dataset
     """
+    from backend.cli.train.snapshot import read_rows
     from backend.learning.snapshot import Labelling
     from integration.label_studio.client import ClientError
     from integration.label_studio.tasks import read_task
@@ -65,10 +66,10 @@ def export(
     if (project is None) == (export_file is None):
         raise click.UsageError("choose one source: --project NUMBER or --export FILE")
     try:
-        rows, xml = _rows_of_file(export_file) if export_file else _rows_of_project(project or 0, url, api_key)
+        rows, xml = (read_rows(export_file), "") if export_file else _rows_of_project(project or 0, url, api_key)
     except ClientError as error:
         raise ServiceError(str(error)) from error
-    xml = config_file.read_text(encoding="utf-8") if config_file else xml
+    xml = read_label_config_file(config_file) if config_file else xml
     labelling = Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
     result = export_tasks(
         map(read_task, rows),
@@ -82,12 +83,6 @@ def export(
     files = _write(result, formats, out)
     facts = _facts(result) | {"files": files}
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else _page(facts))
-
-
-def _rows_of_file(path: Path) -> tuple[list[Mapping[str, Any]], str]:
-    from backend.cli.train.snapshot import read_rows
-
-    return read_rows(path), ""
 
 
 def _rows_of_project(project: int, url: str | None, api_key: str | None) -> tuple[list[Mapping[str, Any]], str]:
@@ -142,6 +137,7 @@ def _facts(result: Export) -> dict[str, Any]:
                 "annotation": entry.annotation_id,
                 "region": entry.region_id,
                 "reason": entry.reason,
+                "lost": entry.is_lost,
             }
             for entry in result.left_out
         ],
@@ -159,6 +155,6 @@ def _page(facts: dict[str, Any]) -> str:
         f"{fidelity['least_iou_pycocotools']:.4f}",
         *(f"  {name:<24}{count:>6}" for name, count in facts["classes"].items()),
     ]
-    reasons = Counter(entry["reason"] for entry in facts["left_out"])
-    lines += [f"left out: {count} x {reason}" for reason, count in reasons.most_common()]
+    reasons = Counter(("left out" if entry["lost"] else "note", entry["reason"]) for entry in facts["left_out"])
+    lines += [f"{kind}: {count} x {reason}" for (kind, reason), count in reasons.most_common()]
     return "\n".join([*lines, *(f"written: {path}" for path in facts["files"])])

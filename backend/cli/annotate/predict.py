@@ -26,11 +26,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean
+from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, read_label_config_file
 from backend.versions.store import DEFAULT_STORE, find_model
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from model.errors import MissingRequirementError, require_model_libraries
-from model.images import decode_image
+from model.images import read_image
 from model.instance import Instance
 
 
@@ -179,18 +179,24 @@ def address_under(prefix: str) -> AddressOf:
     """
 
     def address(file: Path) -> str:
-        if prefix != "data":
-            path = file.as_posix()
-            return prefix + quote(path.removeprefix("./").lstrip("/")) if prefix else path
-        media_type, content = _MEDIA_TYPES.get(file.suffix.lower()), file.read_bytes()
-        if media_type is None or len(content) > _MOST_INLINE_BYTES:
-            raise ValueError(
-                f"{file} has {len(content)} bytes and ends in {file.suffix!r}; as a data URI at most "
-                f"{_MOST_INLINE_BYTES} bytes of {', '.join(_MEDIA_TYPES)}; give another --image-prefix"
-            )
-        return f"data:image/{media_type};base64,{base64.b64encode(content).decode()}"
+        if prefix == "data":
+            return _inline(file)
+        path = file.as_posix()
+        return prefix + quote(path.removeprefix("./").lstrip("/")) if prefix else path
 
     return address
+
+
+def _inline(file: Path) -> str:
+    """A file as data URI. Raises ValueError: it is too large, or no browser shows its format."""
+    media_type, size_bytes = _MEDIA_TYPES.get(file.suffix.lower()), file.stat().st_size
+    if media_type is None or size_bytes > _MOST_INLINE_BYTES:
+        raise ValueError(
+            f"{file} has {size_bytes} bytes and ends in {file.suffix!r}; a task holds files of at most "
+            f"{_MOST_INLINE_BYTES} bytes and {', '.join(_MEDIA_TYPES)}. Give the address of the files with "
+            "--image-prefix, as /data/local-files/?d=photos/ or https://host/photos/"
+        )
+    return f"data:image/{media_type};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 class LabelStudioWriter:
@@ -243,16 +249,12 @@ class OverlayWriter:
 def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
     """The label config in a file; polygons with the model's own labels if there is no file."""
     if file is not None:
-        return parse_label_config(file.read_text(encoding="utf-8"))
+        return parse_label_config(read_label_config_file(file))
     tags = "".join(f"<Label value={quoteattr(label)}/>" for label in labels)
     return parse_label_config(
         '<View><Image name="image" value="$image"/>'
         f'<PolygonLabels name="label" toName="image">{tags}</PolygonLabels></View>'
     )
-
-
-# Files of one's own may be larger than what a server accepts from strangers.
-MAX_PIXELS = 250_000_000
 
 
 @click.command()
@@ -270,8 +272,10 @@ MAX_PIXELS = 250_000_000
 @click.option("--label-config", "config_file", type=EXISTING_FILE, help="Labeling config, for label-studio.")
 @click.option(
     "--image-prefix",
-    default="",
-    help="For label-studio: what stands before a path, as /data/local-files/?d=photos/; data: the files inline.",
+    default="data",
+    show_default=True,
+    help="For label-studio: what stands before a path, as /data/local-files/?d=photos/ or https://host/; "
+    "data: small files in the tasks themselves.",
 )
 @click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
 @click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
@@ -317,6 +321,9 @@ def predict(
         raise click.ClickException(_missing_images(missing))
     try:
         directory = find_model(model, store)
+        if kind == "label-studio" and image_prefix == "data":
+            for image in set(images) - set(missing):
+                _inline(image)  # refused before anything is computed
         require_model_libraries()
         outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
         writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
@@ -324,6 +331,8 @@ def predict(
         _print(writer.records, kind, output, as_json)
     except (MissingRequirementError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+    if note := outliner.note():
+        click.echo(f"Note: {note}", err=True)
     for message in failures:
         click.echo(f"Error: {message}", err=True)
     if failures:
@@ -347,12 +356,13 @@ Batch = Sequence[tuple[Path, int, np.ndarray]]
 
 @dataclass(frozen=True)
 class _Outliner:
-    """Gives the instances of images: (file, its place among all, pixels) of each."""
+    """Gives the instances of images: (file, its place among all, pixels) of each; `note`: what was left out."""
 
     labels: tuple[str, ...]
     version: str
     images_at_once: int
     outline: Callable[[Batch], list[list[Instance]]]
+    note: Callable[[], str] = str
 
 
 def _outliner(
@@ -385,6 +395,7 @@ def _outliner(
         lambda batch: [
             outline_boxes(prompts, image, boxes.boxes(file, number), score_threshold) for file, number, image in batch
         ],
+        boxes.left_out,
     )
 
 
@@ -416,17 +427,13 @@ def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionW
             batch: list[tuple[Path, int, np.ndarray]] = []
             for number in range(start, min(start + outliner.images_at_once, len(files))):
                 try:
-                    batch.append((files[number], number, _read(files[number])))
+                    batch.append((files[number], number, read_image(files[number])))
                 except (ValueError, OSError) as error:
                     failures.append(str(error))
             for (file, number, image), instances in zip(batch, outliner.outline(batch), strict=True):
                 writer.add(PredictedImageFile(file, number, image, instances))
             advance(outliner.images_at_once)
     return failures
-
-
-def _read(file: Path) -> np.ndarray:
-    return decode_image(file.read_bytes(), name=str(file), max_pixels=MAX_PIXELS)
 
 
 def _print(records: list[Any], kind: str, output: Path | None, as_json: bool) -> None:

@@ -113,9 +113,16 @@ def table(
     Example: transfiner benchmark 2 --miniature --iterations 20
     """
     from model.predictor import choose_device
-    from training.benchmark.recipe import Scale, data_of
     from training.benchmark.report import build_table_report, write_table_report
-    from training.benchmark.runner import BenchmarkStopped, missing_files, plan_table, plan_text, run_table
+    from training.benchmark.runner import (
+        BenchmarkStopped,
+        Scale,
+        data_of,
+        missing_files,
+        plan_table,
+        plan_text,
+        run_table,
+    )
     from training.benchmark.tables import TABLES
 
     chosen = TABLES[int(str(ctx.info_name))]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, SuggestingGroup
+from backend.cli.types import CHECKPOINT, SuggestingGroup, read_label_config_file
 
 
 @click.group(cls=SuggestingGroup)
@@ -27,12 +27,13 @@ def data() -> None:
 @click.option(
     "--limit",
     type=click.IntRange(0),
-    default=200,
-    show_default=True,
-    help="Images to read, evenly spread; 0: all. Annotation files are always checked whole.",
+    help="Images to read, evenly spread, where all take too long; annotation files are always checked whole. "
+    "Generated scenes: 200 by default.",
 )
 @click.option(
-    "--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Contact sheet, a PNG; --fix writes one too."
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Contact sheet, a PNG; data-check.png by default, with --fix sheet.png in its folder.",
 )
 @click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
 @click.option(
@@ -50,13 +51,13 @@ def data() -> None:
 @click.option(
     "--weights",
     type=CHECKPOINT,
-    help="Checkpoint that knows these classes: labels it disagrees with are named, the surest first; "
-    "with --sheet also drawn, beside the sheet as NAME-doubts.png.",
+    help="Checkpoint that knows these classes: labels it disagrees with are named, the surest first, and drawn beside "
+    "the sheet as NAME-doubts.png.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def check(
     name: str,
-    limit: int,
+    limit: int | None,
     sheet: Path | None,
     pictures: int,
     bad: str,
@@ -67,7 +68,8 @@ def check(
     """Read a set: what it holds, what is wrong with it, and a contact sheet. The first thing to run on any set.
 
     Ends with 1 where an image, an object or a part of one is left out, or where there is no object at all. Labels that
-    look careless (duplicates of an object, slivers, boxes drawn as polygons) are named and change nothing.
+    look careless (duplicates of an object, slivers, boxes drawn as polygons) are named, drawn beside the sheet as
+    NAME-careless.png, and change nothing.
 
     SET is scenes:SPLIT:COUNT, coco:ANNOTATIONS.json:IMAGES/, lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT,
     bdd100k:ROOT:SPLIT, via:FOLDER[:LABEL] or label-studio:EXPORT.json:IMAGES/[:CONFIG.xml], an export as JSON or
@@ -76,34 +78,67 @@ def check(
     \b
     Example: transfiner data check cityscapes:data/cityscapes:val --sheet sheet.png
     """
-    from training.datasets import SceneSet, open_set
-    from training.datasets.repair import write_repaired
-    from training.datasets.statistics import save_contact_sheet, spread, statistics
+    from training.datasets import open_set
 
     policy: Any = bad
     try:
         samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, bad=policy, missing=policy)
-        if fix and name.startswith("label-studio:"):
-            raise ValueError("--fix repairs data sets on disk; transfiner export writes one of a Label Studio export")
-        if fix and isinstance(samples, SceneSet):
-            raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
-        indices = spread(len(samples), limit)
-        with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
-            outcome = {"set": name} | statistics(samples, indices, lambda _: bar.update(1))
-        if fix and not isinstance(samples, SceneSet):
-            outcome["repaired_copy"] = {"set": f"coco:{fix / 'annotations.json'}:{fix / 'images'}"}
-            outcome["repaired_copy"] |= write_repaired(samples, fix)
-            sheet = sheet or fix / "sheet.png"
-        if sheet:
-            save_contact_sheet(samples, spread(len(samples), pictures), sheet)
-            outcome["sheet"] = str(sheet)
+        # What may be refused comes first: the rest takes long.
+        outcome = {"set": name} | (_repaired(samples, name, fix) if fix else {})
+        sheet = sheet or (fix / "sheet.png" if fix else Path("data-check.png"))
+        outcome |= _looked_at(samples, name, limit, pictures, sheet)
         if weights:
-            file = sheet.with_name(f"{sheet.stem}-doubts.png") if sheet else None
-            outcome["doubts"] = _doubts(samples, indices, weights, file)
+            outcome["doubts_sheet"] = str(sheet.with_name(f"{sheet.stem}-doubts.png"))
+            outcome["doubts"] = _doubts(samples, _chosen(samples, limit), weights, Path(outcome["doubts_sheet"]))
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(outcome) if as_json else _summary(outcome))
+    text = json.dumps(outcome) if as_json else _summary(outcome)
+    click.echo(text.encode("utf-8", "backslashreplace").decode())  # names may hold what no terminal shows
     sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
+
+
+def _chosen(samples: Any, limit: int | None) -> list[int]:
+    """Indices of the images to read: all of a set on disk where nobody wants fewer."""
+    from training.datasets import SceneSet
+    from training.datasets.statistics import spread
+
+    most = limit if limit is not None else 200 if isinstance(samples, SceneSet) else 0
+    return spread(len(samples), most)
+
+
+def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
+    """Write a repaired copy; its name and counts."""
+    from training.datasets import SceneSet
+    from training.datasets.repair import write_repaired
+    from training.snapshots.samples import SnapshotSamples
+
+    if isinstance(samples, SceneSet):
+        raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
+    source = samples.snapshot.open_set("train") if isinstance(samples, SnapshotSamples) else samples
+    copy = f"coco:{folder / 'annotations.json'}:{folder / 'images'}"
+    return {"repaired_copy": {"set": copy, **write_repaired(source, folder)}}
+
+
+def _looked_at(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
+    """Draw the contact sheet and read the set: counts, problems, and careless labels with their pictures."""
+    from training.datasets.careless import save_pictures
+    from training.datasets.statistics import save_contact_sheet, spread, statistics
+
+    save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+    indices, careless = _chosen(samples, limit), list[tuple[Any, str, str]]()
+    with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
+        counted = statistics(
+            samples,
+            indices,
+            lambda _: bar.update(1),
+            lambda problem, picture: careless.append((picture, problem.kind, problem.record)),
+        )
+    drawn = {"sheet": str(sheet)}
+    if careless:
+        file = sheet.with_name(f"{sheet.stem}-careless.png")
+        save_pictures(careless, file)
+        drawn["careless_sheet"] = str(file)
+    return drawn | counted
 
 
 def _open_export(name: str) -> Any:
@@ -115,26 +150,39 @@ def _open_export(name: str) -> Any:
     from backend.cli.train.snapshot import read_rows
     from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
     from backend.learning.task_images import ImageFolder
+    from training.datasets import split_after_file
     from training.snapshots.samples import SnapshotSamples
 
-    export_file, _, rest = name.partition(":")[2].partition(":")
-    images, _, config_file = rest.rpartition(":") if rest.endswith(".xml") else (rest, "", "")
+    export_file, _, rest = split_after_file(name.partition(":")[2])
+    images, config_file = _images_and_config(rest)
     if not (export_file and images):
         raise ValueError(f"the set is {name!r}, expected label-studio:EXPORT.json:IMAGES/[:CONFIG.xml]")
     rows = read_rows(Path(export_file))
-    labelling = Labelling.of_config(Path(config_file).read_text("utf-8")) if config_file else Labelling.of_rows(rows)
+    xml = read_label_config_file(Path(config_file)) if config_file else ""
+    labelling = Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
     folder = tempfile.TemporaryDirectory(prefix="transfiner-check-")
     click.get_current_context().call_on_close(folder.cleanup)
     settings = SnapshotSettings(holdout_share=0)
     path = freeze_tasks(rows, labelling, ImageFolder(Path(images)).fetch, Path(folder.name), settings=settings)
     samples = SnapshotSamples(path)
     for entry in json.loads((path / "corrections.json").read_text("utf-8"))["left_out"]:
-        place = f"task {entry['task']}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
-        samples.problems.note(export_file, place, "left out", entry["reason"])
+        # Tasks without a number have one below zero, by their place in the file.
+        task = f"task {entry['task']}" if entry["task"] > 0 else f"entry {-entry['task'] - 1}"
+        place = f"{task}, annotation {entry['annotation']}, region {entry['region'] or '-'}"
+        kind = "left out" if entry["lost"] else "nothing lost"
+        samples.problems.note(export_file, place, kind, entry["reason"], repaired=not entry["lost"])
     return samples
 
 
-def _doubts(samples: Any, indices: list[int], weights: Path, file: Path | None) -> list[str]:
+def _images_and_config(rest: str) -> tuple[str, str]:
+    """The folder and the label config in ``IMAGES/[:CONFIG.xml]``; either may have colons in its name."""
+    places = [place for place, letter in enumerate(rest) if letter == ":"] if rest.endswith(".xml") else []
+    pairs = [(rest[:place], rest[place + 1 :]) for place in places]
+    there = [pair for pair in pairs if Path(pair[0]).is_dir() and Path(pair[1]).is_file()]
+    return (there or pairs[-1:] or [(rest, "")])[0]
+
+
+def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
     """Labels that a checkpoint disagrees with, the surest first; the first of them are drawn into a file."""
     from model.predictor import Predictor
     from training.evaluation.swapped_classes import doubted_labels, save_doubts
@@ -147,12 +195,16 @@ def _doubts(samples: Any, indices: list[int], weights: Path, file: Path | None) 
         )
     with click.progressbar(length=len(indices), label="comparing with the model", file=sys.stderr) as bar:
         doubts = doubted_labels(samples, indices, predictor, lambda _: bar.update(1))
-    if file:
-        save_doubts(doubts[:_MOST_SHOWN], file)
+    save_doubts(doubts[:_MOST_SHOWN], file)
     return [str(doubt) for doubt in doubts]
 
 
-_MOST_SHOWN = 20  # problems; --json has them all
+_MOST_SHOWN = 20  # of a list of problems
+
+
+def _listed(entries: list[str]) -> list[str]:
+    more = [f"    and {len(entries) - _MOST_SHOWN} more: --json has all"] if len(entries) > _MOST_SHOWN else []
+    return [f"    {entry}" for entry in entries[:_MOST_SHOWN]] + more
 
 
 def _summary(outcome: dict[str, Any]) -> str:
@@ -162,8 +214,10 @@ def _summary(outcome: dict[str, Any]) -> str:
         f"{outcome['set']}: {outcome['images']} images, {outcome['images_read']} read, {sizes} px",
         f"  {outcome['objects']} objects ({by_size}), {outcome['crowds']} crowds, "
         f"{outcome['images_without_objects']} images without objects",
-        f"  contact sheet: {outcome.get('sheet', 'none; give --sheet FILE.png to see the labels drawn')}",
+        f"  contact sheet: {outcome['sheet']}",
     ]
+    if unread := outcome["images"] - outcome["images_read"] - outcome["images_left_out"]:
+        lines.append(f"  {unread} pictures were not looked at, because of --limit")
     if not outcome["objects"]:
         lines.append("  not one object: nothing can be learned from this set")
     counted = sorted(outcome["by_class"].items(), key=lambda item: -item[1])
@@ -171,11 +225,13 @@ def _summary(outcome: dict[str, Any]) -> str:
     empty = sum(not count for _, count in counted)
     lines += [f"  {empty} of {len(counted)} classes do not occur"] if empty else []
     lines += [f"  {count} x {kind}" for kind, count in outcome["problems"].items()] or ["  nothing wrong"]
-    lines += [f"    {problem}" for problem in outcome["problem_list"][:_MOST_SHOWN]]
+    lines += _listed(outcome["problem_list"])
     lines += [f"  look at {count} x {kind}" for kind, count in outcome["careless"].items()]
-    lines += [f"    {label}" for label in outcome["careless_list"][:_MOST_SHOWN]]
-    lines += [f"  the model doubts {len(outcome['doubts'])} labels"] if "doubts" in outcome else []
-    lines += [f"    {doubt}" for doubt in outcome.get("doubts", [])[:_MOST_SHOWN]]
+    lines += _listed(outcome["careless_list"])
+    lines += [f"  pictures of these: {outcome['careless_sheet']}"] if "careless_sheet" in outcome else []
+    if "doubts" in outcome:
+        lines.append(f"  the model doubts {len(outcome['doubts'])} labels; pictures: {outcome['doubts_sheet']}")
+    lines += _listed(outcome.get("doubts", []))
     if copy := outcome.get("repaired_copy"):
         lines.append(f"  repaired copy: {copy['set']}, {copy['images']} images, {copy['annotations']} annotations")
     return "\n".join(lines)

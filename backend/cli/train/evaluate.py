@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     help="Annotation file and image folder of a COCO-format set.",
 )
 @click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
-@click.option(
-    "--submission",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the detections for COCO's server: .json or .zip (sets in COCO's format).",
-)
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)
@@ -94,7 +89,6 @@ def evaluate(
     split: str | None,
     coco: tuple[Path, Path] | None,
     named: str | None,
-    submission: Path | None,
     count: int,
     ratio: float,
     device: str,
@@ -125,8 +119,8 @@ def evaluate(
 
     name = _set_name(split, coco, named, count)
     _share_processor(device, threads, processes)
-    if (edits or served) and (submission or picture or card):
-        raise click.UsageError("--submission, --picture and --card are of raw masks; leave out --edits and --served")
+    if (edits or served) and (picture or card):
+        raise click.UsageError("--picture and --card are of raw masks; leave out --edits and --served")
     if weights is None and (prompts or not served):
         raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
@@ -142,7 +136,7 @@ def evaluate(
 
             _say(evaluate_served(served, samples, name, weights, threshold, **how), as_json, comparison_text)
         elif weights is not None:
-            outcome = _raw(samples, name, weights, submission, picture, rows, how)
+            outcome = _raw(samples, name, weights, picture, rows, how)
             if card:
                 from training.evaluation.model_card import write_card
 
@@ -209,37 +203,17 @@ def _edits(
 
 
 def _raw(
-    samples: Any,
-    name: str,
-    weights: Path,
-    submission: Path | None,
-    picture: Path | None,
-    rows: int,
-    how: dict[str, Any],
+    samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Figures of a checkpoint's masks; also writes the picture and the submission that are asked for."""
-    from training.datasets import CocoSet
+    """Figures of a checkpoint's masks; also draws the picture that is asked for."""
     from training.evaluation.pictures import Comparison
-    from training.evaluation.run import Submission, evaluate_checkpoint
+    from training.evaluation.run import evaluate_checkpoint
 
-    if submission and not isinstance(samples, CocoSet):
-        raise click.UsageError(f"--submission needs a set in COCO's format, not {name}")
     drawn = Comparison(rows) if picture else None
-    submitted = Submission(samples) if submission else None
-
-    def observe(sample: Any, instances: Any) -> None:
-        for path in (drawn, submitted):
-            if path is not None:
-                path(sample, instances)
-
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
-        result = evaluate_checkpoint(
-            weights, samples, progress=lambda _: bar.update(1), observe=observe if drawn or submitted else None, **how
-        )
+        result = evaluate_checkpoint(weights, samples, progress=lambda _: bar.update(1), observe=drawn, **how)
     if picture and drawn:
         drawn.save(picture)
-    if submission and submitted:
-        submitted.save(submission)
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import EXISTING_FILE, annotation_options
+from backend.cli.types import EXISTING_FILE, annotation_options, read_label_config_file
 from backend.errors import ServiceError, StartError
 
 HINT = "Export as JSON in Label Studio."
@@ -116,7 +116,7 @@ def _of_file(
         raise click.UsageError("--export needs --images, the folder with the images of its tasks")
     rows = read_rows(export_file)
     if config_file is not None:
-        labelling = Labelling.of_config(config_file.read_text(encoding="utf-8"))
+        labelling = Labelling.of_config(read_label_config_file(config_file))
     else:
         labelling = Labelling.of_rows(rows)
     stored = _objects_of(predictions_file) if predictions_file else []
@@ -125,35 +125,50 @@ def _of_file(
     return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
 
 
+#: Keys that only a task of the whole export has, and that only a row of JSON-MIN has.
+_OF_TASKS, _OF_JSON_MIN = {"data", "annotations", "completions"}, {"annotation_id", "annotator"}
+
+
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """The tasks of an exported JSON or JSON-MIN file; those without an id get numbers below zero.
+    """The tasks of an exported JSON or JSON-MIN file; those without a number as id get numbers below zero.
+
+    A single task, and what the API answers (`{"tasks": [...]}`), are read as well.
 
     Raises:
-        ServiceError: the file is neither.
+        ServiceError: it is another file.
     """
     from integration.label_studio.tasks import rows_of_json_min
 
     rows = _objects_of(path)
-    if rows and all("data" not in row and ("annotation_id" in row or "annotator" in row) for row in rows):
+    flat = [row for row in rows if not row.keys() & _OF_TASKS and row.keys() & _OF_JSON_MIN]
+    for index, row in enumerate(rows):
+        if not row.keys() & (_OF_TASKS | _OF_JSON_MIN):
+            raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected a task with data.", HINT)
+    if flat:
+        mixed = f" {len(flat)} of {len(rows)} entries are." if len(flat) < len(rows) else ""
         click.echo(
-            f"Note: {path} is a JSON-MIN export: each part of an object counts as an object, and what was corrected is "
-            "not known. Export as JSON where that matters.",
+            f"Note: {path} is a JSON-MIN export:{mixed} each part of an object counts as an object, and what was "
+            "corrected is not known. Export as JSON where that matters.",
             err=True,
         )
-        rows = rows_of_json_min(rows)
-    for index, row in enumerate(rows):
-        if not row.keys() & {"data", "annotations", "completions"}:
-            raise ServiceError(f"{path}: entry {index} is {row!r:.60}, expected a task with data.", HINT)
-    return [row if row.get("id") is not None else {**row, "id": -n} for n, row in enumerate(rows, start=1)]
+        rows = [row for row in rows if row.keys() & _OF_TASKS] + rows_of_json_min(flat)
+    numbered = [str(row.get("id")).isdecimal() for row in rows]
+    return [row if has else {**row, "id": -n} for n, (row, has) in enumerate(zip(rows, numbered, strict=True), start=1)]
 
 
 def _objects_of(path: Path) -> list[Mapping[str, Any]]:
+    """The objects in a JSON file: of its list, of its `tasks`, or the file itself where it is a task."""
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ServiceError(f"{path} is not JSON: {error}.", HINT) from error
+    if isinstance(entries, dict):
+        if {"images", "categories"} <= entries.keys():
+            raise ServiceError(f"{path} is a COCO file, expected a list of tasks.", f"Name it coco:{path}:IMAGES/.")
+        entries = entries.get("tasks", [entries] if entries.keys() & _OF_TASKS else entries)
     if not isinstance(entries, list):
-        raise ServiceError(f"{path} holds a {type(entries).__name__}, expected a list of objects.", HINT)
+        keys = f" with the keys {', '.join(map(str, entries))}" if isinstance(entries, dict) and entries else ""
+        raise ServiceError(f"{path} holds a {type(entries).__name__}{keys:.200}, expected a list of tasks.", HINT)
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ServiceError(f"{path}: entry {index} is {entry!r:.60}, expected an object.", HINT)

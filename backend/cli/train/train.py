@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from backend.cli.types import CHECKPOINT, DEVICE, json_option, plain_errors, print_result
+from training.finetune.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -87,6 +89,20 @@ def train(
     print_result(outcome, text, as_json)
 
 
+FINETUNE_FIELDS = [field.name for field in dataclasses.fields(FinetuneSettings) if field.name != "device"]
+
+
+def _finetune_fields(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f'{text!r} is no JSON ({error}); expected an object, as {{"epochs": 20}}.') from error
+    if not isinstance(fields, dict) or (unknown := [name for name in fields if name not in FINETUNE_FIELDS]):
+        wrong = ", ".join(map(repr, unknown)) if isinstance(fields, dict) else repr(text)
+        raise click.BadParameter(f"{wrong}: expected an object with the fields {', '.join(FINETUNE_FIELDS)}.")
+    return fields
+
+
 @click.command()
 @click.option("--from", "active", type=CHECKPOINT, required=True, help="Checkpoint directory to start from.")
 @click.option("--snapshot", type=ExistingFolder, required=True, help="Snapshot to learn from.")
@@ -100,7 +116,8 @@ def train(
     "--options",
     default="{}",
     show_default=True,
-    help="Fields of training/finetune/settings.py as a JSON object, as in TRANSFINER_FINETUNE_OPTIONS.",
+    callback=lambda _context, _option, value: _finetune_fields(value),
+    help=f"JSON object, as TRANSFINER_FINETUNE_OPTIONS; its fields are {', '.join(FINETUNE_FIELDS)}.",
 )
 @device_option
 @json_option
@@ -111,7 +128,7 @@ def finetune(
     classes: tuple[str, ...],
     replay: tuple[Path, ...],
     base_sets: tuple[str, ...],
-    options: str,
+    options: dict[str, Any],
     device: str,
     as_json: bool,
 ) -> None:
@@ -125,12 +142,12 @@ def finetune(
     """
     from training import distributed as processes
     from training.engine.log import PROGRESS_FILE, read_progress
-    from training.finetune.finetune import FinetuneSettings, FinetuneStopped
+    from training.finetune.finetune import FinetuneStopped
     from training.finetune.finetune import finetune as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with plain_errors(FinetuneStopped, TypeError):  # an option that is none
-        settings = FinetuneSettings(**{"device": device, **json.loads(options)})
+    with plain_errors(FinetuneStopped):
+        settings = FinetuneSettings(device=device, **options)
         first = processes.launched_rank() == 0
         checkpoint = run(active, snapshot, out, classes=classes, replay=replay, base_sets=base_sets, settings=settings)
     if not first:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -137,20 +137,6 @@ POOL, TEST = 0, 1_000_000
 _NAME = re.compile(r"pool-(\d+)\.png")
 
 
-class Material(Protocol):
-    """Pictures by number, with what is on them."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """What the project labels."""
-
-    def pool(self, number: int) -> Scene:
-        """A picture of the project with its truth."""
-
-    def test(self, number: int) -> Scene:
-        """A picture that nobody touches."""
-
-
 class ShiftedScenes:
     """Drawn pictures of a domain that the shipped model never saw."""
 
@@ -200,6 +186,10 @@ class Photographs:
         labels = [self.classes[number] for number in sample.classes]
         kept = zip(labels, masks, sample.crowd, strict=True)
         return Scene(image, tuple((label, mask) for label, mask, crowd in kept if mask.any() and not crowd))
+
+
+#: Pictures by number, of the pool and of the test set, with what is on them.
+Material = ShiftedScenes | Photographs
 
 
 def material_of(plan: Plan) -> Material:

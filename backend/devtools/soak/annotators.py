@@ -48,6 +48,7 @@ class Annotators:
     def __init__(self, harness: ServiceHarness, first: int, count: int, *, asks_again: bool = True) -> None:
         self.asks_again = asks_again
         self.answered: set[int] = set()
+        self.must_fail: set[int] = set()
         self.harness = harness
         self.ids = list(range(first, first + count))
         self.widths = dict.fromkeys(self.ids, WIDTH_PX)
@@ -76,7 +77,7 @@ class Annotators:
             len(self.ids),
             stored_once=sum(stored[number] == 1 for number in self.ids),
             failed=dict(self.failed),
-            lost=[n for n in self.ids if not stored[n] and not self.failed.get(n)],
+            lost=[n for n in self.ids if (not stored[n] or n in self.must_fail) and not self.failed.get(n)],
             doubled=[n for n in self.ids if stored[n] > 1],
             seconds=round(self.seconds, 1),
             notes={"requests refused": self.refused},

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
 from backend.devtools.soak.harness import ServiceHarness
@@ -26,9 +27,19 @@ Fault = Callable[[ServiceHarness, Annotators], Verdict]
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(function: Fault) -> Fault:
-    FAULTS[function.__name__.replace("_", "-")] = function
-    return function
+def fault(function: Callable[[ServiceHarness, Annotators], dict[str, Any] | None]) -> None:
+    """Register what breaks and mends something, and perhaps returns notes; the verdict follows when all have ended."""
+    name = function.__name__.replace("_", "-")
+
+    def run(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+        notes = function(harness, annotators)
+        annotators.wait(GIVE_UP_S)
+        time.sleep(SETTLE_S)
+        verdict = annotators.verdict(name)
+        verdict.notes |= notes or {}
+        return verdict
+
+    FAULTS[name] = run
 
 
 def _begun(harness: ServiceHarness, annotators: Annotators) -> None:
@@ -42,73 +53,60 @@ def _begun(harness: ServiceHarness, annotators: Annotators) -> None:
     wait_until(is_running, "A running batch", 60)
 
 
-def _verdict(function: Fault, annotators: Annotators) -> Verdict:
-    annotators.wait(GIVE_UP_S)
-    time.sleep(SETTLE_S)
-    return annotators.verdict(function.__name__.replace("_", "-"))
-
-
 @fault
-def no_fault(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def no_fault(harness: ServiceHarness, annotators: Annotators) -> None:
     """Nothing breaks: what the others are compared with."""
     _begun(harness, annotators)
-    return _verdict(no_fault, annotators)
 
 
 @fault
-def worker_killed(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def worker_killed(harness: ServiceHarness, annotators: Annotators) -> None:
     """kill -9 of a worker mid-batch; the other one goes on."""
     _begun(harness, annotators)
     harness.workers[0].kill()
     harness.workers.pop(0).wait()
-    return _verdict(worker_killed, annotators)
 
 
 @fault
-def worker_terminated(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def worker_terminated(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
     """SIGTERM: the batch at hand is finished within the grace time, with exit code 0."""
     _begun(harness, annotators)
     process = harness.workers.pop(0)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code = process.wait(60)
-    verdict = _verdict(worker_terminated, annotators)
-    verdict.notes |= {"exit code": code, "drained in s": round(time.monotonic() - begun, 1)}
-    return verdict
+    return {"exit code": code, "drained in s": round(time.monotonic() - begun, 1)}
 
 
 @fault
-def api_killed(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def api_killed(harness: ServiceHarness, annotators: Annotators) -> None:
     """kill -9 of the API with requests in flight; then it is started again."""
     _begun(harness, annotators)
     harness.end_api()
     harness.start_api()
-    return _verdict(api_killed, annotators)
 
 
 @fault
-def queue_restarted(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def queue_restarted(harness: ServiceHarness, annotators: Annotators) -> None:
     """kill -9 of the queue server; two seconds later it is back with its data."""
     _begun(harness, annotators)
     harness.end_queue()
     time.sleep(2)
     harness.start_queue()
-    return _verdict(queue_restarted, annotators)
 
 
 @fault
-def queue_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def queue_forgotten(harness: ServiceHarness, annotators: Annotators) -> None:
     """kill -9 of the queue server, which forgets everything; nobody asks again for what was answered."""
     annotators.asks_again = False
     _begun(harness, annotators)
     harness.end_queue(forgets=True)
     time.sleep(2)
     harness.start_queue()
-    return _verdict(queue_forgotten, annotators)
 
 
 @fault
-def all_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def all_forgotten(harness: ServiceHarness, annotators: Annotators) -> None:
     """kill -9 of API and queue server, which forgets everything; nobody asks again for what was answered."""
     annotators.asks_again = False
     harness.end_workers()
@@ -119,25 +117,22 @@ def all_forgotten(harness: ServiceHarness, annotators: Annotators) -> Verdict:
     harness.end_queue(forgets=True)
     harness.start_queue()
     harness.start_api()
-    return _verdict(all_forgotten, annotators)
 
 
 @fault
-def worker_frozen(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def worker_frozen(harness: ServiceHarness, annotators: Annotators) -> None:
     """A worker stands still for longer than it takes to be thought dead, and goes on with what others have taken."""
     _begun(harness, annotators)
     harness.workers[0].send_signal(signal.SIGSTOP)
     time.sleep(FROZEN_S)
     harness.workers[0].send_signal(signal.SIGCONT)
-    return _verdict(worker_frozen, annotators)
 
 
 @fault
-def queue_full(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def queue_full(harness: ServiceHarness, annotators: Annotators) -> None:
     """The queue server refuses writes for some seconds."""
     _begun(harness, annotators)
     fill_queue(harness, FULL_S)
-    return _verdict(queue_full, annotators)
 
 
 def fill_queue(harness: ServiceHarness, seconds: float) -> None:
@@ -152,17 +147,16 @@ def fill_queue(harness: ServiceHarness, seconds: float) -> None:
 
 
 @fault
-def queue_flushed(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def queue_flushed(harness: ServiceHarness, annotators: Annotators) -> None:
     """Somebody empties the queue server; nobody asks again for what was answered."""
     annotators.asks_again = False
     _begun(harness, annotators)
     with harness.connection() as connection:
         connection.flushall()
-    return _verdict(queue_flushed, annotators)
 
 
 @fault
-def label_studio_down(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def label_studio_down(harness: ServiceHarness, annotators: Annotators) -> None:
     """Label Studio is away for some seconds while late predictions are pushed; the next push is stored, then "504"."""
     harness.end_workers()
     harness.start_workers(2, seconds=LATE_S)
@@ -177,21 +171,18 @@ def label_studio_down(harness: ServiceHarness, annotators: Annotators) -> Verdic
     harness.label_studio.down()
     time.sleep(4)
     harness.label_studio.up()
-    return _verdict(label_studio_down, annotators)
 
 
 @fault
-def crashing_task(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def crashing_task(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
     """One task kills every worker that takes it: parked with a reason after two, all others are predicted."""
     harness.end_workers()
     killer = annotators.ids[len(annotators.ids) // 2]
     annotators.widths[killer] = CRASH_WIDTH_PX
+    annotators.must_fail.add(killer)
     with _kept_alive(harness):
-        verdict = _verdict(crashing_task, annotators.start())
-    verdict.notes["reason"] = annotators.failed.get(killer, "")
-    if killer not in annotators.failed:
-        verdict.lost.append(killer)
-    return verdict
+        annotators.start().wait(GIVE_UP_S)
+    return {"reason": annotators.failed.get(killer, "")}
 
 
 @contextmanager
@@ -215,24 +206,24 @@ def _kept_alive(harness: ServiceHarness) -> Iterator[None]:
 
 
 @fault
-def disk_full(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def disk_full(harness: ServiceHarness, annotators: Annotators) -> None:
     """Workers cannot write a single byte to any file: their image cache stays empty, predictions go on."""
     harness.end_workers()
     harness.start_workers(2, seconds=BATCH_S, disk_full=True)
-    return _verdict(disk_full, annotators.start())
+    annotators.start()
 
 
 @fault
-def clock_jump(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def clock_jump(harness: ServiceHarness, annotators: Annotators) -> None:
     """One worker's clock is a day ahead and the other's two hours behind the API's."""
     harness.end_workers()
     harness.start_workers(1, seconds=BATCH_S, clock_s=86_400)
     harness.start_workers(1, seconds=BATCH_S, clock_s=-7_200)
-    return _verdict(clock_jump, annotators.start())
+    annotators.start()
 
 
 @fault
-def slow_client(harness: ServiceHarness, annotators: Annotators) -> Verdict:
+def slow_client(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
     """Twenty clients send a request a byte at a time; others are answered meanwhile."""
     sockets = [socket.create_connection((harness.hosts.api, harness.port), timeout=10) for _ in range(20)]
     try:
@@ -244,9 +235,8 @@ def slow_client(harness: ServiceHarness, annotators: Annotators) -> Verdict:
         health_s = time.monotonic() - begun
         for each in sockets:
             each.sendall(b"X")
-        verdict = _verdict(slow_client, annotators)
+        annotators.wait(GIVE_UP_S)
     finally:
         for each in sockets:
             each.close()
-    verdict.notes |= {"health": bool(health), "health in s": round(health_s, 3)}
-    return verdict
+    return {"health": bool(health), "health in s": round(health_s, 3)}

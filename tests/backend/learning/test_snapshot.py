@@ -152,8 +152,9 @@ def test_tasks_become_a_set_with_what_was_corrected(tmp_path: Path) -> None:
     totals = report_of(snapshot)["totals"]
     assert [totals[key] for key in ("predicted", "kept", "moved", "deleted", "added", "unseen")] == [5, 2, 1, 2, 1, 1]
     assert (totals["images_untouched"], totals["seconds"]) == (1, 50.0)
+    reason = "the polygon is not closed: it was never finished"
     assert report_of(snapshot)["left_out"] == [
-        {"task": 5, "annotation": 50, "region": "open", "reason": "the polygon is not closed: it was never finished"}
+        {"task": 5, "annotation": 50, "region": "open", "reason": reason, "lost": True}
     ]
     assert {path.name for path in (snapshot.directory / "pictures").iterdir()} == {"moved.png"}
     assert "| **all** |" in (snapshot.directory / "report.md").read_text()
@@ -264,7 +265,9 @@ def test_files_are_kept_where_they_decode_alike(options: dict[str, Any], suffix:
     if (turned := options.pop("turned", None)) is not None:
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = turned
-    snapshot = frozen([TASKS[2]], tmp_path, lambda row, key: png(1, **options))
+    size = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)  # as the editor shows it
+    row = task(3, [CAR | {"original_width": size[0], "original_height": size[1]}])
+    snapshot = frozen([row], tmp_path, lambda row, key: png(1, **options))
     (path,) = snapshot.images.iterdir()
     assert path.suffix == suffix
     sample = (snapshot.open_set("train") or snapshot.open_set("holdout"))[0]

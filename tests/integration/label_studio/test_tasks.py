@@ -16,7 +16,8 @@ from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import LONGEST, is_notice, notice
 from integration.label_studio.tasks import SKIPPED, chosen_annotations, newest_time, read_task, used_labels
 from integration.regions.consensus import vote
-from integration.regions.read import AnnotatedObject, is_box, read_drawings
+from integration.regions.drawings import is_box, read_drawings
+from integration.regions.read import AnnotatedObject
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 
@@ -94,6 +95,15 @@ def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
     )
 
 
+def test_a_predicted_vector_that_the_editor_opened_is_closed_again() -> None:
+    vertices = [{"x": x, "y": y} for x, y in ((10, 10), (50, 10), (50, 50))]
+    values = [{"vertices": vertices, "closed": closed, "vectorlabels": ["car"]} for closed in (True, False)]
+    shown, kept, drawn = region("a", value=values[0]), region("a", value=values[1]), region("b", value=values[1])
+    row = {"id": 1, "data": {}, "predictions": [{"id": 3, "result": [shown]}]}
+    (submitted,) = read_task({**row, "annotations": [annotation(9, result=[kept, drawn])]}).annotations
+    assert [entry["value"]["closed"] for entry in submitted.result] == [True, False]
+
+
 OLD = {"id": 3, "model_version": "v0", "score": 0.2, "result": [region("r"), region("s")]}
 NEW = {"id": 4, "model_version": "v1", "score": 0.4, "result": [region("t"), region("u")]}
 
@@ -132,7 +142,6 @@ def test_predictions_may_be_given_beside_the_export() -> None:
         ({"was_cancelled": True}, SKIPPED),
         ({"result": None}, "its result is NoneType"),
         ({"result": "x"}, "its result is str"),
-        ({"id": None}, "its id is None"),
     ],
 )
 def test_annotations_that_do_not_count_are_told(bad: dict[str, Any], reason: str) -> None:
@@ -277,10 +286,14 @@ CHOICE = {"id": "c", "type": "choices", "from_name": "light", "to_name": "image"
 NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["?"]}}
 
 
+VIDEO = {"id": "v", "type": "videorectangle", "from_name": "film", "value": {"sequence": [], "labels": ["car"]}}
+
+
 @pytest.mark.parametrize(
     ("result", "ids", "left_out"),
     [
         ([region("p"), CHOICE], ["p"], {"c": "outlines nothing"}),
+        ([region("p"), VIDEO], ["p"], {"v": "outlines nothing"}),
         ([region("p"), NOTE], ["p"], {}),  # a text about an object is not an object that is lost
         ([region("p"), rectangle("b")], ["p"], {"b": "drawn as polygon"}),
         ([rectangle("b"), region("p")], ["p"], {"b": "drawn as polygon"}),
@@ -295,8 +308,11 @@ NOTE = {"id": "p", "type": "textarea", "from_name": "note", "to_name": "image", 
 def test_objects_of_a_result(result: list[Any], ids: list[str], left_out: dict[str, str]) -> None:
     read = read_drawings(result, width=100, height=80, config=BOTH)
     assert [annotated_object.region_ids[0] for annotated_object in read.objects] == ids
-    assert {region_id for region_id, _ in read.left_out} == set(left_out)
-    assert all(left_out[region_id] in reason for region_id, reason in read.left_out)
+    said = [*read.left_out, *read.notes]
+    assert {region_id for region_id, _ in said} == set(left_out)
+    assert all(left_out[region_id] in reason for region_id, reason in said)
+    # Doubles and choices lose nothing.
+    assert {region_id for region_id, _ in read.notes} <= {"b", "c"}
 
 
 def test_a_box_is_known_as_a_box() -> None:
@@ -312,6 +328,13 @@ def test_a_notice_is_no_prediction() -> None:
     copied = annotation(1, parent_prediction=4, prediction=shown)
     (read,) = read_task({"id": 1, "predictions": [shown], "annotations": [copied]}).annotations
     assert read.prediction is None, "what was drawn then corrects nothing"
+
+
+@pytest.mark.parametrize("number", [None, "a-b", [1]])
+def test_annotations_without_a_number_are_read_and_numbered_by_their_place(number: Any) -> None:
+    row = {"id": 7, "data": {}, "annotations": [annotation(5), {**annotation(9), "id": number}]}
+    task = read_task(row)
+    assert ([entry.id for entry in task.annotations], task.left_out) == ([5, -2], ())
 
 
 def test_old_exports_call_annotations_completions_and_ids_may_be_texts() -> None:

@@ -23,6 +23,9 @@ HEIGHT, WIDTH = 40, 60
 SIZE = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
 
 
+SQUARE = {"points": [[60, 60], [90, 60], [90, 90], [60, 90]], "closed": True}
+
+
 def two_parts() -> np.ndarray:
     mask_hw = np.zeros((HEIGHT, WIDTH), bool)
     mask_hw[22:34, 4:20] = mask_hw[24:36, 26:50] = True
@@ -142,21 +145,34 @@ def test_the_newest_annotation_counts_or_the_agreement() -> None:
     first, other, third = predicted(two_parts()), predicted(two_parts()), predicted(circle())
     assert exported(task(first, other, third)).objects == 1
     agreed = exported(task(first, other, third), annotators="agreement")
-    assert agreed.objects == 1
-    assert np.array_equal(agreed.images[0].objects[0].mask_hw, two_parts())
-    assert [entry.reason for entry in agreed.left_out] == ["3 annotators do not agree on it"]
+    drawn, disputed = agreed.images[0].objects
+    assert np.array_equal(drawn.mask_hw, two_parts())
+    assert disputed.is_crowd  # else its place would be background
+    assert np.array_equal(disputed.mask_hw, circle())
+    assert [entry.reason for entry in agreed.left_out] == ["3 annotators do not agree on it: a crowd"]
 
 
 def test_what_cannot_be_exported_is_said() -> None:
-    rows = [task(number=1), task([], number=2), task([region("polygon", {"points": [[1, 1]]})], number=3)]
+    rows = [
+        task(number=1),
+        task([], number=2),
+        task([region("polygon", {"points": [[5, 5], [50, 50]]}), region("polygon", SQUARE, "dog", "r2")], number=3),
+        task([region("brush", {"format": "rle", "rle": [1]})], number=4),
+    ]
     export = exported(*rows)
-    assert [entry.task_id for entry in export.left_out] == [1, 2, 3]
+    assert [entry.task_id for entry in export.left_out] == [1, 2, 3, 3, 4, 4]
     assert all(entry.reason for entry in export.left_out)
+    # A place without a readable outline, or of an unknown label, is no background: a crowd of each class.
+    (image,) = export.images
+    assert [(drawn.label, drawn.is_crowd) for drawn in image.objects] == [("car", True), ("tree", True)]
+    assert image.objects[0].mask_hw[2:20, 3:30].all()
+    assert image.objects[0].mask_hw[24:36, 36:54].all()
 
 
 def test_equal_file_names_are_told_apart() -> None:
     rows = [task(predicted(circle()), number=n, image=f"/data/local-files/?d=folder{n}/a.jpg") for n in (1, 2)]
     assert [image.file_name for image in exported(*rows).images] == ["a.jpg", "task-2-a.jpg"]
+    assert [image.file_name for image in exported(*rows, *rows).images] == ["a.jpg", "task-2-a.jpg"]
 
 
 def test_rle_everywhere_when_asked() -> None:
@@ -171,6 +187,7 @@ def test_rle_everywhere_when_asked() -> None:
         ("data:image/png;base64,!!!", "no readable PNG"),
         ("data:image/png;base64,aGVsbG8=", "no readable PNG"),
         (encode_bitmask(np.ones((3, 4), bool)), "4 x 3, expected 60 x 40"),
+        (encode_bitmask(np.ones((3, 4), bool)).rstrip("="), "4 x 3, expected 60 x 40"),
     ],
 )
 def test_broken_bitmasks_are_refused_with_a_reason(url: Any, reason: str) -> None:

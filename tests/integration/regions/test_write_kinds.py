@@ -90,7 +90,7 @@ def test_small_parts_and_holes_are_counted_but_not_talked_about(outline: Any) ->
     mask_hw = ring()
     mask_hw[38, 50] = True
     mask_hw[25, 30] = False
-    output = Output(min_area_px=20, tolerance_px=0, outline=outline)
+    output = Output(min_area_px=20, min_part_share=0.05, tolerance_px=0, outline=outline)
     prediction, report = predict([instance(mask_hw)], output=output)
     assert (report.parts_dropped, report.holes_filled) == (3, 1)
     (region,) = prediction["result"]

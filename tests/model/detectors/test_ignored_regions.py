@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from model.detectors.ignored_regions import RegionIgnoringRPN, mostly_ignored
+from model.detectors.query_based import _counted
 from model.network import build_network
 from tests.support.small_network import small_config
 from training.datasets import Sample
@@ -106,3 +107,12 @@ def test_an_image_that_is_ignored_wholly_still_has_losses() -> None:
     total = sum(losses.values())
     total.backward()
     assert torch.isfinite(total)
+
+
+def test_unmatched_queries_in_ignored_regions_do_not_count() -> None:
+    boxes = torch.tensor([[[0.0, 0, 20, 20], [60, 0, 80, 20], [0, 0, 20, 20]]])
+    pairs = [(torch.tensor([2]), torch.tensor([0]))]
+    counted = _counted(boxes, [LEFT], pairs)
+    assert counted is not None
+    assert counted.tolist() == [[False, True, True]]
+    assert _counted(boxes, [None], pairs) is None

@@ -52,7 +52,7 @@ def test_what_is_no_outline_is_reported(tmp_path: Path) -> None:
 
 
 def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"via_region_data\.json; give via:FOLDER"):
+    with pytest.raises(FileNotFoundError, match=r"via_region_data\.json, nor any one JSON file"):
         open_set(f"via:{tmp_path}")
     (written(tmp_path, [SQUARE]) / "a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.jpg123 of .* is missing"):
@@ -85,6 +85,27 @@ def test_round_shapes_are_masks(tmp_path: Path, shape: dict[str, Any], area_px: 
     assert sample.masks[0].sum() == pytest.approx(area_px, rel=0.1)
     rows, columns = np.flatnonzero(sample.masks[0].any(1)), np.flatnonzero(sample.masks[0].any(0))
     assert len(columns) > len(rows) - 1  # wider than high, also where it is turned
+
+
+def test_the_only_json_file_is_the_annotation_file(tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    written(folder, [SQUARE])
+    (folder / "via_region_data.json").rename(folder / "via_export_json.json")
+    assert len(open_set(f"via:{folder}")[0].masks) == 1
+    assert open_set(f"via:{folder}:balloon").class_names == ("balloon",)
+
+
+def test_classes_that_are_read_as_one_are_said(tmp_path: Path) -> None:
+    file = written(tmp_path, [SQUARE, RECTANGLE]) / "via_region_data.json"
+    content = json.loads(file.read_text())
+    for region, kind in zip(content["a.jpg123"]["regions"], ("cat", "dog"), strict=True):
+        region["region_attributes"] = {"animal": kind, "seen": "yes"}
+    file.write_text(json.dumps(content))
+    (problem,) = open_set(f"via:{tmp_path}").problems.entries
+    assert "attribute 'animal': one class: regions have 2 values, 1 'cat', 1 'dog'; all are read as 'object'" in str(
+        problem
+    )
 
 
 @pytest.mark.skipif(not BALLOON.is_dir(), reason=f"no {BALLOON}: set TRANSFINER_SHARED_DATA")

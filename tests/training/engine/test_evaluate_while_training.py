@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from model.checkpoints.metadata import read_metadata
+from tests.support.miniature import write_scenes
+from training.datasets import BadAnnotationError
 from training.engine.build import build_for_training
 from training.engine.config import get_training_config
 from training.engine.evaluate_while_training import Checks
@@ -74,6 +76,19 @@ def test_a_run_with_checks_learns_what_one_without_does_and_keeps_its_best(cfg: 
     events = b"".join(path.read_bytes() for path in (checked / "tensorboard").iterdir())
     assert b"predictions" in events
     assert b"evaluation/mask_AP" in events
+
+
+def test_a_damaged_test_picture_is_skipped_where_that_is_the_policy(cfg: CfgNode, tmp_path: Path) -> None:
+    written = write_scenes(tmp_path, "val", range(2), width=96, height=72)
+    written.images[0].write_bytes(written.images[0].read_bytes()[:200])
+    cfg.DATASETS.TEST = [f"coco:{written.annotations}:{tmp_path / 'images'}"]
+    cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.TRAINING.PICTURE_PERIOD = 1, 1, 1
+    with pytest.raises(BadAnnotationError, match=r"val-000000\.png: image: damaged image"):
+        train(cfg, tmp_path / "fatal")
+    cfg.TRAINING.MISSING_IMAGES = "skip"
+    train(cfg, tmp_path / "skip")
+    assert (tmp_path / "skip" / "pictures" / "iteration-0000001.png").is_file()
+    assert len((tmp_path / "skip" / "evaluations.jsonl").read_text().splitlines()) == 1
 
 
 def test_an_evaluation_is_due_once_and_at_the_end(cfg: CfgNode, tmp_path: Path) -> None:

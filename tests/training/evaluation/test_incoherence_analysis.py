@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from model.mask_head.quadtree import Nodes
 from model.network import build_network
-from training.benchmark.recipe import Scale, training_config
+from training.benchmark.runner import Scale, training_config
 from training.benchmark.tables import TABLES
 from training.datasets import Sample, open_set
 from training.evaluation.incoherence_analysis import (

@@ -11,7 +11,7 @@ import torch
 from model.checkpoints.checkpoint import save_checkpoint
 from model.network import build_network
 from tests.support.miniature import write_miniature
-from training.benchmark.recipe import Scale, training_config
+from training.benchmark.runner import Scale, training_config
 from training.benchmark.tables import TABLES
 from training.datasets import CocoSet, Sample, open_set
 from training.engine.config import network_config

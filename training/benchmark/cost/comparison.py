@@ -83,7 +83,7 @@ class CostSetting:
 
     def open(self, config: str | None = None, changes: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
         """The network, or that of another configuration, with further overrides."""
-        return open_network(config=config or self.config, device=self.device, overrides=[*changes, *self.overrides])
+        return open_network(config or self.config, device=self.device, overrides=[*changes, *self.overrides])
 
     def facts(self, **more: object) -> dict[str, Any]:
         """For reports."""
@@ -177,20 +177,18 @@ def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool
     return calls
 
 
-def compare_training(
-    setting: CostSetting, *, instances: int = 7, images: int = 1, tell: ProgressCallback = len
-) -> dict[str, Any]:
-    """A step of training without the optimizer's, ours beside Mask R-CNN's.
+def compare_training(setting: CostSetting, *, instances: int = 7, tell: ProgressCallback = len) -> dict[str, Any]:
+    """A step of training on one image without the optimizer's, ours beside Mask R-CNN's.
 
     Args:
-        instances: ground truth of each image, 7 as COCO has. images: of a batch.
+        instances: of the image, 7 as COCO has.
     """
     calls = {
-        name: _announced(_step(setting, config, changes, instances, images), partial(tell, f"{name}, training step"))
+        name: _announced(_step(setting, config, changes, instances), partial(tell, f"{name}, training step"))
         for name, (config, changes) in _subjects(setting).items()
         if name != "pointrend"
     }
-    return {"setting": setting.facts(instances=instances, images=images), "training": compare_calls(calls, setting)}
+    return {"setting": setting.facts(instances=instances), "training": compare_calls(calls, setting)}
 
 
 def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | None = None) -> str:
@@ -204,7 +202,7 @@ def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | Non
         lines += [f"inference, {count} instances:", *costs_table(costs)]
     if training is not None:
         facts = training["setting"]
-        lines.append(f"training step, {facts['images']} image(s) of {facts['instances']} instances:")
+        lines.append(f"training step, an image of {facts['instances']} instances:")
         lines += costs_table(training["training"])
     return "\n".join(lines)
 
@@ -255,13 +253,10 @@ def _convert(network: nn.Module, name: str) -> None:
         to_bf16(network)
 
 
-def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int, images: int) -> Call:
+def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int) -> Call:
     network, cfg = setting.open(config, changes)
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    batch = [
-        training_record(setting.height, setting.width, instances=instances, classes=classes, seed=seed)
-        for seed in range(images)
-    ]
+    batch = [training_record(setting.height, setting.width, instances=instances, classes=classes)]
     network.train()
 
     def call() -> None:
@@ -359,21 +354,14 @@ def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560
     }
 
 
-def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256, training: bool = False) -> dict[str, Any]:
+def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256) -> dict[str, Any]:
     """Operations and peak memory of the refiner on sequences of these lengths, without computing them."""
-    with FakeTensorMode():
-        refiner = refiner_of(cfg, channels).train(training)
+    with FakeTensorMode(), torch.no_grad():
+        refiner = refiner_of(cfg, channels)
         call = refinement_call(refiner, lengths, channels=channels)
-
-        def run() -> None:
-            with torch.set_grad_enabled(training):
-                out = call()
-                if training:
-                    out.sum().backward()
-
         return {
             "sequences": len(lengths),
             "tokens": sum(lengths),
-            "flops": count_flops(run)["total"],
-            "peak_bytes": peak_bytes(run, refiner),
+            "flops": count_flops(call)["total"],
+            "peak_bytes": peak_bytes(call, refiner),
         }

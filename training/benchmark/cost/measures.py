@@ -81,17 +81,17 @@ def cuda_peak_bytes(run: Callable[[], object], device: str) -> int | None:
 
 
 def frames_per_second(
-    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = 5, warm_up: int = 2
+    run: Callable[[int], object], *, device: str, iterations: int | None = None, runs: int = 5
 ) -> dict[str, Any]:
     """Time a call on one image by the paper's protocol (section 6.2), for reports.
 
     Args:
         run: called with the index of the preloaded image to take; network and post-processing.
         iterations: of one run; None: the paper's 200, on a CPU, which is slower and as steady, 20.
-        runs: to average over. warm_up: calls before the first run.
+        runs: to average over, after two calls to warm up.
     """
     count = iterations or (200 if device.startswith("cuda") else 20)
-    for index in range(warm_up):
+    for index in range(2):
         run(index)
     speeds = [count / _seconds(run, count, device) for _ in range(runs)]
     deviation = statistics.stdev(speeds) if runs > 1 else 0.0
@@ -99,14 +99,14 @@ def frames_per_second(
 
 
 def alternate(
-    subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, warm_up: int = 1, cpu_time: bool = False
+    subjects: Sequence[Callable[[], object]], *, device: str, repeats: int, cpu_time: bool = False
 ) -> list[float]:
     """Median seconds of several calls that take turns, so that what slows the machine slows all of them.
 
     ``cpu_time``: on a CPU count what the processor worked, not what passed while others had it.
     """
     clock = time.process_time if cpu_time and device == "cpu" else time.perf_counter
-    for subject in list(subjects) * warm_up:
+    for subject in subjects:
         subject()
     seconds: list[list[float]] = [[] for _ in subjects]
     for _ in range(repeats):

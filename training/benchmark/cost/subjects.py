@@ -1,4 +1,4 @@
-"""What is measured: networks from a configuration or a checkpoint, their inputs, and a chosen amount of work.
+"""What is measured: networks with random weights, their inputs, and a chosen amount of work.
 
 Shape shorthand: R RoIs, L quadtree levels, T tokens, C channels.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
-from model.checkpoints.checkpoint import load_checkpoint
-from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.mask_head.head import CoarseOutput, TransfinerMaskHead
 from model.mask_head.quadtree import Nodes
@@ -30,38 +27,14 @@ from training.evaluation.incoherence_analysis import mask_head_of
 FPN_CHANNELS = 256
 
 
-def open_network(
-    *,
-    config: str | Path | None = None,
-    weights: Path | None = None,
-    device: str = "cpu",
-    overrides: Sequence[object] = (),
-) -> tuple[nn.Module, CfgNode]:
-    """A network in inference mode with its configuration; random weights for a configuration.
-
-    Raises:
-        ValueError: neither or both of ``config`` and ``weights`` were given.
-        CheckpointError: ``weights`` is no checkpoint, or does not fit its configuration.
-    """
-    if (config is None) == (weights is None):
-        raise ValueError(
-            f"give a configuration or a checkpoint directory, not both or none; got config={config!r}, "
-            f"weights={weights!r}"
-        )
-    state = None
-    if weights is not None:
-        cfg, state, _ = load_checkpoint(weights)
-    else:
-        cfg = get_training_config(str(config))
-    cfg.defrost()
+def open_network(config: str, *, device: str = "cpu", overrides: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
+    """A network of a configuration with random weights, in inference mode, and its configuration."""
+    cfg = get_training_config(config)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
     override(cfg, overrides)
     torch.manual_seed(0)
-    network = build_network(cfg)
-    if state is not None:
-        load_weights(network, state, source=str(weights))
-    return network.eval(), cfg
+    return build_network(cfg).eval(), cfg
 
 
 def refiner_of(cfg: CfgNode, channels: int = FPN_CHANNELS) -> SequenceRefiner:
@@ -75,18 +48,17 @@ def refiner_of(cfg: CfgNode, channels: int = FPN_CHANNELS) -> SequenceRefiner:
 
 
 def refinement_call(
-    refiner: SequenceRefiner, lengths: Sequence[int], *, channels: int = FPN_CHANNELS, device: str = "cpu"
+    refiner: SequenceRefiner, lengths: Sequence[int], *, channels: int = FPN_CHANNELS
 ) -> Callable[[], torch.Tensor]:
     """A call of the refiner on sequences of these lengths, with meaningless cues."""
     tokens = sum(lengths)
     context = "context" in refiner.node_encoder.cues
-    with torch.device(device):
-        cues = NodeCues(
-            torch.zeros(tokens, channels),
-            torch.zeros(tokens),
-            torch.zeros(tokens, channels),
-            torch.zeros(tokens, 9 * channels) if context else None,
-        )
+    cues = NodeCues(
+        torch.zeros(tokens, channels),
+        torch.zeros(tokens),
+        torch.zeros(tokens, channels),
+        torch.zeros(tokens, 9 * channels) if context else None,
+    )
     return lambda: refiner(cues, list(lengths))
 
 

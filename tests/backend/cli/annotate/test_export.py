@@ -67,7 +67,7 @@ def test_a_source_that_is_none_is_named(tmp_path: Path) -> None:
     for arguments, words in (
         ((), "choose one source"),
         (("--project", 1, "--export", broken), "choose one source"),
-        (("--export", broken), "expected a list of objects"),
+        (("--export", broken), "expected a list of tasks"),
     ):
         answer = run(*arguments)
         assert answer.exit_code

@@ -20,6 +20,7 @@ from backend.cli.annotate.predict import (
     mask_outline,
     predict,
 )
+from integration.images.urls import decode_data_uri
 from integration.label_studio.label_config import parse_label_config
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.import_released import known_classes
@@ -66,17 +67,27 @@ def test_coco_results_go_to_standard_output(store: Path, pictures: list[Path]) -
 
 
 @pytest.mark.parametrize(
-    "record", [{"image_id": 42, "category_id": 1}, {"file_name": "000000000042.jpg", "category": "person"}]
+    "record",
+    [
+        {"image_id": 42, "category_id": 1},
+        {"image_id": "000000000042.jpg", "category_id": "1"},
+        {"file_name": "000000000042.jpg", "category": "person"},
+        {"file_name": "C:\\photos\\000000000042.jpg", "category": "person"},
+    ],
 )
 def test_boxes_of_another_detector_are_outlined(record: dict[str, Any], pictures: list[Path], tmp_path: Path) -> None:
     box = {"bbox": [10, 10, 40, 30], "score": 0.9}
-    (tmp_path / "boxes.json").write_text(json.dumps([{**box, **record}, {**box, **record, "score": 0.1}]))
+    other = {**box, **record, "file_name": "elsewhere.jpg"}
+    records = [{**box, **record}, {**box, **record, "score": 0.1}, other]
+    (tmp_path / "boxes.json").write_text(json.dumps(records), encoding="utf-8-sig")
     arguments = [*map(str, pictures), "--boxes", str(tmp_path / "boxes.json"), "--device", "cpu"]
     result = CliRunner().invoke(predict, arguments)
     assert result.exit_code == 0, result.output
     (entry,) = json.loads(result.stdout)
     assert (entry["image_id"], entry["category"], entry["score"]) == (42, "person", 0.9)
     assert coco_mask.decode(entry["segmentation"]).any()
+    assert "1 images of " in result.stderr
+    assert "such as 'elsewhere.jpg'" in result.stderr
 
 
 @pytest.mark.parametrize("records", [{}, [{"bbox": [1, 2, 3, 4], "score": 1}], [{"image_id": 1, "bbox": [1]}]])
@@ -91,7 +102,9 @@ def test_label_studio_tasks_go_to_a_file(store: Path, pictures: list[Path], tmp_
     result = run(store, *pictures, "--format", "label-studio", "--output", tmp_path / "new" / "tasks.json")
     assert result.exit_code == 0, result.output
     tasks = json.loads((tmp_path / "new" / "tasks.json").read_text())
-    assert [task["data"]["image"] for task in tasks] == [str(picture) for picture in pictures]
+    # Without a prefix Label Studio gets the files themselves: it cannot show paths of this machine.
+    for task, picture in zip(tasks, pictures, strict=True):
+        assert decode_data_uri(task["data"]["image"], 10**6) == picture.read_bytes()
     [first], [second] = (task["predictions"] for task in tasks)
     assert first["model_version"] == "small-7"
     sizes = {(r["original_width"], r["original_height"]) for r in first["result"] if "original_width" in r}
@@ -105,9 +118,10 @@ def test_label_studio_tasks_follow_a_given_config(store: Path, pictures: list[Pa
         '<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">'
         '<Label value="Leaf"/><Label value="gear"/></RectangleLabels></View>'
     )
-    result = run(store, pictures[0], "--format", "label-studio", "--label-config", config)
+    how = ["--format", "label-studio", "--image-prefix", "https://host/", "--label-config", config]
+    result = run(store, pictures[0], *how)
     [task] = json.loads(result.stdout)
-    assert task["data"] == {"photo": str(pictures[0])}
+    assert task["data"] == {"photo": f"https://host{pictures[0]}"}
     assert {region["type"] for region in task["predictions"][0]["result"]} <= {"rectanglelabels"}
 
 
@@ -124,7 +138,8 @@ def test_overlays_are_pictures_of_the_same_size(store: Path, pictures: list[Path
 
 def test_a_broken_image_is_reported_and_the_others_go_on(store: Path, pictures: list[Path], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    result = run(store, tmp_path / "broken.jpg", pictures[0], tmp_path / "none.jpg", "--format", "label-studio")
+    files = [tmp_path / "broken.jpg", pictures[0], tmp_path / "none.jpg"]
+    result = run(store, *files, "--format", "label-studio", "--image-prefix", "")
     assert result.exit_code == 1
     assert "broken.jpg is not an image that can be decoded" in result.stderr
     assert "none.jpg" in result.stderr
@@ -138,6 +153,7 @@ def test_a_broken_image_is_reported_and_the_others_go_on(store: Path, pictures: 
         (["--device", "toaster"], 2, "'toaster'; expected auto, cpu, cuda"),
         (["--score-threshold", "2"], 2, "not in the range"),
         (["--format", "label-studio", "--label-config", "none.xml"], 2, "none.xml"),
+        (["--format", "label-studio", __file__], 1, "ends in '.py'; a task holds files of at most"),
     ],
 )
 def test_wrong_use_is_named(store: Path, pictures: list[Path], arguments: list[str], code: int, message: str) -> None:

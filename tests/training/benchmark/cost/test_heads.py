@@ -38,7 +38,7 @@ def test_both_ways_give_the_same_masks_and_ours_needs_less() -> None:
 
 def test_operators_do_not_grow_with_the_nodes() -> None:
     """More nodes mean larger operators, not more of them (instances do: a CPU reads sequences one by one)."""
-    network, cfg = open_network(config="released", overrides=NARROW)
+    network, cfg = open_network("released", overrides=NARROW)
     call = head_call(network, cfg, CostSetting(height=128, width=160), 2)
     counts = []
     for nodes in (300, 900):
