@@ -72,22 +72,11 @@ MOST_EARLIER = 1000
 
 
 @functools.cache
-def _load_predictor() -> PredictorLike:
+def _load(module: str, kind: str, variable: str) -> Any:
     # Imported by name: this room is free of torch, except in a process that was started to run the model.
-    module = importlib.import_module("model.predictor")
-    directory = os.environ.get("TRANSFINER_MODEL") or SHIPPED
+    predictor = getattr(importlib.import_module(module), kind)
     device = os.environ.get("TRANSFINER_DEVICE") or "auto"
-    predictor: PredictorLike = module.Predictor.from_checkpoint(directory, device=device)
-    return predictor
-
-
-@functools.cache
-def _load_prompt_predictor() -> PromptPredictorLike:
-    module = importlib.import_module("model.prompt_predictor")
-    directory = os.environ.get("TRANSFINER_PROMPT_MODEL") or SHIPPED
-    device = os.environ.get("TRANSFINER_DEVICE") or "auto"
-    predictor: PromptPredictorLike = module.PromptPredictor.from_checkpoint(directory, device=device)
-    return predictor
+    return predictor.from_checkpoint(os.environ.get(variable) or SHIPPED, device=device)
 
 
 def shared_prompt_predictor() -> PromptPredictorLike:
@@ -96,7 +85,8 @@ def shared_prompt_predictor() -> PromptPredictorLike:
     Raises whatever `PromptPredictor.from_checkpoint` raises.
     """
     with _LOADING:
-        return _load_prompt_predictor()
+        predictor: PromptPredictorLike = _load("model.prompt_predictor", "PromptPredictor", "TRANSFINER_PROMPT_MODEL")
+    return predictor
 
 
 def shared_predictor() -> PredictorLike:
@@ -105,7 +95,8 @@ def shared_predictor() -> PredictorLike:
     Raises whatever `Predictor.from_checkpoint` raises.
     """
     with _LOADING:  # two first requests at once would load it twice
-        return _load_predictor()
+        predictor: PredictorLike = _load("model.predictor", "Predictor", "TRANSFINER_MODEL")
+    return predictor
 
 
 @functools.lru_cache(maxsize=8)

@@ -22,8 +22,7 @@ from backend.queue.job_queue import Requester
 from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.notice import project_notice
-from backend.versions.resolve import registry_of, registry_problems, served_model
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel, registry_of, registry_problems, served_model
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
 

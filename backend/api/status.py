@@ -24,7 +24,7 @@ from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
 from backend.queue.keys import STATS
 from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import RUNNING as TRAINS
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from training.registry import RegistryError
 
 status_page = Blueprint("status_page", __name__, template_folder="templates")

@@ -24,7 +24,7 @@ from backend.processes.running_service import announced
 from backend.processes.service_tree import service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Child, Supervisor, python_module
 from backend.settings import SCENES_MODEL, Settings, load_settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 
 TITLES = {"queue": "queue server", "worker-0": "worker", "api": "backend and Label Studio", "project": "projects"}
 PROJECT_S = 1800.0  # the first start outlines every image: seconds each on a busy CPU

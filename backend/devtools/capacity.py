@@ -31,7 +31,7 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.keys import STATS, task_key
 from backend.queue.recovery import living_workers
 from backend.settings import SCENES_MODEL, load_settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from integration.label_studio.client import LabelStudioClient
 from model.files import write_text
 

@@ -14,7 +14,7 @@ from backend.doctor.machine import Finding, local_findings
 from backend.errors import ServiceError
 from backend.processes.running_service import load_settings_of_running
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel, read_served_model
+from backend.versions.resolve import ServedModel, read_served_model
 from integration.label_studio.client import ClientError, LabelStudioClient
 
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("FAIL", "red"), "skipped": ("skip", "blue")}

@@ -12,7 +12,7 @@ from typing import Any
 
 from backend.settings import Settings
 from backend.versions.notice import has_smart_tools, project_notice
-from backend.versions.served_model import ServedModel, prompt_version
+from backend.versions.resolve import ServedModel, prompt_version
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
 

@@ -14,8 +14,7 @@ from backend.doctor.connection import connection_changes
 from backend.doctor.machine import Finding, Status
 from backend.errors import ServiceError
 from backend.settings import Settings
-from backend.versions.resolve import model_directory
-from backend.versions.served_model import ServedModel, read_served_model
+from backend.versions.resolve import ServedModel, model_directory, read_served_model
 from integration.label_studio.auth import is_personal_access_token
 from integration.label_studio.client import ClientError, LabelStudioClient
 from integration.label_studio.label_config import parse_label_config

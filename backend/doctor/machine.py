@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import sys
@@ -18,7 +17,8 @@ from backend.errors import ServiceError
 from backend.processes.embedded_redis import binary
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, unknown_variables
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
+from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
 from model.errors import MissingRequirementError, require_model_libraries
 
 Status = Literal["ok", "warning", "error", "skipped"]
@@ -74,9 +74,8 @@ def _libraries() -> Finding:
 def _model(settings: Settings) -> Finding:
     try:
         model = read_served_model(settings.model)
-        weights = settings.model / "model.safetensors"
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = settings.model / WEIGHTS_FILE
+        digest = file_digest(weights)
     except ServiceError as error:
         return Finding("model", "error", error.error, error.hint)
     except OSError as error:

@@ -18,8 +18,7 @@ from backend.learning.repredict import Repredictor
 from backend.learning.triggers import count_new_annotations
 from backend.predictions.projects import Project, Projects
 from backend.settings import Settings
-from backend.versions.resolve import registry_of, served_model
-from backend.versions.served_model import ServedModel, read_served_model
+from backend.versions.resolve import ServedModel, read_served_model, registry_of, served_model
 from backend.worker.images import ImageSource, label_studio_of
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice

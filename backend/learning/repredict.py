@@ -19,8 +19,7 @@ from backend.queue.connection import text
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.keys import repredict_key
 from backend.settings import Settings
-from backend.versions.resolve import version_directory
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model, version_directory
 from integration.label_studio.client import LabelStudioClient
 
 CHUNK = 200

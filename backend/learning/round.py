@@ -31,7 +31,7 @@ from backend.learning.steps import (
 from backend.learning.triggers import COMMAND, newest_of
 from backend.queue.train_queue import Progress
 from backend.settings import Settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from backend.versions.store import SHIPPED
 from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from training.registry import Registry

@@ -39,7 +39,7 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
     Raises:
         StartError: the port is taken, there is no model, or no queue server.
     """
-    from backend.versions.served_model import prompt_version, read_served_model
+    from backend.versions.resolve import prompt_version, read_served_model
 
     read_served_model(settings.model)
     settings = settings.model_copy(update={"port": _checked_port(settings)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel, prompt_version
+from backend.versions.resolve import ServedModel, prompt_version
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import notice, unknown_labels
 

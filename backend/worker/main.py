@@ -26,7 +26,7 @@ from backend.queue.job_store import FinishedJob
 from backend.queue.keys import INTERACTIVE_NAME, INTERACTIVE_WORKERS, QUEUED_CHANNEL, STATS, running_key
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
-from backend.versions.served_model import prompt_version
+from backend.versions.resolve import prompt_version
 from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread

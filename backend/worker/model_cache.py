@@ -17,8 +17,7 @@ import numpy as np
 
 from backend.errors import ServiceError, StartError, TaskError
 from backend.settings import Settings
-from backend.versions.resolve import model_directory, version_directory
-from backend.versions.served_model import ServedModel, node_budget_of, read_served_model
+from backend.versions.resolve import ServedModel, model_directory, node_budget_of, read_served_model, version_directory
 from backend.worker.oom_fallback import Predictor, is_out_of_memory, release_memory
 from model.errors import MissingRequirementError, require_model_libraries
 

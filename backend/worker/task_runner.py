@@ -18,7 +18,7 @@ import numpy as np
 from backend.errors import TaskError
 from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from backend.worker.images import BatchFetcher, Fetch, FetchedImages
 from backend.worker.oom_fallback import OomPolicy, PredictedImage, Predictor, predict_with_fallback
 from backend.worker.prompt_runner import PromptRunner

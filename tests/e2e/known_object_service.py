@@ -21,7 +21,7 @@ from backend.processes.parent_death import die_with_parent
 from backend.processes.service_tree import service_children
 from backend.processes.supervisor import Supervisor
 from backend.settings import Settings, load_settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from backend.worker.main import run_worker
 from model.instance import Instance, box_of
 

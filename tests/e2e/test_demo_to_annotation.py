@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from backend.settings import SCENES_MODEL
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from integration.label_studio.client import LabelStudioClient
 from integration.regions.read import regions_to_objects
 from tests.support.running_demo import RunningDemo, is_running

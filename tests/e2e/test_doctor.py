@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from backend.cli.main import cli
 from backend.doctor.machine import Finding
 from backend.settings import Settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from integration.label_studio.client import LabelStudioClient
 from tests.support.running_demo import RunningDemo
 

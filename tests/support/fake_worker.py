@@ -19,7 +19,7 @@ from redis import Redis
 from backend.logs import set_up_logs
 from backend.processes.parent_death import die_with_parent
 from backend.settings import Settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from backend.worker.main import run_worker
 from model.instance import Instance
 

@@ -120,7 +120,7 @@ def load_effort(directory: Path) -> EffortModel | None:
             raise ValueError(f"weights, intercept and scale are {numbers}, expected finite numbers >= 0")
     except (ValueError, TypeError, AttributeError) as error:
         raise EffortError(
-            f"the effort in {directory / METADATA_FILE} is damaged: {error}; run `transfiner effort calibrate` again"
+            f"the effort in {directory / METADATA_FILE} is damaged: {error}; take it out, or publish the version anew"
         ) from error
     return stored
 

@@ -40,7 +40,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 def serve(**options: Any) -> None:
     """Run everything: queue server, worker(s) and API; Ctrl-C ends all of it.
 
-    Memory: a request of 5,000 tasks took the API 110 MiB and the queue server 44 MiB, with 80 labels as with 1,203 (it
+    Memory: a request of 5,000 tasks took the API 112 MiB and the queue server 45 MiB, with 80 labels as with 1,203 (it
     never takes more than 1 GiB for what waits); a worker took 0.9 GiB, with images of 40 megapixels 2.8 GiB.
     `transfiner load --memory 5000` measures it here.
 

@@ -1,17 +1,17 @@
-"""`transfiner effort`: how well the order of tasks fits the work they take, and its calibration."""
+"""`transfiner effort compare`: how well the order of tasks fits the work they take."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, limit_threads, print_result
+from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, limit_threads
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -20,70 +20,36 @@ if TYPE_CHECKING:
 Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of both commands: a model, the images, and how to predict."""
-    for option in reversed(
-        (
-            click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name."),
-            click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot."),
-            click.option(
-                "--folds",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
-            ),
-            click.option("--set", "set_name", help="Instead of a snapshot: a set as in `transfiner data check`."),
-            click.option("--class", "names", multiple=True, help="Only this class, and images that show it."),
-            click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images."),
-            click.option(
-                "--shown-from",
-                type=click.FloatRange(0, 1),
-                default=0.5,
-                show_default=True,
-                help="Detections below this score are not shown to people.",
-            ),
-            click.option("--device", type=DEVICE, default="auto", show_default=True),
-            click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all."),
-            json_option,
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(cls=SuggestingGroup)
 def effort() -> None:
-    """Order tasks by the work they will take: calibrate, compare.
+    """Compare the order of tasks with the work they take.
 
     \b
     Example: transfiner effort compare --weights scenes-small --set scenes:val:60
     """
 
 
-@effort.command()
-@_options
-def calibrate(weights: Path, as_json: bool, **images: Any) -> None:
-    """Fit the expected edit to the corrections of a snapshot, and keep it in the model's metadata.json.
-
-    Only images that the model did not learn from count: those held out, and with --folds the others as
-    cross-validation saw them.
-
-    \b
-    Example: transfiner effort calibrate --weights candidate --snapshot snapshots/5c0b06cb
-    """
-    from training.snapshots.annotation_cost import EffortError
-
-    measured, name = _measured(weights, **images)
-    try:
-        fitted = measured.fit(name)
-    except EffortError as error:
-        raise ServiceError(str(error)) from error
-    fitted.save(weights)
-    outcome = {"weights": str(weights), "is_useful": fitted.is_useful, "verdict": fitted.verdict, **asdict(fitted)}
-    print_result(outcome, f"{weights}: {fitted.verdict}", as_json)
-
-
 @effort.command("compare")
-@_options
+@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
+@click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot.")
+@click.option(
+    "--folds",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
+)
+@click.option("--set", "set_name", help="Instead of a snapshot: a set as in `transfiner data check`.")
+@click.option("--class", "names", multiple=True, help="Only this class, and images that show it.")
+@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images.")
+@click.option(
+    "--shown-from",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Detections below this score are not shown to people.",
+)
+@click.option("--device", type=DEVICE, default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all.")
+@json_option
 def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
     """Compare orders of tasks with the edits that a simulated annotator needs.
 

@@ -29,7 +29,7 @@ from backend.devtools.programs import as_png, memory_mib, processor_s
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.queue.keys import STATS
 from backend.settings import load_settings
-from backend.versions.served_model import node_budget_of, read_served_model
+from backend.versions.resolve import node_budget_of, read_served_model
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output
 from integration.regions.write import build_prediction

@@ -20,7 +20,7 @@ from backend.devtools.load.measuring import replaceable_copy
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.processes.waiting import wait_until
 from backend.settings import SHIPPED_PROMPT_MODEL
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 
 # Labels of COCO and of LVIS.
 LABELS = (80, 1203)

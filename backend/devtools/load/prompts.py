@@ -18,7 +18,7 @@ from backend.devtools.programs import memory_mib
 from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
 from backend.errors import StartError
 from backend.queue.keys import PREDICT_LANE
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from training.synthetic.scenes import generate_scene, scene_seed
 
 WIDTH_PX, HEIGHT_PX = 640, 480

@@ -23,7 +23,7 @@ from backend.processes.label_studio_server import COLD_START_S, LabelStudioServe
 from backend.processes.supervisor import python_module
 from backend.processes.waiting import wait_until
 from backend.settings import PREFIX
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.label_config import fold
 

@@ -14,7 +14,7 @@ from backend.devtools.rehearsal.plan import Plan, material_of, write_pool, write
 from backend.devtools.rehearsal.project import RehearsalServers, RehearsedProject, Report, running_servers
 from backend.devtools.rehearsal.report import rank_correlations
 from backend.errors import ServiceError
-from backend.versions.served_model import ServedModel, read_served_model
+from backend.versions.resolve import ServedModel, read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
 from training.registry import Registry
 

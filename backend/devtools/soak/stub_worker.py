@@ -16,7 +16,7 @@ import numpy as np
 
 from backend.logs import set_up_logs
 from backend.settings import Settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from backend.worker.main import run_worker
 from backend.worker.oom_fallback import Predictor
 from model.instance import Instance

@@ -24,7 +24,7 @@ from backend.demo.project import DemoProject, draw_scenes, prepare_project, scen
 from backend.errors import StartError
 from backend.processes.label_studio_server import LabelStudioServer, Login
 from backend.settings import SCENES_MODEL, SHIPPED_MODEL
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from integration.label_studio.label_config import parse_label_config
 from training.registry import Registry
 from training.synthetic.scenes import CLASSES

@@ -22,7 +22,7 @@ from backend.devtools.soak.faults import BATCH_S, FAULTS
 from backend.devtools.soak.harness import Hosts, ServiceHarness
 from backend.devtools.soak.random_faults import run_random
 from backend.processes.waiting import wait_until
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 
 pytestmark = pytest.mark.service
 

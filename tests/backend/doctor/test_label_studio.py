@@ -13,7 +13,7 @@ from backend.doctor import label_studio as module
 from backend.doctor.label_studio import connection_findings
 from backend.doctor.machine import Finding
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from integration.label_studio.client import ClientError
 
 pytestmark = pytest.mark.service

@@ -12,8 +12,7 @@ from backend.errors import ServiceError
 from backend.learning.label_studio import connect, project_of, remove_notices, settle
 from backend.learning.repredict import Repredictor, repredicting
 from backend.predictions.projects import Project, Projects
-from backend.versions.resolve import active_version, project_name
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel, active_version, project_name
 from tests.support.fake_label_studio import TOKEN
 from tests.support.learning_doubles import write_checkpoint
 from tests.support.service import CONFIG, data_uri, setup_body, wait_until

@@ -15,7 +15,7 @@ from backend.predictions.service import Predictions
 from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.settings import SHIPPED_PROMPT_MODEL, Settings
-from backend.versions.served_model import read_served_model
+from backend.versions.resolve import read_served_model
 from tests.support.service import predict_body, tasks
 
 pytestmark = pytest.mark.service

@@ -11,8 +11,7 @@ import requests
 
 from backend.errors import ModelUnavailableError, StartError, TaskError
 from backend.settings import SCENES_MODEL, Settings
-from backend.versions.resolve import model_directory
-from backend.versions.served_model import node_budget_of, read_served_model
+from backend.versions.resolve import model_directory, node_budget_of, read_served_model
 from backend.worker.model_cache import WarmModels
 from model.instance import Instance
 from tests.support.service import predict_body, setup_body, tasks

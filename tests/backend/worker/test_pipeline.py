@@ -16,7 +16,7 @@ from backend.errors import TaskError
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FinishedJob
 from backend.queue.recovery import Heartbeat
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from backend.worker.batcher import Batcher
 from backend.worker.images import BatchFetcher
 from backend.worker.pipeline import BatchPipeline

@@ -17,7 +17,7 @@ from backend.predictions.projects import Projects
 from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.settings import Settings
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from backend.worker.images import ImageSource
 from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
 from backend.worker.prompt_runner import PromptRunner

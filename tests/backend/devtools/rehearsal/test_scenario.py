@@ -9,7 +9,7 @@ import pytest
 
 from backend.devtools.rehearsal.plan import finetuning
 from backend.devtools.rehearsal.project import RehearsedProject
-from backend.versions.served_model import ServedModel
+from backend.versions.resolve import ServedModel
 from training.finetune.settings import FinetuneSettings
 
 
