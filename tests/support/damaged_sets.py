@@ -43,6 +43,10 @@ CONFIG = (
 )
 
 
+#: Problems that lose nothing, and say that a class has another name, or that a file has changed: VIA knows no sizes.
+CHANGED = ("category without name", "repeated class name", "other file")
+
+
 @dataclass(frozen=True)
 class Written:
     """A set on disk: the files of its pictures and of its truth."""
@@ -212,9 +216,8 @@ def _collect(reading: Reading, samples: Any) -> None:
         for mask, label, is_crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
             if not is_crowd:
                 reading.objects[samples.class_names[label], mask.shape, mask.tobytes()] += 1
-    # Of sizes VIA knows only the file's: that it has changed is all that can be said.
-    problems = [problem for problem in samples.problems.entries if not problem.repaired or problem.kind == "other file"]
-    reading.problems += map(str, problems)
+    entries = samples.problems.entries
+    reading.problems += [str(problem) for problem in entries if not problem.repaired or problem.kind in CHANGED]
 
 
 def _read_export(reading: Reading, written: Written) -> None:

@@ -23,7 +23,7 @@ from training.datasets.sample import Sample
 DUPLICATE_IOU = 0.9
 #: A mask smaller than this share of its image, and than `SLIVER_PX` pixels, is a sliver.
 SLIVER_SHARE, SLIVER_PX = 1e-4, 64
-_CELL_PX, _CAPTION_PX, _MARGIN = (160, 160), 14, 0.25
+_CELL_PX, _CAPTION_PX, _MARGIN, _LEAST_MARGIN_PX = (160, 160), 14, 0.25, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +90,19 @@ def object_places(samples: Any, sample: Sample) -> list[str]:
 
 
 def object_picture(image: np.ndarray, mask_hw: np.ndarray) -> Image.Image:
-    """An object and a margin around it, small, its outline in red."""
+    """An object and a margin around it in the size of a cell, its outline in red."""
     inner = np.pad(mask_hw, 1)
     inside = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    margin = int(_MARGIN * max(len(rows), len(columns))) + 2
+    margin = int(_MARGIN * max(len(rows), len(columns))) + _LEAST_MARGIN_PX
     top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
     shown = slice(top, rows[-1] + margin + 1), slice(left, columns[-1] + margin + 1)
     drawn = image[shown].copy()
     drawn[(mask_hw & ~inside)[shown]] = (255, 0, 0)
     picture = Image.fromarray(drawn)
-    picture.thumbnail(_CELL_PX)
-    return picture
+    scale = min(_CELL_PX[0] / picture.width, _CELL_PX[1] / picture.height)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+    return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))), how)
 
 
 def save_pictures(pictures: Sequence[tuple[Image.Image, str, str]], file: Path, columns: int = 5) -> None:

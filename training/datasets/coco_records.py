@@ -138,6 +138,7 @@ class _Reader:
         self.records.category_ids, self.records.class_names = tuple(category_ids), tuple(classes)
 
     def images(self, listed: list[Any]) -> None:
+        unstated = 0
         for index, image in enumerate(listed):
             place = f"images[{index}]"
             number = self.records.id_of(image.get("id")) if isinstance(image, dict) else None
@@ -160,8 +161,14 @@ class _Reader:
                     detail = f"height, width are {_short(stated)}; expected pixels; taken from the picture"
                     self._note(place, "broken size", detail, repaired=True)
                 height = width = None
+                unstated += all(side is None for side in stated)
             self.records.images[number] = image | {"id": number, "height": height, "width": width}
             self.records.annotations[number] = []
+        if unstated:
+            detail = (
+                f"{unstated} state none: whether their pictures have another than when they were drawn is not known"
+            )
+            self._note("images", "no size", detail, repaired=True)
 
     def _repeated(self, place: str, number: int, image: Record) -> None:
         former = self.records.images.get(number)

@@ -64,7 +64,7 @@ def changed(**tables: Any) -> dict[str, Any]:
         (changed(annotations=[a | {"id": 1} for a in VALID["annotations"]]), "repeated annotation id", 4),
         (changed(annotations=[{k: v for k, v in a.items() if k != "id"} for a in VALID["annotations"]]), None, 4),
         (changed(images=[i | {"id": str(i["id"])} for i in VALID["images"]]), None, 4),
-        (changed(images=[{"id": i["id"], "file_name": i["file_name"]} for i in VALID["images"]]), None, 4),
+        (changed(images=[{"id": i["id"], "file_name": i["file_name"]} for i in VALID["images"]]), "no size", 4),
         (changed(images=[i | {"file_name": f"C:\\x\\{i['file_name']}"} for i in VALID["images"]]), None, 4),
         (changed(images=[*VALID["images"], VALID["images"][0]]), "repeated image", 4),
         (changed(images=[i | {"id": 1} for i in VALID["images"]]), "repeated image id", 0),
@@ -105,7 +105,7 @@ def test_outlines_beyond_a_picture_whose_size_is_not_stated_are_named(tmp_path: 
     dataset = changed(images=[{"id": i["id"], "file_name": i["file_name"]} for i in VALID["images"]])
     samples = opened(tmp_path, dataset, size=(6, 5))
     assert [int((~sample.crowd).sum()) for sample in samples] == [2, 1]
-    assert samples.problems.counts() == {"outline outside": 2, "empty mask": 1}
+    assert samples.problems.counts() == {"no size": 1, "outline outside": 2, "empty mask": 1}
 
 
 @pytest.mark.parametrize("folder", ["", "photos/"])
