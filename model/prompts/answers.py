@@ -93,7 +93,7 @@ def look(
     for start in range(0, len(views), BATCH):
         shown, asked = views[start : start + BATCH], prompts[start : start + BATCH]
         pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown])).permute(0, 3, 1, 2).float()
-        maps = torch.stack([_maps(view, prompt) for view, prompt in zip(shown, asked, strict=True)])
+        maps = torch.stack([maps_of(view, prompt) for view, prompt in zip(shown, asked, strict=True)])
         if is_mirrored:
             pixels, maps = torch.cat([pixels, pixels.flip(3)]), torch.cat([maps, maps.flip(3)])
         with torch.inference_mode():
@@ -156,8 +156,8 @@ def view_of_change(view: View, part: np.ndarray | None, point: Point) -> View | 
     return view_of_box((x - half, y - half, x + half, y + half), VIEW_SIDE, margin=1.0)
 
 
-def _maps(view: View, prompt: Prompt) -> torch.Tensor:
-    """Prompt maps in pixels of the view."""
+def maps_of(view: View, prompt: Prompt) -> torch.Tensor:
+    """Prompt maps (4, S, S) in pixels of the view."""
     box = None
     if prompt.box_xyxy is not None:
         x0, y0, x1, y1 = view.to_view(np.array(prompt.box_xyxy).reshape(2, 2)).flatten().tolist()

@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
+from model.mask_head.quadtree import propagate
 from model.prompt_predictor import PromptedImage, PromptPredictor
-from model.prompts.answers import Prompt, as_instance, first_view
+from model.prompts.answers import Prompt, as_instance, first_view, maps_of
+from model.prompts.views import View
 from training.metrics.boundary import boundary_mask
 from training.prompts.clicks import next_click
 from training.prompts.data import MaskedObject, ObjectSet, jittered_box
@@ -83,7 +87,10 @@ def measure_boxes(
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> BoxFigures:
-    """Every object from its true box and from a jittered one; ours coarse and refined, the ellipse, GrabCut."""
+    """Every object from its true box and from a jittered one; ours coarse and refined, the ellipse, GrabCut.
+
+    "true at nodes" is the coarse mask with the truth at the places that are refined: what refinement can reach there.
+    """
     figures, rng = BoxFigures(), np.random.default_rng(seed)
     for item in objects.objects:
         image = objects.images[item.image]
@@ -98,12 +105,32 @@ def measure_boxes(
         figures.areas.append(float(truth.sum()))
         figures.add("refined", truth, instance.mask_hw)
         figures.add("coarse", truth, as_instance(view, coarse[0], 1.0, prompt, image.shape[:2]).mask_hw)
+        best = best_refinement(predictor, image, view, prompt, truth)
+        figures.add("true at nodes", truth, as_instance(view, best, 1.0, prompt, image.shape[:2]).mask_hw)
         figures.add("jittered", truth, prompted.prompt(Prompt(box_xyxy=moved)).mask_hw)
         figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
         if with_grabcut:
             figures.add("grabcut", truth, grabcut(image, item.box_xyxy))
         progress()
     return figures
+
+
+@torch.inference_mode()
+def best_refinement(
+    predictor: PromptPredictor, image_rgb: np.ndarray, view: View, prompt: Prompt, truth: np.ndarray
+) -> np.ndarray:
+    """Probabilities (s, s) of a view, mirrored, too, as `look` has them, with the truth at every quadtree node."""
+    network, head = predictor.network, predictor.network.mask_head
+    pixels = torch.from_numpy(np.array(view.pixels(image_rgb))).permute(2, 0, 1)[None].float()
+    maps, shown = maps_of(view, prompt)[None], torch.from_numpy(view.pixels(truth, 0) / 255)[None]
+    pixels, maps, shown = (torch.cat([grid, grid.flip(-1)]) for grid in (pixels, maps, shown.float()))
+    output = network.coarse(network.features(pixels.to(predictor.device), maps.to(predictor.device)))
+    nodes = head.find_nodes(output)
+    grids = [F.adaptive_avg_pool2d(shown.to(predictor.device), side) for side in head.sizes]
+    values = [level.of(grid) for level, grid in zip(nodes, grids, strict=True)]
+    coarse = output.logits.float().sigmoid()
+    plain, mirrored = propagate(coarse, nodes, values, head.sizes, head.settings.propagation)
+    return np.asarray(((plain + mirrored.flip(1)) / 2).cpu().numpy())
 
 
 def _inside(box: Sequence[float], shape_hw: tuple[int, int]) -> tuple[float, float, float, float]:
