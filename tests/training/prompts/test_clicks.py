@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import get_config
+from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt, mask_of_view
 from model.prompts.network import VIEW_SIDE, PromptNetwork
-from model.prompts.predictor import PromptPredictor
 from model.prompts.views import view_of_box
 from training.prompts.clicks import next_click
 from training.prompts.evaluate import best_refinement, ellipse_in_box, mean_interval, overlap
