@@ -1,14 +1,18 @@
 """How good few-shot learning is by the number of images: AP on a test set for several draws of the training images.
 
-What is kept of an image serves every draw, so a curve costs little more than its largest point.
+Each point learns what the service would learn from so many images, outlines included. What is kept of an image serves
+every draw, so a curve without outlines costs little more than its largest point.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +20,8 @@ from model.checkpoints.checkpoint import load_checkpoint
 from training.datasets import CocoSet, Sample
 from training.datasets.sample import narrowed
 from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.fewshot import outlines
+from training.fewshot.class_rows import ClassRows
 from training.fewshot.learn import VIEWS_PER_IMAGE
 from training.fewshot.learner import FewShotLearner, LearnedImage
 from training.metrics.coco import coco_ap
@@ -91,16 +97,56 @@ def fewshot_curve(
             began = time.process_time()
             rows = learner.rows([kept[index] for index in order[:count]])
             fit_s = time.process_time() - began
-            results = []
-            for image_id, image in shown:
-                detections = learner.detections(image, rows)
-                results += coco_results(
-                    image_id, detections.pred_masks.numpy(), detections.scores.numpy(), detections.pred_classes.numpy()
-                )
+            drawn = [train[index] for index in order[:count]] if count >= outlines.LEAST_IMAGES else []
+            with _learned_outlines(learner, DrawnSamples(train.class_names, drawn)):
+                results = _results(learner, shown, rows)
             mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary", ratio=ratio)
             points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"], fit_s))
             progress(points[-1])
     return points
+
+
+@dataclass(slots=True)
+class DrawnSamples:
+    """Some samples of a set."""
+
+    class_names: tuple[str, ...]
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+@contextmanager
+def _learned_outlines(learner: FewShotLearner, samples: DrawnSamples) -> Iterator[None]:
+    """The learner outlines as it would after learning from the samples' masks, where that is better; then as before."""
+    if not len(samples):
+        yield
+        return
+    network = learner.network.prompts
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        state, choice = outlines.learn_outlines(network, samples, Path(folder) / "outlines")
+    if choice.is_better:
+        network.load_state_dict(state)
+    try:
+        yield
+    finally:
+        network.load_state_dict(before)
+
+
+def _results(
+    learner: FewShotLearner, shown: Sequence[tuple[int, LearnedImage]], rows: ClassRows
+) -> list[dict[str, Any]]:
+    results = []
+    for image_id, image in shown:
+        found = learner.detections(image, rows)
+        masks, scores, classes = found.pred_masks.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+        results += coco_results(image_id, masks, scores, classes)
+    return results
 
 
 def curve_as_dict(points: Sequence[CurvePoint]) -> dict[str, object]:

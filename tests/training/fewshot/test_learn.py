@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from model.predictor import Predictor
 from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
 from training.engine.log import read_progress
-from training.fewshot import learn
+from training.fewshot import learn, outlines
 from training.fewshot.class_rows import LOSS_PERIOD, STEPS
 from training.fewshot.curve import ClassSamples, curve_as_dict, curve_text, fewshot_curve
 from training.fewshot.learn import facts_of, learn_few_shot
@@ -105,11 +106,20 @@ def test_another_network_is_refused(snapshot: Path, tmp_path: Path) -> None:
         learn_few_shot(PHOTOS.with_name("scenes-small"), snapshot, tmp_path)
 
 
-def test_the_curve_draws_nested_images(snapshot: Path) -> None:
+def test_the_curve_draws_nested_images(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[int] = []
+
+    def learned(network: Any, samples: Any, _folder: Path) -> Any:
+        taught.append(len(samples))
+        return network.state_dict(), outlines.OutlineChoice(0.5, 0.6, 1, 1, 1)
+
+    monkeypatch.setattr(outlines, "LEAST_IMAGES", 2)
+    monkeypatch.setattr(outlines, "learn_outlines", learned)
     train = ClassSamples(open_snapshot(snapshot).open_set("train"), ("lantern",))
     test = ClassSamples(open_snapshot(snapshot).open_set("holdout"), ("lantern",), all_images=True)
     points = fewshot_curve(PHOTOS, train, test, [1, 2], 1)
     assert [point.images for point in points] == [1, 2]
+    assert taught == [2], "outlines are learned from as many images as the service asks for"
     assert curve_text(points).count("\n") == 2
     assert curve_as_dict(points)["means"][1]["draws"] == 1  # type: ignore[index]
     with pytest.raises(ValueError, match="99 images were asked for"):
