@@ -277,9 +277,9 @@ class SnapshotBuilder:
             ignored += read.ignored
             self.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in read.left_out]
             self.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in read.notes]
-            if read.other_shape:
+            if read.turned:
                 unreadable += max(1, len(read.objects))
-                self.left_out.append(LeftOut(task.id, annotation.id, "", read.other_shape))
+                self.left_out.append(LeftOut(task.id, annotation.id, "", read.turned))
         if len(drawings) == 1:
             return list(drawings[0]), self._in_every_class(ignored), unreadable
         consensus = vote(drawings)

@@ -45,7 +45,7 @@ class Drawings:
             background.
         nowhere: how many broken outlines have no known place, so that nothing in the image is known to be background.
         notes: id and text of what was read otherwise than it may have been meant; nothing is lost with these.
-        other_shape: what is wrong where outlines were drawn on an image of another shape; "" where they were not.
+        turned: what is wrong where outlines were drawn on the image turned by a quarter; "" where they were not.
     """
 
     objects: tuple[AnnotatedObject, ...]
@@ -53,7 +53,7 @@ class Drawings:
     ignored: tuple[AnnotatedObject, ...] = ()
     nowhere: int = 0
     notes: tuple[tuple[str, str], ...] = ()
-    other_shape: str = ""
+    turned: str = ""
 
 
 def read_drawings(
@@ -106,20 +106,28 @@ def read_drawings(
     for number, kept in doubles.items():
         notes += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
     kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
-    misfit = _other_shape(ours, width, height)
-    return Drawings(kept_objects, tuple(left_out), tuple(ignored), nowhere, tuple(notes), misfit)
+    turned, resized = _of_another_shape(ours, width, height)
+    notes += [resized] if resized else []
+    return Drawings(kept_objects, tuple(left_out), tuple(ignored), nowhere, tuple(notes), turned)
 
 
-def _other_shape(entries: Sequence[Mapping[str, Any]], width: int, height: int) -> str:
-    """What is wrong where an outline was drawn on an image of another shape, as one that is turned or cropped."""
-    for rows, columns in filter(None, map(painted_size, entries)):
+def _of_another_shape(
+    entries: Sequence[Mapping[str, Any]], width: int, height: int
+) -> tuple[str, tuple[str, str] | None]:
+    """How the image that was drawn on differs in shape: the reason where it was turned, else a note, for the first one.
+
+    Coordinates are percentages, so that a size that is wrong, as scripts write it, does no harm; a turn does.
+    """
+    for entry in entries:
+        rows, columns = painted_size(entry) or (height, width)
         rounding = max(width + height, rows + columns)  # a side of a scaled image may be a pixel longer or shorter
-        if abs(rows * width - columns * height) > rounding:
-            return (
-                f"it was drawn on an image of {columns} x {rows} pixels, which is no size of this one of {width} x "
-                f"{height}: it was turned or cropped"
-            )
-    return ""
+        if abs(rows * width - columns * height) <= rounding:
+            continue
+        said = f"drawn on an image of {columns} x {rows} pixels, which is no size of this one of {width} x {height}"
+        if abs(columns * width - rows * height) <= rounding:
+            return f"it was {said}: it was turned", None
+        return "", (str(entry.get("id") or ""), f"{said}: its percentages are taken of this one")
+    return "", None
 
 
 def is_box(drawn: AnnotatedObject) -> bool:

@@ -97,21 +97,29 @@ class Clock:
 @pytest.fixture
 def hour(
     demo: RunningDemo, tmp_path: Path
-) -> Iterator[tuple[LabelStudioClient, int, dict[int, list[list[list[float]]]]]]:
-    """A project of photographs: client, its id, and the outlines of each task."""
+) -> Iterator[tuple[LabelStudioClient, int, dict[int, list[list[list[float]]]], dict[int, tuple[int, int]]]]:
+    """A project of photographs: client, its id, and of each task the outlines and the image's width and height."""
     client = demo.client()
     pictures = photographs(tmp_path)
     project = client.create_project(title="Balloons", label_config=first_config())["id"]
     client.upload_files(project, [path for path, _ in pictures])
     outlines = dict(pictures)
     by_name = {path.name: outlines[path] for path in outlines}
-    tasks = {task["id"]: _of_task(task, by_name) for task in client.iter_tasks(project)}
+    sizes_by_name = {path.name: _size(path) for path in outlines}
+    listed = list(client.iter_tasks(project))
+    tasks = {task["id"]: _of_task(task, by_name) for task in listed}
+    sizes = {task["id"]: _of_task(task, sizes_by_name) for task in listed}
     assert len(tasks) == PHOTOGRAPHS
-    yield client, project, tasks
+    yield client, project, tasks, sizes
     client._json("DELETE", f"/api/projects/{project}/")
 
 
-def _of_task(task: dict[str, Any], by_name: dict[str, Any]) -> list[list[list[float]]]:
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _of_task(task: dict[str, Any], by_name: dict[str, Any]) -> Any:
     """Label Studio puts a random part before a file's name."""
     (name,) = (name for name in by_name if str(task["data"]["image"]).endswith(name))
     return by_name[name]
@@ -120,7 +128,7 @@ def _of_task(task: dict[str, Any], by_name: dict[str, Any]) -> list[list[list[fl
 def test_the_first_hour(
     demo: RunningDemo, hour: Any, page: Page, screenshots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, project, outlines = hour
+    client, project, outlines, sizes = hour
     clock = Clock()
     settings = f"{demo.url}/projects/{project}/settings/ml"
     status = f"http://localhost:{demo.backend_port}/status"
@@ -147,7 +155,7 @@ def test_the_first_hour(
     clock.step("Retrieve Predictions leaves a sentence in the data manager; doctor names the labels")
 
     for task, shapes in list(outlines.items())[:ANNOTATED]:
-        client.create_annotation(task, [region(points) for points in shapes], lead_time=30.0)
+        client.create_annotation(task, [region(points, sizes[task]) for points in shapes], lead_time=30.0)
     clock.step(f"{ANNOTATED} photographs annotated")
 
     start_training(page, settings)
@@ -221,15 +229,15 @@ def ask_to_cancel(page: Page, status: str) -> None:
     expect(page.get_by_text("learns, step").first).to_be_visible()
 
 
-def region(points: list[list[float]]) -> dict[str, Any]:
-    """A polygon as the editor submits it."""
+def region(points: list[list[float]], size: tuple[int, int]) -> dict[str, Any]:
+    """A polygon as the editor submits it, on an image of that width and height."""
     return {
         "type": "polygonlabels",
         "from_name": "outline",
         "to_name": "image",
         "image_rotation": 0,
-        "original_width": EDGE_PX,
-        "original_height": EDGE_PX,
+        "original_width": size[0],
+        "original_height": size[1],
         "value": {"points": points, "closed": True, "polygonlabels": ["balloon"]},
     }
 

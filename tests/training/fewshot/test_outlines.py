@@ -60,6 +60,7 @@ def test_outlines_come_nearer_to_what_people_draw(learner: FewShotLearner, tmp_p
     changed = {name.split(".")[0] for name, values in base.items() if not values.equal(state[name])}
     assert changed == {"pyramid", "mask_head", "quality"}
     assert all(values.equal(learner.network.prompts.state_dict()[name]) for name, values in base.items())
+    assert float(np.float32(1e-40) * np.float32(1.0)) > 0, "the process computes with denormal numbers again"
 
 
 def test_large_pictures_are_reduced_with_their_masks() -> None:
