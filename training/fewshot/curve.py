@@ -143,9 +143,9 @@ def _results(
 ) -> list[dict[str, Any]]:
     results = []
     for image_id, image in shown:
-        found = learner.detections(image, rows)
-        masks, scores, classes = found.pred_masks.numpy(), found.scores.numpy(), found.pred_classes.numpy()
-        results += coco_results(image_id, masks, scores, classes)
+        instances = learner.detections(image, rows)
+        masks, scores = instances.pred_masks.numpy(), instances.scores.numpy()
+        results += coco_results(image_id, masks, scores, instances.pred_classes.numpy())
     return results
 
 
