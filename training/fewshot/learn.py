@@ -16,7 +16,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,30 +91,25 @@ def learn_few_shot(
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
     own = relabel_samples(samples, classes, renamed or {})
     views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
-    incumbent_facts = facts_of(incumbent, str(learner.base.metadata.get("digest", ""))) if incumbent else {}
-    taught = set(incumbent_facts.get("images", ()))
-    pools = {"candidate": set(hashes), "incumbent": taught & set(hashes)} if folds else {}
-    fits = folds * sum(bool(pool) for pool in pools.values()) + 1
-    judged = sum(len(pool) for pool in pools.values())
+    base_digest = str(learner.base.metadata.get("digest", ""))
+    incumbent_facts = facts_of(incumbent, base_digest) if incumbent else {}
+    taught = set(hashes).intersection(incumbent_facts.get("images", ()))
+    pools = {"candidate": set(hashes), "incumbent": taught} if folds else {}
     outline_steps = outlines.PLAN.iterations if len(own) >= outlines.LEAST_IMAGES else 0
-    progress = _Progress(
-        out, on_progress, looks=len(own), fits=fits, judged=judged, views=views, outline_steps=outline_steps
-    )
+    progress = _Progress(out, on_progress, list(pools.values()), folds, len(own), views, outline_steps)
     images = dict(zip(hashes, _looked_at(learner, own, views, seed, progress), strict=True))
-    progress.phase = "evaluating"
-    power = 1.0
+    progress.phase, power = "evaluating", 1.0
     if folds:
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
-        looked_at = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
-        power = _cross_validate(out / FOLDS_FILE, learner, looked_at, truth, incumbent_facts, folds, progress)
+        seen = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
+        power = _cross_validate(out / FOLDS_FILE, learner, seen, truth, incumbent_facts, folds, progress)
     network, choice = _outlines(learner, own, out, progress) if outline_steps else (None, {})
     progress.phase = "saving"
-    digest = samples.snapshot.digest
     facts = {
-        "version": f"{learner.base.metadata['name']}-{digest[:8]}",
-        "snapshot": digest,
+        "version": f"{learner.base.metadata['name']}-{samples.snapshot.digest[:8]}",
+        "snapshot": samples.snapshot.digest,
         **choice,
-        FACTS_KEY: {"base": learner.base.metadata.get("digest", ""), "images": hashes, "score_power": power},
+        FACTS_KEY: {"base": base_digest, "images": hashes, "score_power": power},
     }
     rows = learner.rows(list(images.values()), progress.loss)
     progress.add(progress.fit_s)
@@ -287,13 +282,14 @@ class _Progress:
         self,
         out: Path,
         on_progress: OnProgress | None,
-        *,
+        pools: Sequence[Collection[str]],
+        folds: int,
         looks: int,
-        fits: int,
-        judged: int,
         views: int,
         outline_steps: int,
     ) -> None:
+        fits = folds * sum(bool(pool) for pool in pools) + 1
+        judged = sum(map(len, pools))
         self.file, self.on_progress = out / PROGRESS_FILE, on_progress
         self.look_s, self.fit_s = views * VIEW_S, looks * views * FIT_S
         self.steps = looks + fits + judged + outline_steps

@@ -194,17 +194,13 @@ def train_prompts(
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         spent, step = state["spent_s"], state["step"]
-    batches = iter(
-        DataLoader(
-            Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=4 if plan.workers else None
-        )
-    )
+    ahead = 4 if plan.workers else None
+    batches = iter(DataLoader(Views(objects, plan), batch_size=None, num_workers=plan.workers, prefetch_factor=ahead))
     network.train()
     started, saved, losses = time.monotonic() - spent, time.monotonic(), dict[str, float]()
     with EventStorage(0), (folder / "log.jsonl").open("a") as lines, flushed_denormals():
         while (spent := time.monotonic() - started) < plan.seconds and (not plan.iterations or step < plan.iterations):
-            progress = max(spent / plan.seconds, step / plan.iterations if plan.iterations else 0.0)
-            rate = min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            rate = _rate(plan, spent, step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * group["factor"] * rate
             by_clicks, batch = next(batches)
@@ -233,6 +229,12 @@ def train_prompts(
                 _save(folder, network, ema, optimizer, spent, step)
                 saved = time.monotonic()
     _save(folder, network, ema, optimizer, time.monotonic() - started, step)
+
+
+def _rate(plan: PromptTraining, spent_s: float, step: int) -> float:
+    """Share of the learning rate: a linear warm-up, then a cosine to zero by time or iterations, which ends first."""
+    progress = max(spent_s / plan.seconds, step / plan.iterations if plan.iterations else 0.0)
+    return min(1.0, (step + 1) / plan.warm_up) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.AdamW:
