@@ -91,11 +91,10 @@ class PromptNetwork(nn.Module):
         levels = torch.full((len(views),), ROOT_MAP, device=views.device)
         return ViewFeatures(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0)
 
-    def coarse(self, pyramid: ViewFeatures) -> CoarseOutput:
-        """Coarse masks and incoherence logits of every view."""
-        return self.mask_head.coarse(
-            pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device)
-        )
+    def coarse(self, pyramid: ViewFeatures, *, detect: bool = True) -> CoarseOutput:
+        """Coarse masks of every view, and with ``detect`` incoherence logits."""
+        classes = torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device)
+        return self.mask_head.coarse(pyramid, classes, detect=detect)
 
     def score(self, output: CoarseOutput) -> Tensor:
         """Logits (V,) of the IoU that a view's coarse mask is expected to have."""
@@ -110,7 +109,7 @@ class PromptNetwork(nn.Module):
     def predict(self, views: Tensor, prompts: Tensor, *, refine: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities (V, 128, 128) of each view's mask, coarse ones of that size, and expected IoUs (V,)."""
         pyramid = self.features(views, prompts, finest=refine)
-        output = self.coarse(pyramid)
+        output = self.coarse(pyramid, detect=refine)
         coarse = F.interpolate(
             output.logits.float().sigmoid()[:, None], self.mask_head.output_size, mode="bilinear", align_corners=False
         )[:, 0]
