@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from training.evaluation.coco_format import quiet
+from tests.support.coco_reference import quiet
 from training.evaluation.coco_truth import read_truth
 from training.metrics.coco import coco_ap, compressed
 

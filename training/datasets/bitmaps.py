@@ -24,12 +24,10 @@ class BitmapSet(Sequence[Sample]):
 
     Raises:
         FileNotFoundError: the split is not there, or (``missing="fatal"``) an image without ground truth.
-        BadAnnotationError: ``bad="fatal"`` and an instance cannot be right.
     """
 
     root: Path
     split: str
-    bad: Policy = "skip"
     missing: Policy = "fatal"
     class_names: tuple[str, ...] = field(init=False)
     #: Folder and names of the pictures and of the truth.
@@ -37,7 +35,7 @@ class BitmapSet(Sequence[Sample]):
     truths: ClassVar[tuple[str, str]]
 
     def __post_init__(self) -> None:
-        self.problems = Problems(self.bad)
+        self.problems = Problems()
         folder, names = self.root / self.pictures[0] / self.split, self.pictures[1]
         images = sorted(folder.glob(names))
         if not images:

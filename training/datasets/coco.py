@@ -31,18 +31,16 @@ class CocoSet(Sequence[Sample]):
     Raises:
         FileNotFoundError: the annotation file or (``missing="fatal"``, when it is asked for) an image is missing.
         ValueError: the annotation file is no COCO file.
-        BadAnnotationError: ``bad="fatal"`` and an annotation cannot be right; ``missing="fatal"`` and an image is
-            damaged.
+        BadAnnotationError: ``missing="fatal"`` and an image is damaged.
     """
 
     annotations: Path
     images: Path
-    bad: Policy = "skip"
     missing: Policy = "fatal"
     class_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.problems = Problems(self.bad)
+        self.problems = Problems()
         self.records: CocoRecords = read_records(self._records(), self.annotations, self.problems)
         self._join_repeated_files()
         self._basenames = Counter(_file_name(image).rpartition("/")[2] for image in self.records.images.values())

@@ -14,10 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-import numpy as np
 
 from model.files import write_text
 
@@ -50,9 +47,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._lines.close()
         if self._board is not None:
             self._board.close()
@@ -64,11 +59,6 @@ class RunLog:
             lines.write(json.dumps(line) + "\n")
         self._scalars({f"evaluation/{name}": value for name, value in figures.items()}, iteration)
         logger.info("%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-    def picture(self, iteration: int, picture_rgb: np.ndarray) -> None:
-        """Show a picture (H x W x 3 uint8) in TensorBoard."""
-        if self._board is not None:
-            self._board.add_image("predictions", picture_rgb, iteration, dataformats="HWC")
 
     def record(self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds."""
@@ -164,9 +154,11 @@ class RunProgress:
 OnProgress = Callable[[RunProgress], None]
 
 
-def write_progress(path: Path, progress: RunProgress) -> None:
-    """Replace the file in one step: a reader finds the old note or the new one, whole."""
+def write_progress(path: Path, progress: RunProgress, tell: OnProgress | None = None) -> None:
+    """Replace the file in one step, so that a reader finds the old note or the new one, whole; and tell who asked."""
     write_text(path, json.dumps(asdict(progress)) + "\n")
+    if tell is not None:
+        tell(progress)
 
 
 def read_progress(path: Path) -> RunProgress | None:

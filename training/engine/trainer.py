@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,16 +30,7 @@ from training.distributed import keep_freed_memory
 from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.step import (
-    Batch,
-    LearningStep,
-    MovingAverage,
-    Precision,
-    build_optimizer,
-    lr_factor,
-    run_fraction,
-    set_lr,
-)
+from training.engine.step import Batch, LearningStep, MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -90,7 +81,7 @@ class Trainer:
         self.average = MovingAverage(model, cfg.TRAINING.EMA_DECAY) if cfg.TRAINING.EMA_DECAY > 0 else None
         self.progress = TrainingProgress()
         if resume:
-            self.progress = load_state(folder, model, self.optimizer, self.average, self.step.precision)
+            self.progress = load_state(folder, model, self.optimizer, self.average, self.step.scaler)
         self.stop, self.stop_requested = StopSignal(), False
         self.samples = samples if samples is not None else training_samples(cfg)
         if len(self.samples.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
@@ -162,16 +153,13 @@ class Trainer:
 
     def _save_due(self) -> bool:
         iteration = self.progress.iteration
-        checked = self.checks.evaluation_due(iteration) or self.checks.picture_due(iteration)
-        return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or checked
+        return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.checks.evaluation_due(iteration)
 
     def _check(self, log: RunLog | None, *, last: bool = False) -> None:
         """Look at the checkpoint that was just saved; the other processes wait at their next step."""
         if log is None:
             return
         iteration, checkpoint = self.progress.iteration, self.folder / "checkpoint"
-        if self.checks.picture_due(iteration):
-            self.checks.draw(checkpoint, iteration, log)
         if self.checks.evaluation_due(iteration, last=last):
             self._tell("evaluating")
             self.checks.evaluate(checkpoint, iteration, log)
@@ -185,9 +173,7 @@ class Trainer:
 
     def _pass_on(self, progress: RunProgress) -> None:
         if processes.rank() == 0:
-            write_progress(self.folder / PROGRESS_FILE, progress)
-            if self.on_progress is not None:
-                self.on_progress(progress)
+            write_progress(self.folder / PROGRESS_FILE, progress, self.on_progress)
 
     def _diverged(self, batch: Batch, values: dict[str, float]) -> None:
         path = self.folder / f"diverged_batch_{processes.rank()}.pt"
@@ -202,7 +188,7 @@ class Trainer:
         path = self.folder / "checkpoint"
         if processes.rank() != 0:
             return path
-        save_state(self.folder, self.progress, self.model, self.optimizer, self.average, self.step.precision)
+        save_state(self.folder, self.progress, self.model, self.optimizer, self.average, self.step.scaler)
         seen = self.progress.iteration * self.cfg.SOLVER.IMS_PER_BATCH
         training = {
             "iterations": self.progress.iteration,
@@ -230,7 +216,7 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-    precision: Precision | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
     """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
     path = folder / STATE_FILE
@@ -243,7 +229,7 @@ def save_state(
     }
     if torch.cuda.is_available():
         state["rng_cuda"] = torch.cuda.get_rng_state()
-    if precision is not None and (scale := precision.state_dict()):
+    if scaler is not None and (scale := scaler.state_dict()):
         state["scale"] = scale
     if average is not None:
         state["average"] = average.state
@@ -258,7 +244,7 @@ def load_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-    precision: Precision | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> TrainingProgress:
     """Restore everything `save_state` wrote, in place; what an older or another run did not write stays as it is.
 
@@ -274,8 +260,8 @@ def load_state(
     torch.set_rng_state(state["rng"])
     if "rng_cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng_cuda"])
-    if precision is not None and "scale" in state:
-        precision.load_state_dict(state["scale"])
+    if scaler is not None and "scale" in state:
+        scaler.load_state_dict(state["scale"])
     if average is not None and "average" in state:
         for name, value in state["average"].items():
             average.state[name].copy_(value)
@@ -298,9 +284,7 @@ class StopSignal:
             self._previous = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -35,9 +35,9 @@ from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_pr
 from training.fewshot import outlines
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
-from training.finetune.data import NothingToLearn
+from training.finetune.data import training_part
 from training.snapshots.format import encode_rle
-from training.snapshots.samples import SnapshotSamples, relabel_samples
+from training.snapshots.samples import relabel_samples
 
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.
@@ -85,7 +85,7 @@ def learn_few_shot(
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
         ValueError: classes and renamings do not fit, or the base is another network.
     """
-    samples = _training_part(snapshot)
+    samples = training_part(snapshot)
     classes = tuple(classes) or samples.snapshot.classes
     learner = FewShotLearner(load_checkpoint(base), classes, renamed)
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
@@ -116,15 +116,6 @@ def learn_few_shot(
     learner.save(out / CHECKPOINT, rows, power, facts, network)
     progress.end()
     return out / CHECKPOINT
-
-
-def _training_part(snapshot: Path) -> SnapshotSamples:
-    samples = SnapshotSamples(snapshot)
-    if len(samples) == 0:
-        raise NothingToLearn(
-            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more"
-        )
-    return samples
 
 
 def _looked_at(
@@ -323,6 +314,4 @@ class _Progress:
     def _write(self, eta_s: float) -> None:
         elapsed_s = time.monotonic() - self.began
         note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, elapsed_s, curve=tuple(self.curve))
-        write_progress(self.file, note)
-        if self.on_progress is not None:
-            self.on_progress(note)
+        write_progress(self.file, note, self.on_progress)

@@ -203,9 +203,7 @@ class _ProgressReporter:
 
     def __call__(self, progress: FinetuneProgress) -> None:
         if processes.rank() == 0:
-            write_progress(self.path, progress)
-            if self.on_progress is not None:
-                self.on_progress(progress)
+            write_progress(self.path, progress, self.on_progress)
 
     def of_run(self, progress: FinetuneProgress) -> None:
         """The trainer's note; its end is not the end while the checkpoint is not in place."""

@@ -50,7 +50,6 @@ class FinetuneSettings:
         replay_share: of the samples, from earlier snapshots, where there are any.
         base_share: of the samples, from base sets, where there are any.
         band_weight: factor of the places where people moved an outline.
-        use_weights: False ignores weights and bands (the control of a comparison).
         renamed: old class name -> new class name.
         accumulate, precision: as TRAINING.ACCUMULATE and TRAINING.PRECISION.
         threads: of the arithmetic (0: the machine's choice). data_workers: processes that prepare images.
@@ -69,7 +68,6 @@ class FinetuneSettings:
     replay_share: float = 0.25
     base_share: float = 0.25
     band_weight: float = 3.0
-    use_weights: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
     accumulate: int = 1
     precision: str = "fp32"

@@ -18,7 +18,7 @@ from scipy.stats import norm, t
 
 from training.gate.holdout import AP_KINDS, HoldoutResult
 from training.gate.rules import GateRules
-from training.metrics.bootstrap import bootstrap_draws
+from training.metrics.bootstrap import bootstrap_draws, image_weights
 
 ALL, SHARED = "AP", "AP of shared classes"
 
@@ -39,10 +39,6 @@ class Change:
     high: float
     better: float
 
-    def as_dict(self) -> dict[str, float]:
-        """Plain types, for JSON."""
-        return asdict(self)
-
 
 # "mask" and "boundary" -> "AP", SHARED, "AP/<class>" -> Change; without what neither was asked for.
 Changes = dict[str, dict[str, Change]]
@@ -51,8 +47,7 @@ Changes = dict[str, dict[str, Change]]
 def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: GateRules) -> Changes:
     """Changes from the other model to the candidate, both measured on the same hold-out."""
     images = len(candidate.holdout.keys)
-    weights = bootstrap_draws(images, rules.resamples, rules.seed)
-    weights = np.concatenate((np.ones((1, images), np.int64), weights))  # the hold-out itself first
+    weights = image_weights(images, rules.resamples, rules.seed)  # the hold-out itself first
     tail = tail_share(rules.confidence, candidate.holdout.annotated_images)
     shared = [name in candidate.known & other.known for name in candidate.holdout.classes]
     return {
@@ -120,6 +115,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return means
 
 
-def as_dict(changes: Changes) -> dict[str, Any]:
+def changes_as_dict(changes: Changes) -> dict[str, Any]:
     """Plain types, for JSON."""
-    return {kind: {name: change.as_dict() for name, change in part.items()} for kind, part in changes.items()}
+    return {kind: {name: asdict(change) for name, change in part.items()} for kind, part in changes.items()}

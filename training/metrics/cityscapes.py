@@ -26,7 +26,7 @@ from training.metrics.boundary import boundary_mask
 from training.metrics.coco import IouKind
 from training.metrics.coco_schema import RecordError, read_pixels
 from training.metrics.matching import mean
-from training.metrics.parallel import join_in_processes
+from training.metrics.parallel import map_images_in_processes
 
 LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
@@ -227,7 +227,8 @@ def cityscapes_ap(
     compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
     evaluation = CityscapesEvaluation(compared, ratio)
     pairs = [(path, _prediction_of(path, texts, results)) for path in images]
-    join_in_processes(evaluation, _evaluated, pairs, (results, compared, ratio), processes, progress)
+    for part in map_images_in_processes(_evaluated, pairs, (results, compared, ratio), processes, progress):
+        evaluation.join(part)
     return evaluation.numbers(), len(images), evaluation.added
 
 

@@ -19,10 +19,9 @@ from training.metrics.coco import (
     detection_objects,
     in_coco_order,
     iou_pairs,
-    measured,
     truth_objects,
 )
-from training.metrics.matching import Objects, mean, precisions, recalls
+from training.metrics.matching import Objects, curves, match_detections, mean, precisions, recalls
 
 MOST = 300
 _FREQUENCIES = ("r", "c", "f")
@@ -54,7 +53,7 @@ def lvis_ap(
     names = category_names(dataset)
     results = in_coco_order(results)
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
-    outcome = measured(truth, results, pairs, categories=len(names), most=(MOST,))
+    outcome = curves(truth, results, match_detections(truth, results, pairs), len(names), (MOST,))
     values = precisions(outcome, names)
     kinds = [kind.get("frequency") for kind in sorted(dataset["categories"], key=lambda category: category["id"])]
     for frequency in _FREQUENCIES:

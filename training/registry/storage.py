@@ -24,6 +24,8 @@ from typing import Any
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
+from model.checkpoints.metadata import CARD_FILE
+
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -191,7 +193,6 @@ def to_json(value: dict[str, Any]) -> bytes:
 
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CARD_FILE = "MODEL_CARD.md"
 REPORT_FILE = "report.json"
 PICTURES = "pictures"
 

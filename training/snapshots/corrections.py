@@ -38,27 +38,20 @@ Outliner = Callable[[np.ndarray], np.ndarray]
 
 
 class Drawn(Protocol):
-    """An object of a prediction or of an annotation."""
+    """An object of a prediction or of an annotation.
+
+    Its class; bool H x W with at least a pixel; ids of its parts in Label Studio, () when it has none; the score of the
+    detection, None when a person drew it.
+    """
 
     @property
-    def label(self) -> str:
-        """Its class."""
-        ...
-
+    def label(self) -> str: ...
     @property
-    def mask_hw(self) -> np.ndarray:
-        """Bool, H x W, with at least a pixel."""
-        ...
-
+    def mask_hw(self) -> np.ndarray: ...
     @property
-    def region_ids(self) -> tuple[str, ...]:
-        """Ids of its parts in Label Studio; () when it has none."""
-        ...
-
+    def region_ids(self) -> tuple[str, ...]: ...
     @property
-    def score(self) -> float | None:
-        """Of the detection; None when a person drew it."""
-        ...
+    def score(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)

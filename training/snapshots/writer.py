@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.snapshots.format import (
-    FILES,
-    MANIFEST,
-    ImageRecord,
-    Json,
-    SnapshotError,
-    SnapshotObject,
-    coco_file,
-    digest_of,
-    image_record,
-)
+from training.snapshots.format import FILES, MANIFEST, ImageRecord, Json, SnapshotError, coco_file, digest_of
 from training.snapshots.holdout import HOLDOUT_SHARE, holdout_hashes
-
-
-def write_snapshot(
-    images: Iterable[tuple[np.ndarray, Sequence[SnapshotObject]]],
-    folder: Path,
-    *,
-    classes: Sequence[str],
-    project: str = "",
-    holdout_share: float = HOLDOUT_SHARE,
-) -> Path:
-    """A snapshot of images (uint8 H x W x 3) with their objects, without a report; see `SnapshotWriter`."""
-    with SnapshotWriter(folder, classes, project=project, holdout_share=holdout_share) as writer:
-        for image_rgb, objects in images:
-            writer.add(image_record(image_rgb, objects, classes), image_rgb)
-        return writer.finish()
 
 
 class SnapshotWriter:

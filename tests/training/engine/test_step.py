@@ -13,7 +13,7 @@ from torch import nn
 from training.datasets.loader import WeightedSample, to_network_input
 from training.engine.config import get_training_config
 from training.engine.log import RunLog, RunProgress, read_progress, write_progress
-from training.engine.step import LearningStep, Precision, build_optimizer, in_parts
+from training.engine.step import LearningStep, build_optimizer, checked_precision, in_parts
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_no_parts_are_refused(cfg: CfgNode) -> None:
 )
 def test_precisions_that_cannot_work_are_refused(name: str, device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Precision(name, device)
+        checked_precision(name, device)
 
 
 def test_bfloat16_is_used_in_the_forward_pass_alone(cfg: CfgNode) -> None:

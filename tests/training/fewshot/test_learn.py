@@ -14,13 +14,13 @@ from model.checkpoints.metadata import read_metadata
 from model.predictor import Predictor
 from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
+from tests.support.snapshots import write_snapshot
 from training.engine.log import read_progress
 from training.fewshot import learn, outlines
 from training.fewshot.class_rows import LOSS_PERIOD, STEPS
 from training.fewshot.curve import ClassSamples, curve_as_dict, curve_text, fewshot_curve
 from training.fewshot.learn import facts_of, learn_few_shot
 from training.snapshots.format import SnapshotObject, open_snapshot
-from training.snapshots.writer import write_snapshot
 
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parents[3] / "model" / "weights" / "photos"

@@ -13,7 +13,7 @@ Shape shorthand: R RoIs, C channels, T tokens, H heads, D channels a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ import model.mask_head.encoder_layers
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
 from model.precision import to_bf16
-from training.benchmark.cost.measures import alternate, count_flops, count_operators, cuda_peak_bytes, peak_bytes
+from training.benchmark.cost.measures import alternate, count_flops, cuda_peak_bytes, peak_bytes
 from training.benchmark.cost.subjects import (
     fixed_nodes,
     force_detections,
@@ -59,7 +59,6 @@ POINTREND = "ablations/pointrend"
 _MEASURES = {
     "seconds": ("seconds", 1.0, 3),
     "flops": ("GFLOP", 1e9, 1),
-    "operators": ("operators", 1.0, 0),
     "peak_bytes": ("peak MB", 1e6, 0),
     "cuda_peak_bytes": ("GPU MB", 1e6, 0),
 }
@@ -94,7 +93,7 @@ class CostSetting:
 def compare_calls(
     calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, counted: bool = True
 ) -> Costs:
-    """Operations, operator calls, peak memory and seconds by name; under "ratios" each over the first call's.
+    """Operations, peak memory and seconds by name; under "ratios" each over the first call's.
 
     Args:
         memory: also count the peak memory of tensors; on a GPU torch's allocator is asked anyway.
@@ -115,7 +114,6 @@ def compare_calls(
 def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]:
     return {
         "flops": count_flops(call)["total"],
-        "operators": sum(count_operators(call).values()),
         "peak_bytes": peak_bytes(call) if memory else None,
         "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
     }
@@ -147,8 +145,8 @@ def compare_networks(
     Args:
         instances: numbers of detections that are kept, a comparison each.
         nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
-        precision: "bf16" adds the three networks in bf16 on a CPU, treated the same, and a PointRend that computes the
-            detected class alone; then only the processor's seconds are taken.
+        precision: "bf16" adds the three networks in bf16 on a CPU, PointRend by autocast; then only the processor's
+            seconds are taken.
         tell: hears of every run of a network, for minutes without a word look like a hang.
     """
     return {
@@ -170,9 +168,9 @@ def compare_networks(
 def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, (config, changes) in _subjects(setting).items():
-        kinds = ["", " bf16", " bf16, own class"][: 1 if not half else 3 if name == "pointrend" else 2]
+        kinds = ["", " bf16"] if half else [""]
         # What the others are measured by comes first.
-        for kind in kinds[::-1] if half and name == "ours" else kinds:
+        for kind in kinds[::-1] if name == "ours" else kinds:
             calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes)
     return calls
 
@@ -228,29 +226,22 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
     for layer in (parts.proposal_generator.rpn_head.anchor_deltas, parts.roi_heads.box_predictor.bbox_pred):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    if "bf16" in name:
-        _convert(network, name)
+    cast: AbstractContextManager[Any] = nullcontext()
+    if name == "pointrend bf16":
+        cast = torch.autocast("cpu", torch.bfloat16)
+    elif "bf16" in name:
+        to_bf16(network)
     record = image_record(setting.height, setting.width)
 
     @torch.inference_mode()
     def call() -> object:
-        with fixed_nodes(network, nodes if name.startswith("ours") else None):
+        with fixed_nodes(network, nodes if name.startswith("ours") else None), cast:
             kept = network([record])[0]["instances"]
         if len(kept) != count:
             raise RuntimeError(f"{name} kept {len(kept)} instances, {count} were asked for")
         return kept
 
     return call
-
-
-def _convert(network: nn.Module, name: str) -> None:
-    if name.startswith("pointrend"):
-        # Needs detectron2's project, which nothing else here does.
-        from training.benchmark.cost.half_precision import point_rend_to_bf16
-
-        point_rend_to_bf16(network, own_class="own class" in name)
-    else:
-        to_bf16(network)
 
 
 def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int) -> Call:
