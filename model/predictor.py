@@ -53,10 +53,6 @@ class Predictor:
     Args:
         model: a network with detectron2's interface; moved to `device` and switched to evaluation.
         labels: class names in the order of the network's class numbers.
-        version: what to report as the model's version.
-        input_settings: channel order and size of the network's input.
-        device: a torch device.
-        batch_size: images the network sees at a time.
         mixed_precision: run in half precision where that is safe (GPUs only).
         precision: in which `model` computes, for whoever asks; see `model.precision`.
         composes: whether masks are made to agree with each other and the image; see `model.composition`.

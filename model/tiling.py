@@ -80,9 +80,6 @@ def predict_tiled(predict: Predict, image: np.ndarray, tiling: Tiling, *, batch:
     """Instances of an image that is looked at through overlapping tiles.
 
     Args:
-        predict: a predictor.
-        image: H x W x 3 uint8.
-        tiling: how to cut.
         batch: tiles given to the predictor at a time.
 
     Returns:

@@ -155,8 +155,6 @@ class EfficientNetLite(Backbone):
     """The seven stages; features `res2`..`res5` at strides 4, 8, 16, 32.
 
     Args:
-        norm: one of `NORMS`.
-        out_features: names of the features to return.
         freeze_at: as detectron2's ResNet: 0 nothing, 1 the stem, 2 also everything up to res2, ... 5.
 
     Raises:

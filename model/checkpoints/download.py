@@ -26,8 +26,6 @@ def download(url: str, target: Path, progress: DownloadProgress = lambda _done, 
     Until it is complete the data is in `target` with `.part` added, so that `target` never is half a file.
 
     Args:
-        url: http or https.
-        target: the file to write; returned at once if it exists.
         progress: called with the bytes there are and the bytes expected, None if the server does not say.
 
     Raises:

@@ -56,7 +56,6 @@ def open_set(
     Args:
         name: as in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         width, height: of generated scenes, in pixels.
-        cache: where generated scenes are kept.
         missing: what to do with images whose file, or whose ground truth's file, is not there.
 
     Raises:

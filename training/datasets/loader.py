@@ -171,7 +171,7 @@ def training_samples(cfg: CfgNode) -> TrainingSamples:
             f"the training sets hold no object: {', '.join(cfg.DATASETS.TRAIN)}; expected annotations with masks, see "
             "transfiner data check"
         )
-    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=cfg.TRAINING.SET_SHARES)
+    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0))
 
 
 def _holds_objects(samples: AnySet) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -137,27 +137,6 @@ class Problems:
     def lost(self) -> int:
         """How many of them lost an image, an object or a part of one."""
         return sum(not problem.repaired for problem in self.entries)
-
-    def truth_is_there(self, truth: Path, image: Path, missing: Policy) -> bool:
-        """Whether a picture's ground truth is a file; if not, that is noted, or fatal where ``missing`` says so.
-
-        Raises:
-            FileNotFoundError: it is not, and ``missing`` is ``fatal``.
-        """
-        if truth.is_file():
-            return True
-        if missing == "fatal":
-            raise FileNotFoundError(f"image {image} has no ground truth {truth}")
-        self.note(truth, f"image {image.name}", "missing file", "no ground truth; skipped")
-        return False
-
-    def pictures_are_there(self, truths: Iterable[Path], expected: Collection[Path], missing: Policy) -> None:
-        """Note ground truth without a picture. Raises FileNotFoundError where ``missing`` is ``fatal``."""
-        for truth in sorted(truths):
-            if truth not in expected:
-                if missing == "fatal":
-                    raise FileNotFoundError(f"ground truth {truth} has no image")
-                self.note(truth, "image", "missing file", "its image is not there; skipped")
 
     def counts(self) -> Counter[str]:
         """How many of each kind."""

@@ -30,8 +30,6 @@ def add_training_config(cfg: CfgNode) -> None:
     node.ACCUMULATE = 1
     # Arithmetic of the forward pass: "fp32", "bf16" (CPU or GPU), or "fp16" with scaled gradients (GPU).
     node.PRECISION = "fp32"
-    # How often each of DATASETS.TRAIN is drawn from, as shares of the samples ([]: each sample once an epoch).
-    node.SET_SHARES = []
     # Images that are damaged or not there: "skip" (counted and logged) or "fatal".
     node.MISSING_IMAGES = "fatal"
     # What tells the best checkpoint that evaluations (TEST.EVAL_PERIOD) found: "mask" or "boundary" AP.

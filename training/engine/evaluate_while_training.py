@@ -28,10 +28,6 @@ METRICS = ("mask", "boundary")
 class Checks:
     """The periodic checks of a run, on the first process alone.
 
-    Args:
-        cfg: of the run: ``TEST.EVAL_PERIOD``, ``DATASETS.TEST``, ``TRAINING.BEST_BY``.
-        folder: of the run; ``best/`` is written here.
-
     Raises:
         ValueError: a check is asked for without a set to do it on, or ``TRAINING.BEST_BY`` is unknown.
     """

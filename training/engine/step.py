@@ -23,11 +23,7 @@ Batch = list[dict[str, Any]]
 
 
 class LearningStep:
-    """Learns from one batch at a time.
-
-    Args:
-        cfg: of the run. model: called with a part of the batch, returns a dict of losses.
-    """
+    """Learns from one batch at a time."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if cfg.TRAINING.ACCUMULATE < 1:

@@ -20,7 +20,7 @@ Shape shorthand: R RoIs, S side of a level, L levels coarse to fine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,9 +93,7 @@ class _RegionTotals:
     filled: list[dict[str, Any]] = field(default_factory=list)
 
 
-def analyse(
-    network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE, progress: Callable[[int], object] = int
-) -> dict[str, Any]:
+def analyse(network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE) -> dict[str, Any]:
     """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
 
     Args:
@@ -111,12 +109,11 @@ def analyse(
     sizes = head.sizes if head else []
     truth = TruthBuilder(samples.class_names)
     regions = _RegionTotals([torch.zeros(4, dtype=torch.int64) for _ in sizes])
-    for index, sample in usable_samples(samples):
+    for _, sample in usable_samples(samples):
         truth.add(sample)
         record = to_test_input(sample, cfg)
         instances, refined = _predict(network, record, recorded=bool(sizes))
         _study(sample, instances, refined, sizes, side, regions)
-        progress(index + 1)
     dataset = truth.build()
     table1 = region_properties(torch.cat(regions.counts)) | {
         "ap_coarse": coco_ap(dataset, regions.coarse, "segm")["AP"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,13 +58,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and model cards."""
-        return {
-            "refined": self.refined,
-            "coarse": self.coarse,
-            "boundary_gain": self.boundary_gain,
-            "images": self.images,
-            "seconds_per_image": self.seconds_per_image,
-        }
+        return asdict(self) | {"boundary_gain": self.boundary_gain}
 
 
 def load_for_evaluation(
@@ -102,12 +96,9 @@ def evaluate_checkpoint(
     """Run a checkpoint over a set and measure it.
 
     Args:
-        directory: of the checkpoint.
         samples: the set; its classes must be the checkpoint's.
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
-        overrides: configuration keys and values, alternating.
         processes: that share the images (on a CPU), each with this one's number of threads.
-        progress: called with how many images are done.
         observe: called in this process, which then does all the work, with each sample and its detections.
 
     Raises:

@@ -7,7 +7,6 @@ every draw, so a curve without outlines costs little more than its largest point
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,14 +33,12 @@ class CurvePoint:
     Attributes:
         images: learned from. seed: of the draw.
         mask_ap, boundary_ap: on the test images, fractions.
-        fit_cpu_s: processor time of the fit.
     """
 
     images: int
     seed: int
     mask_ap: float
     boundary_ap: float
-    fit_cpu_s: float
 
 
 def class_samples(samples: CocoSet, classes: Sequence[str], *, all_images: bool = False) -> MadeSamples:
@@ -64,7 +61,6 @@ def fewshot_curve(
     counts: Sequence[int],
     seeds: int,
     *,
-    ratio: float = 0.02,
     progress: Callable[[CurvePoint], object] = lambda _: None,
 ) -> list[CurvePoint]:
     """Learn from `counts` images of `train`, drawn `seeds` times, and measure on `test`.
@@ -90,14 +86,12 @@ def fewshot_curve(
             for index in order[:count]:
                 if index not in kept:
                     kept[index] = learner.look(train[index], VIEWS_PER_IMAGE, (seed, index))
-            began = time.process_time()
             rows = learner.rows([kept[index] for index in order[:count]])
-            fit_s = time.process_time() - began
             drawn = order[:count] if count >= outlines.LEAST_IMAGES else []
             with _learned_outlines(learner, MadeSamples(drawn, train.__getitem__, train.class_names)):
                 results = _results(learner, shown, rows)
-            mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary", ratio=ratio)
-            points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"], fit_s))
+            mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary")
+            points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"]))
             progress(points[-1])
     return points
 

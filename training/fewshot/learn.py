@@ -17,6 +17,7 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _outlines(
     state, choice = outlines.learn_outlines(
         learner.network.prompts, samples, out / "outlines", on_step=lambda _: progress.add(outlines.STEP_S)
     )
-    return state if choice.is_better else None, {"outlines": choice.as_dict()}
+    return state if choice.is_better else None, {"outlines": asdict(choice)}
 
 
 def _cross_validate(
@@ -153,7 +154,6 @@ def _cross_validate(
 
     Args:
         pools: role -> content hash -> image that its model learned from; truth: objects by content hash.
-        incumbent_facts: what the incumbent's checkpoint says about its learning.
     """
     answers = {role: out_of_fold(learner, images, folds, progress) for role, images in pools.items()}
     power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
@@ -180,7 +180,6 @@ def out_of_fold(
 
     Args:
         images: by content hash.
-        progress: told the work that was done.
 
     Returns:
         By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.

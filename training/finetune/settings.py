@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -109,7 +109,3 @@ class FinetuneSettings:
         epochs = schedule.epochs if self.epochs is None else self.epochs
         wanted = epochs * images / (self.batch_size * share)
         return int(min(max(wanted, schedule.fewest), schedule.most))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)

@@ -31,13 +31,11 @@ class Change:
         change: on the hold-out itself.
         low, high: with the confidence asked for, mask AP and boundary AP both change by more than their `low`; with the
             same they both change by less than their `high`.
-        better: share of resamples in which the candidate is strictly better.
     """
 
     change: float
     low: float
     high: float
-    better: float
 
 
 # "mask" and "boundary" -> "AP", SHARED, "AP/<class>" -> Change; without what neither was asked for.
@@ -105,7 +103,7 @@ def _change(differences: np.ndarray, tail: float) -> Change | None:
     if np.isnan(first) or not len(resampled):
         return None
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Change(float(first), float(low), float(high), float((resampled > 0).mean()))
+    return Change(float(first), float(low), float(high))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -42,12 +42,10 @@ def judge(
     """Decide whether a candidate may serve.
 
     Args:
-        candidate: checkpoint directory.
         incumbent: what serves now; None for a first version.
         best: the best version that ever served; None if it is the incumbent or there is none.
         holdout: snapshot directory whose hold-out decides.
         earlier: snapshot directories whose hold-outs must not be forgotten.
-        rules: settings; their defaults if None.
         detect: what lets a checkpoint look at pictures; by default our network on the CPU.
         folds: file of a cross-validation on the training images (`training.gate.detections`); decides, together with
             the hold-out, where that has fewer annotated images than the rules' `min_images`.
@@ -85,15 +83,11 @@ def judge(
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
-        _write_report(out, verdict, candidate, asked, bench)
+        from training.gate.report import write_gate_report  # draws, which most judgements do not
+
+        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
+        write_gate_report(out, verdict, candidate, asked, seen)
     return verdict
-
-
-def _write_report(out: Path, verdict: Verdict, candidate: Path, asked: Holdout, bench: _Bench) -> None:
-    from training.gate.report import write_gate_report  # draws, which most judgements do not
-
-    seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
-    write_gate_report(out, verdict, candidate, asked, seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,6 @@ def write_gate_report(
     """Write report, card and pictures of a verdict into a folder, ready for `Registry.attach`.
 
     Args:
-        out: the folder; made if needed.
-        candidate: its checkpoint directory.
         seen: what "candidate" and, if there is one, "incumbent" found on each picture of the hold-out.
     """
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -107,7 +105,6 @@ def draw_before_after(
 
     Args:
         seen: what "candidate" and, if there is one, "incumbent" found on each picture.
-        models: with the "version" of each.
     """
     roles = [role for role in ("incumbent", "candidate") if role in seen]
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]

@@ -44,7 +44,6 @@ class ChangeFigures(TypedDict):
     change: float
     low: float
     high: float
-    better: float
 
 
 class VerdictFigures(TypedDict):

@@ -185,8 +185,6 @@ def bdd100k_ap(
     Args:
         truths: with a bitmask each image, for instance ``labels/ins_seg/bitmasks/val``.
         results: with one ``.json`` of scores, and bitmasks of the same names at any depth.
-        processes: to share the images among; the numbers are the same.
-        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the record.

@@ -52,12 +52,7 @@ def coco_ap(
     AP over IoU .50:.95, AP50, AP75, by area (APs, APm, APl); AR1, AR10, AR100, ARs, ARm, ARl.
 
     Args:
-        dataset: COCO ground truth, checked; and so are the detections.
-        detections: COCO results.
-        kind: what is compared.
         ratio: boundary width / image diagonal.
-        mask_areas: see `coco_records.detections`.
-        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks))
@@ -87,7 +82,6 @@ def truth_objects(dataset: Record, *, masks: bool, federated: bool = False) -> O
     """The annotations of a COCO (`federated`: LVIS) dataset; images and categories are numbered by rising id.
 
     Args:
-        dataset: with images, annotations and categories.
         masks: read segmentations; else boxes.
         federated: LVIS's reading: no crowds, the field `ignore` counts, annotations of area 0 are not there.
     """
@@ -190,8 +184,6 @@ def iou_pairs(
     """Pairs of equal image and category with IoU >= 0.5, as `overlapping_pairs` and `with_boundaries` have them.
 
     Args:
-        truth, detections: sorted as `coco_records.in_order` does.
-        processes: to share the work among, where there is enough of it.
         progress: told (images done, images in all) after each chunk.
     """
     images = int(max(truth.image.max(initial=-1), detections.image.max(initial=-1))) + 1

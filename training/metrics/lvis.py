@@ -39,11 +39,8 @@ def lvis_ap(
     """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
 
     Args:
-        dataset: LVIS ground truth.
         detections: COCO results; those with boxes have the boxes' areas, as in the reference.
-        kind: what is compared.
         ratio: boundary width / image diagonal.
-        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks, federated=True))

@@ -140,7 +140,6 @@ def publish(
     Args:
         record_file: the file in that folder that is written last and makes it visible.
         contents: what to publish; place: where in the registry each goes.
-        facts: further entries of the record.
         papers: published beside it, without being part of what can never change.
         content_digest: what the content is known by; that of all files by default.
 

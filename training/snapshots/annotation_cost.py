@@ -129,7 +129,6 @@ def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> d
     """The features of an image.
 
     Args:
-        shown: instances that the annotator sees.
         hidden: instances that were found but left out because of their score.
     """
     rows = [_object_features(instance, [*shown, *hidden]) for instance in shown]

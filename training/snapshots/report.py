@@ -45,9 +45,7 @@ def image_entry(
     """What the report keeps of one image.
 
     Args:
-        corrections: of its objects.
         sha256: of its content; part: "train" or "holdout".
-        task_id: Label Studio's; annotation_ids likewise.
         seconds: spent on it; None when unknown.
         shown: whether a prediction was shown and is known.
         model_version: of that prediction; prediction_score: its score.

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -153,10 +152,7 @@ def compare_networks(
         "setting": setting.facts(nodes=nodes, precision=precision),
         "by_instances": {
             count: compare_calls(
-                {
-                    name: _announced(call, partial(tell, f"{name}, {count} instances"))
-                    for name, call in _inference_calls(setting, count, nodes, half=precision == "bf16").items()
-                },
+                _inference_calls(setting, count, nodes, tell, half=precision == "bf16"),
                 setting,
                 counted=precision != "bf16",
             )
@@ -165,13 +161,15 @@ def compare_networks(
     }
 
 
-def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool) -> dict[str, Call]:
+def _inference_calls(
+    setting: CostSetting, count: int, nodes: int, tell: ProgressCallback, *, half: bool
+) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, (config, changes) in _subjects(setting).items():
         kinds = ["", " bf16"] if half else [""]
         # What the others are measured by comes first.
         for kind in kinds[::-1] if name == "ours" else kinds:
-            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes)
+            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes, tell)
     return calls
 
 
@@ -182,7 +180,7 @@ def compare_training(setting: CostSetting, *, instances: int = 7, tell: Progress
         instances: of the image, 7 as COCO has.
     """
     calls = {
-        name: _announced(_step(setting, config, changes, instances), partial(tell, f"{name}, training step"))
+        name: _step(name, setting, config, changes, instances, tell)
         for name, (config, changes) in _subjects(setting).items()
         if name != "pointrend"
     }
@@ -210,15 +208,15 @@ def _subjects(setting: CostSetting) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {"ours": (setting.config, ()), "mask_rcnn": (setting.config, MASK_RCNN), "pointrend": (POINTREND, ())}
 
 
-def _announced(call: Call, tell: Callable[[], object]) -> Call:
-    def run() -> object:
-        tell()
-        return call()
-
-    return run
-
-
-def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str, ...], count: int, nodes: int) -> Call:
+def _inference(
+    name: str,
+    setting: CostSetting,
+    config: str,
+    changes: tuple[str, ...],
+    count: int,
+    nodes: int,
+    tell: ProgressCallback,
+) -> Call:
     forced = force_detections(get_training_config(config), count)
     network, _ = setting.open(config, [*changes, *forced])
     parts: Any = network
@@ -235,6 +233,7 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
 
     @torch.inference_mode()
     def call() -> object:
+        tell(f"{name}, {count} instances")
         with fixed_nodes(network, nodes if name.startswith("ours") else None), cast:
             kept = network([record])[0]["instances"]
         if len(kept) != count:
@@ -244,13 +243,16 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
     return call
 
 
-def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int) -> Call:
+def _step(
+    name: str, setting: CostSetting, config: str, changes: tuple[str, ...], instances: int, tell: ProgressCallback
+) -> Call:
     network, cfg = setting.open(config, changes)
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     batch = [training_record(setting.height, setting.width, instances=instances, classes=classes)]
     network.train()
 
     def call() -> None:
+        tell(f"{name}, training step")
         network.zero_grad(set_to_none=True)
         with EventStorage():
             losses = network(batch)
