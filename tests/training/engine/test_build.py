@@ -18,7 +18,9 @@ from training.engine.build import start_from, usable_state
 def narrow_config() -> CfgNode:
     cfg = get_config("released/scenes-small")
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NAME = "TransfinerROIHeads"
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
     return cfg
 
 
