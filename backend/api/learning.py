@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, request
@@ -52,9 +53,7 @@ def _project(service: Services, registry: Registry, store: RunStore, name: str) 
         "looked": read_trigger_state(connection, name),
         "repredicting": repredicting(connection, name),
         "rounds": _rounds(store, name, total),
-        "versions": [
-            {**info.as_dict(), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])
-        ],
+        "versions": [{**asdict(info), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])],
     }
 
 

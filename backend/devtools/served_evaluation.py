@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import requests
-from pycocotools.coco import COCO
 
 from backend.devtools.programs import as_png
 from backend.devtools.soak.harness import label_config
@@ -34,7 +33,7 @@ from integration.regions.read import AnnotationError, regions_to_objects
 from model.checkpoints.metadata import read_metadata
 from training.datasets import AnySet, Sample, usable_samples
 from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.metrics.coco import boundary_ap, mask_ap
+from training.metrics.coco import IouKind, coco_ap
 
 if TYPE_CHECKING:
     from training.evaluation.edits import GoodOutline
@@ -311,9 +310,10 @@ def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float
     return outcome
 
 
-def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
+def measure_metrics(truth: Json, results: Sequence[Json], ratio: float) -> Metrics:
     """Mask AP and boundary AP of COCO results, fractions."""
-    return {"mask": mask_ap(truth, list(results)), "boundary": boundary_ap(truth, list(results), ratio=ratio)}
+    kinds: tuple[tuple[str, IouKind], ...] = (("mask", "segm"), ("boundary", "boundary"))
+    return {name: coco_ap(truth, list(results), kind, ratio=ratio) for name, kind in kinds}
 
 
 def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:

@@ -27,7 +27,7 @@ from training.snapshots.annotation_cost import (
     fit_effort,
     rank_correlation,
 )
-from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
+from training.snapshots.corrections import DrawnObject, edit_cost, find_corrections
 from training.snapshots.format import open_snapshot, pixels_sha256
 
 SHOWN_FROM = 0.5
@@ -75,7 +75,6 @@ def measure_correction_cost(
     class_names: Sequence[str],
     *,
     shown_from: float = SHOWN_FROM,
-    rules: CorrectionRules = DEFAULT_RULES,
     progress: Callable[[], None] = lambda: None,
 ) -> CorrectionCost:
     """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
@@ -86,7 +85,7 @@ def measure_correction_cost(
             known = [instance for instance in instances if instance.label in class_names]
 
             def edit(shown: Sequence[Instance], sample: Sample = sample) -> float:
-                return simulated_edit(shown, sample, class_names, rules)
+                return simulated_edit(shown, sample, class_names)
 
             measured.add(known, edit, shown_from)
             progress()
@@ -151,9 +150,7 @@ def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, 
     return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"
 
 
-def simulated_edit(
-    shown: Sequence[Instance], sample: Sample, class_names: Sequence[str], rules: CorrectionRules = DEFAULT_RULES
-) -> float:
+def simulated_edit(shown: Sequence[Instance], sample: Sample, class_names: Sequence[str]) -> float:
     """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
     truth = [
@@ -166,7 +163,7 @@ def simulated_edit(
         for instance in shown
         if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
-    return edit_cost(find_corrections(predicted, truth, outline_px, rules))
+    return edit_cost(find_corrections(predicted, truth, outline_px))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from integration.polygons.convert import outline_mask
 from integration.regions.consensus import vote
 from integration.regions.drawings import Drawings, is_box, read_drawings
 from integration.regions.read import AnnotatedObject
-from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
+from training.snapshots.corrections import Correction, find_corrections
 from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
 from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
@@ -48,13 +48,11 @@ class SnapshotSettings:
         choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
         holdout_share: expected share of images that are held out.
         max_pixels: of one image.
-        rules: of the corrections.
     """
 
     choice: Choice = "latest"
     holdout_share: float = HOLDOUT_SHARE
     max_pixels: int = 250_000_000
-    rules: CorrectionRules = field(default_factory=CorrectionRules)
 
 
 DEFAULT_SETTINGS = SnapshotSettings()
@@ -215,7 +213,7 @@ class SnapshotBuilder:
         self._task_of[sha256] = task.id
         shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
         # Disputed objects take part, so that the predicted ones they came from do not look deleted.
-        corrections = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
+        corrections = find_corrections(shown, [*objects, *disputed], outline_px)
         corrections = [
             correction
             for correction in corrections

@@ -180,7 +180,7 @@ def fewshot(
     Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
     """
     from training.datasets import CocoSet, open_set
-    from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
+    from training.fewshot.curve import CurvePoint, class_samples, curve_as_dict, curve_text, fewshot_curve
 
     limit_threads(threads)
 
@@ -192,7 +192,7 @@ def fewshot(
     if not (isinstance(source, CocoSet) and isinstance(tested, CocoSet)):
         raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
     names = classes or source.class_names
-    taught, asked = ClassSamples(source, names), ClassSamples(tested, names, all_images=all_test_images)
+    taught, asked = class_samples(source, names), class_samples(tested, names, all_images=all_test_images)
     with plain_errors():
         points = fewshot_curve(weights, taught, asked, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
@@ -223,7 +223,7 @@ def fewshot(
     type=click.Choice(("fp32", "bf16")),
     default="fp32",
     show_default=True,
-    help="bf16: also all three in bf16 on a CPU, and PointRend with the detected class alone; processor seconds.",
+    help="bf16: also all three in bf16 on a CPU, PointRend by autocast; processor seconds.",
 )
 @device_option
 @threads_option

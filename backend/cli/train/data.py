@@ -37,13 +37,6 @@ def data() -> None:
 )
 @click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
 @click.option(
-    "--bad",
-    type=click.Choice(["skip", "fatal"]),
-    default="skip",
-    show_default=True,
-    help="Stop at the first annotation or file that cannot be right, or skip and count.",
-)
-@click.option(
     "--fix",
     type=click.Path(file_okay=False, path_type=Path),
     help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
@@ -60,7 +53,6 @@ def check(
     limit: int | None,
     sheet: Path | None,
     pictures: int,
-    bad: str,
     fix: Path | None,
     weights: Path | None,
     as_json: bool,
@@ -80,9 +72,8 @@ def check(
     """
     from training.datasets import open_set
 
-    policy: Any = bad
     try:
-        samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, bad=policy, missing=policy)
+        samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, missing="skip")
         # What may be refused comes first: the rest takes long.
         outcome = {"set": name} | (_repaired(samples, name, fix) if fix else {})
         sheet = sheet or (fix / "sheet.png" if fix else Path("data-check.png"))
@@ -122,9 +113,10 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
 def _looked_at(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
     """Draw the contact sheet and read the set: counts, problems, and careless labels with their pictures."""
     from training.datasets.careless import save_pictures
-    from training.datasets.statistics import save_contact_sheet, spread, statistics
+    from training.datasets.pictures import save_picture
+    from training.datasets.statistics import data_set_contact_sheet, spread, statistics
 
-    save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+    save_picture(data_set_contact_sheet(samples, spread(len(samples), pictures)), sheet)
     indices, careless = _chosen(samples, limit), list[tuple[Any, str, str]]()
     with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
         counted = statistics(
@@ -248,12 +240,11 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     \b
     Example: transfiner data prepare lvis-cocofied data/coco
     """
-    from training.datasets.preparation import convert, digests, inspect, set_names
+    from training.datasets.preparation import convert, inspect, set_names
 
     findings = inspect(layout, root, any_size=any_size)
     whole = all(finding.fine for finding in findings)
     try:
-        known = digests(layout, root) if whole else {}
         written = [str(path) for path in convert(layout, root)] if whole else []
     except (ValueError, KeyError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -263,7 +254,6 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
         "root": str(root),
         "whole": whole,
         "parts": [finding.as_dict() for finding in findings],
-        "digests": known,
         "written": written,
         "sets": names,
     }

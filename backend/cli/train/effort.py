@@ -120,7 +120,7 @@ def _measured(
     from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
-    from training.fewshot.curve import ClassSamples
+    from training.fewshot.curve import class_samples
     from training.snapshots.format import SnapshotError
 
     limit_threads(threads)
@@ -134,7 +134,7 @@ def _measured(
         name = str(set_name)
         try:
             opened: Any = open_set(name)
-            whole: Any = ClassSamples(opened, names) if names else opened
+            whole: Any = class_samples(opened, names) if names else opened
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from error
         samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names

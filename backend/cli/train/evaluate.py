@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.",
 )
 @click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
-@click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
 @click.option(
     "--edits",
     is_flag=True,
@@ -97,7 +96,6 @@ def evaluate(
     overrides: tuple[tuple[str, str], ...],
     picture: Path | None,
     rows: int,
-    card: bool,
     edits: bool,
     prompts: str | None,
     grabcut: bool,
@@ -119,8 +117,8 @@ def evaluate(
 
     name = _set_name(split, coco, named, count)
     _share_processor(device, threads, processes)
-    if (edits or served) and (picture or card):
-        raise click.UsageError("--picture and --card are of raw masks; leave out --edits and --served")
+    if (edits or served) and picture:
+        raise click.UsageError("--picture is of raw masks; leave out --edits and --served")
     if weights is None and (prompts or not served):
         raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
@@ -136,12 +134,7 @@ def evaluate(
 
             _say(evaluate_served(served, samples, name, weights, threshold, **how), as_json, comparison_text)
         elif weights is not None:
-            outcome = _raw(samples, name, weights, picture, rows, how)
-            if card:
-                from training.evaluation.model_card import write_card
-
-                write_card(weights, outcome, name, _command(weights, split, coco, count, named))
-            _say(outcome, as_json, _table)
+            _say(_raw(samples, name, weights, picture, rows, how), as_json, _table)
 
 
 def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
@@ -206,7 +199,7 @@ def _raw(
     samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: dict[str, Any]
 ) -> dict[str, Any]:
     """Figures of a checkpoint's masks; also draws the picture that is asked for."""
-    from training.evaluation.pictures import Comparison
+    from training.datasets.pictures import Comparison
     from training.evaluation.run import evaluate_checkpoint
 
     drawn = Comparison(rows) if picture else None
@@ -219,13 +212,6 @@ def _raw(
 
 def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
     print_result(outcome, "" if as_json else text_of(outcome), as_json)
-
-
-def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
-    chosen = (
-        f"--scenes {split} --count {count}" if split else f"--coco {coco[0]} {coco[1]}" if coco else f"--data {named}"
-    )
-    return f"transfiner evaluate --weights {weights} {chosen}"
 
 
 def _table(outcome: dict[str, Any]) -> str:

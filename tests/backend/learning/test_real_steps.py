@@ -20,8 +20,8 @@ CLASSES = ("nut", "gear")
 
 
 def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis, registry, tmp_path):
+    from tests.support.snapshots import write_snapshot
     from tests.training.finetune.tiny_finetune import _picture, tiny_checkpoint
-    from training.snapshots.writer import write_snapshot
 
     def take_snapshot(project: str, folder: Path) -> Path:
         pictures = [_picture(number, CLASSES) for number in range(8)]
