@@ -24,7 +24,7 @@ from backend.queue.train_queue import TrainQueue, living_trainers
 from backend.versions.notice import project_notice
 from backend.versions.resolve import ServedModel, registry_of, registry_problems, served_model
 from integration.label_studio.label_config import parse_label_config
-from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
+from integration.label_studio.webhooks import START_TRAINING, WebhookError, parse_event
 
 log = logging.getLogger(__name__)
 routes = Blueprint("label_studio", __name__)
@@ -181,26 +181,24 @@ def webhook() -> tuple[Response, int]:
         event = parse_event(_body())
     except WebhookError as error:
         raise BadRequestError(str(error)) from error
-    if isinstance(event, TrainingRequested):
-        return _start_training(event)
-    project_id = getattr(event, "project_id", None)
-    if project_id is not None:
+    if event.action == START_TRAINING:
+        return _start_training(str(event.project_id))
+    if event.project_id is not None:
         try:
-            services().hasty_projects.touch(project_id)
+            services().hasty_projects.touch(event.project_id)
         except RedisError as error:
             # Losing a hint is harmless; making the annotator wait is not.
-            log.warning("event of project %s not noted: %s", project_id, error)
-    return jsonify(status="noted", event=type(event).__name__), 200
+            log.warning("event of project %s not noted: %s", event.project_id, error)
+    return jsonify(status="noted", event=event.action), 200
 
 
-def _start_training(event: TrainingRequested) -> tuple[Response, int]:
+def _start_training(project: str) -> tuple[Response, int]:
     """The button, or every n-th annotation. Whether there is anything to learn is looked up when a worker takes it."""
     service = services()
     if registry_of(service.settings) is None:
         raise ServiceError(
             "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
         )
-    project = str(event.project_id)
     known = any(key.partition(".")[0] == project for key in service.predictions.projects.all_keys())
     if not known and not service.settings.label_studio_url:
         raise BadRequestError(

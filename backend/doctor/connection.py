@@ -27,9 +27,6 @@ class Change:
     """A setting of Label Studio that should be another one.
 
     Attributes:
-        kind: title, sampling, smart tools or webhook.
-        name: of what is set, for people.
-        detail: what is wrong; fix: what to do; done: what was set, once it is.
         title: that the backend gets; "" for other kinds.
         is_error: something is lost as it is.
         make: sets it; None where the API cannot.
@@ -50,7 +47,6 @@ class Settled:
     """What was set in a project.
 
     Attributes:
-        is_connected: whether one of its backends is ours.
         is_first: whether a person had connected it just before.
         title: that ours has now; "" when it has not changed. project: title of the project.
         done: everything that was set, for people.
@@ -79,14 +75,7 @@ def connection_changes(
     hooks: Iterable[Json],
     model: ServedModel,
 ) -> Iterator[Change]:
-    """What should be set otherwise in a project.
-
-    Args:
-        project: as the API gives it; what it lacks is not looked at.
-        backends: the project's backends that are ours.
-        hooks: webhooks of the project.
-        model: serves the project.
-    """
+    """What should be set otherwise in a project."""
     xml = str(project.get("label_config") or "")
     title = wanted_title(settings, xml, model) if xml else model.version
     hooks = list(hooks)

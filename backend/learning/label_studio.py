@@ -35,11 +35,7 @@ Json = dict[str, Any]
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
-    """A client for the project's Label Studio.
-
-    Raises:
-        ServiceError: nobody ever told where it is.
-    """
+    """A client for the project's Label Studio. Raises ServiceError: nobody ever told where it is."""
     url, key = label_studio_of(settings, project)
     if not url:
         raise ServiceError(
@@ -68,9 +64,6 @@ def settle(
 
     The title always; the order of tasks, smart tools and webhook only when the backend has been connected just now,
     so that nothing is set again that a person has set otherwise later.
-
-    Raises:
-        ClientError: Label Studio does not answer.
     """
     backends = client.list_backends(project_id)
     mine = backends if len(backends) == 1 else [backend for backend in backends if ours(backend)]

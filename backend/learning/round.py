@@ -63,7 +63,6 @@ class RoundParts:
     """What a round works with.
 
     Attributes:
-        command: of a heavy step (steps.step_command outside tests).
         count_new: annotations newer than an ISO time, from Label Studio.
         take_snapshot: freezes Label Studio's data as a snapshot directory below a folder.
         stop_because: a reason to stop now, see `Interrupted`; "" to go on.
@@ -95,7 +94,6 @@ class Round:
 
         Raises:
             Interrupted: it was stopped; the record is still `running`.
-            ServiceError, ClientError, RegistryError: it failed.
         """
         if not self._has_something_new():
             return self._over(runs.UNCHANGED)
@@ -324,7 +322,6 @@ def training_method(serving: Path, base: Path, labels: Collection[str], images: 
 
     Args:
         serving: checkpoint that serves the project. base: the one that few-shot learning starts from.
-        images: of the snapshot. most_images: that few-shot learning is for where another network serves; 0: for none.
     """
     if not is_prompted_detector(base) or not most_images:
         return FINETUNE

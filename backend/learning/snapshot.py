@@ -46,9 +46,6 @@ class SnapshotSettings:
 
     Attributes:
         choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
-        holdout_share: expected share of images that are held out.
-        max_pixels: of one image.
-        rules: of the corrections.
     """
 
     choice: Choice = "latest"
@@ -129,17 +126,7 @@ def take_snapshot(
     """Freeze the annotated tasks of a project.
 
     Args:
-        client: of the project's Label Studio; tasks are read page by page.
-        project_id: Label Studio's.
         fetch: gives the image of a task, `ImageFetcher.fetch_bytes` or `.fetch`.
-        out: folder of snapshots.
-
-    Returns:
-        `out/<digest>`.
-
-    Raises:
-        ClientError: Label Studio refuses something; UnsupportedConfigError: see `Labelling`.
-        ServiceError: not one annotated image could be had; the reasons are in the message.
     """
     labelling = Labelling.of_config(str(client.get_project(int(project_id)).get("label_config", "")))
     rows = client.iter_tasks(int(project_id), query=ANNOTATED)

@@ -77,9 +77,6 @@ class ImageFolder:
 
     A task's image may be named by its path below the folder, by its file name alone, or by the name that Label Studio
     gave the upload, with or without the prefix.
-
-    Raises:
-        ServiceError: there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:

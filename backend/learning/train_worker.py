@@ -31,10 +31,6 @@ def run_train_worker(
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
 
     Asked to stop, it ends the training's process, which keeps its state, and puts the round back.
-
-    Args:
-        label_studio, command: doubles, in tests.
-        burst: end when nothing is waiting.
     """
     connection = worker_connection(settings)
     require_queue_server(connection, settings)

@@ -25,7 +25,6 @@ class TriggerState:
 
     Attributes:
         new_annotations: newer than the newest snapshot (all of them when there is none); skipped ones do not count.
-        since_h: hours since the last round ended; None when there was none.
         failed_at: how many were new when the last round failed, -1 when it did not: the same data is not tried again
             and again without anybody asking.
     """
@@ -36,11 +35,7 @@ class TriggerState:
 
 
 def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at: str) -> int:
-    """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are).
-
-    Raises:
-        ClientError: Label Studio does not answer.
-    """
+    """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are)."""
     since = moment(newest_at)
     return sum(
         1

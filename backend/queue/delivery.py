@@ -45,9 +45,7 @@ class DeferredTasks(NamedTuple):
     """The deferred tasks of a project.
 
     Attributes:
-        done: ids of those that have a prediction.
         ended: ids of those that ended without one, or are unknown.
-        unfinished: how many others there are.
     """
 
     project: str
@@ -79,20 +77,13 @@ class DeliveryClaims:
         return claim
 
     def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> bool:
-        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours.
-
-        Args:
-            keep_s: records that were deferred live this long from now on.
-        """
+        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours."""
         if not claim.job_ids or not job_ids:
             return True
         return all(self._release(keys=list(job_ids), args=[NAMES, claim.token, 1, keep_s]))
 
     def defer(self, claim: DeliveryClaim, facts: dict[str, dict[str, Any]]) -> list[str]:
         """Hand tasks to the pusher instead of answering them, but for those that were delivered meanwhile.
-
-        Args:
-            facts: by job id, what the pusher needs: project, task.
 
         Returns:
             Ids of tasks that the queue server does not know: nobody will deliver them.

@@ -66,7 +66,6 @@ class Requester:
 
     Attributes:
         token: its name in Redis; "" for who leaves tasks behind without waiting for them.
-        is_gone: whether its client has hung up.
     """
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -82,11 +81,7 @@ class PredictionJob:
 
     Attributes:
         project: Label Studio's "<id>.<created>", or "" for other clients.
-        task: {"id": ..., "data": {...}} of the task.
         image: the value of the task's image key, for the hash; a hash itself where the image is inside the task.
-        label_config: XML of the project.
-        model_version: the version that the answer will carry.
-        output: fields of integration.regions.write.Output.
         request_id: of the request that asked first; for logs, not part of the identity.
         prompt: what an annotator points at (`backend.predictions.prompts.PromptFields`); None for a whole image.
     """
@@ -143,14 +138,7 @@ class JobQueue:
     def submit(
         self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Requester = NO_REQUESTER
     ) -> dict[str, str]:
-        """Enqueue those that nobody has asked for yet; interactive ones overtake.
-
-        Args:
-            asker: who is going to wait for them; those that no asker waits for any more are dropped.
-
-        Returns:
-            By id "new", "again" (enqueued now) or the state that it was found in.
-        """
+        """Enqueue those that nobody has asked for yet; interactive ones overtake."""
         distinct = list({job.id: job for job in jobs}.values())
         answers: dict[str, str] = {}
         for start in range(0, len(distinct), CHUNK):
@@ -280,9 +268,6 @@ class JobQueue:
 
         Args:
             project: Label Studio's id of the project, "" for all. job_id: only this one.
-
-        Returns:
-            How many were cancelled.
         """
         chosen = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
         if project:

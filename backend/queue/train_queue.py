@@ -37,7 +37,6 @@ class Answer:
     Attributes:
         run: id of the round that will serve it.
         is_new: False when it was folded into one that waits or runs.
-        message: the same for people.
     """
 
     run: str
@@ -59,12 +58,7 @@ class TrainQueue:
         self._end = load_script(connection, "end_training")
 
     def request(self, project: str, trigger: str) -> Answer:
-        """Ask for a training; a second request is folded into the first and says so.
-
-        Args:
-            project: Label Studio's id.
-            trigger: why: button, corrections, schedule, command.
-        """
+        """Ask for a training; a second request is folded into the first and says so."""
         run = new_run()
         keys = [learning_key(project), LEARNING, TRAININGS]
         other = self._request(keys=keys, args=[run, trigger, time.time(), project])

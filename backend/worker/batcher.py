@@ -35,11 +35,7 @@ class Batch:
 
 
 class Batcher:
-    """Batches for one worker, which answers for them with its signs of life from then on.
-
-    Args:
-        is_interactive: take interactive tasks only.
-    """
+    """Batches for one worker, which answers for them with its signs of life from then on."""
 
     def __init__(self, queue: JobQueue, vitals: Heartbeat, settings: Settings, *, is_interactive: bool = False) -> None:
         self.queue = queue

@@ -37,11 +37,7 @@ class FetchedImages:
         self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
-        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one.
-
-        Raises:
-            RedisError: what is known of a project could not be looked up.
-        """
+        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
         return {job_id: future.result()[0] for job_id, future in self._futures.items()}
 
     def seconds(self) -> float:
@@ -125,7 +121,6 @@ class ImageSource:
         """HxWx3 uint8 RGB, turned as its EXIF says.
 
         Raises:
-            ImageError: it cannot be fetched or decoded, or is over a limit.
             TaskError: the same, where the reason may be that Label Studio's address is not believed.
         """
         project = self.projects.get(job.project) if job.project else Project(key="")

@@ -37,7 +37,6 @@ class BatchPipeline:
     """Runs batches until nothing waits.
 
     Args:
-        may_go_on: asked before anything more is taken.
         timeout_s: of one batch before it is outlined, and of its outlining.
     """
 

@@ -47,9 +47,6 @@ def connect(settings: Settings, project: Project) -> PushClient:
     """A client for the project's Label Studio.
 
     No retries inside: a repeated bulk import would store everything twice.
-
-    Raises:
-        ClientError: where it is, is not known; predictions wait until it is.
     """
     url, key = label_studio_of(settings, project)
     if not url:

@@ -61,9 +61,6 @@ class PredictedTask:
 
     Attributes:
         sizes: height and width of each upright image in px, or why there is none.
-        predicted: what the network saw, or why it did not.
-        models: of each job that has an image.
-        stages_s: seconds of each stage so far.
     """
 
     jobs: Mapping[str, PredictionJob]
@@ -80,8 +77,6 @@ class TaskRunner:
         models: gives the predictor of the version that a job names; None for a worker of prompts alone.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
         done: called with a batch's ended tasks and its stages' seconds.
-        tiling: which images are cut, and how.
-        tile_batch: tiles of one image predicted together.
         prompts: answers interactive jobs; None where no promptable model is installed.
 
     Attributes:
@@ -276,11 +271,7 @@ def prediction_of_instances(
     """The prediction of one task; what had to be given up is said on its regions.
 
     Args:
-        width, height: of the upright image, in px.
         model: checkpoint directory, which may carry a calibrated task score.
-
-    Raises:
-        TaskError: it cannot be written.
     """
     try:
         prediction, report = build_prediction(
@@ -305,11 +296,7 @@ def prediction_of_instances(
 
 
 def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
-    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
-
-    Raises:
-        TaskError: it cannot be written.
-    """
+    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has."""
     (instance,) = predicted.instances
     try:
         answer = build_answer(

@@ -21,8 +21,6 @@ class FileCache:
     """Keeps bytes under text keys.
 
     Args:
-        directory: made when missing; only files of this class should be in it.
-        max_bytes: limit of all files together.
         max_age_s: older files count as missing.
     """
 
@@ -47,11 +45,7 @@ class FileCache:
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep bytes, unless they alone exceed the limit.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
+        """Keep bytes, unless they alone exceed the limit."""
         if len(data) > self._max_bytes:
             return
         with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".new-", delete=False) as file:

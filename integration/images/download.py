@@ -39,10 +39,7 @@ class Limits:
     """Bounds of one download.
 
     Attributes:
-        max_bytes: of the file, after decompression.
         timeout_s: for everything together: name, connection, redirects, body.
-        connect_timeout_s: for each connection.
-        max_redirects: followed at most.
     """
 
     max_bytes: int
@@ -56,8 +53,6 @@ class Downloader:
     """Fetches files.
 
     Attributes:
-        limits: see `Limits`.
-        policy: which addresses may be connected to.
         auth: credentials for Label Studio's own address, or None.
         verify: True, or the path of a file of certificate authorities.
     """
@@ -68,11 +63,7 @@ class Downloader:
     verify: bool | str = True
 
     def get(self, url: str) -> bytes:
-        """The body behind an http(s) address.
-
-        Raises:
-            ImageError: any bound was passed, or the answer is not 200.
-        """
+        """The body behind an http(s) address. Raises ImageError: any bound was passed, or the answer is not 200."""
         with Deadline(self.limits.timeout_s) as deadline, guarded_session(self.policy, deadline) as session:
             try:
                 return self._follow(session, url, deadline)

@@ -31,17 +31,10 @@ class FetchSettings:
 
     Attributes:
         label_studio_url: as this machine reaches it; "" when there is none. May be private.
-        api_key: legacy token or personal access token; sent to Label Studio only.
         label_studio_aliases: other addresses of the same Label Studio, e.g. the `hostname` of /setup.
         cache_dir: folder for downloaded files; None keeps none.
-        cache_bytes: limit of that folder.
-        cache_max_age_s: files are fetched again after this time.
-        max_bytes: of one file.
-        max_pixels: of one image.
-        decoding_bytes: memory of all decoding at once.
         timeout_s: for one image, everything together.
         connect_timeout_s: for one connection.
-        max_redirects: for one image.
         private_hosts: hosts that may have private or loopback addresses; see `addresses.AddressPolicy`.
         ca_bundle: file of certificate authorities for https; None for the usual ones.
     """
@@ -71,7 +64,6 @@ class ImageFetcher:
     Args:
         settings: see `FetchSettings`.
         auth: credentials to share with a client; made from the settings when None.
-        budget: memory for decoding to share with other fetchers; one of `decoding_bytes` when None.
     """
 
     def __init__(
@@ -94,15 +86,8 @@ class ImageFetcher:
     def fetch(self, task: Mapping[str, Any], value_key: str) -> np.ndarray:
         """The image of a task.
 
-        Args:
-            task: as Label Studio sends it: `data`, and `id` for cloud storage.
-            value_key: key of the data, `LabelConfig.value_key`.
-
         Returns:
             uint8, H x W x 3, RGB, EXIF orientation applied.
-
-        Raises:
-            ImageError: it cannot be had; says why and what to do.
         """
         address = self._address(task, value_key)
         data = self._get(address)

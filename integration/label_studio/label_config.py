@@ -59,7 +59,6 @@ class ClassMap:
 
     Attributes:
         by_class: the targets of each class, best kind first (`KINDS`); classes without a label are missing.
-        unmatched_classes: classes of the model that the project has no label for.
         unmatched_labels: labels of the project that the model cannot find.
         message: set when no class has a label; names both lists and the fix.
     """
@@ -81,7 +80,6 @@ class LabelConfig:
     Attributes:
         controls: controls of the first labelled image, in the order of the configuration.
         reason: why nothing can be predicted, with the fix; None when something can.
-        warnings: what was ignored and why.
     """
 
     controls: tuple[Control, ...] = ()
@@ -95,11 +93,7 @@ class LabelConfig:
 
     @property
     def value_key(self) -> str:
-        """Key of the task data that holds the image.
-
-        Raises:
-            LabelConfigError: the configuration is not supported.
-        """
+        """Key of the task data that holds the image."""
         self.require_supported()
         return self.controls[0].value_key
 
@@ -129,9 +123,6 @@ def parse_label_config(xml: str) -> LabelConfig:
     Args:
         xml: the configuration as Label Studio sends it (`schema` of /setup, `label_config` of /predict). It
             may be hostile: DTDs, entities and oversized documents are refused.
-
-    Returns:
-        Never raises: `reason` tells what is wrong with a configuration that cannot be used.
     """
     try:
         controls, warnings = read_controls(xml)

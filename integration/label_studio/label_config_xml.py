@@ -42,11 +42,7 @@ class _Tag:
 
 
 def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
-    """The controls of the first labelled image, and warnings about what was ignored.
-
-    Raises:
-        LabelConfigError: the text is no configuration, or has no control that we can fill.
-    """
+    """The controls of the first labelled image, and warnings about what was ignored."""
     warnings: list[str] = []
     root = _root(xml)
     _unroll_repeaters(root, warnings)
@@ -252,7 +248,6 @@ class Label:
         value: as results spell it: the tag's `alias` when it has one, else its `value`.
         names: all spellings of the label itself (value and alias).
         predicted_values: class names of the model that become this label.
-        score_threshold: lowest score shown, or None for the control's.
     """
 
     value: str
@@ -266,16 +261,10 @@ class Control:
     """A control tag that our regions fit.
 
     Attributes:
-        kind: geometry of its regions.
-        name: `from_name` of its regions.
         to_name: name of the Image tag.
         value_key: key of the task data that holds the image.
-        labels: in the order of the configuration.
         labels_name: `from_name` of the labels: equal to `name` for PolygonLabels and the like, the name of
             the Labels or Choices tag when the geometry has a tag of its own.
-        labels_type: "polygonlabels" and the like, "labels" or "choices".
-        score_threshold, tolerance_px, max_vertices, min_area_px, max_regions: from the `model_*` attributes
-            that `label_config` lists; None if absent.
     """
 
     kind: Kind

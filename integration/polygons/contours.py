@@ -20,9 +20,6 @@ import numpy as np
 def trace_rings(mask_hw: np.ndarray) -> list[np.ndarray]:
     """Trace every boundary of a mask.
 
-    Args:
-        mask_hw: bool, H x W.
-
     Returns:
         Int64 arrays (N, 2) of (x, y) corners. Each ring is simple: where pixels touch only diagonally, rings share a
         point but none passes through it twice, so a ring is the boundary between two 4-connected areas.
@@ -122,7 +119,6 @@ def _split_where_pinched(ring: np.ndarray, visits: list[int]) -> list[np.ndarray
     """Cut a ring wherever it comes back to a point, so that no ring touches itself (OGC validity).
 
     Args:
-        ring: (N, 2).
         visits: the corners at points that some ring passes twice, ascending.
     """
     points = list(map(tuple, ring[visits].tolist()))

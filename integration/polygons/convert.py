@@ -28,7 +28,6 @@ def outline_mask(
     """Outline a mask along the edges of its pixels, one polygon for each 4-connected part.
 
     Args:
-        mask_hw: bool, H x W.
         tolerance_px: largest two-way Hausdorff distance between a ring and its exact contour. 0 keeps every corner, and
             `polygons_to_mask` then gives back the identical mask.
         max_vertices: most vertices of a polygon, all its rings together; the tolerance is raised just enough and
@@ -36,9 +35,6 @@ def outline_mask(
             of the mask would overlap otherwise.
         min_area_px: parts (with their holes filled) and holes smaller than this many pixels are left out. Nothing is
             left out at 0.
-
-    Returns:
-        Valid polygons, in raster order of their first pixel, and how many parts and holes were left out.
 
     Raises:
         ValueError: the mask is not bool H x W, or a number is out of range.
@@ -66,10 +62,7 @@ def smooth_outline(
     Args:
         mask_hw: bool, H x W. At tolerance 0, `polygons_to_mask` gives it back exactly.
         patch: its probabilities and their box; see `level_set_outline`, also for `border_px`.
-        tolerance_px: largest two-way Hausdorff distance between a ring and the level set.
         max_vertices: most vertices of all polygons together, cuts between them included.
-        min_area_px: parts and holes smaller than this are left out.
-        border_px: see `level_set_outline`.
 
     Returns:
         Valid polygons. Vertices lie where the segments fit the level set best.
@@ -90,11 +83,6 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
 
     Args:
         polygons: in pixel edges; parts outside the image are clipped, overlapping polygons are united.
-        height: H of the mask.
-        width: W of the mask.
-
-    Returns:
-        Bool, H x W.
     """
     mask_hw = np.zeros((height, width), dtype=np.bool_)
     for polygon in polygons:

@@ -36,8 +36,6 @@ class Cleaned:
 
     Attributes:
         mask_hw: bool, H x W; empty when even the largest part is smaller than `part_px`.
-        parts_dropped: parts that were left out.
-        holes_filled: holes that were filled.
     """
 
     mask_hw: np.ndarray

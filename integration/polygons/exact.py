@@ -29,8 +29,6 @@ class Polygon:
     """One connected area.
 
     Attributes:
-        exterior: float64 (N, 2), x and y in pixel edges.
-        holes: float64 (M, 2) each.
         tolerance_px: the two-way Hausdorff distance to the exact contour is at most this; 0 for the exact contour.
     """
 
@@ -55,8 +53,6 @@ class Outlined:
 
     Attributes:
         polygons: in raster order of their first pixel.
-        parts_dropped: parts that were smaller than asked for.
-        holes_filled: holes of the other parts that were.
     """
 
     polygons: list[Polygon]
@@ -113,7 +109,6 @@ def cut_open(exterior: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
     """Join the holes to the exterior by the shortest bridges found.
 
     Args:
-        exterior: (N, 2), x and y.
         holes: (M, 2) each, inside the exterior, walked in the opposite direction.
 
     Returns:

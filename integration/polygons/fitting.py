@@ -34,17 +34,11 @@ def fit_vertices(
     """Fit a chain's vertices.
 
     Args:
-        corners_px: (n, 2).
         radii_px: (n,), how far the chain may keep from each corner.
         moments: (6, 2 n + 1), integrals of x^2, xy, y^2, x, y, 1 along two laps, counted from the first corner (see
             `ShortcutGraph`).
-        vertices_px: (N, 2), certified.
-        spans: (N,), the corner of each vertex, ascending.
         closed: whether the last corner is joined to the first; the ends of open chains stay.
         size_px: width and height of the image. Vertices stay in it, and those of corners on its border on the border.
-
-    Returns:
-        (N, 2), certified.
     """
     count = len(corners_px)
     first = spans

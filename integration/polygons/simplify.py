@@ -34,8 +34,6 @@ class Chain:
     """One stretch of contour and its current simplification.
 
     Attributes:
-        corners: float (n, 2).
-        closed: whether the last corner is joined to the first.
         vertices: float (N, 2), the simplification.
         spans: int (N,), the corner that each vertex belongs to, ascending around the chain.
     """
@@ -46,9 +44,6 @@ class Chain:
         """Take corners (n, 2).
 
         Args:
-            corners: no two neighbours alike.
-            tolerance_px: the first radius of every corner.
-            closed: whether the last corner is joined to the first.
             fit_in_px: width and height of the image, to move vertices to where the segments fit the contour best;
                 None: vertices stay on the contour.
         """

@@ -34,9 +34,6 @@ def decode_bitmask(url: object, height: int, width: int) -> np.ndarray:
     Returns:
         Bool, H x W: as in the editor, where the PNG is not wholly transparent; in a PNG without transparency, where it
         is not black.
-
-    Raises:
-        BitmaskError: it is damaged or of another size.
     """
     if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url[:64]:
         raise BitmaskError(f"imageDataURL is {str(url)[:40]!r}, expected a PNG as {_PREFIX}...")

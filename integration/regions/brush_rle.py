@@ -27,17 +27,7 @@ class BrushError(ValueError):
 
 
 def encode_brush_mask(mask_hw: np.ndarray) -> list[int]:
-    """Encode a mask for `value.rle`.
-
-    Args:
-        mask_hw: bool, H x W.
-
-    Returns:
-        Bytes as ints, as Label Studio stores them.
-
-    Raises:
-        BrushError: the mask is not two-dimensional or too large for the code (2**30 pixels).
-    """
+    """Encode a mask for `value.rle`."""
     if mask_hw.ndim != 2 or mask_hw.size * 4 >= _MAX_VALUES:
         raise BrushError(f"a brush mask is height x width with less than 2**30 pixels, got {mask_hw.shape}")
     lengths, values = _runs(mask_hw)
@@ -56,14 +46,9 @@ def decode_brush_mask(rle: Sequence[int], height: int, width: int) -> np.ndarray
 
     Args:
         rle: bytes as ints. May hold runs and literals in any mix, as the editor writes them.
-        height: `original_height` of the region.
-        width: `original_width` of the region.
 
     Returns:
         Bool, H x W: True where alpha is at least 128.
-
-    Raises:
-        BrushError: the code is damaged or belongs to an image of another size.
     """
     stream = _BitReader(_as_bytes(rle))
     count = stream.read(32)

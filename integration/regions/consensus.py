@@ -30,7 +30,6 @@ class Consensus:
         objects: what the majority drew. Each pixel follows the majority of those who drew the object, in a tie the
             latest of them; label ids and kinds are of that one too.
         disputed: what no majority drew, or not with one label: neither an object nor background.
-        agreement: share of all drawn objects that are part of an agreed one, 0..1; 1 when nobody drew anything.
     """
 
     objects: tuple[AnnotatedObject, ...]

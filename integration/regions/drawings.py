@@ -39,7 +39,6 @@ class Drawings:
     """The objects of one result.
 
     Attributes:
-        objects: in the order of the result.
         left_out: id and reason of every region that is no object.
         ignored: what was drawn but cannot be learned from, with the pixels that it may cover: neither object nor
             background.
@@ -67,9 +66,6 @@ def read_drawings(
     """Read the objects of an annotation's or a prediction's result.
 
     Args:
-        result: its entries.
-        width: of the upright image.
-        height: of the upright image.
         config: the label config; entries of controls that it does not have are left out. None: any outline counts.
         labels: labels that count; None: the config's, or all.
     """

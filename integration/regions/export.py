@@ -49,9 +49,7 @@ class ExportedObject:
     """One object.
 
     Attributes:
-        label: as the label config spells it.
         mask_hw: bool, H x W, as it is stored in Label Studio.
-        polygons: its outlines with the cuts undone; None when it is no polygon.
         is_crowd: many objects in one region.
     """
 
@@ -82,9 +80,6 @@ class Export:
     """A data set.
 
     Attributes:
-        classes: category names in order.
-        images: in the order of the tasks.
-        left_out: annotations, regions and tasks that are not in it, with reasons.
         regions: outlines that were read; polygon_regions: how many of them are polygons.
         segmentation: "auto" writes polygons where they are exact, "rle" run-length code everywhere.
     """
@@ -216,13 +211,9 @@ def export_tasks(
     """Read the objects of annotated tasks.
 
     Args:
-        tasks: with their annotations.
-        classes: labels that count.
-        value_key: of the task data that holds the image's address.
         config: the label config; entries of other controls are left out. None: any outline counts.
         annotators: which of several annotations of a task count; see `chosen_annotations`.
         crowd_labels: labels, or choices a region, that mean many objects in one region.
-        segmentation: of `Export`.
     """
     crowd_names = {CROWD, *(name.casefold() for name in crowd_labels)}
     export = Export(tuple(name for name in classes if name.casefold() not in crowd_names), segmentation=segmentation)

@@ -27,7 +27,6 @@ class Shape:
     """One region's geometry.
 
     Attributes:
-        value: the `value` of the region, without its labels.
         note: what a person should know about it, for `meta.text`; at most one sentence.
     """
 
@@ -41,10 +40,6 @@ class Shapes:
 
     Attributes:
         regions: the largest first; the others are parts of the same object.
-        parts_dropped: parts that were too small.
-        holes_filled: holes that were too small.
-        holes_cut: holes that are joined to the outline by a cut.
-        parts_merged: parts that share a region with a larger one.
     """
 
     regions: tuple[Shape, ...]
@@ -58,9 +53,6 @@ def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool,
     """Closed polygons whose holes are cut open to the outside.
 
     Args:
-        outlined: the object's polygons.
-        width: of the upright image.
-        height: of the upright image.
         joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
         max_vertices: that was asked for, for the note.
     """

@@ -53,12 +53,6 @@ def build_prediction(
     """Draw instances as one Label Studio prediction.
 
     Args:
-        instances: of one image.
-        label_config: decides kinds, labels and thresholds.
-        width: of the upright image.
-        height: of the upright image.
-        model_version: stored with the prediction; Label Studio asks again when it changes.
-        output: how to draw.
         seed: task and image, so that ids differ between tasks.
         scorer: of the whole prediction; `certainty` of what is shown when None.
 
@@ -126,7 +120,7 @@ class _Drawing:
                 self.shown.append(instance)
                 self._shown_numbers.append(number)
             else:
-                self.report.drop(reason, instance.label)
+                self.report.dropped[reason] += 1
                 if reason == Report.LOW_SCORE:
                     self.hidden.append(instance)
         self.report.shown = len(self.shown)

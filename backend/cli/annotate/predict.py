@@ -86,15 +86,7 @@ GOLDEN_TURN = 0.61803399
 
 
 def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
-    """The image with every instance on it, the best ones on top.
-
-    Args:
-        image_rgb: uint8, H x W x 3.
-        instances: of this image, by falling score.
-
-    Returns:
-        An RGB picture of the image's size.
-    """
+    """The image with every instance on it, the best ones on top."""
     canvas = image_rgb.astype(np.float32)
     colours = [instance_colour(number) for number in range(len(instances))]
     for instance, colour in reversed(list(zip(instances, colours, strict=True))):

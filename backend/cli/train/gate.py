@@ -55,11 +55,7 @@ class CheckpointPlaces:
     cache: Path
 
     def model(self, name: str) -> Path:
-        """A checkpoint directory, given as such, by the name of a model, or as a version of the project.
-
-        Raises:
-            ClickException: it is neither.
-        """
+        """A checkpoint directory, given as such, by the name of a model, or as a version of the project."""
         if (Path(name) / METADATA_FILE).is_file():
             return Path(name)
         if self.registry is None or self.project is None:
@@ -70,11 +66,7 @@ class CheckpointPlaces:
         return self.registry.fetch(self.project, name, self.cache)
 
     def snapshot(self, name: str | None) -> Path:
-        """A snapshot directory, given as such or by its digest; None: the project's newest.
-
-        Raises:
-            ClickException: there is none.
-        """
+        """A snapshot directory, given as such or by its digest; None: the project's newest."""
         if name and Path(name).is_dir():
             return Path(name)
         if self.registry is None or self.project is None:

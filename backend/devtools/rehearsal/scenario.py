@@ -37,11 +37,7 @@ class Scenario:
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def play(self) -> dict[str, Any]:
-        """All of it.
-
-        Raises:
-            ServiceError, ClientError: something did not happen; what did is in `outcome`.
-        """
+        """All of it. Raises ServiceError, ClientError: something did not happen; what did is in `outcome`."""
         begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         base = read_served_model(self.model)

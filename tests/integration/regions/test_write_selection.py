@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from integration.label_studio.label_config import LabelConfigError, parse_label_config
 from integration.regions.write import Output, RegionError, Report, build_prediction, certainty
@@ -68,8 +69,7 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
     ]
     prediction, report = predict(instances)
     assert (prediction["result"], prediction["score"]) == ([], 0.0)
-    assert report.as_dict()["dropped"] == {Report.NO_LABEL: 1, Report.TOO_SMALL: 2, Report.NOT_A_NUMBER: 2}
-    assert report.as_dict()["unlabelled"] == {"whale": 1}
+    assert report.dropped == {Report.NO_LABEL: 1, Report.TOO_SMALL: 2, Report.NOT_A_NUMBER: 2}
 
 
 def test_control_attributes_win_over_settings() -> None:
@@ -164,9 +164,5 @@ def test_unsupported_configs_are_an_error_with_their_reason() -> None:
 )
 def test_settings_out_of_range_are_named(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(RegionError, match=f"{name} is .* expected"):
+    with pytest.raises(ValidationError, match=name):
         Output(**bad)
-
-
-def test_digests_tell_settings_apart() -> None:
-    assert Output().digest() == Output().digest() != Output(tolerance_px=2).digest()
