@@ -1,8 +1,10 @@
-"""The project's Label Studio: what is new, the snapshot, and the settings that our backend needs there."""
+"""The project's Label Studio: what is new, the snapshot, the settings that our backend needs, tasks predicted anew."""
 
 from __future__ import annotations
 
 import logging
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +15,55 @@ from redis import Redis
 from backend.doctor.connection import Settled, connection_changes, is_first_connection
 from backend.doctor.label_studio import is_ours
 from backend.errors import ServiceError
-from backend.learning.learner import ProjectClient
-from backend.learning.repredict import Repredictor
 from backend.learning.triggers import count_new_annotations
 from backend.predictions.projects import Project, Projects
+from backend.predictions.schemas import TaskItem
+from backend.predictions.service import Predictions
+from backend.queue.keys import repredict_key
 from backend.settings import Settings
-from backend.versions.resolve import ServedModel, read_served_model, registry_of, served_model
+from backend.versions.resolve import ServedModel, read_served_model, registry_of, served_model, version_directory
 from backend.worker.images import ImageSource, label_studio_of
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
+
+CHUNK = 200
+TOTAL_TTL_S = 24 * 3600
+
+
+class Repredictor:
+    """Asks for predictions as Label Studio would, and leaves them to the pusher."""
+
+    def __init__(self, settings: Settings, connection: Redis) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.predictions = Predictions(connection, settings)
+
+    def run(self, project: Project, client: LabelStudioClient, version: str) -> int:
+        """Ask for every task without annotation and without a prediction of the version; their number."""
+        if not project.hostname or not project.label_config:
+            return 0  # it never called /setup: nothing could be pushed
+        tasks = [
+            TaskItem(id=task["id"], data=task["data"])
+            for task in client.iter_tasks(int(project.id))
+            if not task.get("annotations")
+            and not any(prediction.get("model_version") == version for prediction in task.get("predictions") or ())
+        ]
+        key = repredict_key(project.id)
+        facts: dict[Any, Any] = {"version": version, "total": len(tasks), "since": time.time()}
+        self.connection.hset(key, mapping=facts)
+        self.connection.expire(key, TOTAL_TTL_S)
+        for start in range(0, len(tasks), CHUNK):
+            self._ask(project, tasks[start : start + CHUNK], version)
+        return len(tasks)
+
+    def _ask(self, project: Project, tasks: list[TaskItem], version: str) -> None:
+        model = read_served_model(version_directory(self.settings, project.key, version) or self.settings.model)
+        jobs = self.predictions.jobs(project, tasks, model, request_id=f"repredict-{uuid.uuid4().hex[:8]}")
+        claim = self.predictions.deliveries.claim(jobs[0].request_id, [job.id for job in jobs], lifetime_s=60.0)
+        self.predictions.queue.submit(jobs)
+        facts = {job.id: {"project": project.key, "task": job.task["id"]} for job in jobs}
+        self.predictions.deliveries.defer(claim, facts)
+
 
 log = logging.getLogger(__name__)
 SHOWN_COLUMNS = ("tasks:predictions_score", "tasks:predictions_model_versions")
@@ -74,8 +116,8 @@ def settle(
     changes = connection_changes(settings, client, project, mine, client.list_webhooks(project_id), model)
     title, done = "", []
     for change in changes:
-        if change.make is not None and (is_first or change.kind == "title"):
-            change.make()
+        if change.repair is not None and (is_first or change.kind == "title"):
+            change.repair()
             done.append(change.done)
             title = change.title or title
             log.info("project %d: set %s", project_id, change.done)
@@ -104,18 +146,17 @@ def remove_notices(client: LabelStudioClient, project_id: int) -> None:
 
 @dataclass(frozen=True)
 class LabelStudioProject:
-    """The functions of `ProjectClient` on a real server."""
+    """What a learner needs of projects' Label Studio; tests give doubles."""
 
     settings: Settings
     connection: Redis
 
-    def side(self) -> ProjectClient:
-        return ProjectClient(self.count_new, self.take_snapshot, self.follow)
-
     def count_new(self, project: str, newest_at: str) -> int:
+        """Annotations that are newer than an ISO time."""
         return count_new_annotations(self._client(project), int(project), newest_at)
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
+        """Freeze the project's data as a snapshot; its directory below the folder."""
         # Not at the top: the worker that waits for a training needs no arrays.
         from backend.learning.snapshot import SnapshotSettings, take_snapshot
 
@@ -128,7 +169,7 @@ class LabelStudioProject:
         return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
 
     def follow(self, project: str) -> Settled:
-        """Title first: only then does Label Studio show what is pushed under the version."""
+        """Have Label Studio show the version that serves; only after the title it shows what is pushed."""
         client = self._client(project)
         known = self._known(project)
         model = served_model(self.settings, known.key)

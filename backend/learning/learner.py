@@ -6,15 +6,12 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis import Redis
 
-from backend.doctor.connection import Settled
 from backend.errors import ServiceError, StartError
 from backend.learning import run_record as runs
 from backend.learning.round import Interrupted, Round, RoundParts
@@ -26,26 +23,14 @@ from backend.settings import Settings
 from backend.versions.resolve import registry_of
 from integration.label_studio.client import ClientError
 
+if TYPE_CHECKING:
+    from backend.learning.label_studio import LabelStudioProject
+
 log = logging.getLogger(__name__)
 CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
 # A round whose worker was killed is begun once more, not for ever.
 MOST_ATTEMPTS = 2
 LOGS = ("finetune.log", "gate.log")
-
-
-@dataclass(frozen=True)
-class ProjectClient:
-    """What a learner needs of a project's Label Studio; functions, so that tests can give their own.
-
-    Attributes:
-        count_new: (project, ISO time) -> annotations newer than it.
-        take_snapshot: (project, folder) -> the snapshot's directory below the folder.
-        follow: project -> what was set in Label Studio so that it shows the version that serves.
-    """
-
-    count_new: Callable[[str, str], int]
-    take_snapshot: Callable[[str, Path], Path]
-    follow: Callable[[str], Settled]
 
 
 @dataclass
@@ -60,7 +45,7 @@ class Learner:
     settings: Settings
     connection: Redis
     worker: str
-    label_studio: ProjectClient
+    label_studio: LabelStudioProject
     command: StepCommand | None = None
     is_stopping: bool = False
     queue: TrainQueue = field(init=False)
@@ -130,17 +115,9 @@ class Learner:
                 return STOPPING
             return CANCELLED if self.queue.is_cancelled(run.project, run.id) else ""
 
-        side = self.label_studio
         assert self.command is not None
         return RoundParts(
-            self.settings,
-            self.registry,
-            self.store,
-            self.command,
-            lambda newest_at: side.count_new(run.project, newest_at),
-            lambda folder: side.take_snapshot(run.project, folder),
-            progress,
-            stop_because,
+            self.settings, self.registry, self.store, self.command, self.label_studio, progress, stop_because
         )
 
     def _follow(self, run: Run, progress: Progress) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import ServiceError
 from backend.learning import run_record as runs
@@ -36,6 +36,9 @@ from backend.versions.store import SHIPPED
 from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from training.registry import Registry
 from training.snapshots.holdout import what_is_missing
+
+if TYPE_CHECKING:
+    from backend.learning.label_studio import LabelStudioProject
 
 log = logging.getLogger(__name__)
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
@@ -63,8 +66,6 @@ class RoundParts:
     """What a round works with.
 
     Attributes:
-        count_new: annotations newer than an ISO time, from Label Studio.
-        take_snapshot: freezes Label Studio's data as a snapshot directory below a folder.
         stop_because: a reason to stop now, see `Interrupted`; "" to go on.
     """
 
@@ -72,8 +73,7 @@ class RoundParts:
     registry: Registry
     runs: RunStore
     command: StepCommand
-    count_new: Callable[[str], int]
-    take_snapshot: Callable[[Path], Path]
+    label_studio: LabelStudioProject
     progress: Progress
     stop_because: Callable[[], str]
 
@@ -120,14 +120,12 @@ class Round:
         self._stage("looking")
         if self.run.snapshot:
             return True
-        self.run.new_annotations = self.parts.count_new(self._newest_at())
+        newest_at = newest_trigger_state(self.parts.registry, self.parts.runs, self.run.project)
+        self.run.new_annotations = self.parts.label_studio.count_new(self.run.project, newest_at)
         if self.run.new_annotations or self.run.trigger == COMMAND or self._left_unjudged():
             return True
         self.run.reasons = ("No annotation is newer than the newest snapshot.",)
         return False
-
-    def _newest_at(self) -> str:
-        return newest_trigger_state(self.parts.registry, self.parts.runs, self.run.project)
 
     def _left_unjudged(self) -> bool:
         """Whether the newest round with data ended without a verdict: the button then tries again."""
@@ -141,7 +139,7 @@ class Round:
         registry, project = self.parts.registry, self.run.project
         self._stage("snapshot")
         if not self.run.snapshot:
-            taken = self.parts.take_snapshot(self.work / "snapshot")
+            taken = self.parts.label_studio.take_snapshot(project, self.work / "snapshot")
             manifest = read_json(taken / "manifest.json")
             self.run.newest_annotation_at = str(manifest.get("newest_annotation_at") or "")
             self.run.snapshot_counts = dict(manifest.get("counts", {}))

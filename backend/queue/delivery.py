@@ -22,7 +22,7 @@ from redis import Redis
 
 from backend.queue.connection import load_script, text
 from backend.queue.job_store import QUEUED_TTL_S
-from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key
+from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key, repredict_key
 
 # After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
 SETTLE_MS = 5000
@@ -161,3 +161,12 @@ class DeliveryClaims:
         """There is nothing to deliver for them any more."""
         if job_ids:
             self._end_push(keys=list(job_ids), args=[NAMES, "", 0, keep_s])
+
+
+def repredicting(connection: Redis, project: str) -> dict[str, Any]:
+    """Progress for people: version, total, left; {} when there is nothing to tell."""
+    row = {text(name): text(value) for name, value in connection.hgetall(repredict_key(project)).items()}
+    if not row or not int(row["total"]):
+        return {}
+    left = DeliveryClaims(connection).count_deferred_of(project)
+    return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}

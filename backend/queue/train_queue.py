@@ -18,7 +18,15 @@ import redis
 from redis import Redis
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import LEARNING, QUEUED_CHANNEL, TRAINERS, TRAININGS, learning_cancel_key, learning_key
+from backend.queue.keys import (
+    LEARNING,
+    QUEUED_CHANNEL,
+    TRAINERS,
+    TRAININGS,
+    learning_cancel_key,
+    learning_key,
+    trigger_state_key,
+)
 
 log = logging.getLogger(__name__)
 # Project and run; both become names of files.
@@ -219,3 +227,22 @@ def living_trainers(connection: Redis) -> list[str]:
 def forget_trainer(connection: Redis, worker: str) -> None:
     """A decent end."""
     connection.zrem(TRAINERS, worker)
+
+
+def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
+    """What the last look at a project found; {} when nobody has looked yet.
+
+    at (unix time), new (annotations newer than the newest snapshot), error, connected (whether one of its backends is
+    ours), set (what was set in Label Studio last, for people), title (of the project).
+    """
+    row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
+    if not row:
+        return {}
+    return {
+        "at": float(row["at"]),
+        "new": int(row.get("new", 0)),
+        "error": row.get("error", ""),
+        "connected": row.get("connected") == "1",
+        "set": row.get("set", ""),
+        "title": row.get("title", ""),
+    }

@@ -240,7 +240,8 @@ def _unavailable(settings: Settings, project: str, version: str, error: Exceptio
     )
 
 
-__all__ = ["model_directory", "served_model", "version_directory"]
+def _pinned(settings: Settings, project_key: str) -> Path | None:
+    return settings.models_of_projects().get(project_key.partition(".")[0])
 
 
 def model_directory(settings: Settings, project_key: str) -> Path:
@@ -249,14 +250,11 @@ def model_directory(settings: Settings, project_key: str) -> Path:
     Args:
         project_key: Label Studio's "<id>.<created>"; "" for clients without a project.
     """
-    project_id = project_key.partition(".")[0]
-    pinned = settings.models_of_projects().get(project_id) if project_id else None
-    return pinned or active_directory(settings, project_key) or settings.model
+    return _pinned(settings, project_key) or active_directory(settings, project_key) or settings.model
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
     """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s."""
-    project_id = project_key.partition(".")[0]
-    pinned = settings.models_of_projects().get(project_id) if project_id else None
+    pinned = _pinned(settings, project_key)
     active = None if pinned else active_model(settings, project_key)
     return active or read_served_model(pinned or settings.model)

@@ -27,12 +27,11 @@ from backend.queue.keys import INTERACTIVE_NAME, INTERACTIVE_WORKERS, QUEUED_CHA
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
 from backend.versions.resolve import prompt_version
-from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.oom_fallback import Predictor
-from backend.worker.pipeline import BatchPipeline
+from backend.worker.pipeline import Batcher, BatchPipeline
 from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling

@@ -64,7 +64,6 @@ class ClassMap:
     """
 
     by_class: Mapping[str, tuple[Target, ...]]
-    unmatched_classes: tuple[str, ...]
     unmatched_labels: tuple[str, ...]
     message: str | None = None
 
@@ -147,7 +146,7 @@ def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     reached = {target.label.value for targets in by_class.values() for target in targets}
     unmatched_labels = tuple(label for label in config.labels if label not in reached)
     message = None if by_class else (config.reason or _nothing_matches(classes, config.labels))
-    return ClassMap(by_class, tuple(name for name in classes if name not in by_class), unmatched_labels, message)
+    return ClassMap(by_class, unmatched_labels, message)
 
 
 def _labels_by_name(control: Control) -> dict[str, Label]:

@@ -234,7 +234,7 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     """The annotations of a task that count, oldest first.
 
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
-    `consensus.agree`.
+    `drawings.vote`.
     """
     starred = [annotation for annotation in annotations if annotation.ground_truth]
     by_age = sorted(starred or annotations, key=_age)

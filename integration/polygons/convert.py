@@ -9,12 +9,10 @@ Shapes: H, W mask size; N vertices. Rings are as in `exact`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
-from integration.polygons.contours import fill_even_odd
-from integration.polygons.exact import Outlined, Polygon, exact_outline
+from integration.polygons.exact import Polygon, exact_polygons, fill_even_odd
 from integration.polygons.level_set import Patch, level_set_outline
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
 
@@ -24,7 +22,7 @@ _TOLERANCE_PRECISION = 0.01
 
 def outline_mask(
     mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
-) -> Outlined:
+) -> list[Polygon]:
     """Outline a mask along the edges of its pixels, one polygon for each 4-connected part.
 
     Args:
@@ -40,12 +38,11 @@ def outline_mask(
         ValueError: the mask is not bool H x W, or a number is out of range.
     """
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
-    exact = exact_outline(mask_hw, min_area_px=min_area_px)
+    polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
+    tolerances = [tolerance_px] * len(polygons)
     if max_vertices is not None:
-        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in exact.polygons]
-    else:
-        tolerances = [tolerance_px] * len(exact.polygons)
-    return replace(exact, polygons=_simplified(exact.polygons, tolerances))
+        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in polygons]
+    return _simplified(polygons, tolerances)
 
 
 def smooth_outline(
@@ -56,7 +53,7 @@ def smooth_outline(
     max_vertices: int | None = None,
     min_area_px: float = 0.0,
     border_px: int = 0,
-) -> Outlined:
+) -> list[Polygon]:
     """Outline a mask along the level set of its probabilities.
 
     Args:
@@ -71,11 +68,11 @@ def smooth_outline(
         ValueError: as `outline_mask`.
     """
     check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
-    exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
-    polygons, size_px = exact.polygons, (float(mask_hw.shape[1]), float(mask_hw.shape[0]))
+    polygons = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
+    size_px = float(mask_hw.shape[1]), float(mask_hw.shape[0])
     if max_vertices is not None and polygons:
         tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
-    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px))
+    return _simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:

@@ -30,35 +30,21 @@ class CrumbRule:
     hole_share: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Cleaned:
-    """A mask without crumbs.
-
-    Attributes:
-        mask_hw: bool, H x W; empty when even the largest part is smaller than `part_px`.
-    """
-
-    mask_hw: np.ndarray
-    parts_dropped: int = 0
-    holes_filled: int = 0
-
-
-def remove_crumbs(mask_hw: np.ndarray, rule: CrumbRule) -> Cleaned:
+def remove_crumbs(mask_hw: np.ndarray, rule: CrumbRule) -> np.ndarray:
     """Apply a rule to a mask (bool, H x W): parts first, then holes of what is left.
 
-    Parts that touch with a corner count as one; holes are connected by sides.
+    Parts that touch with a corner count as one; holes are connected by sides. Empty when even the largest part is
+    smaller than `part_px`.
     """
-    kept_hw, dropped = _without_small_parts(mask_hw, rule)
-    if not kept_hw.any():
-        return Cleaned(kept_hw, dropped)
-    background, count = ndimage.label(~np.pad(kept_hw, 1))
-    if count < 2:
-        return Cleaned(kept_hw, dropped)
+    labels, _ = ndimage.label(mask_hw, _SIDES_AND_CORNERS)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    kept_hw: np.ndarray = (areas >= max(rule.part_px, rule.part_share * areas.max(), 1))[labels]
+    background, _ = ndimage.label(~np.pad(kept_hw, 1))
     areas = np.bincount(background.ravel())
     is_small = areas < max(rule.hole_px, rule.hole_share * np.count_nonzero(kept_hw))
     is_small[[0, background[0, 0]]] = False  # the mask itself, and the outside
-    filled_hw = kept_hw | is_small[background[1:-1, 1:-1]]
-    return Cleaned(filled_hw, dropped, int(np.count_nonzero(is_small[1:] & (areas[1:] > 0))))
+    return kept_hw | is_small[background[1:-1, 1:-1]]
 
 
 def reach_border(mask_hw: np.ndarray, border_px: int) -> np.ndarray:
@@ -72,13 +58,3 @@ def reach_border(mask_hw: np.ndarray, border_px: int) -> np.ndarray:
     for side in (reached_hw, reached_hw[::-1], reached_hw.T, reached_hw.T[::-1]):
         side[:border_px] |= side[border_px]
     return reached_hw
-
-
-def _without_small_parts(mask_hw: np.ndarray, rule: CrumbRule) -> tuple[np.ndarray, int]:
-    labels, count = ndimage.label(mask_hw, _SIDES_AND_CORNERS)
-    if not count:
-        return mask_hw.copy(), 0
-    areas = np.bincount(labels.ravel())
-    areas[0] = 0
-    is_kept = areas >= max(rule.part_px, rule.part_share * areas.max(), 1)
-    return is_kept[labels], count - int(np.count_nonzero(is_kept))

@@ -34,8 +34,7 @@ from integration.label_studio.tasks import AnnotatedTask, Annotation, Choice, Le
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
-from integration.regions.consensus import vote
-from integration.regions.drawings import read_drawings
+from integration.regions.drawings import read_drawings, vote
 from integration.regions.read import AnnotatedObject
 from model.instance import box_of, iou
 

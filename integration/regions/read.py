@@ -17,8 +17,7 @@ import numpy as np
 
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon
-from integration.regions.bitmask_png import BitmaskError, decode_bitmask
-from integration.regions.brush_rle import BrushError, decode_brush_mask
+from integration.regions.painted import BitmaskError, BrushError, decode_bitmask, decode_brush_mask
 
 #: Larger sizes in a region are taken for nonsense: the masks would not fit any memory.
 MAX_PIXELS = 200_000_000

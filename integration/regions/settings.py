@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import field
-from typing import Annotated, ClassVar, Literal
+from enum import StrEnum
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -74,45 +72,15 @@ PART_BY_PART = Output(
 )
 
 
-@dataclasses.dataclass(slots=True)
-class Report:
-    """What became of the instances of one image.
+class Reason(StrEnum):
+    """Why an instance has no region."""
 
-    Attributes:
-        shown: instances with at least one region.
-        dropped: instances left out, by reason.
-        parts_dropped: parts of shown objects that were too small.
-        holes_filled: holes of shown objects that were too small.
-        holes_cut: holes of shown polygons that are joined to the outline by a cut.
-        parts_merged: parts of shown objects that are in one region with a larger part.
-    """
-
-    NO_LABEL: ClassVar[str] = "no label for its class"
-    LOW_SCORE: ClassVar[str] = "below the score threshold"
-    OVER_LIMIT: ClassVar[str] = "over the limit of regions"
-    DOUBLE: ClassVar[str] = "overlaps a better scored object too much"
-    TOO_SMALL: ClassVar[str] = "smaller than the minimum area"
-    NOT_A_NUMBER: ClassVar[str] = "its score is not a number"
-
-    instances: int = 0
-    shown: int = 0
-    regions: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    parts_dropped: int = 0
-    holes_filled: int = 0
-    holes_cut: int = 0
-    parts_merged: int = 0
-
-    def changes(self) -> dict[str, int]:
-        """How many things were left out or drawn otherwise than they are, by what was done; empty if none."""
-        counts = {
-            **self.dropped,
-            "parts left out": self.parts_dropped,
-            "holes filled": self.holes_filled,
-            "holes joined by a cut": self.holes_cut,
-            "parts merged": self.parts_merged,
-        }
-        return {what: count for what, count in counts.items() if count}
+    NO_LABEL = "no label for its class"
+    LOW_SCORE = "below the score threshold"
+    OVER_LIMIT = "over the limit of regions"
+    DOUBLE = "overlaps a better scored object too much"
+    TOO_SMALL = "smaller than the minimum area"
+    NOT_A_NUMBER = "its score is not a number"
 
 
 def certainty(instances: Sequence[Instance]) -> float:

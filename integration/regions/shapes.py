@@ -6,16 +6,15 @@ Shapes: H, W mask size; N points.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from integration.polygons.exact import Outlined, exact_polygons
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons
-from integration.regions.bitmask_png import encode_bitmask
-from integration.regions.brush_rle import encode_brush_mask
+from integration.regions.painted import encode_bitmask, encode_brush_mask
 from model.instance import iou
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
@@ -34,29 +33,16 @@ class Shape:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """All regions of one object.
-
-    Attributes:
-        regions: the largest first; the others are parts of the same object.
-    """
-
-    regions: tuple[Shape, ...]
-    parts_dropped: int = 0
-    holes_filled: int = 0
-    holes_cut: int = 0
-    parts_merged: int = 0
-
-
-def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool, max_vertices: int | None) -> Shapes:
-    """Closed polygons whose holes are cut open to the outside.
+def polygon_shapes(
+    outlined: Sequence[Polygon], *, width: int, height: int, joined: bool, max_vertices: int | None
+) -> list[Shape]:
+    """Closed polygons whose holes are cut open to the outside, the largest first.
 
     Args:
         joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
         max_vertices: that was asked for, for the note.
     """
-    polygons = sorted(outlined.polygons, key=lambda polygon: -polygon.area_px)
+    polygons = sorted(outlined, key=lambda polygon: -polygon.area_px)
     objects = [polygons] if joined and polygons else [[polygon] for polygon in polygons]
     rings = [join_polygons(parts) for parts in objects]
     regions = []
@@ -66,59 +52,51 @@ def polygon_shapes(outlined: Outlined, *, width: int, height: int, joined: bool,
             note = f"More than {max_vertices} points, because its parts would overlap with fewer."
         value = {"points": percent(ring, width, height).tolist(), "closed": True}
         regions.append(Shape(value, note))
-    holes_cut = sum(len(polygon.holes) for polygon in polygons)
-    merged = len(polygons) - len(rings)
-    return Shapes(tuple(regions), outlined.parts_dropped, outlined.holes_filled, holes_cut, merged)
+    return regions
 
 
-def brush_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+def brush_shapes(mask_hw: np.ndarray) -> list[Shape]:
     """The exact mask, parts and holes included, as Label Studio's run-length code."""
-    if mask_hw.sum() < max(min_area_px, 1):
-        return Shapes((), parts_dropped=int(mask_hw.any()))
-    shape = Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})
-    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+    return [Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})]
 
 
-def bitmask_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+def bitmask_shapes(mask_hw: np.ndarray) -> list[Shape]:
     """The exact mask, parts and holes included, as a PNG."""
-    if mask_hw.sum() < max(min_area_px, 1):
-        return Shapes((), parts_dropped=int(mask_hw.any()))
-    return Shapes((Shape({"imageDataURL": encode_bitmask(mask_hw)}),), parts_merged=_part_count(mask_hw) - 1)
+    return [Shape({"imageDataURL": encode_bitmask(mask_hw)})]
 
 
-def rectangle_shapes(mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float) -> Shapes:
+def rectangle_shapes(
+    mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float
+) -> list[Shape]:
     """The box around the mask; the detector's box where the mask is empty."""
     box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
     height, width = mask_hw.shape
     (x, y), (right, bottom) = percent(box, width, height)
     area_px = (right - x) * (bottom - y) * width * height / 1e4
     if not area_px >= max(min_area_px, 1e-9):  # also catches boxes that are not numbers
-        return Shapes((), parts_dropped=1)
+        return []
     size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
-    shape = Shape({"x": float(x), "y": float(y), **size, "rotation": 0})
-    return Shapes((shape,), parts_merged=max(_part_count(mask_hw) - 1, 0))
+    return [Shape({"x": float(x), "y": float(y), **size, "rotation": 0})]
 
 
-def vector_shapes(polygons: Shapes) -> Shapes:
+def vector_shapes(polygons: Sequence[Shape]) -> list[Shape]:
     """The same outlines as closed paths of straight edges (`vertices` in place of `points`)."""
     regions = []
-    for shape in polygons.regions:
+    for shape in polygons:
         vertices = [
             {"id": f"v{number}", "x": x, "y": y, "isBezier": False, "prevPointId": f"v{number - 1}" if number else None}
             for number, (x, y) in enumerate(shape.value["points"])
         ]
         regions.append(replace(shape, value={"vertices": vertices, "closed": True}))
-    return replace(polygons, regions=tuple(regions))
+    return regions
 
 
-def ellipse_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
+def ellipse_shapes(mask_hw: np.ndarray) -> list[Shape]:
     """The ellipse with the centre, area and second moments of the mask; its note says how well it fits.
 
     Second moments of an ellipse: its half axes are twice their square roots; scaled to the mask's area.
     """
     area_px = int(mask_hw.sum())
-    if area_px < max(min_area_px, 1):
-        return Shapes((), parts_dropped=int(mask_hw.any()))
     height, width = mask_hw.shape
     points = np.argwhere(mask_hw)[:, ::-1] + 0.5
     centre = points.mean(axis=0)
@@ -137,8 +115,7 @@ def ellipse_shapes(mask_hw: np.ndarray, *, min_area_px: float) -> Shapes:
         "rotation": round(math.degrees(angle), _DECIMALS),
     }
     x_pct, y_pct = percent(centre, width, height)
-    shape = Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")
-    return Shapes((shape,), parts_merged=_part_count(mask_hw) - 1)
+    return [Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")]
 
 
 def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -147,15 +124,6 @@ def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
     if not len(rows):
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _part_count(mask_hw: np.ndarray) -> int:
-    """4-connected parts of a mask."""
-    box = mask_box(mask_hw)
-    if box is None:
-        return 0
-    left, top, right, bottom = box
-    return int(ndimage.label(mask_hw[top:bottom, left:right])[1])
 
 
 def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -19,13 +18,12 @@ import numpy as np
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
 from integration.label_studio.tasks import Prediction, Region
 from integration.polygons.convert import outline_mask, smooth_outline
-from integration.polygons.crumbs import Cleaned, CrumbRule, reach_border, remove_crumbs
-from integration.polygons.exact import Outlined
+from integration.polygons.crumbs import CrumbRule, reach_border, remove_crumbs
+from integration.polygons.exact import Polygon
 from integration.polygons.shared_edges import outline_masks
-from integration.regions.settings import Output, RegionError, Report, Scorer, certainty
+from integration.regions.settings import Output, Reason, RegionError, Scorer, certainty
 from integration.regions.shapes import (
     Shape,
-    Shapes,
     bitmask_shapes,
     brush_shapes,
     ellipse_shapes,
@@ -36,7 +34,7 @@ from integration.regions.shapes import (
 )
 from model.instance import Instance, iou_matrix
 
-__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty"]
+__all__ = ["Output", "Reason", "RegionError", "build_prediction", "certainty"]
 
 
 def build_prediction(
@@ -49,7 +47,7 @@ def build_prediction(
     output: Output | None = None,
     seed: str = "",
     scorer: Scorer | None = None,
-) -> tuple[Prediction, Report]:
+) -> tuple[Prediction, Counter[Reason]]:
     """Draw instances as one Label Studio prediction.
 
     Args:
@@ -57,7 +55,7 @@ def build_prediction(
         scorer: of the whole prediction; `certainty` of what is shown when None.
 
     Returns:
-        {"result": regions, best score first, "score", "model_version"}; and what was left out.
+        {"result": regions, best score first, "score", "model_version"}; how many instances were left out, by reason.
 
     Raises:
         LabelConfigError: the label config is not supported.
@@ -68,7 +66,7 @@ def build_prediction(
     drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
     drawing.draw(instances)
     score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
-    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.report
+    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.dropped
 
 
 def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None:
@@ -95,20 +93,19 @@ class _Drawing:
         self._size: _Size = {"original_width": width, "original_height": height, "image_rotation": 0}
         self._seed = seed
         self._drawn: Counter[str] = Counter()
-        self._shared: dict[tuple[int, float, float], Outlined] = {}
-        self._cleaned: dict[tuple[int, float], Cleaned] = {}
+        self._shared: dict[tuple[int, float, float], list[Polygon]] = {}
+        self._cleaned: dict[tuple[int, float], np.ndarray] = {}
         self._instances: Sequence[Instance] = ()
         self._overlap: np.ndarray | None = None
         self._shown_numbers: list[int] = []
         self.result: list[Region] = []
         self.shown: list[Instance] = []
         self.hidden: list[Instance] = []
-        self.report = Report()
+        self.dropped: Counter[Reason] = Counter()
 
     def draw(self, instances: Sequence[Instance]) -> None:
-        """Add the regions of all instances, the best first, and report."""
+        """Add the regions of all instances, the best first."""
         self._instances = instances
-        self.report.instances = len(instances)
         classes = self._config.match(sorted({instance.label for instance in instances}))
         chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
         if self._output.shared_edges:
@@ -120,22 +117,20 @@ class _Drawing:
                 self.shown.append(instance)
                 self._shown_numbers.append(number)
             else:
-                self.report.dropped[reason] += 1
-                if reason == Report.LOW_SCORE:
+                self.dropped[reason] += 1
+                if reason == Reason.LOW_SCORE:
                     self.hidden.append(instance)
-        self.report.shown = len(self.shown)
-        self.report.regions = len(self.result)
-        over = self.report.dropped[Report.OVER_LIMIT]
+        over = self.dropped[Reason.OVER_LIMIT]
         if over and self.result:
             more = "1 more object was" if over == 1 else f"{over} more objects were"
             _note(self.result[0], f"{more} found and left out: the limit of regions is reached.")
 
-    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
+    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> Reason | None:
         """Add the regions of an instance; None, or the reason why it has none."""
         if not math.isfinite(instance.score):
-            return Report.NOT_A_NUMBER
+            return Reason.NOT_A_NUMBER
         if not targets:
-            return Report.NO_LABEL
+            return Reason.NO_LABEL
         reasons = [self._draw_target(number, instance, target) for target in targets]
         return None if None in reasons else reasons[0]
 
@@ -147,7 +142,7 @@ class _Drawing:
             for way in ways:
                 alike.setdefault(way, []).append(number)
         for (tolerance_px, min_area_px), numbers in alike.items():
-            masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
+            masks_hw = [self._clean(number, min_area_px) for number in numbers]
             outlines = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
             for number, outlined in zip(numbers, outlines, strict=True):
                 self._shared[number, tolerance_px, min_area_px] = outlined
@@ -184,11 +179,11 @@ class _Drawing:
             return False
         if self._overlap is None:
             min_area_px = self._output.min_area_px
-            masks_hw = [self._clean(number, min_area_px).mask_hw for number in range(len(self._instances))]
+            masks_hw = [self._clean(number, min_area_px) for number in range(len(self._instances))]
             self._overlap = iou_matrix(masks_hw, masks_hw)
         return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
 
-    def _clean(self, number: int, min_area_px: float) -> Cleaned:
+    def _clean(self, number: int, min_area_px: float) -> np.ndarray:
         """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
         key = number, min_area_px
         if key not in self._cleaned:
@@ -197,58 +192,43 @@ class _Drawing:
                 mask_hw = reach_border(mask_hw, output.border_px)
             has_rule = min_area_px > 0 and (output.min_part_share or output.min_hole_share)
             rule = CrumbRule(min_area_px, output.min_part_share, min_area_px, output.min_hole_share)
-            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else Cleaned(mask_hw)
+            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else mask_hw
         return self._cleaned[key]
 
-    def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
+    def _draw_target(self, number: int, instance: Instance, target: Target) -> Reason | None:
         control = target.control
         if instance.score < self._threshold(target):
-            return Report.LOW_SCORE
+            return Reason.LOW_SCORE
         if self._is_double(number):
-            return Report.DOUBLE
+            return Reason.DOUBLE
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
-            return Report.OVER_LIMIT
+            return Reason.OVER_LIMIT
         shapes = self._shapes(number, instance, control)
-        if not shapes.regions:
-            return Report.TOO_SMALL
+        if not shapes:
+            return Reason.TOO_SMALL
         self._drawn[control.name] += 1
-        self.report.parts_dropped += shapes.parts_dropped
-        self.report.holes_filled += shapes.holes_filled
-        self.report.holes_cut += shapes.holes_cut
-        self.report.parts_merged += shapes.parts_merged
-        self._add(number, instance, target, shapes.regions)
+        self._add(number, instance, target, shapes)
         return None
 
-    def _shapes(self, number: int, instance: Instance, control: Control) -> Shapes:
+    def _shapes(self, number: int, instance: Instance, control: Control) -> list[Shape]:
         tolerance_px, min_area_px = self._way(control)
-        cleaned = self._clean(number, min_area_px)
-        if control.kind == "brush":
-            shapes = brush_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        elif control.kind == "bitmask":
-            shapes = bitmask_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        elif control.kind == "rectangle":
-            shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
-        elif control.kind == "ellipse":
-            shapes = ellipse_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        else:
-            max_vertices = control.max_vertices or self._output.max_vertices
-            outlined = self._shared.get((number, tolerance_px, min_area_px))
-            if outlined is None:
-                outlined = self._outline(instance, cleaned.mask_hw, tolerance_px, max_vertices, min_area_px)
-            height, width = instance.mask_hw.shape
-            joined = self._output.parts == "joined"
-            shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
-            if control.kind == "vector":
-                shapes = vector_shapes(shapes)
-        return replace(
-            shapes,
-            parts_dropped=shapes.parts_dropped + cleaned.parts_dropped,
-            holes_filled=shapes.holes_filled + cleaned.holes_filled,
-        )
+        mask_hw = self._clean(number, min_area_px)
+        if control.kind == "rectangle":
+            return rectangle_shapes(mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        if of_mask := {"brush": brush_shapes, "bitmask": bitmask_shapes, "ellipse": ellipse_shapes}.get(control.kind):
+            return of_mask(mask_hw) if np.count_nonzero(mask_hw) >= max(min_area_px, 1) else []
+        max_vertices = control.max_vertices or self._output.max_vertices
+        outlined = self._shared.get((number, tolerance_px, min_area_px))
+        if outlined is None:
+            outlined = self._outline(instance, mask_hw, tolerance_px, max_vertices, min_area_px)
+        height, width = mask_hw.shape
+        joined = self._output.parts == "joined"
+        shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+        return vector_shapes(shapes) if control.kind == "vector" else shapes
 
     def _outline(
         self, instance: Instance, mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
-    ) -> Outlined:
+    ) -> list[Polygon]:
         if self._output.outline == "pixels":
             return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)
         known = instance.probabilities

@@ -128,7 +128,7 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
 @pytest.fixture
 def learner(learning: Settings, wishes: Wishes, redis) -> Learner:
     """The worker's part that learns, in this process; only its finetuning and gate are processes."""
-    return Learner(learning, redis, "me", wishes.side(), partial(double_command, wishes))
+    return Learner(learning, redis, "me", wishes, partial(double_command, wishes))
 
 
 @pytest.fixture

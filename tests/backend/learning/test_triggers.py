@@ -9,6 +9,7 @@ import pytest
 
 from backend.api.app import create_app
 from backend.learning import run_record as runs
+from backend.learning.train_worker import Watcher
 from backend.learning.triggers import (
     BUTTON,
     CORRECTIONS,
@@ -17,7 +18,6 @@ from backend.learning.triggers import (
     count_new_annotations,
     training_reason,
 )
-from backend.learning.watcher import Watcher
 from backend.queue.keys import TRAININGS
 from backend.queue.train_queue import new_run
 from tests.support.service import setup_body
