@@ -33,11 +33,7 @@ def outline_mask(
             of the mask would overlap otherwise.
         min_area_px: parts (with their holes filled) and holes smaller than this many pixels are left out. Nothing is
             left out at 0.
-
-    Raises:
-        ValueError: the mask is not bool H x W, or a number is out of range.
     """
-    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
     tolerances = [tolerance_px] * len(polygons)
     if max_vertices is not None:
@@ -63,11 +59,7 @@ def smooth_outline(
 
     Returns:
         Valid polygons. Vertices lie where the segments fit the level set best.
-
-    Raises:
-        ValueError: as `outline_mask`.
     """
-    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
     polygons = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
     size_px = float(mask_hw.shape[1]), float(mask_hw.shape[0])
     if max_vertices is not None and polygons:
@@ -130,18 +122,3 @@ def _least_tolerance(
         middle = (too_small + enough) / 2
         too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
     return enough
-
-
-def check_arguments(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
-    """Raise ValueError for a mask or an option that `outline_mask` cannot take."""
-    if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
-        raise ValueError(
-            f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "
-            "compare it with a threshold first"
-        )
-    if not 0 <= tolerance_px < float("inf"):
-        raise ValueError(f"tolerance_px must be a finite number of pixels >= 0, got {tolerance_px}")
-    if not 0 <= min_area_px < float("inf"):
-        raise ValueError(f"min_area_px must be a finite number of pixels >= 0, got {min_area_px}")
-    if max_vertices is not None and max_vertices < 3:
-        raise ValueError(f"max_vertices must be at least 3, as a triangle has; got {max_vertices}")

@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from integration.polygons.convert import check_arguments
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
 
@@ -32,14 +31,7 @@ def outline_masks(
 
     Returns:
         For each mask its polygons, as `outline_mask` returns them.
-
-    Raises:
-        ValueError: a mask is not bool H x W, sizes differ, or a number is out of range.
     """
-    for mask_hw in masks_hw:
-        check_arguments(mask_hw, tolerance_px, None, min_area_px)
-    if len({mask.shape for mask in masks_hw}) > 1:
-        raise ValueError(f"masks of one image must have one size, got {sorted({mask.shape for mask in masks_hw})}")
     if not len(masks_hw):
         return []
     windows, offset_px = _cropped(masks_hw)

@@ -19,10 +19,6 @@ Pixels = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Scorer = Callable[[Sequence[Instance], Sequence[Instance]], float]
 
 
-class RegionError(ValueError):
-    """Instances that do not belong to the image they are said to be of."""
-
-
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Output:
     """How predictions are drawn. Attributes of the label config's tags win over these.

@@ -21,7 +21,7 @@ from integration.polygons.convert import outline_mask, smooth_outline
 from integration.polygons.crumbs import CrumbRule, reach_border, remove_crumbs
 from integration.polygons.exact import Polygon
 from integration.polygons.shared_edges import outline_masks
-from integration.regions.settings import Output, Reason, RegionError, Scorer, certainty
+from integration.regions.settings import Output, Reason, Scorer, certainty
 from integration.regions.shapes import (
     Shape,
     bitmask_shapes,
@@ -34,7 +34,7 @@ from integration.regions.shapes import (
 )
 from model.instance import Instance, iou_matrix
 
-__all__ = ["Output", "Reason", "RegionError", "build_prediction", "certainty"]
+__all__ = ["Output", "Reason", "build_prediction", "certainty"]
 
 
 def build_prediction(
@@ -59,23 +59,12 @@ def build_prediction(
 
     Raises:
         LabelConfigError: the label config is not supported.
-        RegionError: a mask has another size than the image.
     """
     label_config.require_supported()
-    _check_sizes(instances, width, height)
     drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
     drawing.draw(instances)
     score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
     return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.dropped
-
-
-def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None:
-    for number, instance in enumerate(instances):
-        if instance.mask_hw.shape != (height, width):
-            raise RegionError(
-                f"instance {number} ({instance.label}) has a mask of height x width {instance.mask_hw.shape}, "
-                f"expected {(height, width)}: masks must cover the whole upright image"
-            )
 
 
 class _Size(TypedDict):

@@ -162,7 +162,7 @@ def test_vertex_budget_is_met_with_little_more_tolerance_than_needed(max_vertice
 
 
 def test_a_budget_that_is_met_already_keeps_the_tolerance() -> None:
-    (outline,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10).polygons
+    (outline,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10)
     assert (outline.vertex_count, outline.tolerance_px) == (4, 0.0)
 
 
@@ -209,19 +209,3 @@ def test_polygons_outside_the_image_are_clipped_and_overlaps_united() -> None:
     away = Polygon(np.array([[20.0, 20.0], [30.0, 20.0], [25.0, 30.0]]))
     expected = picture("##..", "####", ".###")
     assert np.array_equal(polygons_to_mask([square, other, away], 3, 4), expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mask_hw": np.zeros((2, 2))}, "float64 of shape"),  # not thresholded
-        ({"mask_hw": np.zeros((2, 2, 1), dtype=np.bool_)}, r"\(2, 2, 1\)"),
-        ({"tolerance_px": -1.0}, "tolerance_px .* got -1"),
-        ({"tolerance_px": float("nan")}, "got nan"),
-        ({"min_area_px": -2.0}, "min_area_px .* got -2"),
-        ({"max_vertices": 2}, "at least 3"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        outline_mask(**{"mask_hw": np.ones((2, 2), dtype=np.bool_)} | arguments)

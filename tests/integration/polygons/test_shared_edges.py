@@ -65,10 +65,5 @@ def test_overlapping_masks_keep_their_own_edges() -> None:
         assert np.array_equal(polygons_to_mask(outlined, 12, 12), mask)
 
 
-def test_masks_of_different_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one size"):
-        outline_masks([np.zeros((2, 3), dtype=np.bool_), np.zeros((3, 2), dtype=np.bool_)])
-
-
 def test_no_masks_no_polygons() -> None:
     assert outline_masks([]) == []

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from integration.label_studio.label_config import LabelConfigError, parse_label_config
-from integration.regions.write import Output, Reason, RegionError, build_prediction, certainty
+from integration.regions.write import Output, Reason, build_prediction, certainty
 from model.instance import Instance
 from tests.support.regions import LABELS, config_xml, instance, predict
 
@@ -130,11 +130,6 @@ def test_equal_predictions_are_equal_and_other_tasks_have_other_ids() -> None:
 def test_certainty(scores: list[float], uncertainties: list[float], expected: float) -> None:
     pairs = zip(scores, uncertainties, strict=True)
     assert certainty([instance(score=s, uncertainty=u) for s, u in pairs]) == expected
-
-
-def test_masks_of_another_size_are_an_error() -> None:
-    with pytest.raises(RegionError, match=r"\(40, 60\), expected \(60, 40\)"):
-        predict([instance()], width=40, height=60)
 
 
 def test_unsupported_configs_are_an_error_with_their_reason() -> None:
