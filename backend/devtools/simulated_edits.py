@@ -18,8 +18,7 @@ import numpy as np
 from backend.devtools.soak.harness import label_config
 from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
-from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
-from integration.polygons.crumbs import CrumbRule, remove_crumbs
+from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline
 from integration.polygons.exact import Polygon
 from integration.polygons.joining import join_polygons
 from integration.regions.read import regions_to_objects

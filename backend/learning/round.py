@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.errors import ServiceError
 from backend.learning import run_record as runs
+from backend.learning.label_studio import newest_of
 from backend.learning.run_record import Run, RunStore
 from backend.learning.steps import (
     FEW_SHOT,
@@ -28,8 +29,7 @@ from backend.learning.steps import (
     read_json,
     run_child,
 )
-from backend.learning.triggers import COMMAND, newest_of
-from backend.queue.train_queue import Progress
+from backend.queue.train_queue import COMMAND, Progress
 from backend.settings import Settings
 from backend.versions.resolve import read_served_model
 from backend.versions.store import SHIPPED

@@ -83,6 +83,23 @@ class SetupRequest(_Request):
         return value if isinstance(value, dict) else {}
 
 
+class Event(_Request):
+    """POST /webhook: a hint, never the truth.
+
+    Events get lost when we are down, come twice after re-connecting, and anybody can forge them. So facts are read from
+    Label Studio's API. Events of a later Label Studio are no error.
+    """
+
+    action: str = Field(min_length=1)
+    project: Any = None
+
+    @property
+    def project_id(self) -> int | None:
+        """Where something happened; None where the event does not say it."""
+        number = self.project.get("id") if isinstance(self.project, dict) else None
+        return number if type(number) is int and 0 < number < 10**18 else None
+
+
 def parse(schema: type[Model], body: object) -> Model:
     """Validate a decoded JSON body."""
     try:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # Project and run; both become names of files.
 TRAINING = re.compile(r"([0-9]{1,18}):([A-Za-z0-9-]{1,64})")
 QUEUED, RUNNING = "queued", "running"
+# Why a training was asked for.
+BUTTON, COMMAND, CORRECTIONS, SCHEDULE = "button", "command", "corrections", "schedule"
 # Points of the loss curve on the page.
 MOST_POINTS = 120
 # A worker that was not heard of for this long, in s, is gone.

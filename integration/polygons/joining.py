@@ -1,7 +1,8 @@
 """Draw an object of several parts and holes as one ring, and take such a ring apart again.
 
 Label Studio counts regions, and its polygons know neither parts nor holes. So parts are joined, as holes are (see
-`keyhole`), by cuts that are walked there and back: they enclose nothing, and filling the ring gives the parts exactly.
+`exact.cut_open`), by cuts that are walked there and back: they enclose nothing, and filling the ring gives the parts
+exactly.
 
 Shapes: N, M vertices of rings.
 """

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from integration.label_studio.label_config_xml import Kind
+from integration.label_studio.label_config import Kind
 from model.instance import Instance
 
 Share = Annotated[float, Field(ge=0, le=1)]

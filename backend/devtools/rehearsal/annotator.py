@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from integration.polygons.convert import outline_mask
 from integration.regions.read import AnnotatedObject, regions_to_objects
-from integration.regions.shapes import polygon_shapes
+from integration.regions.write import polygon_shapes
 from model.instance import iou, iou_matrix
 
 Region = dict[str, Any]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.learning.learner import Learner
 from backend.learning.run_record import Run, RunStore
+from backend.learning.train_worker import Learner
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
 from tests.support.learning_doubles import Wishes, double_command, write_checkpoint

@@ -10,9 +10,9 @@ import pytest
 
 from backend.doctor.connection import Settled
 from backend.learning import run_record as runs
-from backend.learning.learner import Learner
 from backend.learning.steps import FINETUNE, step_command
-from backend.learning.triggers import BUTTON
+from backend.learning.train_worker import Learner
+from backend.queue.train_queue import BUTTON
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.slow

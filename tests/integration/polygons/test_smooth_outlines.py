@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
-from integration.polygons.crumbs import CrumbRule, reach_border, remove_crumbs
+from integration.polygons.convert import (
+    CrumbRule,
+    outline_mask,
+    polygons_to_mask,
+    reach_border,
+    remove_crumbs,
+    smooth_outline,
+)
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
 from integration.polygons.level_set import level_set_outline, sample_patch
