@@ -10,12 +10,10 @@ from flask import Blueprint, Response, jsonify, redirect, request
 from backend.api.access import check_form
 from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.repredict import repredicting
 from backend.learning.run_record import RunStore
-from backend.learning.triggers import BUTTON
-from backend.learning.watcher import read_trigger_state
 from backend.queue.connection import text
-from backend.queue.train_queue import TrainQueue, living_trainers
+from backend.queue.delivery import repredicting
+from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers, read_trigger_state
 from backend.versions.resolve import project_name, registry_of, required_registry
 from training.registry import Registry, RegistryError
 from training.registry.storage import checked_name, is_artifact

@@ -42,7 +42,6 @@ class CorrectionCost:
     """Lists of equal length, an entry an image.
 
     Attributes:
-        features: see `training.snapshots.annotation_cost.FEATURES`.
         edits: actions of a person who corrects the prediction to the truth.
         certainty: today's task score.
         confidence: mean score of what is shown; 0 for nothing.
@@ -107,14 +106,7 @@ def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
 def calibrated_order(
     checkpoint: Path, snapshot: Path, folds: Path | None, *, device: str, shown_from: float = SHOWN_FROM
 ) -> str:
-    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint.
-
-    Args:
-        folds: what a cross-validation found on the snapshot's training images; None without one.
-
-    Returns:
-        What tasks are ordered by, and why, for people.
-    """
+    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint."""
     from model.predictor import Predictor
 
     samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, whole=folds is not None)
@@ -135,11 +127,7 @@ def calibrated_order(
 
 
 def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
-    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name.
-
-    Raises:
-        SnapshotError: the directory is no snapshot.
-    """
+    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name."""
     from torch.utils.data import ConcatDataset, Subset
 
     snapshot = open_snapshot(directory)

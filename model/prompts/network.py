@@ -79,7 +79,7 @@ class PromptNetwork(nn.Module):
         self.quality = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
 
     def features(self, views: Tensor, prompts: Tensor, *, finest: bool = True) -> ViewFeatures:
-        """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps; coarse masks need no finest."""
+        """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps; ``finest`` for nodes alone."""
         maps = self.pyramid(self.trunk(normalised(views), self.prompt_stem(prompts)), finest=finest)
         side = self.mask_head.coarse_size
         coarse = maps[2]

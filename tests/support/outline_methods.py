@@ -30,7 +30,7 @@ Method = Callable[[np.ndarray, float], list[Polygon]]
 
 def fewest_vertices(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     """Fewest vertices within the tolerance of the exact contour."""
-    return outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
+    return outline_mask(mask_hw, tolerance_px=tolerance_px)
 
 
 def douglas_peucker(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:

@@ -60,6 +60,7 @@ class PromptTraining:
     workers: int = 1
     iterations: int = 0  # stop after so many, too; 0: by time alone
     warm_up: int = 200  # iterations
+    learned: tuple[str, ...] = ()  # prefixes of the parameters that learn; () for all
 
 
 @dataclass
@@ -246,8 +247,12 @@ def _optimizer(network: PromptNetwork, plan: PromptTraining) -> torch.optim.Adam
 
     Parameters are in the network's order, by which a resumed run assigns the optimizer's state.
     """
-    trunk = [p for name, p in network.named_parameters() if name.startswith("trunk.")]
-    rest = [p for name, p in network.named_parameters() if not name.startswith("trunk.")]
+    learned = {name: p for name, p in network.named_parameters() if name.startswith(plan.learned or "")}
+    network.requires_grad_(False)
+    for parameter in learned.values():
+        parameter.requires_grad_(True)
+    trunk = [p for name, p in learned.items() if name.startswith("trunk.")]
+    rest = [p for name, p in learned.items() if not name.startswith("trunk.")]
     groups = [
         {"params": rest, "lr": plan.learning_rate, "factor": 1.0},
         {"params": trunk, "lr": plan.learning_rate * plan.trunk_factor, "factor": plan.trunk_factor},

@@ -132,13 +132,7 @@ def rollback(project: str, registry_url: str | None) -> None:
 @click.command()
 @needed_project_option
 @registry_option
-@click.option(
-    "--keep",
-    type=click.IntRange(0),
-    default=5,
-    show_default=True,
-    help="Newest versions that stay although they never served.",
-)
+@click.option("--keep", type=click.IntRange(0), default=5, help="Newest versions that stay although they never served.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 def gc(project: str, registry_url: str | None, keep: int, dry_run: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, SuggestingGroup, read_label_config_file
+from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, read_label_config_file
 
 
 @click.group(cls=SuggestingGroup)
@@ -31,14 +31,12 @@ def data() -> None:
     "Generated scenes: 200 by default.",
 )
 @click.option(
-    "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Contact sheet, a PNG; data-check.png by default, with --fix sheet.png in its folder.",
+    "--sheet", type=FILE, help="Contact sheet, a PNG; data-check.png by default, with --fix sheet.png in its folder."
 )
-@click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
+@click.option("--pictures", type=click.IntRange(1), default=12, help="Images on the sheet.")
 @click.option(
     "--fix",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
 )
 @click.option(
@@ -140,8 +138,7 @@ def _open_export(name: str) -> Any:
         ServiceError, UnsupportedConfigError: the export cannot be read, or nothing in it can be learned from.
     """
     from backend.cli.train.snapshot import read_rows
-    from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
-    from backend.learning.task_images import ImageFolder
+    from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
     from training.datasets import split_after_file
     from training.snapshots.samples import SnapshotSamples
 
@@ -231,7 +228,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 
 @data.command()
 @click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
-@click.argument("root", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("root", type=FOLDER)
 @click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (subsets).")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, plain_errors, print_result
+from backend.cli.types import CHECKPOINT, DEVICE, EXISTING_PATH, FILE, limit_threads, plain_errors, print_result
 
 if TYPE_CHECKING:
     from training.evaluation.score import Score
@@ -21,31 +21,24 @@ if TYPE_CHECKING:
 @click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
-    "--coco",
-    nargs=2,
-    type=click.Path(exists=True, path_type=Path),
-    default=None,
-    help="Annotation file and image folder of a COCO-format set.",
+    "--coco", nargs=2, type=EXISTING_PATH, default=None, help="Annotation file and image folder of a COCO-format set."
 )
 @click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
-@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
-@click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
-@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--count", type=click.IntRange(1), default=200, help="Number of scenes.")
+@click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
+@click.option("--device", type=DEVICE, default="cpu")
 @click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
 @click.option(
     "--processes",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="That share a CPU; same figures with the same --threads (1 each by default).",
 )
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option(
-    "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.",
+    "--picture", type=FILE, help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG."
 )
-@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
+@click.option("--rows", type=click.IntRange(1), default=4, help="Images in the picture.")
 @click.option(
     "--edits",
     is_flag=True,
@@ -62,13 +55,10 @@ if TYPE_CHECKING:
     nargs=2,
     type=float,
     default=(0.95, 3.0),
-    show_default=True,
     metavar="IOU PX",
     help="Edits: outlines at least so alike, and nowhere farther off, are left alone.",
 )
-@click.option(
-    "--shown-from", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Edits: lowest score shown."
-)
+@click.option("--shown-from", type=click.FloatRange(0, 1), default=0.5, help="Edits: lowest score shown.")
 @click.option(
     "--served",
     metavar="URL",
@@ -79,7 +69,6 @@ if TYPE_CHECKING:
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.25,
-    show_default=True,
     help="Served: lowest score asked for; the API's TRANSFINER_SCORE_FLOOR is the lowest it gives.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
@@ -235,24 +224,23 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option(
     "--ground-truth",
     "truth",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING_PATH,
     required=True,
     help="COCO or LVIS annotation file; a folder for cityscapes and bdd100k.",
 )
 @click.option(
     "--predictions",
     "results",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING_PATH,
     required=True,
     help="COCO results file; a folder for cityscapes and bdd100k.",
 )
-@click.option("--metric", type=click.Choice(_METRICS), default="segm", show_default=True)
+@click.option("--metric", type=click.Choice(_METRICS), default="segm")
 @click.option(
     "--format",
     "layout",
     type=click.Choice(["coco", "cityscapes", "bdd100k"]),
     default="coco",
-    show_default=True,
     help="Layout of the files.",
 )
 @click.option(
