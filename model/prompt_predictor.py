@@ -139,10 +139,13 @@ class PromptedImage:
         """The common object in whose middle the first click is; None without one, and for other prompts."""
         if prompt.box_xyxy is not None or prompt.mask_hw is not None or not prompt.points[0][2]:
             return None
-        click, shape_hw = prompt.points[0], self.image_rgb.shape[:2]
-        if self._first is not None and self._first[0] == click:
-            return self._first[1]
-        x, y, _ = click
+        if self._first is None or self._first[0] != prompt.points[0]:
+            self._first = (prompt.points[0], self._object_around(prompt.points[0]))
+        return self._first[1]
+
+    def _object_around(self, click: Point) -> Instance | None:
+        """The common object in whose middle a click is."""
+        (x, y, _), shape_hw = click, self.image_rgb.shape[:2]
         boxes = [(score, box) for score, box in self._detections() if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
         prompts = [Prompt(box_xyxy=box, points=(click,)) for _, box in boxes[:MOST_DETECTIONS]]
         views = [first_view(asked, shape_hw) for asked in prompts]
@@ -156,8 +159,25 @@ class PromptedImage:
             k = int(np.argmax(weights))
             if weights[k] > 0:
                 instance = as_instance(views[k], values[k], float(scores[k]), prompts[k], shape_hw)
-        self._first = (click, instance)
         return instance
+
+    def _joined(self, prompt: Prompt, before: Instance) -> Instance | None:
+        """The object so far and the common one in whose middle one of the first clicks is, outside of it."""
+        (x, y, is_positive), shape_hw = prompt.points[-1], self.image_rgb.shape[:2]
+        if not is_positive or prompt.box_xyxy is not None or len(prompt.points) > FIRST_CLICKS:
+            return None
+        if before.mask_hw[min(int(y), shape_hw[0] - 1), min(int(x), shape_hw[1] - 1)]:
+            return None
+        added = self._object_around(prompt.points[-1])
+        if added is None or added.probabilities is None or before.probabilities is None:
+            return None
+        view = first_view(replace(prompt, mask_hw=before.mask_hw | added.mask_hw), shape_hw)
+        side = FINER * added.probabilities.values.shape[0]
+        parts = [
+            resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
+            for known in (before.probabilities, added.probabilities)
+        ]
+        return as_instance(view, np.maximum(*parts), min(before.score, added.score), prompt, shape_hw)
 
     def _detections(self) -> list[tuple[float, tuple[float, float, float, float]]]:
         """Scores and boxes of the common objects in the image, best first; they are looked for once."""
@@ -174,6 +194,9 @@ class PromptedImage:
         return self._boxes
 
     def _answer(self, prompt: Prompt, before: Instance | None) -> Instance:
+        joined = None if before is None else self._joined(prompt, before)
+        if joined is not None:
+            return joined
         shape_hw = self.image_rgb.shape[:2]
         mask_hw = prompt.mask_hw if before is None else before.mask_hw
         view = first_view(replace(prompt, mask_hw=mask_hw), shape_hw)
