@@ -37,7 +37,7 @@ from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.metrics.coco import boundary_ap, mask_ap
 
 if TYPE_CHECKING:
-    from training.evaluation.edits import GoodOutline
+    from backend.devtools.edit_plan import GoodOutline
 
 Json = dict[str, Any]
 Metrics = dict[str, dict[str, float]]
