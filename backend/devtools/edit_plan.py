@@ -47,6 +47,8 @@ STEPS: dict[str, tuple[int, float]] = {
     "remove": (1, KEY_S + _CLICK_S),
 }
 _DRAG, _ADD, _REMOVE = (STEPS[step][0] for step in ("drag", "add", "remove"))
+#: A plan this many times dearer than another way is not looked at further: leaving zones again never saves so much.
+_HOPELESS = 1.5
 _CUT_VERTICES = 2  # of a loop that is joined to the others
 #: Vertices (N, 2) of a run of a loop as it becomes, and the steps that it takes.
 Stretch = tuple[np.ndarray, Counter[str]]
@@ -148,6 +150,8 @@ def plan_vertices(
     target_hw: np.ndarray,
     good: GoodOutline,
     ignored_hw: np.ndarray | None = None,
+    *,
+    most_actions: int | None = None,
 ) -> VertexPlan:
     """Plan how an outline is made good.
 
@@ -156,11 +160,12 @@ def plan_vertices(
         target_px: (M, 2), where a person would click; an outline of them is good.
         target_hw: bool, H x W, the truth.
         ignored_hw: bool, H x W: pixels that may be on either side.
+        most_actions: a way that needs far more is given up as one that does not end good.
     """
     plans, target = list[VertexPlan](), Target(target_hw, ignored_hw)
     for is_growing in (False, True):
         edits = _LoopEdits(_loops(vertices_px), _loops(target_px), target_hw.shape, good)
-        plans.append(_Search(edits, target, good).run(is_growing=is_growing))
+        plans.append(_Search(edits, target, good, most_actions).run(is_growing=is_growing))
         if not plans[0].steps:
             break
     return min(plans, key=lambda plan: (not plan.ends_good, plan.actions))
@@ -169,8 +174,9 @@ def plan_vertices(
 class _Search:
     """The search for zones that make an outline good when they are put right."""
 
-    def __init__(self, edits: _LoopEdits, target: Target, good: GoodOutline) -> None:
+    def __init__(self, edits: _LoopEdits, target: Target, good: GoodOutline, most_actions: int | None) -> None:
         self._edits, self._target, self._good = edits, target, good
+        self._give_up_at = np.inf if most_actions is None else _HOPELESS * most_actions
 
     def _difference(self) -> Difference:
         return self._target.difference(self._edits.result_hw(), self._good)
@@ -187,22 +193,18 @@ class _Search:
             return VertexPlan(Counter(), ends_good=True)
         edits = self._edits
         edits.choose(difference)
-        while True:
+        while edits.actions <= self._give_up_at:
             for share in KEPT_SHARES:
                 edits.kept_px = share * self._good.distance_px
                 difference = self._difference()
-                if difference.is_good:
-                    self._prune()
-                    return VertexPlan(edits.steps(), ends_good=True)
-                while is_growing and edits.choose(difference):
+                while is_growing and not difference.is_good and edits.choose(difference):
                     difference = self._difference()
-                    if difference.is_good:
-                        break
                 if difference.is_good:
                     self._prune()
                     return VertexPlan(edits.steps(), ends_good=True)
             if not edits.choose(difference) and not edits.grow():
-                return VertexPlan(edits.steps(), ends_good=False)
+                break
+        return VertexPlan(edits.steps(), ends_good=False)
 
     def _prune(self) -> None:
         """Leave zones as they were, one by one, where the outline is good all the same and the plan not dearer."""

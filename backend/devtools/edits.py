@@ -225,15 +225,15 @@ def _plan(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> _
     steps: Counter[str] = Counter()
     if region.label != drawn.label:
         steps["relabel"] = 1
-    edited = _edited(region, drawn, good)
-    steps += edited.steps
     anew = _drawing(drawn) + Counter({"delete": 1})
+    edited = _edited(region, drawn, good, actions_of(anew))
+    steps += edited.steps
     if not edited.ends_good or _Plan(anew).actions < _Plan(steps).actions:
         return _Plan(anew, is_redrawn=True, ends_good=drawn.is_drawn_good)
     return _Plan(steps)
 
 
-def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> VertexPlan:
+def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:
     """How a region's outline is made good, planned in a window of the image."""
     left, top, right, bottom = box_of(region.mask_hw | drawn.mask_hw)
     margin_px = int(good.distance_px) + 3
@@ -247,4 +247,6 @@ def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline) ->
     target_hw = drawn.mask_hw[window]
     if good.accepts(target_hw, region.mask_hw[window], ignored_hw):
         return VertexPlan(Counter(), ends_good=True)
-    return plan_vertices(region.vertices_px - offset, drawn.vertices_px - offset, target_hw, good, ignored_hw)
+    return plan_vertices(
+        region.vertices_px - offset, drawn.vertices_px - offset, target_hw, good, ignored_hw, most_actions=most_actions
+    )
