@@ -7,8 +7,6 @@ class ServiceError(Exception):
     """A failure to report to whoever asked.
 
     Attributes:
-        error: what was wrong, with the value and what was expected.
-        hint: what to do about it.
         status: HTTP status when it ends a request.
     """
 

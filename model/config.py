@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -233,11 +234,6 @@ def _pointrend_keys() -> Callable[[CfgNode], None]:
     package = importlib.util.find_spec("detectron2.projects.point_rend")
     if package is None or package.origin is None:
         raise MissingRequirementError(f"detectron2 has no projects/point_rend; fix: {FIXES['detectron2']}.")
-    place = Path(package.origin).with_name("config.py")
-    spec = importlib.util.spec_from_file_location("model.pointrend_config", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    add: Callable[[CfgNode], None] = module.add_pointrend_config
+    keys = runpy.run_path(str(Path(package.origin).with_name("config.py")))
+    add: Callable[[CfgNode], None] = keys["add_pointrend_config"]
     return add

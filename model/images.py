@@ -36,8 +36,6 @@ def decode_image(data: bytes, *, name: str, max_pixels: int, budget: MemoryBudge
     upright image. Transparent parts become white. 16-bit gray keeps its upper 8 bits, as browsers draw it.
 
     Args:
-        data: the file.
-        name: for error messages.
         max_pixels: images with more are refused before their pixels are decoded.
         budget: memory that this shares with other decoding at the same time, for which it waits; None: no limit.
 
@@ -79,14 +77,14 @@ _ORIENTATION = 0x0112
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 
 
-def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Decode an image file on disk; see `decode_image`.
 
     Raises:
         FileNotFoundError: it is not there.
         ImageError: not an image, damaged or too large.
     """
-    return decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels)
+    return decode_image(path.read_bytes(), name=str(path), max_pixels=MAX_PIXELS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,13 @@ def box_of(mask_hw: np.ndarray) -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def window_of(mask_hw: np.ndarray, margin_px: int) -> tuple[slice, slice]:
+    """Rows and columns of a bool H x W mask's box with a margin, as far as the image reaches."""
+    left, top, right, bottom = box_of(mask_hw)
+    rows = slice(max(top - margin_px, 0), min(bottom + margin_px, mask_hw.shape[0]))
+    return rows, slice(max(left - margin_px, 0), min(right + margin_px, mask_hw.shape[1]))
+
+
 def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
     """Intersection over union of two bool H x W masks; 0 when both are empty."""
     return float(iou_matrix([mask_hw], [other_hw])[0, 0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -52,10 +53,6 @@ class Predictor:
     Args:
         model: a network with detectron2's interface; moved to `device` and switched to evaluation.
         labels: class names in the order of the network's class numbers.
-        version: what to report as the model's version.
-        input_settings: channel order and size of the network's input.
-        device: a torch device.
-        batch_size: images the network sees at a time.
         mixed_precision: run in half precision where that is safe (GPUs only).
         precision: in which `model` computes, for whoever asks; see `model.precision`.
         composes: whether masks are made to agree with each other and the image; see `model.composition`.
@@ -285,18 +282,17 @@ def _inference_config(
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.DEVICE = str(device)
-    if score_threshold is not None:
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold is {score_threshold}, expected a number from 0 to 1")
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(score_threshold)
-    if max_instances is not None:
-        if max_instances < 1:
-            raise ValueError(f"max_instances is {max_instances}, expected at least 1")
-        cfg.TEST.DETECTIONS_PER_IMAGE = max_instances
-    if node_budget is not None:
-        if node_budget < 0:
-            raise ValueError(f"node_budget is {node_budget}, expected 0 (all nodes) or more")
-        cfg.MODEL.TRANSFINER.TEST_NODE_BUDGET = node_budget
+    wishes: list[tuple[str, float | None, float, float, str]] = [
+        ("score_threshold", score_threshold, 0, 1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+        ("max_instances", max_instances, 1, math.inf, "TEST.DETECTIONS_PER_IMAGE"),
+        ("node_budget", node_budget, 0, math.inf, "MODEL.TRANSFINER.TEST_NODE_BUDGET"),
+    ]
+    for name, value, low, high, key in wishes:
+        if value is not None:
+            if not low <= value <= high:
+                limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+                raise ValueError(f"{name} is {value}, expected a number {limits}")
+            override(cfg, [key, value])
     return cfg
 
 

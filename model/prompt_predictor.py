@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_dilation
+from PIL import Image
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
@@ -23,6 +24,8 @@ from model.precision import choose_precision, to_bf16
 from model.predictor import choose_device
 from model.prompts.answers import (
     FINER,
+    FIRST_CLICKS,
+    Point,
     Prompt,
     as_instance,
     cells_within,
@@ -34,11 +37,20 @@ from model.prompts.answers import (
     prompt_steps,
     view_of_change,
 )
+from model.prompts.detector import PromptedDetector
 from model.prompts.network import PromptNetwork
 from model.prompts.views import View, resampled
 
 #: Where the promptable network's weights lie in a checkpoint that has a detector, too.
 PREFIX = "prompts."
+#: A first click means a detected object that it lies in the middle of: at least so deep, as a share of the object's
+#: deepest place. Of the photographs' validation images without DAVIS, 70 things and 40 parts of them: with 0.5 a click
+#: on a garment gave its wearer, with 0.9 fewer clicks on things gave them.
+LEAST_DEPTH = 0.75
+#: Weaker detections mean nothing; and so many of them are looked at.
+LEAST_SCORE, MOST_DETECTIONS = 0.25, 3
+#: The detector sees an image with its longer side reduced to this.
+DETECTED_SIDE_PX = 1024
 
 
 @dataclass(slots=True)
@@ -48,6 +60,7 @@ class PromptPredictor:
     Attributes:
         network: in evaluation mode, on `device`.
         version: of the checkpoint.
+        detector: finds the objects that a first click can mean; `network` is its promptable one. None without one.
         precision: in which `network` computes, see `model.precision`.
     """
 
@@ -55,6 +68,7 @@ class PromptPredictor:
     version: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    detector: PromptedDetector | None = None
 
     @classmethod
     def from_checkpoint(
@@ -67,13 +81,15 @@ class PromptPredictor:
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
-        network = PromptNetwork(cfg)
-        own = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-        load_weights(network, own or state, source=str(directory))
+        has_detector = any(name.startswith(PREFIX) for name in state)
+        network = PromptedDetector(cfg) if has_detector else PromptNetwork(cfg)
+        load_weights(network, state, source=str(directory))
         network = network.to(place).eval()
         chosen = choose_precision(precision, place, metadata)
         if chosen == "bf16":
             to_bf16(network)
+        if isinstance(network, PromptedDetector):
+            return cls(network.prompts, str(metadata["version"]), place, chosen, network)
         return cls(network, str(metadata["version"]), place, chosen)
 
     def image(self, image_rgb: np.ndarray) -> PromptedImage:
@@ -98,22 +114,64 @@ class PromptedImage:
     predictor: PromptPredictor
     image_rgb: np.ndarray
     _last: tuple[Prompt, Instance] | None = None
+    _first: tuple[Point, Instance | None] | None = None
+    _boxes: list[tuple[float, tuple[float, float, float, float]]] | None = None
 
     def prompt(self, prompt: Prompt) -> Instance:
         """The object that a prompt means; never empty: where nothing is likely, the likeliest part of the view.
 
         Clicks are answered in their order, each with the mask that those before it gave, as the network learned it.
         """
-        steps = prompt_steps(prompt)
-        answer: Instance | None = None
+        answer = self._detected(prompt)
+        steps = prompt_steps(prompt, FIRST_CLICKS if answer is None else 1)
         if self._last is not None and self._last[0] in steps:
             earlier, answer = self._last
             steps = steps[steps.index(earlier) + 1 :]
+        elif answer is not None:
+            steps = steps[1:]
         for step in steps:
             answer = self._answer(step, answer)
         assert answer is not None
         self._last = (prompt, answer)
         return answer
+
+    def _detected(self, prompt: Prompt) -> Instance | None:
+        """The common object in whose middle the first click is; None without one, and for other prompts."""
+        if prompt.box_xyxy is not None or prompt.mask_hw is not None or not prompt.points[0][2]:
+            return None
+        click, shape_hw = prompt.points[0], self.image_rgb.shape[:2]
+        if self._first is not None and self._first[0] == click:
+            return self._first[1]
+        x, y, _ = click
+        boxes = [(score, box) for score, box in self._detections() if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
+        prompts = [Prompt(box_xyxy=box, points=(click,)) for _, box in boxes[:MOST_DETECTIONS]]
+        views = [first_view(asked, shape_hw) for asked in prompts]
+        instance = None
+        if views:
+            values, _, scores = self.predictor.look(self.image_rgb, views, prompts)
+            weights = [
+                box_score * float(score) if _depth(view, value, click) >= LEAST_DEPTH else 0.0
+                for (box_score, _), score, view, value in zip(boxes, scores, views, values, strict=False)
+            ]
+            k = int(np.argmax(weights))
+            if weights[k] > 0:
+                instance = as_instance(views[k], values[k], float(scores[k]), prompts[k], shape_hw)
+        self._first = (click, instance)
+        return instance
+
+    def _detections(self) -> list[tuple[float, tuple[float, float, float, float]]]:
+        """Scores and boxes of the common objects in the image, best first; they are looked for once."""
+        if self._boxes is None:
+            self._boxes = []
+            if self.predictor.detector is not None:
+                small = Image.fromarray(self.image_rgb)
+                small.thumbnail((DETECTED_SIDE_PX, DETECTED_SIDE_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
+                pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+                with torch.inference_mode():
+                    detected = self.predictor.detector.detect(pixels, self.image_rgb.shape[:2])
+                rows = zip(detected.scores.tolist(), detected.boxes_xyxy.tolist(), strict=True)
+                self._boxes = [(score, (*box,)) for score, box in rows if score >= LEAST_SCORE]
+        return self._boxes
 
     def _answer(self, prompt: Prompt, before: Instance | None) -> Instance:
         shape_hw = self.image_rgb.shape[:2]
@@ -172,3 +230,11 @@ class PromptedImage:
             as_instance(view, value, float(score), prompt, shape_hw)
             for view, value, score, prompt in zip(views, values, scores, prompts, strict=True)
         ]
+
+
+def _depth(view: View, values: np.ndarray, point: Point) -> float:
+    """How deep a point lies in the mask of a view's probabilities (s, s): 0 outside, 1 at the mask's deepest place."""
+    depths = distance_transform_edt(np.pad(values >= 0.5, 1))[1:-1, 1:-1]
+    side = values.shape[0]
+    column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).clip(0, side - 1).tolist()
+    return float(depths[row, column] / max(float(depths.max()), 1.0))

@@ -13,13 +13,15 @@ Shapes, all in pixels: H x W the image, h x w a tile or the bounding box of one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from model.instance import Instance
+from model.instance import Instance, box_of
 
 Predict = Callable[[list[np.ndarray]], list[list[Instance]]]
 
@@ -78,9 +80,6 @@ def predict_tiled(predict: Predict, image: np.ndarray, tiling: Tiling, *, batch:
     """Instances of an image that is looked at through overlapping tiles.
 
     Args:
-        predict: a predictor.
-        image: H x W x 3 uint8.
-        tiling: how to cut.
         batch: tiles given to the predictor at a time.
 
     Returns:
@@ -232,13 +231,19 @@ class Fragment:
 
 def instance_in_image(instance: Instance, tile: Tile) -> Fragment | None:
     """An instance of a tile's own image in the whole image's pixels; None when its mask is empty."""
-    rows = np.flatnonzero(instance.mask_hw.any(axis=1))
-    if not len(rows):
+    fragment = Fragment(
+        tile, instance.label, instance.score, instance.uncertainty, tile.top, tile.left, instance.mask_hw
+    )
+    return _trimmed(fragment)
+
+
+def _trimmed(fragment: Fragment) -> Fragment | None:
+    """Without empty rows and columns at the mask's borders; None where nothing is left."""
+    left, top, right, bottom = box_of(fragment.mask_hw)
+    if right == left:
         return None
-    columns = np.flatnonzero(instance.mask_hw.any(axis=0))
-    mask = instance.mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-    top, left = tile.top + int(rows[0]), tile.left + int(columns[0])
-    return Fragment(tile, instance.label, instance.score, instance.uncertainty, top, left, mask)
+    mask_hw = fragment.mask_hw[top:bottom, left:right].copy()
+    return dataclasses.replace(fragment, top=fragment.top + top, left=fragment.left + left, mask_hw=mask_hw)
 
 
 def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fragment]:
@@ -285,18 +290,12 @@ def _agree(fragment: Fragment, other: Fragment) -> bool:
     return union > 0 and int((a & b).sum()) >= least * union
 
 
-def _groups(count: int, agreeing: dict[int, set[int]]) -> Iterator[list[int]]:
+def _groups(count: int, agreeing: dict[int, set[int]]) -> list[list[int]]:
     """Connected fragments."""
-    seen: set[int] = set()
-    for start in range(count):
-        if start in seen:
-            continue
-        group, fresh = {start}, {start}
-        while fresh:
-            fresh = {j for i in fresh for j in agreeing[i]} - group
-            group |= fresh
-        seen |= group
-        yield sorted(group)
+    pairs = np.array([(i, j) for i, others in agreeing.items() for j in others], int).reshape(-1, 2).T
+    graph = coo_array((np.ones(pairs.shape[1], bool), pairs), (count, count))
+    groups, group_of = connected_components(graph, directed=False)
+    return [np.flatnonzero(group_of == group).tolist() for group in range(groups)]
 
 
 def _resolved(
@@ -339,13 +338,7 @@ def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
     score = float(np.average([piece.score for piece in pieces], weights=areas))
     uncertainty = float(np.average([piece.uncertainty for piece in pieces], weights=areas))
     first = pieces[0]
-    instance = Instance((0.0, 0.0, 0.0, 0.0), first.label, score, mask, uncertainty)
-    height, width = first.tile.height, first.tile.width
-    place_of_all = Tile(top, left, bottom, right, height, width)
-    made = instance_in_image(instance, place_of_all)
-    if made is None:
-        return None
-    return Fragment(first.tile, made.label, score, uncertainty, made.top, made.left, made.mask_hw)
+    return _trimmed(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
 
 
 def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> bool:

@@ -56,11 +56,7 @@ def has_password(settings: Settings) -> bool:
 
 
 def authorise(settings: Settings) -> None:
-    """Check basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead.
-
-    Raises:
-        UnauthorizedError: they are missing or wrong.
-    """
+    """Check basic auth or a bearer token where they are configured; Label Studio's events carry our secret instead."""
     if request.endpoint in PUBLIC and not request.user_agent.string.startswith(LABEL_STUDIO_AGENT):
         return
     hook = request.endpoint == "label_studio.webhook" and settings.webhook_secret.get_secret_value()
@@ -149,9 +145,6 @@ def check_form(connection: Redis, settings: Settings) -> None:
 
     A browser sends basic auth along with any form of any site, so a form carries a token that other sites cannot read.
     Programs with a bearer token need none: no browser sends that by itself.
-
-    Raises:
-        ServiceError: it may not change anything.
     """
     if not has_password(settings) and not _is_from_this_machine(request.remote_addr or "", request.headers):
         raise ServiceError(
@@ -185,8 +178,6 @@ def untrusted_reason(settings: Settings, hostname: str, *, peer: str, headers: M
     counts only when the operator named it, when the caller knew our password, or when both are on this machine.
 
     Args:
-        hostname: as Label Studio sent it, e.g. "http://localhost:8080".
-        peer: address of the caller.
         headers: of the request; one that came through a proxy is not from this machine.
     """
     if not hostname or settings.label_studio_url:

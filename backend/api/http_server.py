@@ -44,11 +44,7 @@ M_MMAP_THRESHOLD, RETURNED_BYTES = -3, 2**20
 
 
 class HttpServer:
-    """Serve an application on a host and a port; 0 lets the system choose one.
-
-    Raises:
-        OSError: the port is taken.
-    """
+    """Serve an application on a host and a port; 0 lets the system choose one. Raises OSError: the port is taken."""
 
     def __init__(self, app: Flask, settings: Settings, host: str, port: int) -> None:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # warns of every request that waits for a thread

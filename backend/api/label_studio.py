@@ -13,22 +13,22 @@ from redis import RedisError
 from backend.api.access import untrusted_reason
 from backend.api.services import services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.triggers import BUTTON
 from backend.predictions.projects import Project
-from backend.predictions.schemas import PredictRequest, SetupRequest, output_settings, parse
+from backend.predictions.schemas import Event, PredictRequest, SetupRequest, output_settings, parse
 from backend.predictions.service import unusable_because
 from backend.processes.supervisor import paused_parts
 from backend.queue.job_queue import Requester
 from backend.queue.recovery import is_interactive, living_workers
-from backend.queue.train_queue import TrainQueue, living_trainers
+from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers
 from backend.versions.notice import project_notice
-from backend.versions.resolve import ServedModel, registry_of, registry_problems, served_model
+from backend.versions.resolve import ServedModel, registry_problems, required_registry, served_model
 from integration.label_studio.label_config import parse_label_config
-from integration.label_studio.webhooks import TrainingRequested, WebhookError, parse_event
 
 log = logging.getLogger(__name__)
 routes = Blueprint("label_studio", __name__)
 MODEL_CLASS = "MaskTransfiner"
+# The button, or every n-th annotation (before that annotation's own event).
+START_TRAINING = "START_TRAINING"
 # Bodies that take no more than this when they are decoded share no budget: there are threads for few of them.
 SMALL_BYTES = 2**18
 MEMORY_WAIT_S = 2.0
@@ -177,30 +177,24 @@ def versions() -> Response:
 @routes.post("/webhook")
 def webhook() -> tuple[Response, int]:
     """Events only say "look now"; Label Studio waits inside the annotator's request, so nothing is done here."""
-    try:
-        event = parse_event(_body())
-    except WebhookError as error:
-        raise BadRequestError(str(error)) from error
-    if isinstance(event, TrainingRequested):
-        return _start_training(event)
-    project_id = getattr(event, "project_id", None)
-    if project_id is not None:
+    event = parse(Event, _body())
+    if event.action == START_TRAINING:
+        return _start_training(event.project_id)
+    if event.project_id is not None:
         try:
-            services().hasty_projects.touch(project_id)
+            services().hasty_projects.touch(event.project_id)
         except RedisError as error:
             # Losing a hint is harmless; making the annotator wait is not.
-            log.warning("event of project %s not noted: %s", project_id, error)
-    return jsonify(status="noted", event=type(event).__name__), 200
+            log.warning("event of project %s not noted: %s", event.project_id, error)
+    return jsonify(status="noted", event=event.action), 200
 
 
-def _start_training(event: TrainingRequested) -> tuple[Response, int]:
-    """The button, or every n-th annotation. Whether there is anything to learn is looked up when a worker takes it."""
-    service = services()
-    if registry_of(service.settings) is None:
-        raise ServiceError(
-            "Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.", status=409
-        )
-    project = str(event.project_id)
+def _start_training(project_id: int | None) -> tuple[Response, int]:
+    """Whether there is anything to learn is looked up when a worker takes it."""
+    if project_id is None:
+        raise BadRequestError("The event names no project.", "Send its id as a whole number: project.id.")
+    service, project = services(), str(project_id)
+    required_registry(service.settings)
     known = any(key.partition(".")[0] == project for key in service.predictions.projects.all_keys())
     if not known and not service.settings.label_studio_url:
         raise BadRequestError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, request
@@ -9,12 +10,10 @@ from flask import Blueprint, Response, jsonify, redirect, request
 from backend.api.access import check_form
 from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.repredict import repredicting
 from backend.learning.run_record import RunStore
-from backend.learning.triggers import BUTTON
-from backend.learning.watcher import read_trigger_state
 from backend.queue.connection import text
-from backend.queue.train_queue import TrainQueue, living_trainers
+from backend.queue.delivery import repredicting
+from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers, read_trigger_state
 from backend.versions.resolve import project_name, registry_of, required_registry
 from training.registry import Registry, RegistryError
 from training.registry.storage import checked_name, is_artifact
@@ -52,9 +51,7 @@ def _project(service: Services, registry: Registry, store: RunStore, name: str) 
         "looked": read_trigger_state(connection, name),
         "repredicting": repredicting(connection, name),
         "rounds": _rounds(store, name, total),
-        "versions": [
-            {**info.as_dict(), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])
-        ],
+        "versions": [{**asdict(info), "is_active": info.name == active} for info in reversed(versions[-ROUNDS_SHOWN:])],
     }
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from werkzeug.routing import Map, Rule
 
 from backend.api.access import PUBLIC
-from backend.predictions.schemas import PredictRequest, SetupRequest
+from backend.predictions.schemas import Event, PredictRequest, SetupRequest
 
 openapi = Blueprint("openapi", __name__)
 Json = dict[str, Any]
@@ -46,12 +46,6 @@ ANSWERS: Json = {
         "errors": {"type": "array", "items": {"type": "object"}},
     },
 }
-EVENT: Json = {
-    "type": "object",
-    "required": ["action"],
-    "properties": {"action": {"type": "string"}, "project": {"type": "object"}},
-    "description": "START_TRAINING asks for training; all others only say that something changed.",
-}
 # What the query and the paths of routes mean, beyond their type.
 QUERIES: Json = {
     "jobs": {
@@ -72,8 +66,8 @@ OTHER = {"front": {"302": "to /status"}, "ready": {"503": "not ready"}}
 
 def description() -> Json:
     """The whole description."""
-    schemas: Json = {"Error": ERROR, "Prediction": PREDICTION, "Answers": ANSWERS, "Event": EVENT}
-    for model in (SetupRequest, PredictRequest):
+    schemas: Json = {"Error": ERROR, "Prediction": PREDICTION, "Answers": ANSWERS}
+    for model in (SetupRequest, PredictRequest, Event):
         schemas |= _schemas(model)
     return {
         "openapi": "3.1.0",

@@ -50,7 +50,6 @@ def project_view(
     Args:
         project: as /setup made it known; None where only the registry knows it.
         facts: of `learning_facts`; {} where learning is off.
-        waiting: its tasks that wait for a prediction.
         trainers: workers that take trainings; busy: name of the project that one of them trains.
     """
     looked = facts.get("looked") or {}
@@ -226,8 +225,6 @@ class Series:
     """A line.
 
     Attributes:
-        name: for the legend.
-        points: x, y in rising x.
         refused: x of points that are drawn as crosses and end no line.
     """
 
@@ -240,7 +237,6 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
     """An `<svg>`; "" without two points to draw.
 
     Args:
-        x_label, y_label: what the axes say.
         from_zero: begin the vertical axis at 0, else at the lowest value.
     """
     points = [point for line in series for point in line.points if all(map(math.isfinite, point))]

@@ -40,9 +40,10 @@ COUNTERS = {
 
 
 class Metrics:
-    """One registry an app; `request_seconds` is filled by the app, the rest is read when scraped."""
+    """One registry an app; `request_seconds` is filled by the app, the rest is read from Redis when scraped."""
 
     def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
         self.registry = CollectorRegistry()
         self.request_seconds = Histogram(
             "transfiner_request_seconds",
@@ -51,14 +52,7 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self.registry,
         )
-        self.registry.register(SharedFigures(queue))
-
-
-class SharedFigures:
-    """Collector of what is in Redis."""
-
-    def __init__(self, queue: JobQueue) -> None:
-        self.queue = queue
+        self.registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not need Redis."""

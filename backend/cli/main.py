@@ -108,7 +108,7 @@ def _missing(command: str, module: str) -> str:
     return f"`transfiner {command}` needs the Python package {module}. Run `make setup`."
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="transfiner-ml-backend", message="%(version)s")
 def cli() -> None:
     """Outline objects for Label Studio with Mask Transfiner.

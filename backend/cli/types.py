@@ -9,6 +9,7 @@ import codecs
 import difflib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,15 +86,14 @@ class SuggestingGroup(click.Group):
 CHECKPOINT = CheckpointType()
 DEVICE = DeviceType()
 PORT = click.IntRange(0, 65535)
+FOLDER, FILE = click.Path(file_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)
+EXISTING_PATH = click.Path(exists=True, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(0), default=2, show_default=True, help="0: the machine's."
-)
-size_option = click.option(
-    "--size", nargs=2, type=click.IntRange(32), default=(800, 1216), show_default=True, help="Height, width."
-)
+threads_option = click.option("--threads", type=click.IntRange(0), default=2, help="0: the machine's.")
+size_option = click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), help="Height, width.")
 
 
 def annotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,7 +107,6 @@ def annotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--annotators",
             type=click.Choice(("latest", "agreement")),
             default="latest",
-            show_default=True,
             help="Which of several annotations of an image counts.",
         ),
         json_option,
@@ -135,6 +134,18 @@ def plain_errors(*more: type[Exception]) -> Iterator[None]:
         yield
     except expected as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on the error stream, so that standard output stays clean; told what is done, and of how many."""
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.length = total or done + 1
+            bar.update(done - bar.pos)
+
+        yield show
 
 
 def print_result(outcome: Any, text: str, as_json: bool) -> None:

@@ -32,9 +32,9 @@ LOG_TAIL_LINES = 12
 
 
 @click.command()
-@click.option("--port", default=8080, show_default=True, help="Port of Label Studio.")
-@click.option("--backend-port", default=9090, show_default=True, help="Port of the backend.")
-@click.option("--images", default=24, show_default=True, type=click.IntRange(1, 1000), help="Scenes to import.")
+@click.option("--port", default=8080, help="Port of Label Studio.")
+@click.option("--backend-port", default=9090, help="Port of the backend.")
+@click.option("--images", default=24, type=click.IntRange(1, 1000), help="Scenes to import.")
 @click.option("--folder", default=ROOT / "var" / "demo", type=click.Path(path_type=Path), help="Where it is kept.")
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint directory (TRANSFINER_MODEL).")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")

@@ -43,12 +43,7 @@ class DemoProject:
     """A project that the demo shows.
 
     Attributes:
-        title: found again by it.
-        description: for people.
-        label_config: XML.
         model_version: of the model that predicts, as the backend reports it.
-        backend_url: the backend, as Label Studio reaches it.
-        images: pictures to import, one task each.
         model: checkpoint directory that shall serve this project alone; "" for the service's own.
     """
 
@@ -112,15 +107,7 @@ def draw_scenes(folder: Path, count: int) -> list[Path]:
 
 
 def prepare_project(client: LabelStudioClient, demo: DemoProject, report: Report, registry: str = "") -> int:
-    """Make a project ready to annotate and return its id.
-
-    Args:
-        registry: where a model of the project's own is published.
-
-    Raises:
-        ClientError: Label Studio refuses something.
-        StartError: predictions do not arrive.
-    """
+    """Make a project ready to annotate and return its id."""
     project = _project(client, demo)
     if demo.model:
         demo = replace(demo, model_version=_serve(registry, project, Path(demo.model), demo.model_version))

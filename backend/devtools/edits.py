@@ -44,7 +44,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from backend.devtools.edit_plan import STEPS, GoodOutline, VertexPlan, actions_of, plan_vertices
-from model.instance import box_of, iou_matrix
+from model.instance import iou_matrix, window_of
 
 #: Only regions that overlap an object at least this much are tried as its start.
 _LEAST_IOU = 0.1
@@ -235,13 +235,7 @@ def _plan(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> _
 
 def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:
     """How a region's outline is made good, planned in a window of the image."""
-    left, top, right, bottom = box_of(region.mask_hw | drawn.mask_hw)
-    margin_px = int(good.distance_px) + 3
-    height, width = drawn.mask_hw.shape
-    window = (
-        slice(max(top - margin_px, 0), min(bottom + margin_px, height)),
-        slice(max(left - margin_px, 0), min(right + margin_px, width)),
-    )
+    window = window_of(region.mask_hw | drawn.mask_hw, int(good.distance_px) + 3)
     offset = [window[1].start, window[0].start]
     ignored_hw = None if drawn.ignored_hw is None else drawn.ignored_hw[window]
     target_hw = drawn.mask_hw[window]

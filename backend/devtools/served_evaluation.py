@@ -4,15 +4,14 @@ Three rows: all raw detections, as `transfiner evaluate` measures them; of those
 asked for; and what was served. The last two show the same detections, so their difference is what outlines, label
 configuration and transport cost. Images go inside the requests, as PNG, so that the model sees the very same pixels.
 
-An answer is the results of all tasks, or `{"results": []}`: deferred, because the API's deadline passed first. Label
-Studio is then sent the predictions later; we are no Label Studio, so we watch /jobs and ask again. Nothing is computed
-twice: the API knows each task by all that its prediction depends on.
+An answer may be `{"results": []}`: deferred. Label Studio is then sent the predictions later; we are no Label Studio,
+so we ask again. Nothing is computed twice: the API knows each task by all that its prediction depends on.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
+import secrets
 import sys
 import time
 from collections import Counter
@@ -25,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import requests
 from pycocotools.coco import COCO
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
-from backend.devtools.programs import as_png
+from backend.devtools.load.measuring import as_png
 from backend.devtools.soak.harness import label_config
 from backend.queue.job_store import FINAL
 from backend.settings import Settings, load_settings
@@ -34,14 +35,13 @@ from integration.regions.read import AnnotationError, regions_to_objects
 from model.checkpoints.metadata import read_metadata
 from training.datasets import AnySet, Sample, usable_samples
 from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.metrics.coco import boundary_ap, mask_ap
+from training.metrics.coco import IouKind, coco_ap
 
 if TYPE_CHECKING:
     from backend.devtools.edit_plan import GoodOutline
 
 Json = dict[str, Any]
 Metrics = dict[str, dict[str, float]]
-Progress = Callable[[int], object]
 # Tasks and bytes of the images in one request; the API takes 32 MiB by default.
 TASKS_A_REQUEST, MOST_REQUEST_BYTES = 8, 24 << 20
 # While nothing is to be had, look again after this many s; give up when no task has ended for so long.
@@ -49,14 +49,14 @@ LOOK_AGAIN_S, PATIENCE_S = 1.0, 600.0
 # Label Studio's own patience with one request, in s; the API answers or defers before it.
 REQUEST_TIMEOUT_S = 120.0
 MOST_JOBS = 1000
-_PASSING = (502, 503, 504)
+# Of a request that a busy or restarting server did not take; the waits between them double, 255 s in all.
+TRIES = 9
 
 
 class ServedError(RuntimeError):
     """The API cannot be asked, or answers what no API of ours would; says the fix."""
 
 
-@dataclass
 class ServedApiClient:
     """A running API, asked with the credentials of the settings, which are the API's own variables.
 
@@ -64,46 +64,39 @@ class ServedApiClient:
         deferred: how many answers came as "later".
     """
 
-    url: str
-    settings: Settings = field(default_factory=load_settings)
-    patience_s: float = PATIENCE_S
-    deferred: int = 0
-
-    def __post_init__(self) -> None:
-        self.url = self.url.rstrip("/")
+    def __init__(self, url: str, settings: Settings | None = None, patience_s: float = PATIENCE_S) -> None:
+        settings = settings or load_settings()
+        self.url, self.patience_s, self.deferred = url.rstrip("/"), patience_s, 0
         if not self.url.startswith(("http://", "https://")):
             raise ServedError(f"--served is {self.url!r}; expected the address of an API, e.g. http://127.0.0.1:9090")
         self._session = requests.Session()
-        if token := self.settings.api_token.get_secret_value():
+        # What passes (a restart, a busy queue server) is waited for.
+        retry = Retry(TRIES, connect=0, status_forcelist=(502, 503, 504), allowed_methods=None, backoff_factor=0.5)
+        self._session.mount(self.url, HTTPAdapter(max_retries=retry))
+        if token := settings.api_token.get_secret_value():
             self._session.headers["Authorization"] = f"Bearer {token}"
-        elif user := self.settings.basic_auth_user:
-            self._session.auth = (user, self.settings.basic_auth_password.get_secret_value())
+        elif user := settings.basic_auth_user:
+            self._session.auth = (user, settings.basic_auth_password.get_secret_value())
 
     def close(self) -> None:
         """Close its connections."""
         self._session.close()
 
     def versions(self) -> list[str]:
-        """The model versions it serves.
-
-        Raises:
-            ServedError: nobody answers there, or not this project's API, or it wants other credentials.
-        """
+        """The model versions it serves."""
         versions = self._json("GET", "/versions").get("versions")
         if not isinstance(versions, list):
             raise ServedError(f"{self.url}/versions has no list of versions; is it the address of a transfiner API?")
         return [str(version) for version in versions]
 
-    def predict(self, tasks: Sequence[Json], xml: str, progress: Progress = int) -> Json:
+    def predict(self, tasks: Sequence[Json], xml: str) -> Json:
         """The answer for tasks, waited for: `results` in their order, and perhaps `errors`.
-
-        Args:
-            progress: called with how many of them have ended, while the answer is deferred.
 
         Raises:
             ServedError: no task has ended for `patience_s`, or the answer is none.
         """
         body = {"tasks": list(tasks), "project": "", "label_config": xml, "params": {"context": None}}
+        ids = {str(task["id"]) for task in tasks}
         most, since = 0, time.monotonic()
         while True:
             answer = self._json("POST", "/predict", body)
@@ -116,60 +109,38 @@ class ServedApiClient:
                     "results, or none when it defers"
                 )
             self.deferred += 1
-            ended = self._ended({str(task["id"]) for task in tasks})
+            facts = self._json("GET", f"/jobs?limit={MOST_JOBS}")
+            ended = len({row["task"] for row in facts["jobs"] if row.get("task") in ids and row["state"] in FINAL})
             if ended > most:
                 most, since = ended, time.monotonic()
-                progress(ended)
             if time.monotonic() - since > self.patience_s:
-                raise ServedError(self._why_not(ended, len(tasks)))
+                raise ServedError(
+                    f"no task has ended for {self.patience_s:.0f} s: {ended} of {len(tasks)} have, "
+                    f"{len(facts['workers'])} workers are alive, waiting: {facts['waiting']}; "
+                    "start a worker with `transfiner worker`"
+                )
             time.sleep(LOOK_AGAIN_S)
-
-    def _ended(self, ids: set[str]) -> int:
-        rows = self._json("GET", f"/jobs?limit={MOST_JOBS}").get("jobs", [])
-        return len({row.get("task") for row in rows if row.get("task") in ids and row.get("state") in FINAL})
-
-    def _why_not(self, ended: int, asked: int) -> str:
-        facts = self._json("GET", "/jobs?limit=1")
-        return (
-            f"no task has ended for {self.patience_s:.0f} s: {ended} of {asked} have, "
-            f"{len(facts.get('workers', {}))} workers are alive, waiting: {facts.get('waiting')}; "
-            "start a worker with `transfiner worker`"
-        )
 
     def _json(self, method: str, path: str, body: Json | None = None) -> Json:
-        """The answer to a request; what passes (a restart, a busy queue server) is waited for."""
-        end = time.monotonic() + self.patience_s
-        while True:
-            try:
-                response = self._session.request(
-                    method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S, allow_redirects=False
-                )
-            except requests.RequestException as error:
-                problem = f"{self.url} does not answer ({type(error).__name__}); is `transfiner serve` running there?"
-                if path == "/versions":  # the first thing asked: nobody was there before
-                    raise ServedError(problem) from error
-            else:
-                if response.status_code not in _PASSING:
-                    return _read(response)
-                problem = f"{response.url} answered {response.status_code}: {response.text[:300]}"
-            if time.monotonic() > end:
-                raise ServedError(problem)
-            time.sleep(LOOK_AGAIN_S)
-
-
-def _read(response: requests.Response) -> Json:
-    if response.status_code == 401:
-        raise ServedError(
-            f"{response.url} wants other credentials; set TRANSFINER_API_TOKEN, or TRANSFINER_BASIC_AUTH_USER and "
-            "TRANSFINER_BASIC_AUTH_PASSWORD, as for the API"
-        )
-    try:
-        answer = response.json()
-    except ValueError as error:
-        raise ServedError(f"{response.url} answered no JSON; is it the address of a transfiner API?") from error
-    if response.status_code != 200 or not isinstance(answer, dict):
-        raise ServedError(f"{response.url} answered {response.status_code}: {answer!r:.300}; expected an object")
-    return answer
+        try:
+            response = self._session.request(
+                method, self.url + path, json=body, timeout=REQUEST_TIMEOUT_S, allow_redirects=False
+            )
+            answer = response.json()
+        except requests.JSONDecodeError as error:
+            raise ServedError(f"{self.url}{path} answered no JSON; is it the address of a transfiner API?") from error
+        except requests.RequestException as error:
+            raise ServedError(
+                f"{self.url} does not answer ({type(error).__name__}); is `transfiner serve` running there?"
+            ) from error
+        if response.status_code == 401:
+            raise ServedError(
+                f"{response.url} wants other credentials; set TRANSFINER_API_TOKEN, or TRANSFINER_BASIC_AUTH_USER and "
+                "TRANSFINER_BASIC_AUTH_PASSWORD, as for the API"
+            )
+        if response.status_code != 200 or not isinstance(answer, dict):
+            raise ServedError(f"{response.url} answered {response.status_code}: {answer!r:.300}; expected an object")
+        return answer
 
 
 @dataclass
@@ -217,13 +188,15 @@ class Served:
                 self.results += coco_results(image_id, [drawn.mask_hw], [drawn.score], [number])
 
 
-def predict_set(api: ServedApiClient, samples: AnySet, threshold: float, version: str | None, tell: Progress) -> Served:
+def predict_set(
+    api: ServedApiClient, samples: AnySet, threshold: float, version: str | None, progress: Callable[[int], object]
+) -> Served:
     """Send every image of a set to a running API and read what comes back.
 
     Args:
         threshold: lowest score that is asked for.
         version: that the API must serve (of the weights whose raw masks it is compared with); None: any.
-        tell: called with how many more images are done.
+        progress: called with how many more images are done.
 
     Raises:
         ServedError: the API cannot be asked, or serves another version.
@@ -237,9 +210,17 @@ def predict_set(api: ServedApiClient, samples: AnySet, threshold: float, version
     xml = label_config(samples.class_names, threshold)
     outcome = Served(TruthBuilder(samples.class_names))
     began_s = time.monotonic()
-    run = hashlib.sha256(f"{xml}|{time.time()}".encode()).hexdigest()[:8]
-    for asked in _requests(samples, run, outcome.truth):
-        _take(api, asked, xml, outcome, tell)
+    for asked in _requests(samples, secrets.token_hex(4), outcome.truth):
+        answer = api.predict([task for task, _ in asked], xml)
+        errors = {str(error.get("task")): error for error in answer.get("errors") or []}
+        for (task, image), prediction in zip(asked, answer["results"], strict=True):
+            if isinstance(prediction, dict):
+                outcome.add(image["id"], (image["height"], image["width"]), prediction)
+            else:
+                error = errors.get(task["id"], {"error": "the API gave no reason"})
+                reason = f"{error.get('error')} {error.get('hint') or ''}".strip()
+                outcome.failed.setdefault(reason, []).append(task["id"])
+        progress(len(asked))
     outcome.deferred, outcome.seconds = api.deferred, time.monotonic() - began_s
     return outcome
 
@@ -261,27 +242,6 @@ def _requests(samples: AnySet, run: str, truth: TruthBuilder) -> Iterator[list[t
         bytes_in_request += len(address)
     if tasks:
         yield tasks
-
-
-def _take(api: ServedApiClient, asked: Sequence[tuple[Json, Json]], xml: str, outcome: Served, tell: Progress) -> None:
-    reported = 0
-
-    def ended(count: int) -> None:
-        nonlocal reported
-        tell(count - reported)
-        reported = count
-
-    answer = api.predict([task for task, _ in asked], xml, ended)
-    reasons = {
-        str(error.get("task")): f"{error.get('error')} {error.get('hint') or ''}".strip()
-        for error in answer.get("errors") or []
-    }
-    for (task, image), prediction in zip(asked, answer["results"], strict=True):
-        if isinstance(prediction, dict):
-            outcome.add(image["id"], (image["height"], image["width"]), prediction)
-        else:
-            outcome.failed.setdefault(reasons.get(task["id"], "the API gave no reason"), []).append(task["id"])
-    tell(len(asked) - reported)
 
 
 def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float, ratio: float) -> Json:
@@ -313,7 +273,8 @@ def score_served(served: Served, raw: Sequence[Json] | None, *, threshold: float
 
 def measure_metrics(truth: COCO, results: Sequence[Json], ratio: float) -> Metrics:
     """Mask AP and boundary AP of COCO results, fractions."""
-    return {"mask": mask_ap(truth, list(results)), "boundary": boundary_ap(truth, list(results), ratio=ratio)}
+    kinds: tuple[tuple[str, IouKind], ...] = (("mask", "segm"), ("boundary", "boundary"))
+    return {name: coco_ap(truth, list(results), kind, ratio=ratio) for name, kind in kinds}
 
 
 def detections_above(results: Sequence[Json], threshold: float) -> list[Json]:

@@ -20,9 +20,8 @@ from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
 from backend.devtools.soak.harness import label_config
 from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
-from integration.polygons.convert import outline_mask, polygons_to_mask, smooth_outline
-from integration.polygons.crumbs import CrumbRule, remove_crumbs
-from integration.polygons.exact import Outlined, Polygon
+from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline
+from integration.polygons.exact import Polygon
 from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output
@@ -115,12 +114,12 @@ def click_vertices(mask_hw: np.ndarray, good: GoodOutline) -> np.ndarray:
     return min((_fewest_clicks(mask_hw, way, good) for way in ways), key=len)
 
 
-def _fewest_clicks(mask_hw: np.ndarray, outline: Callable[..., Outlined], good: GoodOutline) -> np.ndarray:
+def _fewest_clicks(mask_hw: np.ndarray, outline: Callable[..., list[Polygon]], good: GoodOutline) -> np.ndarray:
     ring = np.empty((0, 2))
     for tolerance_px in _CLICK_TOLERANCES_PX:
         if tolerance_px > good.distance_px:
             continue
-        polygons = outline(mask_hw, tolerance_px=tolerance_px).polygons
+        polygons = outline(mask_hw, tolerance_px=tolerance_px)
         ring = join_polygons(polygons)
         if good.accepts(mask_hw, polygons_to_mask(polygons, *mask_hw.shape)):
             break
@@ -137,7 +136,7 @@ def true_objects(sample: Sample, classes: Sequence[str], good: GoodOutline) -> l
 
 
 def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> EditableObject:
-    clean_hw = remove_crumbs(mask_hw, CrumbRule(CRUMB_PX, hole_px=CRUMB_PX)).mask_hw if good.practised else mask_hw
+    clean_hw = remove_crumbs(mask_hw, CrumbRule(CRUMB_PX, hole_px=CRUMB_PX)) if good.practised else mask_hw
     if not clean_hw.any():
         clean_hw = mask_hw
     vertices_px, ignored_hw = click_vertices(clean_hw, good), clean_hw ^ mask_hw
@@ -166,14 +165,14 @@ class EqualIou:
         for instance in instances:
             if instance.score < self._shown_from:
                 continue
-            mask_hw = remove_crumbs(instance.mask_hw, rule).mask_hw
+            mask_hw = remove_crumbs(instance.mask_hw, rule)
             if not mask_hw.any():
                 continue
             known = instance.probabilities
             patch = (known.values, known.box_xyxy) if known else None
-            self._stairs.append(_cost(outline_mask(mask_hw, tolerance_px=output.tolerance_px).polygons, mask_hw))
+            self._stairs.append(_cost(outline_mask(mask_hw, tolerance_px=output.tolerance_px), mask_hw))
             for tolerance_px, figures in self._smooth.items():
-                figures.append(_cost(smooth_outline(mask_hw, patch, tolerance_px=tolerance_px).polygons, mask_hw))
+                figures.append(_cost(smooth_outline(mask_hw, patch, tolerance_px=tolerance_px), mask_hw))
 
     def as_dict(self) -> Json:
         """Means over the masks; smooth vertices are interpolated between tolerances at the IoU of the others."""

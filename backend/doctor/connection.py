@@ -6,10 +6,12 @@ the project is connected, and keeps the title right later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backend.doctor.machine import Finding
 from backend.settings import Settings
 from backend.versions.notice import has_smart_tools, project_notice
 from backend.versions.resolve import ServedModel, prompt_version
@@ -23,25 +25,17 @@ SECRET_HEADER = "X-Transfiner-Secret"
 
 
 @dataclass(frozen=True)
-class Change:
-    """A setting of Label Studio that should be another one.
+class Change(Finding):
+    """A setting of Label Studio that should be another one; `repair` sets it, where the API can.
 
     Attributes:
         kind: title, sampling, smart tools or webhook.
-        name: of what is set, for people.
-        detail: what is wrong; fix: what to do; done: what was set, once it is.
+        done: what was set, once it is.
         title: that the backend gets; "" for other kinds.
-        is_error: something is lost as it is.
-        make: sets it; None where the API cannot.
     """
 
-    kind: str
-    name: str
-    detail: str
-    fix: str
-    done: str
-    make: Callable[[], object] | None
-    is_error: bool = False
+    kind: str = ""
+    done: str = ""
     title: str = ""
 
 
@@ -50,7 +44,6 @@ class Settled:
     """What was set in a project.
 
     Attributes:
-        is_connected: whether one of its backends is ours.
         is_first: whether a person had connected it just before.
         title: that ours has now; "" when it has not changed. project: title of the project.
         done: everything that was set, for people.
@@ -79,14 +72,7 @@ def connection_changes(
     hooks: Iterable[Json],
     model: ServedModel,
 ) -> Iterator[Change]:
-    """What should be set otherwise in a project.
-
-    Args:
-        project: as the API gives it; what it lacks is not looked at.
-        backends: the project's backends that are ours.
-        hooks: webhooks of the project.
-        model: serves the project.
-    """
+    """What should be set otherwise in a project."""
     xml = str(project.get("label_config") or "")
     title = wanted_title(settings, xml, model) if xml else model.version
     hooks = list(hooks)
@@ -109,38 +95,42 @@ def is_first_connection(backends: Sequence[Json], versions: Iterable[str]) -> bo
 
 def _title(client: LabelStudioClient, backend: Json, title: str) -> Change:
     why = "is the model version, by whose scores tasks are ordered"
+    done = "the model version as the backend's title"
     if is_notice(title):
-        why = "says why nothing is outlined"
+        why, done = "says why nothing is outlined", "the sentence as the backend's title"
     return Change(
-        "title",
         f"title of backend {backend['title']!r}",
+        "warning",
         f"The title of the backend should be {title!r}, which {why}.",
         "Rename the backend (`transfiner doctor --fix` does).",
-        "the sentence as the backend's title" if is_notice(title) else "the model version as the backend's title",
         lambda: client.update_backend(backend, title=title),
+        kind="title",
+        done=done,
         title=title,
     )
 
 
 def _smart_tools(client: LabelStudioClient, backend: Json, title: str) -> Change:
     return Change(
-        "smart tools",
         f"smart tools of project {backend['project']}",
+        "warning",
         "The label config has smart tools, but the backend is not used for them.",
         "Switch on `Use for interactive preannotations` of the backend (`transfiner doctor --fix` does).",
-        "interactive preannotations for smart tools",
         lambda: client.update_backend(backend, title=title, is_interactive=True),
+        kind="smart tools",
+        done="interactive preannotations for smart tools",
     )
 
 
 def _sampling(client: LabelStudioClient, project: Json) -> Change:
     return Change(
-        "sampling",
         f"sampling of project {project['id']}",
+        "warning",
         f"Tasks come by {str(project['sampling'])!r}, not those first that the model is least sure of.",
         f"Set Settings > General > Task Sampling to {SAMPLING!r} (`transfiner doctor --fix` does).",
-        "tasks in the order of uncertainty",
         lambda: client.update_project(project["id"], sampling=SAMPLING),
+        kind="sampling",
+        done="tasks in the order of uncertainty",
     )
 
 
@@ -155,24 +145,25 @@ def _webhook(
     active = [hook for hook in own if hook.get("is_active") is not False]
     if not active:
         yield Change(
-            "webhook",
             f"webhook of project {project['id']}",
+            "warning",
             f"No webhook tells {url} of new annotations; they are looked for once in "
             f"{settings.learning_check_s:.0f} s all the same.",
             "Connect the backend again, or add it under Settings > Webhooks (`transfiner doctor --fix` does).",
-            "a webhook for annotations",
             lambda: client.create_webhook(project["id"], url, headers=headers),
+            kind="webhook",
+            done="a webhook for annotations",
         )
     for hook in active:
         if settings.basic_auth_user and not hook.get("headers"):
             yield Change(
-                "webhook",
                 f"webhook {hook['id']} of project {hook['project']}",
+                "error",
                 "It sends no credentials, so its events are refused with 401 and lost without a word.",
                 "Give it our secret as a header (`transfiner doctor --fix` does)."
                 if secret
                 else "Set TRANSFINER_WEBHOOK_SECRET and run `transfiner doctor --fix`.",
-                "our secret for the webhook",
-                (lambda hook=hook: client.update_webhook(hook, headers=headers)) if secret else None,  # type: ignore[misc]
-                is_error=True,
+                functools.partial(client.update_webhook, hook, headers=headers) if secret else None,
+                kind="webhook",
+                done="our secret for the webhook",
             )

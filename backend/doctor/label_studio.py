@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from backend.doctor.connection import connection_changes
-from backend.doctor.machine import Finding, Status
+from backend.doctor.machine import Finding
 from backend.errors import ServiceError
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel, model_directory, read_served_model
@@ -53,9 +53,7 @@ def connection_findings(settings: Settings, client: LabelStudioClient, model: Se
         served = _served(settings, ours[0], model) if ours else None
         if served is not None:
             yield from _labels(project, served)
-            for change in connection_changes(settings, client, project, ours, hooks.values(), served):
-                status: Status = "error" if change.is_error else "warning"
-                yield Finding(change.name, status, change.detail, change.fix, change.make)
+            yield from connection_changes(settings, client, project, ours, hooks.values(), served)
     yield from _webhooks(list(hooks.values()), backends, client)
 
 

@@ -30,7 +30,6 @@ class Finding:
     """One thing looked at.
 
     Attributes:
-        fix: what to do; "" when nothing is to be done.
         repair: does it, where an API can (`doctor --fix`).
     """
 

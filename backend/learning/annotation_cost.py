@@ -27,7 +27,7 @@ from training.snapshots.annotation_cost import (
     fit_effort,
     rank_correlation,
 )
-from training.snapshots.corrections import DEFAULT_RULES, CorrectionRules, DrawnObject, edit_cost, find_corrections
+from training.snapshots.corrections import DrawnObject, edit_cost, find_corrections
 from training.snapshots.format import open_snapshot, pixels_sha256
 
 SHOWN_FROM = 0.5
@@ -42,7 +42,6 @@ class CorrectionCost:
     """Lists of equal length, an entry an image.
 
     Attributes:
-        features: see `training.snapshots.annotation_cost.FEATURES`.
         edits: actions of a person who corrects the prediction to the truth.
         certainty: today's task score.
         confidence: mean score of what is shown; 0 for nothing.
@@ -75,7 +74,6 @@ def measure_correction_cost(
     class_names: Sequence[str],
     *,
     shown_from: float = SHOWN_FROM,
-    rules: CorrectionRules = DEFAULT_RULES,
     progress: Callable[[], None] = lambda: None,
 ) -> CorrectionCost:
     """Predict every sample and let a simulated annotator correct it (`training.snapshots.corrections`)."""
@@ -86,7 +84,7 @@ def measure_correction_cost(
             known = [instance for instance in instances if instance.label in class_names]
 
             def edit(shown: Sequence[Instance], sample: Sample = sample) -> float:
-                return simulated_edit(shown, sample, class_names, rules)
+                return simulated_edit(shown, sample, class_names)
 
             measured.add(known, edit, shown_from)
             progress()
@@ -108,14 +106,7 @@ def crossed_predictor(predictor: Predict, folds: Path) -> Predict:
 def calibrated_order(
     checkpoint: Path, snapshot: Path, folds: Path | None, *, device: str, shown_from: float = SHOWN_FROM
 ) -> str:
-    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint.
-
-    Args:
-        folds: what a cross-validation found on the snapshot's training images; None without one.
-
-    Returns:
-        What tasks are ordered by, and why, for people.
-    """
+    """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint."""
     from model.predictor import Predictor
 
     samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, whole=folds is not None)
@@ -136,11 +127,7 @@ def calibrated_order(
 
 
 def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, tuple[str, ...], str]:
-    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name.
-
-    Raises:
-        SnapshotError: the directory is no snapshot.
-    """
+    """The hold-out of a snapshot, then with `whole` the training images, `count` at most; its classes and its name."""
     from torch.utils.data import ConcatDataset, Subset
 
     snapshot = open_snapshot(directory)
@@ -151,9 +138,7 @@ def snapshot_samples(directory: Path, count: int, *, whole: bool) -> tuple[Any, 
     return chosen, snapshot.classes, f"snapshot {snapshot.digest[:12]}"
 
 
-def simulated_edit(
-    shown: Sequence[Instance], sample: Sample, class_names: Sequence[str], rules: CorrectionRules = DEFAULT_RULES
-) -> float:
+def simulated_edit(shown: Sequence[Instance], sample: Sample, class_names: Sequence[str]) -> float:
     """Cost of correcting instances to a sample's truth. What lies in a crowd region is nobody's work."""
     crowd_hw = sample.masks[sample.crowd].any(axis=0)
     truth = [
@@ -166,7 +151,7 @@ def simulated_edit(
         for instance in shown
         if 2 * np.count_nonzero(instance.mask_hw & crowd_hw) <= np.count_nonzero(instance.mask_hw)
     ]
-    return edit_cost(find_corrections(predicted, truth, outline_px, rules))
+    return edit_cost(find_corrections(predicted, truth, outline_px))
 
 
 @dataclass(frozen=True, slots=True)

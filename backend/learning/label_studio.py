@@ -1,10 +1,19 @@
-"""The project's Label Studio: what is new, the snapshot, and the settings that our backend needs there."""
+"""The project's Label Studio: what is new, the snapshot, the settings that our backend needs, tasks predicted anew.
+
+When to train is derived from its data and the newest snapshot, never counted in a process. A webhook only says "look
+now". Whoever loses, doubles, delays or forges one changes nothing: the same look gives the same answer, and once a
+snapshot holds the annotations there is nothing to train on.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +22,127 @@ from redis import Redis
 from backend.doctor.connection import Settled, connection_changes, is_first_connection
 from backend.doctor.label_studio import is_ours
 from backend.errors import ServiceError
-from backend.learning.learner import ProjectClient
-from backend.learning.repredict import Repredictor
-from backend.learning.triggers import count_new_annotations
 from backend.predictions.projects import Project, Projects
+from backend.predictions.schemas import TaskItem
+from backend.predictions.service import Predictions
+from backend.queue.keys import repredict_key
+from backend.queue.train_queue import CORRECTIONS, SCHEDULE
 from backend.settings import Settings
-from backend.versions.resolve import ServedModel, read_served_model, registry_of, served_model
+from backend.versions.resolve import ServedModel, read_served_model, registry_of, served_model, version_directory
 from backend.worker.images import ImageSource, label_studio_of
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
+
+# A task and its annotation are saved one after the other.
+CLOCK_MARGIN = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class TriggerState:
+    """What a look at a project found.
+
+    Attributes:
+        new_annotations: newer than the newest snapshot (all of them when there is none); skipped ones do not count.
+        failed_at: how many were new when the last round failed, -1 when it did not: the same data is not tried again
+            and again without anybody asking.
+    """
+
+    new_annotations: int
+    since_h: float | None = None
+    failed_at: int = -1
+
+
+def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at: str) -> int:
+    """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are)."""
+    since = moment(newest_at)
+    return sum(
+        1
+        for task in client.iter_tasks(project_id, query=_changed_since(since))
+        for annotation in task.get("annotations") or ()
+        if not annotation.get("was_cancelled") and moment(annotation.get("updated_at", "")) > since
+    )
+
+
+def training_reason(looked: TriggerState, settings: Settings) -> str:
+    """The trigger that calls for a training now; "" for none. Nothing new never trains."""
+    if looked.new_annotations <= max(0, looked.failed_at):
+        return ""
+    if settings.train_after and looked.new_annotations >= settings.train_after:
+        return CORRECTIONS
+    if settings.train_every_h and (looked.since_h is None or looked.since_h >= settings.train_every_h):
+        return SCHEDULE
+    return ""
+
+
+def _changed_since(since: datetime) -> str:
+    """The data manager's filter, so that a project of 100,000 tasks is not read every minute.
+
+    Label Studio sets a task's own time whenever an annotation of it is saved, but not when many are made at once from
+    predictions: those have a new time of completion.
+    """
+    if since == datetime.min.replace(tzinfo=UTC):
+        annotated = "filter:tasks:total_annotations"
+        items = [{"filter": annotated, "operator": "greater", "type": "Number", "value": 0}]
+    else:
+        value = (since - CLOCK_MARGIN).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        items = [
+            {"filter": f"filter:tasks:{name}", "operator": "greater_or_equal", "type": "Datetime", "value": value}
+            for name in ("updated_at", "completed_at")
+        ]
+    return json.dumps({"filters": {"conjunction": "or", "items": items}})
+
+
+def newest_of(times: Iterable[str]) -> str:
+    """The latest of some ISO times; "" for none."""
+    return max((iso for iso in times if iso), key=moment, default="")
+
+
+def moment(iso: str) -> datetime:
+    """The time that an ISO text names; the beginning of time for none. Without an offset it is UTC."""
+    if not iso:
+        return datetime.min.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(iso)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+CHUNK = 200
+TOTAL_TTL_S = 24 * 3600
+
+
+class Repredictor:
+    """Asks for predictions as Label Studio would, and leaves them to the pusher."""
+
+    def __init__(self, settings: Settings, connection: Redis) -> None:
+        self.settings = settings
+        self.connection = connection
+        self.predictions = Predictions(connection, settings)
+
+    def run(self, project: Project, client: LabelStudioClient, version: str) -> int:
+        """Ask for every task without annotation and without a prediction of the version; their number."""
+        if not project.hostname or not project.label_config:
+            return 0  # it never called /setup: nothing could be pushed
+        tasks = [
+            TaskItem(id=task["id"], data=task["data"])
+            for task in client.iter_tasks(int(project.id))
+            if not task.get("annotations")
+            and not any(prediction.get("model_version") == version for prediction in task.get("predictions") or ())
+        ]
+        key = repredict_key(project.id)
+        facts: dict[Any, Any] = {"version": version, "total": len(tasks), "since": time.time()}
+        self.connection.hset(key, mapping=facts)
+        self.connection.expire(key, TOTAL_TTL_S)
+        for start in range(0, len(tasks), CHUNK):
+            self._ask(project, tasks[start : start + CHUNK], version)
+        return len(tasks)
+
+    def _ask(self, project: Project, tasks: list[TaskItem], version: str) -> None:
+        model = read_served_model(version_directory(self.settings, project.key, version) or self.settings.model)
+        jobs = self.predictions.jobs(project, tasks, model, request_id=f"repredict-{uuid.uuid4().hex[:8]}")
+        claim = self.predictions.deliveries.claim(jobs[0].request_id, [job.id for job in jobs], lifetime_s=60.0)
+        self.predictions.queue.submit(jobs)
+        facts = {job.id: {"project": project.key, "task": job.task["id"]} for job in jobs}
+        self.predictions.deliveries.defer(claim, facts)
+
 
 log = logging.getLogger(__name__)
 SHOWN_COLUMNS = ("tasks:predictions_score", "tasks:predictions_model_versions")
@@ -35,11 +156,7 @@ Json = dict[str, Any]
 
 
 def connect(settings: Settings, project: Project) -> LabelStudioClient:
-    """A client for the project's Label Studio.
-
-    Raises:
-        ServiceError: nobody ever told where it is.
-    """
+    """A client for the project's Label Studio. Raises ServiceError: nobody ever told where it is."""
     url, key = label_studio_of(settings, project)
     if not url:
         raise ServiceError(
@@ -68,9 +185,6 @@ def settle(
 
     The title always; the order of tasks, smart tools and webhook only when the backend has been connected just now,
     so that nothing is set again that a person has set otherwise later.
-
-    Raises:
-        ClientError: Label Studio does not answer.
     """
     backends = client.list_backends(project_id)
     mine = backends if len(backends) == 1 else [backend for backend in backends if ours(backend)]
@@ -81,8 +195,8 @@ def settle(
     changes = connection_changes(settings, client, project, mine, client.list_webhooks(project_id), model)
     title, done = "", []
     for change in changes:
-        if change.make is not None and (is_first or change.kind == "title"):
-            change.make()
+        if change.repair is not None and (is_first or change.kind == "title"):
+            change.repair()
             done.append(change.done)
             title = change.title or title
             log.info("project %d: set %s", project_id, change.done)
@@ -111,18 +225,17 @@ def remove_notices(client: LabelStudioClient, project_id: int) -> None:
 
 @dataclass(frozen=True)
 class LabelStudioProject:
-    """The functions of `ProjectClient` on a real server."""
+    """What a learner needs of projects' Label Studio; tests give doubles."""
 
     settings: Settings
     connection: Redis
 
-    def side(self) -> ProjectClient:
-        return ProjectClient(self.count_new, self.take_snapshot, self.follow)
-
     def count_new(self, project: str, newest_at: str) -> int:
+        """Annotations that are newer than an ISO time."""
         return count_new_annotations(self._client(project), int(project), newest_at)
 
     def take_snapshot(self, project: str, folder: Path) -> Path:
+        """Freeze the project's data as a snapshot; its directory below the folder."""
         # Not at the top: the worker that waits for a training needs no arrays.
         from backend.learning.snapshot import SnapshotSettings, take_snapshot
 
@@ -135,7 +248,7 @@ class LabelStudioProject:
         return take_snapshot(self._client(project), project, fetcher.fetch_bytes, folder, settings=wanted)
 
     def follow(self, project: str) -> Settled:
-        """Title first: only then does Label Studio show what is pushed under the version."""
+        """Have Label Studio show the version that serves; only after the title it shows what is pushed."""
         client = self._client(project)
         known = self._known(project)
         model = served_model(self.settings, known.key)

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import ServiceError
 from backend.learning import run_record as runs
+from backend.learning.label_studio import newest_of
 from backend.learning.run_record import Run, RunStore
 from backend.learning.steps import (
     FEW_SHOT,
@@ -28,14 +29,16 @@ from backend.learning.steps import (
     read_json,
     run_child,
 )
-from backend.learning.triggers import COMMAND, newest_of
-from backend.queue.train_queue import Progress
+from backend.queue.train_queue import COMMAND, Progress
 from backend.settings import Settings
 from backend.versions.resolve import read_served_model
 from backend.versions.store import SHIPPED
 from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from training.registry import Registry
 from training.snapshots.holdout import what_is_missing
+
+if TYPE_CHECKING:
+    from backend.learning.label_studio import LabelStudioProject
 
 log = logging.getLogger(__name__)
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
@@ -63,9 +66,6 @@ class RoundParts:
     """What a round works with.
 
     Attributes:
-        command: of a heavy step (steps.step_command outside tests).
-        count_new: annotations newer than an ISO time, from Label Studio.
-        take_snapshot: freezes Label Studio's data as a snapshot directory below a folder.
         stop_because: a reason to stop now, see `Interrupted`; "" to go on.
     """
 
@@ -73,8 +73,7 @@ class RoundParts:
     registry: Registry
     runs: RunStore
     command: StepCommand
-    count_new: Callable[[str], int]
-    take_snapshot: Callable[[Path], Path]
+    label_studio: LabelStudioProject
     progress: Progress
     stop_because: Callable[[], str]
 
@@ -95,7 +94,6 @@ class Round:
 
         Raises:
             Interrupted: it was stopped; the record is still `running`.
-            ServiceError, ClientError, RegistryError: it failed.
         """
         if not self._has_something_new():
             return self._over(runs.UNCHANGED)
@@ -122,14 +120,12 @@ class Round:
         self._stage("looking")
         if self.run.snapshot:
             return True
-        self.run.new_annotations = self.parts.count_new(self._newest_at())
+        newest_at = newest_trigger_state(self.parts.registry, self.parts.runs, self.run.project)
+        self.run.new_annotations = self.parts.label_studio.count_new(self.run.project, newest_at)
         if self.run.new_annotations or self.run.trigger == COMMAND or self._left_unjudged():
             return True
         self.run.reasons = ("No annotation is newer than the newest snapshot.",)
         return False
-
-    def _newest_at(self) -> str:
-        return newest_trigger_state(self.parts.registry, self.parts.runs, self.run.project)
 
     def _left_unjudged(self) -> bool:
         """Whether the newest round with data ended without a verdict: the button then tries again."""
@@ -143,7 +139,7 @@ class Round:
         registry, project = self.parts.registry, self.run.project
         self._stage("snapshot")
         if not self.run.snapshot:
-            taken = self.parts.take_snapshot(self.work / "snapshot")
+            taken = self.parts.label_studio.take_snapshot(project, self.work / "snapshot")
             manifest = read_json(taken / "manifest.json")
             self.run.newest_annotation_at = str(manifest.get("newest_annotation_at") or "")
             self.run.snapshot_counts = dict(manifest.get("counts", {}))
@@ -324,7 +320,6 @@ def training_method(serving: Path, base: Path, labels: Collection[str], images: 
 
     Args:
         serving: checkpoint that serves the project. base: the one that few-shot learning starts from.
-        images: of the snapshot. most_images: that few-shot learning is for where another network serves; 0: for none.
     """
     if not is_prompted_detector(base) or not most_images:
         return FINETUNE

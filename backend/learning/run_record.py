@@ -22,23 +22,15 @@ class Run:
     Attributes:
         id: begins with the time it was asked for, so that names sort by age.
         trigger: why: button, corrections, schedule, command.
-        state: running, or how it ended (module constants).
         stage: what it was doing last: looking, snapshot, few-shot or finetune, gate, publish, promote, label
             studio.
         stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
-        method: how it trained: few-shot or finetune.
         attempts: workers that began it; a second one goes on where the first was killed.
-        snapshot: digest of the data.
-        parent: version it started from; candidate: version it made.
-        reasons: of the gate, for people.
         figures: of the gate; metrics: the candidate's, as the registry keeps them.
         newest_annotation_at: of the data, ISO.
-        snapshot_counts: of the snapshot's manifest.
         order: what tasks are ordered by, and why.
         losses: steps of the training with the loss there.
         pictures: names among the candidate's papers.
-        error, hint: why it failed and what to do.
-        note: what was done in Label Studio afterwards.
         requested_at, started_at, ended_at: unix times.
     """
 
@@ -79,11 +71,7 @@ class Run:
 
 
 class RunStore:
-    """The records of all projects in one registry.
-
-    Args:
-        root: of the registry: a folder or an fsspec URL.
-    """
+    """The records of all projects in one registry."""
 
     def __init__(self, root: str) -> None:
         self.storage = Storage(root)

@@ -1,22 +1,28 @@
 """Annotations of Label Studio and their images frozen as a snapshot: whose annotation counts, what was corrected.
 
-Nothing is lost in silence: every annotation, region and image that does not count is listed with task, annotation,
-region and reason in corrections.json, and the round goes on without it.
+Images are fetched a few ahead, from Label Studio or from a folder beside an exported file. Nothing is lost in silence:
+every annotation, region and image that does not count is listed with task, annotation, region and reason in
+corrections.json, and the round goes on without it.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+from PIL import Image
 
 from backend.errors import ServiceError, UnsupportedConfigError
-from backend.learning.task_images import Fetch, TaskImage, fetch_images
+from integration.images.urls import decode_data_uri, image_value
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.label_studio.tasks import (
@@ -30,14 +36,118 @@ from integration.label_studio.tasks import (
     used_labels,
 )
 from integration.polygons.convert import outline_mask
-from integration.regions.consensus import vote
-from integration.regions.drawings import Drawings, is_box, read_drawings
+from integration.regions.drawings import Drawings, is_box, read_drawings, vote
 from integration.regions.read import AnnotatedObject
-from training.snapshots.corrections import Correction, CorrectionRules, find_corrections
+from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
+from training.snapshots.corrections import Correction, find_corrections
 from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
 from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
 from training.snapshots.writer import SnapshotWriter
+
+#: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
+Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
+FETCH_THREADS = 4
+#: Files of these formats are kept as they are; others become PNG.
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+_MOST_INLINE_BYTES = 100_000_000
+#: Label Studio puts eight hexadecimal digits and a dash before the name of an uploaded file.
+_PREFIX = 9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskImage:
+    """An image, and its file when that can be kept: bytes and suffix."""
+
+    image_rgb: np.ndarray
+    file: tuple[bytes, str] | None
+
+
+def fetch_images(
+    tasks: Sequence[AnnotatedTask], fetch: Fetch, value_key: str, max_pixels: int
+) -> Iterator[tuple[AnnotatedTask, TaskImage | str]]:
+    """Tasks in their order, each with its image or the reason why there is none; a few are fetched ahead."""
+
+    budget = MemoryBudget(DEFAULT_BUDGET_BYTES)
+
+    def get(task: AnnotatedTask) -> TaskImage | str:
+        row = {"id": task.id, "data": task.data, "file_upload": task.file_name}
+        try:
+            return _decoded(fetch(row, value_key), task, max_pixels, budget)
+        except (ImageError, ServiceError, OSError) as error:
+            return f"its image cannot be had: {error}"
+
+    waiting: deque[tuple[AnnotatedTask, Future[TaskImage | str]]] = deque()
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        for task in tasks:
+            waiting.append((task, pool.submit(get, task)))
+            if len(waiting) > 2 * FETCH_THREADS:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        for task, image in waiting:
+            yield task, image.result()
+
+
+def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
+    if isinstance(fetched, np.ndarray):
+        return TaskImage(fetched, None)
+    image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels, budget=budget)
+    with Image.open(io.BytesIO(fetched)) as picture:
+        suffix = _SUFFIXES.get(picture.format or "")
+    return TaskImage(image_rgb, (fetched, suffix) if suffix else None)
+
+
+class ImageFolder:
+    """Images of an exported file, found by name in a folder.
+
+    A task's image may be named by its path below the folder, by its file name alone, or by the name that Label Studio
+    gave the upload, with or without the prefix.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ServiceError(f"There is no folder {folder}.", "Give the folder with the images of the export.")
+        self._folder = folder
+        self._paths: dict[str, list[Path]] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                names = {path.name, path.relative_to(folder).as_posix(), uploaded_name(path.name)}
+                for name in names:
+                    self._paths.setdefault(name, []).append(path)
+
+    def fetch(self, task: Mapping[str, Any], value_key: str) -> bytes:
+        """The file of a task. Raises ServiceError: there is none, or more than one with its name; ImageError."""
+        value = image_value(task, value_key)
+        if value[:5].lower() == "data:":  # the task holds the image itself
+            return decode_data_uri(value, _MOST_INLINE_BYTES)
+        names = _names(value, str(task.get("file_upload") or ""))
+        for name in names:
+            paths = self._paths.get(name, [])
+            if len(paths) > 1:
+                raise ServiceError(
+                    f"{len(paths)} files in {self._folder} are called {name!r}.", "Use paths, or other names."
+                )
+            if paths:
+                return paths[0].read_bytes()
+        raise ServiceError(f"{self._folder} has no file {' or '.join(map(repr, names))}.", "Copy it there.")
+
+
+def uploaded_name(name: str) -> str:
+    """The name that Label Studio gives an uploaded file after the prefix: ``Photo 1 (2).png`` is ``Photo_1_2.png``."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def _names(value: str, file_upload: str) -> list[str]:
+    """What the file may be called, the surest name first."""
+    # In an address `#` begins a fragment; in the key of a bucket or a path it is a letter.
+    is_address = value.startswith(("http://", "https://"))
+    parts = urlsplit(value.replace("\\", "/") if is_address else value.replace("\\", "/").replace("#", "%23"))
+    path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0].lstrip("/")
+    names = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1)), file_upload]
+    for name in (path.rpartition("/")[2], file_upload):
+        if len(name) > _PREFIX and name[_PREFIX - 1] == "-" and set(name[: _PREFIX - 1]) <= set("0123456789abcdef"):
+            names.append(name[_PREFIX:])
+    return list(dict.fromkeys(name for name in names if name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +156,11 @@ class SnapshotSettings:
 
     Attributes:
         choice: of several annotations of a task: "latest", or the "agreement" of the annotators.
-        holdout_share: expected share of images that are held out.
-        max_pixels: of one image.
-        rules: of the corrections.
     """
 
     choice: Choice = "latest"
     holdout_share: float = HOLDOUT_SHARE
     max_pixels: int = 250_000_000
-    rules: CorrectionRules = field(default_factory=CorrectionRules)
 
 
 DEFAULT_SETTINGS = SnapshotSettings()
@@ -109,11 +215,7 @@ class Labelling:
 
 def outline_px(mask_hw: np.ndarray) -> np.ndarray:
     """Vertices (N, 2) of a mask's outlines, as many as a prediction would be drawn with."""
-    rings = [
-        ring
-        for polygon in outline_mask(mask_hw, tolerance_px=1.0).polygons
-        for ring in (polygon.exterior, *polygon.holes)
-    ]
+    rings = [ring for polygon in outline_mask(mask_hw, tolerance_px=1.0) for ring in (polygon.exterior, *polygon.holes)]
     return np.concatenate(rings) if rings else np.empty((0, 2))
 
 
@@ -129,17 +231,7 @@ def take_snapshot(
     """Freeze the annotated tasks of a project.
 
     Args:
-        client: of the project's Label Studio; tasks are read page by page.
-        project_id: Label Studio's.
         fetch: gives the image of a task, `ImageFetcher.fetch_bytes` or `.fetch`.
-        out: folder of snapshots.
-
-    Returns:
-        `out/<digest>`.
-
-    Raises:
-        ClientError: Label Studio refuses something; UnsupportedConfigError: see `Labelling`.
-        ServiceError: not one annotated image could be had; the reasons are in the message.
     """
     labelling = Labelling.of_config(str(client.get_project(int(project_id)).get("label_config", "")))
     rows = client.iter_tasks(int(project_id), query=ANNOTATED)
@@ -215,7 +307,7 @@ class SnapshotBuilder:
         self._task_of[sha256] = task.id
         shown = self._shown(annotations[-1], pixels.image_rgb.shape[:2])
         # Disputed objects take part, so that the predicted ones they came from do not look deleted.
-        corrections = find_corrections(shown, [*objects, *disputed], outline_px, self._settings.rules)
+        corrections = find_corrections(shown, [*objects, *disputed], outline_px)
         corrections = [
             correction
             for correction in corrections

@@ -35,11 +35,7 @@ StepCommand = Callable[[str, Mapping[str, Any]], list[str]]
 
 
 def step_command(settings: Settings, step: str, request: Mapping[str, Any]) -> list[str]:
-    """The command line of a step; a finetuning by several processes runs under torchrun.
-
-    Args:
-        request: the arguments of the step's function below, without those that the settings give.
-    """
+    """The command line of a step; a finetuning by several processes runs under torchrun."""
     given: dict[str, dict[str, Any]] = {
         FEW_SHOT: {"threads": settings.torch_threads},
         FINETUNE: {
@@ -66,7 +62,6 @@ class ChildResult:
     Attributes:
         code: exit status; negative: the signal that killed it.
         stopped_for: why it was asked to stop; "" when it was not.
-        tail: its last lines.
     """
 
     code: int

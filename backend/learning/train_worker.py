@@ -1,45 +1,210 @@
-"""A worker of the queue `train`: runs one round at a time and stays small itself."""
+"""A worker of the queue `train`: runs one round at a time, stays small itself, and looks after the projects meanwhile.
+
+A round: lock, record, steps, books, and what was asked meanwhile. Looking after: takes over from dead workers, looks
+for what is new, keeps titles right. A lock lets one worker look at a time. What is remembered can be seen again.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import shutil
 import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from redis import Redis
 
-from backend.learning.label_studio import LabelStudioProject
-from backend.learning.learner import Learner, ProjectClient
-from backend.learning.steps import StepCommand
-from backend.learning.watcher import Watcher
+from backend.errors import ServiceError, StartError
+from backend.learning import run_record as runs
+from backend.learning.label_studio import LabelStudioProject, TriggerState, training_reason
+from backend.learning.round import Interrupted, Round, RoundParts, newest_trigger_state
+from backend.learning.run_record import Run, RunStore, started_runs
+from backend.learning.steps import StepCommand, step_command
+from backend.predictions.projects import Project, Projects
 from backend.queue.connection import require_queue_server, worker_connection
-from backend.queue.train_queue import forget_trainer, trainer_heartbeat
+from backend.queue.keys import WATCH_LOCK, trigger_state_key
+from backend.queue.locks import RenewedLock, lock_owner, project_lock
+from backend.queue.train_queue import (
+    QUEUED,
+    RUNNING,
+    Progress,
+    TrainQueue,
+    forget_trainer,
+    read_trigger_state,
+    trainer_heartbeat,
+)
 from backend.settings import Settings
+from backend.versions.resolve import registry_of
 from backend.worker.main import StopSignal, serve_queue
+from integration.label_studio.client import ClientError
 
 log = logging.getLogger(__name__)
+CANCELLED, STOPPING, LOST = "cancelled", "stopping", "lost"
+# A round whose worker was killed is begun once more, not for ever.
+MOST_ATTEMPTS = 2
+LOGS = ("finetune.log", "gate.log")
+
+
+@dataclass
+class Learner:
+    """One a worker process.
+
+    Attributes:
+        worker: its name; the lock's owner begins with it.
+        is_stopping: the process was asked to end: the round is put back and goes on elsewhere.
+    """
+
+    settings: Settings
+    connection: Redis
+    worker: str
+    label_studio: LabelStudioProject
+    command: StepCommand | None = None
+    is_stopping: bool = False
+    queue: TrainQueue = field(init=False)
+    store: RunStore = field(init=False)
+    registry: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.settings.registry:
+            raise StartError("Learning is off: TRANSFINER_REGISTRY is empty.", "Set it to a folder or a bucket.")
+        self.queue = TrainQueue(self.connection)
+        self.store = RunStore(self.settings.registry)
+        self.registry = registry_of(self.settings)
+        self.command = self.command or functools.partial(step_command, self.settings)
+
+    def stop(self) -> None:
+        """End what runs, whose round is put back."""
+        self.is_stopping = True
+
+    def learn(self, project: str, run_id: str) -> str:
+        """Run the round that a request stands for; how it ended, "" when it is not wanted any more."""
+        owner = f"{self.worker}:{run_id}"
+        give_up = time.monotonic() + 2 * self.settings.learning_lost_s
+        while time.monotonic() < give_up and not self.is_stopping:
+            with project_lock(self.connection, project, owner, lost_after_s=self.settings.learning_lost_s) as lock:
+                if lock.is_held:
+                    return self._with_lock(project, run_id, lock)
+            # Its owner may have died a moment ago; its lock ends soon.
+            time.sleep(0.2)
+        if self.queue.current(project).get("run") == run_id:
+            self.queue.put_back(project, run_id)
+        return ""
+
+    def _with_lock(self, project: str, run_id: str, lock: RenewedLock) -> str:
+        request = self.queue.current(project)
+        if request.get("run") != run_id:
+            return ""  # cancelled, or done by somebody else
+        run = self.store.load(project, run_id) or Run(
+            run_id, project, trigger=request["trigger"], requested_at=float(request.get("requested_at") or 0)
+        )
+        if run.is_over:
+            self.queue.end(project, run_id)
+            return run.state
+        return self._attempt(started_runs(run, self.worker), lock)
+
+    def _attempt(self, run: Run, lock: RenewedLock) -> str:
+        progress = Progress(self.queue, run.project, run.id, self.worker)
+        round_ = Round(self._parts(run, progress, lock), run)
+        try:
+            round_.learn()
+            if run.state == runs.PROMOTED:
+                self._follow(run, progress)
+        except Interrupted as stop:
+            return self._interrupted(run, stop.reason)
+        except (ServiceError, ClientError, OSError, ValueError, LookupError) as error:
+            self._failed(run, error)
+        except Exception as error:
+            log.exception("round %s failed unexpectedly", run.id)
+            self._failed(run, error)
+        self._close(run)
+        return run.state
+
+    def _parts(self, run: Run, progress: Progress, lock: RenewedLock) -> RoundParts:
+        def stop_because() -> str:
+            if not _is_held(lock):
+                return LOST
+            if self.is_stopping:
+                return STOPPING
+            return CANCELLED if self.queue.is_cancelled(run.project, run.id) else ""
+
+        assert self.command is not None
+        return RoundParts(
+            self.settings, self.registry, self.store, self.command, self.label_studio, progress, stop_because
+        )
+
+    def _follow(self, run: Run, progress: Progress) -> None:
+        """Label Studio being away now does not undo a promotion: whoever watches makes up for it later."""
+        progress.stage("label studio")
+        try:
+            done = self.label_studio.follow(run.project).done
+            run.note = f"Set in Label Studio: {'; '.join(done)}." if done else ""
+        except (ClientError, OSError) as error:
+            run.note = f"Label Studio does not show the version yet: {error}"
+            log.warning("project %s: %s", run.project, run.note)
+
+    def _interrupted(self, run: Run, reason: str) -> str:
+        log.info("project %s: round %s is interrupted (%s)", run.project, run.id, reason)
+        if reason == CANCELLED:
+            run.state, run.ended_at = runs.CANCELLED, time.time()
+            self._close(run)
+        elif reason == STOPPING:
+            # Not its fault: the attempt does not count.
+            run.attempts -= 1
+            self.store.save(run)
+            self.queue.revive(run.project, run.id, run.attempts, run.trigger)
+        return reason
+
+    def _failed(self, run: Run, error: Exception) -> None:
+        run.state, run.ended_at = runs.FAILED, time.time()
+        run.error = getattr(error, "error", None) or f"{error}" or type(error).__name__
+        run.hint = getattr(error, "hint", "")
+        log.error("project %s: round %s failed: %s", run.project, run.id, error)
+
+    def _close(self, run: Run) -> None:
+        """Record, logs, room on the disk, and whoever asked meanwhile."""
+        current = self.queue.current(run.project)
+        run.folded = current.get("folded", 0)
+        work = self.settings.learning_folder / run.project / run.id
+        for name in LOGS:
+            if (work / name).is_file():
+                self.store.write(run, name, (work / name).read_bytes())
+        self.store.save(run)
+        shutil.rmtree(work, ignore_errors=True)
+        again = self.queue.end(run.project, run.id)
+        log.info("project %s: round %s is %s", run.project, run.id, run.state)
+        if again and run.state != runs.CANCELLED:
+            # The next round looks for itself whether anything is newer.
+            self.queue.request(run.project, again)
+
+
+def _is_held(lock: RenewedLock) -> bool:
+    """Asked of the queue server: a process that was frozen must not promote over what another has promoted since."""
+    try:
+        return lock.renew()
+    except redis.RedisError:
+        return lock.is_held
 
 
 def run_train_worker(
     settings: Settings,
     *,
-    label_studio: ProjectClient | None = None,
+    label_studio: LabelStudioProject | None = None,
     command: StepCommand | None = None,
     burst: bool = False,
 ) -> None:
     """Serve the queue `train` until SIGTERM or SIGINT. For the main thread of a process.
 
     Asked to stop, it ends the training's process, which keeps its state, and puts the round back.
-
-    Args:
-        label_studio, command: doubles, in tests.
-        burst: end when nothing is waiting.
     """
     connection = worker_connection(settings)
     require_queue_server(connection, settings)
     name = f"train-{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-    client = label_studio or LabelStudioProject(settings, connection).side()
+    client = label_studio or LabelStudioProject(settings, connection)
     learner = Learner(settings, connection, name, client, command)
     watcher = Watcher(learner)
     watcher.start()
@@ -56,7 +221,10 @@ def run_train_worker(
     finally:
         watcher.stop.set()
         watcher.join(5)
-        _leave(connection, name)
+        try:
+            forget_trainer(connection, name)
+        except redis.RedisError as error:
+            log.warning("left without saying goodbye: %s", error)
 
 
 def run_next(learner: Learner) -> bool:
@@ -68,8 +236,127 @@ def run_next(learner: Learner) -> bool:
     return True
 
 
-def _leave(connection: Redis, name: str) -> None:
-    try:
-        forget_trainer(connection, name)
-    except redis.RedisError as error:
-        log.warning("left without saying goodbye: %s", error)
+TICK_S = 1.0
+# Longer than looking at a project takes; a watcher that died holds up the others no longer.
+WATCH_LOST_S = 30.0
+# A request that is in no list was taken by a worker that died before it began; it is put back after this many s.
+LOST_REQUEST_S = 15.0
+# A flood of events makes at most one look in this many s.
+LEAST_PAUSE_S = 5.0
+
+
+class Watcher(threading.Thread):
+    """A thread beside the trainings of one worker."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(name="learning watcher", daemon=True)
+        self.learner = learner
+        self.queue = learner.queue
+        self.connection = learner.connection
+        self.settings = learner.settings
+        self.projects = Projects(learner.connection)
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        while not self.stop.wait(TICK_S):
+            try:
+                trainer_heartbeat(self.connection, self.learner.worker)
+                with RenewedLock(self.connection, WATCH_LOCK, self.learner.worker, lost_after_s=WATCH_LOST_S) as lock:
+                    if lock.is_held:
+                        self.look_after_all()
+            except redis.RedisError as error:
+                log.warning("queue server: %s", error)
+            except Exception:
+                log.exception("looking after the projects failed; trying again")
+
+    def look_after_all(self) -> None:
+        """Take over what was left behind; look at each project whose time has come."""
+        known = {project.id: project for project in self.projects.all()}
+        for name in sorted({*known, *self.queue.projects(), *self.learner.store.projects()}):
+            self.adopt(name)
+        for name, project in known.items():
+            if self._is_due(name, project):
+                self.look(name)
+
+    def adopt(self, project: str) -> str:
+        """Go on with a round whose worker died: once. The id of the round, "" when there was none."""
+        if lock_owner(self.connection, project):
+            return ""
+        request = self.queue.current(project)
+        if request.get("state") == QUEUED:
+            return self._put_back(project, request)
+        if request and request.get("state") != RUNNING:
+            return ""
+        newest = self.learner.store.newest(project, 1)
+        run = self.learner.store.load(project, request["run"]) if request else next(iter(newest), None)
+        if run is None or run.is_over:
+            return self._forget(project, request)
+        # The round may have ended between these looks.
+        if lock_owner(self.connection, project):
+            return ""
+        if run.attempts >= MOST_ATTEMPTS:
+            self._give_up(run)
+            return ""
+        log.warning("project %s: the worker of round %s died; it goes on", project, run.id)
+        self.queue.revive(project, run.id, run.attempts, run.trigger)
+        return run.id
+
+    def _put_back(self, project: str, request: dict[str, Any]) -> str:
+        age_s = time.time() - float(request.get("requested_at") or 0)
+        if age_s < LOST_REQUEST_S or self.queue.is_listed(project, request["run"]):
+            return ""
+        self.queue.put_back(project, request["run"])
+        return str(request["run"])
+
+    def _forget(self, project: str, request: dict[str, Any]) -> str:
+        """A worker died after its round was over."""
+        if request:
+            self.queue.end(project, request["run"])
+        return ""
+
+    def _give_up(self, run: runs.Run) -> None:
+        run.state, run.ended_at = runs.FAILED, time.time()
+        run.error = f"Its worker was killed {run.attempts} times during the stage {run.stage!r}."
+        run.hint = "Look at the worker's log and at the machine's memory, then start a training again."
+        log.error("project %s: round %s: %s", run.project, run.id, run.error)
+        self.learner.store.save(run)
+        self.queue.end(run.project, run.id)
+
+    def look(self, project: str) -> str:
+        """Derive whether to train now; the trigger, "" for none."""
+        facts: dict[Any, Any] = {"at": time.time(), "error": "", "connected": 0}
+        trigger = ""
+        try:
+            looked = self._looked(project)
+            facts["new"] = looked.new_annotations
+            trigger = training_reason(looked, self.settings)
+            settled = self.learner.label_studio.follow(project)
+            facts["connected"] = int(settled.is_connected)
+            facts["title"] = settled.project
+            if settled.done:
+                facts["set"] = "; ".join(settled.done)
+        except (ClientError, OSError, ValueError) as error:
+            log.warning("project %s cannot be looked at: %s", project, error)
+            facts["error"] = str(error)
+        self.connection.hset(trigger_state_key(project), mapping=facts)
+        if trigger and not self.queue.current(project):
+            log.info("project %s: %s", project, self.queue.request(project, trigger).message)
+        return trigger
+
+    def _looked(self, project: str) -> TriggerState:
+        newest_at = newest_trigger_state(self.learner.registry, self.learner.store, project)
+        count = self.learner.label_studio.count_new(project, newest_at)
+        last = next(iter(self.learner.store.newest(project, 1)), None)
+        if last is None:
+            return TriggerState(count)
+        went_wrong = last.state in (runs.FAILED, runs.CANCELLED) and not last.snapshot
+        failed_at = last.new_annotations if went_wrong else -1
+        return TriggerState(count, (time.time() - last.ended_at) / 3600, failed_at)
+
+    def _is_due(self, name: str, project: Project) -> bool:
+        """Soon after an event, and after a /setup while Label Studio did not list our backend yet."""
+        state = read_trigger_state(self.connection, name)
+        looked_at = float(state.get("at", 0))
+        pause_s = time.time() - looked_at
+        heard_at = project.changed_at if state.get("connected") else max(project.changed_at, project.seen_at)
+        return pause_s > self.settings.learning_check_s or (heard_at > looked_at and pause_s > LEAST_PAUSE_S)

@@ -30,14 +30,10 @@ class Project:
         key: "<id>.<created unix>", as Label Studio names it to us.
         hostname: address of Label Studio as it sees itself; may be useless from another container.
         token: legacy token of the project's creator; a secret. Refused by servers with legacy tokens off.
-        label_config: XML.
         model_version: what our answer to /setup was.
         reason: why nothing can be predicted for it, "" when something can.
         notice: the same for Label Studio's pages, with what to do (integration.label_studio.notice).
-        warnings: what of the label config or the extra parameters is ignored.
-        extra_params: what the team typed as extra parameters of the ML backend.
         is_believed: whether `hostname` and `token` may be used, see backend.api.access.
-        seen_at: unix time of the last /setup.
         changed_at: unix time of the last webhook event, which only says "look now".
     """
 

@@ -57,11 +57,7 @@ class PromiseKeeper:
         self._stop = threading.Event()
 
     def resume(self) -> None:
-        """Go on with what an earlier process has promised; a damaged file is put aside.
-
-        Raises:
-            StartError: the file cannot be used.
-        """
+        """Go on with what an earlier process has promised; a damaged file is put aside."""
         try:
             count = self._mended(self._count_whole)
         except (sqlite3.Error, OSError) as error:

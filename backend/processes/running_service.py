@@ -28,8 +28,6 @@ class RunningService:
     """A running demo or service.
 
     Attributes:
-        kind: "demo" or "service".
-        pid: of the supervising process.
         started_at: the kernel's start time of that process, so that a number given anew is no mistake.
         settings: values of `TAKEN_OVER`, for a demo also those of `LABEL_STUDIO`.
     """
@@ -105,9 +103,6 @@ def load_settings_of_running(**options: Any) -> Settings:
 
     Where a queue server is named by an option or the environment, no other service is looked for. Says on standard
     error which one is used.
-
-    Raises:
-        StartError: a value is not allowed.
     """
     settings = load_settings(**options)
     services = running_services()

@@ -35,9 +35,6 @@ def service_children(settings: Settings) -> tuple[list[Child], Settings]:
     """The programs of the service in starting order, and the settings they run with (addresses filled in).
 
     For `Supervisor`; other commands add children of their own behind these.
-
-    Raises:
-        StartError: the port is taken, there is no model, or no queue server.
     """
     from backend.versions.resolve import prompt_version, read_served_model
 

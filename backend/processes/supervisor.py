@@ -32,14 +32,8 @@ class Child:
     """One supervised program.
 
     Attributes:
-        name: as it appears in logs.
-        command: program and arguments.
-        environment: added to ours.
         standard_input: fed to it once, for secrets that must not be on a command line.
-        ready: says whether it serves; children start one after the other, each when the one before is ready.
-        start_timeout_s: a child not ready after this is an error.
         grace_s: after SIGTERM it may take this long before SIGKILL.
-        stop_signal: what asks it politely to end.
         restarts: deaths within `RESTART_WINDOW_S` after which it is a broken child: while the tree starts, the tree is
             given up; later the child is paused for longer and longer, and the others go on.
     """
@@ -201,11 +195,7 @@ class Supervisor:
                 self._start_again(child)
 
     def _start_again(self, child: Child) -> None:
-        """Start a dead child. One that cannot be started now, for want of memory for example, has died once more.
-
-        Raises:
-            StartError: before everything was ready.
-        """
+        """Start a dead child. One that cannot be started now, for want of memory for example, has died once more."""
         try:
             self._start(child)
         except StartError as error:
@@ -218,11 +208,7 @@ class Supervisor:
         return time.monotonic() - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S
 
     def _wait_after_death(self, child: Child, code: int) -> float:
-        """Count a death; how long to wait until the next start, in s.
-
-        Raises:
-            StartError: it died too often before everything was ready.
-        """
+        """Count a death; how long to wait until the next start, in s."""
         now = time.monotonic()
         recent = [moment for moment in self.deaths[child.name] if now - moment < RESTART_WINDOW_S] + [now]
         self.deaths[child.name] = recent

@@ -25,12 +25,7 @@ def wait_until(
     """Poll until the condition holds; return its value.
 
     Args:
-        what: is waited for, for the error.
         process: that it depends on; when it ends the waiting ends, too.
-        log: where the reason stands, for the error.
-
-    Raises:
-        StartError: the limit passed or the process ended first.
     """
     give_up = time.monotonic() + limit_s
     hint = f"The reason is in {log}." if log else "The logs say why."

@@ -49,11 +49,7 @@ def worker_connection(settings: Settings) -> Redis:
 
 
 def require_queue_server(connection: Redis, settings: Settings) -> None:
-    """Wait until the queue server answers; for a process that starts and can do nothing without it.
-
-    Raises:
-        StartError: it did not answer within `redis_start_s`; says what was tried.
-    """
+    """Wait until the queue server answers; for a process that starts and can do nothing without it."""
     until = time.monotonic() + settings.redis_start_s
     attempts = 0
     while True:

@@ -22,7 +22,7 @@ from redis import Redis
 
 from backend.queue.connection import load_script, text
 from backend.queue.job_store import QUEUED_TTL_S
-from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key
+from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key, repredict_key
 
 # After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
 SETTLE_MS = 5000
@@ -45,9 +45,7 @@ class DeferredTasks(NamedTuple):
     """The deferred tasks of a project.
 
     Attributes:
-        done: ids of those that have a prediction.
         ended: ids of those that ended without one, or are unknown.
-        unfinished: how many others there are.
     """
 
     project: str
@@ -79,20 +77,13 @@ class DeliveryClaims:
         return claim
 
     def release_if_all_held(self, claim: DeliveryClaim, job_ids: Sequence[str], *, keep_s: int = QUEUED_TTL_S) -> bool:
-        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours.
-
-        Args:
-            keep_s: records that were deferred live this long from now on.
-        """
+        """Before answering with results for `job_ids`: True, and nobody pushes them, if all claims are still ours."""
         if not claim.job_ids or not job_ids:
             return True
         return all(self._release(keys=list(job_ids), args=[NAMES, claim.token, 1, keep_s]))
 
     def defer(self, claim: DeliveryClaim, facts: dict[str, dict[str, Any]]) -> list[str]:
         """Hand tasks to the pusher instead of answering them, but for those that were delivered meanwhile.
-
-        Args:
-            facts: by job id, what the pusher needs: project, task.
 
         Returns:
             Ids of tasks that the queue server does not know: nobody will deliver them.
@@ -170,3 +161,12 @@ class DeliveryClaims:
         """There is nothing to deliver for them any more."""
         if job_ids:
             self._end_push(keys=list(job_ids), args=[NAMES, "", 0, keep_s])
+
+
+def repredicting(connection: Redis, project: str) -> dict[str, Any]:
+    """Progress for people: version, total, left; {} when there is nothing to tell."""
+    row = {text(name): text(value) for name, value in connection.hgetall(repredict_key(project)).items()}
+    if not row or not int(row["total"]):
+        return {}
+    left = DeliveryClaims(connection).count_deferred_of(project)
+    return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}

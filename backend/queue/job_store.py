@@ -71,11 +71,7 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
-    """A task that has ended.
-
-    Attributes:
-        facts: instances, regions, seconds.
-    """
+    """A task that has ended."""
 
     outcome: JobOutcome
     facts: Mapping[str, float]

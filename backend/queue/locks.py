@@ -64,11 +64,7 @@ class RenewedLock:
             log.warning("the lock %s was not given back and will expire: %s", self.key, failure)
 
     def renew(self) -> bool:
-        """Ask the queue server whether the lock is still ours, and renew it.
-
-        Raises:
-            RedisError: it does not answer.
-        """
+        """Ask the queue server whether the lock is still ours, and renew it."""
         with self._renewing:
             try:
                 self._lock.reacquire()

@@ -18,12 +18,22 @@ import redis
 from redis import Redis
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import LEARNING, QUEUED_CHANNEL, TRAINERS, TRAININGS, learning_cancel_key, learning_key
+from backend.queue.keys import (
+    LEARNING,
+    QUEUED_CHANNEL,
+    TRAINERS,
+    TRAININGS,
+    learning_cancel_key,
+    learning_key,
+    trigger_state_key,
+)
 
 log = logging.getLogger(__name__)
 # Project and run; both become names of files.
 TRAINING = re.compile(r"([0-9]{1,18}):([A-Za-z0-9-]{1,64})")
 QUEUED, RUNNING = "queued", "running"
+# Why a training was asked for.
+BUTTON, COMMAND, CORRECTIONS, SCHEDULE = "button", "command", "corrections", "schedule"
 # Points of the loss curve on the page.
 MOST_POINTS = 120
 # A worker that was not heard of for this long, in s, is gone.
@@ -37,7 +47,6 @@ class Answer:
     Attributes:
         run: id of the round that will serve it.
         is_new: False when it was folded into one that waits or runs.
-        message: the same for people.
     """
 
     run: str
@@ -59,12 +68,7 @@ class TrainQueue:
         self._end = load_script(connection, "end_training")
 
     def request(self, project: str, trigger: str) -> Answer:
-        """Ask for a training; a second request is folded into the first and says so.
-
-        Args:
-            project: Label Studio's id.
-            trigger: why: button, corrections, schedule, command.
-        """
+        """Ask for a training; a second request is folded into the first and says so."""
         run = new_run()
         keys = [learning_key(project), LEARNING, TRAININGS]
         other = self._request(keys=keys, args=[run, trigger, time.time(), project])
@@ -225,3 +229,22 @@ def living_trainers(connection: Redis) -> list[str]:
 def forget_trainer(connection: Redis, worker: str) -> None:
     """A decent end."""
     connection.zrem(TRAINERS, worker)
+
+
+def read_trigger_state(connection: Redis, project: str) -> dict[str, Any]:
+    """What the last look at a project found; {} when nobody has looked yet.
+
+    at (unix time), new (annotations newer than the newest snapshot), error, connected (whether one of its backends is
+    ours), set (what was set in Label Studio last, for people), title (of the project).
+    """
+    row = {text(name): text(value) for name, value in connection.hgetall(trigger_state_key(project)).items()}
+    if not row:
+        return {}
+    return {
+        "at": float(row["at"]),
+        "new": int(row.get("new", 0)),
+        "error": row.get("error", ""),
+        "connected": row.get("connected") == "1",
+        "set": row.get("set", ""),
+        "title": row.get("title", ""),
+    }

@@ -45,8 +45,6 @@ class ServedModel:
 
     Attributes:
         version: what Label Studio stores as model_version.
-        labels: class names, in the order of the model's outputs.
-        digest: sha256 of the weights.
         node_budget: most nodes of an image to refine when it serves, 0 for all; None: what its configuration says.
     """
 
@@ -64,11 +62,7 @@ def node_budget_of(served: ServedModel, wished: int) -> int | None:
 
 
 def read_served_model(directory: Path) -> ServedModel:
-    """Read `metadata.json` of a checkpoint directory.
-
-    Raises:
-        ModelUnavailableError: no such directory, or one that is not a checkpoint.
-    """
+    """Read `metadata.json` of a checkpoint directory."""
     path = directory / "metadata.json"
     hint = "Set TRANSFINER_MODEL to a checkpoint directory (`transfiner models list` shows those there are)."
     try:
@@ -105,11 +99,7 @@ def registry_of(settings: Settings) -> Registry | None:
 
 
 def required_registry(settings: Settings) -> Registry:
-    """The registry of the settings.
-
-    Raises:
-        ServiceError: learning is off.
-    """
+    """The registry of the settings."""
     registry = registry_of(settings)
     if registry is None:
         raise ServiceError("Learning is off: TRANSFINER_REGISTRY is empty.", "Name a folder or bucket.", status=409)
@@ -192,9 +182,6 @@ def active_model(settings: Settings, project_key: str) -> ServedModel | None:
     """Describe the project's active version for the API, from its record: no weights are downloaded.
 
     Label Studio gives /setup 3 s. None: nothing was promoted.
-
-    Raises:
-        ModelUnavailableError: the registry does not answer.
     """
     version = active_version(settings, project_key)
     if version is None:
@@ -253,7 +240,8 @@ def _unavailable(settings: Settings, project: str, version: str, error: Exceptio
     )
 
 
-__all__ = ["model_directory", "served_model", "version_directory"]
+def _pinned(settings: Settings, project_key: str) -> Path | None:
+    return settings.models_of_projects().get(project_key.partition(".")[0])
 
 
 def model_directory(settings: Settings, project_key: str) -> Path:
@@ -261,22 +249,12 @@ def model_directory(settings: Settings, project_key: str) -> Path:
 
     Args:
         project_key: Label Studio's "<id>.<created>"; "" for clients without a project.
-
-    Raises:
-        ModelUnavailableError: the active version cannot be had from the registry.
     """
-    project_id = project_key.partition(".")[0]
-    pinned = settings.models_of_projects().get(project_id) if project_id else None
-    return pinned or active_directory(settings, project_key) or settings.model
+    return _pinned(settings, project_key) or active_directory(settings, project_key) or settings.model
 
 
 def served_model(settings: Settings, project_key: str) -> ServedModel:
-    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s.
-
-    Raises:
-        ModelUnavailableError: there is no model, or the registry does not answer.
-    """
-    project_id = project_key.partition(".")[0]
-    pinned = settings.models_of_projects().get(project_id) if project_id else None
+    """Resolve the version for the API: no weights are downloaded, for /setup must be answered within 3 s."""
+    pinned = _pinned(settings, project_key)
     active = None if pinned else active_model(settings, project_key)
     return active or read_served_model(pinned or settings.model)

@@ -43,11 +43,7 @@ def stored_models(store: Path) -> list[StoredModel]:
 
 
 def find_model(name: str, store: Path) -> Path:
-    """The directory of a checkpoint, given as a path or by its name.
-
-    Raises:
-        CheckpointError: there is none; the message lists those there are.
-    """
+    """The directory of a checkpoint, given as a path or by its name."""
     for directory in (Path(name), store / name, SHIPPED / name):
         if (directory / METADATA_FILE).is_file():
             return directory

@@ -37,11 +37,7 @@ class FetchedImages:
         self._begun = begun
 
     def all(self) -> dict[str, np.ndarray | TaskError]:
-        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one.
-
-        Raises:
-            RedisError: what is known of a project could not be looked up.
-        """
+        """HxWx3 uint8 RGB by job id, or why there is none; waits for the last one."""
         return {job_id: future.result()[0] for job_id, future in self._futures.items()}
 
     def seconds(self) -> float:
@@ -125,7 +121,6 @@ class ImageSource:
         """HxWx3 uint8 RGB, turned as its EXIF says.
 
         Raises:
-            ImageError: it cannot be fetched or decoded, or is over a limit.
             TaskError: the same, where the reason may be that Label Studio's address is not believed.
         """
         project = self.projects.get(job.project) if job.project else Project(key="")
@@ -137,24 +132,25 @@ class ImageSource:
         identity = (url, key, project.hostname)
         with self._lock:
             fetcher = self._fetchers.pop(identity, None) or ImageFetcher(
-                self._settings(url, key, project.hostname), budget=self._budget
+                fetch_settings(self.settings, url, key, project.hostname), budget=self._budget
             )
             self._fetchers[identity] = fetcher
             while len(self._fetchers) > MOST_FETCHERS:
                 self._fetchers.popitem(last=False)
         return fetcher
 
-    def _settings(self, url: str, key: str, hostname: str) -> FetchSettings:
-        ours = self.settings
-        return FetchSettings(
-            label_studio_url=url,
-            api_key=key,
-            label_studio_aliases=(hostname,) if hostname and hostname != url else (),
-            cache_dir=Path(ours.image_cache) if ours.image_cache else None,
-            cache_bytes=int(ours.image_cache_mib * 2**20),
-            max_bytes=int(ours.max_image_mib * 2**20),
-            max_pixels=int(ours.max_image_megapixels * 1e6),
-            timeout_s=ours.image_timeout_s,
-            max_redirects=ours.max_redirects,
-            private_hosts=tuple(host.strip() for host in ours.private_image_hosts.split(",") if host.strip()),
-        )
+
+def fetch_settings(settings: Settings, url: str, key: str = "", hostname: str = "") -> FetchSettings:
+    """How images of the Label Studio at `url` are fetched; `hostname`: its address as it sees itself."""
+    return FetchSettings(
+        label_studio_url=url,
+        api_key=key,
+        label_studio_aliases=(hostname,) if hostname and hostname != url else (),
+        cache_dir=Path(settings.image_cache) if settings.image_cache else None,
+        cache_bytes=int(settings.image_cache_mib * 2**20),
+        max_bytes=int(settings.max_image_mib * 2**20),
+        max_pixels=int(settings.max_image_megapixels * 1e6),
+        timeout_s=settings.image_timeout_s,
+        max_redirects=settings.max_redirects,
+        private_hosts=tuple(host.strip() for host in settings.private_image_hosts.split(",") if host.strip()),
+    )

@@ -27,12 +27,11 @@ from backend.queue.keys import INTERACTIVE_NAME, INTERACTIVE_WORKERS, QUEUED_CHA
 from backend.queue.recovery import Heartbeat, absolve, requeue_jobs_of
 from backend.settings import Settings
 from backend.versions.resolve import prompt_version
-from backend.worker.batcher import Batcher
 from backend.worker.images import ImageSource
 from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import WarmModels, load
 from backend.worker.oom_fallback import Predictor
-from backend.worker.pipeline import BatchPipeline
+from backend.worker.pipeline import Batcher, BatchPipeline
 from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from model.tiling import Tiling
@@ -50,9 +49,6 @@ class StopSignal:
     """Whether this process was asked to end (SIGTERM, SIGINT); what is at hand is finished first.
 
     A second signal ends the process at once. For the main thread.
-
-    Args:
-        also: called at the first signal.
     """
 
     def __init__(self, also: Callable[[], object] = lambda: None) -> None:
@@ -82,7 +78,6 @@ def serve_queue(
     """Work until asked to stop, or with `burst` until nothing waits; a queue server that fails is waited for.
 
     Args:
-        work: takes and runs what waits; False when there was nothing.
         connected: called at the beginning and whenever the queue server answers again.
     """
     pause_s = RETRY_S
@@ -121,20 +116,12 @@ class Recorder:
         self._kept: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
 
     def record(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
-        """Store outcomes and figures of a batch in one round trip.
-
-        Raises:
-            RedisError: they could not be stored; `flush` tries again.
-        """
+        """Store outcomes and figures of a batch in one round trip."""
         self._kept.append((ended, stages_s))
         self.flush()
 
     def flush(self) -> None:
-        """Store what is kept, the oldest first.
-
-        Raises:
-            RedisError: it still cannot be stored.
-        """
+        """Store what is kept, the oldest first."""
         while self._kept:
             ended, stages_s = self._kept[0]
             self._store(ended, stages_s)
@@ -164,7 +151,6 @@ def run_worker(
 
     Args:
         load: builds the predictor of the settings' checkpoint directory; another one in tests of the queue's mechanics.
-        burst: end when nothing is waiting.
         is_interactive: answer prompts only, with the promptable model alone, so that none waits behind a batch.
 
     Raises:
@@ -214,11 +200,7 @@ def run_worker(
 def _runner(
     settings: Settings, queue: JobQueue, recorder: Recorder, load: Callable[[Settings], Predictor], is_interactive: bool
 ) -> TaskRunner:
-    """What runs tasks, with its models warm.
-
-    Raises:
-        StartError: a model cannot be loaded, or images cannot be cached.
-    """
+    """What runs tasks, with its models warm."""
     images = ImageSource(settings, Projects(queue.connection))
     prompts = PromptRunner(settings) if prompt_version(settings) or is_interactive else None
     if prompts and (is_interactive or not queue.connection.exists(INTERACTIVE_WORKERS)):

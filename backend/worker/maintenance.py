@@ -10,15 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import redis
 
 from backend.queue.job_queue import JobQueue
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
 from backend.settings import Settings
+from backend.worker.model_cache import WarmModels
+from backend.worker.prompt_runner import PromptRunner
 from backend.worker.push import Pusher
-from backend.worker.task_runner import LoadedModels
 
 log = logging.getLogger(__name__)
 MOST_BEAT_S = 1.5
@@ -33,7 +33,13 @@ class MaintenanceThread(threading.Thread):
     """
 
     def __init__(
-        self, queue: JobQueue, vitals: Heartbeat, settings: Settings, models: LoadedModels, *, pushes: bool = True
+        self,
+        queue: JobQueue,
+        vitals: Heartbeat,
+        settings: Settings,
+        models: WarmModels | PromptRunner,
+        *,
+        pushes: bool = True,
     ) -> None:
         super().__init__(name="maintenance", daemon=True)
         self.queue = queue
@@ -52,7 +58,9 @@ class MaintenanceThread(threading.Thread):
         orphans = OrphanSearch(self.queue)
         while not self.stop.is_set():
             try:
-                self.vitals.beat({**self.born, **_present(self.models)})
+                present = {"version": self.models.version, "models": self.models.facts}
+                memory = {"memory_mib": _memory_mib(), "gpu_memory_mib": _gpu_memory_mib()}
+                self.vitals.beat({**self.born, **present, **memory})
                 absolve(self.queue, self.vitals.name)
                 orphans.run()
             except redis.RedisError as error:
@@ -66,15 +74,6 @@ class MaintenanceThread(threading.Thread):
         self.join(5)
         if self.pushes:
             self.pusher.join(5)
-
-
-def _present(models: LoadedModels) -> dict[str, Any]:
-    return {
-        "version": models.version,
-        "models": models.facts,
-        "memory_mib": _memory_mib(),
-        "gpu_memory_mib": _gpu_memory_mib(),
-    }
 
 
 def _gpu_memory_mib() -> int:

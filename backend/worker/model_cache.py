@@ -26,11 +26,7 @@ WARM_UP_EDGE_PX = 320
 
 
 def load(settings: Settings) -> Predictor:
-    """The predictor of the settings' checkpoint, warm.
-
-    Raises:
-        StartError: a library is missing, or the checkpoint or the device is unusable.
-    """
+    """The predictor of the settings' checkpoint, warm."""
     try:
         require_model_libraries()
     except MissingRequirementError as error:
@@ -73,9 +69,6 @@ def _device(settings: Settings) -> str:
 class WarmModels:
     """Predictors by what they are, the most recently used last.
 
-    Args:
-        load: builds the predictor of `settings.model`; `load` of this module outside tests.
-
     Raises:
         StartError: the settings' own model cannot be loaded. It is, at once, so that a broken worker ends early.
     """
@@ -94,11 +87,7 @@ class WarmModels:
         return str(self.facts[-1]["version"])
 
     def find(self, project_key: str, version: str) -> ServedModel:
-        """The model of that version of a project; loads nothing.
-
-        Raises:
-            TaskError: this worker cannot have it.
-        """
+        """The model of that version of a project; loads nothing."""
         known: list[str] = []
         directories: list[Path] = []
         for choose in (
@@ -126,11 +115,7 @@ class WarmModels:
         )
 
     def predictor(self, served: ServedModel, *, device: str = "") -> Predictor:
-        """The warm predictor of a model, on another device than the settings' if one is given.
-
-        Raises:
-            TaskError: it cannot be loaded.
-        """
+        """The warm predictor of a model, on another device than the settings' if one is given."""
         key = (served, device)
         if key in self._warm:
             self._warm.move_to_end(key)

@@ -32,9 +32,7 @@ class Predictor(Protocol):
     """Images in, instances out.
 
     Attributes:
-        weights_bytes: memory of the weights on their device.
         device: where it runs; "cuda..." for GPUs.
-        precision: fp32, bf16 or mixed.
     """
 
     labels: tuple[str, ...]
@@ -118,7 +116,6 @@ class OomPolicy:
 
     Attributes:
         tiling: which images are too large to be looked at in one piece.
-        batch: tiles of one image predicted together.
         spare: the same model on the CPU, None when the model is there already.
     """
 

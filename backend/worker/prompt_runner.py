@@ -31,11 +31,7 @@ VIEW_PX = 64
 
 
 class PromptRunner:
-    """The promptable model of the settings, loaded with the first prompt, and the images last prompted.
-
-    Args:
-        load: builds the predictor; another one in tests of the mechanics.
-    """
+    """The promptable model of the settings, loaded with the first prompt, and the images last prompted."""
 
     def __init__(self, settings: Settings, load: Callable[[Settings], PromptPredictor] | None = None) -> None:
         self.settings = settings

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import redis
 
@@ -33,23 +33,10 @@ POLL_S = 0.3
 GATHER_S = 3.0
 
 
-class PushClient(Protocol):
-    """The part of integration.label_studio.client.LabelStudioClient that is used here."""
-
-    def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = ...) -> int: ...
-
-    def list_predictions(self, *, task_id: int | None = None) -> list[dict[str, Any]]: ...
-
-    def delete_prediction(self, prediction_id: int) -> None: ...
-
-
-def connect(settings: Settings, project: Project) -> PushClient:
+def connect(settings: Settings, project: Project) -> LabelStudioClient:
     """A client for the project's Label Studio.
 
     No retries inside: a repeated bulk import would store everything twice.
-
-    Raises:
-        ClientError: where it is, is not known; predictions wait until it is.
     """
     url, key = label_studio_of(settings, project)
     if not url:
@@ -70,7 +57,7 @@ class Pusher:
         settings: Settings,
         worker: str,
         *,
-        connect: Callable[[Settings, Project], PushClient] = connect,
+        connect: Callable[[Settings, Project], LabelStudioClient] = connect,
     ) -> None:
         self.settings = settings
         self.worker = worker
@@ -79,7 +66,7 @@ class Pusher:
         self.deliveries = DeliveryClaims(queue.connection)
         self.projects = Projects(queue.connection)
         self.connect = connect
-        self.clients: dict[tuple[str, str], PushClient] = {}
+        self.clients: dict[tuple[str, str], LabelStudioClient] = {}
         self._break_lock = load_script(queue.connection, "break_lock")
         self.failures: dict[str, int] = {}
         self.wait_until: dict[str, float] = {}
@@ -170,7 +157,7 @@ class Pusher:
         log.info("project %s: pushed %d prediction(s)", project.id, created)
         return created
 
-    def _import(self, client: PushClient, project: Project, rows: Mapping[str, Mapping[str, Any]]) -> int:
+    def _import(self, client: LabelStudioClient, project: Project, rows: Mapping[str, Mapping[str, Any]]) -> int:
         if not rows:
             return 0
         created = client.import_predictions(int(project.id), list(rows.values()), chunk=len(rows))
@@ -205,7 +192,7 @@ class Pusher:
         self.clients.clear()
         return delay_s
 
-    def _client(self, project: Project) -> PushClient:
+    def _client(self, project: Project) -> LabelStudioClient:
         address = label_studio_of(self.settings, project)
         if address not in self.clients:
             self.clients[address] = self.connect(self.settings, project)
@@ -217,14 +204,14 @@ def _row(entry: dict[str, Any], prediction: Prediction | None) -> dict[str, Any]
     return {"task": int(entry["task"]), **{name: prediction[name] for name in ("result", "score", "model_version")}}
 
 
-def _copies(client: PushClient, row: dict[str, Any]) -> list[dict[str, Any]]:
+def _copies(client: LabelStudioClient, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of the row's version that Label Studio has for the row's task, the oldest first."""
     stored = client.list_predictions(task_id=row["task"])
     copies = [prediction for prediction in stored if prediction.get("model_version") == row["model_version"]]
     return sorted(copies, key=lambda prediction: int(prediction.get("id") or 0))
 
 
-def _remove_copies(client: PushClient, row: dict[str, Any]) -> int:
+def _remove_copies(client: LabelStudioClient, row: dict[str, Any]) -> int:
     """Remove all but the oldest of equal predictions; their number."""
 
     def regions(prediction: Mapping[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,28 +31,11 @@ from integration.regions.write import build_prediction
 from model.tiling import Tiling
 from training.snapshots.annotation_cost import EffortError, load_effort
 
+if TYPE_CHECKING:
+    from backend.worker.model_cache import WarmModels
+
 log = logging.getLogger(__name__)
 Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
-
-
-class LoadedModels(Protocol):
-    """What the status page shows of a worker's models."""
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def facts(self) -> tuple[dict[str, Any], ...]: ...
-
-
-class Models(LoadedModels, Protocol):
-    """The part of `backend.worker.model_cache.WarmModels` that is used here."""
-
-    def find(self, project_key: str, version: str) -> ServedModel: ...
-
-    def predictor(self, served: ServedModel) -> Predictor: ...
-
-    def spare(self, served: ServedModel) -> Predictor | None: ...
 
 
 @dataclass
@@ -61,9 +44,6 @@ class PredictedTask:
 
     Attributes:
         sizes: height and width of each upright image in px, or why there is none.
-        predicted: what the network saw, or why it did not.
-        models: of each job that has an image.
-        stages_s: seconds of each stage so far.
     """
 
     jobs: Mapping[str, PredictionJob]
@@ -80,8 +60,6 @@ class TaskRunner:
         models: gives the predictor of the version that a job names; None for a worker of prompts alone.
         fetch: (job, key of the image in the task's data) -> HxWx3 uint8 RGB.
         done: called with a batch's ended tasks and its stages' seconds.
-        tiling: which images are cut, and how.
-        tile_batch: tiles of one image predicted together.
         prompts: answers interactive jobs; None where no promptable model is installed.
 
     Attributes:
@@ -90,7 +68,7 @@ class TaskRunner:
 
     def __init__(
         self,
-        models: Models | None,
+        models: WarmModels | None,
         fetch: Fetch,
         done: Done,
         *,
@@ -101,7 +79,7 @@ class TaskRunner:
         loaded = prompts if models is None else models
         if loaded is None:
             raise ValueError("a worker needs models of whole images or a promptable one, got neither")
-        self.loaded: LoadedModels = loaded
+        self.loaded: WarmModels | PromptRunner = loaded
         self.models = models
         self.prompts = prompts
         self._fetch = fetch
@@ -195,10 +173,12 @@ class TaskRunner:
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
         begun = time.monotonic()
         outcome, instances = self._outcome(batch, job_id)
-        regions = len(outcome.prediction["result"]) if outcome.prediction is not None else 0
+        result = outcome.prediction["result"] if outcome.prediction is not None else []
+        # An object has a region for each control that takes it.
+        objects = max(Counter(region.get("from_name") for region in result).values(), default=0)
         seconds = round(shared_s + time.monotonic() - begun, 3)
-        _tell(job_id, batch.jobs[job_id], outcome, instances, regions)
-        facts = {"instances": instances, "regions": regions, "objects": _objects(outcome), "seconds": seconds}
+        _tell(job_id, batch.jobs[job_id], outcome, instances, len(result))
+        facts = {"instances": instances, "regions": len(result), "objects": objects, "seconds": seconds}
         return FinishedJob(outcome, facts)
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
@@ -221,7 +201,7 @@ class TaskRunner:
 
 
 def _predicted(
-    models: Models, model: ServedModel, images: Mapping[str, np.ndarray], tiling: Tiling, tile_batch: int
+    models: WarmModels, model: ServedModel, images: Mapping[str, np.ndarray], tiling: Tiling, tile_batch: int
 ) -> Mapping[str, PredictedImage | TaskError]:
     def spare() -> Predictor | None:
         try:
@@ -235,12 +215,6 @@ def _predicted(
     except TaskError as error:
         return dict.fromkeys(images, error)
     return predict_with_fallback(predictor, images, OomPolicy(tiling, tile_batch, spare))
-
-
-def _objects(outcome: JobOutcome) -> int:
-    """How many objects a prediction shows: an object has a region for each control that takes it."""
-    regions = outcome.prediction["result"] if outcome.prediction is not None else ()
-    return max(Counter(region.get("from_name") for region in regions).values(), default=0)
 
 
 def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:
@@ -276,14 +250,10 @@ def prediction_of_instances(
     """The prediction of one task; what had to be given up is said on its regions.
 
     Args:
-        width, height: of the upright image, in px.
         model: checkpoint directory, which may carry a calibrated task score.
-
-    Raises:
-        TaskError: it cannot be written.
     """
     try:
-        prediction, report = build_prediction(
+        prediction, dropped = build_prediction(
             predicted.instances,
             parse_label_config(job.label_config),
             width=width,
@@ -296,8 +266,8 @@ def prediction_of_instances(
     except Exception as error:
         log.exception("turning instances into regions failed")
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-    if changes := report.changes():
-        log.info("task %s: %s", job.task.get("id"), changes)
+    if dropped:
+        log.info("task %s, left out: %s", job.task.get("id"), {str(why): count for why, count in dropped.items()})
     for region in prediction["result"] if predicted.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
         region["meta"] = {"text": [predicted.note]}
@@ -305,11 +275,7 @@ def prediction_of_instances(
 
 
 def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
-    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has.
-
-    Raises:
-        TaskError: it cannot be written.
-    """
+    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has."""
     (instance,) = predicted.instances
     try:
         answer = build_answer(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -26,6 +27,7 @@ from integration.images.ssrf_guard import (
 )
 from integration.label_studio.auth import AuthError, LabelStudioAuth, keep_authorization_header
 from model.errors import ImageError
+from model.images import DEFAULT_BUDGET_BYTES
 
 _CHUNK_BYTES = 1 << 16
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -35,20 +37,36 @@ _RETRY_WAIT_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one download.
+class FetchSettings:
+    """How images may be fetched. The defaults are safe against hostile task data.
 
     Attributes:
-        max_bytes: of the file, after decompression.
-        timeout_s: for everything together: name, connection, redirects, body.
-        connect_timeout_s: for each connection.
-        max_redirects: followed at most.
+        label_studio_url: as this machine reaches it; "" when there is none. May be private.
+        label_studio_aliases: other addresses of the same Label Studio, e.g. the `hostname` of /setup.
+        cache_dir: folder for downloaded files; None keeps none.
+        timeout_s: for one image, everything together.
+        connect_timeout_s: for one connection.
+        private_hosts: hosts that may have private or loopback addresses; see `addresses.AddressPolicy`.
+        ca_bundle: file of certificate authorities for https; None for the usual ones.
     """
 
-    max_bytes: int
-    timeout_s: float
-    connect_timeout_s: float
-    max_redirects: int
+    label_studio_url: str = ""
+    api_key: str = ""
+    label_studio_aliases: tuple[str, ...] = ()
+    cache_dir: Path | None = None
+    cache_bytes: int = 2 << 30
+    cache_max_age_s: float = 86_400.0
+    max_bytes: int = 64 << 20
+    max_pixels: int = 80_000_000
+    decoding_bytes: int = DEFAULT_BUDGET_BYTES
+    timeout_s: float = 30.0
+    connect_timeout_s: float = 5.0
+    max_redirects: int = 5
+    private_hosts: tuple[str, ...] = ()
+    ca_bundle: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"FetchSettings(label_studio_url={shown_url(self.label_studio_url)!r})"  # never the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +74,18 @@ class Downloader:
     """Fetches files.
 
     Attributes:
-        limits: see `Limits`.
-        policy: which addresses may be connected to.
         auth: credentials for Label Studio's own address, or None.
         verify: True, or the path of a file of certificate authorities.
     """
 
-    limits: Limits
+    settings: FetchSettings
     policy: AddressPolicy
     auth: LabelStudioAuth | None = None
     verify: bool | str = True
 
     def get(self, url: str) -> bytes:
-        """The body behind an http(s) address.
-
-        Raises:
-            ImageError: any bound was passed, or the answer is not 200.
-        """
-        with Deadline(self.limits.timeout_s) as deadline, guarded_session(self.policy, deadline) as session:
+        """The body behind an http(s) address. Raises ImageError: any bound was passed, or the answer is not 200."""
+        with Deadline(self.settings.timeout_s) as deadline, guarded_session(self.policy, deadline) as session:
             try:
                 return self._follow(session, url, deadline)
             except AddressRefused as error:
@@ -90,7 +102,7 @@ class Downloader:
 
     def _follow(self, session: requests.Session, url: str, deadline: Deadline) -> bytes:
         start = url
-        for _ in range(self.limits.max_redirects + 1):
+        for _ in range(self.settings.max_redirects + 1):
             _check_address(url)
             with self._ask(session, url, deadline) as answer:
                 if answer.status_code not in _REDIRECTS or "location" not in answer.headers:
@@ -98,8 +110,8 @@ class Downloader:
                 url = _redirected(url, answer.headers["location"])
         raise ImageError(
             f"{shown_url(start)} redirects too often",
-            value=f"more than {self.limits.max_redirects} redirects",
-            expected=f"at most {self.limits.max_redirects}",
+            value=f"more than {self.settings.max_redirects} redirects",
+            expected=f"at most {self.settings.max_redirects}",
             fix="use the final address in the task",
         )
 
@@ -126,7 +138,7 @@ class Downloader:
             request.headers.update(self.auth.headers())
         return session.send(
             request,
-            timeout=(min(self.limits.connect_timeout_s, left_s), left_s),
+            timeout=(min(self.settings.connect_timeout_s, left_s), left_s),
             stream=True,
             allow_redirects=False,
             verify=self.verify,
@@ -148,13 +160,13 @@ class Downloader:
         if answer.status_code != 200:
             raise _bad_status(answer, self._is_label_studio(answer.url))
         announced = answer.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self.limits.max_bytes:
+        if announced.isdigit() and int(announced) > self.settings.max_bytes:
             raise self._too_long(answer.url, int(announced))
         body = bytearray()
         # read1 gives what has arrived; read would wait for a full chunk, however slowly it drips in.
         while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=True):
             body += chunk
-            if len(body) > self.limits.max_bytes:
+            if len(body) > self.settings.max_bytes:
                 raise self._too_long(answer.url, len(body))
         if deadline.is_over:
             raise TimeoutError
@@ -164,7 +176,7 @@ class Downloader:
         return ImageError(
             f"{shown_url(url)} is too large",
             value=f"{size} bytes or more",
-            expected=f"at most {self.limits.max_bytes} bytes",
+            expected=f"at most {self.settings.max_bytes} bytes",
             fix="use a smaller file, or raise the limit of bytes",
         )
 
@@ -172,7 +184,7 @@ class Downloader:
         if deadline.is_over:
             return ImageError(
                 f"{shown_url(url)} takes too long",
-                value=f"more than {self.limits.timeout_s:g} s",
+                value=f"more than {self.settings.timeout_s:g} s",
                 expected="a complete answer within this time",
                 fix="check the host, or raise the time limit for images",
             )

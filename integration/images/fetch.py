@@ -5,64 +5,96 @@ Shapes: H, W of the upright image.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from integration.images.cache import FileCache
-from integration.images.download import Downloader, Limits, shown_url
+from integration.images.download import Downloader, FetchSettings, shown_url
 from integration.images.ssrf_guard import AddressPolicy, origin
 from integration.images.urls import decode_data_uri, image_value, locate
 from integration.label_studio.auth import LabelStudioAuth
-from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
+from model.images import ImageError, MemoryBudget, decode_image
 
 __all__ = ["FetchSettings", "ImageError", "ImageFetcher"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class FetchSettings:
-    """How images may be fetched. The defaults are safe against hostile task data.
+_SUFFIX = ".bin"
+#: The folder is measured after this share of the limit was written.
+_SWEEP_SHARE = 16
 
-    Attributes:
-        label_studio_url: as this machine reaches it; "" when there is none. May be private.
-        api_key: legacy token or personal access token; sent to Label Studio only.
-        label_studio_aliases: other addresses of the same Label Studio, e.g. the `hostname` of /setup.
-        cache_dir: folder for downloaded files; None keeps none.
-        cache_bytes: limit of that folder.
-        cache_max_age_s: files are fetched again after this time.
-        max_bytes: of one file.
-        max_pixels: of one image.
-        decoding_bytes: memory of all decoding at once.
-        timeout_s: for one image, everything together.
-        connect_timeout_s: for one connection.
-        max_redirects: for one image.
-        private_hosts: hosts that may have private or loopback addresses; see `addresses.AddressPolicy`.
-        ca_bundle: file of certificate authorities for https; None for the usual ones.
+
+class FileCache:
+    """A folder of files that forgets the least recently used; shared by processes without locks.
+
+    A file is written beside its place and renamed, so readers see whole files or none. The access time is set by
+    hand (file systems do not keep it); the modification time stays the time of writing.
+
+    Args:
+        max_age_s: older files count as missing.
     """
 
-    label_studio_url: str = ""
-    api_key: str = ""
-    label_studio_aliases: tuple[str, ...] = ()
-    cache_dir: Path | None = None
-    cache_bytes: int = 2 << 30
-    cache_max_age_s: float = 86_400.0
-    max_bytes: int = 64 << 20
-    max_pixels: int = 80_000_000
-    decoding_bytes: int = DEFAULT_BUDGET_BYTES
-    timeout_s: float = 30.0
-    connect_timeout_s: float = 5.0
-    max_redirects: int = 5
-    private_hosts: tuple[str, ...] = ()
-    ca_bundle: Path | None = None
+    def __init__(self, directory: Path, *, max_bytes: int, max_age_s: float) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._unswept_bytes = max_bytes  # measure at the first write: others may have filled the folder
+        directory.mkdir(parents=True, exist_ok=True)
 
-    def __repr__(self) -> str:
-        return f"FetchSettings(label_studio_url={shown_url(self.label_studio_url)!r})"  # never the key
+    def get(self, key: str) -> bytes | None:
+        """The bytes of a key, None when they are missing or too old."""
+        path = self._path(key)
+        try:
+            written_s = path.stat().st_mtime
+            if time.time() - written_s > self._max_age_s:
+                return None
+            data = path.read_bytes()
+            os.utime(path, (time.time(), written_s))
+        except OSError:  # never there, or another process has just removed it
+            return None
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep bytes, unless they alone exceed the limit."""
+        if len(data) > self._max_bytes:
+            return
+        with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".new-", delete=False) as file:
+            file.write(data)
+        Path(file.name).replace(self._path(key))
+        self._unswept_bytes += len(data)
+        if self._unswept_bytes * _SWEEP_SHARE >= self._max_bytes:
+            self._unswept_bytes = 0
+            self._sweep()
+
+    def discard(self, key: str) -> None:
+        """Forget a key."""
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._directory / (hashlib.sha256(key.encode()).hexdigest() + _SUFFIX)
+
+    def _sweep(self) -> None:
+        files = []
+        for path in self._directory.glob(f"*{_SUFFIX}"):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # removed by another process
+            files.append((stat.st_atime_ns, stat.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self._max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 class ImageFetcher:
@@ -71,7 +103,6 @@ class ImageFetcher:
     Args:
         settings: see `FetchSettings`.
         auth: credentials to share with a client; made from the settings when None.
-        budget: memory for decoding to share with other fetchers; one of `decoding_bytes` when None.
     """
 
     def __init__(
@@ -83,8 +114,7 @@ class ImageFetcher:
         self._base_url = settings.label_studio_url.rstrip("/")
         if auth is None and self._base_url:
             auth = LabelStudioAuth(self._base_url, settings.api_key, verify=verify)
-        limits = Limits(settings.max_bytes, settings.timeout_s, settings.connect_timeout_s, settings.max_redirects)
-        self._downloader = Downloader(limits, AddressPolicy(self._private_hosts()), auth, verify)
+        self._downloader = Downloader(settings, AddressPolicy(self._private_hosts()), auth, verify)
         self._cache = (
             FileCache(settings.cache_dir, max_bytes=settings.cache_bytes, max_age_s=settings.cache_max_age_s)
             if settings.cache_dir
@@ -94,15 +124,8 @@ class ImageFetcher:
     def fetch(self, task: Mapping[str, Any], value_key: str) -> np.ndarray:
         """The image of a task.
 
-        Args:
-            task: as Label Studio sends it: `data`, and `id` for cloud storage.
-            value_key: key of the data, `LabelConfig.value_key`.
-
         Returns:
             uint8, H x W x 3, RGB, EXIF orientation applied.
-
-        Raises:
-            ImageError: it cannot be had; says why and what to do.
         """
         address = self._address(task, value_key)
         data = self._get(address)

@@ -110,12 +110,7 @@ def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
 
 
 def guarded_session(policy: AddressPolicy, deadline: Deadline) -> requests.Session:
-    """A session for one download: cookies and connections of one host never meet another.
-
-    Args:
-        policy: which peers may be talked to; others raise AddressRefused.
-        deadline: cuts the session's connections.
-    """
+    """A session for one download: cookies and connections of one host never meet another."""
     session = _Session()
     session.trust_env = False  # no proxy, no .netrc: the address check must see the real peer
     for prefix in ("http://", "https://"):

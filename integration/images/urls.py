@@ -30,12 +30,8 @@ def image_value(task: Mapping[str, Any], value_key: str) -> str:
     """The address of a task's image.
 
     Args:
-        task: with its `data`.
         value_key: a key of the data, a path such as `pages[0].url`, or a text with `$` names in it such as
             `https://cdn/$file`, which stand for what lies under these paths, as in Label Studio's editor.
-
-    Raises:
-        ImageError: a key is missing or holds something else.
     """
     data = task.get("data")
     if not isinstance(data, Mapping):
@@ -87,13 +83,8 @@ def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence
     """The address to fetch for an image value; data URIs come back as they are.
 
     Args:
-        value: from `image_value`.
         task: its `id` is needed for cloud storage.
         base_url: Label Studio as this machine reaches it; "" when there is none.
-        aliases: other addresses of the same Label Studio, such as the `hostname` of /setup.
-
-    Raises:
-        ImageError: no way to get there.
     """
     scheme = value.partition(":")[0].lower() if ":" in value else ""
     if scheme == "data":
@@ -113,11 +104,7 @@ def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence
 
 
 def decode_data_uri(uri: str, max_bytes: int) -> bytes:
-    """The bytes in a data URI (RFC 2397).
-
-    Raises:
-        ImageError: malformed, or larger than `max_bytes`.
-    """
+    """The bytes in a data URI (RFC 2397)."""
     head, comma, body = uri.partition(",")
     if len(body) > max_bytes * 4 // 3 + 4 and head.lower().endswith(";base64"):
         raise _bad_task("a data URI is too large", f"{len(body)} characters", f"at most {max_bytes} bytes")

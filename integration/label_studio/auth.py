@@ -28,7 +28,6 @@ class AuthError(RuntimeError):
 
     Attributes:
         status: HTTP status of the refusal, None when Label Studio could not be reached.
-        fix: what to do about it.
     """
 
     def __init__(self, message: str, *, status: int | None, fix: str) -> None:
@@ -51,11 +50,8 @@ class LabelStudioAuth:
     """Gives the Authorization header for requests to one Label Studio; safe to share between threads.
 
     Args:
-        base_url: address of Label Studio, with its sub-path if it has one.
         api_key: personal access token or legacy token; "" sends no header.
         timeout_s: for the exchange of a personal access token for an access token.
-        verify: False, True or the path of a file of certificate authorities, as requests takes it.
-        now: seconds of a clock that never goes back.
     """
 
     def __init__(

@@ -31,13 +31,9 @@ class LabelStudioClient:
     """Talks to one Label Studio; safe to share between threads.
 
     Args:
-        base_url: address as this machine reaches it, with its sub-path if it has one.
-        api_key: legacy token or personal access token.
         timeout_s: for each wait within a request.
         retries: further tries of a request that may be repeated.
-        verify: True, or the path of a file of certificate authorities.
         auth: credentials to share with an ImageFetcher; made from `api_key` when None.
-        sleep: waits between tries.
 
     All methods raise ClientError.
     """
@@ -311,7 +307,6 @@ class ClientError(RuntimeError):
 
     Attributes:
         status: of the answer; None when there was none.
-        fix: what to do about it.
     """
 
     def __init__(self, message: str, *, status: int | None, fix: str) -> None:

@@ -14,23 +14,293 @@ Attributes of ours and of other ML backends, on a control tag unless told otherw
 | `model_min_area` | parts and holes smaller than this many pixels are left out |
 | `model_max_regions` | most objects shown on an image, the best first |
 | `model_skip` | `true`: never predict for this control |
+
+Label Studio's editor takes tag and attribute names in any case, so we do. A `<Repeater>` shows its tags once for each
+entry of a list in the task; they are read as those of the first entry, which is the image that is predicted.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar, get_args
+from xml.etree.ElementTree import Element, ParseError
 
-from integration.label_studio.label_config_xml import (
-    CATCH_ALL,
-    KINDS,
-    Control,
-    Kind,
-    Label,
-    LabelConfigError,
-    read_controls,
-)
+import defusedxml.ElementTree
+from defusedxml.common import DefusedXmlException
+
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 100
+
+T = TypeVar("T")
+
+Kind = Literal["polygon", "brush", "bitmask", "vector", "rectangle", "ellipse"]
+#: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_KIND_OF_TAG: dict[str, Kind] = {tag: kind for kind in KINDS for tag in (kind, f"{kind}labels")}
+_LABEL_TAGS = {"label", "choice"}
+
+
+@dataclass(slots=True)
+class _Tag:
+    name: str
+    attributes: dict[str, str]
+    labels: list[Label] = field(default_factory=list)
+
+    def get(self, attribute: str, default: str = "") -> str:
+        return self.attributes.get(attribute.lower(), default).strip()
+
+    def __str__(self) -> str:
+        return f'<{self.name} name="{self.get("name")}">'
+
+
+def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
+    """The controls of the first labelled image, and warnings about what was ignored."""
+    warnings: list[str] = []
+    root = _root(xml)
+    _unroll_repeaters(root, warnings)
+    tags = [_Tag(element.tag.lower(), _lower_keys(element), _labels(element, warnings)) for element in _walk(root)]
+    images = {tag.get("name"): tag for tag in tags if tag.name == "image" and tag.get("name")}
+    if not images:
+        raise LabelConfigError("the labelling configuration has no <Image name=... value=...> tag; add one")
+    controls = [control for tag in tags if (control := _control(tag, tags, images, warnings)) is not None]
+    if not controls:
+        raise LabelConfigError(_no_control(tags, warnings))
+    first = controls[0].to_name
+    ignored = sorted({control.to_name for control in controls if control.to_name != first})
+    if ignored:
+        warnings.append(f"only the image {first!r} is predicted; controls of {', '.join(ignored)} are left alone")
+    return tuple(control for control in controls if control.to_name == first), tuple(warnings)
+
+
+def _root(xml: str) -> Element:
+    if not isinstance(xml, str) or not xml.strip():
+        raise LabelConfigError("the labelling configuration is empty; set one in the project's settings")
+    if len(xml) > MAX_CHARACTERS:
+        raise LabelConfigError(
+            f"the labelling configuration has {len(xml)} characters; at most {MAX_CHARACTERS} are read"
+        )
+    try:
+        return defusedxml.ElementTree.fromstring(xml, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise LabelConfigError(f"the labelling configuration holds a DTD or entities ({error}); remove them") from error
+    except (ParseError, ValueError, LookupError) as error:  # the last two: characters, encodings
+        raise LabelConfigError(f"the labelling configuration is not well-formed XML: {error}") from error
+
+
+def _walk(root: Element) -> Iterator[Element]:
+    """All elements in document order, comments left out."""
+    waiting = [(root, 0)]
+    while waiting:
+        element, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise LabelConfigError(f"the labelling configuration nests tags more than {MAX_DEPTH} deep")
+        if isinstance(element.tag, str):
+            yield element
+        waiting.extend((child, depth + 1) for child in reversed(element))
+
+
+def _lower_keys(element: Element) -> dict[str, str]:
+    return {key.lower(): value for key, value in element.attrib.items()}
+
+
+def _unroll_repeaters(root: Element, warnings: list[str]) -> None:
+    """Write the index of the first entry into the tags of each `<Repeater>`, as the editor does for that entry."""
+    for repeater in [element for element in _walk(root) if element.tag.lower() == "repeater"]:
+        flag = _lower_keys(repeater).get("indexflag") or "{{idx}}"
+        for element in _walk(repeater):
+            for key, value in element.attrib.items() if element is not repeater else ():
+                element.set(key, value.replace(flag, "0"))
+        listed = _lower_keys(repeater).get("on", "")
+        warnings.append(f'<Repeater on="{listed}">: only the first entry of its list is predicted and learned from')
+
+
+def _labels(element: Element, warnings: list[str]) -> list[Label]:
+    """Labels anywhere below a tag, once each: choices may nest."""
+    if not element.tag.lower().endswith(("labels", "choices")):
+        return []
+    tags = [_Tag(child.tag.lower(), _lower_keys(child)) for child in _walk(element)]
+    labels = [_label(tag, warnings) for tag in tags if tag.name in _LABEL_TAGS and tag.get("value")]
+    return list({label.value: label for label in reversed(labels)}.values())[::-1]
+
+
+def _label(tag: _Tag, warnings: list[str]) -> Label:
+    names = tuple(dict.fromkeys(name for name in (tag.get("alias"), tag.get("value")) if name))
+    predicted = tuple(name.strip() for name in tag.get("predicted_values").split(",") if name.strip())
+    threshold = _number(tag, "model_score_threshold", 0, 1, warnings)
+    return Label(names[0], names, predicted, threshold)
+
+
+def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: list[str]) -> Control | None:
+    """A control that we can fill, or None with a warning that says why not."""
+    kind = _KIND_OF_TAG.get(tag.name)
+    if kind is None or tag.get("model_skip").lower() == "true":
+        return None
+    image = next((images[name] for name in _names(tag.get("toName")) if name in images), None)
+    problem = _problem(tag, image)
+    labels_tag = tag if tag.name.endswith("labels") else _labels_beside(tags, image)
+    if problem is None and (labels_tag is None or not labels_tag.labels):
+        problem = "it has no <Label value=...>" + (
+            " (labels taken from the task are not supported)" if tag.get("value") else ""
+        )
+    if problem is not None or image is None or labels_tag is None:
+        warnings.append(f"{tag} is ignored: {problem}")
+        return None
+    if kind == "vector" and tag.get("closable").strip("{}").lower() != "true":
+        warnings.append(f'{tag} draws open paths: what people draw anew encloses nothing; add closable="true"')
+    return Control(
+        kind=kind,
+        name=tag.get("name"),
+        to_name=image.get("name"),
+        value_key=_value_key(image),
+        labels=tuple(labels_tag.labels),
+        labels_name=labels_tag.get("name"),
+        labels_type=labels_tag.name,
+        score_threshold=_number(tag, "model_score_threshold", 0, 1, warnings),
+        tolerance_px=_number(tag, "model_tolerance_px", 0, 1000, warnings),
+        max_vertices=_whole(tag, "model_max_vertices", 3, warnings),
+        min_area_px=_number(tag, "model_min_area", 0, math.inf, warnings),
+        max_regions=_whole(tag, "model_max_regions", 1, warnings),
+    )
+
+
+def _problem(tag: _Tag, image: _Tag | None) -> str | None:
+    if not tag.get("name"):
+        return "it has no name"
+    if image is None:
+        return f'its toName="{tag.get("toName")}" is not the name of an <Image> tag'
+    if not _value_key(image):
+        return f'{image} has no value="$key" or valueList="$key"'
+    return None
+
+
+def _labels_beside(tags: list[_Tag], image: _Tag | None) -> _Tag | None:
+    """The tag that labels bare <Polygon>, <Brush> and other regions of an image."""
+    for tag in tags:
+        is_labels = tag.name == "labels" or (tag.name == "choices" and tag.get("perRegion").lower() == "true")
+        if is_labels and tag.labels and image is not None and image.get("name") in _names(tag.get("toName")):
+            return tag
+    return None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+_PATH = re.compile(r"\$([^$/{}]+)")
+
+
+def _value_key(image: _Tag) -> str:
+    """The key of `value="$key"`; the whole text where `$` names stand in it; "" where there is none.
+
+    Of `valueList="$pages"` the first entry is the image.
+    """
+    pages = _PATH.fullmatch(image.get("valueList"))
+    if pages:
+        return f"{pages[1]}[0]"
+    value = image.get("value")
+    single = _PATH.fullmatch(value)
+    if single and not (":" in value or " " in value):
+        return single[1]
+    return value if "$" in value else ""
+
+
+def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:
+    def accept(text: str) -> float | None:
+        number = float(text)
+        return number if math.isfinite(number) and low <= number <= high else None
+
+    return _checked(tag, attribute, accept, f"a number from {low:g} to {high:g}", warnings)
+
+
+def _whole(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
+    def accept(text: str) -> int | None:
+        return number if (number := int(text)) >= low else None
+
+    return _checked(tag, attribute, accept, f"a whole number of at least {low}", warnings)
+
+
+def _checked(
+    tag: _Tag, attribute: str, accept: Callable[[str], T | None], expected: str, warnings: list[str]
+) -> T | None:
+    text = tag.get(attribute)
+    if not text:
+        return None
+    try:
+        value = accept(text)
+    except ValueError:
+        value = None
+    if value is None:
+        warnings.append(f'{tag}: {attribute}="{text}" is ignored; expected {expected}')
+    return value
+
+
+def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
+    if warnings:
+        return f"no control can be predicted: {'; '.join(warnings)}"
+    names = sorted({tag.name for tag in tags if tag.get("toName")}) or ["none"]
+    return (
+        "the labelling configuration has no PolygonLabels, BrushLabels, BitmaskLabels, VectorLabels, RectangleLabels "
+        "or EllipseLabels for an image; "
+        f"its controls are: {', '.join(names)}; add a <PolygonLabels name=... toName=...> with labels"
+    )
+
+
+CATCH_ALL = "*"
+
+
+class LabelConfigError(ValueError):
+    """A labelling configuration that no prediction can be made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of a control.
+
+    Attributes:
+        value: as results spell it: the tag's `alias` when it has one, else its `value`.
+        names: all spellings of the label itself (value and alias).
+        predicted_values: class names of the model that become this label.
+    """
+
+    value: str
+    names: tuple[str, ...]
+    predicted_values: tuple[str, ...] = ()
+    score_threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control tag that our regions fit.
+
+    Attributes:
+        to_name: name of the Image tag.
+        value_key: key of the task data that holds the image.
+        labels_name: `from_name` of the labels: equal to `name` for PolygonLabels and the like, the name of
+            the Labels or Choices tag when the geometry has a tag of its own.
+    """
+
+    kind: Kind
+    name: str
+    to_name: str
+    value_key: str
+    labels: tuple[Label, ...]
+    labels_name: str
+    labels_type: str
+    score_threshold: float | None = None
+    tolerance_px: float | None = None
+    max_vertices: int | None = None
+    min_area_px: float | None = None
+    max_regions: int | None = None
+
+    @property
+    def is_paired(self) -> bool:
+        """True when labels come from a Labels or Choices tag: a region is then two results with one id."""
+        return self.labels_name != self.name
+
 
 __all__ = [
     "KINDS",
@@ -59,13 +329,11 @@ class ClassMap:
 
     Attributes:
         by_class: the targets of each class, best kind first (`KINDS`); classes without a label are missing.
-        unmatched_classes: classes of the model that the project has no label for.
         unmatched_labels: labels of the project that the model cannot find.
         message: set when no class has a label; names both lists and the fix.
     """
 
     by_class: Mapping[str, tuple[Target, ...]]
-    unmatched_classes: tuple[str, ...]
     unmatched_labels: tuple[str, ...]
     message: str | None = None
 
@@ -81,7 +349,6 @@ class LabelConfig:
     Attributes:
         controls: controls of the first labelled image, in the order of the configuration.
         reason: why nothing can be predicted, with the fix; None when something can.
-        warnings: what was ignored and why.
     """
 
     controls: tuple[Control, ...] = ()
@@ -95,11 +362,7 @@ class LabelConfig:
 
     @property
     def value_key(self) -> str:
-        """Key of the task data that holds the image.
-
-        Raises:
-            LabelConfigError: the configuration is not supported.
-        """
+        """Key of the task data that holds the image."""
         self.require_supported()
         return self.controls[0].value_key
 
@@ -129,9 +392,6 @@ def parse_label_config(xml: str) -> LabelConfig:
     Args:
         xml: the configuration as Label Studio sends it (`schema` of /setup, `label_config` of /predict). It
             may be hostile: DTDs, entities and oversized documents are refused.
-
-    Returns:
-        Never raises: `reason` tells what is wrong with a configuration that cannot be used.
     """
     try:
         controls, warnings = read_controls(xml)
@@ -156,7 +416,7 @@ def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
     reached = {target.label.value for targets in by_class.values() for target in targets}
     unmatched_labels = tuple(label for label in config.labels if label not in reached)
     message = None if by_class else (config.reason or _nothing_matches(classes, config.labels))
-    return ClassMap(by_class, tuple(name for name in classes if name not in by_class), unmatched_labels, message)
+    return ClassMap(by_class, unmatched_labels, message)
 
 
 def _labels_by_name(control: Control) -> dict[str, Label]:

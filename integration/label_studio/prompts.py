@@ -34,7 +34,6 @@ class PromptFields(TypedDict):
         box_pct: left, top, right, bottom of the newest box-like region, or None.
         points_pct: x, y and whether the object is there, in the order of the clicks.
         drawing: the newest polygon or brush region, or None.
-        label: chosen by the annotator; the first of the label config where the editor sent none.
         region: id of the region in work, the same for all prompts about one object.
     """
 
@@ -50,7 +49,6 @@ class EarlierPrompt(TypedDict):
 
     Attributes:
         base: the prompt without the clicks of its context.
-        clicks: those clicks.
         answer_ids: ids of the regions that were the answer.
     """
 
@@ -130,11 +128,6 @@ def with_earlier(
     Clicks belong to the earlier box or mask when the context before held some of them; when all are negative; or when
     they lie in the earlier box, its answer was not accepted yet and the label is the same. A context without regions
     takes clicks back.
-
-    Args:
-        prompt: of the context.
-        earlier: what the task was asked before.
-        kept_ids: regions of the task's drafts and annotations.
     """
     if prompt is None:
         has_base = bool(earlier and earlier["clicks"] and _points_somewhere(earlier["base"]))
@@ -188,11 +181,7 @@ def _points_somewhere(prompt: PromptFields) -> bool:
 
 
 def require_place(prompt: PromptFields | None) -> PromptFields:
-    """The prompt, if it says where the object is.
-
-    Raises:
-        PromptError: it does not.
-    """
+    """The prompt, if it says where the object is."""
     if prompt is None or not _points_somewhere(prompt):
         raise PromptError("nothing says where the object is; draw a box around it or click into it first")
     return prompt

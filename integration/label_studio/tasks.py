@@ -58,9 +58,7 @@ class SourcePrediction:
 
     Attributes:
         id: Label Studio's; None for a copy without one.
-        model_version: of the model that made it.
         score: of the whole image; None when there is none.
-        result: its regions.
     """
 
     id: int | None
@@ -78,7 +76,6 @@ class Annotation:
         annotator: id of the user, as text; "" when unknown.
         updated_at: when it was last submitted.
         lead_time_s: seconds that the annotator spent; None when unknown.
-        ground_truth: starred in Label Studio.
         result: its regions, relations and everything else.
         prediction: what it came from; None when it was drawn from scratch or that is not known any more.
     """
@@ -112,10 +109,7 @@ class AnnotatedTask:
     """A task with the annotations that count.
 
     Attributes:
-        id: Label Studio's.
-        data: with the image's address.
         annotations: oldest first; () when nobody has submitted any.
-        left_out: annotations that do not count.
         file_name: of the uploaded file; "" for other images.
     """
 
@@ -208,9 +202,6 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
     Args:
         row: a task with its annotations.
         predictions: by id, for exports that name predictions only by id.
-
-    Returns:
-        The task; broken and skipped annotations are in `left_out`.
     """
     task_id = _integer(row.get("id")) or 0
     known: dict[int | None, Entry] = dict((predictions or {}).items())
@@ -243,7 +234,7 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     """The annotations of a task that count, oldest first.
 
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
-    `consensus.agree`.
+    `drawings.vote`.
     """
     starred = [annotation for annotation in annotations if annotation.ground_truth]
     by_age = sorted(starred or annotations, key=_age)

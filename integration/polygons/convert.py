@@ -1,7 +1,9 @@
-"""Masks to polygons that people want to edit, and back.
+"""Masks to polygons that people want to edit, and back; without crumbs, which cost more to delete than they are worth.
 
 Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
 Contours through pixel centres (OpenCV) are half a pixel too small on every side.
+
+What is a crumb depends on the object: a spot of 40 pixels is noise beside a fork and half of a distant button.
 
 Shapes: H, W mask size; N vertices. Rings are as in `exact`.
 """
@@ -9,14 +11,62 @@ Shapes: H, W mask size; N vertices. Rings are as in `exact`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
-from integration.polygons.contours import fill_even_odd
-from integration.polygons.exact import Outlined, Polygon, exact_outline
+from integration.polygons.exact import Polygon, exact_polygons, fill_even_odd
 from integration.polygons.level_set import Patch, level_set_outline
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
+
+_SIDES_AND_CORNERS = np.ones((3, 3), dtype=np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class CrumbRule:
+    """What is too small to keep: below a number of pixels, or below a share of the object's area.
+
+    Attributes:
+        part_px: least pixels of a part. part_share: least area of a part / area of the largest one.
+        hole_px: least pixels of a hole. hole_share: least area of a hole / area of the object.
+    """
+
+    part_px: float = 16.0
+    part_share: float = 0.0
+    hole_px: float = 16.0
+    hole_share: float = 0.0
+
+
+def remove_crumbs(mask_hw: np.ndarray, rule: CrumbRule) -> np.ndarray:
+    """Apply a rule to a mask (bool, H x W): parts first, then holes of what is left.
+
+    Parts that touch with a corner count as one; holes are connected by sides. Empty when even the largest part is
+    smaller than `part_px`.
+    """
+    labels, _ = ndimage.label(mask_hw, _SIDES_AND_CORNERS)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    kept_hw: np.ndarray = (areas >= max(rule.part_px, rule.part_share * areas.max(), 1))[labels]
+    background, _ = ndimage.label(~np.pad(kept_hw, 1))
+    areas = np.bincount(background.ravel())
+    is_small = areas < max(rule.hole_px, rule.hole_share * np.count_nonzero(kept_hw))
+    is_small[[0, background[0, 0]]] = False  # the mask itself, and the outside
+    return kept_hw | is_small[background[1:-1, 1:-1]]
+
+
+def reach_border(mask_hw: np.ndarray, border_px: int) -> np.ndarray:
+    """Let a mask (bool, H x W) that comes as close as `border_px` to the image's border go on to it.
+
+    Networks see little of the border's last pixels, and boxes end before it.
+    """
+    if not border_px or min(mask_hw.shape) <= 2 * border_px:
+        return mask_hw
+    reached_hw = mask_hw.copy()
+    for side in (reached_hw, reached_hw[::-1], reached_hw.T, reached_hw.T[::-1]):
+        side[:border_px] |= side[border_px]
+    return reached_hw
+
 
 _FIRST_TOLERANCE_PX = 0.25  # where the search for a vertex budget starts
 _TOLERANCE_PRECISION = 0.01
@@ -24,11 +74,10 @@ _TOLERANCE_PRECISION = 0.01
 
 def outline_mask(
     mask_hw: np.ndarray, *, tolerance_px: float = 0.0, max_vertices: int | None = None, min_area_px: float = 0.0
-) -> Outlined:
+) -> list[Polygon]:
     """Outline a mask along the edges of its pixels, one polygon for each 4-connected part.
 
     Args:
-        mask_hw: bool, H x W.
         tolerance_px: largest two-way Hausdorff distance between a ring and its exact contour. 0 keeps every corner, and
             `polygons_to_mask` then gives back the identical mask.
         max_vertices: most vertices of a polygon, all its rings together; the tolerance is raised just enough and
@@ -36,20 +85,12 @@ def outline_mask(
             of the mask would overlap otherwise.
         min_area_px: parts (with their holes filled) and holes smaller than this many pixels are left out. Nothing is
             left out at 0.
-
-    Returns:
-        Valid polygons, in raster order of their first pixel, and how many parts and holes were left out.
-
-    Raises:
-        ValueError: the mask is not bool H x W, or a number is out of range.
     """
-    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
-    exact = exact_outline(mask_hw, min_area_px=min_area_px)
+    polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
+    tolerances = [tolerance_px] * len(polygons)
     if max_vertices is not None:
-        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in exact.polygons]
-    else:
-        tolerances = [tolerance_px] * len(exact.polygons)
-    return replace(exact, polygons=_simplified(exact.polygons, tolerances))
+        tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in polygons]
+    return _simplified(polygons, tolerances)
 
 
 def smooth_outline(
@@ -60,29 +101,22 @@ def smooth_outline(
     max_vertices: int | None = None,
     min_area_px: float = 0.0,
     border_px: int = 0,
-) -> Outlined:
+) -> list[Polygon]:
     """Outline a mask along the level set of its probabilities.
 
     Args:
         mask_hw: bool, H x W. At tolerance 0, `polygons_to_mask` gives it back exactly.
         patch: its probabilities and their box; see `level_set_outline`, also for `border_px`.
-        tolerance_px: largest two-way Hausdorff distance between a ring and the level set.
         max_vertices: most vertices of all polygons together, cuts between them included.
-        min_area_px: parts and holes smaller than this are left out.
-        border_px: see `level_set_outline`.
 
     Returns:
         Valid polygons. Vertices lie where the segments fit the level set best.
-
-    Raises:
-        ValueError: as `outline_mask`.
     """
-    check_arguments(mask_hw, tolerance_px, max_vertices, min_area_px)
-    exact = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
-    polygons, size_px = exact.polygons, (float(mask_hw.shape[1]), float(mask_hw.shape[0]))
+    polygons = level_set_outline(mask_hw, patch, min_area_px=min_area_px, border_px=border_px)
+    size_px = float(mask_hw.shape[1]), float(mask_hw.shape[0])
     if max_vertices is not None and polygons:
         tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
-    return replace(exact, polygons=_simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px))
+    return _simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -90,11 +124,6 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
 
     Args:
         polygons: in pixel edges; parts outside the image are clipped, overlapping polygons are united.
-        height: H of the mask.
-        width: W of the mask.
-
-    Returns:
-        Bool, H x W.
     """
     mask_hw = np.zeros((height, width), dtype=np.bool_)
     for polygon in polygons:
@@ -145,18 +174,3 @@ def _least_tolerance(
         middle = (too_small + enough) / 2
         too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
     return enough
-
-
-def check_arguments(mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float) -> None:
-    """Raise ValueError for a mask or an option that `outline_mask` cannot take."""
-    if mask_hw.ndim != 2 or mask_hw.dtype != np.bool_:
-        raise ValueError(
-            f"mask_hw must be a bool array of height x width, got {mask_hw.dtype} of shape {mask_hw.shape}; "
-            "compare it with a threshold first"
-        )
-    if not 0 <= tolerance_px < float("inf"):
-        raise ValueError(f"tolerance_px must be a finite number of pixels >= 0, got {tolerance_px}")
-    if not 0 <= min_area_px < float("inf"):
-        raise ValueError(f"min_area_px must be a finite number of pixels >= 0, got {min_area_px}")
-    if max_vertices is not None and max_vertices < 3:
-        raise ValueError(f"max_vertices must be at least 3, as a triangle has; got {max_vertices}")

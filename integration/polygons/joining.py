@@ -1,7 +1,8 @@
 """Draw an object of several parts and holes as one ring, and take such a ring apart again.
 
 Label Studio counts regions, and its polygons know neither parts nor holes. So parts are joined, as holes are (see
-`keyhole`), by cuts that are walked there and back: they enclose nothing, and filling the ring gives the parts exactly.
+`exact.cut_open`), by cuts that are walked there and back: they enclose nothing, and filling the ring gives the parts
+exactly.
 
 Shapes: N, M vertices of rings.
 """
@@ -22,9 +23,6 @@ _NEAREST = 8  # vertices tried as the far end of a cut before the shortest one i
 
 def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
     """Join the polygons of one object by the shortest cuts between their vertices.
-
-    Args:
-        polygons: at least one; they do not overlap.
 
     Returns:
         One closed ring (N, 2). Cuts add no new coordinates, so nothing is lost to rounding.
@@ -71,9 +69,6 @@ def split_ring(ring: np.ndarray) -> list[Polygon]:
 
     Wherever the ring comes back to a point, a loop is taken off; what was walked there and back is left with two points
     and goes. Rings without cuts come back as they are.
-
-    Args:
-        ring: (N, 2), not closed by a repeated point.
 
     Returns:
         Polygons that fill the same pixels under the even-odd rule, the first vertex's part first.

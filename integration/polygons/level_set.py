@@ -10,12 +10,10 @@ Shapes: H, W mask size; h, w patch size; N corners of a ring; E unit edges. Ring
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from scipy import ndimage
 
-from integration.polygons.exact import Outlined, Polygon, exact_outline
+from integration.polygons.exact import Polygon, exact_polygons
 from model.instance import box_of, sample_patch
 
 Box = tuple[float, float, float, float]
@@ -30,29 +28,28 @@ _BLUR_PX = 1.0
 
 def level_set_outline(
     mask_hw: np.ndarray, patch: Patch | None = None, *, min_area_px: float = 0.0, border_px: int = 0
-) -> Outlined:
+) -> list[Polygon]:
     """Outline a mask along the level set of a probability map.
 
     Args:
         mask_hw: bool, H x W: which pixel centres are inside.
         patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None:
             the mask itself, blurred by a pixel, which takes the steps off its edges.
-        min_area_px: parts and holes smaller than this are left out and counted.
+        min_area_px: parts and holes smaller than this are left out.
         border_px: probabilities this close to the image's border are not used; those farther inside count there.
 
     Returns:
         One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
         Outlines of objects that touch the image's border reach it, at a right angle.
     """
-    exact = exact_outline(mask_hw, min_area_px=min_area_px)
-    if not exact.polygons:
-        return exact
+    exact = exact_polygons(mask_hw, min_area_px=min_area_px)
+    if not exact:
+        return []
     margins = _Margins(mask_hw, patch, border_px)
-    polygons = [
+    return [
         Polygon(margins.level_ring(polygon.exterior), tuple(map(margins.level_ring, polygon.holes)))
-        for polygon in exact.polygons
+        for polygon in exact
     ]
-    return replace(exact, polygons=polygons)
 
 
 class _Margins:

@@ -2,7 +2,7 @@
 
 Sets of nodes are whole numbers, bit b for node b, so that a breadth-first search takes one operation a node.
 
-Shapes: n corners; K candidates a corner; A arcs; nodes as in `shortcuts`.
+Shapes: n corners; K candidates a corner; A arcs; nodes as in `shortcut_graph`.
 """
 
 from __future__ import annotations

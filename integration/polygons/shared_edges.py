@@ -9,13 +9,11 @@ Shapes: H, W mask size; N corners of a ring.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
-from integration.polygons.convert import check_arguments
-from integration.polygons.exact import Outlined, Polygon, exact_outline
+from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of masks differ
@@ -23,7 +21,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of
 
 def outline_masks(
     masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
-) -> list[Outlined]:
+) -> list[list[Polygon]]:
     """Outline masks of one image; where two touch, both polygons have the same vertices along the shared edge.
 
     Args:
@@ -32,31 +30,23 @@ def outline_masks(
         min_area_px: parts and holes smaller than this many pixels are left out.
 
     Returns:
-        For each mask its polygons, as `outline_mask` returns them, and how much was left out.
-
-    Raises:
-        ValueError: a mask is not bool H x W, sizes differ, or a number is out of range.
+        For each mask its polygons, as `outline_mask` returns them.
     """
-    for mask_hw in masks_hw:
-        check_arguments(mask_hw, tolerance_px, None, min_area_px)
-    if len({mask.shape for mask in masks_hw}) > 1:
-        raise ValueError(f"masks of one image must have one size, got {sorted({mask.shape for mask in masks_hw})}")
     if not len(masks_hw):
         return []
     windows, offset_px = _cropped(masks_hw)
     labels, disjoint = _label_sets(windows)
     pieces = _Pieces(_junctions(labels), tolerance_px)
-    exact = [exact_outline(window, min_area_px=min_area_px) for window in windows]
-    outlines = [Outline([pieces.rings(polygon) for polygon in outlined.polygons]) for outlined in exact]
+    exact = [exact_polygons(window, min_area_px=min_area_px) for window in windows]
+    outlines = [Outline([pieces.rings(polygon) for polygon in polygons]) for polygons in exact]
     simplify_outlines(outlines, disjoint=disjoint)
-    polygons = [
+    return [
         [
             Polygon(part[0] + offset_px, tuple(hole + offset_px for hole in part[1:]), tolerance_px)
             for part in outline.points_px()
         ]
         for outline in outlines
     ]
-    return [replace(outlined, polygons=kept) for outlined, kept in zip(exact, polygons, strict=True)]
 
 
 def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -224,7 +224,6 @@ class Wedges:
 
         Args:
             x: (B, W), from the walker to the centre of each disc.
-            y: likewise.
             radius: of the discs, broadcastable to (B, W).
             others: x and y (B, W) of more points that belong to the corners, from the walker.
 

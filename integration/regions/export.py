@@ -34,8 +34,7 @@ from integration.label_studio.tasks import AnnotatedTask, Annotation, Choice, Le
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
-from integration.regions.consensus import vote
-from integration.regions.drawings import read_drawings
+from integration.regions.drawings import read_drawings, vote
 from integration.regions.read import AnnotatedObject
 from model.instance import box_of, iou
 
@@ -49,9 +48,7 @@ class ExportedObject:
     """One object.
 
     Attributes:
-        label: as the label config spells it.
         mask_hw: bool, H x W, as it is stored in Label Studio.
-        polygons: its outlines with the cuts undone; None when it is no polygon.
         is_crowd: many objects in one region.
     """
 
@@ -82,9 +79,6 @@ class Export:
     """A data set.
 
     Attributes:
-        classes: category names in order.
-        images: in the order of the tasks.
-        left_out: annotations, regions and tasks that are not in it, with reasons.
         regions: outlines that were read; polygon_regions: how many of them are polygons.
         segmentation: "auto" writes polygons where they are exact, "rle" run-length code everywhere.
     """
@@ -216,13 +210,9 @@ def export_tasks(
     """Read the objects of annotated tasks.
 
     Args:
-        tasks: with their annotations.
-        classes: labels that count.
-        value_key: of the task data that holds the image's address.
         config: the label config; entries of other controls are left out. None: any outline counts.
         annotators: which of several annotations of a task count; see `chosen_annotations`.
         crowd_labels: labels, or choices a region, that mean many objects in one region.
-        segmentation: of `Export`.
     """
     crowd_names = {CROWD, *(name.casefold() for name in crowd_labels)}
     export = Export(tuple(name for name in classes if name.casefold() not in crowd_names), segmentation=segmentation)

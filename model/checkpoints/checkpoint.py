@@ -81,12 +81,8 @@ def save_checkpoint(
     """Write a checkpoint directory in one step: it appears complete or not at all.
 
     Args:
-        directory: where; must not exist unless `overwrite`.
-        cfg: the effective configuration the model was built from.
-        model: a model or its state dict.
         metadata: at least name, version and classes (K names); digest and created are added.
         half: store fp16 (batch statistics, and values fp16 cannot hold, stay fp32).
-        overwrite: replace an existing checkpoint.
 
     Returns:
         The metadata as written.

@@ -28,12 +28,6 @@ from model.config import get_config
 from model.network import build_network
 
 MASK_PREDICTOR = "roi_heads.mask_head.predictor.weight"
-# The tensors whose first dimension counts classes, and how: (rows per class, rows for the background).
-CLASS_ROWS = {
-    MASK_PREDICTOR: (1, 0),
-    "roi_heads.box_predictor.cls_score.weight": (1, 1),
-    "roi_heads.box_predictor.bbox_pred.weight": (4, 0),
-}
 
 
 def released_config(config: str, num_classes: int) -> CfgNode:
@@ -57,18 +51,11 @@ def count_classes(state: Mapping[str, Tensor]) -> int:
     """The number of classes the weights were trained for.
 
     Raises:
-        CheckpointError: the tensors that tell it are absent or disagree.
+        CheckpointError: the tensor that tells it is absent.
     """
-    counts = {}
-    for name, (per_class, background) in CLASS_ROWS.items():
-        if name not in state:
-            raise CheckpointError(f"not the weights of a Mask Transfiner: {name} is missing")
-        rows = state[name].shape[0] - background
-        counts[name] = rows / per_class
-    if len(set(counts.values())) != 1 or not next(iter(counts.values())).is_integer():
-        summary = ", ".join(f"{count:g} by {name}" for name, count in counts.items())
-        raise CheckpointError(f"the weights disagree on the number of classes: {summary}")
-    return int(counts[MASK_PREDICTOR])
+    if MASK_PREDICTOR not in state:
+        raise CheckpointError(f"not the weights of a Mask Transfiner: {MASK_PREDICTOR} is missing")
+    return state[MASK_PREDICTOR].shape[0]
 
 
 def recognise(state: Mapping[str, Tensor]) -> tuple[str, KeyReport]:
@@ -160,12 +147,7 @@ def import_released(
     """Check a file against the released architectures and store it as a checkpoint.
 
     Args:
-        file: a `.pth` of the authors' code.
-        directory: the checkpoint to write.
-        name: of the model.
         classes: names in the order of the model's class numbers; known for 80 (COCO) and 1230 (LVIS v0.5) classes.
-        half: store half precision.
-        overwrite: replace an existing checkpoint.
         source: where the file came from, for the metadata.
 
     Raises:
@@ -180,7 +162,7 @@ def import_released(
         raise CheckpointError(
             f"{file} fits none of the released architectures; the closest is {config}\n{report.describe()}"
         )
-    num_classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0] - 1
+    num_classes = count_classes(state)
     names = _class_names(num_classes, classes, file)
     digest = file_digest(file)
     metadata = {

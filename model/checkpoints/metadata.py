@@ -13,6 +13,7 @@ from model.files import write_text
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 METADATA_FILE = "metadata.json"
+CARD_FILE = "MODEL_CARD.md"
 REQUIRED_METADATA = ("name", "version", "classes")
 
 

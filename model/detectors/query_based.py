@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from model.detectors.deformable import DeformableTransformer
 from model.detectors.ignored_regions import mostly_ignored
@@ -285,11 +285,7 @@ def set_losses(
 
 def focal_loss(logits: Tensor, wanted: Tensor, counted: Tensor | None = None) -> Tensor:
     """Sum of the sigmoid focal loss (N, Q, K) over all queries, or those `counted` (bool N, Q)."""
-    share = logits.sigmoid()
-    right = share * wanted + (1 - share) * (1 - wanted)
-    balance = ALPHA * wanted + (1 - ALPHA) * (1 - wanted)
-    plain = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    losses = balance * (1 - right) ** GAMMA * plain
+    losses = sigmoid_focal_loss(logits, wanted, ALPHA, GAMMA)
     return (losses if counted is None else losses[counted]).sum()
 
 

@@ -103,8 +103,8 @@ class NonLocalLayer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
         """(T, C) to (T, C)."""
         placed = tokens if positions is None else tokens + positions
-        mixed = self.inner(placed).unflatten(1, (3, 1, -1))
-        return tokens + self.outer(attend(mixed, lengths, scale=1.0).flatten(1))
+        queries, keys, values = self.inner(placed).unflatten(1, (3, 1, -1)).unbind(1)
+        return tokens + self.outer(attend(queries, keys, values, lengths, scale=1.0).flatten(1))
 
 
 def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int, dropout: float) -> nn.ModuleList:
@@ -121,35 +121,40 @@ def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int,
     return nn.ModuleList(simple[kind](channels) for _ in range(count))
 
 
-def attend(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
     """Attention within each sequence; weights are never stored.
 
     On the CPU each sequence runs alone (padding only costs there), on a GPU sequences are padded to the longest of
     their chunk. Sequences of one length run as one batch everywhere.
 
     Args:
-        mixed: (T, 3, H, D) queries, keys and values; lengths: of the sequences, in order.
+        queries, keys, values: (T, H, D); lengths: of the sequences, in order.
         scale: of the logits; 1 / sqrt(D) when None.
 
     Returns:
         (T, H, D).
     """
     if not lengths:  # nothing incoherent and no reference points
-        return mixed[:, 0]
+        return queries
     if len(set(lengths)) == 1:
-        return _attend_equal(mixed, len(lengths), dropout, scale)
-    if mixed.is_cuda:
-        return attend_padded(mixed, lengths, dropout, scale)
-    return torch.cat([_attend_equal(part, 1, dropout, scale) for part in mixed.split(lengths)])
+        return _attend_equal(queries, keys, values, len(lengths), dropout, scale)
+    if queries.is_cuda:
+        return attend_padded(queries, keys, values, lengths, dropout, scale)
+    parts = zip(queries.split(lengths), keys.split(lengths), values.split(lengths), strict=True)
+    return torch.cat([_attend_equal(q, k, v, 1, dropout, scale) for q, k, v in parts])
 
 
-def _attend_equal(mixed: Tensor, sequences: int, dropout: float, scale: float | None) -> Tensor:
-    queries, keys, values = mixed.unflatten(0, (sequences, -1)).permute(2, 0, 3, 1, 4)
+def _attend_equal(
+    queries: Tensor, keys: Tensor, values: Tensor, sequences: int, dropout: float, scale: float | None
+) -> Tensor:
+    queries, keys, values = (part.unflatten(0, (sequences, -1)).transpose(1, 2) for part in (queries, keys, values))
     weights = queries.shape[1] * queries.shape[2] ** 2
-    stored = weights * sequences if mixed.requires_grad else weights  # a backward pass needs all of them
-    is_half = mixed.dtype == torch.bfloat16 and mixed.device.type == "cpu"
+    stored = weights * sequences if queries.requires_grad else weights  # a backward pass needs all of them
+    is_half = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
     # The fused kernel's backward pass is slower even with AMX.
-    is_slow_fused = mixed.requires_grad or not has_amx()
+    is_slow_fused = queries.requires_grad or not has_amx()
     if is_half and is_slow_fused and not dropout and stored <= _MOST_STORED_WEIGHTS:
         groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
         attended = torch.cat([_attend_stored(q, k, v, scale) for q, k, v in zip(*groups, strict=True)])
@@ -167,12 +172,16 @@ def _attend_stored(queries: Tensor, keys: Tensor, values: Tensor, scale: float |
     return torch.matmul((queries * scale @ keys.transpose(-2, -1)).softmax(-1), values)
 
 
-def attend_padded(mixed: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None) -> Tensor:
+def attend_padded(
+    queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int], dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
     """The same, as one batch padded to the longest sequence."""
-    padded = nn.utils.rnn.pad_sequence(list(mixed.split(lengths)), batch_first=True)
-    limit = torch.tensor(lengths, device=mixed.device)
-    valid = torch.arange(padded.shape[1], device=mixed.device) < limit[:, None]
-    queries, keys, values = padded.permute(2, 0, 3, 1, 4)
+    queries, keys, values = (
+        nn.utils.rnn.pad_sequence(list(part.split(lengths)), batch_first=True).transpose(1, 2)
+        for part in (queries, keys, values)
+    )
+    limit = torch.tensor(lengths, device=queries.device)
+    valid = torch.arange(max(lengths), device=queries.device) < limit[:, None]
     attended = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=valid[:, None, None, :], dropout_p=dropout, scale=scale
     )
@@ -199,8 +208,7 @@ class SelfAttention(nn.Module):
         split = 2 * tokens.shape[1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
         placed = tokens if positions is None else tokens + positions
-        queries_keys = F.linear(placed, weight[:split], bias[:split])
-        values = F.linear(tokens, weight[split:], bias[split:])
-        mixed = torch.cat([queries_keys, values], dim=1).unflatten(1, (3, self.heads, -1))
+        queries, keys = F.linear(placed, weight[:split], bias[:split]).unflatten(1, (2, self.heads, -1)).unbind(1)
+        values = F.linear(tokens, weight[split:], bias[split:]).unflatten(1, (self.heads, -1))
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(mixed, lengths, dropout).flatten(1))
+        return self.out_proj(attend(queries, keys, values, lengths, dropout).flatten(1))

@@ -124,14 +124,14 @@ class TransfinerMaskHead(nn.Module):
             return mask_branch_losses(self, pyramid, instances)
         return predict_masks(self, pyramid, instances)
 
-    def coarse(self, pyramid: RoIPyramid, classes: Tensor) -> CoarseOutput:
-        """The convolutional part; ``classes`` (R,) chooses each RoI's mask."""
+    def coarse(self, pyramid: RoIPyramid, classes: Tensor, *, detect: bool = True) -> CoarseOutput:
+        """The convolutional part; ``classes`` (R,) chooses each RoI's mask; ``detect`` its incoherent regions, too."""
         trunk = pyramid.coarse
         for name in self.coarse_names:
             trunk = F.relu(getattr(self, name)(trunk))
         logits = own_class(self.predictor, F.relu(self.deconv(trunk)), classes)
         probabilities = logits.detach().sigmoid()
-        detected = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection else []
+        detected = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection and detect else []
         return CoarseOutput(logits, detected, trunk)
 
     def boundary(self, output: CoarseOutput) -> Tensor:

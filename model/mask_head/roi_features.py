@@ -25,12 +25,13 @@ class RoIPyramid:
     Attributes:
         coarse: (R, C, 14, 14) RoIAlign features of level i, the detector's level rule.
         semantic: (N, C, H, W) output of the branch on P2 (its sum with P2 is the finest map below), or None.
-        maps: FPN maps P2.., the first with the branch added where there is one.
+        maps: FPN maps P2.., the first with the branch added where there is one, unless ``branch`` is still to be.
         rois: (R, 5) image index and box in pixels of the network's input.
         levels: (R,) index into ``maps`` of the coarse features' level.
         strides: input pixels a cell for each map.
         finer_by: FPN levels between the coarse features and the coarsest quadtree level: 1 in the released code
             (28, 56, 112 read i - 1, i - 2, i - 3), 0 in the paper (i, i - 1, i - 2). Both are clamped at P2.
+        branch: 3x3 convolutions of the first map that are added where nodes read it; None where they are in it.
     """
 
     coarse: Tensor
@@ -40,6 +41,7 @@ class RoIPyramid:
     levels: Tensor
     strides: list[float]
     finer_by: int = 1
+    branch: nn.Sequential | None = None
 
     def select(self, index: Tensor) -> RoIPyramid:
         """The same pyramid for some of the RoIs."""
@@ -47,7 +49,13 @@ class RoIPyramid:
 
     def project(self, weight: Tensor) -> RoIPyramid:
         """The pyramid of maps put through a 1x1 convolution without bias, weight (C', C, 1, 1)."""
-        return replace(self, maps=[F.conv2d(m, weight.to(m.dtype)) for m in self.maps])
+        return replace(self, maps=[F.conv2d(m, weight.to(m.dtype)) for m in self.whole_maps()], branch=None)
+
+    def whole_maps(self) -> list[Tensor]:
+        """The maps, the first with its branch everywhere."""
+        if self.branch is None:
+            return self.maps
+        return [self.maps[0] + self.branch(self.maps[0]), *self.maps[1:]]
 
     def map_of(self, depth: int) -> Tensor:
         """Index (R,) of the map that quadtree level ``depth`` is read from."""
@@ -55,11 +63,11 @@ class RoIPyramid:
 
     def dense(self, depth: int, size: int) -> Tensor:
         """RoIAlign (aligned, adaptive sampling) of a whole quadtree level, (R, C, size, size)."""
-        source = self.map_of(depth)
-        if in_bf16_on_cpu(self.maps[0]):
-            return pool_grids(self.maps, self.strides, self.rois, source, size)
-        out = self.maps[0].new_zeros((len(self.rois), self.maps[0].shape[1], size, size))
-        for index, (feature, stride) in enumerate(zip(self.maps, self.strides, strict=True)):
+        source, maps = self.map_of(depth), self.whole_maps()
+        if in_bf16_on_cpu(maps[0]):
+            return pool_grids(maps, self.strides, self.rois, source, size)
+        out = maps[0].new_zeros((len(self.rois), maps[0].shape[1], size, size))
+        for index, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
             rows = torch.nonzero(source == index)[:, 0]
             pooled = roi_align(feature, self.rois[rows].to(feature.dtype), size, 1.0 / stride, 0, True)
             out = out.index_copy(0, rows, pooled)
@@ -70,11 +78,16 @@ class RoIPyramid:
 
         Nodes may lie outside the grid (neighbours of its rim): the RoI goes on there.
         """
-        table = flatten_maps(self.maps)
-        return [
-            sample_roi_align(table, self.maps, self.strides, self.rois, self.map_of(depth), nodes, size)
+        reads = [
+            plan_reads(self.maps, self.strides, self.rois, self.map_of(depth), nodes, size)
             for depth, (nodes, size) in enumerate(zip(levels, sizes, strict=True))
         ]
+        maps = self.maps
+        if self.branch is not None:
+            cells = [read.cells.flatten() for level in reads for read in level if read.map_index == 0]
+            maps = [add_branch(self.branch, maps[0], torch.cat(cells)) if cells else maps[0], *maps[1:]]
+        tables = [rows_of(m) for m in maps]
+        return [sum_reads(tables, level, len(nodes)) for level, nodes in zip(reads, levels, strict=True)]
 
 
 class RefinementPooler(nn.Module):
@@ -104,15 +117,15 @@ class RefinementPooler(nn.Module):
 
     def forward(self, features: list[Tensor], boxes: list[Boxes]) -> RoIPyramid:
         """Pool R boxes of N images from FPN maps (P2 first); boxes in input pixels."""
-        semantic = None if self.conv_norm_relus_semantic is None else self.conv_norm_relus_semantic(features[0])
+        branch = self.conv_norm_relus_semantic
         levels = _levels_of(self.pooler, boxes)
-        finest = features[0] if semantic is None else features[0] + semantic
-        maps = [finest, *features[1:]]
         rois = convert_boxes_to_pooler_format(boxes)
         if in_bf16_on_cpu(features[0]):
             coarse = pool_grids(features, self.strides, rois, levels, self.pooler.output_size[0])
-        else:
-            coarse = self.pooler(features, boxes)
+            return RoIPyramid(coarse, None, features, rois, levels, self.strides, self.finer_by, branch)
+        coarse = self.pooler(features, boxes)
+        semantic = None if branch is None else branch(features[0])
+        maps = features if semantic is None else [features[0] + semantic, *features[1:]]
         return RoIPyramid(coarse, semantic, maps, rois, levels, self.strides, self.finer_by)
 
 
@@ -153,9 +166,51 @@ def _p2_branch(channels: int) -> nn.Sequential:
 _MOST_SAMPLES = 1 << 20
 
 
-def flatten_maps(maps: list[Tensor]) -> Tensor:
-    """All cells of all maps as rows of one (sum of N*H*W, C) table."""
-    return torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])
+#: Side of the tiles, in cells, in which a branch is computed.
+BRANCH_TILE = 16
+
+
+def add_branch(branch: nn.Sequential, feature: Tensor, cells: Tensor) -> Tensor:
+    """A map (N, C, H, W) plus its branch, in the tiles that hold ``cells``; elsewhere the map alone.
+
+    Args:
+        branch: 3x3 convolutions with a padding of one, and pointwise layers between. The tiles are computed with as
+            many cells around them as there are convolutions, and those beyond the map are zero before each of them.
+        cells: (K,) rows of `rows_of` the map.
+    """
+    count, _, height, width = feature.shape
+    is_read = torch.zeros(count * height * width, device=feature.device)
+    is_read[cells] = 1.0
+    tile, reach = BRANCH_TILE, sum(isinstance(layer, nn.Conv2d) for layer in branch)
+    below, right = -height % tile, -width % tile
+    read = F.max_pool2d(F.pad(is_read.view(count, 1, height, width), (0, right, 0, below)), tile)[:, 0]
+    tiles = torch.nonzero(read).tolist()
+    if len(tiles) * (tile + reach) ** 2 >= count * height * width:
+        return feature + branch(feature)
+    padded = F.pad(feature, (reach, right + reach, reach, below + reach))
+    whole = tile + 2 * reach
+    parts = [padded[n, :, y * tile : y * tile + whole, x * tile : x * tile + whole] for n, y, x in tiles]
+    hidden = torch.stack(parts).contiguous(memory_format=torch.channels_last)
+    inside = F.pad(feature.new_ones(height, width), (reach, right + reach, reach, below + reach))
+    insides = torch.stack([inside[y * tile : y * tile + whole, x * tile : x * tile + whole] for _, y, x in tiles])
+    at_border = torch.nonzero(insides.amin((1, 2)) == 0)[:, 0]
+    for layer in branch:
+        if isinstance(layer, nn.Conv2d):
+            hidden = F.conv2d(hidden, layer.weight, layer.bias)
+            insides = insides[:, 1:-1, 1:-1]
+        else:
+            hidden = layer(hidden)
+        hidden[at_border] *= insides[at_border, None]
+    result = feature.clone()
+    for (n, y, x), part in zip(tiles, hidden, strict=True):
+        place = result[n, :, y * tile : (y + 1) * tile, x * tile : (x + 1) * tile]
+        place += part[:, : place.shape[1], : place.shape[2]]
+    return result
+
+
+def rows_of(feature: Tensor) -> Tensor:
+    """The cells of a map (N, C, H, W) as rows (N * H * W, C); no copy of one that lies channels-last."""
+    return feature.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
 
 
 def pool_grids(maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int) -> Tensor:
@@ -163,35 +218,63 @@ def pool_grids(maps: list[Tensor], strides: list[float], rois: Tensor, levels: T
     place = torch.arange(size * size, device=rois.device).repeat(len(rois))
     roi = torch.arange(len(rois), device=rois.device).repeat_interleave(size * size)
     nodes = Nodes(roi, place // size, place % size)
-    pooled = sample_roi_align(flatten_maps(maps), maps, strides, rois, levels, nodes, size)
+    reads = plan_reads(maps, strides, rois, levels, nodes, size)
+    pooled = sum_reads([rows_of(m) for m in maps], reads, len(nodes))
     return pooled.unflatten(0, (len(rois), size, size)).permute(0, 3, 1, 2)
 
 
-def sample_roi_align(
-    table: Tensor, maps: list[Tensor], strides: list[float], rois: Tensor, roi_levels: Tensor, nodes: Nodes, size: int
-) -> Tensor:
-    """RoIAlign (aligned, adaptive sampling) of a size x size grid, computed only at the nodes.
+@dataclass(frozen=True)
+class Reads:
+    """What some of the nodes read of a map: ``nodes`` (M,), ``cells`` (M, K) rows of the map, ``weights`` (M, K)."""
+
+    map_index: int
+    nodes: Tensor
+    cells: Tensor
+    weights: Tensor
+
+
+def plan_reads(
+    maps: list[Tensor], strides: list[float], rois: Tensor, roi_levels: Tensor, nodes: Nodes, size: int
+) -> list[Reads]:
+    """RoIAlign (aligned, adaptive sampling) of a size x size grid at the nodes alone, as weighted sums of cells.
 
     Args:
-        table: rows of all maps' cells, see :func:`flatten_maps`.
         rois: (R, 5); roi_levels: (R,) the map each RoI is read from.
-
-    Returns:
-        (Q, C), equal to ``roi_align(...)[roi, :, y, x]`` up to rounding.
     """
     geometry = _roi_geometry(maps, strides, rois, roi_levels, size)
-    # RoIs of one kind have bins with equally many sampling points; told by one number, which is quicker to sort.
-    samples_yx = geometry.samples_yx
-    kinds, kind = torch.unique(samples_yx[:, 0] * _MOST_SAMPLES + samples_yx[:, 1], return_inverse=True)
+    # Nodes of one kind read the same map at equally many sampling points; told by one number, which sorts quicker.
+    samples_yx = geometry.samples_yx.clamp(max=_MOST_SAMPLES - 1)
+    code = (roi_levels * _MOST_SAMPLES + samples_yx[:, 0]) * _MOST_SAMPLES + samples_yx[:, 1]
+    kinds, kind = torch.unique(code, return_inverse=True)
     kind_of_node = kind[nodes.roi]
-    out = table.new_zeros((len(nodes), table.shape[1]))
-    for number, code in enumerate(kinds.tolist()):
-        samples_y, samples_x = divmod(code, _MOST_SAMPLES)
+    reads = []
+    for number, value in enumerate(kinds.tolist()):
+        rest, samples_x = divmod(value, _MOST_SAMPLES)
+        map_index, samples_y = divmod(rest, _MOST_SAMPLES)
         members = torch.nonzero(kind_of_node == number)[:, 0]
         if samples_y > 0 and samples_x > 0 and len(members):
-            index, weight = _bilinear_reads(geometry, nodes.select(members), samples_y, samples_x)
-            values = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight.to(table.dtype))
-            out = out.index_copy(0, members, values)
+            rois_of_kind = torch.nonzero(kind == number)[:, 0]
+            rows = _axis_reads(geometry, rois_of_kind, size, samples_y, axis=0)
+            columns = _axis_reads(geometry, rois_of_kind, size, samples_x, axis=1)
+            # Number of each RoI among those of its kind, times its places.
+            first = torch.zeros_like(kind).index_copy(
+                0, rois_of_kind, torch.arange(len(rois_of_kind), device=kind.device)
+            )
+            first = first[nodes.roi[members]] * (size + 2) + 1
+            y, x = first + nodes.y[members], first + nodes.x[members]
+            cells = rows.cells[y][:, :, None] + columns.cells[x][:, None, :]
+            weights = rows.weights[y][:, :, None] * columns.weights[x][:, None, :]
+            reads.append(Reads(map_index, members, cells.flatten(1), weights.flatten(1)))
+    return reads
+
+
+def sum_reads(tables: list[Tensor], reads: list[Reads], count: int) -> Tensor:
+    """(Q, C) for ``count`` nodes, equal to ``roi_align(...)[roi, :, y, x]`` up to rounding; tables: see `rows_of`."""
+    out = tables[0].new_zeros((count, tables[0].shape[1]))
+    for read in reads:
+        table = tables[read.map_index]
+        values = F.embedding_bag(read.cells, table, mode="sum", per_sample_weights=read.weights.to(table.dtype))
+        out = out.index_copy(0, read.nodes, values)
     return out
 
 
@@ -201,14 +284,13 @@ class _Geometry:
     bin_yx: Tensor  # (R, 2)
     samples_yx: Tensor  # (R, 2) int64, sampling points a bin and axis
     shape_yx: Tensor  # (R, 2) int64, height and width of the RoI's map
-    offset: Tensor  # (R,) first row of the RoI's image and map in the table
+    offset: Tensor  # (R,) first row of the RoI's image in its map's table
 
 
 def _roi_geometry(maps: list[Tensor], strides: list[float], rois: Tensor, levels: Tensor, size: int) -> _Geometry:
     device = rois.device
     shapes = torch.tensor([m.shape[-2:] for m in maps], device=device)
     cells = shapes.prod(1)
-    first_row = torch.cat([cells.new_zeros(1), (cells * maps[0].shape[0]).cumsum(0)[:-1]])
     scale = rois.new_tensor([1.0 / s for s in strides])[levels, None]
     start = rois[:, [2, 1]] * scale - 0.5
     extent = rois[:, [4, 3]] * scale - 0.5 - start
@@ -217,30 +299,29 @@ def _roi_geometry(maps: list[Tensor], strides: list[float], rois: Tensor, levels
         extent / size,
         torch.ceil(extent / size).long().clamp(min=0),
         shapes[levels],
-        first_row[levels] + rois[:, 0].long() * cells[levels],
+        rois[:, 0].long() * cells[levels],
     )
 
 
-def _bilinear_reads(geometry: _Geometry, nodes: Nodes, samples_y: int, samples_x: int) -> tuple[Tensor, Tensor]:
-    """Rows to read and their weights, (Q, 4 * samples_y * samples_x) both."""
-    rows, row_weights = _axis_reads(geometry, nodes.roi, nodes.y, samples_y, axis=0)
-    columns, column_weights = _axis_reads(geometry, nodes.roi, nodes.x, samples_x, axis=1)
-    width = geometry.shape_yx[nodes.roi, 1][:, None, None]
-    index = geometry.offset[nodes.roi][:, None, None] + rows[:, :, None] * width + columns[:, None, :]
-    weight = row_weights[:, :, None] * column_weights[:, None, :]
-    return index.flatten(1), weight.flatten(1)
+@dataclass(frozen=True)
+class _AxisReads:
+    cells: Tensor  # (R' * (size + 2), 2 * samples) rows of the map's table, of one column of the map or relative to it
+    weights: Tensor  # of the same shape
 
 
-def _axis_reads(geometry: _Geometry, roi: Tensor, place: Tensor, samples: int, axis: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the two cells beside each sampling point and their weights, (Q, 2 * samples)."""
-    step = geometry.bin_yx[roi, axis][:, None]
-    offsets = (torch.arange(samples, device=roi.device) + 0.5) / samples
-    position = geometry.start_yx[roi, axis][:, None] + (place[:, None] + offsets) * step
-    last = geometry.shape_yx[roi, axis][:, None] - 1
+def _axis_reads(geometry: _Geometry, rois: Tensor, size: int, samples: int, axis: int) -> _AxisReads:
+    """Along one axis: the two cells beside each sampling point of every place of a grid, and of one beyond its ends."""
+    step = geometry.bin_yx[rois, axis][:, None, None]
+    place = torch.arange(-1, size + 1, device=rois.device)[:, None]
+    offsets = (torch.arange(samples, device=rois.device) + 0.5) / samples
+    position = geometry.start_yx[rois, axis][:, None, None] + (place + offsets) * step
+    last = geometry.shape_yx[rois, axis][:, None, None] - 1
     inside = (position >= -1) & (position <= last + 1)
     clamped = torch.minimum(position.clamp(min=0), last.to(position.dtype))
     low = clamped.floor().long()
-    high = torch.minimum(low + 1, last)
     fraction = clamped - low
     share = inside.to(position.dtype) / samples
-    return torch.cat([low, high], 1), torch.cat([(1 - fraction) * share, fraction * share], 1)
+    cells = torch.cat([low, torch.minimum(low + 1, last)], 2)
+    if axis == 0:
+        cells = geometry.offset[rois][:, None, None] + cells * geometry.shape_yx[rois, 1][:, None, None]
+    return _AxisReads(cells.flatten(0, 1), torch.cat([(1 - fraction) * share, fraction * share], 2).flatten(0, 1))

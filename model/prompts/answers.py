@@ -65,13 +65,13 @@ class Prompt:
         return (self.box_xyxy, self.points) == (other.box_xyxy, other.points) and self.mask_hw is other.mask_hw
 
 
-def prompt_steps(prompt: Prompt) -> list[Prompt]:
+def prompt_steps(prompt: Prompt, first_clicks: int = FIRST_CLICKS) -> list[Prompt]:
     """The prompts that lead to one: its box or first clicks, then a click more each time."""
     if prompt.mask_hw is not None:
         return [prompt]
     first, most = 0, len(prompt.points)
     if prompt.box_xyxy is None:
-        first = max(1 + [is_positive for _, _, is_positive in prompt.points].index(True), min(FIRST_CLICKS, most))
+        first = max(1 + [is_positive for _, _, is_positive in prompt.points].index(True), min(first_clicks, most))
     return [replace(prompt, points=prompt.points[:count]) for count in range(first, most + 1)]
 
 

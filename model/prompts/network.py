@@ -52,13 +52,14 @@ class ViewPyramid(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
         self.context = nn.Conv2d(TRUNK_CHANNELS[-1], channels, 1)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """(V, C, h, w) maps, finest first."""
+    def forward(self, features: list[Tensor], *, finest: bool = True) -> list[Tensor]:
+        """(V, C, h, w) maps, finest first; without ``finest``, which costs most, the first one is empty."""
         maps = [layer(feature) for layer, feature in zip(self.lateral, features, strict=True)]
         maps[-1] = maps[-1] + self.context(features[-1].mean((2, 3), keepdim=True))
-        for finer in range(len(maps) - 2, -1, -1):
+        for finer in range(len(maps) - 2, -1 if finest else 0, -1):
             maps[finer] = maps[finer] + F.interpolate(maps[finer + 1], maps[finer].shape[-2:], mode="nearest")
-        return [layer(level) for layer, level in zip(self.smooth, maps, strict=True)]
+        first = self.smooth[0](maps[0]) if finest else maps[0][:, :, :0]
+        return [first, *(layer(level) for layer, level in zip(self.smooth[1:], maps[1:], strict=True))]
 
 
 class PromptNetwork(nn.Module):
@@ -77,9 +78,9 @@ class PromptNetwork(nn.Module):
         # Predicted IoU of the coarse mask: the score of an answer to a prompt, which has no class score.
         self.quality = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, 1))
 
-    def features(self, views: Tensor, prompts: Tensor) -> ViewFeatures:
-        """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps."""
-        maps = self.pyramid(self.trunk(normalised(views), self.prompt_stem(prompts)))
+    def features(self, views: Tensor, prompts: Tensor, *, finest: bool = True) -> ViewFeatures:
+        """The pyramid of (V, 3, S, S) RGB views in 0..255 with (V, 4, S, S) prompt maps; ``finest`` for nodes alone."""
+        maps = self.pyramid(self.trunk(normalised(views), self.prompt_stem(prompts)), finest=finest)
         side = self.mask_head.coarse_size
         coarse = maps[2]
         for level in (1, 3, 4):
@@ -90,11 +91,10 @@ class PromptNetwork(nn.Module):
         levels = torch.full((len(views),), ROOT_MAP, device=views.device)
         return ViewFeatures(coarse, None, maps, rois, levels, list(STRIDES), finer_by=0)
 
-    def coarse(self, pyramid: ViewFeatures) -> CoarseOutput:
-        """Coarse masks and incoherence logits of every view."""
-        return self.mask_head.coarse(
-            pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device)
-        )
+    def coarse(self, pyramid: ViewFeatures, *, detect: bool = True) -> CoarseOutput:
+        """Coarse masks of every view, and with ``detect`` incoherence logits."""
+        classes = torch.zeros(len(pyramid.rois), dtype=torch.long, device=pyramid.rois.device)
+        return self.mask_head.coarse(pyramid, classes, detect=detect)
 
     def score(self, output: CoarseOutput) -> Tensor:
         """Logits (V,) of the IoU that a view's coarse mask is expected to have."""
@@ -108,8 +108,8 @@ class PromptNetwork(nn.Module):
     @torch.no_grad()
     def predict(self, views: Tensor, prompts: Tensor, *, refine: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities (V, 128, 128) of each view's mask, coarse ones of that size, and expected IoUs (V,)."""
-        pyramid = self.features(views, prompts)
-        output = self.coarse(pyramid)
+        pyramid = self.features(views, prompts, finest=refine)
+        output = self.coarse(pyramid, detect=refine)
         coarse = F.interpolate(
             output.logits.float().sigmoid()[:, None], self.mask_head.output_size, mode="bilinear", align_corners=False
         )[:, 0]

@@ -87,7 +87,7 @@ def test_large_images_are_composed_at_a_smaller_size_and_outlines_rasterise_exac
     assert iou(composed.mask_hw, truth) > 0.85
     assert composed.probabilities is not None
     outlined = smooth_outline(composed.mask_hw, (composed.probabilities.values, composed.probabilities.box_xyxy))
-    np.testing.assert_array_equal(polygons_to_mask(outlined.polygons, HEIGHT, WIDTH), composed.mask_hw)
+    np.testing.assert_array_equal(polygons_to_mask(outlined, HEIGHT, WIDTH), composed.mask_hw)
 
 
 def test_an_image_without_objects_stays_empty() -> None:

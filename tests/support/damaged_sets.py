@@ -25,12 +25,11 @@ from PIL import Image
 
 from backend.cli.train.snapshot import read_rows
 from backend.errors import ServiceError
-from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
-from backend.learning.task_images import ImageFolder
+from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
+from tests.support.snapshots import write_snapshot
 from training.datasets import open_set, usable_samples
 from training.snapshots.format import SnapshotObject
 from training.snapshots.samples import SnapshotSamples
-from training.snapshots.writer import write_snapshot
 
 HEIGHT, WIDTH = 24, 40
 #: Label and box (left, top, right, bottom) of each object of each picture.

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backend.doctor.connection import Settled
-    from backend.learning.learner import ProjectClient
 
 HERE = Path(__file__)
 
@@ -53,26 +52,21 @@ class Wishes:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if line.startswith(first)]
 
-    def side(self) -> ProjectClient:
-        from backend.learning.learner import ProjectClient
-
-        return ProjectClient(self._count, self._snapshot, self._follow)
-
-    def _count(self, project: str, newest_at: str) -> int:
+    def count_new(self, project: str, newest_at: str) -> int:
         wishes = self.get()
         if wishes.get("away"):
             raise OSError("Label Studio is away")
         self.note(f"count {project} {newest_at}")
         return wishes.get("new", 0) if newest_at < wishes.get("at", "2026-01-01T00:00:00+00:00") else 0
 
-    def _snapshot(self, project: str, folder: Path) -> Path:
+    def take_snapshot(self, project: str, folder: Path) -> Path:
         wishes = self.get()
         digest = hashlib.sha256(wishes.get("data", "a").encode()).hexdigest()
         at = wishes.get("at", "2026-01-01T00:00:00+00:00")
         self.note(f"snapshot {project} {digest[:8]}")
         return write_snapshot(folder / digest, digest, project, at, wishes.get("images", 3), wishes.get("parts", {}))
 
-    def _follow(self, project: str) -> Settled:
+    def follow(self, project: str) -> Settled:
         from backend.doctor.connection import Settled
 
         self.note(f"follow {project}")
@@ -170,7 +164,7 @@ def work(folder: str) -> None:
     settings = Settings()
     set_up_logs(settings)
     wishes = Wishes(Path(folder))
-    run_train_worker(settings, label_studio=wishes.side(), command=partial(double_command, wishes))
+    run_train_worker(settings, label_studio=wishes, command=partial(double_command, wishes))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,15 @@ from integration.polygons.convert import outline_mask, polygons_to_mask
 from integration.polygons.exact import Polygon, exact_polygons
 from model.instance import iou
 from tests.integration.polygons.hausdorff import deviation_px
-from training.evaluation.coco_format import load_quietly
+from tests.support.coco_reference import indexed
+from training.metrics.coco_schema import read_json
 
 Method = Callable[[np.ndarray, float], list[Polygon]]
 
 
 def fewest_vertices(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
     """Fewest vertices within the tolerance of the exact contour."""
-    return outline_mask(mask_hw, tolerance_px=tolerance_px).polygons
+    return outline_mask(mask_hw, tolerance_px=tolerance_px)
 
 
 def douglas_peucker(mask_hw: np.ndarray, tolerance_px: float) -> list[Polygon]:
@@ -221,7 +222,7 @@ def draw_polygons(mask_hw: np.ndarray, polygons: Sequence[Polygon]) -> Image.Ima
 
 def coco_masks(path: Path) -> list[np.ndarray]:
     """All masks of a COCO annotation file."""
-    index = load_quietly(path)
+    index = indexed(read_json(path))
     return [index.annToMask(annotation).astype(np.bool_) for annotation in index.dataset["annotations"]]
 
 

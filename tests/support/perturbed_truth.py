@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from training.evaluation.coco_format import quiet
-from training.evaluation.coco_truth import read_truth
+from tests.support.coco_reference import quiet
+from training.evaluation.coco_truth import checked_truth
 from training.metrics.coco import coco_ap, compressed
+from training.metrics.coco_schema import read_json
 
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -37,7 +38,7 @@ def compare_speed(truth: Path, *, copies: int = 4, rounds: int = 2) -> dict[str,
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    dataset = read_truth(truth, masks=True).dataset
+    dataset = checked_truth(read_json(truth), truth, masks=True).dataset
     results = perturb_truth(dataset, copies=copies)
 
     def reference(records: dict[str, Any], detections: list[dict[str, Any]]) -> list[float]:

@@ -19,12 +19,14 @@ from typing import Any
 
 import click
 import torch
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from model.files import write_text
 from training.benchmark.cost.comparison import CostSetting, compare_heads, compare_networks, compare_training
 from training.benchmark.cost.measures import alternate
 from training.benchmark.cost.subjects import training_record
+from training.benchmark.report import markdown_table
 
 CONFIG = "released/R50-FPN"
 TINY = (
@@ -69,6 +71,10 @@ class Outcome:
     figure: str
     met: bool | None
     seconds: float = 0.0
+
+    @property
+    def is_failed(self) -> bool:
+        return self.figure.startswith("failed")
 
 
 Check = Callable[[Scale], tuple[str, bool]]
@@ -209,8 +215,6 @@ def _train(scale: Scale, dtype: torch.dtype | None) -> tuple[list[float], float]
     losses: list[float] = []
 
     def step() -> None:
-        from detectron2.utils.events import EventStorage
-
         kind = setting.device.split(":")[0]
         cast: AbstractContextManager[Any] = torch.autocast(kind, dtype) if dtype else nullcontext()
         with EventStorage(), cast:
@@ -249,21 +253,17 @@ def report_markdown(outcomes: list[Outcome], scale: Scale) -> str:
     setting = scale.setting
     place = torch.cuda.get_device_name(setting.device) if scale.on_gpu else "CPU (a rehearsal)"
     verdicts = {True: "met", False: "**missed**", None: "not judged"}
-    lines = [
-        f"# GPU check on {place}",
-        "",
-        f"{setting.config}, {setting.width} x {setting.height} px, {scale.instances} instances, "
-        f"torch {torch.__version__}",
-        "",
-        "| check | aim | figure | | s |",
-        "|---|---|---|---|---|",
+    rows = [
+        (
+            *(outcome.name, outcome.aim, outcome.figure.replace("\n", " ")),
+            "**failed**" if outcome.is_failed else verdicts[outcome.met],
+            f"{outcome.seconds:.0f}",
+        )
+        for outcome in outcomes
     ]
-    for outcome in outcomes:
-        failed = outcome.figure.startswith("failed")
-        cells = (outcome.name, outcome.aim, outcome.figure.replace("\n", " "))
-        verdict = "**failed**" if failed else verdicts[outcome.met]
-        lines.append(f"| {' | '.join(cells)} | {verdict} | {outcome.seconds:.0f} |")
-    return "\n".join(lines) + "\n"
+    facts = f"{setting.config}, {setting.width} x {setting.height} px, {scale.instances} instances"
+    lines = [f"# GPU check on {place}", "", f"{facts}, torch {torch.__version__}", ""]
+    return "\n".join([*lines, *markdown_table(("check", "aim", "figure", "", "s"), rows)]) + "\n"
 
 
 @click.command()
@@ -284,7 +284,7 @@ def main(device: str, tiny: bool, out: Path) -> None:
     write_text(out / "report.md", text)
     write_text(out / "report.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     click.echo(text)
-    sys.exit(any(outcome.figure.startswith("failed") or outcome.met is False for outcome in outcomes))
+    sys.exit(any(outcome.is_failed or outcome.met is False for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
 from training.benchmark.cost.comparison import refinement_cost
@@ -26,12 +25,13 @@ from training.benchmark.tables import DataSet
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bitmaps import Bdd100kSet, CityscapesSet
 from training.datasets.coco_categories import COCO_CATEGORIES
-from training.datasets.loader import to_network_input
-from training.evaluation.coco_format import TruthBuilder, coco_results, load_quietly
+from training.datasets.loader import to_test_input
+from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.evaluation.incoherence_analysis import analyse, mask_head_of, recorded_refinement
 from training.metrics.bdd100k import Bdd100kEvaluation, merged
 from training.metrics.cityscapes import LABELS, CityscapesEvaluation
-from training.metrics.coco import boundary_ap, coco_ap, mask_ap
+from training.metrics.coco import coco_ap
+from training.metrics.coco_schema import read_json
 from training.metrics.lvis import lvis_ap
 
 SPEED_IMAGES = 8
@@ -49,50 +49,50 @@ class Measurement:
         self, network: nn.Module, cfg: CfgNode, data: DataSet, *, speed: tuple[int | None, int] = (None, 5)
     ) -> None:
         self.network, self.cfg, self.data, self.speed = network.eval(), cfg, data, speed
-        self.samples = open_test_set(data, cfg)
+        self.samples = open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
         self.records: list[dict[str, Any]] = []
         self.official = official_rules(self.samples)
-        self.truth, self.results = self._run()
+        self.masks: list[dict[str, Any]] = []
+        self.boxes: list[dict[str, Any]] = []
+        self.truth = self._run()
 
     @torch.inference_mode()
-    def _run(self) -> tuple[Any, list[dict[str, Any]]]:
-        truth, collected = TruthBuilder(self.samples.class_names), list[dict[str, Any]]()
-        resize = [ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)]
+    def _run(self) -> Any:
+        truth = TruthBuilder(self.samples.class_names)
         for index, sample in usable_samples(self.samples):
             truth.add(sample)
-            record = to_network_input(sample, resize, self.cfg.INPUT.FORMAT)
+            record = to_test_input(sample, self.cfg)
             if len(self.records) < SPEED_IMAGES:
                 self.records.append(record)
             instances = self.network([record])[0]["instances"].to("cpu")
-            masks, scores = instances.pred_masks.numpy().astype(bool), instances.scores.numpy()
-            classes = instances.pred_classes.numpy()
             if self.official is not None:
-                self.official.add(index, masks, scores, classes)
-            results = coco_results(sample.image_id, masks, scores, classes)
-            for result, box in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
-                result["box_xyxy"] = box
-            collected += results
-        return truth.build(), collected
+                masks, scores = instances.pred_masks.numpy().astype(bool), instances.scores.numpy()
+                self.official.add(index, masks, scores, instances.pred_classes.numpy())
+            results = instance_results(sample.image_id, instances)
+            self.masks += results
+            for result, (left, top, right, bottom) in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
+                kept = {key: result[key] for key in ("image_id", "category_id", "score")}
+                self.boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
+        return truth.build()
 
     def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
         """Values by column, and what lies behind them, for the JSON report; a column we cannot fill is left out."""
         values: dict[str, float] = {}
         details: dict[str, Any] = {}
-        masks = [{key: value for key, value in result.items() if key != "box_xyxy"} for result in self.results]
         if {"AP", "AP50", "APs", "APm", "APl"} & set(wanted):
-            details["mask"] = mask_ap(self.truth, masks)
+            details["mask"] = coco_ap(self.truth, self.masks, "segm")
             values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
         if {"APB", "APB50"} & set(wanted):
-            details["boundary"] = boundary_ap(self.truth, masks, ratio=self.data.ratio)
+            details["boundary"] = coco_ap(self.truth, self.masks, "boundary", ratio=self.data.ratio)
             values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
         if self.official is not None:
             details["official"] = self.official.values()
             values |= details["official"]
         if "APbox" in wanted:
-            details["box"] = self._box_ap()
+            details["box"] = coco_ap(self.truth, self.boxes, "bbox")
             values["APbox"] = details["box"]["AP"]
         if {"AP*", "AP*50"} & set(wanted):
-            details["lvis"] = ap_star(self.data, self.truth.dataset, masks, self.samples.class_names)
+            details["lvis"] = ap_star(self.data, self.truth, self.masks, self.samples.class_names)
             if details["lvis"]:
                 values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
         if {*_REGION_COLUMNS, "Acc", "Recall"} & set(wanted):
@@ -104,14 +104,6 @@ class Measurement:
             details["refinement"] = self._refinement_cost()
             values |= {"GFLOP": details["refinement"]["flops"] / 1e9, "MB": details["refinement"]["peak_bytes"] / 1e6}
         return {column: values[column] for column in wanted if column in values}, details
-
-    def _box_ap(self) -> dict[str, float]:
-        boxes = []
-        for result in self.results:
-            left, top, right, bottom = result["box_xyxy"]
-            kept = {key: result[key] for key in ("image_id", "category_id", "score")}
-            boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
-        return coco_ap(self.truth.dataset, boxes, "bbox")
 
     def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
         analysis = details["analysis"] = analyse(self.network, self.cfg, self.samples)
@@ -143,11 +135,6 @@ class Measurement:
         tokens = round(nodes / max(rois, 1)) + head.settings.reference_points * head.coarse_size**2
         channels = self.cfg.MODEL.FPN.OUT_CHANNELS
         return refinement_cost(self.cfg, [max(tokens, 1)], channels=channels)
-
-
-def open_test_set(data: DataSet, cfg: CfgNode) -> AnySet:
-    """The set a row is measured on."""
-    return open_set(data.test, width=cfg.TRAINING.SCENE_WIDTH, height=cfg.TRAINING.SCENE_HEIGHT)
 
 
 def official_rules(samples: AnySet) -> _Cityscapes | _Bdd100k | None:
@@ -201,7 +188,7 @@ def ap_star(data: DataSet, truth: Json, results: list[Json], class_names: tuple[
         ValueError: the LVIS file is not reduced to COCO's classes, or a class is not one of COCO's.
     """
     if data.lvis and Path(data.lvis).is_file():
-        dataset = load_quietly(Path(data.lvis)).dataset
+        dataset = read_json(Path(data.lvis))
         return lvis_ap(dataset, renumbered(results, dataset, class_names), "segm")
     if not data.test.startswith("scenes:"):
         return {}

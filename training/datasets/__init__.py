@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.datasets.bitmaps import Bdd100kSet, BitmapSet, CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
@@ -21,6 +22,9 @@ from training.datasets.sample import Sample
 from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import ViaSet, annotation_file
 from training.synthetic.scenes import SPLITS
+
+if TYPE_CHECKING:  # sets need no torch
+    from detectron2.config import CfgNode
 
 __all__ = [
     "ENDLESS",
@@ -36,6 +40,7 @@ __all__ = [
     "Sample",
     "SceneSet",
     "ViaSet",
+    "open_configured_set",
     "open_set",
     "usable_samples",
 ]
@@ -44,27 +49,18 @@ AnySet = SceneSet | CocoSet | BitmapSet
 
 
 def open_set(
-    name: str,
-    *,
-    width: int = 384,
-    height: int = 288,
-    cache: Path | None = None,
-    bad: Policy = "skip",
-    missing: Policy = "fatal",
+    name: str, *, width: int = 384, height: int = 288, cache: Path | None = None, missing: Policy = "fatal"
 ) -> AnySet:
     """The set of a name (see the module's table).
 
     Args:
         name: as in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         width, height: of generated scenes, in pixels.
-        cache: where generated scenes are kept.
-        bad: what to do with annotations that cannot be right; what was skipped is in the set's ``problems``.
         missing: what to do with images whose file, or whose ground truth's file, is not there.
 
     Raises:
         ValueError: the name has another form; the message shows those that are known.
         FileNotFoundError: the annotations, or with ``missing="fatal"`` a file of the set, are not there.
-        BadAnnotationError: with ``bad="fatal"``, the first annotation that cannot be right.
     """
     kind, _, rest = name.partition(":")
     first, colon, second = rest.rpartition(":") if kind in ("cityscapes", "bdd100k", "via") else split_after_file(rest)
@@ -73,19 +69,26 @@ def open_set(
     if kind == "via" and rest:
         if Path(rest).is_dir() or not first:
             first, second = rest, ""
-        return ViaSet(annotation_file(Path(first)), Path(first), bad=bad, missing=missing, label=second or "object")
-    if colon and first:
-        if kind == "coco":
-            return CocoSet(Path(first), Path(second), bad=bad, missing=missing)
-        if kind == "lvis":
-            return LvisSet(Path(first), Path(second), bad=bad, missing=missing)
-        if kind == "cityscapes":
-            return CityscapesSet(Path(first), second, bad=bad, missing=missing)
-        if kind == "bdd100k":
-            return Bdd100kSet(Path(first), second, bad=bad, missing=missing)
+        return ViaSet(annotation_file(Path(first)), Path(first), missing=missing, label=second or "object")
+    if colon and first and kind in ("coco", "lvis"):
+        return (CocoSet if kind == "coco" else LvisSet)(Path(first), Path(second), missing=missing)
+    if colon and first and kind in ("cityscapes", "bdd100k"):
+        return (CityscapesSet if kind == "cityscapes" else Bdd100kSet)(Path(first), second, missing=missing)
     raise ValueError(
         f"unknown data set {name!r}; write scenes:{'|'.join(SPLITS)}[:COUNT], coco:ANNOTATIONS.json:IMAGES/, "
         "lvis:ANNOTATIONS.json:IMAGES/, cityscapes:ROOT:SPLIT, bdd100k:ROOT:SPLIT or via:FOLDER[:LABEL]"
+    )
+
+
+def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
+    """The set of a name, as the keys under ``TRAINING`` of a configuration want it."""
+    keys = cfg.TRAINING
+    return open_set(
+        name,
+        width=keys.SCENE_WIDTH,
+        height=keys.SCENE_HEIGHT,
+        cache=Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None,
+        missing=keys.MISSING_IMAGES,
     )
 
 

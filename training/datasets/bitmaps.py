@@ -24,12 +24,10 @@ class BitmapSet(Sequence[Sample]):
 
     Raises:
         FileNotFoundError: the split is not there, or (``missing="fatal"``) an image without ground truth.
-        BadAnnotationError: ``bad="fatal"`` and an instance cannot be right.
     """
 
     root: Path
     split: str
-    bad: Policy = "skip"
     missing: Policy = "fatal"
     class_names: tuple[str, ...] = field(init=False)
     #: Folder and names of the pictures and of the truth.
@@ -37,16 +35,20 @@ class BitmapSet(Sequence[Sample]):
     truths: ClassVar[tuple[str, str]]
 
     def __post_init__(self) -> None:
-        self.problems = Problems(self.bad)
+        self.problems = Problems()
         folder, names = self.root / self.pictures[0] / self.split, self.pictures[1]
         images = sorted(folder.glob(names))
         if not images:
             raise FileNotFoundError(f"no images {folder}/{names}; give cityscapes:ROOT:SPLIT or bdd100k:ROOT:SPLIT")
-        truths = (self.root / self.truths[0] / self.split).glob(self.truths[1])
-        self.problems.pictures_are_there(truths, {self.truth_path(path) for path in images}, self.missing)
-        self.files = [
-            path for path in images if self.problems.truth_is_there(self.truth_path(path), path, self.missing)
-        ]
+        there = set((self.root / self.truths[0] / self.split).glob(self.truths[1]))
+        wanted = {self.truth_path(path): path for path in images}
+        lonely = dict.fromkeys(there - wanted.keys(), "its image is not there")
+        lonely |= {truth: f"{wanted[truth]} has no such ground truth" for truth in wanted.keys() - there}
+        for truth, problem in sorted(lonely.items()):
+            if self.missing == "fatal":
+                raise FileNotFoundError(f"{truth}: {problem}")
+            self.problems.note(truth, "image", "missing file", f"{problem}; skipped")
+        self.files = [path for truth, path in wanted.items() if truth in there]
 
     def __len__(self) -> int:
         return len(self.files)

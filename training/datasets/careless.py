@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
+from PIL import Image
 
+from model.instance import iou_matrix
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import is_ignored
+from training.datasets.pictures import captioned, close_up, in_grid, save_picture
 from training.datasets.problems import Problem
 from training.datasets.sample import Sample
 
@@ -23,7 +24,7 @@ from training.datasets.sample import Sample
 DUPLICATE_IOU = 0.9
 #: A mask smaller than this share of its image, and than `SLIVER_PX` pixels, is a sliver.
 SLIVER_SHARE, SLIVER_PX = 1e-4, 64
-_CELL_PX, _CAPTION_PX, _MARGIN, _LEAST_MARGIN_PX = (160, 160), 14, 0.25, 10
+_CELL_PX = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ class Careless:
 
 def careless_labels(sample: Sample, samples: Any, index: int) -> Iterator[Careless]:
     """Find objects of a sample that look drawn carelessly: duplicates, slivers, and boxes drawn as polygons."""
-    packed = [coco_mask.encode(np.asfortranarray(mask_hw, np.uint8)) for mask_hw in sample.masks]
-    overlap = np.asarray(coco_mask.iou(packed, packed, [0] * len(packed))).reshape(len(packed), len(packed))
+    overlap = iou_matrix(list(sample.masks), list(sample.masks))
     smallest_px = min(SLIVER_PX, SLIVER_SHARE * sample.image.shape[0] * sample.image.shape[1])
     labels = [samples.class_names[label] for label in sample.classes]
     objects = np.flatnonzero(~sample.crowd)
@@ -90,31 +90,11 @@ def object_places(samples: Any, sample: Sample) -> list[str]:
 
 
 def object_picture(image: np.ndarray, mask_hw: np.ndarray) -> Image.Image:
-    """An object and a margin around it in the size of a cell, its outline in red."""
-    inner = np.pad(mask_hw, 1)
-    inside = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
-    margin = int(_MARGIN * max(len(rows), len(columns))) + _LEAST_MARGIN_PX
-    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
-    shown = slice(top, rows[-1] + margin + 1), slice(left, columns[-1] + margin + 1)
-    drawn = image[shown].copy()
-    drawn[(mask_hw & ~inside)[shown]] = (255, 0, 0)
-    picture = Image.fromarray(drawn)
-    scale = min(_CELL_PX[0] / picture.width, _CELL_PX[1] / picture.height)
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
-    return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))), how)
+    """An object and a margin around it in a small square, its outline in red."""
+    margin_px = int(0.25 * max(np.ptp(np.nonzero(mask_hw), axis=1))) + 10
+    return close_up(image, [(mask_hw, (255, 0, 0))], margin_px, _CELL_PX)
 
 
-def save_pictures(pictures: Sequence[tuple[Image.Image, str, str]], file: Path, columns: int = 5) -> None:
+def save_pictures(pictures: Sequence[tuple[Image.Image, str, str]], file: Path) -> None:
     """Write small pictures side by side, each with two lines of text above it."""
-    width, height = _CELL_PX[0], _CELL_PX[1] + 2 * _CAPTION_PX
-    sheet = Image.new("RGB", (columns * width, max(1, -(-len(pictures) // columns)) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (picture, *lines) in enumerate(pictures):
-        left, top = number % columns * width, number // columns * height
-        for line, text in enumerate(lines):
-            shown = text[:26].encode("latin-1", "replace").decode("latin-1")
-            draw.text((left + 3, top + line * _CAPTION_PX), shown, fill="black")
-        sheet.paste(picture, (left, top + 2 * _CAPTION_PX))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file)
+    save_picture(in_grid([captioned(*entry) for entry in pictures], columns=5), file)

@@ -18,6 +18,7 @@ from model.images import read_header, turn_upright
 from training.datasets.coco_records import CocoRecords, Record, is_ignored, mostly_outside, read_records
 from training.datasets.problems import Policy, Problems
 from training.datasets.sample import Sample
+from training.metrics.coco import compressed
 from training.metrics.coco_schema import RecordError, read_json
 
 
@@ -31,18 +32,16 @@ class CocoSet(Sequence[Sample]):
     Raises:
         FileNotFoundError: the annotation file or (``missing="fatal"``, when it is asked for) an image is missing.
         ValueError: the annotation file is no COCO file.
-        BadAnnotationError: ``bad="fatal"`` and an annotation cannot be right; ``missing="fatal"`` and an image is
-            damaged.
+        BadAnnotationError: ``missing="fatal"`` and an image is damaged.
     """
 
     annotations: Path
     images: Path
-    bad: Policy = "skip"
     missing: Policy = "fatal"
     class_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.problems = Problems(self.bad)
+        self.problems = Problems()
         self.records: CocoRecords = read_records(self._records(), self.annotations, self.problems)
         self._join_repeated_files()
         self._basenames = Counter(_file_name(image).rpartition("/")[2] for image in self.records.images.values())
@@ -212,15 +211,9 @@ def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | Non
         mask_hw = np.zeros(size_hw, bool)
         mask_hw[int(y) : int(np.ceil(min(y + h, height))), int(x) : int(np.ceil(min(x + w, width)))] = True
         return mask_hw
-    if isinstance(segmentation, list):
-        packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif segmentation.get("size") != [height, width]:
+    if isinstance(segmentation, dict) and segmentation.get("size") != [height, width]:
         return None
-    elif isinstance(segmentation["counts"], list):
-        packed = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        packed = segmentation
-    mask: np.ndarray = coco_mask.decode(packed)
+    mask: np.ndarray = coco_mask.decode(compressed(segmentation, height, width))
     return mask.astype(bool)
 
 

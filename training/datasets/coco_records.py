@@ -72,7 +72,6 @@ def read_records(dataset: Any, file: Path, problems: Problems, *, masks: bool = 
 
     Raises:
         ValueError: it is no COCO file, or has no categories that can be used.
-        BadAnnotationError: the policy of `problems` is ``fatal`` and a record cannot be used.
     """
     if not isinstance(dataset, dict) or not {"images", "categories"} <= dataset.keys():
         raise ValueError(f"{file} is no COCO file: it needs images, annotations and categories")

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +26,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import DataLoader, Dataset
 
 from training import distributed as processes
-from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample, open_set, usable_samples
+from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample, open_configured_set, usable_samples
 
 Record = dict[str, Any]
 
@@ -37,13 +36,8 @@ class SampleSet(Protocol):
 
     class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        """How many samples there are."""
-        ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample of an index."""
-        ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 class TrainingSamples(Dataset[Record]):
@@ -67,7 +61,7 @@ class TrainingSamples(Dataset[Record]):
         self.total = sum(sizes)
         if self.total == 0:
             raise ValueError("the training sets hold no images")
-        self.order: Order = Mixture(sizes, shares, seed) if shares else SequentialOrder(sizes, seed)
+        self.order = Mixture(sizes, shares, seed) if shares else SequentialOrder(sizes, seed)
 
     def __len__(self) -> int:
         return self.total
@@ -128,6 +122,12 @@ def to_network_input(
     }
 
 
+def to_test_input(sample: Sample, cfg: CfgNode) -> Record:
+    """The dict of a sample as the network of a configuration sees it when it is measured."""
+    resize = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    return to_network_input(sample, resize, cfg.INPUT.FORMAT)
+
+
 def _weights(sample: WeightedSample, kept: np.ndarray, applied: T.Transform) -> dict[str, Any]:
     weights = torch.from_numpy(sample.weights[kept].astype(np.float32))
     bands = [applied.apply_segmentation(sample.bands[index].astype(np.uint8)) for index in kept]
@@ -165,25 +165,13 @@ class _Positions:
 
 def training_samples(cfg: CfgNode) -> TrainingSamples:
     """The samples of `cfg.DATASETS.TRAIN`."""
-    keys = cfg.TRAINING
-    cache = Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None
-    sets = [
-        open_set(
-            name,
-            width=keys.SCENE_WIDTH,
-            height=keys.SCENE_HEIGHT,
-            cache=cache,
-            bad=keys.BAD_ANNOTATIONS,
-            missing=keys.MISSING_IMAGES,
-        )
-        for name in cfg.DATASETS.TRAIN
-    ]
+    sets = [open_configured_set(name, cfg) for name in cfg.DATASETS.TRAIN]
     if not any(map(_holds_objects, sets)):
         raise ValueError(
             f"the training sets hold no object: {', '.join(cfg.DATASETS.TRAIN)}; expected annotations with masks, see "
             "transfiner data check"
         )
-    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0), shares=keys.SET_SHARES)
+    return TrainingSamples(sets, cfg, seed=max(cfg.SEED, 0))
 
 
 def _holds_objects(samples: AnySet) -> bool:
@@ -232,16 +220,8 @@ UNSHUFFLED = 1_000_000
 BLOCK = 20
 
 
-class Order(Protocol):
-    """The order of a run."""
-
-    def place_at(self, position: int) -> tuple[int, int]:
-        """(set, index in the set) at a position of the run, 0 or more."""
-        ...
-
-
 class SequentialOrder:
-    """Every sample of every set once an epoch, in an order of its own each.
+    """The order of a run: every sample of every set once an epoch, in an order of its own each.
 
     Args:
         sizes: of the sets, in samples.
@@ -251,7 +231,7 @@ class SequentialOrder:
         self.sizes, self.seed, self.total = tuple(sizes), seed, sum(sizes)
 
     def place_at(self, position: int) -> tuple[int, int]:
-        """See `Order`."""
+        """(set, index in the set) at a position of the run, 0 or more."""
         index = shuffled(position, self.total, self.seed)
         for number, size in enumerate(self.sizes):
             if index < size:
@@ -261,7 +241,7 @@ class SequentialOrder:
 
 
 class Mixture:
-    """Sets drawn from by shares; each is gone through in epochs of its own, small ones oftener.
+    """The order of a run: sets drawn from by shares; each is gone through in epochs of its own, small ones oftener.
 
     Args:
         sizes: of the sets, in samples. shares: of the samples that are shown, positive; scaled to a sum of 1.
@@ -279,7 +259,7 @@ class Mixture:
         self.counts = _whole(shares)
 
     def place_at(self, position: int) -> tuple[int, int]:
-        """See `Order`."""
+        """(set, index in the set) at a position of the run, 0 or more."""
         block, rank = divmod(position, sum(self.counts))
         order = _block_order(self.counts, self.seed, block)
         number = order[rank]

@@ -1,21 +1,17 @@
-"""Whether a data set lies as its publishers packed it: what is missing, where to get it, counts, digests, conversion.
+"""Whether a data set lies as its publishers packed it: what is missing, where to get it, counts, conversion.
 
 Nothing is downloaded: most of these sets want an account or a licence agreed to.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.files import write_text
 from training.datasets.coco_categories import cocofied
-
-DIGESTS = "transfiner-digests.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +133,6 @@ def _record_problem(file: Path, part: Part, any_size: bool) -> str:
         if not any_size and len(listed) != count:
             return f"holds {len(listed)} {name}; the official file has {count}"
     return ""
-
-
-def digests(layout: str, root: Path, progress: Callable[[str], object] = str) -> dict[str, str]:
-    """SHA-256 of the annotation files; kept in the root and compared with what was there before.
-
-    Raises:
-        ValueError: a file is not what it was when it was first looked at.
-    """
-    store = root / DIGESTS
-    known: dict[str, str] = json.loads(store.read_text()) if store.is_file() else {}
-    for part in LAYOUTS[layout]:
-        for file in sorted(root.glob(part.pattern)) if part.records else ():
-            name = file.relative_to(root).as_posix()
-            progress(name)
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            if known.setdefault(name, digest) != digest:
-                raise ValueError(
-                    f"{file} has SHA-256 {digest}, but had {known[name]} before; "
-                    f"restore the file, or delete {store} if the change is meant"
-                )
-    write_text(store, json.dumps(known, indent=1))
-    return known
 
 
 def convert(layout: str, root: Path) -> list[Path]:

@@ -1,13 +1,13 @@
-"""Annotations that cannot be right: reported with file and id, counted, and skipped or fatal."""
+"""Annotations that cannot be right: reported with file and id, counted, and skipped."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ _LOGGED = 5  # problems of one kind that are logged one by one; the rest is only
 
 
 class BadAnnotationError(ValueError):
-    """An annotation that cannot be right, in a set whose policy is ``fatal``."""
+    """A file of a set that cannot be right, where missing ones are ``fatal``."""
 
 
 class ImageLeftOutError(BadAnnotationError):
@@ -65,20 +65,13 @@ class Problem:
 class Problems:
     """What is wrong with a set, as far as it was read."""
 
-    policy: Policy = "skip"
     entries: list[Problem] = field(default_factory=list)
     _known: set[Problem] = field(default_factory=set, repr=False)
     _counts: Counter[str] = field(default_factory=Counter, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise ValueError(f"what to do with bad annotations is {self.policy!r}, expected one of {get_args(Policy)}")
-
     def note(self, file: object, record: str, kind: str, detail: str, *, repaired: bool = False) -> None:
-        """Report a problem. Raises BadAnnotationError where the policy is ``fatal`` and something is lost."""
+        """Report a problem."""
         problem = Problem(str(file), record, kind, detail, repaired)
-        if self.policy == "fatal" and not repaired:
-            raise BadAnnotationError(str(problem))
         if problem in self._known:  # the same image read again
             return
         self._known.add(problem)
@@ -89,11 +82,7 @@ class Problems:
             logger.warning("%s%s", problem, "; more of this kind are only counted" if count == _LOGGED else "")
 
     def leave_out(self, file: object, record: str, kind: str, detail: str) -> ImageLeftOutError:
-        """Note an image that cannot be used, and give the error to raise.
-
-        Raises:
-            BadAnnotationError: the policy is ``fatal``.
-        """
+        """Note an image that cannot be used, and give the error to raise."""
         self.note(file, record, kind, detail)
         return ImageLeftOutError(str(Problem(str(file), record, kind, detail)))
 
@@ -118,7 +107,7 @@ class Problems:
         """Pixels of an image file that holds ground truth.
 
         Raises:
-            ImageLeftOutError: it is damaged; BadAnnotationError where the policy is ``fatal``.
+            ImageLeftOutError: it is damaged.
         """
         try:
             with Image.open(path) as picture:
@@ -131,7 +120,7 @@ class Problems:
         """An array of truth (H, W, ...) as its picture lies: turned where the picture's EXIF data says so.
 
         Raises:
-            ImageLeftOutError: they differ in size; BadAnnotationError where the policy is ``fatal``.
+            ImageLeftOutError: they differ in size.
         """
         if truth_hw.shape[:2] == image.shape[:2]:
             return truth_hw
@@ -148,27 +137,6 @@ class Problems:
     def lost(self) -> int:
         """How many of them lost an image, an object or a part of one."""
         return sum(not problem.repaired for problem in self.entries)
-
-    def truth_is_there(self, truth: Path, image: Path, missing: Policy) -> bool:
-        """Whether a picture's ground truth is a file; if not, that is noted, or fatal where ``missing`` says so.
-
-        Raises:
-            FileNotFoundError: it is not, and ``missing`` is ``fatal``.
-        """
-        if truth.is_file():
-            return True
-        if missing == "fatal":
-            raise FileNotFoundError(f"image {image} has no ground truth {truth}")
-        self.note(truth, f"image {image.name}", "missing file", "no ground truth; skipped")
-        return False
-
-    def pictures_are_there(self, truths: Iterable[Path], expected: Collection[Path], missing: Policy) -> None:
-        """Note ground truth without a picture. Raises FileNotFoundError where ``missing`` is ``fatal``."""
-        for truth in sorted(truths):
-            if truth not in expected:
-                if missing == "fatal":
-                    raise FileNotFoundError(f"ground truth {truth} has no image")
-                self.note(truth, "image", "missing file", "its image is not there; skipped")
 
     def counts(self) -> Counter[str]:
         """How many of each kind."""

@@ -19,6 +19,7 @@ from training.datasets.bitmaps import BitmapSet
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import Record, is_ignored
 from training.datasets.problems import ImageLeftOutError
+from training.metrics.coco import compressed
 
 
 def write_repaired(samples: CocoSet | BitmapSet, folder: Path) -> dict[str, int]:
@@ -118,5 +119,4 @@ def _draws(polygons: list[list[float]], mask_hw: np.ndarray) -> bool:
     points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in polygons])
     if points.min() < 0 or (points.max(0) > (width, height)).any():
         return False
-    packed = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return bool((coco_mask.decode(packed).astype(bool) == mask_hw).all())
+    return bool((coco_mask.decode(compressed(polygons, height, width)).astype(bool) == mask_hw).all())

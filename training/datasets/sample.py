@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,3 +33,22 @@ def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sa
     labels = number[sample.classes] if len(sample.classes) else sample.classes
     kept = labels >= 0
     return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
+
+
+class MadeSamples(Sequence[Sample]):
+    """A set whose samples are made from others when they are asked for.
+
+    Args:
+        indices: one a sample. sample_at: makes the sample of an index.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], sample_at: Callable[[int], Sample], class_names: Sequence[str] = ()
+    ) -> None:
+        self._indices, self._sample_at, self.class_names = indices, sample_at, tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return self._sample_at(self._indices[index])

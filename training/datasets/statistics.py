@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from training.datasets import AnySet, ImageLeftOutError, Problem
 from training.datasets.careless import careless_labels, object_picture
-from training.datasets.sample import Sample
+from training.datasets.pictures import CROWD_RGB, captioned, cell, class_colours, in_grid
 from training.metrics.matching import AREA_RANGES_PX
 
 _CELL_PX = (320, 240)
-_CAPTION_PX = 14
 _MOST_PICTURES = 20  # of each kind of careless labels
 
 
@@ -89,42 +87,15 @@ def _range(values: Sequence[int]) -> list[int]:
 
 def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int = 4) -> Image.Image:
     """Images side by side, objects tinted by class and outlined, crowds grey, captions with ids and counts."""
-    columns = max(1, min(columns, len(indices)))
-    rows = -(-len(indices) // columns)
-    width, height = _CELL_PX[0], _CELL_PX[1] + _CAPTION_PX
-    sheet = Image.new("RGB", (columns * width, max(1, rows) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, index in enumerate(indices):
-        left, top = place % columns * width, place // columns * height
+    cells = []
+    for index in indices:
         try:
             sample = samples[index]
         except ImageLeftOutError:
-            draw.text((left + 3, top + 1), f"sample {index}: left out", fill="black")
+            cells.append(captioned(Image.new("RGB", _CELL_PX, "white"), f"sample {index}: left out"))
             continue
-        sheet.paste(_drawn(sample), (left, top + _CAPTION_PX))
+        colours = np.where(sample.crowd[:, None], CROWD_RGB, class_colours(sample.classes))
         named = Counter(samples.class_names[label] for label in sample.classes)
-        caption = f"{sample.image_id}: " + ", ".join(f"{count} {name}" for name, count in named.most_common())
-        draw.text((left + 3, top + 1), caption[:52].encode("latin-1", "replace").decode("latin-1"), fill="black")
-    return sheet
-
-
-def save_contact_sheet(samples: AnySet, indices: Sequence[int], file: Path) -> None:
-    """Write the sheet as an image file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data_set_contact_sheet(samples, indices).save(file)
-
-
-def _drawn(sample: Sample) -> Image.Image:
-    """The image in the size of a cell; masks are shrunk without losing thin parts."""
-    picture = Image.fromarray(sample.image)
-    picture.thumbnail(_CELL_PX)
-    canvas = np.asarray(picture, np.float32).copy()
-    for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
-        small = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX))
-        inside = small > 96
-        colour = np.array([128, 128, 128]) if crowd else np.random.default_rng(int(label)).uniform(40, 255, 3)
-        canvas[inside] = canvas[inside] * 0.5 + colour * 0.5
-        padded = np.pad(inside, 1)
-        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        canvas[inside & ~inner] = colour
-    return Image.fromarray(canvas.astype(np.uint8))
+        counts = ", ".join(f"{count} {name}" for name, count in named.most_common())
+        cells.append(captioned(cell(sample.image, sample.masks, colours, _CELL_PX), f"{sample.image_id}: {counts}"))
+    return in_grid(cells, columns)

@@ -30,16 +30,10 @@ def add_training_config(cfg: CfgNode) -> None:
     node.ACCUMULATE = 1
     # Arithmetic of the forward pass: "fp32", "bf16" (CPU or GPU), or "fp16" with scaled gradients (GPU).
     node.PRECISION = "fp32"
-    # How often each of DATASETS.TRAIN is drawn from, as shares of the samples ([]: each sample once an epoch).
-    node.SET_SHARES = []
-    # Annotations that cannot be right, and images that are not there: "skip" (counted and logged) or "fatal".
-    node.BAD_ANNOTATIONS = "skip"
+    # Images that are damaged or not there: "skip" (counted and logged) or "fatal".
     node.MISSING_IMAGES = "fatal"
     # What tells the best checkpoint that evaluations (TEST.EVAL_PERIOD) found: "mask" or "boundary" AP.
     node.BEST_BY = "mask"
-    # Iterations between pictures of predictions on DATASETS.TEST (0: none), and how many images each shows.
-    node.PICTURE_PERIOD = 0
-    node.PICTURE_ROWS = 4
     # Size in pixels of generated scenes.
     node.SCENE_WIDTH = 384
     node.SCENE_HEIGHT = 288

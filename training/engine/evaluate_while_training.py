@@ -1,4 +1,4 @@
-"""What a run does now and then beside learning: evaluates its checkpoint, keeps the best one, draws predictions.
+"""What a run does now and then beside learning: evaluates its checkpoint and keeps the best one.
 
 Everything works on the saved checkpoint, so what is measured is what would be served, and none of it touches the random
 numbers of the training: a run with checks learns what the same run without them does.
@@ -9,23 +9,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
-from PIL import Image
 
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import replacing_folder, write_text
-from training.datasets import AnySet, CityscapesSet, open_set, usable_samples
-from training.datasets.loader import to_network_input
+from training.datasets import AnySet, CityscapesSet, open_configured_set
 from training.engine.log import EVALUATIONS_FILE, RunLog
-from training.evaluation.pictures import Comparison
-from training.evaluation.run import evaluate_checkpoint, infer, load_for_evaluation
+from training.evaluation.run import evaluate_checkpoint
 
 BEST_FOLDER = "best"
 METRICS = ("mask", "boundary")
@@ -33,10 +27,6 @@ METRICS = ("mask", "boundary")
 
 class Checks:
     """The periodic checks of a run, on the first process alone.
-
-    Args:
-        cfg: of the run: ``TEST.EVAL_PERIOD``, ``DATASETS.TEST``, ``TRAINING.BEST_BY``, ``TRAINING.PICTURE_*``.
-        folder: of the run; ``best/`` and ``pictures/`` are written here.
 
     Raises:
         ValueError: a check is asked for without a set to do it on, or ``TRAINING.BEST_BY`` is unknown.
@@ -46,19 +36,14 @@ class Checks:
         self.cfg, self.folder = cfg, folder
         if cfg.TRAINING.BEST_BY not in METRICS:
             raise ValueError(f"TRAINING.BEST_BY is {cfg.TRAINING.BEST_BY!r}; choose {' or '.join(METRICS)}")
-        if (cfg.TEST.EVAL_PERIOD or cfg.TRAINING.PICTURE_PERIOD) and not cfg.DATASETS.TEST:
-            raise ValueError("TEST.EVAL_PERIOD and TRAINING.PICTURE_PERIOD need a set in DATASETS.TEST")
+        if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
+            raise ValueError("TEST.EVAL_PERIOD needs a set in DATASETS.TEST")
         self._sets: dict[str, AnySet] = {}
 
     def evaluation_due(self, iteration: int, *, last: bool = False) -> bool:
         """Whether to evaluate after an iteration; the last one counts, and an evaluation that a kill cut off."""
         period = self.cfg.TEST.EVAL_PERIOD
         return period > 0 and iteration > 0 and (last or iteration % period == 0) and not self._is_evaluated(iteration)
-
-    def picture_due(self, iteration: int) -> bool:
-        """Whether to draw after an iteration."""
-        period = self.cfg.TRAINING.PICTURE_PERIOD
-        return period > 0 and iteration % period == 0
 
     def evaluate(self, checkpoint: Path, iteration: int, log: RunLog) -> None:
         """Measure a checkpoint on every test set, write the figures down, and keep it if it is the best so far."""
@@ -76,31 +61,9 @@ class Checks:
         self._keep_best(checkpoint, iteration, figures)
         log.evaluated(iteration, figures)
 
-    def draw(self, checkpoint: Path, iteration: int, log: RunLog) -> Path:
-        """Draw truth, coarse and refined masks of the first test images; returns the PNG."""
-        drawn = Comparison(self.cfg.TRAINING.PICTURE_ROWS)
-        with torch.random.fork_rng():
-            network, cfg, _ = load_for_evaluation(checkpoint, self.cfg.MODEL.DEVICE)
-        resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-        for _, sample in islice(usable_samples(self._set(self.cfg.DATASETS.TEST[0])), drawn.rows):
-            drawn(sample, infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT)))
-        path = self.folder / "pictures" / f"iteration-{iteration:07d}.png"
-        drawn.save(path)
-        with Image.open(path) as picture:
-            log.picture(iteration, np.asarray(picture.convert("RGB")))
-        return path
-
     def _set(self, name: str) -> AnySet:
         if name not in self._sets:
-            keys = self.cfg.TRAINING
-            self._sets[name] = open_set(
-                name,
-                width=keys.SCENE_WIDTH,
-                height=keys.SCENE_HEIGHT,
-                cache=Path(keys.SCENE_CACHE) if keys.SCENE_CACHE else None,
-                bad=keys.BAD_ANNOTATIONS,
-                missing=keys.MISSING_IMAGES,
-            )
+            self._sets[name] = open_configured_set(name, self.cfg)
         return self._sets[name]
 
     def _is_evaluated(self, iteration: int) -> bool:

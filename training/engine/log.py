@@ -14,10 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-import numpy as np
 
 from model.files import write_text
 
@@ -33,12 +30,11 @@ class RunLog:
         folder: of the run. period: iterations between lines.
         first_iteration: where the run goes on; lines of later iterations, of a sitting that was killed after its
             last save, are dropped, since they come again.
-        tell: given a note at every line.
     """
 
-    def __init__(self, folder: Path, period: int, *, first_iteration: int = 0, tell: OnProgress | None = None) -> None:
+    def __init__(self, folder: Path, period: int, *, first_iteration: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.period, self.tell = folder, max(1, period), tell
+        self.folder, self.period = folder, max(1, period)
         for name in (LOSSES_FILE, EVALUATIONS_FILE):
             _keep_until(folder / name, first_iteration)
         self._lines = (folder / LOSSES_FILE).open("a", encoding="utf-8")
@@ -50,9 +46,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._lines.close()
         if self._board is not None:
             self._board.close()
@@ -65,43 +59,32 @@ class RunLog:
         self._scalars({f"evaluation/{name}": value for name, value in figures.items()}, iteration)
         logger.info("%6d evaluated: %s", iteration, " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
-    def picture(self, iteration: int, picture_rgb: np.ndarray) -> None:
-        """Show a picture (H x W x 3 uint8) in TensorBoard."""
-        if self._board is not None:
-            self._board.add_image("predictions", picture_rgb, iteration, dataformats="HWC")
+    def record(
+        self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float
+    ) -> dict[str, float] | None:
+        """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds.
 
-    def record(self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
-        """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds."""
+        Returns:
+            The means that were written; None between lines.
+        """
         now = time.monotonic()
         self._durations_s.append(now - self._last_s)
         self._last_s = now
         self._recent.append(losses)
         if iteration % self.period:
-            return
+            return None
         means = {name: sum(losses[name] for losses in self._recent) / len(self._recent) for name in losses}
         self._recent.clear()
-        self._write(iteration, means, lr, fraction, elapsed_s)
-
-    def _write(self, iteration: int, means: dict[str, float], lr: float, fraction: float, elapsed_s: float) -> None:
         seconds = sum(self._durations_s) / len(self._durations_s)
-        left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else 0.0
         line = {"iteration": iteration, "elapsed_s": round(elapsed_s, 1), "lr": lr, "seconds_per_iteration": seconds}
         self._lines.write(json.dumps(line | means) + "\n")
         self._lines.flush()
         self._scalars(means | {"lr": lr}, iteration)
-        if self.tell is not None:
-            of = round(iteration / fraction) if fraction > 0 else iteration
-            self.tell(RunProgress(iteration, of, "training", means, left_s, elapsed_s))
         parts = " ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in means.items())
-        logger.info(
-            "%6d %5.1f%% %s | lr %.1e %.2f s/it, %.0f min left",
-            iteration,
-            100 * fraction,
-            parts,
-            lr,
-            seconds,
-            left_s / 60,
-        )
+        left_min = elapsed_s * (1 - fraction) / fraction / 60 if fraction > 0 else 0.0
+        speed = f"lr {lr:.1e} {seconds:.2f} s/it, {left_min:.0f} min left"
+        logger.info("%6d %5.1f%% %s | %s", iteration, 100 * fraction, parts, speed)
+        return means
 
     def _scalars(self, values: dict[str, float], iteration: int) -> None:
         if self._board is not None:
@@ -164,9 +147,11 @@ class RunProgress:
 OnProgress = Callable[[RunProgress], None]
 
 
-def write_progress(path: Path, progress: RunProgress) -> None:
-    """Replace the file in one step: a reader finds the old note or the new one, whole."""
+def write_progress(path: Path, progress: RunProgress, tell: OnProgress | None = None) -> None:
+    """Replace the file in one step, so that a reader finds the old note or the new one, whole; and tell who asked."""
     write_text(path, json.dumps(asdict(progress)) + "\n")
+    if tell is not None:
+        tell(progress)
 
 
 def read_progress(path: Path) -> RunProgress | None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 
 from training import distributed as processes
 
@@ -24,17 +23,16 @@ Batch = list[dict[str, Any]]
 
 
 class LearningStep:
-    """Learns from one batch at a time.
-
-    Args:
-        cfg: of the run. model: called with a part of the batch, returns a dict of losses.
-    """
+    """Learns from one batch at a time."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if cfg.TRAINING.ACCUMULATE < 1:
             raise ValueError(f"TRAINING.ACCUMULATE is {cfg.TRAINING.ACCUMULATE}; give 1 or more parts")
         self.model, self.optimizer, self.parts = model, optimizer, cfg.TRAINING.ACCUMULATE
-        self.precision = Precision(cfg.TRAINING.PRECISION, cfg.MODEL.DEVICE)
+        self.device_type = torch.device(cfg.MODEL.DEVICE).type
+        self.dtype = checked_precision(cfg.TRAINING.PRECISION, self.device_type)
+        # Does nothing unless it is enabled.
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
         limit = cfg.SOLVER.CLIP_GRADIENTS
         self.largest_norm = limit.CLIP_VALUE if limit.ENABLED else math.inf
 
@@ -48,19 +46,20 @@ class LearningStep:
         if not math.isfinite(values["total"]):
             diverged(values)
         processes.average_gradients(self.model)
-        self.precision.unscale(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_norm)
-        self.precision.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # left out, and the scale lowered, where scaled gradients overflowed
+        self.scaler.update()
         return values | {"grad_norm": float(norm)}
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         values: dict[str, float] = {}
         for part in in_parts(batch, self.parts):
             share = len(part) / len(batch)
-            with self.precision.forward():
+            with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
                 losses = self.model(part)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            self.precision.backward(total * share)
+            self.scaler.scale(total * share).backward()
             for name, loss in ({"total": total} | losses).items():
                 values[name] = values.get(name, 0.0) + share * float(loss.detach())
         return values
@@ -73,54 +72,19 @@ def in_parts(batch: Batch, parts: int) -> list[Batch]:
     return [batch[start:end] for start, end in pairwise(edges)]
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Precision:
-    """The arithmetic of a run; weights, gradients and the optimiser stay fp32.
-
-    Args:
-        name: "fp32", "bf16", or "fp16" (GPU alone: its gradients vanish unless they are scaled).
-        device: "cpu" or "cuda".
+def checked_precision(name: str, device_type: str) -> torch.dtype | None:
+    """The type that a run's forward pass is cast to, None for fp32; weights, gradients and the optimiser stay fp32.
 
     Raises:
-        ValueError: an unknown name, or fp16 on a CPU.
+        ValueError: an unknown name, or fp16 on a CPU: its gradients vanish unless they are scaled.
     """
-
-    def __init__(self, name: str, device: str) -> None:
-        self.name, self.device_type = name, torch.device(device).type
-        if name not in DTYPES or (name == "fp16" and self.device_type != "cuda"):
-            usable = "fp32, bf16 or fp16" if self.device_type == "cuda" else "fp32 or bf16"
-            raise ValueError(f"TRAINING.PRECISION is {name!r}; on {self.device_type} choose {usable}")
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=name == "fp16")
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        if self.name == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device_type, DTYPES[self.name])
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients, multiplied by the present scale where there is one."""
-        self.scaler.scale(loss).backward()
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """True gradients, ready to be clipped."""
-        self.scaler.unscale_(optimizer)
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimiser step, left out (and the scale lowered) where scaled gradients overflowed."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        """For resuming: the scale; empty where nothing is scaled."""
-        return dict(self.scaler.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the scale."""
-        if state and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state)
+    if name not in DTYPES or (name == "fp16" and device_type != "cuda"):
+        usable = "fp32, bf16 or fp16" if device_type == "cuda" else "fp32 or bf16"
+        raise ValueError(f"TRAINING.PRECISION is {name!r}; on {device_type} choose {usable}")
+    return DTYPES[name]
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,16 +30,7 @@ from training.distributed import keep_freed_memory
 from training.engine.config import network_config
 from training.engine.evaluate_while_training import Checks
 from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.step import (
-    Batch,
-    LearningStep,
-    MovingAverage,
-    Precision,
-    build_optimizer,
-    lr_factor,
-    run_fraction,
-    set_lr,
-)
+from training.engine.step import Batch, LearningStep, MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -61,13 +52,9 @@ class Trainer:
     """Trains a model in a folder.
 
     Args:
-        cfg: from `get_training_config`.
         model: called with a list of network inputs, returns a dict of losses in training.
         folder: where the state, the losses and the checkpoint go.
-        name: of the checkpoint.
-        resume: go on from the folder's state.
         samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
-        metadata: more entries for the checkpoint's metadata.
         on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
     """
 
@@ -90,7 +77,7 @@ class Trainer:
         self.average = MovingAverage(model, cfg.TRAINING.EMA_DECAY) if cfg.TRAINING.EMA_DECAY > 0 else None
         self.progress = TrainingProgress()
         if resume:
-            self.progress = load_state(folder, model, self.optimizer, self.average, self.step.precision)
+            self._load_state()
         self.stop, self.stop_requested = StopSignal(), False
         self.samples = samples if samples is not None else training_samples(cfg)
         if len(self.samples.class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
@@ -131,7 +118,7 @@ class Trainer:
         if processes.rank() != 0:
             return nullcontext()
         period, first = self.cfg.TRAINING.LOG_PERIOD, self.progress.iteration
-        return RunLog(self.folder, period, first_iteration=first, tell=self._pass_on)
+        return RunLog(self.folder, period, first_iteration=first)
 
     def _loop(self, batches: Iterator[Batch], log: RunLog | None) -> None:
         if log is not None and self.checks.evaluation_due(self.progress.iteration):
@@ -147,8 +134,8 @@ class Trainer:
             elapsed_s, stop = processes.broadcast_floats(before_s + time.monotonic() - started_s, self.stop.wished)
             self.progress.elapsed_s, self.stop_requested = elapsed_s, bool(stop)
             fraction = run_fraction(self.cfg, self.progress.iteration, self.progress.elapsed_s)
-            if log is not None:
-                log.record(self.progress.iteration, losses, lr, fraction, self.progress.elapsed_s)
+            if log is not None and (means := log.record(self.progress.iteration, losses, lr, fraction, elapsed_s)):
+                self._tell("training", means)
             if self._save_due():
                 self.save()
                 self._check(log)
@@ -162,32 +149,27 @@ class Trainer:
 
     def _save_due(self) -> bool:
         iteration = self.progress.iteration
-        checked = self.checks.evaluation_due(iteration) or self.checks.picture_due(iteration)
-        return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or checked
+        return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.checks.evaluation_due(iteration)
 
     def _check(self, log: RunLog | None, *, last: bool = False) -> None:
         """Look at the checkpoint that was just saved; the other processes wait at their next step."""
         if log is None:
             return
         iteration, checkpoint = self.progress.iteration, self.folder / "checkpoint"
-        if self.checks.picture_due(iteration):
-            self.checks.draw(checkpoint, iteration, log)
         if self.checks.evaluation_due(iteration, last=last):
             self._tell("evaluating")
             self.checks.evaluate(checkpoint, iteration, log)
 
-    def _tell(self, phase: str, *, error: str = "") -> None:
+    def _tell(self, phase: str, losses: dict[str, float] | None = None, *, error: str = "") -> None:
+        """Note how far the run is, on the first process."""
+        if processes.rank() != 0:
+            return
         iteration, elapsed_s = self.progress.iteration, self.progress.elapsed_s
         fraction = run_fraction(self.cfg, iteration, elapsed_s)
         of = round(iteration / fraction) if fraction > 0 else self.cfg.SOLVER.MAX_ITER
         left_s = elapsed_s * (1 - fraction) / fraction if fraction > 0 else None
-        self._pass_on(RunProgress(iteration, of, phase, {}, left_s, elapsed_s, error))
-
-    def _pass_on(self, progress: RunProgress) -> None:
-        if processes.rank() == 0:
-            write_progress(self.folder / PROGRESS_FILE, progress)
-            if self.on_progress is not None:
-                self.on_progress(progress)
+        progress = RunProgress(iteration, of, phase, losses or {}, left_s, elapsed_s, error)
+        write_progress(self.folder / PROGRESS_FILE, progress, self.on_progress)
 
     def _diverged(self, batch: Batch, values: dict[str, float]) -> None:
         path = self.folder / f"diverged_batch_{processes.rank()}.pt"
@@ -202,7 +184,7 @@ class Trainer:
         path = self.folder / "checkpoint"
         if processes.rank() != 0:
             return path
-        save_state(self.folder, self.progress, self.model, self.optimizer, self.average, self.step.precision)
+        self._save_state()
         seen = self.progress.iteration * self.cfg.SOLVER.IMS_PER_BATCH
         training = {
             "iterations": self.progress.iteration,
@@ -223,64 +205,45 @@ class Trainer:
         save_checkpoint(path, network_config(self.cfg), weights, metadata, half=True, overwrite=True)
         return path
 
+    def _save_state(self) -> None:
+        """Write the state atomically: a killed save leaves the previous one whole."""
+        state: dict[str, Any] = {
+            "iteration": self.progress.iteration,
+            "elapsed_s": self.progress.elapsed_s,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scale": self.step.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            state["rng_cuda"] = torch.cuda.get_rng_state()
+        if self.average is not None:
+            state |= {"average": self.average.state, "average_updates": self.average.updates}
+        with replacing(self.folder / STATE_FILE) as unfinished:
+            torch.save(state, unfinished)
 
-def save_state(
-    folder: Path,
-    progress: TrainingProgress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
-    precision: Precision | None = None,
-) -> Path:
-    """Write the state atomically (a killed save leaves the previous one whole); returns its path."""
-    path = folder / STATE_FILE
-    state: dict[str, Any] = {
-        "iteration": progress.iteration,
-        "elapsed_s": progress.elapsed_s,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["rng_cuda"] = torch.cuda.get_rng_state()
-    if precision is not None and (scale := precision.state_dict()):
-        state["scale"] = scale
-    if average is not None:
-        state["average"] = average.state
-        state["average_updates"] = average.updates
-    with replacing(path) as unfinished:
-        torch.save(state, unfinished)
-    return path
+    def _load_state(self) -> None:
+        """Restore everything `_save_state` wrote; what an older or another run did not write stays as it is.
 
-
-def load_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
-    precision: Precision | None = None,
-) -> TrainingProgress:
-    """Restore everything `save_state` wrote, in place; what an older or another run did not write stays as it is.
-
-    Raises:
-        FileNotFoundError: the folder holds no state.
-    """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if "rng_cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["rng_cuda"])
-    if precision is not None and "scale" in state:
-        precision.load_state_dict(state["scale"])
-    if average is not None and "average" in state:
-        for name, value in state["average"].items():
-            average.state[name].copy_(value)
-        average.updates = state["average_updates"]
-    return TrainingProgress(state["iteration"], state["elapsed_s"])
+        Raises:
+            FileNotFoundError: the folder holds no state.
+        """
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scale"):
+            self.step.scaler.load_state_dict(state["scale"])
+        torch.set_rng_state(state["rng"])
+        if "rng_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["rng_cuda"])
+        if self.average is not None and "average" in state:
+            for name, value in state["average"].items():
+                self.average.state[name].copy_(value)
+            self.average.updates = state["average_updates"]
+        self.progress = TrainingProgress(state["iteration"], state["elapsed_s"])
 
 
 class StopSignal:
@@ -298,9 +261,7 @@ class StopSignal:
             self._previous = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -1,31 +1,17 @@
-"""COCO's records in memory, without pycocotools' chatter on standard output."""
+"""COCO's records in memory: ground truth from samples, results from detections."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
 
 from training.datasets import Sample
 
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Swallow what pycocotools prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def load_quietly(path: Path) -> COCO:
-    """A COCO index of an annotation file."""
-    with quiet():
-        return COCO(str(path))
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 
 def encode(mask_hw: np.ndarray) -> dict[str, Any]:
@@ -77,14 +63,10 @@ class TruthBuilder:
         self.images += other.images
         self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
 
-    def build(self) -> COCO:
-        """The index that COCO's evaluation reads."""
-        coco = COCO()
+    def build(self) -> dict[str, Any]:
+        """The ground truth, as a COCO file holds it."""
         categories = [{"id": number + 1, "name": name} for number, name in enumerate(self.class_names)]
-        coco.dataset = {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
-        with quiet():
-            coco.createIndex()
-        return coco
+        return {"info": {}, "images": self.images, "annotations": self.annotations, "categories": categories}
 
 
 def coco_results(
@@ -95,3 +77,9 @@ def coco_results(
         {"image_id": image_id, "category_id": int(label) + 1, "score": float(score), "segmentation": encode(mask)}
         for mask, score, label in zip(masks, scores, classes, strict=True)
     ]
+
+
+def instance_results(image_id: int, instances: Instances, masks: str = "pred_masks") -> list[dict[str, Any]]:
+    """COCO results of one image from a network's detections on the CPU; `masks` names the field that holds them."""
+    hard = instances.get(masks).numpy().astype(bool)
+    return coco_results(image_id, hard, instances.scores.numpy(), instances.pred_classes.numpy())

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from training.datasets.coco_records import CocoRecords, Record, is_ignored, read_records
 from training.datasets.problems import Problems
 from training.metrics.coco import compressed
-from training.metrics.coco_schema import RecordError, is_integer, is_number, read_json
+from training.metrics.coco_schema import RecordError, is_integer, is_number
 
 _LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -43,22 +43,17 @@ class Truth:
         return [f"ground truth: {count} x {kind}; {examples[kind]}" for kind, count in kinds.items()]
 
 
-def read_truth(path: Path, *, masks: bool, federated: bool = False) -> Truth:
-    """Read a COCO (`federated`: LVIS) ground truth.
+def checked_truth(dataset: Any, path: Path, *, masks: bool, federated: bool = False) -> Truth:
+    """Check a COCO (`federated`: LVIS) ground truth.
 
     Args:
-        path: of the JSON file.
+        dataset: parsed JSON of the file `path`.
         masks: whether segmentations are going to be used; boxes otherwise.
         federated: demand LVIS's lists of categories for each image.
 
     Raises:
         RecordError: the file is no ground truth of this kind, or an image has no size to draw masks in.
     """
-    return checked_truth(read_json(path), path, masks=masks, federated=federated)
-
-
-def checked_truth(dataset: Any, path: Path, *, masks: bool, federated: bool = False) -> Truth:
-    """As `read_truth`, of parsed JSON."""
     problems = Problems()
     try:
         records = read_records(dataset, path, problems, masks=masks)

@@ -20,7 +20,7 @@ Shape shorthand: R RoIs, S side of a level, L levels coarse to fine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
@@ -38,9 +37,9 @@ from model.mask_head.head import CoarseOutput, TransfinerMaskHead
 from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
 from training.datasets import AnySet, Sample, usable_samples
-from training.datasets.loader import to_network_input
+from training.datasets.loader import to_test_input
 from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.metrics.coco import mask_ap
+from training.metrics.coco import coco_ap
 
 GRID_SIDE = 224
 MATCH_IOU = 0.5
@@ -88,15 +87,13 @@ def recorded_refinement(network: nn.Module) -> Iterator[list[Refined]]:
 class _RegionTotals:
     """Counts and COCO results that one pass over a set collects."""
 
-    counts: list[RegionCounts] = field(default_factory=list)
-    levels: list[Confusion] = field(default_factory=list)
+    levels: list[Tensor]
+    counts: list[Tensor] = field(default_factory=lambda: [torch.zeros((0, 4), dtype=torch.int64)])
     coarse: list[dict[str, Any]] = field(default_factory=list)
     filled: list[dict[str, Any]] = field(default_factory=list)
 
 
-def analyse(
-    network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE, progress: Callable[[int], object] = int
-) -> dict[str, Any]:
+def analyse(network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GRID_SIDE) -> dict[str, Any]:
     """Properties of incoherent regions (Table 1) and of their detection (Table 3; None without a quadtree).
 
     Args:
@@ -110,18 +107,17 @@ def analyse(
     """
     head = mask_head_of(network)
     sizes = head.sizes if head else []
-    truth, regions = TruthBuilder(samples.class_names), _RegionTotals(levels=[Confusion() for _ in sizes])
-    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    for index, sample in usable_samples(samples):
+    truth = TruthBuilder(samples.class_names)
+    regions = _RegionTotals([torch.zeros(4, dtype=torch.int64) for _ in sizes])
+    for _, sample in usable_samples(samples):
         truth.add(sample)
-        record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
+        record = to_test_input(sample, cfg)
         instances, refined = _predict(network, record, recorded=bool(sizes))
         _study(sample, instances, refined, sizes, side, regions)
-        progress(index + 1)
-    index_of_truth = truth.build()
-    table1 = region_properties(join_counts(regions.counts)) | {
-        "ap_coarse": mask_ap(index_of_truth, regions.coarse)["AP"],
-        "ap_gt": mask_ap(index_of_truth, regions.filled)["AP"],
+    dataset = truth.build()
+    table1 = region_properties(torch.cat(regions.counts)) | {
+        "ap_coarse": coco_ap(dataset, regions.coarse, "segm")["AP"],
+        "ap_gt": coco_ap(dataset, regions.filled, "segm")["AP"],
     }
     table3 = detector_figures(regions.levels, sizes) if sizes else None
     return {"images": len(samples), "table1": table1, "table3": table3}
@@ -161,7 +157,9 @@ def _study(
         known = matched < rois  # a limit on refined instances leaves the later ones without nodes
         if not known.any():
             return
-        wanted = wanted_regions(_crop(cut, cut_boxes, 2 * sizes[-1])[known], len(sizes))
+        # Equation 1 within its parents' coverage, from truth of twice the finest level's side.
+        fine = _crop(cut, cut_boxes, 2 * sizes[-1])[known]
+        wanted = incoherent_regions(fine, len(sizes), nested=True)
         for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
             regions.levels[level] += compare_regions(grid[matched[known]], right)
 
@@ -230,53 +228,28 @@ def fill_with_truth(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> 
     return torch.where(incoherent_union(truth, halvings), truth, coarse)
 
 
-@dataclass(frozen=True)
-class RegionCounts:
-    """Pixels of R objects, int64 (R,) each.
-
-    Attributes:
-        places: of the grid; region: in U; errors: where the coarse mask is wrong; caught: errors in U.
-    """
-
-    places: Tensor
-    region: Tensor
-    errors: Tensor
-    caught: Tensor
-
-    def __len__(self) -> int:
-        return len(self.region)
-
-
-def region_counts(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> RegionCounts:
-    """Count regions and errors of bool (R, S, S) masks."""
+def region_counts(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> Tensor:
+    """Count pixels of bool (R, S, S) masks: int64 (R, 4), of the grid, in U, coarsely wrong, and wrong in U."""
     union = incoherent_union(truth, halvings)
     wrong = coarse != truth
-    places = torch.full((len(truth),), truth[0].numel() if len(truth) else 0, dtype=torch.int64)
-    return RegionCounts(places, union.flatten(1).sum(1), wrong.flatten(1).sum(1), (wrong & union).flatten(1).sum(1))
+    return torch.stack([part.flatten(1).sum(1) for part in (torch.ones_like(truth), union, wrong, wrong & union)], 1)
 
 
-def join_counts(parts: list[RegionCounts]) -> RegionCounts:
-    """Objects of several images as one."""
-    fields = ("places", "region", "errors", "caught")
-    empty = torch.zeros(0, dtype=torch.int64)
-    return RegionCounts(*(torch.cat([empty, *(getattr(part, name) for part in parts)]) for name in fields))
-
-
-def region_properties(counts: RegionCounts) -> dict[str, float]:
-    """Table 1's first three columns as fractions: the mean over objects, and pooled over all pixels.
+def region_properties(counts: Tensor) -> dict[str, float]:
+    """Table 1's first three columns as fractions, from (R, 4) `region_counts`: means over objects, and pooled.
 
     An object without any error has no recall, one without any region no accuracy; they are left out of those means.
     NaN where nothing is left.
     """
-    region, errors, caught = counts.region.double(), counts.errors.double(), counts.caught.double()
+    places, region, errors, caught = counts.double().unbind(1)
     some_error, some_region = errors > 0, region > 0
     return {
-        "percent": _mean(region / counts.places),
+        "percent": _mean(region / places),
         "recall_err": _mean((caught / errors)[some_error]),
         "accuracy": _mean((1 - caught / region)[some_region]),
-        "percent_pooled": _share(region, counts.places.double()),
-        "recall_err_pooled": _share(caught, errors),
-        "accuracy_pooled": 1 - _share(caught, region),
+        "percent_pooled": _share(region.sum(), places.sum()),
+        "recall_err_pooled": _share(caught.sum(), errors.sum()),
+        "accuracy_pooled": 1 - _share(caught.sum(), region.sum()),
         "objects": float(len(counts)),
     }
 
@@ -286,46 +259,24 @@ def _mean(values: Tensor) -> float:
 
 
 def _share(part: Tensor, whole: Tensor) -> float:
-    total = float(whole.sum())
-    return float(part.sum()) / total if total else float("nan")
+    return float(part / whole) if whole else float("nan")
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Counted places."""
-
-    hit: int = 0
-    false_alarm: int = 0
-    miss: int = 0
-    right_rejection: int = 0
-
-    def __add__(self, other: Confusion) -> Confusion:
-        return Confusion(
-            self.hit + other.hit,
-            self.false_alarm + other.false_alarm,
-            self.miss + other.miss,
-            self.right_rejection + other.right_rejection,
-        )
-
-    def figures(self) -> dict[str, float]:
-        """precision, recall, accuracy and f1 as fractions; NaN where nothing was counted."""
-        everything = self.hit + self.false_alarm + self.miss + self.right_rejection
-        return {
-            "precision": _ratio(self.hit, self.hit + self.false_alarm),
-            "recall": _ratio(self.hit, self.hit + self.miss),
-            "accuracy": _ratio(self.hit + self.right_rejection, everything),
-            "f1": _ratio(2 * self.hit, 2 * self.hit + self.false_alarm + self.miss),
-        }
+def compare_regions(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Count bool (R, S, S) regions against the right ones: int64 (4,), hits, false alarms, misses, right rejections."""
+    pairs = ((predicted, wanted), (predicted, ~wanted), (~predicted, wanted), (~predicted, ~wanted))
+    return torch.stack([(marked & right).sum() for marked, right in pairs])
 
 
-def compare_regions(predicted: Tensor, wanted: Tensor) -> Confusion:
-    """Count bool (R, S, S) regions against the right ones."""
-    return Confusion(
-        int((predicted & wanted).sum()),
-        int((predicted & ~wanted).sum()),
-        int((~predicted & wanted).sum()),
-        int((~predicted & ~wanted).sum()),
-    )
+def confusion_figures(counts: Tensor) -> dict[str, float]:
+    """precision, recall, accuracy and f1 of `compare_regions`, as fractions; NaN where nothing was counted."""
+    hit, false_alarm, miss, rejection = counts
+    return {
+        "precision": _share(hit, hit + false_alarm),
+        "recall": _share(hit, hit + miss),
+        "accuracy": _share(hit + rejection, counts.sum()),
+        "f1": _share(2 * hit, 2 * hit + false_alarm + miss),
+    }
 
 
 def regions_of_nodes(levels: Sequence[Nodes], rois: int, sizes: Sequence[int]) -> list[Tensor]:
@@ -338,16 +289,7 @@ def regions_of_nodes(levels: Sequence[Nodes], rois: int, sizes: Sequence[int]) -
     return grids
 
 
-def wanted_regions(truth: Tensor, levels: int) -> list[Tensor]:
-    """Equation 1 within its parents' coverage, from truth of twice the finest level's side; L bool, coarsest first."""
-    return incoherent_regions(truth, levels, nested=True)
-
-
-def detector_figures(levels: Sequence[Confusion], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+def detector_figures(levels: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     """Figures of every level, named by its side, and of all their places together as ``pooled``."""
-    named = {str(size): level.figures() for size, level in zip(sizes, levels, strict=True)}
-    return named | {"pooled": sum(levels, Confusion()).figures()}
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+    named = {str(size): confusion_figures(level) for size, level in zip(sizes, levels, strict=True)}
+    return named | {"pooled": confusion_figures(torch.stack(list(levels)).sum(0))}

@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
-from model.checkpoints.metadata import read_metadata, update_metadata
+from model.checkpoints.metadata import CARD_FILE, read_metadata, update_metadata
 from model.files import write_text
 from model.instance import iou_matrix
 from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
 from training.datasets import AnySet, usable_samples
-from training.datasets.loader import to_network_input
-from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.evaluation.model_card import CARD_FILE
+from training.datasets.loader import to_test_input
+from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.evaluation.run import infer, load_for_evaluation
 from training.metrics.bootstrap import MASK_KINDS, image_weights, resampled_ap
 
@@ -55,29 +53,27 @@ def compare_precisions(
     to_bf16(networks["bf16"])
     if names != samples.class_names:
         raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
-    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     truth = TruthBuilder(names)
     results: dict[str, list[dict[str, Any]]] = {precision: [] for precision in networks}
     seconds: dict[str, list[float]] = {precision: [] for precision in networks}
     overlaps: list[float] = []
     for index, sample in usable_samples(samples):
         truth.add(sample)
-        record = to_network_input(sample, resize, cfg.INPUT.FORMAT)
+        record = to_test_input(sample, cfg)
         detections: dict[str, Instances] = {}
         for precision in ("fp32", "bf16") if index % 2 else ("bf16", "fp32"):
             began_s = time.process_time()
             detections[precision] = infer(networks[precision], record)
             seconds[precision].append(time.process_time() - began_s)
         for precision, instances in detections.items():
-            scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
-            results[precision] += coco_results(sample.image_id, _masks(instances), scores, classes)
+            results[precision] += instance_results(sample.image_id, instances)
         overlaps += _overlaps(detections["fp32"], detections["bf16"])
         progress()
-    dataset = truth.build().dataset
+    dataset = truth.build()
     single = np.array(overlaps)
     return {
         "images": len(truth.images),
-        **_ap_differences(dataset, results, ratio),
+        **ap_differences(dataset, results, ratio),
         "single_masks": {
             "count": len(single),
             "mean_iou": float(single.mean()) if len(single) else 1.0,
@@ -107,7 +103,7 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
     return overlaps
 
 
-def _ap_differences(
+def ap_differences(
     dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], ratio: float
 ) -> dict[str, dict[str, float]]:
     """ "mask_ap" and "boundary_ap" of both precisions, and the difference with its interval: fractions."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Instances
 from torch import nn
 
@@ -26,9 +24,9 @@ from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.network import build_network
 from training.datasets import AnySet, ImageLeftOutError, Sample
-from training.datasets.loader import to_network_input
+from training.datasets.loader import to_test_input
 from training.distributed import keep_freed_memory
-from training.evaluation.coco_format import TruthBuilder, coco_results, decode_masks
+from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.metrics.coco import coco_ap
 from training.metrics.parallel import map_in_processes
 
@@ -60,13 +58,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and model cards."""
-        return {
-            "refined": self.refined,
-            "coarse": self.coarse,
-            "boundary_gain": self.boundary_gain,
-            "images": self.images,
-            "seconds_per_image": self.seconds_per_image,
-        }
+        return asdict(self) | {"boundary_gain": self.boundary_gain}
 
 
 def load_for_evaluation(
@@ -104,13 +96,10 @@ def evaluate_checkpoint(
     """Run a checkpoint over a set and measure it.
 
     Args:
-        directory: of the checkpoint.
         samples: the set; its classes must be the checkpoint's.
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
-        overrides: configuration keys and values, alternating.
         processes: that share the images (on a CPU), each with this one's number of threads.
-        progress: called with how many images are done.
-        observe: called with each sample and its detections, to draw them for instance.
+        observe: called in this process, which then does all the work, with each sample and its detections.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
@@ -119,10 +108,11 @@ def evaluate_checkpoint(
     if names != samples.class_names:
         raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
     truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
-    images = 0
+    images, keep = 0, observe is not None
     given = (directory, samples, device, overrides, torch.get_num_threads())
-    indices = [(index, processes <= 1 and observe is not None) for index in range(len(samples))]
-    for done, seen in enumerate(map_in_processes(_look, indices, processes, start=_open, start_with=given), 1):
+    indices = [(index, keep) for index in range(len(samples))]
+    shared = 1 if keep else processes
+    for done, seen in enumerate(map_in_processes(_look, indices, shared, start=_open, start_with=given), 1):
         progress(done)
         if seen is None:
             continue
@@ -131,10 +121,10 @@ def evaluate_checkpoint(
         refined += seen.refined
         coarse += seen.coarse
         seconds += seen.seconds
-        if observe is not None:
-            observe(*(seen.shown or (samples[done - 1], seen.rebuilt())))
+        if observe is not None and seen.shown is not None:
+            observe(*seen.shown)
     _close()
-    dataset = truth.build().dataset
+    dataset = truth.build()
 
     def measure(results: list[Result]) -> Metrics:
         return {
@@ -160,21 +150,6 @@ class _Seen:
     coarse: list[Result]
     seconds: float
     shown: tuple[Sample, Instances] | None
-
-    def rebuilt(self) -> Instances:
-        """The detections' masks, scores and classes again, from their results."""
-        image = self.truth.images[0]
-        shape = (image["height"], image["width"])
-        kinds = {"pred_masks": self.refined, "pred_coarse_masks": self.coarse}
-        masks = {
-            name: decode_masks([result["segmentation"] for result in results], shape) for name, results in kinds.items()
-        }
-        return Instances(
-            shape,
-            scores=torch.tensor([result["score"] for result in self.refined], dtype=torch.float32),
-            pred_classes=torch.tensor([result["category_id"] - 1 for result in self.refined], dtype=torch.int64),
-            **{name: torch.from_numpy(mask) for name, mask in masks.items()},
-        )
 
 
 class _Open(NamedTuple):
@@ -211,23 +186,16 @@ def _look(index: int, keep: bool) -> _Seen | None:
         logger.warning("not evaluated: %s", error)
         return None
     truth.add(sample)
-    resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     began_s = time.perf_counter()
-    instances = infer(network, to_network_input(sample, resize, cfg.INPUT.FORMAT))
+    instances = infer(network, to_test_input(sample, cfg))
     seconds = time.perf_counter() - began_s
-    scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
-    kinds = [
-        coco_results(sample.image_id, _masks(masks), scores, classes)
-        for masks in (instances.pred_masks, instances.pred_coarse_masks)
-    ]
-    return _Seen(truth, kinds[0], kinds[1], seconds, (sample, instances) if keep else None)
+    refined, coarse = (
+        instance_results(sample.image_id, instances, masks) for masks in ("pred_masks", "pred_coarse_masks")
+    )
+    return _Seen(truth, refined, coarse, seconds, (sample, instances) if keep else None)
 
 
 @torch.inference_mode()
 def infer(network: nn.Module, record: dict[str, Any]) -> Instances:
     """Detections of one network input, on the CPU."""
     return network([record])[0]["instances"].to("cpu")
-
-
-def _masks(masks: torch.Tensor) -> np.ndarray:
-    return masks.numpy().astype(bool)

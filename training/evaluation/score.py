@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.coco_truth import read_truth
+from training.evaluation.coco_truth import checked_truth
 from training.metrics.bdd100k import bdd100k_ap
 from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
 from training.metrics.cityscapes import cityscapes_ap
 from training.metrics.coco import IouKind, Progress, coco_ap
-from training.metrics.coco_schema import read_results
+from training.metrics.coco_schema import checked_results, read_json
 from training.metrics.lvis import lvis_ap
 
 METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
@@ -79,10 +79,7 @@ def score(
 
     Args:
         truth, results: files for COCO and LVIS, folders for Cityscapes and BDD100K.
-        metric: one of `METRICS`.
-        layout: one of `LAYOUTS`.
         ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
-        mask_areas: see `coco_records.detections`.
         unknown_categories: leave out results of categories that the ground truth lacks instead of refusing them.
         processes: to share the work among; the numbers are the same.
         progress: told (images done, images in all).
@@ -113,10 +110,11 @@ def _score_coco(
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
-    known = read_truth(truth, masks=masks, federated=federated)
+    known = checked_truth(read_json(truth), truth, masks=masks, federated=federated)
     dataset = known.dataset
-    results, left_out = read_results(
-        results_file,
+    results, left_out = checked_results(
+        read_json(results_file),
+        str(results_file),
         dataset,
         masks=masks,
         unknown_categories=unknown_categories,

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
-from model.instance import Instance
+from model.instance import Instance, iou_matrix
 from training.datasets import AnySet, ImageLeftOutError, Sample
 from training.datasets.careless import object_picture, object_places, save_pictures
 
@@ -68,13 +67,9 @@ def doubted_labels(
 def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[Instance]) -> list[tuple[int, Doubt]]:
     """Number and doubt of each label that a prediction of another class overlaps, and no surer one of its own."""
     known = [instance for instance in instances if instance.label in class_names]
-    drawn, seen = (
-        [coco_mask.encode(np.asfortranarray(mask_hw, np.uint8)) for mask_hw in masks]
-        for masks in (sample.masks, [instance.mask_hw for instance in known])
-    )
-    overlap_pn = np.asarray(coco_mask.iou(seen, drawn, [0] * len(drawn))).reshape(len(seen), len(drawn))
+    overlap_pn = iou_matrix([instance.mask_hw for instance in known], list(sample.masks))
     # A prediction speaks of the object that it fits best: a neighbour's is no doubt.
-    best = overlap_pn.argmax(1) if len(drawn) else np.zeros(0, int)
+    best = overlap_pn.argmax(1) if len(sample.masks) else np.zeros(0, int)
     doubts: list[tuple[int, Doubt]] = []
     for n in np.flatnonzero(~sample.crowd):
         label, scores = class_names[sample.classes[n]], dict[str, float]()

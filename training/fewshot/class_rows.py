@@ -64,9 +64,7 @@ def similar_classes(cells: Cells, sources: Sequence[int | None]) -> list[int]:
     return similar
 
 
-def fit_rows(
-    cells: Cells, start: ClassRows, *, steps: int = STEPS, on_loss: Callable[[int, float], object] | None = None
-) -> ClassRows:
+def fit_rows(cells: Cells, start: ClassRows, *, on_loss: Callable[[int, float], object] | None = None) -> ClassRows:
     """Learn J rows from cells, held near the rows they start from. A class without objects keeps its rows.
 
     Args:
@@ -78,8 +76,8 @@ def fit_rows(
     levels = [_level(cells, number) for number in range(len(STRIDES))]
     positives = (cells.targets > 0).sum().clamp(min=1)
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
         loss = PULL * (weight**2).sum()
         for number, (features, targets, weights) in enumerate(levels):
             logits = features @ (start.weight[number] + weight[number]).T + start.bias[number] + bias[number]

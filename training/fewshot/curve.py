@@ -7,7 +7,6 @@ every draw, so a curve without outlines costs little more than its largest point
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from model.checkpoints.checkpoint import load_checkpoint
-from training.datasets import CocoSet, Sample
-from training.datasets.sample import narrowed
-from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.datasets import CocoSet
+from training.datasets.sample import MadeSamples, narrowed
+from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.fewshot import outlines
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learn import VIEWS_PER_IMAGE
@@ -34,41 +33,34 @@ class CurvePoint:
     Attributes:
         images: learned from. seed: of the draw.
         mask_ap, boundary_ap: on the test images, fractions.
-        fit_cpu_s: processor time of the fit.
     """
 
     images: int
     seed: int
     mask_ap: float
     boundary_ap: float
-    fit_cpu_s: float
 
 
-class ClassSamples(Sequence[Sample]):
-    """The images of a set that show one of some classes, or all of them; other classes' objects are background."""
+def class_samples(samples: CocoSet, classes: Sequence[str], *, all_images: bool = False) -> MadeSamples:
+    """The images of a set that show one of some classes, or all of them; other classes' objects are background.
 
-    def __init__(self, samples: CocoSet, classes: Sequence[str], *, all_images: bool = False) -> None:
-        self.samples, self.class_names = samples, tuple(classes)
-        if absent := [name for name in classes if name not in samples.class_names]:
-            raise ValueError(f"the set has no class {', '.join(absent)}; it has {', '.join(samples.class_names)}")
-        wanted = {number for number, name in enumerate(samples.class_names) if name in classes}
-        self._indices = [index for index in range(len(samples)) if all_images or samples.classes_at(index) & wanted]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return narrowed(self.samples[self._indices[index]], self.samples.class_names, self.class_names)
+    Raises:
+        ValueError: the set has no such class.
+    """
+    if absent := [name for name in classes if name not in samples.class_names]:
+        raise ValueError(f"the set has no class {', '.join(absent)}; it has {', '.join(samples.class_names)}")
+    wanted = {number for number, name in enumerate(samples.class_names) if name in classes}
+    indices = [index for index in range(len(samples)) if all_images or samples.classes_at(index) & wanted]
+    return MadeSamples(indices, lambda index: narrowed(samples[index], samples.class_names, classes), classes)
 
 
 def fewshot_curve(
     base: Path,
-    train: ClassSamples,
-    test: ClassSamples,
+    train: MadeSamples,
+    test: MadeSamples,
     counts: Sequence[int],
     seeds: int,
     *,
-    ratio: float = 0.02,
     progress: Callable[[CurvePoint], object] = lambda _: None,
 ) -> list[CurvePoint]:
     """Learn from `counts` images of `train`, drawn `seeds` times, and measure on `test`.
@@ -87,41 +79,25 @@ def fewshot_curve(
         sample = test[number]
         truth.add(sample)
         shown.append((sample.image_id, learner.look(sample, 1, (0, number))))
-    dataset, points = truth.build().dataset, []
+    dataset, points = truth.build(), []
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(train)).tolist()
         for count in counts:
             for index in order[:count]:
                 if index not in kept:
                     kept[index] = learner.look(train[index], VIEWS_PER_IMAGE, (seed, index))
-            began = time.process_time()
             rows = learner.rows([kept[index] for index in order[:count]])
-            fit_s = time.process_time() - began
-            drawn = [train[index] for index in order[:count]] if count >= outlines.LEAST_IMAGES else []
-            with _learned_outlines(learner, DrawnSamples(train.class_names, drawn)):
+            drawn = order[:count] if count >= outlines.LEAST_IMAGES else []
+            with _learned_outlines(learner, MadeSamples(drawn, train.__getitem__, train.class_names)):
                 results = _results(learner, shown, rows)
-            mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary", ratio=ratio)
-            points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"], fit_s))
+            mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary")
+            points.append(CurvePoint(count, seed, mask["AP"], boundary["AP"]))
             progress(points[-1])
     return points
 
 
-@dataclass(slots=True)
-class DrawnSamples:
-    """Some samples of a set."""
-
-    class_names: tuple[str, ...]
-    samples: Sequence[Sample]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-
 @contextmanager
-def _learned_outlines(learner: FewShotLearner, samples: DrawnSamples) -> Iterator[None]:
+def _learned_outlines(learner: FewShotLearner, samples: MadeSamples) -> Iterator[None]:
     """The learner outlines as it would after learning from the samples' masks, where that is better; then as before."""
     if not len(samples):
         yield
@@ -141,12 +117,9 @@ def _learned_outlines(learner: FewShotLearner, samples: DrawnSamples) -> Iterato
 def _results(
     learner: FewShotLearner, shown: Sequence[tuple[int, LearnedImage]], rows: ClassRows
 ) -> list[dict[str, Any]]:
-    results = []
-    for image_id, image in shown:
-        instances = learner.detections(image, rows)
-        masks, scores = instances.pred_masks.numpy(), instances.scores.numpy()
-        results += coco_results(image_id, masks, scores, instances.pred_classes.numpy())
-    return results
+    return [
+        result for image_id, image in shown for result in instance_results(image_id, learner.detections(image, rows))
+    ]
 
 
 def curve_as_dict(points: Sequence[CurvePoint]) -> dict[str, object]:

@@ -17,6 +17,7 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_pr
 from training.fewshot import outlines
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
-from training.finetune.data import NothingToLearn
+from training.finetune.data import training_part
 from training.snapshots.format import encode_rle
-from training.snapshots.samples import SnapshotSamples, relabel_samples
+from training.snapshots.samples import relabel_samples
 
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.
@@ -85,7 +86,7 @@ def learn_few_shot(
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
         ValueError: classes and renamings do not fit, or the base is another network.
     """
-    samples = _training_part(snapshot)
+    samples = training_part(snapshot)
     classes = tuple(classes) or samples.snapshot.classes
     learner = FewShotLearner(load_checkpoint(base), classes, renamed)
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
@@ -118,15 +119,6 @@ def learn_few_shot(
     return out / CHECKPOINT
 
 
-def _training_part(snapshot: Path) -> SnapshotSamples:
-    samples = SnapshotSamples(snapshot)
-    if len(samples) == 0:
-        raise NothingToLearn(
-            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more"
-        )
-    return samples
-
-
 def _looked_at(
     learner: FewShotLearner, samples: SampleSet, views: int, seed: int, progress: _Progress
 ) -> list[LearnedImage]:
@@ -146,7 +138,7 @@ def _outlines(
     state, choice = outlines.learn_outlines(
         learner.network.prompts, samples, out / "outlines", on_step=lambda _: progress.add(outlines.STEP_S)
     )
-    return state if choice.is_better else None, {"outlines": choice.as_dict()}
+    return state if choice.is_better else None, {"outlines": asdict(choice)}
 
 
 def _cross_validate(
@@ -162,7 +154,6 @@ def _cross_validate(
 
     Args:
         pools: role -> content hash -> image that its model learned from; truth: objects by content hash.
-        incumbent_facts: what the incumbent's checkpoint says about its learning.
     """
     answers = {role: out_of_fold(learner, images, folds, progress) for role, images in pools.items()}
     power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
@@ -189,7 +180,6 @@ def out_of_fold(
 
     Args:
         images: by content hash.
-        progress: told the work that was done.
 
     Returns:
         By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
@@ -323,6 +313,4 @@ class _Progress:
     def _write(self, eta_s: float) -> None:
         elapsed_s = time.monotonic() - self.began
         note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, elapsed_s, curve=tuple(self.curve))
-        write_progress(self.file, note)
-        if self.on_progress is not None:
-            self.on_progress(note)
+        write_progress(self.file, note, self.on_progress)

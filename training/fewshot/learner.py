@@ -61,7 +61,6 @@ class FewShotLearner:
 
     Args:
         base: with a `PromptedDetector` of many classes, such as `photos`.
-        classes: J names to learn, in their order.
         renamed: name of a class of the base -> name to learn.
 
     Raises:
@@ -139,7 +138,6 @@ class FewShotLearner:
         """Write a checkpoint: the base with these rows, scores raised to a power.
 
         Args:
-            facts: further metadata.
             outlines: the state of a promptable network in place of the base's.
         """
         cfg = self.base.cfg.clone()

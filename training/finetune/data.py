@@ -11,11 +11,27 @@ from training.datasets import open_set
 from training.datasets.loader import SampleSet
 from training.finetune.settings import FinetuneSettings
 from training.snapshots.format import open_snapshot
-from training.snapshots.samples import Plain, SnapshotSamples, relabel_samples
+from training.snapshots.samples import SnapshotSamples, relabel_samples
 
 
 class NothingToLearn(ValueError):  # noqa: N818 - says what is wrong
     """The snapshot has no images to train on."""
+
+
+def training_part(snapshot: Path, band_weight: float = 1.0) -> SnapshotSamples:
+    """The images of a snapshot to learn from.
+
+    Raises:
+        NothingToLearn: there are none.
+        SnapshotError: the directory is no snapshot, or was changed.
+    """
+    samples = SnapshotSamples(snapshot, band_weight=band_weight)
+    if len(samples) == 0:
+        raise NothingToLearn(
+            f"{snapshot} has no images to train on ({samples.snapshot.manifest.get('counts')}); annotate more: about "
+            "one image in five is held out"
+        )
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +66,7 @@ def finetune_data(
         SnapshotError: a directory is no snapshot, or was changed.
         ValueError: an unknown base set.
     """
-    new = SnapshotSamples(snapshot, band_weight=settings.band_weight)
-    if len(new) == 0:
-        raise NothingToLearn(
-            f"{snapshot} has no images to train on ({new.snapshot.manifest.get('counts')}); annotate more: about one "
-            "image in five is held out"
-        )
+    new = training_part(snapshot, settings.band_weight)
     seen, earlier = _hashes(snapshot), []
     for directory in reversed(replay):
         samples = SnapshotSamples(directory, band_weight=settings.band_weight, without=seen)
@@ -64,7 +75,7 @@ def finetune_data(
             earlier.append(samples)
     base = [open_set(name) for name in base_sets]
     shares = _shares(earlier, base, settings)
-    given: list[SampleSet] = [*(_weighted(samples, settings) for samples in (new, *earlier)), *base]
+    given: list[SampleSet] = [new, *earlier, *base]
     return FinetuneData(
         tuple(relabel_samples(samples, classes, settings.renamed) for samples in given),
         shares,
@@ -72,10 +83,6 @@ def finetune_data(
         len(new),
         tuple(samples.snapshot.digest for samples in (new, *earlier)),
     )
-
-
-def _weighted(samples: SnapshotSamples, settings: FinetuneSettings) -> SampleSet:
-    return samples if settings.use_weights else Plain(samples)
 
 
 def _shares(earlier: Sequence[Any], base: Sequence[Any], settings: FinetuneSettings) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from training.engine.trainer import STATE_FILE, Trainer
 from training.finetune.data import FinetuneData, finetune_data
 from training.finetune.settings import FinetuneSettings
 from training.finetune.start import describe, finetune_config, previous_names, starting_network
+from training.snapshots.format import open_snapshot
 
 __all__ = ["FinetuneProgress", "FinetuneSettings", "FinetuneStopped", "finetune"]
 
@@ -58,7 +59,6 @@ def finetune(
 
     Args:
         active: checkpoint directory to start from. snapshot: directory of the newest snapshot.
-        out: folder of this finetuning.
         classes: names to learn, in their order; the snapshot's by default. Heads are kept by name.
         replay: directories of earlier snapshots, oldest first. base_sets: e.g. "scenes:train".
         on_progress: told how far it is, on the first process.
@@ -100,7 +100,7 @@ def _finetune(
 ) -> Path:
     tell(FinetuneProgress(0, 0, "starting"))
     parent = load_checkpoint(active)
-    classes = classes or _classes_of(snapshot)
+    classes = classes or open_snapshot(snapshot).classes
     data = finetune_data(snapshot, replay, base_sets, classes, settings)
     _claim(out, _request(parent, data, classes, base_sets, settings))
     result = out / CHECKPOINT
@@ -145,7 +145,7 @@ def _trainer(
         "served": parent.metadata.get("served", {}),
         "snapshot": data.digests[0],
         "finetuning": {"classes": describe(old, classes, sources), "images": data.images}
-        | {"shares": shares, "settings": settings.as_dict()},
+        | {"shares": shares, "settings": asdict(settings)},
     }
     return Trainer(cfg, network, out / RUN, resume=resume, samples=samples, metadata=metadata, on_progress=tell.of_run)
 
@@ -153,7 +153,7 @@ def _trainer(
 def _request(
     parent: Checkpoint, data: FinetuneData, classes: Sequence[str], base_sets: Sequence[str], settings: FinetuneSettings
 ) -> dict[str, Any]:
-    wishes = {name: value for name, value in settings.as_dict().items() if name not in _INCIDENTAL}
+    wishes = {name: value for name, value in asdict(settings).items() if name not in _INCIDENTAL}
     return {
         "from": parent.metadata.get("digest", parent.metadata["version"]),
         "snapshots": list(data.digests),
@@ -189,12 +189,6 @@ def _publish(checkpoint: Path, result: Path) -> None:
     staged.rename(result)
 
 
-def _classes_of(snapshot: Path) -> tuple[str, ...]:
-    from training.snapshots.format import open_snapshot
-
-    return open_snapshot(snapshot).classes
-
-
 class _ProgressReporter:
     """Writes OUT/progress.json, and tells whoever asked; on the first process alone."""
 
@@ -203,9 +197,7 @@ class _ProgressReporter:
 
     def __call__(self, progress: FinetuneProgress) -> None:
         if processes.rank() == 0:
-            write_progress(self.path, progress)
-            if self.on_progress is not None:
-                self.on_progress(progress)
+            write_progress(self.path, progress, self.on_progress)
 
     def of_run(self, progress: FinetuneProgress) -> None:
         """The trainer's note; its end is not the end while the checkpoint is not in place."""

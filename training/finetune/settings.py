@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -50,7 +50,6 @@ class FinetuneSettings:
         replay_share: of the samples, from earlier snapshots, where there are any.
         base_share: of the samples, from base sets, where there are any.
         band_weight: factor of the places where people moved an outline.
-        use_weights: False ignores weights and bands (the control of a comparison).
         renamed: old class name -> new class name.
         accumulate, precision: as TRAINING.ACCUMULATE and TRAINING.PRECISION.
         threads: of the arithmetic (0: the machine's choice). data_workers: processes that prepare images.
@@ -69,7 +68,6 @@ class FinetuneSettings:
     replay_share: float = 0.25
     base_share: float = 0.25
     band_weight: float = 3.0
-    use_weights: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
     accumulate: int = 1
     precision: str = "fp32"
@@ -111,7 +109,3 @@ class FinetuneSettings:
         epochs = schedule.epochs if self.epochs is None else self.epochs
         wanted = epochs * images / (self.batch_size * share)
         return int(min(max(wanted, schedule.fewest), schedule.most))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)

@@ -18,7 +18,7 @@ from scipy.stats import norm, t
 
 from training.gate.holdout import AP_KINDS, HoldoutResult
 from training.gate.rules import GateRules
-from training.metrics.bootstrap import bootstrap_draws
+from training.metrics.bootstrap import bootstrap_draws, image_weights
 
 ALL, SHARED = "AP", "AP of shared classes"
 
@@ -31,17 +31,11 @@ class Change:
         change: on the hold-out itself.
         low, high: with the confidence asked for, mask AP and boundary AP both change by more than their `low`; with the
             same they both change by less than their `high`.
-        better: share of resamples in which the candidate is strictly better.
     """
 
     change: float
     low: float
     high: float
-    better: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 # "mask" and "boundary" -> "AP", SHARED, "AP/<class>" -> Change; without what neither was asked for.
@@ -51,8 +45,7 @@ Changes = dict[str, dict[str, Change]]
 def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: GateRules) -> Changes:
     """Changes from the other model to the candidate, both measured on the same hold-out."""
     images = len(candidate.holdout.keys)
-    weights = bootstrap_draws(images, rules.resamples, rules.seed)
-    weights = np.concatenate((np.ones((1, images), np.int64), weights))  # the hold-out itself first
+    weights = image_weights(images, rules.resamples, rules.seed)  # the hold-out itself first
     tail = tail_share(rules.confidence, candidate.holdout.annotated_images)
     shared = [name in candidate.known & other.known for name in candidate.holdout.classes]
     return {
@@ -110,7 +103,7 @@ def _change(differences: np.ndarray, tail: float) -> Change | None:
     if np.isnan(first) or not len(resampled):
         return None
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Change(float(first), float(low), float(high), float((resampled > 0).mean()))
+    return Change(float(first), float(low), float(high))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -120,6 +113,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return means
 
 
-def as_dict(changes: Changes) -> dict[str, Any]:
+def changes_as_dict(changes: Changes) -> dict[str, Any]:
     """Plain types, for JSON."""
-    return {kind: {name: change.as_dict() for name, change in part.items()} for kind, part in changes.items()}
+    return {kind: {name: asdict(change) for name, change in part.items()} for kind, part in changes.items()}

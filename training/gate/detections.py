@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from model.instance import Instance
 from training.datasets import Sample
+from training.datasets.sample import MadeSamples
 from training.snapshots.format import decode_rle, pixels_sha256
 
 
@@ -46,22 +47,19 @@ def detect_with(
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         # Here, so that reading verdicts needs no torch.
-        from detectron2.data.transforms import ResizeShortestEdge
-
         from model.precision import to_bf16
         from model.predictor import map_in_threads
-        from training.datasets.loader import to_network_input
+        from training.datasets.loader import to_test_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation
 
         network, cfg, names = load_for_evaluation(directory, device, ["MODEL.TRANSFINER.KEEP_COARSE", "False"])
         if precision == "bf16":
             to_bf16(network)
-        resize = [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
         done, turn = itertools.count(1), threading.Lock()
 
         def look(index: int) -> list[Detection]:
-            seen = infer(network, to_network_input(samples[index], resize, cfg.INPUT.FORMAT))
+            seen = infer(network, to_test_input(samples[index], cfg))
             labels = [names[label] for label in seen.pred_classes.tolist()]
             masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
             with turn:
@@ -94,22 +92,9 @@ class DetectionCache:
         """What a checkpoint finds on each of some samples, whose `picture_key`s are given."""
         new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
         if new:
-            results = self._detect(directory, Chosen(samples, list(new.values())))
+            results = self._detect(directory, MadeSamples(list(new.values()), samples.__getitem__))
             self._seen.update({(directory, key): detections for key, detections in zip(new, results, strict=True)})
         return [self._seen[directory, key] for key in keys]
-
-
-class Chosen(Sequence[Sample]):
-    """Some samples of a set, each read when it is asked for."""
-
-    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
-        self._samples, self._indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self._samples[self._indices[index]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +116,11 @@ class Folds:
             known = self.detections.get(directory, {})
             hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if known else []
             others = [index for index in range(len(samples)) if not known or hashes[index] not in known]
-            looked = dict(zip(others, otherwise(directory, Chosen(samples, others)), strict=True)) if others else {}
+            looked = (
+                dict(zip(others, otherwise(directory, MadeSamples(others, samples.__getitem__)), strict=True))
+                if others
+                else {}
+            )
             return [looked[index] if index in looked else known[hashes[index]] for index in range(len(samples))]
 
         return detect

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.metadata import read_metadata
 from model.files import json_values
-from training.gate import bootstrap as comparing
-from training.gate.bootstrap import Changes, bootstrap_changes
+from training.gate.bootstrap import Changes, bootstrap_changes, changes_as_dict
 from training.gate.detections import Detect, DetectionCache, detect_with, read_folds
 from training.gate.holdout import Holdout, HoldoutResult, measure, open_holdout
 from training.gate.rules import GateRules
@@ -43,12 +42,10 @@ def judge(
     """Decide whether a candidate may serve.
 
     Args:
-        candidate: checkpoint directory.
         incumbent: what serves now; None for a first version.
         best: the best version that ever served; None if it is the incumbent or there is none.
         holdout: snapshot directory whose hold-out decides.
         earlier: snapshot directories whose hold-outs must not be forgotten.
-        rules: settings; their defaults if None.
         detect: what lets a checkpoint look at pictures; by default our network on the CPU.
         folds: file of a cross-validation on the training images (`training.gate.detections`); decides, together with
             the hold-out, where that has fewer annotated images than the rules' `min_images`.
@@ -78,23 +75,19 @@ def judge(
     }
     ruling = _rule(bench, asked, measured, changes)
     figures = {
-        "rules": rules.as_dict(),
+        "rules": asdict(rules),
         "holdout": asked.as_dict(),
         "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
-        "changes": {role: comparing.as_dict(change) for role, change in changes.items()},
+        "changes": {role: changes_as_dict(change) for role, change in changes.items()},
         "earlier": [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier],
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
-        _write_report(out, verdict, candidate, asked, bench)
+        from training.gate.report import write_gate_report  # draws, which most judgements do not
+
+        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
+        write_gate_report(out, verdict, candidate, asked, seen)
     return verdict
-
-
-def _write_report(out: Path, verdict: Verdict, candidate: Path, asked: Holdout, bench: _Bench) -> None:
-    from training.gate.report import write_gate_report  # draws, which most judgements do not
-
-    seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
-    write_gate_report(out, verdict, candidate, asked, seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +135,7 @@ class _Bench:
         changes = bootstrap_changes(measured["candidate"], measured["incumbent"], self.rules)
         rule_forgetting(ruling, changes, holdout, self.rules)
         figures = {role: result.figures() for role, result in measured.items()}
-        return facts | {"models": figures, "changes": comparing.as_dict(changes)}
+        return facts | {"models": figures, "changes": changes_as_dict(changes)}
 
 
 def _rule(bench: _Bench, asked: Holdout, measured: dict[str, HoldoutResult], changes: dict[str, Changes]) -> Ruling:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from training.datasets import CocoSet, Sample
-from training.datasets.sample import narrowed
+from training.datasets.sample import MadeSamples, narrowed
 from training.evaluation.coco_format import TruthBuilder
 from training.gate.detections import Detection, picture_key
 from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
@@ -64,6 +64,21 @@ class Holdout:
             return held
         return f"cross-validation of {len(self.keys) - self.held_out} images in {self.folds} folds, and {held}"
 
+    def coco_results(self, detections: Sequence[Sequence[Detection]]) -> list[dict[str, Any]]:
+        """COCO results of what a model finds on each picture; a class that is not asked for is nobody's mistake."""
+        numbers = {name: index + 1 for index, name in enumerate(self.classes)}
+        return [
+            {
+                "image_id": image["id"],
+                "category_id": numbers[detection.label],
+                "score": detection.score,
+                "segmentation": detection.segmentation,
+            }
+            for image, seen in zip(self.dataset["images"], detections, strict=True)
+            for detection in seen
+            if detection.label in numbers
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """Its size, for reports."""
         return {
@@ -94,7 +109,11 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
         raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
     files = [snapshot / name for name in ((HOLDOUT_FILE, TRAIN_FILE) if folds else (HOLDOUT_FILE,))]
     parts = [CocoSet(file, snapshot / IMAGES) for file in files]
-    samples = _Joined(parts)
+    places = [(part, index) for part in parts for index in range(len(part))]
+    samples = MadeSamples(
+        range(len(places)),
+        lambda n: replace(places[n][0][places[n][1]], image_id=n + 1),  # numbered through
+    )
     names = parts[0].class_names
     classes = tuple(name for name in names if asked is None or name in asked)
     truth, keys = TruthBuilder(classes), []
@@ -102,21 +121,7 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
         sample = samples[index]
         truth.add(narrowed(sample, names, classes))
         keys.append(picture_key(sample))
-    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build().dataset, len(parts[0]), folds)
-
-
-class _Joined(Sequence[Sample]):
-    """The images of several parts, numbered through."""
-
-    def __init__(self, parts: Sequence[CocoSet]) -> None:
-        self._places = [(part, index) for part in parts for index in range(len(part))]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        part, place = self._places[index]
-        return replace(part[place], image_id=index + 1)
+    return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build(), len(parts[0]), folds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +160,7 @@ def measure(
     holdout: Holdout, detections: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
 ) -> HoldoutResult:
     """Match what a model of these classes found on each picture of a hold-out."""
-    numbers = {name: index + 1 for index, name in enumerate(holdout.classes)}
-    image_ids = [image["id"] for image in holdout.dataset["images"]]
-    results = [
-        {
-            "image_id": image_id,
-            "category_id": numbers[detection.label],
-            "score": detection.score,
-            "segmentation": detection.segmentation,
-        }
-        for image_id, seen in zip(image_ids, detections, strict=True)
-        for detection in seen
-        if detection.label in numbers  # a class that the project does not have is nobody's mistake
-    ]
+    results = holdout.coco_results(detections)
     matches = {
         kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in AP_KINDS
     }

@@ -1,7 +1,7 @@
 """What bf16 costs a candidate: the same weights in both precisions on the same images, kept where `auto` looks.
 
 `training.evaluation.precision` measures a shipped checkpoint on its whole validation set; this is the short form for a
-version that a round has just learned, by the gate's own evaluator and bootstrap.
+version that a round has just learned.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 from model.checkpoints.metadata import read_metadata, update_metadata
 from model.precision import has_fast_bf16, keeps_ap
-from training.gate.bootstrap import ALL, bootstrap_changes
-from training.gate.detections import Chosen, Detect, detect_with
-from training.gate.holdout import AP_KINDS, Holdout, measure, open_holdout
+from training.datasets.sample import MadeSamples
+from training.evaluation.precision import ap_differences
+from training.gate.detections import Detect, detect_with
+from training.gate.holdout import Holdout, open_holdout
 from training.gate.rules import GateRules
 from training.snapshots.format import open_snapshot
 
@@ -45,20 +46,15 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
     images = _first(whole, min(max(held, LEAST_IMAGES), MOST_IMAGES))
     if not images.annotated_images:
         return None
-    results = {}
-    for precision, of_precision in (("bf16", detect_with(precision="bf16")), ("fp32", detect)):
-        try:
-            detections = of_precision(candidate, images.samples)
-        except ValueError as error:
-            log.warning("bf16 is not measured: %s", error)
-            return None
-        results[precision] = measure(images, detections, metadata["classes"], rules.boundary_ratio)
-    changes = bootstrap_changes(results["bf16"], results["fp32"], rules)
+    try:
+        detections = {"bf16": detect_with(precision="bf16")(candidate, images.samples)}
+    except ValueError as error:
+        log.warning("bf16 is not measured: %s", error)
+        return None
+    detections["fp32"] = detect(candidate, images.samples)
+    results = {precision: images.coco_results(of_precision) for precision, of_precision in detections.items()}
     outcome: dict[str, Any] = {"digest": digest, "set": f"snapshot:{images.name[:12]}", "images": len(images.keys)}
-    for kind in AP_KINDS:
-        change = changes[kind][ALL]
-        reached = {name: result.figures()[kind]["AP"] for name, result in results.items()}
-        outcome[f"{kind}_ap"] = {**reached, "difference": change.change, "low": change.low, "high": change.high}
+    outcome |= ap_differences(images.dataset, results, rules.boundary_ratio)
     update_metadata(candidate, {"bf16": outcome})
     log.info("bf16 %s the AP of %s: %s", "keeps" if keeps_ap(outcome) else "costs too much of", candidate, outcome)
     return outcome
@@ -71,7 +67,7 @@ def _first(holdout: Holdout, count: int) -> Holdout:
     annotations = [annotation for annotation in holdout.dataset["annotations"] if annotation["image_id"] in kept]
     return replace(
         holdout,
-        samples=Chosen(holdout.samples, range(len(records))),
+        samples=MadeSamples(range(len(records)), holdout.samples.__getitem__),
         keys=holdout.keys[: len(records)],
         dataset={**holdout.dataset, "images": records, "annotations": annotations},
     )

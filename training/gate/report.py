@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from pycocotools import mask as rle
 
 from model.checkpoints.metadata import read_metadata
-from training.datasets import Sample
-from training.evaluation.pictures import in_rows, tinted
+from training.datasets.pictures import captioned, cell, class_colours, in_rows
+from training.evaluation.coco_format import decode_masks
 from training.gate.detections import Detection
 from training.gate.holdout import Holdout
 from training.gate.verdict import ModelFigures, Verdict
@@ -30,8 +30,6 @@ def write_gate_report(
     """Write report, card and pictures of a verdict into a folder, ready for `Registry.attach`.
 
     Args:
-        out: the folder; made if needed.
-        candidate: its checkpoint directory.
         seen: what "candidate" and, if there is one, "incumbent" found on each picture of the hold-out.
     """
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -93,8 +91,6 @@ def _body(verdict: Verdict, pictures: Sequence[str]) -> list[str]:
 
 LEAST_SCORE = 0.5  # of what is drawn
 _CELL_PX = (320, 240)
-_HEADING_PX = 24
-_GROUND_RGB = (24, 28, 32)
 JPEG_QUALITY = 82
 
 
@@ -109,18 +105,12 @@ def draw_before_after(
 
     Args:
         seen: what "candidate" and, if there is one, "incumbent" found on each picture.
-        models: with the "version" of each.
     """
     roles = [role for role in ("incumbent", "candidate") if role in seen]
-    chosen = _telling(holdout, [seen[role] for role in roles], rows)
-    sheet = in_rows([_row(holdout, index, [seen[role][index] for role in roles]) for index in chosen])
-    headed = Image.new("RGB", (sheet.width, sheet.height + _HEADING_PX), _GROUND_RGB)
-    headed.paste(sheet, (0, _HEADING_PX))
-    pen = ImageDraw.Draw(headed)
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
-    for column, title in enumerate(titles):
-        pen.text((4 + column * (_CELL_PX[0] + 4), 4), title, fill="white", font=ImageFont.load_default(14))
-    headed.save(path, quality=JPEG_QUALITY)
+    chosen = _telling(holdout, [seen[role] for role in roles], rows)
+    sheet = in_rows([_row(holdout, index, [seen[role][index] for role in roles], titles) for index in chosen])
+    sheet.save(path, quality=JPEG_QUALITY)
 
 
 _WHEN = {"incumbent": "before", "candidate": "after"}
@@ -152,22 +142,17 @@ def _agreement(holdout: Holdout, index: int, detections: Sequence[Detection]) ->
     return float(np.asarray(rle.iou(shown, wanted, [0] * len(wanted))).max(axis=0).mean())
 
 
-def _row(holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]]) -> list[np.ndarray]:
+def _row(
+    holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]], titles: Sequence[str]
+) -> list[Image.Image]:
+    """A picture with what people drew, then with what each model finds."""
     sample = holdout.samples[index]
-    cells = [(sample.masks, sample.classes)]
+    shape_hw, columns = sample.image.shape[:2], [(sample.masks, sample.classes)]
     for of_image in detections:
         shown = [each for each in of_image if each.score >= LEAST_SCORE]
-        masks = [rle.decode(each.segmentation).astype(bool) for each in shown]
         labels = [holdout.classes.index(each.label) if each.label in holdout.classes else 0 for each in shown]
-        cells.append((np.array(masks, bool).reshape(-1, *sample.image.shape[:2]), np.array(labels, np.int64)))
-    return [_cell(sample, masks, labels) for masks, labels in cells]
-
-
-def _cell(sample: Sample, masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The picture fitted into a cell of fixed size, its masks tinted with their outlines."""
-    picture = ImageOps.contain(Image.fromarray(sample.image), _CELL_PX)
-    small = [np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)) for mask in masks]
-    drawn = tinted(np.asarray(picture), np.array(small, bool).reshape(-1, *np.asarray(picture).shape[:2]), labels + 5)
-    cell = Image.new("RGB", _CELL_PX, _GROUND_RGB)
-    cell.paste(Image.fromarray(drawn), ((_CELL_PX[0] - picture.width) // 2, (_CELL_PX[1] - picture.height) // 2))
-    return np.asarray(cell)
+        columns.append((decode_masks([each.segmentation for each in shown], shape_hw), np.array(labels, np.int64)))
+    return [
+        captioned(cell(sample.image, masks, class_colours(labels + 5), _CELL_PX, "black"), title)
+        for (masks, labels), title in zip(columns, titles, strict=True)
+    ]

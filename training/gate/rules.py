@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -47,10 +47,6 @@ class GateRules:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"the gate's {name} is {value}; expected {low:g} to {high:g}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 _RANGES = {

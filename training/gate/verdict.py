@@ -44,7 +44,6 @@ class ChangeFigures(TypedDict):
     change: float
     low: float
     high: float
-    better: float
 
 
 class VerdictFigures(TypedDict):
@@ -94,29 +93,22 @@ class Verdict:
 
     def table(self) -> str:
         """For people: models side by side, changes with their intervals, the reasons."""
-        return "\n".join([_heading(self), *self.rows(), "", *(f"- {reason}" for reason in self.reasons)])
+        holdout = self.figures["holdout"]
+        name = self.figures["models"]["candidate"]["version"]
+        decided = "may serve" if self.promote else "is refused"
+        heading = f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
+        return "\n".join([heading, *self.rows(), "", *(f"- {reason}" for reason in self.reasons)])
 
     def rows(self) -> list[str]:
         """Models side by side, a line a figure, and the change from the incumbent."""
-        return _rows(self.figures)
-
-
-def _heading(verdict: Verdict) -> str:
-    holdout = verdict.figures["holdout"]
-    name = verdict.figures["models"]["candidate"]["version"]
-    decided = "may serve" if verdict.promote else "is refused"
-    return f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
-
-
-def _rows(figures: VerdictFigures) -> list[str]:
-    models, changes = figures["models"], figures["changes"].get("incumbent", {})
-    lines = [f"{'AP in points':<26}" + "".join(f"{role:>12}" for role in models) + "    change [interval]"]
-    for kind in AP_KINDS:
-        for name in models["candidate"][kind]:
-            title = f"{kind} {name}" if not name.startswith("AP/") else f"  {name[3:]}"
-            row = f"{title:<26}" + "".join(f"{_points(model[kind][name]):>12}" for model in models.values())
-            lines.append(row + _interval(changes.get(kind, {}).get(name)))
-    return lines
+        models, changes = self.figures["models"], self.figures["changes"].get("incumbent", {})
+        lines = [f"{'AP in points':<26}" + "".join(f"{role:>12}" for role in models) + "    change [interval]"]
+        for kind in AP_KINDS:
+            for name in models["candidate"][kind]:
+                title = f"{kind} {name}" if not name.startswith("AP/") else f"  {name[3:]}"
+                row = f"{title:<26}" + "".join(f"{_points(model[kind][name]):>12}" for model in models.values())
+                lines.append(row + _interval(changes.get(kind, {}).get(name)))
+        return lines
 
 
 def _points(value: float | None) -> str:

@@ -15,7 +15,7 @@ number in the image's bitmask.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from training.metrics.matching import (
     rank,
     recalls,
 )
-from training.metrics.parallel import join_in_processes
+from training.metrics.parallel import map_images_in_processes
 
 CATEGORIES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # numbered from 1
 IGNORED, CROWD = 1, 2
@@ -88,9 +88,7 @@ class Bdd100kEvaluation:
     """Collects images, in the order of their names; `numbers` evaluates what was collected."""
 
     def __init__(self) -> None:
-        self._truth: list[Objects] = []
-        self._detections: list[Objects] = []
-        self._matches: list[Matches] = []
+        self._images: list[tuple[Objects, Objects, Matches]] = []  # truth, detections, and how those match
 
     def add(self, truth: np.ndarray, detected: np.ndarray, scores: dict[int, float]) -> None:
         """Take in one image: two bitmasks, and the scores of the detections by their number in `detected`.
@@ -103,49 +101,42 @@ class Bdd100kEvaluation:
         real, _ = parsed(truth)
         ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
         seen, numbers = parsed(detected, ranked)
-        image = len(self._truth)
-        ours = _objects(real, image, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
+        ours = _objects(real, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
         theirs = _objects(
-            seen, image, np.array([scores[int(number)] for number in numbers], float), np.zeros(len(numbers), bool)
+            seen, np.array([scores[int(number)] for number in numbers], float), np.zeros(len(numbers), bool)
         )
-        matches = _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)
-        self._truth.append(ours)
-        self._detections.append(theirs)
-        self._matches.append(matches)
+        self._images.append((ours, theirs, _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)))
 
     def join(self, other: Bdd100kEvaluation) -> None:
         """Take in what another evaluation collected, as if its images had been added here."""
-        before = len(self._truth)
-        self._truth += [replace(objects, image=objects.image + before) for objects in other._truth]
-        self._detections += [replace(objects, image=objects.image + before) for objects in other._detections]
-        self._matches += other._matches
+        self._images += other._images
 
     def numbers(self) -> dict[str, float]:
         """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""
-        truth, detected = _joined(self._truth), _joined(self._detections)
+        truth = _joined([real for real, _, _ in self._images])
+        detected = _joined([seen for _, seen, _ in self._images])
         truth = truth[(truth.category >= 0) & (truth.category < len(CATEGORIES))]
         order = np.lexsort((-detected.score, detected.image, detected.category))
         order = order[(detected.category[order] >= 0) & (detected.category[order] < len(CATEGORIES))]
         order = order[rank(detected[order]) < _MOST[-1]]
         matches = Matches(
-            np.concatenate([match.matched for match in self._matches], axis=2)[:, :, order],
-            np.concatenate([match.ignored for match in self._matches], axis=2)[:, :, order],
+            np.concatenate([match.matched for *_, match in self._images], axis=2)[:, :, order],
+            np.concatenate([match.ignored for *_, match in self._images], axis=2)[:, :, order],
         )
         outcome = curves(truth, detected[order], matches, len(CATEGORIES), _MOST)
         return precisions(outcome, CATEGORIES) | recalls(outcome, _MOST)
 
 
-def _objects(bitmask: Bitmask, image: int, scores: np.ndarray, ignore: np.ndarray) -> Objects:
-    count = len(bitmask.area)
-    nobody = np.zeros(count, bool)
-    return Objects(np.full(count, image), bitmask.category - 1, bitmask.area, scores, nobody, ignore)
+def _objects(bitmask: Bitmask, scores: np.ndarray, ignore: np.ndarray) -> Objects:
+    nobody = np.zeros(len(bitmask.area), bool)
+    return Objects(np.zeros(len(bitmask.area), np.int64), bitmask.category - 1, bitmask.area, scores, nobody, ignore)
 
 
 def _joined(parts: list[Objects]) -> Objects:
-    empty = np.zeros(0)
-    none = Objects(empty.astype(int), empty.astype(int), empty, empty, empty.astype(bool), empty.astype(bool))
-    fields = ("image", "category", "area", "score", "crowd", "ignore")
-    return Objects(*(np.concatenate([getattr(part, name) for part in [none, *parts]]) for name in fields))
+    """The objects of all images, those numbered in order."""
+    image = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    fields = ("category", "area", "score", "crowd", "ignore")
+    return Objects(image, *(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
 def _iou(detected: Bitmask, truth: Bitmask) -> np.ndarray:
@@ -194,8 +185,6 @@ def bdd100k_ap(
     Args:
         truths: with a bitmask each image, for instance ``labels/ins_seg/bitmasks/val``.
         results: with one ``.json`` of scores, and bitmasks of the same names at any depth.
-        processes: to share the images among; the numbers are the same.
-        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the record.
@@ -217,7 +206,8 @@ def bdd100k_ap(
             raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
     evaluation = Bdd100kEvaluation()
     given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
-    join_in_processes(evaluation, _evaluated, given, (), processes, progress)
+    for part in map_images_in_processes(_evaluated, given, (), processes, progress):
+        evaluation.join(part)
     return evaluation.numbers(), len(images), sum(len(detected) for _, _, detected in given)
 
 

@@ -99,9 +99,9 @@ def resampled_ap(
     return values
 
 
-def image_weights(images: int, resamples: int) -> np.ndarray:
+def image_weights(images: int, resamples: int, seed: int = 1) -> np.ndarray:
     """(1 + B, N): every image once, then B draws."""
-    return np.concatenate((np.ones((1, images), np.int64), bootstrap_draws(images, resamples, seed=1)))
+    return np.concatenate((np.ones((1, images), np.int64), bootstrap_draws(images, resamples, seed)))
 
 
 def _weighed(ranked: RankedMatches, weights: np.ndarray) -> np.ndarray:

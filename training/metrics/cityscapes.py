@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from training.metrics.boundary import boundary_mask
 from training.metrics.coco import IouKind
 from training.metrics.coco_schema import RecordError, read_pixels
 from training.metrics.matching import mean
-from training.metrics.parallel import join_in_processes
+from training.metrics.parallel import map_images_in_processes
 
 LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
@@ -61,7 +60,7 @@ class CityscapesEvaluation:
         added: detections of all images, those of other classes included.
     """
 
-    def __init__(self, kind: Literal["segm", "boundary"] = "segm", ratio: float = RATIO) -> None:
+    def __init__(self, kind: IouKind = "segm", ratio: float = RATIO) -> None:
         self.kind, self.ratio, self.added = kind, ratio, 0
         self._truths: dict[int, list[_Truth]] = {label: [] for label in LABELS.values()}
         self._detections: dict[int, list[_Detection]] = {label: [] for label in LABELS.values()}
@@ -75,7 +74,6 @@ class CityscapesEvaluation:
             instance_ids: int H x W, the ground truth as in ``*_gtFine_instanceIds.png``.
             masks: bool H x W each, the detections.
             labels: Cityscapes label ids of the detections; others than the eight evaluated ones are left out.
-            scores: of the detections.
         """
         self.added += len(scores)
         areas = _counts(instance_ids)
@@ -208,11 +206,6 @@ def cityscapes_ap(
 
     Args:
         truths: searched for ``*_gtFine_instanceIds.png``, for instance ``gtFine/val``.
-        results: searched for the prediction files.
-        kind: ``segm`` or ``boundary``.
-        ratio: boundary width / image diagonal.
-        processes: to share the images among; the numbers are the same.
-        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is missing or malformed; the message names it, and the line.
@@ -224,16 +217,14 @@ def cityscapes_ap(
     if not images:
         raise RecordError(f"{truths}: holds no *{ENDING}; expected the folder of Cityscapes' gtFine or a split of it")
     texts = sorted(results.rglob("*.txt"))
-    compared: Literal["segm", "boundary"] = "boundary" if kind == "boundary" else "segm"
-    evaluation = CityscapesEvaluation(compared, ratio)
+    evaluation = CityscapesEvaluation(kind, ratio)
     pairs = [(path, _prediction_of(path, texts, results)) for path in images]
-    join_in_processes(evaluation, _evaluated, pairs, (results, compared, ratio), processes, progress)
+    for part in map_images_in_processes(_evaluated, pairs, (results, kind, ratio), processes, progress):
+        evaluation.join(part)
     return evaluation.numbers(), len(images), evaluation.added
 
 
-def _evaluated(
-    images: list[tuple[Path, Path]], results: Path, kind: Literal["segm", "boundary"], ratio: float
-) -> CityscapesEvaluation:
+def _evaluated(images: list[tuple[Path, Path]], results: Path, kind: IouKind, ratio: float) -> CityscapesEvaluation:
     """Some images collected, from (truth, prediction file) of each."""
     evaluation = CityscapesEvaluation(kind, ratio)
     for path, text in images:

@@ -19,11 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
 
-from training.metrics.boundary import boundary_mask, boundary_width_px, with_boundaries
+from training.metrics.boundary import with_boundaries
 from training.metrics.matching import (
-    Curves,
     Objects,
     Pairs,
     curves,
@@ -39,14 +37,6 @@ from training.metrics.parallel import map_in_processes
 _MOST = (1, 10, 100)
 
 
-def mask_ap(truth: COCO, results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO's 12 numbers and ``AP/<class>`` for every class: fractions in 0..1, NaN where nothing was to be found.
-
-    AP over IoU .50:.95, AP50, AP75, by area (APs, APm, APl); AR1, AR10, AR100, ARs, ARm, ARl.
-    """
-    return coco_ap(truth.dataset, results, "segm")
-
-
 def coco_ap(
     dataset: dict[str, Any],
     detections: list[dict[str, Any]],
@@ -57,28 +47,20 @@ def coco_ap(
     processes: int = 1,
     progress: Progress = max,
 ) -> dict[str, float]:
-    """AP by name from checked records.
+    """COCO's 12 numbers and ``AP/<class>`` for every class: fractions in 0..1, NaN where nothing was to be found.
+
+    AP over IoU .50:.95, AP50, AP75, by area (APs, APm, APl); AR1, AR10, AR100, ARs, ARm, ARl.
 
     Args:
-        dataset: COCO ground truth.
-        detections: COCO results.
-        kind: what is compared.
         ratio: boundary width / image diagonal.
-        mask_areas: see `coco_records.detections`.
-        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks))
     results = in_coco_order(detection_objects(dataset, detections, masks=masks, mask_areas=mask_areas), most=_MOST[-1])
     names = category_names(dataset)
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
-    outcome = measured(truth, results, pairs, categories=len(names), most=_MOST)
+    outcome = curves(truth, results, match_detections(truth, results, pairs), len(names), _MOST)
     return precisions(outcome, names) | recalls(outcome, _MOST)
-
-
-def measured(truth: Objects, detections: Objects, pairs: Pairs, *, categories: int, most: tuple[int, ...]) -> Curves:
-    """Precision and recall of detections, both sorted as `in_coco_order` does, from their candidate pairs."""
-    return curves(truth, detections, match_detections(truth, detections, pairs), categories, most)
 
 
 Record = dict[str, Any]
@@ -100,7 +82,6 @@ def truth_objects(dataset: Record, *, masks: bool, federated: bool = False) -> O
     """The annotations of a COCO (`federated`: LVIS) dataset; images and categories are numbered by rising id.
 
     Args:
-        dataset: with images, annotations and categories.
         masks: read segmentations; else boxes.
         federated: LVIS's reading: no crowds, the field `ignore` counts, annotations of area 0 are not there.
     """
@@ -203,8 +184,6 @@ def iou_pairs(
     """Pairs of equal image and category with IoU >= 0.5, as `overlapping_pairs` and `with_boundaries` have them.
 
     Args:
-        truth, detections: sorted as `coco_records.in_order` does.
-        processes: to share the work among, where there is enough of it.
         progress: told (images done, images in all) after each chunk.
     """
     images = int(max(truth.image.max(initial=-1), detections.image.max(initial=-1))) + 1
@@ -233,11 +212,3 @@ def _compare(truth: Objects, detections: Objects, kind: IouKind, ratio: float) -
 def _within(objects: Objects, low: int, high: int) -> np.ndarray:
     inside: np.ndarray = (objects.image >= low) & (objects.image < high)
     return inside
-
-
-__all__ = ["boundary_ap", "boundary_mask", "boundary_width_px"]
-
-
-def boundary_ap(truth: COCO, results: list[dict[str, Any]], *, ratio: float = 0.02) -> dict[str, float]:
-    """AP by the names of `mask_ap`, under boundary IoU."""
-    return coco_ap(truth.dataset, results, "boundary", ratio=ratio)

@@ -44,11 +44,6 @@ def read_pixels(path: Path, mode: str | None = None) -> np.ndarray:
         raise RecordError(f"{path}: is no readable image: {error}") from error
 
 
-def read_results(path: Path, truth: Record, *, masks: bool, **how: Any) -> tuple[list[Record], int]:
-    """As `checked_results`, of a file."""
-    return checked_results(read_json(path), str(path), truth, masks=masks, **how)
-
-
 def checked_results(
     results: Any,
     source: str,
@@ -62,9 +57,7 @@ def checked_results(
     """COCO results for a ground truth, and how many were left out for their category or image.
 
     Args:
-        results: parsed JSON.
         source: to name in errors.
-        truth: see `training.evaluation.coco_truth`.
         masks: whether masks are compared; else boxes.
         unknown_categories: leave out results of categories that the truth lacks, as COCO's own tool does in silence.
         id_of: reads ids as the truth's were read.
@@ -75,100 +68,86 @@ def checked_results(
     """
     if not isinstance(results, list):
         raise RecordError(f"{source}: is {_short(results)}; expected a list of results")
-    check, sizes = _Checks(source), {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     known = {category["id"] for category in truth["categories"]}
     kept: list[Record] = []
     boxed = bool(results) and isinstance(results[0], dict) and bool(results[0].get("bbox"))
     packed: list[tuple[str, Record]] = []
     for index, result in enumerate(results):
-        place = f"results[{index}]"
-        check.that(isinstance(result, dict), place, "", result, "an object")
+        place = f"{source}: results[{index}]"
+        if not isinstance(result, dict):
+            raise RecordError(f"{place}: is {_short(result)}; expected an object")
         if id_of is not None:
             ids = {name: id_of(result.get(name)) for name in ("image_id", "category_id")}
             result = result | {name: number for name, number in ids.items() if number is not None}
         if is_integer(result.get("image_id")) and result["image_id"] in left_out:
             continue
-        check.membership(place, result, sizes, None if unknown_categories else known)
-        check.that(is_number(result.get("score")), place, "score", result, "a finite number")
+        _check_id(place, result, "image_id", sizes)
+        _check_id(place, result, "category_id", None if unknown_categories else known)
+        _require(is_number(result.get("score")), place, result, "score", "a finite number")
         if boxed or (not masks and "segmentation" not in result):
-            check.box(place, result)
+            _check_box(place, result)
         if "segmentation" in result or not boxed:
-            check.shape(place, result, sizes[result["image_id"]])
+            _check_shape(place, result, sizes[result["image_id"]])
         if "segmentation" in result:
             packed.append((place, result))
         if result["category_id"] in known:
             kept.append(result)
-    check.compressed(packed)
+    _check_compressed(packed)
     return kept, len(results) - len(kept)
 
 
-class _Checks:
-    def __init__(self, source: str) -> None:
-        self.source = source
+def _require(fine: bool, place: str, record: Record, field: str, expected: str) -> None:
+    if not fine:
+        fault = f"is {_short(record[field])}" if field in record else "is missing"
+        raise RecordError(f"{place}.{field}: {fault}; expected {expected}")
 
-    def that(self, fine: bool, place: str, field: str, record: Any, expected: str) -> None:
-        if fine:
-            return
-        where = f"{self.source}: {place}{'.' if field else ''}{field}"
-        if field and isinstance(record, dict) and field not in record:
-            raise RecordError(f"{where}: is missing; expected {expected}")
-        value = record.get(field) if field and isinstance(record, dict) else record
-        raise RecordError(f"{where}: is {_short(value)}; expected {expected}")
 
-    def integer(self, place: str, result: Record, field: str) -> None:
-        self.that(is_integer(result.get(field)), place, field, result, "an integer")
+def _check_id(place: str, result: Record, field: str, known: Collection[int] | None) -> None:
+    _require(is_integer(result.get(field)), place, result, field, "an integer")
+    kind = {"image_id": "an image", "category_id": "a category"}[field]
+    _require(known is None or result[field] in known, place, result, field, f"the id of {kind} of the ground truth")
 
-    def membership(
-        self, place: str, result: Record, images: dict[int, tuple[int, int]], categories: set[int] | None
-    ) -> None:
-        self.integer(place, result, "image_id")
-        known = result["image_id"] in images
-        self.that(known, place, "image_id", result, "the id of an image of the ground truth")
-        self.integer(place, result, "category_id")
-        known = categories is None or result["category_id"] in categories
-        self.that(known, place, "category_id", result, "the id of a category of the ground truth")
 
-    def box(self, place: str, result: Record) -> None:
-        box = result.get("bbox")
-        fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-        fine = fine and box is not None and min(box[2:]) >= 0
-        self.that(fine, place, "bbox", result, "[x, y, width, height], finite, sides 0 or more")
+def _check_box(place: str, result: Record) -> None:
+    box = result.get("bbox")
+    fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
+    _require(fine, place, result, "bbox", "[x, y, width, height], finite, sides 0 or more")
 
-    def shape(self, place: str, result: Record, size: tuple[int, int]) -> None:
-        drawn = result.get("segmentation")
-        self.that(isinstance(drawn, list | dict), place, "segmentation", result, "polygons or an RLE object")
-        if isinstance(drawn, list):
-            return self._polygons(place, drawn)
-        assert isinstance(drawn, dict)
-        expected = f"the image's [height, width], {list(size)}"
-        fine = drawn.get("size") == list(size) or (not any(size) and _is_size(drawn.get("size")))
-        self.that(fine, f"{place}.segmentation", "size", drawn, expected)
-        counts = drawn.get("counts")
-        if isinstance(counts, list):
-            fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
-            self.that(fine, f"{place}.segmentation", "counts", drawn, f"run lengths that add up to {math.prod(size)}")
-            return None
-        fine = isinstance(counts, str) and counts.isascii()
-        return self.that(fine, f"{place}.segmentation", "counts", drawn, "a compressed RLE or run lengths")
 
-    def _polygons(self, place: str, drawn: list[Any]) -> None:
-        self.that(bool(drawn), place, "segmentation", {"segmentation": drawn}, "at least one polygon")
+def _check_shape(place: str, result: Record, size: tuple[int, int]) -> None:
+    drawn, place_inside = result.get("segmentation"), f"{place}.segmentation"
+    _require(isinstance(drawn, list | dict), place, result, "segmentation", "polygons or an RLE object")
+    if isinstance(drawn, list):
+        _require(bool(drawn), place, result, "segmentation", "at least one polygon")
         for number, polygon in enumerate(drawn):
             fine = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            fine = fine and all(is_number(value) and abs(value) < 1e6 for value in polygon)
-            expected = "x, y of at least three points, finite, below 1e6"
-            self.that(fine, f"{place}.segmentation[{number}]", "", polygon, expected)
+            if not fine or not all(is_number(value) and abs(value) < 1e6 for value in polygon):
+                expected = "x, y of at least three points, finite, below 1e6"
+                raise RecordError(f"{place_inside}[{number}]: is {_short(polygon)}; expected {expected}")
+        return
+    assert isinstance(drawn, dict)
+    fine = drawn.get("size") == list(size) or (not any(size) and _is_size(drawn.get("size")))
+    _require(fine, place_inside, drawn, "size", f"the image's [height, width], {list(size)}")
+    counts = drawn.get("counts")
+    if isinstance(counts, list):
+        fine = all(map(is_integer, counts)) and min(counts, default=0) >= 0 and sum(counts) == math.prod(size)
+        _require(fine, place_inside, drawn, "counts", f"run lengths that add up to {math.prod(size)}")
+    else:
+        fine = isinstance(counts, str) and counts.isascii()
+        _require(fine, place_inside, drawn, "counts", "a compressed RLE or run lengths")
 
-    def compressed(self, results: Iterable[tuple[str, Record]]) -> None:
-        """All compressed masks at once, which is a hundred times faster than one by one."""
-        masks = [(place, result["segmentation"]) for place, result in results]
-        masks = [(place, mask) for place, mask in masks if isinstance(mask, dict) and isinstance(mask["counts"], str)]
-        pixels = np.array([math.prod(mask["size"]) for _, mask in masks], np.int64)
-        good = well_formed([mask["counts"].encode() for _, mask in masks], pixels)
-        for index in np.flatnonzero(~good)[:1]:
-            place, mask = masks[index]
-            expected = f"a compressed RLE of exactly {pixels[index]} pixels ({mask['size'][0]} x {mask['size'][1]})"
-            self.that(False, f"{place}.segmentation", "counts", mask, expected)
+
+def _check_compressed(results: Iterable[tuple[str, Record]]) -> None:
+    """All compressed masks at once, which is a hundred times faster than one by one."""
+    masks = [(place, result["segmentation"]) for place, result in results]
+    masks = [(place, mask) for place, mask in masks if isinstance(mask, dict) and isinstance(mask["counts"], str)]
+    pixels = np.array([math.prod(mask["size"]) for _, mask in masks], np.int64)
+    good = well_formed([mask["counts"].encode() for _, mask in masks], pixels)
+    for index in np.flatnonzero(~good)[:1]:
+        place, mask = masks[index]
+        expected = f"a compressed RLE of exactly {pixels[index]} pixels ({mask['size'][0]} x {mask['size'][1]})"
+        _require(False, f"{place}.segmentation", mask, "counts", expected)
 
 
 def is_integer(value: Any) -> bool:

@@ -19,10 +19,9 @@ from training.metrics.coco import (
     detection_objects,
     in_coco_order,
     iou_pairs,
-    measured,
     truth_objects,
 )
-from training.metrics.matching import Objects, mean, precisions, recalls
+from training.metrics.matching import Objects, curves, match_detections, mean, precisions, recalls
 
 MOST = 300
 _FREQUENCIES = ("r", "c", "f")
@@ -40,11 +39,8 @@ def lvis_ap(
     """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
 
     Args:
-        dataset: LVIS ground truth.
         detections: COCO results; those with boxes have the boxes' areas, as in the reference.
-        kind: what is compared.
         ratio: boundary width / image diagonal.
-        processes, progress: see `pairs.compared`; the numbers are the same.
     """
     masks = kind != "bbox"
     truth = in_coco_order(truth_objects(dataset, masks=masks, federated=True))
@@ -54,7 +50,7 @@ def lvis_ap(
     names = category_names(dataset)
     results = in_coco_order(results)
     pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
-    outcome = measured(truth, results, pairs, categories=len(names), most=(MOST,))
+    outcome = curves(truth, results, match_detections(truth, results, pairs), len(names), (MOST,))
     values = precisions(outcome, names)
     kinds = [kind.get("frequency") for kind in sorted(dataset["categories"], key=lambda category: category["id"])]
     for frequency in _FREQUENCIES:

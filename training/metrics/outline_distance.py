@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from model.instance import box_of
+from model.instance import box_of, window_of
 
 Window = tuple[slice, slice]
 
@@ -66,7 +66,7 @@ def compare_outlines(mask_hw: np.ndarray, other_hw: np.ndarray, *, margin_px: in
             f"masks of {mask_hw.shape} and {other_hw.shape} with {areas} pixels have no outlines to compare; "
             "expected two masks of one size with at least a pixel each"
         )
-    window = _window(mask_hw, other_hw, margin_px)
+    window = window_of(mask_hw | other_hw, margin_px)
     here, there = outline_corners(mask_hw[window]), outline_corners(other_hw[window])
     to_here, to_there = (ndimage.distance_transform_edt(~outline) for outline in (here, there))
     return OutlineDistance(window, here, there, to_here, to_there)
@@ -100,15 +100,6 @@ def outline_length(mask_hw: np.ndarray) -> int:
         return 0
     left, top, right, bottom = box_of(mask_hw)
     return int(np.count_nonzero(outline_corners(mask_hw[top:bottom, left:right])))
-
-
-def _window(mask_hw: np.ndarray, other_hw: np.ndarray, margin_px: int) -> Window:
-    left, top, right, bottom = box_of(mask_hw | other_hw)
-    height, width = mask_hw.shape
-    return (
-        slice(max(top - margin_px, 0), min(bottom + margin_px, height)),
-        slice(max(left - margin_px, 0), min(right + margin_px, width)),
-    )
 
 
 def outline_corners(mask_hw: np.ndarray) -> np.ndarray:

@@ -8,10 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-Evaluation = TypeVar("Evaluation", bound="Joinable")
 
 
 def map_in_processes(
@@ -69,22 +68,14 @@ def _end_with(parent: Any) -> None:
 CHUNK, WORTH_PROCESSES = 4, 24
 
 
-class Joinable(Protocol):
-    """An evaluation that takes in what others of its kind collected."""
-
-    def join(self, other: Self) -> None:
-        """As if the other's images had been added here."""
-
-
-def join_in_processes(
-    evaluation: Evaluation,
-    collect: Callable[..., Evaluation],
+def map_images_in_processes(
+    collect: Callable[..., Result],
     images: Sequence[Any],
     more: tuple[Any, ...],
     processes: int,
     progress: Callable[[int, int], object],
-) -> None:
-    """Let processes collect a few images each, with `collect(images, *more)`, and join what they have, in order.
+) -> Iterator[Result]:
+    """What `collect(images, *more)` makes of a few images each, in order, shared among processes where it is worth it.
 
     Args:
         progress: called with (images done, images in all).
@@ -92,5 +83,5 @@ def join_in_processes(
     work = [(images[start : start + CHUNK], *more) for start in range(0, len(images), CHUNK)]
     parts = map_in_processes(collect, work, processes if len(images) >= WORTH_PROCESSES else 1)
     for number, part in enumerate(parts, 1):
-        evaluation.join(part)
+        yield part
         progress(min(number * CHUNK, len(images)), len(images))

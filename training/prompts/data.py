@@ -6,14 +6,16 @@ Shape shorthand: S side of a view.
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy.ndimage import binary_dilation
 
 from model.images import turn_upright
 from model.prompts.views import View, view_of_box, view_of_image
@@ -25,6 +27,8 @@ from training.datasets.sample import Sample
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640
 LEAST_AREA_PX = 80.0
+#: Objects so near each other touch.
+TOUCH_PX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,11 @@ class ObjectSet:
     images: list[np.ndarray]
     objects: list[MaskedObject]
     names: list[str]
+
+    def objects_of_image(self, image: int) -> list[MaskedObject]:
+        """The objects of one image; those of an image stand side by side."""
+        first = bisect_left(self.objects, image, key=lambda item: item.image)
+        return self.objects[first : bisect_right(self.objects, image, key=lambda item: item.image)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,29 @@ def _add(
         loaded.images.append(np.asarray(image))
         loaded.objects += objects
         loaded.names.append(str(samples.image_path(image_id)))
+
+
+def merged(item: MaskedObject, objects: ObjectSet, rng: np.random.Generator) -> MaskedObject:
+    """An object together with another one of its image that touches it; itself where none does."""
+    x0, y0, x1, y1 = item.box_xyxy
+    near = [
+        other
+        for other in objects.objects_of_image(item.image)
+        if other is not item
+        and other.box_xyxy[0] <= x1 + TOUCH_PX
+        and other.box_xyxy[2] >= x0 - TOUCH_PX
+        and other.box_xyxy[1] <= y1 + TOUCH_PX
+        and other.box_xyxy[3] >= y0 - TOUCH_PX
+    ]
+    if not near:
+        return item
+    other, mask = near[int(rng.integers(len(near)))], item.mask()
+    beside = other.mask()
+    if not (binary_dilation(mask, iterations=TOUCH_PX) & beside & ~mask).any():
+        return item
+    a, b, c, d = other.box_xyxy
+    rle = coco_mask.encode(np.asfortranarray((mask | beside).astype(np.uint8)))
+    return replace(item, rle=rle, box_xyxy=(min(x0, a), min(y0, b), max(x1, c), max(y1, d)))
 
 
 def jittered_box(

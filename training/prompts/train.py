@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
 from training.prompts.clicks import Click, flawed_mask, next_click
-from training.prompts.data import ObjectSet, box_view, jittered_box, part_view, recoloured
+from training.prompts.data import ObjectSet, box_view, jittered_box, merged, part_view, recoloured
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class PromptTraining:
         rounds: most click rounds before the one that is learned from.
         flawed_share: of views of click batches that begin with a flawed mask to be corrected; half of these views show
             only a part of the object, as a correction is looked at.
+        merged_share: of views of click batches that mean an object and another that touches it (as RITM has them): a
+            rider with the horse, two garments.
     """
 
     batch: int = 16
@@ -50,6 +52,7 @@ class PromptTraining:
     click_share: float = 0.55
     rounds: int = 4
     flawed_share: float = 0.3
+    merged_share: float = 0.15
     ema_decay: float = 0.999
     bf16: bool = False
     seed: int = 1
@@ -98,6 +101,8 @@ class Views(IterableDataset[list[Example]]):
 
     def _example(self, number: int, by_clicks: bool, rng: np.random.Generator) -> Example | None:
         item = self.set.objects[number]
+        if by_clicks and rng.random() < self.plan.merged_share:
+            item = merged(item, self.set, rng)
         image = self.set.images[item.image]
         box = jittered_box(item.box_xyxy, 0.15 if rng.random() < 0.7 else 0.03, rng)
         is_flawed = by_clicks and bool(rng.random() < self.plan.flawed_share)

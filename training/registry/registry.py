@@ -13,12 +13,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model.checkpoints.metadata import (
+    CONFIG_FILE,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    existing_file,
+    file_digest,
+    read_metadata,
+    verify_weights,
+)
 from training.registry.storage import REPORT_FILE, RegistryError, Storage, checked_name, exclusively, is_artifact
 from training.registry.transfer import (
+    CLAIM_FILE,
     Content,
     Manifest,
     download_files,
@@ -29,23 +41,20 @@ from training.registry.transfer import (
     utc_now,
 )
 from training.registry.versions import (
-    STATUS_FILE,
+    Pointer,
     SnapshotInfo,
     Status,
     VersionInfo,
-    fetch_version,
-    list_versions,
-    publish_version,
-    read_record,
+    code_version,
+    parse_pointer,
     removable,
-    remove_version,
-    unfinished,
-    version_folder,
 )
 
-_LOCK_FILE = ".lock"
-SNAPSHOT_RECORD_FILE, MANIFEST_FILE = "snapshot.json", "manifest.json"
+_LOCK_FILE, _POINTER_FILE, _STATUS_FILE = ".lock", "ACTIVE", "status.json"
+_VERSION_RECORD_FILE, _SNAPSHOT_RECORD_FILE, _MANIFEST_FILE = "version.json", "snapshot.json", "manifest.json"
 _PICTURES = "images/"
+# An upload takes minutes; whoever needed a day was killed.
+_UNFINISHED_AFTER = timedelta(days=1)
 
 
 class Registry:
@@ -81,25 +90,51 @@ class Registry:
             CheckpointError: the directory is no checkpoint, or its weights are not the recorded ones.
             RegistryError: other content is published under that name.
         """
-        facts = {"parent": parent, "snapshot": snapshot, "metrics": metrics or {}}
-        return publish_version(self.storage, project, directory, version, facts)
+        metadata = read_metadata(directory)
+        verify_weights(directory, metadata)
+        name = version or str(metadata["version"])
+        folder = _version_folder(project, name)
+        # Only what a checkpoint is: a training's folder may hold its state besides, which is larger than the weights.
+        weighty: dict[str, Content] = {path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)}
+        weighty[METADATA_FILE] = directory / METADATA_FILE
+        if metadata["version"] != name:  # predictions carry the name that the registry gives
+            renamed = json.dumps(metadata | {"version": name}, indent=2, ensure_ascii=False) + "\n"
+            weighty[METADATA_FILE] = renamed.encode()
+        described = {
+            "version": name,
+            "classes": list(metadata["classes"]),
+            "created": metadata.get("created", ""),
+            "digest": metadata.get("digest") or file_digest(directory / WEIGHTS_FILE),
+            "code": code_version(),
+            "parent": parent,
+            "snapshot": snapshot,
+            "metrics": metrics or {},
+        }
+        papers = {path: content for path, content in files_of(directory).items() if is_artifact(path)}
+        record = f"{folder}/{_VERSION_RECORD_FILE}"
+        publish(self.storage, record, weighty, described, place=lambda path: f"{folder}/{path}", papers=papers)
+        return name
 
     def versions(self, project: str) -> list[VersionInfo]:
         """All published versions, oldest first."""
-        return list_versions(self.storage, project, self.pointer(project))
+        pointer = self.pointer(project)
+        infos = [self._version_info(project, name, pointer) for name in self._folder_names(project)]
+        return sorted((info for info in infos if info is not None), key=lambda info: (info.created, info.name))
 
     def version(self, project: str, name: str) -> VersionInfo:
         """One published version."""
-        read_record(self.storage, project, name)
+        self._version_record(project, name)
         return next(version for version in self.versions(project) if version.name == name)
 
     def fetch(self, project: str, version: str, cache: Path) -> Path:
         """A local checkpoint directory below `cache`: complete, every file's sha256 compared, copied once."""
-        return fetch_version(self.storage, project, version, cache)
+        record, folder = self._version_record(project, version), _version_folder(project, version)
+        target = cache / project / version
+        return download_files(self.storage, record["files"], lambda path: f"{folder}/{path}", target)
 
     def pointer(self, project: str) -> Pointer:
         """What ACTIVE says: version, history, retired ones, events."""
-        name = f"{checked_name('project', project)}/{POINTER_FILE}"
+        name = f"{checked_name('project', project)}/{_POINTER_FILE}"
         return parse_pointer(self.storage.read_json(name), self.storage.describe(name))
 
     def active(self, project: str) -> str | None:
@@ -109,7 +144,7 @@ class Registry:
     def promote(self, project: str, version: str) -> None:
         """Make a published version the one that serves; the present one can be rolled back to."""
         with self._locked(project):
-            read_record(self.storage, project, version)
+            self._version_record(project, version)
             self._swap(project, lambda pointer: pointer.promoted(version, utc_now()))
 
     def roll_back(self, project: str) -> str:
@@ -126,11 +161,11 @@ class Registry:
 
         What serves or served stays "promoted" whatever is marked: the pointer decides that.
         """
-        read_record(self.storage, project, version)
-        folder = version_folder(project, version)
+        self._version_record(project, version)
+        folder = _version_folder(project, version)
         self.storage.write_json(f"{folder}/{REPORT_FILE}", report)
         marked = {"status": status, "at": utc_now(), "metrics": report.get("metrics", {})}
-        self.storage.write_json(f"{folder}/{STATUS_FILE}", marked)
+        self.storage.write_json(f"{folder}/{_STATUS_FILE}", marked)
 
     def attach(self, project: str, version: str, directory: Path) -> list[str]:
         """Add or replace papers of a version: MODEL_CARD.md, report.*, pictures/*; returns their names.
@@ -138,14 +173,14 @@ class Registry:
         Raises:
             RegistryError: the directory holds something else, or the version is not published.
         """
-        read_record(self.storage, project, version)
+        self._version_record(project, version)
         contents = files_of(directory)
         if strangers := [name for name in contents if not is_artifact(name)]:
             raise RegistryError(
                 f"{directory} holds {', '.join(strangers)}; only MODEL_CARD.md, report.* and pictures/ may be added "
                 "to a published version"
             )
-        folder = version_folder(project, version)
+        folder = _version_folder(project, version)
         upload_files(self.storage, contents, lambda name: f"{folder}/{name}")
         return sorted(contents)
 
@@ -153,25 +188,24 @@ class Registry:
         """The content of MODEL_CARD.md, report.json or a picture of a version; None if it has none."""
         if not is_artifact(name):
             raise RegistryError(f"{name!r} is no paper of a version; expected MODEL_CARD.md, report.* or pictures/*")
-        return self.storage.read(f"{version_folder(project, version)}/{name}")
+        return self.storage.read(f"{_version_folder(project, version)}/{name}")
 
     def papers(self, project: str, version: str) -> list[str]:
         """Names of the papers that a version has."""
-        folder = version_folder(project, version)
+        folder = _version_folder(project, version)
         pictures = [f"pictures/{name}" for name in self.storage.names(f"{folder}/pictures")]
         return [name for name in [*self.storage.names(folder), *pictures] if is_artifact(name) and name != "pictures"]
 
     def best_ever(self, project: str) -> str | None:
         """Of the versions that serve or served and were not taken back, the one with the highest figures.
 
-        Figures are the sum of mask AP and boundary AP that each had when it was judged, on the hold-out of then:
-        good enough to choose whom the gate compares with, who measures anew. Without figures: the active one.
+        Each has the figures of when it was judged, on the hold-out of then: good enough to choose whom the gate
+        compares with, who measures anew. Without figures: the active one.
         """
-        versions = [version for version in self.versions(project) if version.status == "promoted"]
         rated = [
-            (_figure(version), number, version.name)
-            for number, version in enumerate(versions)
-            if _figure(version) is not None
+            (version.figure, number, version.name)
+            for number, version in enumerate(self.versions(project))
+            if version.status == "promoted" and version.figure is not None
         ]
         return max(rated)[2] if rated else self.active(project)
 
@@ -183,15 +217,21 @@ class Registry:
         facts = _read_manifest(directory)
         digest = str(facts["digest"])
         folder = _snapshot_folder(project, digest)
-        if self.storage.size(f"{folder}/{SNAPSHOT_RECORD_FILE}") is not None:
+        record = f"{folder}/{_SNAPSHOT_RECORD_FILE}"
+        if self.storage.size(record) is not None:
             return digest  # a digest is its content: there is nothing to compare or to copy
         contents = files_of(directory)
         place = _snapshot_place(project, folder, manifest_of(contents))
         pictures = {name: content for name, content in contents.items() if name.startswith(_PICTURES)}
-        self._upload_missing(pictures, place)
+        missing = {
+            name: content
+            for name, content in pictures.items()
+            if isinstance(content, Path) and self.storage.size(place(name)) != content.stat().st_size
+        }
+        upload_files(self.storage, missing, place)
         rest = {name: content for name, content in contents.items() if name not in pictures}
         described = {"manifest": facts, "images": manifest_of(pictures)}
-        publish(self.storage, folder, SNAPSHOT_RECORD_FILE, rest, described, place=place, content_digest=digest)
+        publish(self.storage, record, rest, described, place=place, content_digest=digest)
         return digest
 
     def snapshots(self, project: str) -> list[SnapshotInfo]:
@@ -223,13 +263,60 @@ class Registry:
         """
         with self._locked(project):
             going = removable(self.versions(project), self.pointer(project), self.best_ever(project), keep)
-            going += unfinished(self.storage, project)
+            going += self.unfinished(project, datetime.now(UTC))
             for name in () if dry_run else going:
-                remove_version(self.storage, project, name)
+                folder = _version_folder(project, name)
+                # Out of sight first, so that nobody sees half of it. The claim goes last: what an interrupted removal
+                # leaves looks like an unfinished publication, and goes next time.
+                self.storage.remove(f"{folder}/{_VERSION_RECORD_FILE}")
+                self.storage.remove_folder(folder, last=CLAIM_FILE)
         return going
 
+    def unfinished(self, project: str, at: datetime) -> list[str]:
+        """Folders of publications that were begun more than a day before that time and never finished."""
+        names = []
+        for name in self._folder_names(project):
+            folder = _version_folder(project, name)
+            claim = self.storage.read_json(f"{folder}/{CLAIM_FILE}")
+            is_old = claim is not None and datetime.fromisoformat(str(claim["at"])) < at - _UNFINISHED_AFTER
+            if is_old and self.storage.size(f"{folder}/{_VERSION_RECORD_FILE}") is None:
+                names.append(name)
+        return names
+
+    def _folder_names(self, project: str) -> list[str]:
+        """Names of all version folders, unfinished publications included."""
+        return self.storage.names(f"{checked_name('project', project)}/versions")
+
+    def _version_record(self, project: str, version: str) -> dict[str, Any]:
+        record = self.storage.read_json(f"{_version_folder(project, version)}/{_VERSION_RECORD_FILE}")
+        if record is None:
+            known = ", ".join(sorted(info.name for info in self.versions(project))) or "none"
+            raise RegistryError(f"project {project} has no version {version!r} in {self.url}; it has {known}")
+        return record
+
+    def _version_info(self, project: str, name: str, pointer: Pointer) -> VersionInfo | None:
+        """None where the publication is not finished."""
+        folder = _version_folder(project, name)
+        record = self.storage.read_json(f"{folder}/{_VERSION_RECORD_FILE}")
+        if record is None:
+            return None
+        marked = self.storage.read_json(f"{folder}/{_STATUS_FILE}") or {}
+        return VersionInfo(
+            name=record["version"],
+            directory_url=self.storage.describe(folder),
+            classes=tuple(record["classes"]),
+            parent=record.get("parent", ""),
+            snapshot=record.get("snapshot", ""),
+            metrics={**record.get("metrics", {}), **marked.get("metrics", {})},
+            created=record["published"],
+            digest=record["digest"],
+            status=pointer.status_of(record["version"], marked.get("status", "candidate")),
+            code=record.get("code", ""),
+            bytes=sum(int(file["bytes"]) for file in record["files"].values()),
+        )
+
     def _snapshot_record(self, project: str, digest: str) -> dict[str, Any] | None:
-        return self.storage.read_json(f"{_snapshot_folder(project, digest)}/{SNAPSHOT_RECORD_FILE}")
+        return self.storage.read_json(f"{_snapshot_folder(project, digest)}/{_SNAPSHOT_RECORD_FILE}")
 
     def _snapshot_info(self, project: str, record: dict[str, Any]) -> SnapshotInfo:
         manifest = record["manifest"]
@@ -242,26 +329,19 @@ class Registry:
             directory_url=self.storage.describe(_snapshot_folder(project, str(manifest["digest"]))),
         )
 
-    def _upload_missing(self, pictures: dict[str, Content], place: Callable[[str], str]) -> None:
-        for name, content in pictures.items():
-            if isinstance(content, Path) and self.storage.size(place(name)) != content.stat().st_size:
-                self.storage.put(content, place(name))
-
     def _swap(self, project: str, change: Callable[[Pointer], Pointer]) -> Pointer:
         before = self.pointer(project)
         after = change(before)
         if after != before:
-            self.storage.write_json(f"{project}/{POINTER_FILE}", after.as_dict())
+            self.storage.write_json(f"{project}/{_POINTER_FILE}", asdict(after))
         return after
 
-    def _locked(self, project: str) -> Any:
+    def _locked(self, project: str) -> AbstractContextManager[None]:
         return exclusively(self.storage, f"{checked_name('project', project)}/{_LOCK_FILE}")
 
 
-def _figure(version: VersionInfo) -> float | None:
-    figures = [version.metrics.get(name) for name in ("mask_ap", "boundary_ap")]
-    known = [float(figure) for figure in figures if isinstance(figure, (int, float))]
-    return sum(known) if known else None
+def _version_folder(project: str, version: str) -> str:
+    return f"{checked_name('project', project)}/versions/{checked_name('version', version)}"
 
 
 def _snapshots(project: str) -> str:
@@ -284,112 +364,12 @@ def _snapshot_place(project: str, folder: str, manifest: Manifest) -> Callable[[
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
-    file = directory / MANIFEST_FILE
+    file = directory / _MANIFEST_FILE
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         checked_name("snapshot", str(manifest["digest"]))
     except FileNotFoundError as error:
-        raise RegistryError(f"{directory} is no snapshot: {MANIFEST_FILE} is missing") from error
+        raise RegistryError(f"{directory} is no snapshot: {_MANIFEST_FILE} is missing") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise RegistryError(f"{file} is no snapshot's manifest, it needs a digest: {error}") from error
-    described: dict[str, Any] = manifest
-    return described
-
-
-POINTER_FILE = "ACTIVE"
-_EVENTS_KEPT = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """What ACTIVE says.
-
-    Attributes:
-        version: that serves; None before the first promotion.
-        at: ISO time of the last change.
-        history: {"version", "at"} of those that served before it, oldest first; a rollback takes the last.
-        retired: versions that a rollback took out of service.
-        events: {"action", "version", "from", "at"}, the newest 200, for people.
-    """
-
-    version: str | None = None
-    at: str = ""
-    history: tuple[dict[str, str], ...] = ()
-    retired: tuple[str, ...] = ()
-    events: tuple[dict[str, str], ...] = ()
-
-    def promoted(self, version: str, at: str) -> Pointer:
-        """With that version in service; unchanged if it serves already."""
-        if version == self.version:
-            return self
-        before = ({"version": self.version, "at": self.at},) if self.version else ()
-        return replace(
-            self,
-            version=version,
-            at=at,
-            history=self.history + before,
-            retired=tuple(name for name in self.retired if name != version),
-            events=self._with_event("promote", version, at),
-        )
-
-    def rolled_back(self, at: str) -> Pointer:
-        """With the version in service that served before; the present one is retired.
-
-        Raises:
-            RegistryError: none served before.
-        """
-        if not self.version or not self.history:
-            raise RegistryError(
-                f"there is nothing to roll back to: {self.version or 'no version'} is active and none served before; "
-                "promote a version by name instead"
-            )
-        *rest, last = self.history
-        serves_again = any(entry["version"] == self.version for entry in rest)
-        return replace(
-            self,
-            version=last["version"],
-            at=at,
-            history=tuple(rest),
-            retired=self.retired if serves_again else (*self.retired, self.version),
-            events=self._with_event("rollback", last["version"], at),
-        )
-
-    def in_service(self) -> set[str]:
-        """The active version and those a rollback can reach."""
-        return {entry["version"] for entry in self.history} | ({self.version} if self.version else set())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return {
-            "version": self.version,
-            "at": self.at,
-            "history": list(self.history),
-            "retired": list(self.retired),
-            "events": list(self.events),
-        }
-
-    def _with_event(self, action: str, version: str, at: str) -> tuple[dict[str, str], ...]:
-        event = {"action": action, "version": version, "from": self.version or "", "at": at}
-        return (*self.events, event)[-_EVENTS_KEPT:]
-
-
-def parse_pointer(value: dict[str, Any] | None, where: str) -> Pointer:
-    """From the JSON of ACTIVE; None is a project that never promoted anything.
-
-    Raises:
-        RegistryError: an entry is missing or of another kind.
-    """
-    if value is None:
-        return Pointer()
-    try:
-        return Pointer(
-            version=str(value["version"]) if value["version"] else None,
-            at=str(value["at"]),
-            history=tuple({"version": entry["version"], "at": entry["at"]} for entry in value["history"]),
-            retired=tuple(map(str, value.get("retired", ()))),
-            events=tuple(value.get("events", ())),
-        )
-    except (KeyError, TypeError) as error:
-        raise RegistryError(
-            f"{where} lacks or misspells {error}; expected version, at and history of {{version, at}}"
-        ) from error
+    return manifest

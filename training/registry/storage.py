@@ -24,6 +24,8 @@ from typing import Any
 import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
+from model.checkpoints.metadata import CARD_FILE
+
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -115,14 +117,15 @@ class Storage:
         names = {path.rpartition("/")[2] for path in paths if path.strip("/") != own}
         return sorted(name for name in names if name and not name.startswith("."))
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file whole, replacing it at once: readers see the old content or the new, never a part."""
-        if not self.is_local:
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Write bytes, or copy a local file, whole: readers see the old content or the new, never a part."""
+        if self.is_local:
+            with self._staged(name, content) as staged:
+                staged.replace(self.path(name))
+        elif isinstance(content, Path):
+            self.fs.put_file(str(content), self.path(name))
+        else:
             self.fs.pipe_file(self.path(name), content)
-            return
-        with self._staged(name) as staged:
-            _write_through(staged, content)
-            staged.replace(self.path(name))
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON object whole."""
@@ -130,30 +133,15 @@ class Storage:
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file whole unless it is there already; says whether this call made it. One of many callers wins."""
-        if not self.is_local:
-            try:
+        try:
+            if self.is_local:
+                with self._staged(name, content) as staged:
+                    os.link(staged, self.path(name))
+            else:
                 self.fs.pipe_file(self.path(name), content, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        with self._staged(name) as staged:
-            _write_through(staged, content)
-            try:
-                os.link(staged, self.path(name))
-            except FileExistsError:
-                return False
+        except FileExistsError:
+            return False
         return True
-
-    def put(self, source: Path, name: str) -> None:
-        """Copy a local file here, whole."""
-        if not self.is_local:
-            self.fs.put_file(str(source), self.path(name))
-            return
-        with self._staged(name) as staged:
-            shutil.copyfile(source, staged)
-            with staged.open("rb+") as file:
-                os.fsync(file.fileno())
-            staged.replace(self.path(name))
 
     def get(self, name: str, target: Path) -> None:
         """Copy a file from here to a local path.
@@ -177,12 +165,23 @@ class Storage:
         self.remove(folder)
 
     @contextlib.contextmanager
-    def _staged(self, name: str) -> Iterator[Path]:
-        """A hidden path beside the final one; whatever is left there afterwards is removed."""
+    def _staged(self, name: str, content: bytes | Path) -> Iterator[Path]:
+        """The content in a hidden file beside the final one; whatever is left there afterwards is removed.
+
+        It is on the disk itself: a pointer must not survive a power cut while what it points to does not.
+        """
         final = Path(self.path(name))
         final.parent.mkdir(parents=True, exist_ok=True)
         staged = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
         try:
+            with staged.open("wb") as file:
+                if isinstance(content, Path):
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             yield staged
         finally:
             staged.unlink(missing_ok=True)
@@ -193,16 +192,7 @@ def to_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _write_through(path: Path, content: bytes) -> None:
-    """To the disk itself: a pointer must not survive a power cut while what it points to does not."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-CARD_FILE = "MODEL_CARD.md"
 REPORT_FILE = "report.json"
 PICTURES = "pictures"
 
@@ -242,21 +232,19 @@ _PAUSE_S = 0.02
 
 
 @contextlib.contextmanager
-def exclusively(
-    storage: Storage, name: str, *, patience_s: float = PATIENCE_S, expiry_s: float = EXPIRY_S
-) -> Iterator[None]:
+def exclusively(storage: Storage, name: str, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold the lock of that name while the block runs.
 
     Raises:
         RegistryError: another writer held it longer than `patience_s`.
     """
     held = _file_lock if storage.is_local else _object_lock
-    with held(storage, name, patience_s, expiry_s):
+    with held(storage, name, patience_s):
         yield
 
 
 @contextlib.contextmanager
-def _file_lock(storage: Storage, name: str, patience_s: float, expiry_s: float) -> Iterator[None]:  # noqa: ARG001
+def _file_lock(storage: Storage, name: str, patience_s: float) -> Iterator[None]:
     path = Path(storage.path(name))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -273,11 +261,11 @@ def _file_lock(storage: Storage, name: str, patience_s: float, expiry_s: float) 
 
 
 @contextlib.contextmanager
-def _object_lock(storage: Storage, name: str, patience_s: float, expiry_s: float) -> Iterator[None]:
+def _object_lock(storage: Storage, name: str, patience_s: float) -> Iterator[None]:
     owner = uuid.uuid4().hex
 
     def taken() -> bool:
-        if storage.create(name, to_json({"owner": owner, "expires": time.time() + expiry_s})):
+        if storage.create(name, to_json({"owner": owner, "expires": time.time() + EXPIRY_S})):
             return True
         if _expired(storage.read(name)):
             storage.remove(name)
@@ -287,8 +275,7 @@ def _object_lock(storage: Storage, name: str, patience_s: float, expiry_s: float
     try:
         yield
     finally:
-        content = storage.read(name)
-        if content is not None and owner.encode() in content:
+        if owner.encode() in (storage.read(name) or b""):
             storage.remove(name)
 
 

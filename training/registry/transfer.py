@@ -37,18 +37,10 @@ def manifest_of(contents: Mapping[str, Content]) -> Manifest:
     return {name: _described(content) for name, content in sorted(contents.items())}
 
 
-def digest_of(manifest: Manifest) -> str:
-    """sha256 that stands for all files together."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def upload_files(storage: Storage, contents: Mapping[str, Content], place: Callable[[str], str]) -> None:
     """Copy files to where `place` puts their names."""
     for name, content in contents.items():
-        if isinstance(content, bytes):
-            storage.write(place(name), content)
-        else:
-            storage.put(content, place(name))
+        storage.write(place(name), content)
 
 
 def download_files(
@@ -135,7 +127,6 @@ CLAIM_FILE = "claim.json"
 
 def publish(
     storage: Storage,
-    folder: str,
     record_file: str,
     contents: Mapping[str, Content],
     facts: Mapping[str, Any],
@@ -143,30 +134,33 @@ def publish(
     place: Callable[[str], str],
     papers: Mapping[str, Content] | None = None,
     content_digest: str | None = None,
-) -> dict[str, Any]:
-    """Make files visible under a folder, at once and for ever; returns their record.
+) -> None:
+    """Make files visible under a folder, at once and for ever.
 
     Args:
-        folder: in the registry; record_file: the file in it that is written last and makes it visible.
+        record_file: the file in that folder that is written last and makes it visible.
         contents: what to publish; place: where in the registry each goes.
-        facts: further entries of the record.
         papers: published beside it, without being part of what can never change.
         content_digest: what the content is known by; that of all files by default.
 
     Raises:
         RegistryError: other content is published or being published there.
     """
-    manifest = manifest_of(contents)
-    digest = content_digest or digest_of(manifest)
-    record_name = f"{folder}/{record_file}"
-    if (present := storage.read_json(record_name)) is not None:
-        return _same_content(present, digest, storage.describe(folder))
-    _claim(storage, folder, digest)
-    upload_files(storage, {**(papers or {}), **contents}, place)
-    record = {**facts, "published": utc_now(), "content": digest, "files": manifest}
-    storage.create(record_name, to_json(record))
-    # Whoever was first to write it, all read the same.
-    return _same_content(storage.read_json(record_name) or record, digest, storage.describe(folder))
+    manifest, folder = manifest_of(contents), record_file.rpartition("/")[0]
+    digest = content_digest or hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    present = storage.read_json(record_file)
+    if present is None:
+        _claim(storage, folder, digest)
+        upload_files(storage, {**(papers or {}), **contents}, place)
+        record = {**facts, "published": utc_now(), "content": digest, "files": manifest}
+        if storage.create(record_file, to_json(record)):
+            return
+        present = storage.read_json(record_file) or record  # another writer was first
+    if present["content"] != digest:
+        raise RegistryError(
+            f"{storage.describe(folder)} is published with other content ({present['content'][:12]} there, "
+            f"{digest[:12]} now); what is published never changes: choose another name"
+        )
 
 
 def utc_now() -> str:
@@ -184,12 +178,3 @@ def _claim(storage: Storage, folder: str, digest: str) -> None:
             f"{storage.describe(folder)} was begun at {present.get('at', 'an unknown time')} with other content and "
             "never finished; choose another name, or remove it by `transfiner models gc` (after a day)"
         )
-
-
-def _same_content(record: dict[str, Any], digest: str, where: str) -> dict[str, Any]:
-    if record["content"] != digest:
-        raise RegistryError(
-            f"{where} is published with other content ({record['content'][:12]} there, {digest[:12]} now); "
-            "what is published never changes: choose another name"
-        )
-    return record

@@ -1,153 +1,19 @@
-"""Versions of a project: published once, listed with their status, fetched as local checkpoints, removed when old."""
+"""What the registry says of a version, a snapshot and the pointer, and which versions may be removed."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from model.checkpoints.metadata import (
-    CONFIG_FILE,
-    METADATA_FILE,
-    WEIGHTS_FILE,
-    existing_file,
-    file_digest,
-    read_metadata,
-    verify_weights,
-)
-from training.registry.storage import RegistryError, Storage, checked_name, is_artifact
-from training.registry.transfer import CLAIM_FILE, Content, download_files, files_of, publish
-
-if TYPE_CHECKING:
-    from training.registry.registry import Pointer
-
-VERSION_RECORD_FILE = "version.json"
-STATUS_FILE = "status.json"
-
-
-def version_folder(project: str, version: str) -> str:
-    """Where a version lies below the root.
-
-    Raises:
-        RegistryError: one of the names could leave its folder.
-    """
-    return f"{checked_name('project', project)}/versions/{checked_name('version', version)}"
-
-
-def publish_version(
-    storage: Storage, project: str, directory: Path, version: str | None, facts: Mapping[str, Any]
-) -> str:
-    """Publish a checkpoint directory; returns the version's name. See `Registry.publish`."""
-    metadata = read_metadata(directory)
-    verify_weights(directory, metadata)
-    name = version or str(metadata["version"])
-    folder = version_folder(project, name)
-    # Only what a checkpoint is: a training's folder may hold its state besides, which is larger than the weights.
-    weighty: dict[str, Content] = {path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)}
-    weighty[METADATA_FILE] = _renamed(metadata, name, directory)
-    papers = {path: content for path, content in files_of(directory).items() if is_artifact(path)}
-    described = {
-        "version": name,
-        "classes": list(metadata["classes"]),
-        "created": metadata.get("created", ""),
-        "digest": metadata.get("digest") or file_digest(directory / WEIGHTS_FILE),
-        "code": code_version(),
-        **facts,
-    }
-    publish(
-        storage, folder, VERSION_RECORD_FILE, weighty, described, place=lambda path: f"{folder}/{path}", papers=papers
-    )
-    return name
-
-
-def _exists(storage: Storage, folder: str) -> bool:
-    return storage.size(f"{folder}/{VERSION_RECORD_FILE}") is not None
-
-
-def _renamed(metadata: dict[str, Any], name: str, directory: Path) -> Content:
-    """metadata.json says the name the registry gives: predictions carry it."""
-    if metadata["version"] == name:
-        return directory / METADATA_FILE
-    text = json.dumps(metadata | {"version": name}, indent=2, ensure_ascii=False) + "\n"
-    return text.encode()
-
-
-def read_record(storage: Storage, project: str, version: str) -> dict[str, Any]:
-    """The record of a published version.
-
-    Raises:
-        RegistryError: there is no such version; the message lists those there are.
-    """
-    record = storage.read_json(f"{version_folder(project, version)}/{VERSION_RECORD_FILE}")
-    if record is None:
-        known = ", ".join(version_names(storage, project)) or "none"
-        raise RegistryError(f"project {project} has no version {version!r} in {storage.url}; it has {known}")
-    return record
-
-
-def version_names(storage: Storage, project: str) -> list[str]:
-    """Names of published versions, in alphabetical order."""
-    return [name for name in folder_names(storage, project) if _exists(storage, version_folder(project, name))]
-
-
-def folder_names(storage: Storage, project: str) -> list[str]:
-    """Names of all version folders, unfinished publications included."""
-    return storage.names(f"{checked_name('project', project)}/versions")
-
-
-def list_versions(storage: Storage, project: str, pointer: Pointer) -> list[VersionInfo]:
-    """All published versions, oldest first."""
-    versions = []
-    for name in folder_names(storage, project):
-        folder = version_folder(project, name)
-        record = storage.read_json(f"{folder}/{VERSION_RECORD_FILE}")
-        if record is not None:
-            marked = storage.read_json(f"{folder}/{STATUS_FILE}") or {}
-            versions.append((str(record["published"]), _info(storage, folder, record, marked, pointer)))
-    return [info for _, info in sorted(versions, key=lambda pair: (pair[0], pair[1].name))]
-
-
-def fetch_version(storage: Storage, project: str, version: str, cache: Path) -> Path:
-    """A local checkpoint directory of a version. See `Registry.fetch`."""
-    record = read_record(storage, project, version)
-    folder = version_folder(project, version)
-    return download_files(storage, record["files"], lambda path: f"{folder}/{path}", cache / project / version)
-
-
-def _info(
-    storage: Storage, folder: str, record: dict[str, Any], marked: dict[str, Any], pointer: Pointer
-) -> VersionInfo:
-    return VersionInfo(
-        name=record["version"],
-        directory_url=storage.describe(folder),
-        classes=tuple(record["classes"]),
-        parent=record.get("parent", ""),
-        snapshot=record.get("snapshot", ""),
-        metrics={**record.get("metrics", {}), **marked.get("metrics", {})},
-        created=record["published"],
-        digest=record["digest"],
-        status=_status(record["version"], marked.get("status", "candidate"), pointer),
-        code=record.get("code", ""),
-        bytes=sum(int(file["bytes"]) for file in record["files"].values()),
-    )
-
-
-def _status(version: str, marked: Status, pointer: Pointer) -> Status:
-    """The pointer knows what served; a mark alone never makes a version a promoted one."""
-    if version in pointer.in_service():
-        return "promoted"
-    if version in pointer.retired:
-        return "retired"
-    return marked if marked != "promoted" else "candidate"
-
+from training.registry.storage import RegistryError
 
 Status = Literal["candidate", "promoted", "rejected", "retired"]
+_EVENTS_KEPT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +46,12 @@ class VersionInfo:
     code: str = ""
     bytes: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
+    @property
+    def figure(self) -> float | None:
+        """The sum of mask AP and boundary AP, as far as they are known."""
+        figures = [self.metrics.get(name) for name in ("mask_ap", "boundary_ap")]
+        known = [float(figure) for figure in figures if isinstance(figure, (int, float))]
+        return sum(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +74,98 @@ class SnapshotInfo:
     classes: tuple[str, ...] = ()
     directory_url: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What ACTIVE says.
+
+    Attributes:
+        version: that serves; None before the first promotion.
+        at: ISO time of the last change.
+        history: {"version", "at"} of those that served before it, oldest first; a rollback takes the last.
+        retired: versions that a rollback took out of service.
+        events: {"action", "version", "from", "at"}, the newest 200, for people.
+    """
+
+    version: str | None = None
+    at: str = ""
+    history: tuple[dict[str, str], ...] = ()
+    retired: tuple[str, ...] = ()
+    events: tuple[dict[str, str], ...] = ()
+
+    def promoted(self, version: str, at: str) -> Pointer:
+        """With that version in service; unchanged if it serves already."""
+        if version == self.version:
+            return self
+        before = ({"version": self.version, "at": self.at},) if self.version else ()
+        return replace(
+            self,
+            version=version,
+            at=at,
+            history=self.history + before,
+            retired=tuple(name for name in self.retired if name != version),
+            events=self._with_event("promote", version, at),
+        )
+
+    def rolled_back(self, at: str) -> Pointer:
+        """With the version in service that served before; the present one is retired.
+
+        Raises:
+            RegistryError: none served before.
+        """
+        if not self.version or not self.history:
+            raise RegistryError(
+                f"there is nothing to roll back to: {self.version or 'no version'} is active and none served before; "
+                "promote a version by name instead"
+            )
+        *rest, last = self.history
+        serves_again = any(entry["version"] == self.version for entry in rest)
+        return replace(
+            self,
+            version=last["version"],
+            at=at,
+            history=tuple(rest),
+            retired=self.retired if serves_again else (*self.retired, self.version),
+            events=self._with_event("rollback", last["version"], at),
+        )
+
+    def in_service(self) -> set[str]:
+        """The active version and those a rollback can reach."""
+        return {entry["version"] for entry in self.history} | ({self.version} if self.version else set())
+
+    def status_of(self, version: str, marked: Status) -> Status:
+        """The pointer knows what served; a mark alone never makes a version a promoted one."""
+        if version in self.in_service():
+            return "promoted"
+        if version in self.retired:
+            return "retired"
+        return marked if marked != "promoted" else "candidate"
+
+    def _with_event(self, action: str, version: str, at: str) -> tuple[dict[str, str], ...]:
+        event = {"action": action, "version": version, "from": self.version or "", "at": at}
+        return (*self.events, event)[-_EVENTS_KEPT:]
 
 
-# An upload takes minutes; whoever needed a day was killed.
-_UNFINISHED_AFTER = timedelta(days=1)
+def parse_pointer(value: dict[str, Any] | None, where: str) -> Pointer:
+    """From the JSON of ACTIVE; None is a project that never promoted anything.
+
+    Raises:
+        RegistryError: an entry is missing or of another kind.
+    """
+    if value is None:
+        return Pointer()
+    try:
+        return Pointer(
+            version=str(value["version"]) if value["version"] else None,
+            at=str(value["at"]),
+            history=tuple({"version": entry["version"], "at": entry["at"]} for entry in value["history"]),
+            retired=tuple(map(str, value.get("retired", ()))),
+            events=tuple(value.get("events", ())),
+        )
+    except (KeyError, TypeError) as error:
+        raise RegistryError(
+            f"{where} lacks or misspells {error}; expected version, at and history of {{version, at}}"
+        ) from error
 
 
 def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | None, keep: int) -> list[str]:
@@ -232,32 +186,6 @@ def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | Non
     return others[: max(0, len(others) - keep)]
 
 
-def unfinished(storage: Storage, project: str, at: datetime | None = None) -> list[str]:
-    """Folders of publications begun more than a day ago and never finished."""
-    at = at or datetime.now(UTC)
-    versions = []
-    for name in folder_names(storage, project):
-        folder = version_folder(project, name)
-        if storage.size(f"{folder}/{VERSION_RECORD_FILE}") is None and _is_old(storage, folder, at):
-            versions.append(name)
-    return versions
-
-
-def remove_version(storage: Storage, project: str, version: str) -> None:
-    """Take a version out of sight first, so that nobody sees half of it, then remove its files.
-
-    The claim goes last: what an interrupted removal leaves looks like an unfinished publication, and goes next time.
-    """
-    folder = version_folder(project, version)
-    storage.remove(f"{folder}/{VERSION_RECORD_FILE}")
-    storage.remove_folder(folder, last=CLAIM_FILE)
-
-
-def _is_old(storage: Storage, folder: str, at: datetime) -> bool:
-    claim = storage.read_json(f"{folder}/{CLAIM_FILE}")
-    return claim is not None and datetime.fromisoformat(str(claim["at"])) < at - _UNFINISHED_AFTER
-
-
 @cache
 def code_version() -> str:
     """Version of this program, with the commit where it runs from a checkout: "0.1.0+3f2a91c"."""
@@ -265,21 +193,12 @@ def code_version() -> str:
         version = importlib.metadata.version("transfiner-ml-backend")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
-    commit = _commit(Path(__file__).resolve().parents[2])
-    return f"{version}+{commit}" if commit else version
-
-
-def _commit(checkout: Path) -> str:
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
-        return ""
+        return version
     try:
-        said = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""  # no git here: the version says enough
-    return said.stdout.strip() if said.returncode == 0 else ""
+        git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+        said = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return version  # no git here: the version says enough
+    return f"{version}+{said.stdout.strip()}"

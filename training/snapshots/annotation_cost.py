@@ -129,7 +129,6 @@ def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> d
     """The features of an image.
 
     Args:
-        shown: instances that the annotator sees.
         hidden: instances that were found but left out because of their score.
     """
     rows = [_object_features(instance, [*shown, *hidden]) for instance in shown]
@@ -184,12 +183,11 @@ def cross_fitted_edits(features: Sequence[Mapping[str, float]], edits: Sequence[
 
 def rank_correlation(expected: Sequence[float] | np.ndarray, real: Sequence[float] | np.ndarray) -> float:
     """Spearman's rank correlation, ties sharing their mean rank; 0 when either does not vary."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    ranks = [rankdata(np.asarray(values, dtype=np.float64)) for values in (expected, real)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
+    if any(np.ptp(values) == 0 for values in (expected, real)):
         return 0.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return float(spearmanr(expected, real).statistic)
 
 
 def chance_correlation(images: int) -> float:

@@ -14,7 +14,7 @@ The work of a correction is counted in actions of the hand, one for a vertex dra
     a moved or relabelled outline costs at most 2 + 3 + v: nobody edits what is quicker to delete and draw again
 
 The edit of an image is the sum over its objects. Vertices are those of outlines simplified as predictions are, so a
-brush stroke and a polygon of the same mask cost the same; "off" is farther than `accepted_px`.
+brush stroke and a polygon of the same mask cost the same; "off" is farther than `ACCEPTED_PX`.
 
 Shapes: H, W mask size; N vertices.
 """
@@ -38,54 +38,33 @@ Outliner = Callable[[np.ndarray], np.ndarray]
 
 
 class Drawn(Protocol):
-    """An object of a prediction or of an annotation."""
+    """An object of a prediction or of an annotation.
 
-    @property
-    def label(self) -> str:
-        """Its class."""
-        ...
-
-    @property
-    def mask_hw(self) -> np.ndarray:
-        """Bool, H x W, with at least a pixel."""
-        ...
-
-    @property
-    def region_ids(self) -> tuple[str, ...]:
-        """Ids of its parts in Label Studio; () when it has none."""
-        ...
-
-    @property
-    def score(self) -> float | None:
-        """Of the detection; None when a person drew it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class CorrectionRules:
-    """What counts as what.
-
-    Attributes:
-        kept_px: an outline nowhere farther than this from the predicted one was kept.
-        accepted_px: a vertex this close to where it should be is left alone.
-        same_iou: least IoU of an annotated object with the predicted one that it came from, where ids do not tell.
-        band_px: width of the moved band, to either side of the moved stretch.
-        action_added: actions besides the vertices of a new object; action_deleted, action_relabelled: see the module.
-        weight_kept: weight in finetuning of objects that people left as they were: the model knows those.
-        weight_corrected: of moved, relabelled and added ones.
-        weight_unseen: of objects that no prediction was shown for.
+    Its class; bool H x W with at least a pixel; ids of its parts in Label Studio, () when it has none; the score of the
+    detection, None when a person drew it.
     """
 
-    kept_px: float = 1.0
-    accepted_px: float = 2.0
-    same_iou: float = 0.5
-    band_px: float = 4.0
-    action_added: float = 3.0
-    action_deleted: float = 2.0
-    action_relabelled: float = 2.0
-    weight_kept: float = 0.5
-    weight_corrected: float = 2.0
-    weight_unseen: float = 1.0
+    @property
+    def label(self) -> str: ...
+    @property
+    def mask_hw(self) -> np.ndarray: ...
+    @property
+    def region_ids(self) -> tuple[str, ...]: ...
+    @property
+    def score(self) -> float | None: ...
+
+
+#: An outline nowhere farther than this from the predicted one was kept; a vertex this close to its place is left alone.
+KEPT_PX, ACCEPTED_PX = 1.0, 2.0
+#: Least IoU of an annotated object with the predicted one that it came from, where ids do not tell.
+SAME_IOU = 0.5
+#: Width of the moved band, to either side of the moved stretch.
+BAND_PX = 4.0
+#: Actions besides the vertices, see above.
+ACTIONS_ADDED, ACTIONS_DELETED, ACTIONS_RELABELLED = 3.0, 2.0, 2.0
+#: In finetuning: of objects that people left as they were (the model knows those), of those that they changed or added,
+#: and of those that no prediction was shown for.
+WEIGHT_KEPT, WEIGHT_CORRECTED, WEIGHT_UNSEEN = 0.5, 2.0, 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,41 +100,32 @@ class Correction:
     moved_band_hw: np.ndarray | None = None
 
 
-DEFAULT_RULES = CorrectionRules()
-
-
 def find_corrections(
-    predicted: Sequence[Drawn] | None,
-    annotated: Sequence[Drawn],
-    outline_px: Outliner,
-    rules: CorrectionRules = DEFAULT_RULES,
+    predicted: Sequence[Drawn] | None, annotated: Sequence[Drawn], outline_px: Outliner
 ) -> list[Correction]:
     """Compare the objects of one image.
 
     Args:
         predicted: what was shown; None when nothing was, or it is not known any more.
-        annotated: what was submitted.
-        outline_px: vertices of a mask.
-        rules: thresholds, costs and weights.
 
     Returns:
         One correction for each annotated object, in their order, then one for each deleted object.
     """
     shown = list(predicted or ())
-    partner = match_objects(shown, annotated, same_iou=rules.same_iou)
+    partner = match_objects(shown, annotated)
     corrections = []
     for number, drawn in enumerate(annotated):
         origin = partner.get(number)
         if origin is None:
-            weight = rules.weight_unseen if predicted is None else rules.weight_corrected
-            corrections.append(_added(number, drawn, outline_px, rules, weight))
+            weight = WEIGHT_UNSEEN if predicted is None else WEIGHT_CORRECTED
+            corrections.append(_added(number, drawn, outline_px, weight))
         else:
-            corrections.append(_edited(number, drawn, origin, shown[origin], outline_px, rules))
+            corrections.append(_edited(number, drawn, origin, shown[origin], outline_px))
     taken = set(partner.values())
-    return corrections + [_deleted(n, region, rules) for n, region in enumerate(shown) if n not in taken]
+    return corrections + [_deleted(n, region) for n, region in enumerate(shown) if n not in taken]
 
 
-def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn], *, same_iou: float) -> dict[int, int]:
+def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn]) -> dict[int, int]:
     """Number of the predicted object for each annotated one that came from one: by region id first, by IoU second."""
     partner: dict[int, int] = {}
     shared = [
@@ -173,7 +143,7 @@ def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn], *, sam
     if overlap.size:
         # Of equal overlaps, the one with the same label.
         alike = np.array([[annotated[n].label == predicted[k].label for k in free] for n in left])
-        overlap = np.where(overlap >= same_iou, overlap + 1e-6 * alike, 0)
+        overlap = np.where(overlap >= SAME_IOU, overlap + 1e-6 * alike, 0)
         for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[row, column] > 0:
                 partner[left[row]] = free[column]
@@ -185,31 +155,27 @@ def edit_cost(corrections: Sequence[Correction]) -> float:
     return float(sum(correction.cost for correction in corrections))
 
 
-def _added(number: int, drawn: Drawn, outline_px: Outliner, rules: CorrectionRules, weight: float) -> Correction:
+def _added(number: int, drawn: Drawn, outline_px: Outliner, weight: float) -> Correction:
     vertices = len(outline_px(drawn.mask_hw))
-    cost = rules.action_added + vertices
+    cost = ACTIONS_ADDED + vertices
     return Correction("added", drawn.label, annotated=number, vertices=vertices, cost=cost, weight=weight)
 
 
-def _deleted(number: int, shown: Drawn, rules: CorrectionRules) -> Correction:
-    return Correction("deleted", shown.label, shown.label, shown.score, predicted=number, cost=rules.action_deleted)
+def _deleted(number: int, shown: Drawn) -> Correction:
+    return Correction("deleted", shown.label, shown.label, shown.score, predicted=number, cost=ACTIONS_DELETED)
 
 
-def _edited(
-    number: int, drawn: Drawn, origin: int, shown: Drawn, outline_px: Outliner, rules: CorrectionRules
-) -> Correction:
+def _edited(number: int, drawn: Drawn, origin: int, shown: Drawn, outline_px: Outliner) -> Correction:
     overlap, mean_px, max_px, vertices, band_hw, redrawn = 1.0, 0.0, 0.0, 0, None, 0.0
     if not np.array_equal(drawn.mask_hw, shown.mask_hw):
-        compared = compare_outlines(drawn.mask_hw, shown.mask_hw, margin_px=int(rules.band_px) + 2)
+        compared = compare_outlines(drawn.mask_hw, shown.mask_hw, margin_px=int(BAND_PX) + 2)
         overlap, mean_px, max_px = iou(drawn.mask_hw, shown.mask_hw), compared.mean_px, compared.max_px
-        if max_px > rules.kept_px:
-            vertices, redrawn = _moved_vertices(drawn, shown, compared, outline_px, rules)
-            band_hw = moved_band(
-                drawn.mask_hw, shown.mask_hw, compared, accepted_px=rules.kept_px, band_px=rules.band_px
-            )
+        if max_px > KEPT_PX:
+            vertices, redrawn = _moved_vertices(drawn, shown, compared, outline_px)
+            band_hw = moved_band(drawn.mask_hw, shown.mask_hw, compared, accepted_px=KEPT_PX, band_px=BAND_PX)
     relabelled = drawn.label != shown.label
     kind: Kind = "relabelled" if relabelled else "moved" if vertices else "kept"
-    cost = rules.action_relabelled * relabelled + vertices
+    cost = ACTIONS_RELABELLED * relabelled + vertices
     return Correction(
         kind,
         drawn.label,
@@ -221,20 +187,18 @@ def _edited(
         mean_px,
         max_px,
         vertices,
-        cost=min(cost, rules.action_deleted + redrawn) if vertices else cost,
-        weight=rules.weight_kept if kind == "kept" else rules.weight_corrected,
+        cost=min(cost, ACTIONS_DELETED + redrawn) if vertices else cost,
+        weight=WEIGHT_KEPT if kind == "kept" else WEIGHT_CORRECTED,
         moved_band_hw=band_hw,
     )
 
 
-def _moved_vertices(
-    drawn: Drawn, shown: Drawn, compared: OutlineDistance, outline_px: Outliner, rules: CorrectionRules
-) -> tuple[int, float]:
+def _moved_vertices(drawn: Drawn, shown: Drawn, compared: OutlineDistance, outline_px: Outliner) -> tuple[int, float]:
     """Vertices that had to be moved, at least one; and what drawing the object anew would have cost."""
     new_px, old_px = outline_px(drawn.mask_hw), outline_px(shown.mask_hw)
-    arrived = compared.far_points(new_px, of_here=True, accepted_px=rules.accepted_px)
-    left = compared.far_points(old_px, of_here=False, accepted_px=rules.accepted_px)
-    return max(1, arrived, left), rules.action_added + len(new_px)
+    arrived = compared.far_points(new_px, of_here=True, accepted_px=ACCEPTED_PX)
+    left = compared.far_points(old_px, of_here=False, accepted_px=ACCEPTED_PX)
+    return max(1, arrived, left), ACTIONS_ADDED + len(new_px)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw
 
-from model.instance import box_of
+from training.datasets.pictures import captioned, close_up, in_grid
 from training.snapshots.corrections import Correction
 
 Json = dict[str, Any]
@@ -28,7 +27,7 @@ SHOWN = ("kept", "moved", "relabelled", "deleted")
 #: The label of images without any object, which cost time too.
 NO_OBJECT = "(no object)"
 BEFORE_RGB, AFTER_RGB = (255, 110, 0), (0, 230, 255)
-_TILE_PX, _CAPTION_PX, _GAP_PX, _COLUMNS = 240, 18, 6, 4
+_TILE_PX, _GAP_PX, _COLUMNS = 240, 6, 4
 
 
 def image_entry(
@@ -46,9 +45,7 @@ def image_entry(
     """What the report keeps of one image.
 
     Args:
-        corrections: of its objects.
         sha256: of its content; part: "train" or "holdout".
-        task_id: Label Studio's; annotation_ids likewise.
         seconds: spent on it; None when unknown.
         shown: whether a prediction was shown and is known.
         model_version: of that prediction; prediction_score: its score.
@@ -212,56 +209,19 @@ class MostMoved:
         ):
             return
         caption = f"{correction.label}  {correction.mean_px:.1f} px, max {correction.max_px:.0f}  {name}"
-        tile = _tile(image_rgb, before_hw, after_hw, caption)
+        margin_px = max(8, round(0.08 * max(np.ptp(np.nonzero(before_hw | after_hw), axis=1))))
+        outlines = [(before_hw, BEFORE_RGB), (after_hw, AFTER_RGB)]
+        tile = captioned(close_up(image_rgb, outlines, margin_px, _TILE_PX), caption)
         heapq.heappush(self._tiles, (correction.mean_px, name, tile))
         if len(self._tiles) > self.limit:
             heapq.heappop(self._tiles)
 
     def sheet(self) -> Image.Image | None:
-        """All of them, the farthest first; None when no outline was moved."""
+        """All of them, the farthest first, below a legend; None when no outline was moved."""
         tiles = [tile for _, _, tile in sorted(self._tiles, key=lambda item: (-item[0], item[1]))]
         if not tiles:
             return None
-        columns = min(_COLUMNS, len(tiles))
-        width, height = _TILE_PX + _GAP_PX, _TILE_PX + _CAPTION_PX + _GAP_PX
-        rows = -(-len(tiles) // columns)
-        sheet = Image.new("RGB", (columns * width + _GAP_PX, rows * height + _GAP_PX + _CAPTION_PX), "white")
-        _legend(sheet)
-        for number, tile in enumerate(tiles):
-            x, y = number % columns * width, number // columns * height
-            sheet.paste(tile, (x + _GAP_PX, y + _GAP_PX + _CAPTION_PX))
+        sheet = captioned(in_grid(tiles, _COLUMNS, _GAP_PX), "orange: predicted, blue: submitted")
+        for number, colour in enumerate((BEFORE_RGB, AFTER_RGB)):
+            ImageDraw.Draw(sheet).rectangle((200 + 20 * number, 3, 214 + 20 * number, 10), fill=colour)
         return sheet
-
-
-def _tile(image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, caption: str) -> Image.Image:
-    left, top, right, bottom = box_of(before_hw | after_hw)
-    margin = max(8, round(0.08 * max(right - left, bottom - top)))
-    height, width = before_hw.shape
-    window = (
-        slice(max(top - margin, 0), min(bottom + margin, height)),
-        slice(max(left - margin, 0), min(right + margin, width)),
-    )
-    crop = Image.fromarray(image_rgb[window])
-    scale = min(_TILE_PX / crop.width, _TILE_PX / crop.height)
-    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
-    picture = np.asarray(crop.resize(size, Image.Resampling.BICUBIC)).copy()
-    for mask_hw, colour in ((before_hw, BEFORE_RGB), (after_hw, AFTER_RGB)):
-        shape = np.asarray(Image.fromarray(mask_hw[window]).resize(size, Image.Resampling.NEAREST))
-        picture[shape & ~ndimage.binary_erosion(shape, np.ones((3, 3)), border_value=0)] = colour
-    tile = Image.new("RGB", (_TILE_PX, _TILE_PX + _CAPTION_PX), "white")
-    tile.paste(Image.fromarray(picture), ((_TILE_PX - size[0]) // 2, (_TILE_PX - size[1]) // 2))
-    ImageDraw.Draw(tile).text((2, _TILE_PX + 2), caption, fill="black", font=_font())
-    return tile
-
-
-def _legend(sheet: Image.Image) -> None:
-    draw = ImageDraw.Draw(sheet)
-    x = _GAP_PX
-    for text, colour in (("predicted", BEFORE_RGB), ("submitted", AFTER_RGB)):
-        draw.rectangle((x, 8, x + 14, 14), fill=colour, outline="black")
-        draw.text((x + 20, 4), text, fill="black", font=_font())
-        x += 30 + round(draw.textlength(text, font=_font()))
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(11)

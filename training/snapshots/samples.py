@@ -78,20 +78,6 @@ class SnapshotSamples(Sequence[WeightedSample]):
         return [f"task {task}, region {', '.join(drawn['region_ids'])}" for drawn in self._objects[sample.image_id]]
 
 
-class Plain(Sequence[Sample]):
-    """A weighted set without its weights: the control that shows what they are good for."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        self.samples, self.class_names = samples, samples.class_names
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        sample = self.samples[index]
-        return Sample(sample.image, sample.masks, sample.classes, sample.crowd, sample.image_id)
-
-
 class Relabelled(Sequence[Sample]):
     """A set seen through other classes: matched by name, renamed first; objects of other classes count as crowd.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.snapshots.format import (
-    FILES,
-    MANIFEST,
-    ImageRecord,
-    Json,
-    SnapshotError,
-    SnapshotObject,
-    coco_file,
-    digest_of,
-    image_record,
-)
+from training.snapshots.format import FILES, MANIFEST, ImageRecord, Json, SnapshotError, coco_file, digest_of
 from training.snapshots.holdout import HOLDOUT_SHARE, holdout_hashes
-
-
-def write_snapshot(
-    images: Iterable[tuple[np.ndarray, Sequence[SnapshotObject]]],
-    folder: Path,
-    *,
-    classes: Sequence[str],
-    project: str = "",
-    holdout_share: float = HOLDOUT_SHARE,
-) -> Path:
-    """A snapshot of images (uint8 H x W x 3) with their objects, without a report; see `SnapshotWriter`."""
-    with SnapshotWriter(folder, classes, project=project, holdout_share=holdout_share) as writer:
-        for image_rgb, objects in images:
-            writer.add(image_record(image_rgb, objects, classes), image_rgb)
-        return writer.finish()
 
 
 class SnapshotWriter:
@@ -50,7 +26,6 @@ class SnapshotWriter:
     Args:
         folder: where snapshots lie; each becomes a folder named by its digest.
         classes: names, in the order of the categories.
-        project: whose data it is.
         holdout_share: expected share of images in the hold-out.
     """
 
@@ -78,7 +53,7 @@ class SnapshotWriter:
         """Take in an image.
 
         Args:
-            record: from `snapshot_records.image_record`; replaces one of the same content.
+            record: from `image_record`; replaces one of the same content.
             image_rgb: uint8, H x W x 3.
             file: bytes and suffix (".jpg") of a file that decodes to these pixels in Pillow; a PNG is written if None.
         """
@@ -110,9 +85,6 @@ class SnapshotWriter:
         """Write everything and move it into place.
 
         Args:
-            newest_annotation_at: of the annotations in it.
-            annotation_ids: Label Studio's.
-            extra: further entries of the manifest.
             report: becomes corrections.json; `report_markdown` report.md; `pictures` PNG files by name.
 
         Returns:
@@ -173,25 +145,18 @@ class SnapshotWriter:
 
 
 def _counts(sets: Mapping[str, Json], classes: Sequence[str]) -> Json:
-    objects = [entry for coco in sets.values() for entry in coco["annotations"] if not entry["iscrowd"]]
-    by_class = [sum(entry["category_id"] == number for entry in objects) for number in range(1, len(classes) + 1)]
-    annotated = {entry["image_id"] for coco in sets.values() for entry in coco["annotations"]}
-    images = sum(len(coco["images"]) for coco in sets.values())
+    entries = [entry for coco in sets.values() for entry in coco["annotations"]]
+    numbers = Counter(entry["category_id"] for entry in entries if not entry["iscrowd"])
+    parts = {name: len(coco["images"]) for name, coco in sets.items()}
+    images = sum(parts.values())
     return {
         "images": images,
-        "train_images": len(sets["train"]["images"]),
-        "holdout_images": len(sets["holdout"]["images"]),
-        "empty_images": images - len(annotated),
-        "objects": len(objects),
-        "disputed": len(
-            {
-                (entry["image_id"], *entry["region_ids"])
-                for coco in sets.values()
-                for entry in coco["annotations"]
-                if entry["iscrowd"]
-            }
-        ),
-        "objects_by_class": dict(zip(classes, by_class, strict=True)),
+        "train_images": parts["train"],
+        "holdout_images": parts["holdout"],
+        "empty_images": images - len({entry["image_id"] for entry in entries}),
+        "objects": numbers.total(),
+        "disputed": len({(entry["image_id"], *entry["region_ids"]) for entry in entries if entry["iscrowd"]}),
+        "objects_by_class": {name: numbers[number] for number, name in enumerate(classes, start=1)},
     }
 
 

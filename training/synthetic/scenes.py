@@ -5,6 +5,7 @@ The same seed gives the same scene, pixel for pixel. The splits use disjoint ran
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,19 +71,38 @@ def _place(
     rng: np.random.Generator, width: int, height: int, light: float, least_visible: float, least_area_px: int
 ) -> list[tuple[Sprite, np.ndarray]]:
     """Lay objects down from the front: what lies in front is known when the next one is tried."""
-    placed: list[tuple[Sprite, np.ndarray]] = []
-    covered = np.zeros((height, width), bool)
-    wanted, tries = int(rng.integers(2, 6)), 0
-    while len(placed) < wanted and tries < 3 * wanted:
-        tries += 1
+
+    def drawn(placed: list[tuple[Sprite, np.ndarray]]) -> Sprite:
         label = CLASSES[int(rng.integers(len(CLASSES)))]
         length_px = _length_px(rng, label, min(width, height))
         centre = _centre(rng, width, height, placed)
-        sprite = random_sprite(rng, label, SHAPES[label](rng), centre, length_px, light)
-        mask = sprite.mask(height, width)
+        return random_sprite(rng, label, SHAPES[label](rng), centre, length_px, light)
+
+    wanted = int(rng.integers(2, 6))
+    return place_sprites(drawn, wanted, 3 * wanted, (height, width), least_visible, least_area_px)
+
+
+def place_sprites(
+    draw: Callable[[list[tuple[Sprite, np.ndarray]]], Sprite],
+    wanted: int,
+    tries: int,
+    shape_hw: tuple[int, int],
+    least_visible: float,
+    least_area_px: int,
+) -> list[tuple[Sprite, np.ndarray]]:
+    """Sprites with their visible masks (bool H x W), front to back: so many that are hidden little enough.
+
+    Args:
+        draw: makes the next sprite, given those that are placed.
+    """
+    placed: list[tuple[Sprite, np.ndarray]] = []
+    covered = np.zeros(shape_hw, bool)
+    while len(placed) < wanted and tries > 0:
+        tries -= 1
+        sprite = draw(placed)
+        mask = sprite.mask(*shape_hw)
         visible = mask & ~covered
-        shown = int(visible.sum())
-        if shown >= max(least_area_px, least_visible * sprite.area_px):
+        if int(visible.sum()) >= max(least_area_px, least_visible * sprite.area_px):
             placed.append((sprite, visible))
             covered |= mask
     return placed

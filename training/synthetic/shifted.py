@@ -10,7 +10,7 @@ import numpy as np
 
 from training.synthetic.backgrounds import background, noise
 from training.synthetic.rendering import Sprite, draw_sprite, random_sprite
-from training.synthetic.scenes import Scene
+from training.synthetic.scenes import Scene, place_sprites
 from training.synthetic.shapes import SHAPES, Outline, box
 
 NEW_CLASS = "comb"
@@ -50,22 +50,15 @@ def generate_shifted_scene(seed: int, *, width: int = 256, height: int = 192) ->
 
 
 def _place(rng: np.random.Generator, width: int, height: int, light: float) -> list[tuple[Sprite, np.ndarray]]:
-    placed: list[tuple[Sprite, np.ndarray]] = []
-    covered = np.zeros((height, width), bool)
-    wanted, tries = int(rng.integers(2, 5)), 0
-    while len(placed) < wanted and tries < 4 * wanted:
-        tries += 1
+    def drawn(_: object) -> Sprite:
         label = SHIFTED_CLASSES[int(rng.integers(len(SHIFTED_CLASSES)))]
         outline = comb(rng) if label == NEW_CLASS else SHAPES[label](rng)
         centre = (float(rng.uniform(0.15, 0.85) * width), float(rng.uniform(0.15, 0.85) * height))
         length_px = float(rng.uniform(0.4, 0.8)) * min(width, height)
-        sprite = random_sprite(rng, label, outline, centre, length_px, light)
-        mask = sprite.mask(height, width)
-        visible = mask & ~covered
-        if int(visible.sum()) >= max(80, 0.85 * sprite.area_px):
-            placed.append((sprite, visible))
-            covered |= mask
-    return placed
+        return random_sprite(rng, label, outline, centre, length_px, light)
+
+    wanted = int(rng.integers(2, 5))
+    return place_sprites(drawn, wanted, 4 * wanted, (height, width), 0.85, 80)
 
 
 def _another_look(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:

@@ -38,7 +38,6 @@ class BoxFile:
 
     Args:
         image_id_of: (file, its place among all) -> COCO's image id.
-        names: class name by category id.
 
     Raises:
         ValueError: it is no such list; names the first wrong record.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import annotation_options, read_label_config_file
-from backend.errors import ServiceError, StartError
+from backend.cli.types import FOLDER, annotation_options, read_label_config_file
+from backend.errors import ServiceError
 
 if TYPE_CHECKING:
     from integration.regions.export import Export
@@ -22,13 +22,12 @@ FORMATS = ("coco", "lvis", "yolo")
 @click.command()
 @click.option("--project", type=click.IntRange(1), help="Id of the project in Label Studio.")
 @annotation_options
-@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=("coco",), show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("export"), show_default=True)
+@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=("coco",))
+@click.option("--out", type=FOLDER, default=Path("export"))
 @click.option(
     "--segmentation",
     type=click.Choice(("auto", "rle")),
     default="auto",
-    show_default=True,
     help="COCO and LVIS: polygons where an object has no holes, or run-length code everywhere.",
 )
 @click.option(
@@ -86,19 +85,10 @@ def export(
 
 
 def _rows_of_project(project: int, url: str | None, api_key: str | None) -> tuple[list[Mapping[str, Any]], str]:
-    from backend.settings import load_settings
-    from integration.label_studio.client import LabelStudioClient
+    from backend.cli.train.snapshot import label_studio_client
 
-    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
-    if not ours.label_studio_url:
-        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
-    client = LabelStudioClient(
-        ours.label_studio_url,
-        ours.label_studio_api_key.get_secret_value(),
-        timeout_s=max(60.0, ours.label_studio_timeout_s),
-    )
-    rows: list[Mapping[str, Any]] = [*client.export_json(project)]
-    return rows, str(client.get_project(project).get("label_config", ""))
+    client = label_studio_client(url, api_key)
+    return [*client.export_json(project)], str(client.get_project(project).get("label_config", ""))
 
 
 def _write(result: Export, formats: tuple[str, ...], out: Path) -> list[str]:

@@ -28,10 +28,9 @@ def learn(project: int, now: bool, wait: bool, as_json: bool, **options: Any) ->
     Example: transfiner learn --project 12 --wait
     """
     from backend.errors import StartError
-    from backend.learning.triggers import COMMAND
     from backend.logs import set_up_logs
     from backend.queue.connection import worker_connection
-    from backend.queue.train_queue import TrainQueue
+    from backend.queue.train_queue import COMMAND, TrainQueue
     from backend.versions.resolve import registry_of
 
     settings = load_settings_of_running(**options)

@@ -1,11 +1,4 @@
-"""Instances as COCO results: what COCO's evaluation reads.
-
-Instances drawn on their image: tinted masks with a crisp outline, and a label for each.
-
-What `transfiner predict` makes of an image's instances, one writer a format.
-
-`transfiner predict`: outline the objects of image files with any checkpoint.
-"""
+"""`transfiner predict`: outline the objects of image files with any checkpoint; one writer a format."""
 
 from __future__ import annotations
 
@@ -13,8 +6,7 @@ import base64
 import colorsys
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,15 +78,7 @@ GOLDEN_TURN = 0.61803399
 
 
 def draw_overlay(image_rgb: np.ndarray, instances: Sequence[Instance]) -> Image.Image:
-    """The image with every instance on it, the best ones on top.
-
-    Args:
-        image_rgb: uint8, H x W x 3.
-        instances: of this image, by falling score.
-
-    Returns:
-        An RGB picture of the image's size.
-    """
+    """The image with every instance on it, the best ones on top."""
     canvas = image_rgb.astype(np.float32)
     colours = [instance_colour(number) for number in range(len(instances))]
     for instance, colour in reversed(list(zip(instances, colours, strict=True))):
@@ -259,13 +243,12 @@ def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="photos", show_default=True, help="Checkpoint directory or name.")
+@click.option("--model", default="photos", help="Checkpoint directory or name.")
 @click.option(
     "--format",
     "kind",
     type=click.Choice(("coco", "label-studio", "overlay")),
     default="coco",
-    show_default=True,
     help="COCO results, Label Studio tasks, or pictures with the objects drawn on.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file, or folder of the pictures.")
@@ -273,22 +256,20 @@ def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
 @click.option(
     "--image-prefix",
     default="data",
-    show_default=True,
     help="For label-studio: what stands before a path, as /data/local-files/?d=photos/ or https://host/; "
     "data: small files in the tasks themselves.",
 )
 @click.option("--boxes", "boxes_file", type=EXISTING_FILE, help="COCO results of another detector to outline.")
-@click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True)
-@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0, show_default=True)
-@click.option("--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5)
+@click.option("--tolerance-px", type=click.FloatRange(min=0), default=1.0)
+@click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "bf16", "auto")),
     default="fp32",
-    show_default=True,
     help="On a CPU; auto: bf16 where that is fast and measured.",
 )
-@click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
+@click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE)
 @click.option("--json", "as_json", is_flag=True, help="For overlay: print the written files as JSON.")
 def predict(
     images: tuple[Path, ...],
@@ -422,7 +403,7 @@ def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionW
     """Feed every readable image to the writer; the messages of the others."""
 
     failures: list[str] = []
-    with _progress_bar(len(files)) as advance:
+    with click.progressbar(length=len(files), label="images", file=sys.stderr) as bar:
         for start in range(0, len(files), outliner.images_at_once):
             batch: list[tuple[Path, int, np.ndarray]] = []
             for number in range(start, min(start + outliner.images_at_once, len(files))):
@@ -432,7 +413,7 @@ def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionW
                     failures.append(str(error))
             for (file, number, image), instances in zip(batch, outliner.outline(batch), strict=True):
                 writer.add(PredictedImageFile(file, number, image, instances))
-            advance(outliner.images_at_once)
+            bar.update(outliner.images_at_once)
     return failures
 
 
@@ -445,14 +426,3 @@ def _print(records: list[Any], kind: str, output: Path | None, as_json: bool) ->
         click.echo(f"{output}: {len(records)} records", err=True)
     else:
         click.echo(json.dumps(records))
-
-
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal's error stream, so that standard output is JSON alone."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=total)
-        yield lambda count: bar.update(task, advance=count)

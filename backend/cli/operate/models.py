@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from backend.cli.operate.registry import (
     show_version,
 )
 from backend.cli.train.gate import compare_models
-from backend.cli.types import SuggestingGroup, json_option, plain_errors
+from backend.cli.types import FILE, FOLDER, SuggestingGroup, json_option, plain_errors, progress_bar
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -34,15 +32,8 @@ CARD_COLUMNS = ("knows", "AP", "milliseconds")
 COLUMNS = ("model", "here", "knows", "MB", "AP", "milliseconds")
 UNKNOWN = "-"
 
-FilePath = click.Path(dir_okay=False, path_type=Path)
-store_option = click.option(
-    "--store",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_STORE,
-    show_default=True,
-    help="Folder of the imported checkpoints.",
-)
-classes_option = click.option("--classes", "classes_file", type=FilePath, help="Class names in order, one a line.")
+store_option = click.option("--store", type=FOLDER, default=DEFAULT_STORE, help="Folder of the imported checkpoints.")
+classes_option = click.option("--classes", "classes_file", type=FILE, help="Class names in order, one a line.")
 half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
 
@@ -68,7 +59,7 @@ for command in (promote, rollback, compare_models, gc):
 
 
 @models.command("import")
-@click.argument("file", type=FilePath)
+@click.argument("file", type=FILE)
 @click.option("--name", help="Name of the checkpoint; the file's by default.")
 @classes_option
 @half_option
@@ -122,7 +113,7 @@ def fetch(
         if directory.exists() and not force:
             raise FileExistsError(f"{directory} exists already; add --force to fetch it again")
         file = store / "downloads" / f"{release.name}.pth"
-        with _progress_bar(release.name) as progress:
+        with progress_bar(release.name) as progress:
             download(url or release.url, file, progress)
         try:
             done = _import(file, directory, classes_file, half, force, url or release.url)
@@ -172,9 +163,7 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
 @registry_option
 @project_option
 @click.option(
-    "--papers",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="With --project: copy the version's card, report and pictures into this folder.",
+    "--papers", type=FOLDER, help="With --project: copy the version's card, report and pictures into this folder."
 )
 @json_option
 def show(
@@ -234,18 +223,6 @@ def _checked_name(name: str) -> str:
     if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
         raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
     return name
-
-
-@contextmanager
-def _progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the terminal's error stream, so that --json stays clean."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def card_facts(directory: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
         states = {name: (registry.active(name), registry.versions(name)) for name in projects}
     if as_json:
         report = {
-            name: {"active": active, "versions": [version.as_dict() for version in versions]}
+            name: {"active": active, "versions": [asdict(version) for version in versions]}
             for name, (active, versions) in states.items()
         }
         click.echo(json.dumps({"registry": registry.url, "projects": report}, indent=2, ensure_ascii=False))
@@ -77,7 +78,7 @@ def show_version(url: str | None, project: str, name: str, papers: Path | None, 
             target = Path(str(papers)) / paper
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(registry.paper(project, name, paper) or b"")
-    facts = version.as_dict() | {"active": registry.active(project) == name, "papers": names}
+    facts = asdict(version) | {"active": registry.active(project) == name, "papers": names}
     if as_json:
         click.echo(json.dumps(facts | {"report": report}, indent=2, ensure_ascii=False))
         return
@@ -131,13 +132,7 @@ def rollback(project: str, registry_url: str | None) -> None:
 @click.command()
 @needed_project_option
 @registry_option
-@click.option(
-    "--keep",
-    type=click.IntRange(0),
-    default=5,
-    show_default=True,
-    help="Newest versions that stay although they never served.",
-)
+@click.option("--keep", type=click.IntRange(0), default=5, help="Newest versions that stay although they never served.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 def gc(project: str, registry_url: str | None, keep: int, dry_run: bool, as_json: bool) -> None:

@@ -1,11 +1,4 @@
-"""The `serve` command: queue server, workers and API as one supervised process tree.
-
-The `api` command: the HTTP application, one process with many threads.
-
-The `worker` command: one process with one warm model.
-
-The `worker-alive` command: a probe for containers, since a worker serves no port.
-"""
+"""`serve`: queue server, workers and API as one process tree; `api` and `worker` alone; the probe `worker-alive`."""
 
 from __future__ import annotations
 
@@ -30,12 +23,19 @@ log = logging.getLogger(__name__)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+host_option = click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
+port_option = click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
+model_option = click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+device_option = click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+redis_option = click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+
+
 @click.command()
-@click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
-@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
+@host_option
+@port_option
 @click.option("--workers", type=int, help="Worker processes (TRANSFINER_WORKERS).")
-@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
-@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@model_option
+@device_option
 @click.option("--redis-url", help="Use this queue server instead of an embedded one (TRANSFINER_REDIS_URL).")
 def serve(**options: Any) -> None:
     """Run everything: queue server, worker(s) and API; Ctrl-C ends all of it.
@@ -70,10 +70,10 @@ def _check_device(settings: Settings) -> None:
 
 
 @click.command()
-@click.option("--host", help="Address to listen on (TRANSFINER_HOST).")
-@click.option("--port", type=PORT, help="Port to listen on (TRANSFINER_PORT).")
-@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
-@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
+@host_option
+@port_option
+@redis_option
+@model_option
 def api(**options: Any) -> None:
     """Run the HTTP API alone, for several hosts; needs a queue server and workers elsewhere.
 
@@ -112,15 +112,14 @@ def serve_http(settings: Settings) -> None:
 
 
 @click.command()
-@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
-@click.option("--model", type=CHECKPOINT, help="Checkpoint directory or name (TRANSFINER_MODEL).")
-@click.option("--device", type=DEVICE, help="auto, cpu, cuda, cuda:1 ... (TRANSFINER_DEVICE).")
+@redis_option
+@model_option
+@device_option
 @click.option("--max-batch", type=int, help="Tasks predicted together (TRANSFINER_MAX_BATCH).")
 @click.option(
     "--queues",
     type=click.Choice(["predict", "interactive", "train"]),
     default="predict",
-    show_default=True,
     help="What this worker does: whole images (and prompts where nobody else answers them), prompts alone, so that "
     "none waits behind a batch, or trainings.",
 )
@@ -149,7 +148,7 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
 
 
 @click.command("worker-alive")
-@click.option("--redis-url", help="Queue server (TRANSFINER_REDIS_URL).")
+@redis_option
 @click.option("--host", help="Name of the worker's host; this one's if not given.")
 def worker_alive(redis_url: str | None, host: str | None) -> None:
     """Say by the exit code whether a worker of this host gives signs of life.

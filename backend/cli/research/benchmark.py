@@ -12,6 +12,7 @@ import click
 from backend.cli.types import (
     CHECKPOINT,
     DEVICE,
+    FOLDER,
     SuggestingGroup,
     json_option,
     limit_threads,
@@ -24,15 +25,12 @@ from backend.devtools.capacity import capacity
 from backend.settings import SCENES_MODEL
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]
-Folder = click.Path(file_okay=False, path_type=Path)
 
 train_set_option = click.option("--train-set", "train", required=True, help="Set to learn, as in `data check`.")
 test_set_option = click.option("--test-set", "test", required=True, help="Set to measure on.")
-ratio_option = click.option(
-    "--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal."
-)
-device_option = click.option("--device", type=DEVICE, default="cpu", show_default=True)
-any_device_option = click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
+ratio_option = click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
+device_option = click.option("--device", type=DEVICE, default="cpu")
+any_device_option = click.option("--device", type=DEVICE, default="auto", help="cpu, cuda, or auto.")
 iterations_option = click.option(
     "--iterations", type=click.IntRange(0), default=0, help="Instead of the configuration's; 0: those."
 )
@@ -53,7 +51,7 @@ class BenchmarkGroup(SuggestingGroup):
         return table if cmd_name in TABLE_NUMBERS else super().get_command(ctx, cmd_name)
 
 
-@click.group(cls=BenchmarkGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=BenchmarkGroup)
 def benchmark() -> None:
     """Reproduce a table of the paper, or measure cost, precision and few-shot learning.
 
@@ -72,21 +70,20 @@ benchmark.add_command(capacity)
 @click.option("--lvis", default="", help="LVIS annotations of the test images, for AP*.")
 @click.option(
     "--out",
-    type=Folder,
+    type=FOLDER,
     default=Path("var/benchmark"),
-    show_default=True,
     help="Folder of models, results and reports; a run goes on there.",
 )
-@click.option("--checkpoints", type=Folder, help="Folder with a checkpoint per row, loaded instead of trained.")
+@click.option("--checkpoints", type=FOLDER, help="Folder with a checkpoint per row, loaded instead of trained.")
 @click.option("--row", "rows", multiple=True, help="Only this row (its key); repeatable.")
 @iterations_option
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every row.")
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Trainings of every row.")
 @click.option("--init", default="", help='Where weights start: "imagenet" or a checkpoint directory.')
 @any_device_option
 @click.option(
     "--speed-iterations", type=click.IntRange(0), default=0, help="Of a run of frames per second; 0: 200 (CPU 20)."
 )
-@click.option("--speed-runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--speed-runs", type=click.IntRange(1), default=5)
 @click.option(
     "--miniature", is_flag=True, help="Generated scenes and a tiny network: minutes, and no claim about COCO."
 )
@@ -154,12 +151,12 @@ def table(
 
 
 @benchmark.command()
-@click.option("--weights", type=CHECKPOINT, default="photos", show_default=True, help="Base that learns.")
+@click.option("--weights", type=CHECKPOINT, default="photos", help="Base that learns.")
 @train_set_option
 @test_set_option
 @click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
-@click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30), show_default=True)
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Draws of each number.")
+@click.option("--images", "counts", type=click.IntRange(1), multiple=True, default=(5, 10, 15, 30))
+@click.option("--seeds", type=click.IntRange(1), default=3, help="Draws of each number.")
 @click.option("--all-test-images", is_flag=True, help="Measure on images without the classes, too.")
 @json_option
 @threads_option
@@ -180,7 +177,7 @@ def fewshot(
     Example: transfiner benchmark fewshot --train-set via:balloon/train:balloon --test-set via:balloon/val:balloon
     """
     from training.datasets import CocoSet, open_set
-    from training.fewshot.curve import ClassSamples, CurvePoint, curve_as_dict, curve_text, fewshot_curve
+    from training.fewshot.curve import CurvePoint, class_samples, curve_as_dict, curve_text, fewshot_curve
 
     limit_threads(threads)
 
@@ -192,37 +189,31 @@ def fewshot(
     if not (isinstance(source, CocoSet) and isinstance(tested, CocoSet)):
         raise click.UsageError("give sets of photographs: coco:FILE.json:IMAGES/, lvis:... or via:FOLDER[:LABEL]")
     names = classes or source.class_names
-    taught, asked = ClassSamples(source, names), ClassSamples(tested, names, all_images=all_test_images)
+    taught, asked = class_samples(source, names), class_samples(tested, names, all_images=all_test_images)
     with plain_errors():
         points = fewshot_curve(weights, taught, asked, counts, seeds, progress=show)
     print_result(curve_as_dict(points), curve_text(points), as_json)
 
 
 @benchmark.command()
-@click.option("--config", default="released/R50-FPN", show_default=True, help="Of Mask Transfiner.")
+@click.option("--config", default="released/R50-FPN", help="Of Mask Transfiner.")
 @click.option(
     "--instances",
     type=click.IntRange(1),
     multiple=True,
     default=(50, 100),
-    show_default=True,
     help="Detections that are kept; repeatable.",
 )
 @click.option(
-    "--nodes",
-    type=click.IntRange(1),
-    default=364,
-    show_default=True,
-    help="Nodes of each of our instances, beside 196 reference points.",
+    "--nodes", type=click.IntRange(1), default=364, help="Nodes of each of our instances, beside 196 reference points."
 )
 @size_option
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Turns; the median counts.")
+@click.option("--repeats", type=click.IntRange(1), default=3, help="Turns; the median counts.")
 @click.option("--training/--no-training", default=False, help="Also a training step beside Mask R-CNN's.")
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "bf16")),
     default="fp32",
-    show_default=True,
     help="bf16: also all three in bf16 on a CPU, and PointRend with the detected class alone; processor seconds.",
 )
 @device_option
@@ -257,11 +248,9 @@ def networks(
 
 @benchmark.command()
 @click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
-@click.option(
-    "--set", "name", default="scenes:val:200", show_default=True, help="The model's own validation set, by name."
-)
+@click.option("--set", "name", default="scenes:val:200", help="The model's own validation set, by name.")
 @ratio_option
-@click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: the machine's.")
+@click.option("--threads", type=click.IntRange(0), default=1, help="0: the machine's.")
 @click.option(
     "--card", is_flag=True, help="Write the figures into the checkpoint: TRANSFINER_PRECISION=auto asks them."
 )

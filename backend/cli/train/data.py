@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, SuggestingGroup, read_label_config_file
+from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, read_label_config_file
 
 
 @click.group(cls=SuggestingGroup)
@@ -31,21 +31,12 @@ def data() -> None:
     "Generated scenes: 200 by default.",
 )
 @click.option(
-    "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Contact sheet, a PNG; data-check.png by default, with --fix sheet.png in its folder.",
+    "--sheet", type=FILE, help="Contact sheet, a PNG; data-check.png by default, with --fix sheet.png in its folder."
 )
-@click.option("--pictures", type=click.IntRange(1), default=12, show_default=True, help="Images on the sheet.")
-@click.option(
-    "--bad",
-    type=click.Choice(["skip", "fatal"]),
-    default="skip",
-    show_default=True,
-    help="Stop at the first annotation or file that cannot be right, or skip and count.",
-)
+@click.option("--pictures", type=click.IntRange(1), default=12, help="Images on the sheet.")
 @click.option(
     "--fix",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="New folder for a repaired copy in COCO's format: annotations.json, images/ and a contact sheet, sheet.png.",
 )
 @click.option(
@@ -60,7 +51,6 @@ def check(
     limit: int | None,
     sheet: Path | None,
     pictures: int,
-    bad: str,
     fix: Path | None,
     weights: Path | None,
     as_json: bool,
@@ -80,9 +70,8 @@ def check(
     """
     from training.datasets import open_set
 
-    policy: Any = bad
     try:
-        samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, bad=policy, missing=policy)
+        samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, missing="skip")
         # What may be refused comes first: the rest takes long.
         outcome = {"set": name} | (_repaired(samples, name, fix) if fix else {})
         sheet = sheet or (fix / "sheet.png" if fix else Path("data-check.png"))
@@ -122,9 +111,10 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
 def _looked_at(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
     """Draw the contact sheet and read the set: counts, problems, and careless labels with their pictures."""
     from training.datasets.careless import save_pictures
-    from training.datasets.statistics import save_contact_sheet, spread, statistics
+    from training.datasets.pictures import save_picture
+    from training.datasets.statistics import data_set_contact_sheet, spread, statistics
 
-    save_contact_sheet(samples, spread(len(samples), pictures), sheet)
+    save_picture(data_set_contact_sheet(samples, spread(len(samples), pictures)), sheet)
     indices, careless = _chosen(samples, limit), list[tuple[Any, str, str]]()
     with click.progressbar(length=len(indices), label=f"reading {name}", file=sys.stderr) as bar:
         counted = statistics(
@@ -148,8 +138,7 @@ def _open_export(name: str) -> Any:
         ServiceError, UnsupportedConfigError: the export cannot be read, or nothing in it can be learned from.
     """
     from backend.cli.train.snapshot import read_rows
-    from backend.learning.snapshot import Labelling, SnapshotSettings, freeze_tasks
-    from backend.learning.task_images import ImageFolder
+    from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
     from training.datasets import split_after_file
     from training.snapshots.samples import SnapshotSamples
 
@@ -239,7 +228,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 
 @data.command()
 @click.argument("layout", type=click.Choice(["coco", "lvis-cocofied", "cityscapes", "bdd100k"]))
-@click.argument("root", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("root", type=FOLDER)
 @click.option("--any-size", is_flag=True, help="Accept other counts than the official set's (subsets).")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
@@ -248,12 +237,11 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
     \b
     Example: transfiner data prepare lvis-cocofied data/coco
     """
-    from training.datasets.preparation import convert, digests, inspect, set_names
+    from training.datasets.preparation import convert, inspect, set_names
 
     findings = inspect(layout, root, any_size=any_size)
     whole = all(finding.fine for finding in findings)
     try:
-        known = digests(layout, root) if whole else {}
         written = [str(path) for path in convert(layout, root)] if whole else []
     except (ValueError, KeyError, OSError) as error:
         raise click.ClickException(str(error)) from error
@@ -263,7 +251,6 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
         "root": str(root),
         "whole": whole,
         "parts": [finding.as_dict() for finding in findings],
-        "digests": known,
         "written": written,
         "sets": names,
     }

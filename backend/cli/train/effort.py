@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, SuggestingGroup, json_option, limit_threads
+from backend.cli.types import (
+    CHECKPOINT,
+    DEVICE,
+    EXISTING_FILE,
+    EXISTING_FOLDER,
+    SuggestingGroup,
+    json_option,
+    limit_threads,
+)
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
     from backend.learning.annotation_cost import CorrectionCost
-
-Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group(cls=SuggestingGroup)
@@ -31,23 +37,22 @@ def effort() -> None:
 
 @effort.command("compare")
 @click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
-@click.option("--snapshot", "snapshot", type=Folder, help="Images and corrections of a snapshot.")
+@click.option("--snapshot", "snapshot", type=EXISTING_FOLDER, help="Images and corrections of a snapshot.")
 @click.option(
     "--folds",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     help="Cross-validation that a few-shot training wrote, for the snapshot's training images.",
 )
 @click.option("--set", "set_name", help="Instead of a snapshot: a set as in `transfiner data check`.")
 @click.option("--class", "names", multiple=True, help="Only this class, and images that show it.")
-@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Most images.")
+@click.option("--count", type=click.IntRange(1), default=100, help="Most images.")
 @click.option(
     "--shown-from",
     type=click.FloatRange(0, 1),
     default=0.5,
-    show_default=True,
     help="Detections below this score are not shown to people.",
 )
-@click.option("--device", type=DEVICE, default="auto", show_default=True)
+@click.option("--device", type=DEVICE, default="auto")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the arithmetic; 0: all.")
 @json_option
 def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
@@ -120,7 +125,7 @@ def _measured(
     from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
-    from training.fewshot.curve import ClassSamples
+    from training.fewshot.curve import class_samples
     from training.snapshots.format import SnapshotError
 
     limit_threads(threads)
@@ -134,7 +139,7 @@ def _measured(
         name = str(set_name)
         try:
             opened: Any = open_set(name)
-            whole: Any = ClassSamples(opened, names) if names else opened
+            whole: Any = class_samples(opened, names) if names else opened
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from error
         samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names

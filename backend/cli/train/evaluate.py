@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, limit_threads, plain_errors, print_result
+from backend.cli.types import CHECKPOINT, DEVICE, EXISTING_PATH, FILE, limit_threads, plain_errors, print_result
 
 if TYPE_CHECKING:
     from training.evaluation.score import Score
@@ -21,32 +21,24 @@ if TYPE_CHECKING:
 @click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
-    "--coco",
-    nargs=2,
-    type=click.Path(exists=True, path_type=Path),
-    default=None,
-    help="Annotation file and image folder of a COCO-format set.",
+    "--coco", nargs=2, type=EXISTING_PATH, default=None, help="Annotation file and image folder of a COCO-format set."
 )
 @click.option("--data", "named", metavar="SET", help="Any set by name, as in `transfiner data check`.")
-@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
-@click.option("--ratio", type=float, default=0.02, show_default=True, help="Boundary width / image diagonal.")
-@click.option("--device", type=DEVICE, default="cpu", show_default=True)
+@click.option("--count", type=click.IntRange(1), default=200, help="Number of scenes.")
+@click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
+@click.option("--device", type=DEVICE, default="cpu")
 @click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
 @click.option(
     "--processes",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="That share a CPU; same figures with the same --threads (1 each by default).",
 )
 @click.option("--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key.")
 @click.option(
-    "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG.",
+    "--picture", type=FILE, help="Draw truth, coarse and refined masks of the first images into this PNG or JPEG."
 )
-@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Images in the picture.")
-@click.option("--card", is_flag=True, help="Write the figures into MODEL_CARD.md beside the weights.")
+@click.option("--rows", type=click.IntRange(1), default=4, help="Images in the picture.")
 @click.option(
     "--edits",
     is_flag=True,
@@ -63,13 +55,10 @@ if TYPE_CHECKING:
     nargs=2,
     type=float,
     default=(0.95, 3.0),
-    show_default=True,
     metavar="IOU PX",
     help="Edits: outlines at least so alike, and nowhere farther off, are left alone.",
 )
-@click.option(
-    "--shown-from", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Edits: lowest score shown."
-)
+@click.option("--shown-from", type=click.FloatRange(0, 1), default=0.5, help="Edits: lowest score shown.")
 @click.option(
     "--served",
     metavar="URL",
@@ -80,7 +69,6 @@ if TYPE_CHECKING:
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.25,
-    show_default=True,
     help="Served: lowest score asked for; the API's TRANSFINER_SCORE_FLOOR is the lowest it gives.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
@@ -97,7 +85,6 @@ def evaluate(
     overrides: tuple[tuple[str, str], ...],
     picture: Path | None,
     rows: int,
-    card: bool,
     edits: bool,
     prompts: str | None,
     grabcut: bool,
@@ -119,8 +106,8 @@ def evaluate(
 
     name = _set_name(split, coco, named, count)
     _share_processor(device, threads, processes)
-    if (edits or served) and (picture or card):
-        raise click.UsageError("--picture and --card are of raw masks; leave out --edits and --served")
+    if (edits or served) and picture:
+        raise click.UsageError("--picture is of raw masks; leave out --edits and --served")
     if weights is None and (prompts or not served):
         raise click.UsageError("--weights is missing; only --served does without")
     flat = [part for pair in overrides for part in pair]
@@ -136,12 +123,7 @@ def evaluate(
 
             _say(evaluate_served(served, samples, name, weights, threshold, **how), as_json, comparison_text)
         elif weights is not None:
-            outcome = _raw(samples, name, weights, picture, rows, how)
-            if card:
-                from training.evaluation.model_card import write_card
-
-                write_card(weights, outcome, name, _command(weights, split, coco, count, named))
-            _say(outcome, as_json, _table)
+            _say(_raw(samples, name, weights, picture, rows, how), as_json, _table)
 
 
 def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
@@ -206,7 +188,7 @@ def _raw(
     samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: dict[str, Any]
 ) -> dict[str, Any]:
     """Figures of a checkpoint's masks; also draws the picture that is asked for."""
-    from training.evaluation.pictures import Comparison
+    from training.datasets.pictures import Comparison
     from training.evaluation.run import evaluate_checkpoint
 
     drawn = Comparison(rows) if picture else None
@@ -219,13 +201,6 @@ def _raw(
 
 def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
     print_result(outcome, "" if as_json else text_of(outcome), as_json)
-
-
-def _command(weights: Path, split: str | None, coco: tuple[Path, Path] | None, count: int, named: str | None) -> str:
-    chosen = (
-        f"--scenes {split} --count {count}" if split else f"--coco {coco[0]} {coco[1]}" if coco else f"--data {named}"
-    )
-    return f"transfiner evaluate --weights {weights} {chosen}"
 
 
 def _table(outcome: dict[str, Any]) -> str:
@@ -249,24 +224,23 @@ _METRICS = ("segm", "bbox", "boundary", "lvis", "lvis-bbox", "lvis-boundary")
 @click.option(
     "--ground-truth",
     "truth",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING_PATH,
     required=True,
     help="COCO or LVIS annotation file; a folder for cityscapes and bdd100k.",
 )
 @click.option(
     "--predictions",
     "results",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING_PATH,
     required=True,
     help="COCO results file; a folder for cityscapes and bdd100k.",
 )
-@click.option("--metric", type=click.Choice(_METRICS), default="segm", show_default=True)
+@click.option("--metric", type=click.Choice(_METRICS), default="segm")
 @click.option(
     "--format",
     "layout",
     type=click.Choice(["coco", "cityscapes", "bdd100k"]),
     default="coco",
-    show_default=True,
     help="Layout of the files.",
 )
 @click.option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backend.cli.operate.registry import REFUSED, open_registry, project_option, registry_option
-from backend.cli.types import DEVICE, json_option, plain_errors
+from backend.cli.types import DEVICE, FOLDER, json_option, plain_errors
 from backend.settings import load_settings
 from backend.versions.store import DEFAULT_STORE, find_model
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
@@ -33,17 +33,11 @@ rule_option = click.option(
     metavar="NAME VALUE",
     help="A rule of the gate, e.g. --rule confidence 0.9; TRANSFINER_GATE_RULES by default.",
 )
-device_option = click.option(
-    "--device", type=DEVICE, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ..."
-)
+device_option = click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
 cache_option = click.option(
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for what is fetched; TRANSFINER_REGISTRY_CACHE by default.",
+    "--cache", type=FOLDER, help="Folder for what is fetched; TRANSFINER_REGISTRY_CACHE by default."
 )
-out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the report and its pictures."
-)
+out_option = click.option("--out", type=FOLDER, help="Folder for the report and its pictures.")
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,7 @@ class CheckpointPlaces:
     cache: Path
 
     def model(self, name: str) -> Path:
-        """A checkpoint directory, given as such, by the name of a model, or as a version of the project.
-
-        Raises:
-            ClickException: it is neither.
-        """
+        """A checkpoint directory, given as such, by the name of a model, or as a version of the project."""
         if (Path(name) / METADATA_FILE).is_file():
             return Path(name)
         if self.registry is None or self.project is None:
@@ -70,11 +60,7 @@ class CheckpointPlaces:
         return self.registry.fetch(self.project, name, self.cache)
 
     def snapshot(self, name: str | None) -> Path:
-        """A snapshot directory, given as such or by its digest; None: the project's newest.
-
-        Raises:
-            ClickException: there is none.
-        """
+        """A snapshot directory, given as such or by its digest; None: the project's newest."""
         if name and Path(name).is_dir():
             return Path(name)
         if self.registry is None or self.project is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import EXISTING_FILE, annotation_options, read_label_config_file
+from backend.cli.types import EXISTING_FILE, FOLDER, annotation_options, progress_bar, read_label_config_file
 from backend.errors import ServiceError, StartError
+
+if TYPE_CHECKING:
+    from integration.label_studio.client import LabelStudioClient
 
 HINT = "Export as JSON in Label Studio."
 
@@ -19,19 +21,18 @@ HINT = "Export as JSON in Label Studio."
 @click.command()
 @click.option("--project", help="Id of the project in Label Studio; with --export any name.")
 @annotation_options
-@click.option("--images", type=click.Path(file_okay=False, path_type=Path), help="Folder of its images.")
+@click.option("--images", type=FOLDER, help="Folder of its images.")
 @click.option(
     "--predictions",
     "predictions_file",
     type=EXISTING_FILE,
     help="Answer of /api/predictions, for exports that hold ids only.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("snapshots"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("snapshots"))
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.2,
-    show_default=True,
     help="Share of images that are never trained on.",
 )
 def snapshot(
@@ -58,7 +59,7 @@ def snapshot(
 
     settings = SnapshotSettings(choice=annotators, holdout_share=holdout)
     try:
-        with _progress() as progress:
+        with progress_bar("images") as progress:
             if export_file is not None:
                 path = _of_file(
                     export_file, images, config_file, predictions_file, out, project or "", settings, progress
@@ -70,32 +71,30 @@ def snapshot(
     click.echo(json.dumps(_facts(path), ensure_ascii=False) if as_json else _page(path))
 
 
+def label_studio_client(url: str | None, api_key: str | None) -> LabelStudioClient:
+    """A client for the Label Studio of the options or of the settings. Raises StartError: neither names one."""
+    from backend.settings import load_settings
+    from integration.label_studio.client import LabelStudioClient
+
+    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
+    if not ours.label_studio_url:
+        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
+    key = ours.label_studio_api_key.get_secret_value()
+    return LabelStudioClient(ours.label_studio_url, key, timeout_s=max(60.0, ours.label_studio_timeout_s))
+
+
 def _of_server(
     project: str | None, url: str | None, api_key: str | None, out: Path, settings: Any, progress: Any
 ) -> Path:
     from backend.learning.snapshot import take_snapshot
     from backend.settings import load_settings
-    from integration.images.fetch import FetchSettings, ImageFetcher
-    from integration.label_studio.client import LabelStudioClient
+    from backend.worker.images import fetch_settings
+    from integration.images.fetch import ImageFetcher
 
     if project is None or not project.isdecimal():
         raise click.UsageError(f"--project is {project!r}, expected the number of a project, or --export FILE")
-    ours = load_settings(label_studio_url=url, label_studio_api_key=api_key)
-    if not ours.label_studio_url:
-        raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
-    key = ours.label_studio_api_key.get_secret_value()
-    client = LabelStudioClient(ours.label_studio_url, key, timeout_s=max(60.0, ours.label_studio_timeout_s))
-    hosts = tuple(host.strip() for host in ours.private_image_hosts.split(",") if host.strip())
-    fetcher = ImageFetcher(
-        FetchSettings(
-            label_studio_url=ours.label_studio_url,
-            private_hosts=hosts,
-            timeout_s=ours.image_timeout_s,
-            max_bytes=int(ours.max_image_mib * 2**20),
-            max_pixels=int(ours.max_image_megapixels * 1e6),
-        ),
-        auth=client.auth,
-    )
+    client = label_studio_client(url, api_key)
+    fetcher = ImageFetcher(fetch_settings(load_settings(), client.base_url), auth=client.auth)
     return take_snapshot(client, int(project), fetcher.fetch_bytes, out, settings=settings, progress=progress)
 
 
@@ -109,8 +108,7 @@ def _of_file(
     settings: Any,
     progress: Any,
 ) -> Path:
-    from backend.learning.snapshot import Labelling, freeze_tasks
-    from backend.learning.task_images import ImageFolder
+    from backend.learning.snapshot import ImageFolder, Labelling, freeze_tasks
 
     if images is None:
         raise click.UsageError("--export needs --images, the folder with the images of its tasks")
@@ -191,14 +189,3 @@ def _page(path: Path) -> str:
     counts = _facts(path)["counts"]
     where = f"{path}: {counts['train_images']} images to train on, {counts['holdout_images']} held out"
     return f"{(path / 'report.md').read_text(encoding='utf-8')}\n{where}"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal's error stream."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

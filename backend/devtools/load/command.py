@@ -7,38 +7,26 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from backend.devtools.load.measuring import BarePredictor, ServedModelRun, noisy_pictures
+from backend.devtools.load.measuring import BarePredictor, Json, ServedModelRun, memory_mib, noisy_pictures
 from backend.devtools.load.memory import memory_table
 from backend.devtools.load.prompts import measure_prompts
 from backend.settings import SCENES_MODEL, load_settings
 
-Json = dict[str, Any]
-
 
 @click.command()
-@click.option("--tasks", default=48, show_default=True, help="Tasks of each measurement.")
-@click.option("--batch", default=4, show_default=True, help="Tasks predicted together.")
-@click.option("--rounds", default=9, show_default=True, help="Bare and served take turns this often.")
+@click.option("--tasks", default=48, help="Tasks of each measurement.")
+@click.option("--batch", default=4, help="Tasks predicted together.")
+@click.option("--rounds", default=9, help="Bare and served take turns this often.")
 @click.option("--model", type=click.Path(path_type=Path), default=SCENES_MODEL, help="Checkpoint directory.")
-@click.option("--inline", is_flag=True, help="Images inside the tasks, not at an address.")
 @click.option("--stub", is_flag=True, help="A model that costs nothing: the queue's own limit.")
 @click.option("--memory", type=click.IntRange(1), help="Only memory, with requests of this many tasks.")
 @click.option("--prompts", type=click.IntRange(0), default=0, help="Instead: latency of prompts on this many images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def load(
-    tasks: int,
-    batch: int,
-    rounds: int,
-    model: Path,
-    inline: bool,
-    stub: bool,
-    memory: int | None,
-    prompts: int,
-    as_json: bool,
+    tasks: int, batch: int, rounds: int, model: Path, stub: bool, memory: int | None, prompts: int, as_json: bool
 ) -> None:
     """Measure throughput and latency through HTTP and queue beside the bare predictor, and each process's memory.
 
@@ -63,11 +51,10 @@ def load(
         _report({"load average before": _load_average(), **measure_prompts(model, prompts, tasks, batch)}, as_json)
         return
     pictures = noisy_pictures(tasks)
-    figures: Json = {"tasks": tasks, "batch": batch, "images": "inline" if inline else "by address"}
-    figures["load average before"] = _load_average()
+    figures: Json = {"tasks": tasks, "batch": batch, "load average before": _load_average()}
     bare = None if stub else BarePredictor(model, batch)
     turns: list[Json] = []
-    with ServedModelRun(None if stub else model, pictures, batch, inline=inline) as service:
+    with ServedModelRun(None if stub else model, pictures, batch) as service:
         for number in range(1 if stub else rounds):
             _tell(f"turn {number + 1} of {1 if stub else rounds}")
             turns.append(_turn(bare, service, pictures, number))
@@ -76,7 +63,7 @@ def load(
         figures["start-up in s"] = {"worker to first prediction": round(service.start_up_s, 1)}
         _tell("one task at a time")
         figures["one at a time"] = service.run_singly(max(8, tasks // 4))
-        figures["memory in MiB"] = service.memory_mib()
+        figures["memory in MiB"] = {name: memory_mib(pid) for name, pid in service.pids().items()}
         if bare:
             figures["share of bare throughput"] = _share(turns, "bare")
             figures["share of bare with outlines"] = _share(turns, "bare with outlines")

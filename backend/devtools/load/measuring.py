@@ -1,13 +1,7 @@
-"""Pictures for load: each is another one, so that nothing is answered from memory.
-
-A checkpoint that another version replaces while workers serve it.
-
-The two sides of `transfiner load`: a script around the predictor, and the whole service as processes.
-"""
+"""The two sides of `transfiner load`: a script around the predictor, and the whole service as processes."""
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 import json
@@ -22,25 +16,23 @@ from typing import Any
 
 import click
 import numpy as np
-import requests
 from PIL import Image
 
-from backend.devtools.programs import as_png, memory_mib, processor_s
-from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.devtools.soak.harness import ServiceHarness, label_config
 from backend.queue.keys import STATS
 from backend.settings import load_settings
 from backend.versions.resolve import node_budget_of, read_served_model
 from integration.label_studio.label_config import parse_label_config
-from integration.regions.settings import Output
 from integration.regions.write import build_prediction
-from model.checkpoints.metadata import METADATA_FILE
-from model.files import write_text
+from model.checkpoints.metadata import update_metadata
 
+Json = dict[str, Any]
 WIDTH_PX, HEIGHT_PX = 384, 288
+STAGES = ("images", "model", "regions")
 
 
 def noisy_pictures(count: int) -> list[bytes]:
-    """PNG files of noise with two flat rectangles."""
+    """PNG files of noise with two flat rectangles; each is another one, so that nothing is answered from memory."""
     files = []
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -52,20 +44,32 @@ def noisy_pictures(count: int) -> list[bytes]:
     return files
 
 
-def replaceable_copy(model: Path, folder: Path) -> Path:
-    """The checkpoint again in `folder`, so that the given one stays as it is."""
-    return shutil.copytree(model, folder / model.name)
+def as_png(image: np.ndarray) -> bytes:
+    """A PNG file of an RGB uint8 H x W x 3 array."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
-def give_new_version(directory: Path) -> None:
-    """The same weights under another version: for workers another model, to be loaded."""
-    file = directory / METADATA_FILE
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps({**facts, "version": f"{facts['version']}-next"}))
+def memory_mib(pid: int, field: str = "VmRSS") -> float:
+    """Resident memory of a process; with VmHWM the most that it had."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return round(int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024, 1)
 
 
-Json = dict[str, Any]
-STAGES = ("images", "model", "regions")
+def processor_s(pid: int) -> float:
+    """Processor time of all threads of a process since it began."""
+    # Counted behind the program's name, which may hold spaces: utime and stime.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def in_ms(seconds: Sequence[float], name: str) -> Json:
+    """Median and 95th percentile of some durations, in milliseconds."""
+    return {
+        f"{name} p50 in ms": round(statistics.median(seconds) * 1000, 1),
+        f"{name} p95 in ms": round(float(np.percentile(seconds, 95)) * 1000, 1),
+    }
 
 
 class BarePredictor:
@@ -89,18 +93,12 @@ class BarePredictor:
         """Decode and predict all, and with a label config also write what Label Studio would get."""
         begun, used_s = time.perf_counter(), processor_s(os.getpid())
         for start in range(0, len(files), self.batch):
-            chosen = files[start : start + self.batch]
-            images = [np.asarray(Image.open(io.BytesIO(file))) for file in chosen]
+            images = [np.asarray(Image.open(io.BytesIO(file))) for file in files[start : start + self.batch]]
             for image, instances in zip(images, self.predictor(images), strict=True):
                 if config:
-                    build_prediction(
-                        instances,
-                        parse_label_config(config),
-                        width=image.shape[1],
-                        height=image.shape[0],
-                        model_version=self.predictor.version,
-                        output=Output(),
-                    )
+                    height, width = image.shape[:2]
+                    xml, version = parse_label_config(config), self.predictor.version
+                    build_prediction(instances, xml, width=width, height=height, model_version=version)
         seconds = time.perf_counter() - begun
         used_s = processor_s(os.getpid()) - used_s
         return {
@@ -110,26 +108,27 @@ class BarePredictor:
 
 
 class ServedModelRun:
-    """Queue server, API and one worker with pictures to predict; a context."""
+    """Queue server, API and one worker with pictures to predict; a context. The given checkpoint stays as it is."""
 
-    def __init__(self, model: Path | None, files: Sequence[bytes], batch: int, *, inline: bool = False) -> None:
+    def __init__(self, model: Path | None, files: Sequence[bytes], batch: int) -> None:
         self._folder = TemporaryDirectory()
-        self.model = None if model is None else replaceable_copy(model, Path(self._folder.name))
+        self.model = None if model is None else shutil.copytree(model, Path(self._folder.name) / model.name)
         self.stage = ServiceHarness(
             self.model, max_batch=str(batch), predict_deadline_s="90", worker_lost_s="60", abandoned_s="600"
         )
-        self.files = files
-        self.images = [self._inline(file) if inline else self._address(n) for n, file in enumerate(files)]
-        self.config = ""
+        self.images = []
+        for number, file in enumerate(files):
+            self.stage.images.files[f"{number}.png"] = file
+            self.images.append(f"{self.stage.images.url}/data/files/{number}.png")
+        self.labels: tuple[str, ...] = ()
         self.start_up_s = 0.0
 
     def __enter__(self) -> ServedModelRun:
         self.stage.__enter__()
-        labels = read_served_model(self.stage.model).labels
-        self.config = label_config(labels)
+        self.labels = read_served_model(self.stage.model).labels
         begun = time.perf_counter()
         self.stage.start_workers(1)
-        self.stage.set_up_project(labels)
+        self.stage.set_up_project(self.labels)
         self._ask(800_000, self.images[:1])
         self.start_up_s = time.perf_counter() - begun
         # Connections and code paths are warm before anything is measured.
@@ -140,20 +139,16 @@ class ServedModelRun:
         self.stage.__exit__(*of)
         self._folder.cleanup()
 
-    def _inline(self, file: bytes) -> str:
-        return f"data:image/png;base64,{base64.b64encode(file).decode()}"
-
-    def _address(self, number: int) -> str:
-        self.stage.images.files[f"{number}.png"] = self.files[number]
-        return f"{self.stage.images.url}/data/files/{number}.png"
+    @property
+    def config(self) -> str:
+        """The label config of the project (XML)."""
+        return label_config(self.labels)
 
     def pids(self) -> dict[str, int]:
+        """Of each process."""
         assert self.stage.api
         assert self.stage.queue
         return {"api": self.stage.api.pid, "worker": self.stage.workers[0].pid, "queue server": self.stage.queue.pid}
-
-    def memory_mib(self) -> dict[str, float]:
-        return {name: memory_mib(pid) for name, pid in self.pids().items()}
 
     def run_together(self, turn: int) -> Json:
         """All pictures in one request, as Label Studio's "Retrieve predictions" asks."""
@@ -170,22 +165,15 @@ class ServedModelRun:
         latencies, overheads = [], []
         for number in range(count):
             image = self.images[number % len(self.images)]
-            ask = functools.partial(self._ask, 500_000 + number, [image])
-            stages_s, _, seconds = self.measured(ask)
+            stages_s, _, seconds = self.measured(functools.partial(self._ask, 500_000 + number, [image]))
             latencies.append(seconds)
             overheads.append(seconds - sum(stages_s.values()))
-        return {
-            "tasks": count,
-            "latency p50 in ms": round(statistics.median(latencies) * 1000, 1),
-            "latency p95 in ms": round(sorted(latencies)[int(count * 0.95)] * 1000, 1),
-            "overhead p50 in ms": round(statistics.median(overheads) * 1000, 1),
-            "overhead p95 in ms": round(sorted(overheads)[int(count * 0.95)] * 1000, 1),
-        }
+        return {"tasks": count, **in_ms(latencies, "latency"), **in_ms(overheads, "overhead")}
 
     def swap_s(self) -> dict[str, float]:
         """Another version takes the model's place: seconds of the first task it predicts, and of the one after."""
         assert self.model
-        give_new_version(self.model)
+        update_metadata(self.model, {"version": f"{read_served_model(self.model).version}-next"})
         taken: list[float] = []
         for number in (700_000, 700_001):
             begun = time.perf_counter()
@@ -200,30 +188,22 @@ class ServedModelRun:
 
     def measured(self, act: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
         """Seconds of the worker's stages, of each process's processor time, and of all of it."""
-        stages_s, used_s = self.stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
+        stages_s, used_s = self._stages_s(), {name: processor_s(pid) for name, pid in self.pids().items()}
         begun = time.perf_counter()
         act()
         seconds = time.perf_counter() - begun
-        now_s = self.stages_s()
+        now_s = self._stages_s()
         used_s = {name: processor_s(pid) - used_s[name] for name, pid in self.pids().items()}
         return {name: now_s[name] - stages_s[name] for name in STAGES}, used_s, seconds
 
-    def stages_s(self) -> dict[str, float]:
+    def _stages_s(self) -> dict[str, float]:
         with self.stage.connection() as connection:
             figures = connection.hgetall(STATS)
         return {name: float(figures.get(f"stage_{name}".encode(), 0)) for name in STAGES}
 
     def _ask(self, first: int, images: Sequence[str]) -> None:
-        body = {
-            "tasks": [{"id": first + number, "data": {"image": image}} for number, image in enumerate(images)],
-            "project": PROJECT,
-            "label_config": self.config,
-            "params": {"context": None},
-        }
-        answer = requests.post(f"{self.stage.address}/predict", json=body, timeout=600)
-        answer.raise_for_status()
-        facts = answer.json()
+        facts = self.stage.predict(dict(enumerate(images, first)), self.labels)
         if len(facts["results"]) != len(images):
             raise click.ClickException("The deadline passed first; ask for fewer --tasks.")
         if facts.get("errors"):
-            raise click.ClickException(f"Tasks failed: {facts['errors'][0]}")
+            raise click.ClickException(f"Tasks failed: {json.dumps(facts['errors'][0])}")

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import json
 import statistics
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import requests
 from PIL import Image
 
-from backend.devtools.load.measuring import replaceable_copy
-from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.devtools.load.measuring import Json, memory_mib
+from backend.devtools.soak.harness import PROJECT, ServiceHarness
 from backend.processes.waiting import wait_until
 from backend.settings import SHIPPED_PROMPT_MODEL
 from backend.versions.resolve import read_served_model
@@ -35,7 +33,7 @@ PAGE_REQUESTS = 20
 PAGES = ("/status", "/jobs")
 
 
-def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
+def memory_table(model: Path | None, tasks: int) -> list[Json]:
     """Peak resident memory in MiB of API, worker and queue server for each case, and how long pages take.
 
     Args:
@@ -43,23 +41,27 @@ def memory_table(model: Path | None, tasks: int) -> list[dict[str, Any]]:
             are tiny, since what is measured is what tasks and labels take.
         tasks: of each request.
     """
-    rows = [_of_labels(count, tasks) for count in LABELS]
-    return [*rows, _of_large_images(model), large_bodies_row()]
+    return [*(_of_labels(count, tasks) for count in LABELS), _of_large_images(model), large_bodies_row()]
 
 
-def _of_labels(count: int, tasks: int) -> dict[str, Any]:
+def _of_labels(count: int, tasks: int) -> Json:
     """One request is computed and pushed, then others wait without any worker."""
     labels = ("thing", *(f"label number {number}" for number in range(count - 1)))
     prompts = str(SHIPPED_PROMPT_MODEL)
     with ServiceHarness(predict_deadline_s="2", max_batch="64", worker_lost_s="60", prompt_model=prompts) as stage:
+
+        def ask(first: int) -> None:
+            images = [f"{stage.images.url}/data/upload/32/{number}.png" for number in range(tasks)]
+            stage.predict(dict(enumerate(images, first)), labels)
+
         stage.set_up_project(labels)
         (worker,) = stage.start_workers(1)
-        _ask(stage, labels, 1, [f"data/upload/32/{number}.png" for number in range(tasks)])
+        ask(1)
         wait_until(lambda: len(stage.label_studio.stored()) == tasks, "All predictions", GIVE_UP_S)
-        worker_mib = peak_mib(worker.pid)
+        worker_mib = memory_mib(worker.pid, "VmHWM")
         stage.end_workers()
         for number in range(1, 1 + WAITING_REQUESTS):
-            _ask(stage, labels, 1 + number * tasks, [f"data/upload/32/{number}.png" for number in range(tasks)])
+            ask(1 + number * tasks)
         waiting = f"{count} labels, {tasks} tasks computed and {WAITING_REQUESTS * tasks} waiting"
         return {**_row(waiting, stage, worker_mib), **{f"{path} in ms": _page_ms(stage, path) for path in PAGES}}
 
@@ -74,7 +76,7 @@ def _page_ms(stage: ServiceHarness, path: str) -> float:
     return round(1000 * statistics.median(seconds), 1)
 
 
-def large_bodies_row() -> dict[str, Any]:
+def large_bodies_row() -> Json:
     """Clients that send as much as is taken at the same moment: an image inside a task, and lists of empty lists."""
     image = json.dumps({"tasks": [{"id": 1, "data": {"image": "x" * BODY_BYTES}}], "project": PROJECT})
     lists = json.dumps({"tasks": [{"id": 1, "data": {"image": "x", "a": [[]] * (BODY_BYTES // 4)}}]})
@@ -89,49 +91,29 @@ def large_bodies_row() -> dict[str, Any]:
         with ThreadPoolExecutor(LARGE_BODIES) as pool:
             answers = Counter(pool.map(send, bodies))
         statuses = ", ".join(f"{count} answered {status}" for status, count in sorted(answers.items()))
-        case = f"{LARGE_BODIES} bodies of {BODY_BYTES / 2**20:.0f} MiB at once: {statuses}"
-        return _row(case, stage, 0.0)
+        return _row(f"{LARGE_BODIES} bodies of {BODY_BYTES / 2**20:.0f} MiB at once: {statuses}", stage, 0.0)
 
 
-def _of_large_images(model: Path | None) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = None if model is None else replaceable_copy(model, Path(folder))
-        with ServiceHarness(copy, predict_deadline_s="2", worker_lost_s="60", batch_timeout_s="900") as stage:
-            labels = read_served_model(stage.model).labels
-            stage.set_up_project(labels)
-            (worker,) = stage.start_workers(1)
-            stage.images.files["large.jpg"] = _large_picture()
-            _ask(stage, labels, 1, [f"data/files/large.jpg?{number}" for number in range(LARGE_IMAGES)])
-            wait_until(lambda: len(stage.label_studio.stored()) == LARGE_IMAGES, "All predictions", GIVE_UP_S)
-            megapixels = LARGE_PX[0] * LARGE_PX[1] / 1e6
-            kind = "stub" if model is None else model.name
-            return _row(f"{LARGE_IMAGES} images of {megapixels:.0f} MP, {kind}", stage, peak_mib(worker.pid))
+def _of_large_images(model: Path | None) -> Json:
+    with ServiceHarness(model, predict_deadline_s="2", worker_lost_s="60", batch_timeout_s="900") as stage:
+        labels = read_served_model(stage.model).labels
+        stage.set_up_project(labels)
+        (worker,) = stage.start_workers(1)
+        stage.images.files["large.jpg"] = _large_picture()
+        images = [f"{stage.images.url}/data/files/large.jpg?{number}" for number in range(LARGE_IMAGES)]
+        stage.predict(dict(enumerate(images, 1)), labels)
+        wait_until(lambda: len(stage.label_studio.stored()) == LARGE_IMAGES, "All predictions", GIVE_UP_S)
+        megapixels = LARGE_PX[0] * LARGE_PX[1] / 1e6
+        case = f"{LARGE_IMAGES} images of {megapixels:.0f} MP, {stage.model.name}"
+        return _row(case, stage, memory_mib(worker.pid, "VmHWM"))
 
 
-def _ask(stage: ServiceHarness, labels: tuple[str, ...], first: int, paths: list[str]) -> None:
-    items = [
-        {"id": first + number, "data": {"image": f"{stage.images.url}/{path}"}} for number, path in enumerate(paths)
-    ]
-    body = {"tasks": items, "project": PROJECT, "label_config": label_config(labels), "params": {"context": None}}
-    requests.post(f"{stage.address}/predict", json=body, timeout=600).raise_for_status()
-
-
-def _row(case: str, stage: ServiceHarness, worker_mib: float) -> dict[str, Any]:
+def _row(case: str, stage: ServiceHarness, worker_mib: float) -> Json:
     assert stage.api
     assert stage.queue
-    return {
-        "case": case,
-        "api": peak_mib(stage.api.pid),
-        "worker": worker_mib,
-        "queue server": peak_mib(stage.queue.pid),
-        **{f"{path} in ms": 0.0 for path in PAGES},
-    }
-
-
-def peak_mib(pid: int) -> float:
-    """The most resident memory that a process had, in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
+    peaks = {"api": memory_mib(stage.api.pid, "VmHWM"), "worker": worker_mib}
+    peaks["queue server"] = memory_mib(stage.queue.pid, "VmHWM")
+    return {"case": case, **peaks, **{f"{path} in ms": 0.0 for path in PAGES}}
 
 
 def _large_picture() -> bytes:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from integration.polygons.convert import outline_mask
 from integration.regions.read import AnnotatedObject, regions_to_objects
-from integration.regions.shapes import polygon_shapes
-from model.instance import iou
+from integration.regions.write import polygon_shapes
+from model.instance import iou, iou_matrix
 
 Region = dict[str, Any]
 Truth = Sequence[tuple[str, np.ndarray]]
@@ -69,7 +70,7 @@ def correct(prediction: Sequence[Mapping[str, Any]], truth: Truth) -> Corrected:
 def draw_regions(label: str, mask_hw: np.ndarray, width: int, height: int, region_id: str = "") -> list[Region]:
     """Polygons of an object as the editor submits them; parts name the first one as their parent."""
     outlined = outline_mask(mask_hw, tolerance_px=0.5, min_area_px=4.0)
-    shapes = polygon_shapes(outlined, width=width, height=height, joined=True, max_vertices=None).regions
+    shapes = polygon_shapes(outlined, width=width, height=height, joined=True, max_vertices=None)
     first = region_id or secrets.token_hex(5)
     regions = []
     for number, shape in enumerate(shapes):
@@ -104,22 +105,10 @@ def _shifted(mask_hw: np.ndarray, by_px: int) -> np.ndarray:
 
 
 def _pairs(shown: Sequence[AnnotatedObject], truth: Truth) -> dict[int, AnnotatedObject]:
-    """By index of the truth: what was shown of it; the best overlaps first, each once."""
-    overlaps = sorted(
-        (
-            (iou(shown_object.mask_hw, mask_hw), place, index)
-            for place, shown_object in enumerate(shown)
-            for index, (_, mask_hw) in enumerate(truth)
-        ),
-        reverse=True,
-    )
-    pairs: dict[int, AnnotatedObject] = {}
-    used: set[int] = set()
-    for overlap, place, index in overlaps:
-        if overlap >= SAME_OBJECT_IOU and index not in pairs and place not in used:
-            pairs[index] = shown[place]
-            used.add(place)
-    return pairs
+    """By index of the truth: what was shown of it, each once."""
+    overlaps = iou_matrix([mask_hw for _, mask_hw in truth], [drawn.mask_hw for drawn in shown])
+    matches = zip(*linear_sum_assignment(-overlaps), strict=True)
+    return {int(index): shown[place] for index, place in matches if overlaps[index, place] >= SAME_OBJECT_IOU}
 
 
 def _seconds(actions: Mapping[str, int]) -> float:

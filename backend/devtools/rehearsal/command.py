@@ -19,7 +19,6 @@ import click
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("output/rehearsal"),
-    show_default=True,
     help="Folder of the report, the registry and everything else; must be empty or absent.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of honest corrections.  [default: 3]")
@@ -34,7 +33,7 @@ import click
     "instead of drawn images; as many a round as there are.",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda.")
+@click.option("--device", default="auto", help="auto, cpu, cuda.")
 @click.option("--finetune", help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.")
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
 @click.option("--tiny", is_flag=True, help="Minutes instead of an hour: shows that it runs, not that it learns.")

@@ -230,6 +230,6 @@ def write_test_set(material: Material, count: int, folder: Path) -> Path:
         masks = np.array([mask_hw for _, mask_hw in scene.instances], bool)
         truth.add(Sample(scene.image, masks, classes, np.zeros(len(masks), bool), number + 1))
         truth.images[-1]["file_name"] = name
-    facts = truth.build().dataset
+    facts = truth.build()
     (folder / "holdout.json").write_text(json.dumps(facts, default=lambda counts: counts.decode("ascii")))
     return folder

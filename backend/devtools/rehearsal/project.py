@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +16,13 @@ from typing import Any
 import requests
 
 from backend.demo.project import UPLOAD_CHUNK, scenes_config
-from backend.devtools.programs import answers, running_program
 from backend.devtools.rehearsal.annotator import correct, draw_regions, poison_regions
 from backend.devtools.rehearsal.plan import Material, Plan, number_of
 from backend.doctor.connection import SAMPLING
 from backend.errors import ServiceError, StartError
 from backend.processes.embedded_redis import free_port
 from backend.processes.label_studio_server import COLD_START_S, LabelStudioServer
+from backend.processes.parent_death import bound_command
 from backend.processes.supervisor import python_module
 from backend.processes.waiting import wait_until
 from backend.settings import PREFIX
@@ -31,6 +34,7 @@ Report = Callable[[str], None]
 START_S = 900.0
 # A busy CPU takes seconds for a picture and minutes for a training.
 PATIENCE_S = 3600.0
+STOP_S = 150.0
 POLL_S = 1.0
 # Asking for all tasks with their predictions costs Label Studio as much as a picture costs the model.
 POLL_TASKS_S = 10.0
@@ -68,6 +72,40 @@ class RehearsalServers:
             f"{self.backend_url}/learning/{project}/{button}", data={"token": token[1], **fields}, timeout=60
         )
         answer.raise_for_status()
+
+
+@contextlib.contextmanager
+def running_program(
+    name: str, command: list[str], environment: Mapping[str, str], logs: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program with a log `<name>.log`; SIGTERM, then SIGKILL to its whole group at the end."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"{name}.log").open("ab") as output:
+        process = subprocess.Popen(
+            bound_command(command, logs / f".{name}.lock"),
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether an address answers without an error."""
+    try:
+        return requests.get(url, timeout=3).ok
+    except requests.RequestException:
+        return False
 
 
 @contextlib.contextmanager

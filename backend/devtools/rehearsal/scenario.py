@@ -37,11 +37,7 @@ class Scenario:
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def play(self) -> dict[str, Any]:
-        """All of it.
-
-        Raises:
-            ServiceError, ClientError: something did not happen; what did is in `outcome`.
-        """
+        """All of it. Raises ServiceError, ClientError: something did not happen; what did is in `outcome`."""
         begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         base = read_served_model(self.model)
@@ -60,7 +56,7 @@ class Scenario:
 
     def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path) -> None:
         """Honest rounds. What a round promoted predicts what is corrected in the next."""
-        start = self._measured({base.version: self.model}, test_set)[base.version]
+        start = self._measured(base.version, self.model, test_set)
         curve = self.outcome["curve"] = [{"round": 0, "version": base.version, **start}]
         version = base.version
         for number in range(1, self.plan.rounds + 1):
@@ -76,7 +72,7 @@ class Scenario:
             if record["state"].startswith("promoted"):
                 version = record["candidate"]
                 project.await_title(version)
-            reached = self._measured({version: self._checkpoint(project, version, base)}, test_set)[version]
+            reached = self._measured(version, self._checkpoint(project, version, base), test_set)
             curve.append({"round": number, "version": version, "state": record["state"], **reached})
             self.outcome["rounds"].append(
                 {
@@ -127,9 +123,9 @@ class Scenario:
         self.outcome["rollback"] = {"before": before, "after": after, "title": after["version"]}
         self._save()
 
-    def _measured(self, checkpoints: dict[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
-        self.report(f"measuring {', '.join(checkpoints)} on {self.plan.test} untouched images")
-        return measure(checkpoints, test_set)
+    def _measured(self, version: str, checkpoint: Path, test_set: Path) -> dict[str, float]:
+        self.report(f"measuring {version} on {self.plan.test} untouched images")
+        return measure(checkpoint, test_set)
 
     def _registry(self) -> Registry:
         return Registry(self.folder / "registry")
@@ -155,16 +151,13 @@ class Scenario:
         (self.folder / "report.json").write_text(json.dumps(self.outcome, indent=1, ensure_ascii=False))
 
 
-def measure(checkpoints: Mapping[str, Path], test_set: Path) -> dict[str, dict[str, float]]:
-    """mask_ap and boundary_ap, in points, of each checkpoint directory; by the gate's evaluator."""
+def measure(checkpoint: Path, test_set: Path) -> dict[str, float]:
+    """mask_ap and boundary_ap, in points, of a checkpoint directory; by the gate's evaluator."""
     from training.gate.detections import DetectionCache, detect_with
     from training.gate.holdout import measure as measure_on
     from training.gate.holdout import open_holdout
 
-    holdout, cache = open_holdout(test_set), DetectionCache(detect_with())
-    results = {}
-    for name, directory in checkpoints.items():
-        detections = cache.on(directory, holdout.samples, holdout.keys)
-        figures = measure_on(holdout, detections, read_metadata(directory)["classes"], 0.02).figures()
-        results[name] = {f"{kind}_ap": round(100 * figures[kind]["AP"], 2) for kind in ("mask", "boundary")}
-    return results
+    holdout = open_holdout(test_set)
+    detections = DetectionCache(detect_with()).on(checkpoint, holdout.samples, holdout.keys)
+    figures = measure_on(holdout, detections, read_metadata(checkpoint)["classes"], 0.02).figures()
+    return {f"{kind}_ap": round(100 * figures[kind]["AP"], 2) for kind in ("mask", "boundary")}

@@ -10,9 +10,8 @@ from typing import Any
 
 import requests
 
-from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.devtools.soak.harness import ServiceHarness
 
-Json = dict[str, Any]
 CHUNK = 6
 # Pushes that are on their way get this long before anybody asks again.
 PATIENCE_S = 3.0
@@ -100,17 +99,9 @@ class Annotators:
         return f"{self.harness.images.url}/data/upload/{self.widths[number]}/{number}.png"
 
     def _ask(self, numbers: list[int]) -> None:
-        body = {
-            "tasks": [{"id": n, "data": {"image": self._image(n)}} for n in numbers],
-            "project": PROJECT,
-            "label_config": label_config(("thing",)),
-            "params": {"context": None},
-        }
         try:
             self.harness.set_up_project()  # as Label Studio does each time
-            answer = requests.post(f"{self.harness.address}/predict", json=body, timeout=100)
-            answer.raise_for_status()
-            facts: Json = answer.json()
+            facts = self.harness.predict({number: self._image(number) for number in numbers}, timeout_s=100)
         except requests.RequestException:
             self.refused += 1
             time.sleep(0.5)

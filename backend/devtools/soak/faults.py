@@ -1,166 +1,134 @@
-"""The faults: each has two living workers and a project, breaks something while tasks are asked for, mends it."""
+"""Faults: parts are killed, frozen, cut off, filled up, emptied or put on another time, one by one or at random.
+
+Nobody asks again for what was answered, and no person helps: what was promised must be kept.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 import signal
-import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
-from backend.devtools.soak.harness import ServiceHarness
+from backend.devtools.soak.harness import LINKED_WORKERS, ServiceHarness
 from backend.processes.waiting import wait_until
 from backend.queue.keys import DEFERRED, RUNNING
 
 GIVE_UP_S = 300.0
 CRASH_WIDTH_PX = 48
 BATCH_S = 0.4
-# Longer than the harness's `worker_lost_s`.
-FROZEN_S = 8.0
-FULL_S = 4.0
 # Of a batch that is never ready within the harness's deadline of 4 s, however few tasks there are.
 LATE_S = 5.0
-Fault = Callable[[ServiceHarness, Annotators], Verdict]
-FAULTS: dict[str, Fault] = {}
+# At random: tasks asked for at once, and the longest pause between two faults in s.
+TASKS = 24
+LONGEST_PAUSE_S = 4.0
+# Longer than the harness's `worker_lost_s`.
+LONGEST_FAULT_S = 8.0
+# A correction, a changed zone, a machine that slept over the weekend.
+STEPS_S = (20.0, 2 * 3600.0, 30 * 3600.0, -2 * 3600.0)
+Action = Callable[[ServiceHarness, random.Random], None]
 
 
-def fault(function: Callable[[ServiceHarness, Annotators], dict[str, Any] | None]) -> None:
-    """Register what breaks and mends something, and perhaps returns notes; the verdict follows when all have ended."""
-    name = function.__name__.replace("_", "-")
-
-    def run(harness: ServiceHarness, annotators: Annotators) -> Verdict:
-        notes = function(harness, annotators)
-        annotators.wait(GIVE_UP_S)
-        time.sleep(SETTLE_S)
-        verdict = annotators.verdict(name)
-        verdict.notes |= notes or {}
-        return verdict
-
-    FAULTS[name] = run
+def kill_worker(harness: ServiceHarness, _: random.Random) -> None:
+    """kill -9; started again, as a supervisor does."""
+    worker = harness.workers.pop(0)
+    worker.kill()
+    worker.wait()
+    harness.start_workers(1, seconds=BATCH_S, is_awaited=False)
 
 
-def _begun(harness: ServiceHarness, annotators: Annotators) -> None:
-    """Tasks are asked for, and some are being predicted."""
-    annotators.start()
-
-    def is_running() -> bool:
-        with harness.connection() as connection:
-            return any(connection.scan_iter(f"{RUNNING}*"))
-
-    wait_until(is_running, "A running batch", 60)
+def freeze_worker(harness: ServiceHarness, chance: random.Random) -> None:
+    """Sometimes for so long that it is thought dead."""
+    _freeze(chance.choice(harness.workers).pid, chance)
 
 
-@fault
-def no_fault(harness: ServiceHarness, annotators: Annotators) -> None:
-    """Nothing breaks: what the others are compared with."""
-    _begun(harness, annotators)
+def freeze_api(harness: ServiceHarness, chance: random.Random) -> None:
+    """With requests in flight; their claims may end meanwhile."""
+    assert harness.api
+    _freeze(harness.api.pid, chance)
 
 
-@fault
-def worker_killed(harness: ServiceHarness, annotators: Annotators) -> None:
-    """kill -9 of a worker mid-batch; the other one goes on."""
-    _begun(harness, annotators)
-    harness.workers[0].kill()
-    harness.workers.pop(0).wait()
+def freeze_queue(harness: ServiceHarness, chance: random.Random) -> None:
+    """It answers nobody and loses nothing."""
+    assert harness.queue
+    _freeze(harness.queue.pid, chance)
 
 
-@fault
-def worker_terminated(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
-    """SIGTERM: the batch at hand is finished within the grace time, with exit code 0."""
-    _begun(harness, annotators)
-    process = harness.workers.pop(0)
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(60)
-    return {"exit code": code, "drained in s": round(time.monotonic() - begun, 1)}
+def cut_off(harness: ServiceHarness, chance: random.Random) -> None:
+    """One process loses its connections to the queue server, or they go silent."""
+    link = chance.choice(harness.links)
+    with chance.choice((link.cut, link.held))():
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
 
 
-@fault
-def api_killed(harness: ServiceHarness, annotators: Annotators) -> None:
-    """kill -9 of the API with requests in flight; then it is started again."""
-    _begun(harness, annotators)
-    harness.end_api()
-    harness.start_api()
-
-
-@fault
-def queue_restarted(harness: ServiceHarness, annotators: Annotators) -> None:
-    """kill -9 of the queue server; two seconds later it is back with its data."""
-    _begun(harness, annotators)
+def restart_queue(harness: ServiceHarness, chance: random.Random) -> None:
+    """kill -9 of the queue server, which reads its log when it starts again."""
     harness.end_queue()
-    time.sleep(2)
+    time.sleep(chance.uniform(0.0, 3.0))
     harness.start_queue()
 
 
-@fault
-def queue_forgotten(harness: ServiceHarness, annotators: Annotators) -> None:
-    """kill -9 of the queue server, which forgets everything; nobody asks again for what was answered."""
-    annotators.asks_again = False
-    _begun(harness, annotators)
-    harness.end_queue(forgets=True)
-    time.sleep(2)
-    harness.start_queue()
+def restart_api(harness: ServiceHarness, _: random.Random) -> None:
+    """kill -9 of the API with requests in flight."""
+    harness.end_api()
+    harness.start_api(is_awaited=False)
 
 
-@fault
-def all_forgotten(harness: ServiceHarness, annotators: Annotators) -> None:
-    """kill -9 of API and queue server, which forgets everything; nobody asks again for what was answered."""
-    annotators.asks_again = False
-    harness.end_workers()
-    harness.start_workers(2, seconds=LATE_S)
-    _begun(harness, annotators)
-    wait_until(lambda: len(annotators.answered) > len(annotators.ids) // 3, "Answers", 60)
+def forget_all(harness: ServiceHarness, _: random.Random) -> None:
+    """kill -9 of API and queue server, whose log is lost: only what the API has noted in its file is left."""
     harness.end_api()
     harness.end_queue(forgets=True)
     harness.start_queue()
-    harness.start_api()
+    harness.start_api(is_awaited=False)
 
 
-@fault
-def worker_frozen(harness: ServiceHarness, annotators: Annotators) -> None:
-    """A worker stands still for longer than it takes to be thought dead, and goes on with what others have taken."""
-    _begun(harness, annotators)
-    harness.workers[0].send_signal(signal.SIGSTOP)
-    time.sleep(FROZEN_S)
-    harness.workers[0].send_signal(signal.SIGCONT)
+def step_clock(harness: ServiceHarness, chance: random.Random) -> None:
+    """All clocks of the wall are set."""
+    assert harness.clock
+    with harness.connection() as connection:
+        harness.clock.step(chance.choice(STEPS_S), connection)
 
 
-@fault
-def queue_full(harness: ServiceHarness, annotators: Annotators) -> None:
-    """The queue server refuses writes for some seconds."""
-    _begun(harness, annotators)
-    fill_queue(harness, FULL_S)
-
-
-def fill_queue(harness: ServiceHarness, seconds: float) -> None:
-    """Leave the queue server without memory for a while."""
+def fill_queue(harness: ServiceHarness, chance: random.Random) -> None:
+    """The queue server refuses writes for a while."""
     with harness.connection() as connection:
         limit = connection.config_get("maxmemory")["maxmemory"]
         connection.config_set("maxmemory", "1")
         try:
-            time.sleep(seconds)
+            time.sleep(chance.uniform(0.5, 4.0))
         finally:
             connection.config_set("maxmemory", limit)
 
 
-@fault
-def queue_flushed(harness: ServiceHarness, annotators: Annotators) -> None:
-    """Somebody empties the queue server; nobody asks again for what was answered."""
-    annotators.asks_again = False
-    _begun(harness, annotators)
+AT_RANDOM: tuple[Action, ...] = (
+    kill_worker,
+    freeze_worker,
+    freeze_api,
+    freeze_queue,
+    cut_off,
+    restart_queue,
+    restart_api,
+    forget_all,
+    step_clock,
+    fill_queue,
+)
+
+
+def flush_queue(harness: ServiceHarness, _: random.Random) -> None:
+    """Somebody empties the queue server."""
     with harness.connection() as connection:
         connection.flushall()
 
 
-@fault
-def label_studio_down(harness: ServiceHarness, annotators: Annotators) -> None:
+def stop_label_studio(harness: ServiceHarness, _: random.Random) -> None:
     """Label Studio is away for some seconds while late predictions are pushed; the next push is stored, then "504"."""
     harness.end_workers()
     harness.start_workers(2, seconds=LATE_S)
-    _begun(harness, annotators)
 
     def is_deferred() -> bool:
         with harness.connection() as connection:
@@ -173,8 +141,38 @@ def label_studio_down(harness: ServiceHarness, annotators: Annotators) -> None:
     harness.label_studio.up()
 
 
-@fault
-def crashing_task(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
+def _freeze(pid: int, chance: random.Random) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(chance.uniform(0.5, LONGEST_FAULT_S))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+CRASHING_TASK = "crashing-task"
+ACTIONS = {action.__name__.replace("_", "-"): action for action in (*AT_RANDOM, flush_queue, stop_label_studio)}
+FAULTS = (*ACTIONS, CRASHING_TASK)
+
+
+def run_fault(harness: ServiceHarness, name: str, annotators: Annotators, seed: int = 0) -> Verdict:
+    """Break one thing while tasks are being predicted by two healthy workers; what became of the tasks."""
+    if name == CRASHING_TASK:
+        _crash(harness, annotators)
+    else:
+        annotators.start()
+        wait_until(lambda: _is_running(harness), "A running batch", 60)
+        ACTIONS[name](harness, random.Random(seed))
+    annotators.wait(GIVE_UP_S)
+    time.sleep(SETTLE_S)
+    return annotators.verdict(name)
+
+
+def _is_running(harness: ServiceHarness) -> bool:
+    with harness.connection() as connection:
+        return any(connection.scan_iter(f"{RUNNING}*"))
+
+
+def _crash(harness: ServiceHarness, annotators: Annotators) -> None:
     """One task kills every worker that takes it: parked with a reason after two, all others are predicted."""
     harness.end_workers()
     killer = annotators.ids[len(annotators.ids) // 2]
@@ -182,7 +180,6 @@ def crashing_task(harness: ServiceHarness, annotators: Annotators) -> dict[str, 
     annotators.must_fail.add(killer)
     with _kept_alive(harness):
         annotators.start().wait(GIVE_UP_S)
-    return {"reason": annotators.failed.get(killer, "")}
 
 
 @contextmanager
@@ -205,38 +202,37 @@ def _kept_alive(harness: ServiceHarness) -> Iterator[None]:
         thread.join(60)
 
 
-@fault
-def disk_full(harness: ServiceHarness, annotators: Annotators) -> None:
-    """Workers cannot write a single byte to any file: their image cache stays empty, predictions go on."""
-    harness.end_workers()
-    harness.start_workers(2, seconds=BATCH_S, disk_full=True)
-    annotators.start()
-
-
-@fault
-def clock_jump(harness: ServiceHarness, annotators: Annotators) -> None:
-    """One worker's clock is a day ahead and the other's two hours behind the API's."""
-    harness.end_workers()
-    harness.start_workers(1, seconds=BATCH_S, clock_s=86_400)
-    harness.start_workers(1, seconds=BATCH_S, clock_s=-7_200)
-    annotators.start()
-
-
-@fault
-def slow_client(harness: ServiceHarness, annotators: Annotators) -> dict[str, Any]:
-    """Twenty clients send a request a byte at a time; others are answered meanwhile."""
-    sockets = [socket.create_connection((harness.hosts.api, harness.port), timeout=10) for _ in range(20)]
-    try:
-        for each in sockets:
-            each.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n")
-        annotators.start()
+def run_random(seconds: float, seed: int) -> Verdict:
+    """Break something again and again for `seconds`, then wait until every task is stored or has a reason."""
+    chance = random.Random(seed)
+    faults: Counter[str] = Counter()
+    # A task is innocent of what is done to its workers here: it must not be parked however often they are killed.
+    with ServiceHarness(is_breakable=True, max_attempts="1000") as harness:
+        harness.start_workers(LINKED_WORKERS, seconds=BATCH_S)
+        harness.set_up_project()
+        groups: list[Annotators] = []
         begun = time.monotonic()
-        health = harness.get("/health")
-        health_s = time.monotonic() - begun
-        for each in sockets:
-            each.sendall(b"X")
-        annotators.wait(GIVE_UP_S)
-    finally:
-        for each in sockets:
-            each.close()
-    return {"health": bool(health), "health in s": round(health_s, 3)}
+        while time.monotonic() - begun < seconds:
+            groups.append(Annotators(harness, 1 + len(groups) * TASKS, TASKS, asks_again=False).start())
+            time.sleep(chance.uniform(0.0, LONGEST_PAUSE_S))
+            action = chance.choice(AT_RANDOM)
+            faults[action.__name__] += 1
+            action(harness, chance)
+        give_up_at = time.monotonic() + GIVE_UP_S
+        for group in groups:
+            group.wait(max(0.0, give_up_at - time.monotonic()))
+        ended_s = time.monotonic() - begun
+        time.sleep(SETTLE_S)
+        verdicts = [group.verdict("random") for group in groups]
+        lost = [task for verdict in verdicts for task in verdict.lost]
+        where = Counter(harness.whereabouts(lost))
+    return Verdict(
+        f"random {seed}",
+        tasks=sum(verdict.tasks for verdict in verdicts),
+        stored_once=sum(verdict.stored_once for verdict in verdicts),
+        failed={task: reason for verdict in verdicts for task, reason in verdict.failed.items()},
+        lost=lost,
+        doubled=[task for verdict in verdicts for task in verdict.doubled],
+        seconds=round(ended_s, 1),
+        notes={**faults, **({"lost are": dict(where)} if where else {})},
+    )

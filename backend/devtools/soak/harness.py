@@ -16,8 +16,7 @@ from xml.sax.saxutils import quoteattr
 import requests
 from redis import Redis, RedisError
 
-from backend.devtools.soak.clock import SteppedClock
-from backend.devtools.soak.link import Link
+from backend.devtools.soak.breakable import Link, SteppedClock
 from backend.devtools.soak.stand_in import StandIn
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import ends_with_parent
@@ -44,6 +43,7 @@ QUICK = {
 }
 START_S = 240.0
 Process = subprocess.Popen[bytes]
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class ServiceHarness:
         return next((link for link in self.links[1:] if link not in taken), None)
 
     def _on_clock(self, *module: str) -> list[str]:
-        clock = ("backend.devtools.soak.clock", str(self.clock.file)) if self.clock else ()
+        clock = ("backend.devtools.soak.breakable", str(self.clock.file)) if self.clock else ()
         return python_module(*clock, *module)
 
     def end_workers(self) -> None:
@@ -215,6 +215,25 @@ class ServiceHarness:
             return requests.get(self.address + path, timeout=5)
         except requests.RequestException:
             return None
+
+    def predict(
+        self,
+        images: Mapping[int, str],
+        labels: Sequence[str] = ("thing",),
+        context: Json | None = None,
+        timeout_s: float = 600,
+    ) -> Json:
+        """The answer to a request for images by task id, as Label Studio sends it. Raises requests.RequestException."""
+        body = {
+            "tasks": [{"id": number, "data": {"image": image}} for number, image in images.items()],
+            "project": PROJECT,
+            "label_config": label_config(labels),
+            "params": {"context": context},
+        }
+        answer = requests.post(f"{self.address}/predict", json=body, timeout=timeout_s)
+        answer.raise_for_status()
+        facts: Json = answer.json()
+        return facts
 
     def set_up_project(self, labels: tuple[str, ...] = ("thing",)) -> None:
         body = {

@@ -1,14 +1,12 @@
 """A real worker whose model costs nothing (`python -m backend.devtools.soak.stub_worker`): for faults, and queue costs.
 
-The variable SOAK holds JSON: `seconds` that a batch takes, `crash_width`: an image of this width kills the process,
-`clock_s`: how far this process's clock is ahead, `disk_full`: no file can be written.
+The variable SOAK holds JSON: `seconds` that a batch takes, `crash_width`: an image of this width kills the process.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from typing import Any
 
@@ -53,11 +51,6 @@ def _rectangle(image: np.ndarray) -> Instance:
 def main() -> None:
     """Serve until SIGTERM."""
     wishes = json.loads(os.environ.get("SOAK", "{}"))
-    if ahead_s := float(wishes.get("clock_s", 0)):
-        true_time = time.time
-        time.time = lambda: true_time() + ahead_s
-    if wishes.get("disk_full"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     settings = Settings()
     set_up_logs(settings)
     run_worker(settings, lambda chosen: StubPredictor(read_served_model(chosen.model).version, wishes))

@@ -184,6 +184,22 @@ def test_an_event_only_says_look_now(client, redis):
     assert Projects(redis).get("7.1795339022").changed_at > 0
 
 
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        ({"action": "A_LATER_ONE"}, 200),
+        ({"action": "TASKS_CREATED", "project": 5}, 200),
+        ({}, 400),
+        ({"action": 5}, 400),
+        ({"action": "START_TRAINING"}, 400),
+        *(({"action": "START_TRAINING", "project": {"id": number}}, 400) for number in ("1", True, -1, 10**18)),
+        ({"action": "START_TRAINING", "project": {"id": 7}}, 404),  # nobody has connected it
+    ],
+)
+def test_only_events_that_ask_for_something_must_be_whole(client, event, status):
+    assert client.post("/webhook", json=event).status_code == status
+
+
 def test_a_missing_model_is_said_with_the_fix(settings):
     client = create_app(settings.model_copy(update={"model": settings.model / "none"})).test_client()
     answer = client.post("/setup", json=setup_body("http://ls:8080", TOKEN))

@@ -26,7 +26,6 @@ import importlib, pkgutil
 import backend, integration, model, training
 names = [m.name for p in (backend, integration, model, training)
          for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".", onerror=lambda name: 1 / 0)]
-names.remove("integration.label_studio_ml")  # the adapter for those who bring that package along
 names.remove("training.benchmark.cost.half_precision")  # PointRend's package wants OpenCV, which only tests install
 for name in names:
     importlib.import_module(name)

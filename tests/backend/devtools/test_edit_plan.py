@@ -17,7 +17,7 @@ SIDE = 60
 
 
 def ring_of(mask_hw: np.ndarray) -> np.ndarray:
-    return join_polygons(outline_mask(mask_hw).polygons)
+    return join_polygons(outline_mask(mask_hw))
 
 
 def boxes(*corners: tuple[int, int, int, int]) -> np.ndarray:

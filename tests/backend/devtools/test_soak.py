@@ -15,14 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from backend.devtools.load.command import load
-from backend.devtools.load.measuring import give_new_version, replaceable_copy
 from backend.devtools.soak.annotators import Annotators, Verdict
 from backend.devtools.soak.command import line
-from backend.devtools.soak.faults import BATCH_S, FAULTS
+from backend.devtools.soak.faults import BATCH_S, run_fault, run_random
 from backend.devtools.soak.harness import Hosts, ServiceHarness
-from backend.devtools.soak.random_faults import run_random
 from backend.processes.waiting import wait_until
-from backend.versions.resolve import read_served_model
 
 pytestmark = pytest.mark.service
 
@@ -38,7 +35,7 @@ def test_several_hosts_one_of_which_dies(tmp_path):
         stage.set_up_project()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", stage.queue_server.port), timeout=5)
-        verdict = FAULTS["worker-killed"](stage, Annotators(stage, 1, 24))
+        verdict = run_fault(stage, "kill-worker", Annotators(stage, 1, 24))
     assert verdict.is_good, verdict
     assert verdict.stored_once == 24
     assert not verdict.failed
@@ -84,24 +81,13 @@ def test_random_faults_lose_and_double_nothing():
     assert verdict.stored_once + len(verdict.failed) == verdict.tasks > 0
 
 
-@pytest.mark.parametrize("options", [[], ["--inline"]])
-def test_load_measures_the_queue(options):
-    asked = ["--stub", "--tasks", "8", "--json", *options]
+def test_load_measures_the_queue():
+    asked = ["--stub", "--tasks", "8", "--json"]
     figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
     assert figures["served"]["tasks a second"] > 0
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
     assert figures["one at a time"]["overhead p50 in ms"] > 0
     assert figures["start-up in s"]["worker to first prediction"] > 0
-
-
-def test_a_checkpoints_copy_gets_a_new_version_and_the_given_one_keeps_its_own(tmp_path):
-    given = tmp_path / "given"
-    given.mkdir()
-    (given / "metadata.json").write_text(json.dumps({"name": "a", "version": "a-1", "classes": ["gear"]}))
-    copy = replaceable_copy(given, tmp_path / "elsewhere")
-    give_new_version(copy)
-    assert [read_served_model(directory).version for directory in (given, copy)] == ["a-1", "a-1-next"]
-    assert [file.name for file in copy.iterdir()] == ["metadata.json"]
 
 
 @pytest.mark.parametrize(("lost", "doubled", "says"), [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")])

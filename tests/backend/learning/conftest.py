@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.learning.learner import Learner
 from backend.learning.run_record import Run, RunStore
+from backend.learning.train_worker import Learner
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings
 from tests.support.learning_doubles import Wishes, double_command, write_checkpoint
@@ -128,7 +128,7 @@ def train_worker(learning: Settings, wishes: Wishes) -> Iterator[Callable[[], su
 @pytest.fixture
 def learner(learning: Settings, wishes: Wishes, redis) -> Learner:
     """The worker's part that learns, in this process; only its finetuning and gate are processes."""
-    return Learner(learning, redis, "me", wishes.side(), partial(double_command, wishes))
+    return Learner(learning, redis, "me", wishes, partial(double_command, wishes))
 
 
 @pytest.fixture

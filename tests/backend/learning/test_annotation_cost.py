@@ -21,10 +21,10 @@ from model.instance import Instance
 from model.predictor import Predictor
 from tests.support.learning_doubles import write_checkpoint
 from tests.support.small_network import CLASSES, small_config, small_model
+from tests.support.snapshots import write_snapshot
 from training.datasets import Sample
 from training.snapshots.annotation_cost import FEATURES, EffortError, EffortModel, load_effort
 from training.snapshots.format import SnapshotObject
-from training.snapshots.writer import write_snapshot
 
 SIZE = (40, 50)
 CONFIG = parse_label_config(

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from backend.api.app import create_app
-from backend.learning.triggers import BUTTON
+from backend.queue.train_queue import BUTTON
 from tests.support.service import setup_body
 
 pytestmark = pytest.mark.service

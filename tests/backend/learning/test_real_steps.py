@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from backend.doctor.connection import Settled
 from backend.learning import run_record as runs
-from backend.learning.learner import Learner, ProjectClient
 from backend.learning.steps import FINETUNE, step_command
-from backend.learning.triggers import BUTTON
+from backend.learning.train_worker import Learner
+from backend.queue.train_queue import BUTTON
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.slow
@@ -20,8 +21,8 @@ CLASSES = ("nut", "gear")
 
 
 def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis, registry, tmp_path):
+    from tests.support.snapshots import write_snapshot
     from tests.training.finetune.tiny_finetune import _picture, tiny_checkpoint
-    from training.snapshots.writer import write_snapshot
 
     def take_snapshot(project: str, folder: Path) -> Path:
         pictures = [_picture(number, CLASSES) for number in range(8)]
@@ -35,7 +36,9 @@ def test_the_real_steps_publish_a_judged_version_with_its_report(learning, redis
             "finetune_options": {"iterations": 2, "batch_size": 2, "threads": 1, "log_period": 1},
         }
     )
-    side = ProjectClient(lambda project, newest_at: 8, take_snapshot, lambda project: Settled())
+    side = SimpleNamespace(
+        count_new=lambda project, newest_at: 8, take_snapshot=take_snapshot, follow=lambda project: Settled()
+    )
     learner = Learner(settings, redis, "me", side)
     run_id = learner.queue.request("7", BUTTON).run
     assert learner.learn("7", run_id) in (runs.PROMOTED, runs.REJECTED)

@@ -9,9 +9,9 @@ import pytest
 from backend.api.app import create_app
 from backend.doctor.connection import SAMPLING
 from backend.errors import ServiceError
-from backend.learning.label_studio import connect, project_of, remove_notices, settle
-from backend.learning.repredict import Repredictor, repredicting
+from backend.learning.label_studio import Repredictor, connect, project_of, remove_notices, settle
 from backend.predictions.projects import Project, Projects
+from backend.queue.delivery import repredicting
 from backend.versions.resolve import ServedModel, active_version, project_name
 from tests.support.fake_label_studio import TOKEN
 from tests.support.learning_doubles import write_checkpoint

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from backend.learning import run_record as runs
-from backend.learning.learner import Learner
 from backend.learning.round import PRESET
 from backend.learning.run_record import Run
-from backend.learning.triggers import BUTTON, COMMAND
-from backend.learning.watcher import Watcher
+from backend.learning.train_worker import Learner, Watcher
 from backend.queue.keys import learning_lock_key
+from backend.queue.train_queue import BUTTON, COMMAND
 from backend.versions.resolve import active_directory, version_directory
 from tests.support.learning_doubles import write_checkpoint
 from tests.support.service import wait_until

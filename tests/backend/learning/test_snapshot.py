@@ -15,8 +15,7 @@ from PIL import Image
 
 from backend.cli.main import cli
 from backend.errors import ServiceError, UnsupportedConfigError
-from backend.learning.snapshot import ANNOTATED, Labelling, SnapshotSettings, freeze_tasks, take_snapshot
-from backend.learning.task_images import ImageFolder
+from backend.learning.snapshot import ANNOTATED, ImageFolder, Labelling, SnapshotSettings, freeze_tasks, take_snapshot
 from model.images import ImageError
 from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pixels_sha256
 

@@ -9,9 +9,8 @@ import pytest
 
 from backend.learning import run_record as runs
 from backend.learning.train_worker import run_next
-from backend.learning.triggers import BUTTON
 from backend.queue.keys import TRAININGS
-from backend.queue.train_queue import living_trainers
+from backend.queue.train_queue import BUTTON, living_trainers
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.service

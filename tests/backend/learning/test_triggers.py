@@ -9,17 +9,10 @@ import pytest
 
 from backend.api.app import create_app
 from backend.learning import run_record as runs
-from backend.learning.triggers import (
-    BUTTON,
-    CORRECTIONS,
-    SCHEDULE,
-    TriggerState,
-    count_new_annotations,
-    training_reason,
-)
-from backend.learning.watcher import Watcher
+from backend.learning.label_studio import TriggerState, count_new_annotations, training_reason
+from backend.learning.train_worker import Watcher
 from backend.queue.keys import TRAININGS
-from backend.queue.train_queue import new_run
+from backend.queue.train_queue import BUTTON, CORRECTIONS, SCHEDULE, new_run
 from tests.support.service import setup_body
 
 pytestmark = pytest.mark.service

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backend.queue import completion as finished_news
-from backend.queue.completion import CompletionListener
+from backend.queue import job_queue
+from backend.queue.job_queue import CompletionListener
 from backend.queue.keys import FINISHED_CHANNEL
 from tests.support.service import wait_until
 
@@ -27,8 +27,8 @@ def test_each_request_hears_of_its_own_tasks_over_one_subscription(redis):
 
 
 def test_it_stops_listening_when_nobody_waits_and_begins_again(redis, monkeypatch):
-    monkeypatch.setattr(finished_news, "IDLE_S", 0.0)
-    monkeypatch.setattr(finished_news, "LOOK_UP_S", 0.05)
+    monkeypatch.setattr(job_queue, "IDLE_S", 0.0)
+    monkeypatch.setattr(job_queue, "LOOK_UP_S", 0.05)
     news = CompletionListener(redis)
     for _ in range(2):
         with news.about(["a"]) as arrivals:

@@ -12,7 +12,7 @@ from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
-from backend.worker.batcher import Batcher
+from backend.worker.pipeline import Batcher
 from backend.worker.push import Pusher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks

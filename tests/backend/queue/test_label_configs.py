@@ -8,7 +8,7 @@ from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import MOST_KEPT, JobOutcome, LabelConfigs, config_digest
 from backend.queue.recovery import Heartbeat
-from backend.worker.batcher import Batcher
+from backend.worker.pipeline import Batcher
 from tests.support.service import CONFIG
 
 pytestmark = pytest.mark.service

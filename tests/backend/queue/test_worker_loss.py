@@ -15,8 +15,8 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.queue.locks import RenewedLock
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve, living_workers, requeue_jobs_of
-from backend.worker.batcher import Batcher
 from backend.worker.main import Recorder, serve_queue
+from backend.worker.pipeline import Batcher
 from tests.support.service import CONFIG, wait_until
 
 GOOD = FinishedJob(JobOutcome(prediction={"result": []}), {"instances": 0, "regions": 0, "seconds": 0.0})

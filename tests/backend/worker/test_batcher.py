@@ -25,7 +25,7 @@ from backend.queue.keys import (
     task_key,
 )
 from backend.queue.recovery import Heartbeat, OrphanSearch
-from backend.worker.batcher import Batcher
+from backend.worker.pipeline import Batcher
 from tests.support.fake_label_studio import TOKEN
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
 

@@ -17,9 +17,8 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FinishedJob
 from backend.queue.recovery import Heartbeat
 from backend.versions.resolve import ServedModel
-from backend.worker.batcher import Batcher
 from backend.worker.images import BatchFetcher
-from backend.worker.pipeline import BatchPipeline
+from backend.worker.pipeline import Batcher, BatchPipeline
 from backend.worker.task_runner import TaskRunner
 from model.instance import Instance
 from tests.support.service import CONFIG

@@ -15,7 +15,7 @@ from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.keys import CLAIM, TASK, push_lock_key
-from backend.worker.push import PushClient, Pusher
+from backend.worker.push import Pusher
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
 from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
 
@@ -227,7 +227,7 @@ def test_a_worker_frozen_while_it_pushes_stores_nothing_twice(settings, redis, f
     if frozen == "before the check":
         connected = first._client
 
-        def late_client(project: Project) -> PushClient:
+        def late_client(project: Project):
             take_over()
             return connected(project)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.images.cache import FileCache
+from integration.images.fetch import FileCache
 
 
 def cache(directory: Path, max_bytes: int = 1000, max_age_s: float = 3600) -> FileCache:

@@ -161,14 +161,13 @@ def test_nothing_matches_names_both_lists_and_the_fix() -> None:
     classes = polygons('<Label value="person"/><Label value="car"/>').match(["gear", "leaf"])
     message = classes.message or ""
     assert all(word in message for word in ("'person'", "'car'", "'gear'", "'leaf'", "predicted_values"))
-    assert classes.unmatched_classes == ("gear", "leaf")
     assert classes.unmatched_labels == ("person", "car")
 
 
 def test_a_partial_match_is_no_problem() -> None:
     classes = polygons('<Label value="person"/><Label value="car"/>').match(["car", "gear"])
     assert classes.message is None
-    assert (classes.unmatched_classes, classes.unmatched_labels) == (("gear",), ("person",))
+    assert classes.unmatched_labels == ("person",)
 
 
 def test_kinds_come_polygons_first_whatever_the_order_of_tags() -> None:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import LONGEST, is_notice, notice
 from integration.label_studio.tasks import SKIPPED, chosen_annotations, newest_time, read_task, used_labels
-from integration.regions.consensus import vote
-from integration.regions.drawings import is_box, read_drawings
+from integration.regions.drawings import is_box, read_drawings, vote
 from integration.regions.read import AnnotatedObject
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
@@ -215,26 +214,25 @@ A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 2
 
 
 @pytest.mark.parametrize(
-    ("drawings", "labels", "disputed", "agreement"),
+    ("drawings", "labels", "disputed"),
     [
-        # what three annotators drew, labels agreed on, labels of disputed ones, share of agreed drawings
-        ([[("cat", A)], [("cat", SHIFTED)], [("cat", A)]], ["cat"], [], 1.0),
-        ([[("cat", A)], [("cat", A)], []], ["cat"], [], 1.0),
-        ([[("cat", A)], [], []], [], ["cat"], 0.0),
-        ([[("cat", A)], [("dog", A)], [("cat", A)]], ["cat"], [], 1.0),
-        ([[("cat", A)], [("dog", A)], [("bird", A)]], [], ["bird"], 0.0),
-        ([[("cat", A)], [("cat", A), ("cat", ELSEWHERE)], [("cat", A)]], ["cat"], ["cat"], 0.75),
-        ([[("cat", A)], [("dog", A)]], [], ["dog"], 0.0),  # two annotators: half is no majority
-        ([[("cat", A)], [("cat", A)]], ["cat"], [], 1.0),
-        ([[("cat", A)], []], [], ["cat"], 0.0),
-        ([[], [], []], [], [], 1.0),
+        # what three annotators drew, labels agreed on, labels of disputed ones
+        ([[("cat", A)], [("cat", SHIFTED)], [("cat", A)]], ["cat"], []),
+        ([[("cat", A)], [("cat", A)], []], ["cat"], []),
+        ([[("cat", A)], [], []], [], ["cat"]),
+        ([[("cat", A)], [("dog", A)], [("cat", A)]], ["cat"], []),
+        ([[("cat", A)], [("dog", A)], [("bird", A)]], [], ["bird"]),
+        ([[("cat", A)], [("cat", A), ("cat", ELSEWHERE)], [("cat", A)]], ["cat"], ["cat"]),
+        ([[("cat", A)], [("dog", A)]], [], ["dog"]),  # two annotators: half is no majority
+        ([[("cat", A)], [("cat", A)]], ["cat"], []),
+        ([[("cat", A)], []], [], ["cat"]),
+        ([[], [], []], [], []),
     ],
 )
-def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str], agreement: float) -> None:
+def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str]) -> None:
     agreed = vote([[drawn(*drawing) for drawing in each] for each in drawings])
     assert [drawing.label for drawing in agreed.objects] == labels
     assert [drawing.label for drawing in agreed.disputed] == disputed
-    assert agreed.agreement == agreement
 
 
 def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
@@ -263,7 +261,6 @@ def test_agreement_loses_no_object(drawings: list[list[AnnotatedObject]]) -> Non
     count = sum(len(each) for each in drawings)
     assert len(agreed.objects) + len(agreed.disputed) <= count
     assert all(annotated_object.mask_hw.any() for annotated_object in agreed.objects)
-    assert 0 <= agreed.agreement <= 1
     if len(drawings) == 1:
         assert len(agreed.objects) == count
 

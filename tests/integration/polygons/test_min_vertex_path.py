@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from integration.polygons import shortcut_graph as shortcuts
-from integration.polygons.contours import trace_rings
+from integration.polygons.exact import trace_rings
 from integration.polygons.min_vertex_path import fewest_vertices
 from integration.polygons.shortcut_graph import ShortcutGraph
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from integration.polygons.contours import fill_even_odd
 from integration.polygons.convert import outline_mask, polygons_to_mask
-from integration.polygons.exact import Polygon, exact_polygons
+from integration.polygons.exact import Polygon, exact_polygons, fill_even_odd
 from integration.polygons.joining import join_polygons
 from tests.integration.polygons.hausdorff import deviation_px
 
@@ -42,13 +41,13 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_parts_and_holes_of_known_shapes(name: str) -> None:
     mask, parts, holes = SHAPES[name]
-    outline = outline_mask(mask).polygons
+    outline = outline_mask(mask)
     assert (len(outline), sum(len(polygon.holes) for polygon in outline)) == (parts, holes)
     assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
 
 
 def check_exact(mask: np.ndarray) -> None:
-    outline = outline_mask(mask).polygons
+    outline = outline_mask(mask)
     assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
     assert sum(polygon.area_px for polygon in outline) == mask.sum()
     assert shapes(outline).is_valid
@@ -98,7 +97,7 @@ def test_round_trip_is_exact_for_thousands_of_masks(family: Callable) -> None:
 @pytest.mark.parametrize("tolerance_px", [0.5, 1.0, 3.0])
 def test_the_certified_distance_holds_between_samples(tolerance_px: float) -> None:
     mask = smooth_mask(7)
-    outline = outline_mask(mask, tolerance_px=tolerance_px).polygons
+    outline = outline_mask(mask, tolerance_px=tolerance_px)
     assert deviation_px(outline, exact_polygons(mask), step_px=0.01) <= tolerance_px + 1e-6
 
 
@@ -121,14 +120,14 @@ def smooth_mask(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_simplified_is_near_valid_and_of_the_same_topology(seed: int, tolerance_px: float) -> None:
     mask = smooth_mask(seed)
-    exact, outline = exact_polygons(mask), outline_mask(mask, tolerance_px=tolerance_px).polygons
+    exact, outline = exact_polygons(mask), outline_mask(mask, tolerance_px=tolerance_px)
     check_simplified(outline, exact, tolerance_px)
 
 
 @settings(max_examples=80, deadline=None)
 @given(small_masks, st.sampled_from([0.4, 0.75, 1.0, 2.0]))
 def test_simplified_noise_keeps_its_topology(mask: np.ndarray, tolerance_px: float) -> None:
-    check_simplified(outline_mask(mask, tolerance_px=tolerance_px).polygons, exact_polygons(mask), tolerance_px)
+    check_simplified(outline_mask(mask, tolerance_px=tolerance_px), exact_polygons(mask), tolerance_px)
 
 
 def check_simplified(outline: list[Polygon], exact: list[Polygon], tolerance_px: float) -> None:
@@ -144,7 +143,7 @@ def test_fewer_vertices_than_douglas_peucker() -> None:
     ours = theirs = 0
     for seed in range(12):
         mask = smooth_mask(seed)
-        ours += sum(polygon.vertex_count for polygon in outline_mask(mask, tolerance_px=1.0).polygons)
+        ours += sum(polygon.vertex_count for polygon in outline_mask(mask, tolerance_px=1.0))
         for polygon in exact_polygons(mask):
             shape = shapely.Polygon(polygon.exterior, polygon.holes).simplify(1.0)
             theirs += sum(len(ring.coords) - 1 for ring in (shape.exterior, *shape.interiors))
@@ -155,15 +154,15 @@ def test_fewer_vertices_than_douglas_peucker() -> None:
 def test_vertex_budget_is_met_with_little_more_tolerance_than_needed(max_vertices: int) -> None:
     y, x = np.mgrid[:80, :80]
     mask = np.hypot(y - 40, x - 38) < 30 + 4 * np.cos(3 * np.arctan2(y - 40, x - 38))
-    (outline,) = outline_mask(mask, max_vertices=max_vertices).polygons
+    (outline,) = outline_mask(mask, max_vertices=max_vertices)
     assert outline.vertex_count <= max_vertices
     assert deviation_px([outline], exact_polygons(mask)) <= outline.tolerance_px + 1e-6
-    tighter = outline_mask(mask, tolerance_px=outline.tolerance_px * 0.97).polygons
+    tighter = outline_mask(mask, tolerance_px=outline.tolerance_px * 0.97)
     assert tighter[0].vertex_count > max_vertices
 
 
 def test_a_budget_that_is_met_already_keeps_the_tolerance() -> None:
-    (outline,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10).polygons
+    (outline,) = outline_mask(np.ones((5, 5), dtype=np.bool_), max_vertices=10)
     assert (outline.vertex_count, outline.tolerance_px) == (4, 0.0)
 
 
@@ -172,15 +171,15 @@ def test_small_parts_and_holes_go_only_when_asked() -> None:
     mask[2:20, 2:20] = True
     mask[5, 5] = False
     mask[25:27, 25:27] = True
-    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0).polygons] == [1, 0]
-    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0, min_area_px=2.0).polygons] == [0, 0]
-    assert [len(p.holes) for p in outline_mask(mask, min_area_px=5.0).polygons] == [0]
+    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0)] == [1, 0]
+    assert [len(p.holes) for p in outline_mask(mask, tolerance_px=1.0, min_area_px=2.0)] == [0, 0]
+    assert [len(p.holes) for p in outline_mask(mask, min_area_px=5.0)] == [0]
 
 
 @settings(max_examples=100, deadline=None)
 @given(small_masks)
 def test_keyholes_fill_exactly_what_the_polygon_fills(mask: np.ndarray) -> None:
-    for polygon in outline_mask(mask).polygons:
+    for polygon in outline_mask(mask):
         ring = join_polygons([polygon])
         assert filled(ring, mask.shape) == filled_polygon(polygon, mask.shape)
         percent = np.round(ring / mask.shape[::-1] * 100, 6)  # as Label Studio stores it
@@ -190,7 +189,7 @@ def test_keyholes_fill_exactly_what_the_polygon_fills(mask: np.ndarray) -> None:
 def test_keyhole_of_a_simplified_polygon_fills_the_same() -> None:
     for seed in range(6):
         mask = smooth_mask(seed)
-        for polygon in outline_mask(mask, tolerance_px=1.0).polygons:
+        for polygon in outline_mask(mask, tolerance_px=1.0):
             assert filled(join_polygons([polygon]), mask.shape) == filled_polygon(polygon, mask.shape)
 
 
@@ -210,19 +209,3 @@ def test_polygons_outside_the_image_are_clipped_and_overlaps_united() -> None:
     away = Polygon(np.array([[20.0, 20.0], [30.0, 20.0], [25.0, 30.0]]))
     expected = picture("##..", "####", ".###")
     assert np.array_equal(polygons_to_mask([square, other, away], 3, 4), expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"mask_hw": np.zeros((2, 2))}, "float64 of shape"),  # not thresholded
-        ({"mask_hw": np.zeros((2, 2, 1), dtype=np.bool_)}, r"\(2, 2, 1\)"),
-        ({"tolerance_px": -1.0}, "tolerance_px .* got -1"),
-        ({"tolerance_px": float("nan")}, "got nan"),
-        ({"min_area_px": -2.0}, "min_area_px .* got -2"),
-        ({"max_vertices": 2}, "at least 3"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        outline_mask(**{"mask_hw": np.ones((2, 2), dtype=np.bool_)} | arguments)

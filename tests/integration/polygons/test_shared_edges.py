@@ -25,11 +25,11 @@ def quilt(seed: int, parts: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("seed", range(4))
 def test_neighbours_neither_overlap_nor_part(seed: int, tolerance_px: float) -> None:
     masks = quilt(seed, 4)
-    outlines = [outlined.polygons for outlined in outline_masks(masks, tolerance_px=tolerance_px)]
+    outlines = outline_masks(masks, tolerance_px=tolerance_px)
     shapes = [shapely.MultiPolygon([shapely.Polygon(p.exterior, p.holes) for p in outline]) for outline in outlines]
     for shape, outline, mask in zip(shapes, outlines, masks, strict=True):
         assert shape.is_valid
-        alone = outline_mask(mask).polygons
+        alone = outline_mask(mask)
         assert [len(p.holes) for p in outline] == [len(p.holes) for p in alone]
         if tolerance_px == 0:
             assert np.array_equal(polygons_to_mask(outline, *mask.shape), mask)
@@ -42,7 +42,7 @@ def test_the_shared_edge_has_the_same_vertices_on_both_sides() -> None:
     y, x = np.mgrid[:30, :30]
     border = 15 + 3 * np.sin(y / 4)
     left, right = (x < border) & (x > 3), (x >= border) & (x < 27)
-    (a,), (b,) = (outlined.polygons for outlined in outline_masks([left, right], tolerance_px=1.0))
+    (a,), (b,) = outline_masks([left, right], tolerance_px=1.0)
     shared = set(map(tuple, a.exterior.tolist())) & set(map(tuple, b.exterior.tolist()))
     assert len(shared) >= 4
     gap = shapely.Polygon(a.exterior).union(shapely.Polygon(b.exterior))
@@ -54,7 +54,7 @@ def test_an_object_inside_another_shares_its_whole_outline() -> None:
     y, x = np.mgrid[:40, :40]
     inner = np.hypot(y - 20, x - 20) < 9
     outer = (np.hypot(y - 20, x - 20) < 17) & ~inner
-    (disc,), (ring,) = (outlined.polygons for outlined in outline_masks([inner, outer], tolerance_px=1.0))
+    (disc,), (ring,) = outline_masks([inner, outer], tolerance_px=1.0)
     assert set(map(tuple, disc.exterior.tolist())) == set(map(tuple, ring.holes[0].tolist()))
 
 
@@ -62,12 +62,7 @@ def test_overlapping_masks_keep_their_own_edges() -> None:
     a, b = np.zeros((12, 12), dtype=np.bool_), np.zeros((12, 12), dtype=np.bool_)
     a[2:8, 2:8], b[5:11, 5:11] = True, True
     for outlined, mask in zip(outline_masks([a, b]), (a, b), strict=True):
-        assert np.array_equal(polygons_to_mask(outlined.polygons, 12, 12), mask)
-
-
-def test_masks_of_different_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one size"):
-        outline_masks([np.zeros((2, 3), dtype=np.bool_), np.zeros((3, 2), dtype=np.bool_)])
+        assert np.array_equal(polygons_to_mask(outlined, 12, 12), mask)
 
 
 def test_no_masks_no_polygons() -> None:

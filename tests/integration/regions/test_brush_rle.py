@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk.converter.brush import decode_rle, encode_rle, mask2rle
 
-from integration.regions.brush_rle import BrushError, decode_brush_mask, encode_brush_mask
+from integration.regions.painted import BrushError, decode_brush_mask, encode_brush_mask
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)

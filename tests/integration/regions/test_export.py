@@ -12,9 +12,8 @@ from pycocotools import mask as coco_mask
 from integration.label_studio.tasks import read_task
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.exact import Polygon
-from integration.regions.bitmask_png import BitmaskError, decode_bitmask, encode_bitmask
-from integration.regions.brush_rle import encode_brush_mask
 from integration.regions.export import Export, export_tasks
+from integration.regions.painted import BitmaskError, decode_bitmask, encode_bitmask, encode_brush_mask
 from integration.regions.write import Output
 from model.instance import iou
 from tests.support.regions import instance, predict, ring

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from integration.regions.read import regions_to_objects
-from integration.regions.write import Output, Report
+from integration.regions.write import Output, Reason
 from tests.support.regions import EXACT, RECORDINGS, instance, predict
 
 
@@ -52,7 +52,7 @@ def test_exact_regions_come_back_as_the_same_mask(mask_hw: np.ndarray, kind: Any
     output = replace(EXACT, kind=kind)
     prediction, report = predict([instance(mask_hw)], width=width, height=height, output=output)
     if not mask_hw.any():
-        assert report.dropped == {Report.TOO_SMALL: 1}
+        assert report.dropped == {Reason.TOO_SMALL: 1}
         return
     stored = json.loads(json.dumps(prediction["result"]))
     (decoded,) = regions_to_objects(stored).objects

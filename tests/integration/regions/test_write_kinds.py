@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from integration.polygons.convert import polygons_to_mask
+from integration.polygons.exact import exact_polygons
 from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
-from integration.regions.write import Output, Report
+from integration.regions.write import Output, Reason
 from model.instance import ProbabilityPatch, iou
 from tests.support.regions import EXACT, PAIRED, instance, predict, ring
 
@@ -58,11 +59,10 @@ def test_geometry_and_label_tags_give_two_results_with_one_id(tag: str) -> None:
 
 
 def test_an_object_is_one_region_whose_cuts_can_be_undone() -> None:
-    prediction, report = predict([instance()], output=EXACT)
+    prediction, _ = predict([instance()], output=EXACT)
     (region,) = prediction["result"]
     assert "parentID" not in region
     assert "meta" not in region
-    assert report.parts_merged == 2
     drawn_px = np.round(np.array(region["value"]["points"]) * [60, 40] / 100, 4)
     parts = split_ring(drawn_px)
     assert len(parts) == 3
@@ -86,25 +86,26 @@ def test_plain_regions_carry_no_notes() -> None:
 
 
 @pytest.mark.parametrize("outline", ["smooth", "pixels"])
-def test_small_parts_and_holes_are_counted_but_not_talked_about(outline: Any) -> None:
+def test_small_parts_and_holes_are_left_out_without_a_word(outline: Any) -> None:
     mask_hw = ring()
     mask_hw[38, 50] = True
     mask_hw[25, 30] = False
     output = Output(min_area_px=20, min_part_share=0.05, tolerance_px=0, outline=outline)
-    prediction, report = predict([instance(mask_hw)], output=output)
-    assert (report.parts_dropped, report.holes_filled) == (3, 1)
+    prediction, _ = predict([instance(mask_hw)], output=output)
     (region,) = prediction["result"]
     assert "meta" not in region
+    (drawn,) = regions_to_objects([region]).objects
+    assert len(exact_polygons(drawn.mask_hw)) == 1
 
 
 def test_what_is_small_depends_on_the_object() -> None:
     mask_hw = np.zeros((40, 60), bool)
     mask_hw[5:35, 2:42] = True  # 1200 px
     mask_hw[10:16, 50:56] = True  # 36 px
-    _, report = predict([instance(mask_hw)], output=Output(min_part_share=0.05))
-    assert (report.parts_dropped, report.parts_merged) == (1, 0)
-    _, report = predict([instance(mask_hw)], output=Output(min_part_share=0.02))
-    assert (report.parts_dropped, report.parts_merged) == (0, 1)
+    for share, parts in ((0.05, 1), (0.02, 2)):
+        prediction, _ = predict([instance(mask_hw)], output=Output(min_part_share=share))
+        (drawn,) = regions_to_objects(prediction["result"]).objects
+        assert len(exact_polygons(drawn.mask_hw)) == parts
 
 
 def test_an_object_near_the_border_reaches_it() -> None:
@@ -123,7 +124,7 @@ def test_doubles_of_other_classes_are_left_out() -> None:
     both = [instance(mask_hw, score=0.8), instance(double_hw, label="pine", score=0.9)]
     prediction, report = predict(both)
     assert [region["value"]["polygonlabels"] for region in prediction["result"]] == [["tree"]]
-    assert report.dropped == {Report.DOUBLE: 1}
+    assert report.dropped == {Reason.DOUBLE: 1}
     _, report = predict(both, output=Output(double_iou=1.0))
     assert report.shown == 2
     # What no label of the project shows hides nothing.
@@ -168,14 +169,6 @@ def test_a_vertex_budget_or_another_tolerance_keeps_edges_apart() -> None:
     both = [instance(half) for half in halves]
     for output in (Output(shared_edges=True, max_vertices=9), Output(shared_edges=True, score_threshold=0.95)):
         assert predict(both, output=output) == predict(both, output=replace(output, shared_edges=False))
-
-
-def test_what_is_merged_or_cut_is_counted() -> None:
-    _, report = predict([instance()], output=replace(EXACT, kind="all"))
-    # One polygon, one brush mask and one box hold all three parts.
-    assert report.changes() == {"holes joined by a cut": 1, "parts merged": 6}
-    _, report = predict([instance(np.ones((40, 60), bool))])
-    assert report.changes() == {}
 
 
 def test_holes_as_brush_when_asked_and_there_is_a_brush() -> None:

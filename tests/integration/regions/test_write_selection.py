@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from integration.label_studio.label_config import LabelConfigError, parse_label_config
-from integration.regions.write import Output, RegionError, Report, build_prediction, certainty
+from integration.regions.write import Output, Reason, build_prediction, certainty
 from model.instance import Instance
 from tests.support.regions import LABELS, config_xml, instance, predict
 
@@ -30,7 +31,7 @@ def test_thresholds_label_before_control_before_setting(labels: str, control: st
     output = Output(score_threshold=default, double_iou=1)
     prediction, report = predict(instances, config_xml(labels, control), output=output)
     assert report.shown == shown
-    assert report.dropped[Report.LOW_SCORE] == 3 - shown
+    assert report.dropped[Reason.LOW_SCORE] == 3 - shown
     scores = [region["score"] for region in prediction["result"]]
     assert scores == sorted(scores, reverse=True)
 
@@ -40,7 +41,7 @@ def test_more_than_the_limit_keeps_the_best_and_says_so() -> None:
     instances = [instance(whole, score=score) for score in (0.1, 0.9, 0.5, 0.7)]
     prediction, report = predict(instances, config_xml(control='model_max_regions="2"'), output=Output(double_iou=1))
     assert [region["score"] for region in prediction["result"]] == [0.9, 0.7]
-    assert report.dropped == {Report.OVER_LIMIT: 2}
+    assert report.dropped == {Reason.OVER_LIMIT: 2}
     assert prediction["result"][0]["meta"]["text"] == [
         "2 more objects were found and left out: the limit of regions is reached."
     ]
@@ -68,8 +69,7 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
     ]
     prediction, report = predict(instances)
     assert (prediction["result"], prediction["score"]) == ([], 0.0)
-    assert report.as_dict()["dropped"] == {Report.NO_LABEL: 1, Report.TOO_SMALL: 2, Report.NOT_A_NUMBER: 2}
-    assert report.as_dict()["unlabelled"] == {"whale": 1}
+    assert report.dropped == {Reason.NO_LABEL: 1, Reason.TOO_SMALL: 2, Reason.NOT_A_NUMBER: 2}
 
 
 def test_control_attributes_win_over_settings() -> None:
@@ -78,7 +78,7 @@ def test_control_attributes_win_over_settings() -> None:
     coarse, _ = predict([instance(disc)], output=Output(tolerance_px=3))
     assert len(coarse["result"][0]["value"]["points"]) < len(fine["result"][0]["value"]["points"])
     _, report = predict([instance(disc)], config_xml(control='model_min_area="2000"'))
-    assert report.dropped == {Report.TOO_SMALL: 1}
+    assert report.dropped == {Reason.TOO_SMALL: 1}
 
 
 def test_boxes_enclose_the_mask_and_fall_back_to_the_detection() -> None:
@@ -103,7 +103,7 @@ def test_detections_beyond_the_image_are_clamped() -> None:
     prediction, report = predict([boundless, nowhere])
     value = prediction["result"][0]["value"]
     assert (value["x"], value["y"], value["width"], value["height"]) == (0, 0, 100, 100)
-    assert report.dropped == {Report.TOO_SMALL: 1}
+    assert report.dropped == {Reason.TOO_SMALL: 1}
 
 
 def test_equal_predictions_are_equal_and_other_tasks_have_other_ids() -> None:
@@ -130,11 +130,6 @@ def test_equal_predictions_are_equal_and_other_tasks_have_other_ids() -> None:
 def test_certainty(scores: list[float], uncertainties: list[float], expected: float) -> None:
     pairs = zip(scores, uncertainties, strict=True)
     assert certainty([instance(score=s, uncertainty=u) for s, u in pairs]) == expected
-
-
-def test_masks_of_another_size_are_an_error() -> None:
-    with pytest.raises(RegionError, match=r"\(40, 60\), expected \(60, 40\)"):
-        predict([instance()], width=40, height=60)
 
 
 def test_unsupported_configs_are_an_error_with_their_reason() -> None:
@@ -164,9 +159,5 @@ def test_unsupported_configs_are_an_error_with_their_reason() -> None:
 )
 def test_settings_out_of_range_are_named(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(RegionError, match=f"{name} is .* expected"):
+    with pytest.raises(ValidationError, match=name):
         Output(**bad)
-
-
-def test_digests_tell_settings_apart() -> None:
-    assert Output().digest() == Output().digest() != Output(tolerance_px=2).digest()

@@ -132,7 +132,7 @@ def test_another_variant_is_refused() -> None:
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"_conv_stem.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"does not fit .* missing stem\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"does not fit .* for stem\.conv\.weight .*\(8, 3, 3, 3\)"):
         load_imagenet_weights(EfficientNetLite(), tmp_path / "other.pth")
 
 

@@ -73,22 +73,10 @@ def test_a_near_miss_is_named_after_the_closest_architecture() -> None:
     assert report.missing == ("backbone.bottom_up.norm0.weight",)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"roi_heads.mask_head.predictor.weight": None}, "not the weights of a Mask Transfiner"),
-        ({"roi_heads.mask_head.predictor.weight": (79, 256, 1, 1)}, "disagree on the number of classes: 79 by"),
-        ({"roi_heads.box_predictor.bbox_pred.weight": (81, 1024)}, "20.25 by"),
-    ],
-)
-def test_odd_class_counts_are_named(change: dict, message: str) -> None:
+def test_other_weights_are_refused() -> None:
     state = zeros("released/R50-FPN", 80)
-    for name, shape in change.items():
-        if shape is None:
-            del state[name]
-        else:
-            state[name] = torch.zeros(1).expand(shape)
-    with pytest.raises(CheckpointError, match=message):
+    del state["roi_heads.mask_head.predictor.weight"]
+    with pytest.raises(CheckpointError, match="not the weights of a Mask Transfiner"):
         count_classes(state)
 
 

@@ -15,7 +15,7 @@ from model.config import find_config, get_config
 from model.mask_head.encoder_layers import SelfAttention, attend, attend_padded
 from model.mask_head.quadtree import Nodes, boundary_uncertainty, nodes_of, propagate, sample_nodes, sequence_order
 from model.mask_head.refiner import NodeCues, SequenceRefiner, position_table
-from model.mask_head.roi_features import RefinementPooler
+from model.mask_head.roi_features import BRANCH_TILE, RefinementPooler, add_branch
 from model.mask_head.selection import select_incoherent_regions
 
 
@@ -47,6 +47,24 @@ def test_features_at_nodes_equal_dense_roi_align(size):
         dense = roi_align(pyramid.maps[level], pyramid.rois[roi : roi + 1], size, 1 / pyramid.strides[level], 0, True)
         expected = dense[0].permute(1, 2, 0).flatten(0, 1)
         torch.testing.assert_close(features[nodes.roi == roi], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("places", [[(0, 0, 0)], [(1, 84, 100)], [(0, 40, 50), (1, 0, 101), (1, 84, 0), (1, 85, 101)]])
+def test_a_branch_in_tiles_equals_the_whole_one_where_it_is_read(places):
+    torch.manual_seed(0)
+    branch = RefinementPooler(8, 14, (1 / 4,), 0).conv_norm_relus_semantic
+    for layer in branch[::2]:
+        nn.init.normal_(layer.bias)
+    feature = torch.randn(2, 8, 86, 102)  # no multiples of a tile
+    cells = torch.tensor([(n * 86 + y) * 102 + x for n, y, x in places])
+    with torch.inference_mode():
+        tiled, whole = add_branch(branch, feature, cells), feature + branch(feature)
+    for n, y, x in places:
+        rows, columns = (slice(k // BRANCH_TILE * BRANCH_TILE, (k // BRANCH_TILE + 1) * BRANCH_TILE) for k in (y, x))
+        torch.testing.assert_close(tiled[n, :, rows, columns], whole[n, :, rows, columns], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(tiled, whole), "so few cells need no whole branch"
+    with torch.inference_mode():
+        torch.testing.assert_close(add_branch(branch, feature, torch.arange(2 * 86 * 102)), whole)
 
 
 def test_features_at_nodes_have_gradients_of_dense_roi_align():
@@ -82,7 +100,7 @@ def test_attention_equals_torch_multihead_attention_for_each_sequence():
 def test_padded_attention_equals_one_by_one():
     torch.manual_seed(0)
     mixed, lengths = torch.randn(15, 3, 4, 4), [5, 1, 9]
-    torch.testing.assert_close(attend_padded(mixed, lengths), attend(mixed, lengths))
+    torch.testing.assert_close(attend_padded(*mixed.unbind(1), lengths), attend(*mixed.unbind(1), lengths))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 1000])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 
+import model
 from model.config import get_config
 from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt, as_instance, changed_part, prompt_steps, view_of_change
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import MOST_STRETCH, View, resampled, view_of_box
+from training.prompts.evaluate import overlap
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +225,31 @@ def test_losses_reach_every_part() -> None:
     torch.stack(list(terms.values())).sum().backward()
     missing = [name for name, p in network.named_parameters() if p.grad is None and "encoder" not in name]
     assert missing == []
+
+
+@pytest.fixture(scope="module")
+def photos() -> PromptPredictor:
+    return PromptPredictor.from_checkpoint(Path(model.__file__).parent / "weights" / "photos", device="cpu")
+
+
+def test_a_first_click_in_the_middle_of_a_common_object_means_it(photos: PromptPredictor) -> None:
+    person = skimage.data.astronaut()
+    by_box = photos.prompt(person, Prompt(box_xyxy=(10, 5, 420, 511))).mask_hw
+    depths = distance_transform_edt(by_box)
+    y, x = np.unravel_index(int(depths.argmax()), depths.shape)
+    clicked = photos.image(person)
+    assert overlap(clicked.prompt(Prompt(points=((float(x), float(y), True),))).mask_hw, by_box) > 0.8
+    plain = replace(photos, detector=None)
+    corner = Prompt(points=((330.0, 420.0, True),))  # the space suit's side, in the middle of no detection
+    assert np.array_equal(photos.prompt(person, corner).mask_hw, plain.prompt(person, corner).mask_hw)
+
+
+def test_the_next_click_corrects_the_common_object(photos: PromptPredictor) -> None:
+    person = skimage.data.astronaut()
+    first, second = (230.0, 330.0, True), (300.0, 60.0, False)
+    image = photos.image(person)
+    whole = image.prompt(Prompt(points=(first,))).mask_hw
+    later = image.prompt(Prompt(points=(first, second))).mask_hw
+    assert whole[60, 300] or not later[60, 300]
+    assert overlap(whole, later) > 0.5
+    assert np.array_equal(photos.prompt(person, Prompt(points=(first, second))).mask_hw, later)

@@ -19,11 +19,11 @@ MOVED = {
     "integration.label_config": "integration.label_studio.label_config",
     "integration.locations": "integration.images.urls",
     "integration.annotations": "integration.regions.read",
-    "integration.brush": "integration.regions.brush_rle",
+    "integration.brush": "integration.regions.painted",
     "encode_mask": "encode_brush_mask",
     "backend.interactive": "backend.predictions.prompts",
     "integration.regions import": "integration.regions.write import",
-    "backend.snapshot_images": "backend.learning.task_images",
+    "backend.snapshot_images": "backend.learning.snapshot",
 }
 #: What the output of each folder has to say (regular expressions).
 WANTED: dict[str, tuple[str, ...]] = {

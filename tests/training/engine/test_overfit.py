@@ -16,7 +16,7 @@ from backend.cli.train.evaluate import evaluate
 from backend.cli.train.train import train
 from training.datasets import open_set
 from training.evaluation.coco_format import TruthBuilder, coco_results
-from training.metrics.coco import mask_ap
+from training.metrics.coco import coco_ap
 
 NARROW = {
     "DATASETS.TRAIN": "('scenes:train:1',)",
@@ -90,7 +90,7 @@ def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> 
         drawn = masks.crop_and_resize(boxes.tensor, side).float()
         pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
         results += coco_results(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
-    assert low <= mask_ap(truth.build(), results)["AP"] <= high
+    assert low <= coco_ap(truth.build(), results, "segm")["AP"] <= high
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 from training.datasets.loader import WeightedSample, to_network_input
 from training.engine.config import get_training_config
 from training.engine.log import RunLog, RunProgress, read_progress, write_progress
-from training.engine.step import LearningStep, Precision, build_optimizer, in_parts
+from training.engine.step import LearningStep, build_optimizer, checked_precision, in_parts
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_no_parts_are_refused(cfg: CfgNode) -> None:
 )
 def test_precisions_that_cannot_work_are_refused(name: str, device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Precision(name, device)
+        checked_precision(name, device)
 
 
 def test_bfloat16_is_used_in_the_forward_pass_alone(cfg: CfgNode) -> None:
@@ -128,14 +128,12 @@ def test_lines_after_the_last_save_are_dropped_when_the_run_goes_on(tmp_path: Pa
         log.evaluated(3, {"mask_AP": 0.6})
     with (tmp_path / "losses.jsonl").open("a") as file:
         file.write('{"iteration": 4, "tot')  # killed while writing
-    notes: list[RunProgress] = []
-    with RunLog(tmp_path, 1, first_iteration=2, tell=notes.append) as log:
-        log.record(3, {"total": 30.0}, 0.1, 0.75, 9.0)
+    with RunLog(tmp_path, 1, first_iteration=2) as log:
+        assert log.record(3, {"total": 30.0}, 0.1, 0.75, 9.0) == {"total": 30.0}
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["total"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     kept = [json.loads(line)["iteration"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert kept == [2]
-    assert [(note.iteration, note.of, note.eta_s) for note in notes] == [(3, 4, pytest.approx(3.0))]
 
 
 def test_progress_is_read_as_it_was_written(tmp_path: Path) -> None:

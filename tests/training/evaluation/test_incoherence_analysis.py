@@ -9,25 +9,24 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from model.mask_head.incoherence import incoherent_regions
 from model.mask_head.quadtree import Nodes
 from model.network import build_network
 from training.benchmark.runner import Scale, training_config
 from training.benchmark.tables import TABLES
 from training.datasets import Sample, open_set
 from training.evaluation.incoherence_analysis import (
-    Confusion,
     analyse,
     compare_regions,
+    confusion_figures,
     detector_figures,
     fill_with_truth,
     incoherent_union,
-    join_counts,
     match_to_truth,
     recorded_refinement,
     region_counts,
     region_properties,
     regions_of_nodes,
-    wanted_regions,
 )
 
 
@@ -59,7 +58,7 @@ def test_table_1_by_hand() -> None:
     """Truth: 3 of 8 columns, U = columns 2 and 3 (16 of 64 places). Coarse: 5 columns, wrong in columns 3 and 4."""
     truth, coarse = half_plane(3), half_plane(5)
     counts = region_counts(coarse, truth, halvings=1)
-    assert [int(x) for x in (counts.places, counts.region, counts.errors, counts.caught)] == [64, 16, 16, 8]
+    assert counts.tolist() == [[64, 16, 16, 8]]
     figures = region_properties(counts)
     assert figures["percent"] == pytest.approx(0.25)
     assert figures["recall_err"] == pytest.approx(0.5)  # column 3 of columns 3 and 4
@@ -71,13 +70,13 @@ def test_table_1_by_hand() -> None:
 def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not() -> None:
     wrong = region_counts(half_plane(5), half_plane(3), halvings=1)
     perfect = region_counts(half_plane(4), half_plane(4), halvings=1)  # no error, no region
-    figures = region_properties(join_counts([wrong, perfect]))
+    figures = region_properties(torch.cat([wrong, perfect]))
     assert figures["percent"] == pytest.approx(0.125)
     assert figures["recall_err"] == figures["accuracy"] == pytest.approx(0.5)
     assert figures["percent_pooled"] == pytest.approx(16 / 128)
     assert figures["recall_err_pooled"] == figures["accuracy_pooled"] == pytest.approx(0.5)
     assert figures["objects"] == 2
-    assert math.isnan(region_properties(join_counts([]))["percent"])
+    assert math.isnan(region_properties(wrong[:0])["percent"])
     nothing = half_plane(3)[:0]  # an image without a matched detection
     assert len(region_counts(nothing, nothing)) == len(fill_with_truth(nothing, nothing)) == 0
 
@@ -86,13 +85,13 @@ def test_table_3_by_hand() -> None:
     detected = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool)
     wanted = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.bool)
     confusion = compare_regions(detected, wanted)
-    assert confusion == Confusion(hit=1, false_alarm=1, miss=1, right_rejection=1)
-    assert confusion.figures() == {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "f1": 0.5}
-    figures = detector_figures([confusion, Confusion(hit=3, right_rejection=1)], [2, 4])
+    assert confusion.tolist() == [1, 1, 1, 1]
+    assert confusion_figures(confusion) == {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "f1": 0.5}
+    figures = detector_figures([confusion, torch.tensor([3, 0, 0, 1])], [2, 4])
     assert figures["4"] == {"precision": 1, "recall": 1, "accuracy": 1, "f1": 1}
     assert figures["pooled"]["recall"] == pytest.approx(4 / 5)
     assert figures["pooled"]["accuracy"] == pytest.approx(6 / 8)
-    assert math.isnan(Confusion().figures()["recall"])
+    assert math.isnan(confusion_figures(torch.zeros(4))["recall"])
 
 
 def test_regions_are_drawn_where_nodes_are() -> None:
@@ -101,9 +100,9 @@ def test_regions_are_drawn_where_nodes_are() -> None:
     assert grid.tolist() == [[[False, False], [True, False]], [[False, True], [False, False]]]
 
 
-def test_wanted_regions_stay_within_their_parents() -> None:
+def test_nested_regions_stay_within_their_parents() -> None:
     checkerboard = (torch.arange(8)[:, None] + torch.arange(8)) % 2 == 1
-    coarse, fine = wanted_regions(checkerboard[None], 2)
+    coarse, fine = incoherent_regions(checkerboard[None], 2, nested=True)
     assert not coarse.any()
     assert not fine.any()  # equation 1 alone marks all of it
 

@@ -14,13 +14,13 @@ from model.checkpoints.metadata import read_metadata
 from model.predictor import Predictor
 from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
+from tests.support.snapshots import write_snapshot
 from training.engine.log import read_progress
 from training.fewshot import learn, outlines
 from training.fewshot.class_rows import LOSS_PERIOD, STEPS
-from training.fewshot.curve import ClassSamples, curve_as_dict, curve_text, fewshot_curve
+from training.fewshot.curve import class_samples, curve_as_dict, curve_text, fewshot_curve
 from training.fewshot.learn import facts_of, learn_few_shot
 from training.snapshots.format import SnapshotObject, open_snapshot
-from training.snapshots.writer import write_snapshot
 
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parents[3] / "model" / "weights" / "photos"
@@ -115,8 +115,8 @@ def test_the_curve_draws_nested_images(snapshot: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(outlines, "LEAST_IMAGES", 2)
     monkeypatch.setattr(outlines, "learn_outlines", learned)
-    train = ClassSamples(open_snapshot(snapshot).open_set("train"), ("lantern",))
-    test = ClassSamples(open_snapshot(snapshot).open_set("holdout"), ("lantern",), all_images=True)
+    train = class_samples(open_snapshot(snapshot).open_set("train"), ("lantern",))
+    test = class_samples(open_snapshot(snapshot).open_set("holdout"), ("lantern",), all_images=True)
     points = fewshot_curve(PHOTOS, train, test, [1, 2], 1)
     assert [point.images for point in points] == [1, 2]
     assert taught == [2], "outlines are learned from as many images as the service asks for"
@@ -125,4 +125,4 @@ def test_the_curve_draws_nested_images(snapshot: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="99 images were asked for"):
         fewshot_curve(PHOTOS, train, test, [99], 1)
     with pytest.raises(ValueError, match="no class otter"):
-        ClassSamples(open_snapshot(snapshot).open_set("train"), ("otter",))
+        class_samples(open_snapshot(snapshot).open_set("train"), ("otter",))

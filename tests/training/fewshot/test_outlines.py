@@ -10,13 +10,13 @@ import pytest
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import read_metadata
+from tests.support.snapshots import write_snapshot
 from training.datasets import Sample
 from training.fewshot import learn, outlines
 from training.fewshot.learn import learn_few_shot
 from training.fewshot.learner import FewShotLearner
 from training.fewshot.outlines import learn_outlines
 from training.snapshots.format import SnapshotObject
-from training.snapshots.writer import write_snapshot
 
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parents[3] / "model" / "weights" / "photos"

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from model.checkpoints.checkpoint import load_checkpoint
 from model.network import build_network
 from training.datasets.loader import to_network_input
-from training.snapshots.samples import Plain, Relabelled, SnapshotSamples, relabel_samples
+from training.snapshots.samples import Relabelled, SnapshotSamples, relabel_samples
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
@@ -44,7 +44,6 @@ def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
         (1, False),
     }
     assert relabel_samples(samples, ("nut", "gear"), {}) is samples
-    assert not hasattr(Plain(samples)[0], "weights")
 
 
 def test_weights_reach_every_mask_loss_and_leave_the_boxes_alone(checkpoint: Path, snapshot: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.small_network import CLASSES, small_config
+from tests.support.snapshots import write_snapshot
 from training.snapshots.format import SnapshotObject
-from training.snapshots.writer import write_snapshot
 
 STEPS = 6
 SIDE_PX = 72

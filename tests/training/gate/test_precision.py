@@ -8,10 +8,10 @@ import pytest
 
 from model.checkpoints.metadata import read_metadata, update_metadata
 from model.precision import is_measured
+from tests.support.snapshots import write_snapshot
 from training.gate import GateRules, precision
 from training.gate.detections import DetectionCache, detect_with
 from training.snapshots.format import SnapshotObject
-from training.snapshots.writer import write_snapshot
 from training.synthetic.scenes import generate_scene
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import model
+from tests.support.snapshots import write_snapshot
 from training.evaluation.run import evaluate_checkpoint
 from training.gate import GateRules, judge
 from training.snapshots.format import SnapshotObject, open_snapshot
-from training.snapshots.writer import write_snapshot
 from training.synthetic.scenes import CLASSES, generate_scene
 
 pytestmark = pytest.mark.slow

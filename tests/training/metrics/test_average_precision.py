@@ -7,9 +7,11 @@ import copy
 import numpy as np
 import pytest
 
+from tests.support.coco_reference import quiet
 from training.datasets import Sample
-from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
-from training.metrics.coco import boundary_ap, boundary_mask, boundary_width_px, mask_ap
+from training.evaluation.coco_format import TruthBuilder, coco_results
+from training.metrics.boundary import boundary_mask, boundary_width_px
+from training.metrics.coco import coco_ap
 from training.synthetic.scenes import CLASSES, generate_scene
 
 
@@ -43,17 +45,17 @@ def noisy_set() -> tuple:
     return truth.build(), results
 
 
-@pytest.mark.parametrize(("kind", "own"), [("segm", mask_ap), ("boundary", boundary_ap)])
-def test_equals_faster_coco_eval(noisy_set: tuple, kind: str, own) -> None:
+@pytest.mark.parametrize("kind", ["segm", "boundary"])
+def test_equals_faster_coco_eval(noisy_set: tuple, kind: str) -> None:
     faster = pytest.importorskip("faster_coco_eval", reason="development dependency faster-coco-eval is not installed")
     truth, results = noisy_set
     with quiet():
-        theirs_truth = faster.COCO(copy.deepcopy(truth.dataset))
+        theirs_truth = faster.COCO(copy.deepcopy(truth))
         run = faster.COCOeval_faster(theirs_truth, theirs_truth.loadRes(copy.deepcopy(results)), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
-    ours = own(truth, results)
+    ours = coco_ap(truth, results, kind)
     assert 0.05 < ours["AP"] < 0.95
     for name, value in zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), run.stats[:6], strict=True):
         assert ours[name] == pytest.approx(value, abs=1e-9) or (np.isnan(ours[name]) and value == -1)
@@ -63,11 +65,11 @@ def test_perfect_results_score_one_and_none_score_zero() -> None:
     sample = scene_sample(3, 1)
     truth = TruthBuilder(CLASSES)
     truth.add(Sample(sample.image, sample.masks, sample.classes, np.zeros(len(sample.classes), bool), 1))
-    index = truth.build()
+    dataset = truth.build()
     perfect = coco_results(1, sample.masks, np.linspace(0.5, 0.9, len(sample.masks)), sample.classes)
-    for metric in (mask_ap, boundary_ap):
-        assert metric(index, perfect)["AP"] == pytest.approx(1)
-        assert metric(index, [])["AP"] == 0
+    for kind in ("segm", "boundary"):
+        assert coco_ap(dataset, perfect, kind)["AP"] == pytest.approx(1)
+        assert coco_ap(dataset, [], kind)["AP"] == 0
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.support.coco_reference import indexed, quiet
 from training.datasets import Sample, open_set
-from training.evaluation.coco_format import TruthBuilder, coco_results, quiet
+from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.metrics.bootstrap import (
     RankedMatches,
     average_precision,
@@ -19,7 +20,7 @@ from training.metrics.bootstrap import (
     ranked_matches,
     resampled_ap,
 )
-from training.metrics.coco import boundary_ap, mask_ap
+from training.metrics.coco import coco_ap
 from training.synthetic.scenes import CLASSES, generate_scene
 
 IMAGES = 12
@@ -40,7 +41,7 @@ def noisy() -> tuple[COCO, list[dict]]:
             shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
             labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
             detections += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
-    return truth.build(), detections
+    return indexed(truth.build()), detections
 
 
 def reference(truth: COCO, detections: list[dict]) -> np.ndarray:
@@ -64,7 +65,7 @@ def test_every_image_once_is_cocos_own_number(noisy: tuple) -> None:
     mask = ours(ranked_matches(truth.dataset, detections, boundary=False), once)[0]
     np.testing.assert_allclose(mask, reference(truth, detections), rtol=0, atol=1e-9)
     boundary = ours(ranked_matches(truth.dataset, detections, boundary=True), once)[0]
-    expected = boundary_ap(truth, detections)
+    expected = coco_ap(truth.dataset, detections, "boundary")
     assert np.nanmean(boundary) == pytest.approx(expected["AP"], abs=1e-9)
     assert boundary[0].mean() == pytest.approx(expected[f"AP/{CLASSES[0]}"], abs=1e-9)
 
@@ -84,11 +85,7 @@ def copied(truth: COCO, detections: list[dict], weights: np.ndarray) -> tuple[CO
             results += [
                 detection | {"image_id": identity} for detection in detections if detection["image_id"] == image["id"]
             ]
-    coco = COCO()
-    coco.dataset = dataset
-    with quiet():
-        coco.createIndex()
-    return coco, results
+    return indexed(dataset), results
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -130,6 +127,6 @@ def test_resampled_ap_of_all_scenes_is_cocos() -> None:
         moved = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
         results += coco_results(index, moved, rng.random(len(moved)), sample.classes)
     truth = builder.build()
-    values = resampled_ap(truth.dataset, results, image_weights(4, 10), ratio=0.02)
+    values = resampled_ap(truth, results, image_weights(4, 10), ratio=0.02)
     assert values["mask"].shape == (11,)
-    assert values["mask"][0] == pytest.approx(100 * mask_ap(truth, results)["AP"], abs=1e-9)
+    assert values["mask"][0] == pytest.approx(100 * coco_ap(truth, results, "segm")["AP"], abs=1e-9)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.support.coco_reference import indexed, quiet
 from tests.support.miniature import write_miniature
 from tests.support.perturbed_truth import perturb_truth
-from training.evaluation.coco_format import encode, quiet
+from training.evaluation.coco_format import encode
 from training.evaluation.coco_truth import checked_truth
 from training.metrics.boundary import band
 from training.metrics.coco import coco_ap, compressed
@@ -51,9 +51,7 @@ def reference(dataset: dict[str, Any], results: list[dict[str, Any]], kind: str)
             index = faster.COCO(dataset)
             run = faster.COCOeval_faster(index, index.loadRes(results), kind)
         else:
-            index = COCO()
-            index.dataset = dataset
-            index.createIndex()
+            index = indexed(dataset)
             run = COCOeval(index, index.loadRes(results), kind)
         run.evaluate()
         run.accumulate()

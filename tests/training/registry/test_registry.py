@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from model.checkpoints.metadata import CheckpointError
 from training.registry import Registry, RegistryError
-from training.registry.registry import Pointer
 from training.registry.storage import Storage
-from training.registry.versions import unfinished
+from training.registry.versions import Pointer
 
 pytestmark = pytest.mark.service
 
@@ -149,12 +148,12 @@ def test_garbage_spares_active_history_best_and_their_ancestors(registry: Regist
 
 def test_garbage_takes_what_nobody_finished_for_a_day(registry: Registry, checkpoint: Make) -> None:
     registry.storage.create("12/versions/half/claim.json", b'{"content": "x", "at": "2026-01-01T00:00:00+00:00"}')
-    assert unfinished(registry.storage, "12", datetime(2026, 1, 1, 12, tzinfo=UTC)) == []
+    assert registry.unfinished("12", datetime(2026, 1, 1, 12, tzinfo=UTC)) == []
     with pytest.raises(RegistryError, match="never finished"):
         publish(registry, checkpoint, "half")
     assert registry.collect_garbage("12", keep=0) == ["half"]
     publish(registry, checkpoint, "half")
-    assert unfinished(registry.storage, "12", datetime.now(UTC) + timedelta(days=9)) == []
+    assert registry.unfinished("12", datetime.now(UTC) + timedelta(days=9)) == []
 
 
 class Stops:
@@ -162,7 +161,7 @@ class Stops:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         self.left = after
-        for name in ("write", "create", "put"):
+        for name in ("write", "create"):
             monkeypatch.setattr(Storage, name, self._counted(getattr(Storage, name)))
 
     def _counted(self, original: Callable) -> Callable:

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 
 from model.instance import box_of
 from training.metrics.outline_distance import compare_outlines, moved_band, outline_length
-from training.snapshots.corrections import (
-    KINDS,
-    Correction,
-    CorrectionRules,
-    DrawnObject,
-    edit_cost,
-    find_corrections,
-    match_objects,
-)
+from training.snapshots.corrections import KINDS, Correction, DrawnObject, edit_cost, find_corrections, match_objects
 from training.snapshots.report import (
     NO_OBJECT,
     MostMoved,
@@ -96,14 +88,13 @@ def test_a_moved_side_is_measured_and_located() -> None:
 
 
 def test_weights_follow_what_people_did() -> None:
-    rules = CorrectionRules(weight_kept=0.25, weight_corrected=3.0, weight_unseen=1.5)
     shown = [drawn("cat", HERE, "a"), drawn("cat", box(50, 40, 70, 55), "b")]
     submitted = [drawn("cat", HERE, "a"), drawn("dog", box(50, 40, 70, 55), "b"), drawn("cat", box(1, 40, 9, 50))]
-    weights = [correction.weight for correction in find_corrections(shown, submitted, corners_px, rules)]
-    assert weights == [0.25, 3.0, 3.0]
-    unseen = find_corrections(None, submitted, corners_px, rules)
-    assert [(correction.kind, correction.weight) for correction in unseen] == [("added", 1.5)] * 3
-    assert [correction.weight for correction in find_corrections([], submitted, corners_px, rules)] == [3.0] * 3
+    weights = [correction.weight for correction in find_corrections(shown, submitted, corners_px)]
+    assert weights == [0.5, 2.0, 2.0]
+    unseen = find_corrections(None, submitted, corners_px)
+    assert [(correction.kind, correction.weight) for correction in unseen] == [("added", 1.0)] * 3
+    assert [correction.weight for correction in find_corrections([], submitted, corners_px)] == [2.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -134,7 +125,7 @@ def test_matching(
 ) -> None:
     shown = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in predicted]
     submitted = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in annotated]
-    assert match_objects(shown, submitted, same_iou=0.5) == expected
+    assert match_objects(shown, submitted) == expected
 
 
 def test_nobody_edits_what_is_quicker_to_draw_again() -> None:

@@ -13,9 +13,8 @@ Shape shorthand: R RoIs, C channels, T tokens, H heads, D channels a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -30,7 +29,7 @@ import model.mask_head.encoder_layers
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
 from model.precision import to_bf16
-from training.benchmark.cost.measures import alternate, count_flops, count_operators, cuda_peak_bytes, peak_bytes
+from training.benchmark.cost.measures import alternate, count_flops, cuda_peak_bytes, peak_bytes
 from training.benchmark.cost.subjects import (
     fixed_nodes,
     force_detections,
@@ -59,7 +58,6 @@ POINTREND = "ablations/pointrend"
 _MEASURES = {
     "seconds": ("seconds", 1.0, 3),
     "flops": ("GFLOP", 1e9, 1),
-    "operators": ("operators", 1.0, 0),
     "peak_bytes": ("peak MB", 1e6, 0),
     "cuda_peak_bytes": ("GPU MB", 1e6, 0),
 }
@@ -94,7 +92,7 @@ class CostSetting:
 def compare_calls(
     calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, counted: bool = True
 ) -> Costs:
-    """Operations, operator calls, peak memory and seconds by name; under "ratios" each over the first call's.
+    """Operations, peak memory and seconds by name; under "ratios" each over the first call's.
 
     Args:
         memory: also count the peak memory of tensors; on a GPU torch's allocator is asked anyway.
@@ -115,7 +113,6 @@ def compare_calls(
 def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]:
     return {
         "flops": count_flops(call)["total"],
-        "operators": sum(count_operators(call).values()),
         "peak_bytes": peak_bytes(call) if memory else None,
         "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
     }
@@ -147,18 +144,15 @@ def compare_networks(
     Args:
         instances: numbers of detections that are kept, a comparison each.
         nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
-        precision: "bf16" adds the three networks in bf16 on a CPU, treated the same, and a PointRend that computes the
-            detected class alone; then only the processor's seconds are taken.
+        precision: "bf16" adds the three networks in bf16 on a CPU, PointRend by autocast; then only the processor's
+            seconds are taken.
         tell: hears of every run of a network, for minutes without a word look like a hang.
     """
     return {
         "setting": setting.facts(nodes=nodes, precision=precision),
         "by_instances": {
             count: compare_calls(
-                {
-                    name: _announced(call, partial(tell, f"{name}, {count} instances"))
-                    for name, call in _inference_calls(setting, count, nodes, half=precision == "bf16").items()
-                },
+                _inference_calls(setting, count, nodes, tell, half=precision == "bf16"),
                 setting,
                 counted=precision != "bf16",
             )
@@ -167,13 +161,15 @@ def compare_networks(
     }
 
 
-def _inference_calls(setting: CostSetting, count: int, nodes: int, *, half: bool) -> dict[str, Call]:
+def _inference_calls(
+    setting: CostSetting, count: int, nodes: int, tell: ProgressCallback, *, half: bool
+) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, (config, changes) in _subjects(setting).items():
-        kinds = ["", " bf16", " bf16, own class"][: 1 if not half else 3 if name == "pointrend" else 2]
+        kinds = ["", " bf16"] if half else [""]
         # What the others are measured by comes first.
-        for kind in kinds[::-1] if half and name == "ours" else kinds:
-            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes)
+        for kind in kinds[::-1] if name == "ours" else kinds:
+            calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes, tell)
     return calls
 
 
@@ -184,7 +180,7 @@ def compare_training(setting: CostSetting, *, instances: int = 7, tell: Progress
         instances: of the image, 7 as COCO has.
     """
     calls = {
-        name: _announced(_step(setting, config, changes, instances), partial(tell, f"{name}, training step"))
+        name: _step(name, setting, config, changes, instances, tell)
         for name, (config, changes) in _subjects(setting).items()
         if name != "pointrend"
     }
@@ -212,15 +208,15 @@ def _subjects(setting: CostSetting) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {"ours": (setting.config, ()), "mask_rcnn": (setting.config, MASK_RCNN), "pointrend": (POINTREND, ())}
 
 
-def _announced(call: Call, tell: Callable[[], object]) -> Call:
-    def run() -> object:
-        tell()
-        return call()
-
-    return run
-
-
-def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str, ...], count: int, nodes: int) -> Call:
+def _inference(
+    name: str,
+    setting: CostSetting,
+    config: str,
+    changes: tuple[str, ...],
+    count: int,
+    nodes: int,
+    tell: ProgressCallback,
+) -> Call:
     forced = force_detections(get_training_config(config), count)
     network, _ = setting.open(config, [*changes, *forced])
     parts: Any = network
@@ -228,13 +224,17 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
     for layer in (parts.proposal_generator.rpn_head.anchor_deltas, parts.roi_heads.box_predictor.bbox_pred):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    if "bf16" in name:
-        _convert(network, name)
+    cast: AbstractContextManager[Any] = nullcontext()
+    if name == "pointrend bf16":
+        cast = torch.autocast("cpu", torch.bfloat16)
+    elif "bf16" in name:
+        to_bf16(network)
     record = image_record(setting.height, setting.width)
 
     @torch.inference_mode()
     def call() -> object:
-        with fixed_nodes(network, nodes if name.startswith("ours") else None):
+        tell(f"{name}, {count} instances")
+        with fixed_nodes(network, nodes if name.startswith("ours") else None), cast:
             kept = network([record])[0]["instances"]
         if len(kept) != count:
             raise RuntimeError(f"{name} kept {len(kept)} instances, {count} were asked for")
@@ -243,23 +243,16 @@ def _inference(name: str, setting: CostSetting, config: str, changes: tuple[str,
     return call
 
 
-def _convert(network: nn.Module, name: str) -> None:
-    if name.startswith("pointrend"):
-        # Needs detectron2's project, which nothing else here does.
-        from training.benchmark.cost.half_precision import point_rend_to_bf16
-
-        point_rend_to_bf16(network, own_class="own class" in name)
-    else:
-        to_bf16(network)
-
-
-def _step(setting: CostSetting, config: str, changes: tuple[str, ...], instances: int) -> Call:
+def _step(
+    name: str, setting: CostSetting, config: str, changes: tuple[str, ...], instances: int, tell: ProgressCallback
+) -> Call:
     network, cfg = setting.open(config, changes)
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     batch = [training_record(setting.height, setting.width, instances=instances, classes=classes)]
     network.train()
 
     def call() -> None:
+        tell(f"{name}, training step")
         network.zero_grad(set_to_none=True)
         with EventStorage():
             losses = network(batch)

@@ -1,4 +1,4 @@
-"""What a call costs: operations, operator calls and peak memory, counted and so deterministic; seconds, measured.
+"""What a call costs: operations and peak memory, counted and so deterministic; seconds, measured.
 
 What an operator allocates for itself and frees before it returns is not seen; on a GPU `torch.cuda` is asked as well.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -33,27 +31,6 @@ def count_flops(run: Callable[[], object]) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(fast)
     kinds = {str(kind): int(count) for kind, count in counter.get_flop_counts()["Global"].items()}
     return {"total": int(counter.get_total_flops())} | dict(sorted(kinds.items()))
-
-
-class OperatorCounter(TorchDispatchMode):
-    """Counts the tensor operators that are called: on a GPU about the kernels that are launched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.calls[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def count_operators(run: Callable[[], object]) -> Counter[str]:
-    """Operators of a call by name."""
-    with OperatorCounter() as counter:
-        run()
-    return counter.calls
 
 
 def peak_bytes(run: Callable[[], object], *modules: nn.Module) -> int:

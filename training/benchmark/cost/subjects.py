@@ -119,16 +119,16 @@ def spread_nodes(rois: int, sizes: list[int], per_instance: int, device: torch.d
     return levels
 
 
-def image_record(height: int, width: int, seed: int = 0) -> dict[str, Any]:
+def image_record(height: int, width: int) -> dict[str, Any]:
     """A preloaded image of noise as the network reads it."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
     return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
 
-def training_record(height: int, width: int, *, instances: int, classes: int, seed: int = 0) -> dict[str, Any]:
+def training_record(height: int, width: int, *, instances: int, classes: int) -> dict[str, Any]:
     """An image of noise with ellipses as ground truth."""
-    rng = np.random.default_rng(seed)
-    record = image_record(height, width, seed)
+    rng = np.random.default_rng(0)
+    record = image_record(height, width)
     rows, columns = np.mgrid[:height, :width]
     masks = []
     for _ in range(instances):

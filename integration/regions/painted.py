@@ -1,18 +1,22 @@
-"""Label Studio's run-length code for BrushLabels (`value.format == "rle"`), exact both ways.
+"""Painted masks in Label Studio's two codes, exact both ways: BrushLabels' run-length code, BitmaskLabels' PNG.
 
-The code is the bit stream of the JavaScript package @thi.ng/rle-pack over an RGBA image, row by row: 32 bits
-count of values, 5 bits word size - 1, four times 4 bits run size - 1, then blocks: 1 bit "is a run", 2 bits
-which run size, that many bits of length - 1, and one word (run) or length words (literal). A mask is the alpha
-channel.
+The run-length code (`value.format == "rle"`) is the bit stream of the JavaScript package @thi.ng/rle-pack over an RGBA
+image, row by row: 32 bits count of values, 5 bits word size - 1, four times 4 bits run size - 1, then blocks: 1 bit "is
+a run", 2 bits which run size, that many bits of length - 1, and one word (run) or length words (literal). A mask is the
+alpha channel. In the PNG (`value.imageDataURL`) painted pixels are the opaque ones.
 
 Shapes: H, W mask size; T blocks; B bits.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 _WORD_BITS = 8
 _RUN_BITS = np.array([3, 4, 8, 16])
@@ -27,17 +31,7 @@ class BrushError(ValueError):
 
 
 def encode_brush_mask(mask_hw: np.ndarray) -> list[int]:
-    """Encode a mask for `value.rle`.
-
-    Args:
-        mask_hw: bool, H x W.
-
-    Returns:
-        Bytes as ints, as Label Studio stores them.
-
-    Raises:
-        BrushError: the mask is not two-dimensional or too large for the code (2**30 pixels).
-    """
+    """Encode a mask for `value.rle`."""
     if mask_hw.ndim != 2 or mask_hw.size * 4 >= _MAX_VALUES:
         raise BrushError(f"a brush mask is height x width with less than 2**30 pixels, got {mask_hw.shape}")
     lengths, values = _runs(mask_hw)
@@ -56,14 +50,9 @@ def decode_brush_mask(rle: Sequence[int], height: int, width: int) -> np.ndarray
 
     Args:
         rle: bytes as ints. May hold runs and literals in any mix, as the editor writes them.
-        height: `original_height` of the region.
-        width: `original_width` of the region.
 
     Returns:
         Bool, H x W: True where alpha is at least 128.
-
-    Raises:
-        BrushError: the code is damaged or belongs to an image of another size.
     """
     stream = _BitReader(_as_bytes(rle))
     count = stream.read(32)
@@ -138,3 +127,42 @@ class _BitReader:
         window = self._data[self._at // 8 : (end + 7) // 8]
         self._at = end
         return int.from_bytes(window, "big") >> (-end % 8) & ((1 << bits) - 1)
+
+
+_PREFIX = "data:image/png;base64,"
+
+
+class BitmaskError(ValueError):
+    """A value that is no PNG in a data URL, or not of the image in question."""
+
+
+def encode_bitmask(mask_hw: np.ndarray) -> str:
+    """Encode a mask (bool, H x W) for `value.imageDataURL`: opaque black on nothing, as the editor saves it."""
+    alpha = Image.fromarray(mask_hw.astype(np.uint8) * 255)
+    picture = Image.merge("LA", (Image.new("L", alpha.size), alpha))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return _PREFIX + base64.b64encode(file.getvalue()).decode()
+
+
+def decode_bitmask(url: object, height: int, width: int) -> np.ndarray:
+    """Decode `value.imageDataURL` of an image of the given size.
+
+    Returns:
+        Bool, H x W: as in the editor, where the PNG is not wholly transparent; in a PNG without transparency, where it
+        is not black.
+    """
+    if not isinstance(url, str) or not url.startswith("data:image/") or ";base64," not in url[:64]:
+        raise BitmaskError(f"imageDataURL is {str(url)[:40]!r}, expected a PNG as {_PREFIX}...")
+    try:
+        # Browsers read white space and missing padding; so do we.
+        text = "".join(url.partition(",")[2].split()).rstrip("=")
+        file = io.BytesIO(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
+        with Image.open(file, formats=["PNG"]) as picture:
+            if picture.size != (width, height):
+                raise BitmaskError(f"the bitmask is {picture.size[0]} x {picture.size[1]}, expected {width} x {height}")
+            has_alpha = picture.has_transparency_data
+            pixels = np.asarray(picture.convert("RGBA" if has_alpha else "L"))
+    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BitmaskError(f"the bitmask is no readable PNG: {error}") from error
+    return np.asarray((pixels[:, :, 3] if has_alpha else pixels) > 0)
