@@ -53,6 +53,9 @@ MOST_JOBS = 1000
 TRIES = 9
 
 
+AP_HEADER = f"{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}"
+
+
 class ServedError(RuntimeError):
     """The API cannot be asked, or answers what no API of ours would; says the fix."""
 
@@ -300,7 +303,7 @@ def comparison_text(outcome: Json) -> str:
         f"{outcome['images']} images of {outcome['set']} through {outcome['url']} "
         f"({', '.join(outcome['versions']) or 'nothing answered'}), {outcome['seconds']:.0f} s, "
         f"{outcome['objects']} objects in {outcome['regions']} regions, {outcome['deferred']} answers deferred",
-        f"{'':22}{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}",
+        f"{'':22}{AP_HEADER}",
     ]
     titles = {
         "raw": "raw, all scores",
@@ -310,14 +313,15 @@ def comparison_text(outcome: Json) -> str:
     }
     for key, title in titles.items():
         if key in outcome:
-            lines.append(f"{title:22}" + _cells(outcome[key], "+.2f" if key == "difference" else ".1f"))
+            lines.append(f"{title:22}" + ap_cells(outcome[key], "+.2f" if key == "difference" else ".1f"))
     for failure in outcome["failed"]:
         lines.append(f"{failure['count']} failed: {failure['reason']}")
     lines += [f"{count} regions left out: {reason}" for reason, count in outcome["skipped"].items()]
     return "\n".join([*lines, *(f"Note: {note}" for note in outcome["notes"])])
 
 
-def _cells(metrics: Metrics, digits: str) -> str:
+def ap_cells(metrics: Metrics, digits: str) -> str:
+    """The columns of `AP_HEADER`."""
     widths = {"mask": (10, 8, 8), "boundary": (14, 8, 8)}
     return "".join(
         f"{100 * metrics[kind][name]:{digits}}".rjust(width)

@@ -25,7 +25,7 @@ from integration.images.ssrf_guard import (
     guarded_session,
     origin,
 )
-from integration.label_studio.auth import AuthError, LabelStudioAuth, keep_authorization_header
+from integration.label_studio.auth import ClientError, LabelStudioAuth, keep_authorization_header
 from model.errors import ImageError
 from model.images import DEFAULT_BUDGET_BYTES
 
@@ -90,7 +90,7 @@ class Downloader:
                 return self._follow(session, url, deadline)
             except AddressRefused as error:
                 raise _refused(url, error) from error
-            except AuthError as error:
+            except ClientError as error:
                 raise ImageError(
                     f"cannot log in to Label Studio for {shown_url(url)}",
                     value=str(error),

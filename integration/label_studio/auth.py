@@ -23,15 +23,15 @@ REFRESH_EARLY_S = 60.0
 ASSUMED_LIFE_S = 300.0
 
 
-class AuthError(RuntimeError):
-    """Label Studio does not accept the credentials.
+class ClientError(RuntimeError):
+    """A request to Label Studio failed.
 
     Attributes:
-        status: HTTP status of the refusal, None when Label Studio could not be reached.
+        status: of the answer; None when there was none.
     """
 
     def __init__(self, message: str, *, status: int | None, fix: str) -> None:
-        super().__init__(f"{message}; {fix}")
+        super().__init__(message if fix in message else f"{message}; {fix}")
         self.status = status
         self.fix = fix
 
@@ -79,7 +79,7 @@ class LabelStudioAuth:
         """The header to send, refreshed when it is about to expire; {} without a key.
 
         Raises:
-            AuthError: the personal access token is revoked or Label Studio cannot be asked.
+            ClientError: the personal access token is revoked or Label Studio cannot be asked.
         """
         if not self._api_key:
             return {}
@@ -107,13 +107,13 @@ class LabelStudioAuth:
                 auth=keep_authorization_header,
             )
         except requests.RequestException as error:
-            raise AuthError(
+            raise ClientError(
                 f"cannot exchange the personal access token at {self.base_url}: {type(error).__name__}",
                 status=None,
                 fix="check that Label Studio runs at this address",
             ) from error
         if answer.status_code != 200:
-            raise AuthError(
+            raise ClientError(
                 f"Label Studio at {self.base_url} refuses the personal access token ({answer.status_code})",
                 status=answer.status_code,
                 fix="create a new one under Account & Settings and set it as API key",
@@ -126,7 +126,7 @@ def _access_token(answer: requests.Response) -> str:
     try:
         access = answer.json()["access"]
     except (ValueError, KeyError, TypeError) as error:
-        raise AuthError(
+        raise ClientError(
             f"{urlsplit(answer.url).netloc} answered the token exchange without an access token",
             status=answer.status_code,
             fix="check that the address is Label Studio's",

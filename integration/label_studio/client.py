@@ -2,8 +2,6 @@
 
 Label Studio's own SDK brings 500 MB of other packages; this needs requests only. Every failure is a ClientError
 with what to do. Reading is tried again a few times; writing only where Label Studio cannot have acted on it.
-
-What went wrong between us and Label Studio's API, and the fix.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import NewConnectionError
 
-from integration.label_studio.auth import AuthError, LabelStudioAuth, keep_authorization_header
+from integration.label_studio.auth import ClientError, LabelStudioAuth, keep_authorization_header
 
 __all__ = ["ClientError", "LabelStudioClient"]
 
@@ -279,10 +277,7 @@ class LabelStudioClient:
             self._sleep(_RETRY_WAIT_S)
 
     def _send(self, method: str, path: str, timeout_s: float, kwargs: Mapping[str, Any]) -> requests.Response:
-        try:
-            headers = self.auth.headers() if path != "/health" else {}
-        except AuthError as error:
-            raise ClientError(str(error), status=error.status, fix=error.fix) from error
+        headers = self.auth.headers() if path != "/health" else {}
         return requests.request(
             method,
             self.base_url + path,
@@ -300,19 +295,6 @@ def _may_repeat(method: str, error: requests.RequestException) -> bool:
     cause = getattr(error.args[0], "reason", None) if error.args else None
     never_connected = isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError)
     return method == "GET" or never_connected
-
-
-class ClientError(RuntimeError):
-    """A request to Label Studio failed.
-
-    Attributes:
-        status: of the answer; None when there was none.
-    """
-
-    def __init__(self, message: str, *, status: int | None, fix: str) -> None:
-        super().__init__(message if fix in message else f"{message}; {fix}")
-        self.status = status
-        self.fix = fix
 
 
 #: Words in Label Studio's answers and what helps; the first match counts.

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, read_label_config_file
+from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, plain_errors, read_label_config_file
 from backend.versions.store import DEFAULT_STORE, find_model
 from integration.label_studio.label_config import LabelConfig, parse_label_config
-from model.errors import MissingRequirementError, require_model_libraries
+from model.errors import require_model_libraries
 from model.images import read_image
 from model.instance import Instance
 
@@ -300,7 +300,7 @@ def predict(
     missing = [image for image in images if not image.is_file()]
     if len(missing) == len(images):
         raise click.ClickException(_missing_images(missing))
-    try:
+    with plain_errors():
         directory = find_model(model, store)
         if kind == "label-studio" and image_prefix == "data":
             for image in set(images) - set(missing):
@@ -310,8 +310,6 @@ def predict(
         writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
         failures = _predict_all(outliner, images, writer)
         _print(writer.records, kind, output, as_json)
-    except (MissingRequirementError, ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     if note := outliner.note():
         click.echo(f"Note: {note}", err=True)
     for message in failures:

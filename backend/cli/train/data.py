@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, read_label_config_file
+from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, plain_errors, read_label_config_file
 
 
 @click.group(cls=SuggestingGroup)
@@ -70,7 +70,7 @@ def check(
     """
     from training.datasets import open_set
 
-    try:
+    with plain_errors():
         samples = _open_export(name) if name.startswith("label-studio:") else open_set(name, missing="skip")
         # What may be refused comes first: the rest takes long.
         outcome = {"set": name} | (_repaired(samples, name, fix) if fix else {})
@@ -79,8 +79,6 @@ def check(
         if weights:
             outcome["doubts_sheet"] = str(sheet.with_name(f"{sheet.stem}-doubts.png"))
             outcome["doubts"] = _doubts(samples, _chosen(samples, limit), weights, Path(outcome["doubts_sheet"]))
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     text = json.dumps(outcome) if as_json else _summary(outcome)
     click.echo(text.encode("utf-8", "backslashreplace").decode())  # names may hold what no terminal shows
     sys.exit(1 if outcome["lost"] or not outcome["objects"] else 0)
@@ -241,10 +239,8 @@ def prepare(layout: str, root: Path, any_size: bool, as_json: bool) -> None:
 
     findings = inspect(layout, root, any_size=any_size)
     whole = all(finding.fine for finding in findings)
-    try:
+    with plain_errors(KeyError):
         written = [str(path) for path in convert(layout, root)] if whole else []
-    except (ValueError, KeyError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     names = set_names(layout, root) if whole else []
     outcome = {
         "layout": layout,

@@ -19,8 +19,8 @@ from backend.cli.types import (
     SuggestingGroup,
     json_option,
     limit_threads,
+    plain_errors,
 )
-from backend.errors import ServiceError
 
 if TYPE_CHECKING:
     from backend.learning.annotation_cost import CorrectionCost
@@ -66,8 +66,9 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
     """
     from backend.learning.annotation_cost import compare_orders
 
-    measured, name = _measured(weights, **images)
-    expected, origin = _expected(measured, weights)
+    with plain_errors():
+        measured, name = _measured(weights, **images)
+        expected, origin = _expected(measured, weights)
     scores = {
         "expected edit": [-value for value in expected],
         "score * (1 - uncertainty)": measured.certainty,
@@ -88,12 +89,9 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
 
 
 def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
-    from training.snapshots.annotation_cost import EffortError, cross_fitted_edits, load_effort
+    from training.snapshots.annotation_cost import cross_fitted_edits, load_effort
 
-    try:
-        stored = load_effort(weights)
-    except EffortError as error:
-        raise ServiceError(str(error)) from error
+    stored = load_effort(weights)
     if stored is not None:
         return [stored.expected_edit(feature) for feature in measured.features], f"fitted on {stored.fitted_on}"
     expected = cross_fitted_edits(measured.features, measured.edits)
@@ -113,40 +111,26 @@ def _measured(
 ) -> tuple[CorrectionCost, str]:
     if (set_name is None) == (snapshot is None):
         raise click.UsageError("choose one set: --snapshot DIR or --set scenes:val")
-    from model.errors import MissingRequirementError, require_model_libraries
+    from model.errors import require_model_libraries
 
-    try:
-        require_model_libraries()
-    except MissingRequirementError as error:
-        raise ServiceError(str(error)) from error
+    require_model_libraries()
     from torch.utils.data import Subset
 
     from backend.learning.annotation_cost import crossed_predictor, measure_correction_cost, snapshot_samples
-    from model.checkpoints.metadata import CheckpointError
     from model.predictor import Predictor
     from training.datasets import open_set
     from training.fewshot.curve import class_samples
-    from training.snapshots.format import SnapshotError
 
     limit_threads(threads)
     samples: Any
     if snapshot:
-        try:
-            samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
-        except SnapshotError as error:
-            raise ServiceError(str(error)) from error
+        samples, classes, name = snapshot_samples(snapshot, count, whole=folds is not None)
     else:
         name = str(set_name)
-        try:
-            opened: Any = open_set(name)
-            whole: Any = class_samples(opened, names) if names else opened
-        except (ValueError, OSError) as error:
-            raise click.UsageError(str(error)) from error
+        opened: Any = open_set(name)
+        whole: Any = class_samples(opened, names) if names else opened
         samples, classes = Subset(whole, range(min(count, len(whole)))), whole.class_names
-    try:
-        predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
-    except (CheckpointError, ValueError) as error:
-        raise ServiceError(f"The model in {weights} cannot be loaded: {error}") from error
+    predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2)
     with click.progressbar(length=len(samples), label=f"predicting {name}", file=sys.stderr) as bar:
         measured = measure_correction_cost(
             crossed_predictor(predictor, folds) if folds else predictor,

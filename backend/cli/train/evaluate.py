@@ -204,16 +204,14 @@ def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, An
 
 
 def _table(outcome: dict[str, Any]) -> str:
-    lines = [f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each"]
-    lines.append(f"{'':10}{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}")
-    for kind in ("refined", "coarse"):
-        mask, boundary = outcome[kind]["mask"], outcome[kind]["boundary"]
-        row = [f"{100 * mask[key]:.1f}" for key in ("AP", "AP50", "AP75")]
-        row += [f"{100 * boundary[key]:.1f}" for key in ("AP", "AP50", "AP75")]
-        lines.append(
-            f"{kind:10}" + "".join(text.rjust(width) for text, width in zip(row, (10, 8, 8, 14, 8, 8), strict=True))
-        )
-    lines.append(f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP")
+    from backend.devtools.served_evaluation import AP_HEADER, ap_cells
+
+    lines = [
+        f"{outcome['images']} images of {outcome['set']}, {outcome['seconds_per_image']:.2f} s each",
+        f"{'':10}{AP_HEADER}",
+        *(f"{kind:10}" + ap_cells(outcome[kind], ".1f") for kind in ("refined", "coarse")),
+        f"refinement adds {100 * outcome['boundary_gain']:+.1f} boundary AP",
+    ]
     return "\n".join(lines)
 
 

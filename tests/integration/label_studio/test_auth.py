@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from integration.label_studio.auth import ASSUMED_LIFE_S, AuthError, LabelStudioAuth, is_personal_access_token, life_s
+from integration.label_studio.auth import ASSUMED_LIFE_S, ClientError, LabelStudioAuth, is_personal_access_token, life_s
 
 pytestmark = pytest.mark.service
 
@@ -81,14 +81,14 @@ def test_threads_share_one_exchange(loopback: Any) -> None:
 )
 def test_refusals_say_what_to_do(loopback: Any, body: Any, status: int, words: str) -> None:
     loopback.give(REFRESH, body, status)
-    with pytest.raises(AuthError, match=words) as caught:
+    with pytest.raises(ClientError, match=words) as caught:
         LabelStudioAuth(loopback.url, PERSONAL).headers()
     assert caught.value.status == status
     assert PERSONAL not in str(caught.value)
 
 
 def test_nobody_there(free_port: int) -> None:
-    with pytest.raises(AuthError, match="check that Label Studio runs") as caught:
+    with pytest.raises(ClientError, match="check that Label Studio runs") as caught:
         LabelStudioAuth(f"http://127.0.0.1:{free_port}", PERSONAL).headers()
     assert caught.value.status is None
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from training.benchmark.cost import comparison
 from training.benchmark.cost.comparison import CostSetting, compare_networks, compare_training, network_costs_text
 
 pytestmark = pytest.mark.slow
@@ -56,12 +57,26 @@ def test_cost_grows_with_instances_and_nodes_where_it_should() -> None:
     assert few[4]["pointrend"] > few[2]["pointrend"]
 
 
-def test_all_three_in_bf16() -> None:
+def test_all_three_in_bf16_and_a_pointrend_of_the_own_class() -> None:
     outcome = compare_networks(replace(SETTING, repeats=1), instances=(2,), nodes=300, precision="bf16")
     costs = outcome["by_instances"][2]
     assert next(iter(costs)) == "ours bf16", "what the others are measured by"
-    assert set(costs) == {f"{name}{kind}" for name in ("ours", "mask_rcnn", "pointrend") for kind in ("", " bf16")}
-    assert "pointrend bf16" in network_costs_text(outcome)
+    assert set(costs) == {
+        *("ours", "mask_rcnn", "pointrend"),
+        *("ours bf16", "mask_rcnn bf16", "pointrend bf16", "pointrend bf16, own class"),
+    }
+    assert "pointrend bf16, own class" in network_costs_text(outcome)
+
+
+@pytest.mark.parametrize("kind", ["pointrend bf16", "pointrend bf16, own class"])
+def test_pointrend_as_treated_gives_pointrends_masks(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Points from tables, matrix products and the own class alone compute what upstream does; here all in fp32."""
+    monkeypatch.setattr("training.benchmark.cost.half_precision.to_bf16", lambda _: None)
+    config, changes = comparison._subjects(SETTING)["pointrend"]
+    exact, treated = (
+        comparison._inference(name, SETTING, config, changes, 3, 0, len)() for name in ("pointrend", kind)
+    )
+    assert (exact.pred_masks != treated.pred_masks).float().mean() < 1e-3  # type: ignore[attr-defined]
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
