@@ -107,9 +107,12 @@ def _add_inference(node: CfgNode) -> None:
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
     # Instances with a smaller box keep their coarse mask in inference (0: none): the square root of the box's area, in
-    # pixels of the network's input. The finest features have a stride of 4, so the 14x14 coarse RoI feature already
-    # holds all there is of a 56-pixel box.
+    # pixels of the network's input.
     node.TEST_MIN_BOX_PX = 0.0
+    # In instances with a smaller box (measured likewise) the refined mask counts by the square of box over this, the
+    # coarse one for the rest (0: refined masks count fully). Refined values are sure even where they are wrong; in a
+    # box of few feature cells they are wrong more often than the coarse ones, which know when they do not know.
+    node.TEST_SURE_BOX_PX = 0.0
     # The predictor makes the masks of an image agree with each other and with its edges, see composition.py. Figures of
     # raw masks (`transfiner evaluate` without --edits and --served) are without it.
     node.TEST_COMPOSE = False

@@ -38,7 +38,7 @@ from training.evaluation.coco_format import TruthBuilder, coco_results
 from training.metrics.coco import IouKind, coco_ap
 
 if TYPE_CHECKING:
-    from training.evaluation.edits import GoodOutline
+    from backend.devtools.edit_plan import GoodOutline
 
 Json = dict[str, Any]
 Metrics = dict[str, dict[str, float]]

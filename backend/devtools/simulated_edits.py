@@ -1,6 +1,6 @@
 """`transfiner evaluate --edits`: what shown regions cost an annotator, beside other ways to draw the same masks.
 
-The table of actions and the rules are in `training.evaluation.edits`. Shapes: H, W image size; N vertices.
+The table of actions and the rules are in `backend.devtools.edits`. Shapes: H, W image size; N vertices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 import click
 import numpy as np
 
+from backend.devtools.edit_plan import GoodOutline
+from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
 from backend.devtools.soak.harness import label_config
 from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
 from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline
 from integration.polygons.exact import Polygon
-from integration.polygons.joining import join_polygons
+from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance, iou
 from training.datasets import AnySet, Sample, usable_samples
-from training.evaluation.edits import CRUMB_PX, EditableObject, Edits, GoodOutline
 
 Json = dict[str, Any]
 #: Instances of an image, its height and width -> the regions that a person would see.
@@ -119,10 +120,8 @@ def _fewest_clicks(mask_hw: np.ndarray, outline: Callable[..., list[Polygon]], g
         if tolerance_px > good.distance_px:
             continue
         polygons = outline(mask_hw, tolerance_px=tolerance_px)
-        drawn_hw = polygons_to_mask(polygons, *mask_hw.shape)
         ring = join_polygons(polygons)
-        common, union = np.count_nonzero(drawn_hw & mask_hw), np.count_nonzero(drawn_hw | mask_hw)
-        if common >= good.iou * union:
+        if good.accepts(mask_hw, polygons_to_mask(polygons, *mask_hw.shape)):
             break
     return ring
 
@@ -140,7 +139,9 @@ def _true_object(label: str, mask_hw: np.ndarray, good: GoodOutline) -> Editable
     clean_hw = remove_crumbs(mask_hw, CrumbRule(CRUMB_PX, hole_px=CRUMB_PX)) if good.practised else mask_hw
     if not clean_hw.any():
         clean_hw = mask_hw
-    return EditableObject(label, clean_hw, click_vertices(clean_hw, good), clean_hw ^ mask_hw)
+    vertices_px, ignored_hw = click_vertices(clean_hw, good), clean_hw ^ mask_hw
+    drawn_hw = polygons_to_mask(split_ring(vertices_px), *mask_hw.shape)
+    return EditableObject(label, clean_hw, vertices_px, ignored_hw, good.accepts(clean_hw, drawn_hw, ignored_hw))
 
 
 def without_crowd(shown: Sequence[EditableObject], sample: Sample) -> list[EditableObject]:
@@ -265,7 +266,7 @@ def edits_text(outcome: Json) -> str:
     """The outcome for people."""
     good = outcome["good"]
     columns = ("actions", "seconds", "untouched", "regions", "parts", "vertices")
-    counted = ("doubles", "false", "misses", "redrawn")
+    counted = ("doubles", "false", "misses", "redrawn", "not_good")
     lines = [
         f"{outcome['images']} images of {outcome['set']}, {outcome['objects']} objects, {outcome['source']}, "
         f"scores from {outcome['shown_from']:g}",
@@ -277,7 +278,7 @@ def edits_text(outcome: Json) -> str:
             f"{heading:36}"
             + "".join(f"{column:>10}" for column in columns)
             + f"{'in all:':>10}"
-            + "".join(f"{column:>9}" for column in counted)
+            + "".join(f"{column.replace('_', ' '):>9}" for column in counted)
         )
         lines += [_line(way, sums, counted) for way, sums in ways.items()]
     served, parts = outcome["edits"][LITERAL][SERVED], outcome["edits"][PRACTISED][SERVED]["true_parts_per_object"]

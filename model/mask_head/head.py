@@ -30,6 +30,7 @@ from model.mask_head.selection import (
     node_limit,
     rois_to_refine,
     select_incoherent_regions,
+    trust_in_refinement,
 )
 from model.mask_head.sequences import QuadtreeRefinement, resize_masks
 
@@ -211,7 +212,8 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
             output.select(chosen),
             node_limit(instances, chosen, head.settings.test_node_budget),
         )
-        masks = upsampled.index_copy(0, chosen, refined)
+        trust = trust_in_refinement(instances, head.settings)[chosen, None, None].to(refined.dtype)
+        masks = upsampled.index_copy(0, chosen, torch.lerp(upsampled[chosen], refined, trust))
         uncertainty = uncertainty.index_copy(0, chosen, doubt)
         node_counts = node_counts.index_copy(0, chosen, nodes.to(node_counts.dtype))
     counts = [len(image) for image in instances]

@@ -92,6 +92,7 @@ class RefinementSettings:
     train_instance_limit: int = 30
     test_instance_limit: int = 0
     test_min_box_px: float = 0.0
+    test_sure_box_px: float = 0.0
     test_sequence_nodes: int = 0
     test_node_budget: int = 0
     dilate_and_blur: bool = False
@@ -139,8 +140,20 @@ def rois_to_refine(instances: list[Instances], settings: RefinementSettings) -> 
     first = torch.arange(min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device)
     if not settings.test_min_box_px:
         return first
-    edges_px = torch.cat([image.pred_boxes.area() for image in instances]).sqrt()
-    return first[edges_px[first] >= settings.test_min_box_px]
+    return first[_edges_px(instances)[first] >= settings.test_min_box_px]
+
+
+def trust_in_refinement(instances: list[Instances], settings: RefinementSettings) -> Tensor:
+    """How much the refined mask of each of the batch's instances counts beside the coarse one, (R,) in [0, 1]."""
+    edges_px = _edges_px(instances)
+    if not settings.test_sure_box_px:
+        return torch.ones_like(edges_px)
+    return (edges_px / settings.test_sure_box_px).square().clamp(max=1)
+
+
+def _edges_px(instances: list[Instances]) -> Tensor:
+    """Square root of each box's area, (R,)."""
+    return torch.cat([image.pred_boxes.area() for image in instances]).sqrt()
 
 
 def node_limit(instances: list[Instances], chosen: Tensor, budget: int) -> LimitNodes | None:

@@ -67,7 +67,7 @@ def compare_outlines(mask_hw: np.ndarray, other_hw: np.ndarray, *, margin_px: in
             "expected two masks of one size with at least a pixel each"
         )
     window = window_of(mask_hw | other_hw, margin_px)
-    here, there = _corners(mask_hw[window]), _corners(other_hw[window])
+    here, there = outline_corners(mask_hw[window]), outline_corners(other_hw[window])
     to_here, to_there = (ndimage.distance_transform_edt(~outline) for outline in (here, there))
     return OutlineDistance(window, here, there, to_here, to_there)
 
@@ -99,11 +99,14 @@ def outline_length(mask_hw: np.ndarray) -> int:
     if not mask_hw.any():
         return 0
     left, top, right, bottom = box_of(mask_hw)
-    return int(np.count_nonzero(_corners(mask_hw[top:bottom, left:right])))
+    return int(np.count_nonzero(outline_corners(mask_hw[top:bottom, left:right])))
 
 
-def _corners(mask_hw: np.ndarray) -> np.ndarray:
-    """Corners of pixels that the outline passes: the four pixels around them differ. Outside is empty."""
+def outline_corners(mask_hw: np.ndarray) -> np.ndarray:
+    """Find corners of pixels that the outline passes, bool (H + 1, W + 1): the four pixels around them differ.
+
+    Outside of the mask is empty.
+    """
     padded = np.pad(mask_hw, 1)
     here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     result: np.ndarray = (here | right | below | across) & ~(here & right & below & across)

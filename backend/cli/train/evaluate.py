@@ -168,8 +168,8 @@ def _edits(
     as_json: bool,
 ) -> None:
     """Measure what correcting the shown regions takes, of weights or of a running API."""
+    from backend.devtools.edit_plan import GoodOutline
     from backend.devtools.simulated_edits import edits_text, evaluate_edits
-    from training.evaluation.edits import GoodOutline
 
     rule = GoodOutline(iou=good[0], distance_px=good[1])
     if served is not None:

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
+from backend.devtools.edit_plan import GoodOutline
+from backend.devtools.edits import EditableObject, Edits
 from backend.devtools.simulated_edits import (
     BEFORE,
     LITERAL,
@@ -28,7 +30,6 @@ from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction
 from model.instance import Instance
 from training.datasets import Sample
-from training.evaluation.edits import EditableObject, Edits, GoodOutline
 
 WEIGHTS = Path(__file__).parents[3] / "model" / "weights" / "scenes-small"
 

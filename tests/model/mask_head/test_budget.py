@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.mask_head.quadtree import Nodes, nodes_of
-from model.mask_head.selection import RefinementSettings, node_limit, rois_to_refine, within_budget
+from model.mask_head.selection import RefinementSettings, node_limit, rois_to_refine, trust_in_refinement, within_budget
 
 SIZES = (4, 8)
 
@@ -85,6 +85,13 @@ def test_small_boxes_and_those_beyond_the_limit_are_left_out() -> None:
     assert rois_to_refine(batch, settings).tolist() == [1, 2, 4]
     assert rois_to_refine(batch, replace(settings, test_instance_limit=2)).tolist() == [1]
     assert rois_to_refine(batch, RefinementSettings()).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_refined_mask_counts_less_in_a_small_box() -> None:
+    batch = [detections(40, 80), detections(160, 300)]
+    trust = trust_in_refinement(batch, RefinementSettings(test_sure_box_px=160.0))
+    torch.testing.assert_close(trust, torch.tensor([0.0625, 0.25, 1.0, 1.0]))
+    assert trust_in_refinement(batch, RefinementSettings()).tolist() == [1.0] * 4
 
 
 def test_the_budget_of_a_batch_is_an_image_s_own() -> None:

@@ -18,10 +18,9 @@ Seconds are sums of the keystroke-level model (Card, Moran and Newell 1980): key
 think 1.35, once an object where a decision is needed.
 
 Which region becomes which object, and whether it is edited or deleted and drawn anew, is chosen so that the sum of
-actions is least. An outline is edited at the corners of the truth: each wrong pixel belongs to the nearest vertex of
-the true outline. All vertices are put right that have a point of either outline too far off nearby, then others, the
-largest error first, until the IoU is reached; predicted vertices that are too far off and were not dragged to a new
-place are removed.
+actions is least. An outline is edited at the vertices of the truth: first those near which a point of either outline is
+too far off, then others, the largest error first, until the IoU is reached (`edit_plan`). Each plan is carried out:
+what it ends with is rasterised, and put right further until it is good.
 
 That annotator is literal: every speck of the truth is drawn, corner by corner of its pixels, and vertices are dragged
 from nearby only. A *practised* one (`GoodOutline.practised`) has the same actions and seconds, and knows better:
@@ -43,41 +42,14 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
 
-from model.instance import iou_matrix
-from training.metrics.outline_distance import compare_outlines
+from backend.devtools.edit_plan import STEPS, GoodOutline, VertexPlan, actions_of, plan_vertices
+from model.instance import iou_matrix, window_of
 
-KEY_S, POINT_S, PRESS_S, THINK_S = 0.2, 1.1, 0.1, 1.35
-_CLICK_S = POINT_S + 2 * PRESS_S
-_DRAG_S = 2 * (POINT_S + PRESS_S)
-#: (actions, seconds) of each step of the table above.
-STEPS: dict[str, tuple[int, float]] = {
-    "delete": (2, THINK_S + _CLICK_S + KEY_S + 0.25),
-    "relabel": (2, THINK_S + _CLICK_S + KEY_S + 0.25),
-    "draw": (1, THINK_S + KEY_S),
-    "click": (1, _CLICK_S),
-    "edit": (1, THINK_S + _CLICK_S),
-    "drag": (1, _DRAG_S),
-    "add": (2, _CLICK_S + _DRAG_S),
-    "remove": (1, KEY_S + _CLICK_S),
-}
 #: Only regions that overlap an object at least this much are tried as its start.
 _LEAST_IOU = 0.1
-#: A vertex within this many times the allowed distance of its place is dragged there; else a new one is added.
-_DRAG_REACH = 2.0
 #: Smaller parts and holes of the truth are nobody's work for a practised annotator.
 CRUMB_PX = 16.0
-
-
-@dataclass(frozen=True, slots=True)
-class GoodOutline:
-    """Limits within which an annotator, literal or practised, leaves an outline as it is."""
-
-    iou: float = 0.95
-    distance_px: float = 3.0
-    double_iou: float = 0.7
-    practised: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +61,14 @@ class EditableObject:
         mask_hw: bool, H x W.
         vertices_px: (N, 2), x and y; of a region as it is shown, of the truth as a person would click it.
         ignored_hw: bool, H x W, of a true object: pixels that may be on either side.
+        is_drawn_good: whether an outline of just these vertices is a good one of a true object.
     """
 
     label: str
     mask_hw: np.ndarray
     vertices_px: np.ndarray
     ignored_hw: np.ndarray | None = None
+    is_drawn_good: bool = True
 
 
 @dataclass(slots=True)
@@ -108,6 +82,7 @@ class Edits:
             the sides of the image that the object reaches.
         untouched: objects that a region showed well enough, with no region beside it to be deleted.
         doubles: pairs of regions that overlap too much. false: regions that were deleted.
+        not_good: objects whose outline is not good after the plan.
         misses: objects drawn from nothing. redrawn: objects whose region was deleted and drawn anew.
         steps: how often each step of `STEPS` was taken.
     """
@@ -124,13 +99,14 @@ class Edits:
     doubles: int = 0
     false: int = 0
     misses: int = 0
+    not_good: int = 0
     redrawn: int = 0
     steps: Counter[str] = field(default_factory=Counter)
 
     @property
     def actions(self) -> int:
         """Of the hand, on all images."""
-        return sum(STEPS[step][0] * count for step, count in self.steps.items())
+        return actions_of(self.steps)
 
     @property
     def seconds(self) -> float:
@@ -172,6 +148,7 @@ class Edits:
             region = partners.get(number)
             if region is None:
                 self.misses += 1
+                self.not_good += not drawn.is_drawn_good
                 self.steps += _drawing(drawn)
                 continue
             plan = plans[number, region]
@@ -180,6 +157,7 @@ class Edits:
             self.border_reached += bool(sides) and sides <= _sides(shown[region].mask_hw)
             self.steps += plan.steps
             self.redrawn += plan.is_redrawn
+            self.not_good += not plan.ends_good
             self.untouched += not plan.steps and number not in burdened
 
     def _delete(self, shown: Sequence[EditableObject], truth: Sequence[EditableObject], leftover: set[int]) -> set[int]:
@@ -211,10 +189,11 @@ class _Plan:
 
     steps: Counter[str]
     is_redrawn: bool = False
+    ends_good: bool = True
 
     @property
     def actions(self) -> int:
-        return sum(STEPS[step][0] * count for step, count in self.steps.items())
+        return actions_of(self.steps)
 
 
 def _cheapest_partners(
@@ -246,78 +225,22 @@ def _plan(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> _
     steps: Counter[str] = Counter()
     if region.label != drawn.label:
         steps["relabel"] = 1
-    steps += _vertex_steps(region, drawn, good)
     anew = _drawing(drawn) + Counter({"delete": 1})
-    if _Plan(anew).actions < _Plan(steps).actions:
-        return _Plan(anew, is_redrawn=True)
+    edited = _edited(region, drawn, good, actions_of(anew))
+    steps += edited.steps
+    if not edited.ends_good or _Plan(anew).actions < _Plan(steps).actions:
+        return _Plan(anew, is_redrawn=True, ends_good=drawn.is_drawn_good)
     return _Plan(steps)
 
 
-def _vertex_steps(region: EditableObject, drawn: EditableObject, good: GoodOutline) -> Counter[str]:
-    """Steps that make a region's outline good; none if it is."""
-    target_hw, mask_hw = drawn.mask_hw, region.mask_hw
-    if drawn.ignored_hw is not None:
-        mask_hw = np.where(drawn.ignored_hw, target_hw, mask_hw)
-    margin_px = int(good.distance_px) + 2
-    compared = compare_outlines(target_hw, mask_hw, margin_px=margin_px)
-    window = compared.window
-    missing, extra = target_hw[window] & ~mask_hw[window], mask_hw[window] & ~target_hw[window]
-    common = np.count_nonzero(target_hw[window] & mask_hw[window])
-    union = common + np.count_nonzero(missing) + np.count_nonzero(extra)
-    if compared.max_px <= good.distance_px and common >= good.iou * union:
-        return Counter()
-    corners = cKDTree(drawn.vertices_px - [window[1].start, window[0].start])
-    count = len(drawn.vertices_px)
-    gained, removed = (_share_out(pixels, corners, count, offset=0.5) for pixels in (missing, extra))
-    far = (compared.here & (compared.to_there_px > good.distance_px)) | (
-        compared.there & (compared.to_here_px > good.distance_px)
-    )
-    is_wrong = _share_out(far, corners, count, offset=0.0) > 0
-    common, union = common + gained[is_wrong].sum(), union - removed[is_wrong].sum()
-    for corner in np.argsort(-(gained + removed), kind="stable"):
-        if common >= good.iou * union:
-            break
-        if not is_wrong[corner]:
-            is_wrong[corner] = True
-            common, union = common + gained[corner], union - removed[corner]
-    vertices_px = region.vertices_px - [window[1].start, window[0].start]
-    is_spare = is_wrong[corners.query(vertices_px)[1]] & good.practised
-    return _hand_steps(vertices_px, is_spare, corners.data[is_wrong], compared.to_here_px, good)
-
-
-def _share_out(pixels: np.ndarray, corners: cKDTree, count: int, *, offset: float) -> np.ndarray:
-    """How many of these pixels are nearest to each corner: int (N,)."""
-    points = np.argwhere(pixels)[:, ::-1] + offset
-    if not len(points):
-        return np.zeros(count, dtype=np.int64)
-    return np.bincount(corners.query(points)[1], minlength=count)
-
-
-def _hand_steps(
-    vertices_px: np.ndarray, is_spare: np.ndarray, places_px: np.ndarray, distance_px: np.ndarray, good: GoodOutline
-) -> Counter[str]:
-    """Bring vertices to their places: drag those near, add what lacks, remove what is left far off.
-
-    Args:
-        vertices_px: of the region, in a window of the image.
-        is_spare: those that are dragged from however far.
-        places_px: corners of the truth to be put right.
-        distance_px: of the window's pixel corners from the true outline.
-        good: what may stay.
-    """
-    at = np.rint(vertices_px).astype(np.int64)
-    height, width = distance_px.shape
-    is_off = distance_px[at[:, 1].clip(0, height - 1), at[:, 0].clip(0, width - 1)] > good.distance_px
-    dragged: set[int] = set()
-    for place in places_px:
-        away = np.hypot(*(vertices_px - place).T)
-        away[list(dragged)] = np.inf
-        # A vertex that is in the way anyhow is worth pulling from farther.
-        reach = np.where(is_off, 4, 1) * _DRAG_REACH * good.distance_px
-        candidates = np.flatnonzero((away <= reach) | (is_spare & np.isfinite(away)))
-        if len(candidates):
-            dragged.add(int(candidates[np.argmin(away[candidates])]))
-    is_off[list(dragged)] = False
-    return Counter(
-        {"edit": 1, "drag": len(dragged), "add": len(places_px) - len(dragged), "remove": int(np.count_nonzero(is_off))}
+def _edited(region: EditableObject, drawn: EditableObject, good: GoodOutline, most_actions: int) -> VertexPlan:
+    """How a region's outline is made good, planned in a window of the image."""
+    window = window_of(region.mask_hw | drawn.mask_hw, int(good.distance_px) + 3)
+    offset = [window[1].start, window[0].start]
+    ignored_hw = None if drawn.ignored_hw is None else drawn.ignored_hw[window]
+    target_hw = drawn.mask_hw[window]
+    if good.accepts(target_hw, region.mask_hw[window], ignored_hw):
+        return VertexPlan(Counter(), ends_good=True)
+    return plan_vertices(
+        region.vertices_px - offset, drawn.vertices_px - offset, target_hw, good, ignored_hw, most_actions=most_actions
     )

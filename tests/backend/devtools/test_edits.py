@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.evaluation.edits import STEPS, EditableObject, Edits, GoodOutline
+from backend.devtools.edit_plan import STEPS, GoodOutline
+from backend.devtools.edits import EditableObject, Edits
 
 SIDE = 100
 
