@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from backend.devtools.soak.annotators import Annotators, Verdict
-from backend.devtools.soak.faults import BATCH_S, FAULTS, run_fault, run_random
+from backend.devtools.soak.faults import BATCH_S, CRASHING_TASK, FAULTS, run_fault, run_random
 from backend.devtools.soak.harness import ServiceHarness
 from backend.settings import load_settings
 
@@ -49,7 +49,9 @@ def run_faults(faults: Sequence[str], tasks: int, seed: int) -> Iterator[Verdict
             harness.end_workers()
             harness.start_workers(2, seconds=BATCH_S)
             harness.set_up_project()
-            yield run_fault(harness, name, Annotators(harness, 1 + number * tasks, tasks, asks_again=False), seed)
+            # Why a deferred task was parked is told to whoever asks again; all else must be kept without.
+            asks_again = name == CRASHING_TASK
+            yield run_fault(harness, name, Annotators(harness, 1 + number * tasks, tasks, asks_again=asks_again), seed)
 
 
 def line(verdict: Verdict) -> str:
