@@ -39,10 +39,10 @@ def finetuning(shorter_px: int, wishes: Mapping[str, Any] | None = None) -> dict
         wishes: fields that go before; iterations replace the epochs.
     """
     sizes = {"INPUT.MIN_SIZE_TRAIN": [shorter_px], "INPUT.MIN_SIZE_TEST": shorter_px}
-    # The shipped model keeps coarse masks below 84 px where the shorter side is 288 px.
+    # The shipped model trusts its refinement fully from 160 px on where the shorter side is 432 px.
     limits = {
         "MODEL.TRANSFINER.TEST_NODE_BUDGET": NODE_BUDGET,
-        "MODEL.TRANSFINER.TEST_MIN_BOX_PX": round(84 * shorter_px / 288, 1),
+        "MODEL.TRANSFINER.TEST_SURE_BOX_PX": round(160 * shorter_px / 432, 1),
     }
     length = {} if "iterations" in (wishes or {}) else {"epochs": EPOCHS}
     return {**length, "base_lr": BASE_LR, "overrides": sizes | limits, **(wishes or {})}
