@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import binary_dilation, binary_fill_holes, distance_transform_edt
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
@@ -256,8 +256,8 @@ class PromptedImage:
 
 
 def _depth(view: View, values: np.ndarray, point: Point) -> float:
-    """How deep a point lies in the mask of a view's probabilities (s, s): 0 outside, 1 at the mask's deepest place."""
-    depths = distance_transform_edt(np.pad(values >= 0.5, 1))[1:-1, 1:-1]
+    """How deep a point lies in the mask of a view's probabilities (s, s), holes filled: 0 outside, 1 at its deepest."""
+    depths = distance_transform_edt(np.pad(binary_fill_holes(values >= 0.5), 1))[1:-1, 1:-1]
     side = values.shape[0]
     column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).clip(0, side - 1).tolist()
     return float(depths[row, column] / max(float(depths.max()), 1.0))

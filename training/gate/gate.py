@@ -64,9 +64,8 @@ def judge(
         detect = crossed.detect(detect)
         asked = open_holdout(Path(holdout), folds=crossed.count)
         models["best"] = None  # it may have learned from these images
-    bench = _Bench(
-        {role: _Model.read(path) for role, path in models.items() if path is not None}, rules, DetectionCache(detect)
-    )
+    present = {role: _Model.read(path) for role, path in models.items() if path is not None}
+    bench = _Bench(present, rules, DetectionCache(detect))
     measured = bench.measure(asked)
     changes = {
         role: bootstrap_changes(measured["candidate"], result, rules)

@@ -11,7 +11,6 @@ import skimage.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import distance_transform_edt
 
 import model
 from model.config import get_config
@@ -234,11 +233,10 @@ def photos() -> PromptPredictor:
 
 def test_a_first_click_in_the_middle_of_a_common_object_means_it(photos: PromptPredictor) -> None:
     person = skimage.data.astronaut()
-    by_box = photos.prompt(person, Prompt(box_xyxy=(10, 5, 420, 511))).mask_hw
-    depths = distance_transform_edt(by_box)
-    y, x = np.unravel_index(int(depths.argmax()), depths.shape)
-    clicked = photos.image(person)
-    assert overlap(clicked.prompt(Prompt(points=((float(x), float(y), True),))).mask_hw, by_box) > 0.8
+    by_box = photos.prompt(person, Prompt(box_xyxy=(14, 14, 364, 508))).mask_hw
+    middle = Prompt(points=((200.0, 300.0, True),))
+    assert overlap(photos.prompt(person, middle).mask_hw, by_box) > 0.8
+    assert overlap(replace(photos, detector=None).prompt(person, middle).mask_hw, by_box) < 0.8, "no part of it alone"
     plain = replace(photos, detector=None)
     corner = Prompt(points=((330.0, 420.0, True),))  # the space suit's side, in the middle of no detection
     assert np.array_equal(photos.prompt(person, corner).mask_hw, plain.prompt(person, corner).mask_hw)
