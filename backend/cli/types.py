@@ -138,8 +138,8 @@ def plain_errors(*more: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the error stream, so that standard output stays clean; told what is done, and of how many."""
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    """A bar on the error stream where that is a terminal; told what is done, and of how many."""
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int | None) -> None:
             bar.length = total or done + 1

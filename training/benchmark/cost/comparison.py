@@ -269,17 +269,19 @@ def _step(
 
 
 def attend_storing_weights(
-    mixed: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
     lengths: list[int],
     dropout: float = 0.0,  # noqa: ARG001 - the signature of the function it stands for
     scale: float | None = None,
 ) -> Tensor:
     """As :func:`model.mask_head.encoder_layers.attend`, one sequence at a time with its (H, T, T) weights in memory."""
     parts = []
-    for part in mixed.split(lengths):
-        queries, keys, values = part.permute(1, 2, 0, 3)
-        logits = queries @ keys.transpose(1, 2) * (scale or queries.shape[-1] ** -0.5)
-        parts.append((logits.softmax(-1) @ values).transpose(0, 1))
+    for sequence in zip(queries.split(lengths), keys.split(lengths), values.split(lengths), strict=True):
+        query, key, value = (part.transpose(0, 1) for part in sequence)
+        logits = query @ key.transpose(1, 2) * (scale or query.shape[-1] ** -0.5)
+        parts.append((logits.softmax(-1) @ value).transpose(0, 1))
     return torch.cat(parts)
 
 
