@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+import urllib3
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
 # Seconds without any data before a connection counts as lost.
 SILENCE_S = 60.0
 ATTEMPTS = 5
-_BY_HAND = "download it with a browser and run `transfiner models import FILE`"
+
+# How a connection ends before its time, in the words of the two libraries that notice.
+INTERRUPTIONS = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.TimeoutError,
+)
 
 DownloadProgress = Callable[[int, int | None], None]
 
@@ -20,12 +31,23 @@ class DownloadError(OSError):
     """A download that did not complete; the message says why and what to do. What arrived is kept."""
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What matters of a server's answer: where its body starts, the file's length and its version, as told."""
+
+    start: int
+    total: int | None
+    version: str
+
+
 def download(url: str, target: Path, progress: DownloadProgress = lambda _done, _total: None) -> Path:
     """Fetch `url` into `target`, going on where an earlier try stopped.
 
     Until it is complete the data is in `target` with `.part` added, so that `target` never is half a file.
 
     Args:
+        url: http or https.
+        target: the file to write; returned at once if it exists.
         progress: called with the bytes there are and the bytes expected, None if the server does not say.
 
     Raises:
@@ -40,55 +62,90 @@ def download(url: str, target: Path, progress: DownloadProgress = lambda _done, 
         try:
             _fetch_rest(url, part, progress)
             break
-        except requests.RequestException as error:
+        except INTERRUPTIONS as error:
             # Progress since the last try makes another one worth it.
             if attempt == ATTEMPTS - 1 or _size(part) <= before:
                 raise DownloadError(_interrupted(url, part, error)) from error
     part.rename(target)
+    _version_file(part).unlink(missing_ok=True)
     return target
 
 
 def _fetch_rest(url: str, part: Path, progress: DownloadProgress) -> None:
-    done = _size(part)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    have, version = _size(part), _read_version(part)
+    # Without the server's name for the version, the rest might belong to another file: start again.
+    headers = {"Accept-Encoding": "identity"}
+    if have and version:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version}
     with requests.get(url, headers=headers, stream=True, timeout=SILENCE_S) as response:
-        # "bytes 300-999/1000", or "bytes */1000" where nothing is left.
-        place = response.headers.get("Content-Range", "")
-        if response.status_code == 416 and place.endswith(f"/{done}"):
-            return
+        if response.status_code == 416 and _total_of(response) == have:
+            return  # nothing was left to fetch
         if response.status_code == 416:
             part.unlink()
             raise DownloadError(f"{url} is shorter now than what was fetched before; run the command again")
-        _check(response, url)
-        if response.status_code == 200:
-            done = 0  # the server gives whole files only
-        elif not place.startswith(f"bytes {done}-"):
-            raise DownloadError(f"{url} was asked for the bytes from {done} on and answered with {place!r}")
-        length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
-        progress(done, total)
-        with part.open("ab" if done else "wb") as stream:
-            for chunk in response.iter_content(CHUNK_BYTES):
+        answer = _understand(response, url, have)
+        _version_file(part).write_text(json.dumps(answer.version), encoding="utf-8")
+        done = answer.start
+        with part.open("ab" if answer.start else "wb") as stream:
+            progress(done, answer.total)
+            # read1 gives what has arrived; read would lose the beginning of a chunk that breaks off.
+            while chunk := response.raw.read1(CHUNK_BYTES):
                 stream.write(chunk)
                 done += len(chunk)
-                progress(done, total)
+                progress(done, answer.total)
+    if answer.total is not None and done != answer.total:
+        raise requests.ConnectionError(f"the connection ended after {done} of {answer.total} bytes")
 
 
-def _check(response: requests.Response, url: str) -> None:
-    """Raise DownloadError where an answer is no file."""
+def _understand(response: requests.Response, url: str, have: int) -> _Answer:
     if response.status_code not in (200, 206):
-        status = f"{response.status_code} {response.reason}"
-        raise DownloadError(f"{url} answered {status}, expected the file; check the address, or {_BY_HAND}")
+        raise DownloadError(
+            f"{url} answered {response.status_code} {response.reason}, expected the file; "
+            "check the address, or download it with a browser and run `transfiner models import FILE`"
+        )
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        why = "a web page instead of the file (a download quota, or a question to confirm)"
-        raise DownloadError(f"{url} answered with {why}; {_BY_HAND}")
+        raise DownloadError(
+            f"{url} answered with a web page instead of the file (a download quota, or a question to confirm); "
+            "download it with a browser and run `transfiner models import FILE`"
+        )
+    # ETags that start with W/ name no exact bytes; servers refuse them in If-Range.
+    tag = response.headers.get("ETag", "")
+    version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
+    length = response.headers.get("Content-Length", "")
+    if response.status_code == 200:
+        return _Answer(0, int(length) if length.isdigit() else None, version)
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if start != str(have):
+        raise DownloadError(f"{url} was asked for the bytes from {have} on and answered with those from {start!r}")
+    return _Answer(have, _total_of(response), version)
+
+
+def _total_of(response: requests.Response) -> int | None:
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(total) if total.isdigit() else None
 
 
 def _interrupted(url: str, part: Path, error: Exception) -> str:
-    if have := _size(part):
+    have = _size(part)
+    if have:
         return f"{url} was interrupted after {have} bytes ({error}); run the same command again to go on from there"
-    return f"{url} cannot be reached ({error}); check the connection, or {_BY_HAND}"
+    return (
+        f"{url} cannot be reached ({error}); check the connection, or download the file elsewhere and run "
+        "`transfiner models import FILE`"
+    )
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _read_version(part: Path) -> str:
+    file = _version_file(part)
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return ""
