@@ -247,22 +247,14 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
-    def _tiles_are_larger_than_their_overlap(self) -> Settings:
+    def _fit_together(self) -> Settings:
         if self.tile_overlap_px >= self.tile_px:
             raise ValueError(
                 f"TRANSFINER_TILE_OVERLAP_PX is {self.tile_overlap_px} and TRANSFINER_TILE_PX {self.tile_px}; "
                 "expected a smaller overlap than a tile"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _key_has_an_address(self) -> Settings:
         if self.label_studio_api_key.get_secret_value() and not self.label_studio_url:
             raise ValueError("LABEL_STUDIO_API_KEY is set but LABEL_STUDIO_URL is not; the key is sent only there")
-        return self
-
-    @model_validator(mode="after")
-    def _basic_auth_is_whole(self) -> Settings:
         if bool(self.basic_auth_user) != bool(self.basic_auth_password.get_secret_value()):
             raise ValueError("TRANSFINER_BASIC_AUTH_USER and TRANSFINER_BASIC_AUTH_PASSWORD must be set together")
         return self

@@ -13,12 +13,11 @@ from redis import OutOfMemoryError, RedisError
 from werkzeug.exceptions import HTTPException
 
 from backend.api.access import SECURITY_HEADERS, authorise, check_origin
-from backend.api.jobs import job_routes
 from backend.api.label_studio import routes
 from backend.api.learning import learning
 from backend.api.openapi import openapi
 from backend.api.services import make_services
-from backend.api.status import status_page
+from backend.api.status import job_routes, status_page
 from backend.errors import QueueUnavailableError, ServiceError
 from backend.settings import Settings
 from training.registry import RegistryError

@@ -13,15 +13,13 @@ from redis import RedisError
 from backend.api.access import untrusted_reason
 from backend.api.services import services
 from backend.errors import BadRequestError, ServiceError
-from backend.predictions.projects import Project
-from backend.predictions.schemas import Event, PredictRequest, SetupRequest, output_settings, parse
+from backend.predictions.projects import Event, PredictRequest, Project, SetupRequest, output_settings, parse
 from backend.predictions.service import unusable_because
 from backend.processes.supervisor import paused_parts
 from backend.queue.job_queue import Requester
 from backend.queue.recovery import is_interactive, living_workers
 from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers
-from backend.versions.notice import project_notice
-from backend.versions.resolve import ServedModel, registry_problems, required_registry, served_model
+from backend.versions.resolve import ServedModel, project_notice, registry_problems, required_registry, served_model
 from integration.label_studio.label_config import parse_label_config
 
 log = logging.getLogger(__name__)

@@ -1,33 +1,41 @@
-"""What the projects learned and learn, as JSON; papers and pictures of versions; the buttons of the status page."""
+"""What the projects learned and learn: as JSON, as words and charts (SVG) of the status page; papers, and buttons."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, redirect, request
+from markupsafe import Markup
 
 from backend.api.access import check_form
 from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.run_record import RunStore
-from backend.queue.connection import text
+from backend.learning import run_record as runs
+from backend.predictions.projects import Project
 from backend.queue.delivery import repredicting
-from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers, read_trigger_state
+from backend.queue.train_queue import BUTTON, QUEUED, TrainQueue, living_trainers, read_trigger_state
+from backend.settings import Settings
 from backend.versions.resolve import project_name, registry_of, required_registry
+from integration.label_studio.notice import PREFIX
 from training.registry import Registry, RegistryError
 from training.registry.storage import checked_name, is_artifact
 
+Facts = dict[str, Any]
 learning = Blueprint("learning", __name__, url_prefix="/learning")
 ROUNDS_SHOWN = 12
 
 
-def learning_facts(service: Services) -> dict[str, Any]:
+def learning_facts(service: Services) -> Facts:
     """What each project learned, learns and serves; {} where learning is off."""
     registry = registry_of(service.settings)
     if registry is None:
         return {}
-    store = RunStore(service.settings.registry)
+    store = runs.RunStore(service.settings.registry)
     known = {project_name(project.key) for project in service.predictions.projects.newest()}
     names = sorted({*known, *store.projects()} - {""}, key=lambda name: (len(name), name))
     return {
@@ -37,8 +45,11 @@ def learning_facts(service: Services) -> dict[str, Any]:
     }
 
 
-def _project(service: Services, registry: Registry, store: RunStore, name: str) -> dict[str, Any]:
-    connection = service.connection
+def _project(service: Services, registry: Registry, store: runs.RunStore, name: str) -> Facts:
+    connection, queue = service.connection, TrainQueue(service.connection)
+    current = queue.current(name)
+    if current:
+        current["is_cancelled"] = queue.is_cancelled(name, str(current.get("run", "")))
     versions = registry.versions(name)
     active = registry.active(name)
     total = store.count(name)
@@ -46,7 +57,7 @@ def _project(service: Services, registry: Registry, store: RunStore, name: str) 
         "id": name,
         "active": active,
         "can_roll_back": bool(registry.pointer(name).history),
-        "current": _current(TrainQueue(connection), name),
+        "current": current,
         "count": total,
         "looked": read_trigger_state(connection, name),
         "repredicting": repredicting(connection, name),
@@ -55,15 +66,7 @@ def _project(service: Services, registry: Registry, store: RunStore, name: str) 
     }
 
 
-def _current(queue: TrainQueue, project: str) -> dict[str, Any]:
-    """What waits or runs now; {} for nothing."""
-    facts = queue.current(project)
-    if facts:
-        facts["is_cancelled"] = queue.is_cancelled(project, str(facts.get("run", "")))
-    return facts
-
-
-def _rounds(store: RunStore, project: str, total: int) -> list[dict[str, Any]]:
+def _rounds(store: runs.RunStore, project: str, total: int) -> list[dict[str, Any]]:
     """The newest rounds, numbered from the project's first, without the gate's long figures."""
     return [
         {
@@ -76,7 +79,7 @@ def _rounds(store: RunStore, project: str, total: int) -> list[dict[str, Any]]:
     ]
 
 
-def _before(figures: dict[str, Any]) -> dict[str, Any]:
+def _before(figures: dict[str, Any]) -> Facts:
     """AP of the version that served, on the same hold-out; {} where there was none."""
     incumbent = figures.get("models", {}).get("incumbent", {})
     return {f"{kind}_ap": incumbent[kind].get("AP") for kind in ("mask", "boundary") if kind in incumbent}
@@ -139,5 +142,276 @@ def _do(service: Services, project: str, action: str, version: str) -> str:
     if action == "rollback":
         return f"{registry.roll_back(project)} serves now."
     raise BadRequestError(
-        f"There is no button {text(action)[:40]!r}.", "start, cancel, promote and rollback are.", status=404
+        f"There is no button {action[:40]!r}.", "start, cancel, promote and rollback are.", status=404
     )
+
+
+LEARNS = ("few-shot", "finetune")
+# Stages of a round as people see them; each begins with the first of its own names.
+STEPS = {
+    "collect": ("looking", "snapshot"),
+    "learn": (*LEARNS, "calibrate"),
+    "judge": ("publish", "gate"),
+    "serve": ("promote", "label studio"),
+}
+DOING = {
+    "looking": "looks for new annotations",
+    "snapshot": "collects annotations and images",
+    "few-shot": "learns",
+    "finetune": "learns",
+    "calibrate": "measures the order of work",
+    "publish": "stores the version",
+    "gate": "judges it on images that it did not learn from",
+    "promote": "lets it serve",
+    "label studio": "tells Label Studio",
+}
+STAGES = tuple(DOING)
+TONES = {runs.PROMOTED: "good", runs.UNCHANGED: "quiet"}
+JUDGED = (runs.PROMOTED, runs.REJECTED)
+
+
+def project_view(
+    settings: Settings, project: Project | None, facts: Facts, *, waiting: int, trainers: Sequence[str], busy: str
+) -> Facts:
+    """For the template.
+
+    Args:
+        project: as /setup made it known; None where only the registry knows it.
+        facts: of `learning_facts`; {} where learning is off.
+        trainers: workers that take trainings; busy: name of the project that one of them trains.
+    """
+    looked = facts.get("looked") or {}
+    identity = project.id if project else str(facts["id"])
+    rounds = [run for run in facts.get("rounds", ()) if run["state"] != runs.RUNNING]
+    return {
+        **facts,
+        "id": identity,
+        "name": looked.get("title") or f"Project {identity}",
+        "link": project_link(project) if project else "",
+        "words": project.notice.removeprefix(PREFIX).replace(f" {settings.status_url}", "") if project else "",
+        "warnings": project.warnings if project else (),
+        "model_version": project.model_version if project else "",
+        "seen_at": project.seen_at if project else 0,
+        "can_learn": bool(facts),
+        "looked": looked,
+        "new_annotations": looked.get("new", 0),
+        "waits_for": _waits_for(settings, looked),
+        "waiting": waiting,
+        "repredicting": facts.get("repredicting", {}),
+        "current": _current(facts, trainers, busy) if facts.get("current") else {},
+        "rounds": [_round(run) for run in rounds],
+        "ap_chart": _ap_chart(rounds),
+    }
+
+
+def project_link(project: Project) -> str:
+    """Address of the project in Label Studio; "" where that is not a web address, or anybody could have sent it."""
+    is_web = project.hostname.startswith(("http://", "https://"))
+    return f"{project.hostname}/projects/{project.id}/data" if is_web and project.is_believed else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds or minutes, for people."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _waits_for(settings: Settings, looked: Mapping[str, Any]) -> str:
+    """What has to happen before the next round."""
+    new = looked.get("new", 0)
+    since = f"{new} annotation(s) since the newest training." if looked else "Not looked at yet."
+    ways = ["press Train now, or Start Training in Label Studio"] if new else ["it waits for annotations"]
+    if settings.train_after:
+        ways.append(f"it trains by itself at {settings.train_after} annotations")
+    if settings.train_every_h:
+        ways.append(f"it trains every {settings.train_every_h:g} h when there are new ones")
+    text = "; ".join(ways)
+    return f"{since} {text[0].upper()}{text[1:]}."
+
+
+def _current(facts: Facts, trainers: Sequence[str], busy: str) -> Facts:
+    now = dict(facts["current"])
+    stage = str(now.get("stage") or "")
+    now["number"] = facts["count"] + (0 if any(run["id"] == now["run"] for run in facts["rounds"]) else 1)
+    record: Mapping[str, Any] = next((run for run in facts["rounds"] if run["id"] == now["run"]), {})
+    now["steps"] = _steps(stage, record.get("stage_s", {}))
+    now["loss_chart"] = _loss_chart(now.get("curve") or ())
+    if now.get("state") == QUEUED or not stage:
+        if not trainers:
+            now["doing"] = "waits for a worker that takes trainings; none is alive"
+        else:
+            now["doing"] = f"waits until the training of {busy} is over" if busy else "waits for the training worker"
+        return now
+    now["doing"] = DOING.get(stage, stage)
+    if now["of"]:
+        now["doing"] += f", step {now['iteration']} of {now['of']}"
+    now["doing"] += f"; {_time_left(now, facts['rounds'])}"
+    return now
+
+
+def _steps(stage: str, spent_s: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Each step with the time it took, where it is over, and the class of its look: done, now or nothing."""
+    place = next((number for number, names in enumerate(STEPS.values()) if stage in names), -1)
+    steps = []
+    for number, (name, stages) in enumerate(STEPS.items()):
+        took_s = sum(spent_s.get(each, 0.0) for each in stages)
+        text = f"{name} ({duration(took_s)})" if number < place and took_s >= 1 else name
+        steps.append((text, "done" if number < place else "now" if number == place else ""))
+    return steps
+
+
+def _time_left(now: Facts, rounds: Sequence[Mapping[str, Any]]) -> str:
+    """From the training's own estimate and what the stages took in the newest round that was judged."""
+    typical: Mapping[str, float] = next(
+        (run["stage_s"] for run in rounds if run["state"] in JUDGED and run.get("stage_s")), {}
+    )
+    stage = now["stage"]
+    spent_s = time.time() - float(now.get("stage_since") or time.time())
+    own_s = now.get("eta_s")
+    if own_s is None and stage in typical:
+        own_s = max(1.0, typical[stage] - spent_s)
+    if own_s is None:
+        return f"begun {duration(spent_s)} ago, the time left is known once it learns"
+    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    if stage in LEARNS:
+        later = tuple(name for name in later if name not in LEARNS)
+    total_s = own_s + sum(typical.get(name, 0.0) for name in later)
+    rest = "" if typical or stage not in LEARNS else ", then it is judged"
+    return f"about {duration(total_s)} left{rest}"
+
+
+def _round(run: Mapping[str, Any]) -> Facts:
+    took_s = run["ended_at"] - (run["started_at"] or run["ended_at"])
+    texts = [text for text in (*run["reasons"], run["error"], run["hint"], run["order"], run["note"]) if text]
+    return {
+        **run,
+        "tone": TONES.get(run["state"], "bad"),
+        "minutes": duration(took_s) if took_s >= 1 else "",
+        "size": _size(run["snapshot_counts"], run.get("judged_by", "")),
+        "scores": _scores(run),
+        # What was decided, and what failed with its fix, stands there at once; the rest on demand.
+        "headlines": texts[:1] if run["state"] in JUDGED else texts,
+        "texts": texts[1:] if run["state"] in JUDGED else [],
+        "loss_chart": _loss_chart(run.get("losses") or ()),
+        "papers": run["state"] in JUDGED,
+    }
+
+
+def _size(counts: Mapping[str, Any], judged_by: str = "") -> str:
+    if not counts.get("images"):
+        return ""
+    objects = f" with {counts['objects']} objects" if "objects" in counts else ""
+    held = f", {counts['holdout_images']} of them held out to judge by" if "holdout_images" in counts else ""
+    if judged_by:
+        held = f", judged by {judged_by}"
+    return f"{counts['images']} images{objects}{held}"
+
+
+def _scores(run: Mapping[str, Any]) -> str:
+    parts = []
+    for name, title in (("boundary_ap", "boundary AP"), ("mask_ap", "mask AP")):
+        after, before = run["metrics"].get(name), run.get("before", {}).get(name)
+        if isinstance(after, int | float):
+            first = f"{100 * before:.1f} → " if isinstance(before, int | float) else ""
+            parts.append(f"{title} {first}{100 * after:.1f}")
+    return ", ".join(parts)
+
+
+def _ap_chart(rounds: Sequence[Mapping[str, Any]]) -> Markup:
+    judged = [run for run in reversed(rounds) if run["state"] in JUDGED]
+    if len(judged) < 2:
+        return Markup("")  # the round's own line says it
+    refused = frozenset(float(run["number"]) for run in judged if run["state"] == runs.REJECTED)
+    series = []
+    for name, title in (("boundary_ap", "boundary AP"), ("mask_ap", "mask AP")):
+        values = [(run["number"], run["metrics"].get(name)) for run in judged]
+        points = [(number, 100 * value) for number, value in values if isinstance(value, int | float)]
+        series.append(Series(title, points, refused))
+    return line_chart(series, x_label="round", y_label="AP", from_zero=True)
+
+
+def _loss_chart(curve: Sequence[Sequence[float]]) -> Markup:
+    return line_chart([Series("loss", [(x, y) for x, y in curve])], x_label="step", y_label="loss")
+
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 340, 170
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
+TICKS = 4
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line.
+
+    Attributes:
+        refused: x of points that are drawn as crosses and end no line.
+    """
+
+    name: str
+    points: Sequence[Point]
+    refused: frozenset[float] = frozenset()
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False) -> Markup:
+    """An `<svg>`; "" without two points to draw.
+
+    Args:
+        from_zero: begin the vertical axis at 0, else at the lowest value.
+    """
+    points = [point for line in series for point in line.points if all(map(math.isfinite, point))]
+    if not points or (len(points) < 2 and not from_zero):
+        return Markup("")
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    y_ticks = ticks(0.0 if from_zero else min(y for _, y in points), max(y for _, y in points))
+
+    def place_x(value: float) -> float:
+        share = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def place_y(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    def text(kind: str, words: str, how: str) -> str:
+        return f'<text class="{kind}" {how}>{escape(words)}</text>'
+
+    alt = f"{y_label} by {x_label}: " + "; ".join(
+        f"{line.name} {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in series if line.points
+    )
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt)}">']
+    for tick, y in ((tick, place_y(tick)) for tick in y_ticks):
+        parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
+        parts.append(text("tick", f"{tick:.3g}", f'x="{LEFT - 5}" y="{y + 3.5}" text-anchor="end"'))
+    for tick in x_ticks:
+        where = f'x="{place_x(tick)}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle"'
+        parts.append(text("tick", f"{tick:.3g}", where))
+    parts.append(text("axis", x_label, f'x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle"'))
+    middle = f'x="{-(TOP + HEIGHT - BOTTOM) / 2}" y="11" text-anchor="middle"'
+    parts.append(text("axis", y_label, f'transform="rotate(-90)" {middle}'))
+    for number, line in enumerate(series, 1):
+        places = [(place_x(x), place_y(y), x in line.refused) for x, y in line.points]
+        joined = " ".join(f"{x},{y}" for x, y, is_refused in places if not is_refused)
+        parts.append(f'<polyline class="s{number}" points="{joined}"/>')
+        for x, y, is_refused in places:
+            if is_refused:
+                parts.append(f'<path class="cross s{number}" d="M{x - 4} {y - 4}l8 8m0 -8l-8 8"/>')
+            elif len(places) <= 30:
+                parts.append(f'<circle class="s{number}" cx="{x}" cy="{y}" r="2.5"/>')
+        if len(series) > 1:
+            left = LEFT + 8 + (number - 1) * 110
+            parts.append(f'<path class="s{number}" d="M{left} {TOP + 4}h14"/>')
+            parts.append(text("tick", line.name, f'x="{left + 18}" y="{TOP + 7.5}"'))
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Round numbers from below `low` to above `high`, about `TICKS` of them; `whole`: integers."""
+    span = (high - low) or abs(high) or 1.0
+    step = 10.0 ** math.floor(math.log10(span / TICKS))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= TICKS)
+    if whole:
+        step = max(1.0, round(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]

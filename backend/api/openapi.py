@@ -9,11 +9,10 @@ import re
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify
-from pydantic import BaseModel
 from werkzeug.routing import Map, Rule
 
 from backend.api.access import PUBLIC
-from backend.predictions.schemas import Event, PredictRequest, SetupRequest
+from backend.predictions.projects import Event, PredictRequest, SetupRequest
 
 openapi = Blueprint("openapi", __name__)
 Json = dict[str, Any]
@@ -64,12 +63,14 @@ MEDIA = {"status": "text/html", "asset": "*/*", "round_artifact": "*/*", "metric
 OTHER = {"front": {"302": "to /status"}, "ready": {"503": "not ready"}}
 
 
-def description() -> Json:
-    """The whole description."""
+@openapi.get("/openapi.json")
+def describe() -> Response:
+    """This description."""
     schemas: Json = {"Error": ERROR, "Prediction": PREDICTION, "Answers": ANSWERS}
     for model in (SetupRequest, PredictRequest, Event):
-        schemas |= _schemas(model)
-    return {
+        schema = model.model_json_schema(by_alias=True, ref_template=REFERENCE)
+        schemas |= {model.__name__: schema, **schema.pop("$defs", {})}
+    facts = {
         "openapi": "3.1.0",
         "info": {"title": "Transfiner ML backend for Label Studio", "version": "1"},
         "security": [{}, {"basic": []}, {"bearer": []}],
@@ -83,6 +84,7 @@ def description() -> Json:
             },
         },
     }
+    return jsonify(facts)
 
 
 def _paths(routes: Map) -> Json:
@@ -128,24 +130,10 @@ def _operation(rule: Rule) -> Json:
 
 
 def _path_schema(rule: Rule, argument: str) -> Json:
-    if argument in PATHS:
-        return dict(PATHS[argument])
     is_number = f"<int:{argument}>" in rule.rule
-    return {"type": "integer", "minimum": 0} if is_number else {"type": "string", "minLength": 1}
+    other = {"type": "integer", "minimum": 0} if is_number else {"type": "string", "minLength": 1}
+    return dict(PATHS.get(argument, other))
 
 
 def _reference(model: str) -> Json:
     return {"$ref": REFERENCE.format(model=model)}
-
-
-def _schemas(model: type[BaseModel]) -> Json:
-    """The schema of a model and of those inside it, by name."""
-    schema = model.model_json_schema(by_alias=True, ref_template=REFERENCE)
-    inner: Json = schema.pop("$defs", {})
-    return {model.__name__: schema, **inner}
-
-
-@openapi.get("/openapi.json")
-def describe() -> Response:
-    """This description."""
-    return jsonify(description())

@@ -1,6 +1,7 @@
-"""The status page: what waits and runs, each project with its rounds, workers, recent errors with their fix.
+"""What has become of each task: for programs (/jobs: list, run again, cancel) and on the status page.
 
-HTML from the server; a small script asks for it again and replaces what has changed.
+The page has what waits and runs, each project with its rounds, workers, recent errors with their fix. HTML from the
+server; a small script asks for it again and replaces what has changed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, render_template, send_from_directory
+from flask import Blueprint, Response, jsonify, redirect, render_template, request, send_from_directory
 from redis import RedisError
 
-from backend.api.access import form_token
-from backend.api.learning import learning_facts
-from backend.api.project_view import duration, project_view
+from backend.api.access import check_form, form_token
+from backend.api.learning import duration, learning_facts, project_view
 from backend.api.services import Services, services
-from backend.errors import ServiceError
+from backend.errors import BadRequestError, ServiceError
 from backend.predictions.projects import Project
 from backend.processes.supervisor import paused_parts
 from backend.queue.job_store import DONE, FAILED, FINAL, PARKED, QUEUED, RUNNING
@@ -82,6 +82,7 @@ def _tasks(service: Services) -> dict[str, Any]:
     counts = {state: sum(row["state"] == state for row in records) for state in (QUEUED, RUNNING, FAILED, PARKED)}
     workers = living_workers(service.connection)
     waiting = sum(service.queue.depth().values())
+    left_s = waiting * _seconds_per_task(service) / max(1, sum(not is_interactive(name) for name in workers))
     # Figures of the present load: everything asked for since the oldest task that is still waiting.
     open_since = min((row["queued_at"] for row in records if row["state"] not in FINAL), default="")
     load = [row for row in records if open_since and row.get("queued_at", "") >= open_since]
@@ -96,7 +97,7 @@ def _tasks(service: Services) -> dict[str, Any]:
         "figures": figures,
         "total": len(load),
         "ended": sum(row["state"] in FINAL for row in load),
-        "eta": _eta(service, waiting, sum(not is_interactive(name) for name in workers)),
+        "eta": duration(left_s) if left_s >= 1 else "",
         "workers": {name: {**row, "takes_prompts": is_interactive(name)} for name, row in workers.items()},
         "waiting_of": Counter(row["project_id"] for row in records if row["state"] == QUEUED),
         "waiting": waiting,
@@ -128,17 +129,14 @@ def _projects(service: Services, waiting_of: Counter[str]) -> dict[str, Any]:
         for name in {*known, *facts_of}
     ]
     # Whoever sends /setup names the project: not each name is a number.
-    views.sort(key=lambda view: (not view["current"], -_newest_round(view), len(view["id"]), view["id"]))
+    newest = {view["id"]: max((run["ended_at"] for run in view["rounds"]), default=0.0) for view in views}
+    views.sort(key=lambda view: (not view["current"], -newest[view["id"]], len(view["id"]), view["id"]))
     return {
         "learning": bool(learning),
         "projects": views,
         "names": {view["id"]: view["name"] for view in views},
         "trainers": {name: _work_of(name, views) for name in trainers},
     }
-
-
-def _newest_round(view: dict[str, Any]) -> float:
-    return max((run["ended_at"] for run in view["rounds"]), default=0.0)
 
 
 def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:
@@ -149,7 +147,74 @@ def _work_of(trainer: str, views: list[dict[str, Any]]) -> str:
     return ""
 
 
-def _eta(service: Services, waiting: int, workers: int) -> str:
+job_routes = Blueprint("jobs", __name__)
+
+
+@job_routes.get("/jobs")
+def jobs() -> Response:
+    """State of each recent task: `?project=`, `?state=`, `?limit=`."""
+    service = services()
+    limit = min(max(request.args.get("limit", 200, int), 1), LOOK_AT)
+    rows = [
+        row
+        for row in service.queue.recent(LOOK_AT)
+        if _matches(row, "project", request.args.get("project")) and _matches(row, "state", request.args.get("state"))
+    ][:limit]
+    workers = living_workers(service.connection)
+    pace_s = _seconds_per_task(service)
+    for row in rows:
+        if "position" in row:
+            row["eta_s"] = round((row["position"] + 1) * pace_s / max(1, len(workers)), 1)
+        if row["state"] in FINAL and not row.get("delivery"):
+            row["delivery"] = "kept"
+    return jsonify(
+        jobs=rows,
+        workers=workers,
+        waiting=service.queue.depth(),
+        deferred=service.predictions.deliveries.count_deferred(),
+        projects=[project.public() for project in service.predictions.projects.newest()],
+    )
+
+
+def _matches(row: dict[str, Any], name: str, wanted: str | None) -> bool:
+    value = row.get(name, "")
+    return wanted is None or value == wanted or (name == "project" and value.partition(".")[0] == wanted)
+
+
+def _seconds_per_task(service: Services) -> float:
     seconds, done = service.connection.hmget(STATS, "seconds", "tasks_done")
-    left_s = waiting * float(seconds or 0) / max(1, int(done or 0)) / max(1, workers)
-    return duration(left_s) if left_s >= 1 else ""
+    return float(seconds or 0) / max(1, int(done or 0))
+
+
+@job_routes.post("/jobs/<job_id>/retry")
+def retry(job_id: str) -> Response:
+    """Run a failed or parked task again."""
+    if not services().queue.retry(job_id):
+        raise BadRequestError(f"No failed or parked job {job_id[:80]!r}.", "GET /jobs lists them.", status=404)
+    return jsonify(status="queued", job=job_id)
+
+
+@job_routes.post("/jobs/<job_id>/cancel")
+def cancel_one(job_id: str) -> Response:
+    """Cancel a task that no worker has taken."""
+    service = services()
+    check_form(service.connection, service.settings)
+    if not service.queue.cancel(job_id=job_id):
+        raise BadRequestError(
+            f"No job {job_id[:80]!r} is waiting; what a worker has begun goes on to its end.",
+            "GET /jobs?state=queued lists those that wait.",
+            status=404,
+        )
+    return jsonify(status="cancelled", job=job_id)
+
+
+@job_routes.post("/jobs/cancel")
+def cancel_all() -> Any:
+    """Cancel all that waits, or with the field or parameter `project` what waits of one; a button on the page."""
+    service = services()
+    check_form(service.connection, service.settings)
+    project = request.values.get("project", "")
+    cancelled = service.queue.cancel(project=project)
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+        return redirect("../status", code=303)
+    return jsonify(status="cancelled", tasks=cancelled)

@@ -15,12 +15,12 @@ def prepare_parts(parts: list[str], detectron2_source: str) -> None:
     """Make `parts`, each one only when its stamp is missing or out of date."""
     check_python()
     # Imported after the check: an interpreter that is too old shall say so and not stumble over newer syntax.
-    from . import browser, environments
+    from . import environments
 
     makers = {"app": environments.application, "dev": environments.development}
     for part in parts:
         if part == "browser":
-            hint = browser.prepare_browser()
+            hint = environments.prepare_browser()
             if hint:
                 print(f"note: {hint}", flush=True)
             continue

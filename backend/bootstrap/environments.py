@@ -1,4 +1,4 @@
-"""The two virtual environments: ours, and one for Label Studio, whose pins contradict ours."""
+"""The two virtual environments, ours and one for Label Studio, whose pins contradict ours; and Chromium, for tests."""
 
 from __future__ import annotations
 
@@ -199,3 +199,38 @@ def _verify(environment: Environment) -> None:
     if status:
         last = output.strip().splitlines()[-1] if output.strip() else "no message"
         raise SetupError(f"the new environment does not import ({last}): `make clean setup` makes it anew")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_VARIABLE = "CHROMIUM_PATH"
+BY_HAND = f"`sudo apt-get install chromium`, or set {BROWSER_VARIABLE} to the path of a Chromium or Chrome"
+INSTALL_BROWSER = ["apt-get", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
+
+
+def find_browser() -> str | None:
+    """Path of the browser to test with: the variable's, else the first of the usual names, else None."""
+    named = os.environ.get(BROWSER_VARIABLE)
+    if named:
+        return named if Path(named).is_file() else None
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def prepare_browser() -> str | None:
+    """Install Chromium when there is none and we may; returns a hint when somebody else has to."""
+    if find_browser():
+        return None
+    if os.environ.get(BROWSER_VARIABLE):
+        raise SetupError(f"{BROWSER_VARIABLE} names {os.environ[BROWSER_VARIABLE]!r}, which is not a file: {BY_HAND}")
+    if not shutil.which("apt-get") or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return f"no Chromium found, so the browser part of the end-to-end test will be skipped: {BY_HAND}"
+    for step in (["apt-get", "update"], INSTALL_BROWSER):
+        status, output = run_visibly(
+            step,
+            title=f"Chromium ({step[1]})",
+            log=ROOT / "var" / "log" / "setup-browser.log",
+            environment={"DEBIAN_FRONTEND": "noninteractive"},
+        )
+        if status:
+            last = output.strip().splitlines()[-1] if output.strip() else "no message"
+            raise SetupError(f"`{' '.join(step)}` failed ({last}): {BY_HAND}")
+    return None

@@ -30,8 +30,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "api": "backend.cli.operate.serve:api",
         "worker": "backend.cli.operate.serve:worker",
         "worker-alive": "backend.cli.operate.serve:worker_alive",
-        "load": "backend.devtools.load.command:load",
-        "soak": "backend.devtools.soak.command:soak",
+        "load": "backend.devtools.load:load",
+        "soak": "backend.devtools.soak:soak",
     },
     "Train": {
         "snapshot": "backend.cli.train.snapshot:snapshot",
@@ -54,38 +54,28 @@ class LazyGroup(SuggestingGroup):
     """A group that lists commands without importing them: `--help` reads the first docstring line from the source."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return [name for name, target in COMMANDS.items() if _source(target.partition(":")[0])]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        target = COMMANDS.get(cmd_name)
-        if target is None or not _source(target.partition(":")[0]):
-            return None
-        return _load(cmd_name, target)
+        return _load(cmd_name, COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        known = set(self.list_commands(ctx))
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, _summary(target)) for name, target in commands.items() if name in known])
+                formatter.write_dl([(name, _summary(target)) for name, target in commands.items()])
 
 
 # Packages whose notices are for their developers.
 NOISY = r"(torch|torchvision|detectron2|fvcore|iopath|pkg_resources)(\.|$)"
 
 
-def _source(module: str) -> Path | None:
-    spec = importlib.util.find_spec(module)
-    return Path(spec.origin) if spec and spec.origin else None
-
-
 def _summary(target: str) -> str:
-    """First line of the docstring of the command's function (else of its module), without importing it."""
+    """First line of the docstring of the command's function, without importing it."""
     module, _, name = target.partition(":")
-    path = _source(module)
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
+    spec = importlib.util.find_spec(module)
+    tree = ast.parse(Path(str(spec.origin)).read_text(encoding="utf-8")) if spec else ast.Module([], [])
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    text = ast.get_docstring(functions[0]) if functions else ast.get_docstring(tree)
-    return (text or "").partition("\n")[0]
+    return (ast.get_docstring(functions[0]) or "").partition("\n")[0] if functions else ""
 
 
 def _load(name: str, target: str) -> click.Command:
@@ -93,19 +83,14 @@ def _load(name: str, target: str) -> click.Command:
     try:
         command = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise click.ClickException(_missing(name, error.name or str(error))) from error
+        package = (error.name or str(error)).partition(".")[0]
+        fix = "Run `make setup`."
+        if package in HEAVY_PACKAGES:
+            fix = "Run `make setup`, which installs torch, torchvision and detectron2 in matching versions."
+        message = f"`transfiner {name}` needs the Python package {package}, which is not installed. {fix}"
+        raise click.ClickException(message) from error
     assert isinstance(command, click.Command), f"{target} is {type(command).__name__}, not a click command"
     return command
-
-
-def _missing(command: str, module: str) -> str:
-    package = module.partition(".")[0]
-    if package in HEAVY_PACKAGES:
-        return (
-            f"`transfiner {command}` needs {package}, which is not installed. "
-            "Run `make setup`, which installs torch, torchvision and detectron2 in matching versions."
-        )
-    return f"`transfiner {command}` needs the Python package {module}. Run `make setup`."
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -13,15 +13,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from backend.errors import ServiceError
+from backend.processes.running_service import load_settings_of_running
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
 from model.errors import MissingRequirementError, missing_gpu_reason
 from model.files import json_values
+
+if TYPE_CHECKING:
+    from training.registry import Registry
 
 DEVICE_NAME = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -91,6 +95,8 @@ EXISTING_PATH = click.Path(exists=True, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+#: Exit code: the gate said no.
+REFUSED = 3
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = click.option("--threads", type=click.IntRange(0), default=2, help="0: the machine's.")
 size_option = click.option("--size", nargs=2, type=click.IntRange(32), default=(800, 1216), help="Height, width.")
@@ -114,6 +120,19 @@ def annotation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+registry_option = click.option(
+    "--registry", "registry_url", help="Folder or bucket of the versions; TRANSFINER_REGISTRY by default."
+)
+project_option = click.option("--project", help="Whose versions: Label Studio's project id, or any name.")
+
+
+def open_registry(url: str | None) -> Registry:
+    """The registry of that folder or URL, else of the settings."""
+    from training.registry import Registry
+
+    return Registry(url or load_settings_of_running().registry or "var/registry")
 
 
 def read_label_config_file(path: Path) -> str:

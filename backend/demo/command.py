@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from backend.errors import StartError
 from backend.logs import set_up_logs
 from backend.processes.label_studio_server import COLD_START_S, ROOT, LabelStudioServer
 from backend.processes.running_service import announced
-from backend.processes.service_tree import service_children, warn_of_unknown_variables
+from backend.processes.service_tree import service_children, settings_environment, warn_of_unknown_variables
 from backend.processes.supervisor import Child, Supervisor, python_module
-from backend.settings import SCENES_MODEL, Settings, load_settings
-from backend.versions.resolve import read_served_model
+from backend.settings import Settings, load_settings
 
 TITLES = {"queue": "queue server", "worker-0": "worker", "api": "backend and Label Studio", "project": "projects"}
 PROJECT_S = 1800.0  # the first start outlines every image: seconds each on a busy CPU
@@ -51,7 +50,14 @@ def demo(port: int, backend_port: int, images: int, folder: Path, **options: Any
             check_port(what, number, option)
         server = LabelStudioServer(folder / "label-studio", port)
         server.check_installed()
-        sys.exit(_run(server, _settings(server, backend_port, {**_places(folder), **options}), folder, images))
+        # Projects are numbered anew in every Label Studio: what one demo learned must not serve another.
+        places = {
+            "registry": str(folder / "registry"),
+            "registry_cache": folder / "cache",
+            "learning_folder": folder / "learning",
+            "promises_folder": folder / "promises",
+        }
+        sys.exit(_run(server, _settings(server, backend_port, {**places, **options}), folder, images))
 
 
 def check_port(what: str, port: int, option: str) -> None:
@@ -67,16 +73,6 @@ def check_port(what: str, port: int, option: str) -> None:
             ) from error
 
 
-def _places(folder: Path) -> dict[str, Any]:
-    """Projects are numbered anew in every Label Studio: what one demo learned must not serve another."""
-    return {
-        "registry": str(folder / "registry"),
-        "registry_cache": folder / "cache",
-        "learning_folder": folder / "learning",
-        "promises_folder": folder / "promises",
-    }
-
-
 def _settings(server: LabelStudioServer, port: int, options: dict[str, Any]) -> Settings:
     # The children read the same variables; on a command line everybody could see the key.
     os.environ["LABEL_STUDIO_URL"], os.environ["LABEL_STUDIO_API_KEY"] = server.url, server.login.token
@@ -90,15 +86,23 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
     logs = folder / "log"
     logs.mkdir(parents=True, exist_ok=True)
     served, settings = service_children(settings)
-    backend_url = f"http://127.0.0.1:{settings.port}"
     label_studio = Child("label-studio", server.command, server.environment, grace_s=5.0)
     # Label Studio starts while the service does; the last part of the service is ready when both are.
-    served[-1] = replace(served[-1], ready=_both(served[-1], server), start_timeout_s=COLD_START_S)
-    project = project_child(server, settings, backend_url, folder, images)
+    api = served[-1]
+    served[-1] = replace(api, ready=lambda: server.is_up() and api.ready(), start_timeout_s=COLD_START_S)
+    state = folder / "project.json"
+    # A process of its own fills the projects: Ctrl-C ends it, a failure starts it once more.
+    project = Child(
+        "project",
+        python_module("backend.demo.project", str(folder), str(images)),
+        settings_environment(settings),
+        ready=state.exists,
+        start_timeout_s=PROJECT_S,
+        restarts=1,
+    )
     children = [_logged(child, logs) for child in (label_studio, *served, project)]
     login = server.login
     address = f"{server.url}/projects/{{}}/data"
-    state = folder / "project.json"
 
     def announce() -> None:
         numbers = json.loads(state.read_text())
@@ -112,34 +116,10 @@ def _run(server: LabelStudioServer, settings: Settings, folder: Path, images: in
     with announced("demo", settings):
         status = Supervisor(children, when_ready=announce).run()
     if status:
-        _show_newest_log(logs)
+        newest = max(logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        tail = newest.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        print("\n".join([f"The last lines of {newest} (the others are beside it):", *tail]), file=sys.stderr)
     return status
-
-
-def project_child(server: LabelStudioServer, settings: Settings, backend_url: str, folder: Path, images: int) -> Child:
-    """The step that fills the projects, as a process of its own: Ctrl-C ends it, a failure starts it once more."""
-    scenes = read_served_model(SCENES_MODEL)
-    request = {
-        "url": server.url,
-        "images": str(folder / "images"),
-        "count": images,
-        "model_version": read_served_model(settings.model).version,
-        "scenes": {"labels": scenes.labels, "version": scenes.version, "directory": str(scenes.directory)},
-        "registry": settings.registry,
-        "backend_url": backend_url,
-        "state": str(folder / "project.json"),
-    }
-    return Child(
-        "project",
-        python_module("backend.demo.project", json.dumps(request)),
-        ready=(folder / "project.json").exists,
-        start_timeout_s=PROJECT_S,
-        restarts=1,
-    )
-
-
-def _both(api: Child, server: LabelStudioServer) -> Callable[[], bool]:
-    return lambda: server.is_up() and api.ready()
 
 
 def _logged(child: Child, folder: Path) -> Child:
@@ -155,22 +135,12 @@ def _logged(child: Child, folder: Path) -> Child:
         if not progress:
             progress.append(Progress(TITLES[child.name]))
         is_ready = child.ready()
-        progress[0].doing = _last_line(log) if child.name == "project" else "starting"
+        lines = log.read_text(errors="replace").strip().splitlines() if child.name == "project" else []
+        progress[0].doing = lines[-1] if lines else "starting"
         progress[0].show(last="ready" if is_ready else "")
         return is_ready
 
     return replace(child, command=command, ready=ready)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "starting"
-
-
-def _show_newest_log(folder: Path) -> None:
-    newest = max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    tail = newest.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    print("\n".join([f"The last lines of {newest} (the others are beside it):", *tail]), file=sys.stderr)
 
 
 @contextlib.contextmanager

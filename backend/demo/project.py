@@ -1,6 +1,7 @@
 """The demo's projects in Label Studio: made once through its API, found again later, brought up to date every time.
 
-Every step looks at what is there and adds what is missing, so an interrupted first start goes on where it stopped.
+Every step looks at what is there and adds what is missing, so an interrupted first start goes on where it stopped. The
+photographs are public domain or CC0, carried by packages that the product depends on anyway.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -18,10 +20,43 @@ from xml.sax.saxutils import quoteattr
 import requests
 from PIL import Image
 
-from backend.demo.photographs import CREDIT, LABELS, copy_photographs
 from backend.errors import StartError
+from backend.settings import SCENES_MODEL, load_settings
+from backend.versions.resolve import read_served_model
 from integration.label_studio.client import ClientError, LabelStudioClient
+from model.files import replacing, write_text
 from training.synthetic.scenes import generate_scene, scene_seed
+
+#: Package, file in it. Licences as scikit-image's and matplotlib's documentation state them.
+FILES = (
+    ("skimage", "data/coffee.png"),  # CC0, Rachel Michetti
+    ("skimage", "data/astronaut.png"),  # public domain, NASA
+    ("skimage", "data/rocket.jpg"),  # public domain, SpaceX
+    ("skimage", "data/camera.png"),  # CC0, Lav Varshney
+    ("skimage", "data/coins.png"),  # no known copyright restrictions, Brooklyn Museum
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),  # public domain, US Navy
+)
+CREDIT = (
+    "Photographs from scikit-image and matplotlib: NASA, SpaceX and US Navy (public domain), Rachel Michetti and Lav "
+    "Varshney (CC0), Brooklyn Museum (no known copyright restrictions)."
+)
+#: COCO's among them are outlined at once, the others are for the smart tools.
+LABELS = ("cup", "tie", "person", "spoon", "coin", "rocket", "helmet", "saucer")
+
+
+def copy_photographs(folder: Path) -> list[Path]:
+    """The photographs in `folder`; existing ones are kept, those of a package that has none any more are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for package, name in FILES:
+        source, target = files(package) / name, folder / Path(name).name
+        if not target.exists() and source.is_file():
+            with replacing(target) as unfinished:
+                unfinished.write_bytes(source.read_bytes())
+        if target.exists():
+            paths.append(target)
+    return paths
+
 
 SCENES_TITLE = "Transfiner demo: scenes"
 SCENES = "Generated scenes. Every object is outlined by the model; correct what is wrong and press Submit."
@@ -100,9 +135,8 @@ def draw_scenes(folder: Path, count: int) -> list[Path]:
     paths = [folder / f"scene-{number:03d}.png" for number in range(count)]
     for number, path in enumerate(paths):
         if not path.exists():
-            unfinished = path.with_suffix(".part")
-            Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(unfinished, "PNG")
-            unfinished.rename(path)
+            with replacing(path) as unfinished:
+                Image.fromarray(generate_scene(scene_seed("demo", number)).image).save(unfinished, "PNG")
     return paths
 
 
@@ -180,20 +214,16 @@ def _retrieve(client: LabelStudioClient, project: int, demo: DemoProject, report
         failures = _failures(demo.backend_url, project)
         late = [task for task in left if task not in failures]
         if not late:
-            _tell_failures(len(left), total, failures[left[0]], report)
+            message = f"{len(left)} of {total} images got no prediction: {failures[left[0]]}"
+            if len(left) == total:
+                raise StartError(message, "The worker's log says more.")
+            report(message)
             return
         if time.monotonic() > give_up:
             missing = f"{len(late)} of {total} images got no prediction within {LATE_S:.0f} s."
             raise StartError(missing, "The worker's log says what it did; start again to go on.")
         report(f"outlining objects ({total - len(left)} of {total} images)")
         time.sleep(POLL_S)
-
-
-def _tell_failures(failed: int, total: int, reason: str, report: Report) -> None:
-    message = f"{failed} of {total} images got no prediction: {reason}"
-    if failed == total:
-        raise StartError(message, "The worker's log says more.")
-    report(message)
 
 
 def _without_prediction(client: LabelStudioClient, project: int, version: str) -> list[int]:
@@ -214,46 +244,43 @@ def _failures(backend_url: str, project: int) -> dict[int, str]:
     return {int(row["task"]): row.get("error", "") for row in rows if row["state"] in ("failed", "parked")}
 
 
-def main(argument: str) -> None:
-    """Prepare the projects that one JSON object describes, say so in its `state` file, and stay.
+def main(folder: Path, scene_count: int) -> None:
+    """Prepare the projects of the service that the variables describe, say so in `project.json`, and stay.
 
     A process of its own, so that Ctrl-C can end it at any moment; it stays because the supervisor starts again what
     ends. The API key comes in the environment, where other users of the machine cannot read it.
     """
-    given = json.loads(argument)
-    url, folder = given["backend_url"], Path(given["images"])
-    photographs = copy_photographs(folder / "photographs")
-    version = given["model_version"]
-    description = f"{PHOTOGRAPHS} {CREDIT}"
+    settings = load_settings()
+    url = f"http://127.0.0.1:{settings.port}"
+    photographs = copy_photographs(folder / "images" / "photographs")
+    scenes, served = read_served_model(SCENES_MODEL), read_served_model(settings.model)
+    text = f"{PHOTOGRAPHS} {CREDIT}"
     projects = {
         "photographs": DemoProject(
-            PHOTOGRAPHS_TITLE, description, smart_config(LABELS, "Polygon"), version, url, photographs
+            PHOTOGRAPHS_TITLE, text, smart_config(LABELS, "Polygon"), served.version, url, photographs
         ),
-        "brush": DemoProject(BRUSH_TITLE, description, smart_config(LABELS, "Brush"), version, url, photographs),
+        "brush": DemoProject(BRUSH_TITLE, text, smart_config(LABELS, "Brush"), served.version, url, photographs),
         "project": DemoProject(
             SCENES_TITLE,
             SCENES,
-            scenes_config(given["scenes"]["labels"]),
-            given["scenes"]["version"],
+            scenes_config(scenes.labels),
+            scenes.version,
             url,
-            draw_scenes(folder, int(given["count"])),
-            given["scenes"]["directory"],
+            draw_scenes(folder / "images", scene_count),
+            str(scenes.directory),
         ),
     }
-    client = LabelStudioClient(given["url"], os.environ["LABEL_STUDIO_API_KEY"])
+    client = LabelStudioClient(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     numbers = {
-        name: prepare_project(client, demo, lambda text: print(text, flush=True), given["registry"])
+        name: prepare_project(client, demo, lambda text: print(text, flush=True), settings.registry)
         for name, demo in projects.items()
     }
-    state = Path(given["state"])
-    unfinished = state.with_suffix(".part")
-    unfinished.write_text(json.dumps(numbers))
-    unfinished.rename(state)
+    write_text(folder / "project.json", json.dumps(numbers))
     os.execvp("sleep", ["sleep", "infinity"])
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(Path(sys.argv[1]), int(sys.argv[2]))
     except (ClientError, StartError, requests.RequestException) as error:
         sys.exit(str(error))

@@ -27,8 +27,8 @@ from pycocotools.coco import COCO
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from backend.devtools.load.measuring import as_png
-from backend.devtools.soak.harness import label_config
+from backend.devtools.harness import label_config
+from backend.devtools.load import as_png
 from backend.queue.job_store import FINAL
 from backend.settings import Settings, load_settings
 from integration.regions.read import AnnotationError, regions_to_objects
@@ -56,7 +56,7 @@ TRIES = 9
 AP_HEADER = f"{'mask AP':>10}{'AP50':>8}{'AP75':>8}{'boundary AP':>14}{'AP50':>8}{'AP75':>8}"
 
 
-class ServedError(RuntimeError):
+class ServedError(click.ClickException):
     """The API cannot be asked, or answers what no API of ours would; says the fix."""
 
 
@@ -350,14 +350,11 @@ def evaluate_served(
 
 def _predict(url: str, samples: AnySet, threshold: float, version: str | None) -> Served:
     """Ask for every image, with a progress bar."""
-    try:
-        with (
-            closing(ServedApiClient(url)) as api,
-            click.progressbar(length=len(samples), label=f"asking {url}", file=sys.stderr) as bar,
-        ):
-            return predict_set(api, samples, threshold, version, bar.update)
-    except ServedError as error:
-        raise click.ClickException(str(error)) from error
+    with (
+        closing(ServedApiClient(url)) as api,
+        click.progressbar(length=len(samples), label=f"asking {url}", file=sys.stderr) as bar,
+    ):
+        return predict_set(api, samples, threshold, version, bar.update)
 
 
 def _raw(samples: AnySet, name: str, weights: Path, **how: Any) -> list[Json]:

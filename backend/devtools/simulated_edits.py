@@ -17,7 +17,7 @@ import numpy as np
 
 from backend.devtools.edit_plan import GoodOutline
 from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
-from backend.devtools.soak.harness import label_config
+from backend.devtools.harness import label_config
 from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
 from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline

@@ -1,21 +1,267 @@
-"""The `doctor` command: finds what is wrong and says the fix."""
+"""The `doctor` command: what is wrong on this machine and in Label Studio, each with its fix.
+
+On this machine: settings, libraries, model, device, queue server, workers, API. In Label Studio: the traps between it
+and an ML backend.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import importlib.metadata
+import ipaddress
 import json
+import socket
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
+import requests
+from redis import Redis, RedisError
 
-from backend.doctor.label_studio import connection_findings
-from backend.doctor.machine import Finding, local_findings
+from backend.doctor.connection import Finding, connection_changes, is_ours
 from backend.errors import ServiceError
+from backend.processes.embedded_redis import binary
 from backend.processes.running_service import load_settings_of_running
-from backend.settings import Settings
-from backend.versions.resolve import ServedModel, read_served_model
+from backend.queue.recovery import living_workers
+from backend.settings import Settings, unknown_variables
+from backend.versions.resolve import ServedModel, model_directory, read_served_model
+from integration.label_studio.auth import is_personal_access_token
 from integration.label_studio.client import ClientError, LabelStudioClient
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.notice import is_notice
+from model.checkpoints.metadata import WEIGHTS_FILE, file_digest
+from model.errors import MissingRequirementError, require_model_libraries
+
+Json = dict[str, Any]
+LIBRARIES = ("torch", "torchvision", "flask", "waitress", "rq", "redis")
+
+
+def local_findings(settings: Settings) -> Iterator[Finding]:
+    """Everything that can be seen without Label Studio."""
+    yield Finding("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
+    for name, close in unknown_variables().items():
+        fix = f"Did you mean {close}?" if close else "Unset it."
+        yield Finding("settings", "warning", f"Nobody reads the variable {name}.", fix)
+    yield _libraries()
+    yield _model(settings)
+    yield _device(settings)
+    yield from _queue(settings)
+    yield _api(settings)
+
+
+def _libraries() -> Finding:
+    try:
+        require_model_libraries()
+    except MissingRequirementError as error:
+        return Finding("libraries", "error", str(error), "Run `make setup`.")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    return Finding("libraries", "ok", versions)
+
+
+def _model(settings: Settings) -> Finding:
+    try:
+        model = read_served_model(settings.model)
+        weights = settings.model / WEIGHTS_FILE
+        digest = file_digest(weights)
+    except ServiceError as error:
+        return Finding("model", "error", error.error, error.hint)
+    except OSError as error:
+        return Finding("model", "error", f"The weights cannot be read: {error}.", "Import or fetch the model again.")
+    if model.digest and digest != model.digest:
+        return Finding(
+            "model",
+            "error",
+            f"{weights} is not what {model.version} recorded (sha256 {digest[:12]}...).",
+            "The file is damaged or replaced; import or fetch the model again.",
+        )
+    return Finding("model", "ok", f"{model.version} with {len(model.labels)} classes: {', '.join(model.labels[:8])}")
+
+
+def _device(settings: Settings) -> Finding:
+    try:
+        import torch
+
+        from model.predictor import choose_device
+
+        device = choose_device(settings.device)
+    except (ImportError, OSError) as error:
+        return Finding("device", "skipped", f"torch cannot be imported ({error})")
+    except ValueError as error:
+        return Finding("device", "error", str(error), "Correct TRANSFINER_DEVICE.")
+    if device.type == "cuda":
+        return Finding("device", "ok", f"{torch.cuda.get_device_name(device)}, {torch.cuda.device_count()} GPU(s)")
+    return Finding("device", "ok", f"CPU with {torch.get_num_threads()} thread(s); a GPU is many times faster")
+
+
+def _queue(settings: Settings) -> Iterator[Finding]:
+    if not settings.redis_url:
+        try:
+            yield Finding("queue server", "ok", f"`serve` starts its own: {binary().name}")
+        except ServiceError as error:
+            yield Finding("queue server", "error", error.error, error.hint)
+        return
+    try:
+        with Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as connection:
+            connection.ping()
+            workers = living_workers(connection)
+    except RedisError as error:
+        fix = "Start it, or correct TRANSFINER_REDIS_URL; empty, `serve` starts an embedded one."
+        yield Finding("queue server", "error", f"It does not answer: {type(error).__name__}.", fix)
+        return
+    yield Finding("queue server", "ok", "It answers.")
+    versions = sorted({str(facts.get("version")) for facts in workers.values()})
+    if workers:
+        yield Finding("workers", "ok", f"{len(workers)} alive, serving {', '.join(versions)}")
+    else:
+        yield Finding("workers", "warning", "None is alive.", "Start `transfiner worker` or `transfiner serve`.")
+
+
+def _api(settings: Settings) -> Finding:
+    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}/health"
+    try:
+        facts = requests.get(url, timeout=2).json()
+    except (requests.RequestException, ValueError):
+        return Finding("api", "skipped", f"Nothing of ours answers at {url}; start it with `transfiner serve`.")
+    return Finding("api", "ok", f"{facts.get('model_class', 'something')} answers at {url}")
+
+
+def connection_findings(settings: Settings, client: LabelStudioClient) -> Iterator[Finding]:
+    """Look at the server, the key, every connected backend and every webhook; later ones only if the first are well."""
+    try:
+        client.health()
+    except ClientError as error:
+        fix = "Correct LABEL_STUDIO_URL: the address of Label Studio as seen from this machine."
+        yield Finding("label studio", "error", f"{settings.label_studio_url} does not answer: {error}", fix)
+        return
+    yield Finding("label studio", "ok", f"{settings.label_studio_url} answers.")
+    key = _key(settings, client)
+    yield key
+    if key.status == "error":
+        return
+    projects = client.list_projects()
+    backends = [backend for project in projects for backend in client.list_backends(project["id"])]
+    if not backends:
+        yield Finding(
+            "backends",
+            "warning",
+            f"No ML backend is connected in {len(projects)} project(s).",
+            "Connect ours in the project's settings under Model.",
+        )
+    for backend in backends:
+        yield from _backend(backend, _served(settings, backend))
+    hooks = {hook["id"]: hook for project in projects for hook in client.list_webhooks(project["id"])}
+    for project in projects:
+        ours = [backend for backend in backends if backend["project"] == project["id"] and is_ours(backend)]
+        served = _served(settings, ours[0]) if ours else None
+        if served is not None:
+            yield from _labels(project, served)
+            yield from connection_changes(settings, client, project, ours, hooks.values(), served)
+    yield from _webhooks(list(hooks.values()), backends, client)
+
+
+def _served(settings: Settings, backend: Json) -> ServedModel | None:
+    """What a backend's project is served with: its promoted version, else the model of the settings."""
+    for directory in (lambda: model_directory(settings, str(backend["project"])), lambda: settings.model):
+        with contextlib.suppress(ServiceError):
+            return read_served_model(directory())
+    return None
+
+
+def _key(settings: Settings, client: LabelStudioClient) -> Finding:
+    key = settings.label_studio_api_key.get_secret_value()
+    kind = "personal access token" if is_personal_access_token(key) else "legacy token"
+    if not key:
+        return Finding(
+            "api key",
+            "error",
+            "There is none.",
+            "Create a personal access token in Label Studio (Account & Settings) and set LABEL_STUDIO_API_KEY.",
+        )
+    try:
+        who = client.whoami()
+    except ClientError as error:
+        fix = error.fix
+        if kind == "legacy token":
+            fix = "Legacy tokens are off in new organizations: use a personal access token, or allow legacy ones."
+        return Finding("api key", "error", f"The {kind} is refused: {error}", fix)
+    return Finding("api key", "ok", f"The {kind} of {who.get('email', '?')} is accepted.")
+
+
+def _backend(backend: Json, model: ServedModel | None) -> Iterator[Finding]:
+    name = f"backend {backend['title']!r} of project {backend['project']}"
+    if backend["state"] == "CO":
+        yield Finding(name, "ok", f"{backend['url']} is connected, version {backend.get('model_version')}.")
+        known = backend.get("model_version")
+        if model and is_ours(backend) and not is_notice(known) and known not in (None, model.version):
+            fix = "Restart the service with the same TRANSFINER_MODEL everywhere."
+            detail = f"Label Studio knows version {backend['model_version']}, here is {model.version}."
+            yield Finding(name, "warning", detail, fix)
+        return
+    if is_ours(backend) and _is_private(backend["url"]):
+        yield Finding(
+            name,
+            "error",
+            f"Label Studio says {backend['state']}, yet {backend['url']} answers from here and its address is private.",
+            "Since 1.23 Label Studio blocks private addresses: start it with ML_BLOCK_LOCAL_IP=false "
+            "(predictions) and SSRF_PROTECTION_ENABLED=false (webhook events; blocked ones leave only a log line).",
+        )
+        return
+    reason = backend.get("error_message") or "no reason given"
+    fix = "Start the service, and use an address that Label Studio's machine or container can reach (not localhost)."
+    yield Finding(name, "error", f"{backend['url']} is {backend['state']}: {reason}", fix)
+
+
+def _labels(project: Json, served: ServedModel) -> Iterator[Finding]:
+    """Whether the model that serves a project knows its labels."""
+    xml = str(project.get("label_config") or "")
+    if not xml:
+        return
+    config = parse_label_config(xml)
+    name = f"labels of project {project['id']}"
+    if config.reason:
+        yield Finding(name, "error", config.reason, "Correct the project's labeling setup; the README has one to copy.")
+        return
+    matched = config.match(served.labels)
+    unknown = ", ".join(matched.unmatched_labels)
+    if not unknown:
+        yield Finding(name, "ok", f"{served.version} knows all of them.")
+        return
+    fix = (
+        "Annotate about 10 images with them and press Start Training, or give a class's name in a label's "
+        "predicted_values."
+    )
+    yield Finding(name, "warning", f"{served.version} does not know: {unknown}. They are not outlined.", fix)
+
+
+def _webhooks(hooks: Sequence[Json], backends: Sequence[Json], client: LabelStudioClient) -> Iterator[Finding]:
+    """Webhooks outlive their backend. One is switched off only when it is ours: somebody's own may look like that."""
+    wanted = {(backend["project"], backend["url"].rstrip("/") + "/webhook") for backend in backends}
+    for hook in hooks:
+        is_known = not hook["url"].endswith("/webhook") or (hook["project"], hook["url"]) in wanted
+        if is_known or hook.get("is_active") is False:
+            continue
+        can_end = is_ours({"url": hook["url"].removesuffix("/webhook")})
+        fix = "Remove it under Settings > Webhooks; a removed backend leaves its webhook behind"
+        yield Finding(
+            f"webhook {hook['id']} of project {hook['project']}",
+            "warning",
+            f"{hook['url']} belongs to no connected backend.",
+            f"{fix} (`transfiner doctor --fix` switches it off)." if can_end else f"{fix}.",
+            functools.partial(client.update_webhook, hook, is_active=False) if can_end else None,
+        )
+
+
+def _is_private(url: str) -> bool:
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(urlsplit(url).hostname, None)}
+    except OSError:
+        return False
+    return any(not ipaddress.ip_address(str(address).partition("%")[0]).is_global for address in addresses)
+
 
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "error": ("FAIL", "red"), "skipped": ("skip", "blue")}
 
@@ -37,7 +283,9 @@ def doctor(fix: bool, as_json: bool, **options: Any) -> None:
     findings = _examine(load_settings_of_running(**options))
     if fix:
         findings = [_repaired(finding) for finding in findings]
-    click.echo(_json(findings) if as_json else "\n".join(_line(finding) for finding in findings))
+    shown = ("name", "status", "detail", "fix")
+    rows = [{**{key: getattr(f, key) for key in shown}, "fixable": f.repair is not None} for f in findings]
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(_line(finding) for finding in findings))
     sys.exit(1 if any(finding.status == "error" for finding in findings) else 0)
 
 
@@ -49,17 +297,10 @@ def _examine(settings: Settings) -> list[Finding]:
     key = settings.label_studio_api_key.get_secret_value()
     client = LabelStudioClient(settings.label_studio_url, key, timeout_s=10, retries=0)
     try:
-        findings += connection_findings(settings, client, _model(settings))
+        findings += connection_findings(settings, client)
     except ClientError as error:
         findings.append(Finding("label studio", "error", str(error), error.fix))
     return findings
-
-
-def _model(settings: Settings) -> ServedModel | None:
-    try:
-        return read_served_model(settings.model)
-    except ServiceError:
-        return None
 
 
 def _repaired(finding: Finding) -> Finding:
@@ -76,11 +317,3 @@ def _line(finding: Finding) -> str:
     mark, colour = MARKS[finding.status]
     fix = f"\n      Fix: {finding.fix}" if finding.fix else ""
     return f"{click.style(f'{mark:4}', fg=colour)}  {finding.name}: {finding.detail}{fix}"
-
-
-def _json(findings: list[Finding]) -> str:
-    rows = [
-        {"name": f.name, "status": f.status, "detail": f.detail, "fix": f.fix, "fixable": f.repair is not None}
-        for f in findings
-    ]
-    return json.dumps(rows, indent=2)

@@ -7,14 +7,14 @@ the project is connected, and keeps the title right later.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from backend.doctor.machine import Finding
+import requests
+
 from backend.settings import Settings
-from backend.versions.notice import has_smart_tools, project_notice
-from backend.versions.resolve import ServedModel, prompt_version
+from backend.versions.resolve import ServedModel, has_smart_tools, project_notice, prompt_version
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
 
@@ -22,6 +22,21 @@ Json = dict[str, Any]
 # The label stream begins with what the model is least sure of.
 SAMPLING = "Uncertainty sampling"
 SECRET_HEADER = "X-Transfiner-Secret"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `transfiner doctor` looked at.
+
+    Attributes:
+        repair: does it, where an API can (`doctor --fix`).
+    """
+
+    name: str
+    status: Literal["ok", "warning", "error", "skipped"]
+    detail: str
+    fix: str = ""
+    repair: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +71,13 @@ class Settled:
     done: tuple[str, ...] = ()
 
 
-def wanted_title(settings: Settings, label_config: str, model: ServedModel) -> str:
-    """The title that our backend should have in a project: why nothing is outlined, else the model version.
-
-    Label Studio orders tasks by the scores of the version that the project names, and the project names the title.
-    """
-    return project_notice(settings, label_config, model) or model.version
+def is_ours(backend: Json) -> bool:
+    """Whether a connected backend is a service of this project; with basic auth it may answer 401 for its name."""
+    try:
+        answer = requests.get(f"{backend['url'].rstrip('/')}/health", timeout=2)
+    except requests.RequestException:
+        return False
+    return answer.status_code == 401 or "MaskTransfiner" in answer.text
 
 
 def connection_changes(
@@ -74,7 +90,9 @@ def connection_changes(
 ) -> Iterator[Change]:
     """What should be set otherwise in a project."""
     xml = str(project.get("label_config") or "")
-    title = wanted_title(settings, xml, model) if xml else model.version
+    # Why nothing is outlined, else the model version: Label Studio orders tasks by the scores of the version that the
+    # project names, and the project names the title.
+    title = (project_notice(settings, xml, model) if xml else "") or model.version
     hooks = list(hooks)
     for backend in backends:
         if backend["title"] != title:

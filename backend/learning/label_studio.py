@@ -19,11 +19,9 @@ from typing import Any
 
 from redis import Redis
 
-from backend.doctor.connection import Settled, connection_changes, is_first_connection
-from backend.doctor.label_studio import is_ours
+from backend.doctor.connection import Settled, connection_changes, is_first_connection, is_ours
 from backend.errors import ServiceError
-from backend.predictions.projects import Project, Projects
-from backend.predictions.schemas import TaskItem
+from backend.predictions.projects import Project, Projects, TaskItem
 from backend.predictions.service import Predictions
 from backend.queue.keys import repredict_key
 from backend.queue.train_queue import CORRECTIONS, SCHEDULE

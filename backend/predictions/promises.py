@@ -140,7 +140,7 @@ class PromiseKeeper:
     def _look_at(self, ids: list[str]) -> list[str]:
         waiting = self.deliveries.deferred_of(ids)
         others = [job_id for job_id in ids if job_id not in waiting]
-        notes = self.queue.records.notes(others)
+        notes = self.queue.records.fields(others, "state", "delivery")
         ended = [
             job_id
             for job_id in others

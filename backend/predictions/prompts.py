@@ -17,6 +17,7 @@ from backend.queue.keys import prompted_key
 from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point, outline_pct
 from integration.label_studio.tasks import Prediction, Region
 from integration.regions.painted import decode_bitmask, decode_brush_mask
+from model.instance import box_of
 
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.
 LEAST_OVERLAP = 0.1
@@ -52,14 +53,11 @@ def chosen_regions(prediction: Prediction, context: Mapping[str, Any]) -> Predic
         return prediction
     bounds = [(_bounds(region), region) for region in prediction["result"]]
     boxes = [(box, region) for box, region in bounds if box is not None]
-    best = _at_point(boxes, prompts[-1]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
+    best = _at_point(boxes, *prompts[-1][:2]) if is_point(prompts[-1]) else _in_box(boxes, prompts[-1])
     # An object may be several entries of one id: geometry and label of tags of their own.
-    chosen = [region for region in prediction["result"] if best and (region is best or _same_id(region, best))]
+    name = best.get("id") if best else None
+    chosen = [region for region in prediction["result"] if region is best or (name and region.get("id") == name)]
     return {**prediction, "result": chosen}
-
-
-def _same_id(region: Region, other: Region) -> bool:
-    return region.get("id") is not None and region.get("id") == other.get("id")
 
 
 def _bounds(region: Region) -> Box | None:
@@ -69,7 +67,7 @@ def _bounds(region: Region) -> Box | None:
         return bounds_pct(region)
     if not mask_hw.any():
         return None
-    y0, x0, y1, x1 = (float(edge) for edge in (*np.argwhere(mask_hw).min(0), *np.argwhere(mask_hw).max(0) + 1))
+    x0, y0, x1, y1 = box_of(mask_hw)
     height, width = mask_hw.shape
     return 100 * x0 / width, 100 * y0 / height, 100 * x1 / width, 100 * y1 / height
 
@@ -84,8 +82,8 @@ def _painted(region: Region) -> np.ndarray | None:
     return None
 
 
-def _at_point(boxes: Sequence[tuple[Box, Region]], point: Box) -> Region | None:
-    x, y = point[:2]
+def _at_point(boxes: Sequence[tuple[Box, Region]], x: float, y: float) -> Region | None:
+    """The smallest object under a point."""
     under = [(_area(box), index) for index, (box, region) in enumerate(boxes) if _covers(box, region, x, y)]
     return boxes[min(under)[1]][1] if under else None
 
@@ -97,12 +95,9 @@ def _covers(box: Box, region: Region, x: float, y: float) -> bool:
         row, column = (int(place * side / 100) for place, side in zip((y, x), mask_hw.shape, strict=True))
         return bool(mask_hw[min(row, mask_hw.shape[0] - 1), min(column, mask_hw.shape[1] - 1)])
     points = outline_pct(region["value"])
-    return _inside(points, x, y) if points else True
-
-
-def _inside(points: Sequence[Sequence[float]], x: float, y: float) -> bool:
-    """Even-odd rule."""
-    inside = False
+    if not points:
+        return True
+    inside = False  # by the even-odd rule
     for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
         if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
             inside = not inside
@@ -110,6 +105,7 @@ def _inside(points: Sequence[Sequence[float]], x: float, y: float) -> bool:
 
 
 def _in_box(boxes: Sequence[tuple[Box, Region]], prompt: Box) -> Region | None:
+    """The object that fills a box best."""
     overlaps = [(_iou(box, prompt), -index) for index, (box, _) in enumerate(boxes)]
     overlap, index = max(overlaps, default=(0.0, 0))
     return boxes[-index][1] if overlap >= LEAST_OVERLAP else None

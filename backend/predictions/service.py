@@ -1,6 +1,6 @@
 """Answering /predict: tasks become jobs, jobs become results in task order, or a later push.
 
-What Label Studio does with answers (LABEL_STUDIO.md, section 2) decides the form: the number of results must be the
+What Label Studio does with answers decides the form: the number of results must be the
 number of tasks, an item may be a list, an empty one stores nothing. So a failed task is `[]`: the others of its batch
 are stored, nothing false is stored for it, and it is asked for again once its cause is gone. The reason stands beside
 the results under `errors`, in the log and at /jobs.
@@ -21,16 +21,14 @@ from typing import Any
 from redis import Redis, RedisError
 
 from backend.errors import BadRequestError, DeadlineError, QueueUnavailableError, TaskError, UnsupportedConfigError
-from backend.predictions.projects import Project, Projects
+from backend.predictions.projects import PredictRequest, Project, Projects, TaskItem, output_settings
 from backend.predictions.promises import PromiseKeeper
 from backend.predictions.prompts import PromptMemory, chosen_regions
-from backend.predictions.schemas import PredictRequest, TaskItem, output_settings
 from backend.queue.delivery import DeliveryClaim, DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob, Requester
 from backend.queue.job_store import JobOutcome
 from backend.settings import Settings
-from backend.versions.notice import project_notice
-from backend.versions.resolve import ServedModel, prompt_version
+from backend.versions.resolve import ServedModel, project_notice, prompt_version
 from integration.images.urls import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.label_studio.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
@@ -107,7 +105,9 @@ class Predictions:
     ) -> list[PredictionJob]:
         """What is to be computed for tasks of a project; the label config is the project's unless another is given."""
         xml = label_config or project.label_config
-        config = usable_config(xml, model)
+        config = parse_label_config(xml)
+        if reason := unusable_because(config, model):
+            raise UnsupportedConfigError(reason)
         output, _ = output_settings(self.settings, project.extra_params)
         return [_job(task, project.key, xml, config.value_key, model.version, output, request_id) for task in tasks]
 
@@ -218,7 +218,14 @@ class Predictions:
             if job.id not in ended or ended[job.id].prediction is not None
         }
         if not claim.job_ids:
-            return self._leave_unclaimed(project)
+            # Nothing can be pushed: a client asks again, but Label Studio does not.
+            if re.fullmatch(r"[0-9]{1,18}\.[0-9]+", project.key) and not self._has_address(project):
+                raise QueueUnavailableError(
+                    f"The address of Label Studio's project {project.id} is not known, so late predictions of it "
+                    "cannot be pushed.",
+                    "Open Settings > Model in Label Studio and save, or set LABEL_STUDIO_URL for good.",
+                )
+            return DEFERRED
         # What the queue server forgot while we waited would be deferred and never computed.
         forgotten = set(self.queue.records.look(list(facts))[1])
         self.queue.submit([job for job in jobs if job.id in forgotten])
@@ -229,20 +236,6 @@ class Predictions:
         self.deliveries.abandon(claim)
         self.promises.keep(project, [job for job in jobs if job.id in facts])
         log.info("project %s: %d tasks deferred", project.id or "?", len(facts))
-        return DEFERRED
-
-    def _leave_unclaimed(self, project: Project) -> dict[str, Any]:
-        """Nothing can be pushed: a client asks again, but Label Studio does not.
-
-        Raises:
-            QueueUnavailableError: it is Label Studio, and where it is was forgotten.
-        """
-        if re.fullmatch(r"[0-9]{1,18}\.[0-9]+", project.key) and not self._has_address(project):
-            raise QueueUnavailableError(
-                f"The address of Label Studio's project {project.id} is not known, so late predictions of it "
-                "cannot be pushed.",
-                "Open Settings > Model in Label Studio and save, or set LABEL_STUDIO_URL for good.",
-            )
         return DEFERRED
 
     def _is_label_studio(self, project: Project, jobs: Sequence[PredictionJob]) -> bool:
@@ -270,15 +263,6 @@ class Predictions:
         return answer
 
 
-def usable_config(xml: str, model: ServedModel) -> LabelConfig:
-    """The parsed label config."""
-    config = parse_label_config(xml)
-    reason = unusable_because(config, model)
-    if reason:
-        raise UnsupportedConfigError(reason)
-    return config
-
-
 def unusable_because(config: LabelConfig, model: ServedModel) -> str:
     """Why nothing can be predicted for this config with this model; "" when something can."""
     if config.reason:
@@ -297,22 +281,18 @@ def _job(
             value = image_value({"data": task.data}, value_key)  # a path or a template: needs the other keys
         except ImageError:
             value = None
+    image = str(value)
+    if len(image) > LONGEST_ADDRESS:  # an image that is inside its task need not travel twice
+        image = f"sha256:{hashlib.sha256(image.encode(errors='surrogatepass')).hexdigest()}"
     return PredictionJob(
         project=project,
         task={"id": task.id, "data": data},
-        image=_short(str(value)),
+        image=image,
         label_config=xml,
         model_version=version,
         output=output,
         request_id=request_id,
     )
-
-
-def _short(value: str) -> str:
-    """An image that is inside its task need not travel twice."""
-    if len(value) <= LONGEST_ADDRESS:
-        return value
-    return f"sha256:{hashlib.sha256(value.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def _results(jobs: Sequence[PredictionJob], ended: dict[str, JobOutcome]) -> dict[str, Any]:

@@ -12,14 +12,12 @@ import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import requests
-
 from backend.errors import StartError
+from backend.processes.waiting import answers
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / ".venv-label-studio" / "bin" / "label-studio"
 COLD_START_S = 900.0  # its first start runs all migrations: 36 s on two idle cores, minutes on busy ones
-HEALTH_TIMEOUT_S = 2.0
 SWITCHES = {
     "ML_BLOCK_LOCAL_IP": "false",
     "SSRF_PROTECTION_ENABLED": "false",
@@ -99,7 +97,4 @@ class LabelStudioServer:
 
     def is_up(self) -> bool:
         """Whether it answers its health check."""
-        try:
-            return requests.get(f"{self.url}/health", timeout=HEALTH_TIMEOUT_S).ok
-        except requests.RequestException:
-            return False
+        return answers(f"{self.url}/health")

@@ -38,11 +38,6 @@ class RunningService:
     settings: Mapping[str, str]
 
     @property
-    def status_url(self) -> str:
-        """Address of the status page."""
-        return status_url(self.settings["host"], int(self.settings["port"]))
-
-    @property
     def is_alive(self) -> bool:
         """Whether its process runs."""
         try:
@@ -115,7 +110,8 @@ def load_settings_of_running(**options: Any) -> Settings:
         given |= set(LABEL_STUDIO)
     values = {name: value for name, value in service.settings.items() if name not in given and value != ""}
     others = f"; {len(services) - 1} more run, name another with --redis-url" if len(services) > 1 else ""
-    click.echo(f"Uses the {service.kind} that runs here, {service.status_url}{others}.", err=True)
+    page = status_url(service.settings["host"], int(service.settings["port"]))
+    click.echo(f"Uses the {service.kind} that runs here, {page}{others}.", err=True)
     return load_settings(**{**options, **values})
 
 

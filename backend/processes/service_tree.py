@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import socket
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import click
 from redis import Redis, RedisError
@@ -13,6 +12,7 @@ from redis import Redis, RedisError
 from backend.errors import StartError
 from backend.processes.embedded_redis import EmbeddedRedis
 from backend.processes.supervisor import Child, python_module
+from backend.processes.waiting import answers
 from backend.queue.connection import require_queue_server, web_connection
 from backend.queue.recovery import is_interactive, living_workers
 from backend.settings import PREFIX, Settings, unknown_variables
@@ -93,11 +93,12 @@ def _worker_child(settings: Settings, number: int, *, is_nice: bool) -> Child:
 
 
 def _api_child(settings: Settings) -> Child:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     return Child(
         "api",
         python_module("backend.cli", "api"),
         environment=settings_environment(settings),
-        ready=_answers(f"http://{_reachable(settings.host)}:{settings.port}/health"),
+        ready=functools.partial(answers, f"http://{host}:{settings.port}/health"),
         start_timeout_s=60.0,
         grace_s=15.0,
     )
@@ -113,21 +114,6 @@ def _workers_alive(settings: Settings, count: int) -> Callable[[], bool]:
             return False
 
     return alive
-
-
-def _answers(url: str, headers: Mapping[str, str] | None = None) -> Callable[[], bool]:
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
-
-    return answers
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
 
 
 def _checked_port(settings: Settings) -> int:

@@ -63,25 +63,17 @@ class PausedParts:
         self.file = Path(folder.name) / "paused.json"
         self._reasons: dict[str, str] = {}
 
-    def environment(self) -> dict[str, str]:
-        """What children need to read it."""
-        return {VARIABLE: str(self.file)}
+    def note(self, name: str, reason: str = "") -> None:
+        """A part is paused, and why, for people; without a reason it runs again.
 
-    def add(self, name: str, reason: str) -> None:
-        """A part is paused; why, for people."""
+        A full disk, or somebody who tidies up temporary folders, must not end the service.
+        """
+        if self._reasons.get(name, "") == reason:
+            return
         self._reasons[name] = reason
-        self._write()
-
-    def remove(self, name: str) -> None:
-        """A part runs again."""
-        if self._reasons.pop(name, None) is not None:
-            self._write()
-
-    def _write(self) -> None:
-        """A full disk, or somebody who tidies up temporary folders, must not end the service."""
         try:
             self.file.parent.mkdir(mode=0o700, exist_ok=True)
-            write_text(self.file, json.dumps(self._reasons))
+            write_text(self.file, json.dumps({part: text for part, text in self._reasons.items() if text}))
         except OSError as error:
             log.error("the API cannot be told what is paused: %s", error)
 
@@ -126,7 +118,9 @@ class Supervisor:
                 self.is_ready = True
                 if not self.stopping:
                     self.when_ready()
-                self._watch()
+                while not self.stopping:
+                    self._revive()
+                    time.sleep(POLL_S)
                 return 0
             except StartError as error:
                 log.error("%s", error)
@@ -137,8 +131,7 @@ class Supervisor:
     def stop(self) -> None:
         """End every child, the last started first; SIGKILL for those that outlive their grace."""
         for child in reversed(self.children):
-            process = self.processes.pop(child.name, None)
-            if process is not None:
+            if (process := self.processes.pop(child.name, None)) is not None:
                 _end(process, child)
 
     def _start(self, child: Child) -> None:
@@ -147,7 +140,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 list(child.command),
-                env={**os.environ, **self.paused_parts.environment(), **child.environment},
+                env={**os.environ, VARIABLE: str(self.paused_parts.file), **child.environment},
                 stdin=subprocess.PIPE if child.standard_input else subprocess.DEVNULL,
                 # Standard output is for what the command itself says; children are heard on standard error.
                 stdout=sys.stderr.fileno(),
@@ -174,38 +167,28 @@ class Supervisor:
                 )
             time.sleep(POLL_S)
 
-    def _watch(self) -> None:
-        while not self.stopping:
-            self._revive()
-            time.sleep(POLL_S)
-
     def _revive(self) -> None:
         """Start again what died, each when its wait is over."""
         for child in self.children:
             process = self.processes.get(child.name)
-            if process is not None and process.poll() is None and self._is_steady(child):
+            # One that has lived for so long that its deaths are forgotten.
+            is_steady = time.monotonic() - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S
+            if process is not None and process.poll() is None and is_steady:
                 self.pauses.pop(child.name, None)
-                self.paused_parts.remove(child.name)
+                self.paused_parts.note(child.name)
             if process is None or process.poll() is None or self.stopping:
                 continue
             if child.name not in self.start_at:
                 self.start_at[child.name] = time.monotonic() + self._wait_after_death(child, process.returncode)
             if time.monotonic() >= self.start_at[child.name]:
                 del self.start_at[child.name]
-                self._start_again(child)
-
-    def _start_again(self, child: Child) -> None:
-        """Start a dead child. One that cannot be started now, for want of memory for example, has died once more."""
-        try:
-            self._start(child)
-        except StartError as error:
-            if not self.is_ready:
-                raise
-            log.error("%s", error)
-
-    def _is_steady(self, child: Child) -> bool:
-        """Whether it has lived for so long that its deaths are forgotten."""
-        return time.monotonic() - self.started_at.get(child.name, 0.0) >= RESTART_WINDOW_S
+                try:
+                    self._start(child)
+                except StartError as error:
+                    # One that cannot be started now, for want of memory for example, has died once more.
+                    if not self.is_ready:
+                        raise
+                    log.error("%s", error)
 
     def _wait_after_death(self, child: Child, code: int) -> float:
         """Count a death; how long to wait until the next start, in s."""
@@ -222,7 +205,7 @@ class Supervisor:
             raise StartError(f"{reason}; giving up.", "Its own messages are above.")
         pause_s = self.pauses[child.name] = min(self.pauses.get(child.name, PAUSE_S / 2) * 2, LONGEST_PAUSE_S)
         log.error("%s; paused for %.0f s, the others go on", reason, pause_s)
-        self.paused_parts.add(child.name, f"{reason}, tried again after {pause_s:.0f} s")
+        self.paused_parts.note(child.name, f"{reason}, tried again after {pause_s:.0f} s")
         return pause_s
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:

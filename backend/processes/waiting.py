@@ -1,4 +1,4 @@
-"""Waiting for what another process does."""
+"""Waiting for what another process does: a condition that comes true, an address that answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+import requests
 
 from backend.errors import StartError
 
@@ -36,3 +38,11 @@ def wait_until(
             raise StartError(f"{what} did not come within {limit_s:.0f} s.", hint)
         time.sleep(poll_s)
     return value
+
+
+def answers(url: str, timeout_s: float = 3.0) -> bool:
+    """Whether an address answers without an error."""
+    try:
+        return requests.get(url, timeout=timeout_s).ok
+    except requests.RequestException:
+        return False

@@ -3,8 +3,8 @@
 Label Studio stores every answer it gets, without a lock: three people who open one task at the same moment would get
 three equal predictions. So a request *claims* its tasks. It answers with results only while it holds all claims; else,
 or when the deadline passes first, it answers `{"results": []}` and its tasks are *deferred*: pushed later through the
-bulk import, once, by a worker (backend/worker/push.py). A deferral ends only when the task is delivered, so a request
-that dies with its claims takes nothing along.
+bulk import, once, by a worker. A deferral ends only when the task is delivered, so a request that dies with its claims
+takes nothing along.
 
 A request for one task takes the claim over from one for many: somebody is looking at that task.
 """
@@ -22,7 +22,7 @@ from redis import Redis
 
 from backend.queue.connection import load_script, text
 from backend.queue.job_store import QUEUED_TTL_S
-from backend.queue.keys import DEFERRED, NAMES, PUSHING, claim_key, repredict_key
+from backend.queue.keys import CLAIM, DEFERRED, NAMES, PUSHING, repredict_key
 
 # After a push, requests that Label Studio prepared before it could see the pushed predictions are still on their way.
 SETTLE_MS = 5000
@@ -100,18 +100,13 @@ class DeliveryClaims:
         """How many tasks wait to be pushed."""
         return int(self.connection.hlen(DEFERRED))
 
-    def count_deferred_of(self, project_id: str) -> int:
-        """How many tasks of a Label Studio project wait to be pushed."""
-        entries = map(json.loads, self.connection.hvals(DEFERRED))
-        return sum(str(entry.get("project", "")).partition(".")[0] == project_id for entry in entries)
-
     def abandon(self, claim: DeliveryClaim) -> None:
         """Give up what is still ours; what was deferred stays so."""
         if claim.job_ids:
             self._release(keys=list(claim.job_ids), args=[NAMES, claim.token, 0, 0])
 
     def is_claimed(self, job_id: str) -> bool:
-        return bool(self.connection.exists(claim_key(job_id)))
+        return bool(self.connection.exists(CLAIM + job_id))
 
     def deferred_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Those of these tasks that wait to be pushed: project, task, since, and what the pusher noted."""
@@ -130,7 +125,7 @@ class DeliveryClaims:
 
     def end_overdue_claims(self, job_ids: Sequence[str]) -> None:
         """End claims that outlived their time by the clock of this process: the queue server's was set back."""
-        values: Any = self.connection.mget([claim_key(job_id) for job_id in job_ids]) if job_ids else []
+        values: Any = self.connection.mget([CLAIM + job_id for job_id in job_ids]) if job_ids else []
         now = time.monotonic()
         for job_id, token in zip(job_ids, map(text, values), strict=True):
             last, since = self._claims_seen.pop(job_id, ("", now))
@@ -168,5 +163,6 @@ def repredicting(connection: Redis, project: str) -> dict[str, Any]:
     row = {text(name): text(value) for name, value in connection.hgetall(repredict_key(project)).items()}
     if not row or not int(row["total"]):
         return {}
-    left = DeliveryClaims(connection).count_deferred_of(project)
+    entries = map(json.loads, connection.hvals(DEFERRED))
+    left = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in entries)
     return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}

@@ -48,9 +48,9 @@ from backend.queue.keys import (
     NAMES,
     PREDICT_LANE,
     QUEUED_CHANNEL,
+    REQUESTER,
+    TASK,
     TASKS,
-    requester_key,
-    task_key,
 )
 from backend.settings import Settings
 
@@ -59,8 +59,6 @@ log = logging.getLogger(__name__)
 LISTENING_S = 0.5
 LOOK_UP_S = 1.0
 RECONNECT_S = 0.2
-# Without any request for this long, in s, the subscription ends.
-IDLE_S = 60.0
 
 
 class Subscription:
@@ -85,15 +83,14 @@ class Subscription:
 
 
 class CompletionListener:
-    """A thread that listens while requests wait, and for a minute after the last one."""
+    """A thread that listens from the first request that waits."""
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Subscription]] = {}
         self._listening = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._is_begun = self._is_closed = False
 
     @contextlib.contextmanager
     def about(self, job_ids: Collection[str]) -> Iterator[Subscription]:
@@ -102,9 +99,9 @@ class CompletionListener:
         with self._lock:
             for job_id in job_ids:
                 self._waiting.setdefault(job_id, []).append(arrivals)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="finished news", daemon=True)
-                self._thread.start()
+            if not self._is_begun:
+                self._is_begun = True
+                threading.Thread(target=self._run, name="finished news", daemon=True).start()
         self._listening.wait(LISTENING_S)
         try:
             yield arrivals
@@ -120,50 +117,32 @@ class CompletionListener:
         self._is_closed = True
 
     def _run(self) -> None:
-        while True:
+        while not self._is_closed:
             try:
                 with self.connection.pubsub() as news:
                     news.subscribe(FINISHED_CHANNEL)
                     self._listen(news)
-                return
-            except (redis.RedisError, OSError, ValueError) as error:
-                if self._is_closed:
-                    return
-                if not isinstance(error, redis.RedisError):
-                    raise
+            except redis.RedisError as error:
                 self._listening.clear()
                 log.debug("the queue server does not answer: %s", error)
-                if self._ends():
-                    return
                 time.sleep(RECONNECT_S)
+            except (OSError, ValueError):
+                if not self._is_closed:
+                    raise
 
     def _listen(self, news: PubSub) -> None:
-        heard_at = time.monotonic()
-        while True:
+        while not self._is_closed:
             message = news.get_message(timeout=LOOK_UP_S)
             if message is not None and message["type"] == "subscribe":
                 self._listening.set()
             elif message is not None and message["type"] == "message":
                 self._say(text(message["data"]))
-            if self._waiting:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at >= IDLE_S and self._ends():
-                return
 
     def _say(self, job_id: str) -> None:
         with self._lock:
             waiting = list(self._waiting.get(job_id, ()))
         for arrivals in waiting:
             arrivals.add(job_id)
-
-    def _ends(self) -> bool:
-        """Whether this thread may end; the next request starts another."""
-        with self._lock:
-            if self._waiting:
-                return False
-            self._listening.clear()
-            self._thread = None
-            return True
 
 
 # Tasks submitted to the queue server in one round trip, so that a request of many takes little memory.
@@ -245,8 +224,7 @@ class JobQueue:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
-        # Set by the server: whoever waits answers at once when the process is asked to end.
-        self.is_stopping: Callable[[], bool] = lambda: False
+        self.is_stopping = False
         self.records = JobStore(connection, result_ttl_s=settings.result_ttl_s)
         self.configs = LabelConfigs(connection)
         self.news = CompletionListener(connection)
@@ -265,6 +243,10 @@ class JobQueue:
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
+
+    def stop(self) -> None:
+        """Have all who wait answer at once: the process was asked to end."""
+        self.is_stopping = True
 
     def announce(self) -> None:
         """Wake the workers that wait for work."""
@@ -289,12 +271,12 @@ class JobQueue:
     def stay(self, asker: Requester, lease_s: float = LEASE_S) -> None:
         """Renew the lease of a request; tasks whose leases have all ended are dropped when a worker takes them."""
         if asker.token:
-            self.connection.set(requester_key(asker.token), "1", px=int(lease_s * 1000))
+            self.connection.set(REQUESTER + asker.token, "1", px=int(lease_s * 1000))
 
     def leave(self, asker: Requester) -> None:
         """End the lease of a request that waits no more."""
         if asker.token:
-            self.connection.delete(requester_key(asker.token))
+            self.connection.delete(REQUESTER + asker.token)
 
     def ask(
         self, jobs: Sequence[PredictionJob], *, until: float, interactive: bool = False, asker: Requester = NO_REQUESTER
@@ -313,32 +295,20 @@ class JobQueue:
             self._add(ended, [job_id for job_id, answer in answers.items() if answer in FINAL])
             recheck_at = time.monotonic() + RECHECK_S
             while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
+                now = time.monotonic()
                 try:
-                    self._collect(by_id, ended, arrivals, until, asker, recheck_at)
+                    if now >= recheck_at:
+                        self.stay(asker)
+                        over, unknown = self.records.look([job_id for job_id in by_id if job_id not in ended])
+                        self.submit([by_id[job_id] for job_id in unknown], asker=asker)
+                        self._add(ended, over)
+                        recheck_at = now + RECHECK_S
+                    elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
+                        self._add(ended, sorted(woken))
                 except redis.RedisError:
                     recheck_at = 0.0
                     time.sleep(min(0.2, max(0.0, until - time.monotonic())))
         return ended
-
-    def _collect(
-        self,
-        by_id: dict[str, PredictionJob],
-        ended: dict[str, JobOutcome],
-        arrivals: Subscription,
-        until: float,
-        asker: Requester,
-        recheck_at: float,
-    ) -> None:
-        while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
-            now = time.monotonic()
-            if now >= recheck_at:
-                self.stay(asker)
-                over, unknown = self.records.look([job_id for job_id in by_id if job_id not in ended])
-                self.submit([by_id[job_id] for job_id in unknown], asker=asker)
-                self._add(ended, over)
-                recheck_at = now + RECHECK_S
-            elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
-                self._add(ended, sorted(woken))
 
     def _add(self, ended: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
         """Read how tasks ended, while there is room for it."""
@@ -348,7 +318,7 @@ class JobQueue:
             ended.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
 
     def _may_wait(self, ended: dict[str, JobOutcome], until: float, asker: Requester) -> bool:
-        is_wanted = time.monotonic() < until and not self.is_stopping() and not asker.is_gone()
+        is_wanted = time.monotonic() < until and not self.is_stopping and not asker.is_gone()
         return is_wanted and _size(ended) < MOST_ANSWER_BYTES
 
     def _promote(self, job_ids: Iterable[str]) -> None:
@@ -375,7 +345,7 @@ class JobQueue:
 
     def retry(self, job_id: str) -> bool:
         """Run a failed or parked task again; False for any other, and when there is no payload left of it."""
-        if not self._retry(keys=[task_key(job_id), PREDICT_LANE], args=[NAMES, job_id, time.time(), QUEUED_TTL_S]):
+        if not self._retry(keys=[TASK + job_id, PREDICT_LANE], args=[NAMES, job_id, time.time(), QUEUED_TTL_S]):
             return False
         self.announce()
         return True
@@ -390,8 +360,8 @@ class JobQueue:
         """
         chosen = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
         if project:
-            keys = self.records.projects(chosen)
-            chosen = [waiting_id for waiting_id in chosen if keys[waiting_id].partition(".")[0] == project]
+            keys = self.records.fields(chosen, "project")
+            chosen = [waiting_id for waiting_id in chosen if keys[waiting_id][0].partition(".")[0] == project]
         if not chosen:
             return 0
         options: list[Any] = [NAMES, CANCELLED, CANCELLED_HINT, time.time(), self.settings.result_ttl_s]

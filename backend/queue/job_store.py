@@ -21,7 +21,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from backend.queue.connection import load_script, text
-from backend.queue.keys import CONFIG, CONFIGS, NAMES, TASKS, config_key, task_key
+from backend.queue.keys import CONFIG, CONFIGS, NAMES, TASK, TASKS
 from integration.label_studio.tasks import Prediction
 
 QUEUED, RUNNING, DONE, FAILED, PARKED = "queued", "running", "done", "failed", "parked"
@@ -87,10 +87,6 @@ class JobStore:
         self._recent = load_script(connection, "recent")
         self._finish_one = load_script(connection, "finish")
 
-    def states(self, job_ids: Sequence[str]) -> list[str]:
-        """State of each, "" for unknown ones."""
-        return [text(row[0]) for row in self._read(job_ids, ("state",))]
-
     def look(self, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """Those that have ended, and those that nobody will compute unless they are submitted."""
         if not job_ids:
@@ -98,15 +94,10 @@ class JobStore:
         ended, unknown = self._look(keys=list(job_ids), args=[NAMES])
         return [text(job_id) for job_id in ended], [text(job_id) for job_id in unknown]
 
-    def projects(self, job_ids: Sequence[str]) -> dict[str, str]:
-        """The project of each, "" for unknown ones."""
-        rows = self._read(job_ids, ("project",))
-        return {job_id: text(row[0]) for job_id, row in zip(job_ids, rows, strict=True)}
-
-    def notes(self, job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """State and delivery of each, "" for what is not known."""
-        rows = self._read(job_ids, ("state", "delivery"))
-        return {job_id: (text(row[0]), text(row[1])) for job_id, row in zip(job_ids, rows, strict=True)}
+    def fields(self, job_ids: Sequence[str], *names: str) -> dict[str, tuple[str, ...]]:
+        """These fields of each record, "" for what is not known."""
+        rows = self._read(job_ids, names)
+        return {job_id: tuple(map(text, row)) for job_id, row in zip(job_ids, rows, strict=True)}
 
     def outcomes(self, job_ids: Sequence[str]) -> dict[str, JobOutcome]:
         """Those of the given tasks that have ended."""
@@ -119,38 +110,33 @@ class JobStore:
                 ended[job_id] = JobOutcome(error=text(error) or "unknown failure", hint=text(hint))
         return ended
 
-    def finish(self, job_id: str, outcome: JobOutcome, *, state: str = "") -> None:
-        """Store how a task ended and wake those who wait for it."""
-        with self.connection.pipeline() as pipe:
-            self._finish(pipe, job_id, FinishedJob(outcome, {}), state)
-            pipe.execute()
-
     def finish_all(self, ended: Mapping[str, FinishedJob], also: Callable[[Pipeline], object] = lambda _: None) -> None:
-        """Store how the tasks of a batch ended, in one round trip; `also` adds commands that belong to it."""
+        """Store how the tasks of a batch ended and wake those who wait for them, in one round trip.
+
+        Args:
+            also: adds commands that belong to it.
+        """
         with self.connection.pipeline() as pipe:
             for job_id, job in ended.items():
                 self._finish(pipe, job_id, job)
             also(pipe)
             pipe.execute()
 
-    def _finish(self, pipe: Pipeline, job_id: str, ended: FinishedJob, state: str = "") -> None:
+    def _finish(self, pipe: Pipeline, job_id: str, ended: FinishedJob) -> None:
         outcome = ended.outcome
-        state = state or (DONE if outcome.prediction is not None else FAILED)
+        is_done = outcome.prediction is not None
         fields: dict[str, Any] = {
             "finished_at": time.time(),
             "error": outcome.error,
             "hint": outcome.hint,
             **ended.facts,
         }
-        if outcome.prediction is not None:
+        if is_done:
             fields["prediction"] = json.dumps(outcome.prediction, allow_nan=False)
-        lifetime_s = self.result_ttl_s if state != PARKED else QUEUED_TTL_S
-        # Images that came inside the task are large, and nobody runs a finished task again.
-        drops_payload = int(outcome.prediction is not None)
-        pairs = [item for name, value in fields.items() for item in (name, _encode(value))]
-        self._finish_one(
-            keys=[task_key(job_id)], args=[NAMES, job_id, state, lifetime_s, drops_payload, *pairs], client=pipe
-        )
+        # Images that came inside the task are large, and nobody runs a finished task again: its payload goes.
+        args: list[Any] = [NAMES, job_id, DONE if is_done else FAILED, self.result_ttl_s, int(is_done)]
+        pairs: list[Any] = [item for pair in fields.items() for item in pair]
+        self._finish_one(keys=[TASK + job_id], args=[*args, *pairs], client=pipe)
 
     def recent(self, limit: int, lanes: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The newest records, newest first, without their predictions.
@@ -172,14 +158,8 @@ class JobStore:
     def _read(self, job_ids: Sequence[str], names: Sequence[str]) -> list[Any]:
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(task_key(job_id), names)
+                pipe.hmget(TASK + job_id, names)
             return list(pipe.execute())
-
-
-def _encode(value: object) -> str | float | int:
-    if isinstance(value, bool):
-        return int(value)
-    return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)
@@ -201,11 +181,11 @@ class LabelConfigs:
         for xml in set(configs):
             digest = config_digest(xml)
             options: list[str | float] = [CONFIG, digest, xml, time.time(), CONFIG_TTL_S, MOST_CONFIGS]
-            self._store(keys=[config_key(digest), CONFIGS], args=options, client=pipe)
+            self._store(keys=[CONFIG + digest, CONFIGS], args=options, client=pipe)
 
     def read(self, digest: str) -> str:
         """The XML; "" when the queue server has forgotten it."""
-        xml = self._kept.pop(digest, "") or text(self.connection.get(config_key(digest)))
+        xml = self._kept.pop(digest, "") or text(self.connection.get(CONFIG + digest))
         if xml:
             self._kept[digest] = xml
         while len(self._kept) > MOST_KEPT:

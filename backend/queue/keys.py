@@ -1,4 +1,7 @@
-"""Names of everything that lies in Redis, spelled nowhere else; scripts get them from `NAMES`."""
+"""Names of everything that lies in Redis, spelled nowhere else; scripts get them from `NAMES`.
+
+Those that end in a colon are beginnings, behind which stands an id or a name.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ REQUESTER = f"{PREFIX}asker:"
 PROMPTED = f"{PREFIX}prompted:"
 
 # Delivery to Label Studio.
+# Which request delivers a task.
 CLAIM = f"{PREFIX}claim:"
 DEFERRED = f"{PREFIX}deferred"
 PUSHING = f"{PREFIX}pushing"
@@ -37,10 +41,12 @@ PUSH_LOCK = f"{PREFIX}push:"
 
 # Workers.
 WORKERS = f"{PREFIX}workers"
+# Heartbeats; each expires when its worker dies.
 WORKER = f"{PREFIX}worker:"
 # Exists while a worker lives that takes interactive tasks only; their names begin so, too.
 INTERACTIVE_WORKERS = f"{PREFIX}interactive-workers"
 INTERACTIVE_NAME = "interactive-"
+# Tasks that a worker has taken and not ended.
 RUNNING = f"{PREFIX}running:"
 # Tasks that were taken from a worker because it seemed dead.
 TAKEN_FROM = f"{PREFIX}taken-from:"
@@ -77,54 +83,9 @@ NAMES = json.dumps(
 )
 
 
-def task_key(job_id: str) -> str:
-    """The record of a task."""
-    return TASK + job_id
-
-
-def config_key(digest: str) -> str:
-    """The XML of a label config."""
-    return CONFIG + digest
-
-
-def requester_key(token: str) -> str:
-    """The lease of a request that waits."""
-    return REQUESTER + token
-
-
 def prompted_key(project: str, task: object) -> str:
     """What a task was asked interactively a moment ago."""
     return f"{PROMPTED}{project}:{task}"
-
-
-def claim_key(job_id: str) -> str:
-    """Which request delivers a task."""
-    return CLAIM + job_id
-
-
-def push_lock_key(project: str) -> str:
-    """The lock of whoever pushes into a project."""
-    return PUSH_LOCK + project
-
-
-def worker_key(name: str) -> str:
-    """The heartbeat of a worker; expires when the worker dies."""
-    return WORKER + name
-
-
-def running_key(name: str) -> str:
-    """The set of tasks that a worker has taken and not ended."""
-    return RUNNING + name
-
-
-def taken_from_key(name: str) -> str:
-    """The set of tasks that were requeued or parked because a worker seemed dead."""
-    return TAKEN_FROM + name
-
-
-def project_key(key: str) -> str:
-    """What /setup said about a project."""
-    return PROJECT + key
 
 
 def learning_key(project: str) -> str:

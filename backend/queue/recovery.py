@@ -36,20 +36,20 @@ class Heartbeat:
         """Say that the worker lives, with facts for pages; a queue server without memory keeps the facts before."""
         lifetime_ms = int(self.lost_after_s * 1000)
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.pexpire(keys.worker_key(self.name), lifetime_ms)
+            pipe.pexpire(keys.WORKER + self.name, lifetime_ms)
             pipe.sadd(keys.WORKERS, self.name)
-            pipe.set(keys.worker_key(self.name), json.dumps({**facts, "beat": next(self._beats)}), px=lifetime_ms)
+            pipe.set(keys.WORKER + self.name, json.dumps({**facts, "beat": next(self._beats)}), px=lifetime_ms)
             if is_interactive(self.name):
                 pipe.set(keys.INTERACTIVE_WORKERS, "1", px=lifetime_ms)
             pipe.execute()
 
     def leave(self) -> None:
         """End the signs of life; a worker that still has tasks stays listed, so that others take over at once."""
-        self.connection.delete(keys.worker_key(self.name))
+        self.connection.delete(keys.WORKER + self.name)
         if is_interactive(self.name):
             # Another one says so again with its next sign of life; until then the others take interactive tasks.
             self.connection.delete(keys.INTERACTIVE_WORKERS)
-        if not self.connection.exists(keys.running_key(self.name)):
+        if not self.connection.exists(keys.RUNNING + self.name):
             self.connection.srem(keys.WORKERS, self.name)
 
 
@@ -60,9 +60,14 @@ def is_interactive(name: str) -> bool:
 
 def living_workers(connection: Redis) -> dict[str, dict[str, Any]]:
     """Facts of each worker that was heard of lately."""
+    return {name: json.loads(beat) for name, beat in _beats(connection).items() if beat}
+
+
+def _beats(connection: Redis) -> dict[str, str]:
+    """The last sign of life of each worker that is listed, "" where it has expired."""
     names = sorted(text(member) for member in connection.smembers(keys.WORKERS))
-    values = connection.mget([keys.worker_key(name) for name in names]) if names else []
-    return {name: json.loads(value) for name, value in zip(names, values, strict=True) if value}
+    beats: Any = connection.mget([keys.WORKER + name for name in names]) if names else []
+    return dict(zip(names, map(text, beats), strict=True))
 
 
 class OrphanSearch:
@@ -82,12 +87,10 @@ class OrphanSearch:
         Any number of processes may do this at any time: what is taken from a worker is taken in one step.
         """
         connection = self.queue.connection
-        names = sorted(text(member) for member in connection.smembers(keys.WORKERS))
-        beats: Any = connection.mget([keys.worker_key(name) for name in names]) if names else []
         now = time.monotonic()
         before, self._seen = self._seen, {}
         taken = []
-        for name, beat in zip(names, map(text, beats), strict=True):
+        for name, beat in _beats(connection).items():
             last, since = before.get(name, ("", now))
             self._seen[name] = (beat, since if beat == last else now)
             if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
@@ -107,13 +110,7 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
     queued, parked = (
         [text(job_id) for job_id in ids]
         for ids in load_script(queue.connection, "requeue")(
-            keys=[
-                keys.running_key(name),
-                keys.WORKERS,
-                keys.worker_key(name),
-                keys.taken_from_key(name),
-                keys.PREDICT_LANE,
-            ],
+            keys=[keys.RUNNING + name, keys.WORKERS, keys.WORKER + name, keys.TAKEN_FROM + name, keys.PREDICT_LANE],
             args=[
                 keys.NAMES,
                 name,
@@ -139,7 +136,7 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
 def absolve(queue: JobQueue, name: str) -> list[str]:
     """Take back the deaths that tasks noted while worker `name`, which lives, was cut off or frozen. Their ids."""
     absolved = load_script(queue.connection, "absolve")(
-        keys=[keys.taken_from_key(name), keys.PREDICT_LANE],
+        keys=[keys.TAKEN_FROM + name, keys.PREDICT_LANE],
         args=[keys.NAMES, name, queue.settings.max_attempts, QUEUED_TTL_S],
     )
     if absolved:

@@ -1,7 +1,7 @@
 """Which checkpoint a project is served with: its ACTIVE version of the registry, else the model of the settings.
 
 The API and the workers ask here, so that they agree. No torch. Versions never change, so one that lies in the cache is
-good for ever; only the pointer is read again.
+good for ever; only the pointer is read again. Where nothing can be predicted, a project is told why.
 
 An operator's TRANSFINER_PROJECT_MODELS wins over what the learning loop promoted, which wins over TRANSFINER_MODEL.
 """
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from backend.errors import ModelUnavailableError, ServiceError
 from backend.settings import Settings
+from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.notice import notice, unknown_labels
 from model.checkpoints.metadata import METADATA_FILE
 from model.files import write_text
 
@@ -258,3 +260,24 @@ def served_model(settings: Settings, project_key: str) -> ServedModel:
     pinned = _pinned(settings, project_key)
     active = None if pinned else active_model(settings, project_key)
     return active or read_served_model(pinned or settings.model)
+
+
+SMART = re.compile(r"""\ssmart\s*=\s*["']true["']""", re.IGNORECASE)
+
+
+def project_notice(settings: Settings, label_config: str, model: ServedModel) -> str:
+    """Why nothing is outlined in a project with this label config (XML), and what to do; "" when something is."""
+    config = parse_label_config(label_config)
+    if config.reason:
+        return notice(config.reason, settings.status_url)
+    matched = config.match(model.labels)
+    if not matched.message:
+        return ""
+    has_tools = has_smart_tools(label_config) and bool(prompt_version(settings))
+    reason = unknown_labels(model.version, config.labels, has_smart_tools=has_tools)
+    return notice(reason, settings.status_url)
+
+
+def has_smart_tools(label_config: str) -> bool:
+    """Whether a label config has a control that sends boxes, clicks or strokes to the backend."""
+    return bool(SMART.search(label_config))

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import model
+from backend.settings import WEIGHTS as SHIPPED
 from model.checkpoints.metadata import METADATA_FILE, WEIGHTS_FILE, CheckpointError, read_metadata
 
-SHIPPED = Path(model.__file__).parent / "weights"
 # Relative to the working directory, like the demo's other files.
 DEFAULT_STORE = Path("var") / "models"
 

@@ -58,10 +58,11 @@ class BatchFetcher:
 
     def begin(self, jobs: Mapping[str, PredictionJob]) -> FetchedImages:
         begun = time.monotonic()
-        return FetchedImages({job_id: self._pool.submit(self._fetched, job) for job_id, job in jobs.items()}, begun)
 
-    def _fetched(self, job: PredictionJob) -> tuple[np.ndarray | TaskError, float]:
-        return self._tried(job), time.monotonic()
+        def fetched(job: PredictionJob) -> tuple[np.ndarray | TaskError, float]:
+            return self._tried(job), time.monotonic()
+
+        return FetchedImages({job_id: self._pool.submit(fetched, job) for job_id, job in jobs.items()}, begun)
 
     def _tried(self, job: PredictionJob) -> np.ndarray | TaskError:
         if not job.label_config:

@@ -1,27 +1,229 @@
-"""The models that a worker keeps loaded: warmed up once, the least used dropped when they take too much memory.
+"""The models that a worker keeps loaded, and how they predict with the memory there is.
 
-A checkpoint directory that is replaced is another model: it is loaded when the first job names its version, and the
-one before stays for jobs that still name it. Importing this module imports no torch; loading does.
+A batch is predicted so that one bad image fails alone. When memory runs out: the batch, then each image alone, then at
+a fraction of its size, then in parts, then on the CPU. What had to be given up is said on the prediction; the next
+batch starts at the top again. Models are warmed up once, the least used dropped when they take too much memory. A
+checkpoint directory that is replaced is another model: it is loaded when the first job names its version, and the one
+before stays for jobs that still name it. Importing this module imports no torch; loading does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
+from rq.timeouts import JobTimeoutException
 
 from backend.errors import ServiceError, StartError, TaskError
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel, model_directory, node_budget_of, read_served_model, version_directory
-from backend.worker.oom_fallback import Predictor, is_out_of_memory, release_memory
 from model.errors import MissingRequirementError, require_model_libraries
+from model.instance import Instance
+from model.tiling import Tiling, predict_tiled
 
 log = logging.getLogger(__name__)
+# Tried one after the other.
+FACTORS = (2, 4)
+
+
+class Predictor(Protocol):
+    """Images in, instances out.
+
+    Attributes:
+        device: where it runs; "cuda..." for GPUs.
+    """
+
+    labels: tuple[str, ...]
+    version: str
+    precision: str
+
+    @property
+    def weights_bytes(self) -> int: ...
+
+    @property
+    def device(self) -> object: ...
+
+    def smaller(self, divisor: int) -> Predictor:
+        """The same weights looking at images of 1/divisor of the edge."""
+        ...
+
+    def __call__(self, images: list[np.ndarray]) -> list[list[Instance]]: ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether smaller input may help; torch's own errors are told by name, since torch is not imported here."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def release_memory() -> None:
+    """Give the GPU's cached blocks back, where torch is in use."""
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
+
+
+def downscale_image(image: np.ndarray, factor: int) -> np.ndarray:
+    """HxWx3 uint8 to about H/factor x W/factor."""
+    height, width = image.shape[:2]
+    size = (max(1, width // factor), max(1, height // factor))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def upscale_instance(instance: Instance, height: int, width: int) -> Instance:
+    """An instance of the shrunk image in the pixels of the whole one."""
+    small_height, small_width = instance.mask_hw.shape
+    rows = np.arange(height) * small_height // height
+    columns = np.arange(width) * small_width // width
+    scale = np.array([width / small_width, height / small_height] * 2)
+    box = np.asarray(instance.box_xyxy) * scale
+    return dataclasses.replace(
+        instance,
+        box_xyxy=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+        mask_hw=instance.mask_hw[rows][:, columns],
+        probabilities=None,
+    )
+
+
+Call = Callable[[], Sequence[Instance]]
+T = TypeVar("T")
+# The last step on the same device cuts an image into parts of about half its edge, each looked at this much smaller.
+PARTS_DIVISOR = 4
+LEAST_PART_PX = 128
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """Instances of one image; `note` says what had to be given up for them, "" when nothing was.
+
+    `precision` is that of the network: fp32, bf16 or mixed.
+    """
+
+    instances: Sequence[Instance]
+    note: str = ""
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class OomPolicy:
+    """How to predict.
+
+    Attributes:
+        tiling: which images are too large to be looked at in one piece.
+        spare: the same model on the CPU, None when the model is there already.
+    """
+
+    tiling: Tiling = field(default_factory=Tiling)
+    batch: int = 1
+    spare: Callable[[], Predictor | None] = lambda: None
+
+
+def predict_with_fallback(
+    predictor: Predictor, images: Mapping[str, np.ndarray], care: OomPolicy | None = None
+) -> dict[str, PredictedImage | TaskError]:
+    """All that are not large at once, and when that fails one by one; large ones in tiles.
+
+    Raises:
+        JobTimeoutException: the batch's time is over.
+    """
+    care = care or OomPolicy()
+    ordinary = {key: image for key, image in images.items() if not care.tiling.cuts(image)}
+    results: dict[str, PredictedImage | TaskError] = {}
+    if len(ordinary) > 1:
+        outcome = _tried(lambda: predictor(list(ordinary.values())))
+        if isinstance(outcome, Exception):
+            log.warning("a batch of %d failed (%r); running its images one by one", len(ordinary), outcome)
+        else:
+            results = {
+                key: PredictedImage(instances, "", predictor.precision)
+                for key, instances in zip(ordinary, outcome, strict=True)
+            }
+    return {key: results[key] if key in results else _alone(predictor, image, care) for key, image in images.items()}
+
+
+def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> PredictedImage | TaskError:
+    height, width = image.shape[:2]
+    for note, call in _steps(predictor, image, care):
+        outcome = _tried(call)
+        if not isinstance(outcome, Exception):
+            if note:
+                log.warning("%d x %d: %s", width, height, note)
+            return PredictedImage(outcome, note, predictor.precision)
+        if not is_out_of_memory(outcome):
+            return TaskError(
+                f"The model failed on this image of {width} x {height}: {outcome!r}.", "The worker's log has more."
+            )
+    return TaskError(
+        f"Out of memory on an image of {width} x {height}, even at 1/{FACTORS[-1]} of its size and in parts.",
+        "Use a machine or GPU with more memory, or smaller images.",
+    )
+
+
+def _tried(call: Callable[[], T]) -> T | Exception:
+    """What `call` gives, or its error without the frames that would keep its tensors in memory."""
+    try:
+        return call()
+    except JobTimeoutException:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            log.error("the model failed", exc_info=error)
+        failure = error
+    failure.__traceback__ = failure.__context__ = failure.__cause__ = None
+    release_memory()
+    return failure
+
+
+def _steps(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Iterator[tuple[str, Call]]:
+    """Ways to predict one image, each with less memory than the one before, and what to say about it."""
+    yield "", lambda: _plain(predictor, image, care, care.batch)
+    if care.tiling.cuts(image) and care.batch > 1:
+        yield "", lambda: _plain(predictor, image, care, 1)
+    for factor in FACTORS:
+        yield (
+            f"Out of memory: predicted at 1/{factor} of the image's size, outlines are coarser.",
+            _call_smaller(predictor, image, factor),
+        )
+    part_px = max(LEAST_PART_PX, max(image.shape[:2]) // 2)
+    parts = Tiling(above_px=1, tile_px=part_px, overlap_px=part_px // 4, overview=False)
+    yield (
+        f"Out of memory: predicted in parts of {part_px} px, outlines may be coarser where they meet.",
+        lambda: predict_tiled(predictor.smaller(PARTS_DIVISOR), image, parts),
+    )
+    if (spare := care.spare()) is not None:
+        yield "Out of memory on the GPU: predicted on the CPU.", lambda: _plain(spare, image, care, 1)
+
+
+def _plain(predictor: Predictor, image: np.ndarray, care: OomPolicy, batch: int) -> list[Instance]:
+    if care.tiling.cuts(image):
+        return predict_tiled(predictor, image, care.tiling, batch=batch)
+    return predictor([image])[0]
+
+
+def _call_smaller(predictor: Predictor, image: np.ndarray, factor: int) -> Call:
+    """Both what the network sees and the masks that are pasted are made smaller."""
+    height, width = image.shape[:2]
+
+    def call() -> list[Instance]:
+        instances = predictor.smaller(factor)([downscale_image(image, factor)])[0]
+        return [upscale_instance(instance, height, width) for instance in instances]
+
+    return call
+
+
 WARM_UP_EDGE_PX = 320
 
 

@@ -1,6 +1,6 @@
 """What workers run: fetch the images of a batch, predict them together, turn each into a Label Studio prediction.
 
-Three stages that a worker may overlap (backend/worker/pipeline.py). One bad image fails its own task only.
+Three stages that a worker overlaps (backend/worker/main.py). One bad image fails its own task only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.versions.resolve import ServedModel
 from backend.worker.images import BatchFetcher, Fetch, FetchedImages
-from backend.worker.oom_fallback import OomPolicy, PredictedImage, Predictor, predict_with_fallback
+from backend.worker.model_cache import OomPolicy, PredictedImage, Predictor, WarmModels, predict_with_fallback
 from backend.worker.prompt_runner import PromptRunner
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.prompts import PromptFields
@@ -30,9 +30,6 @@ from integration.regions.settings import Output, Scorer
 from integration.regions.write import build_prediction
 from model.tiling import Tiling
 from training.snapshots.annotation_cost import EffortError, load_effort
-
-if TYPE_CHECKING:
-    from backend.worker.model_cache import WarmModels
 
 log = logging.getLogger(__name__)
 Done = Callable[[Mapping[str, FinishedJob], Mapping[str, float]], None]
@@ -98,12 +95,11 @@ class TaskRunner:
             self.prompts.remember(job, image)
         return image
 
-    def run(self, jobs: Mapping[str, PredictionJob]) -> None:
-        """All stages of a batch one after the other. Never raises for a bad task."""
-        self.write(self.predict(jobs, self.fetcher.begin(jobs)))
-
     def predict(self, jobs: Mapping[str, PredictionJob], images: FetchedImages) -> PredictedTask:
-        """Wait for the images and give them to the network; for the thread that signals interrupt."""
+        """Wait for the images and give them to the network; for the thread that signals interrupt.
+
+        Never raises for a bad task.
+        """
         batch = PredictedTask(jobs)
         arrived = images.all()
         batch.stages_s["images"] = images.seconds()
@@ -111,7 +107,7 @@ class TaskRunner:
         groups = self._by_model(batch, arrived)
         if self.models is not None:
             for model, arrays in groups.items():
-                batch.predicted |= _predicted(self.models, model, arrays, self.tiling, self.tile_batch)
+                batch.predicted |= self._predicted(self.models, model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
@@ -130,19 +126,32 @@ class TaskRunner:
                 batch.predicted[job_id] = self._prompted(job, image)
                 continue
             try:
-                batch.models[job_id] = self._served(job)
+                if self.models is None:
+                    raise TaskError(
+                        f"A worker for prompts was given a whole image of project {job.project!r}.",
+                        "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
+                    )
+                batch.models[job_id] = self.models.find(job.project, job.model_version)
                 groups.setdefault(batch.models[job_id], {})[job_id] = image
             except TaskError as error:
                 batch.sizes[job_id] = error
         return groups
 
-    def _served(self, job: PredictionJob) -> ServedModel:
-        if self.models is None:
-            raise TaskError(
-                f"A worker for prompts was given a whole image of project {job.project!r} ({job.model_version!r}).",
-                "Give API and workers the same TRANSFINER_PROMPT_MODEL.",
-            )
-        return self.models.find(job.project, job.model_version)
+    def _predicted(
+        self, models: WarmModels, model: ServedModel, images: Mapping[str, np.ndarray]
+    ) -> Mapping[str, PredictedImage | TaskError]:
+        def spare() -> Predictor | None:
+            try:
+                return models.spare(model)
+            except TaskError as error:
+                log.error("no model on the CPU: %s", error)
+                return None
+
+        try:
+            predictor = models.predictor(model)
+        except TaskError as error:
+            return dict.fromkeys(images, error)
+        return predict_with_fallback(predictor, images, OomPolicy(self.tiling, self.tile_batch, spare))
 
     def _prompted(self, job: PredictionJob, image: np.ndarray) -> PredictedImage | TaskError:
         if self.prompts is None:
@@ -177,7 +186,20 @@ class TaskRunner:
         # An object has a region for each control that takes it.
         objects = max(Counter(region.get("from_name") for region in result).values(), default=0)
         seconds = round(shared_s + time.monotonic() - begun, 3)
-        _tell(job_id, batch.jobs[job_id], outcome, instances, len(result))
+        job = batch.jobs[job_id]
+        log.info(
+            "task %s of project %s: %s",
+            job.task.get("id"),
+            job.project,
+            outcome.error or f"{instances} object(s), {len(result)} region(s)",
+            extra={
+                "request_id": job.request_id,
+                "project": job.project,
+                "task": job.task.get("id"),
+                "job": job_id,
+                "version": job.model_version,
+            },
+        )
         facts = {"instances": instances, "regions": len(result), "objects": objects, "seconds": seconds}
         return FinishedJob(outcome, facts)
 
@@ -189,48 +211,11 @@ class TaskRunner:
                 raise size
             if predicted is None or isinstance(predicted, TaskError):
                 raise predicted or TaskError("The image was not predicted.")
-            height, width = size
-            if batch.jobs[job_id].prompt is not None:
-                prediction = prediction_of_prompt(batch.jobs[job_id], predicted, width, height)
-                return JobOutcome(prediction=prediction), 1
-            directory = batch.models[job_id].directory
-            prediction = prediction_of_instances(batch.jobs[job_id], predicted, width, height, directory)
+            model = batch.models.get(job_id)
+            prediction = prediction_of(batch.jobs[job_id], predicted, *size, model.directory if model else None)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
         return JobOutcome(prediction=prediction), len(predicted.instances)
-
-
-def _predicted(
-    models: WarmModels, model: ServedModel, images: Mapping[str, np.ndarray], tiling: Tiling, tile_batch: int
-) -> Mapping[str, PredictedImage | TaskError]:
-    def spare() -> Predictor | None:
-        try:
-            return models.spare(model)
-        except TaskError as error:
-            log.error("no model on the CPU: %s", error)
-            return None
-
-    try:
-        predictor = models.predictor(model)
-    except TaskError as error:
-        return dict.fromkeys(images, error)
-    return predict_with_fallback(predictor, images, OomPolicy(tiling, tile_batch, spare))
-
-
-def _tell(job_id: str, job: PredictionJob, outcome: JobOutcome, instances: int, regions: int) -> None:
-    log.info(
-        "task %s of project %s: %s",
-        job.task.get("id"),
-        job.project,
-        outcome.error or f"{instances} object(s), {regions} region(s)",
-        extra={
-            "request_id": job.request_id,
-            "project": job.project,
-            "task": job.task.get("id"),
-            "job": job_id,
-            "version": job.model_version,
-        },
-    )
 
 
 def find_scorer(directory: Path) -> Scorer | None:
@@ -244,51 +229,32 @@ def find_scorer(directory: Path) -> Scorer | None:
     return effort.score if effort is not None and effort.is_useful else None
 
 
-def prediction_of_instances(
-    job: PredictionJob, predicted: PredictedImage, width: int, height: int, model: Path
+def prediction_of(
+    job: PredictionJob, predicted: PredictedImage, height: int, width: int, model: Path | None
 ) -> Prediction:
     """The prediction of one task; what had to be given up is said on its regions.
 
+    The answer to an interactive job is one object with the annotator's label, whatever thresholds the config has.
+
     Args:
-        model: checkpoint directory, which may carry a calibrated task score.
+        model: checkpoint directory, which may carry a calibrated task score; None for an interactive job.
     """
+    config = parse_label_config(job.label_config)
+    how: dict[str, Any] = {"width": width, "height": height, "model_version": job.model_version}
     try:
-        prediction, dropped = build_prediction(
-            predicted.instances,
-            parse_label_config(job.label_config),
-            width=width,
-            height=height,
-            model_version=job.model_version,
-            output=Output(**job.output),
-            seed=f"{job.task.get('id')}:{job.image}",
-            scorer=find_scorer(model),
-        )
+        how |= {"output": Output(**job.output), "seed": f"{job.task.get('id')}:{job.image}"}
+        if model is None:
+            (instance,) = predicted.instances
+            prediction = build_answer(instance, PromptFields(**(job.prompt or {})), config, **how)  # type: ignore[typeddict-item]
+        else:
+            prediction, dropped = build_prediction(predicted.instances, config, scorer=find_scorer(model), **how)
+            if dropped:
+                left_out = {str(why): count for why, count in dropped.items()}
+                log.info("task %s, left out: %s", job.task.get("id"), left_out)
     except Exception as error:
         log.exception("turning instances into regions failed")
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-    if dropped:
-        log.info("task %s, left out: %s", job.task.get("id"), {str(why): count for why, count in dropped.items()})
     for region in prediction["result"] if predicted.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
         region["meta"] = {"text": [predicted.note]}
     return {**prediction, "precision": predicted.precision}
-
-
-def prediction_of_prompt(job: PredictionJob, predicted: PredictedImage, width: int, height: int) -> Prediction:
-    """The answer to an interactive job: one object with the annotator's label, whatever thresholds the config has."""
-    (instance,) = predicted.instances
-    try:
-        answer = build_answer(
-            instance,
-            PromptFields(**(job.prompt or {})),  # type: ignore[typeddict-item]
-            parse_label_config(job.label_config),
-            width=width,
-            height=height,
-            model_version=job.model_version,
-            output=Output(**job.output),
-            seed=f"{job.task.get('id')}:{job.image}",
-        )
-    except Exception as error:
-        log.exception("turning an answer into a region failed")
-        raise TaskError(f"The answer could not be written as a region: {error!r}.") from error
-    return {**answer, "precision": predicted.precision}

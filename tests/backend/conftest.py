@@ -138,7 +138,7 @@ def serve() -> Iterator[Callable[[Settings], str]]:
 
     yield start
     for server, thread, service in servers:
-        service.queue.is_stopping = lambda: True
+        service.queue.is_stopping = True
         server.stop()
         thread.join()
         service.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from backend.bootstrap.browser import BY_HAND, find_browser
+from backend.bootstrap.environments import BY_HAND, find_browser
 from backend.processes.embedded_redis import free_port
 from tests.support.running_demo import RunningDemo
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from backend.doctor.machine import Finding
+from backend.doctor.command import Finding
 from backend.settings import Settings
 from backend.versions.resolve import read_served_model
 from integration.label_studio.client import LabelStudioClient

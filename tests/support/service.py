@@ -9,13 +9,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from redis import Redis
 
+from backend.queue.job_queue import JobQueue
+from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.queue.recovery import living_workers
 
 # A worker on a busy machine must not look dead.
@@ -39,6 +41,16 @@ def wait_until(condition: Callable[[], object], *, give_up_s: float = 120.0) -> 
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
+
+
+def states(queue: JobQueue, job_ids: Sequence[str]) -> list[str]:
+    """State of each task, "" for unknown ones."""
+    return [state for (state,) in queue.records.fields(job_ids, "state").values()]
+
+
+def finish(queue: JobQueue, job_id: str, outcome: JobOutcome) -> None:
+    """End a task as a worker does."""
+    queue.records.finish_all({job_id: FinishedJob(outcome, {})})
 
 
 class FakeWorkers:

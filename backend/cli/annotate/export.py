@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.types import FOLDER, annotation_options, read_label_config_file
+from backend.cli.types import FOLDER, annotation_options
 from backend.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -56,20 +55,24 @@ def export(
     Example: transfiner export --project 12 --url http://127.0.0.1:8080 --format coco --format yolo
              transfiner export --export export.json --label-config config.xml --out dataset
     """
-    from backend.cli.train.snapshot import read_rows
-    from backend.learning.snapshot import Labelling
+    from backend.cli.train.snapshot import label_studio_client, read_labelling, read_rows
     from integration.label_studio.client import ClientError
     from integration.label_studio.tasks import read_task
     from integration.regions.export import export_tasks
 
     if (project is None) == (export_file is None):
         raise click.UsageError("choose one source: --project NUMBER or --export FILE")
-    try:
-        rows, xml = (read_rows(export_file), "") if export_file else _rows_of_project(project or 0, url, api_key)
-    except ClientError as error:
-        raise ServiceError(str(error)) from error
-    xml = read_label_config_file(config_file) if config_file else xml
-    labelling = Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
+    xml = ""
+    if export_file:
+        rows = read_rows(export_file)
+    else:
+        client = label_studio_client(url, api_key)
+        try:
+            rows = [*client.export_json(project or 0)]
+            xml = str(client.get_project(project or 0).get("label_config", ""))
+        except ClientError as error:
+            raise ServiceError(str(error)) from error
+    labelling = read_labelling(config_file, rows, xml)
     result = export_tasks(
         map(read_task, rows),
         labelling.classes,
@@ -82,13 +85,6 @@ def export(
     files = _write(result, formats, out)
     facts = _facts(result) | {"files": files}
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else _page(facts))
-
-
-def _rows_of_project(project: int, url: str | None, api_key: str | None) -> tuple[list[Mapping[str, Any]], str]:
-    from backend.cli.train.snapshot import label_studio_client
-
-    client = label_studio_client(url, api_key)
-    return [*client.export_json(project)], str(client.get_project(project).get("label_config", ""))
 
 
 def _write(result: Export, formats: tuple[str, ...], out: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""`transfiner predict`: outline the objects of image files with any checkpoint; one writer a format."""
+"""`transfiner predict`: outline the objects of image files with any checkpoint, or the boxes of any detector."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import base64
 import colorsys
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 
 from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, plain_errors, read_label_config_file
 from backend.versions.store import DEFAULT_STORE, find_model
@@ -24,30 +24,106 @@ from integration.label_studio.label_config import LabelConfig, parse_label_confi
 from model.errors import require_model_libraries
 from model.images import read_image
 from model.instance import Instance
+from training.metrics.coco_schema import read_json
+
+if TYPE_CHECKING:
+    from model.prompt_predictor import PromptPredictor
+
+Box = tuple[float, float, float, float]
+#: Side of the smallest box that is outlined, in px.
+LEAST_SIDE_PX = 1.0
+
+
+@dataclass(frozen=True)
+class DetectedBox:
+    """A box in pixels of the upright image, with its class and score."""
+
+    box_xyxy: Box
+    label: str
+    score: float
+
+
+class BoxFile:
+    """A COCO results file: a JSON list of objects with `bbox` (x, y, width, height), `score`, an image and a class.
+
+    The image is `file_name`, with or without folders, or `image_id` as `transfiner predict` numbers images, or the
+    file's name as text; the class is `category`, or `category_id` as COCO numbers its classes.
+
+    Args:
+        image_id_of: (file, its place among all) -> COCO's image id.
+
+    Raises:
+        ValueError: it is no such list; names the first wrong record.
+    """
+
+    def __init__(self, file: Path, image_id_of: Callable[[Path, int], int], names: dict[int, str]) -> None:
+        self._file, self._image_id_of = file, image_id_of
+        self._of_image: dict[str, list[DetectedBox]] = defaultdict(list)
+        self._asked: set[str] = set()
+        records = read_json(file)
+        if not isinstance(records, list):
+            raise ValueError(f"{file} holds a {type(records).__name__}, expected a list of COCO results")
+        for number, record in enumerate(records):
+            try:
+                image = record["file_name"] if "file_name" in record else record["image_id"]
+                if not isinstance(image, str | int):
+                    raise TypeError(f"its image is {image!r:.40}")
+                self._of_image[_key(image)].append(_detected(record, names))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file}, record {number}: {error!r}; expected bbox [x, y, width, height], score, image_id or "
+                    "file_name, category_id or category"
+                ) from error
+        self._of_name: dict[str, list[str]] = defaultdict(list)
+        for key in self._of_image:
+            self._of_name[key.rpartition("/")[2]].append(key)
+        self.labels = tuple(dict.fromkeys(box.label for boxes in self._of_image.values() for box in boxes))
+
+    def boxes(self, file: Path, number: int) -> list[DetectedBox]:
+        """The boxes of an image, the best score first."""
+        path = _key(file.as_posix())
+        ends = [path, *(path.split("/", n)[-1] for n in range(1, path.count("/") + 1))]
+        same_name = self._of_name.get(file.name, [])
+        keys = [*ends, *(same_name if len(same_name) == 1 else ()), file.stem, _key(self._image_id_of(file, number))]
+        key = next((key for key in keys if key in self._of_image), "")
+        self._asked.add(key)
+        return sorted(self._of_image.get(key, []), key=lambda box: -box.score)
+
+    def left_out(self) -> str:
+        """Which boxes were of none of the images so far; "" where there are none."""
+        others = sorted(self._of_image.keys() - self._asked)
+        if not others:
+            return ""
+        return f"{len(others)} images of {self._file} are none of those given, such as {others[0]!r:.80}"
+
+
+def _key(image: str | int) -> str:
+    """An image's name with slashes, or its number as text without leading zeros."""
+    text = str(image).strip().replace("\\", "/").removeprefix("./")
+    return str(int(text)) if text.isascii() and text.isdigit() else text
+
+
+def _detected(record: dict[str, Any], names: dict[int, str]) -> DetectedBox:
+    x, y, width, height = (float(value) for value in record["bbox"])
+    if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
+        raise ValueError(f"bbox is {record['bbox']}")
+    label = record["category"] if "category" in record else names.get(int(record["category_id"]))
+    box = (x, y, x + max(width, LEAST_SIDE_PX), y + max(height, LEAST_SIDE_PX))
+    return DetectedBox(box, str(label or record["category_id"]), float(record["score"]))
+
+
+def outline_boxes(
+    predictor: PromptPredictor, image_rgb: np.ndarray, boxes: Sequence[DetectedBox], score_threshold: float
+) -> list[Instance]:
+    """The object in each box that reaches the threshold, with the box's class and score."""
+    chosen = [box for box in boxes if box.score >= score_threshold]
+    outlined = predictor.image(image_rgb).prompt_boxes([box.box_xyxy for box in chosen])
+    return [replace(instance, label=box.label, score=box.score) for instance, box in zip(outlined, chosen, strict=True)]
 
 
 def image_id_of(file: Path, number: int) -> int:
     """COCO names its files by image id (000000008844.jpg is 8844); other files count from 1."""
     return int(file.stem) if file.stem.isdecimal() else number + 1
-
-
-def coco_results(
-    file: Path, image_id: int, instances: Sequence[Instance], category_ids: dict[str, int]
-) -> list[dict[str, Any]]:
-    """One record an instance: bbox in x, y, width, height; the mask as compressed RLE; the file and class named."""
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[instance.label],
-            "bbox": _bbox_xywh(instance.box_xyxy),
-            "score": instance.score,
-            "segmentation": encode_mask(instance.mask_hw),
-            "file_name": file.name,
-            "category": instance.label,
-            "uncertainty": instance.uncertainty,
-        }
-        for instance in instances
-    ]
 
 
 def category_ids_of(labels: Sequence[str]) -> dict[str, int]:
@@ -59,17 +135,6 @@ def category_ids_of(labels: Sequence[str]) -> dict[str, int]:
     if set(labels) == set(coco):
         return coco
     return {label: number for number, label in enumerate(labels, start=1)}
-
-
-def encode_mask(mask_hw: np.ndarray) -> dict[str, Any]:
-    """Compressed run-length encoding, column by column, as JSON holds it."""
-    encoded = coco_mask.encode(np.asfortranarray(mask_hw.astype(np.uint8)))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
-
-
-def _bbox_xywh(box_xyxy: tuple[float, float, float, float]) -> list[float]:
-    left, top, right, bottom = box_xyxy
-    return [round(value, 3) for value in (left, top, right - left, bottom - top)]
 
 
 TINT = 0.45
@@ -125,27 +190,38 @@ class PredictedImageFile:
     instances: Sequence[Instance]
 
 
-class PredictionWriter(Protocol):
-    """Takes images one by one; `records` is what is printed as JSON in the end."""
-
-    records: list[Any]
-
-    def add(self, outlined: PredictedImageFile) -> None:
-        """Take one image."""
-        ...
+#: Makes what is printed of an image: records of JSON, or paths of pictures.
+Writer = Callable[[PredictedImageFile], list[Any]]
 
 
-class CocoWriter:
-    """COCO results, and ids that are the same for every image."""
+def coco_writer(labels: Sequence[str]) -> Writer:
+    """COCO results with ids that are the same for every image, and with the file and class named.
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.records: list[Any] = []
-        self._category_ids = category_ids_of(labels)
+    One record an instance: bbox in x, y, width, height; the mask as compressed RLE.
+    """
+    from training.evaluation.coco_format import encode
 
-    def add(self, outlined: PredictedImageFile) -> None:
-        """Append a record an instance."""
-        image_id = image_id_of(outlined.file, outlined.number)
-        self.records += coco_results(outlined.file, image_id, outlined.instances, self._category_ids)
+    category_ids = category_ids_of(labels)
+
+    def write(outlined: PredictedImageFile) -> list[Any]:
+        records = []
+        for instance in outlined.instances:
+            left, top, right, bottom = instance.box_xyxy
+            mask = encode(instance.mask_hw)
+            record = {
+                "image_id": image_id_of(outlined.file, outlined.number),
+                "category_id": category_ids[instance.label],
+                "bbox": [round(value, 3) for value in (left, top, right - left, bottom - top)],
+                "score": instance.score,
+                "segmentation": {**mask, "counts": mask["counts"].decode("ascii")},
+                "file_name": outlined.file.name,
+                "category": instance.label,
+                "uncertainty": instance.uncertainty,
+            }
+            records.append(record)
+        return records
+
+    return write
 
 
 AddressOf = Callable[[Path], str]
@@ -183,51 +259,43 @@ def _inline(file: Path) -> str:
     return f"data:image/{media_type};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-class LabelStudioWriter:
-    """Tasks with a prediction, ready for Label Studio's import."""
+def label_studio_writer(config: LabelConfig, version: str, tolerance_px: float, address: AddressOf) -> Writer:
+    """Tasks with a prediction, ready for Label Studio's import; their images have addresses that it can show."""
+    config.require_supported()
 
-    def __init__(self, label_config: LabelConfig, version: str, tolerance_px: float, address: AddressOf) -> None:
-        label_config.require_supported()
-        self._address = address
-        self.records: list[Any] = []
-        self._label_config = label_config
-        self._version = version
-        self._tolerance_px = tolerance_px
-
-    def add(self, outlined: PredictedImageFile) -> None:
-        """Append a task whose image has an address that Label Studio can show."""
+    def write(outlined: PredictedImageFile) -> list[Any]:
         # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
         from integration.regions.write import Output, build_prediction
 
         height, width = outlined.image_rgb.shape[:2]
         prediction, _ = build_prediction(
             outlined.instances,
-            self._label_config,
+            config,
             width=width,
             height=height,
-            model_version=self._version,
-            output=Output(tolerance_px=self._tolerance_px),
+            model_version=version,
+            output=Output(tolerance_px=tolerance_px),
             seed=str(outlined.file),
         )
-        data = {self._label_config.value_key: self._address(outlined.file)}
-        self.records.append({"data": data, "predictions": [prediction]})
+        return [{"data": {config.value_key: address(outlined.file)}, "predictions": [prediction]}]
+
+    return write
 
 
-class OverlayWriter:
-    """A PNG an image in `folder`, named like the image."""
+def overlay_writer(folder: Path) -> Writer:
+    """A PNG an image in `folder`, named like the image; those of the same name in different folders get a number."""
+    taken: set[Path] = set()
 
-    def __init__(self, folder: Path) -> None:
-        self.records: list[Any] = []
-        self._folder = folder
-
-    def add(self, outlined: PredictedImageFile) -> None:
-        """Write the picture; images of the same name in different folders get a number."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        target = self._folder / f"{outlined.file.stem}.png"
-        if str(target) in self.records:
-            target = self._folder / f"{outlined.file.stem}-{outlined.number + 1}.png"
+    def write(outlined: PredictedImageFile) -> list[Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{outlined.file.stem}.png"
+        if target in taken:
+            target = folder / f"{outlined.file.stem}-{outlined.number + 1}.png"
+        taken.add(target)
         draw_overlay(outlined.image_rgb, outlined.instances).save(target)
-        self.records.append(str(target))
+        return [str(target)]
+
+    return write
 
 
 def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
@@ -308,8 +376,8 @@ def predict(
         require_model_libraries()
         outliner = _outliner(directory, boxes_file, device, score_threshold, precision)
         writer = _writer(kind, outliner, output, config_file, tolerance_px, image_prefix)
-        failures = _predict_all(outliner, images, writer)
-        _print(writer.records, kind, output, as_json)
+        records, failures = _predict_all(outliner, images, writer)
+        _print(records, kind, output, as_json)
     if note := outliner.note():
         click.echo(f"Note: {note}", err=True)
     for message in failures:
@@ -360,7 +428,6 @@ def _outliner(
             predictor.images_at_once,
             lambda batch: predictor([image for *_, image in batch]),
         )
-    from backend.cli.annotate.box_results import BoxFile, outline_boxes
     from model.checkpoints.metadata import read_metadata
     from model.prompt_predictor import PromptPredictor
 
@@ -385,21 +452,20 @@ def _writer(
     config_file: Path | None,
     tolerance_px: float,
     image_prefix: str,
-) -> PredictionWriter:
+) -> Writer:
     if kind == "coco":
-        return CocoWriter(outliner.labels)
+        return coco_writer(outliner.labels)
     if kind == "overlay":
-        return OverlayWriter(output or Path("overlays"))
-    config = read_label_config(config_file, outliner.labels)
-    writer = LabelStudioWriter(config, outliner.version, tolerance_px, address_under(image_prefix))
+        return overlay_writer(output or Path("overlays"))
     if not image_prefix:
         click.echo("Note: Label Studio cannot show paths of this machine; give --image-prefix.", err=True)
-    return writer
+    config = read_label_config(config_file, outliner.labels)
+    return label_studio_writer(config, outliner.version, tolerance_px, address_under(image_prefix))
 
 
-def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionWriter) -> list[str]:
-    """Feed every readable image to the writer; the messages of the others."""
-
+def _predict_all(outliner: _Outliner, files: Sequence[Path], write: Writer) -> tuple[list[Any], list[str]]:
+    """What the writer makes of every readable image; the messages of the others."""
+    records: list[Any] = []
     failures: list[str] = []
     with click.progressbar(length=len(files), label="images", file=sys.stderr) as bar:
         for start in range(0, len(files), outliner.images_at_once):
@@ -410,9 +476,9 @@ def _predict_all(outliner: _Outliner, files: Sequence[Path], writer: PredictionW
                 except (ValueError, OSError) as error:
                     failures.append(str(error))
             for (file, number, image), instances in zip(batch, outliner.outline(batch), strict=True):
-                writer.add(PredictedImageFile(file, number, image, instances))
+                records += write(PredictedImageFile(file, number, image, instances))
             bar.update(outliner.images_at_once)
-    return failures
+    return records, failures
 
 
 def _print(records: list[Any], kind: str, output: Path | None, as_json: bool) -> None:

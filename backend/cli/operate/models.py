@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.operate.registry import (
-    gc,
-    list_versions,
-    project_option,
-    promote,
-    registry_option,
-    rollback,
-    show_version,
-)
 from backend.cli.train.gate import compare_models
-from backend.cli.types import FILE, FOLDER, SuggestingGroup, json_option, plain_errors, progress_bar
+from backend.cli.types import (
+    FILE,
+    FOLDER,
+    REFUSED,
+    SuggestingGroup,
+    json_option,
+    open_registry,
+    plain_errors,
+    progress_bar,
+    project_option,
+    registry_option,
+)
 from backend.versions.store import DEFAULT_STORE, find_model, stored_models
 from model.checkpoints.metadata import CONFIG_FILE, CheckpointError, read_metadata, verify_weights
 from model.checkpoints.releases import RELEASES
@@ -36,6 +40,9 @@ store_option = click.option("--store", type=FOLDER, default=DEFAULT_STORE, help=
 classes_option = click.option("--classes", "classes_file", type=FILE, help="Class names in order, one a line.")
 half_option = click.option("--half", is_flag=True, help="Store half precision: half the size.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of that name.")
+needed_project_option = click.option(
+    "--project", required=True, help="Whose versions: Label Studio's project id, or any name."
+)
 
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True)
@@ -54,8 +61,7 @@ def models(context: click.Context) -> None:
         click.echo(table_text(model_table(DEFAULT_STORE)))
 
 
-for command in (promote, rollback, compare_models, gc):
-    models.add_command(command)
+models.add_command(compare_models)
 
 
 @models.command("import")
@@ -75,7 +81,10 @@ def import_command(
     Example: transfiner models import ~/Downloads/output_3x_transfiner_r50.pth --name r50
     """
     with plain_errors():
-        done = _import(file, store / _checked_name(name or file.stem), classes_file, half, force, "")
+        name = name or file.stem
+        if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
+            raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
+        done = _import(file, store / name, classes_file, half, force, "")
     _report_import(done, as_json)
 
 
@@ -146,15 +155,10 @@ def list_command(store: Path, registry_url: str | None, project: str | None, as_
     if as_json:
         click.echo(json.dumps({"stored": rows, "released": released}, indent=2))
         return
+    click.echo(table_text(model_table(store)))
     for entry in rows:
-        size = f"{entry['bytes'] / 1e6:.1f} MB"
-        click.echo(f"{entry['name']:<20} {entry['version']:<28} {len(entry['classes']):>4} classes {size:>10}")
-        click.echo(f"    {entry['problem'] or entry['directory']}")
-    if not rows:
-        click.echo(f"No checkpoints in {store}.")
-    click.echo("\nReleased by the authors (`transfiner models fetch NAME`):")
-    for entry in released:
-        click.echo(f"{entry['name']:<20} {entry['figures']}")
+        if entry["problem"]:
+            click.echo(f"{entry['name']} cannot be used: {entry['problem']}")
 
 
 @models.command()
@@ -195,6 +199,115 @@ def show(
         click.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
+def list_versions(url: str | None, project: str | None, as_json: bool) -> None:
+    """Print the versions of a project, or of every project of a registry."""
+    with plain_errors():
+        registry = open_registry(url)
+        projects = [project] if project else registry.projects()
+        states = {name: (registry.active(name), registry.versions(name)) for name in projects}
+    if as_json:
+        report = {
+            name: {"active": active, "versions": [asdict(version) for version in versions]}
+            for name, (active, versions) in states.items()
+        }
+        click.echo(json.dumps({"registry": registry.url, "projects": report}, indent=2, ensure_ascii=False))
+        return
+    if not states:
+        click.echo(f"No projects in {registry.url}.")
+    for name, (active, versions) in states.items():
+        click.echo(f"Project {name} in {registry.url}: {active or 'no version'} is active.")
+        if versions:
+            click.echo(f"  {'version':<32}{'status':<11}{'mask AP':>8}{'boundary':>10}  {'parent':<24}created")
+        for version in versions:
+            values = [version.metrics.get(kind) for kind in ("mask_ap", "boundary_ap")]
+            mask, boundary = (f"{100 * value:.1f}" if isinstance(value, int | float) else "-" for value in values)
+            head = f"{'*' if version.name == active else ' '} {version.name:<32}{version.status:<11}"
+            click.echo(f"{head}{mask:>8}{boundary:>10}  {version.parent or '-':<24}{version.created[:19]}")
+
+
+def show_version(url: str | None, project: str, name: str, papers: Path | None, as_json: bool) -> None:
+    """Print what is known of a version; copy its card, report and pictures into a folder if one is given."""
+    with plain_errors():
+        registry = open_registry(url)
+        version = registry.version(project, name)
+        names = registry.papers(project, name)
+        report = json.loads(registry.paper(project, name, "report.json") or b"{}")
+        for paper in names if papers else ():
+            target = Path(str(papers)) / paper
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(registry.paper(project, name, paper) or b"")
+    facts = asdict(version) | {"active": registry.active(project) == name, "papers": names}
+    if as_json:
+        click.echo(json.dumps(facts | {"report": report}, indent=2, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key}: {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
+    for reason in report.get("reasons", ()):
+        click.echo(f"- {reason}")
+
+
+@models.command()
+@click.argument("version")
+@needed_project_option
+@registry_option
+@click.option("--force", is_flag=True, help="Promote a version that the gate rejected, too.")
+def promote(version: str, project: str, registry_url: str | None, force: bool) -> None:
+    """Make a version of the registry the one that serves; workers follow by themselves.
+
+    \b
+    Example: transfiner models promote round-3 --project 12
+    """
+    with plain_errors():
+        registry = open_registry(registry_url)
+        if registry.version(project, version).status == "rejected" and not force:
+            click.echo(
+                f"{version} was rejected by the gate (transfiner models show {version} --project {project} "
+                "says why); add --force to promote it anyway.",
+                err=True,
+            )
+            sys.exit(REFUSED)
+        before = registry.active(project)
+        registry.promote(project, version)
+    click.echo(f"Project {project}: {version} is active{f', {before} was' if before not in (None, version) else ''}.")
+
+
+@models.command()
+@needed_project_option
+@registry_option
+def rollback(project: str, registry_url: str | None) -> None:
+    """Make the version serve again that served before; the present one is retired.
+
+    \b
+    Example: transfiner models rollback --project 12
+    """
+    with plain_errors():
+        registry = open_registry(registry_url)
+        before = registry.active(project)
+        after = registry.roll_back(project)
+    click.echo(f"Project {project}: {after} is active again, {before} is retired.")
+
+
+@models.command()
+@needed_project_option
+@registry_option
+@click.option("--keep", type=click.IntRange(0), default=5, help="Newest versions that stay although they never served.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+def gc(project: str, registry_url: str | None, keep: int, dry_run: bool, as_json: bool) -> None:
+    """Remove old versions that never served. The active one, its history, the best and their ancestors stay.
+
+    \b
+    Example: transfiner models gc --project 12 --keep 3 --dry-run
+    """
+    with plain_errors():
+        gone = open_registry(registry_url).collect_garbage(project, keep=keep, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({"removed": gone, "dry_run": dry_run}))
+        return
+    verb = "would go" if dry_run else "removed"
+    click.echo("\n".join(f"{name} {verb}" for name in gone) or "Nothing to remove.")
+
+
 def _import(file: Path, directory: Path, classes_file: Path | None, half: bool, force: bool, source: str) -> Import:
     require_model_libraries()
     from model.checkpoints.import_released import import_released
@@ -217,12 +330,6 @@ def _report_import(done: Import, as_json: bool) -> None:
     if done.report.absent_training_only:
         click.echo(done.report.describe())
     click.echo(f"Use it: transfiner serve --model {done.directory}")
-
-
-def _checked_name(name: str) -> str:
-    if not name or name.startswith(".") or any(sign in name for sign in "/\\"):
-        raise ValueError(f"--name is {name!r}, expected a name for a folder, without / or a dot in front")
-    return name
 
 
 def card_facts(directory: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from redis import Redis, RedisError
 
 from backend.cli.types import CHECKPOINT, DEVICE, PORT
 from backend.errors import StartError
+from backend.logs import set_up_logs
 from backend.processes.running_service import announced
 from backend.processes.service_tree import service_children, warn_of_unknown_variables
 from backend.processes.supervisor import Supervisor
@@ -48,8 +49,6 @@ def serve(**options: Any) -> None:
     Example: transfiner serve --port 9090
     Then connect http://localhost:9090 in Label Studio under Settings > Model.
     """
-    from backend.logs import set_up_logs
-
     settings = load_settings(**options)
     _check_device(settings)
     set_up_logs(settings)
@@ -80,8 +79,6 @@ def api(**options: Any) -> None:
     \b
     Example: transfiner api --host 0.0.0.0 --redis-url redis://queue:6379/0
     """
-    from backend.logs import set_up_logs
-
     settings = load_settings(**options)
     set_up_logs(settings)
     serve_http(settings)
@@ -103,12 +100,7 @@ def serve_http(settings: Settings) -> None:
     app = create_app(settings)
     predictions = app.extensions["transfiner"].predictions
     predictions.promises.resume()
-    server = HttpServer(app, settings, settings.host, settings.port)
-
-    def answer_waiting_requests() -> None:
-        predictions.queue.is_stopping = lambda: True
-
-    server.run_until_signal(answer_waiting_requests)
+    HttpServer(app, settings, settings.host, settings.port).run_until_signal(predictions.queue.stop)
 
 
 @click.command()
@@ -132,8 +124,6 @@ def worker(queues: str, burst: bool, **options: Any) -> None:
     Example: transfiner worker --queues interactive
     Example: transfiner worker --queues train
     """
-    from backend.logs import set_up_logs
-
     settings = load_settings(**options)
     _check_device(settings)
     set_up_logs(settings)

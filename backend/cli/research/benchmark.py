@@ -21,7 +21,7 @@ from backend.cli.types import (
     size_option,
     threads_option,
 )
-from backend.devtools.capacity import capacity
+from backend.devtools.load import capacity
 from backend.settings import SCENES_MODEL
 
 TABLE_NUMBERS = [str(number) for number in range(1, 13)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, plain_errors, read_label_config_file
+from backend.cli.types import CHECKPOINT, FILE, FOLDER, SuggestingGroup, plain_errors
 
 
 @click.group(cls=SuggestingGroup)
@@ -135,8 +135,8 @@ def _open_export(name: str) -> Any:
     Raises:
         ServiceError, UnsupportedConfigError: the export cannot be read, or nothing in it can be learned from.
     """
-    from backend.cli.train.snapshot import read_rows
-    from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
+    from backend.cli.train.snapshot import read_labelling, read_rows
+    from backend.learning.snapshot import ImageFolder, SnapshotSettings, freeze_tasks
     from training.datasets import split_after_file
     from training.snapshots.samples import SnapshotSamples
 
@@ -145,8 +145,7 @@ def _open_export(name: str) -> Any:
     if not (export_file and images):
         raise ValueError(f"the set is {name!r}, expected label-studio:EXPORT.json:IMAGES/[:CONFIG.xml]")
     rows = read_rows(Path(export_file))
-    xml = read_label_config_file(Path(config_file)) if config_file else ""
-    labelling = Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
+    labelling = read_labelling(Path(config_file) if config_file else None, rows)
     folder = tempfile.TemporaryDirectory(prefix="transfiner-check-")
     click.get_current_context().call_on_close(folder.cleanup)
     settings = SnapshotSettings(holdout_share=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,10 +64,16 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
     Example: transfiner effort compare --weights scenes-small --set scenes:val:60
     """
     from backend.learning.annotation_cost import compare_orders
+    from training.snapshots.annotation_cost import cross_fitted_edits, load_effort
 
     with plain_errors():
         measured, name = _measured(weights, **images)
-        expected, origin = _expected(measured, weights)
+        stored = load_effort(weights)
+    if stored is not None:
+        expected, origin = [stored.expected_edit(each) for each in measured.features], f"fitted on {stored.fitted_on}"
+    else:
+        expected = cross_fitted_edits(measured.features, measured.edits).tolist()
+        origin = "fitted on the other four fifths of these images"
     scores = {
         "expected edit": [-value for value in expected],
         "score * (1 - uncertainty)": measured.certainty,
@@ -81,21 +86,9 @@ def compare_effort(weights: Path, as_json: bool, **images: Any) -> None:
         return
     click.echo(f"{len(measured.edits)} images of {name}, {sum(measured.edits):.0f} actions in all; {origin}")
     click.echo(f"{'order':28}{'rank correlation':>18}{'95 %':>18}{'edits in first fifth':>22}")
-    for order, figures_of_order in figures.items():
-        interval = f"{figures_of_order.low:+.2f}..{figures_of_order.high:+.2f}"
-        click.echo(
-            f"{order:28}{figures_of_order.rank_correlation:>+18.3f}{interval:>18}{figures_of_order.first_fifth:>21.0%}"
-        )
-
-
-def _expected(measured: CorrectionCost, weights: Path) -> tuple[Sequence[float], str]:
-    from training.snapshots.annotation_cost import cross_fitted_edits, load_effort
-
-    stored = load_effort(weights)
-    if stored is not None:
-        return [stored.expected_edit(feature) for feature in measured.features], f"fitted on {stored.fitted_on}"
-    expected = cross_fitted_edits(measured.features, measured.edits)
-    return expected.tolist(), "fitted on the other four fifths of these images"
+    for order, figure in figures.items():
+        interval = f"{figure.low:+.2f}..{figure.high:+.2f}"
+        click.echo(f"{order:28}{figure.rank_correlation:>+18.3f}{interval:>18}{figure.first_fifth:>21.0%}")
 
 
 def _measured(

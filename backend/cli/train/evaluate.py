@@ -16,6 +16,9 @@ from backend.cli.types import CHECKPOINT, DEVICE, EXISTING_PATH, FILE, limit_thr
 if TYPE_CHECKING:
     from training.evaluation.score import Score
 
+Json = dict[str, Any]
+TextOf = Callable[[Json], str]
+
 
 @click.command()
 @click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--count", type=click.IntRange(1), default=200, help="Number of scenes.")
 @click.option("--ratio", type=float, default=0.02, help="Boundary width / image diagonal.")
 @click.option("--device", type=DEVICE, default="cpu")
-@click.option("--threads", type=int, default=0, help="Threads of the arithmetic of a process; 0: the machine's.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads of a process; 0: the machine's.")
 @click.option(
     "--processes",
     type=click.IntRange(1),
@@ -105,7 +108,9 @@ def evaluate(
     from training.datasets import open_set
 
     name = _set_name(split, coco, named, count)
-    _share_processor(device, threads, processes)
+    if processes > 1 and device != "cpu":
+        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
+    limit_threads(threads or int(processes > 1))
     if (edits or served) and picture:
         raise click.UsageError("--picture is of raw masks; leave out --edits and --served")
     if weights is None and (prompts or not served):
@@ -115,15 +120,18 @@ def evaluate(
     with plain_errors():  # a set, classes, an override, an image that is missing
         samples = open_set(name)
         if weights is not None and prompts:
-            _prompts(samples, weights, prompts, device, as_json, with_grabcut=grabcut)
+            outcome, text_of = _prompts(samples, weights, prompts, device, with_grabcut=grabcut)
         elif edits:
-            _edits(samples, name, weights, served, good, shown_from, device, flat, as_json)
+            source = served or weights
+            outcome, text_of = _edits(source, samples, name, good, shown_from, device=device, overrides=flat)
         elif served:
             from backend.devtools.served_evaluation import comparison_text, evaluate_served
 
-            _say(evaluate_served(served, samples, name, weights, threshold, **how), as_json, comparison_text)
-        elif weights is not None:
-            _say(_raw(samples, name, weights, picture, rows, how), as_json, _table)
+            outcome, text_of = evaluate_served(served, samples, name, weights, threshold, **how), comparison_text
+        else:
+            assert weights is not None  # refused above
+            outcome, text_of = _raw(samples, name, weights, picture, rows, how), _table
+    print_result(outcome, "" if as_json else text_of(outcome), as_json)
 
 
 def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | None, count: int) -> str:
@@ -132,15 +140,21 @@ def _set_name(split: str | None, coco: tuple[Path, Path] | None, named: str | No
     return f"scenes:{split}:{count}" if split else f"coco:{coco[0]}:{coco[1]}" if coco else named or ""
 
 
-def _share_processor(device: str, threads: int, processes: int) -> None:
-    """Set torch's threads; refuse processes on a GPU."""
-    if processes > 1 and device != "cpu":
-        raise click.UsageError(f"--processes shares a CPU; --device is {device}")
-    if threads > 0 or processes > 1:
-        limit_threads(threads or 1)
+def _edits(
+    source: str | Path | None, samples: Any, name: str, good: tuple[float, float], shown_from: float, **how: Any
+) -> tuple[Json, TextOf]:
+    """What correcting the shown regions takes, of a running API (its address) or of weights."""
+    from backend.devtools.edit_plan import GoodOutline
+    from backend.devtools.served_evaluation import evaluate_served_edits
+    from backend.devtools.simulated_edits import edits_text, evaluate_edits
+
+    rule = GoodOutline(iou=good[0], distance_px=good[1])
+    if isinstance(source, Path):
+        return evaluate_edits(samples, name, source, good=rule, shown_from=shown_from, **how), edits_text
+    return evaluate_served_edits(source or "", samples, name, rule, shown_from), edits_text
 
 
-def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool, *, with_grabcut: bool) -> None:
+def _prompts(samples: Any, weights: Path, kind: str, device: str, *, with_grabcut: bool) -> tuple[Json, TextOf]:
     """Yardsticks of prompts, on any set."""
     from model.prompt_predictor import PromptPredictor
     from training.prompts.data import objects_of
@@ -150,43 +164,12 @@ def _prompts(samples: Any, weights: Path, kind: str, device: str, as_json: bool,
     objects = objects_of(samples)
     with click.progressbar(length=len(objects.objects), label=f"prompting by {kind}", file=sys.stderr) as bar:
         if kind == "clicks":
-            _say(measure_clicks(predictor, objects, progress=lambda: bar.update(1)), as_json, clicks_text)
-            return
+            return measure_clicks(predictor, objects, progress=lambda: bar.update(1)), clicks_text
         figures = measure_boxes(predictor, objects, with_grabcut=with_grabcut, progress=lambda: bar.update(1))
-    _say(box_report(figures), as_json, box_text)
+    return box_report(figures), box_text
 
 
-def _edits(
-    samples: Any,
-    name: str,
-    weights: Path | None,
-    served: str | None,
-    good: tuple[float, float],
-    shown_from: float,
-    device: str,
-    overrides: list[str],
-    as_json: bool,
-) -> None:
-    """Measure what correcting the shown regions takes, of weights or of a running API."""
-    from backend.devtools.edit_plan import GoodOutline
-    from backend.devtools.simulated_edits import edits_text, evaluate_edits
-
-    rule = GoodOutline(iou=good[0], distance_px=good[1])
-    if served is not None:
-        from backend.devtools.served_evaluation import evaluate_served_edits
-
-        _say(evaluate_served_edits(served, samples, name, rule, shown_from), as_json, edits_text)
-        return
-    assert weights is not None  # `evaluate` has refused the rest
-    outcome = evaluate_edits(
-        samples, name, weights, good=rule, shown_from=shown_from, device=device, overrides=overrides
-    )
-    _say(outcome, as_json, edits_text)
-
-
-def _raw(
-    samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: dict[str, Any]
-) -> dict[str, Any]:
+def _raw(samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: Json) -> Json:
     """Figures of a checkpoint's masks; also draws the picture that is asked for."""
     from training.datasets.pictures import Comparison
     from training.evaluation.run import evaluate_checkpoint
@@ -199,11 +182,7 @@ def _raw(
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 
-def _say(outcome: dict[str, Any], as_json: bool, text_of: Callable[[dict[str, Any]], str]) -> None:
-    print_result(outcome, "" if as_json else text_of(outcome), as_json)
-
-
-def _table(outcome: dict[str, Any]) -> str:
+def _table(outcome: Json) -> str:
     from backend.devtools.served_evaluation import AP_HEADER, ap_cells
 
     lines = [
@@ -279,8 +258,10 @@ def score(
     from training.evaluation.score import score as measure
     from training.metrics.coco_schema import RecordError
 
-    _demand_kind(truth, "--ground-truth", folder=layout != "coco", layout=layout)
-    _demand_kind(results, "--predictions", folder=layout != "coco", layout=layout)
+    for option, path in (("--ground-truth", truth), ("--predictions", results)):
+        if path.is_dir() == (layout == "coco"):
+            expected = "a file" if layout == "coco" else "a folder"
+            raise click.UsageError(f"{option} {path} is not {expected}, which --format {layout} expects")
     try:
         result = measure(
             truth,
@@ -291,7 +272,7 @@ def score(
             mask_areas=mask_areas,
             unknown_categories=lenient,
             processes=processes or os.cpu_count() or 1,
-            progress=_Progress(),
+            progress=_count,
         )
     except RecordError as error:
         raise click.ClickException(str(error)) from error
@@ -300,18 +281,10 @@ def score(
     click.echo(json.dumps(result.as_dict()) if as_json else _table_of_score_command(result))
 
 
-def _demand_kind(path: Path, option: str, *, folder: bool, layout: str) -> None:
-    if path.is_dir() != folder:
-        expected = "a folder" if folder else "a file"
-        raise click.UsageError(f"{option} {path} is not {expected}, which --format {layout} expects")
-
-
-class _Progress:
+def _count(done: int, total: int) -> None:
     """A counter on standard error, where somebody watches."""
-
-    def __call__(self, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{done} of {total} images", err=True, nl=done == total)
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {total} images", err=True, nl=done == total)
 
 
 def _table_of_score_command(result: Score) -> str:

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.cli.operate.registry import REFUSED, open_registry, project_option, registry_option
-from backend.cli.types import DEVICE, FOLDER, json_option, plain_errors
+from backend.cli.types import (
+    DEVICE,
+    FOLDER,
+    REFUSED,
+    json_option,
+    open_registry,
+    plain_errors,
+    project_option,
+    registry_option,
+)
 from backend.settings import load_settings
 from backend.versions.store import DEFAULT_STORE, find_model
 from model.checkpoints.metadata import METADATA_FILE, CheckpointError
@@ -34,9 +42,6 @@ rule_option = click.option(
     help="A rule of the gate, e.g. --rule confidence 0.9; TRANSFINER_GATE_RULES by default.",
 )
 device_option = click.option("--device", type=DEVICE, default="auto", help="auto, cpu, cuda, cuda:1 ...")
-cache_option = click.option(
-    "--cache", type=FOLDER, help="Folder for what is fetched; TRANSFINER_REGISTRY_CACHE by default."
-)
 out_option = click.option("--out", type=FOLDER, help="Folder for the report and its pictures.")
 
 
@@ -71,10 +76,9 @@ class CheckpointPlaces:
         return self.registry.fetch_snapshot(self.project, name or known[-1], self.cache)
 
 
-def checkpoint_places(project: str | None, registry_url: str | None, cache: Path | None) -> CheckpointPlaces:
+def checkpoint_places(project: str | None, registry_url: str | None) -> CheckpointPlaces:
     """Where the names of one command are looked up."""
-    folder = cache or load_settings().registry_cache
-    return CheckpointPlaces(project, open_registry(registry_url) if project else None, folder)
+    return CheckpointPlaces(project, open_registry(registry_url) if project else None, load_settings().registry_cache)
 
 
 def gate_rules(given: Sequence[tuple[str, str]]) -> GateRules:
@@ -120,7 +124,6 @@ def detector(device: str) -> Detect:
 @click.option("--holdout", help="Snapshot directory or digest to measure both on; the project's newest by default.")
 @project_option
 @registry_option
-@cache_option
 @rule_option
 @device_option
 @out_option
@@ -131,7 +134,6 @@ def compare_models(
     holdout: str | None,
     project: str | None,
     registry_url: str | None,
-    cache: Path | None,
     rules: tuple[tuple[str, str], ...],
     device: str,
     out: Path | None,
@@ -145,7 +147,7 @@ def compare_models(
     Example: transfiner models compare round-2 round-3 --project 12
     """
     with plain_errors():
-        where = checkpoint_places(project, registry_url, cache)
+        where = checkpoint_places(project, registry_url)
         from training.gate import judge
 
         verdict = judge(
@@ -169,7 +171,6 @@ def compare_models(
 @click.option("--promote", "promoting", is_flag=True, help="Make the candidate serve if it may.")
 @project_option
 @registry_option
-@cache_option
 @rule_option
 @device_option
 @out_option
@@ -183,7 +184,6 @@ def gate(
     promoting: bool,
     project: str | None,
     registry_url: str | None,
-    cache: Path | None,
     rules: tuple[tuple[str, str], ...],
     device: str,
     out: Path | None,
@@ -201,7 +201,7 @@ def gate(
         raise click.UsageError("--promote needs --project")
     chosen_rules = gate_rules(rules)
     with plain_errors(), tempfile.TemporaryDirectory() as scratch:
-        where = checkpoint_places(project, registry_url, cache)
+        where = checkpoint_places(project, registry_url)
         others = _others(where, candidate, incumbent, best)
         snapshots = _snapshots(where, holdout, earlier)
         papers = out or Path(scratch)

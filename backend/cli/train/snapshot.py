@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from backend.cli.types import EXISTING_FILE, FOLDER, annotation_options, progres
 from backend.errors import ServiceError, StartError
 
 if TYPE_CHECKING:
+    from backend.learning.snapshot import Labelling
     from integration.label_studio.client import LabelStudioClient
 
+Json = dict[str, Any]
 HINT = "Export as JSON in Label Studio."
 
 
@@ -54,21 +56,43 @@ def snapshot(
     Example: transfiner snapshot --project 12 --url http://127.0.0.1:8080 --out snapshots
     Example: transfiner snapshot --export export.json --images photos --out snapshots
     """
-    from backend.learning.snapshot import SnapshotSettings
+    from backend.learning.snapshot import ImageFolder, SnapshotSettings, freeze_tasks, take_snapshot
+    from backend.settings import load_settings
+    from backend.worker.images import fetch_settings
+    from integration.images.fetch import ImageFetcher
     from integration.label_studio.client import ClientError
 
     settings = SnapshotSettings(choice=annotators, holdout_share=holdout)
-    try:
-        with progress_bar("images") as progress:
-            if export_file is not None:
-                path = _of_file(
-                    export_file, images, config_file, predictions_file, out, project or "", settings, progress
+    if export_file is not None and images is None:
+        raise click.UsageError("--export needs --images, the folder with the images of its tasks")
+    if export_file is None and not (project or "").isdecimal():
+        raise click.UsageError(f"--project is {project!r}, expected the number of a project, or --export FILE")
+    with progress_bar("images") as progress:
+        if export_file is not None and images is not None:
+            rows = read_rows(export_file)
+            labelling = read_labelling(config_file, rows)
+            stored = _objects_of(predictions_file) if predictions_file else []
+            by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
+            how: Json = {"predictions": by_id, "settings": settings, "progress": progress}
+            path = freeze_tasks(rows, labelling, ImageFolder(images).fetch, out, project or "", **how)
+        else:
+            client = label_studio_client(url, api_key)
+            fetcher = ImageFetcher(fetch_settings(load_settings(), client.base_url), auth=client.auth)
+            try:
+                path = take_snapshot(
+                    client, int(project or 0), fetcher.fetch_bytes, out, settings=settings, progress=progress
                 )
-            else:
-                path = _of_server(project, url, api_key, out, settings, progress)
-    except ClientError as error:
-        raise ServiceError(str(error)) from error
+            except ClientError as error:
+                raise ServiceError(str(error)) from error
     click.echo(json.dumps(_facts(path), ensure_ascii=False) if as_json else _page(path))
+
+
+def read_labelling(config_file: Path | None, rows: Sequence[Mapping[str, Any]], xml: str = "") -> Labelling:
+    """The labels of tasks: of a label config in a file, else of one as text, else those that occur in the tasks."""
+    from backend.learning.snapshot import Labelling
+
+    xml = read_label_config_file(config_file) if config_file else xml
+    return Labelling.of_config(xml) if xml else Labelling.of_rows(rows)
 
 
 def label_studio_client(url: str | None, api_key: str | None) -> LabelStudioClient:
@@ -81,46 +105,6 @@ def label_studio_client(url: str | None, api_key: str | None) -> LabelStudioClie
         raise StartError("No address of Label Studio.", "Give --url or set LABEL_STUDIO_URL; or use --export.")
     key = ours.label_studio_api_key.get_secret_value()
     return LabelStudioClient(ours.label_studio_url, key, timeout_s=max(60.0, ours.label_studio_timeout_s))
-
-
-def _of_server(
-    project: str | None, url: str | None, api_key: str | None, out: Path, settings: Any, progress: Any
-) -> Path:
-    from backend.learning.snapshot import take_snapshot
-    from backend.settings import load_settings
-    from backend.worker.images import fetch_settings
-    from integration.images.fetch import ImageFetcher
-
-    if project is None or not project.isdecimal():
-        raise click.UsageError(f"--project is {project!r}, expected the number of a project, or --export FILE")
-    client = label_studio_client(url, api_key)
-    fetcher = ImageFetcher(fetch_settings(load_settings(), client.base_url), auth=client.auth)
-    return take_snapshot(client, int(project), fetcher.fetch_bytes, out, settings=settings, progress=progress)
-
-
-def _of_file(
-    export_file: Path,
-    images: Path | None,
-    config_file: Path | None,
-    predictions_file: Path | None,
-    out: Path,
-    project: str,
-    settings: Any,
-    progress: Any,
-) -> Path:
-    from backend.learning.snapshot import ImageFolder, Labelling, freeze_tasks
-
-    if images is None:
-        raise click.UsageError("--export needs --images, the folder with the images of its tasks")
-    rows = read_rows(export_file)
-    if config_file is not None:
-        labelling = Labelling.of_config(read_label_config_file(config_file))
-    else:
-        labelling = Labelling.of_rows(rows)
-    stored = _objects_of(predictions_file) if predictions_file else []
-    by_id = {int(row["id"]): row for row in stored if str(row.get("id")).isdecimal()}
-    fetch = ImageFolder(images).fetch
-    return freeze_tasks(rows, labelling, fetch, out, project, predictions=by_id, settings=settings, progress=progress)
 
 
 #: Keys that only a task of the whole export has, and that only a row of JSON-MIN has.
@@ -176,13 +160,7 @@ def _objects_of(path: Path) -> list[Mapping[str, Any]]:
 def _facts(path: Path) -> dict[str, Any]:
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     report = json.loads((path / "corrections.json").read_text(encoding="utf-8"))
-    return {
-        "path": str(path),
-        **manifest,
-        "totals": report["totals"],
-        "labels": report["labels"],
-        "left_out": report["left_out"],
-    }
+    return {"path": str(path), **manifest, **{name: report[name] for name in ("totals", "labels", "left_out")}}
 
 
 def _page(path: Path) -> str:

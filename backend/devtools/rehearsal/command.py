@@ -1,16 +1,42 @@
-"""The `rehearse` command."""
+"""The `rehearse` command: honest rounds, a poisoned one, a rollback; every figure is of the untouched test set.
+
+The report says how well the order of tasks predicted the edits that they took, beside mean confidence.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
+
+from backend.devtools.rehearsal.plan import (
+    Plan,
+    finetuning,
+    material_of,
+    photograph_plan,
+    tiny_plan,
+    usual_processes,
+    write_pool,
+    write_test_set,
+)
+from backend.devtools.rehearsal.project import RehearsedProject, running_servers
+from backend.errors import ServiceError, StartError
+from backend.settings import SCENES_MODEL
+from backend.versions.resolve import ServedModel, read_served_model
+from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
+from training.benchmark.report import markdown_table
+from training.registry import Registry
+
+Json = dict[str, Any]
 
 
 @click.command()
@@ -32,7 +58,7 @@ import click
     help="Two sets of photographs, as in `transfiner data check`, "
     "instead of drawn images; as many a round as there are.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint to start from (TRANSFINER_MODEL).")
+@click.option("--model", type=click.Path(path_type=Path), default=SCENES_MODEL, help="Checkpoint to start from.")
 @click.option("--device", default="auto", help="auto, cpu, cuda.")
 @click.option("--finetune", help="Fields of FinetuneSettings as a JSON object; 16 epochs by default.")
 @click.option("--seed", type=click.IntRange(0), help="Of images and annotator.  [default: 0]")
@@ -40,7 +66,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the whole outcome as JSON.")
 def rehearse(
     folder: Path,
-    model: Path | None,
+    model: Path,
     device: str,
     finetune: str | None,
     tiny: bool,
@@ -55,22 +81,9 @@ def rehearse(
     \b
     Example: transfiner rehearse --tiny --out output/rehearsal-tiny
     """
-    from backend.devtools.rehearsal.plan import (
-        Plan,
-        finetuning,
-        material_of,
-        photograph_plan,
-        tiny_plan,
-        usual_processes,
-    )
-    from backend.devtools.rehearsal.report import claims, write_report
-    from backend.devtools.rehearsal.scenario import Scenario
-    from backend.errors import StartError
-    from backend.settings import SCENES_MODEL
-
     if folder.exists() and any(folder.iterdir()):
         raise StartError(f"{folder} is not empty.", "Choose another --out, or remove it.")
-    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+    given: Json = {name: value for name, value in sizes.items() if value is not None}
     settings = _object(finetune)
     try:
         if tiny:
@@ -82,10 +95,11 @@ def rehearse(
         material_of(plan)  # says what is wrong with the photographs before servers are started
     except (ValueError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from error
+    # A rehearsal is the same whatever the service of this machine is set to.
+    for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
+        del os.environ[name]
     plan = replace(plan, processes=1 if tiny else usual_processes(device))
-    _forget_our_variables()
-    story = Scenario(folder, plan, model or SCENES_MODEL, _report, {"DEVICE": device})
-    outcome = story.play()
+    outcome = Scenario(folder, plan, model, device).play()
     page = write_report(outcome, folder)
     held = claims(outcome)
     click.echo(json.dumps({**outcome, "claims": held}) if as_json else page.read_text(encoding="utf-8"))
@@ -94,7 +108,7 @@ def rehearse(
         sys.exit(1)
 
 
-def _object(text: str | None) -> dict[str, Any]:
+def _object(text: str | None) -> Json:
     try:
         fields = json.loads(text or "{}")
     except ValueError as error:
@@ -104,11 +118,245 @@ def _object(text: str | None) -> dict[str, Any]:
     return fields
 
 
-def _forget_our_variables() -> None:
-    """A rehearsal is the same whatever the service of this machine is set to."""
-    for name in [name for name in os.environ if name.startswith(("TRANSFINER_", "LABEL_STUDIO_"))]:
-        del os.environ[name]
-
-
-def _report(line: str) -> None:
+def _tell(line: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+
+
+@dataclass
+class Scenario:
+    """One rehearsal in a folder.
+
+    Attributes:
+        model: checkpoint directory that everything starts from.
+        outcome: grows as it goes; written as report.json.
+    """
+
+    folder: Path
+    plan: Plan
+    model: Path
+    device: str
+    outcome: Json = field(default_factory=dict)
+
+    def play(self) -> Json:
+        """All of it. Raises ServiceError, ClientError: something did not happen; what did is in `outcome`."""
+        begun = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        base = read_served_model(self.model)
+        self.outcome.update(plan=asdict(self.plan), model=base.version, rounds=[], curve=[])
+        material = material_of(self.plan)
+        images = write_pool(material, self.plan.pool, self.folder / "pool")
+        test_set = write_test_set(material, self.plan.test, self.folder / "test")
+        options = {"MODEL": str(self.model.absolute()), "DEVICE": self.device}
+        with running_servers(self.folder, self.plan, options) as servers:
+            project = RehearsedProject(servers, material, _tell)
+            project.set_up("rehearsal", images, base.version)
+            self._learn(project, base, test_set)
+            self._poison(project)
+            self._roll_back(project)
+        self.outcome["minutes"] = round((time.monotonic() - begun) / 60, 1)
+        return self.outcome
+
+    def _learn(self, project: RehearsedProject, base: ServedModel, test_set: Path) -> None:
+        """Honest rounds. What a round promoted predicts what is corrected in the next."""
+        start = self._measured(project, base.version, test_set)
+        curve = self.outcome["curve"] = [{"round": 0, "version": base.version, **start}]
+        version = base.version
+        for number in range(1, self.plan.rounds + 1):
+            predicts = version != base.version or project.is_known_to(base)
+            predicted = project.await_predictions(version) if predicts else 0
+            work = project.annotate(self.plan.per_round)
+            record = project.train()
+            if record["state"] == "failed":
+                raise ServiceError(f"Round {number} failed: {record['error']}", record["hint"])
+            if record["state"] == "rejected" and self.plan.by_hand:
+                project.stage.press(project.id, "promote", version=record["candidate"])
+                record["state"] = "promoted by hand"
+            if record["state"].startswith("promoted"):
+                version = record["candidate"]
+                project.await_title(version)
+            reached = self._measured(project, version, test_set)
+            curve.append({"round": number, "version": version, "state": record["state"], **reached})
+            snapshot = self._registry().fetch_snapshot(str(project.id), record["snapshot"], self.folder / "cache")
+            self.outcome["rounds"].append(
+                {
+                    "round": number,
+                    "serves": version,
+                    "gate": record["metrics"],
+                    **{name: record[name] for name in ("state", "candidate", "parent", "reasons", "snapshot")},
+                    "work": work,
+                    "tasks_with_prediction": predicted,
+                    "test": reached,
+                    "effort": rank_correlations(snapshot),
+                }
+            )
+            _tell(f"round {number}: {record['state']}, boundary AP {reached['boundary_ap']:.1f}")
+        self._save()
+
+    def _poison(self, project: RehearsedProject) -> None:
+        """Shifted masks and swapped labels: the gate must refuse, and the same file must serve."""
+        before = self._served(project)
+        work = project.annotate(self.plan.per_round, poison=True)
+        record = project.train()
+        after = self._served(project)
+        self.outcome["poison"] = {
+            **{name: record[name] for name in ("state", "candidate", "reasons", "error")},
+            "gate": record["metrics"],
+            "work": work,
+            "served_before": before,
+            "served_after": after,
+            "is_same_file": before == after,
+        }
+        self._save()
+
+    def _roll_back(self, project: RehearsedProject) -> None:
+        before = self._served(project)
+        if not project.stage.learning(project.id)["can_roll_back"]:
+            self.outcome["rollback"] = {"before": before, "after": before, "said": "no other version served before"}
+            return
+        project.stage.press(project.id, "rollback")
+        after = self._served(project)
+        project.await_title(after["version"])
+        self.outcome["rollback"] = {"before": before, "after": after, "title": after["version"]}
+        self._save()
+
+    def _registry(self) -> Registry:
+        return Registry(self.folder / "registry")
+
+    def _checkpoint(self, project: RehearsedProject, version: str | None) -> Path:
+        """Where a version lies; the model that everything started from for None and its own."""
+        if version in (None, self.outcome["model"]):
+            return self.model
+        return self._registry().fetch(str(project.id), version, self.folder / "cache")
+
+    def _measured(self, project: RehearsedProject, version: str, test_set: Path) -> dict[str, float]:
+        _tell(f"measuring {version} on {self.plan.test} untouched images")
+        return measure(self._checkpoint(project, version), test_set)
+
+    def _served(self, project: RehearsedProject) -> dict[str, str]:
+        """Version that serves, and the sha256 of its weights as they lie on the disk."""
+        version = project.stage.learning(project.id)["active"]
+        digest = hashlib.sha256((self._checkpoint(project, version) / WEIGHTS_FILE).read_bytes()).hexdigest()
+        return {"version": version or self.outcome["model"], "sha256": digest}
+
+    def _save(self) -> None:
+        (self.folder / "report.json").write_text(json.dumps(self.outcome, indent=1, ensure_ascii=False))
+
+
+def measure(checkpoint: Path, test_set: Path) -> dict[str, float]:
+    """mask_ap and boundary_ap, in points, of a checkpoint directory; by the gate's evaluator."""
+    from training.gate.detections import DetectionCache, detect_with
+    from training.gate.holdout import measure as measure_on
+    from training.gate.holdout import open_holdout
+
+    holdout = open_holdout(test_set)
+    detections = DetectionCache(detect_with()).on(checkpoint, holdout.samples, holdout.keys)
+    figures = measure_on(holdout, detections, read_metadata(checkpoint)["classes"], 0.02).figures()
+    return {f"{kind}_ap": round(100 * figures[kind]["AP"], 2) for kind in ("mask", "boundary")}
+
+
+def rank_correlations(snapshot: Path) -> Json:
+    """Spearman's rho over the images of a snapshot whose prediction was shown; 1: the lowest score took the most.
+
+    Returns:
+        {"images", "task_score", "mean_confidence"}; None where nothing can be said (fewer than three images, no
+        variation).
+    """
+    from training.snapshots.annotation_cost import rank_correlation
+
+    entries = json.loads((snapshot / "corrections.json").read_text(encoding="utf-8"))["images"]
+    shown = [entry for entry in entries if entry["shown"] and entry["prediction_score"] is not None]
+    costs = [entry["cost"] for entry in shown]
+    confidences = [[obj["score"] for obj in entry["objects"] if obj["score"] is not None] for entry in shown]
+    orders = {
+        "task_score": [entry["prediction_score"] for entry in shown],
+        "mean_confidence": [sum(scores) / len(scores) if scores else 0.0 for scores in confidences],
+    }
+    correlations: Json = {"images": len(shown)}
+    for name, values in orders.items():
+        rho = rank_correlation([-value for value in values], costs) if len(shown) > 2 else math.nan
+        correlations[name] = None if math.isnan(rho) else round(rho, 3)
+    return correlations
+
+
+def write_report(outcome: Json, folder: Path) -> Path:
+    """report.md and report.json in the folder; the page's path."""
+    (folder / "report.json").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
+    page = folder / "report.md"
+    page.write_text(rehearsal_markdown(outcome), encoding="utf-8")
+    return page
+
+
+def rehearsal_markdown(outcome: Json) -> str:
+    """The page."""
+    plan, curve = outcome["plan"], outcome["curve"]
+    rows = ([p["round"], p["version"], f"{p['boundary_ap']:.1f}", f"{p['mask_ap']:.1f}"] for p in curve)
+    lines = [
+        "# Learning from corrections, rehearsed",
+        "",
+        f"Start: {outcome['model']}, on a domain it never saw. {plan['rounds']} round(s) of {plan['per_round']} "
+        f"corrected images in a real Label Studio; all figures on {plan['test']} images that nobody annotated. "
+        f"{outcome.get('minutes', '?')} minutes.",
+        "\n## On untouched images\n",
+        *markdown_table(["round", "version", "boundary AP", "mask AP"], rows),
+        *_rounds(outcome["rounds"]),
+        *(_poison(outcome["poison"]) if "poison" in outcome else ()),
+        *(_rollback(outcome["rollback"]) if "rollback" in outcome else ()),
+        "\n## Claims\n",
+        *(f"- {'yes' if is_so else '**NO**'}: {claim}" for claim, is_so in claims(outcome).items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def claims(outcome: Json) -> dict[str, bool]:
+    """Claims of the rehearsal, and whether each holds."""
+    reached = [point["boundary_ap"] for point in outcome["curve"]]
+    poison, back = outcome.get("poison", {}), outcome.get("rollback", {})
+    return {
+        "boundary AP on untouched images rose in each round": len(reached) > 1
+        and all(later > earlier for earlier, later in pairwise(reached)),
+        "the gate refused the poisoned round": poison.get("state") == "rejected",
+        "and the served model is the same file": bool(poison.get("is_same_file")),
+        "the rollback served another file at once": bool(back) and back["before"]["sha256"] != back["after"]["sha256"],
+    }
+
+
+def _rounds(rounds: list[Json]) -> list[str]:
+    work = ("kept", "moved", "relabelled", "added", "deleted", "seconds")
+    rows = (
+        [
+            *(record[name] for name in ("round", "state")),
+            *(f"{record['work'].get(name, 0):.0f}" for name in work),
+            *(record["effort"][name] for name in ("task_score", "mean_confidence")),
+        ]
+        for record in rounds
+    )
+    refused = [
+        f"- round {record['round']}, {record['state']}: {reason}"
+        for record in rounds
+        if not record["state"].startswith("promoted")
+        for reason in record.get("reasons") or ()
+    ]
+    return [
+        "\n## Rounds\n",
+        *markdown_table(["round", "state", *work, "order: task score", "mean confidence"], rows),
+        "\nOrder: Spearman's rho between the shown score (lowest first) and the edits that were needed.",
+        *(["\nWhat was not promoted, and why:\n", *refused] if refused else []),
+    ]
+
+
+def _poison(poison: Json) -> list[str]:
+    before, after = (
+        f"{served['version']} (sha256 {served['sha256'][:12]})"
+        for served in (poison["served_before"], poison["served_after"])
+    )
+    return [
+        "\n## The poisoned round\n",
+        f"{poison['work'].get('poisoned', 0):.0f} images with shifted masks and swapped labels: **{poison['state']}**.",
+        f"Served before {before}, after {after}.\n",
+        *(f"- {reason}" for reason in (*poison["reasons"], poison["error"]) if reason),
+    ]
+
+
+def _rollback(back: Json) -> list[str]:
+    title = f"; Label Studio calls the backend {back['title']}" if "title" in back else f" ({back['said']})"
+    return ["\n## Rollback\n", f"From {back['before']['version']} to {back['after']['version']}{title}."]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,7 @@ class Plan:
         test: images that nobody annotates or trains on; all figures of the report are on them.
         width, height: of drawn images, in px; photographs are made small until no side is longer than the width.
         photos: names of two sets of annotated photographs, to correct and to test on, instead of drawn images.
-        holdout_share: of the annotated images, kept by the loop for its gate; with 36 a round about 14 in the first,
-            enough for the gate's statistics.
         finetune: fields of FinetuneSettings.
-        rules: fields of GateRules.
         seed: of the images.
         processes: of each finetuning.
         by_hand: promote an honest round's candidate by the page's button when the gate refused it; the report says so.
@@ -74,9 +71,7 @@ class Plan:
     test: int = 40
     width: int = 256
     height: int = 192
-    holdout_share: float = 0.4
     finetune: dict[str, Any] = field(default_factory=lambda: finetuning(192))
-    rules: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     processes: int = 1
     by_hand: bool = False
@@ -86,10 +81,6 @@ class Plan:
         needed = (self.rounds + 1) * self.per_round
         if self.pool < needed:
             raise ValueError(f"{self.pool} images are too few: {self.rounds} rounds and the poisoned one take {needed}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 def usual_processes(device: str) -> int:
@@ -113,7 +104,6 @@ def tiny_plan(finetune: dict[str, Any]) -> Plan:
         test=4,
         width=128,
         height=96,
-        holdout_share=0.4,
         finetune={**({} if "epochs" in finetune else {"iterations": 12}), "batch_size": 2, **finetune},
         # Nothing certain comes of it, and there must be something to roll back.
         by_hand=True,
@@ -132,69 +122,61 @@ def photograph_plan(train: str, test: str, **given: Any) -> Plan:
     return Plan(photos=(train, test), width=384, **given)
 
 
-# Far apart: the test set has no picture of the pool.
-POOL, TEST = 0, 1_000_000
+# Numbers of drawn pictures are far apart: the test set has no picture of the pool.
+TEST, NEXT_SEED = 1_000_000, 10_000_000
 _NAME = re.compile(r"pool-(\d+)\.png")
 
 
-class ShiftedScenes:
-    """Drawn pictures of a domain that the shipped model never saw."""
+@dataclass(frozen=True)
+class Material:
+    """Pictures by number, of the pool and of the test set, with what is on them."""
 
-    classes = SHIFTED_CLASSES
-
-    def __init__(self, plan: Plan) -> None:
-        self._size_px = {"width": plan.width, "height": plan.height}
-        self._first = plan.seed * 10_000_000
-
-    def pool(self, number: int) -> Scene:
-        return generate_shifted_scene(self._first + POOL + number, **self._size_px)
-
-    def test(self, number: int) -> Scene:
-        return generate_shifted_scene(self._first + TEST + number, **self._size_px)
+    classes: tuple[str, ...]
+    pool: Callable[[int], Scene]
+    test: Callable[[int], Scene]
 
 
-class Photographs:
-    """Annotated photographs of two sets, made small enough for a CPU; which of them come first is the seed's.
+def material_of(plan: Plan) -> Material:
+    """The plan's pictures: photographs where it names some, else drawn ones of a domain that the model never saw.
+
+    Which photographs come first is the seed's.
 
     Raises:
         ValueError: there are fewer photographs than the plan takes, or the sets have different classes.
     """
-
-    def __init__(self, plan: Plan, train: str, test: str) -> None:
-        self._sets, self._longest_px = (open_set(train), open_set(test)), plan.width
-        self.classes = self._sets[0].class_names
-        if self.classes != self._sets[1].class_names:
-            raise ValueError(f"{train} has the classes {self.classes}, {test} has {self._sets[1].class_names}")
-        for name, photographs, wanted in zip((train, test), self._sets, (plan.pool, plan.test), strict=True):
-            if len(photographs) < wanted:
-                raise ValueError(f"{name} has {len(photographs)} photographs, the plan takes {wanted}")
-        self._order = np.random.default_rng(plan.seed).permutation(len(self._sets[0]))
-
-    def pool(self, number: int) -> Scene:
-        return self._read(self._sets[0], int(self._order[number]))
-
-    def test(self, number: int) -> Scene:
-        return self._read(self._sets[1], number)
-
-    def _read(self, photographs: AnySet, index: int) -> Scene:
-        sample = photographs[index]
-        height, width = sample.image.shape[:2]
-        share = min(1.0, self._longest_px / max(height, width))
-        size = (max(1, round(width * share)), max(1, round(height * share)))
-        masks = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in sample.masks]
-        image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.LANCZOS))
-        labels = [self.classes[number] for number in sample.classes]
-        kept = zip(labels, masks, sample.crowd, strict=True)
-        return Scene(image, tuple((label, mask) for label, mask, crowd in kept if mask.any() and not crowd))
+    if plan.photos is None:
+        first, size_px = plan.seed * NEXT_SEED, {"width": plan.width, "height": plan.height}
+        return Material(
+            SHIFTED_CLASSES,
+            lambda number: generate_shifted_scene(first + number, **size_px),
+            lambda number: generate_shifted_scene(first + TEST + number, **size_px),
+        )
+    train, test = (open_set(name) for name in plan.photos)
+    if train.class_names != test.class_names:
+        names = plan.photos
+        raise ValueError(f"{names[0]} has the classes {train.class_names}, {names[1]} has {test.class_names}")
+    for name, photographs, wanted in zip(plan.photos, (train, test), (plan.pool, plan.test), strict=True):
+        if len(photographs) < wanted:
+            raise ValueError(f"{name} has {len(photographs)} photographs, the plan takes {wanted}")
+    order = np.random.default_rng(plan.seed).permutation(len(train))
+    return Material(
+        train.class_names,
+        lambda number: _photograph(train, int(order[number]), plan.width),
+        lambda number: _photograph(test, number, plan.width),
+    )
 
 
-#: Pictures by number, of the pool and of the test set, with what is on them.
-Material = ShiftedScenes | Photographs
-
-
-def material_of(plan: Plan) -> Material:
-    """The plan's pictures: photographs where it names some, else drawn ones."""
-    return Photographs(plan, *plan.photos) if plan.photos else ShiftedScenes(plan)
+def _photograph(photographs: AnySet, index: int, longest_px: int) -> Scene:
+    """A photograph with its objects, small enough for a CPU."""
+    sample = photographs[index]
+    height, width = sample.image.shape[:2]
+    share = min(1.0, longest_px / max(height, width))
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    masks = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in sample.masks]
+    image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.LANCZOS))
+    labels = [photographs.class_names[number] for number in sample.classes]
+    kept = zip(labels, masks, sample.crowd, strict=True)
+    return Scene(image, tuple((label, mask) for label, mask, crowd in kept if mask.any() and not crowd))
 
 
 def number_of(address: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from backend.api.app import create_app
 from backend.predictions.projects import Projects
 from backend.processes.embedded_redis import free_port
-from backend.queue.keys import task_key
+from backend.queue.keys import TASK
 from backend.queue.recovery import Heartbeat
 from backend.settings import Settings
 from integration.label_studio.notice import is_notice
@@ -95,20 +95,20 @@ def test_extra_parameters_change_the_output_or_are_warned_about(client, redis, e
     assert answer.status_code == 200
     assert bool(answer.get_json()["warnings"]) == warns
     service = client.application.extensions["transfiner"]
-    service.queue.is_stopping = lambda: True
+    service.queue.is_stopping = True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job_id,) = service.queue.waiting()
-    payload = json.loads(redis.hget(task_key(job_id), "payload"))
+    payload = json.loads(redis.hget(TASK + job_id, "payload"))
     assert output.items() <= payload["output"].items()
 
 
 def test_no_secret_travels_in_a_job(client, redis):
     client.post("/setup", json=setup_body("http://ls:8080", TOKEN))
     service = client.application.extensions["transfiner"]
-    service.queue.is_stopping = lambda: True
+    service.queue.is_stopping = True
     client.post("/predict", json=predict_body(tasks(1), project="7.1795339022"))
     (job_id,) = service.queue.waiting()
-    assert TOKEN not in str(redis.hgetall(task_key(job_id)))
+    assert TOKEN not in str(redis.hgetall(TASK + job_id))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_too_large_a_body_is_refused(settings):
 
 
 def test_jobs_show_state_position_and_estimate(client):
-    client.application.extensions["transfiner"].queue.is_stopping = lambda: True
+    client.application.extensions["transfiner"].queue.is_stopping = True
     client.post("/predict", json=predict_body(tasks(3)))
     facts = client.get("/jobs").get_json()
     assert facts["waiting"] == {"interactive": 0, "predict": 3}

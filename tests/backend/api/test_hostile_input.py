@@ -54,7 +54,7 @@ def client(queue_server, checkpoint, tmp_path_factory):
     promises = tmp_path_factory.mktemp("promises")
     app = create_app(Settings(redis_url=queue_server.url, model=checkpoint, promises_folder=promises))
     service = app.extensions["transfiner"]
-    service.queue.is_stopping = lambda: True
+    service.queue.is_stopping = True
     with app.test_client() as client:
         yield client
     service.close()

@@ -13,8 +13,8 @@ import yaml
 from backend.api import http_server
 from backend.api.app import create_app
 from backend.api.label_studio import decoded_bytes
-from backend.devtools.load.memory import large_bodies_row
-from backend.predictions.schemas import PredictRequest, parse
+from backend.devtools.service_figures import large_bodies_row
+from backend.predictions.projects import PredictRequest, parse
 from tests.support.service import CONFIG, ROOT, tasks, wait_until
 from tests.support.slow_clients import connections
 

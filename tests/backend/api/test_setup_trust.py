@@ -13,10 +13,10 @@ from backend.predictions.projects import Projects
 from backend.queue.job_queue import JobQueue
 from backend.settings import Settings
 from backend.worker.images import label_studio_of
-from backend.worker.push import Pusher, connect
+from backend.worker.maintenance import Pusher, connect
 from integration.label_studio.client import ClientError
 from tests.support.fake_label_studio import TOKEN
-from tests.support.service import predict_body, setup_body, tasks
+from tests.support.service import finish, predict_body, setup_body, tasks
 
 pytestmark = pytest.mark.service
 
@@ -110,7 +110,7 @@ def test_late_predictions_wait_until_the_address_is_believed(settings, redis, la
     from backend.queue.job_store import JobOutcome
 
     prediction = {"result": [], "score": 0.5, "model_version": "fake-1"}
-    queue.records.finish(job_id, JobOutcome(prediction=prediction))
+    finish(queue, job_id, JobOutcome(prediction=prediction))
     pusher = Pusher(queue, settings.model_copy(update={"push_retry_s": 0.01}), "me")
     assert pusher.push_ready() == 0
     assert label_studio.predictions == []

@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 import pytest
 
 from backend.api.app import create_app
-from backend.api.project_view import project_link
+from backend.api.learning import project_link
 from backend.predictions.projects import Project
 from backend.processes.embedded_redis import free_port
 from backend.processes.supervisor import VARIABLE, PausedParts
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat
 from tests.support.fake_label_studio import TOKEN
-from tests.support.service import CONFIG, predict_body, setup_body, tasks
+from tests.support.service import CONFIG, finish, predict_body, setup_body, tasks
 
 pytestmark = pytest.mark.service
 UNKNOWN = CONFIG.replace("gear", "x").replace("leaf", "y")
@@ -49,7 +49,7 @@ def read(page: str) -> str:
 @pytest.fixture
 def client(settings):
     app = create_app(settings)
-    app.extensions["transfiner"].queue.is_stopping = lambda: True
+    app.extensions["transfiner"].queue.is_stopping = True
     return app.test_client()
 
 
@@ -78,7 +78,7 @@ def test_it_shows_queue_workers_projects_and_errors_with_their_fix(client, redis
     client.post("/predict", json=predict_body(tasks(3), project="7.1795339022"))
     queue = client.application.extensions["transfiner"].queue
     job = queue.waiting()[0]
-    queue.records.finish(job, JobOutcome(error="<b>a broken image</b>", hint="upload it again"))
+    finish(queue, job, JobOutcome(error="<b>a broken image</b>", hint="upload it again"))
     Heartbeat(redis, "worker-1", lost_after_s=60).beat({"version": "fake-1", "memory_mib": 321})
     page = client.get("/status").text
     text = read(page)
@@ -115,9 +115,9 @@ def test_a_browser_is_led_there_and_programs_are_not(client):
 
 def test_a_paused_part_is_named(client, redis, monkeypatch):
     parts = PausedParts()
-    parts.add("train-worker", "train-worker ended 6 times within 60 s")
-    monkeypatch.setenv(VARIABLE, parts.environment()[VARIABLE])
+    parts.note("train-worker", "train-worker ended 6 times within 60 s")
+    monkeypatch.setenv(VARIABLE, str(parts.file))
     assert "train-worker ended 6 times" in client.get("/status").text
     assert "train-worker ended 6 times" in client.get("/ready").get_json()["paused"][0]
-    parts.remove("train-worker")
+    parts.note("train-worker")
     assert client.get("/ready").get_json()["paused"] == []

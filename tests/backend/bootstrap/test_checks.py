@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.bootstrap import browser, checks, environments
+from backend.bootstrap import checks, environments
 from backend.bootstrap.checks import SetupError, explain_failure
 from backend.bootstrap.running import run_visibly
 
@@ -76,7 +76,7 @@ def test_an_unreachable_registry_is_recognised_in_what_pip_really_prints(tmp_pat
 def test_no_browser_names_the_command_to_type(monkeypatch):
     monkeypatch.delenv("CHROMIUM_PATH", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    hint = browser.prepare_browser()
+    hint = environments.prepare_browser()
     assert hint is not None
     assert "sudo apt-get install chromium" in hint
 
@@ -84,7 +84,7 @@ def test_no_browser_names_the_command_to_type(monkeypatch):
 def test_a_wrong_browser_path_is_an_error(monkeypatch):
     monkeypatch.setenv("CHROMIUM_PATH", "/nonexistent/chromium")
     with pytest.raises(SetupError, match="/nonexistent/chromium"):
-        browser.prepare_browser()
+        environments.prepare_browser()
 
 
 def test_a_finished_environment_is_recognised_and_a_changed_lock_is_noticed(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from pathlib import Path
 from backend.api.app import create_app
 from backend.settings import Settings
 app = create_app(Settings())
-app.extensions["transfiner"].queue.is_stopping = lambda: True
+app.extensions["transfiner"].queue.is_stopping = True
 client = app.test_client()
 setup, predict = json.loads(sys.stdin.read())
 assert client.post("/setup", json=setup).status_code == 200
@@ -62,13 +62,6 @@ def test_help_lists_the_commands_without_importing_them():
     for name in ("serve", "api", "worker", "doctor"):
         assert f"\n  {name} " in done.stdout
     assert done.stdout.endswith("False\n")
-
-
-def test_a_command_whose_module_is_missing_does_not_break_help(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "gone", "backend.no_such_module:gone")
-    runner = CliRunner()
-    assert "gone" not in runner.invoke(cli.cli, ["--help"]).output
-    assert runner.invoke(cli.cli, ["gone"]).exit_code == 2
 
 
 @pytest.mark.parametrize(("missing", "fix"), [("torch", "make setup"), ("somepackage", "somepackage")])

@@ -19,8 +19,16 @@ from PIL import Image
 
 from backend.demo import project as demo_project
 from backend.demo.command import check_port, demo
-from backend.demo.photographs import FILES, LABELS, copy_photographs
-from backend.demo.project import DemoProject, draw_scenes, prepare_project, scenes_config, smart_config
+from backend.demo.project import (
+    FILES,
+    LABELS,
+    DemoProject,
+    copy_photographs,
+    draw_scenes,
+    prepare_project,
+    scenes_config,
+    smart_config,
+)
 from backend.errors import StartError
 from backend.processes.label_studio_server import LabelStudioServer, Login
 from backend.settings import SCENES_MODEL, SHIPPED_MODEL

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.train.evaluate import evaluate
+from backend.devtools.harness import label_config
 from backend.devtools.served_evaluation import (
     Served,
     ServedApiClient,
@@ -20,7 +21,6 @@ from backend.devtools.served_evaluation import (
     predict_set,
     score_served,
 )
-from backend.devtools.soak.harness import label_config
 from backend.settings import Settings
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import Output

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from backend.cli.main import cli
 from backend.devtools.edit_plan import GoodOutline
 from backend.devtools.edits import EditableObject, Edits
+from backend.devtools.harness import label_config
 from backend.devtools.simulated_edits import (
     BEFORE,
     LITERAL,
@@ -24,7 +25,6 @@ from backend.devtools.simulated_edits import (
     shown_regions,
     true_objects,
 )
-from backend.devtools.soak.harness import label_config
 from integration.label_studio.label_config import parse_label_config
 from integration.regions.settings import PART_BY_PART, Output
 from integration.regions.write import build_prediction

@@ -12,13 +12,12 @@ import socket
 import time
 
 import pytest
+import requests
 from click.testing import CliRunner
 
-from backend.devtools.load.command import load
-from backend.devtools.soak.annotators import Annotators, Verdict
-from backend.devtools.soak.command import line
-from backend.devtools.soak.faults import BATCH_S, run_fault, run_random
-from backend.devtools.soak.harness import Hosts, ServiceHarness
+from backend.devtools.harness import Hosts, ServiceHarness
+from backend.devtools.load import load
+from backend.devtools.soak import BATCH_S, Annotators, Verdict, line, run_fault, run_random
 from backend.processes.waiting import wait_until
 
 pytestmark = pytest.mark.service
@@ -63,7 +62,9 @@ def test_a_busy_worker_goes_on_by_itself_when_the_queue_server_is_back(break_it)
         (worker,) = stage.start_workers(1, seconds=BATCH_S)
         stage.set_up_project()
         asked = Annotators(stage, 1, 48, asks_again=False).start()
-        wait_until(lambda: stage.get("/jobs?state=running").json()["jobs"], "A running task", 240)
+        wait_until(
+            lambda: requests.get(f"{stage.address}/jobs?state=running", timeout=5).json()["jobs"], "A running task", 240
+        )
         break_it(stage)
         verdict = asked.wait(120).verdict(break_it.__name__)
         assert worker.poll() is None
@@ -88,6 +89,18 @@ def test_load_measures_the_queue():
     assert set(figures["memory in MiB"]) == {"api", "worker", "queue server"}
     assert figures["one at a time"]["overhead p50 in ms"] > 0
     assert figures["start-up in s"]["worker to first prediction"] > 0
+
+
+@pytest.mark.slow
+def test_prompts_are_measured_beside_a_batch_that_does_not_end():
+    """However few tasks are asked for."""
+    asked = ["--prompts", "1", "--tasks", "1", "--json"]
+    figures = json.loads(CliRunner().invoke(load, asked, catch_exceptions=False).stdout)
+    assert figures["tasks beside"]["least"] > 0
+    names = {f"{which} {share} in ms" for which in ("first", "later") for share in ("p50", "p95")}
+    beside = next(value for name, value in figures.items() if name.startswith("beside"))
+    assert set(figures["without a batch"]) == set(beside) == names
+    assert all(value > 0 for value in beside.values())
 
 
 @pytest.mark.parametrize(("lost", "doubled", "says"), [([], [], "ok"), ([3], [], "1 lost"), ([], [4], "1 doubled")])

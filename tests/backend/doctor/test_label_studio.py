@@ -9,11 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from backend.cli.main import cli
-from backend.doctor import label_studio as module
-from backend.doctor.label_studio import connection_findings
-from backend.doctor.machine import Finding
+from backend.doctor import command as module
+from backend.doctor.command import Finding, connection_findings
 from backend.settings import Settings
-from backend.versions.resolve import ServedModel
 from integration.label_studio.client import ClientError
 
 pytestmark = pytest.mark.service
@@ -75,37 +73,32 @@ class FakeClient:
         self.changes.append((project_id, {"url": url, **fields}))
 
 
-@pytest.fixture
-def model(checkpoint) -> ServedModel:
-    return ServedModel(checkpoint, "fake", "fake-1", ("gear",), "")
-
-
-def findings(settings: Settings, client: FakeClient, model: ServedModel, key: str = PAT, **more: Any) -> Any:
+def findings(settings: Settings, client: FakeClient, key: str = PAT, **more: Any) -> Any:
     facts = {"label_studio_url": "http://ls:8080", "label_studio_api_key": key, **more}
-    return list(connection_findings(Settings(**{**settings.model_dump(), **facts}), client, model))
+    return list(connection_findings(Settings(**{**settings.model_dump(), **facts}), client))
 
 
 @pytest.fixture(autouse=True)
 def ours_answers(monkeypatch):
-    monkeypatch.setattr(module, "_answers", lambda url: "10.0.0.5" in url)
+    monkeypatch.setattr(module, "is_ours", lambda backend: "10.0.0.5" in backend["url"])
 
 
 @pytest.mark.parametrize(
     ("label", "status", "says"), [("gear", "ok", "knows all"), ("balloon", "warning", "does not know: balloon")]
 )
-def test_labels_that_the_model_does_not_know_are_named(settings, model, monkeypatch, label, status, says):
+def test_labels_that_the_model_does_not_know_are_named(settings, monkeypatch, label, status, says):
     xml = (
         '<View><Image name="i" value="$image"/><PolygonLabels name="p" toName="i">'
         f'<Label value="{label}"/></PolygonLabels></View>'
     )
     monkeypatch.setattr(FakeClient, "list_projects", lambda self: [{"id": 4, "label_config": xml}])
-    rows = [finding for finding in findings(settings, FakeClient(), model) if finding.name == "labels of project 4"]
+    rows = [finding for finding in findings(settings, FakeClient()) if finding.name == "labels of project 4"]
     assert [row.status for row in rows] == [status]
     assert says in rows[0].detail
 
 
-def test_a_healthy_connection_has_no_complaint(settings, model):
-    assert {finding.status for finding in findings(settings, FakeClient(), model)} == {"ok"}
+def test_a_healthy_connection_has_no_complaint(settings):
+    assert {finding.status for finding in findings(settings, FakeClient())} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -145,43 +138,45 @@ def test_a_healthy_connection_has_no_complaint(settings, model):
         ),
     ],
 )
-def test_each_trap_is_named_with_its_fix(settings, model, client, more, status, says):
-    bad = [finding for finding in findings(settings, client, model, **more) if finding.status != "ok"]
+def test_each_trap_is_named_with_its_fix(settings, client, more, status, says):
+    bad = [finding for finding in findings(settings, client, **more) if finding.status != "ok"]
     assert [finding.status for finding in bad] == [status]
     assert says in bad[0].fix
 
 
-def test_the_title_and_the_webhook_s_secret_are_repaired(settings, model):
+def test_the_title_and_the_webhook_s_secret_are_repaired(settings):
     client = FakeClient(backends=[{**BACKEND, "title": "transfiner"}])
     auth = {"basic_auth_user": "u", "basic_auth_password": "p", "webhook_secret": "hook"}
-    for finding in findings(settings, client, model, **auth):
+    for finding in findings(settings, client, **auth):
         if finding.repair:
             finding.repair()
     assert client.changes == [(1, {"title": "fake-1"}), (3, {"headers": {"X-Transfiner-Secret": "hook"}})]
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_a_webhook_left_behind_is_switched_off_when_it_is_ours(settings, model, monkeypatch, is_ours):
+def test_a_webhook_left_behind_is_switched_off_when_it_is_ours(settings, monkeypatch, is_ours):
     """A service of somebody else's may have such an address as well."""
     asked = []
-    monkeypatch.setattr(module, "_answers", lambda url: asked.append(url) or (is_ours or ":9090" in url))
+    monkeypatch.setattr(
+        module, "is_ours", lambda backend: asked.append(backend["url"]) or (is_ours or ":9090" in backend["url"])
+    )
     stray = {"id": 8, "project": 4, "url": "http://10.0.0.5:7/webhook", "headers": {}, "is_active": True}
     client = FakeClient(hooks=[HOOK, stray])
-    (finding,) = (f for f in findings(settings, client, model) if "no connected backend" in f.detail)
+    (finding,) = (f for f in findings(settings, client) if "no connected backend" in f.detail)
     assert "http://10.0.0.5:7" in asked
     if finding.repair:
         finding.repair()
     assert client.changes == ([(8, {"is_active": False})] if is_ours else [])
     client.hooks[1] = {**stray, "is_active": False}
-    assert not any("no connected" in f.detail for f in findings(settings, client, model))
+    assert not any("no connected" in f.detail for f in findings(settings, client))
 
 
 def test_the_command_speaks_json_and_its_exit_code_counts_errors(settings, monkeypatch):
     monkeypatch.setenv("TRANSFINER_MODEL", str(settings.model / "none"))
     monkeypatch.setenv("TRANSFINER_REDIS_URL", settings.redis_url)
     # Importing torch would take seconds and is the models' tests' business.
-    monkeypatch.setattr("backend.doctor.machine.require_model_libraries", lambda: None)
-    monkeypatch.setattr("backend.doctor.machine._device", lambda _: Finding("device", "ok", "CPU"))
+    monkeypatch.setattr("backend.doctor.command.require_model_libraries", lambda: None)
+    monkeypatch.setattr("backend.doctor.command._device", lambda _: Finding("device", "ok", "CPU"))
     result = CliRunner().invoke(cli, ["doctor", "--json"])
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert result.exit_code == 1

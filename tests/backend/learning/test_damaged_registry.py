@@ -72,7 +72,7 @@ def test_what_served_last_goes_on(promoted, redis, monkeypatch, damage, is_resta
     assert directory is not None
     assert directory.name == "v1"
     service = client.application.extensions["transfiner"]
-    service.queue.is_stopping = lambda: True
+    service.queue.is_stopping = True
     assert client.post("/predict", json=predict_body(tasks(1), project=KEY)).status_code == 200
     for route in ROUTES:
         answer = client.get(route)

@@ -6,7 +6,7 @@ import pytest
 
 from backend.api.app import create_app
 from backend.predictions.projects import LIFETIME_S, Project, Projects
-from backend.queue.keys import PROJECTS, project_key
+from backend.queue.keys import PROJECT, PROJECTS
 from tests.support.service import CONFIG, predict_body, setup_body, tasks
 
 HOST, KEY = "http://127.0.0.1:8080", "7.1795339022"
@@ -85,8 +85,8 @@ def test_pages_show_the_newest_projects_and_stay_fast(client, redis, monkeypatch
 def test_a_project_that_is_heard_of_no_more_is_forgotten(redis):
     projects = Projects(redis)
     projects.save(Project(KEY, hostname=HOST))
-    assert LIFETIME_S - 5 <= redis.ttl(project_key(KEY)) <= LIFETIME_S
-    redis.delete(project_key(KEY))
+    assert LIFETIME_S - 5 <= redis.ttl(PROJECT + KEY) <= LIFETIME_S
+    redis.delete(PROJECT + KEY)
     projects.touch("7")
     assert projects.all() == []
-    assert not redis.exists(project_key(KEY), PROJECTS)
+    assert not redis.exists(PROJECT + KEY, PROJECTS)

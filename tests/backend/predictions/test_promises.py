@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from backend.devtools.soak.harness import PROJECT, ServiceHarness, label_config
+from backend.devtools.harness import PROJECT, ServiceHarness, label_config
 from backend.errors import ServiceError, StartError
 from backend.predictions.projects import Project, Projects
 from backend.predictions.promises import PromiseKeeper
@@ -18,7 +18,7 @@ from backend.processes.waiting import wait_until
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
-from tests.support.service import CONFIG
+from tests.support.service import CONFIG, finish
 
 pytestmark = pytest.mark.service
 TASKS = 8
@@ -79,7 +79,7 @@ def test_a_project_that_was_forgotten_before_its_tasks_were_deferred_gets_its_ad
     assert keeper.look() == []
     assert projects.get(PROJECT).hostname == project.hostname
     assert projects.get(PROJECT).token == project.token
-    queue.records.finish(job.id, JobOutcome(error="no such image"))
+    finish(queue, job.id, JobOutcome(error="no such image"))
     deliveries.drop([job.id])
     assert keeper.look() == []
     assert len(keeper) == 0, "it ended with a reason"

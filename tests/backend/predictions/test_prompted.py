@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 
 from backend.errors import TaskError
+from backend.predictions.projects import PredictRequest
 from backend.predictions.prompts import MOST_BYTES, PromptMemory
-from backend.predictions.schemas import PredictRequest
 from backend.predictions.service import Predictions
 from backend.queue.job_queue import PredictionJob
 from backend.queue.job_store import JobOutcome

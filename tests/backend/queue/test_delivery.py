@@ -12,10 +12,10 @@ from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve
-from backend.worker.pipeline import Batcher
-from backend.worker.push import Pusher
+from backend.worker.main import Batcher
+from backend.worker.maintenance import Pusher
 from tests.support.fake_label_studio import TOKEN
-from tests.support.service import CONFIG, predict_body, setup_body, tasks
+from tests.support.service import CONFIG, finish, predict_body, setup_body, states, tasks
 
 PROJECT = "7.1795339022"
 FACTS = {"project": PROJECT, "task": 1}
@@ -41,7 +41,7 @@ def deliveries(redis) -> DeliveryClaims:
 def test_an_expired_claim_is_deferred_all_the_same(deliveries, redis, job):
     """A clock that steps forward ends all lifetimes at once."""
     claim = deliveries.claim("request", [job], lifetime_s=60)
-    redis.delete(keys.claim_key(job))
+    redis.delete(keys.CLAIM + job)
     assert deliveries.defer(claim, {job: FACTS}) == []
     assert list(deliveries.deferred_of([job, "other"])) == [job]
 
@@ -71,7 +71,7 @@ def test_what_another_request_claims_is_pushed_when_that_one_dies(deliveries, re
     assert deliveries.take([job], 1) == [], "somebody may still answer"
     if holder == "answers":
         assert deliveries.release_if_all_held(other, [job])
-    redis.delete(keys.claim_key(job))
+    redis.delete(keys.CLAIM + job)
     assert deliveries.take([job], 1) == ([job] if holder == "dies" else [])
 
 
@@ -80,7 +80,7 @@ def test_a_claim_that_the_queue_server_keeps_too_long_ends(deliveries, redis, jo
     deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
     deliveries.claim("dying", [job], lifetime_s=60)
     deliveries.end_overdue_claims([job])
-    redis.pexpire(keys.claim_key(job), 7_200_000)
+    redis.pexpire(keys.CLAIM + job, 7_200_000)
     assert deliveries.take([job], 1) == []
     true_time = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: true_time() + 61)
@@ -91,9 +91,9 @@ def test_a_claim_that_the_queue_server_keeps_too_long_ends(deliveries, redis, jo
 def test_a_deferred_task_that_a_dying_request_claims_stays_deferred(queue, deliveries, redis, job):
     deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
     deliveries.claim("dying", [job], lifetime_s=60)
-    queue.records.finish(job, JobOutcome(prediction={"result": []}))
-    assert redis.ttl(keys.task_key(job)) == -1
-    redis.delete(keys.claim_key(job))
+    finish(queue, job, JobOutcome(prediction={"result": []}))
+    assert redis.ttl(keys.TASK + job) == -1
+    redis.delete(keys.CLAIM + job)
     assert deliveries.take([job], 1) == [job]
 
 
@@ -101,7 +101,7 @@ def test_a_deferred_task_that_is_answered_gets_its_lifetime_back(deliveries, red
     deliveries.defer(deliveries.claim("request", [job], lifetime_s=60), {job: FACTS})
     again = deliveries.claim("again", [job], lifetime_s=60)
     assert deliveries.release_if_all_held(again, [job], keep_s=50)
-    assert 0 < redis.ttl(keys.task_key(job)) <= 50
+    assert 0 < redis.ttl(keys.TASK + job) <= 50
     assert deliveries.count_deferred() == 0
 
 
@@ -115,11 +115,11 @@ def test_what_the_queue_server_does_not_know_is_said(deliveries, redis, job):
 def test_a_deferred_record_has_no_lifetime_until_it_is_pushed(queue, deliveries, redis, job):
     claim = deliveries.claim("request", [job], lifetime_s=60)
     deliveries.defer(claim, {job: FACTS})
-    queue.records.finish(job, JobOutcome(prediction={"result": []}))
-    assert redis.ttl(keys.task_key(job)) == -1
+    finish(queue, job, JobOutcome(prediction={"result": []}))
+    assert redis.ttl(keys.TASK + job) == -1
     deliveries.take([job], 1)
     deliveries.pushed([job], keep_s=50)
-    assert 0 < redis.ttl(keys.task_key(job)) <= 50
+    assert 0 < redis.ttl(keys.TASK + job) <= 50
 
 
 @pytest.mark.parametrize("forgotten", ["everything but the project", "everything, the address is in the settings"])
@@ -162,14 +162,14 @@ def test_a_deferred_task_that_was_parked_is_deferred_again_when_it_is_queued_aga
         assert Batcher(queue, vitals, queue.settings).first() is not None
         vitals.leave()
         assert OrphanSearch(queue).run() == [job]
-    assert queue.records.states([job]) == ["parked"]
+    assert states(queue, [job]) == ["parked"]
     assert Pusher(queue, queue.settings, "w3").push_ready() == 0
     assert deliveries.count_deferred() == 0
     if how == "a person retries it":
         assert queue.retry(job)
     else:
         assert absolve(queue, "w1") == [job]
-    assert queue.records.states([job]) == ["queued"]
+    assert states(queue, [job]) == ["queued"]
     entry = deliveries.deferred_of([job])[job]
     assert (entry["project"], int(entry["task"])) == (PROJECT, 1)
-    assert redis.ttl(keys.task_key(job)) == -1, "it waits until it is delivered"
+    assert redis.ttl(keys.TASK + job) == -1, "it waits until it is delivered"

@@ -8,8 +8,8 @@ from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import MOST_KEPT, JobOutcome, LabelConfigs, config_digest
 from backend.queue.recovery import Heartbeat
-from backend.worker.pipeline import Batcher
-from tests.support.service import CONFIG
+from backend.worker.main import Batcher
+from tests.support.service import CONFIG, finish
 
 pytestmark = pytest.mark.service
 
@@ -27,7 +27,7 @@ def test_jobs_name_their_label_config_and_workers_get_its_text(settings, redis):
     (stored,) = redis.keys(f"{keys.CONFIG}*")
     assert redis.get(stored).decode() == CONFIG
     assert redis.ttl(stored) > 24 * 3600, "it outlives every task that waits"
-    assert all(CONFIG not in str(redis.hgetall(keys.task_key(job.id))) for job in asked)
+    assert all(CONFIG not in str(redis.hgetall(keys.TASK + job.id)) for job in asked)
     batch = Batcher(JobQueue(redis, settings), Heartbeat(redis, "w", lost_after_s=60), settings).first()
     assert batch is not None
     assert [job.label_config for job in batch.jobs.values()] == [CONFIG] * 3
@@ -38,7 +38,7 @@ def test_a_task_that_is_retried_keeps_its_label_config(settings, redis):
     queue = JobQueue(redis, settings)
     (job,) = jobs(1)
     queue.submit([job])
-    queue.records.finish(job.id, JobOutcome(error="no such image"))
+    finish(queue, job.id, JobOutcome(error="no such image"))
     assert queue.retry(job.id)
     batch = Batcher(queue, Heartbeat(redis, "w", lost_after_s=60), settings).first()
     assert batch is not None

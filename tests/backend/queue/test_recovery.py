@@ -152,7 +152,7 @@ def test_the_api_answers_waiting_label_studio_before_it_stops(settings, serve, w
     service = app.extensions["transfiner"]
     client = app.test_client()
     client.post("/setup", json=setup_body(label_studio.url, TOKEN))
-    service.queue.is_stopping = lambda: True
+    service.queue.is_stopping = True
     answer = client.post("/predict", json=predict_body(tasks(2), project="7.1795339022"))
     assert answer.get_json() == {"results": []}
     assert client.get("/jobs").get_json()["deferred"] == 2

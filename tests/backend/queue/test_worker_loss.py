@@ -15,9 +15,8 @@ from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.queue.locks import RenewedLock
 from backend.queue.recovery import Heartbeat, OrphanSearch, absolve, living_workers, requeue_jobs_of
-from backend.worker.main import Recorder, serve_queue
-from backend.worker.pipeline import Batcher
-from tests.support.service import CONFIG, wait_until
+from backend.worker.main import Batcher, Recorder, serve_queue
+from tests.support.service import CONFIG, finish, states, wait_until
 
 GOOD = FinishedJob(JobOutcome(prediction={"result": []}), {"instances": 0, "regions": 0, "seconds": 0.0})
 
@@ -45,7 +44,7 @@ def worker(queue: JobQueue, name: str) -> Batcher:
 
 def silence(queue: JobQueue, batcher: Batcher) -> None:
     """What others see of a worker that was killed, frozen or cut off."""
-    queue.connection.delete(keys.worker_key(batcher.vitals.name))
+    queue.connection.delete(keys.WORKER + batcher.vitals.name)
 
 
 def test_a_worker_that_comes_back_takes_back_what_was_blamed_on_its_tasks(queue):
@@ -60,7 +59,7 @@ def test_a_worker_that_comes_back_takes_back_what_was_blamed_on_its_tasks(queue)
         assert set(OrphanSearch(queue).run()) == set(batch.jobs)
         batcher.vitals.beat({})
         assert set(absolve(queue, name)) == set(batch.jobs)
-        assert queue.records.states(ids) == ["queued", "queued"]
+        assert states(queue, ids) == ["queued", "queued"]
 
 
 def test_a_task_that_was_parked_for_a_frozen_worker_is_queued_again(queue):
@@ -70,10 +69,10 @@ def test_a_task_that_was_parked_for_a_frozen_worker_is_queued_again(queue):
         assert batcher.first() is not None
         silence(queue, batcher)
         assert OrphanSearch(queue).run() == [job_id]
-    assert queue.records.states([job_id]) == ["parked"]
+    assert states(queue, [job_id]) == ["parked"]
     assert "2 attempts" in queue.records.outcomes([job_id])[job_id].error
     assert absolve(queue, "w1") == [job_id]
-    assert queue.records.states([job_id]) == ["queued"]
+    assert states(queue, [job_id]) == ["queued"]
     assert queue.records.outcomes([job_id]) == {}
     suspect = worker(queue, "w3").first()
     assert suspect is not None
@@ -99,7 +98,7 @@ def test_a_living_worker_keeps_its_tasks_whoever_thinks_it_dead(queue):
     watching = JobQueue(queue.connection, queue.settings)
     batcher.vitals.beat({})
     assert OrphanSearch(watching).run() == []
-    assert queue.records.states(ids) == ["running"]
+    assert states(queue, ids) == ["running"]
 
 
 def test_a_heartbeat_that_stands_still_is_no_sign_of_life(queue, monkeypatch):
@@ -163,14 +162,15 @@ def test_retry_leaves_a_running_task_alone(queue):
     (job_id,) = submit(queue, 1)
     assert worker(queue, "w1").first() is not None
     assert not queue.retry(job_id)
-    assert queue.records.states([job_id]) == ["running"]
+    assert states(queue, [job_id]) == ["running"]
 
 
 @pytest.mark.parametrize("state", ["failed", "parked"])
 def test_retry_queues_a_task_that_has_ended_badly_once(queue, state):
     (job_id,) = submit(queue, 1)
     assert worker(queue, "w1").first() is not None
-    queue.records.finish(job_id, JobOutcome(error="bad luck"), state=state)
+    finish(queue, job_id, JobOutcome(error="bad luck"))
+    queue.connection.hset(keys.TASK + job_id, "state", state)
     assert queue.retry(job_id)
     assert not queue.retry(job_id)
     assert queue.records.outcomes([job_id]) == {}
@@ -198,7 +198,7 @@ def test_the_result_of_a_worker_that_was_thought_dead_stays(queue):
     silence(queue, batcher)
     OrphanSearch(queue).run()
     Recorder(queue, "w1").record({job_id: GOOD}, {})
-    queue.records.finish(job_id, JobOutcome(error="another worker could not"))
+    finish(queue, job_id, JobOutcome(error="another worker could not"))
     assert queue.records.outcomes([job_id])[job_id].error == ""
     assert worker(queue, "w2").first() is None, "nothing is left to compute"
 
@@ -232,10 +232,10 @@ def test_what_a_full_queue_server_did_not_take_is_stored_later(queue, redis: Red
             recorder.record(dict.fromkeys(ids, GOOD), {})
     finally:
         redis.config_set("maxmemory", before)
-    assert queue.records.states(ids) == ["running", "running"]
+    assert states(queue, ids) == ["running", "running"]
     recorder.flush()
-    assert queue.records.states(ids) == ["done", "done"]
-    assert not redis.exists(keys.running_key("w1"))
+    assert states(queue, ids) == ["done", "done"]
+    assert not redis.exists(keys.RUNNING + "w1")
 
 
 def test_a_lock_that_was_lost_is_not_deleted_by_its_former_owner(redis):

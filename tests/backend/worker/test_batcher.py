@@ -14,20 +14,11 @@ from redis import Redis
 
 from backend.queue.job_queue import JobQueue, PredictionJob, Requester
 from backend.queue.job_store import DONE, JobOutcome
-from backend.queue.keys import (
-    DEFERRED,
-    INTERACTIVE_NAME,
-    PREDICT_LANE,
-    STATS,
-    WORKERS,
-    requester_key,
-    running_key,
-    task_key,
-)
+from backend.queue.keys import DEFERRED, INTERACTIVE_NAME, PREDICT_LANE, REQUESTER, RUNNING, STATS, TASK, WORKERS
 from backend.queue.recovery import Heartbeat, OrphanSearch
-from backend.worker.pipeline import Batcher
+from backend.worker.main import Batcher
 from tests.support.fake_label_studio import TOKEN
-from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
+from tests.support.service import CONFIG, finish, predict_body, setup_body, states, tasks, wait_until
 
 pytestmark = pytest.mark.service
 
@@ -65,8 +56,8 @@ def test_batches_come_in_order_with_all_that_a_worker_needs(queue, taking, redis
     assert list(begun.jobs.values()) == asked[:3]
     assert numbers(taking.next()) == [4, 5]
     assert taking.next() is None
-    assert redis.smembers(running_key(NAME)) == {job.id.encode() for job in asked}
-    assert queue.records.states([job.id for job in asked]) == ["running"] * 5
+    assert redis.smembers(RUNNING + NAME) == {job.id.encode() for job in asked}
+    assert states(queue, [job.id for job in asked]) == ["running"] * 5
 
 
 def test_an_interactive_worker_has_the_interactive_tasks_for_itself(queue, taking, settings, redis):
@@ -123,10 +114,10 @@ def test_nothing_is_taken_ahead_that_another_worker_could_run_now(queue, taking,
 def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
     asked = jobs(3)
     queue.submit(asked)
-    queue.records.finish(asked[0].id, JobOutcome(prediction={"result": []}))
-    redis.delete(task_key(asked[2].id))
+    finish(queue, asked[0].id, JobOutcome(prediction={"result": []}))
+    redis.delete(TASK + asked[2].id)
     assert numbers(taking.first()) == [2]
-    assert queue.records.states([asked[0].id]) == [DONE]
+    assert states(queue, [asked[0].id]) == [DONE]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +141,7 @@ def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, secon
     assert numbers(taking.first()) == ([1] if is_taken else [])
     assert int(redis.hget(STATS, "tasks_dropped") or 0) == (0 if is_taken else 1)
     # Whoever asks again finds nothing in the way.
-    assert bool(queue.records.states([asked[0].id])[0]) == is_taken
+    assert bool(states(queue, [asked[0].id])[0]) == is_taken
     queue.submit(asked)
     assert queue.depth()["predict"] == (0 if is_taken else 1)
 
@@ -172,7 +163,7 @@ def hang_up_while_waiting(address: str, body: dict[str, Any], seen: Callable[[],
 
 
 def leases(redis: Redis) -> list[bytes]:
-    return list(redis.scan_iter(requester_key("*")))
+    return list(redis.scan_iter(REQUESTER + "*"))
 
 
 @pytest.mark.parametrize("context", [{"result": []}, None])

@@ -18,7 +18,7 @@ from backend.queue.job_store import FinishedJob
 from backend.queue.recovery import Heartbeat
 from backend.versions.resolve import ServedModel
 from backend.worker.images import BatchFetcher
-from backend.worker.pipeline import Batcher, BatchPipeline
+from backend.worker.main import Batcher, BatchPipeline
 from backend.worker.task_runner import TaskRunner
 from model.instance import Instance
 from tests.support.service import CONFIG
@@ -155,7 +155,7 @@ def test_outlines_over_their_time_fail_and_the_next_batch_is_outlined(queue, mon
             stuck.wait(PATIENCE_S)
         return {"result": []}
 
-    monkeypatch.setattr("backend.worker.task_runner.prediction_of_instances", written)
+    monkeypatch.setattr("backend.worker.task_runner.prediction_of", written)
     queue.submit(jobs(1, 2))
     scene.run()
     assert "longer than 1 s" in scene.ended[1]

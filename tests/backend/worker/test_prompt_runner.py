@@ -9,9 +9,9 @@ import pytest
 
 from backend.queue.job_queue import PredictionJob
 from backend.settings import Settings
-from backend.worker.oom_fallback import PredictedImage
+from backend.worker.model_cache import PredictedImage
 from backend.worker.prompt_runner import KEPT_ANSWERS, PromptRunner
-from backend.worker.task_runner import prediction_of_prompt
+from backend.worker.task_runner import prediction_of
 
 CONFIG = """<View><Image name="image" value="$image"/><{tag} name="shape" toName="image">
 <Label value="leaf"/><Label value="balloon"/></{tag}></View>"""
@@ -37,7 +37,7 @@ def test_a_box_becomes_one_region_with_the_annotators_label(runner: PromptRunner
     instance = runner.answer(job, disc())
     truth = (disc()[..., 0] == 220) & True
     assert (instance.mask_hw & truth).sum() / (instance.mask_hw | truth).sum() > 0.8
-    prediction = prediction_of_prompt(job, PredictedImage([instance], precision=runner.precision), 160, 120)
+    prediction = prediction_of(job, PredictedImage([instance], precision=runner.precision), 120, 160, None)
     (region,) = prediction["result"]
     assert region["value"][tag.lower()] == ["balloon"]
     assert 0 <= region["score"] <= 1

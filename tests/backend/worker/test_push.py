@@ -14,10 +14,10 @@ from backend.predictions.projects import Project
 from backend.queue.delivery import DeliveryClaims
 from backend.queue.job_queue import JobQueue, PredictionJob
 from backend.queue.job_store import JobOutcome
-from backend.queue.keys import CLAIM, TASK, push_lock_key
-from backend.worker.push import Pusher
+from backend.queue.keys import CLAIM, PUSH_LOCK, TASK
+from backend.worker.maintenance import Pusher
 from tests.support.fake_label_studio import TOKEN, FakeLabelStudio
-from tests.support.service import CONFIG, predict_body, setup_body, tasks, wait_until
+from tests.support.service import CONFIG, finish, predict_body, setup_body, tasks, wait_until
 
 pytestmark = pytest.mark.service
 
@@ -189,9 +189,9 @@ def test_the_lock_of_a_dead_worker_is_ended_however_long_it_lasts(settings, redi
     queue, deliveries = JobQueue(redis, settings), DeliveryClaims(redis)
     job = PredictionJob(PROJECT, {"id": 1, "data": {}}, "1", CONFIG, "v1")
     queue.submit([job])
-    queue.records.finish(job.id, JobOutcome(prediction={"result": [], "score": 1.0, "model_version": "v1"}))
+    finish(queue, job.id, JobOutcome(prediction={"result": [], "score": 1.0, "model_version": "v1"}))
     deliveries.defer(deliveries.claim("request", [job.id], lifetime_s=60), {job.id: {"project": PROJECT, "task": 1}})
-    redis.set(push_lock_key(PROJECT), "dead", px=7_200_000)
+    redis.set(PUSH_LOCK + PROJECT, "dead", px=7_200_000)
     client = FrozenClient(lambda: None, lambda: None)
     pusher = Pusher(queue, settings, "living", connect=lambda *_: client)
     wait_until(lambda: pusher.push_ready() or client.stored, give_up_s=30)
@@ -206,14 +206,14 @@ def test_a_worker_frozen_while_it_pushes_stores_nothing_twice(settings, redis, f
     queue.submit(jobs)
     for job in jobs:
         prediction = {"result": [{"id": f"r{job.task['id']}"}], "score": 1.0, "model_version": "v1"}
-        queue.records.finish(job.id, JobOutcome(prediction=prediction))
+        finish(queue, job.id, JobOutcome(prediction=prediction))
     claim = deliveries.claim("request", [job.id for job in jobs], lifetime_s=60)
     assert deliveries.defer(claim, {job.id: {"project": PROJECT, "task": job.task["id"]} for job in jobs}) == []
 
     def take_over() -> None:
         """The lock has expired meanwhile, and another worker pushes."""
         client.freeze_before = client.freeze_after = lambda: None
-        redis.delete(push_lock_key(PROJECT))
+        redis.delete(PUSH_LOCK + PROJECT)
         second.push_ready()
 
     def go_on() -> None:

@@ -19,7 +19,7 @@ from backend.queue.job_store import FinishedJob, JobOutcome
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel
 from backend.worker.images import ImageSource
-from backend.worker.oom_fallback import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
+from backend.worker.model_cache import downscale_image, is_out_of_memory, predict_with_fallback, upscale_instance
 from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from integration.images.fetch import ImageError
@@ -107,7 +107,7 @@ def run(
 
     runner = TaskRunner(OneModel(model, spare), fetch, done, tiling=tiling, tile_batch=2)
     jobs = {name: PredictionJob("1.1", {"id": 1, "data": {"image": name}}, name, CONFIG, "v1") for name in images}
-    runner.run(jobs)
+    runner.write(runner.predict(jobs, runner.fetcher.begin(jobs)))
     assert list(ended) == list(jobs)
     return ended
 
@@ -151,7 +151,8 @@ def test_a_worker_of_prompts_alone_refuses_whole_images():
         lambda batch, stages_s: ended.update({job_id: job.outcome for job_id, job in batch.items()}),
         prompts=prompts,
     )
-    runner.run({"a": PredictionJob("1.1", {"id": 1, "data": {"image": "a"}}, "a", CONFIG, "v1")})
+    jobs = {"a": PredictionJob("1.1", {"id": 1, "data": {"image": "a"}}, "a", CONFIG, "v1")}
+    runner.write(runner.predict(jobs, runner.fetcher.begin(jobs)))
     assert "a whole image of project '1.1'" in ended["a"].error
     assert runner.loaded is prompts
     with pytest.raises(ValueError, match="neither"):

@@ -11,15 +11,16 @@ from hypothesis.extra import numpy as hnp
 
 from integration.polygons.convert import (
     CrumbRule,
+    level_set_outline,
     outline_mask,
     polygons_to_mask,
     reach_border,
     remove_crumbs,
+    sample_patch,
     smooth_outline,
 )
 from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
-from integration.polygons.level_set import level_set_outline, sample_patch
 from tests.integration.polygons.hausdorff import deviation_px
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
 
-from backend.devtools.rehearsal.command import rehearse
+from backend.devtools.rehearsal.command import claims, rehearsal_markdown, rehearse, write_report
 from backend.devtools.rehearsal.plan import tiny_plan
-from backend.devtools.rehearsal.report import claims, rehearsal_markdown, write_report
 
 
 def outcome(values=(10.0, 20.0, 30.0), state="rejected") -> dict:
     curve = [{"round": n, "version": f"v{n}", "boundary_ap": v, "mask_ap": v + 5} for n, v in enumerate(values)]
     served = {"version": "v2", "sha256": "a" * 64}
     return {
-        "plan": tiny_plan({}).as_dict(),
+        "plan": asdict(tiny_plan({})),
         "model": "base",
         "minutes": 3,
         "curve": curve,

@@ -1,23 +1,135 @@
-"""Faults: parts are killed, frozen, cut off, filled up, emptied or put on another time, one by one or at random.
+"""The `soak` command: parts of a service are broken while tasks are asked for, one by one or at random.
 
 Nobody asks again for what was answered, and no person helps: what was promised must be kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-from backend.devtools.soak.annotators import SETTLE_S, Annotators, Verdict
-from backend.devtools.soak.harness import LINKED_WORKERS, ServiceHarness
+import click
+import requests
+
+from backend.devtools.harness import LINKED_WORKERS, ServiceHarness
 from backend.processes.waiting import wait_until
 from backend.queue.keys import DEFERRED, RUNNING
+from backend.settings import load_settings
+
+CHUNK = 6
+# Pushes that are on their way get this long before anybody asks again.
+PATIENCE_S = 3.0
+SETTLE_S = 3.0
+WIDTH_PX = 32
+
+
+@dataclass
+class Verdict:
+    """What became of the tasks of one fault; nothing may be lost, doubled or left without a reason."""
+
+    fault: str
+    tasks: int
+    stored_once: int
+    failed: dict[int, str]
+    lost: list[int]
+    doubled: list[int]
+    seconds: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        return not self.lost and not self.doubled
+
+
+class Annotators:
+    """Asks for `count` tasks until each is stored or has failed with a reason; stores answers as Label Studio does.
+
+    Args:
+        asks_again: also for tasks that were answered and not stored; else only where the request was refused.
+    """
+
+    def __init__(self, harness: ServiceHarness, first: int, count: int, *, asks_again: bool = True) -> None:
+        self.asks_again = asks_again
+        self.answered: set[int] = set()
+        self.must_fail: set[int] = set()
+        self.harness = harness
+        self.ids = list(range(first, first + count))
+        self.widths = dict.fromkeys(self.ids, WIDTH_PX)
+        self.failed: dict[int, str] = {}
+        self.refused = 0
+        self._pool = ThreadPoolExecutor(8)
+        self._thread = threading.Thread(target=self._ask_until_done, daemon=True)
+        self.begun = time.monotonic()
+        self.seconds = 0.0
+
+    def start(self) -> Annotators:
+        self._thread.start()
+        return self
+
+    def wait(self, give_up_s: float) -> Annotators:
+        """Until every task is stored or has a reason."""
+        self._thread.join(give_up_s)
+        self.seconds = time.monotonic() - self.begun
+        return self
+
+    def verdict(self, fault: str) -> Verdict:
+        """What became of the tasks; `SETTLE_S` after the wait, because copies come late."""
+        stored = self.harness.label_studio.stored()
+        return Verdict(
+            fault,
+            len(self.ids),
+            stored_once=sum(stored[number] == 1 for number in self.ids),
+            failed=dict(self.failed),
+            lost=[n for n in self.ids if (not stored[n] or n in self.must_fail) and not self.failed.get(n)],
+            doubled=[n for n in self.ids if stored[n] > 1],
+            seconds=round(self.seconds, 1),
+            notes={"requests refused": self.refused},
+        )
+
+    def _open(self) -> list[int]:
+        stored = self.harness.label_studio.stored()
+        return [number for number in self.ids if not stored[number] and number not in self.failed]
+
+    def _ask_until_done(self) -> None:
+        while pending := self._open():
+            pending = [number for number in pending if self.asks_again or number not in self.answered]
+            chunks = [pending[start : start + CHUNK] for start in range(0, len(pending), CHUNK)]
+            list(self._pool.map(self._ask, chunks))
+            end = time.monotonic() + PATIENCE_S
+            while self._open() and time.monotonic() < end:
+                time.sleep(0.1)
+
+    def _image(self, number: int) -> str:
+        return f"{self.harness.images.url}/data/upload/{self.widths[number]}/{number}.png"
+
+    def _ask(self, numbers: list[int]) -> None:
+        try:
+            self.harness.set_up_project()  # as Label Studio does each time
+            facts = self.harness.predict({number: self._image(number) for number in numbers}, timeout_s=100)
+        except requests.RequestException:
+            self.refused += 1
+            time.sleep(0.5)
+            return
+        self.answered.update(numbers)
+        for error in facts.get("errors", ()):
+            self.failed[int(error["task"])] = str(error["error"])
+        results = facts["results"]
+        if len(results) == len(numbers):
+            rows = [{"task": n, **row} for n, row in zip(numbers, results, strict=True) if row]
+            self.harness.label_studio.store(rows)
+
 
 GIVE_UP_S = 300.0
 CRASH_WIDTH_PX = 48
@@ -235,4 +347,53 @@ def run_random(seconds: float, seed: int) -> Verdict:
         doubled=[task for verdict in verdicts for task in verdict.doubled],
         seconds=round(ended_s, 1),
         notes={**faults, **({"lost are": dict(where)} if where else {})},
+    )
+
+
+@click.command()
+@click.option("--fault", "faults", multiple=True, type=click.Choice(FAULTS), help="Only these.")
+@click.option("--tasks", default=36, help="Tasks asked for during each fault.")
+@click.option("--random", "is_random", is_flag=True, help="Faults at random moments instead, for --seconds.")
+@click.option("--seconds", default=600.0, help="How long faults are random.")
+@click.option("--seed", default=0, help="The same seed chooses the same faults.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def soak(faults: Sequence[str], tasks: int, is_random: bool, seconds: float, seed: int, as_json: bool) -> None:
+    """Break every part of a service on this machine while tasks are asked for; each must be stored exactly once.
+
+    Starts a queue server, an API, two workers with a stub for a model, and a stand-in for Label Studio, on loopback.
+
+    \b
+    Example: transfiner soak --fault kill-worker --fault restart-queue
+    """
+    load_settings()  # wrong variables are refused before any process is started
+    verdicts = []
+    for verdict in [run_random(seconds, seed)] if is_random else run_faults(faults or FAULTS, tasks, seed):
+        verdicts.append(verdict)
+        if not as_json:
+            click.echo(line(verdict))
+    if as_json:
+        rows = [{**dataclasses.asdict(verdict), "good": verdict.is_good} for verdict in verdicts]
+        click.echo(json.dumps(rows, indent=2))
+    sys.exit(0 if all(verdict.is_good for verdict in verdicts) else 1)
+
+
+def run_faults(faults: Sequence[str], tasks: int, seed: int) -> Iterator[Verdict]:
+    """One harness for all; each fault gets tasks of its own and two healthy workers."""
+    with ServiceHarness(is_breakable=True) as harness:
+        for number, name in enumerate(faults):
+            harness.end_workers()
+            harness.start_workers(2, seconds=BATCH_S)
+            harness.set_up_project()
+            # Why a deferred task was parked is told to whoever asks again; all else must be kept without.
+            asks_again = name == CRASHING_TASK
+            yield run_fault(harness, name, Annotators(harness, 1 + number * tasks, tasks, asks_again=asks_again), seed)
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict for people."""
+    mark = click.style("ok  ", fg="green") if verdict.is_good else click.style("BAD ", fg="red")
+    notes = ", ".join(f"{name}: {value}" for name, value in verdict.notes.items())
+    return (
+        f"{mark} {verdict.fault:18} {verdict.stored_once}/{verdict.tasks} stored once, {len(verdict.failed)} failed "
+        f"with a reason, {len(verdict.lost)} lost, {len(verdict.doubled)} doubled, {verdict.seconds} s ({notes})"
     )

@@ -1,4 +1,4 @@
-"""A real worker whose model costs nothing (`python -m backend.devtools.soak.stub_worker`): for faults, and queue costs.
+"""A real worker whose model costs nothing (`python -m backend.devtools.stub_worker`): for faults, and queue costs.
 
 The variable SOAK holds JSON: `seconds` that a batch takes, `crash_width`: an image of this width kills the process.
 """
@@ -16,7 +16,7 @@ from backend.logs import set_up_logs
 from backend.settings import Settings
 from backend.versions.resolve import read_served_model
 from backend.worker.main import run_worker
-from backend.worker.oom_fallback import Predictor
+from backend.worker.model_cache import Predictor
 from model.instance import Instance
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from backend.api.project_view import Series, line_chart, project_view, ticks
+from backend.api.learning import Series, line_chart, project_view, ticks
 from backend.settings import Settings
 
 RUN = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +18,106 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import requests
+from flask import Flask, Response, jsonify, request
+from PIL import Image
 from redis import Redis, RedisError
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from backend.devtools.soak.breakable import Link, SteppedClock
-from backend.devtools.soak.stand_in import StandIn
+from backend.devtools.breakable import Link, SteppedClock
 from backend.processes.embedded_redis import EmbeddedRedis, free_port
 from backend.processes.parent_death import ends_with_parent
 from backend.processes.service_tree import NICE
 from backend.processes.supervisor import python_module
-from backend.processes.waiting import wait_until
+from backend.processes.waiting import answers, wait_until
 from backend.queue.connection import text
 from backend.queue.job_store import INDEX_SIZE, JobStore
-from backend.queue.keys import claim_key
+from backend.queue.keys import CLAIM
 from backend.queue.recovery import living_workers
 from backend.settings import PREFIX
+
+Json = dict[str, Any]
+
+
+class _Silent(WSGIRequestHandler):
+    def log_request(self, *_: object) -> None:
+        """Thousands of lines nobody wants."""
+
+
+class StandIn:
+    """A Label Studio of one project that can be taken down. Counts what is stored for each task, as it has no lock.
+
+    Attributes:
+        files: pictures under /data/files/<name>.
+        forgets_to_answer: imports that are stored and then answered 504, as a proxy in front would.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
+        self.rows: list[Json] = []
+        self._ids = itertools.count(1)
+        self.files: dict[str, bytes] = {}
+        self.forgets_to_answer = 0
+        self._app = Flask("stand-in")
+        self._app.add_url_rule("/data/upload/<int:width>/<name>", view_func=self._image)
+        self._app.add_url_rule("/data/files/<name>", view_func=self._file)
+        rule = "/api/projects/<int:project>/import/predictions"
+        self._app.add_url_rule(rule, view_func=self._import, methods=["POST"])
+        self._app.add_url_rule("/api/predictions", view_func=self._list)
+        self._app.add_url_rule("/api/predictions/<int:prediction>/", view_func=self._delete, methods=["DELETE"])
+        self._server: BaseWSGIServer | None = None
+        self._thread: threading.Thread | None = None
+        self.port = 0
+        self.up()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def up(self) -> None:
+        self._server = make_server(self.host, self.port, self._app, threaded=True, request_handler=_Silent)
+        self.port = int(self._server.server_port)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def down(self) -> None:
+        if self._server and self._thread:
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
+            self._server = None
+
+    def store(self, rows: list[Json]) -> None:
+        """What an answer of /predict brings."""
+        self.rows += [{"id": next(self._ids), **row} for row in rows]
+
+    def stored(self) -> Counter[int]:
+        """Predictions of each task."""
+        return Counter(int(row["task"]) for row in self.rows)
+
+    def _image(self, width: int, name: str) -> Response:  # noqa: ARG002
+        file = io.BytesIO()
+        Image.new("RGB", (width, 24), "white").save(file, "PNG")
+        return Response(file.getvalue(), mimetype="image/png")
+
+    def _file(self, name: str) -> Response:
+        return Response(self.files[name], mimetype="image/png")
+
+    def _import(self, project: int) -> tuple[Response, int]:  # noqa: ARG002
+        rows = request.get_json()
+        self.store(rows)
+        if self.forgets_to_answer:
+            self.forgets_to_answer -= 1
+            return jsonify(detail="late"), 504
+        return jsonify(created=len(rows)), 201
+
+    def _list(self) -> Response:
+        task = request.args.get("task", type=int)
+        return jsonify([row for row in self.rows if int(row["task"]) == task])
+
+    def _delete(self, prediction: int) -> tuple[str, int]:
+        self.rows = [row for row in self.rows if row["id"] != prediction]
+        return "", 204
+
 
 PROJECT = "7.1795339022"
 LINKED_WORKERS = 2
@@ -43,7 +133,6 @@ QUICK = {
 }
 START_S = 240.0
 Process = subprocess.Popen[bytes]
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,13 +237,13 @@ class ServiceHarness:
     def start_api(self, *, is_awaited: bool = True) -> None:
         self.api = self._start(self._on_clock("backend.cli", "api"), link=self.links[0] if self.links else None)
         if is_awaited:
-            wait_until(lambda: self.get("/health"), "The API", START_S)
+            wait_until(lambda: answers(f"{self.address}/health"), "The API", START_S)
 
     def start_workers(
         self, count: int, *, model: Path | None = None, is_nice: bool = False, is_awaited: bool = True, **wishes: Any
     ) -> list[Process]:
-        """Workers; `model`: their own copy of it; `wishes`: see backend.devtools.soak.stub_worker."""
-        module = ("backend.devtools.soak.stub_worker",) if self.is_stub else ("backend.cli", "worker")
+        """Workers; `model`: their own copy of it; `wishes`: see backend.devtools.stub_worker."""
+        module = ("backend.devtools.stub_worker",) if self.is_stub else ("backend.cli", "worker")
         command = [*(NICE if is_nice else ()), *self._on_clock(*module)]
         variables = {"SOAK": json.dumps(wishes), **({f"{PREFIX}MODEL": str(model)} if model else {})}
         fresh = []
@@ -180,7 +269,7 @@ class ServiceHarness:
         return next((link for link in self.links[1:] if link not in taken), None)
 
     def _on_clock(self, *module: str) -> list[str]:
-        clock = ("backend.devtools.soak.breakable", str(self.clock.file)) if self.clock else ()
+        clock = ("backend.devtools.breakable", str(self.clock.file)) if self.clock else ()
         return python_module(*clock, *module)
 
     def end_workers(self) -> None:
@@ -204,17 +293,10 @@ class ServiceHarness:
             rows = JobStore(connection, result_ttl_s=0).recent(INDEX_SIZE) if names else []
             return [
                 f"{row['state']}, {row.get('delivery', 'no delivery')}, "
-                f"{text(connection.get(claim_key(row['job']))) or 'no claim'}"
+                f"{text(connection.get(CLAIM + row['job'])) or 'no claim'}"
                 for row in rows
                 if row["task"] in names
             ]
-
-    def get(self, path: str) -> requests.Response | None:
-        """The answer, or None when there is none."""
-        try:
-            return requests.get(self.address + path, timeout=5)
-        except requests.RequestException:
-            return None
 
     def predict(
         self,

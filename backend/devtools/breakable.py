@@ -1,6 +1,6 @@
 """What makes a service breakable: a network that can be cut, and a clock of the wall that can be stepped.
 
-`python -m backend.devtools.soak.breakable FILE MODULE ARGUMENTS` runs a module on the clock of a file.
+`python -m backend.devtools.breakable FILE MODULE ARGUMENTS` runs a module on the clock of a file.
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""What the service costs beside the bare predictor."""
