@@ -199,6 +199,7 @@ class _Drawing:
         self._cleaned: dict[tuple[int, float], np.ndarray] = {}
         self._instances: Sequence[Instance] = ()
         self._overlap: np.ndarray | None = None
+        self._cover = np.zeros((0, 0))
         self._shown_numbers: list[int] = []
         self.result: list[Region] = []
         self.shown: list[Instance] = []
@@ -275,15 +276,25 @@ class _Drawing:
             return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
 
-    def _is_double(self, number: int) -> bool:
-        """Whether an object that is shown already covers this one."""
-        if self._output.double_iou >= 1 or not self._shown_numbers:
-            return False
+    def _repeats(self, number: int) -> Reason | None:
+        """Why an object repeats one that is shown: it is that one again, or a part of it; None if it does not."""
+        output = self._output
+        if output.double_iou >= 1 or not self._shown_numbers:
+            return None
         if self._overlap is None:
-            min_area_px = self._output.min_area_px
-            masks_hw = [self._clean(number, min_area_px) for number in range(len(self._instances))]
+            masks_hw = [self._clean(number, output.min_area_px) for number in range(len(self._instances))]
+            areas = np.array([np.count_nonzero(mask_hw) for mask_hw in masks_hw])
             self._overlap = iou_matrix(masks_hw, masks_hw)
-        return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
+            # The share of the object of the row that lies in the one of the column: from their IoU and areas.
+            shared = self._overlap / (1 + self._overlap) * (areas[:, None] + areas)
+            self._cover = shared / np.maximum(areas[:, None], 1)
+        if self._overlap[number, self._shown_numbers].max() > output.double_iou:
+            return Reason.DOUBLE
+        label = self._instances[number].label
+        wholes = [shown for shown in self._shown_numbers if self._instances[shown].label == label]
+        if wholes and self._cover[number, wholes].max() > output.part_cover:
+            return Reason.PART
+        return None
 
     def _clean(self, number: int, min_area_px: float) -> np.ndarray:
         """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
@@ -301,8 +312,8 @@ class _Drawing:
         control = target.control
         if instance.score < self._threshold(target):
             return Reason.LOW_SCORE
-        if self._is_double(number):
-            return Reason.DOUBLE
+        if repeats := self._repeats(number):
+            return repeats
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
             return Reason.OVER_LIMIT
         shapes = self._shapes(number, instance, control)

@@ -132,6 +132,20 @@ def test_doubles_of_other_classes_are_left_out() -> None:
     assert report.shown == 1
 
 
+def test_a_part_inside_a_better_object_of_its_class_is_left_out() -> None:
+    whole_hw = np.zeros((40, 60), bool)
+    whole_hw[10:30, 10:40] = True
+    half_hw = np.zeros_like(whole_hw)
+    half_hw[10:19, 9:40] = True  # 30 of 31 columns lie inside
+    whole, half = instance(whole_hw, score=0.9), instance(half_hw, score=0.6)
+    prediction, report = predict([half, whole])
+    assert report.dropped == {Reason.PART: 1}
+    assert [region["score"] for region in prediction["result"]] == [0.9]
+    for kept in ([whole, replace(half, label="pine")], [replace(whole, score=0.5), half]):
+        assert predict(kept)[1].shown == 2  # a nose on a face; a whole that is less likely than its part
+    assert predict([half, whole], output=Output(part_cover=1.0))[1].shown == 2
+
+
 @given(hnp.arrays(np.float32, (9, 12), elements=st.floats(0, 1, width=32)), st.booleans())
 def test_smooth_outlines_at_tolerance_0_are_exactly_the_mask(values: np.ndarray, with_probabilities: bool) -> None:
     mask_hw = np.zeros((40, 60), bool)
