@@ -222,6 +222,7 @@ class NodeEncoder:
         if "context" in self.cues:
             parts.append(self.layers["context"](given.context))
         if "coarse_feature" in self.cues:
+            assert given.coarse_feature is not None
             parts.append(given.coarse_feature)
         fuse = self.layers["conv_fuse"]
         assert isinstance(fuse, nn.Conv2d)

@@ -48,7 +48,8 @@ def test_only_the_named_parameters_learn_and_a_run_goes_on(objects: ObjectSet, t
     )
     train_prompts(learner, objects, plan, tmp_path)
     changed = {name for name, value in learner.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith("mask_head.encoder.") for name in changed)
+    assert changed
+    assert all(name.startswith("mask_head.encoder.") for name in changed)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == 2
     again = network(CUES)
@@ -74,4 +75,5 @@ def test_the_log_has_a_line_every_25_steps(objects: ObjectSet, tmp_path: Path) -
     plan = PromptTraining(batch=1, iterations=25, workers=0, rounds=0, click_share=0.0, learned=("quality.",))
     train_prompts(network(CUES), objects, plan, tmp_path, on_step=steps.append)
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert json.loads(line)["views"] == 25 and steps == list(range(1, 26))
+    assert json.loads(line)["views"] == 25
+    assert steps == list(range(1, 26))
