@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.network import build_network
-from training.engine.build import suit_device
-from training.engine.config import add_training_config
+from training.engine.build import add_training_config, suit_device
 from training.finetune.data import FinetuneData
 from training.finetune.settings import FinetuneSettings
 

@@ -29,7 +29,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from model.instance import iou, iou_matrix
-from training.metrics.outline_distance import OutlineDistance, compare_outlines, moved_band
+from training.metrics.boundary import OutlineDistance, compare_outlines, moved_band
 
 Kind = Literal["kept", "moved", "relabelled", "added", "deleted"]
 KINDS: tuple[Kind, ...] = ("kept", "moved", "relabelled", "added", "deleted")

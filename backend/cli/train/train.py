@@ -62,8 +62,7 @@ def train(
     from model.config import override
     from model.predictor import choose_device
     from training import distributed as processes
-    from training.engine.build import build_for_training
-    from training.engine.config import get_training_config
+    from training.engine.build import build_for_training, get_training_config
     from training.engine.trainer import STATE_FILE, Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

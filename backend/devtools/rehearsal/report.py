@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training.benchmark.report import markdown_table
+from training.benchmark.tables import markdown_table
 
 
 def rank_correlations(snapshot: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.instance import box_of
-from training.metrics.outline_distance import compare_outlines, moved_band, outline_length
+from training.metrics.boundary import compare_outlines, moved_band, outline_length
 from training.snapshots.corrections import KINDS, Correction, DrawnObject, edit_cost, find_corrections, match_objects
 from training.snapshots.report import (
     NO_OBJECT,
