@@ -1,7 +1,7 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.holdout`)
 OUT/outlines/        state of the training of outlines, where there are enough images for one; removed at its end
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
@@ -36,9 +36,8 @@ from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_pr
 from training.fewshot import outlines
 from training.fewshot.class_rows import ClassRows
 from training.fewshot.learner import FewShotLearner, LearnedImage
-from training.finetune.data import training_part
+from training.finetune.data import relabel_samples, training_part
 from training.snapshots.format import encode_rle
-from training.snapshots.samples import relabel_samples
 
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.

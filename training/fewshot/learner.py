@@ -30,7 +30,7 @@ from model.prompts.detector import PromptedDetector
 from training.datasets import Sample
 from training.fewshot.cells import Cells, SeenView, cell_levels, joined, see, training_cells, views_of_image
 from training.fewshot.class_rows import ClassRows, fit_rows, known_rows, similar_classes
-from training.finetune.start import previous_names
+from training.finetune.finetune import previous_names
 
 #: Weaker detections are not outlined: each costs a look at a view.
 SCORE_THRESHOLD = 0.2
