@@ -24,9 +24,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from integration.polygons.contours import Polygon
-from integration.polygons.convert import polygons_to_mask
-
 #: Decimals of a pixel kept: percent with 8 decimals come back to the very lattice points they were made of.
 _DECIMALS = 4
 GEOMETRIES = ("polygon", "brush", "bitmask", "ellipse", "vector", "rectangle")
@@ -58,6 +55,10 @@ def mask_of(
             points = _ellipse(value, width, height)
         else:
             points = _rectangle(value, width, height)
+        # Here, so that the API, which reads painted prompts, needs neither scipy nor shapely.
+        from integration.polygons.contours import Polygon
+        from integration.polygons.convert import polygons_to_mask
+
         ring = np.round(points * np.array([width, height]) / 100, _DECIMALS)
         mask_hw = polygons_to_mask([Polygon(ring)], height, width)
     if not mask_hw.any():
