@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, redirect, request
 from backend.api.access import check_form
 from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning.run_record import RunStore
+from backend.learning.round import RunStore
 from backend.queue.connection import text
 from backend.queue.delivery import repredicting
 from backend.queue.train_queue import BUTTON, TrainQueue, living_trainers, read_trigger_state

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.predictions.projects import Project
 from backend.queue.train_queue import QUEUED
 from backend.settings import Settings

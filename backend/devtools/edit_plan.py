@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from integration.polygons.exact import fill_even_odd
+from integration.polygons.contours import fill_even_odd
 from integration.polygons.joining import split_ring
 from integration.polygons.simplify import signed_area
 from model.instance import iou_matrix

@@ -15,8 +15,7 @@ from backend.doctor.machine import Finding
 from backend.errors import ServiceError
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel, model_directory, read_served_model
-from integration.label_studio.auth import is_personal_access_token
-from integration.label_studio.client import ClientError, LabelStudioClient
+from integration.label_studio.client import ClientError, LabelStudioClient, is_personal_access_token
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import is_notice
 

@@ -20,13 +20,19 @@ import numpy as np
 
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
 from integration.label_studio.tasks import Prediction, Region
-from integration.polygons.convert import CrumbRule, outline_mask, reach_border, remove_crumbs, smooth_outline
-from integration.polygons.exact import Polygon, exact_polygons
+from integration.polygons.contours import Polygon, exact_polygons
+from integration.polygons.convert import (
+    CrumbRule,
+    outline_mask,
+    outline_masks,
+    reach_border,
+    remove_crumbs,
+    smooth_outline,
+)
 from integration.polygons.joining import join_polygons
-from integration.polygons.shared_edges import outline_masks
-from integration.regions.painted import encode_bitmask, encode_brush_mask
 from integration.regions.settings import Output, Reason, Scorer, certainty
-from model.instance import Instance, iou, iou_matrix
+from integration.regions.shapes import encode_bitmask, encode_brush_mask
+from model.instance import Instance, box_of, iou, iou_matrix
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
 _DECIMALS = 8
@@ -80,7 +86,7 @@ def rectangle_shapes(
     mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float
 ) -> list[Shape]:
     """The box around the mask; the detector's box where the mask is empty."""
-    box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
+    box = np.array(box_of(mask_hw) if mask_hw.any() else box_xyxy, dtype=np.float64).reshape(2, 2)
     height, width = mask_hw.shape
     (x, y), (right, bottom) = percent(box, width, height)
     area_px = (right - x) * (bottom - y) * width * height / 1e4
@@ -127,14 +133,6 @@ def ellipse_shapes(mask_hw: np.ndarray) -> list[Shape]:
     }
     x_pct, y_pct = percent(centre, width, height)
     return [Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")]
-
-
-def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of a mask in pixel edges; None when it is empty."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:

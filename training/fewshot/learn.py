@@ -1,7 +1,7 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.holdout`)
 OUT/outlines/        state of the training of outlines, where there are enough images for one; removed at its end
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
@@ -44,13 +44,12 @@ from training.datasets import Sample
 from training.datasets.loader import SampleSet
 from training.engine.log import PROGRESS_FILE, RunProgress, write_progress
 from training.fewshot.learner import ClassRows, FewShotLearner, LearnedImage
-from training.finetune.data import training_part
+from training.finetune.data import relabel_samples, training_part
 from training.metrics.boundary import boundary_mask
 from training.prompts.data import LONGEST_SIDE_PX, ObjectSet, objects_of
 from training.prompts.evaluate import overlap
 from training.prompts.train import PromptTraining, train_prompts
 from training.snapshots.format import encode_rle
-from training.snapshots.samples import relabel_samples
 
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.

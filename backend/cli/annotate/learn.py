@@ -58,8 +58,8 @@ def _here(settings: Settings) -> None:
 def _finish(settings: Settings, project: str, run_id: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from backend.learning import run_record as runs
-    from backend.learning.run_record import RunStore
+    from backend.learning import round as runs
+    from backend.learning.round import RunStore
 
     store = RunStore(settings.registry)
     while (run := store.load(project, run_id)) is None or not run.is_over:

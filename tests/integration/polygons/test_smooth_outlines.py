@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.polygons.contours import Polygon, exact_polygons, level_set_outline, sample_patch
 from integration.polygons.convert import (
     CrumbRule,
     outline_mask,
@@ -17,9 +18,7 @@ from integration.polygons.convert import (
     remove_crumbs,
     smooth_outline,
 )
-from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
-from integration.polygons.level_set import level_set_outline, sample_patch
 from tests.integration.polygons.hausdorff import deviation_px
 
 masks = hnp.arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)))

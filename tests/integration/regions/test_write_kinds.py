@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.polygons.contours import exact_polygons
 from integration.polygons.convert import polygons_to_mask
-from integration.polygons.exact import exact_polygons
 from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.write import Output, Reason
