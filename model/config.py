@@ -82,7 +82,8 @@ def _add_refiner(node: CfgNode) -> None:
     node.ENCODER_HEADS = 4
     node.ENCODER_FFN_DIM = 2048
     node.ENCODER_DROPOUT = 0.1
-    # What a node's token is made of: "feature", "coarse", "position", "context" (3x3 neighbours; Table 4).
+    # What a node's token is made of: "feature", "coarse", "position", "context" (3x3 neighbours; Table 4),
+    # "coarse_feature" (what the coarse mask was predicted from; not in the paper).
     node.CUES = ["feature", "coarse", "position"]
     # Where the position enters: "layers" (queries and keys of each, released) or "input" (once, paper).
     node.POSITION = "layers"

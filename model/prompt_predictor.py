@@ -101,10 +101,16 @@ class PromptPredictor:
         return self.image(image_rgb).prompt(prompt)
 
     def look(
-        self, image_rgb: np.ndarray, views: Sequence[View], prompts: Sequence[Prompt], *, is_mirrored: bool = True
+        self,
+        image_rgb: np.ndarray,
+        views: Sequence[View],
+        prompts: Sequence[Prompt],
+        *,
+        is_mirrored: bool = True,
+        refine: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,)."""
-        return look(self.network, image_rgb, views, prompts, device=self.device, is_mirrored=is_mirrored)
+        return look(self.network, image_rgb, views, prompts, device=self.device, is_mirrored=is_mirrored, refine=refine)
 
 
 @dataclass(slots=True)
@@ -198,47 +204,58 @@ class PromptedImage:
         if joined is not None:
             return joined
         shape_hw = self.image_rgb.shape[:2]
-        mask_hw = prompt.mask_hw if before is None else before.mask_hw
-        view = first_view(replace(prompt, mask_hw=mask_hw), shape_hw)
-        values, score = self._look(view, replace(prompt, mask_hw=mask_hw))
-        if prompt.box_xyxy is None and mask_hw is None:
+        if before is not None:
+            return self._corrected(prompt, before)
+        view = first_view(prompt, shape_hw)
+        is_whole = prompt.box_xyxy is None and prompt.mask_hw is None
+        values, score = self._look(view, prompt, refine=not is_whole)
+        if is_whole:
             nearer = nearer_view(view, values, prompt)
             if nearer is not None:
-                mask_hw = view.to_image(values, shape_hw) >= 0.5
+                prompt = replace(prompt, mask_hw=view.to_image(values, shape_hw) >= 0.5)
                 view = nearer
-                values, score = self._look(view, replace(prompt, mask_hw=mask_hw))
-        if before is not None:
-            values = self._corrected(prompt, before, view, values)
+            values, score = self._look(view, prompt)
         return as_instance(view, values, score, prompt, shape_hw)
 
-    def _corrected(self, prompt: Prompt, before: Instance, view: View, values: np.ndarray) -> np.ndarray:
-        """Probabilities after a click: those before it but in the part that it changed, a small one seen from nearer.
+    def _corrected(self, prompt: Prompt, before: Instance) -> Instance:
+        """The object after a click: as before but for the part that the click changed, a small one seen from nearer.
 
         The nearer view is that of FocusCut (Lin et al., 2022), the part that of FocalClick (Chen et al., 2022).
         """
-        side, point = FINER * values.shape[0], prompt.points[-1]
+        shape_hw, point = self.image_rgb.shape[:2], prompt.points[-1]
+        asked = replace(prompt, mask_hw=before.mask_hw)
+        view = first_view(asked, shape_hw)
+        rough, score = self._look(view, asked, is_mirrored=False, refine=False)
+        side = FINER * rough.shape[0]
         column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
         if before.probabilities is None or not (0 <= column < side and 0 <= row < side):
-            return values
-        values = resampled(values, view.box_xyxy, view.box_xyxy, (side, side))
+            return as_instance(view, *self._look(view, asked), prompt, shape_hw)
+        values = resampled(rough, view.box_xyxy, view.box_xyxy, (side, side))
         known = before.probabilities
         earlier = resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
         part = changed_part(values, earlier, (row, column))
         nearer = view_of_change(view, part, point)
-        if nearer is not None:
+        if nearer is None:
+            seen, score = self._look(view, asked)
+            values = resampled(seen, view.box_xyxy, view.box_xyxy, (side, side))
+        else:
             base = earlier if part is None else values
-            mask_hw = mask_of_view(view, base, self.image_rgb.shape[:2])
+            mask_hw = mask_of_view(view, base, shape_hw)
             seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
             seen = resampled(seen, nearer.box_xyxy, view.box_xyxy, (side, side))
             values = np.where(cells_within(view, nearer.box_xyxy, side), seen, base)
-            part = changed_part(values, earlier, (row, column))
-        if part is None:
-            return earlier
-        # The rim of the change, too, or the outline would be cut in steps there.
-        return np.where(binary_dilation(part, iterations=FINER), values, earlier)
+        part = changed_part(values, earlier, (row, column))
+        if part is not None:
+            # The rim of the change, too, or the outline would be cut in steps there.
+            earlier = np.where(binary_dilation(part, iterations=FINER), values, earlier)
+        return as_instance(view, earlier, score, prompt, shape_hw)
 
-    def _look(self, view: View, prompt: Prompt, *, is_mirrored: bool = True) -> tuple[np.ndarray, float]:
-        values, _, scores = self.predictor.look(self.image_rgb, [view], [prompt], is_mirrored=is_mirrored)
+    def _look(
+        self, view: View, prompt: Prompt, *, is_mirrored: bool = True, refine: bool = True
+    ) -> tuple[np.ndarray, float]:
+        values, _, scores = self.predictor.look(
+            self.image_rgb, [view], [prompt], is_mirrored=is_mirrored, refine=refine
+        )
         return values[0], float(scores[0])
 
     def prompt_boxes(self, boxes_xyxy: Sequence[tuple[float, float, float, float]]) -> list[Instance]:

@@ -2,11 +2,9 @@
 
 Shape shorthand: P processes; each sees its own share of every batch.
 
-What the C library does with memory that torch frees on a CPU: keep it for the next tensor, or return it at once.
-
-A feature map of a large image has tens of megabytes. glibc gets each from the system and returns it as soon as it is
-freed, and the system clears every page again. `transfiner benchmark networks` shows what that costs, with and without
-`--return-memory`.
+Also what the C library does with memory that torch frees on a CPU: keep it for the next tensor, or return it at once. A
+feature map of a large image has tens of megabytes. glibc gets each from the system and returns it as soon as it is
+freed, and the system clears every page again.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from backend.errors import ServiceError, UnauthorizedError
 from backend.queue.connection import text
 from backend.queue.keys import FORM_SECRET
 from backend.settings import Settings
-from integration.images.ssrf_guard import origin
+from integration.images.download import origin
 
 # Open to everybody, for probes: they tell nothing.
 PUBLIC = frozenset({"label_studio.health", "label_studio.ready"})

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from backend.api.access import check_form
 from backend.api.services import Services, services
 from backend.errors import BadRequestError, ServiceError
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.predictions.projects import Project
 from backend.queue.delivery import repredicting
 from backend.queue.train_queue import BUTTON, QUEUED, TrainQueue, living_trainers, read_trigger_state

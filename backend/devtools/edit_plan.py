@@ -20,11 +20,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from integration.polygons.exact import fill_even_odd
+from integration.polygons.contours import fill_even_odd
 from integration.polygons.joining import split_ring
 from integration.polygons.simplify import signed_area
 from model.instance import iou_matrix
-from training.metrics.outline_distance import outline_corners
+from training.metrics.boundary import outline_corners
 
 #: A vertex within this many times the allowed distance of its place is dragged there; else a new one is added.
 DRAG_REACH = 2.0

@@ -20,8 +20,8 @@ from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
 from backend.devtools.harness import label_config
 from backend.errors import ServiceError
 from integration.label_studio.label_config import parse_label_config
+from integration.polygons.contours import Polygon
 from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline
-from integration.polygons.exact import Polygon
 from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.settings import PART_BY_PART, Output

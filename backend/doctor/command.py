@@ -29,8 +29,7 @@ from backend.processes.running_service import load_settings_of_running
 from backend.queue.recovery import living_workers
 from backend.settings import Settings, unknown_variables
 from backend.versions.resolve import ServedModel, model_directory, read_served_model
-from integration.label_studio.auth import is_personal_access_token
-from integration.label_studio.client import ClientError, LabelStudioClient
+from integration.label_studio.client import ClientError, LabelStudioClient, is_personal_access_token
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import is_notice
 from model.checkpoints.metadata import WEIGHTS_FILE, file_digest

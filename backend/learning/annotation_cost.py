@@ -18,7 +18,7 @@ from integration.regions.settings import certainty
 from model.instance import Instance
 from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
-from training.gate.detections import candidate_instances
+from training.gate.holdout import candidate_instances
 from training.snapshots.annotation_cost import (
     LEAST_IMAGES,
     EffortError,

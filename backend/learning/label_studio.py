@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from backend.versions.resolve import ServedModel, read_served_model, registry_of
 from backend.worker.images import ImageSource, label_studio_of
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.notice import is_notice
+from integration.label_studio.tasks import parse_time
 
 # A task and its annotation are saved one after the other.
 CLOCK_MARGIN = timedelta(minutes=5)
@@ -52,12 +53,12 @@ class TriggerState:
 
 def count_new_annotations(client: LabelStudioClient, project_id: int, newest_at: str) -> int:
     """Annotations that were made or changed after `newest_at` (ISO 8601 with an offset; "" for all there are)."""
-    since = moment(newest_at)
+    since = parse_time(newest_at)
     return sum(
         1
         for task in client.iter_tasks(project_id, query=_changed_since(since))
         for annotation in task.get("annotations") or ()
-        if not annotation.get("was_cancelled") and moment(annotation.get("updated_at", "")) > since
+        if not annotation.get("was_cancelled") and parse_time(annotation.get("updated_at")) > since
     )
 
 
@@ -88,19 +89,6 @@ def _changed_since(since: datetime) -> str:
             for name in ("updated_at", "completed_at")
         ]
     return json.dumps({"filters": {"conjunction": "or", "items": items}})
-
-
-def newest_of(times: Iterable[str]) -> str:
-    """The latest of some ISO times; "" for none."""
-    return max((iso for iso in times if iso), key=moment, default="")
-
-
-def moment(iso: str) -> datetime:
-    """The time that an ISO text names; the beginning of time for none. Without an offset it is UTC."""
-    if not iso:
-        return datetime.min.replace(tzinfo=UTC)
-    moment = datetime.fromisoformat(iso)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 CHUNK = 200
@@ -171,13 +159,7 @@ def project_of(projects: Projects, project_id: str) -> Project:
 
 
 def settle(
-    settings: Settings,
-    client: LabelStudioClient,
-    project_id: int,
-    model: ServedModel,
-    known_versions: Iterable[str],
-    *,
-    ours: Callable[[Json], bool] = is_ours,
+    settings: Settings, client: LabelStudioClient, project_id: int, model: ServedModel, known_versions: Iterable[str]
 ) -> Settled:
     """Set in a project what our backend needs there.
 
@@ -185,7 +167,7 @@ def settle(
     so that nothing is set again that a person has set otherwise later.
     """
     backends = client.list_backends(project_id)
-    mine = backends if len(backends) == 1 else [backend for backend in backends if ours(backend)]
+    mine = backends if len(backends) == 1 else [backend for backend in backends if is_ours(backend)]
     if not mine:
         return Settled()
     is_first = is_first_connection(mine, known_versions)

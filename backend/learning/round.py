@@ -2,22 +2,22 @@
 
 Each step can be done again without harm, so a second attempt goes on where the first was killed: the snapshot is named
 by its content, the finetuning resumes from its own state, a version is published once.
+
+The record is ROOT/<project>/runs/<run id>/run.json in the registry, written by whoever holds the lock.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import ServiceError
-from backend.learning import run_record as runs
-from backend.learning.label_studio import newest_of
-from backend.learning.run_record import Run, RunStore
 from backend.learning.steps import (
     FEW_SHOT,
     FINETUNE,
@@ -33,8 +33,10 @@ from backend.queue.train_queue import COMMAND, Progress
 from backend.settings import Settings
 from backend.versions.resolve import read_served_model
 from backend.versions.store import SHIPPED
+from integration.label_studio.tasks import parse_time
 from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from training.registry import Registry
+from training.registry.storage import Storage
 from training.snapshots.holdout import what_is_missing
 
 if TYPE_CHECKING:
@@ -51,6 +53,120 @@ LEAST_CROSSED = 2
 MOST_KEPT_IMAGES = 1000
 #: Preset of checkpoints whose detector learns classes few-shot; the base is such, and what was learned from it.
 PRESET = "prompts/photos-detector"
+RUNNING, PROMOTED, REJECTED, CANCELLED = "running", "promoted", "rejected", "cancelled"
+FAILED, UNCHANGED = "failed", "unchanged"
+FINAL = frozenset({PROMOTED, REJECTED, CANCELLED, FAILED, UNCHANGED})
+RUN_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+
+
+@dataclass
+class Run:
+    """One round.
+
+    Attributes:
+        id: begins with the time it was asked for, so that names sort by age.
+        trigger: why: button, corrections, schedule, command.
+        stage: what it was doing last: looking, snapshot, few-shot or finetune, gate, publish, promote, label
+            studio.
+        stage_s: seconds that each stage took, by name; stage_cpu_s: processor seconds of it, on all cores together.
+        attempts: workers that began it; a second one goes on where the first was killed.
+        figures: of the gate; metrics: the candidate's, as the registry keeps them.
+        newest_annotation_at: of the data, ISO.
+        order: what tasks are ordered by, and why.
+        losses: steps of the training with the loss there.
+        pictures: names among the candidate's papers.
+        requested_at, started_at, ended_at: unix times.
+    """
+
+    id: str
+    project: str
+    trigger: str = ""
+    state: str = RUNNING
+    stage: str = ""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    stage_cpu_s: dict[str, float] = field(default_factory=dict)
+    method: str = ""
+    attempts: int = 0
+    new_annotations: int = 0
+    folded: int = 0
+    snapshot: str = ""
+    newest_annotation_at: str = ""
+    snapshot_counts: dict[str, Any] = field(default_factory=dict)
+    parent: str = ""
+    candidate: str = ""
+    classes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
+    losses: tuple[tuple[int, float], ...] = ()
+    pictures: tuple[str, ...] = ()
+    error: str = ""
+    hint: str = ""
+    worker: str = ""
+    note: str = ""
+    requested_at: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in FINAL
+
+
+class RunStore:
+    """The records of all projects in one registry."""
+
+    def __init__(self, root: str) -> None:
+        self.storage = Storage(root)
+
+    def save(self, run: Run) -> None:
+        """Write the record; a reader sees the one before or this one, never half of it."""
+        self.storage.write_json(f"{_folder(run.project, run.id)}/run.json", asdict(run))
+
+    def write(self, run: Run, name: str, content: bytes) -> None:
+        """Store a file beside the record, e.g. the log of a step."""
+        self.storage.write(f"{_folder(run.project, run.id)}/{name}", content)
+
+    def read(self, project: str, run: str, name: str) -> bytes | None:
+        """A file beside a record; None when there is none."""
+        return self.storage.read(f"{_folder(project, run)}/{name}")
+
+    def load(self, project: str, run: str) -> Run | None:
+        """One record; None when there is none."""
+        facts = self.storage.read_json(f"{_folder(project, run)}/run.json")
+        if facts is None:
+            return None
+        known = {name: value for name, value in facts.items() if name in Run.__dataclass_fields__}
+        tuples = {name: tuple(known.get(name, ())) for name in ("reasons", "classes", "losses", "pictures")}
+        return Run(**{**known, **tuples})
+
+    def newest(self, project: str, count: int = 50) -> list[Run]:
+        """The newest records, newest first."""
+        names = [name for name in self.storage.names(f"{project}/runs") if RUN_ID.fullmatch(name)]
+        records = (self.load(project, name) for name in reversed(names[-count:]))
+        return [run for run in records if run is not None]
+
+    def count(self, project: str) -> int:
+        """How many rounds a project has had."""
+        return sum(bool(RUN_ID.fullmatch(name)) for name in self.storage.names(f"{project}/runs"))
+
+    def projects(self) -> list[str]:
+        """Projects that the registry knows."""
+        return [name for name in self.storage.names("") if name.isdigit()]
+
+
+def _folder(project: str, run: str) -> str:
+    return f"{project}/runs/{run}"
+
+
+def started_run(run: Run, worker: str) -> Run:
+    """The record of a run that a worker has just taken."""
+    run.attempts += 1
+    run.worker = worker
+    run.state = RUNNING
+    run.started_at = run.started_at or time.time()
+    return run
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -96,14 +212,14 @@ class Round:
             Interrupted: it was stopped; the record is still `running`.
         """
         if not self._has_something_new():
-            return self._over(runs.UNCHANGED)
+            return self._over(UNCHANGED)
         snapshot = self._snapshot()
         if self._was_judged():
             self.run.reasons = ("The corrections are the same as in the round before.",)
-            return self._over(runs.UNCHANGED)
+            return self._over(UNCHANGED)
         self.run.method = self._method()
         if not self._can_be_judged():
-            return self._over(runs.UNCHANGED)
+            return self._over(UNCHANGED)
         self._train(snapshot)
         verdict, ended = self._judge(snapshot)
         self._publish(verdict)
@@ -111,7 +227,7 @@ class Round:
             raise _failure("the gate", ended)
         if verdict["promote"]:
             self._promote()
-        return self._over(runs.PROMOTED if verdict["promote"] else runs.REJECTED)
+        return self._over(PROMOTED if verdict["promote"] else REJECTED)
 
     # Data
 
@@ -129,8 +245,8 @@ class Round:
 
     def _left_unjudged(self) -> bool:
         """Whether the newest round with data ended without a verdict: the button then tries again."""
-        ended = [run for run in self._earlier_runs() if run.state != runs.UNCHANGED]
-        return bool(ended) and ended[0].state in (runs.CANCELLED, runs.FAILED)
+        ended = [run for run in self._earlier_runs() if run.state != UNCHANGED]
+        return bool(ended) and ended[0].state in (CANCELLED, FAILED)
 
     def _earlier_runs(self) -> list[Run]:
         return [run for run in self.parts.runs.newest(self.run.project) if run.id != self.run.id]
@@ -153,9 +269,7 @@ class Round:
         parent = self._parent()[0]
         self.run.parent = self.run.parent or parent
         return any(
-            run.snapshot == self.run.snapshot
-            and run.parent == self.run.parent
-            and run.state in (runs.PROMOTED, runs.REJECTED)
+            run.snapshot == self.run.snapshot and run.parent == self.run.parent and run.state in (PROMOTED, REJECTED)
             for run in self._earlier_runs()
         ) or any(run.candidate == parent and run.snapshot == self.run.snapshot for run in self._earlier_runs())
 
@@ -341,7 +455,8 @@ def newest_trigger_state(registry: Registry, store: RunStore, project: str) -> s
     the same annotations would be new for ever.
     """
     frozen = [info.newest_annotation_at for info in registry.snapshots(project)]
-    return newest_of([*frozen, *(run.newest_annotation_at for run in store.newest(project))])
+    times = [*frozen, *(run.newest_annotation_at for run in store.newest(project))]
+    return max((iso for iso in times if iso), key=parse_time, default="")
 
 
 def _cpu_s() -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import ServiceError, UnsupportedConfigError
-from integration.images.urls import decode_data_uri, image_value
+from integration.images.fetch import decode_data_uri, image_value
 from integration.label_studio.client import LabelStudioClient
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.label_studio.tasks import (
@@ -31,22 +31,28 @@ from integration.label_studio.tasks import (
     Choice,
     LeftOut,
     chosen_annotations,
+    distinct_tasks,
     newest_time,
     read_task,
     used_labels,
 )
 from integration.polygons.convert import outline_mask
-from integration.regions.drawings import Drawings, is_box, read_drawings, vote
-from integration.regions.read import AnnotatedObject
+from integration.regions.read import AnnotatedObject, Drawings, is_box, read_drawings, vote
 from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image
-from training.snapshots.corrections import Correction, find_corrections
-from training.snapshots.format import SnapshotError, SnapshotObject, image_record, pixels_sha256
+from training.snapshots.corrections import (
+    Correction,
+    Json,
+    MostMoved,
+    build_correction_report,
+    correction_report_markdown,
+    find_corrections,
+    image_entry,
+)
+from training.snapshots.format import SnapshotError, SnapshotObject, SnapshotWriter, image_record, pixels_sha256
 from training.snapshots.holdout import HOLDOUT_SHARE
-from training.snapshots.report import Json, build_correction_report, correction_report_markdown, image_entry
-from training.snapshots.writer import SnapshotWriter
 
-#: (task, key of its data that holds the image) -> the file's bytes, or RGB pixels; as `ImageFetcher` has them.
-Fetch = Callable[[Mapping[str, Any], str], bytes | np.ndarray]
+#: (task, key of its data that holds the image) -> the file's bytes; `ImageFetcher.fetch_bytes` or `ImageFolder.fetch`.
+Fetch = Callable[[Mapping[str, Any], str], bytes]
 FETCH_THREADS = 4
 #: Files of these formats are kept as they are; others become PNG.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
@@ -88,9 +94,7 @@ def fetch_images(
             yield task, image.result()
 
 
-def _decoded(fetched: bytes | np.ndarray, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
-    if isinstance(fetched, np.ndarray):
-        return TaskImage(fetched, None)
+def _decoded(fetched: bytes, task: AnnotatedTask, max_pixels: int, budget: MemoryBudget) -> TaskImage:
     image_rgb = decode_image(fetched, name=f"image of task {task.id}", max_pixels=max_pixels, budget=budget)
     with Image.open(io.BytesIO(fetched)) as picture:
         suffix = _SUFFIXES.get(picture.format or "")
@@ -228,11 +232,7 @@ def take_snapshot(
     settings: SnapshotSettings = DEFAULT_SETTINGS,
     progress: Progress | None = None,
 ) -> Path:
-    """Freeze the annotated tasks of a project.
-
-    Args:
-        fetch: gives the image of a task, `ImageFetcher.fetch_bytes` or `.fetch`.
-    """
+    """Freeze the annotated tasks of a project."""
     labelling = Labelling.of_config(str(client.get_project(int(project_id)).get("label_config", "")))
     rows = client.iter_tasks(int(project_id), query=ANNOTATED)
     return freeze_tasks(rows, labelling, fetch, out, str(project_id), settings=settings, progress=progress)
@@ -250,15 +250,11 @@ def freeze_tasks(
     progress: Progress | None = None,
 ) -> Path:
     """Freeze tasks of any export; see `take_snapshot` and `integration.label_studio.tasks.read_task`."""
-    # A task that moved to another page while they were read comes twice; joined exports repeat ids for other tasks.
-    tasks = {
-        (task.id, json.dumps(task.data, sort_keys=True, default=str)): task
-        for task in (read_task(row, predictions=predictions) for row in rows)
-    }
-    annotated = sorted((task for task in tasks.values() if task.annotations), key=_first_come, reverse=True)
+    tasks = distinct_tasks(read_task(row, predictions=predictions) for row in rows)
+    annotated = sorted((task for task in tasks if task.annotations), key=_first_come, reverse=True)
     with SnapshotWriter(out, labelling.classes, project=project, holdout_share=settings.holdout_share) as writer:
         freezing = SnapshotBuilder(writer, labelling, settings)
-        for task in tasks.values():
+        for task in tasks:
             freezing.left_out += task.left_out
         for number, (task, pixels) in enumerate(
             fetch_images(annotated, fetch, labelling.value_key, settings.max_pixels), 1
@@ -278,8 +274,6 @@ class SnapshotBuilder:
     """A snapshot while its images are added, those whose annotation wins first."""
 
     def __init__(self, writer: SnapshotWriter, labelling: Labelling, settings: SnapshotSettings) -> None:
-        from training.snapshots.report import MostMoved
-
         self._writer, self._labelling, self._settings = writer, labelling, settings
         self._task_of: dict[str, int] = {}
         self._entries: list[Json] = []
@@ -427,7 +421,6 @@ class SnapshotBuilder:
         entry = image_entry(
             corrections,
             sha256=sha256,
-            part="train",  # `finish` knows what is held out
             task_id=task.id,
             annotation_ids=[annotation.id for annotation in annotations],
             seconds=sum(seconds) if seconds else None,

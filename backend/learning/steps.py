@@ -191,10 +191,10 @@ def judge(
     from backend.learning.annotation_cost import calibrated_order
     from model.files import write_text
     from model.predictor import choose_device
-    from training.gate.detections import DetectionCache, detect_with
     from training.gate.gate import judge as rule
-    from training.gate.precision import record_bf16
-    from training.gate.rules import parse_rules
+    from training.gate.gate import record_bf16
+    from training.gate.holdout import DetectionCache, detect_with
+    from training.gate.verdict import parse_rules
 
     made, data = Path(candidate), Path(snapshot)
     crossed = None if folds is None else Path(folds)

@@ -20,10 +20,9 @@ import redis
 from redis import Redis
 
 from backend.errors import ServiceError, StartError
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.learning.label_studio import LabelStudioProject, TriggerState, training_reason
-from backend.learning.round import Interrupted, Round, RoundParts, newest_trigger_state
-from backend.learning.run_record import Run, RunStore, started_runs
+from backend.learning.round import Interrupted, Round, RoundParts, Run, RunStore, newest_trigger_state, started_run
 from backend.learning.steps import StepCommand, step_command
 from backend.predictions.projects import Project, Projects
 from backend.queue.connection import require_queue_server, worker_connection
@@ -105,7 +104,7 @@ class Learner:
         if run.is_over:
             self.queue.end(project, run_id)
             return run.state
-        return self._attempt(started_runs(run, self.worker), lock)
+        return self._attempt(started_run(run, self.worker), lock)
 
     def _attempt(self, run: Run, lock: RenewedLock) -> str:
         progress = Progress(self.queue, run.project, run.id, self.worker)

@@ -16,7 +16,7 @@ from redis import Redis
 from backend.queue.keys import prompted_key
 from integration.label_studio.prompts import Box, EarlierPrompt, bounds_pct, is_point, outline_pct
 from integration.label_studio.tasks import Prediction, Region
-from integration.regions.painted import decode_bitmask, decode_brush_mask
+from integration.regions.shapes import decode_bitmask, decode_brush_mask
 from model.instance import box_of
 
 # An object must overlap the drawn box at least this much (intersection over union of boxes) to be meant by it.

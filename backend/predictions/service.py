@@ -29,7 +29,7 @@ from backend.queue.job_queue import JobQueue, PredictionJob, Requester
 from backend.queue.job_store import JobOutcome
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel, project_notice, prompt_version
-from integration.images.urls import image_value
+from integration.images.fetch import image_value
 from integration.label_studio.label_config import LabelConfig, parse_label_config
 from integration.label_studio.prompts import PromptError, read_prompt, region_ids, require_place, with_earlier
 from model.errors import ImageError

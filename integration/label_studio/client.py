@@ -1,11 +1,19 @@
-"""A thin client for the parts of Label Studio's API that this project uses (measured on 1.23.2).
+"""A thin client for the parts of Label Studio's API that this project uses (measured on 1.23.2), with its credentials.
 
 Label Studio's own SDK brings 500 MB of other packages; this needs requests only. Every failure is a ClientError
 with what to do. Reading is tried again a few times; writing only where Label Studio cannot have acted on it.
+
+A personal access token and a legacy token are told apart by their form. A personal access token (a JWT) is only good
+for asking for access tokens, which live 300 s and go as `Authorization: Bearer`; as Bearer or Token itself it is
+answered with 401. A legacy token goes as `Authorization: Token`.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +23,128 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import NewConnectionError
 
-from integration.label_studio.auth import ClientError, LabelStudioAuth, keep_authorization_header
+#: Seconds before its end at which an access token is replaced: longer than a request waits to be sent.
+REFRESH_EARLY_S = 60.0
+#: For the exchange of a personal access token for an access token.
+_EXCHANGE_S = 10.0
+#: Life of an access token whose own expiry cannot be read.
+ASSUMED_LIFE_S = 300.0
 
-__all__ = ["ClientError", "LabelStudioClient"]
+
+class ClientError(RuntimeError):
+    """A request to Label Studio failed.
+
+    Attributes:
+        status: of the answer; None when there was none.
+    """
+
+    def __init__(self, message: str, *, status: int | None, fix: str) -> None:
+        super().__init__(message if fix in message else f"{message}; {fix}")
+        self.status = status
+        self.fix = fix
+
+
+def keep_authorization_header(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As `auth=` of a request: keeps requests from replacing our Authorization header by one of ~/.netrc."""
+    return request
+
+
+def is_personal_access_token(api_key: str) -> bool:
+    """Whether a key is a JWT (three parts joined by dots); legacy tokens are 40 hexadecimal digits."""
+    return api_key.count(".") == 2
+
+
+class LabelStudioAuth:
+    """Gives the Authorization header for requests to one Label Studio; safe to share between threads.
+
+    Args:
+        api_key: personal access token or legacy token; "" sends no header.
+    """
+
+    def __init__(self, base_url: str, api_key: str, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._api_key = api_key.strip()
+        self._now = now
+        self._lock = threading.Lock()
+        self._access = ""
+        self._expires_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"LabelStudioAuth({self.base_url!r})"  # never the key
+
+    def headers(self) -> dict[str, str]:
+        """The header to send, refreshed when it is about to expire; {} without a key.
+
+        Raises:
+            ClientError: the personal access token is revoked or Label Studio cannot be asked.
+        """
+        if not self._api_key:
+            return {}
+        if not is_personal_access_token(self._api_key):
+            return {"Authorization": f"Token {self._api_key}"}
+        with self._lock:
+            if self._now() >= self._expires_s - REFRESH_EARLY_S:
+                self._refresh()
+            return {"Authorization": f"Bearer {self._access}"}
+
+    def forget(self) -> None:
+        """Ask for a new access token next time: call it when Label Studio answered 401."""
+        with self._lock:
+            self._expires_s = 0.0
+
+    def _refresh(self) -> None:
+        started = self._now()
+        try:
+            answer = requests.post(
+                f"{self.base_url}/api/token/refresh/",
+                json={"refresh": self._api_key},
+                timeout=_EXCHANGE_S,
+                allow_redirects=False,
+                auth=keep_authorization_header,
+            )
+        except requests.RequestException as error:
+            raise ClientError(
+                f"cannot exchange the personal access token at {self.base_url}: {type(error).__name__}",
+                status=None,
+                fix="check that Label Studio runs at this address",
+            ) from error
+        if answer.status_code != 200:
+            raise ClientError(
+                f"Label Studio at {self.base_url} refuses the personal access token ({answer.status_code})",
+                status=answer.status_code,
+                fix="create a new one under Account & Settings and set it as API key",
+            )
+        self._access = _access_token(answer)
+        self._expires_s = started + life_s(self._access)
+
+
+def _access_token(answer: requests.Response) -> str:
+    try:
+        access = answer.json()["access"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClientError(
+            f"{urlsplit(answer.url).netloc} answered the token exchange without an access token",
+            status=answer.status_code,
+            fix="check that the address is Label Studio's",
+        ) from error
+    return str(access)
+
+
+def life_s(access_token: str) -> float:
+    """Seconds from issue to expiry, from the unchecked claims of a JWT; `ASSUMED_LIFE_S` if unreadable.
+
+    The difference of two claims does not depend on the clocks of two machines agreeing.
+    """
+    try:
+        payload = access_token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return max(float(claims["exp"]) - float(claims["iat"]), 0.0)
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+        return ASSUMED_LIFE_S
+
 
 _RETRY_WAIT_S = 0.5
+PAGE_SIZE = 100
 #: Answers of proxies in front of a Label Studio that restarts; the request has not reached it.
 _TRANSIENT = {502, 503, 504}
 Json = dict[str, Any]
@@ -31,28 +156,18 @@ class LabelStudioClient:
     Args:
         timeout_s: for each wait within a request.
         retries: further tries of a request that may be repeated.
-        auth: credentials to share with an ImageFetcher; made from `api_key` when None.
+
+    Attributes:
+        auth: its credentials, which an ImageFetcher can share.
 
     All methods raise ClientError.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        api_key: str = "",
-        *,
-        timeout_s: float = 60.0,
-        retries: int = 2,
-        verify: bool | str = True,
-        auth: LabelStudioAuth | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str = "", *, timeout_s: float = 60.0, retries: int = 2) -> None:
         self.base_url = base_url.rstrip("/")
-        self.auth = auth or LabelStudioAuth(self.base_url, api_key, verify=verify)
+        self.auth = LabelStudioAuth(self.base_url, api_key)
         self._timeout_s = timeout_s
         self._retries = retries
-        self._verify = verify
-        self._sleep = sleep
 
     # The server
 
@@ -100,12 +215,10 @@ class LabelStudioClient:
         path = f"/api/projects/{project_id}/import"
         return self._json("POST", path, files=files, params={"return_task_ids": "true"})
 
-    def iter_tasks(
-        self, project_id: int, *, page_size: int = 100, fields: str = "all", query: str | None = None
-    ) -> Iterator[Json]:
+    def iter_tasks(self, project_id: int, *, query: str | None = None) -> Iterator[Json]:
         """Tasks page by page, with annotations and predictions; `query` filters as the data manager does (JSON)."""
-        params = {"project": project_id, "fields": fields} | ({"query": query} if query else {})
-        return self._pages("/api/tasks", "tasks", params=params, page_size=page_size)
+        params = {"project": project_id, "fields": "all"} | ({"query": query} if query else {})
+        return self._pages("/api/tasks", "tasks", params)
 
     def get_task(self, task_id: int) -> Json:
         """A task. Opening one may make Label Studio ask its backend for a prediction."""
@@ -124,10 +237,9 @@ class LabelStudioClient:
         """Submit an annotation as the editor does; `fields` such as lead_time (s) and parent_prediction."""
         return self._json("POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result), **fields})
 
-    def export_json(self, project_id: int, *, download_all_tasks: bool = False) -> list[Json]:
-        """All annotated tasks as Label Studio's lossless JSON; also those without annotation when asked."""
-        params = {"exportType": "JSON"} | ({"download_all_tasks": "true"} if download_all_tasks else {})
-        return self._json("GET", f"/api/projects/{project_id}/export", params=params)
+    def export_json(self, project_id: int) -> list[Json]:
+        """All annotated tasks as Label Studio's lossless JSON."""
+        return self._json("GET", f"/api/projects/{project_id}/export", params={"exportType": "JSON"})
 
     # Predictions
 
@@ -226,13 +338,11 @@ class LabelStudioClient:
 
     # Requests
 
-    def _pages(
-        self, path: str, key: str, *, params: Mapping[str, object] | None = None, page_size: int = 100
-    ) -> Iterator[Json]:
+    def _pages(self, path: str, key: str, params: Mapping[str, object] | None = None) -> Iterator[Json]:
         """Items of all pages. Label Studio answers 404 (or 500 for tasks) behind the last page, so count."""
         page, seen = 1, 0
         while True:
-            answer = self._json("GET", path, params={**(params or {}), "page": page, "page_size": page_size})
+            answer = self._json("GET", path, params={**(params or {}), "page": page, "page_size": PAGE_SIZE})
             items = answer[key]
             yield from items
             seen += len(items)
@@ -274,7 +384,7 @@ class LabelStudioClient:
                 if tries_left <= 0 or answer.status_code not in _TRANSIENT:
                     raise refused_error(method, path, answer)
             tries_left -= 1
-            self._sleep(_RETRY_WAIT_S)
+            time.sleep(_RETRY_WAIT_S)
 
     def _send(self, method: str, path: str, timeout_s: float, kwargs: Mapping[str, Any]) -> requests.Response:
         headers = self.auth.headers() if path != "/health" else {}
@@ -283,7 +393,6 @@ class LabelStudioClient:
             self.base_url + path,
             headers=headers,
             timeout=(min(10.0, timeout_s), timeout_s),
-            verify=self._verify,
             allow_redirects=False,
             auth=keep_authorization_header,
             **kwargs,
@@ -349,7 +458,7 @@ def refused_error(method: str, path: str, answer: requests.Response) -> ClientEr
 def unreachable_error(method: str, url: str, error: requests.RequestException) -> ClientError:
     """The error for a request that got no answer."""
     if isinstance(error, requests.exceptions.SSLError):
-        fix = "check the certificate of Label Studio, or set the file of certificate authorities"
+        fix = "check the certificate of Label Studio, or name its authorities in REQUESTS_CA_BUNDLE"
     elif isinstance(error, requests.ReadTimeout):
         fix = "Label Studio took too long: ask for less at once, or raise the time limit"
     else:

@@ -25,6 +25,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 from xml.etree.ElementTree import Element, ParseError
@@ -35,7 +36,7 @@ from defusedxml.common import DefusedXmlException
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 100
 
-T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 Kind = Literal["polygon", "brush", "bitmask", "vector", "rectangle", "ellipse"]
 #: Polygons first: they are what people edit best. The order in which `Output.kind = "auto"` chooses.
@@ -209,33 +210,25 @@ def _value_key(image: _Tag) -> str:
 
 
 def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:
-    def accept(text: str) -> float | None:
-        number = float(text)
-        return number if math.isfinite(number) and low <= number <= high else None
-
-    return _checked(tag, attribute, accept, f"a number from {low:g} to {high:g}", warnings)
+    return _checked(tag, attribute, float, low, high, f"a number from {low:g} to {high:g}", warnings)
 
 
 def _whole(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
-    def accept(text: str) -> int | None:
-        return number if (number := int(text)) >= low else None
-
-    return _checked(tag, attribute, accept, f"a whole number of at least {low}", warnings)
+    return _checked(tag, attribute, int, low, math.inf, f"a whole number of at least {low}", warnings)
 
 
 def _checked(
-    tag: _Tag, attribute: str, accept: Callable[[str], T | None], expected: str, warnings: list[str]
-) -> T | None:
+    tag: _Tag, attribute: str, kind: Callable[[str], N], low: float, high: float, expected: str, warnings: list[str]
+) -> N | None:
     text = tag.get(attribute)
     if not text:
         return None
-    try:
-        value = accept(text)
-    except ValueError:
-        value = None
-    if value is None:
-        warnings.append(f'{tag}: {attribute}="{text}" is ignored; expected {expected}')
-    return value
+    with suppress(ValueError):
+        number = kind(text)
+        if low <= number <= high and number < math.inf:
+            return number
+    warnings.append(f'{tag}: {attribute}="{text}" is ignored; expected {expected}')
+    return None
 
 
 def _no_control(tags: list[_Tag], warnings: list[str]) -> str:
@@ -300,19 +293,6 @@ class Control:
     def is_paired(self) -> bool:
         """True when labels come from a Labels or Choices tag: a region is then two results with one id."""
         return self.labels_name != self.name
-
-
-__all__ = [
-    "KINDS",
-    "ClassMap",
-    "Control",
-    "Kind",
-    "Label",
-    "LabelConfig",
-    "LabelConfigError",
-    "Target",
-    "parse_label_config",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +362,22 @@ class LabelConfig:
         Upper and lower case and spaces around names do not matter. `predicted_values` wins over a label's own
         name, that wins over a label with `predicted_values="*"`.
         """
-        return _match(self, tuple(classes))
+        by_class: dict[str, tuple[Target, ...]] = {}
+        controls = sorted(self.controls, key=lambda control: KINDS.index(control.kind))
+        labels = [(control, _labels_by_name(control)) for control in controls]
+        for name in classes:
+            folded = fold(name)
+            targets = tuple(
+                Target(control, label)
+                for control, by_name in labels
+                if (label := by_name.get(folded, by_name.get(CATCH_ALL))) is not None
+            )
+            if targets:
+                by_class[name] = targets
+        reached = {target.label.value for targets in by_class.values() for target in targets}
+        unmatched_labels = tuple(label for label in self.labels if label not in reached)
+        message = None if by_class else (self.reason or _nothing_matches(classes, self.labels))
+        return ClassMap(by_class, unmatched_labels, message)
 
 
 @functools.lru_cache(maxsize=16)
@@ -398,25 +393,6 @@ def parse_label_config(xml: str) -> LabelConfig:
     except LabelConfigError as error:
         return LabelConfig(reason=str(error))
     return LabelConfig(controls=controls, warnings=warnings)
-
-
-def _match(config: LabelConfig, classes: tuple[str, ...]) -> ClassMap:
-    by_class: dict[str, tuple[Target, ...]] = {}
-    controls = sorted(config.controls, key=lambda control: KINDS.index(control.kind))
-    labels = [(control, _labels_by_name(control)) for control in controls]
-    for name in classes:
-        folded = fold(name)
-        targets = tuple(
-            Target(control, label)
-            for control, by_name in labels
-            if (label := by_name.get(folded, by_name.get(CATCH_ALL))) is not None
-        )
-        if targets:
-            by_class[name] = targets
-    reached = {target.label.value for targets in by_class.values() for target in targets}
-    unmatched_labels = tuple(label for label in config.labels if label not in reached)
-    message = None if by_class else (config.reason or _nothing_matches(classes, config.labels))
-    return ClassMap(by_class, unmatched_labels, message)
 
 
 def _labels_by_name(control: Control) -> dict[str, Label]:

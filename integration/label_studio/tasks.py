@@ -230,11 +230,19 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
     )
 
 
+def distinct_tasks(tasks: Iterable[AnnotatedTask]) -> list[AnnotatedTask]:
+    """Each task once, as it was read last.
+
+    A task that moved to another page while they were read comes twice; joined exports repeat ids for other tasks.
+    """
+    return list({(task.id, json.dumps(task.data, sort_keys=True, default=str)): task for task in tasks}.values())
+
+
 def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest") -> tuple[Annotation, ...]:
     """The annotations of a task that count, oldest first.
 
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
-    `drawings.vote`.
+    `integration.regions.read.vote`.
     """
     starred = [annotation for annotation in annotations if annotation.ground_truth]
     by_age = sorted(starred or annotations, key=_age)
@@ -282,7 +290,7 @@ def _annotation(entry: Mapping[str, Any], number: int, known: Mapping[int | None
     return Annotation(
         id=number,
         annotator="" if annotator is None else str(annotator),
-        updated_at=_time(entry.get("updated_at") or entry.get("created_at")),
+        updated_at=parse_time(entry.get("updated_at") or entry.get("created_at")),
         lead_time_s=_seconds(entry.get("lead_time")),
         ground_truth=bool(entry.get("ground_truth")),
         result=_closed_again(result, prediction) if prediction else result,
@@ -362,7 +370,7 @@ def _seconds(value: object) -> float | None:
     return float(value) if is_number and math.isfinite(value) and value >= 0 else None  # type: ignore[arg-type, operator]
 
 
-def _time(text: object) -> datetime:
+def parse_time(text: object) -> datetime:
     """Label Studio's time stamp; the beginning of time for anything else, so that dated ones win."""
     try:
         time = datetime.fromisoformat(str(text))

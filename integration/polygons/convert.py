@@ -3,140 +3,28 @@
 Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
 Contours through pixel centres (OpenCV) are half a pixel too small on every side.
 
-The crack contour of a mask (`exact`) is a staircase. A smooth outline follows a probability map: every edge of a pixel
-on the contour, which lies between the centre of a pixel inside and of one outside, becomes the point between those
-centres where the probability passes one half (marching squares; Lorensen and Cline 1987). The mask alone decides which
-centres are inside, so `polygons_to_mask` gives it back whatever the probabilities are.
-
 What is a crumb depends on the object: a spot of 40 pixels is noise beside a fork and half of a distant button.
 
-Shapes: H, W mask size; h, w patch size; N corners or vertices of a ring; E unit edges. Rings are as in `exact`.
+Several masks of one image can be outlined at once, so that instances that touch keep one shared edge: no overlap, no
+gap. The cracks between differently labelled pixels are cut where three or more of them meet; the chains between those
+junctions are simplified once each and used by the masks on both sides.
+
+Shapes: H, W mask size; N vertices or corners of a ring. Rings are as in `contours`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 
-from integration.polygons.exact import Polygon, exact_polygons, fill_even_odd
+from integration.polygons.contours import Patch, Polygon, exact_polygons, fill_even_odd, level_set_outline, unit_edges
 from integration.polygons.simplify import Chain, Outline, Ring, simplify_outlines
-from model.instance import box_of, sample_patch
-
-Box = tuple[float, float, float, float]
-#: Probabilities (h, w) and the box that they cover.
-Patch = tuple[np.ndarray, Box]
-
-LEVEL = 0.5
-#: Probabilities count as at least this far from the level, so that outlines keep clear of pixel centres.
-_LEAST_MARGIN = 0.02
-_BLUR_PX = 1.0
-
-
-def level_set_outline(
-    mask_hw: np.ndarray, patch: Patch | None = None, *, min_area_px: float = 0.0, border_px: int = 0
-) -> list[Polygon]:
-    """Outline a mask along the level set of a probability map.
-
-    Args:
-        mask_hw: bool, H x W: which pixel centres are inside.
-        patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None:
-            the mask itself, blurred by a pixel, which takes the steps off its edges.
-        min_area_px: parts and holes smaller than this are left out.
-        border_px: probabilities this close to the image's border are not used; those farther inside count there.
-
-    Returns:
-        One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
-        Outlines of objects that touch the image's border reach it, at a right angle.
-    """
-    exact = exact_polygons(mask_hw, min_area_px=min_area_px)
-    if not exact:
-        return []
-    margins = _Margins(mask_hw, patch, border_px)
-    return [
-        Polygon(margins.level_ring(polygon.exterior), tuple(map(margins.level_ring, polygon.holes)))
-        for polygon in exact
-    ]
-
-
-class _Margins:
-    """How far pixels are from the level, in the box around a mask and one pixel more."""
-
-    def __init__(self, mask_hw: np.ndarray, patch: Patch | None, border_px: int) -> None:
-        self._shape_hw = mask_hw.shape
-        left, top, right, bottom = box_of(mask_hw)
-        self._origin = np.array([left - 1, top - 1])
-        y_px, x_px = np.arange(top - 1, bottom + 1) + 0.5, np.arange(left - 1, right + 1) + 0.5
-        if patch is None:
-            inside = np.pad(mask_hw[top:bottom, left:right], 1).astype(np.float32)
-            probability = ndimage.gaussian_filter(inside, _BLUR_PX, mode="nearest")
-        else:
-            y_px, x_px = (
-                np.clip(at, min(border_px, length / 2), max(length - border_px, length / 2))
-                for at, length in zip((y_px, x_px), mask_hw.shape, strict=True)
-            )
-            probability = sample_patch(patch[0], patch[1], y_px, x_px)
-        self._margins = np.nan_to_num(probability, nan=LEVEL).astype(np.float64) - LEVEL
-
-    def level_ring(self, corners: np.ndarray) -> np.ndarray:
-        """The ring through the level between the centres on both sides of each unit edge of a crack contour (N, 2)."""
-        begin, step = _unit_edges(corners.astype(np.int64))
-        # The mask is on the right-hand side as seen on the screen: of (dx, dy) that is (-dy, dx).
-        inwards = np.stack([-step[:, 1], step[:, 0]], axis=1)
-        middle = begin + step / 2
-        inside, outside = (np.floor(middle + side * inwards / 2).astype(np.int64) for side in (1, -1))
-        is_border = ((outside < 0) | (outside >= self._shape_hw[::-1])).any(axis=1)
-        above, below = self._margin(inside, 1), self._margin(outside, -1)
-        points = inside + 0.5 - inwards * (above / (above + below))[:, None]
-        points[is_border] = middle[is_border]
-        return _without_straight_runs(_with_border_turns(points, inwards, is_border))
-
-    def _margin(self, pixels: np.ndarray, sign: int) -> np.ndarray:
-        """Of pixels (E, 2) that are inside (`sign` 1) or outside (-1), at least the least one."""
-        x, y = (pixels - self._origin).T
-        height, width = self._margins.shape
-        return np.maximum(sign * self._margins[y.clip(0, height - 1), x.clip(0, width - 1)], _LEAST_MARGIN)
-
-
-def _unit_edges(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Begin and step of each edge of a pixel along a ring: 2 x (E, 2)."""
-    step = np.roll(corners, -1, axis=0) - corners
-    length = np.abs(step).sum(axis=1)
-    edge = np.repeat(np.arange(len(corners)), length)
-    along = np.arange(len(edge)) - np.repeat(np.cumsum(length) - length, length)
-    unit = np.sign(step)[edge]
-    return corners[edge] + along[:, None] * unit, unit
-
-
-def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.ndarray) -> np.ndarray:
-    """With the corners of the image, and a foot on its border where the outline leaves it."""
-    if not is_border.any():
-        return points
-    after = np.roll(np.arange(len(points)), -1)
-    turns = (inwards != inwards[after]).any(axis=1)
-    is_corner = is_border & is_border[after] & turns
-    leaves, arrives = is_border & ~is_border[after], ~is_border & is_border[after]
-    extra = np.empty_like(points)
-    # Of the point on the border, the coordinate across it; of the other one, the coordinate along it.
-    for chosen, border, other in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
-        across = inwards if border is points else inwards[after]
-        extra[chosen] = np.where(across != 0, border, other)[chosen]
-    is_extra = is_corner | leaves | arrives
-    rows = np.repeat(np.arange(len(points)), 1 + is_extra)
-    result = points[rows]
-    result[np.flatnonzero(np.diff(rows, prepend=-1) == 0)] = extra[is_extra]
-    return np.asarray(result)
-
-
-def _without_straight_runs(ring: np.ndarray) -> np.ndarray:
-    """Without repeated points, and points in the middle of a run along the image's border or between equal pixels."""
-    ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    return ring[(cross != 0) | ((before * after).sum(axis=1) < 0)]
-
+from model.instance import box_of
 
 _SIDES_AND_CORNERS = np.ones((3, 3), dtype=np.bool_)
 
@@ -292,3 +180,106 @@ def _least_tolerance(
         middle = (too_small + enough) / 2
         too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
     return enough
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of masks differ
+
+
+def outline_masks(
+    masks_hw: Sequence[np.ndarray], *, tolerance_px: float = 0.0, min_area_px: float = 0.0
+) -> list[list[Polygon]]:
+    """Outline masks of one image; where two touch, both polygons have the same vertices along the shared edge.
+
+    Args:
+        masks_hw: bool, H x W each, of one size. Where masks overlap they do not touch, and keep their own edges.
+        tolerance_px: as in `outline_mask`; junctions of three areas stay where they are.
+        min_area_px: parts and holes smaller than this many pixels are left out.
+
+    Returns:
+        For each mask its polygons, as `outline_mask` returns them.
+    """
+    if not len(masks_hw):
+        return []
+    windows, offset_px = _cropped(masks_hw)
+    labels, disjoint = _label_sets(windows)
+    pieces = _Pieces(_junctions(labels), tolerance_px)
+    exact = [exact_polygons(window, min_area_px=min_area_px) for window in windows]
+    outlines = [Outline([pieces.rings(polygon) for polygon in polygons]) for polygons in exact]
+    simplify_outlines(outlines, disjoint=disjoint)
+    return [
+        [
+            Polygon(part[0] + offset_px, tuple(hole + offset_px for hole in part[1:]), tolerance_px)
+            for part in outline.points_px()
+        ]
+        for outline in outlines
+    ]
+
+
+def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The masks within the box around them all, and its left top corner (x, y)."""
+    left, top, right, bottom = box_of(reduce(np.logical_or, masks_hw))
+    return [mask_hw[top:bottom, left:right] for mask_hw in masks_hw], np.array([left, top], dtype=np.float64)
+
+
+def _label_sets(masks_hw: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
+    """A label (H, W) for each pixel's set of masks, 0 for none; and whether no pixel is in two masks."""
+    labels = np.zeros(masks_hw[0].shape, dtype=np.uint64)
+    disjoint = True
+    for number, mask_hw in enumerate(masks_hw, start=1):
+        before = labels[mask_hw]
+        disjoint = disjoint and not before.any()
+        labels[mask_hw] = (before + np.uint64(number)) * _MIX
+    return labels, disjoint
+
+
+def _junctions(labels: np.ndarray) -> np.ndarray:
+    """Lattice points (H + 1, W + 1) where three or four cracks meet."""
+    padded = np.pad(labels, 1)
+    beside = (padded[:, 1:] != padded[:, :-1]).astype(np.uint8)  # cracks between columns
+    below = (padded[1:] != padded[:-1]).astype(np.uint8)
+    return beside[:-1] + beside[1:] + below[:, :-1] + below[:, 1:] >= 3
+
+
+class _Pieces:
+    """The chains cut out so far, each once."""
+
+    def __init__(self, junctions: np.ndarray, tolerance_px: float) -> None:
+        self._junctions, self._tolerance_px = junctions, tolerance_px
+        self._known: dict[bytes, Chain] = {}
+
+    def rings(self, polygon: Polygon) -> list[Ring]:
+        """The exterior and the holes of an exact polygon, as chains."""
+        return [self._ring(polygon.exterior, False), *(self._ring(hole, True) for hole in polygon.holes)]
+
+    def _ring(self, corners: np.ndarray, is_hole: bool) -> Ring:
+        points, is_junction = self._with_junctions(corners.astype(np.int64))
+        cuts = np.flatnonzero(is_junction)
+        if not len(cuts):
+            return Ring((self._chain(_from_least(points), closed=True),), is_hole)
+        points = np.roll(points, -cuts[0], axis=0)
+        points = np.concatenate([points, points[:1]])
+        ends = [*(cuts - cuts[0]), len(points) - 1]
+        pairs = pairwise(ends)
+        return Ring(tuple(self._chain(points[a : b + 1], closed=False) for a, b in pairs), is_hole)
+
+    def _with_junctions(self, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Corners and the junctions on the edges between them (N, 2); which of them are junctions (N,)."""
+        lattice, step = unit_edges(corners)
+        is_junction = self._junctions[lattice[:, 1], lattice[:, 0]]
+        keep = is_junction | (step != np.roll(step, 1, axis=0)).any(axis=1)
+        return lattice[keep], is_junction[keep]
+
+    def _chain(self, points: np.ndarray, *, closed: bool) -> tuple[Chain, bool]:
+        """The chain of these corners and whether it runs the same way."""
+        backwards = np.concatenate([points[:1], points[:0:-1]]) if closed else points[::-1]
+        forward = points.tobytes() <= backwards.tobytes()
+        corners = points if forward else backwards
+        chain = self._known.get(key := corners.tobytes())
+        if chain is None:
+            chain = self._known[key] = Chain(corners, self._tolerance_px, closed=closed)
+        return chain, forward
+
+
+def _from_least(points: np.ndarray) -> np.ndarray:
+    """The ring, started at its least corner, so that both neighbours name it alike."""
+    return np.roll(points, -int(np.lexsort((points[:, 1], points[:, 0]))[0]), axis=0)

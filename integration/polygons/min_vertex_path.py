@@ -1,8 +1,22 @@
-"""The path with the fewest vertices through a shortcut graph; among those, the one that hugs the contour best.
+"""The fewest vertices that a contour can be drawn with within its radii; of those paths, the one that hugs it best.
 
-Sets of nodes are whole numbers, bit b for node b, so that a breadth-first search takes one operation a node.
+A contour is a chain of n corners; corner i has a radius r_i, the distance the simplified line may keep from it. Around
+every corner there are K candidate vertices: the corner itself and, on short chains, a point on the outer side of the
+turn, a radius away. (On real masks leaving the contour everywhere would save one vertex in twenty, for twice the time.)
 
-Shapes: n corners; K candidates a corner; A arcs; nodes as in `shortcut_graph`.
+The shortcut graph says which straight lines may replace which stretch. The segment from candidate u of corner i to
+candidate v of corner j may replace corners i..j when every corner between is within its radius of the segment. Then the
+segment and that stretch have a two-way Hausdorff distance of at most the largest radius: contour edges between covered
+corners are covered because the tube around a segment is convex, and the projection of the connected stretch covers the
+segment from end to end.
+
+A corner is near a segment exactly if it is near both rays, the one from u through v and the one from v through u (Chan
+and Chin 1996). The second ray rejects less than one arc in a thousand, so arcs are proposed by the first alone (see
+`_Wedges`), and `misses` judges those that are used.
+
+Shapes: n corners; K candidates; B corners of a block; W walkers; A arcs. Node i * K + a is candidate a of corner i; in
+closed chains nodes from n * K on are the same ring again. Sets of nodes and the arcs from a node are whole numbers, bit
+b for node b or for the node b further on, so that a breadth-first search takes one operation a node.
 """
 
 from __future__ import annotations
@@ -11,8 +25,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-
-from integration.polygons.shortcut_graph import ShortcutGraph
 
 _ROUNDING_PX = 1e-9
 
@@ -208,3 +220,280 @@ class _Cheapest:
         while nodes[-1] in self._next:
             nodes.append(self._next[nodes[-1]])
         return nodes
+
+
+_OFFSETS = (0.0, -0.999)  # of the radius, along the bisector towards the inner side of the turn
+_LONG_CHAIN = 60  # corners; the candidates of longer chains are on the contour only
+_BLOCK_BITS = 32  # most candidates of a block: few enough for exact sums of powers of two
+_BLOCK_CELLS = 8192  # walkers x corners; on long chains, unneeded cells cost more than calls
+_LEAST_BLOCK = 16
+_POWERS = 2.0 ** np.arange(_BLOCK_BITS)
+_CHUNK = 512  # walkers that go together: small enough for the processor's cache
+_SLACK_PX = 1e-11  # arcs proposed may miss a corner by rounding; far below what `misses` is asked for
+_SLACK = 1e-12
+
+
+class ShortcutGraph:
+    """Candidates and proposed arcs of one chain."""
+
+    def __init__(self, corners_px: np.ndarray, radii_px: np.ndarray, *, closed: bool) -> None:
+        """Take corners (n, 2), no two neighbours alike, and radii (n,) >= 0; `closed` joins the last to the first."""
+        self.corners_px = np.asarray(corners_px, dtype=np.float64)
+        self.radii_px, self.closed = np.asarray(radii_px, dtype=np.float64), closed
+        self.k = len(_OFFSETS) if len(corners_px) <= _LONG_CHAIN else 1
+        self.nodes_px = self._candidates() if self.k > 1 else self.corners_px
+        self._sums: np.ndarray | None = None
+
+    @property
+    def node_count(self) -> int:
+        """Nodes of one lap."""
+        return len(self.nodes_px)
+
+    def points_px(self, nodes: np.ndarray) -> np.ndarray:
+        """Coordinates (A, 2) of nodes (A,)."""
+        return self.nodes_px[np.asarray(nodes) % self.node_count]
+
+    def corner_of(self, nodes: np.ndarray) -> np.ndarray:
+        """The corner (A,) each node belongs to."""
+        return (np.asarray(nodes) // self.k) % len(self.corners_px)
+
+    def arcs(self) -> list[int]:
+        """For each node the nodes its ray may reach, as bits."""
+        walk, count = _Walk(self), len(self.corners_px)
+        arcs: list[int] = []
+        with np.errstate(divide="ignore", invalid="ignore"):  # slopes of what is beside or behind a walker
+            for first in range(0, count, _CHUNK):
+                arcs += walk.arcs_from(first, min(first + _CHUNK, count))
+        return arcs
+
+    def misses(self, source: np.ndarray, target: np.ndarray, slack_px: float) -> np.ndarray:
+        """Whether some corner between is more than its radius and `slack_px` from each arc: bool (A,)."""
+        first, count = source // self.k + 1, target // self.k - source // self.k - 1
+        arc = np.repeat(np.arange(len(source)), count)
+        corner = np.arange(len(arc)) - np.repeat(np.cumsum(count) - count - first, count)
+        corner %= len(self.corners_px)
+        start = self.nodes_px[source]
+        line = self.nodes_px[target % self.node_count] - start
+        square = np.maximum(line[:, 0] ** 2 + line[:, 1] ** 2, _SLACK)
+        (x, y), (along_x, along_y) = (self.corners_px[corner] - start[arc]).T, line[arc].T
+        share = ((x * along_x + y * along_y) / square[arc]).clip(0, 1)
+        far = np.hypot(x - share * along_x, y - share * along_y) > self.radii_px[corner] + slack_px
+        missed = np.zeros(len(source), dtype=np.bool_)
+        missed[arc[far]] = True
+        return missed
+
+    def squares_px3(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Integral (A,), along the stretch that each arc replaces, of the squared distance to the arc's line."""
+        sums = self.moments()
+        xx, xy, yy, x, y, weight = sums[:, target // self.k] - sums[:, source // self.k]
+        start = self.nodes_px[source] - self.corners_px[0]
+        dx, dy = (self.nodes_px[target % self.node_count] - self.nodes_px[source]).T
+        # The distance is (x dy - y dx - c) / length.
+        c = start[:, 0] * dy - start[:, 1] * dx
+        square = dy * dy * xx - 2 * dx * dy * xy + dx * dx * yy + 2 * c * (dx * y - dy * x) + c * c * weight
+        return np.maximum(square / np.maximum(dx * dx + dy * dy, _SLACK), 0.0)
+
+    def moments(self) -> np.ndarray:
+        """Sums of `_running_moments`, computed once."""
+        if self._sums is None:
+            self._sums = self._running_moments()
+        return self._sums
+
+    def _running_moments(self) -> np.ndarray:
+        """Integrals (6, 2 n + 1) of x^2, xy, y^2, x, y, 1 along two laps of the chain, up to each corner.
+
+        Counted from the first corner, so that little is lost to rounding.
+        """
+        begin = (self.corners_px - self.corners_px[0]).T
+        end = np.concatenate([begin[:, 1:], begin[:, :1]], axis=1)
+        (px, py), (qx, qy) = begin, end
+        each = np.empty((6, len(px)))
+        each[0::2][:2] = (begin * begin + begin * end + end * end) / 3
+        each[1] = (px * (2 * py + qy) + qx * (2 * qy + py)) / 6
+        each[3:5] = (begin + end) / 2
+        each[5] = 1
+        each *= np.hypot(*(end - begin))
+        sums = np.zeros((6, 2 * len(px) + 1))
+        np.cumsum(np.concatenate([each, each], axis=1), axis=1, out=sums[:, 1:])
+        return sums
+
+    def _candidates(self) -> np.ndarray:
+        corners = self.corners_px
+        edges = np.concatenate([corners[:1] - corners[-1:], np.diff(corners, axis=0)])
+        # Zero over the end of an open chain, if that is a loop.
+        edges /= np.maximum(np.hypot(*edges.T), _SLACK)[:, None]
+        bisector = edges - np.concatenate([edges[1:], edges[:1]])
+        bisector *= (self.radii_px / np.maximum(np.hypot(*bisector.T), _SLACK))[:, None]
+        return (corners[:, None] + bisector[:, None] * np.array(_OFFSETS)[:, None]).reshape(-1, 2)
+
+
+class _Walk:
+    """The chain laid out twice, so that what lies ahead of many corners is one view, not a copy."""
+
+    def __init__(self, graph: ShortcutGraph) -> None:
+        self.count, self.k, self.closed = len(graph.corners_px), graph.k, graph.closed
+        alike = graph.radii_px.min() == graph.radii_px.max()
+        self.radii = (graph.radii_px[:1] if alike else np.concatenate([graph.radii_px] * 2)) + _SLACK_PX
+        self.corners = np.concatenate([graph.corners_px] * 2).T.copy()
+        self.starts = graph.nodes_px.T
+        # The first candidate of a corner is the corner itself.
+        self.others = [np.concatenate([graph.nodes_px[a :: self.k]] * 2).T for a in range(1, self.k)]
+        self.block = min(max(_BLOCK_CELLS // self.count, _LEAST_BLOCK), _BLOCK_BITS) // self.k
+
+    def arcs_from(self, start: int, stop: int) -> list[int]:
+        """The arcs of the nodes of corners `start` .. `stop` - 1."""
+        home = np.repeat(np.arange(start, stop), self.k)
+        at = self.starts[:, start * self.k : stop * self.k]
+        walkers: np.ndarray = np.arange(len(home))
+        reach = [0] * len(home)
+        wedges = _Wedges(len(home))
+        step, steps = 1, self.count - 1 if self.closed else self.count - 1 - start
+        while step <= steps and len(walkers):
+            ahead = np.arange(step, min(step + self.block, steps + 1))
+            index = home + ahead[:, None]
+            radii = self.radii if len(self.radii) == 1 else self.radii[index]
+            others = [self._seen(points, index, at) for points in self.others]
+            bits = self._bits(wedges.narrow(*self._seen(self.corners, index, at), radii, others), index)
+            if step == 1:
+                reach = bits
+            else:
+                for walker, more in zip(walkers.tolist(), bits, strict=True):
+                    reach[walker] |= more << (step - 1) * self.k
+            step += len(ahead)
+            alive = np.flatnonzero(wedges.alive if self.closed else wedges.alive & (home + step < self.count))
+            if len(alive) < len(walkers):
+                wedges.only(alive)
+                walkers, home, at = walkers[alive], home[alive], at[:, alive]
+        if self.k > 1:
+            # Counted from the node, no longer from the first candidate of its corner.
+            reach = [bits << self.k - number % self.k for number, bits in enumerate(reach)]
+        else:
+            reach = [bits << 1 for bits in reach]
+        return reach
+
+    @staticmethod
+    def _seen(points: np.ndarray, index: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where points are from the walkers: x and y (B, W)."""
+        return points[0][index] - at[0], points[1][index] - at[1]
+
+    def _bits(self, admitted: list[np.ndarray], index: np.ndarray) -> list[int]:
+        """One number for each walker: bit b K + a for candidate a of corner b of the block."""
+        total = 0.0
+        for candidate, fits in enumerate(admitted):
+            if not self.closed:
+                fits &= index < self.count
+            total = total + _POWERS[candidate :: self.k][: len(index)] @ fits.astype(np.float64)
+        return np.asarray(total).astype(np.int64).tolist()
+
+
+_STEEP = 1e18  # stands for an unbounded slope; infinity would give NaN times zero
+
+
+class _Wedges:
+    """Which rays from each of W walkers pass near all corners of a growing stretch: a wedge that shrinks.
+
+    A disc around each corner must be met. Seen from a walker outside of it, a disc is an interval of directions; the
+    wedge is what all intervals so far have in common. Directions are slopes in the walker's own frame, whose axis
+    points at the first corner whose disc it is not inside of: all later admissible rays are less than a right angle
+    from that.
+
+    Attributes:
+        alive: bool (W,), whether any ray is left.
+    """
+
+    def __init__(self, count: int) -> None:
+        """All rays of `count` walkers."""
+        self._axis_x, self._axis_y = np.zeros(count), np.zeros(count)
+        self._low, self._high = np.full(count, -_STEEP), np.full(count, _STEEP)
+        self._any_blank = True  # some walker was inside all discs so far, so that its frame is still to be chosen
+        self.alive: np.ndarray = np.ones(count, dtype=np.bool_)
+
+    def only(self, walkers: np.ndarray) -> None:
+        """Forget all but these walkers (indices)."""
+        for name in ("_axis_x", "_axis_y", "_low", "_high", "alive"):
+            setattr(self, name, getattr(self, name)[walkers])
+
+    def narrow(
+        self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Take the next B corners.
+
+        Args:
+            x: (B, W), from the walker to the centre of each disc.
+            radius: of the discs, broadcastable to (B, W).
+            others: x and y (B, W) of more points that belong to the corners, from the walker.
+
+        Returns:
+            For the centres and then for each of the others, bool (B, W): whether the ray to it is in the wedge of all
+            corners before its own.
+        """
+        outside = x * x
+        outside += y * y
+        outside -= radius * radius
+        inside = outside <= 0
+        free = self._choose_axes(inside, x, y)
+        along, across = self._turned(x, y)
+        low, high = self._bounds(outside, inside, along, across, radius)
+        self._low, self._high = low[-1], high[-1]
+        self.alive = self._low <= self._high
+        admitted = []
+        for ahead, aside in [(along, across), *(self._turned(*other) for other in others)]:
+            low_side, high_side = low[:-1] * ahead, high[:-1] * ahead
+            fits = aside >= low_side
+            fits &= aside <= high_side
+            fits &= ahead > 0
+            if free is not None:
+                fits |= free
+            admitted.append(fits)
+        return admitted
+
+    def _choose_axes(self, inside: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+        """Point the frames of walkers that have none at their first corner out of reach.
+
+        Returns:
+            Bool (B, W): the corners up to that one, whose targets any ray may go to; None if all had frames.
+        """
+        if not self._any_blank:
+            return None
+        blank = (self._axis_x == 0) & (self._axis_y == 0)
+        first, column = np.argmin(inside, axis=0), np.arange(inside.shape[1])
+        hits = blank & ~inside[first, column]
+        self._axis_x[hits], self._axis_y[hits] = x[first, column][hits], y[first, column][hits]
+        self._any_blank = bool((blank & ~hits).any())
+        last = np.where(hits, first, np.where(blank, len(inside), -1))
+        return np.arange(len(inside))[:, None] <= last
+
+    def _turned(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates (B, W) in the walkers' frames, scaled by the length of the axis."""
+        along = x * self._axis_x
+        along += y * self._axis_y
+        across = y * self._axis_x
+        across -= x * self._axis_y
+        return along, across
+
+    def _bounds(
+        self, outside: np.ndarray, inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Least and greatest slopes (B + 1, W): before the block and after each of its corners.
+
+        A tangent that points backwards bounds nothing if its disc is on its side, and else leaves no ray.
+        """
+        shape = len(along) + 1, along.shape[1]
+        low, high = np.empty(shape), np.empty(shape)
+        low[0], high[0] = self._low, self._high
+        tangent = np.sqrt(np.maximum(outside, 0.0, out=outside), out=outside)
+        backwards = np.copysign(_STEEP, across)
+        straight, aside = along * tangent, across * radius
+        lifted, lowered = across * tangent, along * radius
+        run, rise = straight - aside, lifted + lowered
+        np.divide(rise, run, out=high[1:])
+        np.copyto(high[1:], backwards, where=run <= 0)
+        np.copyto(high[1:], _STEEP, where=inside)
+        np.add(straight, aside, out=run)
+        np.subtract(lifted, lowered, out=rise)
+        np.divide(rise, run, out=low[1:])
+        np.copyto(low[1:], backwards, where=run <= 0)
+        np.copyto(low[1:], -_STEEP, where=inside)
+        np.maximum.accumulate(low, axis=0, out=low)
+        np.minimum.accumulate(high, axis=0, out=high)
+        return low, high

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import shapely
 
-from integration.polygons.min_vertex_path import fewest_vertices
-from integration.polygons.shortcut_graph import ShortcutGraph
+from integration.polygons.min_vertex_path import ShortcutGraph, fewest_vertices
 
 #: Shares of the way to the best fit that are tried, largest first; 0 is the vertex as it was, which is certified.
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)

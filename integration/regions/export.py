@@ -18,7 +18,6 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +29,18 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from integration.label_studio.label_config import LabelConfig
-from integration.label_studio.tasks import AnnotatedTask, Annotation, Choice, LeftOut, chosen_annotations
+from integration.label_studio.tasks import (
+    AnnotatedTask,
+    Annotation,
+    Choice,
+    LeftOut,
+    chosen_annotations,
+    distinct_tasks,
+)
+from integration.polygons.contours import Polygon, exact_polygons
 from integration.polygons.convert import polygons_to_mask
-from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
-from integration.regions.drawings import read_drawings, vote
-from integration.regions.read import AnnotatedObject
+from integration.regions.read import AnnotatedObject, read_drawings, vote
 from model.instance import box_of, iou
 
 Json = dict[str, Any]
@@ -217,9 +222,7 @@ def export_tasks(
     crowd_names = {CROWD, *(name.casefold() for name in crowd_labels)}
     export = Export(tuple(name for name in classes if name.casefold() not in crowd_names), segmentation=segmentation)
     file_names: Counter[str] = Counter()
-    # Joined exports list a task twice, and repeat ids for other tasks.
-    different = {(task.id, json.dumps(task.data, sort_keys=True, default=str)): task for task in tasks}
-    for task in different.values():
+    for task in distinct_tasks(tasks):
         export.left_out += task.left_out
         if not task.annotations:
             export.left_out.append(LeftOut(task.id, None, "", "nobody has submitted an annotation"))

@@ -41,6 +41,8 @@ class Output:
         outline: "smooth": polygons follow the probabilities between pixel centres; "pixels": the edges of pixels.
         double_iou: an object whose mask overlaps a better scored one more than this (IoU), of whatever class, is the
             same object and left out; 1 keeps all.
+        part_cover: an object of which a better scored one of its class covers more than this share is a part of it and
+            left out; 1 keeps all, as a double_iou of 1 does.
         shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
             Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
         max_regions: most objects of a control on an image, the best scores first.
@@ -57,6 +59,7 @@ class Output:
     parts: Literal["joined", "separate"] = "joined"
     outline: Literal["smooth", "pixels"] = "smooth"
     double_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
+    part_cover: Annotated[float, Field(gt=0, le=1)] = 0.9
     shared_edges: Annotated[bool, Field(strict=True)] = False
     max_regions: Annotated[int, Field(ge=1)] = 300
     score_threshold: Share = 0.0
@@ -75,6 +78,7 @@ class Reason(StrEnum):
     LOW_SCORE = "below the score threshold"
     OVER_LIMIT = "over the limit of regions"
     DOUBLE = "overlaps a better scored object too much"
+    PART = "lies inside a better scored object of its class"
     TOO_SMALL = "smaller than the minimum area"
     NOT_A_NUMBER = "its score is not a number"
 

@@ -20,13 +20,19 @@ import numpy as np
 
 from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
 from integration.label_studio.tasks import Prediction, Region
-from integration.polygons.convert import CrumbRule, outline_mask, reach_border, remove_crumbs, smooth_outline
-from integration.polygons.exact import Polygon, exact_polygons
+from integration.polygons.contours import Polygon, exact_polygons
+from integration.polygons.convert import (
+    CrumbRule,
+    outline_mask,
+    outline_masks,
+    reach_border,
+    remove_crumbs,
+    smooth_outline,
+)
 from integration.polygons.joining import join_polygons
-from integration.polygons.shared_edges import outline_masks
-from integration.regions.painted import encode_bitmask, encode_brush_mask
 from integration.regions.settings import Output, Reason, Scorer, certainty
-from model.instance import Instance, iou, iou_matrix
+from integration.regions.shapes import encode_bitmask, encode_brush_mask
+from model.instance import Instance, box_of, iou, iou_matrix
 
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
 _DECIMALS = 8
@@ -80,7 +86,7 @@ def rectangle_shapes(
     mask_hw: np.ndarray, box_xyxy: tuple[float, float, float, float], *, min_area_px: float
 ) -> list[Shape]:
     """The box around the mask; the detector's box where the mask is empty."""
-    box = np.array(mask_box(mask_hw) or box_xyxy, dtype=np.float64).reshape(2, 2)
+    box = np.array(box_of(mask_hw) if mask_hw.any() else box_xyxy, dtype=np.float64).reshape(2, 2)
     height, width = mask_hw.shape
     (x, y), (right, bottom) = percent(box, width, height)
     area_px = (right - x) * (bottom - y) * width * height / 1e4
@@ -127,14 +133,6 @@ def ellipse_shapes(mask_hw: np.ndarray) -> list[Shape]:
     }
     x_pct, y_pct = percent(centre, width, height)
     return [Shape({"x": float(x_pct), "y": float(y_pct), **size}, f"Ellipse with IoU {overlap:.2f}.")]
-
-
-def mask_box(mask_hw: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom of a mask in pixel edges; None when it is empty."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def has_holes(mask_hw: np.ndarray, min_area_px: float) -> bool:
@@ -199,6 +197,7 @@ class _Drawing:
         self._cleaned: dict[tuple[int, float], np.ndarray] = {}
         self._instances: Sequence[Instance] = ()
         self._overlap: np.ndarray | None = None
+        self._cover = np.zeros((0, 0))
         self._shown_numbers: list[int] = []
         self.result: list[Region] = []
         self.shown: list[Instance] = []
@@ -275,15 +274,25 @@ class _Drawing:
             return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
         return [chosen]
 
-    def _is_double(self, number: int) -> bool:
-        """Whether an object that is shown already covers this one."""
-        if self._output.double_iou >= 1 or not self._shown_numbers:
-            return False
+    def _repeats(self, number: int) -> Reason | None:
+        """Why an object repeats one that is shown: it is that one again, or a part of it; None if it does not."""
+        output = self._output
+        if output.double_iou >= 1 or not self._shown_numbers:
+            return None
         if self._overlap is None:
-            min_area_px = self._output.min_area_px
-            masks_hw = [self._clean(number, min_area_px) for number in range(len(self._instances))]
+            masks_hw = [self._clean(number, output.min_area_px) for number in range(len(self._instances))]
+            areas = np.array([np.count_nonzero(mask_hw) for mask_hw in masks_hw])
             self._overlap = iou_matrix(masks_hw, masks_hw)
-        return bool(self._overlap[number, self._shown_numbers].max() > self._output.double_iou)
+            # The share of the object of the row that lies in the one of the column: from their IoU and areas.
+            shared = self._overlap / (1 + self._overlap) * (areas[:, None] + areas)
+            self._cover = shared / np.maximum(areas[:, None], 1)
+        if self._overlap[number, self._shown_numbers].max() > output.double_iou:
+            return Reason.DOUBLE
+        label = self._instances[number].label
+        wholes = [shown for shown in self._shown_numbers if self._instances[shown].label == label]
+        if wholes and self._cover[number, wholes].max() > output.part_cover:
+            return Reason.PART
+        return None
 
     def _clean(self, number: int, min_area_px: float) -> np.ndarray:
         """The mask of an instance as it is drawn; with a minimum area of 0 exactly as it is."""
@@ -301,8 +310,8 @@ class _Drawing:
         control = target.control
         if instance.score < self._threshold(target):
             return Reason.LOW_SCORE
-        if self._is_double(number):
-            return Reason.DOUBLE
+        if repeats := self._repeats(number):
+            return repeats
         if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
             return Reason.OVER_LIMIT
         shapes = self._shapes(number, instance, control)

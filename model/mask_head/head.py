@@ -129,10 +129,11 @@ class TransfinerMaskHead(nn.Module):
         trunk = pyramid.coarse
         for name in self.coarse_names:
             trunk = F.relu(getattr(self, name)(trunk))
-        logits = own_class(self.predictor, F.relu(self.deconv(trunk)), classes)
+        upsampled = F.relu(self.deconv(trunk))
+        logits = own_class(self.predictor, upsampled, classes)
         probabilities = logits.detach().sigmoid()
         detected = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection and detect else []
-        return CoarseOutput(logits, detected, trunk)
+        return CoarseOutput(logits, detected, trunk, upsampled if self.refine.needs_coarse_features else None)
 
     def boundary(self, output: CoarseOutput) -> Tensor:
         """Logits of the contour, (R, S0, S0); an auxiliary output that only training asks for."""
@@ -169,15 +170,19 @@ class CoarseOutput:
         logits: (R, S0, S0) coarse mask of each RoI's class.
         incoherence: logits of L levels, (R, S, S) each; empty where regions are not detected.
         trunk: (R, C, 14, 14) the coarse head's last features.
+        upsampled: (R, C, S0, S0) what ``logits`` were predicted from; None where the refiner does not ask for it.
     """
 
     logits: Tensor
     incoherence: list[Tensor]
     trunk: Tensor
+    upsampled: Tensor | None = None
 
     def select(self, index: Tensor) -> CoarseOutput:
         """Return the output of some of the RoIs."""
-        return CoarseOutput(self.logits[index], [level[index] for level in self.incoherence], self.trunk[index])
+        upsampled = None if self.upsampled is None else self.upsampled[index]
+        incoherence = [level[index] for level in self.incoherence]
+        return CoarseOutput(self.logits[index], incoherence, self.trunk[index], upsampled)
 
 
 def own_class(predictor: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
@@ -241,7 +246,7 @@ def refine_masks(
     node_counts = torch.stack([level.counts(len(coarse)) for level in levels]).sum(0)
     if limit is not None:
         levels = limit(levels, [level.float().sigmoid() for level in output.incoherence])
-    values = head.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes)
+    values = head.refine.in_parts(pyramid, coarse, levels, settings.test_sequence_nodes, output.upsampled)
     values = [value.float() for value in values]
     masks = propagate(coarse, levels, values, head.sizes, settings.propagation)
     if settings.dilate_and_blur:

@@ -124,7 +124,8 @@ def _refinement_loss(
     if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
         kept = torch.arange(len(chosen), device=chosen.device)
         levels = [nodes.select(nodes.roi < 0) for nodes in detected_nodes]
-    references, values = head.refine(pyramid, coarse, levels, kept)
+    known = None if output.upsampled is None else output.upsampled.detach()
+    references, values = head.refine(pyramid, coarse, levels, kept, known)
     truth = {size: masks[chosen] for size, masks in targets.masks.items()}
     wanted = _at_tokens(head, truth, levels, kept, len(references))
     by_token = None

@@ -146,7 +146,7 @@ class SequenceRefiner(nn.Module):
         yield slice(start, start + sum(chunk)), chunk
 
 
-CUES = ("feature", "coarse", "position", "context")
+CUES = ("feature", "coarse", "position", "context", "coarse_feature")
 
 
 @dataclass(frozen=True)
@@ -158,27 +158,32 @@ class NodeCues:
         coarse: (T,) coarse mask probability there.
         position: (T, C) encoding of the place relative to the RoI.
         context: (T, 9 * C) features of the 3x3 neighbourhood, or None where that cue is off.
+        coarse_feature: (T, C) what the coarse mask was predicted from there, or None where that cue is off.
     """
 
     feature: Tensor
     coarse: Tensor
     position: Tensor
     context: Tensor | None = None
+    coarse_feature: Tensor | None = None
 
     def reordered(self, order: Tensor) -> NodeCues:
         """The cues of the places at ``order``."""
-        context = None if self.context is None else self.context[order]
-        return NodeCues(self.feature[order], self.coarse[order], self.position[order], context)
+        optional = [None if cue is None else cue[order] for cue in (self.context, self.coarse_feature)]
+        return NodeCues(self.feature[order], self.coarse[order], self.position[order], *optional)
 
 
 def join_cues(parts: list[NodeCues]) -> NodeCues:
     """Cues of several runs of places, one after another."""
-    contexts = [part.context for part in parts if part.context is not None]
+    optional = [
+        [cue for cue in cues if cue is not None]
+        for cues in ([part.context for part in parts], [part.coarse_feature for part in parts])
+    ]
     return NodeCues(
         torch.cat([part.feature for part in parts]),
         torch.cat([part.coarse for part in parts]),
         torch.cat([part.position for part in parts]),
-        torch.cat(contexts) if contexts else None,
+        *(torch.cat(cues) if cues else None for cues in optional),
     )
 
 
@@ -186,7 +191,8 @@ class NodeEncoder:
     """Fuses the cues to one token of C channels a place.
 
     The released code fuses feature and coarse probability and adds the position in every encoder layer; the paper
-    adds it here, once, and has the context as a fourth cue. Not a module itself: the refiner registers ``layers``.
+    adds it here, once, and has the context as a fourth cue. A fifth, not in the paper, is what the coarse head knows of
+    the place (PointRend's point head has its prediction alone). Not a module itself: the refiner registers ``layers``.
 
     Args:
         cues: which of ``CUES`` to use; at least one besides the position.
@@ -197,7 +203,7 @@ class NodeEncoder:
         if unknown or not set(cues) - {"position"}:
             raise ValueError(f"CUES must be among {CUES}, one of them not the position; got {cues}")
         self.cues = cues
-        widths = {"feature": channels, "coarse": 1, "context": channels}
+        widths = {"feature": channels, "coarse": 1, "context": channels, "coarse_feature": channels}
         width = sum(widths[cue] for cue in cues if cue != "position")
         self.layers: dict[str, nn.Module] = {"conv_fuse": nn.Conv2d(width, channels, 1)}
         if "context" in cues:
@@ -215,6 +221,9 @@ class NodeEncoder:
             parts.append(given.coarse[:, None].to(given.feature.dtype))
         if "context" in self.cues:
             parts.append(self.layers["context"](given.context))
+        if "coarse_feature" in self.cues:
+            assert given.coarse_feature is not None
+            parts.append(given.coarse_feature)
         fuse = self.layers["conv_fuse"]
         assert isinstance(fuse, nn.Conv2d)
         return F.linear(torch.cat(parts, dim=1), fuse.weight.flatten(1), fuse.bias)

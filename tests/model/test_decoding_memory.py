@@ -21,8 +21,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from backend.processes.parent_death import ends_with_parent
-from integration.images.fetch import FetchSettings, ImageFetcher
-from integration.images.urls import decode_data_uri
+from integration.images.fetch import FetchSettings, ImageFetcher, decode_data_uri
 from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_image, decoding_bytes
 from tests.support.service import data_uri
 

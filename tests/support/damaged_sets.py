@@ -28,8 +28,8 @@ from backend.errors import ServiceError
 from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
 from tests.support.snapshots import write_snapshot
 from training.datasets import open_set, usable_samples
+from training.finetune.data import SnapshotSamples
 from training.snapshots.format import SnapshotObject
-from training.snapshots.samples import SnapshotSamples
 
 HEIGHT, WIDTH = 24, 40
 #: Label and box (left, top, right, bottom) of each object of each picture.

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from training.datasets.coco_categories import COCO_CATEGORIES
+from training.datasets.preparation import COCO_CATEGORIES
 from training.metrics.bdd100k import merged
 from training.synthetic.scenes import CLASSES, Scene, generate_scene, scene_seed
 

@@ -18,8 +18,8 @@ import shapely
 from PIL import Image, ImageDraw, ImageFont
 
 from backend.devtools.simulated_edits import opencv
+from integration.polygons.contours import Polygon, exact_polygons
 from integration.polygons.convert import outline_mask, polygons_to_mask
-from integration.polygons.exact import Polygon, exact_polygons
 from model.instance import iou
 from tests.integration.polygons.hausdorff import deviation_px
 from tests.support.coco_reference import indexed

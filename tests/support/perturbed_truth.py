@@ -22,7 +22,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from tests.support.coco_reference import quiet
-from training.evaluation.coco_truth import checked_truth
+from training.evaluation.coco_format import checked_truth
 from training.metrics.coco import coco_ap, compressed
 from training.metrics.coco_schema import read_json
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.snapshots.format import SnapshotObject, image_record
+from training.snapshots.format import SnapshotObject, SnapshotWriter, image_record
 from training.snapshots.holdout import HOLDOUT_SHARE
-from training.snapshots.writer import SnapshotWriter
 
 
 def write_snapshot(

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from model.files import write_text
 from training.benchmark.cost.comparison import CostSetting, compare_heads, compare_networks, compare_training
-from training.benchmark.cost.measures import alternate
-from training.benchmark.cost.subjects import training_record
-from training.benchmark.report import markdown_table
+from training.benchmark.cost.measures import alternate, training_record
+from training.benchmark.tables import markdown_table
 
 CONFIG = "released/R50-FPN"
 TINY = (

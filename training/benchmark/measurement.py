@@ -1,10 +1,9 @@
 """Measure a trained row: every column that its table asks for, as fractions, frames a second, GFLOP and MB.
 
-Cityscapes' and BDD100K's own rules, where a row is measured on those sets in their official layouts.
+A row on Cityscapes or BDD100K in its official layout is measured by that set's own rules. AP*, the tables' LVIS column:
+predictions of COCO's classes under LVIS's rules and finer outlines.
 
 Shape shorthand: N detections of an image, H x W its pixels.
-
-AP*, the tables' LVIS column: predictions of COCO's classes under LVIS's rules and finer outlines.
 """
 
 from __future__ import annotations
@@ -19,20 +18,18 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from training.benchmark.cost.comparison import refinement_cost
-from training.benchmark.cost.measures import frames_per_second
+from training.benchmark.cost.measures import frames_per_second, refinement_cost
 from training.benchmark.tables import DataSet
 from training.datasets import AnySet, open_set, usable_samples
 from training.datasets.bitmaps import Bdd100kSet, CityscapesSet
-from training.datasets.coco_categories import COCO_CATEGORIES
 from training.datasets.loader import to_test_input
+from training.datasets.preparation import COCO_CATEGORIES
 from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.evaluation.incoherence_analysis import analyse, mask_head_of, recorded_refinement
 from training.metrics.bdd100k import Bdd100kEvaluation, merged
 from training.metrics.cityscapes import LABELS, CityscapesEvaluation
-from training.metrics.coco import coco_ap
+from training.metrics.coco import coco_ap, lvis_ap
 from training.metrics.coco_schema import read_json
-from training.metrics.lvis import lvis_ap
 
 SPEED_IMAGES = 8
 _REGION_COLUMNS = {"Percent": "percent", "Recall_Err": "recall_err", "AP_GT": "ap_gt", "AP_Coarse": "ap_coarse"}

@@ -19,8 +19,7 @@ from model.files import json_values, write_text
 from training.benchmark.measurement import Measurement
 from training.benchmark.tables import MINIATURE, DataSet, Row, Table, as_list, digest
 from training.datasets import open_set
-from training.engine.build import build_for_training
-from training.engine.config import get_training_config
+from training.engine.build import build_for_training, get_training_config
 from training.engine.trainer import STATE_FILE, Trainer
 from training.evaluation.run import load_for_evaluation
 

@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING
 
 from training.datasets.bitmaps import Bdd100kSet, BitmapSet, CityscapesSet
 from training.datasets.coco import CocoSet, LvisSet
-from training.datasets.problems import BadAnnotationError, ImageLeftOutError, Policy, Problem, Problems, usable_samples
-from training.datasets.sample import Sample
+from training.datasets.sample import (
+    BadAnnotationError,
+    ImageLeftOutError,
+    Policy,
+    Problem,
+    Problems,
+    Sample,
+    usable_samples,
+)
 from training.datasets.scenes import ENDLESS, SceneSet
 from training.datasets.via import ViaSet, annotation_file
 from training.synthetic.scenes import SPLITS

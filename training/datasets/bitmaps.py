@@ -10,8 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from training.datasets.problems import Policy, Problems
-from training.datasets.sample import Sample
+from training.datasets.sample import Policy, Problems, Sample
 from training.metrics import bdd100k, cityscapes
 
 IMAGE_ENDING = "_leftImg8bit.png"

@@ -16,8 +16,7 @@ from pycocotools import mask as coco_mask
 
 from model.images import read_header, turn_upright
 from training.datasets.coco_records import CocoRecords, Record, is_ignored, mostly_outside, read_records
-from training.datasets.problems import Policy, Problems
-from training.datasets.sample import Sample
+from training.datasets.sample import Policy, Problems, Sample
 from training.metrics.coco import compressed
 from training.metrics.coco_schema import RecordError, read_json
 

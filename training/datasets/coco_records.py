@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from training.datasets.problems import Problems
-from training.metrics.coco_schema import is_integer, is_number
-from training.metrics.rle import well_formed
+from training.datasets.sample import Problems
+from training.metrics.boundary import well_formed
+from training.metrics.coco_schema import is_box, is_integer, is_number, is_size, short
 
 Record = dict[str, Any]
 #: Coordinates beyond this many pixels are nonsense; rasterising an edge takes memory in proportion to its length.
@@ -77,7 +77,7 @@ def read_records(dataset: Any, file: Path, problems: Problems, *, masks: bool = 
         raise ValueError(f"{file} is no COCO file: it needs images, annotations and categories")
     for name in ("images", "categories", "annotations"):
         if not isinstance(dataset.get(name, []), list) and not (name == "annotations" and dataset[name] is None):
-            raise ValueError(f"{file}: {name} is {_short(dataset[name])}; expected a list")
+            raise ValueError(f"{file}: {name} is {short(dataset[name])}; expected a list")
     if "annotations" in dataset and dataset["annotations"] is None:
         problems.note(file, "annotations", "no annotations", "it is null; read as an empty list", repaired=True)
     reader = _Reader(file, problems, masks)
@@ -157,7 +157,7 @@ class _Reader:
             height, width = map(_whole, stated)
             if height is None or width is None or not 0 < height * width < 1 << 31 or height < 0:
                 if any(side is not None for side in stated):
-                    detail = f"height, width are {_short(stated)}; expected pixels; taken from the picture"
+                    detail = f"height, width are {short(stated)}; expected pixels; taken from the picture"
                     self._note(place, "broken size", detail, repaired=True)
                 height = width = None
                 unstated += all(side is None for side in stated)
@@ -187,7 +187,7 @@ class _Reader:
         seen: Counter[Any] = Counter()
         for index, entry in enumerate(listed):
             if not isinstance(entry, dict):
-                self._note(f"annotations[{index}]", "broken annotation", f"{_short(entry)}; expected an object")
+                self._note(f"annotations[{index}]", "broken annotation", f"{short(entry)}; expected an object")
                 continue
             place = f"annotation {entry['id']}" if is_integer(entry.get("id")) else f"annotations[{index}]"
             seen[str(entry.get("id"))] += "id" in entry
@@ -199,7 +199,7 @@ class _Reader:
                 packed.append((place, annotation))
         repeated = [number for number, count in seen.items() if count > 1]
         if repeated:
-            detail = f"{len(repeated)} ids occur again, such as {_short(repeated[0])}; each is an object of its own"
+            detail = f"{len(repeated)} ids occur again, such as {short(repeated[0])}; each is an object of its own"
             self._note("annotations", "repeated annotation id", detail, repaired=True)
         if self.masks:
             self._check_packed(packed)
@@ -207,28 +207,28 @@ class _Reader:
     def _annotation(self, place: str, entry: Record) -> Record | None:
         image_id, category_id = self.records.id_of(entry.get("image_id")), self.records.id_of(entry.get("category_id"))
         if image_id in self.records.left_out:
-            self._note(place, "image left out", f"image_id {_short(entry.get('image_id'))} is left out, see there")
+            self._note(place, "image left out", f"image_id {short(entry.get('image_id'))} is left out, see there")
             return None
         if image_id is None or image_id not in self.records.images:
-            detail = f"image_id {_short(entry.get('image_id'))} is not among the images; left out"
+            detail = f"image_id {short(entry.get('image_id'))} is not among the images; left out"
             self._note(place, "unknown image", detail)
             return None
         image, stated = self.records.images[image_id], entry.get("iscrowd")
         crowd = stated if isinstance(stated, bool) else _whole(stated or 0)
         if crowd not in (0, 1):
-            detail = f"iscrowd is {_short(stated)}, expected 0 or 1; read as 0"
+            detail = f"iscrowd is {short(stated)}, expected 0 or 1; read as 0"
             self._note(place, "broken iscrowd", detail, repaired=True)
             crowd = 0
         annotation = entry | {"place": place, "image_id": image_id, "ignored": None, "iscrowd": int(crowd)}
         annotation["category_id"] = category_id
         if category_id is None or category_id not in self.records.class_of or category_id in self._unclear:
             if category_id not in self._unclear:
-                detail = f"category_id {_short(entry.get('category_id'))} is not among the categories; ignored region"
+                detail = f"category_id {short(entry.get('category_id'))} is not among the categories; ignored region"
                 self._note(place, "unknown category", detail)
             annotation["category_id"], annotation["every_class"] = self.records.category_ids[0], True
         box, fault = _box(entry.get("bbox"), image)
         if not self.masks:
-            if not _is_box(entry.get("bbox")):
+            if not is_box(entry.get("bbox")):
                 self._note(place, "broken box", f"{fault}; left out")
                 return None
             return annotation | {"segmentation": None, "box_inside": box}
@@ -238,7 +238,7 @@ class _Reader:
             self._note(place, kind, f"{problem}, and {fault}; left out")
             return None
         if segmentation is None:
-            self._note(place, kind, f"{problem}; its box {_short(box)} is an ignored region")
+            self._note(place, kind, f"{problem}; its box {short(box)} is an ignored region")
             annotation["ignored"] = box
         elif problem:
             self._note(place, "degenerate polygon", problem)
@@ -262,9 +262,9 @@ class _Reader:
             stated = (image["height"], image["width"])
             if good and size is not None and stated in ((None, None), size):
                 continue
-            shown = f"size {_short(annotation['segmentation'].get('size'))}, image {stated[0]} x {stated[1]}"
+            shown = f"size {short(annotation['segmentation'].get('size'))}, image {stated[0]} x {stated[1]}"
             box = annotation["box_inside"]
-            done = "left out" if box is None else f"its box {_short(box)} is an ignored region"
+            done = "left out" if box is None else f"its box {short(box)} is an ignored region"
             self._note(place, "broken mask", f"the RLE does not fill its image ({shown}); {done}")
             annotation["ignored"], annotation["segmentation"] = box, None
         for number, listed in self.records.annotations.items():
@@ -277,7 +277,7 @@ def _polygons(drawn: Any) -> tuple[Any, str]:
     if isinstance(drawn, dict) and drawn:
         return drawn, ""
     if not isinstance(drawn, list) or not drawn:
-        return None, f"segmentation is {_short(drawn)}"
+        return None, f"segmentation is {short(drawn)}"
     is_bare = all(map(is_number, drawn)) or all(isinstance(p, list) and len(p) == 2 for p in drawn)  # one polygon
     polygons = [_flat(polygon) for polygon in ([drawn] if is_bare else drawn)]
     good = [polygon for polygon in polygons if not _degenerate(polygon)]
@@ -321,17 +321,13 @@ def mostly_outside(segmentation: Any, height: int | None, width: int | None) -> 
     return f"it reaches from {reach} in an image of {width} x {height}; only what lies inside is read"
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
-
-
 def _box(box: Any, image: Record) -> tuple[list[float] | None, str]:
     """The part of a box inside the image, or None; and what is wrong with it."""
-    if not _is_box(box):
-        return None, f"bbox is {_short(box)}, expected [x, y, width, height]"
+    if not is_box(box):
+        return None, f"bbox is {short(box)}, expected [x, y, width, height]"
     x, y, w, h = map(float, box)
     width, height = (image[side] or LARGEST_COORDINATE_PX for side in ("width", "height"))
-    fault = f"bbox is {_short(box)} in an image of {image['width']} x {image['height']}"
+    fault = f"bbox is {short(box)} in an image of {image['width']} x {image['height']}"
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
     inside = x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
     if w <= 0 or h <= 0 or right <= left or bottom <= top:
@@ -350,18 +346,11 @@ def _whole(value: Any) -> int | None:
 
 
 def _size(packed: Record) -> tuple[int, int] | None:
-    size = packed.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(map(is_integer, size)) or min(size) <= 0:
-        return None
-    return (size[0], size[1]) if size[0] * size[1] < 1 << 31 else None
+    size: Any = packed.get("size")
+    return (size[0], size[1]) if is_size(size) and size[0] * size[1] < 1 << 31 else None
 
 
 def _field(record: Any, name: str) -> str:
     if not isinstance(record, dict):
-        return f"is {_short(record)}, expected an object"
-    return f"{name} is {_short(record[name])}" if name in record else f"{name} is missing"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        return f"is {short(record)}, expected an object"
+    return f"{name} is {short(record[name])}" if name in record else f"{name} is missing"

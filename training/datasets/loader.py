@@ -1,13 +1,8 @@
-"""From a sample to what the network reads: augmentation, boxes of visible masks, detectron2's dict.
+"""From a sample to what the network reads (augmentation, boxes, detectron2's dict), and which sample a run shows when.
 
-The order of samples and every random choice follow from (seed, position in the run) alone, so a resumed run sees
-what an uninterrupted one would have seen, whatever the number of workers.
-
-A sample that says which of its objects, and which places of them, finetuning shall look at harder.
-
-Which sample of which set a run shows at a position: by the sets' sizes, or by shares that somebody chose.
-
-Everything follows from (seed, position) alone, so a resumed run goes on with the samples it would have seen.
+The order of samples (by the sets' sizes, or by shares that somebody chose) and every random choice follow from (seed,
+position in the run) alone, so a resumed run sees what an uninterrupted one would have seen, whatever the number of
+workers.
 """
 
 from __future__ import annotations

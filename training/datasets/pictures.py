@@ -24,6 +24,7 @@ COLOURS = np.array(
 )
 CROWD_RGB = (128, 128, 128)
 CAPTION_PX = 14
+SHOWN_FROM = 0.5  # score of a detection in a comparison
 #: Characters of a caption take about so many pixels.
 _LETTER_PX = 6
 
@@ -107,31 +108,13 @@ def save_picture(picture: Image.Image, file: Path) -> None:
     picture.save(file)
 
 
-class Comparison:
-    """Rows of truth, coarse masks and refined masks of the first samples it is shown.
-
-    Args:
-        rows: most samples it keeps; least_score: of the detections it draws.
-    """
-
-    def __init__(self, rows: int = 4, least_score: float = 0.5) -> None:
-        self.rows = rows
-        self.least_score = least_score
-        self.pictures: list[list[Image.Image]] = []
-
-    def __call__(self, sample: Sample, instances: Instances) -> None:
-        """Add a row, if there is room. ``instances`` has ``pred_masks`` and ``pred_coarse_masks``."""
-        if len(self.pictures) >= self.rows:
-            return
-        shown = instances[instances.scores >= self.least_score]
-        colours = class_colours(shown.pred_classes.numpy())
-        kinds = [
-            (sample.masks, class_colours(sample.classes)),
-            (shown.pred_coarse_masks.numpy().astype(bool), colours),
-            (shown.pred_masks.numpy().astype(bool), colours),
-        ]
-        self.pictures.append([Image.fromarray(tinted(sample.image, *kind)) for kind in kinds])
-
-    def save(self, path: Path) -> None:
-        """Write the rows as one picture."""
-        save_picture(in_rows(self.pictures), path)
+def comparison_row(sample: Sample, instances: Instances) -> list[Image.Image]:
+    """Truth, coarse masks and refined masks of a sample; ``instances`` has ``pred_masks`` and ``pred_coarse_masks``."""
+    shown = instances[instances.scores >= SHOWN_FROM]
+    colours = class_colours(shown.pred_classes.numpy())
+    kinds = [
+        (sample.masks, class_colours(sample.classes)),
+        (shown.pred_coarse_masks.numpy().astype(bool), colours),
+        (shown.pred_masks.numpy().astype(bool), colours),
+    ]
+    return [Image.fromarray(tinted(sample.image, *kind)) for kind in kinds]

@@ -18,7 +18,7 @@ from model.images import read_header
 from training.datasets.bitmaps import BitmapSet
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import Record, is_ignored
-from training.datasets.problems import ImageLeftOutError
+from training.datasets.sample import ImageLeftOutError
 from training.metrics.coco import compressed
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model.files import replacing
-from training.datasets.problems import Problems
-from training.datasets.sample import Sample
+from training.datasets.sample import Problems, Sample
 from training.synthetic.scenes import CLASSES, VERSION, generate_scene, scene_seed
 
 ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any run sees

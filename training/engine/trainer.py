@@ -2,11 +2,18 @@
 
 Ctrl-C and SIGTERM as a wish: the run finishes its iteration, saves, and ends. Its folder holds everything needed to go
 on exactly where it stopped.
+
+Now and then a run evaluates its checkpoint and keeps the best one. That works on the saved checkpoint, so what is
+measured is what would be served, and none of it touches the random numbers of the training: a run with checks learns
+what the same run without them does.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import shutil
 import signal
 import threading
 import time
@@ -23,14 +30,16 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from model.checkpoints.checkpoint import save_checkpoint
-from model.files import replacing
+from model.checkpoints.metadata import METADATA_FILE, read_metadata
+from model.files import replacing, replacing_folder, write_text
 from training import distributed as processes
+from training.datasets import AnySet, CityscapesSet, open_configured_set
 from training.datasets.loader import TrainingSamples, training_loader, training_samples
 from training.distributed import keep_freed_memory
-from training.engine.config import network_config
-from training.engine.evaluate_while_training import Checks
-from training.engine.log import PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
+from training.engine.build import network_config
+from training.engine.log import EVALUATIONS_FILE, PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
 from training.engine.step import Batch, LearningStep, MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
+from training.evaluation.run import evaluate_checkpoint
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -268,3 +277,74 @@ class StopSignal:
     def _wish(self, number: int, _: FrameType | None) -> None:
         logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
         self.wished = True
+
+
+BEST_FOLDER = "best"
+
+
+class Checks:
+    """The periodic checks of a run, on the first process alone.
+
+    Raises:
+        ValueError: a check is asked for without a set to do it on.
+    """
+
+    def __init__(self, cfg: CfgNode, folder: Path) -> None:
+        self.cfg, self.folder = cfg, folder
+        if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
+            raise ValueError("TEST.EVAL_PERIOD needs a set in DATASETS.TEST")
+        self._sets: dict[str, AnySet] = {}
+
+    def evaluation_due(self, iteration: int, *, last: bool = False) -> bool:
+        """Whether to evaluate after an iteration; the last one counts, and an evaluation that a kill cut off."""
+        period = self.cfg.TEST.EVAL_PERIOD
+        return period > 0 and iteration > 0 and (last or iteration % period == 0) and not self._is_evaluated(iteration)
+
+    def evaluate(self, checkpoint: Path, iteration: int, log: RunLog) -> None:
+        """Measure a checkpoint on every test set, write the figures down, and keep it if it is the best so far."""
+        figures: dict[str, float] = {}
+        for name in self.cfg.DATASETS.TEST:
+            with torch.random.fork_rng():
+                samples = self._set(name)
+                outcome = evaluate_checkpoint(
+                    checkpoint, samples, device=self.cfg.MODEL.DEVICE, ratio=_boundary_ratio(samples)
+                )
+            prefix = f"{name}/" if len(self.cfg.DATASETS.TEST) > 1 else ""
+            for metric in ("mask", "boundary"):
+                figures[f"{prefix}{metric}_AP"] = float(outcome.refined[metric]["AP"])
+                figures[f"{prefix}coarse_{metric}_AP"] = float(outcome.coarse[metric]["AP"])
+        self._keep_best(checkpoint, iteration, figures)
+        log.evaluated(iteration, figures)
+
+    def _set(self, name: str) -> AnySet:
+        if name not in self._sets:
+            self._sets[name] = open_configured_set(name, self.cfg)
+        return self._sets[name]
+
+    def _is_evaluated(self, iteration: int) -> bool:
+        path = self.folder / EVALUATIONS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return any(json.loads(line)["iteration"] == iteration for line in lines)
+
+    def _keep_best(self, checkpoint: Path, iteration: int, figures: dict[str, float]) -> None:
+        """Copy the checkpoint to ``best/`` if its mask AP on the first set beats what the metadata there says."""
+        key = next(name for name in figures if name.endswith("mask_AP"))
+        best = self.folder / BEST_FOLDER
+        reached = figures[key]
+        if math.isnan(reached):
+            return
+        if best.is_dir() and read_metadata(best)["evaluation"][key] >= reached:
+            return
+        evaluation = {"iteration": iteration} | figures
+        _replace(best, checkpoint, read_metadata(checkpoint) | {"evaluation": evaluation})
+
+
+def _boundary_ratio(samples: AnySet) -> float:
+    """The boundary's width as a share of the image diagonal: Cityscapes' images are large (0.02 elsewhere)."""
+    return 0.005 if isinstance(samples, CityscapesSet) else 0.02
+
+
+def _replace(target: Path, checkpoint: Path, metadata: dict[str, Any]) -> None:
+    with replacing_folder(target) as staged:
+        shutil.copytree(checkpoint, staged, dirs_exist_ok=True)
+        write_text(staged / METADATA_FILE, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")

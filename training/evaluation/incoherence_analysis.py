@@ -1,21 +1,15 @@
 """Tables 1 and 3 for any model and set: one pass over the images, the definitions beside it.
 
-Shape shorthand: R detections of an image, M truths, S side of a grid.
-
 Table 1: how much of a coarse mask's error lies in incoherent regions, and what perfect labels there would bring.
-
 Reading (the paper's 14 / 43 / 56 % fit none exactly): the box under study is the detection's; the truth is cut to it
 on an S x S grid, S = 224; the regions are equation 1's on three halvings of that truth, as they are (not nested), and
 the region U of an object is their union on the grid. E is where the coarse mask is wrong.
 
-Shape shorthand: R objects, S side of the grid, L halvings.
+Table 3: how well incoherent regions are detected, place by place, a level at a time and pooled. The paper's "accuracy"
+is not defined there, so precision, recall, pixel accuracy and F1 are all given. What is counted as detected is what
+becomes a node of the quadtree; what should be is equation 1 within its parents' coverage.
 
-Table 3: how well incoherent regions are detected, place by place, a level at a time and pooled.
-
-The paper's "accuracy" is not defined there, so precision, recall, pixel accuracy and F1 are all given. What is
-counted as detected is what becomes a node of the quadtree; what should be is equation 1 within its parents' coverage.
-
-Shape shorthand: R RoIs, S side of a level, L levels coarse to fine.
+Shape shorthand: R detections, RoIs or objects, M truths, S side of a grid or level, L levels coarse to fine.
 """
 
 from __future__ import annotations
@@ -145,9 +139,9 @@ def _study(
     cut = BitMasks(torch.from_numpy(sample.masks[partner.numpy()]))
     cut_boxes = boxes.tensor[matched]
     truth = _crop(cut, cut_boxes, side)
-    filled = coarse.clone()
-    filled[matched] = fill_with_truth(coarse[matched], truth)
-    regions.counts.append(region_counts(coarse[matched], truth))
+    union, filled = incoherent_union(truth), coarse.clone()
+    filled[matched] = torch.where(union, truth, coarse[matched])
+    regions.counts.append(region_counts(coarse[matched], truth, union))
     for masks, results in ((coarse, regions.coarse), (filled, regions.filled)):
         pasted = paste(masks, boxes, sample.image.shape[:2])
         results += coco_results(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
@@ -223,14 +217,8 @@ def incoherent_union(masks: Tensor, halvings: int = HALVINGS) -> Tensor:
     return union
 
 
-def fill_with_truth(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> Tensor:
-    """The coarse masks with the truth inside the incoherent regions: what AP_GT is measured on. Bool (R, S, S)."""
-    return torch.where(incoherent_union(truth, halvings), truth, coarse)
-
-
-def region_counts(coarse: Tensor, truth: Tensor, halvings: int = HALVINGS) -> Tensor:
+def region_counts(coarse: Tensor, truth: Tensor, union: Tensor) -> Tensor:
     """Count pixels of bool (R, S, S) masks: int64 (R, 4), of the grid, in U, coarsely wrong, and wrong in U."""
-    union = incoherent_union(truth, halvings)
     wrong = coarse != truth
     return torch.stack([part.flatten(1).sum(1) for part in (torch.ones_like(truth), union, wrong, wrong & union)], 1)
 

@@ -85,11 +85,6 @@ def compare_precisions(
     }
 
 
-def _masks(instances: Instances) -> np.ndarray:
-    masks: np.ndarray = instances.pred_masks.numpy().astype(bool)
-    return masks
-
-
 def _overlaps(exact: Instances, half: Instances) -> list[float]:
     """IoU of each shown fp32 mask with the bf16 mask of its class that covers it best; 0 where there is none."""
     overlaps = []
@@ -99,7 +94,8 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
         if not len(others):
             overlaps += [0.0] * len(shown)
         elif len(shown):
-            overlaps += iou_matrix(list(_masks(shown)), list(_masks(others))).max(1).tolist()
+            masks, other_masks = ([*part.pred_masks.numpy().astype(bool)] for part in (shown, others))
+            overlaps += iou_matrix(masks, other_masks).max(1).tolist()
     return overlaps
 
 

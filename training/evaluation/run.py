@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -152,15 +152,8 @@ class _Seen:
     shown: tuple[Sample, Instances] | None
 
 
-class _Open(NamedTuple):
-    """Network, configuration and set of one process."""
-
-    network: nn.Module
-    cfg: CfgNode
-    samples: AnySet
-
-
-_opened: _Open | None = None
+# Of this process.
+_opened: tuple[nn.Module, CfgNode, AnySet] | None = None
 
 
 def _open(directory: Path, samples: AnySet, device: str, overrides: list[str] | None, threads: int) -> None:
@@ -168,7 +161,7 @@ def _open(directory: Path, samples: AnySet, device: str, overrides: list[str] | 
     global _opened
     torch.set_num_threads(threads)
     network, cfg, _ = load_for_evaluation(directory, device, overrides)
-    _opened = _Open(network, cfg, samples)
+    _opened = network, cfg, samples
 
 
 def _close() -> None:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.coco_truth import checked_truth
+from training.evaluation.coco_format import checked_truth
 from training.metrics.bdd100k import bdd100k_ap
 from training.metrics.cityscapes import RATIO as CITYSCAPES_RATIO
 from training.metrics.cityscapes import cityscapes_ap
-from training.metrics.coco import IouKind, Progress, coco_ap
+from training.metrics.coco import IouKind, Progress, coco_ap, lvis_ap
 from training.metrics.coco_schema import checked_results, read_json
-from training.metrics.lvis import lvis_ap
 
 METRICS: dict[str, tuple[bool, IouKind]] = {  # name -> (LVIS's rules, what is compared)
     "segm": (False, "segm"),

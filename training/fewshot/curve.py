@@ -19,10 +19,9 @@ from model.checkpoints.checkpoint import load_checkpoint
 from training.datasets import CocoSet
 from training.datasets.sample import MadeSamples, narrowed
 from training.evaluation.coco_format import TruthBuilder, instance_results
-from training.fewshot import outlines
-from training.fewshot.class_rows import ClassRows
+from training.fewshot import learn
 from training.fewshot.learn import VIEWS_PER_IMAGE
-from training.fewshot.learner import FewShotLearner, LearnedImage
+from training.fewshot.learner import ClassRows, FewShotLearner, LearnedImage
 from training.metrics.coco import coco_ap
 
 
@@ -87,7 +86,7 @@ def fewshot_curve(
                 if index not in kept:
                     kept[index] = learner.look(train[index], VIEWS_PER_IMAGE, (seed, index))
             rows = learner.rows([kept[index] for index in order[:count]])
-            drawn = order[:count] if count >= outlines.LEAST_IMAGES else []
+            drawn = order[:count] if count >= learn.LEAST_OUTLINE_IMAGES else []
             with _learned_outlines(learner, MadeSamples(drawn, train.__getitem__, train.class_names)):
                 results = _results(learner, shown, rows)
             mask, boundary = coco_ap(dataset, results, "segm"), coco_ap(dataset, results, "boundary")
@@ -105,7 +104,7 @@ def _learned_outlines(learner: FewShotLearner, samples: MadeSamples) -> Iterator
     network = learner.network.prompts
     before = {name: values.clone() for name, values in network.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
-        state, choice = outlines.learn_outlines(network, samples, Path(folder) / "outlines")
+        state, choice = learn.learn_outlines(network, samples, Path(folder) / "outlines")
     if choice.is_better:
         network.load_state_dict(state)
     try:
@@ -123,31 +122,27 @@ def _results(
 
 
 def curve_as_dict(points: Sequence[CurvePoint]) -> dict[str, object]:
-    """For JSON: all points, and mean and range by the number of images."""
-    return {"points": [asdict(point) for point in points], "means": [_summary(points, n) for n in _counts(points)]}
+    """For JSON: all points, and means by the number of images."""
+    means = [
+        {"images": count, "draws": len(chosen)}
+        | {name: float(np.mean([getattr(point, name) for point in chosen])) for name in ("mask_ap", "boundary_ap")}
+        for count, chosen in _by_images(points).items()
+    ]
+    return {"points": [asdict(point) for point in points], "means": means}
 
 
 def curve_text(points: Sequence[CurvePoint]) -> str:
     """A line a number of images: means over the draws, with the lowest and highest."""
     lines = ["images  boundary AP (range)      mask AP (range)"]
-    for count in _counts(points):
+    for count, chosen in _by_images(points).items():
         parts = []
         for name in ("boundary_ap", "mask_ap"):
-            values = [100 * getattr(point, name) for point in points if point.images == count]
+            values = [100 * getattr(point, name) for point in chosen]
             parts.append(f"{np.mean(values):5.1f} ({min(values):.1f} to {max(values):.1f})")
         lines.append(f"{count:6d}  {parts[0]:<23}  {parts[1]}")
     return "\n".join(lines)
 
 
-def _counts(points: Sequence[CurvePoint]) -> list[int]:
-    return sorted({point.images for point in points})
-
-
-def _summary(points: Sequence[CurvePoint], count: int) -> dict[str, float]:
-    chosen = [point for point in points if point.images == count]
-    return {
-        "images": count,
-        "draws": len(chosen),
-        "mask_ap": float(np.mean([point.mask_ap for point in chosen])),
-        "boundary_ap": float(np.mean([point.boundary_ap for point in chosen])),
-    }
+def _by_images(points: Sequence[CurvePoint]) -> dict[int, list[CurvePoint]]:
+    counts = sorted({point.images for point in points})
+    return {count: [point for point in points if point.images == count] for count in counts}

@@ -1,28 +1,36 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
 OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.detections`)
+OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.holdout`)
 OUT/outlines/        state of the training of outlines, where there are enough images for one; removed at its end
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
 Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images
 are over-confident, so their scores are raised to a power that cross-validation finds: one half is then where what is
 shown is most often right and little is missed. The order stays, and AP with it.
+
+Class rows say what is where; the outlines stay the base's however often people correct them. With enough images the
+layers behind the promptable network's trunk are trained on the masks that people left, from boxes as the detector
+draws them. Every fifth image is not learned from: it says whether boundaries came nearer to what people draw.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import shutil
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -30,20 +38,23 @@ from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
 from model.predictor import map_in_threads
+from model.prompts.answers import Prompt, as_instance, first_view, look
+from model.prompts.network import PromptNetwork
 from training.datasets import Sample
 from training.datasets.loader import SampleSet
-from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
-from training.fewshot import outlines
-from training.fewshot.class_rows import ClassRows
-from training.fewshot.learner import FewShotLearner, LearnedImage
-from training.finetune.data import training_part
+from training.engine.log import PROGRESS_FILE, RunProgress, write_progress
+from training.fewshot.learner import ClassRows, FewShotLearner, LearnedImage
+from training.finetune.data import relabel_samples, training_part
+from training.metrics.boundary import boundary_mask
+from training.prompts.data import LONGEST_SIDE_PX, ObjectSet, objects_of
+from training.prompts.evaluate import overlap
+from training.prompts.train import PromptTraining, train_prompts
 from training.snapshots.format import encode_rle
-from training.snapshots.samples import relabel_samples
 
 CHECKPOINT, FOLDS_FILE = "checkpoint", "folds.json"
 #: Training views of all images together: fewer an image where there are many images.
 MOST_VIEWS, VIEWS_PER_IMAGE = 1500, 8
-FOLDS = 5
+FOLDS, SEED = 5, 1
 #: Key of a checkpoint's metadata: the base's digest, the content hashes of the images that it learned from, and the
 #: power of its scores.
 FACTS_KEY = "fewshot"
@@ -63,18 +74,14 @@ def learn_few_shot(
     out: Path,
     *,
     classes: Sequence[str] = (),
-    renamed: Mapping[str, str] | None = None,
     folds: int = FOLDS,
     incumbent: Path | None = None,
-    seed: int = 1,
-    on_progress: OnProgress | None = None,
 ) -> Path:
     """Learn a snapshot's classes from its training part; the hold-out is not looked at.
 
     Args:
         base: checkpoint with a `PromptedDetector` of many classes, `photos`.
         classes: names in their order; the snapshot's by default.
-        renamed: name of a class of the base -> name to learn.
         folds: of the cross-validation; 0 for none.
         incumbent: what serves now. Where it was learned in this way from the same base it has seen some of the images,
             so it is cross-validated, too.
@@ -84,61 +91,50 @@ def learn_few_shot(
 
     Raises:
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
-        ValueError: classes and renamings do not fit, or the base is another network.
+        ValueError: the base is another network.
     """
     samples = training_part(snapshot)
     classes = tuple(classes) or samples.snapshot.classes
-    learner = FewShotLearner(load_checkpoint(base), classes, renamed)
+    learner = FewShotLearner(load_checkpoint(base), classes)
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
-    own = relabel_samples(samples, classes, renamed or {})
+    own = relabel_samples(samples, classes, {})
     views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
     base_digest = str(learner.base.metadata.get("digest", ""))
     incumbent_facts = facts_of(incumbent, base_digest) if incumbent else {}
     taught = set(hashes).intersection(incumbent_facts.get("images", ()))
     pools = {"candidate": set(hashes), "incumbent": taught} if folds else {}
-    outline_steps = outlines.PLAN.iterations if len(own) >= outlines.LEAST_IMAGES else 0
-    progress = _Progress(out, on_progress, list(pools.values()), folds, len(own), views, outline_steps)
-    images = dict(zip(hashes, _looked_at(learner, own, views, seed, progress), strict=True))
+    outline_steps = OUTLINE_PLAN.iterations if len(own) >= LEAST_OUTLINE_IMAGES else 0
+    progress = _Progress(out, list(pools.values()), folds, len(own), views, outline_steps)
+
+    def look(number: int) -> LearnedImage:
+        image = learner.look(own[number], views, (SEED, number))
+        progress.add(progress.look_s)
+        return image
+
+    images = dict(zip(hashes, map_in_threads(look, range(len(own))), strict=True))
     progress.phase, power = "evaluating", 1.0
     if folds:
         truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
         seen = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
         power = _cross_validate(out / FOLDS_FILE, learner, seen, truth, incumbent_facts, folds, progress)
-    network, choice = _outlines(learner, own, out, progress) if outline_steps else (None, {})
-    progress.phase = "saving"
-    facts = {
+    facts: dict[str, Any] = {
         "version": f"{learner.base.metadata['name']}-{samples.snapshot.digest[:8]}",
         "snapshot": samples.snapshot.digest,
-        **choice,
         FACTS_KEY: {"base": base_digest, "images": hashes, "score_power": power},
     }
+    prompts = None
+    if outline_steps:
+        progress.phase = "training"
+        state, choice = learn_outlines(
+            learner.network.prompts, own, out / "outlines", on_step=lambda _: progress.add(OUTLINE_STEP_S)
+        )
+        facts["outlines"], prompts = asdict(choice), state if choice.is_better else None
+    progress.phase = "saving"
     rows = learner.rows(list(images.values()), progress.loss)
     progress.add(progress.fit_s)
-    learner.save(out / CHECKPOINT, rows, power, facts, network)
+    learner.save(out / CHECKPOINT, rows, power, facts, prompts)
     progress.end()
     return out / CHECKPOINT
-
-
-def _looked_at(
-    learner: FewShotLearner, samples: SampleSet, views: int, seed: int, progress: _Progress
-) -> list[LearnedImage]:
-    def look(number: int) -> LearnedImage:
-        image = learner.look(samples[number], views, (seed, number))
-        progress.add(progress.look_s)
-        return image
-
-    return map_in_threads(look, range(len(samples)))
-
-
-def _outlines(
-    learner: FewShotLearner, samples: SampleSet, out: Path, progress: _Progress
-) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """State of the learned promptable network, None where the base's outlines are as good; facts for the metadata."""
-    progress.phase = "training"
-    state, choice = outlines.learn_outlines(
-        learner.network.prompts, samples, out / "outlines", on_step=lambda _: progress.add(outlines.STEP_S)
-    )
-    return state if choice.is_better else None, {"outlines": asdict(choice)}
 
 
 def _cross_validate(
@@ -172,7 +168,7 @@ def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
 
 
 def out_of_fold(
-    learner: FewShotLearner, images: Mapping[str, LearnedImage], folds: int, progress: _Progress | None = None
+    learner: FewShotLearner, images: Mapping[str, LearnedImage], folds: int, progress: _Progress
 ) -> dict[str, Any]:
     """For each image what rows find that other images taught.
 
@@ -187,18 +183,15 @@ def out_of_fold(
     ordered = sorted(images)
     folds = min(folds, len(ordered))
     taught: dict[str, ClassRows] = {}
-    on_loss = None if progress is None else progress.loss
     for fold in range(folds if len(ordered) > 1 else 0):
         held = ordered[fold::folds]
-        rows = learner.rows([images[key] for key in ordered if key not in held], on_loss)
+        rows = learner.rows([images[key] for key in ordered if key not in held], progress.loss)
         taught.update(dict.fromkeys(held, rows))
-        if progress is not None:
-            progress.add(progress.fit_s)
+        progress.add(progress.fit_s)
 
     def find(key: str) -> list[list[Any]]:
         detections = _as_json(learner.detections(images[key], taught[key]), learner.classes)
-        if progress is not None:
-            progress.add(OUTLINES_S)
+        progress.add(OUTLINES_S)
         return detections
 
     return dict(zip(taught, map_in_threads(find, list(taught)), strict=True))
@@ -269,21 +262,14 @@ class _Progress:
     """
 
     def __init__(
-        self,
-        out: Path,
-        on_progress: OnProgress | None,
-        pools: Sequence[Collection[str]],
-        folds: int,
-        looks: int,
-        views: int,
-        outline_steps: int,
+        self, out: Path, pools: Sequence[Collection[str]], folds: int, looks: int, views: int, outline_steps: int
     ) -> None:
         fits = folds * sum(bool(pool) for pool in pools) + 1
         judged = sum(map(len, pools))
-        self.file, self.on_progress = out / PROGRESS_FILE, on_progress
+        self.file = out / PROGRESS_FILE
         self.look_s, self.fit_s = views * VIEW_S, looks * views * FIT_S
         self.steps = looks + fits + judged + outline_steps
-        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S + outline_steps * outlines.STEP_S
+        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S + outline_steps * OUTLINE_STEP_S
         self.step, self.done_s = 0, 0.0
         self.phase = "training"
         self.curve: list[tuple[int, float]] = []
@@ -313,4 +299,110 @@ class _Progress:
     def _write(self, eta_s: float) -> None:
         elapsed_s = time.monotonic() - self.began
         note = RunProgress(self.step, self.steps, self.phase, {}, eta_s, elapsed_s, curve=tuple(self.curve))
-        write_progress(self.file, note, self.on_progress)
+        write_progress(self.file, note)
+
+
+#: Images from which on outlines are learned: about as many as leave ten to judge by.
+LEAST_OUTLINE_IMAGES = 60
+#: Images that are kept in memory, and objects that choose.
+MOST_OUTLINE_IMAGES, MOST_JUDGED = 1000, 120
+#: Every so many images, one chooses instead of being learned from.
+CHOOSING_PERIOD = 5
+#: Seconds of a step on a quiet core, for the time that is left.
+OUTLINE_STEP_S = 1.0
+LEAST_AREA_PX = 100.0
+OUTLINE_PLAN = PromptTraining(
+    batch=8,
+    iterations=300,
+    warm_up=20,
+    seconds=1800.0,
+    learning_rate=2e-4,
+    click_share=0.0,
+    ema_decay=0.98,
+    workers=0,
+    checkpoint_s=60.0,
+    learned=("pyramid.", "mask_head.", "quality."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OutlineChoice:
+    """Mean boundary IoU, from true boxes, on images not learned from: of the base's outlines and of the learned ones.
+
+    Attributes:
+        images, objects: learned from. judged: objects that chose.
+    """
+
+    base: float
+    learned: float
+    images: int
+    objects: int
+    judged: int
+
+    @property
+    def is_better(self) -> bool:
+        return self.learned > self.base
+
+
+def learn_outlines(
+    base: PromptNetwork,
+    samples: SampleSet,
+    folder: Path,
+    *,
+    plan: PromptTraining | None = None,
+    on_step: Callable[[int], object] = lambda _: None,
+) -> tuple[dict[str, Tensor], OutlineChoice]:
+    """Train a copy of the base's layers behind its trunk.
+
+    Args:
+        samples: at least two images, read in their order, the first `MOST_OUTLINE_IMAGES` of them.
+        folder: holds the training's state, so that a killed one goes on; removed at the end.
+
+    Returns:
+        The state of the learned network, and how it compares with the base's.
+    """
+    reduced = [_reduced(samples[number]) for number in range(min(len(samples), MOST_OUTLINE_IMAGES))]
+    choosing = _outline_objects(reduced[::CHOOSING_PERIOD])
+    taught = _outline_objects([sample for number, sample in enumerate(reduced) if number % CHOOSING_PERIOD])
+    network = copy.deepcopy(base).requires_grad_(True)
+    if taught.objects:
+        train_prompts(network, taught, plan or OUTLINE_PLAN, folder, on_step=on_step)
+        network.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
+    shutil.rmtree(folder, ignore_errors=True)
+    network.eval().requires_grad_(False)
+    choice = OutlineChoice(
+        base=_boundary_iou(base, choosing),
+        learned=_boundary_iou(network, choosing),
+        images=len(taught.images),
+        objects=len(taught.objects),
+        judged=len(choosing.objects[:MOST_JUDGED]),
+    )
+    return network.state_dict(), choice
+
+
+def _outline_objects(samples: Sequence[Sample]) -> ObjectSet:
+    return objects_of(samples, least_area_px=LEAST_AREA_PX)
+
+
+def _reduced(sample: Sample) -> Sample:
+    """The sample with its longer side at most `LONGEST_SIDE_PX`, so that many fit into memory."""
+    picture = Image.fromarray(sample.image)
+    picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
+    if picture.size == sample.image.shape[1::-1]:
+        return sample
+    masks = [Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in sample.masks]
+    stacked = np.stack([np.asarray(mask) for mask in masks]) if masks else np.zeros((0, *picture.size[::-1]), bool)
+    return Sample(np.asarray(picture), stacked, sample.classes, sample.crowd, sample.image_id)
+
+
+@torch.inference_mode()
+def _boundary_iou(network: PromptNetwork, objects: ObjectSet) -> float:
+    """Mean boundary IoU of the objects from their true boxes; 0 without objects."""
+    overlaps = []
+    for item in objects.objects[:MOST_JUDGED]:
+        image, prompt = objects.images[item.image], Prompt(box_xyxy=item.box_xyxy)
+        view = first_view(prompt, image.shape[:2])
+        refined, _, scores = look(network, image, [view], [prompt], device=torch.device("cpu"))
+        mask = as_instance(view, refined[0], float(scores[0]), prompt, image.shape[:2]).mask_hw
+        overlaps.append(overlap(boundary_mask(item.mask()), boundary_mask(mask)))
+    return float(np.mean(overlaps)) if overlaps else 0.0

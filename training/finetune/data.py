@@ -1,17 +1,23 @@
-"""What a finetuning learns from: the new snapshot, earlier ones replayed, base sets, each with its share."""
+"""What a finetuning learns from: the new snapshot with what people corrected in it, earlier ones replayed, base sets.
+
+Each has its share of the samples; all have their classes put in one order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.datasets import open_set
-from training.datasets.loader import SampleSet
+import numpy as np
+
+from training.datasets import Problems, Sample, open_set
+from training.datasets.loader import SampleSet, WeightedSample
+from training.datasets.sample import MadeSamples
 from training.finetune.settings import FinetuneSettings
-from training.snapshots.format import open_snapshot
-from training.snapshots.samples import SnapshotSamples, relabel_samples
+from training.snapshots.format import Snapshot, decode_rle, open_snapshot
 
 
 class NothingToLearn(ValueError):  # noqa: N818 - says what is wrong
@@ -106,3 +112,88 @@ def _split(share: float, sets: Sequence[Sequence[Any]]) -> list[float]:
 def _hashes(directory: Path) -> set[str]:
     snapshot = open_snapshot(directory)
     return {image["sha256"] for part in ("train", "holdout") for image in snapshot.coco(part)["images"]}
+
+
+class SnapshotSamples(Sequence[WeightedSample]):
+    """The training part of a snapshot, weighted as its corrections say.
+
+    An object that only has a box trains its box and class: its mask, which is that box, weighs nothing. Disputed
+    objects are crowd, so neither trained on nor background. A picture that cannot be read, or has another size than its
+    record, is named and raises ImageLeftOutError when it is asked for.
+
+    Args:
+        directory: of the snapshot; it is checked against its digest.
+        band_weight: factor of the places where people moved an outline.
+        part: "train" or "holdout".
+        without: content hashes of images to leave out.
+
+    Raises:
+        SnapshotError: the directory is no snapshot, or was changed.
+    """
+
+    def __init__(
+        self, directory: Path, *, band_weight: float = 1.0, part: str = "train", without: Collection[str] = ()
+    ) -> None:
+        self.snapshot: Snapshot = open_snapshot(directory)
+        self.band_weight = band_weight
+        self.problems = Problems()
+        self.class_names: tuple[str, ...] = self.snapshot.classes
+        records = self.snapshot.coco(part)
+        self._images: list[dict[str, Any]] = [image for image in records["images"] if image["sha256"] not in without]
+        self._class_of = {entry["id"]: self.class_names.index(entry["name"]) for entry in records["categories"]}
+        self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
+        for annotation in records["annotations"]:
+            if annotation["image_id"] in self._objects:
+                self._objects[annotation["image_id"]].append(annotation)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> WeightedSample:  # type: ignore[override]
+        image = self._images[index]
+        path = self.snapshot.images / image["file_name"]
+        picture = self.problems.picture(path, "skip")
+        objects, size = self._objects[image["id"]], picture.shape[:2]
+        stated = (image["height"], image["width"])
+        if size != stated:
+            detail = f"the picture is {size[1]} x {size[0]}, its record says {stated[1]} x {stated[0]}; left out"
+            raise self.problems.leave_out(path, f"image {image['id']}", "other size", detail)
+        masks = [decode_rle(drawn["segmentation"]) for drawn in objects]
+        bands = [decode_rle(band) if (band := drawn.get("moved_band")) else np.zeros(size, bool) for drawn in objects]
+        weights = [0.0 if drawn.get("box_only") else float(drawn.get("weight", 1.0)) for drawn in objects]
+        return WeightedSample(
+            picture,
+            np.array(masks, bool).reshape(-1, *size),
+            np.array([self._class_of[drawn["category_id"]] for drawn in objects], np.int64),
+            np.array([bool(drawn.get("iscrowd", 0)) for drawn in objects], bool),
+            int(image["id"]),
+            np.array(weights, np.float32),
+            np.array(bands, bool).reshape(-1, *size),
+            self.band_weight,
+        )
+
+    def object_places(self, sample: Sample) -> list[str]:
+        """Task and region of each object of a sample."""
+        (task,) = {image["task_id"] for image in self._images if image["id"] == sample.image_id}
+        return [f"task {task}, region {', '.join(drawn['region_ids'])}" for drawn in self._objects[sample.image_id]]
+
+
+def relabel_samples(samples: SampleSet, classes: Sequence[str], renamed: Mapping[str, str]) -> SampleSet:
+    """The set seen through other classes: matched by name, renamed first; objects of other classes count as crowd.
+
+    What a set never labelled is background in it: choose base sets that do not show the objects of new classes.
+
+    Args:
+        classes: names to give out, in their order. renamed: name in the set -> name in `classes`.
+    """
+    if tuple(samples.class_names) == tuple(classes) and not renamed:
+        return samples
+    names = [renamed.get(name, name) for name in samples.class_names]
+    index_of = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
+    return MadeSamples(range(len(samples)), partial(_relabelled, samples, index_of), classes)
+
+
+def _relabelled(samples: SampleSet, index_of: np.ndarray, index: int) -> Sample:
+    sample = samples[index]
+    classes = index_of[sample.classes]
+    return replace(sample, classes=np.maximum(classes, 0), crowd=sample.crowd | (classes < 0))

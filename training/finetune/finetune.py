@@ -4,33 +4,43 @@ OUT/progress.json   how far it is (`training.engine.log`)
 OUT/request.json    what was asked for; the same request again goes on where a killed one stopped
 OUT/run/            state, losses, TensorBoard
 OUT/checkpoint/     the result, once it is finished
+
+It starts with the active model's configuration under another schedule, and its weights with other classes. The rows of
+class-wise layers are kept by class name: classes come, go, and change their names.
+
+Shape shorthand: K classes of the network that was, J of the one to be.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
 from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
-from model.files import write_text
+from model.checkpoints.state_dict import load_weights
+from model.config import override
+from model.files import replacing_folder, write_text
+from model.network import build_network
 from model.predictor import choose_device
 from training import distributed as processes
 from training.datasets.loader import TrainingSamples
-from training.engine.log import PROGRESS_FILE, OnProgress, write_progress
-from training.engine.log import RunProgress as FinetuneProgress
+from training.engine.build import add_training_config, suit_device
+from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.engine.trainer import STATE_FILE, Trainer
 from training.finetune.data import FinetuneData, finetune_data
 from training.finetune.settings import FinetuneSettings
-from training.finetune.start import describe, finetune_config, previous_names, starting_network
 from training.snapshots.format import open_snapshot
-
-__all__ = ["FinetuneProgress", "FinetuneSettings", "FinetuneStopped", "finetune"]
 
 CHECKPOINT, RUN, REQUEST = "checkpoint", "run", "request.json"
 # Settings that may differ between the sittings of one finetuning: they do not change what is learned.
@@ -81,7 +91,7 @@ def finetune(
     except FinetuneStopped:
         raise
     except Exception as error:
-        tell(FinetuneProgress(0, 0, "failed", error=f"{type(error).__name__}: {error}"))
+        tell(RunProgress(0, 0, "failed", error=f"{type(error).__name__}: {error}"))
         raise
     finally:
         if joined:
@@ -98,7 +108,7 @@ def _finetune(
     settings: FinetuneSettings,
     tell: _ProgressReporter,
 ) -> Path:
-    tell(FinetuneProgress(0, 0, "starting"))
+    tell(RunProgress(0, 0, "starting"))
     parent = load_checkpoint(active)
     classes = classes or open_snapshot(snapshot).classes
     data = finetune_data(snapshot, replay, base_sets, classes, settings)
@@ -115,7 +125,7 @@ def _finetune(
         )
     if processes.rank() == 0:
         _publish(out / RUN / CHECKPOINT, result)
-        tell(FinetuneProgress(progress.iteration, progress.iteration, "done", {}, 0.0, progress.elapsed_s))
+        tell(RunProgress(progress.iteration, progress.iteration, "done", {}, 0.0, progress.elapsed_s))
     return result
 
 
@@ -182,11 +192,9 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
 
 
 def _publish(checkpoint: Path, result: Path) -> None:
-    staged = result.with_name(f".{result.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(checkpoint, staged)
-    read_metadata(staged)
-    staged.rename(result)
+    with replacing_folder(result) as staged:
+        shutil.copytree(checkpoint, staged, dirs_exist_ok=True)
+        read_metadata(staged)
 
 
 class _ProgressReporter:
@@ -195,10 +203,150 @@ class _ProgressReporter:
     def __init__(self, out: Path, on_progress: OnProgress | None) -> None:
         self.path, self.on_progress = out / PROGRESS_FILE, on_progress
 
-    def __call__(self, progress: FinetuneProgress) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         if processes.rank() == 0:
             write_progress(self.path, progress, self.on_progress)
 
-    def of_run(self, progress: FinetuneProgress) -> None:
+    def of_run(self, progress: RunProgress) -> None:
         """The trainer's note; its end is not the end while the checkpoint is not in place."""
         self(replace(progress, phase="saving") if progress.phase == "done" else progress)
+
+
+WEIGHT_DECAY = 0.02
+LARGEST_NORM = 5.0
+LONGEST_WARM_UP = 100
+# Writing state and checkpoint costs half a step of a small model; a kill may cost a minute.
+LEAST_SAVE_PERIOD = 25
+
+
+def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneData, classes: int) -> CfgNode:
+    """The active model's network, with the schedule of the settings' preset."""
+    cfg: CfgNode = parent.clone()
+    cfg.defrost()
+    add_training_config(cfg)
+    schedule, steps = settings.schedule(data.images), settings.steps(data.images, data.shares[0])
+    cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.SEED = settings.device, classes, settings.seed
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(data.names), ()
+    cfg.DATALOADER.NUM_WORKERS = settings.data_workers
+    solver, keys = cfg.SOLVER, cfg.TRAINING
+    solver.IMS_PER_BATCH, solver.MAX_ITER = settings.batch_size, steps
+    solver.BASE_LR, solver.WEIGHT_DECAY = settings.base_lr or schedule.base_lr, WEIGHT_DECAY
+    solver.WARMUP_METHOD, solver.WARMUP_FACTOR = "linear", 0.01
+    solver.WARMUP_ITERS = min(LONGEST_WARM_UP, steps // 10)
+    solver.CHECKPOINT_PERIOD = settings.save_period or max(LEAST_SAVE_PERIOD, steps // 20)
+    clip = solver.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "norm", LARGEST_NORM
+    keys.OPTIMIZER, keys.SCHEDULE = "AdamW", "cosine"
+    keys.BACKBONE_LR_FACTOR, keys.EMA_DECAY = schedule.backbone_lr_factor, schedule.ema_decay
+    keys.MAX_MINUTES, keys.THREADS = float(settings.max_minutes), settings.threads
+    keys.ACCUMULATE, keys.PRECISION = settings.accumulate, settings.precision
+    keys.LOG_PERIOD = settings.log_period or max(1, steps // 50)
+    cfg.TEST.EVAL_PERIOD = 0  # judged by the gate, on images that must not choose the weights as well
+    override(cfg, [part for pair in settings.overrides.items() for part in pair])
+    return cfg
+
+
+def starting_network(
+    cfg: CfgNode, state: Mapping[str, Tensor], old: Sequence[str], sources: Sequence[str | None]
+) -> nn.Module:
+    """The network with the active model's weights, its class rows put in the order of the new classes.
+
+    Args:
+        old: names of the active model's classes. sources: the old name of each new class, None for a new one.
+
+    Raises:
+        CheckpointError: the weights do not fit the configuration.
+    """
+    torch.manual_seed(cfg.SEED)
+    network = build_network(cfg)
+    rows = [None if source is None else list(old).index(source) for source in sources]
+    load_weights(network, fit_classes(state, network.state_dict(), len(old), rows), source="the active model")
+    suit_device(network, cfg)
+    return network
+
+
+# Layers with rows for classes: (rows a class, further rows at the end). Scores have one more for the background.
+_LAYERS = {
+    r"roi_heads\.box_predictor(\.\d+)?\.cls_score\.(weight|bias)": (1, 1),
+    r"roi_heads\.box_predictor(\.\d+)?\.bbox_pred\.(weight|bias)": (4, 0),
+    r"(.+\.)?mask_head\.predictor\.(weight|bias)": (1, 0),
+    r"(.+\.)?class_embed(\.\d+)?\.(weight|bias)": (1, 0),
+}
+
+
+def previous_names(
+    old: Sequence[str], new: Sequence[str], renamed: Mapping[str, str] | None = None
+) -> tuple[str | None, ...]:
+    """For each new class the old one whose rows it takes, None for a class that is new.
+
+    Args:
+        renamed: old name -> new name.
+
+    Raises:
+        ValueError: a renaming from a class that was not there or to one that is not, or two to the same.
+    """
+    renamed = dict(renamed or {})
+    if absent := [name for name in renamed if name not in old]:
+        raise ValueError(
+            f"cannot rename {', '.join(absent)}: the model's classes are {', '.join(old)}; correct the old name"
+        )
+    if absent := [name for name in renamed.values() if name not in new]:
+        raise ValueError(
+            f"cannot rename to {', '.join(absent)}: the classes to learn are {', '.join(new)}; correct the new name"
+        )
+    if len(set(renamed.values())) < len(renamed):
+        raise ValueError(f"two classes are renamed to the same one: {renamed}; rename only one of them")
+    sources = {after: before for before, after in renamed.items()}
+    kept = set(old) - set(renamed)
+    return tuple(sources.get(name, name if name in kept else None) for name in new)
+
+
+def fit_classes(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], old_count: int, sources: Sequence[int | None]
+) -> dict[str, Tensor]:
+    """The state of a network with K classes as the start of one with J.
+
+    The rows of a new class are the mean of all old ones: it starts as "an object of some kind", with a box and a mask
+    that fit such, instead of at random. Layers that do not know classes are taken as they are.
+
+    Args:
+        state: of the network that was. expected: of the network to be, for its shapes.
+        old_count: K. sources: J, the old class of each new one, None for a new class.
+    """
+    return {
+        name: _rows(tensor, layout, old_count, sources)
+        if (layout := _layout(name, tensor, expected.get(name), old_count, len(sources)))
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _layout(
+    name: str, tensor: Tensor, expected: Tensor | None, old_count: int, new_count: int
+) -> tuple[int, int] | None:
+    """Rows a class and further rows of a layer; None where its rows do not belong to classes (class-agnostic)."""
+    for pattern, (each, further) in _LAYERS.items():
+        if re.fullmatch(pattern, name) and expected is not None and tensor.dim() > 0:
+            rows, wanted = each * old_count + further, each * new_count + further
+            return (each, further) if (len(tensor), len(expected)) == (rows, wanted) else None
+    return None
+
+
+def _rows(tensor: Tensor, layout: tuple[int, int], old_count: int, sources: Sequence[int | None]) -> Tensor:
+    each, further = layout
+    by_class = tensor[: each * old_count].unflatten(0, (old_count, each))
+    typical = by_class.mean(0)
+    chosen = torch.stack([typical if source is None else by_class[source] for source in sources])
+    return torch.cat([chosen.flatten(0, 1), tensor[len(tensor) - further :]])
+
+
+def describe(old: Sequence[str], new: Sequence[str], sources: Sequence[str | None]) -> str:
+    """What happens to the classes, in a line for the log."""
+    kinds = {
+        "kept": [name for name, source in zip(new, sources, strict=True) if source == name],
+        "renamed": [f"{s} to {n}" for n, s in zip(new, sources, strict=True) if s is not None and s != n],
+        "added": [name for name, source in zip(new, sources, strict=True) if source is None],
+        "removed": [name for name in old if name not in sources],
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)

@@ -6,7 +6,6 @@ for people.
 """
 
 from training.gate.gate import judge
-from training.gate.rules import GateRules
-from training.gate.verdict import Verdict
+from training.gate.verdict import GateRules, Verdict
 
 __all__ = ["GateRules", "Verdict", "judge"]

@@ -1,25 +1,162 @@
-"""Hold-outs of snapshots, and what a model reached on one.
+"""Hold-outs of snapshots, what checkpoints find on them, and what that reaches.
+
+Each checkpoint looks at each picture once, however many hold-outs hold it. Where a hold-out is too small,
+cross-validation: detections on images that the class rows were not learned from. The training writes their file, see
+`training.fewshot.learn.out_of_fold`: for "candidate", and for an "incumbent" that learned from some of the images,
+{content hash of the image: [[label, score, RLE, box], ...]}.
 
 Shapes: N images, K categories of the hold-out, B resamples, T IoU thresholds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from model.instance import Instance
 from training.datasets import CocoSet, Sample
 from training.datasets.sample import MadeSamples, narrowed
 from training.evaluation.coco_format import TruthBuilder
-from training.gate.detections import Detection, picture_key
 from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
+from training.snapshots.format import FILES, decode_rle, pixels_sha256
 
-HOLDOUT_FILE, TRAIN_FILE = "holdout.json", "train.json"
-IMAGES = "images"
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One detection: class name, score in 0..1, compressed RLE of its mask in the whole image."""
+
+    label: str
+    score: float
+    segmentation: dict[str, Any]
+
+
+# (checkpoint directory, pictures) -> what it finds on each of them.
+Detect = Callable[[Path, Sequence[Sample]], list[list[Detection]]]
+
+
+def detect_with(
+    device: str = "cpu", progress: Callable[[int], object] = int, *, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Detect:
+    """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
+
+    Args:
+        device: of the network; progress: called with how many pictures are done.
+        precision: of the arithmetic; a network that has no bf16 raises ValueError when it is asked for.
+    """
+
+    def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+        # Here, so that reading verdicts needs no torch.
+        from model.precision import to_bf16
+        from model.predictor import map_in_threads
+        from training.datasets.loader import to_test_input
+        from training.evaluation.coco_format import encode
+        from training.evaluation.run import infer, load_for_evaluation
+
+        network, cfg, names = load_for_evaluation(directory, device, ["MODEL.TRANSFINER.KEEP_COARSE", "False"])
+        if precision == "bf16":
+            to_bf16(network)
+        done, turn = itertools.count(1), threading.Lock()
+
+        def look(index: int) -> list[Detection]:
+            seen = infer(network, to_test_input(samples[index], cfg))
+            labels = [names[label] for label in seen.pred_classes.tolist()]
+            masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
+            with turn:
+                progress(next(done))
+            return [Detection(*fields) for fields in zip(labels, seen.scores.tolist(), masks, strict=True)]
+
+        return map_in_threads(look, range(len(samples)), device)
+
+    return detect
+
+
+class DetectionCache:
+    """A `Detect` that remembers what each checkpoint found on each picture."""
+
+    def __init__(self, detect: Detect) -> None:
+        self._detect = detect
+        self._seen: dict[tuple[Path, str], list[Detection]] = {}
+
+    def __call__(self, directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+        return self.on(directory, samples, [pixels_sha256(samples[index].image) for index in range(len(samples))])
+
+    def on(self, directory: Path, samples: Sequence[Sample], keys: Sequence[str]) -> list[list[Detection]]:
+        """What a checkpoint finds on each of some samples, whose content hashes are given."""
+        new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
+        if new:
+            results = self._detect(directory, MadeSamples(list(new.values()), samples.__getitem__))
+            self._seen.update({(directory, key): detections for key, detections in zip(new, results, strict=True)})
+        return [self._seen[directory, key] for key in keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """Detections out of fold.
+
+    Attributes:
+        count: of the folds.
+        detections: for each checkpoint directory, by content hash.
+    """
+
+    count: int
+    detections: dict[Path, dict[str, list[Detection]]]
+
+    def detect(self, otherwise: Detect) -> Detect:
+        """Answers from the folds, and asks `otherwise` about images that a checkpoint never learned from."""
+
+        def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
+            known = self.detections.get(directory, {})
+            hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if known else []
+            others = [index for index in range(len(samples)) if not known or hashes[index] not in known]
+            looked = (
+                dict(zip(others, otherwise(directory, MadeSamples(others, samples.__getitem__)), strict=True))
+                if others
+                else {}
+            )
+            return [looked[index] if index in looked else known[hashes[index]] for index in range(len(samples))]
+
+        return detect
+
+
+def read_folds(file: Path, candidate: Path, incumbent: Path | None) -> Folds:
+    """Read the file that a training wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    directories = {"candidate": candidate, "incumbent": incumbent}
+    detections = {
+        directory: {sha256: [Detection(*entry[:3]) for entry in entries] for sha256, entries in facts[role].items()}
+        for role, directory in directories.items()
+        if directory is not None and role in facts
+    }
+    return Folds(int(facts["folds"]), detections)
+
+
+def candidate_instances(file: Path) -> dict[str, list[Instance]]:
+    """By content hash, what rows that never saw an image find on it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        sha256: [
+            Instance(box_xyxy=tuple(box), label=label, score=score, mask_hw=decode_rle(rle))
+            for label, score, rle, box in entries
+        ]
+        for sha256, entries in facts["candidate"].items()
+    }
+
+
 AP_KINDS: tuple[Literal["mask"], Literal["boundary"]] = ("mask", "boundary")
 IOU50, IOU75 = 0, 5  # places among the IoU thresholds
 
@@ -105,10 +242,9 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
     Raises:
         FileNotFoundError: it has no hold-out, or one of its pictures is missing.
     """
-    if not (snapshot / HOLDOUT_FILE).is_file():
-        raise FileNotFoundError(f"{snapshot} is no snapshot: {HOLDOUT_FILE} is missing")
-    files = [snapshot / name for name in ((HOLDOUT_FILE, TRAIN_FILE) if folds else (HOLDOUT_FILE,))]
-    parts = [CocoSet(file, snapshot / IMAGES) for file in files]
+    if not (snapshot / FILES["holdout"]).is_file():
+        raise FileNotFoundError(f"{snapshot} is no snapshot: {FILES['holdout']} is missing")
+    parts = [CocoSet(snapshot / FILES[part], snapshot / "images") for part in ("holdout", "train")[: 1 + bool(folds)]]
     places = [(part, index) for part in parts for index in range(len(part))]
     samples = MadeSamples(
         range(len(places)),
@@ -120,7 +256,7 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
     for index in range(len(samples)):
         sample = samples[index]
         truth.add(narrowed(sample, names, classes))
-        keys.append(picture_key(sample))
+        keys.append(pixels_sha256(sample.image))
     return Holdout(snapshot.name, samples, tuple(keys), classes, truth.build(), len(parts[0]), folds)
 
 

@@ -169,9 +169,6 @@ def _matched(truth: Objects, detected: Objects, iou: np.ndarray, crowd: np.ndarr
     return result
 
 
-Scores = dict[str, dict[int, float]]
-
-
 def bdd100k_ap(
     truths: Path,
     results: Path,
@@ -216,26 +213,18 @@ def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> Bdd100kEval
     evaluation = Bdd100kEvaluation()
     for path, bitmask, scores in images:
         try:
-            evaluation.add(read_bitmask(path), read_bitmask(bitmask), scores)
+            evaluation.add(read_pixels(path), read_pixels(bitmask), scores)
         except ValueError as error:
             raise RecordError(f"{bitmask} (truth {path}): {error}") from error
     return evaluation
 
 
-def read_bitmask(path: Path) -> np.ndarray:
-    """uint8 H x W x 4. Raises RecordError."""
-    bitmask = read_pixels(path)
-    if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
-        raise RecordError(f"{path}: has shape {bitmask.shape}; expected an 8-bit RGBA bitmask")
-    return bitmask
-
-
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> dict[str, dict[int, float]]:
     """image name ending in .png -> instance number -> score. Raises RecordError."""
     listed = read_json(path)
     if not isinstance(listed, list):
         raise RecordError(f"{path}: is no list; expected [{{name, labels}}, ...]")
-    result: Scores = {}
+    result: dict[str, dict[int, float]] = {}
     for index, record in enumerate(listed):
         if not isinstance(record, dict) or not isinstance(record.get("name"), str):
             raise RecordError(f"{path}: [{index}].name: expected the name of an image")

@@ -1,22 +1,143 @@
-"""Boundary IoU: how well two masks agree in the band along their outlines.
+"""Outlines of masks: run lengths unpacked, the band that boundary IoU compares, and how far two outlines are apart.
 
-Source: Boundary IoU (Cheng et al., CVPR 2021), as the reference API does it: the boundary is what `d` erosions with a
-3x3 box remove, d = max(1, round(ratio * image diagonal)), the outside of the image counting as background. The ratio
-is 0.02 for COCO and LVIS, 0.005 for Cityscapes.
+Run lengths (source: the compressed form of pycocotools): a mask is read column by column; its runs alternate between
+background and mask, starting with background; from the fourth run on the difference to the run two before is stored; a
+number is written in groups of five bits, lowest first, bit 5 says that more follow, bit 4 of the last is the sign.
 
-Fast with the same numbers: d erosions are one with a box of 2d + 1, which separates into rows and columns, each a
-few ANDs of shifted arrays; only the mask's own box is unpacked; a box of at most 2d pixels is all boundary.
+Boundary IoU (source: Cheng et al., CVPR 2021, as the reference API does it): the boundary is what `d` erosions with a
+3x3 box remove, d = max(1, round(ratio * image diagonal)), the outside of the image counting as background. The ratio is
+0.02 for COCO and LVIS, 0.005 for Cityscapes. Fast with the same numbers: d erosions are one with a box of 2d + 1, which
+separates into rows and columns, each a few ANDs of shifted arrays; only the mask's own box is unpacked; a box of at
+most 2d pixels is all boundary.
+
+Distances are taken between the corners of pixels that outlines pass, so that a mask that touches the border of the
+image has an outline there, and a shift by one pixel is a distance of one.
+
+Shapes: H, W mask size; a corner map is H + 1 x W + 1; N masks or points.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
+from model.instance import box_of, window_of
 from training.metrics.matching import Objects, Pairs, tight_boxes
-from training.metrics.rle import crop, in_chunks
+
+_MOST_GROUPS = 8  # of five bits: 40 bits are more pixels than any image has
+_CHUNK = 4096  # masks unpacked together: enough to forget Python's part, little enough to stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Run lengths of several masks.
+
+    Attributes:
+        lengths: int64, all runs of all masks, one after the other.
+        starts: int64, N + 1; mask n has the runs starts[n] to starts[n + 1].
+    """
+
+    lengths: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.lengths[self.starts[index] : self.starts[index + 1]]
+
+
+def in_chunks(counts: Sequence[bytes]) -> Iterator[tuple[int, Runs]]:
+    """(index of its first mask, its runs) for chunks of masks."""
+    for first in range(0, len(counts), _CHUNK):
+        yield first, unpack(counts[first : first + _CHUNK])
+
+
+def unpack(counts: Sequence[bytes]) -> Runs:
+    """The runs of masks in compressed form. What was malformed comes out as run lengths that do not fit the image."""
+    sizes = np.array([len(run_lengths) for run_lengths in counts], np.int64)
+    text = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    mask_ends = np.cumsum(sizes)
+    last = (text & 32) == 0
+    if len(text):
+        last[mask_ends[sizes > 0] - 1] = True  # a number that its mask's end cuts off ends there
+    value_ends = np.flatnonzero(last) + 1
+    value_starts = np.concatenate(([0], value_ends[:-1])) if len(value_ends) else value_ends
+    values = _numbers(text, value_starts, value_ends)
+    starts = np.searchsorted(value_starts, np.concatenate(([0], mask_ends)))
+    return Runs(_undo_differences(values, starts), starts)
+
+
+def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    if not len(starts):
+        return np.zeros(0, np.int64)
+    groups = ends - starts
+    place = np.arange(len(text)) - np.repeat(starts, groups)
+    shift = 5 * np.minimum(place, 11)  # no image needs more than 60 bits
+    values: np.ndarray = np.add.reduceat((text & 31) << shift, starts)
+    negative = (text[ends - 1] & 16) != 0
+    return values - np.where(negative, np.int64(1) << 5 * np.minimum(groups, 12), 0)
+
+
+def _undo_differences(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Runs 1, 3, 5... and 2, 4, 6... of each mask are running sums; run 0 stands alone."""
+    lengths = np.empty_like(values)
+    per_mask = np.diff(starts)
+    mask = np.repeat(np.arange(len(per_mask)), per_mask)
+    place = np.arange(len(values)) - starts[:-1][mask]
+    lengths[place == 0] = values[place == 0]
+    for parity in (1, 0):
+        chosen = np.flatnonzero((place % 2 == parity) & (place > 0))
+        if not len(chosen):
+            continue
+        sums = np.cumsum(values[chosen])
+        first = place[chosen] == (1 if parity else 2)
+        before = (sums - values[chosen])[first]
+        lengths[chosen] = sums - before[np.cumsum(first) - 1]
+    return lengths
+
+
+def fits(runs: Runs, pixels: np.ndarray) -> np.ndarray:
+    """bool N: whether each mask's runs are not negative and fill its image of `pixels[n]` pixels exactly."""
+    totals = np.concatenate(([0], np.cumsum(runs.lengths)))
+    worst = np.concatenate(([0], np.cumsum(runs.lengths < 0)))
+    begin, end = runs.starts[:-1], runs.starts[1:]
+    return (totals[end] - totals[begin] == pixels) & (worst[end] == worst[begin])
+
+
+def crop(lengths: np.ndarray, height: int, columns: slice, rows: slice) -> np.ndarray:
+    """The part of a mask inside a box, bool, transposed: columns x rows. Pixels outside are never touched."""
+    low, high = columns.start * height, columns.stop * height
+    edges = np.concatenate(([0], np.cumsum(lengths)))
+    inside = np.diff(np.clip(edges, low, high))
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, inside)
+    part: np.ndarray = flat.reshape(columns.stop - columns.start, height)[:, rows]
+    return part
+
+
+def well_formed(counts: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
+    """bool N: whether each compressed mask can be read and describes exactly `pixels[n]` pixels."""
+    good = np.ones(len(counts), bool)
+    for first, runs in in_chunks(counts):
+        part = slice(first, first + len(runs))
+        text = np.frombuffer(b"".join(counts[part]), np.uint8)
+        owner = np.repeat(np.arange(len(runs)), [len(run_lengths) for run_lengths in counts[part]])
+        strange = (text < 48) | (text > 111)
+        more = ((text - 48) & 32) != 0
+        cut = np.array([bool(run_lengths) and bool((run_lengths[-1] - 48) & 32) for run_lengths in counts[part]], bool)
+        ends = np.cumsum([len(run_lengths) for run_lengths in counts[part]])
+        more[ends[ends > 0] - 1] = False  # no number reaches into the next mask
+        endless = more.copy()
+        for groups in range(1, _MOST_GROUPS):
+            endless[groups:] &= more[: max(0, len(more) - groups)]
+            endless[:groups] = False
+        good[part] = fits(runs, pixels[part]) & ~cut
+        good[first + owner[strange | endless]] = False
+    return good
 
 
 def boundary_width_px(height: int, width: int, ratio: float = 0.02) -> int:
@@ -26,11 +147,12 @@ def boundary_width_px(height: int, width: int, ratio: float = 0.02) -> int:
 
 def boundary_mask(mask_hw: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     """The inner band of a bool H x W mask, bool H x W."""
-    rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
     boundary = np.zeros(mask_hw.shape, bool)
-    if len(rows):
-        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        boundary[box] = band(mask_hw[box].astype(bool), boundary_width_px(mask_hw.shape[0], mask_hw.shape[1], ratio))
+    if mask_hw.any():
+        window = window_of(mask_hw, 0)
+        boundary[window] = band(
+            mask_hw[window].astype(bool), boundary_width_px(mask_hw.shape[0], mask_hw.shape[1], ratio)
+        )
     return boundary
 
 
@@ -83,17 +205,11 @@ def _bands(objects: Objects, indices: np.ndarray, ratio: float) -> dict[int, _Ba
     for first, runs in in_chunks([mask["counts"] for mask in masks]):
         for place in range(len(runs)):
             height, width = masks[first + place]["size"]
-            bands[int(indices[first + place])] = _unpacked(
-                runs[place], height, boxes[first + place], boundary_width_px(height, width, ratio)
-            )
+            left, top, columns, rows = boxes[first + place].tolist()
+            cut = crop(runs[place], height, slice(left, left + columns), slice(top, top + rows))
+            pixels = band(cut, boundary_width_px(height, width, ratio))
+            bands[int(indices[first + place])] = _Band(pixels, left, top, int(np.count_nonzero(pixels)))
     return bands
-
-
-def _unpacked(lengths: np.ndarray, height: int, box: np.ndarray, width_px: int) -> _Band:
-    left, top, columns, rows = box.tolist()
-    cut = crop(lengths, height, slice(left, left + columns), slice(top, top + rows))
-    boundary = band(cut, width_px)
-    return _Band(boundary, left, top, int(np.count_nonzero(boundary)))
 
 
 def _band_iou(band: _Band, other: _Band) -> float:
@@ -106,3 +222,107 @@ def _band_iou(band: _Band, other: _Band) -> float:
     theirs = other.pixels[left - other.left : right - other.left, top - other.top : bottom - other.top]
     shared = int(np.count_nonzero(ours & theirs))
     return shared / (band.area_px + other.area_px - shared)
+
+
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutlineDistance:
+    """Two outlines compared within a window of the image.
+
+    Attributes:
+        window: rows and columns of the image that hold both masks and a margin.
+        here: corner map of the first outline; there: of the second.
+        to_here_px: distance of each corner from the first outline; to_there_px: from the second.
+    """
+
+    window: Window
+    here: np.ndarray
+    there: np.ndarray
+    to_here_px: np.ndarray
+    to_there_px: np.ndarray
+
+    @property
+    def mean_px(self) -> float:
+        """Mean distance of either outline's corners from the other outline, the two means averaged."""
+        return float((self.to_there_px[self.here].mean() + self.to_here_px[self.there].mean()) / 2)
+
+    @property
+    def max_px(self) -> float:
+        """Largest distance from either outline to the other (Hausdorff)."""
+        return float(max(self.to_there_px[self.here].max(), self.to_here_px[self.there].max()))
+
+    def far_points(self, points_px: np.ndarray, *, of_here: bool, accepted_px: float) -> int:
+        """How many of N points (x, y in pixel edges), of the first or the second outline, are off the other one."""
+        distances_px = self.to_there_px if of_here else self.to_here_px
+        rows, columns = self.window
+        corners = np.rint(np.asarray(points_px) - [columns.start, rows.start]).astype(np.int64)
+        y = corners[:, 1].clip(0, distances_px.shape[0] - 1)
+        x = corners[:, 0].clip(0, distances_px.shape[1] - 1)
+        return int(np.count_nonzero(distances_px[y, x] > accepted_px))
+
+
+def compare_outlines(mask_hw: np.ndarray, other_hw: np.ndarray, *, margin_px: int = 8) -> OutlineDistance:
+    """Compare two bool H x W masks of one image.
+
+    Raises:
+        ValueError: a mask is empty, or the sizes differ.
+    """
+    if mask_hw.shape != other_hw.shape or not mask_hw.any() or not other_hw.any():
+        areas = int(mask_hw.sum()), int(other_hw.sum())
+        raise ValueError(
+            f"masks of {mask_hw.shape} and {other_hw.shape} with {areas} pixels have no outlines to compare; "
+            "expected two masks of one size with at least a pixel each"
+        )
+    window = window_of(mask_hw | other_hw, margin_px)
+    here, there = outline_corners(mask_hw[window]), outline_corners(other_hw[window])
+    to_here, to_there = (ndimage.distance_transform_edt(~outline) for outline in (here, there))
+    return OutlineDistance(window, here, there, to_here, to_there)
+
+
+def moved_band(
+    mask_hw: np.ndarray, other_hw: np.ndarray, compared: OutlineDistance, *, accepted_px: float, band_px: float
+) -> np.ndarray:
+    """Where an outline was moved, bool H x W.
+
+    All pixels within `band_px` of a stretch of either outline that is farther than `accepted_px` from the other one,
+    and the pixels that changed sides there.
+    """
+    off = (compared.here & (compared.to_there_px > accepted_px)) | (
+        compared.there & (compared.to_here_px > accepted_px)
+    )
+    band_hw = np.zeros_like(mask_hw)
+    if not off.any():
+        return band_hw
+    near = _touched(ndimage.distance_transform_edt(~off) <= band_px)
+    changed = mask_hw[compared.window] ^ other_hw[compared.window]
+    pieces, _ = ndimage.label(changed, np.ones((3, 3)))
+    there = np.unique(pieces[_touched(off)])
+    band_hw[compared.window] = near | (changed & np.isin(pieces, there[there > 0]))
+    return band_hw
+
+
+def outline_length(mask_hw: np.ndarray) -> int:
+    """Corners of pixels that the outline of a mask passes, about its length in pixels; 0 for an empty mask."""
+    if not mask_hw.any():
+        return 0
+    left, top, right, bottom = box_of(mask_hw)
+    return int(np.count_nonzero(outline_corners(mask_hw[top:bottom, left:right])))
+
+
+def outline_corners(mask_hw: np.ndarray) -> np.ndarray:
+    """Find corners of pixels that the outline passes, bool (H + 1, W + 1): the four pixels around them differ.
+
+    Outside of the mask is empty.
+    """
+    padded = np.pad(mask_hw, 1)
+    here, right, below, across = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    result: np.ndarray = (here | right | below | across) & ~(here & right & below & across)
+    return result
+
+
+def _touched(corners: np.ndarray) -> np.ndarray:
+    """Pixels (H x W) with one of these corners (H + 1 x W + 1)."""
+    result: np.ndarray = corners[:-1, :-1] | corners[:-1, 1:] | corners[1:, :-1] | corners[1:, 1:]
+    return result

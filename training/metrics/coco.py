@@ -1,19 +1,20 @@
-"""Average precision as COCO defines it, for masks, boxes and boundaries: pycocotools' numbers in less time.
+"""Average precision as COCO and LVIS define it, for masks, boxes and boundaries: the reference tools' numbers.
 
-COCO records (already checked) as arrays: truths and detections in the order in which COCO evaluates them.
+Boundary AP is AP with the IoU replaced by min(mask IoU, boundary IoU). COCO records (already checked) become arrays in
+the order in which COCO evaluates them. Candidate pairs with their IoU are the costly part, shared among processes:
+pairs never cross images, so chunks of images joined in order are the pairs of one pass, number for number.
 
-Candidate pairs of truths and detections with the IoU of a metric: the costly part, shared among processes.
-
-Pairs never cross images, so chunks of images can be compared anywhere; joined in order they are the pairs of one pass,
-number for number.
-
-Boundary AP: COCO AP with the IoU replaced by min(mask IoU, boundary IoU).
+LVIS (source: the lvis package 0.5.3) annotates an image for some categories only: those on it, and those known to be
+absent (`neg_category_ids`). Detections of others are left out; unmatched detections of categories whose objects were
+not all drawn (`not_exhaustive_category_ids`) do not count. 300 detections an image over all categories. On an LVIS file
+cut to COCO's categories this is PointRend's AP*.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from training.metrics.matching import (
     Pairs,
     curves,
     match_detections,
+    mean,
     overlapping_pairs,
     precisions,
     rank,
@@ -212,3 +214,67 @@ def _compare(truth: Objects, detections: Objects, kind: IouKind, ratio: float) -
 def _within(objects: Objects, low: int, high: int) -> np.ndarray:
     inside: np.ndarray = (objects.image >= low) & (objects.image < high)
     return inside
+
+
+MOST = 300
+_FREQUENCIES = ("r", "c", "f")
+
+
+def lvis_ap(
+    dataset: dict[str, Any],
+    detections: list[dict[str, Any]],
+    kind: IouKind,
+    *,
+    ratio: float = 0.02,
+    processes: int = 1,
+    progress: Progress = max,
+) -> dict[str, float]:
+    """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR300, ARs, ARm, ARl ``AP/<class>``; NaN where there is no truth.
+
+    Args:
+        detections: COCO results; those with boxes have the boxes' areas, as in the reference.
+        ratio: boundary width / image diagonal.
+    """
+    masks = kind != "bbox"
+    truth = in_coco_order(truth_objects(dataset, masks=masks, federated=True))
+    results = detection_objects(dataset, detections, masks=masks)
+    results = results[_best_of_each_image(results)]
+    results = _judged(dataset, truth, results[results.area > 0])
+    names = category_names(dataset)
+    results = in_coco_order(results)
+    pairs = iou_pairs(truth, results, kind, ratio, processes=processes, progress=progress)
+    outcome = curves(truth, results, match_detections(truth, results, pairs), len(names), (MOST,))
+    values = precisions(outcome, names)
+    kinds = [kind.get("frequency") for kind in sorted(dataset["categories"], key=lambda category: category["id"])]
+    for frequency in _FREQUENCIES:
+        chosen = [index for index, kind in enumerate(kinds) if kind == frequency]
+        values[f"AP{frequency}"] = mean(outcome.precision[:, :, chosen, 0])
+    return values | recalls(outcome, (MOST,))
+
+
+def _best_of_each_image(detections: Objects) -> np.ndarray:
+    """Indices of the 300 best of each image, in the order of the file (equal scores: the earlier)."""
+    order = np.lexsort((np.arange(len(detections)), -detections.score, detections.image))
+    image = detections.image[order]
+    rank = np.arange(len(detections)) - np.searchsorted(image, image)
+    return np.sort(order[rank < MOST])
+
+
+def _judged(dataset: dict[str, Any], truth: Objects, detections: Objects) -> Objects:
+    """Without detections that the annotations say nothing about; those not judged fully are marked `ignore`."""
+    images = sorted(dataset["images"], key=lambda image: image["id"])
+    kinds = {number: index for index, number in enumerate(sorted(category["id"] for category in dataset["categories"]))}
+
+    def keys(field: str) -> np.ndarray:
+        listed = [(n, kinds[k]) for n, image in enumerate(images) for k in image[field] if k in kinds]
+        return _keys(*np.array(listed, np.int64).reshape(-1, 2).T)
+
+    of_detections = _keys(detections.image, detections.category)
+    known = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
+    incomplete = np.isin(of_detections, keys("not_exhaustive_category_ids"))
+    marked = replace(detections, ignore=incomplete)
+    return marked[np.isin(of_detections, known)]
+
+
+def _keys(image: np.ndarray, category: np.ndarray) -> np.ndarray:
+    return (image << 32) + category

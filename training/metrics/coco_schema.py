@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.metrics.rle import well_formed
+from training.metrics.boundary import well_formed
 
 Record = dict[str, Any]
 
@@ -67,7 +67,7 @@ def checked_results(
         RecordError: the first thing that is wrong.
     """
     if not isinstance(results, list):
-        raise RecordError(f"{source}: is {_short(results)}; expected a list of results")
+        raise RecordError(f"{source}: is {short(results)}; expected a list of results")
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     known = {category["id"] for category in truth["categories"]}
     kept: list[Record] = []
@@ -76,7 +76,7 @@ def checked_results(
     for index, result in enumerate(results):
         place = f"{source}: results[{index}]"
         if not isinstance(result, dict):
-            raise RecordError(f"{place}: is {_short(result)}; expected an object")
+            raise RecordError(f"{place}: is {short(result)}; expected an object")
         if id_of is not None:
             ids = {name: id_of(result.get(name)) for name in ("image_id", "category_id")}
             result = result | {name: number for name, number in ids.items() if number is not None}
@@ -86,7 +86,9 @@ def checked_results(
         _check_id(place, result, "category_id", None if unknown_categories else known)
         _require(is_number(result.get("score")), place, result, "score", "a finite number")
         if boxed or (not masks and "segmentation" not in result):
-            _check_box(place, result)
+            _require(
+                is_box(result.get("bbox")), place, result, "bbox", "[x, y, width, height], finite, sides 0 or more"
+            )
         if "segmentation" in result or not boxed:
             _check_shape(place, result, sizes[result["image_id"]])
         if "segmentation" in result:
@@ -99,7 +101,7 @@ def checked_results(
 
 def _require(fine: bool, place: str, record: Record, field: str, expected: str) -> None:
     if not fine:
-        fault = f"is {_short(record[field])}" if field in record else "is missing"
+        fault = f"is {short(record[field])}" if field in record else "is missing"
         raise RecordError(f"{place}.{field}: {fault}; expected {expected}")
 
 
@@ -107,12 +109,6 @@ def _check_id(place: str, result: Record, field: str, known: Collection[int] | N
     _require(is_integer(result.get(field)), place, result, field, "an integer")
     kind = {"image_id": "an image", "category_id": "a category"}[field]
     _require(known is None or result[field] in known, place, result, field, f"the id of {kind} of the ground truth")
-
-
-def _check_box(place: str, result: Record) -> None:
-    box = result.get("bbox")
-    fine = isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
-    _require(fine, place, result, "bbox", "[x, y, width, height], finite, sides 0 or more")
 
 
 def _check_shape(place: str, result: Record, size: tuple[int, int]) -> None:
@@ -124,10 +120,10 @@ def _check_shape(place: str, result: Record, size: tuple[int, int]) -> None:
             fine = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
             if not fine or not all(is_number(value) and abs(value) < 1e6 for value in polygon):
                 expected = "x, y of at least three points, finite, below 1e6"
-                raise RecordError(f"{place_inside}[{number}]: is {_short(polygon)}; expected {expected}")
+                raise RecordError(f"{place_inside}[{number}]: is {short(polygon)}; expected {expected}")
         return
     assert isinstance(drawn, dict)
-    fine = drawn.get("size") == list(size) or (not any(size) and _is_size(drawn.get("size")))
+    fine = drawn.get("size") == list(size) or (not any(size) and is_size(drawn.get("size")))
     _require(fine, place_inside, drawn, "size", f"the image's [height, width], {list(size)}")
     counts = drawn.get("counts")
     if isinstance(counts, list):
@@ -162,10 +158,17 @@ def is_number(value: Any) -> bool:
     return abs(value) < 1e300  # neither infinite nor NaN nor an integer beyond floats
 
 
-def _is_size(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """[x, y, width, height]: finite, sides 0 or more."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value)) and min(value[2:]) >= 0
+
+
+def is_size(value: Any) -> bool:
+    """[height, width]: positive integers."""
     return isinstance(value, list) and len(value) == 2 and all(map(is_integer, value)) and min(value) > 0
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as errors show it: at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

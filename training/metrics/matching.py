@@ -1,21 +1,17 @@
-"""Truths or detections of a whole set as arrays: what matching works on, whatever file they came from.
+"""Truths and detections of a whole set as arrays, whatever file they came from: overlapped, matched, counted.
+
+Only pairs of equal image and category whose IoU is at least the lowest threshold are kept. Nothing below can ever
+match, and most pairs are far below: matching and, for boundary AP, the costly part of the IoU see a fraction of them.
+
+Matching is greedy, as COCO and LVIS define it, for all IoU thresholds and area ranges at once. In order of falling
+score, a detection takes the truth of highest IoU that is still free, a truth that counts before one that is ignored; of
+equal IoUs the later one. A detection and a truth that are candidates of nobody else need no order at all: they are
+decided together, which is nearly all of them.
+
+Matches become precision at 101 recalls, averages by area, by category, and average recalls, with the arithmetic of
+COCO's evaluation (pycocotools), which is LVIS's, too. Absent values are NaN.
 
 Shapes: N objects, A area ranges, T IoU thresholds, K categories, R recall thresholds.
-
-Which detection overlaps which truth: the pairs of equal image and category whose IoU can count at all.
-
-Only pairs with IoU of at least the lowest threshold are kept. Nothing below can ever match, and most
-pairs are far below: matching and, for boundary AP, the costly part of the IoU see a fraction of them.
-
-Greedy matching as COCO and LVIS define it, for all IoU thresholds and area ranges at once.
-
-In order of falling score, a detection takes the truth of highest IoU that is still free, a truth that counts
-before one that is ignored; of equal IoUs the later one. A detection and a truth that are candidates of nobody else
-need no order at all: they are decided together, which is nearly all of them.
-
-From matches to numbers: precision at 101 recalls, averages by area, by category, and average recalls.
-
-Source: COCO's evaluation (pycocotools) and LVIS's, whose arithmetic is the same. Absent values are NaN.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ from model.images import turn_upright
 from model.prompts.views import View, view_of_box, view_of_image
 from training.datasets.coco import CocoSet
 from training.datasets.coco_records import is_ignored
-from training.datasets.problems import ImageLeftOutError, usable_samples
-from training.datasets.sample import Sample
+from training.datasets.sample import ImageLeftOutError, Sample, usable_samples
 
 #: Images are kept in memory with their longer side reduced to this.
 LONGEST_SIDE_PX = 640

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,18 @@ def clicked(
                 example.clicks.append(click)
     network.train()
     return before
+
+
+def with_new_cues(state: Mapping[str, Tensor], network: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights of a network whose nodes had fewer cues; the new ones, which are the last, count nothing at first."""
+    result = dict(state)
+    for name, expected in network.state_dict().items():
+        if name.endswith("mask_head.encoder.conv_fuse.weight") and name in state:
+            missing = expected.shape[1] - state[name].shape[1]
+            result[name] = torch.nn.functional.pad(state[name], (0, 0, 0, 0, 0, max(missing, 0)))
+        elif ".encoder.context." in name and name not in state:
+            result[name] = expected
+    return result
 
 
 @contextlib.contextmanager

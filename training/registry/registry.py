@@ -28,13 +28,18 @@ from model.checkpoints.metadata import (
     read_metadata,
     verify_weights,
 )
-from training.registry.storage import REPORT_FILE, RegistryError, Storage, checked_name, exclusively, is_artifact
-from training.registry.transfer import (
+from training.registry.storage import (
     CLAIM_FILE,
+    REPORT_FILE,
     Content,
     Manifest,
+    RegistryError,
+    Storage,
+    checked_name,
     download_files,
+    exclusively,
     files_of,
+    is_artifact,
     manifest_of,
     publish,
     upload_files,

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 
 from model.checkpoints.metadata import METADATA_FILE, read_metadata, update_metadata
 from model.instance import Instance, box_of
-from training.metrics.outline_distance import outline_length
+from training.metrics.boundary import outline_length
 
 #: Entry of a checkpoint's metadata.
 EFFORT_KEY = "effort"

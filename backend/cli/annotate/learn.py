@@ -11,7 +11,7 @@ import click
 
 from backend.cli.types import REFUSED, json_option
 from backend.errors import StartError
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.logs import set_up_logs
 from backend.processes.running_service import load_settings_of_running
 from backend.queue.connection import worker_connection

@@ -110,7 +110,6 @@ def table(
     Example: transfiner benchmark 2 --miniature --iterations 20
     """
     from model.predictor import choose_device
-    from training.benchmark.report import build_table_report, write_table_report
     from training.benchmark.runner import (
         BenchmarkStopped,
         Scale,
@@ -120,7 +119,7 @@ def table(
         plan_text,
         run_table,
     )
-    from training.benchmark.tables import TABLES
+    from training.benchmark.tables import TABLES, build_table_report, write_table_report
 
     chosen = TABLES[int(str(ctx.info_name))]
     scale = Scale(train=train_set, test=test_set, device=str(choose_device(device)), **options)

@@ -87,7 +87,7 @@ def check(
 def _chosen(samples: Any, limit: int | None) -> list[int]:
     """Indices of the images to read: all of a set on disk where nobody wants fewer."""
     from training.datasets import SceneSet
-    from training.datasets.statistics import spread
+    from training.datasets.check import spread
 
     most = limit if limit is not None else 200 if isinstance(samples, SceneSet) else 0
     return spread(len(samples), most)
@@ -97,7 +97,7 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
     """Write a repaired copy; its name and counts."""
     from training.datasets import SceneSet
     from training.datasets.repair import write_repaired
-    from training.snapshots.samples import SnapshotSamples
+    from training.finetune.data import SnapshotSamples
 
     if isinstance(samples, SceneSet):
         raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
@@ -108,9 +108,8 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
 
 def _looked_at(samples: Any, name: str, limit: int | None, pictures: int, sheet: Path) -> dict[str, Any]:
     """Draw the contact sheet and read the set: counts, problems, and careless labels with their pictures."""
-    from training.datasets.careless import save_pictures
+    from training.datasets.check import data_set_contact_sheet, save_pictures, spread, statistics
     from training.datasets.pictures import save_picture
-    from training.datasets.statistics import data_set_contact_sheet, spread, statistics
 
     save_picture(data_set_contact_sheet(samples, spread(len(samples), pictures)), sheet)
     indices, careless = _chosen(samples, limit), list[tuple[Any, str, str]]()
@@ -138,7 +137,7 @@ def _open_export(name: str) -> Any:
     from backend.cli.train.snapshot import read_labelling, read_rows
     from backend.learning.snapshot import ImageFolder, SnapshotSettings, freeze_tasks
     from training.datasets import split_after_file
-    from training.snapshots.samples import SnapshotSamples
+    from training.finetune.data import SnapshotSamples
 
     export_file, _, rest = split_after_file(name.partition(":")[2])
     images, config_file = _images_and_config(rest)
@@ -171,7 +170,7 @@ def _images_and_config(rest: str) -> tuple[str, str]:
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
     """Labels that a checkpoint disagrees with, the surest first; the first of them are drawn into a file."""
     from model.predictor import Predictor
-    from training.evaluation.swapped_classes import doubted_labels, save_doubts
+    from training.datasets.check import doubted_labels, save_doubts
 
     predictor = Predictor.from_checkpoint(weights)
     if not set(predictor.labels) & set(samples.class_names):

@@ -171,14 +171,21 @@ def _prompts(samples: Any, weights: Path, kind: str, device: str, *, with_grabcu
 
 def _raw(samples: Any, name: str, weights: Path, picture: Path | None, rows: int, how: Json) -> Json:
     """Figures of a checkpoint's masks; also draws the picture that is asked for."""
-    from training.datasets.pictures import Comparison
+    from training.datasets.pictures import comparison_row, in_rows, save_picture
     from training.evaluation.run import evaluate_checkpoint
 
-    drawn = Comparison(rows) if picture else None
+    drawn: list[Any] = []
+
+    def draw(sample: Any, instances: Any) -> None:
+        if len(drawn) < rows:
+            drawn.append(comparison_row(sample, instances))
+
     with click.progressbar(length=len(samples), label=f"evaluating {name}", file=sys.stderr) as bar:
-        result = evaluate_checkpoint(weights, samples, progress=lambda _: bar.update(1), observe=drawn, **how)
-    if picture and drawn:
-        drawn.save(picture)
+        result = evaluate_checkpoint(
+            weights, samples, progress=lambda _: bar.update(1), observe=draw if picture else None, **how
+        )
+    if picture:
+        save_picture(in_rows(drawn), picture)
     return {"weights": str(weights), "set": name} | result.as_dict()
 
 

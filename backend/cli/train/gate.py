@@ -29,8 +29,8 @@ from model.checkpoints.metadata import METADATA_FILE, CheckpointError
 if TYPE_CHECKING:
     from training.datasets import Sample
     from training.gate import Verdict
-    from training.gate.detections import Detect, Detection
-    from training.gate.rules import GateRules
+    from training.gate.holdout import Detect, Detection
+    from training.gate.verdict import GateRules
     from training.registry import Registry
 
 rule_option = click.option(
@@ -87,7 +87,7 @@ def gate_rules(given: Sequence[tuple[str, str]]) -> GateRules:
     Raises:
         BadParameter: a rule is unknown or no number.
     """
-    from training.gate.rules import parse_rules
+    from training.gate.verdict import parse_rules
 
     values: dict[str, Any] = dict(load_settings().gate_rules)
     try:
@@ -106,7 +106,7 @@ def _number(text: str) -> float | str:
 def detector(device: str) -> Detect:
     """Lets checkpoints look at pictures, with a bar on the error stream."""
     from model.predictor import choose_device
-    from training.gate.detections import detect_with
+    from training.gate.holdout import detect_with
 
     chosen = str(choose_device(device))
 

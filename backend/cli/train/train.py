@@ -62,8 +62,7 @@ def train(
     from model.config import override
     from model.predictor import choose_device
     from training import distributed as processes
-    from training.engine.build import build_for_training
-    from training.engine.config import get_training_config
+    from training.engine.build import build_for_training, get_training_config
     from training.engine.trainer import STATE_FILE, Trainer
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -191,6 +190,14 @@ def finetune(
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=65.0)
 @click.option("--iterations", type=click.IntRange(0), default=0, help="Stop after so many, too; 0: by time alone.")
 @click.option("--batch", type=click.IntRange(1), default=16, help="Views a step.")
+@click.option(
+    "--learn",
+    "learned",
+    multiple=True,
+    metavar="PREFIX",
+    help="Learn the parameters whose names begin so and keep the others, e.g. mask_head.encoder. for the refinement "
+    "alone; repeatable.",
+)
 @click.option("--threads", type=click.IntRange(1), default=2)
 @click.option("--bf16/--fp32", default=True, help="bfloat16 where the processor is fast at it.")
 @click.option("--version", default="photos-1", help="Of the checkpoint.")
@@ -205,6 +212,7 @@ def train_prompts_command(
     minutes: float,
     iterations: int,
     batch: int,
+    learned: tuple[str, ...],
     threads: int,
     bf16: bool,
     version: str,
@@ -234,7 +242,12 @@ def train_prompts_command(
         objects = load_objects([Source(file, images, named, most_objects, factor) for file, images, factor in sets])
     click.echo(f"{len(objects.objects)} objects on {len(objects.images)} images; log: {out / 'log.jsonl'}", err=True)
     plan = PromptTraining(
-        batch=batch, seconds=60 * minutes, learning_rate=learning_rate, bf16=bf16, iterations=iterations
+        batch=batch,
+        seconds=60 * minutes,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        iterations=iterations,
+        learned=learned,
     )
     train_prompts(network.prompts, objects, plan, out)
     network.prompts.load_state_dict(torch.load(out / "ema.pt", weights_only=True))
@@ -251,6 +264,7 @@ def _prompted_start(nanodet: Path | None, init: Path | None) -> tuple[CfgNode, P
     from model.detectors.nanodet_weights import load_packaged_weights
     from model.network import build_network
     from model.prompts.detector import PromptedDetector
+    from training.prompts.train import with_new_cues
 
     cfg = get_config("prompts/photos-detector")
     cfg.MODEL.DEVICE = "cpu"
@@ -260,5 +274,5 @@ def _prompted_start(nanodet: Path | None, init: Path | None) -> tuple[CfgNode, P
         load_packaged_weights(network.detector, nanodet)
         network.prompts.trunk.load_state_dict(network.detector.trunk.state_dict())
     if init is not None:
-        load_weights(network, load_checkpoint(init)[1], source=str(init))
+        load_weights(network, with_new_cues(load_checkpoint(init).state, network), source=str(init))
     return cfg, network

@@ -33,7 +33,7 @@ from backend.errors import ServiceError, StartError
 from backend.settings import SCENES_MODEL
 from backend.versions.resolve import ServedModel, read_served_model
 from model.checkpoints.metadata import WEIGHTS_FILE, read_metadata
-from training.benchmark.report import markdown_table
+from training.benchmark.tables import markdown_table
 from training.registry import Registry
 
 Json = dict[str, Any]
@@ -244,9 +244,8 @@ class Scenario:
 
 def measure(checkpoint: Path, test_set: Path) -> dict[str, float]:
     """mask_ap and boundary_ap, in points, of a checkpoint directory; by the gate's evaluator."""
-    from training.gate.detections import DetectionCache, detect_with
+    from training.gate.holdout import DetectionCache, detect_with, open_holdout
     from training.gate.holdout import measure as measure_on
-    from training.gate.holdout import open_holdout
 
     holdout = open_holdout(test_set)
     detections = DetectionCache(detect_with()).on(checkpoint, holdout.samples, holdout.keys)

@@ -18,8 +18,7 @@ from PIL import Image
 
 from training.datasets import AnySet, Sample, open_set
 from training.evaluation.coco_format import TruthBuilder
-from training.synthetic.scenes import Scene
-from training.synthetic.shifted import SHIFTED_CLASSES, generate_shifted_scene
+from training.synthetic.scenes import SHIFTED_CLASSES, Scene, generate_shifted_scene
 
 # Four finetunings (rounds, poison) of this length and their judging take less than an hour on two CPU cores. Epochs,
 # not minutes: on a busy machine minutes teach nothing, and results would differ by the load. Not iterations either:

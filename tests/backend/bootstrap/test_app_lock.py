@@ -50,7 +50,7 @@ print(len(found))
 @pytest.mark.parametrize(
     "code",
     [
-        "from model.network import build_network as b; from training.engine.config import get_training_config as c;"
+        "from model.network import build_network as b; from training.engine.build import get_training_config as c;"
         "b(c('ablations/pointrend'))",
         "import sys, numpy as np; from backend.devtools.simulated_edits import opencv;"
         "from backend.errors import ServiceError;"

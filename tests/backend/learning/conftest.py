@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.learning.run_record import Run, RunStore
+from backend.learning.round import Run, RunStore
 from backend.learning.train_worker import Learner
 from backend.queue.train_queue import TrainQueue
 from backend.settings import Settings

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from backend.doctor.connection import Settled
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.learning.steps import FINETUNE, step_command
 from backend.learning.train_worker import Learner
 from backend.queue.train_queue import BUTTON

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.learning import run_record as runs
-from backend.learning.round import PRESET
-from backend.learning.run_record import Run
+from backend.learning import round as runs
+from backend.learning.round import PRESET, Run
 from backend.learning.train_worker import Learner, Watcher
 from backend.queue.keys import learning_lock_key
 from backend.queue.train_queue import BUTTON, COMMAND

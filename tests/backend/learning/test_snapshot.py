@@ -286,12 +286,6 @@ def test_transparent_images_are_kept_as_they_were_shown(tmp_path: Path) -> None:
     assert (sample.image == 255).all()  # white behind it, as the editor draws it
 
 
-def test_pixels_may_come_instead_of_files(tmp_path: Path) -> None:
-    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    snapshot = frozen([TASKS[2]], tmp_path, lambda row, key: pixels)
-    assert next(snapshot.images.iterdir()).stem == pixels_sha256(pixels)
-
-
 def test_a_label_config_without_outlines_is_refused(tmp_path: Path) -> None:
     client: Any = FakeLabelStudio(TASKS, "<View><Text name='t' value='$text'/></View>")
     with pytest.raises(UnsupportedConfigError, match="No snapshot can be taken"):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.learning.train_worker import run_next
 from backend.queue.keys import TRAININGS
 from backend.queue.train_queue import BUTTON, living_trainers

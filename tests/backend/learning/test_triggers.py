@@ -8,7 +8,7 @@ import time
 import pytest
 
 from backend.api.app import create_app
-from backend.learning import run_record as runs
+from backend.learning import round as runs
 from backend.learning.label_studio import TriggerState, count_new_annotations, training_reason
 from backend.learning.train_worker import Watcher
 from backend.queue.keys import TRAININGS
@@ -29,7 +29,7 @@ class Client:
         self.tasks = [{"annotations": [{"updated_at": m, **annotation}]} for m in moments] + [{"annotations": []}]
         self.queries: list[str | None] = []
 
-    def iter_tasks(self, project_id, *, page_size=100, fields="all", query=None):
+    def iter_tasks(self, project_id, *, query=None):
         self.queries.append(query)
         return iter(self.tasks)
 

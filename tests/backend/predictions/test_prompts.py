@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backend.predictions.prompts import chosen_regions
 from backend.queue.job_queue import PredictionJob
-from integration.regions.painted import encode_bitmask, encode_brush_mask
+from integration.regions.shapes import encode_bitmask, encode_brush_mask
 
 BASE: dict[str, Any] = {
     "project": "7.1795339022",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from requests import PreparedRequest, RequestException
 from requests.adapters import HTTPAdapter
 
-from integration.images.ssrf_guard import AddressPolicy, AddressRefused, origin
+from integration.images.download import AddressPolicy, AddressRefused, origin
 
 
 @pytest.mark.parametrize(

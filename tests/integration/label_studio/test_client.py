@@ -1,19 +1,30 @@
-"""The API client against a real HTTP server that answers as recorded."""
+"""The API client and its tokens, legacy and personal, against a real HTTP server that answers as recorded."""
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from integration.label_studio.client import ClientError, LabelStudioClient
+from integration.label_studio.client import (
+    ASSUMED_LIFE_S,
+    ClientError,
+    LabelStudioAuth,
+    LabelStudioClient,
+    is_personal_access_token,
+    life_s,
+)
 
 pytestmark = pytest.mark.service
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
+REFRESH = "/api/token/refresh/"
 KEY = "0123456789abcdef0123456789abcdef01234567"
+PERSONAL = "aaa.bbb.ccc"
 
 
 def recorded(name: str) -> Any:
@@ -21,9 +32,14 @@ def recorded(name: str) -> Any:
     return json.loads(path.read_text())["data"]
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("integration.label_studio.client._RETRY_WAIT_S", 0.0)
+
+
 @pytest.fixture
 def client(loopback: Any) -> LabelStudioClient:
-    return LabelStudioClient(loopback.url + "/", KEY, sleep=lambda seconds: None)
+    return LabelStudioClient(loopback.url + "/", KEY)
 
 
 def test_every_request_carries_the_key_but_health_none(loopback: Any, client: LabelStudioClient) -> None:
@@ -44,12 +60,14 @@ def test_recorded_answers_pass_through(loopback: Any, client: LabelStudioClient)
     assert client.list_backends(1)[0]["title"] == "transfiner"
     assert client.list_webhooks(2)[0]["is_active"]
     assert len(client.list_predictions(task_id=6)) == 4
-    assert len(client.export_json(1, download_all_tasks=True)) == len(recorded("70_"))
-    assert loopback.requests[-1].query == {"exportType": ["JSON"], "download_all_tasks": ["true"]}
+    assert len(client.export_json(1)) == len(recorded("70_"))
+    assert loopback.requests[-1].query == {"exportType": ["JSON"]}
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_tasks_come_page_by_page(loopback: Any, client: LabelStudioClient, count: int) -> None:
+def test_tasks_come_page_by_page(
+    loopback: Any, client: LabelStudioClient, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def page(seen: Any, handler: Any) -> None:
         number, size = int(seen.query["page"][0]), int(seen.query["page_size"][0])
         tasks = [{"id": n} for n in range(count)][(number - 1) * size : number * size]
@@ -58,8 +76,9 @@ def test_tasks_come_page_by_page(loopback: Any, client: LabelStudioClient, count
         else:
             give(handler, {"tasks": tasks, "total": count})
 
+    monkeypatch.setattr("integration.label_studio.client.PAGE_SIZE", 2)
     loopback.pages["/api/tasks"] = page
-    tasks = list(client.iter_tasks(7, page_size=2, query='{"filters": {}}'))
+    tasks = list(client.iter_tasks(7, query='{"filters": {}}'))
     assert [task["id"] for task in tasks] == list(range(count))
     assert loopback.requests[0].query["project"] == ["7"]
     assert loopback.requests[0].query["query"] == ['{"filters": {}}']
@@ -209,17 +228,17 @@ def test_pages_that_are_not_label_studio(loopback: Any, client: LabelStudioClien
 
 
 def test_nobody_there(free_port: int) -> None:
-    client = LabelStudioClient(f"http://127.0.0.1:{free_port}", KEY, sleep=lambda seconds: None)
+    client = LabelStudioClient(f"http://127.0.0.1:{free_port}", KEY)
     with pytest.raises(ClientError, match="check that Label Studio runs") as caught:
         client.list_projects()
     assert caught.value.status is None
 
 
-def test_a_write_that_cannot_have_happened_is_repeated(free_port: int) -> None:
+def test_a_write_that_cannot_have_happened_is_repeated(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    client = LabelStudioClient(f"http://127.0.0.1:{free_port}", KEY, sleep=waits.append)
+    monkeypatch.setattr("integration.label_studio.client.time.sleep", waits.append)
     with pytest.raises(ClientError):
-        client.update_project(1, title="x")
+        LabelStudioClient(f"http://127.0.0.1:{free_port}", KEY).update_project(1, title="x")
     assert len(waits) == 2
 
 
@@ -227,3 +246,98 @@ def test_refused_personal_tokens_are_client_errors(loopback: Any) -> None:
     loopback.give("/api/token/refresh/", {}, 401)
     with pytest.raises(ClientError, match="create a new one"):
         LabelStudioClient(loopback.url, "a.b.c").list_projects()
+
+
+def jwt(**claims: Any) -> str:
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"head.{payload}.signature"
+
+
+@pytest.mark.parametrize(("key", "personal"), [(KEY, False), (PERSONAL, True), ("", False)])
+def test_kinds_of_tokens(key: str, personal: bool) -> None:
+    assert is_personal_access_token(key) is personal
+
+
+def test_legacy_token_and_none(loopback: Any) -> None:
+    assert LabelStudioAuth(loopback.url, f" {KEY}\n").headers() == {"Authorization": f"Token {KEY}"}
+    assert LabelStudioAuth(loopback.url, "").headers() == {}
+    assert loopback.requests == []
+
+
+def test_an_access_token_is_used_until_shortly_before_its_end(loopback: Any) -> None:
+    clock = [1000.0]
+    loopback.pages[REFRESH] = lambda seen, handler: give_token(handler, len(loopback.requests))
+    auth = LabelStudioAuth(loopback.url + "/", PERSONAL, now=lambda: clock[0])
+    first = auth.headers()["Authorization"]
+    assert first.startswith("Bearer ")
+    assert loopback.requests[0].json == {"refresh": PERSONAL}
+    clock[0] += 239
+    assert auth.headers()["Authorization"] == first
+    clock[0] += 2
+    assert auth.headers()["Authorization"] != first
+    assert len(loopback.requests) == 2
+    auth.forget()
+    auth.headers()
+    assert len(loopback.requests) == 3
+
+
+def give_token(handler: Any, number: int) -> None:
+    data = json.dumps({"access": jwt(iat=5_000_000, exp=5_000_300, number=number)}).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def test_threads_share_one_exchange(loopback: Any) -> None:
+    loopback.give(REFRESH, {"access": jwt(iat=0, exp=300)})
+    auth = LabelStudioAuth(loopback.url, PERSONAL)
+    threads = [threading.Thread(target=auth.headers) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loopback.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"detail": "Token is invalid or expired"}, 401, "create a new one"),
+        (b"<html>", 200, "check that the address"),
+        ({"token": "x"}, 200, "check that the address"),
+        (["access"], 200, "check that the address"),
+    ],
+)
+def test_refusals_say_what_to_do(loopback: Any, body: Any, status: int, words: str) -> None:
+    loopback.give(REFRESH, body, status)
+    with pytest.raises(ClientError, match=words) as caught:
+        LabelStudioAuth(loopback.url, PERSONAL).headers()
+    assert caught.value.status == status
+    assert PERSONAL not in str(caught.value)
+
+
+def test_nobody_there_to_exchange_a_token(free_port: int) -> None:
+    with pytest.raises(ClientError, match="check that Label Studio runs") as caught:
+        LabelStudioAuth(f"http://127.0.0.1:{free_port}", PERSONAL).headers()
+    assert caught.value.status is None
+
+
+def test_keys_are_never_shown() -> None:
+    assert KEY not in repr(LabelStudioAuth("http://ls", KEY))
+
+
+@pytest.mark.parametrize(
+    ("token", "seconds"),
+    [
+        (jwt(iat=100, exp=400), 300),
+        (jwt(iat=100, exp=50), 0),
+        (jwt(exp=400), ASSUMED_LIFE_S),
+        (jwt(iat="x", exp=1), ASSUMED_LIFE_S),
+        ("opaque", ASSUMED_LIFE_S),
+        ("a.@@@.c", ASSUMED_LIFE_S),
+        ("a.W10.c", ASSUMED_LIFE_S),
+    ],
+)
+def test_life_of_access_tokens(token: str, seconds: float) -> None:
+    assert life_s(token) == seconds

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
-from integration.images.urls import image_value
+from integration.images.fetch import image_value
 from integration.label_studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 
 RECORDINGS = sorted((Path(__file__).parents[2] / "recordings").glob("*.json"))

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from integration.label_studio.label_config import parse_label_config
 from integration.label_studio.notice import LONGEST, is_notice, notice
 from integration.label_studio.tasks import SKIPPED, chosen_annotations, newest_time, read_task, used_labels
-from integration.regions.drawings import is_box, read_drawings, vote
-from integration.regions.read import AnnotatedObject
+from integration.regions.read import AnnotatedObject, is_box, read_drawings, vote
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import shapely
 
-from integration.polygons.exact import Polygon
+from integration.polygons.contours import Polygon
 
 SAMPLE_STEP_PX = 0.25
 

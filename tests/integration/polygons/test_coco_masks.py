@@ -14,8 +14,8 @@ import pytest
 import shapely
 from pycocotools import mask as coco_mask
 
+from integration.polygons.contours import exact_polygons
 from integration.polygons.convert import outline_mask, polygons_to_mask
-from integration.polygons.exact import exact_polygons
 from tests.integration.polygons.hausdorff import deviation_px
 
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from integration.polygons import shortcut_graph as shortcuts
-from integration.polygons.exact import trace_rings
-from integration.polygons.min_vertex_path import fewest_vertices
-from integration.polygons.shortcut_graph import ShortcutGraph
+from integration.polygons import min_vertex_path as shortcuts
+from integration.polygons.contours import trace_rings
+from integration.polygons.min_vertex_path import ShortcutGraph, fewest_vertices
 
 
 def random_rings(seed: int) -> list[np.ndarray]:

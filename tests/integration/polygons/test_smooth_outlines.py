@@ -9,17 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.polygons.contours import Polygon, exact_polygons, level_set_outline, sample_patch
 from integration.polygons.convert import (
     CrumbRule,
-    level_set_outline,
     outline_mask,
     polygons_to_mask,
     reach_border,
     remove_crumbs,
-    sample_patch,
     smooth_outline,
 )
-from integration.polygons.exact import Polygon, exact_polygons
 from integration.polygons.joining import join_polygons, split_ring
 from tests.integration.polygons.hausdorff import deviation_px
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk.converter.brush import decode_rle, encode_rle, mask2rle
 
-from integration.regions.painted import BrushError, decode_brush_mask, encode_brush_mask
+from integration.regions.shapes import ShapeError, decode_brush_mask, encode_brush_mask
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)
@@ -81,17 +81,17 @@ GOOD = encode_brush_mask(np.eye(9, dtype=bool))
     ],
 )
 def test_damaged_codes(rle: list[int], shape: tuple[int, int], words: str) -> None:
-    with pytest.raises(BrushError, match=words):
+    with pytest.raises(ShapeError, match=words):
         decode_brush_mask(rle, *shape)
 
 
 @given(st.lists(st.integers(0, 255), max_size=60), st.integers(0, 4), st.integers(0, 4))
 def test_any_bytes_decode_or_are_refused(tail: list[int], height: int, width: int) -> None:
     code = [*(height * width * 4).to_bytes(4, "big"), *tail]
-    with contextlib.suppress(BrushError):
+    with contextlib.suppress(ShapeError):
         assert decode_brush_mask(code, height, width).shape == (height, width)
 
 
 def test_masks_of_another_shape_are_refused() -> None:
-    with pytest.raises(BrushError, match="height x width"):
+    with pytest.raises(ShapeError, match="height x width"):
         encode_brush_mask(np.zeros((2, 3, 4), dtype=bool))

@@ -10,10 +10,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from integration.label_studio.tasks import read_task
+from integration.polygons.contours import Polygon
 from integration.polygons.convert import polygons_to_mask
-from integration.polygons.exact import Polygon
 from integration.regions.export import Export, export_tasks
-from integration.regions.painted import BitmaskError, decode_bitmask, encode_bitmask, encode_brush_mask
+from integration.regions.shapes import ShapeError, decode_bitmask, encode_bitmask, encode_brush_mask
 from integration.regions.write import Output
 from model.instance import iou
 from tests.support.regions import instance, predict, ring
@@ -190,5 +190,5 @@ def test_rle_everywhere_when_asked() -> None:
     ],
 )
 def test_broken_bitmasks_are_refused_with_a_reason(url: Any, reason: str) -> None:
-    with pytest.raises(BitmaskError, match=reason):
+    with pytest.raises(ShapeError, match=reason):
         decode_bitmask(url, HEIGHT, WIDTH)

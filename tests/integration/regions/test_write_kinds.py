@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.polygons.contours import exact_polygons
 from integration.polygons.convert import polygons_to_mask
-from integration.polygons.exact import exact_polygons
 from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
 from integration.regions.write import Output, Reason
@@ -130,6 +130,20 @@ def test_doubles_of_other_classes_are_left_out() -> None:
     # What no label of the project shows hides nothing.
     _, report = predict([both[0], instance(double_hw, label="whale", score=0.9)])
     assert report.shown == 1
+
+
+def test_a_part_inside_a_better_object_of_its_class_is_left_out() -> None:
+    whole_hw = np.zeros((40, 60), bool)
+    whole_hw[10:30, 10:40] = True
+    half_hw = np.zeros_like(whole_hw)
+    half_hw[10:19, 9:40] = True  # 30 of 31 columns lie inside
+    whole, half = instance(whole_hw, score=0.9), instance(half_hw, score=0.6)
+    prediction, report = predict([half, whole])
+    assert report.dropped == {Reason.PART: 1}
+    assert [region["score"] for region in prediction["result"]] == [0.9]
+    for kept in ([whole, replace(half, label="pine")], [replace(whole, score=0.5), half]):
+        assert predict(kept)[1].shown == 2  # a nose on a face; a whole that is less likely than its part
+    assert predict([half, whole], output=Output(part_cover=1.0))[1].shown == 2
 
 
 @given(hnp.arrays(np.float32, (9, 12), elements=st.floats(0, 1, width=32)), st.booleans())

@@ -8,7 +8,7 @@ from torch import nn
 
 from model.mask_head.quadtree import Nodes, nodes_of
 from model.mask_head.sequences import QuadtreeRefinement
-from tests.model.mask_head.test_paper_preset import built
+from tests.model.mask_head.test_paper_preset import built, pooled
 
 
 class Pyramid:
@@ -25,7 +25,7 @@ class Recorder(QuadtreeRefinement):
     def __init__(self) -> None:
         self.levels: list[Nodes] = []
 
-    def __call__(self, pyramid, coarse, levels, rois):
+    def __call__(self, pyramid, coarse, levels, rois, coarse_features=None):
         self.levels, self.rois, self.pyramid = levels, rois, pyramid
         return torch.empty(0), [n.y * 100.0 + n.x for n in levels]
 
@@ -58,12 +58,25 @@ def test_nothing_detected_is_fine() -> None:
     assert [len(v) for v in Recorder().in_parts(Pyramid(), torch.zeros(0, 4, 4), levels, 5)] == [0]
 
 
+def test_a_node_knows_what_the_coarse_mask_of_its_cell_was_predicted_from() -> None:
+    heads = built({"CUES": ["feature", "coarse", "position", "coarse_feature"]})
+    pyramid, _ = pooled(0)
+    output = heads.mask_head.coarse(pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long))
+    side = output.logits.shape[-1]
+    levels = [Nodes(torch.tensor([1]), torch.tensor([y]), torch.tensor([x])) for y, x in ((5, 7), (11, 14), (22, 29))]
+    cues = heads.mask_head.refine._cues(pyramid, torch.rand(2, side, side), levels, output.upsampled)
+    for level in cues:  # the three places lie in one coarse cell
+        assert torch.equal(level.coarse_feature, output.upsampled[1, None, :, 5, 7])
+    assert built({}).mask_head.coarse(pyramid, torch.zeros(2, dtype=torch.long)).upsampled is None
+
+
+@pytest.mark.parametrize("cues", [("feature", "coarse", "position"), ("feature", "coarse", "coarse_feature")])
 @torch.no_grad()
-def test_company_changes_nothing() -> None:
+def test_company_changes_nothing(cues: tuple[str, ...]) -> None:
     """An instance's masks are the same whether or not one with more nodes is beside it."""
     from detectron2.structures import Boxes, Instances
 
-    heads = built({"TEST_SEQUENCE_NODES": 200}).eval()
+    heads = built({"TEST_SEQUENCE_NODES": 200, "CUES": list(cues)}).eval()
     nn.init.normal_(heads.mask_head.encoder.conv_r1[2].weight)
     maps = {f"p{i}": torch.randn(1, 16, 64 // 2**i, 96 // 2**i) for i in (2, 3, 4, 5)}
     boxes = torch.tensor([[3.0, 5.0, 60.0, 44.0], [10.0, 2.0, 30.0, 61.0]])

@@ -11,9 +11,8 @@ from detectron2.utils.events import EventStorage
 
 from model.mask_head.incoherence import build_detection
 from model.network import build_network
-from training.benchmark.cost.subjects import training_record
+from training.benchmark.cost.measures import training_record
 from training.benchmark.measurement import renumbered
-from training.benchmark.report import build_table_report, table_report_markdown, write_table_report
 from training.benchmark.runner import (
     Scale,
     missing_files,
@@ -25,7 +24,7 @@ from training.benchmark.runner import (
     training_config,
     training_digest,
 )
-from training.benchmark.tables import TABLES, Row, Table
+from training.benchmark.tables import TABLES, Row, Table, build_table_report, table_report_markdown, write_table_report
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from backend.cli.research.benchmark import benchmark
 from tests.support.miniature import write_miniature
 from training.benchmark.tables import TABLES
-from training.datasets.coco_categories import cocofied
+from training.datasets.preparation import cocofied
 
 pytestmark = pytest.mark.slow
 

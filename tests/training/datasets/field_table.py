@@ -17,9 +17,9 @@ FIELD = ROOT.parent / "shared" / "field"
 MOVED = {
     "integration.image_decoding": "model.images",
     "integration.label_config": "integration.label_studio.label_config",
-    "integration.locations": "integration.images.urls",
+    "integration.locations": "integration.images.fetch",
     "integration.annotations": "integration.regions.read",
-    "integration.brush": "integration.regions.painted",
+    "integration.brush": "integration.regions.shapes",
     "encode_mask": "encode_brush_mask",
     "backend.interactive": "backend.predictions.prompts",
     "integration.regions import": "integration.regions.write import",

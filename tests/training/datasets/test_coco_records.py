@@ -128,7 +128,7 @@ def test_a_picture_that_may_not_be_read_is_named_as_a_damaged_one(
     def refuse(path: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("training.datasets.problems.read_image", refuse)
+    monkeypatch.setattr("training.datasets.sample.read_image", refuse)
     with pytest.raises(ImageLeftOutError, match=r"damaged image: .*Permission denied.*1\.png"):
         samples[0]
 

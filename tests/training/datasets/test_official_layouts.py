@@ -12,9 +12,8 @@ from PIL import Image
 
 from tests.support.miniature import LAYOUTS, PredictionWriter, write_miniature, write_predictions
 from training.datasets import ImageLeftOutError, open_set
-from training.datasets.coco_categories import cocofied
-from training.datasets.preparation import convert, inspect, set_names
-from training.datasets.statistics import data_set_contact_sheet, statistics
+from training.datasets.check import data_set_contact_sheet, statistics
+from training.datasets.preparation import cocofied, convert, inspect, set_names
 from training.evaluation.score import score
 from training.metrics.cityscapes import LABELS
 from training.synthetic.scenes import generate_scene, scene_seed

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from training import distributed as processes
-from training.engine.config import get_training_config
+from training.engine.build import get_training_config
 from training.engine.trainer import Trainer
 
 SETTINGS = {

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from training.datasets.loader import WeightedSample, to_network_input
-from training.engine.config import get_training_config
+from training.engine.build import get_training_config
 from training.engine.log import RunLog, RunProgress, read_progress, write_progress
 from training.engine.step import LearningStep, build_optimizer, checked_precision, in_parts
 

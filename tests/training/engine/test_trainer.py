@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from training.datasets.loader import training_loader, training_samples
-from training.engine.config import get_training_config, network_config
+from training.engine.build import get_training_config, network_config
 from training.engine.step import MovingAverage, build_optimizer, lr_factor, run_fraction
 from training.engine.trainer import Trainer, TrainingDiverged
 

@@ -20,7 +20,6 @@ from training.evaluation.incoherence_analysis import (
     compare_regions,
     confusion_figures,
     detector_figures,
-    fill_with_truth,
     incoherent_union,
     match_to_truth,
     recorded_refinement,
@@ -57,19 +56,17 @@ def test_union_of_a_half_plane(columns: int, halvings: int, expected_columns: li
 def test_table_1_by_hand() -> None:
     """Truth: 3 of 8 columns, U = columns 2 and 3 (16 of 64 places). Coarse: 5 columns, wrong in columns 3 and 4."""
     truth, coarse = half_plane(3), half_plane(5)
-    counts = region_counts(coarse, truth, halvings=1)
+    counts = region_counts(coarse, truth, incoherent_union(truth, 1))
     assert counts.tolist() == [[64, 16, 16, 8]]
     figures = region_properties(counts)
     assert figures["percent"] == pytest.approx(0.25)
     assert figures["recall_err"] == pytest.approx(0.5)  # column 3 of columns 3 and 4
     assert figures["accuracy"] == pytest.approx(0.5)  # column 2 of columns 2 and 3
-    filled = fill_with_truth(coarse, truth, halvings=1)
-    assert torch.nonzero(filled[0, 0]).flatten().tolist() == [0, 1, 2, 4]
 
 
 def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not() -> None:
-    wrong = region_counts(half_plane(5), half_plane(3), halvings=1)
-    perfect = region_counts(half_plane(4), half_plane(4), halvings=1)  # no error, no region
+    wrong = region_counts(half_plane(5), half_plane(3), incoherent_union(half_plane(3), 1))
+    perfect = region_counts(half_plane(4), half_plane(4), incoherent_union(half_plane(4), 1))  # no error, no region
     figures = region_properties(torch.cat([wrong, perfect]))
     assert figures["percent"] == pytest.approx(0.125)
     assert figures["recall_err"] == figures["accuracy"] == pytest.approx(0.5)
@@ -78,7 +75,7 @@ def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not(
     assert figures["objects"] == 2
     assert math.isnan(region_properties(wrong[:0])["percent"])
     nothing = half_plane(3)[:0]  # an image without a matched detection
-    assert len(region_counts(nothing, nothing)) == len(fill_with_truth(nothing, nothing)) == 0
+    assert len(region_counts(nothing, nothing, incoherent_union(nothing))) == 0
 
 
 def test_table_3_by_hand() -> None:

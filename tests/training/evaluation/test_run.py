@@ -14,7 +14,7 @@ from tests.support.miniature import write_miniature
 from training.benchmark.runner import Scale, training_config
 from training.benchmark.tables import TABLES
 from training.datasets import CocoSet, Sample, open_set
-from training.engine.config import network_config
+from training.engine.build import network_config
 from training.evaluation.run import evaluate_checkpoint
 from training.synthetic.scenes import CLASSES
 

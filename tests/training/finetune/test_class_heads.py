@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.finetune.start import describe, fit_classes, previous_names
+from training.finetune.finetune import describe, fit_classes, previous_names
 
 SCORES = "roi_heads.box_predictor.cls_score.weight"
 BOXES = "roi_heads.box_predictor.bbox_pred.bias"

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from backend.cli.train.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
 from tests.training.finetune.tiny_finetune import STEPS, settings, tiny_snapshot
-from training.engine.log import read_progress
+from training.engine.log import RunProgress, read_progress
 from training.finetune.data import NothingToLearn
-from training.finetune.finetune import FinetuneProgress, FinetuneStopped, finetune
+from training.finetune.finetune import FinetuneStopped, finetune
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = [
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
-    seen: list[FinetuneProgress] = []
+    seen: list[RunProgress] = []
     finetune(checkpoint, snapshot, tmp_path, settings=settings(), on_progress=seen.append)
     assert next(note.iteration for note in seen if note.phase == "training") in (2, 4), "not from the start"
     assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-5)
@@ -101,7 +101,7 @@ def test_a_finished_one_is_not_repeated_and_another_is_refused(
 
 
 def test_asked_to_stop_it_keeps_its_state_and_says_so(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
-    def stop(note: FinetuneProgress) -> None:
+    def stop(note: RunProgress) -> None:
         if note.iteration == 1 and note.phase == "training":
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from model.checkpoints.checkpoint import load_checkpoint
 from model.network import build_network
 from training.datasets.loader import to_network_input
-from training.snapshots.samples import Relabelled, SnapshotSamples, relabel_samples
+from training.finetune.data import SnapshotSamples, relabel_samples
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*meshgrid.*:UserWarning")
@@ -35,10 +35,10 @@ def test_a_snapshot_gives_masks_bands_and_weights(snapshot: Path) -> None:
 
 def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
     samples = SnapshotSamples(snapshot)
-    seen = Relabelled(samples, ("bolt", "gear"), {"nut": "bolt"})
+    seen = relabel_samples(samples, ("bolt", "gear"), {"nut": "bolt"})
     pairs = [(samples[index], seen[index]) for index in range(len(samples))]
     assert [int(sample.classes[0]) for sample, _ in pairs] == [int(other.classes[0]) for _, other in pairs]
-    without = Relabelled(samples, ("gear",))
+    without = relabel_samples(samples, ("gear",), {})
     assert {(int(sample.classes[0]), bool(other.crowd[0])) for sample, other in zip(samples, without, strict=True)} == {
         (0, True),
         (1, False),

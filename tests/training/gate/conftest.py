@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from training.datasets import Sample
 from training.evaluation.coco_format import encode
-from training.gate.detections import Detection
+from training.gate.holdout import Detection
 
 SIZE_PX = 64
 CLASSES = ("cat", "dog")

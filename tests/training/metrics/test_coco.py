@@ -18,12 +18,12 @@ from pycocotools.cocoeval import COCOeval
 from tests.support.coco_reference import indexed, quiet
 from tests.support.miniature import write_miniature
 from tests.support.perturbed_truth import perturb_truth
-from training.evaluation.coco_format import encode
-from training.evaluation.coco_truth import checked_truth
-from training.metrics.boundary import band
+from training.datasets import open_set
+from training.evaluation.coco_format import TruthBuilder, checked_truth, coco_results, encode
+from training.metrics.boundary import band, boundary_mask, boundary_width_px, crop, unpack, well_formed
 from training.metrics.coco import coco_ap, compressed
 from training.metrics.coco_schema import RecordError, checked_results
-from training.metrics.rle import crop, unpack, well_formed
+from training.synthetic.scenes import CLASSES
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 SHARED = Path(os.environ.get("TRANSFINER_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
@@ -97,6 +97,41 @@ def test_equals_the_reference_on_photographs() -> None:
     results = perturb_truth(dataset, copies=2)
     for kind in ("segm", "bbox", "boundary"):
         same(coco_ap(dataset, results, kind), reference(dataset, results, kind))
+
+
+def test_perfect_results_score_one_and_none_score_zero() -> None:
+    sample = open_set("scenes:train:4", width=200, height=150)[3]
+    truth = TruthBuilder(CLASSES)
+    truth.add(sample)
+    dataset = truth.build()
+    perfect = coco_results(
+        sample.image_id, sample.masks, np.linspace(0.5, 0.9, len(sample.masks)), sample.classes.tolist()
+    )
+    for kind in ("segm", "boundary"):
+        assert coco_ap(dataset, perfect, kind)["AP"] == pytest.approx(1)
+        assert coco_ap(dataset, [], kind)["AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratio", "expected"),
+    [
+        (375, 500, 0.02, 12),  # 12.5 rounds to the even 12
+        (1024, 2048, 0.005, 11),  # Cityscapes
+        (10, 10, 0.02, 1),  # never below one pixel
+        (288, 384, 0.02, 10),
+    ],
+)
+def test_boundary_width(height: int, width: int, ratio: float, expected: int) -> None:
+    assert boundary_width_px(height, width, ratio) == expected
+
+
+def test_boundary_is_the_inner_band_and_the_image_edge_counts_as_outside() -> None:
+    mask = np.zeros((100, 100), bool)
+    mask[:40, :40] = True
+    expected = mask.copy()
+    expected[3:37, 3:37] = False
+    assert np.array_equal(boundary_mask(mask, 0.02), expected)  # d = 3
+    assert not boundary_mask(np.zeros((20, 20), bool)).any()
 
 
 masks = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(

@@ -13,9 +13,8 @@ from tests.support.miniature import write_miniature
 from tests.support.perturbed_truth import perturb_truth
 from training.evaluation.score import score
 from training.metrics import coco as pairs
-from training.metrics.coco import coco_ap
+from training.metrics.coco import coco_ap, lvis_ap
 from training.metrics.coco_schema import RecordError
-from training.metrics.lvis import lvis_ap
 from training.metrics.parallel import map_in_processes
 
 pytestmark = pytest.mark.service

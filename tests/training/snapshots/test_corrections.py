@@ -10,14 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.instance import box_of
-from training.metrics.outline_distance import compare_outlines, moved_band, outline_length
-from training.snapshots.corrections import KINDS, Correction, DrawnObject, edit_cost, find_corrections, match_objects
-from training.snapshots.report import (
+from training.metrics.boundary import compare_outlines, moved_band, outline_length
+from training.snapshots.corrections import (
+    KINDS,
     NO_OBJECT,
+    Correction,
+    DrawnObject,
     MostMoved,
     build_correction_report,
     correction_report_markdown,
+    edit_cost,
+    find_corrections,
     image_entry,
+    match_objects,
 )
 
 SIZE = (60, 80)
@@ -206,7 +211,7 @@ def test_outlines_need_two_masks() -> None:
 
 
 def entry(corrections: Sequence[Correction], **fields: object) -> dict[str, object]:
-    given_fields = {"sha256": "00", "part": "train", "task_id": 1, "annotation_ids": [1], "seconds": 12.0}
+    given_fields = {"sha256": "00", "task_id": 1, "annotation_ids": [1], "seconds": 12.0}
     return image_entry(corrections, **{**given_fields, "shown": True, **fields})  # type: ignore[arg-type]
 
 

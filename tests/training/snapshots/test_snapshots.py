@@ -17,6 +17,7 @@ from tests.support.snapshots import write_snapshot
 from training.snapshots.format import (
     SnapshotError,
     SnapshotObject,
+    SnapshotWriter,
     decode_rle,
     encode_rle,
     image_record,
@@ -24,7 +25,6 @@ from training.snapshots.format import (
     pixels_sha256,
 )
 from training.snapshots.holdout import LEAST_HOLDOUT, LEAST_IMAGES, holdout_hashes, is_holdout, what_is_missing
-from training.snapshots.writer import SnapshotWriter
 
 CLASSES = ("cat", "dog")
 Content = list[tuple[np.ndarray, list[SnapshotObject]]]

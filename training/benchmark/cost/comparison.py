@@ -23,23 +23,24 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.mask_head.encoder_layers
+from model.config import override
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
+from model.network import build_network
 from model.precision import to_bf16
-from training.benchmark.cost.measures import alternate, count_flops, cuda_peak_bytes, peak_bytes
-from training.benchmark.cost.subjects import (
+from training.benchmark.cost.measures import (
+    alternate,
+    count_flops,
+    cuda_peak_bytes,
     fixed_nodes,
     force_detections,
     image_record,
-    open_network,
-    refinement_call,
-    refiner_of,
+    peak_bytes,
     training_record,
 )
-from training.engine.config import get_training_config
+from training.engine.build import get_training_config
 
 Call = Callable[[], object]
 Costs = dict[str, dict[str, Any]]
@@ -80,8 +81,12 @@ class CostSetting:
     repeats: int = 3
 
     def open(self, config: str | None = None, changes: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
-        """The network, or that of another configuration, with further overrides."""
-        return open_network(config or self.config, device=self.device, overrides=[*changes, *self.overrides])
+        """The network with random weights, or that of another configuration, with further overrides."""
+        cfg = get_training_config(config or self.config)
+        cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = self.device, ""
+        override(cfg, [*changes, *self.overrides])
+        torch.manual_seed(0)
+        return build_network(cfg).eval(), cfg
 
     def facts(self, **more: object) -> dict[str, Any]:
         """For reports."""
@@ -112,7 +117,7 @@ def compare_calls(
 
 def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]:
     return {
-        "flops": count_flops(call)["total"],
+        "flops": count_flops(call),
         "peak_bytes": peak_bytes(call) if memory else None,
         "cuda_peak_bytes": cuda_peak_bytes(call, setting.device),
     }
@@ -354,16 +359,3 @@ def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560
         "largest_difference": float(difference),
         "heads": heads,
     }
-
-
-def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256) -> dict[str, Any]:
-    """Operations and peak memory of the refiner on sequences of these lengths, without computing them."""
-    with FakeTensorMode(), torch.no_grad():
-        refiner = refiner_of(cfg, channels)
-        call = refinement_call(refiner, lengths, channels=channels)
-        return {
-            "sequences": len(lengths),
-            "tokens": sum(lengths),
-            "flops": count_flops(call)["total"],
-            "peak_bytes": peak_bytes(call, refiner),
-        }

@@ -20,7 +20,7 @@ from backend.cli.annotate.predict import (
     mask_outline,
     predict,
 )
-from integration.images.urls import decode_data_uri
+from integration.images.fetch import decode_data_uri
 from integration.label_studio.label_config import parse_label_config
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.import_released import known_classes

@@ -17,7 +17,7 @@ from backend.cli.train import gate as gate_command
 from model.checkpoints.metadata import file_digest
 from training.datasets import Sample
 from training.evaluation.coco_format import encode
-from training.gate.detections import Detection
+from training.gate.holdout import Detection
 from training.registry import Registry
 
 

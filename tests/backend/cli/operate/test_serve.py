@@ -23,8 +23,8 @@ from PIL import Image
 
 from backend.processes.parent_death import ends_with_parent
 from backend.settings import SCENES_MODEL
+from integration.polygons.contours import Polygon
 from integration.polygons.convert import polygons_to_mask
-from integration.polygons.exact import Polygon
 from integration.regions.settings import Output
 from tests.support.service import ROOT, wait_until
 

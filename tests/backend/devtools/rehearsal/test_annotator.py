@@ -11,7 +11,7 @@ from PIL import Image
 from backend.devtools.rehearsal.plan import Plan, material_of, number_of, photograph_plan, tiny_plan, write_test_set
 from backend.devtools.rehearsal.project import correct, draw_regions, poison_regions
 from integration.regions.read import regions_to_objects
-from training.synthetic.shifted import NEW_CLASS, SHIFTED_CLASSES, generate_shifted_scene
+from training.synthetic.scenes import NEW_CLASS, SHIFTED_CLASSES, generate_shifted_scene
 
 HEIGHT, WIDTH = 60, 80
 

@@ -10,9 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import get_config
-from training.benchmark.cost.comparison import refinement_cost
-from training.benchmark.cost.measures import count_flops, peak_bytes
-from training.benchmark.cost.subjects import refinement_call, refiner_of, spread_nodes
+from training.benchmark.cost.measures import count_flops, peak_bytes, refinement_cost, spread_nodes
 
 NODES = (500, 1000, 2000, 4000, 8000)
 MULTIPLY_ADD = 2  # operations
@@ -76,7 +74,7 @@ def test_torchs_own_encoder_counts_the_same() -> None:
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     tokens = torch.zeros(1, 50, 64)
     with torch.no_grad():
-        counted = count_flops(lambda: encoder(tokens))["total"]
+        counted = count_flops(lambda: encoder(tokens))
     assert counted == pytest.approx(transformer_flops([50], channels=64, ffn_dim=128, layers=2), rel=0.01)
     assert torch.backends.mha.get_fastpath_enabled()
 
@@ -130,9 +128,3 @@ def test_spread_nodes_are_as_many_as_asked_and_all_different(count: int) -> None
 def test_more_nodes_than_places_are_refused() -> None:
     with pytest.raises(ValueError, match=r"20 nodes an instance asked for, levels \[4\] have 16 places"):
         spread_nodes(1, [4], 20, torch.device("cpu"))
-
-
-def test_refiner_of_a_configuration_has_its_cues() -> None:
-    cfg = get_config("paper")
-    refiner = refiner_of(cfg, 64)
-    assert refinement_call(refiner, [10, 20], channels=64)().shape == (30,)

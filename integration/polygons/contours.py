@@ -1,13 +1,14 @@
-"""Exact outlines of a mask: the cracks between pixels as rings on the pixel lattice, sorted to polygons; filled back.
+"""Outlines of a mask that fill to exactly that mask: along the edges of its pixels, or between their centres.
 
-Shapes: H, W mask size; N, M vertices or corners of a ring; E edges; K crossings of edges with pixel rows. A lattice
+The crack contour runs along the edges between pixels, on the pixel lattice, and is a staircase. In the level set every
+such edge, which lies between the centre of a pixel inside and of one outside, becomes the point between those centres
+where the probability passes one half (marching squares; Lorensen and Cline 1987). The mask alone decides which centres
+are inside, so `polygons_to_mask` gives it back whatever the probabilities are.
+
+Shapes: H, W mask size; h, w patch size; N corners of a ring; E edges; K crossings of edges with pixel rows. A lattice
 point (x, y) is the top left corner of pixel [y, x], so a pixel covers [x, x + 1] x [y, y + 1]. Rings hold corners only
 (no collinear points) and are not closed by a repeated point. Outer rings have a positive shoelace area in (x right, y
 down), rings of holes a negative one. A pixel is inside rings when its centre is, by the even-odd rule.
-
-Label Studio polygons know no holes, so `cut_open` joins each hole to the rest by a bridge that is walked there and
-back: it encloses nothing, so filling the ring gives the polygon exactly, under the even-odd and the non-zero rule.
-Bridges run between existing vertices, hence add no new coordinates that could be rounded.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import shapely
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from integration.polygons.simplify import signed_area
+from model.instance import box_of, sample_patch
 
 
 def trace_rings(mask_hw: np.ndarray) -> list[np.ndarray]:
@@ -215,12 +215,11 @@ def exact_polygons(mask_hw: np.ndarray, *, min_area_px: float = 0.0) -> list[Pol
     Args:
         min_area_px: parts (holes filled) and holes smaller than this are left out.
     """
-    rows = np.flatnonzero(mask_hw.any(axis=1))
-    if not len(rows):
+    left, top, right, bottom = box_of(mask_hw)
+    if left == right:
         return []
-    columns = np.flatnonzero(mask_hw[rows[0] : rows[-1] + 1].any(axis=0))
-    window = mask_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    offset = np.array([columns[0], rows[0]], dtype=np.float64)
+    window = mask_hw[top:bottom, left:right]
+    offset = np.array([left, top], dtype=np.float64)
     rings = [(signed_area(ring), ring) for ring in trace_rings(window)]
     parts = [ring for area, ring in rings if area > 0 and area >= min_area_px]
     holes = [(-area, ring) for area, ring in rings if area < 0]
@@ -249,55 +248,114 @@ def _pixel_beside(ring: np.ndarray) -> tuple[int, int]:
     return (int(y), int(x) - 1) if next_y > y else (int(y) - 1, int(x))
 
 
-def cut_open(exterior: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
-    """Join the holes to the exterior by the shortest bridges found.
+Box = tuple[float, float, float, float]
+#: Probabilities (h, w) and the box that they cover.
+Patch = tuple[np.ndarray, Box]
+
+LEVEL = 0.5
+#: Probabilities count as at least this far from the level, so that outlines keep clear of pixel centres.
+_LEAST_MARGIN = 0.02
+_BLUR_PX = 1.0
+
+
+def level_set_outline(
+    mask_hw: np.ndarray, patch: Patch | None = None, *, min_area_px: float = 0.0, border_px: int = 0
+) -> list[Polygon]:
+    """Outline a mask along the level set of a probability map.
 
     Args:
-        holes: (M, 2) each, inside the exterior, walked in the opposite direction.
+        mask_hw: bool, H x W: which pixel centres are inside.
+        patch: probabilities (see `sample_patch`) and their box. Where they contradict the mask, the mask wins. None:
+            the mask itself, blurred by a pixel, which takes the steps off its edges.
+        min_area_px: parts and holes smaller than this are left out.
+        border_px: probabilities this close to the image's border are not used; those farther inside count there.
 
     Returns:
-        (N + sum of M + 2 per hole, 2): one closed ring that touches itself along the bridges.
+        One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
+        Outlines of objects that touch the image's border reach it, at a right angle.
     """
-    ring, waiting = np.asarray(exterior), [np.asarray(hole) for hole in holes]
-    free = shapely.Polygon(exterior, waiting)
-    bridges: list[shapely.LineString] = []
-    while waiting:
-        index, at_ring, at_hole = _closest_visible(ring, waiting, free, bridges)
-        hole = waiting.pop(index)
-        if not np.array_equal(ring[at_ring], hole[at_hole]):
-            bridges.append(shapely.LineString([ring[at_ring], hole[at_hole]]))
-        loop = np.roll(hole, -at_hole, axis=0)
-        ring = np.concatenate([ring[: at_ring + 1], loop, loop[:1], ring[at_ring:]])
-    return ring
+    exact = exact_polygons(mask_hw, min_area_px=min_area_px)
+    if not exact:
+        return []
+    margins = _Margins(mask_hw, patch, border_px)
+    return [
+        Polygon(margins.level_ring(polygon.exterior), tuple(map(margins.level_ring, polygon.holes)))
+        for polygon in exact
+    ]
 
 
-def _closest_visible(
-    ring: np.ndarray, holes: list[np.ndarray], free: shapely.Polygon, bridges: list[shapely.LineString]
-) -> tuple[int, int, int]:
-    """Hole, vertex of the ring, vertex of that hole: the shortest bridge inside the polygon that crosses no other.
+class _Margins:
+    """How far pixels are from the level, in the box around a mask and one pixel more."""
 
-    A polygon with holes can always be triangulated, so such a pair exists; nearby pairs are tried first.
-    """
-    tree = cKDTree(ring)
-    owner = np.repeat(np.arange(len(holes)), [len(hole) for hole in holes])
-    vertex = np.concatenate([np.arange(len(hole)) for hole in holes])
-    points = np.concatenate(holes)
-    tried = 0
-    neighbours = 1
-    while tried < len(ring):
-        neighbours = min(neighbours, len(ring))
-        distance, at_ring = tree.query(points, k=np.arange(tried + 1, neighbours + 1))
-        for flat in np.argsort(distance, axis=None, kind="stable"):
-            point, rank = np.unravel_index(flat, distance.shape)
-            start, end = ring[at_ring[point, rank]], points[point]
-            if _is_clear(start, end, free, bridges):
-                return int(owner[point]), int(at_ring[point, rank]), int(vertex[point])
-        tried, neighbours = neighbours, neighbours * 4
-    raise ValueError(f"no bridge from a hole to its exterior: {free.wkt[:200]} is not a valid polygon")
+    def __init__(self, mask_hw: np.ndarray, patch: Patch | None, border_px: int) -> None:
+        self._shape_hw = mask_hw.shape
+        left, top, right, bottom = box_of(mask_hw)
+        self._origin = np.array([left - 1, top - 1])
+        y_px, x_px = np.arange(top - 1, bottom + 1) + 0.5, np.arange(left - 1, right + 1) + 0.5
+        if patch is None:
+            inside = np.pad(mask_hw[top:bottom, left:right], 1).astype(np.float32)
+            probability = ndimage.gaussian_filter(inside, _BLUR_PX, mode="nearest")
+        else:
+            y_px, x_px = (
+                np.clip(at, min(border_px, length / 2), max(length - border_px, length / 2))
+                for at, length in zip((y_px, x_px), mask_hw.shape, strict=True)
+            )
+            probability = sample_patch(patch[0], patch[1], y_px, x_px)
+        self._margins = np.nan_to_num(probability, nan=LEVEL).astype(np.float64) - LEVEL
+
+    def level_ring(self, corners: np.ndarray) -> np.ndarray:
+        """The ring through the level between the centres on both sides of each unit edge of a crack contour (N, 2)."""
+        begin, step = unit_edges(corners.astype(np.int64))
+        # The mask is on the right-hand side as seen on the screen: of (dx, dy) that is (-dy, dx).
+        inwards = np.stack([-step[:, 1], step[:, 0]], axis=1)
+        middle = begin + step / 2
+        inside, outside = (np.floor(middle + side * inwards / 2).astype(np.int64) for side in (1, -1))
+        is_border = ((outside < 0) | (outside >= self._shape_hw[::-1])).any(axis=1)
+        above, below = self._margin(inside, 1), self._margin(outside, -1)
+        points = inside + 0.5 - inwards * (above / (above + below))[:, None]
+        points[is_border] = middle[is_border]
+        return _without_straight_runs(_with_border_turns(points, inwards, is_border))
+
+    def _margin(self, pixels: np.ndarray, sign: int) -> np.ndarray:
+        """Of pixels (E, 2) that are inside (`sign` 1) or outside (-1), at least the least one."""
+        x, y = (pixels - self._origin).T
+        height, width = self._margins.shape
+        return np.maximum(sign * self._margins[y.clip(0, height - 1), x.clip(0, width - 1)], _LEAST_MARGIN)
 
 
-def _is_clear(start: np.ndarray, end: np.ndarray, free: shapely.Polygon, bridges: list[shapely.LineString]) -> bool:
-    if np.array_equal(start, end):
-        return True
-    line = shapely.LineString([start, end])
-    return bool(free.covers(line)) and not any(line.crosses(bridge) for bridge in bridges)
+def unit_edges(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begin and step of each edge of a pixel along a ring: 2 x (E, 2)."""
+    step = np.roll(corners, -1, axis=0) - corners
+    length = np.abs(step).sum(axis=1)
+    edge = np.repeat(np.arange(len(corners)), length)
+    along = np.arange(len(edge)) - np.repeat(np.cumsum(length) - length, length)
+    unit = np.sign(step)[edge]
+    return corners[edge] + along[:, None] * unit, unit
+
+
+def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.ndarray) -> np.ndarray:
+    """With the corners of the image, and a foot on its border where the outline leaves it."""
+    if not is_border.any():
+        return points
+    after = np.roll(np.arange(len(points)), -1)
+    turns = (inwards != inwards[after]).any(axis=1)
+    is_corner = is_border & is_border[after] & turns
+    leaves, arrives = is_border & ~is_border[after], ~is_border & is_border[after]
+    extra = np.empty_like(points)
+    # Of the point on the border, the coordinate across it; of the other one, the coordinate along it.
+    for chosen, border, other in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
+        across = inwards if border is points else inwards[after]
+        extra[chosen] = np.where(across != 0, border, other)[chosen]
+    is_extra = is_corner | leaves | arrives
+    rows = np.repeat(np.arange(len(points)), 1 + is_extra)
+    result = points[rows]
+    result[np.flatnonzero(np.diff(rows, prepend=-1) == 0)] = extra[is_extra]
+    return np.asarray(result)
+
+
+def _without_straight_runs(ring: np.ndarray) -> np.ndarray:
+    """Without repeated points, and points in the middle of a run along the image's border or between equal pixels."""
+    ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    return ring[(cross != 0) | ((before * after).sum(axis=1) < 0)]

@@ -1,4 +1,4 @@
-"""Views, targets and class rows: geometry and arithmetic, without a network."""
+"""Views, targets, class rows and the score at which objects are shown: geometry and arithmetic, without a network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from model.detectors.nanodet import INPUT_SIZE, STRIDES
-from training.fewshot.cells import Cells, SeenView, cell_levels, training_cells, views_of_image
-from training.fewshot.class_rows import ClassRows, fit_rows, similar_classes
+from training.fewshot.learn import score_power
+from training.fewshot.learner import (
+    Cells,
+    ClassRows,
+    SeenView,
+    cell_levels,
+    fit_rows,
+    similar_classes,
+    training_cells,
+    views_of_image,
+)
+from training.snapshots.format import encode_rle
 
 BOX = np.array([[40.0, 30.0, 120.0, 90.0]])
 
@@ -82,3 +92,27 @@ def test_rows_learn_a_class_and_leave_alone_what_has_no_objects() -> None:
 
 def test_a_new_class_starts_from_the_known_one_that_answers_to_it() -> None:
     assert similar_classes(_cells(), [None, 1]) == [2, 1]
+
+
+def _mask(left: int) -> dict:
+    mask = np.zeros((10, 40), bool)
+    mask[2:8, left : left + 6] = True
+    return encode_rle(mask)
+
+
+TRUTH = [("cat", _mask(0)), ("cat", _mask(10))]
+
+
+@pytest.mark.parametrize(
+    ("detections", "threshold"),
+    [
+        ([["cat", 0.9, _mask(0)], ["cat", 0.8, _mask(10)], ["cat", 0.6, _mask(20)]], 0.7),
+        ([["cat", 0.9, _mask(0)], ["dog", 0.8, _mask(10)], ["cat", 0.4, _mask(30)]], 0.85),
+        ([["cat", 0.9, _mask(0)], ["cat", 0.8, _mask(0)], ["cat", 0.5, _mask(10)], ["cat", 0.3, _mask(30)]], 0.4),
+        ([["cat", 0.9, _mask(20)]], 0.5),
+        ([], 0.5),
+    ],
+    ids=["between right and wrong", "another class is wrong", "a double is wrong", "nothing right", "nothing"],
+)
+def test_one_half_is_where_right_and_wrong_part(detections: list, threshold: float) -> None:
+    assert threshold ** score_power([(detections, TRUTH)]) == pytest.approx(0.5)
