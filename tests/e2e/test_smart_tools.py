@@ -148,7 +148,7 @@ def inside(mask_hw: np.ndarray, share: float) -> tuple[float, float]:
 def test_a_box_around_an_unknown_thing_and_a_click_that_corrects(
     demo: RunningDemo, page: Page, screenshots: Path
 ) -> None:
-    client, project = demo.client(), demo.project
+    client, project = demo.client(), demo.photographs
     assert ROCKET.label not in read_served_model(SHIPPED_MODEL).labels
     task = task_of(client, project, ROCKET)
     editor = Editor(page, demo.url, project, task, ROCKET.label)
