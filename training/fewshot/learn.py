@@ -124,17 +124,24 @@ def learn_few_shot(
     }
     prompts = None
     if outline_steps:
-        progress.phase = "training"
-        state, choice = learn_outlines(
-            learner.network.prompts, own, out / "outlines", on_step=lambda _: progress.add(OUTLINE_STEP_S)
-        )
-        facts["outlines"], prompts = asdict(choice), state if choice.is_better else None
+        facts["outlines"], prompts = _better_outlines(learner, own, out / "outlines", progress)
     progress.phase = "saving"
     rows = learner.rows(list(images.values()), progress.loss)
     progress.add(progress.fit_s)
     learner.save(out / CHECKPOINT, rows, power, facts, prompts)
     progress.end()
     return out / CHECKPOINT
+
+
+def _better_outlines(
+    learner: FewShotLearner, samples: SampleSet, folder: Path, progress: _Progress
+) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """What was learned of outlines, and the weights where they are better than the base's."""
+    progress.phase = "training"
+    state, choice = learn_outlines(
+        learner.network.prompts, samples, folder, on_step=lambda _: progress.add(OUTLINE_STEP_S)
+    )
+    return asdict(choice), state if choice.is_better else None
 
 
 def _cross_validate(
