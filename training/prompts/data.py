@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 
 from model.images import turn_upright
 from model.prompts.views import View, view_of_box, view_of_image
@@ -28,6 +28,8 @@ LONGEST_SIDE_PX = 640
 LEAST_AREA_PX = 80.0
 #: Objects so near each other touch.
 TOUCH_PX = 3
+#: So much of an object must be left to be seen when another is pasted over it.
+LEAST_VISIBLE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +210,44 @@ def recoloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.1:
         values[:] = values.mean(2, keepdims=True)
     return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def elsewhere(
+    pixels: np.ndarray, mask: np.ndarray, background: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A view's object cut out and pasted onto another view: pixels (S, S, 3) uint8, its mask (S, S) as it was.
+
+    Copy-paste (Ghiasi et al., CVPR 2021): with few photographs an object would be known by its surroundings.
+    """
+    return _blended(background, pixels, mask, rng), mask
+
+
+def covered(
+    pixels: np.ndarray, mask: np.ndarray, other: np.ndarray, other_mask: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A view with another view's object pasted over it: pixels, and what is left of the mask to be seen.
+
+    The view as it was when less than `LEAST_VISIBLE` of its object would be left.
+    """
+    dy, dx = rng.integers(-mask.shape[0] // 2, mask.shape[0] // 2, 2).tolist()
+    other, other_mask = _shifted(other, dy, dx), _shifted(other_mask, dy, dx)
+    visible = mask & ~other_mask
+    if visible.sum() < LEAST_VISIBLE * mask.sum():
+        return pixels, mask
+    return _blended(pixels, other, other_mask, rng), visible
+
+
+def _blended(below: np.ndarray, above: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One view over another within a mask, whose rim is as soft as a lens draws it."""
+    cover = gaussian_filter(mask.astype(np.float32), rng.uniform(0.3, 1.2))[:, :, None]
+    return (below * (1 - cover) + above * cover + 0.5).astype(np.uint8)
+
+
+def _shifted(grid: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """A grid moved by whole cells; zero where nothing came from."""
+    height, width = grid.shape[:2]
+    moved = np.zeros_like(grid)
+    moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = grid[
+        max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
+    ]
+    return moved

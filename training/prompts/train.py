@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
+from model.prompts.views import view_of_box
 from training.prompts.clicks import Click, flawed_mask, next_click
-from training.prompts.data import ObjectSet, box_view, jittered_box, merged, part_view, recoloured
+from training.prompts.data import ObjectSet, box_view, covered, elsewhere, jittered_box, merged, part_view, recoloured
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class PromptTraining:
             only a part of the object, as a correction is looked at.
         merged_share: of views of click batches that mean an object and another that touches it (as RITM has them): a
             rider with the horse, two garments.
+        pasted_share: of views in which another object is pasted over a part of it, and as many again whose object is
+            pasted onto another photograph.
     """
 
     batch: int = 16
@@ -52,7 +55,8 @@ class PromptTraining:
     click_share: float = 0.55
     rounds: int = 4
     flawed_share: float = 0.3
-    merged_share: float = 0.15
+    merged_share: float = 0.25
+    pasted_share: float = 0.15
     ema_decay: float = 0.999
     bf16: bool = False
     seed: int = 1
@@ -114,6 +118,7 @@ class Views(IterableDataset[list[Example]]):
         mask = view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128
         if mask.sum() < 30:
             return None
+        pixels, mask = self._pasted(pixels, mask, rng)
         x0, y0, x1, y1 = view.to_view(np.array(box).reshape(2, 2)).flatten().tolist()
         if rng.random() < 0.5:
             pixels, mask = pixels[:, ::-1], mask[:, ::-1]
@@ -130,6 +135,19 @@ class Views(IterableDataset[list[Example]]):
             first = next_click(mask, np.zeros_like(mask), rng=rng)
             clicks = [first] if first else []
         return Example(np.ascontiguousarray(pixels), mask, None if by_clicks else (x0, y0, x1, y1), clicks)
+
+    def _pasted(self, pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Sometimes a view with a thing of another image: over its object, or all around it."""
+        chance = rng.random()
+        if chance >= 2 * self.plan.pasted_share:
+            return pixels, mask
+        item = self.set.objects[int(rng.integers(len(self.set.objects)))]
+        image = self.set.images[item.image]
+        view = view_of_box(item.box_xyxy, VIEW_SIDE, rng.uniform(1.2, 4.0))
+        other = recoloured(view.pixels(image), rng)
+        if chance < self.plan.pasted_share:
+            return elsewhere(pixels, mask, other, rng)
+        return covered(pixels, mask, other, view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128, rng)
 
 
 def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,49 @@
+"""Views with things of other images pasted in: what is seen of an object, and which pixels change."""
+
+import numpy as np
+import pytest
+
+from training.prompts.data import LEAST_VISIBLE, covered, elsewhere
+
+SIDE = 64
+
+
+def square(y: int, x: int, size: int) -> np.ndarray:
+    """A mask of one square, bool SIDE x SIDE."""
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[y : y + size, x : x + size] = True
+    return mask
+
+
+def plain(value: int) -> np.ndarray:
+    """A view of one grey."""
+    return np.full((SIDE, SIDE, 3), value, np.uint8)
+
+
+def test_an_object_elsewhere_keeps_its_pixels_and_all_around_it_is_the_other_photograph() -> None:
+    mask = square(20, 20, 24)
+    pixels, kept = elsewhere(plain(200), mask, plain(40), np.random.default_rng(0))
+    assert (kept == mask).all()
+    assert (pixels[28:36, 28:36] == 200).all()
+    assert (pixels[:10] == 40).all()
+    assert 40 < pixels[20, 30, 0] < 200  # the rim is soft
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_another_object_covers_is_not_of_the_mask(seed: int) -> None:
+    mask = square(16, 16, 32)
+    pixels, visible = covered(plain(200), mask, plain(40), square(24, 24, 16), np.random.default_rng(seed))
+    assert not (visible & ~mask).any()
+    assert visible.sum() >= LEAST_VISIBLE * mask.sum()
+    gone = mask & ~visible
+    # At the rim of the pasted object both are seen.
+    assert (pixels[visible][:, 0] > 60).all()
+    assert (pixels[gone][:, 0] < 180).all()
+
+
+def test_an_object_that_would_hardly_be_seen_is_left_as_it_was() -> None:
+    mask, everywhere = square(16, 16, 8), np.ones((SIDE, SIDE), bool)
+    rng = np.random.default_rng(1)
+    outcomes = [covered(plain(200), mask, plain(40), everywhere, rng) for _ in range(20)]
+    assert any((visible == mask).all() and (pixels == 200).all() for pixels, visible in outcomes)
+    assert all(visible.sum() >= LEAST_VISIBLE * mask.sum() for _, visible in outcomes)
