@@ -17,7 +17,8 @@ from torch import nn
 from model.checkpoints.checkpoint import Checkpoint
 from model.config import get_config
 from model.network import build_network
-from training.datasets.loader import WeightedSample, to_network_input
+from training.datasets.loader import to_network_input
+from training.datasets.sample import WeightedSample
 from training.engine.build import (
     LearningStep,
     build_optimizer,

@@ -17,7 +17,7 @@ from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, 
 from integration.label_studio.label_config import Output
 from integration.label_studio.tasks import rows_of_json_min
 from tests.support.regions import config_xml, instance, predict
-from training.finetune.data import SnapshotSamples
+from training.finetune.plan import SnapshotSamples
 
 OUTPUT = Output(kind="polygon", tolerance_px=0, min_area_px=0)
 
