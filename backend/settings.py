@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     # A snapshot of at most this many images teaches its labels to the detector of TRANSFINER_PROMPT_MODEL, in minutes,
     # where the serving model knows none of them; where one of that kind serves, of up to 1000. 0: always finetune.
     few_shot_images: int = Field(default=300, ge=0)
-    # Fields of training.finetune.finetune.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
+    # Fields of training.finetune.plan.FinetuneSettings as a JSON object, e.g. {"iterations": 400}.
     finetune_options: dict[str, Any] = {}
     # Fields of training.gate.GateRules as a JSON object, e.g. {"confidence": 0.9}.
     gate_rules: dict[str, Any] = {}

@@ -26,7 +26,7 @@ import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
 
 from integration.images.fetch import FetchSettings, ImageError, ImageFetcher
-from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.label_config import LabelConfig, Output, parse_label_config
 from integration.label_studio.prompts import (
     EarlierPrompt,
     PromptError,
@@ -37,7 +37,7 @@ from integration.label_studio.prompts import (
 )
 from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import PixelPrompt, build_answer, prompt_in_pixels
-from integration.regions.write import Output, build_prediction
+from integration.regions.write import build_prediction
 from model.instance import Instance
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,12 @@ from backend.devtools.edit_plan import GoodOutline
 from backend.devtools.edits import CRUMB_PX, EditableObject, Edits
 from backend.devtools.harness import label_config
 from backend.errors import ServiceError
-from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.label_config import Output, parse_label_config
 from integration.polygons.contours import Polygon
 from integration.polygons.convert import CrumbRule, outline_mask, polygons_to_mask, remove_crumbs, smooth_outline
 from integration.polygons.joining import join_polygons, split_ring
 from integration.regions.read import regions_to_objects
-from integration.regions.settings import PART_BY_PART, Output
-from integration.regions.write import build_prediction
+from integration.regions.write import PART_BY_PART, build_prediction
 from model.instance import Instance, iou
 from training.datasets import AnySet, Sample, usable_samples
 

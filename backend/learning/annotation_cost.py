@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backend.learning.snapshot import outline_px
-from integration.regions.settings import certainty
+from integration.regions.write import certainty
 from model.instance import Instance
 from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples

@@ -148,8 +148,9 @@ def finetune(
     settings: Mapping[str, Any],
 ) -> int:
     """Leave OUT/checkpoint and keep OUT/progress.json up to date; SIGTERM ends it with its state kept, status 1."""
-    from training.finetune.finetune import FinetuneSettings, FinetuneStopped
+    from training.finetune.finetune import FinetuneStopped
     from training.finetune.finetune import finetune as learn
+    from training.finetune.plan import FinetuneSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     earlier = [Path(path) for path in replay]

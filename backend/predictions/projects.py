@@ -19,7 +19,7 @@ from backend.errors import BadRequestError
 from backend.queue.connection import text
 from backend.queue.keys import PROJECT, PROJECTS
 from backend.settings import Settings
-from integration.regions.settings import Output
+from integration.label_studio.label_config import Output
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_EXTRA_PARAMS = 2**14

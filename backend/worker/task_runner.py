@@ -22,12 +22,11 @@ from backend.versions.resolve import ServedModel
 from backend.worker.images import BatchFetcher, Fetch, FetchedImages
 from backend.worker.model_cache import OomPolicy, PredictedImage, Predictor, WarmModels, predict_with_fallback
 from backend.worker.prompt_runner import PromptRunner
-from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.label_config import Output, parse_label_config
 from integration.label_studio.prompts import PromptFields
 from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import build_answer
-from integration.regions.settings import Output, Scorer
-from integration.regions.write import build_prediction
+from integration.regions.write import Scorer, build_prediction
 from model.tiling import Tiling
 from training.snapshots.annotation_cost import EffortError, load_effort
 

@@ -1,7 +1,8 @@
 """What a Label Studio labelling configuration asks for: which regions, on which image, with which labels.
 
 Parsing never fails: a project may be connected before its configuration makes sense, and Label Studio shows
-none of our words when /setup fails. `LabelConfig.reason` says in one sentence why nothing can be predicted.
+none of our words when /setup fails. `LabelConfig.reason` says in one sentence why nothing can be predicted. What a
+configuration leaves open, `Output` says: how regions are drawn wherever no tag says it.
 
 Attributes of ours and of other ML backends, on a control tag unless told otherwise; Label Studio keeps them:
 
@@ -27,11 +28,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 100
@@ -427,3 +430,53 @@ def _nothing_matches(classes: Sequence[str], labels: Sequence[str]) -> str:
 def _listed(names: Sequence[str], limit: int = 30) -> str:
     shown = ", ".join(repr(name) for name in names[:limit]) or "(none)"
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Output:
+    """How predictions are drawn. Attributes of the label config's tags win over these.
+
+    A value out of range is a `pydantic.ValidationError`, which names it.
+
+    Attributes:
+        kind: "auto": the first of `KINDS` that the label config has for the class; a kind: that one where the label
+            config has it, else as "auto"; "all": every kind the label config has (ellipses only where no other is).
+        holes: objects with holes as polygons with a "keyhole" cut, or as "brush" masks (bitmasks) where the config has
+            them.
+        max_vertices: most vertices of a polygon; the tolerance is raised to get there. None: no limit.
+        min_area_px: parts and holes of polygons, and objects, smaller than this are left out. 0: masks are drawn as
+            they are, whatever the two shares and `border_px` say.
+        min_part_share: parts smaller than this share of the object's largest part are left out.
+        min_hole_share: holes smaller than this share of the object's area are filled.
+        border_px: masks that come this close to the border of the image go on to it.
+        parts: "joined": an object is one polygon, its parts joined by cuts of no width, so that Label Studio counts it
+            once; "separate": a polygon a part.
+        outline: "smooth": polygons follow the probabilities between pixel centres; "pixels": the edges of pixels.
+        double_iou: an object whose mask overlaps a better scored one more than this (IoU), of whatever class, is the
+            same object and left out; 1 keeps all.
+        part_cover: an object of which a better scored one of its class covers more than this share is a part of it and
+            left out; 1 keeps all, as a double_iou of 1 does.
+        shared_edges: whether polygons of objects that touch have one edge between them, without overlap or gap.
+            Objects that overlap do not touch. A vertex budget changes each polygon by itself, so it goes first.
+        max_regions: most objects of a control on an image, the best scores first.
+    """
+
+    kind: Kind | Literal["auto", "all"] = "auto"
+    holes: Literal["keyhole", "brush"] = "keyhole"
+    tolerance_px: Pixels = 1.0
+    max_vertices: Annotated[int, Field(ge=3)] | None = None
+    min_area_px: Pixels = 16.0
+    min_part_share: Share = 0.01
+    min_hole_share: Share = 0.01
+    border_px: Annotated[int, Field(ge=0, le=16)] = 2
+    parts: Literal["joined", "separate"] = "joined"
+    outline: Literal["smooth", "pixels"] = "smooth"
+    double_iou: Annotated[float, Field(gt=0, le=1)] = 0.6
+    part_cover: Annotated[float, Field(gt=0, le=1)] = 0.9
+    shared_edges: Annotated[bool, Field(strict=True)] = False
+    max_regions: Annotated[int, Field(ge=1)] = 300
+    score_threshold: Share = 0.0

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from integration.label_studio.label_config import LabelConfig
+from integration.label_studio.label_config import LabelConfig, Output
 from integration.label_studio.prompts import Box, Click, PromptFields
 from integration.label_studio.tasks import Prediction
 from integration.regions.read import regions_to_objects
-from integration.regions.settings import Output
 from integration.regions.write import build_prediction
 from model.instance import Instance
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, TypedDict
 
 import numpy as np
 
-from integration.label_studio.label_config import KINDS, Control, LabelConfig, Target
+from integration.label_studio.label_config import KINDS, Control, LabelConfig, Output, Target
 from integration.label_studio.tasks import Prediction, Region
 from integration.polygons.contours import Polygon, exact_polygons
 from integration.polygons.convert import (
@@ -30,10 +31,11 @@ from integration.polygons.convert import (
     smooth_outline,
 )
 from integration.polygons.joining import join_polygons
-from integration.regions.settings import Output, Reason, Scorer, certainty
 from integration.regions.shapes import encode_bitmask, encode_brush_mask
 from model.instance import Instance, box_of, iou, iou_matrix
 
+#: (instances shown, instances hidden for their score) -> score of the whole prediction, 0..1; the lowest comes first.
+Scorer = Callable[[Sequence[Instance], Sequence[Instance]], float]
 #: Decimals of a percent kept: 5e-9 % of 100,000 pixels is far below what rasterising at pixel centres can see.
 _DECIMALS = 8
 
@@ -145,7 +147,22 @@ def percent(points_px: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.clip(np.round(points_px * 100 / np.array([width, height]), _DECIMALS), 0, 100)
 
 
-__all__ = ["Output", "Reason", "build_prediction", "certainty"]
+#: How predictions were drawn before objects became one region each: a region a part, along the edges of pixels.
+PART_BY_PART = Output(
+    min_part_share=0.0, min_hole_share=0.0, border_px=0, parts="separate", outline="pixels", double_iou=1.0
+)
+
+
+class Reason(StrEnum):
+    """Why an instance has no region."""
+
+    NO_LABEL = "no label for its class"
+    LOW_SCORE = "below the score threshold"
+    OVER_LIMIT = "over the limit of regions"
+    DOUBLE = "overlaps a better scored object too much"
+    PART = "lies inside a better scored object of its class"
+    TOO_SMALL = "smaller than the minimum area"
+    NOT_A_NUMBER = "its score is not a number"
 
 
 def build_prediction(
@@ -176,6 +193,24 @@ def build_prediction(
     drawing.draw(instances)
     score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
     return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.dropped
+
+
+def certainty(instances: Sequence[Instance]) -> float:
+    """The score of a whole prediction; Label Studio's uncertainty sampling shows the lowest first.
+
+    An instance is as certain as its detection and its boundary: score * (1 - uncertainty). The image gets the mean
+    of the average and of the worst instance: one bad object is found among many good ones, and many doubtful
+    objects come before one. An image with nothing found gets 0: either it is empty, which is quickly confirmed, or
+    the model is blind there, which is what it should learn first.
+    """
+    values = [min(max(i.score, 0.0), 1.0) * (1 - _unit(i.uncertainty)) for i in instances]
+    if not values:
+        return 0.0
+    return round((sum(values) / len(values) + min(values)) / 2, 6)
+
+
+def _unit(uncertainty: float) -> float:
+    return min(max(uncertainty, 0.0), 1.0) if math.isfinite(uncertainty) else 1.0
 
 
 class _Size(TypedDict):

@@ -19,20 +19,23 @@ from torch.nn import functional as F
 
 from model.mask_head.incoherence import Detection, build_detection
 from model.mask_head.losses import mask_branch_losses
-from model.mask_head.quadtree import Nodes, Permutation, boundary_uncertainty, nodes_of, propagate
-from model.mask_head.refiner import SequenceRefiner
-from model.mask_head.roi_features import RoIPyramid
-from model.mask_head.selection import (
+from model.mask_head.quadtree import (
     LimitNodes,
+    Nodes,
+    Permutation,
     RefinementSettings,
     boundary_regions,
+    boundary_uncertainty,
     full_regions,
     node_limit,
+    nodes_of,
+    propagate,
     rois_to_refine,
     select_incoherent_regions,
     trust_in_refinement,
 )
-from model.mask_head.sequences import QuadtreeRefinement, resize_masks
+from model.mask_head.refiner import QuadtreeRefinement, SequenceRefiner, resize_masks
+from model.mask_head.roi_features import RoIPyramid
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

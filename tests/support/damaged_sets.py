@@ -28,7 +28,7 @@ from backend.errors import ServiceError
 from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
 from tests.support.snapshots import write_snapshot
 from training.datasets import open_set, usable_samples
-from training.finetune.data import SnapshotSamples
+from training.finetune.plan import SnapshotSamples
 from training.snapshots.format import SnapshotObject
 
 HEIGHT, WIDTH = 24, 40

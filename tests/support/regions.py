@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from label_studio_sdk.label_interface import LabelInterface
 
-from integration.label_studio.label_config import parse_label_config
-from integration.regions.write import Output, Reason, build_prediction
+from integration.label_studio.label_config import Output, parse_label_config
+from integration.regions.write import Reason, build_prediction
 from model.instance import Instance
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"

@@ -8,9 +8,8 @@ workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from training import distributed as processes
 from training.datasets import AnySet, CocoSet, ImageLeftOutError, Sample, open_configured_set, usable_samples
+from training.datasets.sample import SampleSet, WeightedSample
 
 Record = dict[str, Any]
-
-
-class SampleSet(Protocol):
-    """What can be learned from: numbered samples of named classes."""
-
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 class TrainingSamples(Dataset[Record]):
@@ -192,21 +183,6 @@ def training_loader(samples: TrainingSamples, cfg: CfgNode, *, first_iteration: 
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedSample(Sample):
-    """A picture with its truth and the weights of its mask losses.
-
-    Attributes:
-        weights: float32, N, of each object's mask losses.
-        bands: bool, N x H x W, where people moved the outline.
-        band_weight: factor of the places in a band, on top of the object's weight.
-    """
-
-    weights: np.ndarray
-    bands: np.ndarray
-    band_weight: float
 
 
 # From this many samples on a set is shown in its own order: generated scenes without end are all different anyway.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,30 @@ class Sample:
     classes: np.ndarray
     crowd: np.ndarray
     image_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSample(Sample):
+    """A picture with its truth and the weights of its mask losses.
+
+    Attributes:
+        weights: float32, N, of each object's mask losses.
+        bands: bool, N x H x W, where people moved the outline.
+        band_weight: factor of the places in a band, on top of the object's weight.
+    """
+
+    weights: np.ndarray
+    bands: np.ndarray
+    band_weight: float
+
+
+class SampleSet(Protocol):
+    """What can be learned from: numbered samples of named classes."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:

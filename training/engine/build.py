@@ -1,9 +1,21 @@
-"""A training run's configuration, and its network: built from it, started from ImageNet or from another checkpoint."""
+"""The parts of a training run, as the keys under ``TRAINING`` and ``SOLVER`` of its configuration say.
+
+The network with its starting weights (random, ImageNet's, another checkpoint's); one step of learning: losses of a
+batch, perhaps in parts, gradients over all processes, clipping, the optimiser; its learning rate over iterations or
+minutes; the moving average of the weights.
+
+Losses that are means over images give the gradients of the whole batch whatever the number of parts or processes. Means
+over regions (the mask losses) are averaged part by part instead, as DDP averages them process by process.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,6 +24,11 @@ from torch import Tensor, nn
 from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from model.config import add_transfiner_config, find_config
 from model.network import build_network
+from training import distributed as processes
+
+logger = logging.getLogger(__name__)
+Batch = list[dict[str, Any]]
+State = dict[str, Tensor]
 
 
 def add_training_config(cfg: CfgNode) -> None:
@@ -98,41 +115,6 @@ def usable_state(checkpoint: Checkpoint, cfg: CfgNode) -> dict[str, Tensor]:
     return {key: value for key, value in checkpoint.state.items() if ".encoder.conv_r1.2." not in key}
 
 
-def suit_device(network: nn.Module, cfg: CfgNode) -> None:
-    """Lay the weights out as ``MODEL.DEVICE`` computes quickest; values stay."""
-    if cfg.MODEL.DEVICE == "cpu":
-        _channels_last_backbone(network)
-
-
-def _start_from_imagenet(network: nn.Module, cfg: CfgNode) -> None:
-    from model.backbones.efficientnet_lite import EfficientNetLite, load_imagenet_weights
-
-    bottom_up = getattr(network.backbone, "bottom_up", None)
-    if not isinstance(bottom_up, EfficientNetLite):
-        raise ValueError(
-            f'TRAINING.INIT is "imagenet", but {cfg.MODEL.BACKBONE.NAME} has no packaged ImageNet weights; '
-            'use build_efficientnet_lite_fpn_backbone, a checkpoint directory, or "" for random weights'
-        )
-    load_imagenet_weights(bottom_up)
-
-
-def _channels_last_backbone(network: nn.Module) -> None:
-    """Depthwise convolutions run several times faster channels-last on a CPU; dense 3x3 ones, twice slower backward."""
-    bottom_up = getattr(network.backbone, "bottom_up", None)
-    if bottom_up is None:
-        return
-
-    def contiguous(_: nn.Module, __: tuple[Tensor, ...], features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: feature.contiguous() for name, feature in features.items()}
-
-    bottom_up.to(memory_format=torch.channels_last)
-    bottom_up.register_forward_hook(contiguous)
-
-
-logger = logging.getLogger(__name__)
-State = dict[str, Tensor]
-
-
 def start_from(network: nn.Module, state: State) -> None:
     """Load a state as far as it fits.
 
@@ -152,3 +134,197 @@ def start_from(network: nn.Module, state: State) -> None:
     ):
         if keys:
             logger.warning("%d weights %s: %s", len(keys), what, ", ".join(sorted(keys)))
+
+
+def _start_from_imagenet(network: nn.Module, cfg: CfgNode) -> None:
+    from model.backbones.efficientnet_lite import EfficientNetLite, load_imagenet_weights
+
+    bottom_up = getattr(network.backbone, "bottom_up", None)
+    if not isinstance(bottom_up, EfficientNetLite):
+        raise ValueError(
+            f'TRAINING.INIT is "imagenet", but {cfg.MODEL.BACKBONE.NAME} has no packaged ImageNet weights; '
+            'use build_efficientnet_lite_fpn_backbone, a checkpoint directory, or "" for random weights'
+        )
+    load_imagenet_weights(bottom_up)
+
+
+def suit_device(network: nn.Module, cfg: CfgNode) -> None:
+    """Lay the weights out as ``MODEL.DEVICE`` computes quickest; values stay."""
+    if cfg.MODEL.DEVICE == "cpu":
+        _channels_last_backbone(network)
+
+
+def _channels_last_backbone(network: nn.Module) -> None:
+    """Depthwise convolutions run several times faster channels-last on a CPU; dense 3x3 ones, twice slower backward."""
+    bottom_up = getattr(network.backbone, "bottom_up", None)
+    if bottom_up is None:
+        return
+
+    def contiguous(_: nn.Module, __: tuple[Tensor, ...], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: feature.contiguous() for name, feature in features.items()}
+
+    bottom_up.to(memory_format=torch.channels_last)
+    bottom_up.register_forward_hook(contiguous)
+
+
+class LearningStep:
+    """Learns from one batch at a time."""
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if cfg.TRAINING.ACCUMULATE < 1:
+            raise ValueError(f"TRAINING.ACCUMULATE is {cfg.TRAINING.ACCUMULATE}; give 1 or more parts")
+        self.model, self.optimizer, self.parts = model, optimizer, cfg.TRAINING.ACCUMULATE
+        self.device_type = torch.device(cfg.MODEL.DEVICE).type
+        self.dtype = checked_precision(cfg.TRAINING.PRECISION, self.device_type)
+        # Does nothing unless it is enabled.
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+        limit = cfg.SOLVER.CLIP_GRADIENTS
+        self.largest_norm = limit.CLIP_VALUE if limit.ENABLED else math.inf
+
+    def __call__(self, batch: Batch, diverged: Callable[[dict[str, float]], object]) -> dict[str, float]:
+        """Change the weights; returns the losses and the norm of the gradients, means over all processes.
+
+        `diverged` is called with losses that are not finite, before any weight changes.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        values = processes.mean_over_processes(self._gradients(batch))
+        if not math.isfinite(values["total"]):
+            diverged(values)
+        processes.average_gradients(self.model)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_norm)
+        self.scaler.step(self.optimizer)  # left out, and the scale lowered, where scaled gradients overflowed
+        self.scaler.update()
+        return values | {"grad_norm": float(norm)}
+
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for part in in_parts(batch, self.parts):
+            share = len(part) / len(batch)
+            with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
+                losses = self.model(part)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            self.scaler.scale(total * share).backward()
+            for name, loss in ({"total": total} | losses).items():
+                values[name] = values.get(name, 0.0) + share * float(loss.detach())
+        return values
+
+
+def in_parts(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in at most `parts` runs of nearly equal length, none empty."""
+    count = min(parts, len(batch))
+    edges = [len(batch) * place // count for place in range(count + 1)]
+    return [batch[start:end] for start, end in pairwise(edges)]
+
+
+DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def checked_precision(name: str, device_type: str) -> torch.dtype | None:
+    """The type that a run's forward pass is cast to, None for fp32; weights, gradients and the optimiser stay fp32.
+
+    Raises:
+        ValueError: an unknown name, or fp16 on a CPU: its gradients vanish unless they are scaled.
+    """
+    if name not in DTYPES or (name == "fp16" and device_type != "cuda"):
+        usable = "fp32, bf16 or fp16" if device_type == "cuda" else "fp32 or bf16"
+        raise ValueError(f"TRAINING.PRECISION is {name!r}; on {device_type} choose {usable}")
+    return DTYPES[name]
+
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD; norms and biases without weight decay, the backbone's bottom-up part at its own rate.
+
+    Raises:
+        ValueError: ``TRAINING.OPTIMIZER`` is neither.
+    """
+    groups = list(_parameter_groups(cfg, model))
+    if cfg.TRAINING.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+    if cfg.TRAINING.OPTIMIZER == "SGD":
+        return torch.optim.SGD(
+            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
+        )
+    raise ValueError(f"TRAINING.OPTIMIZER is {cfg.TRAINING.OPTIMIZER!r}; choose AdamW or SGD")
+
+
+def _parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterable[dict[str, object]]:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module_name, module in model.named_modules():
+        factor = cfg.TRAINING.BACKBONE_LR_FACTOR if module_name.startswith("backbone.bottom_up") else 1.0
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                plain = isinstance(module, NORMS) or name.endswith("bias")
+                decay = 0.0 if plain else cfg.SOLVER.WEIGHT_DECAY
+                groups.setdefault((factor, decay), []).append(parameter)
+    for (factor, decay), parameters in groups.items():
+        lr = cfg.SOLVER.BASE_LR * factor
+        yield {"params": parameters, "lr": lr, "lr_at_start": lr, "weight_decay": decay}
+
+
+def run_fraction(cfg: CfgNode, iteration: int, elapsed_s: float) -> float:
+    """How much of the run is done, 0..1, by iterations or by the clock, whichever is further."""
+    by_clock = elapsed_s / (60 * cfg.TRAINING.MAX_MINUTES) if cfg.TRAINING.MAX_MINUTES > 0 else 0.0
+    return min(1.0, max(iteration / max(1, cfg.SOLVER.MAX_ITER), by_clock))
+
+
+def lr_factor(cfg: CfgNode, iteration: int, fraction: float) -> float:
+    """What the starting rate is multiplied with: the warm-up's factor times the decay over the run's fraction.
+
+    Raises:
+        ValueError: ``TRAINING.SCHEDULE`` or ``SOLVER.WARMUP_METHOD`` has an unknown name.
+    """
+    return _warm_up(cfg, iteration) * _decay(cfg, fraction)
+
+
+def _warm_up(cfg: CfgNode, iteration: int) -> float:
+    """From ``SOLVER.WARMUP_FACTOR`` to 1 over ``SOLVER.WARMUP_ITERS``: on a line, or at once at their end."""
+    done = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
+    if cfg.SOLVER.WARMUP_METHOD == "linear":
+        return float(cfg.SOLVER.WARMUP_FACTOR * (1 - done) + done)
+    if cfg.SOLVER.WARMUP_METHOD == "constant":
+        return 1.0 if done >= 1 else float(cfg.SOLVER.WARMUP_FACTOR)
+    raise ValueError(f"SOLVER.WARMUP_METHOD is {cfg.SOLVER.WARMUP_METHOD!r}; choose linear or constant")
+
+
+def _decay(cfg: CfgNode, fraction: float) -> float:
+    """Half a cosine, or ``SOLVER.GAMMA`` once more from each of ``SOLVER.STEPS`` on (iterations of MAX_ITER)."""
+    if cfg.TRAINING.SCHEDULE == "cosine":
+        low = cfg.TRAINING.FINAL_LR_FACTOR
+        return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction)))
+    if cfg.TRAINING.SCHEDULE == "steps":
+        reached = fraction * cfg.SOLVER.MAX_ITER + 1e-6  # the fraction is a rounded quotient of whole iterations
+        return float(cfg.SOLVER.GAMMA ** sum(step <= reached for step in cfg.SOLVER.STEPS))
+    raise ValueError(f"TRAINING.SCHEDULE is {cfg.TRAINING.SCHEDULE!r}; choose cosine or steps")
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Scale every group's own starting rate; returns the highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_at_start"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+class MovingAverage:
+    """Exponential moving average of a model's state; quick to follow at first, slower as the run grows."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averaged, present = [], []
+        for name, value in model.state_dict().items():
+            if value.dtype.is_floating_point:
+                averaged.append(self.state[name])
+                present.append(value)
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(averaged, present, 1 - decay)

@@ -36,9 +36,17 @@ from training import distributed as processes
 from training.datasets import AnySet, CityscapesSet, open_configured_set
 from training.datasets.loader import TrainingSamples, training_loader, training_samples
 from training.distributed import keep_freed_memory
-from training.engine.build import network_config
+from training.engine.build import (
+    Batch,
+    LearningStep,
+    MovingAverage,
+    build_optimizer,
+    lr_factor,
+    network_config,
+    run_fraction,
+    set_lr,
+)
 from training.engine.log import EVALUATIONS_FILE, PROGRESS_FILE, OnProgress, RunLog, RunProgress, write_progress
-from training.engine.step import Batch, LearningStep, MovingAverage, build_optimizer, lr_factor, run_fraction, set_lr
 from training.evaluation.run import evaluate_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from training.datasets import AnySet, usable_samples
 from training.datasets.loader import to_test_input
 from training.evaluation.coco_format import TruthBuilder, instance_results
 from training.evaluation.run import infer, load_for_evaluation
-from training.metrics.bootstrap import MASK_KINDS, image_weights, resampled_ap
+from training.metrics.coco import MASK_KINDS, image_weights, resampled_ap
 
 SHOWN_FROM = 0.5
 _RESAMPLES, _INTERVAL = 2000, (0.025, 0.975)

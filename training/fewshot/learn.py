@@ -41,10 +41,10 @@ from model.predictor import map_in_threads
 from model.prompts.answers import Prompt, as_instance, first_view, look
 from model.prompts.network import PromptNetwork
 from training.datasets import Sample
-from training.datasets.loader import SampleSet
+from training.datasets.sample import SampleSet
 from training.engine.log import PROGRESS_FILE, RunProgress, write_progress
 from training.fewshot.learner import ClassRows, FewShotLearner, LearnedImage
-from training.finetune.data import relabel_samples, training_part
+from training.finetune.plan import relabel_samples, training_part
 from training.metrics.boundary import boundary_mask
 from training.prompts.data import LONGEST_SIDE_PX, ObjectSet, objects_of
 from training.prompts.evaluate import overlap

@@ -38,8 +38,7 @@ from training.datasets.loader import TrainingSamples
 from training.engine.build import add_training_config, suit_device
 from training.engine.log import PROGRESS_FILE, OnProgress, RunProgress, write_progress
 from training.engine.trainer import STATE_FILE, Trainer
-from training.finetune.data import FinetuneData, finetune_data
-from training.finetune.settings import FinetuneSettings
+from training.finetune.plan import FinetuneData, FinetuneSettings, finetune_data
 from training.snapshots.format import open_snapshot
 
 CHECKPOINT, RUN, REQUEST = "checkpoint", "run", "request.json"

@@ -24,7 +24,7 @@ from model.instance import Instance
 from training.datasets import CocoSet, Sample
 from training.datasets.sample import MadeSamples, narrowed
 from training.evaluation.coco_format import TruthBuilder
-from training.metrics.bootstrap import RankedMatches, average_precision, ranked_matches
+from training.metrics.coco import RankedMatches, average_precision, ranked_matches
 from training.snapshots.format import FILES, decode_rle, pixels_sha256
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from training.gate.holdout import AP_KINDS, Holdout, HoldoutResult
-from training.metrics.bootstrap import bootstrap_draws, image_weights
+from training.metrics.coco import bootstrap_draws, image_weights
 
 
 @dataclass(frozen=True, slots=True)

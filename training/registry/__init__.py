@@ -1,7 +1,7 @@
 """The model registry: immutable versions and snapshots and one ACTIVE pointer a project, in a folder or a bucket.
 
-`registry.py` is what others use; `storage.py` speaks to the folder or bucket and keeps two writers apart, `transfer.py`
-publishes and copies, `versions.py` is what is said of versions and snapshots, with the pointer's arithmetic.
+`registry.py` is what others use; `storage.py` speaks to the folder or bucket and keeps two writers apart, `versions.py`
+is what is said of versions and snapshots, with the pointer's arithmetic.
 Nothing here imports torch: the API reads it.
 """
 

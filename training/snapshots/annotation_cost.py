@@ -6,7 +6,7 @@
 Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
 image that is worse in any feature never gets a better score. A model version carries them in its metadata; a version
 without them, or whose fit does not certainly order images it has not seen, keeps
-`integration.regions.settings.certainty`. The images must be ones that the model did not learn from: on those it knows
+`integration.regions.write.certainty`. The images must be ones that the model did not learn from: on those it knows
 it makes few mistakes, and other ones.
 
 Shapes: H, W image size; K images, F features.

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from backend.cli.types import DEVICE, EXISTING_FILE, did_you_mean, plain_errors, read_label_config_file
 from backend.versions.store import DEFAULT_STORE, find_model
-from integration.label_studio.label_config import LabelConfig, parse_label_config
+from integration.label_studio.label_config import LabelConfig, Output, parse_label_config
 from model.errors import require_model_libraries
 from model.images import read_image
 from model.instance import Instance
@@ -265,7 +265,7 @@ def label_studio_writer(config: LabelConfig, version: str, tolerance_px: float, 
 
     def write(outlined: PredictedImageFile) -> list[Any]:
         # Here, because the geometry's libraries take a second that a mistyped path need not wait for.
-        from integration.regions.write import Output, build_prediction
+        from integration.regions.write import build_prediction
 
         height, width = outlined.image_rgb.shape[:2]
         prediction, _ = build_prediction(

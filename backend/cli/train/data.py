@@ -97,7 +97,7 @@ def _repaired(samples: Any, name: str, folder: Path) -> dict[str, Any]:
     """Write a repaired copy; its name and counts."""
     from training.datasets import SceneSet
     from training.datasets.repair import write_repaired
-    from training.finetune.data import SnapshotSamples
+    from training.finetune.plan import SnapshotSamples
 
     if isinstance(samples, SceneSet):
         raise ValueError(f"--fix repairs sets on disk, and {name} is generated; give any other kind of set")
@@ -137,7 +137,7 @@ def _open_export(name: str) -> Any:
     from backend.cli.train.snapshot import read_labelling, read_rows
     from backend.learning.snapshot import ImageFolder, SnapshotSettings, freeze_tasks
     from training.datasets import split_after_file
-    from training.finetune.data import SnapshotSamples
+    from training.finetune.plan import SnapshotSamples
 
     export_file, _, rest = split_after_file(name.partition(":")[2])
     images, config_file = _images_and_config(rest)

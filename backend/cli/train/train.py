@@ -20,7 +20,7 @@ from backend.cli.types import (
     plain_errors,
     print_result,
 )
-from training.finetune.settings import FinetuneSettings
+from training.finetune.plan import FinetuneSettings
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

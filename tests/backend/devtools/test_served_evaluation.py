@@ -22,8 +22,7 @@ from backend.devtools.served_evaluation import (
     score_served,
 )
 from backend.settings import Settings
-from integration.label_studio.label_config import parse_label_config
-from integration.regions.settings import Output
+from integration.label_studio.label_config import Output, parse_label_config
 from integration.regions.write import build_prediction
 from model.instance import Instance
 from tests.support.service import FakeWorkers

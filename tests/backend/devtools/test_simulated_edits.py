@@ -25,9 +25,8 @@ from backend.devtools.simulated_edits import (
     shown_regions,
     true_objects,
 )
-from integration.label_studio.label_config import parse_label_config
-from integration.regions.settings import PART_BY_PART, Output
-from integration.regions.write import build_prediction
+from integration.label_studio.label_config import Output, parse_label_config
+from integration.regions.write import PART_BY_PART, build_prediction
 from model.instance import Instance
 from training.datasets import Sample
 

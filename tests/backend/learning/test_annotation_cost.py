@@ -12,9 +12,8 @@ from click.testing import CliRunner
 from backend.cli.main import cli
 from backend.learning.annotation_cost import CorrectionCost, measure_correction_cost, simulated_edit, snapshot_samples
 from backend.worker.task_runner import find_scorer
-from integration.label_studio.label_config import parse_label_config
-from integration.regions.settings import Output, certainty
-from integration.regions.write import build_prediction
+from integration.label_studio.label_config import Output, parse_label_config
+from integration.regions.write import build_prediction, certainty
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.metadata import update_metadata
 from model.instance import Instance

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from integration.label_studio.label_config import Output
 from integration.label_studio.tasks import read_task
 from integration.polygons.contours import Polygon
 from integration.polygons.convert import polygons_to_mask
 from integration.regions.export import Export, export_tasks
 from integration.regions.shapes import ShapeError, decode_bitmask, encode_bitmask, encode_brush_mask
-from integration.regions.write import Output
 from model.instance import iou
 from tests.support.regions import instance, predict, ring
 

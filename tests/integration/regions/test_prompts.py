@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from integration.label_studio.label_config import parse_label_config
+from integration.label_studio.label_config import Output, parse_label_config
 from integration.label_studio.prompts import (
     EarlierPrompt,
     PromptError,
@@ -19,7 +19,6 @@ from integration.label_studio.prompts import (
     with_earlier,
 )
 from integration.regions.prompts import build_answer, prompt_in_pixels
-from integration.regions.settings import Output
 from model.instance import Instance
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.label_studio.label_config import Output
 from integration.regions.read import regions_to_objects
-from integration.regions.write import Output, Reason
+from integration.regions.write import Reason
 from tests.support.regions import EXACT, RECORDINGS, instance, predict
 
 

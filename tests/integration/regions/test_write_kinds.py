@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from integration.label_studio.label_config import Output
 from integration.polygons.contours import exact_polygons
 from integration.polygons.convert import polygons_to_mask
 from integration.polygons.joining import split_ring
 from integration.regions.read import regions_to_objects
-from integration.regions.write import Output, Reason
+from integration.regions.write import Reason
 from model.instance import ProbabilityPatch, iou
 from tests.support.regions import EXACT, PAIRED, instance, predict, ring
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from integration.label_studio.label_config import LabelConfigError, parse_label_config
-from integration.regions.write import Output, Reason, build_prediction, certainty
+from integration.label_studio.label_config import LabelConfigError, Output, parse_label_config
+from integration.regions.write import Reason, build_prediction, certainty
 from model.instance import Instance
 from tests.support.regions import LABELS, config_xml, instance, predict
 

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 import model.network  # noqa: F401
 from model.config import get_config
 from model.mask_head.incoherence import CascadedDetection, incoherent_regions, jitter
-from model.mask_head.quadtree import Nodes, double, nodes_of, propagate
+from model.mask_head.quadtree import Nodes, boundary_regions, double, nodes_of, propagate
 from model.mask_head.roi_features import RefinementPooler
-from model.mask_head.selection import boundary_regions
 
 
 def equation_1(mask: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 import model.network  # noqa: F401
 from model.config import get_config
 from model.mask_head.incoherence import incoherence_target
-from model.mask_head.selection import select_incoherent_regions
+from model.mask_head.quadtree import select_incoherent_regions
 from model.mask_head.targets import boundary_target, image_masks, mask_targets, semantic_target
 from tests.support.released_fixture import FIXTURES, features, mask_part_state
 

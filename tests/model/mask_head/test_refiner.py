@@ -1,4 +1,7 @@
-"""The pieces of the refinement against definitions nobody here wrote, or worked out by hand."""
+"""The pieces of the refinement against definitions nobody here wrote, or worked out by hand.
+
+An instance is read as several interleaved sequences: every place once, the whole in one when the limit allows.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from torchvision.ops import roi_align
 
 from model.config import find_config, get_config
 from model.mask_head.encoder_layers import SelfAttention, attend, attend_padded
-from model.mask_head.quadtree import Nodes, boundary_uncertainty, nodes_of, propagate, sample_nodes, sequence_order
-from model.mask_head.refiner import NodeCues, SequenceRefiner, position_table
+from model.mask_head.quadtree import Nodes, nodes_of
+from model.mask_head.refiner import NodeCues, QuadtreeRefinement, SequenceRefiner, position_table, sequence_order
 from model.mask_head.roi_features import BRANCH_TILE, RefinementPooler, add_branch
-from model.mask_head.selection import select_incoherent_regions
+from tests.model.mask_head.test_paper_preset import built, pooled
 
 
 def all_nodes(rois: int, size: int) -> Nodes:
@@ -139,66 +142,84 @@ def _sine_pair(angle: float) -> list[tuple]:
     return [(math.sin, angle), (math.cos, angle)]
 
 
-def test_each_level_has_its_own_threshold_and_children_need_a_parent():
-    coarse = torch.tensor([[[0.9, 0.2], [0.0, 0.5]]])
-    fine = torch.full((1, 4, 4), 0.7)
-    first, second = (nodes_of(r) for r in select_incoherent_regions([coarse, fine], (0.2, 0.6)))
-    assert list(zip(first.y.tolist(), first.x.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1)]
-    assert len(second) == 16
-    nested = select_incoherent_regions([coarse, fine], (0.2, 0.6), nested=True)[1]
-    assert nested.sum() == 12
-    assert not nested[0, 2:, :2].any()
-    dilated = select_incoherent_regions([coarse, fine], (0.6, 0.8), dilate_finest=True)[1]
-    assert not dilated.any()
-
-
 def test_sequence_order_groups_by_roi_and_keeps_the_order_of_parts():
     order = sequence_order([torch.tensor([0, 0, 1]), torch.tensor([1, 2]), torch.tensor([0, 2])])
     assert order.tolist() == [0, 1, 5, 2, 3, 4, 6]
 
 
-def test_sampling_repeats_when_short_and_leaves_out_thin_rois():
-    grid = torch.zeros(2, 4, 4)
-    grid[0, 0, :3] = 1
-    grid[1, 2, 2] = 1
-    levels = [nodes_of(grid > 0.5)]
-    kept, [sampled] = sample_nodes(levels, 2, count=7, minimum=2, permutation=torch.arange)
-    assert kept.tolist() == [0]
-    assert sampled.x.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    kept, [sampled] = sample_nodes(levels, 2, count=2, minimum=1, permutation=torch.arange)
-    assert kept.tolist() == [0, 1]
-    assert sampled.roi.tolist() == [0, 0, 1, 1]
+class Pyramid:
+    """Stands for the features, which dealing nodes does not look at; remembers whose they are."""
+
+    def select(self, index):
+        self.owner = index
+        return self
 
 
-def test_centred_propagation_keeps_places_where_they_are():
-    """A ramp over the view stays that ramp on the finer level; the released code's is stretched towards the corners."""
-    centres = {side: (torch.arange(side) + 0.5) / side for side in (8, 16)}
-    coarse = centres[8].expand(1, 8, 8).contiguous()
-    empty = Nodes(*torch.zeros(3, 0, dtype=torch.long))
-    masks = {
-        how: propagate(coarse, [empty, empty], [torch.zeros(0)] * 2, [8, 16], how) for how in ("centred", "bilinear")
-    }
-    inner = slice(1, -1)  # beyond the last centres there is nothing to interpolate
-    torch.testing.assert_close(masks["centred"][0, 5, inner], centres[16][inner])
-    assert (masks["bilinear"][0, 5, inner] - centres[16][inner]).abs().max() > 0.01
+class Recorder(QuadtreeRefinement):
+    """Answers each node with its place, and remembers the sequences."""
+
+    def __init__(self) -> None:
+        self.levels: list[Nodes] = []
+
+    def __call__(self, pyramid, coarse, levels, rois, coarse_features=None):
+        self.levels, self.rois, self.pyramid = levels, rois, pyramid
+        return torch.empty(0), [n.y * 100.0 + n.x for n in levels]
 
 
-def test_propagation_writes_every_level_and_leaves_the_coarse_mask_alone():
-    coarse = torch.full((1, 2, 2), 0.25)
-    root = Nodes(torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
-    leaf = Nodes(torch.tensor([0]), torch.tensor([3]), torch.tensor([0]))
-    mask = propagate(coarse, [root, leaf], [torch.tensor([1.0]), torch.tensor([0.0])], [2, 4])
-    # align_corners: the row between the corners 0.25 and 1 is linear.
-    torch.testing.assert_close(mask[0, 0], torch.tensor([0.25, 0.5, 0.75, 1.0]))
-    assert mask[0, 3, 0] == 0
-    assert (coarse == 0.25).all()
+def regions() -> list[torch.Tensor]:
+    grids = [torch.zeros(3, size, size, dtype=torch.bool) for size in (4, 8)]
+    grids[0][0], grids[1][0], grids[1][2, :2] = True, True, True  # 80, 0 and 16 nodes
+    return grids
 
 
-def test_uncertainty_reads_the_finest_level_that_has_nodes():
-    first, second = torch.tensor([0, 1]), torch.tensor([0, 0])
-    levels = [Nodes(first, first * 0, first * 0), Nodes(second, second, second)]
-    values = [torch.tensor([1.0, 0.5]), torch.tensor([0.5, 1.0])]
-    assert boundary_uncertainty(levels, values, 3).tolist() == [0.5, 1.0, 0.0]
+@pytest.mark.parametrize(("limit", "parts"), [(0, [1, 1, 1]), (1000, [1, 1, 1]), (30, [3, 1, 1]), (7, [12, 1, 3])])
+def test_parts_cover_every_node_once(limit: int, parts: list[int]) -> None:
+    levels = [nodes_of(region) for region in regions()]
+    refine, pyramid = Recorder(), Pyramid()
+    values = refine.in_parts(pyramid, torch.zeros(3, 4, 4), levels, limit)
+    for nodes, value in zip(levels, values, strict=True):
+        assert torch.equal(value, nodes.y * 100.0 + nodes.x)
+    assert len(refine.rois) == sum(parts)
+    if limit:
+        owners = [roi for roi, count in enumerate(parts) for _ in range(count)]
+        assert pyramid.owner.tolist() == owners
+        for nodes, dealt in zip(levels, refine.levels, strict=True):
+            assert torch.equal(pyramid.owner[dealt.roi], nodes.roi)
+        lengths = torch.stack([nodes.counts(sum(parts)) for nodes in refine.levels]).sum(0)
+        assert int(lengths.max()) <= limit + len(levels)
+
+
+def test_nothing_detected_is_fine() -> None:
+    levels = [nodes_of(torch.zeros(0, 4, 4, dtype=torch.bool))]
+    assert [len(v) for v in Recorder().in_parts(Pyramid(), torch.zeros(0, 4, 4), levels, 5)] == [0]
+
+
+def test_a_node_knows_what_the_coarse_mask_of_its_cell_was_predicted_from() -> None:
+    heads = built({"CUES": ["feature", "coarse", "position", "coarse_feature"]})
+    pyramid, _ = pooled(0)
+    output = heads.mask_head.coarse(pyramid, torch.zeros(len(pyramid.rois), dtype=torch.long))
+    side = output.logits.shape[-1]
+    levels = [Nodes(torch.tensor([1]), torch.tensor([y]), torch.tensor([x])) for y, x in ((5, 7), (11, 14), (22, 29))]
+    cues = heads.mask_head.refine._cues(pyramid, torch.rand(2, side, side), levels, output.upsampled)
+    for level in cues:  # the three places lie in one coarse cell
+        assert torch.equal(level.coarse_feature, output.upsampled[1, None, :, 5, 7])
+    assert built({}).mask_head.coarse(pyramid, torch.zeros(2, dtype=torch.long)).upsampled is None
+
+
+@pytest.mark.parametrize("cues", [("feature", "coarse", "position"), ("feature", "coarse", "coarse_feature")])
+@torch.no_grad()
+def test_company_changes_nothing(cues: tuple[str, ...]) -> None:
+    """An instance's masks are the same whether or not one with more nodes is beside it."""
+    heads = built({"TEST_SEQUENCE_NODES": 200, "CUES": list(cues)}).eval()
+    nn.init.normal_(heads.mask_head.encoder.conv_r1[2].weight)
+    maps = {f"p{i}": torch.randn(1, 16, 64 // 2**i, 96 // 2**i) for i in (2, 3, 4, 5)}
+    boxes = torch.tensor([[3.0, 5.0, 60.0, 44.0], [10.0, 2.0, 30.0, 61.0]])
+    outputs = []
+    for rows in ([0, 1], [1]):
+        image = Instances((64, 96), pred_boxes=Boxes(boxes[rows]), pred_classes=torch.tensor([0, 2])[rows])
+        heads._forward_mask(maps, [image])
+        outputs.append(image.pred_masks[-1])
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
 
 
 def test_an_image_without_foreground_trains_on(recorded):

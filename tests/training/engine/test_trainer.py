@@ -13,8 +13,14 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from training.datasets.loader import training_loader, training_samples
-from training.engine.build import get_training_config, network_config
-from training.engine.step import MovingAverage, build_optimizer, lr_factor, run_fraction
+from training.engine.build import (
+    MovingAverage,
+    build_optimizer,
+    get_training_config,
+    lr_factor,
+    network_config,
+    run_fraction,
+)
 from training.engine.trainer import Trainer, TrainingDiverged
 
 

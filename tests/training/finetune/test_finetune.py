@@ -18,8 +18,8 @@ from backend.cli.train.train import finetune as command
 from model.checkpoints.checkpoint import load_checkpoint
 from tests.training.finetune.tiny_finetune import STEPS, settings, tiny_snapshot
 from training.engine.log import RunProgress, read_progress
-from training.finetune.data import NothingToLearn
 from training.finetune.finetune import FinetuneStopped, finetune
+from training.finetune.plan import NothingToLearn
 
 # detectron2 and torch disagree about what is deprecated; nothing of ours is meant.
 pytestmark = [

@@ -70,7 +70,7 @@ def main(checkpoint: Path, snapshot: Path, out: Path) -> None:
 
 def settings(**more):
     """A run of a few steps whose every loss is written down; its state is saved every second step."""
-    from training.finetune.finetune import FinetuneSettings
+    from training.finetune.plan import FinetuneSettings
 
     values = {"iterations": STEPS, "batch_size": 2, "save_period": 2, "log_period": 1, "threads": 1, "device": "cpu"}
     return FinetuneSettings(**(values | more))

@@ -14,10 +14,10 @@ from PIL import Image
 from backend.cli.main import cli
 from backend.cli.train.snapshot import read_rows
 from backend.learning.snapshot import ImageFolder, Labelling, SnapshotSettings, freeze_tasks
+from integration.label_studio.label_config import Output
 from integration.label_studio.tasks import rows_of_json_min
-from integration.regions.write import Output
 from tests.support.regions import config_xml, instance, predict
-from training.finetune.data import SnapshotSamples
+from training.finetune.plan import SnapshotSamples
 
 OUTPUT = Output(kind="polygon", tolerance_px=0, min_area_px=0)
 

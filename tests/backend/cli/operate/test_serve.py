@@ -23,9 +23,9 @@ from PIL import Image
 
 from backend.processes.parent_death import ends_with_parent
 from backend.settings import SCENES_MODEL
+from integration.label_studio.label_config import Output
 from integration.polygons.contours import Polygon
 from integration.polygons.convert import polygons_to_mask
-from integration.regions.settings import Output
 from tests.support.service import ROOT, wait_until
 
 MODEL = Path(os.environ.get("TRANSFINER_MODEL") or SCENES_MODEL)

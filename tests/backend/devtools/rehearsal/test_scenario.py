@@ -10,7 +10,7 @@ import pytest
 from backend.devtools.rehearsal.plan import finetuning
 from backend.devtools.rehearsal.project import RehearsedProject
 from backend.versions.resolve import ServedModel
-from training.finetune.settings import FinetuneSettings
+from training.finetune.plan import FinetuneSettings
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""A budget of nodes: spent per image, coarse before fine, and adding only when it grows; small boxes stay coarse."""
+"""The quadtree: which places are nodes, the budget of nodes, the nodes drawn in training, and the way back to a mask.
+
+A budget is spent per image, coarse before fine, and only adds when it grows; small boxes stay coarse.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.mask_head.quadtree import Nodes, nodes_of
-from model.mask_head.selection import RefinementSettings, node_limit, rois_to_refine, trust_in_refinement, within_budget
+from model.mask_head.quadtree import (
+    Nodes,
+    RefinementSettings,
+    boundary_uncertainty,
+    node_limit,
+    nodes_of,
+    propagate,
+    rois_to_refine,
+    sample_nodes,
+    select_incoherent_regions,
+    trust_in_refinement,
+    within_budget,
+)
 
 SIZES = (4, 8)
 
@@ -102,3 +116,60 @@ def test_the_budget_of_a_batch_is_an_image_s_own() -> None:
     kept = limit(levels, grids)
     assert sum(len(n) for n in kept) == 8
     assert node_limit(batch, chosen, 0) is None
+
+
+def test_each_level_has_its_own_threshold_and_children_need_a_parent():
+    coarse = torch.tensor([[[0.9, 0.2], [0.0, 0.5]]])
+    fine = torch.full((1, 4, 4), 0.7)
+    first, second = (nodes_of(r) for r in select_incoherent_regions([coarse, fine], (0.2, 0.6)))
+    assert list(zip(first.y.tolist(), first.x.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 1)]
+    assert len(second) == 16
+    nested = select_incoherent_regions([coarse, fine], (0.2, 0.6), nested=True)[1]
+    assert nested.sum() == 12
+    assert not nested[0, 2:, :2].any()
+    dilated = select_incoherent_regions([coarse, fine], (0.6, 0.8), dilate_finest=True)[1]
+    assert not dilated.any()
+
+
+def test_sampling_repeats_when_short_and_leaves_out_thin_rois():
+    grid = torch.zeros(2, 4, 4)
+    grid[0, 0, :3] = 1
+    grid[1, 2, 2] = 1
+    levels = [nodes_of(grid > 0.5)]
+    kept, [sampled] = sample_nodes(levels, 2, count=7, minimum=2, permutation=torch.arange)
+    assert kept.tolist() == [0]
+    assert sampled.x.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    kept, [sampled] = sample_nodes(levels, 2, count=2, minimum=1, permutation=torch.arange)
+    assert kept.tolist() == [0, 1]
+    assert sampled.roi.tolist() == [0, 0, 1, 1]
+
+
+def test_centred_propagation_keeps_places_where_they_are():
+    """A ramp over the view stays that ramp on the finer level; the released code's is stretched towards the corners."""
+    centres = {side: (torch.arange(side) + 0.5) / side for side in (8, 16)}
+    coarse = centres[8].expand(1, 8, 8).contiguous()
+    empty = Nodes(*torch.zeros(3, 0, dtype=torch.long))
+    masks = {
+        how: propagate(coarse, [empty, empty], [torch.zeros(0)] * 2, [8, 16], how) for how in ("centred", "bilinear")
+    }
+    inner = slice(1, -1)  # beyond the last centres there is nothing to interpolate
+    torch.testing.assert_close(masks["centred"][0, 5, inner], centres[16][inner])
+    assert (masks["bilinear"][0, 5, inner] - centres[16][inner]).abs().max() > 0.01
+
+
+def test_propagation_writes_every_level_and_leaves_the_coarse_mask_alone():
+    coarse = torch.full((1, 2, 2), 0.25)
+    root = Nodes(torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
+    leaf = Nodes(torch.tensor([0]), torch.tensor([3]), torch.tensor([0]))
+    mask = propagate(coarse, [root, leaf], [torch.tensor([1.0]), torch.tensor([0.0])], [2, 4])
+    # align_corners: the row between the corners 0.25 and 1 is linear.
+    torch.testing.assert_close(mask[0, 0], torch.tensor([0.25, 0.5, 0.75, 1.0]))
+    assert mask[0, 3, 0] == 0
+    assert (coarse == 0.25).all()
+
+
+def test_uncertainty_reads_the_finest_level_that_has_nodes():
+    first, second = torch.tensor([0, 1]), torch.tensor([0, 0])
+    levels = [Nodes(first, first * 0, first * 0), Nodes(second, second, second)]
+    values = [torch.tensor([1.0, 0.5]), torch.tensor([0.5, 1.0])]
+    assert boundary_uncertainty(levels, values, 3).tolist() == [0.5, 1.0, 0.0]
