@@ -37,6 +37,9 @@ def add_transfiner_config(cfg: CfgNode) -> None:
     prompted.QUALITY_POWER = 0.0
     # The power of the whole score, so that one half is a good threshold (see `training.fewshot.learn`).
     prompted.SCORE_POWER = 1.0
+    # Sides of the squares that an image is stretched to for the detector, and whether each is seen mirrored, too.
+    prompted.TEST_SIDES = [416]
+    prompted.TEST_MIRRORED = False
 
 
 def _add_quadtree(node: CfgNode) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from model.detectors.coco_classes import COCO_CLASSES
 
@@ -23,6 +23,8 @@ PIXEL_STD_BGR = (57.375, 57.12, 58.395)
 STRIDES = (8, 16, 32)
 DISTANCE_BINS = 11
 NMS_IOU = 0.6
+#: Boxes of several looks at an image vote for one place from this overlap on.
+VOTE_IOU = 0.7
 TRUNK_CHANNELS = (64, 128, 256, 512)  # at strides 4, 8, 16, 32
 STEM_CHANNELS = 32
 PYRAMID_CHANNELS = 128
@@ -144,18 +146,14 @@ class NanoDet(nn.Module):
         maps = self.pyramid(self.trunk(images)[2:])
         return [tower(x) for tower, x in zip(self.towers, maps, strict=True)]
 
-    def decode(
-        self, outputs: list[Tensor], size_hw: tuple[int, int], score_threshold: float, max_detections: int
-    ) -> Detections:
-        """Detections of one image, from outputs of N = 1.
-
-        Args:
-            size_hw: of the image in pixels; the outputs are of the image stretched to 416 x 416.
-        """
-        return strongest(*self.candidates(outputs), size_hw, score_threshold, max_detections)
+    def look(self, pixels: Tensor, side: int, *, is_mirrored: bool) -> tuple[Tensor, Tensor]:
+        """Candidates in one image (1, 3, h, w), RGB in 0..255, stretched to a square: boxes as shares of it, scores."""
+        seen = F.interpolate(pixels.flip(-1) if is_mirrored else pixels, (side, side), mode="bilinear", antialias=True)
+        boxes, scores = self.candidates(self(normalised(seen)))
+        return as_shares(boxes, side, is_mirrored=is_mirrored), scores
 
     def candidates(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes (cells, 4) in pixels of the 416 x 416 input and scores (cells, K) of one image."""
+        """Boxes (cells, 4) in pixels of the square input and scores (cells, K) of one image."""
         boxes, scores = [], []
         for stride, output in zip(STRIDES, outputs, strict=True):
             rows, columns = output.shape[-2:]
@@ -170,16 +168,61 @@ class NanoDet(nn.Module):
         return torch.cat(boxes), torch.cat(scores)
 
 
-def strongest(
-    boxes_xyxy: Tensor, scores: Tensor, size_hw: tuple[int, int], score_threshold: float, max_detections: int
+def as_shares(boxes: Tensor, side: int, *, is_mirrored: bool) -> Tensor:
+    """Boxes (B, 4) in pixels of a square that an image was stretched to, as shares of the image."""
+    left, top, right, bottom = (boxes / side).unbind(1)
+    return torch.stack([1 - right, top, 1 - left, bottom] if is_mirrored else [left, top, right, bottom], 1)
+
+
+def detections_of(
+    looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
 ) -> Detections:
-    """Candidates of one image without the doubles, see `NanoDet.candidates` and `NanoDet.decode`."""
-    height, width = size_hw
-    boxes = boxes_xyxy * boxes_xyxy.new_tensor([width, height, width, height]) / INPUT_SIZE
-    boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
+    """What one or several looks at an image, as `NanoDet.look` gives them, show together; boxes in its pixels."""
+    if len(looks) == 1:
+        return _strongest(*looks[0], size_hw, score_threshold, max_detections)
+    return _agreed(looks, size_hw, score_threshold, max_detections)
+
+
+def _strongest(
+    boxes: Tensor, scores: Tensor, size_hw: tuple[int, int], score_threshold: float, max_detections: int
+) -> Detections:
+    """Candidates of one look without the doubles."""
+    boxes = _in_image(boxes, size_hw)
     cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
     kept = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
     return Detections(boxes[cell[kept]], scores[cell, label][kept], label[kept])
+
+
+def _agreed(
+    looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
+) -> Detections:
+    """Candidates of several looks without the doubles.
+
+    A box is the mean of those like it, weighted by their scores (box voting: Gidaris & Komodakis, ICCV 2015). Its score
+    lies between the highest and the mean over all looks, so that a thing seen in one look alone counts less.
+    """
+    boxes = torch.cat([_in_image(boxes, size_hw) for boxes, _ in looks])
+    scores = torch.cat([scores for _, scores in looks])
+    number = torch.arange(len(looks)).repeat_interleave(torch.tensor([len(scores) for _, scores in looks]))
+    cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
+    boxes, scores, number = boxes[cell], scores[cell, label], number.to(cell.device)[cell]
+    kept = batched_nms(boxes, scores, label, NMS_IOU)[:max_detections]
+    overlaps = box_iou(boxes[kept], boxes) * (label[kept][:, None] == label)
+    votes = scores * (overlaps >= VOTE_IOU)
+    voted = votes @ boxes / votes.sum(1, keepdim=True)
+    alike = F.pad(scores * (overlaps >= NMS_IOU), (0, 1))  # one more: no candidates, no maximum
+    seen = [(alike * F.pad(number == look, (0, 1))).amax(1) for look in range(len(looks))]
+    fair = (scores[kept] + torch.stack(seen).mean(0)) / 2
+    order = fair.argsort(descending=True)
+    order = order[fair[order] >= score_threshold]
+    return Detections(voted[order], fair[order], label[kept[order]])
+
+
+def _in_image(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Boxes as shares of an image in its pixels, cut to it."""
+    height, width = size_hw
+    boxes = boxes * boxes.new_tensor([width, height, width, height])
+    return torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).flatten(1)
 
 
 def normalised(images_rgb: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Shape shorthand: R detections of an image, H x W its size.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from model.detectors.nanodet import INPUT_SIZE, Detections, NanoDet, normalised
+from model.detectors.nanodet import Detections, NanoDet, detections_of
 from model.prompts.answers import Prompt, first_view, look, mask_of_view, within_box
 from model.prompts.network import PromptNetwork
 from model.prompts.views import View
@@ -35,6 +35,8 @@ class PromptedDetector(nn.Module):
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         self.quality_power = cfg.MODEL.PROMPTED.QUALITY_POWER
         self.score_power = cfg.MODEL.PROMPTED.SCORE_POWER
+        mirrored = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
+        self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirrored))
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
 
     @property
@@ -50,9 +52,8 @@ class PromptedDetector(nn.Module):
     def detect(self, image: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Boxes of a uint8 RGB (3, h, w) image, in pixels of an image of `size_hw`."""
         pixels = image[None].to(self.device).float()
-        stretched = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
-        outputs = self.detector(normalised(stretched))
-        return self.detector.decode(outputs, size_hw, self.score_threshold, self.max_detections)
+        looks = [self.detector.look(pixels, side, is_mirrored=mirrored) for side, mirrored in self.looks]
+        return detections_of(looks, size_hw, self.score_threshold, self.max_detections)
 
     def _detected(self, item: dict[str, Any]) -> Instances:
         image = item["image"]

@@ -34,7 +34,7 @@ from torchvision.ops import box_iou
 
 from model.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from model.checkpoints.state_dict import load_weights
-from model.detectors.nanodet import INPUT_SIZE, STRIDES, NanoDet, normalised, strongest
+from model.detectors.nanodet import INPUT_SIZE, STRIDES, NanoDet, as_shares, detections_of, normalised
 from model.instance import box_of
 from model.network import build_network
 from model.prompts.detector import PromptedDetector
@@ -317,12 +317,13 @@ class LearnedImage:
 
     Attributes:
         size_hw: in pixels. pixels: uint8 h x w x 3, as the network sees it.
-        seen: the whole image's cells. cells: those of its views that are learned from.
+        looks: of each look that the network has at an image, features (N, C) and boxes (N, 4) as shares of the image.
+        cells: those of its views that are learned from.
     """
 
     size_hw: tuple[int, int]
     pixels: np.ndarray
-    seen: SeenView
+    looks: list[tuple[Tensor, Tensor]]
     cells: Cells
 
 
@@ -360,15 +361,22 @@ class FewShotLearner:
         labels = torch.from_numpy(sample.classes)
         rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        whole: SeenView | None = None
         cells = []
         for view in views_of_image(pixels, boxes, views, rng):
             view.is_visible[torch.from_numpy(sample.crowd)] = False
             seen = see(self.network.detector, view.pixels)
-            whole = whole or seen
             cells.append(training_cells(seen, view, labels, len(self.classes), generator))
-        assert whole is not None
-        return LearnedImage(size_hw, pixels, whole, joined(cells))
+        return LearnedImage(size_hw, pixels, self._looks(pixels), joined(cells))
+
+    def _looks(self, image_rgb: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        """Features and boxes of each look, in half precision as a checkpoint keeps weights."""
+        pixels = torch.from_numpy(image_rgb.copy()).permute(2, 0, 1)[None].float()
+        looks = []
+        for side, is_mirrored in self.network.looks:
+            view = pixels.flip(-1) if is_mirrored else pixels
+            seen = see(self.network.detector, F.interpolate(view, (side, side), mode="bilinear", antialias=True))
+            looks.append((seen.features.half(), as_shares(seen.boxes_xyxy, side, is_mirrored=is_mirrored)))
+        return looks
 
     def rows(self, images: Sequence[LearnedImage], on_loss: Callable[[int, float], object] | None = None) -> ClassRows:
         """The class rows that some images teach; `on_loss` as in `fit_rows`."""
@@ -388,8 +396,11 @@ class FewShotLearner:
     @torch.inference_mode()
     def detections(self, image: LearnedImage, rows: ClassRows) -> Instances:
         """What the base with these rows finds on an image."""
-        scores = rows.logits(image.seen.features, cell_levels(INPUT_SIZE)).sigmoid()
-        best = strongest(image.seen.boxes_xyxy, scores, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
+        looks = [
+            (boxes, rows.logits(features, cell_levels(side)).sigmoid())
+            for (features, boxes), (side, _) in zip(image.looks, self.network.looks, strict=True)
+        ]
+        best = detections_of(looks, image.size_hw, SCORE_THRESHOLD, MOST_DETECTIONS)
         return self.network.outlined(image.pixels, best, image.size_hw)
 
     def save(

@@ -14,18 +14,62 @@ from pycocotools.cocoeval import COCOeval
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.detectors.coco_classes import COCO_CLASSES
+from model.detectors.nanodet import NanoDet, detections_of
 from model.network import build_network
 
 CHECKPOINT = Path(__file__).parents[3] / "model" / "weights" / "photos"
 COCO_TINY = Path(os.environ.get("TRANSFINER_SHARED_DATA", "../shared/data")) / "coco_tiny"
-BOX_AP = 26.6
+LOOKS = [([416], False, 26.6), ([416, 512], True, 30.6)]
+
+
+def like(box: list[float], score: float, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """One look with one candidate of class 0."""
+    return torch.tensor([box]), torch.tensor([[score] + [0.0] * (classes - 1)])
+
+
+def test_a_mirrored_look_gives_boxes_of_the_image_as_it_is() -> None:
+    torch.manual_seed(0)
+    detector = NanoDet().eval()
+    pixels = torch.rand(1, 3, 60, 80) * 255
+    with torch.inference_mode():
+        boxes, scores = detector.look(pixels, 64, is_mirrored=False)
+        mirrored, scores_of_flipped = detector.look(pixels.flip(-1), 64, is_mirrored=True)
+    assert torch.allclose(scores, scores_of_flipped, atol=1e-5)
+    expected = torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], 1)
+    assert torch.allclose(mirrored, expected, atol=1e-5)
+
+
+def test_looks_vote_for_a_box_and_what_one_look_alone_shows_counts_less() -> None:
+    both = [like([0.1, 0.1, 0.5, 0.5], 0.6), like([0.1, 0.1, 0.54, 0.5], 0.3)]
+    boxes, scores, classes = detections_of(both, (100, 200), 0.05, 10)
+    assert boxes.tolist() == [pytest.approx([20, 10, 2 * (50 * 0.6 + 54 * 0.3) / 0.9, 50], abs=1e-3)]
+    assert scores.tolist() == [pytest.approx((0.6 + 0.45) / 2)]
+    assert classes.tolist() == [0]
+    alone = [like([0.1, 0.1, 0.5, 0.5], 0.6), like([0.6, 0.6, 0.9, 0.9], 0.06)]
+    boxes, scores, _ = detections_of(alone, (100, 200), 0.05, 10)
+    assert boxes.tolist() == [pytest.approx([20, 10, 100, 50], abs=1e-3)]  # the other one falls below the threshold
+    assert scores.tolist() == [pytest.approx((0.6 + 0.3) / 2)]
+
+
+def test_looks_without_candidates_show_nothing() -> None:
+    empty = detections_of([like([0.1, 0.1, 0.5, 0.5], 0.01)] * 2, (100, 200), 0.05, 10)
+    assert [len(values) for values in empty] == [0, 0, 0]
+
+
+def test_one_look_keeps_its_boxes_and_scores() -> None:
+    boxes, scores, _ = detections_of([like([0.1, 0.1, 0.5, 0.5], 0.6)], (100, 200), 0.05, 10)
+    assert boxes.tolist() == [pytest.approx([20, 10, 100, 50], abs=1e-3)]
+    assert scores.tolist() == [pytest.approx(0.6)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not COCO_TINY.is_dir(), reason=f"no {COCO_TINY}: set TRANSFINER_SHARED_DATA")
-def test_box_ap_is_the_published_weights() -> None:
+@pytest.mark.parametrize(("sides", "is_mirrored", "box_ap"), LOOKS)
+def test_box_ap_of_one_look_is_the_published_weights_and_of_four_is_higher(
+    sides: list[int], is_mirrored: bool, box_ap: float
+) -> None:
     cfg, state, _ = load_checkpoint(CHECKPOINT)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE, cfg.MODEL.PROMPTED.TEST_SIDES, cfg.MODEL.PROMPTED.TEST_MIRRORED = "cpu", sides, is_mirrored
     network = build_network(cfg)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     network.eval()
@@ -44,4 +88,4 @@ def test_box_ap_is_the_published_weights() -> None:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    assert 100 * evaluation.stats[0] == pytest.approx(BOX_AP, abs=0.3)
+    assert 100 * evaluation.stats[0] == pytest.approx(box_ap, abs=0.3)
