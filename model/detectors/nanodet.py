@@ -208,6 +208,7 @@ def _agreed(
     boxes, scores, number = boxes[cell], scores[cell, label], number.to(cell.device)[cell]
     kept = batched_nms(boxes, scores, label, NMS_IOU)[:max_detections]
     overlaps = box_iou(boxes[kept], boxes) * (label[kept][:, None] == label)
+    overlaps[torch.arange(len(kept)), kept] = 1.0  # not a number where cutting to the image left no area
     votes = scores * (overlaps >= VOTE_IOU)
     voted = votes @ boxes / votes.sum(1, keepdim=True)
     alike = F.pad(scores * (overlaps >= NMS_IOU), (0, 1))  # one more: no candidates, no maximum

@@ -56,6 +56,11 @@ def test_looks_without_candidates_show_nothing() -> None:
     assert [len(values) for values in empty] == [0, 0, 0]
 
 
+def test_a_box_outside_the_image_stays_a_number() -> None:
+    boxes, _, _ = detections_of([like([1.1, 0.1, 1.5, 0.5], 0.6), like([0, 0, 1, 1], 0.01)], (100, 200), 0.05, 10)
+    assert boxes.tolist() == [pytest.approx([200, 10, 200, 50], abs=1e-3)]
+
+
 def test_one_look_keeps_its_boxes_and_scores() -> None:
     boxes, scores, _ = detections_of([like([0.1, 0.1, 0.5, 0.5], 0.6)], (100, 200), 0.05, 10)
     assert boxes.tolist() == [pytest.approx([20, 10, 100, 50], abs=1e-3)]
