@@ -62,6 +62,8 @@ Detections = Sequence[Sequence[Any]]
 Objects = Sequence[tuple[str, dict[str, Any]]]
 #: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
 VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
+#: The looks at a whole image that its detections are from (`PROMPTED.TEST_SIDES`: four), in views.
+WHOLE_IMAGE_VIEWS = 5
 #: A detection is right when it overlaps an object of its class by this much.
 RIGHT_IOU = 0.5
 #: Thresholds of a score that a few images may call for.
@@ -77,7 +79,7 @@ def learn_few_shot(
     folds: int = FOLDS,
     incumbent: Path | None = None,
 ) -> Path:
-    """Learn a snapshot's classes from its training part; the hold-out is not looked at.
+    """Learn a snapshot's classes from its training part and return OUT/checkpoint; the hold-out is not looked at.
 
     Args:
         base: checkpoint with a `PromptedDetector` of many classes, `photos`.
@@ -85,9 +87,6 @@ def learn_few_shot(
         folds: of the cross-validation; 0 for none.
         incumbent: what serves now. Where it was learned in this way from the same base it has seen some of the images,
             so it is cross-validated, too.
-
-    Returns:
-        The checkpoint directory, OUT/checkpoint.
 
     Raises:
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
@@ -274,7 +273,7 @@ class _Progress:
         fits = folds * sum(bool(pool) for pool in pools) + 1
         judged = sum(map(len, pools))
         self.file = out / PROGRESS_FILE
-        self.look_s, self.fit_s = views * VIEW_S, looks * views * FIT_S
+        self.look_s, self.fit_s = (views + WHOLE_IMAGE_VIEWS) * VIEW_S, looks * views * FIT_S
         self.steps = looks + fits + judged + outline_steps
         self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S + outline_steps * OUTLINE_STEP_S
         self.step, self.done_s = 0, 0.0

@@ -24,9 +24,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from model.prompts.network import VIEW_SIDE, PromptNetwork, prompt_maps
-from model.prompts.views import view_of_box
+from model.prompts.views import View, view_of_box
 from training.prompts.clicks import Click, flawed_mask, next_click
-from training.prompts.data import ObjectSet, box_view, covered, elsewhere, jittered_box, merged, part_view, recoloured
+from training.prompts.data import (
+    MaskedObject,
+    ObjectSet,
+    box_view,
+    covered,
+    elsewhere,
+    jittered_box,
+    merged,
+    part_view,
+    recoloured,
+)
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +125,7 @@ class Views(IterableDataset[list[Example]]):
         else:
             view = box_view(image.shape[:2], item.box_xyxy if by_clicks else box, VIEW_SIDE, rng, by_clicks=by_clicks)
         pixels = recoloured(view.pixels(image), rng)
-        mask = view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128
+        mask = _mask_in(view, item)
         if mask.sum() < 30:
             return None
         pixels, mask = self._pasted(pixels, mask, rng)
@@ -147,7 +157,12 @@ class Views(IterableDataset[list[Example]]):
         other = recoloured(view.pixels(image), rng)
         if chance < self.plan.pasted_share:
             return elsewhere(pixels, mask, other, rng)
-        return covered(pixels, mask, other, view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128, rng)
+        return covered(pixels, mask, other, _mask_in(view, item), rng)
+
+
+def _mask_in(view: View, item: MaskedObject) -> np.ndarray:
+    """An object's mask as a view shows it, bool S x S."""
+    return view.pixels(item.mask().astype(np.uint8) * 255, 0) >= 128
 
 
 def as_tensors(batch: Sequence[Example], masks_before: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
