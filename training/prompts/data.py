@@ -202,6 +202,16 @@ def part_view(box_xyxy: Sequence[float], side: int, rng: np.random.Generator) ->
     return view_of_box((x - size / 2, y - size / 2, x + size / 2, y + size / 2), side, margin=1.0)
 
 
+def turned_box(
+    box_xyxy: tuple[float, float, float, float], side: float, quarters: int
+) -> tuple[float, float, float, float]:
+    """A box in a square view of `side` that is turned against the clock by quarters of a circle, as numpy's rot90."""
+    for _ in range(quarters % 4):
+        x0, y0, x1, y1 = box_xyxy
+        box_xyxy = y0, side - x1, y1, side - x0
+    return box_xyxy
+
+
 def recoloured(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and colour of a view changed a little; uint8 S x S x 3."""
     values = pixels.astype(np.float32)

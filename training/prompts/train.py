@@ -36,6 +36,7 @@ from training.prompts.data import (
     merged,
     part_view,
     recoloured,
+    turned_box,
 )
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class PromptTraining:
             rider with the horse, two garments.
         pasted_share: of views in which another object is pasted over a part of it, and as many again whose object is
             pasted onto another photograph.
+        turned_share: of views turned by one to three quarters of a circle: people upside down, things lying.
     """
 
     batch: int = 16
@@ -67,6 +69,7 @@ class PromptTraining:
     flawed_share: float = 0.3
     merged_share: float = 0.25
     pasted_share: float = 0.15
+    turned_share: float = 0.25
     ema_decay: float = 0.999
     bf16: bool = False
     seed: int = 1
@@ -133,6 +136,10 @@ class Views(IterableDataset[list[Example]]):
         if rng.random() < 0.5:
             pixels, mask = pixels[:, ::-1], mask[:, ::-1]
             x0, x1 = VIEW_SIDE - x1, VIEW_SIDE - x0
+        if rng.random() < self.plan.turned_share:
+            quarters = int(rng.integers(1, 4))
+            pixels, mask = np.rot90(pixels, quarters), np.rot90(mask, quarters)
+            x0, y0, x1, y1 = turned_box((x0, y0, x1, y1), VIEW_SIDE, quarters)
         mask = np.ascontiguousarray(mask)
         clicks: list[Click] = []
         if is_flawed:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.prompts.data import LEAST_VISIBLE, covered, elsewhere
+from training.prompts.data import LEAST_VISIBLE, covered, elsewhere, turned_box
 
 SIDE = 64
 
@@ -47,3 +47,13 @@ def test_an_object_that_would_hardly_be_seen_is_left_as_it_was() -> None:
     outcomes = [covered(plain(200), mask, plain(40), everywhere, rng) for _ in range(20)]
     assert any((visible == mask).all() and (pixels == 200).all() for pixels, visible in outcomes)
     assert all(visible.sum() >= LEAST_VISIBLE * mask.sum() for _, visible in outcomes)
+
+
+@pytest.mark.parametrize("quarters", range(5))
+def test_a_turned_box_lies_around_the_turned_mask(quarters: int) -> None:
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[5:20, 30:61] = True
+    x0, y0, x1, y1 = (int(value) for value in turned_box((30, 5, 61, 20), SIDE, quarters))
+    turned = np.rot90(mask, quarters)
+    assert turned[y0:y1, x0:x1].all()
+    assert turned.sum() == (y1 - y0) * (x1 - x0)
