@@ -47,7 +47,7 @@ _KEEPS_VERSIONS = hasattr(LabelStudioMLBase, "use_label_config")
 
 
 class PredictorLike(Protocol):
-    """What is used of `model.predictor.Predictor`."""
+    """What is used of `model.inference.predictor.Predictor`."""
 
     labels: tuple[str, ...]
     version: str
@@ -57,7 +57,7 @@ class PredictorLike(Protocol):
 
 
 class PromptPredictorLike(Protocol):
-    """What is used of `model.prompt_predictor.PromptPredictor`."""
+    """What is used of `model.inference.prompt_predictor.PromptPredictor`."""
 
     version: str
 
@@ -85,7 +85,9 @@ def shared_prompt_predictor() -> PromptPredictorLike:
     Raises whatever `PromptPredictor.from_checkpoint` raises.
     """
     with _LOADING:
-        predictor: PromptPredictorLike = _load("model.prompt_predictor", "PromptPredictor", "TRANSFINER_PROMPT_MODEL")
+        predictor: PromptPredictorLike = _load(
+            "model.inference.prompt_predictor", "PromptPredictor", "TRANSFINER_PROMPT_MODEL"
+        )
     return predictor
 
 
@@ -95,7 +97,7 @@ def shared_predictor() -> PredictorLike:
     Raises whatever `Predictor.from_checkpoint` raises.
     """
     with _LOADING:  # two first requests at once would load it twice
-        predictor: PredictorLike = _load("model.predictor", "Predictor", "TRANSFINER_MODEL")
+        predictor: PredictorLike = _load("model.inference.predictor", "Predictor", "TRANSFINER_MODEL")
     return predictor
 
 

@@ -168,7 +168,7 @@ class BarePredictor:
     """The predictor in this process: what a script would do with files that it has in memory."""
 
     def __init__(self, model: Path) -> None:
-        from model.predictor import Predictor
+        from model.inference.predictor import Predictor
 
         settings = load_settings()
         self.predictor = Predictor.from_checkpoint(

@@ -239,7 +239,7 @@ def evaluate_edits(
     overrides: Sequence[str] = (),
 ) -> Json:
     """Predict a set and correct it by hand, once for each way to draw. Returns the outcome as JSON."""
-    from model.predictor import Predictor
+    from model.inference.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(weights, device=device, score_threshold=shown_from / 2, overrides=overrides)
     classes = samples.class_names

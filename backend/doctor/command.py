@@ -84,7 +84,7 @@ def _device(settings: Settings) -> Finding:
     try:
         import torch
 
-        from model.predictor import choose_device
+        from model.inference.predictor import choose_device
 
         device = choose_device(settings.device)
     except (ImportError, OSError) as error:

@@ -15,8 +15,8 @@ import numpy as np
 
 from backend.learning.snapshot import outline_px
 from integration.regions.write import certainty
+from model.inference.predictor import MOST_AT_A_TIME
 from model.instance import Instance
-from model.predictor import MOST_AT_A_TIME
 from training.datasets import Sample, usable_samples
 from training.gate.holdout import candidate_instances
 from training.snapshots.annotation_cost import (
@@ -107,7 +107,7 @@ def calibrated_order(
     checkpoint: Path, snapshot: Path, folds: Path | None, *, device: str, shown_from: float = SHOWN_FROM
 ) -> str:
     """Fit the order of tasks to the images that a checkpoint did not learn from, and keep it with the checkpoint."""
-    from model.predictor import Predictor
+    from model.inference.predictor import Predictor
 
     samples, classes, name = snapshot_samples(snapshot, MOST_IMAGES, whole=folds is not None)
     if len(samples) < LEAST_IMAGES:

@@ -191,7 +191,7 @@ def judge(
     """
     from backend.learning.annotation_cost import calibrated_order
     from model.files import write_text
-    from model.predictor import choose_device
+    from model.inference.predictor import choose_device
     from training.gate.gate import judge as rule
     from training.gate.gate import record_bf16
     from training.gate.holdout import DetectionCache, detect_with

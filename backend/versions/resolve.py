@@ -59,7 +59,7 @@ class ServedModel:
 
 
 def node_budget_of(served: ServedModel, wished: int) -> int | None:
-    """Node budget for `model.predictor.Predictor`: of the settings, or with -1 what is best for the model."""
+    """Node budget for `model.inference.predictor.Predictor`: of the settings, or with -1 what is best for the model."""
     return served.node_budget if wished < 0 else wished
 
 

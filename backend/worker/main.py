@@ -54,7 +54,7 @@ from backend.worker.maintenance import MaintenanceThread
 from backend.worker.model_cache import Predictor, WarmModels, load
 from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
-from model.tiling import Tiling
+from model.inference.tiling import Tiling
 
 log = logging.getLogger(__name__)
 POLL_S = 0.002

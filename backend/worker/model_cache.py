@@ -27,8 +27,8 @@ from backend.errors import ServiceError, StartError, TaskError
 from backend.settings import Settings
 from backend.versions.resolve import ServedModel, model_directory, node_budget_of, read_served_model, version_directory
 from model.errors import MissingRequirementError, require_model_libraries
+from model.inference.tiling import Tiling, predict_tiled
 from model.instance import Instance
-from model.tiling import Tiling, predict_tiled
 
 log = logging.getLogger(__name__)
 # Tried one after the other.
@@ -236,7 +236,7 @@ def load(settings: Settings) -> Predictor:
     import torch
 
     from model.checkpoints.checkpoint import CheckpointError
-    from model.predictor import Predictor as TorchPredictor
+    from model.inference.predictor import Predictor as TorchPredictor
 
     served = read_served_model(settings.model)
     if settings.torch_threads:

@@ -19,7 +19,7 @@ from integration.regions.prompts import prompt_in_pixels
 from model.instance import Instance
 
 if TYPE_CHECKING:
-    from model.prompt_predictor import PromptedImage, PromptPredictor
+    from model.inference.prompt_predictor import PromptedImage, PromptPredictor
 
 log = logging.getLogger(__name__)
 #: Pixels of decoded images that are kept for the next prompt on them.
@@ -117,6 +117,6 @@ class PromptRunner:
 
 def load_prompt_predictor(settings: Settings) -> PromptPredictor:
     """The predictor of `settings.prompt_model`. Raises CheckpointError, ValueError."""
-    from model.prompt_predictor import PromptPredictor
+    from model.inference.prompt_predictor import PromptPredictor
 
     return PromptPredictor.from_checkpoint(settings.prompt_model, device=settings.device, precision=settings.precision)

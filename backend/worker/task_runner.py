@@ -27,7 +27,7 @@ from integration.label_studio.prompts import PromptFields
 from integration.label_studio.tasks import Prediction
 from integration.regions.prompts import build_answer
 from integration.regions.write import Scorer, build_prediction
-from model.tiling import Tiling
+from model.inference.tiling import Tiling
 from training.snapshots.annotation_cost import EffortError, load_effort
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ _MOST_STORED_WEIGHTS, _CACHED_WEIGHTS = 1 << 24, 1 << 21
 
 
 def in_bf16_on_cpu(tensor: Tensor) -> bool:
-    """Whether inference runs in the bf16 of `model.precision`, for which some operations have a faster form."""
+    """Whether inference runs in bf16 (`model.inference.precision`), for which some operations have a faster form."""
     return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from model.checkpoints.metadata import CARD_FILE, read_metadata, update_metadata
 from model.files import write_text
+from model.inference.precision import MOST_AP_LOST, keeps_ap, to_bf16
 from model.instance import iou_matrix
-from model.precision import MOST_AP_LOST, keeps_ap, to_bf16
 from training.datasets import AnySet, usable_samples
 from training.datasets.loader import to_test_input
 from training.evaluation.coco_format import TruthBuilder, instance_results

@@ -37,7 +37,7 @@ from torch import Tensor
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.files import write_text
-from model.predictor import map_in_threads
+from model.inference.predictor import map_in_threads
 from model.prompts.answers import Prompt, as_instance, first_view, look
 from model.prompts.network import PromptNetwork
 from training.datasets import Sample

@@ -439,7 +439,7 @@ class FewShotLearner:
 
 
 def resized(image_rgb: np.ndarray, cfg: CfgNode) -> np.ndarray:
-    """The image as `model.predictor` gives it to the network."""
+    """The image as `model.inference.predictor` gives it to the network."""
     height, width = ResizeShortestEdge.get_output_shape(
         *image_rgb.shape[:2], cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     )

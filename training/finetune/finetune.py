@@ -31,8 +31,8 @@ from model.checkpoints.metadata import METADATA_FILE, read_metadata
 from model.checkpoints.state_dict import load_weights
 from model.config import override
 from model.files import replacing_folder, write_text
+from model.inference.predictor import choose_device
 from model.network import build_network
-from model.predictor import choose_device
 from training import distributed as processes
 from training.datasets.loader import TrainingSamples
 from training.engine.build import add_training_config, suit_device

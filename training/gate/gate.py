@@ -307,7 +307,7 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
         fractions; None where this processor is not fast at bf16, the network has none, or nothing is annotated.
     """
     # Here, so that judging by verdicts needs no torch.
-    from model.precision import has_fast_bf16, keeps_ap
+    from model.inference.precision import has_fast_bf16, keeps_ap
     from training.evaluation.precision import ap_differences
 
     metadata = read_metadata(candidate)

@@ -53,8 +53,8 @@ def detect_with(
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         # Here, so that reading verdicts needs no torch.
-        from model.precision import to_bf16
-        from model.predictor import map_in_threads
+        from model.inference.precision import to_bf16
+        from model.inference.predictor import map_in_threads
         from training.datasets.loader import to_test_input
         from training.evaluation.coco_format import encode
         from training.evaluation.run import infer, load_for_evaluation

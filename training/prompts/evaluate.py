@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from model.inference.prompt_predictor import PromptedImage, PromptPredictor
 from model.mask_head.quadtree import propagate
-from model.prompt_predictor import PromptedImage, PromptPredictor
 from model.prompts.answers import Prompt, as_instance, first_view, maps_of
 from model.prompts.views import View
 from training.metrics.boundary import boundary_mask

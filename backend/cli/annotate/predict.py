@@ -27,7 +27,7 @@ from model.instance import Instance
 from training.metrics.coco_schema import read_json
 
 if TYPE_CHECKING:
-    from model.prompt_predictor import PromptPredictor
+    from model.inference.prompt_predictor import PromptPredictor
 
 Box = tuple[float, float, float, float]
 #: Side of the smallest box that is outlined, in px.
@@ -417,7 +417,7 @@ def _outliner(
 ) -> _Outliner:
     """A model of its own detector, or with a file of boxes the promptable network of the model."""
     if boxes_file is None:
-        from model.predictor import Predictor
+        from model.inference.predictor import Predictor
 
         predictor = Predictor.from_checkpoint(
             directory, device=device, score_threshold=score_threshold, precision=precision
@@ -429,7 +429,7 @@ def _outliner(
             lambda batch: predictor([image for *_, image in batch]),
         )
     from model.checkpoints.metadata import read_metadata
-    from model.prompt_predictor import PromptPredictor
+    from model.inference.prompt_predictor import PromptPredictor
 
     ids = category_ids_of(read_metadata(directory)["classes"])
     boxes = BoxFile(boxes_file, image_id_of, {number: label for label, number in ids.items()})

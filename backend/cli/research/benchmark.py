@@ -109,7 +109,7 @@ def table(
     \b
     Example: transfiner benchmark 2 --miniature --iterations 20
     """
-    from model.predictor import choose_device
+    from model.inference.predictor import choose_device
     from training.benchmark.runner import (
         BenchmarkStopped,
         Scale,

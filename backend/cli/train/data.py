@@ -169,7 +169,7 @@ def _images_and_config(rest: str) -> tuple[str, str]:
 
 def _doubts(samples: Any, indices: list[int], weights: Path, file: Path) -> list[str]:
     """Labels that a checkpoint disagrees with, the surest first; the first of them are drawn into a file."""
-    from model.predictor import Predictor
+    from model.inference.predictor import Predictor
     from training.datasets.check import doubted_labels, save_doubts
 
     predictor = Predictor.from_checkpoint(weights)

@@ -110,7 +110,7 @@ def _measured(
     from torch.utils.data import Subset
 
     from backend.learning.annotation_cost import crossed_predictor, measure_correction_cost, snapshot_samples
-    from model.predictor import Predictor
+    from model.inference.predictor import Predictor
     from training.datasets import open_set
     from training.fewshot.curve import class_samples
 

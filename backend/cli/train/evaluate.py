@@ -156,7 +156,7 @@ def _edits(
 
 def _prompts(samples: Any, weights: Path, kind: str, device: str, *, with_grabcut: bool) -> tuple[Json, TextOf]:
     """Yardsticks of prompts, on any set."""
-    from model.prompt_predictor import PromptPredictor
+    from model.inference.prompt_predictor import PromptPredictor
     from training.prompts.data import objects_of
     from training.prompts.evaluate import box_report, box_text, clicks_text, measure_boxes, measure_clicks
 

@@ -105,7 +105,7 @@ def _number(text: str) -> float | str:
 
 def detector(device: str) -> Detect:
     """Lets checkpoints look at pictures, with a bar on the error stream."""
-    from model.predictor import choose_device
+    from model.inference.predictor import choose_device
     from training.gate.holdout import detect_with
 
     chosen = str(choose_device(device))

@@ -60,7 +60,7 @@ def train(
     thread better than one of two; see TRAINING.THREADS)
     """
     from model.config import override
-    from model.predictor import choose_device
+    from model.inference.predictor import choose_device
     from training import distributed as processes
     from training.engine.build import build_for_training, get_training_config
     from training.engine.trainer import STATE_FILE, Trainer

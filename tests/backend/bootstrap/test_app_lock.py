@@ -38,7 +38,7 @@ print(len(names))
 def test_the_shipped_model_outlines_an_image() -> None:
     code = """
 from backend.settings import SCENES_MODEL
-from model.predictor import Predictor
+from model.inference.predictor import Predictor
 from training.synthetic.scenes import generate_scene, scene_seed
 scene = generate_scene(scene_seed("demo", 0))
 (found,) = Predictor.from_checkpoint(SCENES_MODEL, device="cpu")([scene.image])

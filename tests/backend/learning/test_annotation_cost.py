@@ -16,8 +16,8 @@ from integration.label_studio.label_config import Output, parse_label_config
 from integration.regions.write import build_prediction, certainty
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.metadata import update_metadata
+from model.inference.predictor import Predictor
 from model.instance import Instance
-from model.predictor import Predictor
 from tests.support.learning_doubles import write_checkpoint
 from tests.support.small_network import CLASSES, small_config, small_model
 from tests.support.snapshots import write_snapshot

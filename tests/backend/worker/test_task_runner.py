@@ -23,8 +23,8 @@ from backend.worker.model_cache import downscale_image, is_out_of_memory, predic
 from backend.worker.prompt_runner import PromptRunner
 from backend.worker.task_runner import TaskRunner
 from integration.images.fetch import ImageError
+from model.inference.tiling import Tiling
 from model.instance import Instance
-from model.tiling import Tiling
 from tests.support.service import CONFIG
 
 

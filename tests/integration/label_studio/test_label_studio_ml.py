@@ -203,9 +203,9 @@ def test_the_model_is_loaded_once_a_process(load: Any, monkeypatch: pytest.Monke
             loads.append((str(directory), device))
             return cls()
 
-    module = types.ModuleType("model.predictor")
+    module = types.ModuleType("model.inference.predictor")
     module.Predictor = Predictor  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "model.predictor", module)
+    monkeypatch.setitem(sys.modules, "model.inference.predictor", module)
     monkeypatch.setenv("TRANSFINER_MODEL", "/models/one")
     adapter = load(NewBase)
     threads = [threading.Thread(target=adapter.shared_predictor) for _ in range(4)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import model
 from model.config import get_config
-from model.prompt_predictor import PromptPredictor
+from model.inference.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt, as_instance, changed_part, prompt_steps, view_of_change
 from model.prompts.network import PROMPT_MAPS, VIEW_SIDE, PromptNetwork, prompt_maps
 from model.prompts.views import MOST_STRETCH, View, resampled, view_of_box

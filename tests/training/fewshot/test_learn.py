@@ -12,8 +12,8 @@ import pytest
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.metadata import read_metadata
-from model.predictor import Predictor
-from model.prompt_predictor import PromptPredictor
+from model.inference.predictor import Predictor
+from model.inference.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
 from tests.support.snapshots import write_snapshot
 from training.datasets import Sample

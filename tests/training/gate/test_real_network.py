@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import model
-from model import precision
 from model.checkpoints.metadata import read_metadata, update_metadata
+from model.inference import precision
 from tests.support.snapshots import write_snapshot
 from training.evaluation.run import evaluate_checkpoint
 from training.gate import GateRules, judge

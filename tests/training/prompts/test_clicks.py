@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import get_config
-from model.prompt_predictor import PromptPredictor
+from model.inference.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt, mask_of_view
 from model.prompts.network import VIEW_SIDE, PromptNetwork
 from model.prompts.views import view_of_box

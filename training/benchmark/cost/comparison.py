@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import model.mask_head.encoder_layers
 from model.config import override
+from model.inference.precision import to_bf16
 from model.mask_head.quadtree import Nodes
 from model.mask_head.roi_features import RoIPyramid
 from model.network import build_network
-from model.precision import to_bf16
 from training.benchmark.cost.measures import (
     alternate,
     count_flops,

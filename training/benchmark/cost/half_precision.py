@@ -1,7 +1,7 @@
 """PointRend in bf16, treated as our network is, and a PointRend that computes only the detected class.
 
-The treatment is `model.precision.to_bf16`'s: folded norms, bf16 weights, maps channels-last; points are read from a
-table of cells, and the point head is a chain of matrix products. Imported only where detectron2's project is.
+The treatment is `model.inference.precision.to_bf16`'s: folded norms, bf16 weights, maps channels-last; points are read
+from a table of cells, and the point head is a chain of matrix products. Imported only where detectron2's project is.
 
 Shape shorthand: R RoIs, P points an RoI, K classes, C channels, S a side of the coarse mask.
 """
@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.precision import to_bf16
+from model.inference.precision import to_bf16
 
 
 def point_rend_to_bf16(network: nn.Module, *, own_class: bool) -> None:

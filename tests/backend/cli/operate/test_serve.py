@@ -108,7 +108,7 @@ def serving() -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def model():
-    from model.predictor import Predictor
+    from model.inference.predictor import Predictor
 
     return Predictor.from_checkpoint(MODEL, device="cpu", score_threshold=0.25)
 

@@ -19,8 +19,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from model.checkpoints.import_released import import_released, known_classes
+from model.inference.predictor import InputSettings, Predictor
 from model.instance import Instance
-from model.predictor import InputSettings, Predictor
 from tests.support.released_fixture import FIXTURES, whole_model_state
 
 pytestmark = pytest.mark.slow

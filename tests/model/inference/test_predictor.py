@@ -12,7 +12,7 @@ from torch import nn
 
 from model.checkpoints.checkpoint import save_checkpoint
 from model.checkpoints.metadata import CheckpointError
-from model.predictor import InputSettings, Predictor, choose_device
+from model.inference.predictor import InputSettings, Predictor, choose_device
 from tests.support.small_network import CLASSES, small_config, small_model
 
 SETTINGS = InputSettings("BGR", 64, 128)

@@ -19,9 +19,9 @@ from scipy.ndimage import binary_dilation, binary_fill_holes, distance_transform
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
+from model.inference.precision import choose_precision, to_bf16
+from model.inference.predictor import choose_device
 from model.instance import Instance
-from model.precision import choose_precision, to_bf16
-from model.predictor import choose_device
 from model.prompts.answers import (
     FINER,
     FIRST_CLICKS,
@@ -61,7 +61,7 @@ class PromptPredictor:
         network: in evaluation mode, on `device`.
         version: of the checkpoint.
         detector: finds the objects that a first click can mean; `network` is its promptable one. None without one.
-        precision: in which `network` computes, see `model.precision`.
+        precision: in which `network` computes, see `model.inference.precision`.
     """
 
     network: PromptNetwork

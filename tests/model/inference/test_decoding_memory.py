@@ -26,7 +26,7 @@ from model.images import DEFAULT_BUDGET_BYTES, ImageError, MemoryBudget, decode_
 from tests.support.service import data_uri
 
 pytestmark = pytest.mark.service
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EDGE = 2000
 # Beside the estimate: Python's own objects, and pages that the allocator keeps.
 SLACK_BYTES = 12 << 20

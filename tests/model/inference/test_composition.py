@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from integration.polygons.convert import polygons_to_mask, smooth_outline
-from model.composition import Claim, compete, compose, smooth
+from model.inference.composition import Claim, compete, compose, smooth
 from model.instance import Instance, ProbabilityPatch, iou
 
 HEIGHT, WIDTH = 60, 80

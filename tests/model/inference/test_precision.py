@@ -13,20 +13,20 @@ from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
-from model import precision
 from model.backbones.efficientnet_lite import ConvNorm
 from model.checkpoints.checkpoint import save_checkpoint
 from model.detectors.nanodet import NanoDet
+from model.inference import precision
+from model.inference.precision import choose_precision, fold_norms, to_bf16
+from model.inference.predictor import Predictor
+from model.inference.prompt_predictor import PromptPredictor
 from model.mask_head import encoder_layers, refiner, roi_features
 from model.mask_head.encoder_layers import EncoderLayer, SelfAttention
 from model.mask_head.roi_features import pool_grids
-from model.precision import choose_precision, fold_norms, to_bf16
-from model.predictor import Predictor
-from model.prompt_predictor import PromptPredictor
 from model.prompts.answers import Prompt
 from tests.support.small_network import CLASSES, small_config, small_model
 
-PHOTOS = Path(precision.__file__).parent / "weights" / "photos"
+PHOTOS = Path(__file__).parents[3] / "model" / "weights" / "photos"
 DIGEST = "d"
 
 
@@ -137,7 +137,7 @@ def test_fp32_results_do_not_move_by_a_bit(checkpoint: Path, monkeypatch: pytest
     [instances] = Predictor.from_checkpoint(checkpoint, device="cpu")([IMAGE])
     for module in (encoder_layers, refiner, roi_features):
         monkeypatch.setattr(module, "in_bf16_on_cpu", lambda _: False)
-    monkeypatch.setattr("model.predictor.to_bf16", lambda _: pytest.fail("fp32 was asked for"))
+    monkeypatch.setattr("model.inference.predictor.to_bf16", lambda _: pytest.fail("fp32 was asked for"))
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu", precision="auto")
     [expected] = predictor([IMAGE])
     assert predictor.precision == "fp32", "nobody measured these weights"

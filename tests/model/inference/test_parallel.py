@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.predictor import MOST_AT_A_TIME, InputSettings, Predictor, map_in_threads
+from model.inference.predictor import MOST_AT_A_TIME, InputSettings, Predictor, map_in_threads
 from tests.support.small_network import CLASSES, small_model
 
 PATIENCE_S = 20.0

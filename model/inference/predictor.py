@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.state_dict import load_weights
-from model.composition import compose
 from model.config import override
+from model.inference.composition import compose
+from model.inference.precision import choose_precision, to_bf16
 from model.instance import Instance, ProbabilityPatch
 from model.network import build_network
-from model.precision import choose_precision, to_bf16
 
 # A CPU is bound by arithmetic, so batches only pad there (but see `map_in_threads`); a GPU is not.
 BATCH_SIZE_GPU = 4
@@ -54,8 +54,8 @@ class Predictor:
         model: a network with detectron2's interface; moved to `device` and switched to evaluation.
         labels: class names in the order of the network's class numbers.
         mixed_precision: run in half precision where that is safe (GPUs only).
-        precision: in which `model` computes, for whoever asks; see `model.precision`.
-        composes: whether masks are made to agree with each other and the image; see `model.composition`.
+        precision: in which `model` computes, for whoever asks; see `model.inference.precision`.
+        composes: whether masks are made to agree with each other and the image; see `model.inference.composition`.
 
     Raises:
         ValueError: an unknown channel order, or a batch size below one.
@@ -113,7 +113,7 @@ class Predictor:
             node_budget: most nodes of an image that are refined, 0 for all; the checkpoint's if None.
             batch_size: images at a time; 1 on a CPU, more on a GPU if None.
             mixed_precision: on for GPUs if None.
-            precision: `fp32`, `bf16` or `auto` on a CPU, see `model.precision.choose_precision`.
+            precision: `fp32`, `bf16` or `auto` on a CPU, see `model.inference.precision.choose_precision`.
             overrides: configuration keys and values, alternating.
 
         Raises:

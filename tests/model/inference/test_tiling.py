@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from model.inference.tiling import Tiling, predict_tiled, tiles_of
 from model.instance import Instance
-from model.tiling import Tiling, predict_tiled, tiles_of
 
 # class -> colour of its objects
 COLOURS = {"gear": (250, 20, 20), "leaf": (20, 250, 20)}

@@ -1,0 +1,1 @@
+"""From an image to objects: prediction, prompts, tiles, masks that agree with each other, precision."""
