@@ -311,7 +311,7 @@ def read_label_config(file: Path | None, labels: Sequence[str]) -> LabelConfig:
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="photos", help="Checkpoint directory or name.")
+@click.option("--model", "--weights", "model", default="photos", help="Checkpoint directory or name.")
 @click.option(
     "--format",
     "kind",

@@ -150,7 +150,7 @@ def table(
 
 
 @benchmark.command()
-@click.option("--weights", type=CHECKPOINT, default="photos", help="Base that learns.")
+@click.option("--weights", "--model", "weights", type=CHECKPOINT, default="photos", help="Base that learns.")
 @train_set_option
 @test_set_option
 @click.option("--class", "classes", multiple=True, help="A class to learn; all of the training set by default.")
@@ -246,7 +246,14 @@ def networks(
 
 
 @benchmark.command()
-@click.option("--weights", type=CHECKPOINT, default=SCENES_MODEL, help="Checkpoint; the scenes' model by default.")
+@click.option(
+    "--weights",
+    "--model",
+    "weights",
+    type=CHECKPOINT,
+    default=SCENES_MODEL,
+    help="Checkpoint; the scenes' model by default.",
+)
 @click.option("--set", "name", default="scenes:val:200", help="The model's own validation set, by name.")
 @ratio_option
 @click.option("--threads", type=click.IntRange(0), default=1, help="0: the machine's.")

@@ -41,6 +41,8 @@ def data() -> None:
 )
 @click.option(
     "--weights",
+    "--model",
+    "weights",
     type=CHECKPOINT,
     help="Checkpoint that knows these classes: labels it disagrees with are named, the surest first, and drawn beside "
     "the sheet as NAME-doubts.png.",

@@ -35,7 +35,7 @@ def effort() -> None:
 
 
 @effort.command("compare")
-@click.option("--weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
+@click.option("--weights", "--model", "weights", type=CHECKPOINT, required=True, help="Checkpoint directory or name.")
 @click.option("--snapshot", "snapshot", type=EXISTING_FOLDER, help="Images and corrections of a snapshot.")
 @click.option(
     "--folds",

@@ -21,7 +21,13 @@ TextOf = Callable[[Json], str]
 
 
 @click.command()
-@click.option("--weights", type=CHECKPOINT, help="Checkpoint directory or name; may be left out with --served.")
+@click.option(
+    "--weights",
+    "--model",
+    "weights",
+    type=CHECKPOINT,
+    help="Checkpoint directory or name; may be left out with --served.",
+)
 @click.option("--scenes", "split", type=click.Choice(["train", "val", "demo"]), default=None, help="Generated scenes.")
 @click.option(
     "--coco", nargs=2, type=EXISTING_PATH, default=None, help="Annotation file and image folder of a COCO-format set."

@@ -37,14 +37,13 @@ def finetuning(shorter_px: int, wishes: Mapping[str, Any] | None = None) -> dict
     Args:
         wishes: fields that go before; iterations replace the epochs.
     """
-    sizes = {"INPUT.MIN_SIZE_TRAIN": [shorter_px], "INPUT.MIN_SIZE_TEST": shorter_px}
-    # The shipped model trusts its refinement fully from 160 px on where the shorter side is 432 px.
-    limits = {
+    overrides = {
+        "INPUT.MIN_SIZE_TRAIN": [shorter_px],
+        "INPUT.MIN_SIZE_TEST": shorter_px,
         "MODEL.TRANSFINER.TEST_NODE_BUDGET": NODE_BUDGET,
-        "MODEL.TRANSFINER.TEST_SURE_BOX_PX": round(160 * shorter_px / 432, 1),
     }
     length = {} if "iterations" in (wishes or {}) else {"epochs": EPOCHS}
-    return {**length, "base_lr": BASE_LR, "overrides": sizes | limits, **(wishes or {})}
+    return {**length, "base_lr": BASE_LR, "overrides": overrides, **(wishes or {})}
 
 
 @dataclass(frozen=True)
