@@ -182,8 +182,8 @@ def find_config(name: str | Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    known = sorted(str(p.relative_to(CONFIG_ROOT).with_suffix("")) for p in CONFIG_ROOT.rglob("*.yaml"))
-    raise FileNotFoundError(f"no configuration {str(name)!r}; give a YAML file or one of: {', '.join(known)}")
+    names = sorted(str(p.relative_to(CONFIG_ROOT).with_suffix("")) for p in CONFIG_ROOT.rglob("*.yaml"))
+    raise FileNotFoundError(f"no configuration {str(name)!r}; give a YAML file or one of: {', '.join(names)}")
 
 
 def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
@@ -197,18 +197,19 @@ def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
     if len(pairs) % 2:
         raise ValueError(f"keys and values alternate, but there are {len(pairs)}: {list(pairs)}")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        known = _leaves(cfg)
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
-            raise ValueError(f"no configuration key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        meant = _literal(value)
-        if isinstance(known[str(key)], float) and type(meant) is int:
-            meant = float(meant)
+        keys = _leaves(cfg)
+        if key not in keys:
+            names = difflib.get_close_matches(str(key), keys, n=3)
+            hint = f"; did you mean {' or '.join(names)}?" if names else ""
+            raise ValueError(f"no configuration key {key!r}{hint}")
+        setting = _literal(value)
+        if isinstance(keys[str(key)], float) and type(setting) is int:
+            setting = float(setting)
         try:
-            cfg.merge_from_list([key, meant])
+            cfg.merge_from_list([key, setting])
         except ValueError as error:
-            expected = f"{type(known[str(key)]).__name__} like {known[str(key)]!r}"
-            raise ValueError(f"{key} cannot be {value!r}; it is a {expected}") from error
+            description = f"{type(keys[str(key)]).__name__} like {keys[str(key)]!r}"
+            raise ValueError(f"{key} cannot be {value!r}; it is a {description}") from error
 
 
 def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:

@@ -72,17 +72,17 @@ def _to_image(result: Instances, height: int, width: int) -> Instances:
     """
     if result.has("pred_masks"):
         result.mask_probabilities = result.pred_masks[:, 0]
-    scaled = detector_postprocess(result, height, width, MASK_THRESHOLD)
-    if scaled.has("pred_coarse_masks"):
-        coarse = scaled.pred_coarse_masks[:, 0]
+    output = detector_postprocess(result, height, width, MASK_THRESHOLD)
+    if output.has("pred_coarse_masks"):
+        coarse = output.pred_coarse_masks[:, 0]
         shape = (height, width)
-        pasted = (
-            paste_masks_in_image(coarse, scaled.pred_boxes.tensor, shape, MASK_THRESHOLD)
-            if len(scaled)
+        masks = (
+            paste_masks_in_image(coarse, output.pred_boxes.tensor, shape, MASK_THRESHOLD)
+            if len(output)
             else torch.zeros((0, *shape), dtype=torch.bool, device=coarse.device)
         )
-        scaled.pred_coarse_masks = pasted
-    return scaled
+        output.pred_coarse_masks = masks
+    return output
 
 
 class RefinedMaskBranch(RegionIgnoringROIHeads):
