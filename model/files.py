@@ -1,4 +1,4 @@
-"""Files that readers find whole: written beside their place, then moved there in one step."""
+"""Write files that readers find whole: beside their place, then moved there in one step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(directory: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``directory``, to be renamed to it; what is left of it at the end is removed."""
+    """Yield an empty folder beside ``directory``, to be renamed to it; removed at the end if it still exists."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_values(value: Any) -> Any:
-    """Return a nested value with lists for tuples, and None where a number is not finite, which JSON cannot say."""
+    """Return a nested value with lists for tuples, and None for numbers that are not finite, which JSON has not."""
     if isinstance(value, dict):
         return {key: json_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
