@@ -90,7 +90,7 @@ def _add_refiner(node: CfgNode) -> None:
     node.CUES = ["feature", "coarse", "position"]
     # Where the position enters: "layers" (queries and keys of each, released) or "input" (once, paper).
     node.POSITION = "layers"
-    # "direct": the decoder says a node's probability (paper); "residual": what to add to the coarse mask's logit,
+    # "direct": the decoder predicts a node's probability (paper); "residual": what to add to the coarse mask's logit,
     # nothing at first, so that a short training cannot end below the coarse masks.
     node.DECODER = "direct"
     # The 14x14 coarse feature points join every sequence as positive and negative references.
@@ -106,7 +106,7 @@ def _add_inference(node: CfgNode) -> None:
     # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
     # interleaved sequences, each as sparse as those of training: cost grows linearly with the nodes.
     node.TEST_SEQUENCE_NODES = 0
-    # Most nodes of an image that are refined in inference (0: all); the worthiest first, see refinement_limits.py.
+    # Most nodes of an image that are refined in inference (0: all), the best first; see `mask_head/quadtree.py`.
     node.TEST_NODE_BUDGET = 0
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
@@ -114,8 +114,8 @@ def _add_inference(node: CfgNode) -> None:
     # pixels of the network's input.
     node.TEST_MIN_BOX_PX = 0.0
     # In instances with a smaller box (measured likewise) the refined mask counts by the square of box over this, the
-    # coarse one for the rest (0: refined masks count fully). Refined values are sure even where they are wrong; in a
-    # box of few feature cells they are wrong more often than the coarse ones, which know when they do not know.
+    # coarse one for the rest (0: refined masks count fully). Refined values are near 0 or 1 even where they are wrong;
+    # in a box of few feature cells they are wrong more often than the coarse ones, which are less sure there.
     node.TEST_SURE_BOX_PX = 0.0
     # The predictor makes the masks of an image agree with each other and with its edges, see composition.py. Figures of
     # raw masks (`transfiner evaluate` without --edits and --served) are without it.
@@ -220,7 +220,7 @@ def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
 
 
 def _literal(value: object) -> object:
-    """What a text means as Python writes it; the text itself where it means nothing."""
+    """A text read as a Python literal; the text itself where it is none."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError):

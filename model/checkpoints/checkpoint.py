@@ -33,8 +33,8 @@ from model.checkpoints.metadata import (
 from model.config import add_transfiner_config
 from model.files import replacing_folder
 
-# Keys that detectron2's main branch has and its packaged distribution has not. They say nothing about a network,
-# and a checkpoint made with one distribution must open with the other.
+# Keys that detectron2's main branch has and its packaged distribution has not. They do not change a network, and a
+# checkpoint made with one distribution must open with the other.
 UPSTREAM_ONLY_KEYS = ("FLOAT32_PRECISION",)
 # Settings of methods that were removed; older checkpoints name them.
 REMOVED_MODEL_KEYS = ("COMPARISON",)

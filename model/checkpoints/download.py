@@ -1,4 +1,4 @@
-"""Downloads of large files that survive interruption: what has arrived is kept, and the next try asks for the rest."""
+"""Downloads of large files that survive interruption: received data is kept, and the next try requests the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 20
 SILENCE_S = 60.0
 ATTEMPTS = 5
 
-# How a connection ends before its time, in the words of the two libraries that notice.
+# The errors of the two libraries for a connection that ends before its time.
 INTERRUPTIONS = (
     requests.ConnectionError,
     requests.Timeout,
@@ -33,7 +33,7 @@ class DownloadError(OSError):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What matters of a server's answer: where its body starts, the file's length and its version, as told."""
+    """The part of a server's answer that counts: where its body starts, the file's length and its version."""
 
     start: int
     total: int | None

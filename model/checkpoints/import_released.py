@@ -77,7 +77,7 @@ def known_classes(num_classes: int) -> tuple[str, ...] | None:
     return {len(coco): tuple(coco), len(lvis): tuple(lvis)}.get(num_classes)
 
 
-# What optimizers and schedulers leave in a file beside tensors. Rebuilding numpy numbers runs no code of the file.
+# Types that optimizers and schedulers store in a file beside tensors. Rebuilding numpy numbers runs none of its code.
 _REBUILD_NUMBER = np.float64(0).__reduce__()[0]
 _REBUILD_ARRAY = np.zeros(1).__reduce__()[0]
 HARMLESS_TYPES: list[Any] = [
@@ -93,7 +93,7 @@ HARMLESS_TYPES: list[Any] = [
 
 @dataclass(frozen=True)
 class Import:
-    """What an import did.
+    """The outcome of an import.
 
     Attributes:
         directory: the checkpoint written.

@@ -1,4 +1,4 @@
-"""What can be known about a checkpoint directory without torch: its metadata and its files' digests."""
+"""Read a checkpoint directory without torch: its metadata and its files' digests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Regions that training ignores: what lies mostly in one is neither an object nor background.
 
 Crowds, boxes without masks and drawings that cannot be read are such regions. Anchors and proposals in them that match
-no object are left out of the losses, where they would be taught as background.
+no object are left out of the losses, which would teach them as background.
 
 Shapes: H, W of the network's input; R boxes.
 """

@@ -177,7 +177,7 @@ def as_shares(boxes: Tensor, side: int, *, is_mirrored: bool) -> Tensor:
 def detections_of(
     looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
 ) -> Detections:
-    """What one or several looks at an image, as `NanoDet.look` gives them, show together; boxes in its pixels."""
+    """The detections of one or several looks at an image (see `NanoDet.look`); boxes in its pixels."""
     if len(looks) == 1:
         return _strongest(*looks[0], size_hw, score_threshold, max_detections)
     return _agreed(looks, size_hw, score_threshold, max_detections)

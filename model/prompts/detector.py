@@ -35,8 +35,8 @@ class PromptedDetector(nn.Module):
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         self.quality_power = cfg.MODEL.PROMPTED.QUALITY_POWER
         self.score_power = cfg.MODEL.PROMPTED.SCORE_POWER
-        mirrored = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
-        self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirrored))
+        mirror_flags = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
+        self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirror_flags))
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
 
     @property
@@ -52,7 +52,7 @@ class PromptedDetector(nn.Module):
     def detect(self, image: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Boxes of a uint8 RGB (3, h, w) image, in pixels of an image of `size_hw`."""
         pixels = image[None].to(self.device).float()
-        looks = [self.detector.look(pixels, side, is_mirrored=mirrored) for side, mirrored in self.looks]
+        looks = [self.detector.look(pixels, side, is_mirrored=is_mirrored) for side, is_mirrored in self.looks]
         return detections_of(looks, size_hw, self.score_threshold, self.max_detections)
 
     def _detected(self, item: dict[str, Any]) -> Instances:
@@ -78,13 +78,13 @@ class PromptedDetector(nn.Module):
         if not views:
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
         refined, coarse, quality = look(self.prompts, pixels, views, prompts, device=self.device)
-        # A box's score does not know how good its outline is; the two together order objects better than either.
+        # A box's score says nothing about its outline; the two together order objects better than either.
         scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
         instances.scores = scores**self.score_power
-        boxes_seen = [prompt.box_xyxy for prompt in prompts]
-        refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, boxes_seen, strict=True)])
-        placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
-        return self._with_masks(instances, placed, refined, coarse)
+        view_boxes = [prompt.box_xyxy for prompt in prompts]
+        refined = np.stack([within_box(v, view, box) for v, view, box in zip(refined, views, view_boxes, strict=True)])
+        image_views = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
+        return self._with_masks(instances, image_views, refined, coarse)
 
     def _with_masks(
         self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
