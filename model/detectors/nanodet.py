@@ -213,10 +213,10 @@ def _agreed(
     voted_boxes = votes @ boxes / votes.sum(1, keepdim=True)
     votes_nms = F.pad(scores * (overlaps >= NMS_IOU), (0, 1))  # one more: no candidates, no maximum
     look_scores = [(votes_nms * F.pad(number == look, (0, 1))).amax(1) for look in range(len(looks))]
-    fair = (scores[indices] + torch.stack(look_scores).mean(0)) / 2
-    order = fair.argsort(descending=True)
-    order = order[fair[order] >= score_threshold]
-    return Detections(voted_boxes[order], fair[order], label[indices[order]])
+    final_scores = (scores[indices] + torch.stack(look_scores).mean(0)) / 2
+    order = final_scores.argsort(descending=True)
+    order = order[final_scores[order] >= score_threshold]
+    return Detections(voted_boxes[order], final_scores[order], label[indices[order]])
 
 
 def _in_image(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:

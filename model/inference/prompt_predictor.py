@@ -131,8 +131,8 @@ class PromptedImage:
         answer = self._detected(prompt)
         steps = prompt_steps(prompt, FIRST_CLICKS if answer is None else 1)
         if self._last_answer is not None and self._last_answer[0] in steps:
-            earlier, answer = self._last_answer
-            steps = steps[steps.index(earlier) + 1 :]
+            earlier_prompt, answer = self._last_answer
+            steps = steps[steps.index(earlier_prompt) + 1 :]
         elif answer is not None:
             steps = steps[1:]
         for step in steps:
@@ -210,10 +210,10 @@ class PromptedImage:
         is_whole = prompt.box_xyxy is None and prompt.mask_hw is None
         values, score = self._look(view, prompt, refine=not is_whole)
         if is_whole:
-            nearer = nearer_view(view, values, prompt)
-            if nearer is not None:
+            near_view = nearer_view(view, values, prompt)
+            if near_view is not None:
                 prompt = replace(prompt, mask_hw=view.to_image(values, shape_hw) >= 0.5)
-                view = nearer
+                view = near_view
             values, score = self._look(view, prompt)
         return as_instance(view, values, score, prompt, shape_hw)
 
@@ -225,30 +225,30 @@ class PromptedImage:
         shape_hw, point = self.image_rgb.shape[:2], prompt.points[-1]
         mask_prompt = replace(prompt, mask_hw=so_far.mask_hw)
         view = first_view(mask_prompt, shape_hw)
-        rough, score = self._look(view, mask_prompt, is_mirrored=False, refine=False)
-        side = FINER * rough.shape[0]
+        first_values, score = self._look(view, mask_prompt, is_mirrored=False, refine=False)
+        side = FINER * first_values.shape[0]
         column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
         if so_far.probabilities is None or not (0 <= column < side and 0 <= row < side):
             return as_instance(view, *self._look(view, mask_prompt), prompt, shape_hw)
-        values = resampled(rough, view.box_xyxy, view.box_xyxy, (side, side))
+        values = resampled(first_values, view.box_xyxy, view.box_xyxy, (side, side))
         patch = so_far.probabilities
-        earlier = resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
-        part = changed_part(values, earlier, (row, column))
-        nearer = view_of_change(view, part, point)
-        if nearer is None:
+        earlier_values = resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
+        part = changed_part(values, earlier_values, (row, column))
+        near_view = view_of_change(view, part, point)
+        if near_view is None:
             near_values, score = self._look(view, mask_prompt)
             values = resampled(near_values, view.box_xyxy, view.box_xyxy, (side, side))
         else:
-            base = earlier if part is None else values
+            base = earlier_values if part is None else values
             mask_hw = mask_of_view(view, base, shape_hw)
-            near_values, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
-            near_values = resampled(near_values, nearer.box_xyxy, view.box_xyxy, (side, side))
-            values = np.where(cells_within(view, nearer.box_xyxy, side), near_values, base)
-        part = changed_part(values, earlier, (row, column))
+            near_values, _ = self._look(near_view, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
+            near_values = resampled(near_values, near_view.box_xyxy, view.box_xyxy, (side, side))
+            values = np.where(cells_within(view, near_view.box_xyxy, side), near_values, base)
+        part = changed_part(values, earlier_values, (row, column))
         if part is not None:
             # The rim of the change, too, or the outline would be cut in steps there.
-            earlier = np.where(binary_dilation(part, iterations=FINER), values, earlier)
-        return as_instance(view, earlier, score, prompt, shape_hw)
+            earlier_values = np.where(binary_dilation(part, iterations=FINER), values, earlier_values)
+        return as_instance(view, earlier_values, score, prompt, shape_hw)
 
     def _look(
         self, view: View, prompt: Prompt, *, is_mirrored: bool = True, refine: bool = True

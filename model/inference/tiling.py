@@ -248,24 +248,24 @@ def _trimmed(fragment: Fragment) -> Fragment | None:
 
 def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fragment]:
     """One fragment for each object; fragments that another tile shows better are left out."""
-    agreeing = _agreements(fragments)
+    agreements = _agreements(fragments)
     objects: list[Fragment] = []
-    for group in _groups(len(fragments), agreeing):
-        objects += _resolved(group, fragments, agreeing, tiles)
+    for group in _groups(len(fragments), agreements):
+        objects += _resolved(group, fragments, agreements, tiles)
     return [fragment for fragment in objects if not _is_piece_of_another(fragment, objects)]
 
 
 def _agreements(fragments: Sequence[Fragment]) -> dict[int, set[int]]:
     """For each fragment those of other tiles that show the same object."""
     boxes = np.array([fragment.box for fragment in fragments]).reshape(-1, 4)
-    agreeing: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
+    agreements: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
     for i, fragment in enumerate(fragments):
         is_touching = (boxes[i + 1 :, :2] < boxes[i, 2:]).all(1) & (boxes[i + 1 :, 2:] > boxes[i, :2]).all(1)
         for j in (np.flatnonzero(is_touching) + i + 1).tolist():
             if _agree(fragment, fragments[j]):
-                agreeing[i].add(j)
-                agreeing[j].add(i)
-    return agreeing
+                agreements[i].add(j)
+                agreements[j].add(i)
+    return agreements
 
 
 def _agree(fragment: Fragment, other: Fragment) -> bool:
@@ -290,33 +290,33 @@ def _agree(fragment: Fragment, other: Fragment) -> bool:
     return union > 0 and int((a & b).sum()) >= least * union
 
 
-def _groups(count: int, agreeing: dict[int, set[int]]) -> list[list[int]]:
+def _groups(count: int, agreements: dict[int, set[int]]) -> list[list[int]]:
     """Connected fragments."""
-    pairs = np.array([(i, j) for i, others in agreeing.items() for j in others], int).reshape(-1, 2).T
+    pairs = np.array([(i, j) for i, others in agreements.items() for j in others], int).reshape(-1, 2).T
     graph = coo_array((np.ones(pairs.shape[1], bool), pairs), (count, count))
     groups, group_of = connected_components(graph, directed=False)
     return [np.flatnonzero(group_of == group).tolist() for group in range(groups)]
 
 
 def _resolved(
-    group: Sequence[int], fragments: Sequence[Fragment], agreeing: dict[int, set[int]], tiles: Sequence[Tile]
+    group: Sequence[int], fragments: Sequence[Fragment], agreements: dict[int, set[int]], tiles: Sequence[Tile]
 ) -> list[Fragment]:
     """The objects of a group: those that some tile shows whole, else one made of all pieces."""
     whole_numbers: list[int] = []
     for number in sorted((n for n in group if fragments[n].is_whole), key=lambda n: -fragments[n].score):
-        if not agreeing[number] & set(whole_numbers):
+        if not agreements[number] & set(whole_numbers):
             whole_numbers.append(number)
     if whole_numbers:
         return [fragments[number] for number in whole_numbers]
     pieces = [fragments[number] for number in group]
-    merged = _composed(pieces)
-    if merged is None:
+    composite = _composed(pieces)
+    if composite is None:
         return []
     # Only one tile found it, and a tile that shows the place whole did not: it is no object.
     is_alone = len({piece.tile for piece in pieces}) == 1
-    if is_alone and any(tile.shows_whole(*merged.box) for tile in tiles if tile != merged.tile):
+    if is_alone and any(tile.shows_whole(*composite.box) for tile in tiles if tile != composite.tile):
         return []
-    return [merged]
+    return [composite]
 
 
 def _composed(pieces: Sequence[Fragment]) -> Fragment | None:

@@ -225,7 +225,7 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
         uncertainty = uncertainty.index_copy(0, roi_indices, uncertainties)
         node_counts = node_counts.index_copy(0, roi_indices, nodes.to(node_counts.dtype))
     counts = [len(image) for image in instances]
-    for image, mask, plain, uncertainties, nodes in zip(
+    for image, mask, coarse_mask, uncertainties, nodes in zip(
         instances,
         masks.split(counts),
         upsampled.split(counts),
@@ -235,7 +235,7 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
     ):
         image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], uncertainties, nodes
         if head.settings.keep_coarse:
-            image.pred_coarse_masks = plain[:, None]
+            image.pred_coarse_masks = coarse_mask[:, None]
     return instances
 
 

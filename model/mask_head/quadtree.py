@@ -211,7 +211,7 @@ def node_limit(instances: list[Instances], roi_indices: Tensor, budget: int) -> 
         return None
     scores = torch.cat([image.scores for image in instances])[roi_indices].float()
     images = torch.cat([torch.full_like(i.pred_classes, k) for k, i in enumerate(instances)])[roi_indices]
-    return lambda levels, detected: within_budget(levels, detected, scores, images, budget)
+    return lambda levels, incoherence: within_budget(levels, incoherence, scores, images, budget)
 
 
 def within_budget(

@@ -132,14 +132,14 @@ def nearer_view(view: View, values: np.ndarray, prompt: Prompt) -> View | None:
     left, top, right, bottom = np.array(box_of(mask), float) / values.shape[0]
     x0, y0, x1, y1 = view.box_xyxy
     box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
-    nearer = view_of_box(_around(box, prompt.points), VIEW_SIDE)
-    a, b, c, d = nearer.box_xyxy
-    return nearer if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
+    near_view = view_of_box(_around(box, prompt.points), VIEW_SIDE)
+    a, b, c, d = near_view.box_xyxy
+    return near_view if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
 
 
-def changed_part(values: np.ndarray, earlier: np.ndarray, place_yx: tuple[int, int]) -> np.ndarray | None:
+def changed_part(values: np.ndarray, earlier_values: np.ndarray, place_yx: tuple[int, int]) -> np.ndarray | None:
     """The connected part of the mask's change at a place, bool (s, s); None where the mask did not change."""
-    parts, _ = label_components((values >= 0.5) != (earlier >= 0.5))
+    parts, _ = label_components((values >= 0.5) != (earlier_values >= 0.5))
     return parts == parts[place_yx] if parts[place_yx] else None
 
 
