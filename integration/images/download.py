@@ -90,7 +90,7 @@ class Downloader:
             try:
                 return self._follow(session, url, deadline)
             except AddressRefused as error:
-                raise _refused(url, error) from error
+                raise _refusal(url, error) from error
             except ClientError as error:
                 raise ImageError(
                     f"cannot log in to Label Studio for {shown_url(url)}",
@@ -99,7 +99,7 @@ class Downloader:
                     fix=error.fix,
                 ) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                raise self._failed(url, error, deadline) from error
+                raise self._fetch_error(url, error, deadline) from error
 
     def _follow(self, session: requests.Session, url: str, deadline: Deadline) -> bytes:
         start = url
@@ -108,7 +108,7 @@ class Downloader:
             with self._ask(session, url, deadline) as answer:
                 if answer.status_code not in _REDIRECTS or "location" not in answer.headers:
                     return self._body(answer, deadline)
-                url = _redirected(url, answer.headers["location"])
+                url = _redirect_target(url, answer.headers["location"])
         raise ImageError(
             f"{shown_url(start)} redirects too often",
             value=f"more than {self.settings.max_redirects} redirects",
@@ -175,7 +175,7 @@ class Downloader:
             fix="use a smaller file, or raise the limit of bytes",
         )
 
-    def _failed(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
+    def _fetch_error(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
         if deadline.is_over:
             return ImageError(
                 f"{shown_url(url)} takes too long",
@@ -217,7 +217,7 @@ def _words(error: BaseException) -> str:
     return without_secrets(f"{type(error).__name__}: {error}")[:200]
 
 
-def _refused(url: str, error: AddressRefused) -> ImageError:
+def _refusal(url: str, error: AddressRefused) -> ImageError:
     return ImageError(
         f"{shown_url(url)} may not be fetched",
         value=str(error),
@@ -226,14 +226,14 @@ def _refused(url: str, error: AddressRefused) -> ImageError:
     )
 
 
-def _redirected(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise _ambiguous(location, error) from error
+        raise _ambiguity(location, error) from error
 
 
-def _ambiguous(url: str, error: ValueError) -> ImageError:
+def _ambiguity(url: str, error: ValueError) -> ImageError:
     return ImageError(
         f"an image has an address that is not fetched ({without_secrets(str(error))})",
         value=shown_url(url),
@@ -247,7 +247,7 @@ def _check_address(url: str) -> None:
     try:
         scheme, host, _ = origin(url)
     except ValueError as error:
-        raise _ambiguous(url, error) from error
+        raise _ambiguity(url, error) from error
     if scheme not in ("http", "https") or not host:
         raise ImageError(
             "an image has or redirects to an address that is not fetched",

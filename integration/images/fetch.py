@@ -125,7 +125,7 @@ def image_value(task: Mapping[str, Any], value_key: str) -> str:
     data = task.get("data")
     if not isinstance(data, Mapping):
         raise _bad_task("a task has no data", f"{without_secrets(repr(data)):.80}", "an object with the image")
-    value: Any = _filled(value_key, data) if "$" in value_key and value_key not in data else _under(value_key, data)
+    value: Any = _fill_in(value_key, data) if "$" in value_key and value_key not in data else _lookup(value_key, data)
     if not isinstance(value, str) or not value.strip():
         value_text = f"{without_secrets(repr(value)):.80} among the keys {sorted(map(str, data))!r:.200}"
         raise _bad_task("a task has no image", f"{value_key!r} = {value_text}", f"an address under {value_key!r}")
@@ -136,7 +136,7 @@ _NAME = re.compile(r"\$\{([^{}$]+)\}|\$([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)")
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
-def _under(path: str, data: Mapping[str, Any]) -> Any:
+def _lookup(path: str, data: Mapping[str, Any]) -> Any:
     """What lies under a path of keys, dots and [indices]; None where there is nothing."""
     if path in data:
         return data[path]
@@ -149,7 +149,7 @@ def _under(path: str, data: Mapping[str, Any]) -> Any:
     return value
 
 
-def _filled(text: str, data: Mapping[str, Any]) -> str | None:
+def _fill_in(text: str, data: Mapping[str, Any]) -> str | None:
     """A text with its `$` names replaced by the longest path that leads to a text; None if one leads nowhere."""
     has_gap = False
 
@@ -158,7 +158,7 @@ def _filled(text: str, data: Mapping[str, Any]) -> str | None:
         path = match[1] or match[2]
         ends = [len(path), *(place for place in range(len(path) - 1, 0, -1) if path[place] in ".[" and not match[1])]
         for end in ends:
-            value = _under(path[:end], data)
+            value = _lookup(path[:end], data)
             if isinstance(value, str | int) and not isinstance(value, bool):
                 return f"{value}{path[end:]}"
         has_gap = True

@@ -165,9 +165,9 @@ def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: lis
         labels_type=labels_tag.name,
         score_threshold=_number(tag, "model_score_threshold", 0, 1, warnings),
         tolerance_px=_number(tag, "model_tolerance_px", 0, 1000, warnings),
-        max_vertices=_whole(tag, "model_max_vertices", 3, warnings),
+        max_vertices=_whole_number(tag, "model_max_vertices", 3, warnings),
         min_area_px=_number(tag, "model_min_area", 0, math.inf, warnings),
-        max_regions=_whole(tag, "model_max_regions", 1, warnings),
+        max_regions=_whole_number(tag, "model_max_regions", 1, warnings),
     )
 
 
@@ -213,14 +213,14 @@ def _value_key(image: _Tag) -> str:
 
 
 def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:
-    return _checked(tag, attribute, float, low, high, f"a number from {low:g} to {high:g}", warnings)
+    return _read_number(tag, attribute, float, low, high, f"a number from {low:g} to {high:g}", warnings)
 
 
-def _whole(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
-    return _checked(tag, attribute, int, low, math.inf, f"a whole number of at least {low}", warnings)
+def _whole_number(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
+    return _read_number(tag, attribute, int, low, math.inf, f"a whole number of at least {low}", warnings)
 
 
-def _checked(
+def _read_number(
     tag: _Tag, attribute: str, kind: Callable[[str], N], low: float, high: float, expected: str, warnings: list[str]
 ) -> N | None:
     text = tag.get(attribute)

@@ -63,7 +63,7 @@ def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields
     Raises:
         PromptError: no control for outlines has the chosen label.
     """
-    entries = _merged(context)
+    entries = _merge_entries(context)
     has_marks = any("is_positive" in entry for entry in entries)
     box: list[float] | None = None
     points: list[Click] = []
@@ -89,7 +89,7 @@ def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields
     return {"box_pct": box, "points_pct": points[-MOST_CLICKS:], "drawing": drawing, "label": label, "region": region}
 
 
-def _merged(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _merge_entries(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The regions of a context: entries of one id, geometry and label apart, are one region."""
     regions: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(context.get("result") or []):

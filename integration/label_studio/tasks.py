@@ -293,12 +293,12 @@ def _annotation(entry: Mapping[str, Any], number: int, by_id: Mapping[int | None
         updated_at=parse_time(entry.get("updated_at") or entry.get("created_at")),
         lead_time_s=_seconds(entry.get("lead_time")),
         ground_truth=bool(entry.get("ground_truth")),
-        result=_closed_again(result, prediction) if prediction else result,
+        result=_close_again(result, prediction) if prediction else result,
         prediction=prediction,
     )
 
 
-def _closed_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
+def _close_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
     """Close vectors that were predicted closed: without ``closable`` the editor opens every path (measured)."""
 
     def is_vector(region: Entry, *, closed: bool) -> bool:

@@ -96,7 +96,7 @@ def outline_mask(
     tolerances = [tolerance_px] * len(polygons)
     if max_vertices is not None:
         tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in polygons]
-    return _simplified(polygons, tolerances)
+    return _simplify(polygons, tolerances)
 
 
 def smooth_outline(
@@ -122,7 +122,7 @@ def smooth_outline(
     size_px = float(mask_hw.shape[1]), float(mask_hw.shape[0])
     if max_vertices is not None and polygons:
         tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
-    return _simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
+    return _simplify(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
     return mask_hw
 
 
-def _simplified(
+def _simplify(
     polygons: list[Polygon], tolerances_px: list[float], *, fit_in_px: tuple[float, float] | None = None
 ) -> list[Polygon]:
     if not any(tolerances_px):
@@ -164,7 +164,7 @@ def _least_tolerance(
     cuts = 2 * (len(polygons) - 1)
 
     def fits(tolerance: float) -> bool:
-        simplified = _simplified(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
+        simplified = _simplify(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
         return sum(polygon.vertex_count for polygon in simplified) + cuts <= max_vertices
 
     if fits(tolerance_px):
@@ -200,7 +200,7 @@ def outline_masks(
     """
     if not len(masks_hw):
         return []
-    windows, offset_px = _cropped(masks_hw)
+    windows, offset_px = _crop(masks_hw)
     labels, disjoint = _label_sets(windows)
     pieces = _Pieces(_junctions(labels), tolerance_px)
     exact = [exact_polygons(window, min_area_px=min_area_px) for window in windows]
@@ -215,7 +215,7 @@ def outline_masks(
     ]
 
 
-def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+def _crop(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
     """The masks within the box around them all, and its left top corner (x, y)."""
     left, top, right, bottom = box_of(reduce(np.logical_or, masks_hw))
     return [mask_hw[top:bottom, left:right] for mask_hw in masks_hw], np.array([left, top], dtype=np.float64)

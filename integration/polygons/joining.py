@@ -28,7 +28,7 @@ def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
         One closed ring (N, 2). Cuts add no new coordinates, so nothing is lost to rounding.
     """
     other_polygons = sorted(polygons, key=lambda polygon: -polygon.area_px)
-    ring = _opened(other_polygons.pop(0))
+    ring = _open_ring(other_polygons.pop(0))
     outlines = shapely.union_all([shapely.Polygon(polygon.exterior) for polygon in other_polygons])
     while other_polygons:
         index, at_ring, at_part, part = min(
@@ -41,7 +41,7 @@ def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
     return ring
 
 
-def _opened(polygon: Polygon) -> np.ndarray:
+def _open_ring(polygon: Polygon) -> np.ndarray:
     return cut_open(polygon.exterior, polygon.holes) if polygon.holes else polygon.exterior
 
 
@@ -52,7 +52,7 @@ def _shortest_cut(
 
     The shortest cut that does not run through another part is preferred.
     """
-    part = _opened(polygon)
+    part = _open_ring(polygon)
     distance, nearest = cKDTree(ring).query(part, k=1)
     order = np.argsort(distance, kind="stable")[:_NEAREST]
     for at_part in order:
@@ -132,8 +132,8 @@ def split_ring(ring: np.ndarray) -> list[Polygon]:
     depth, parent = _nesting(loops, shapes)
     return [
         Polygon(
-            _turned(loops[number], 1),
-            tuple(_turned(loops[n], -1) for n in range(len(loops)) if parent[n] == number and depth[n] % 2),
+            _orient(loops[number], 1),
+            tuple(_orient(loops[n], -1) for n in range(len(loops)) if parent[n] == number and depth[n] % 2),
         )
         for number in range(len(loops))
         if depth[number] % 2 == 0
@@ -176,5 +176,5 @@ def _nesting(loops: Sequence[np.ndarray], shapes: Sequence[shapely.Geometry]) ->
     return depth, parent
 
 
-def _turned(loop: np.ndarray, sign: int) -> np.ndarray:
+def _orient(loop: np.ndarray, sign: int) -> np.ndarray:
     return loop if signed_area(loop) * sign > 0 else loop[::-1]

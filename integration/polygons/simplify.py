@@ -65,7 +65,7 @@ def fit_vertices(
     targets_px[index] = _crossings(normals[before], offsets[before], normals[after], offsets[after], vertices_px[index])
     corner = corners_px[spans % count]
     targets_px = np.where((corner == 0) | (corner == size_px), corner, np.clip(targets_px, 0, size_px))
-    return _certified(corners_px, radii_px, vertices_px, targets_px, spans, first, last)
+    return _certify(corners_px, radii_px, vertices_px, targets_px, spans, first, last)
 
 
 def _lines(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def _crossings(
     return np.where(is_parallel[:, None], points + (to_first + to_second) / 2, crossing)
 
 
-def _certified(
+def _certify(
     corners_px: np.ndarray,
     radii_px: np.ndarray,
     vertices_px: np.ndarray,

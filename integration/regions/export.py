@@ -169,7 +169,7 @@ class Export:
         ious, coco_ious = [], []
         for image in self.images:
             for obj in image.objects:
-                written_hw = _filled(obj, image.height, image.width)
+                written_hw = _written_mask(obj, image.height, image.width)
                 ious.append(iou(written_hw, obj.mask_hw))
                 segmentation = self._segmentation(obj)
                 if isinstance(segmentation, list):
@@ -278,11 +278,11 @@ def _read(
         reason = f"{len(annotations)} annotators do not agree on it: a crowd"
         export.left_out += [LeftOut(task.id, None, obj.region_ids[0], reason) for obj in consensus.disputed]
     entries = [entry for annotation in annotations for entry in annotation.result]
-    exported_objects = [_exported(obj, entries, width, height, crowd_names) for obj in objects]
+    exported_objects = [_export_object(obj, entries, width, height, crowd_names) for obj in objects]
     return exported_objects + [ExportedObject(label, mask_hw, None, is_crowd=True) for label, mask_hw in crowds]
 
 
-def _exported(
+def _export_object(
     obj: AnnotatedObject, entries: Sequence[Mapping[str, Any]], width: int, height: int, crowd_names: set[str]
 ) -> ExportedObject:
     object_entries = [entry for entry in entries if str(entry.get("id", "")) in obj.region_ids]
@@ -309,7 +309,7 @@ def _choices(entry: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _filled(obj: ExportedObject, height: int, width: int) -> np.ndarray:
+def _written_mask(obj: ExportedObject, height: int, width: int) -> np.ndarray:
     if obj.polygons is None:
         return obj.mask_hw
     return polygons_to_mask(obj.polygons, height, width)

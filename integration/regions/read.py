@@ -425,7 +425,7 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
     for group in _groups(candidates):
         label, votes = Counter(candidate.obj.label for candidate in group).most_common(1)[0]
         if 2 * len(group) > len(drawings) and 2 * votes > len(group):
-            objects.append(_united(group, label))
+            objects.append(_unite(group, label))
         else:
             disputed.append(group[-1].obj)
     return Consensus(tuple(objects), tuple(disputed))
@@ -451,7 +451,7 @@ def _groups(candidates: Sequence[_Candidate]) -> list[list[_Candidate]]:
     return [sorted((candidates[n] for n in group), key=lambda c: c.annotator) for group in distinct.values()]
 
 
-def _united(group: Sequence[_Candidate], label: str) -> AnnotatedObject:
+def _unite(group: Sequence[_Candidate], label: str) -> AnnotatedObject:
     votes = np.sum([candidate.obj.mask_hw for candidate in group], axis=0, dtype=np.int32) * 2
     latest = group[-1].obj
     mask_hw = (votes > len(group)) | ((votes == len(group)) & latest.mask_hw)

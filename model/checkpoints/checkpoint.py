@@ -106,7 +106,7 @@ def _write(
     directory: Path, cfg: CfgNode, state: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool
 ) -> dict[str, Any]:
     # Clones: safetensors refuses tensors that share memory.
-    save_file({name: _stored(name, tensor, half) for name, tensor in state.items()}, directory / WEIGHTS_FILE)
+    save_file({name: _to_stored(name, tensor, half) for name, tensor in state.items()}, directory / WEIGHTS_FILE)
     (directory / CONFIG_FILE).write_text(cfg.dump(), encoding="utf-8")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"created": created, **metadata, "digest": file_digest(directory / WEIGHTS_FILE)}
@@ -146,7 +146,7 @@ def _check_classes(metadata: Mapping[str, Any], cfg: CfgNode, directory: Path) -
         raise CheckpointError(f"the metadata of {directory} names classes twice: {', '.join(double_names)}")
 
 
-def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+def _to_stored(name: str, tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous().clone()
     if not half or not tensor.is_floating_point() or name.endswith(ALWAYS_FP32):
         return tensor

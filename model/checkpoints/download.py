@@ -65,7 +65,7 @@ def download(url: str, target: Path, progress: DownloadProgress = lambda _size, 
         except INTERRUPTIONS as error:
             # Progress since the last try makes another one worth it.
             if attempt == ATTEMPTS - 1 or _size(part) <= old_size:
-                raise DownloadError(_interrupted(url, part, error)) from error
+                raise DownloadError(_interruption(url, part, error)) from error
     part.rename(target)
     _version_file(part).unlink(missing_ok=True)
     return target
@@ -125,7 +125,7 @@ def _total_of(response: requests.Response) -> int | None:
     return int(total) if total.isdigit() else None
 
 
-def _interrupted(url: str, part: Path, error: Exception) -> str:
+def _interruption(url: str, part: Path, error: Exception) -> str:
     size = _size(part)
     if size:
         return f"{url} was interrupted after {size} bytes ({error}); run the same command again to go on from there"

@@ -107,13 +107,13 @@ class PathAggregation(nn.Module):
         """Three maps of 128 channels from the features at strides 8, 16, 32."""
         maps = [layer(x) for layer, x in zip(self.lateral, stages, strict=True)]
         for finer in (1, 0):
-            maps[finer] = maps[finer] + _resized(maps[finer + 1], maps[finer])
+            maps[finer] = maps[finer] + _resize_like(maps[finer + 1], maps[finer])
         for coarser in (1, 2):
-            maps[coarser] = maps[coarser] + _resized(maps[coarser - 1], maps[coarser])
+            maps[coarser] = maps[coarser] + _resize_like(maps[coarser - 1], maps[coarser])
         return maps
 
 
-def _resized(x: Tensor, like: Tensor) -> Tensor:
+def _resize_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[-2:], mode="bilinear")
 
 
@@ -180,7 +180,7 @@ def detections_of(
     """The detections of one or several looks at an image (see `NanoDet.look`); boxes in its pixels."""
     if len(looks) == 1:
         return _strongest(*looks[0], size_hw, score_threshold, max_detections)
-    return _agreed(looks, size_hw, score_threshold, max_detections)
+    return _vote(looks, size_hw, score_threshold, max_detections)
 
 
 def _strongest(
@@ -193,7 +193,7 @@ def _strongest(
     return Detections(boxes[cell[indices]], scores[cell, label][indices], label[indices])
 
 
-def _agreed(
+def _vote(
     looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
 ) -> Detections:
     """Candidates of several looks without the doubles.

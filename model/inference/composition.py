@@ -78,7 +78,7 @@ def compose(image_rgb: np.ndarray, instances: Sequence[Instance], limit_hw: tupl
         The instances in their order, with new masks and probabilities. Those without probabilities, weak ones and
         doubles stay as they are, and so does an object of which nothing would be left.
     """
-    numbers = _taking_part(instances)
+    numbers = _composed_numbers(instances)
     if not numbers:
         return list(instances)
     height, width = image_rgb.shape[:2]
@@ -87,15 +87,15 @@ def compose(image_rgb: np.ndarray, instances: Sequence[Instance], limit_hw: tupl
     if size_hw != (height, width):
         image_rgb = np.asarray(Image.fromarray(image_rgb).resize(size_hw[::-1], Image.Resampling.BOX))
     claims = compete([_claim(instances[number], size_hw) for number in numbers], FRONT_WEIGHT)
-    claims = compete([_with_colours(claim, image_rgb) for claim in claims], 0.0)
-    claims = compete(_smoothed(claims, image_rgb), 0.0)
+    claims = compete([_add_colours(claim, image_rgb) for claim in claims], 0.0)
+    claims = compete(_smooth_claims(claims, image_rgb), 0.0)
     results = list(instances)
     for number, claim in zip(numbers, claims, strict=True):
         results[number] = _instance(instances[number], claim, size_hw)
     return results
 
 
-def _taking_part(instances: Sequence[Instance]) -> list[int]:
+def _composed_numbers(instances: Sequence[Instance]) -> list[int]:
     """Numbers of the instances that are composed."""
     numbers: list[int] = []
     for number, instance in enumerate(instances):
@@ -154,7 +154,7 @@ def _common(window: Window, other: Window) -> Window:
     return parts[0], parts[1]
 
 
-def _with_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
+def _add_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
     """Add the colours' evidence to a claim, if they tell the object from its surroundings in its window."""
     probabilities_hw = claim.probabilities_hw
     bins = image_rgb[claim.window].astype(np.int64) * COLOUR_BINS // 256
@@ -177,7 +177,7 @@ def _with_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
     return dataclasses.replace(claim, logits_hw=claim.logits_hw + COLOUR_WEIGHT * ratio_hw)
 
 
-def _smoothed(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim]:
+def _smooth_claims(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim]:
     """Claims smoothed within the image's edges."""
     colours = image_rgb.astype(np.float32) / 255
     across, down = (

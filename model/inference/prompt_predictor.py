@@ -128,7 +128,7 @@ class PromptedImage:
 
         Clicks are answered in their order, each with the mask that those before it gave, as the network learned it.
         """
-        answer = self._detected(prompt)
+        answer = self._common_object(prompt)
         steps = prompt_steps(prompt, FIRST_CLICKS if answer is None else 1)
         if self._last_answer is not None and self._last_answer[0] in steps:
             earlier_prompt, answer = self._last_answer
@@ -141,7 +141,7 @@ class PromptedImage:
         self._last_answer = (prompt, answer)
         return answer
 
-    def _detected(self, prompt: Prompt) -> Instance | None:
+    def _common_object(self, prompt: Prompt) -> Instance | None:
         """The common object in whose middle the first click is; None without one, and for other prompts."""
         if prompt.box_xyxy is not None or prompt.mask_hw is not None or not prompt.points[0][2]:
             return None
@@ -167,7 +167,7 @@ class PromptedImage:
                 instance = as_instance(views[k], values[k], float(scores[k]), prompts[k], shape_hw)
         return instance
 
-    def _joined(self, prompt: Prompt, so_far: Instance) -> Instance | None:
+    def _join(self, prompt: Prompt, so_far: Instance) -> Instance | None:
         """The object so far joined with the common one around the newest click; None where the click means no other."""
         (x, y, is_positive), shape_hw = prompt.points[-1], self.image_rgb.shape[:2]
         if not is_positive or prompt.box_xyxy is not None or len(prompt.points) > FIRST_CLICKS:
@@ -200,12 +200,12 @@ class PromptedImage:
         return self._boxes
 
     def _answer(self, prompt: Prompt, so_far: Instance | None) -> Instance:
-        instance = None if so_far is None else self._joined(prompt, so_far)
+        instance = None if so_far is None else self._join(prompt, so_far)
         if instance is not None:
             return instance
         shape_hw = self.image_rgb.shape[:2]
         if so_far is not None:
-            return self._corrected(prompt, so_far)
+            return self._correct(prompt, so_far)
         view = first_view(prompt, shape_hw)
         is_whole = prompt.box_xyxy is None and prompt.mask_hw is None
         values, score = self._look(view, prompt, refine=not is_whole)
@@ -217,7 +217,7 @@ class PromptedImage:
             values, score = self._look(view, prompt)
         return as_instance(view, values, score, prompt, shape_hw)
 
-    def _corrected(self, prompt: Prompt, so_far: Instance) -> Instance:
+    def _correct(self, prompt: Prompt, so_far: Instance) -> Instance:
         """The object after a click: as before but for the part that the click changed, a small one seen from nearer.
 
         The nearer view is that of FocusCut (Lin et al., 2022), the part that of FocalClick (Chen et al., 2022).

@@ -108,10 +108,10 @@ def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragm
     tile = Tile(0, 0, height, width, height, width, is_overview=True)
     (instances,) = predict([small])
     pieces = (instance_in_image(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in instances)
-    return [_enlarged(piece, tile, size) for piece in pieces if piece is not None]
+    return [_enlarge(piece, tile, size) for piece in pieces if piece is not None]
 
 
-def _enlarged(piece: Fragment, tile: Tile, size: tuple[int, int]) -> Fragment:
+def _enlarge(piece: Fragment, tile: Tile, size: tuple[int, int]) -> Fragment:
     """A fragment of the small image (width, height) in the pixels of the whole one; only its own box is enlarged."""
     tops, lefts = (
         np.arange(length + 1) * full // length for length, full in ((size[1], tile.height), (size[0], tile.width))
@@ -234,10 +234,10 @@ def instance_in_image(instance: Instance, tile: Tile) -> Fragment | None:
     fragment = Fragment(
         tile, instance.label, instance.score, instance.uncertainty, tile.top, tile.left, instance.mask_hw
     )
-    return _trimmed(fragment)
+    return _trim(fragment)
 
 
-def _trimmed(fragment: Fragment) -> Fragment | None:
+def _trim(fragment: Fragment) -> Fragment | None:
     """Cut empty rows and columns off the mask's borders; None where nothing is left."""
     left, top, right, bottom = box_of(fragment.mask_hw)
     if right == left:
@@ -251,7 +251,7 @@ def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fr
     agreements = _agreements(fragments)
     objects: list[Fragment] = []
     for group in _groups(len(fragments), agreements):
-        objects += _resolved(group, fragments, agreements, tiles)
+        objects += _resolve_group(group, fragments, agreements, tiles)
     return [fragment for fragment in objects if not _is_piece_of_another(fragment, objects)]
 
 
@@ -298,7 +298,7 @@ def _groups(count: int, agreements: dict[int, set[int]]) -> list[list[int]]:
     return [np.flatnonzero(group_of == group).tolist() for group in range(groups)]
 
 
-def _resolved(
+def _resolve_group(
     group: Sequence[int], fragments: Sequence[Fragment], agreements: dict[int, set[int]], tiles: Sequence[Tile]
 ) -> list[Fragment]:
     """The objects of a group: those that some tile shows whole, else one made of all pieces."""
@@ -309,7 +309,7 @@ def _resolved(
     if whole_numbers:
         return [fragments[number] for number in whole_numbers]
     pieces = [fragments[number] for number in group]
-    composite = _composed(pieces)
+    composite = _compose_pieces(pieces)
     if composite is None:
         return []
     # Only one tile found it, and a tile that shows the place whole did not: it is no object.
@@ -319,7 +319,7 @@ def _resolved(
     return [composite]
 
 
-def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
+def _compose_pieces(pieces: Sequence[Fragment]) -> Fragment | None:
     """One object of several pieces; None when nothing of it is left."""
     top, left = min(p.top for p in pieces), min(p.left for p in pieces)
     bottom, right = max(p.bottom for p in pieces), max(p.right for p in pieces)
@@ -338,7 +338,7 @@ def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
     score = float(np.average([piece.score for piece in pieces], weights=areas))
     uncertainty = float(np.average([piece.uncertainty for piece in pieces], weights=areas))
     first = pieces[0]
-    return _trimmed(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
+    return _trim(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
 
 
 def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> bool:

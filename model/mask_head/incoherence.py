@@ -247,7 +247,7 @@ class CascadedDetection:
         root, *finer = layers[self.num_conv :]
         levels = [root(hidden)[:, 0]]
         for depth, (layer, size) in enumerate(zip(finer, sizes[1:], strict=True), start=1):
-            levels.append(_guided(layer, pyramid, depth, size, levels[-1]))
+            levels.append(_guided_logits(layer, pyramid, depth, size, levels[-1]))
         return levels
 
     def targets(self, instances: Instances, sizes: list[int]) -> list[Tensor]:
@@ -266,7 +266,7 @@ class CascadedDetection:
         return torch.stack(terms).mean()
 
 
-def _guided(layer: nn.Module, pyramid: RoIPyramid, depth: int, size: int, coarser: Tensor) -> Tensor:
+def _guided_logits(layer: nn.Module, pyramid: RoIPyramid, depth: int, size: int, coarser: Tensor) -> Tensor:
     """One 1x1 convolution on [RoI feature, upsampled guidance if any] without ever pooling C channels."""
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None

@@ -45,7 +45,7 @@ def mask_branch_losses(
     if output is None:
         output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
     if sum(len(image) for image in instances) == 0:
-        losses = _nothing(head, output)
+        losses = _zero_losses(head, output)
     else:
         losses = _main_losses(head, pyramid, output, instances)
     if head.auxiliary:
@@ -156,7 +156,7 @@ def _choose(available: int, limit: int) -> Tensor:
     return torch.randperm(available)[:limit].sort().values
 
 
-def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
+def _zero_losses(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
     """Zeros for a batch without foreground that keep every parameter in the graph."""
     losses = {"mask": no_foreground(output.logits)}
     if head.detection:

@@ -113,11 +113,11 @@ def first_view(prompt: Prompt, shape_hw: tuple[int, int]) -> View:
     if prompt.box_xyxy is not None:
         return view_of_box(prompt.box_xyxy, VIEW_SIDE)
     if prompt.mask_hw is not None and prompt.mask_hw.any():
-        return view_of_box(_around(box_of(prompt.mask_hw), prompt.points), VIEW_SIDE)
+        return view_of_box(_grow_box(box_of(prompt.mask_hw), prompt.points), VIEW_SIDE)
     return view_of_image(shape_hw, VIEW_SIDE)
 
 
-def _around(box: Sequence[float], points: Sequence[Point]) -> tuple[float, float, float, float]:
+def _grow_box(box: Sequence[float], points: Sequence[Point]) -> tuple[float, float, float, float]:
     """A box grown to hold the positive clicks."""
     clicks = [point for point in points if point[2]]
     xs, ys = [p[0] for p in clicks], [p[1] for p in clicks]
@@ -132,7 +132,7 @@ def nearer_view(view: View, values: np.ndarray, prompt: Prompt) -> View | None:
     left, top, right, bottom = np.array(box_of(mask), float) / values.shape[0]
     x0, y0, x1, y1 = view.box_xyxy
     box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
-    near_view = view_of_box(_around(box, prompt.points), VIEW_SIDE)
+    near_view = view_of_box(_grow_box(box, prompt.points), VIEW_SIDE)
     a, b, c, d = near_view.box_xyxy
     return near_view if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
 
@@ -175,7 +175,7 @@ def as_instance(
     view: View, values: np.ndarray, score: float, prompt: Prompt, shape_hw: tuple[int, int], label: str = ""
 ) -> Instance:
     """The object in a view's probabilities (s, s), in pixels of the image."""
-    values = _likeliest(within_box(values, view, prompt.box_xyxy), view, prompt)
+    values = _keep_likeliest(within_box(values, view, prompt.box_xyxy), view, prompt)
     mask = mask_of_view(view, values, shape_hw)
     if not mask.any():  # it lies between the centres of pixels: the pixel where it is likeliest
         mask.flat[int(view.to_image(values, shape_hw).argmax())] = True
@@ -212,7 +212,7 @@ def cells_within(view: View, box_xyxy: Sequence[float], side: int) -> np.ndarray
     return np.asarray(((centres >= v0) & (centres <= v1))[:, None] & ((centres >= u0) & (centres <= u1))[None])
 
 
-def _likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
+def _keep_likeliest(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
     """Probabilities raised where no place reaches one half; parts that no positive click touches are left out."""
     most = float(values.max())
     if most < 0.5:

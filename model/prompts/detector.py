@@ -47,7 +47,7 @@ class PromptedDetector(nn.Module):
         """Detections of images given as uint8 RGB (3, h, w), in pixels of their `height` and `width`."""
         if self.training:
             raise NotImplementedError("PromptedDetector is for inference; train its networks with `training.prompts`")
-        return [{"instances": self._detected(item)} for item in batched_inputs]
+        return [{"instances": self._detect_and_mask(item)} for item in batched_inputs]
 
     def detect(self, image: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Boxes of a uint8 RGB (3, h, w) image, in pixels of an image of `size_hw`."""
@@ -55,7 +55,7 @@ class PromptedDetector(nn.Module):
         looks = [self.detector.look(pixels, side, is_mirrored=is_mirrored) for side, is_mirrored in self.looks]
         return detections_of(looks, size_hw, self.score_threshold, self.max_detections)
 
-    def _detected(self, item: dict[str, Any]) -> Instances:
+    def _detect_and_mask(self, item: dict[str, Any]) -> Instances:
         image = item["image"]
         height, width = int(item.get("height", image.shape[-2])), int(item.get("width", image.shape[-1]))
         return self.outlined(image.permute(1, 2, 0).cpu().numpy(), self.detect(image, (height, width)), (height, width))
@@ -89,15 +89,15 @@ class PromptedDetector(nn.Module):
     def _with_masks(
         self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
     ) -> Instances:
-        instances.pred_masks = _pasted(views, refined, instances.image_size)
+        instances.pred_masks = _paste(views, refined, instances.image_size)
         if self.keep_coarse:
-            instances.pred_coarse_masks = _pasted(views, coarse, instances.image_size)
+            instances.pred_coarse_masks = _paste(views, coarse, instances.image_size)
         instances.mask_probabilities = torch.from_numpy(refined)
         instances.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
         return instances
 
 
-def _pasted(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:
+def _paste(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:
     """Bool (R, H, W) masks of the views' probabilities."""
     masks = [mask_of_view(view, value, size_hw) for view, value in zip(views, values, strict=True)]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size_hw), bool))
