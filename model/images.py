@@ -89,7 +89,7 @@ def read_image(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the beginning of an image file says.
+    """Size and orientation from the beginning of an image file.
 
     Attributes:
         stored_hw: height and width as stored. orientation: of EXIF, 1 where there is none.

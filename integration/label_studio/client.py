@@ -267,7 +267,7 @@ class LabelStudioClient:
         return sum(int(self._json("POST", path, json=part).get("created", 0)) for part in chunks)
 
     def delete_prediction(self, prediction_id: int) -> None:
-        """Remove one prediction; one that is gone already is no error."""
+        """Remove one prediction; no error if it does not exist any more."""
         try:
             self._request("DELETE", f"/api/predictions/{prediction_id}/", self._timeout_s, {})
         except ClientError as error:

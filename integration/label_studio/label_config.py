@@ -139,7 +139,7 @@ def _label(tag: _Tag, warnings: list[str]) -> Label:
 
 
 def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: list[str]) -> Control | None:
-    """A control that we can fill, or None with a warning that says why not."""
+    """The control of a tag that predictions fit, or None with a warning that says why not."""
     kind = _KIND_OF_TAG.get(tag.name)
     if kind is None or tag.get("model_skip").lower() == "true":
         return None

@@ -181,7 +181,7 @@ def _points_somewhere(prompt: PromptFields) -> bool:
 
 
 def require_place(prompt: PromptFields | None) -> PromptFields:
-    """The prompt, if it says where the object is."""
+    """Return the prompt; raise PromptError unless it says where the object is."""
     if prompt is None or not _points_somewhere(prompt):
         raise PromptError("nothing says where the object is; draw a box around it or click into it first")
     return prompt

@@ -335,7 +335,7 @@ def _source(
 
 
 def _prediction(entry: Mapping[str, Any]) -> SourcePrediction | None:
-    """None for a notice, which says why there is no prediction."""
+    """The prediction of an entry; None for a notice, which stands where there is no prediction."""
     if is_notice(entry.get("model_version")):
         return None
     return SourcePrediction(

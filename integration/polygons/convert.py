@@ -1,4 +1,4 @@
-"""Masks to polygons that people want to edit, and back; without crumbs, which cost more to delete than they are worth.
+"""Masks to polygons that people edit, and back; without crumbs, small parts and holes that only cost clicks to delete.
 
 Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
 Contours through pixel centres (OpenCV) are half a pixel too small on every side.

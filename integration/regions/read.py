@@ -280,7 +280,7 @@ def read_drawings(
             objects.append(obj)
         else:
             left_out += _reasons(obj, f"label {obj.label!r} is not among the labels of the project")
-            # A box of another control is a region of interest or the like, no object of ours.
+            # A box of another control is a region of interest or the like, not an object.
             if own_ids is None or obj.region_ids[0] in own_ids or not is_box(obj):
                 ignored.append(obj)
     doubles = _doubles(objects)

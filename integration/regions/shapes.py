@@ -176,7 +176,7 @@ def _control(vertex: object, name: str) -> np.ndarray | None:
 
 
 def extent_of(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
-    """The pixels (H, W) that a region without a readable mask is known to lie in; None where it says nothing."""
+    """The pixels (H, W) that a region without a readable mask must lie in; None if its entry does not tell."""
     value = entry.get("value")
     value = value if isinstance(value, Mapping) else {}
     vertices = value.get("vertices") or value.get("points")

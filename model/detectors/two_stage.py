@@ -32,7 +32,7 @@ class TransfinerRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As detectron2's, with a region proposal network that knows ignored regions."""
+        """As detectron2's, with a region proposal network that excludes ignored regions from its background."""
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
             cfg = cfg.clone()
             cfg.defrost()
@@ -66,7 +66,7 @@ class TransfinerRCNN(GeneralizedRCNN):
 
 
 def _to_image(result: Instances, height: int, width: int) -> Instances:
-    """Scale boxes and masks of the network's input to the original image; empty boxes leave.
+    """Scale boxes and masks of the network's input to the original image, without empty boxes.
 
     The masks' probabilities stay as ``mask_probabilities`` (R, S, S), from edge to edge of the boxes.
     """

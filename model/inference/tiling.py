@@ -123,7 +123,7 @@ def _enlarge(piece: Fragment, tile: Tile, size: tuple[int, int]) -> Fragment:
 
 
 def _instance(fragment: Fragment, height: int, width: int) -> Instance:
-    # Pages of zeros that nobody writes take no memory, so many objects of a large image fit.
+    # Pages of zeros that are never written take no memory, so many objects of a large image fit.
     mask = np.zeros((height, width), bool)
     bottom, right = fragment.bottom, fragment.right
     mask[fragment.top : bottom, fragment.left : right] = fragment.mask_hw

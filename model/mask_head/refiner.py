@@ -194,7 +194,7 @@ TURN = 2 * math.pi
 
 # What the pixel decoder predicts at a place: its mask probability (the paper), or a correction of the coarse logit.
 DECODERS = ("direct", "residual")
-# Coarse logits beyond this are as sure as it in a residual decoder: a surer one would leave no gradient to correct it.
+# A residual decoder clamps coarse logits to this: beyond it there would be no gradient left to correct them.
 SUREST_LOGIT = 4.0
 
 # Where the position encoding enters: into queries and keys of every layer (released), or once into the tokens (paper).

@@ -37,7 +37,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What somebody pointed at; at least one of the three.
+    """A box, clicks and an earlier mask that say which object is meant; at least one of the three.
 
     Attributes:
         box_xyxy: around the object, loose or tight, in pixels of the image.
