@@ -66,7 +66,7 @@ class PromptPredictorLike(Protocol):
 
 
 SHIPPED = Path(__file__).parents[1] / "model" / "weights" / "photos"
-#: What each task was asked last, by task id; the oldest leave.
+#: The last prompt of each task, by task id; the oldest are forgotten.
 _EARLIER: OrderedDict[str, EarlierPrompt] = OrderedDict()
 MOST_EARLIER = 1000
 
@@ -126,7 +126,7 @@ class TransfinerModel(LabelStudioMLBase):
         context: Mapping[str, Any] | None = None,
         **kwargs: object,  # noqa: ARG002
     ) -> list[Any]:
-        """One prediction a task, in order; [] for a task whose image cannot be had, which the log explains.
+        """One prediction a task, in order; [] for a task whose image cannot be fetched, which the log explains.
 
         Args:
             tasks: as Label Studio sends them.
@@ -185,7 +185,7 @@ class TransfinerModel(LabelStudioMLBase):
         place = str(task.get("id"))
         groups = [*(task.get("drafts") or ()), *(task.get("annotations") or ())]
         try:
-            prompt, remembered = with_earlier(read_prompt(context, config), _EARLIER.get(place), region_ids(groups))
+            prompt, memory = with_earlier(read_prompt(context, config), _EARLIER.get(place), region_ids(groups))
             prompt = require_place(prompt)
             image = self._images().fetch(task, config.value_key)
         except (PromptError, ImageError) as error:
@@ -203,8 +203,8 @@ class TransfinerModel(LabelStudioMLBase):
             output=self.output,
             seed=f"{place}:{task['data'].get(config.value_key)}",
         )
-        if remembered:
-            _EARLIER[place] = {**remembered, "answer_ids": [region["id"] for region in prediction["result"]]}
+        if memory:
+            _EARLIER[place] = {**memory, "answer_ids": [region["id"] for region in prediction["result"]]}
             _EARLIER.move_to_end(place)
             while len(_EARLIER) > MOST_EARLIER:
                 _EARLIER.popitem(last=False)

@@ -90,7 +90,7 @@ def _add_refiner(node: CfgNode) -> None:
     node.CUES = ["feature", "coarse", "position"]
     # Where the position enters: "layers" (queries and keys of each, released) or "input" (once, paper).
     node.POSITION = "layers"
-    # "direct": the decoder says a node's probability (paper); "residual": what to add to the coarse mask's logit,
+    # "direct": the decoder predicts a node's probability (paper); "residual": what to add to the coarse mask's logit,
     # nothing at first, so that a short training cannot end below the coarse masks.
     node.DECODER = "direct"
     # The 14x14 coarse feature points join every sequence as positive and negative references.
@@ -106,7 +106,7 @@ def _add_inference(node: CfgNode) -> None:
     # Most nodes of an instance in one sequence in inference (0: all). An instance with more is read as several
     # interleaved sequences, each as sparse as those of training: cost grows linearly with the nodes.
     node.TEST_SEQUENCE_NODES = 0
-    # Most nodes of an image that are refined in inference (0: all); the worthiest first, see refinement_limits.py.
+    # Most nodes of an image that are refined in inference (0: all), the best first; see `mask_head/quadtree.py`.
     node.TEST_NODE_BUDGET = 0
     # Instances of a batch that are refined in inference (0: all; the authors' code: 10).
     node.TEST_INSTANCE_LIMIT = 0
@@ -114,8 +114,8 @@ def _add_inference(node: CfgNode) -> None:
     # pixels of the network's input.
     node.TEST_MIN_BOX_PX = 0.0
     # In instances with a smaller box (measured likewise) the refined mask counts by the square of box over this, the
-    # coarse one for the rest (0: refined masks count fully). Refined values are sure even where they are wrong; in a
-    # box of few feature cells they are wrong more often than the coarse ones, which know when they do not know.
+    # coarse one for the rest (0: refined masks count fully). Refined values are near 0 or 1 even where they are wrong;
+    # in a box of few feature cells they are wrong more often than the coarse ones, which are less sure there.
     node.TEST_SURE_BOX_PX = 0.0
     # The predictor makes the masks of an image agree with each other and with its edges, see composition.py. Figures of
     # raw masks (`transfiner evaluate` without --edits and --served) are without it.
@@ -182,8 +182,8 @@ def find_config(name: str | Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    known = sorted(str(p.relative_to(CONFIG_ROOT).with_suffix("")) for p in CONFIG_ROOT.rglob("*.yaml"))
-    raise FileNotFoundError(f"no configuration {str(name)!r}; give a YAML file or one of: {', '.join(known)}")
+    names = sorted(str(p.relative_to(CONFIG_ROOT).with_suffix("")) for p in CONFIG_ROOT.rglob("*.yaml"))
+    raise FileNotFoundError(f"no configuration {str(name)!r}; give a YAML file or one of: {', '.join(names)}")
 
 
 def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
@@ -197,18 +197,19 @@ def override(cfg: CfgNode, pairs: Sequence[object]) -> None:
     if len(pairs) % 2:
         raise ValueError(f"keys and values alternate, but there are {len(pairs)}: {list(pairs)}")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        known = _leaves(cfg)
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
-            raise ValueError(f"no configuration key {key!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        meant = _literal(value)
-        if isinstance(known[str(key)], float) and type(meant) is int:
-            meant = float(meant)
+        keys = _leaves(cfg)
+        if key not in keys:
+            names = difflib.get_close_matches(str(key), keys, n=3)
+            hint = f"; did you mean {' or '.join(names)}?" if names else ""
+            raise ValueError(f"no configuration key {key!r}{hint}")
+        setting = _literal(value)
+        if isinstance(keys[str(key)], float) and type(setting) is int:
+            setting = float(setting)
         try:
-            cfg.merge_from_list([key, meant])
+            cfg.merge_from_list([key, setting])
         except ValueError as error:
-            expected = f"{type(known[str(key)]).__name__} like {known[str(key)]!r}"
-            raise ValueError(f"{key} cannot be {value!r}; it is a {expected}") from error
+            description = f"{type(keys[str(key)]).__name__} like {keys[str(key)]!r}"
+            raise ValueError(f"{key} cannot be {value!r}; it is a {description}") from error
 
 
 def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
@@ -219,7 +220,7 @@ def _leaves(node: CfgNode, path: str = "") -> dict[str, object]:
 
 
 def _literal(value: object) -> object:
-    """What a text means as Python writes it; the text itself where it means nothing."""
+    """A text read as a Python literal; the text itself where it is none."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""Errors of images and of the model's environment, and what is missing of it, said in one sentence each.
+"""Errors of images and of the model's environment; one sentence each, with the fix.
 
 Free of torch and of image libraries, so that commands can ask before they import anything heavy.
 """
@@ -9,7 +9,7 @@ import importlib
 import sys
 from pathlib import Path
 
-# What a driver makes: NVIDIA's on Linux, in WSL and on Tegra, AMD's.
+# Device files that GPU drivers create: NVIDIA's on Linux, in WSL and on Tegra, AMD's.
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-ctrl", "/dev/nvmap", "/dev/kfd")
 SETUP = "run `make setup` in the project folder"
 FIXES = {
@@ -44,9 +44,9 @@ def require_model_libraries() -> None:
 
 
 def missing_gpu_reason(device: str) -> str:
-    """Why `device` cannot be used, said without importing torch; "" when it may be there.
+    """Why `device` cannot be used, found out without torch; "" when it may be there.
 
-    A look at the driver's files, so that a worker on a machine without a GPU ends at once.
+    Checks the driver's files, so that a worker on a machine without a GPU ends at once.
     """
     if not device.startswith("cuda") or not sys.platform.startswith("linux"):
         return ""
@@ -56,7 +56,7 @@ def missing_gpu_reason(device: str) -> str:
 
 
 class ImageError(ValueError):
-    """An image that cannot be had. Fails its own task only.
+    """An image that cannot be fetched or decoded. Fails its own task only.
 
     Attributes:
         what: what went wrong.

@@ -1,4 +1,4 @@
-"""Files that readers find whole: written beside their place, then moved there in one step."""
+"""Write files that readers find whole: beside their place, then moved there in one step."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path in the same folder to write to; it takes the place of ``path`` when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield unfinished
-        unfinished.replace(path)
+        yield temporary_path
+        temporary_path.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged_folder(directory: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``directory``, to be renamed to it; what is left of it at the end is removed."""
+    """Yield an empty folder beside ``directory``, to be renamed to it; removed at the end if it still exists."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    staged.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
+    new_folder = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    new_folder.chmod(0o755)  # mkdtemp makes it private; workers may run as another user
     try:
-        yield staged
+        yield new_folder
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(new_folder, ignore_errors=True)
 
 
 @contextmanager
 def replacing_folder(directory: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``directory``; it takes its place when the block ends without error."""
-    with staged_folder(directory) as staged:
-        yield staged
+    with staged_folder(directory) as new_folder:
+        yield new_folder
         if directory.exists():
-            retired = staged.with_name(f"{staged.name}.old")
-            directory.rename(retired)
-            staged.rename(directory)
-            shutil.rmtree(retired)
+            old_folder = new_folder.with_name(f"{new_folder.name}.old")
+            directory.rename(old_folder)
+            new_folder.rename(directory)
+            shutil.rmtree(old_folder)
         else:
-            staged.rename(directory)
+            new_folder.rename(directory)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, wholly or not at all."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary_path:
+        temporary_path.write_text(text, encoding="utf-8")
 
 
 def json_values(value: Any) -> Any:
-    """Return a nested value with lists for tuples, and None where a number is not finite, which JSON cannot say."""
+    """Return a nested value with lists for tuples, and None for numbers that are not finite, which JSON has not."""
     if isinstance(value, dict):
         return {key: json_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

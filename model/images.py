@@ -1,8 +1,8 @@
-"""Image files to RGB arrays, as the annotator's browser shows them; training, evaluation and serving read with this.
+"""Read image files as RGB arrays, as the annotator's browser shows them; for training, evaluation and serving.
 
 A file of 700 bytes can announce 80 megapixels, and the bytes for each of them depend on format and mode: a limit of
-pixels alone bounds neither one image nor several at once. So the memory of decoding is told from the header, and all
-decoding at once shares a budget.
+pixels alone bounds neither one image nor several at once. So the memory for decoding is estimated from the header, and
+all decoding at the same time shares a budget.
 
 Shapes: H, W of the upright image.
 """
@@ -70,7 +70,7 @@ def decode_image(data: bytes, *, name: str, max_pixels: int, budget: MemoryBudge
         ) from error
 
 
-#: Of pictures on disk: larger ones are refused before their pixels are decoded.
+#: Most pixels of pictures on disk: larger ones are refused before their pixels are decoded.
 MAX_PIXELS = 250_000_000
 _ORIENTATION = 0x0112
 #: EXIF orientation -> what brings the stored pixels upright; turns are counter-clockwise.
@@ -89,7 +89,7 @@ def read_image(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the beginning of an image file says.
+    """Size and orientation from the beginning of an image file.
 
     Attributes:
         stored_hw: height and width as stored. orientation: of EXIF, 1 where there is none.
@@ -131,15 +131,15 @@ def read_header(path: Path) -> ImageHeader:
 
 def turn_upright(mask_hw: np.ndarray, orientation: int) -> np.ndarray:
     """Turn an array (H, W) of the stored pixels as EXIF turns the picture."""
-    turns, mirrored = _TURNS.get(orientation, (0, False))
-    turned = np.rot90(mask_hw, turns)
-    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+    turns, is_mirrored = _TURNS.get(orientation, (0, False))
+    turned_hw = np.rot90(mask_hw, turns)
+    return np.ascontiguousarray(turned_hw[:, ::-1] if is_mirrored else turned_hw)
 
 
 def _decode(data: bytes, name: str, max_pixels: int, budget: MemoryBudget | None) -> np.ndarray:
     Image.init()  # registers the rarer formats; Pillow may be built without some of them
-    known = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(io.BytesIO(data), formats=known) as image:
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _too_large(name, f"{width} x {height} = {width * height} pixels", max_pixels)
@@ -187,8 +187,8 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
     width, height = image.size
     orientation = _orientation(image)
     rgb = np.empty((*ImageHeader((height, width), orientation).upright_hw, 3), np.uint8)
-    turns, mirrored = _TURNS.get(orientation, (0, False))
-    as_stored = np.rot90(rgb[:, ::-1] if mirrored else rgb, -turns)
+    turns, is_mirrored = _TURNS.get(orientation, (0, False))
+    as_stored = np.rot90(rgb[:, ::-1] if is_mirrored else rgb, -turns)
     to_rgb = _converter(image)
     for left, top, right, bottom in _pieces(width, height):
         as_stored[top:bottom, left:right] = to_rgb(image.crop((left, top, right, bottom)))
@@ -202,7 +202,7 @@ def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
-    """What makes pieces of an image uint8 arrays of h x w x 3, or h x w x 1 where it is gray."""
+    """The function that turns pieces of an image into uint8 arrays of h x w x 3, or h x w x 1 where it is gray."""
     if image.mode.startswith("I;16"):
         return lambda piece: (np.asarray(piece).astype(np.uint16) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
@@ -219,7 +219,7 @@ def _on_white(piece: Image.Image) -> np.ndarray:
 
 
 def _gray_range(image: Image.Image) -> tuple[float, float]:
-    """32-bit gray has no agreed white: what looks like 8 or 16 bits is read so, the rest by its own range."""
+    """Black and white of a 32-bit gray image: those of 8 or 16 bits where its values fit, else its own range."""
     extremes = [
         extreme
         for box in _pieces(*image.size)
@@ -278,8 +278,8 @@ def decoding_bytes(image: Image.Image) -> int:
     """Estimate the most memory that an opened image and its RGB array take together while it is decoded."""
     pixels = image.width * image.height
     per_pixel = _MODE_BYTES.get(image.mode, 4)
-    fixed, per_band = _FORMAT_BYTES.get(image.format or "", (0.5, 0.0))
-    total = pixels * (per_pixel + fixed + per_band * len(image.getbands()) + _RGB_BYTES)
+    per_pixel_extra, per_band = _FORMAT_BYTES.get(image.format or "", (0.5, 0.0))
+    total = pixels * (per_pixel + per_pixel_extra + per_band * len(image.getbands()) + _RGB_BYTES)
     total += min(pixels, PIECE_PX**2) * _PIECE_BYTES
     if image.format == "TIFF":
         total += max(_tiff_buffer_bytes(image), pixels * per_pixel)  # or the copy that is turned upright
@@ -296,7 +296,7 @@ def _tiff_buffer_bytes(image: Image.Image) -> float:
 
 
 class MemoryBudget:
-    """Bytes that several threads share; whoever would exceed them waits, in the order of asking.
+    """A number of bytes that several threads share; a thread that would exceed it waits, first come first served.
 
     Attributes:
         limit_bytes: of all together.
@@ -304,8 +304,8 @@ class MemoryBudget:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._used = 0
-        self._changed = threading.Condition()
+        self._used_bytes = 0
+        self._condition = threading.Condition()
         self._turn = threading.Lock()
 
     @contextmanager
@@ -313,25 +313,25 @@ class MemoryBudget:
         """Hold bytes while the block runs, after waiting for them.
 
         Raises:
-            ValueError: more than there will ever be.
-            TimeoutError: they did not come free within `timeout_s`.
+            ValueError: more than `limit_bytes`.
+            TimeoutError: they were not free within `timeout_s`.
         """
         if size_bytes > self.limit_bytes:
             raise ValueError(f"{size_bytes} bytes of {self.limit_bytes}")
-        begun = time.monotonic()
+        start_s = time.monotonic()
         if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
             raise TimeoutError
         try:
-            with self._changed:
-                left_s = None if timeout_s is None else timeout_s - (time.monotonic() - begun)
-                if not self._changed.wait_for(lambda: self._used + size_bytes <= self.limit_bytes, left_s):
+            with self._condition:
+                left_s = None if timeout_s is None else timeout_s - (time.monotonic() - start_s)
+                if not self._condition.wait_for(lambda: self._used_bytes + size_bytes <= self.limit_bytes, left_s):
                     raise TimeoutError
-                self._used += size_bytes
+                self._used_bytes += size_bytes
         finally:
             self._turn.release()
         try:
             yield
         finally:
-            with self._changed:
-                self._used -= size_bytes
-                self._changed.notify_all()
+            with self._condition:
+                self._used_bytes -= size_bytes
+                self._condition.notify_all()

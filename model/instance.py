@@ -35,7 +35,7 @@ class Instance:
         score: detection confidence in [0, 1].
         mask_hw: bool array of the whole image's height x width.
         uncertainty: in [0, 1]; 0 when every refined boundary pixel is certain. Orders images for active learning.
-        incoherent_nodes: quadtree nodes that were found incoherent, on all levels together; None when not known.
+        incoherent_nodes: number of incoherent quadtree nodes, on all levels together; None when not known.
         probabilities: of the mask; None when they are not known, as for objects joined from several tiles.
     """
 
@@ -76,9 +76,9 @@ def sample_patch(
     return np.asarray(rows @ values_hw @ columns.T)
 
 
-def _weights(cells: int, begin: float, end: float, at_px: np.ndarray) -> np.ndarray:
+def _weights(cells: int, start: float, end: float, at_px: np.ndarray) -> np.ndarray:
     """Bilinear weights (places, cells) of the cells of a box from `begin` to `end`."""
-    at = (at_px - begin) / (end - begin) * cells - 0.5
+    at = (at_px - start) / (end - start) * cells - 0.5
     return np.clip(1 - np.abs(at[:, None] - np.arange(cells)), 0, 1).astype(np.float32)
 
 
@@ -108,16 +108,17 @@ def iou(mask_hw: np.ndarray, other_hw: np.ndarray) -> float:
 def iou_matrix(masks: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
     """Intersection over union of N masks with M others, bool H x W each: float64 (N, M)."""
     result = np.zeros((len(masks), len(others)))
-    here, there = [_Measured(mask_hw) for mask_hw in masks], [_Measured(mask_hw) for mask_hw in others]
-    for row, place in enumerate(here):
-        for column, other in enumerate(there):
-            shared = place.intersection(other)
-            if shared:
-                result[row, column] = shared / (place.area + other.area - shared)
+    measures = [_MaskMeasure(mask_hw) for mask_hw in masks]
+    other_measures = [_MaskMeasure(mask_hw) for mask_hw in others]
+    for row, measure in enumerate(measures):
+        for column, other in enumerate(other_measures):
+            intersection = measure.intersection(other)
+            if intersection:
+                result[row, column] = intersection / (measure.area + other.area - intersection)
     return result
 
 
-class _Measured:
+class _MaskMeasure:
     """A mask with its box and area."""
 
     def __init__(self, mask_hw: np.ndarray) -> None:
@@ -125,7 +126,7 @@ class _Measured:
         self.box = left, top, right, bottom = box_of(mask_hw)
         self.area = int(np.count_nonzero(mask_hw[top:bottom, left:right]))
 
-    def intersection(self, other: _Measured) -> int:
+    def intersection(self, other: _MaskMeasure) -> int:
         left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
         right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
         if left >= right or top >= bottom:

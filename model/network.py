@@ -31,7 +31,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
 
 
 def _register_pointrend() -> None:
-    # Only where it is asked for: the project imports OpenCV, which nothing that serves or learns needs.
+    # Imported only for a PointRend: the project imports OpenCV, which nothing that serves or learns needs.
     try:
         importlib.import_module("detectron2.projects.point_rend")
     except ModuleNotFoundError as error:

@@ -2,8 +2,8 @@
 
 Image addresses come from task data, which anyone who may import tasks can write. Without a check the backend would
 fetch from machines that only it can reach (server-side request forgery). A name is looked up once, and connections are
-made to the addresses that were checked: a name that resolves differently the second time does not get past it, and an
-address that is refused is never knocked at, so nobody learns which of its ports are open.
+made to the addresses that were checked, so a name that resolves differently the second time does not pass. Nothing
+connects to a refused address, so nobody learns which of its ports are open.
 
 Label Studio's credentials are sent to Label Studio only; a redirect to another host goes without them.
 """
@@ -51,8 +51,8 @@ class FetchSettings:
         label_studio_url: as this machine reaches it; "" when there is none. May be private.
         label_studio_aliases: other addresses of the same Label Studio, e.g. the `hostname` of /setup.
         cache_dir: folder for downloaded files; None keeps none.
-        timeout_s: for one image, everything together.
-        private_hosts: hosts that may have private or loopback addresses; see `addresses.AddressPolicy`.
+        timeout_s: for one image, redirects and retries included.
+        private_hosts: hosts that may have private or loopback addresses; see `AddressPolicy`.
     """
 
     label_studio_url: str = ""
@@ -90,7 +90,7 @@ class Downloader:
             try:
                 return self._follow(session, url, deadline)
             except AddressRefused as error:
-                raise _refused(url, error) from error
+                raise _refusal(url, error) from error
             except ClientError as error:
                 raise ImageError(
                     f"cannot log in to Label Studio for {shown_url(url)}",
@@ -99,7 +99,7 @@ class Downloader:
                     fix=error.fix,
                 ) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                raise self._failed(url, error, deadline) from error
+                raise self._fetch_error(url, error, deadline) from error
 
     def _follow(self, session: requests.Session, url: str, deadline: Deadline) -> bytes:
         start = url
@@ -108,7 +108,7 @@ class Downloader:
             with self._ask(session, url, deadline) as answer:
                 if answer.status_code not in _REDIRECTS or "location" not in answer.headers:
                     return self._body(answer, deadline)
-                url = _redirected(url, answer.headers["location"])
+                url = _redirect_target(url, answer.headers["location"])
         raise ImageError(
             f"{shown_url(start)} redirects too often",
             value=f"more than {self.settings.max_redirects} redirects",
@@ -140,13 +140,13 @@ class Downloader:
         return session.send(request, timeout=(min(_CONNECT_S, left_s), left_s), stream=True, allow_redirects=False)
 
     def _connects_to_label_studio(self, session: requests.Session, request: requests.PreparedRequest) -> bool:
-        """Whether the connection for this request leads to Label Studio: asked of the pool that will make it."""
+        """Whether the connection for this request leads to Label Studio, as the pool that will make it says."""
         adapter = session.get_adapter(str(request.url))
         assert isinstance(adapter, HTTPAdapter)
         pool = adapter.get_connection_with_tls_context(request, verify=True)
         scheme = pool.scheme or ""
-        connected = (scheme, pool.host.strip("[]").lower(), pool.port or DEFAULT_PORTS[scheme])
-        return self.auth is not None and bool(self.auth.base_url) and connected == origin(self.auth.base_url)
+        destination = (scheme, pool.host.strip("[]").lower(), pool.port or DEFAULT_PORTS[scheme])
+        return self.auth is not None and bool(self.auth.base_url) and destination == origin(self.auth.base_url)
 
     def _is_label_studio(self, url: str) -> bool:
         return self.auth is not None and bool(self.auth.base_url) and origin(url) == origin(self.auth.base_url)
@@ -154,9 +154,9 @@ class Downloader:
     def _body(self, answer: requests.Response, deadline: Deadline) -> bytes:
         if answer.status_code != 200:
             raise _bad_status(answer, self._is_label_studio(answer.url))
-        announced = answer.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self.settings.max_bytes:
-            raise self._too_long(answer.url, int(announced))
+        length_text = answer.headers.get("content-length", "")
+        if length_text.isdigit() and int(length_text) > self.settings.max_bytes:
+            raise self._too_long(answer.url, int(length_text))
         body = bytearray()
         # read1 gives what has arrived; read would wait for a full chunk, however slowly it drips in.
         while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=True):
@@ -175,7 +175,7 @@ class Downloader:
             fix="use a smaller file, or raise the limit of bytes",
         )
 
-    def _failed(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
+    def _fetch_error(self, url: str, error: Exception, deadline: Deadline) -> ImageError:
         if deadline.is_over:
             return ImageError(
                 f"{shown_url(url)} takes too long",
@@ -217,7 +217,7 @@ def _words(error: BaseException) -> str:
     return without_secrets(f"{type(error).__name__}: {error}")[:200]
 
 
-def _refused(url: str, error: AddressRefused) -> ImageError:
+def _refusal(url: str, error: AddressRefused) -> ImageError:
     return ImageError(
         f"{shown_url(url)} may not be fetched",
         value=str(error),
@@ -226,14 +226,14 @@ def _refused(url: str, error: AddressRefused) -> ImageError:
     )
 
 
-def _redirected(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise _ambiguous(location, error) from error
+        raise _ambiguity(location, error) from error
 
 
-def _ambiguous(url: str, error: ValueError) -> ImageError:
+def _ambiguity(url: str, error: ValueError) -> ImageError:
     return ImageError(
         f"an image has an address that is not fetched ({without_secrets(str(error))})",
         value=shown_url(url),
@@ -243,11 +243,11 @@ def _ambiguous(url: str, error: ValueError) -> ImageError:
 
 
 def _check_address(url: str) -> None:
-    """Raise ImageError unless an address of a task or of a redirect is http(s) and names one host beyond doubt."""
+    """Raise ImageError unless an address of a task or of a redirect is http(s) and names its host unambiguously."""
     try:
         scheme, host, _ = origin(url)
     except ValueError as error:
-        raise _ambiguous(url, error) from error
+        raise _ambiguity(url, error) from error
     if scheme not in ("http", "https") or not host:
         raise ImageError(
             "an image has or redirects to an address that is not fetched",
@@ -279,7 +279,7 @@ def _bad_status(answer: requests.Response, is_label_studio: bool) -> ImageError:
 DEFAULT_PORTS = {"http": 80, "https": 443}
 #: RFC 6052: the last 32 bits are the IPv4 address.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-#: RFC 4291: all other IPv6 addresses are local, of some mechanism that carries IPv4 addresses, or nobody's yet.
+#: RFC 4291: all other IPv6 addresses are local, carry IPv4 addresses, or are not assigned yet.
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 #: RFC 6890, RFC 7526: protocols and relays, which older releases of Python call global.
 _PROTOCOLS = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("192.88.99.0/24"))
@@ -313,18 +313,18 @@ def origin(url: str) -> tuple[str, str, int]:
     host, port = (parts.hostname or "").lower(), parts.port
     if scheme in DEFAULT_PORTS:
         try:
-            other = parse_url(url)
+            urllib3_url = parse_url(url)
         except LocationParseError as error:
             raise ValueError("its host cannot be read") from error
-        connected = (other.host or "").strip("[]").lower()
-        if other.auth or other.port != port or (connected != host and host.isascii()):
+        urllib3_host = (urllib3_url.host or "").strip("[]").lower()
+        if urllib3_url.auth or urllib3_url.port != port or (urllib3_host != host and host.isascii()):
             raise ValueError("its host can be read in two ways")
-        host = connected
+        host = urllib3_host
     return scheme, host, port or DEFAULT_PORTS.get(scheme, 0)
 
 
 class AddressPolicy:
-    """Public addresses, and the private ones that somebody allowed.
+    """Which addresses may be connected to: public ones, and the private ones in `allowed`.
 
     Args:
         allowed: "host", "host:port", an address, a network such as "10.1.0.0/16", or "*" for everything.
@@ -361,7 +361,7 @@ def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
 
 
 def guarded_session(policy: AddressPolicy, deadline: Deadline) -> requests.Session:
-    """A session for one download: cookies and connections of one host never meet another."""
+    """A session for one download, which shares neither cookies nor connections with others."""
     session = _Session()
     session.trust_env = False  # no proxy, no .netrc: the address check must see the real peer
     for prefix in ("http://", "https://"):
@@ -377,7 +377,7 @@ class _Session(requests.Session):
 
 @dataclass(slots=True)
 class Deadline:
-    """Cuts the connections of a download when its time is over, at whatever stage they hang."""
+    """Shuts down the connections of a download when its time is over, whatever they are waiting for."""
 
     timeout_s: float
     is_over: bool = False
@@ -410,7 +410,7 @@ class Deadline:
         return left_s
 
     def watch(self, sock: socket.socket) -> None:
-        """Cut this connection, too. A duplicate is kept: TLS takes the original away."""
+        """Shut down this connection, too, when the time is over. Keeps a duplicate: TLS detaches the original."""
         self._sockets.append(sock.dup())
 
     def _cut(self) -> None:

@@ -88,9 +88,9 @@ class ImageFetcher:
     def _get(self, address: str) -> bytes:
         if address[:5].lower() == "data:":
             return decode_data_uri(address, self._settings.max_bytes)
-        cached = self._cache.get(address) if self._cache is not None else None
-        if cached is not None:
-            return cached
+        cached_data = self._cache.get(address) if self._cache is not None else None
+        if cached_data is not None:
+            return cached_data
         data = self._downloader.get(address)
         self._keep(address, data)
         return data
@@ -125,10 +125,10 @@ def image_value(task: Mapping[str, Any], value_key: str) -> str:
     data = task.get("data")
     if not isinstance(data, Mapping):
         raise _bad_task("a task has no data", f"{without_secrets(repr(data)):.80}", "an object with the image")
-    value: Any = _filled(value_key, data) if "$" in value_key and value_key not in data else _under(value_key, data)
+    value: Any = _fill_in(value_key, data) if "$" in value_key and value_key not in data else _lookup(value_key, data)
     if not isinstance(value, str) or not value.strip():
-        shown = f"{without_secrets(repr(value)):.80} among the keys {sorted(map(str, data))!r:.200}"
-        raise _bad_task("a task has no image", f"{value_key!r} = {shown}", f"an address under {value_key!r}")
+        value_text = f"{without_secrets(repr(value)):.80} among the keys {sorted(map(str, data))!r:.200}"
+        raise _bad_task("a task has no image", f"{value_key!r} = {value_text}", f"an address under {value_key!r}")
     return value.strip()
 
 
@@ -136,7 +136,7 @@ _NAME = re.compile(r"\$\{([^{}$]+)\}|\$([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)")
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
-def _under(path: str, data: Mapping[str, Any]) -> Any:
+def _lookup(path: str, data: Mapping[str, Any]) -> Any:
     """What lies under a path of keys, dots and [indices]; None where there is nothing."""
     if path in data:
         return data[path]
@@ -149,23 +149,23 @@ def _under(path: str, data: Mapping[str, Any]) -> Any:
     return value
 
 
-def _filled(text: str, data: Mapping[str, Any]) -> str | None:
-    """A text with its `$` names replaced; the longest path that leads to a text counts. None: one leads nowhere."""
-    missing = False
+def _fill_in(text: str, data: Mapping[str, Any]) -> str | None:
+    """A text with its `$` names replaced by the longest path that leads to a text; None if one leads nowhere."""
+    has_gap = False
 
     def fill(match: re.Match[str]) -> str:
-        nonlocal missing
+        nonlocal has_gap
         path = match[1] or match[2]
         ends = [len(path), *(place for place in range(len(path) - 1, 0, -1) if path[place] in ".[" and not match[1])]
         for end in ends:
-            value = _under(path[:end], data)
+            value = _lookup(path[:end], data)
             if isinstance(value, str | int) and not isinstance(value, bool):
                 return f"{value}{path[end:]}"
-        missing = True
+        has_gap = True
         return ""
 
-    filled = _NAME.sub(fill, text)
-    return None if missing else filled
+    address = _NAME.sub(fill, text)
+    return None if has_gap else address
 
 
 def locate(value: str, task: Mapping[str, Any], base_url: str, aliases: Sequence[str] = ()) -> str:
@@ -233,11 +233,11 @@ def _at_label_studio(path: str, base_url: str) -> str:
 def _own_address(url: str, base_url: str, aliases: Sequence[str]) -> str:
     """The same file at `base_url` when the address names this Label Studio by another name."""
     try:
-        here = origin(url)
+        url_origin = origin(url)
     except ValueError as error:
         raise _bad_task(f"an image has a malformed address ({error})", shown_url(url), "http(s)://host/path") from error
     for alias in aliases:
-        if base_url and _origin_of_alias(alias) == here != origin(base_url):
+        if base_url and _origin_of_alias(alias) == url_origin != origin(base_url):
             parts, sub_path = urlsplit(url), urlsplit(alias.rstrip("/")).path
             path = parts.path.removeprefix(sub_path) + (f"?{parts.query}" if parts.query else "")
             return _at_label_studio(path, base_url)
@@ -245,7 +245,7 @@ def _own_address(url: str, base_url: str, aliases: Sequence[str]) -> str:
 
 
 def _origin_of_alias(alias: str) -> tuple[str, str, int] | None:
-    """None for one that is malformed: whoever sends a /setup may name it, and no task must fail for that."""
+    """The origin of an alias; None if it is malformed: anyone may send one with /setup, and no task may fail for it."""
     try:
         return origin(alias)
     except ValueError:
@@ -256,16 +256,16 @@ def _resolve_address(uri: str, task: Mapping[str, Any], base_url: str) -> str:
     """Label Studio's presign endpoint: 303 to a signed address, or the file itself (measured)."""
     if task.get("id") is None:
         raise _bad_task("a cloud image can only be had through its task", shown_url(uri), "a task with an id")
-    encoded = base64.urlsafe_b64encode(uri.encode()).decode()
-    return _at_label_studio(f"/tasks/{int(task['id'])}/resolve/?fileuri={encoded}", base_url)
+    encoded_uri = base64.urlsafe_b64encode(uri.encode()).decode()
+    return _at_label_studio(f"/tasks/{int(task['id'])}/resolve/?fileuri={encoded_uri}", base_url)
 
 
-def _bad_task(what: str, value: object, expected: str) -> ImageError:
-    return ImageError(what, value=value, expected=expected, fix="correct the data of the task")
+def _bad_task(problem: str, value: object, expected: str) -> ImageError:
+    return ImageError(problem, value=value, expected=expected, fix="correct the data of the task")
 
 
 _SUFFIX = ".bin"
-#: The folder is measured after this share of the limit was written.
+#: The folder is measured each time that 1 / this of its limit was written.
 _SWEEP_SHARE = 16
 
 

@@ -93,7 +93,7 @@ class LabelStudioAuth:
             self._expires_s = 0.0
 
     def _refresh(self) -> None:
-        started = self._now()
+        start_s = self._now()
         try:
             answer = requests.post(
                 f"{self.base_url}/api/token/refresh/",
@@ -115,7 +115,7 @@ class LabelStudioAuth:
                 fix="create a new one under Account & Settings and set it as API key",
             )
         self._access = _access_token(answer)
-        self._expires_s = started + life_s(self._access)
+        self._expires_s = start_s + life_s(self._access)
 
 
 def _access_token(answer: requests.Response) -> str:
@@ -250,8 +250,8 @@ class LabelStudioClient:
 
     def list_predictions(self, *, project_id: int | None = None, task_id: int | None = None) -> list[Json]:
         """Stored predictions of a project or of a task."""
-        given = {"project": project_id, "task": task_id}
-        params = {key: value for key, value in given.items() if value is not None}
+        filters = {"project": project_id, "task": task_id}
+        params = {key: value for key, value in filters.items() if value is not None}
         return self._json("GET", "/api/predictions", params=params)
 
     def import_predictions(self, project_id: int, rows: Sequence[Mapping[str, Any]], *, chunk: int = 200) -> int:
@@ -267,7 +267,7 @@ class LabelStudioClient:
         return sum(int(self._json("POST", path, json=part).get("created", 0)) for part in chunks)
 
     def delete_prediction(self, prediction_id: int) -> None:
-        """Remove one prediction; one that is gone already is no error."""
+        """Remove one prediction; no error if it does not exist any more."""
         try:
             self._request("DELETE", f"/api/predictions/{prediction_id}/", self._timeout_s, {})
         except ClientError as error:
@@ -279,9 +279,9 @@ class LabelStudioClient:
 
         Comes back when the backend has answered, or after Label Studio's own 100 s; it reports success either way.
         """
-        selected = {"all": True, "excluded": []} if task_ids is None else {"all": False, "included": task_ids}
+        selection = {"all": True, "excluded": []} if task_ids is None else {"all": False, "included": task_ids}
         params = {"id": "retrieve_tasks_predictions", "project": project_id}
-        body = {"selectedItems": selected, "ordering": [], "filters": {"conjunction": "and", "items": []}}
+        body = {"selectedItems": selection, "ordering": [], "filters": {"conjunction": "and", "items": []}}
         return self._json("POST", "/api/dm/actions", params=params, json=body, timeout_s=max(150, self._timeout_s))
 
     # Backends and webhooks
@@ -305,7 +305,7 @@ class LabelStudioClient:
         return self._json("PATCH", f"/api/ml/{backend['id']}", json=body)
 
     def start_training(self, backend_id: int) -> None:
-        """The button of a backend: Label Studio sends it START_TRAINING and answers 200 whatever it hears."""
+        """Press a backend's button: Label Studio sends it START_TRAINING and answers 200 whatever the reply."""
         self._json("POST", f"/api/ml/{backend_id}/train", json={})
 
     def list_webhooks(self, project_id: int | None = None) -> list[Json]:
@@ -340,13 +340,13 @@ class LabelStudioClient:
 
     def _pages(self, path: str, key: str, params: Mapping[str, object] | None = None) -> Iterator[Json]:
         """Items of all pages. Label Studio answers 404 (or 500 for tasks) behind the last page, so count."""
-        page, seen = 1, 0
+        page, item_count = 1, 0
         while True:
             answer = self._json("GET", path, params={**(params or {}), "page": page, "page_size": PAGE_SIZE})
             items = answer[key]
             yield from items
-            seen += len(items)
-            if not items or seen >= int(answer.get("count", answer.get("total", 0))):
+            item_count += len(items)
+            if not items or item_count >= int(answer.get("count", answer.get("total", 0))):
                 return
             page += 1
 
@@ -367,7 +367,7 @@ class LabelStudioClient:
     def _request(self, method: str, path: str, timeout_s: float, kwargs: Mapping[str, Any]) -> requests.Response:
         """Send a request, with further tries where that is harmless; raises ClientError unless it succeeds."""
         tries_left = self._retries
-        refreshed = False
+        has_new_token = False
         while True:
             try:
                 answer = self._send(method, path, timeout_s, kwargs)
@@ -377,9 +377,9 @@ class LabelStudioClient:
             else:
                 if 200 <= answer.status_code < 300:
                     return answer
-                if answer.status_code == 401 and not refreshed:
+                if answer.status_code == 401 and not has_new_token:
                     self.auth.forget()  # an access token may end early: Label Studio was restarted or its clock set
-                    refreshed = True
+                    has_new_token = True
                     continue
                 if tries_left <= 0 or answer.status_code not in _TRANSIENT:
                     raise refused_error(method, path, answer)
@@ -447,9 +447,9 @@ def refused_error(method: str, path: str, answer: requests.Response) -> ClientEr
     if fix is None:
         fix = _FIX_OF_STATUS.get(answer.status_code, "see the log of Label Studio")
     target = answer.headers.get("location", "")
-    to = f" to {urlsplit(target).netloc}{urlsplit(target).path}" if target else ""
+    destination = f" to {urlsplit(target).netloc}{urlsplit(target).path}" if target else ""
     return ClientError(
-        f"Label Studio answered {answer.status_code}{to} to {method} {path}: {words[:500] or answer.reason}",
+        f"Label Studio answered {answer.status_code}{destination} to {method} {path}: {words[:500] or answer.reason}",
         status=answer.status_code,
         fix=fix,
     )
@@ -482,8 +482,8 @@ def _words(answer: requests.Response) -> str:
 def _flat(body: Any) -> list[str]:
     """The texts of nested lists and objects; keys that name fields come with a colon."""
     if isinstance(body, dict):
-        named = ((key, _flat(value)) for key, value in body.items() if value)
-        return [text if key == "non_field_errors" else f"{key}: {text}" for key, messages in named for text in messages]
+        items = ((key, _flat(value)) for key, value in body.items() if value)
+        return [text if key == "non_field_errors" else f"{key}: {text}" for key, messages in items for text in messages]
     if isinstance(body, list):
         return [text for value in body for text in _flat(value)]
     return [] if body is None else [str(body)]

@@ -1,8 +1,8 @@
 """What a Label Studio labelling configuration asks for: which regions, on which image, with which labels.
 
 Parsing never fails: a project may be connected before its configuration makes sense, and Label Studio shows
-none of our words when /setup fails. `LabelConfig.reason` says in one sentence why nothing can be predicted. What a
-configuration leaves open, `Output` says: how regions are drawn wherever no tag says it.
+no error text of ours when /setup fails. `LabelConfig.reason` says in one sentence why nothing can be predicted.
+`Output` says how regions are drawn where no tag does.
 
 Attributes of ours and of other ML backends, on a control tag unless told otherwise; Label Studio keeps them:
 
@@ -73,11 +73,11 @@ def read_controls(xml: str) -> tuple[tuple[Control, ...], tuple[str, ...]]:
     controls = [control for tag in tags if (control := _control(tag, tags, images, warnings)) is not None]
     if not controls:
         raise LabelConfigError(_no_control(tags, warnings))
-    first = controls[0].to_name
-    ignored = sorted({control.to_name for control in controls if control.to_name != first})
-    if ignored:
-        warnings.append(f"only the image {first!r} is predicted; controls of {', '.join(ignored)} are left alone")
-    return tuple(control for control in controls if control.to_name == first), tuple(warnings)
+    name = controls[0].to_name
+    other_names = sorted({control.to_name for control in controls if control.to_name != name})
+    if other_names:
+        warnings.append(f"only the image {name!r} is predicted; controls of {', '.join(other_names)} are left alone")
+    return tuple(control for control in controls if control.to_name == name), tuple(warnings)
 
 
 def _root(xml: str) -> Element:
@@ -97,14 +97,14 @@ def _root(xml: str) -> Element:
 
 def _walk(root: Element) -> Iterator[Element]:
     """All elements in document order, comments left out."""
-    waiting = [(root, 0)]
-    while waiting:
-        element, depth = waiting.pop()
+    stack = [(root, 0)]
+    while stack:
+        element, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise LabelConfigError(f"the labelling configuration nests tags more than {MAX_DEPTH} deep")
         if isinstance(element.tag, str):
             yield element
-        waiting.extend((child, depth + 1) for child in reversed(element))
+        stack.extend((child, depth + 1) for child in reversed(element))
 
 
 def _lower_keys(element: Element) -> dict[str, str]:
@@ -118,8 +118,8 @@ def _unroll_repeaters(root: Element, warnings: list[str]) -> None:
         for element in _walk(repeater):
             for key, value in element.attrib.items() if element is not repeater else ():
                 element.set(key, value.replace(flag, "0"))
-        listed = _lower_keys(repeater).get("on", "")
-        warnings.append(f'<Repeater on="{listed}">: only the first entry of its list is predicted and learned from')
+        list_path = _lower_keys(repeater).get("on", "")
+        warnings.append(f'<Repeater on="{list_path}">: only the first entry of its list is predicted and learned from')
 
 
 def _labels(element: Element, warnings: list[str]) -> list[Label]:
@@ -133,13 +133,13 @@ def _labels(element: Element, warnings: list[str]) -> list[Label]:
 
 def _label(tag: _Tag, warnings: list[str]) -> Label:
     names = tuple(dict.fromkeys(name for name in (tag.get("alias"), tag.get("value")) if name))
-    predicted = tuple(name.strip() for name in tag.get("predicted_values").split(",") if name.strip())
+    class_names = tuple(name.strip() for name in tag.get("predicted_values").split(",") if name.strip())
     threshold = _number(tag, "model_score_threshold", 0, 1, warnings)
-    return Label(names[0], names, predicted, threshold)
+    return Label(names[0], names, class_names, threshold)
 
 
 def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: list[str]) -> Control | None:
-    """A control that we can fill, or None with a warning that says why not."""
+    """The control of a tag that predictions fit, or None with a warning that says why not."""
     kind = _KIND_OF_TAG.get(tag.name)
     if kind is None or tag.get("model_skip").lower() == "true":
         return None
@@ -165,9 +165,9 @@ def _control(tag: _Tag, tags: list[_Tag], images: dict[str, _Tag], warnings: lis
         labels_type=labels_tag.name,
         score_threshold=_number(tag, "model_score_threshold", 0, 1, warnings),
         tolerance_px=_number(tag, "model_tolerance_px", 0, 1000, warnings),
-        max_vertices=_whole(tag, "model_max_vertices", 3, warnings),
+        max_vertices=_whole_number(tag, "model_max_vertices", 3, warnings),
         min_area_px=_number(tag, "model_min_area", 0, math.inf, warnings),
-        max_regions=_whole(tag, "model_max_regions", 1, warnings),
+        max_regions=_whole_number(tag, "model_max_regions", 1, warnings),
     )
 
 
@@ -213,14 +213,14 @@ def _value_key(image: _Tag) -> str:
 
 
 def _number(tag: _Tag, attribute: str, low: float, high: float, warnings: list[str]) -> float | None:
-    return _checked(tag, attribute, float, low, high, f"a number from {low:g} to {high:g}", warnings)
+    return _read_number(tag, attribute, float, low, high, f"a number from {low:g} to {high:g}", warnings)
 
 
-def _whole(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
-    return _checked(tag, attribute, int, low, math.inf, f"a whole number of at least {low}", warnings)
+def _whole_number(tag: _Tag, attribute: str, low: int, warnings: list[str]) -> int | None:
+    return _read_number(tag, attribute, int, low, math.inf, f"a whole number of at least {low}", warnings)
 
 
-def _checked(
+def _read_number(
     tag: _Tag, attribute: str, kind: Callable[[str], N], low: float, high: float, expected: str, warnings: list[str]
 ) -> N | None:
     text = tag.get(attribute)
@@ -308,7 +308,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """Classes of a model laid over the labels of a project.
+    """Which labels of a project each class of a model becomes.
 
     Attributes:
         by_class: the targets of each class, best kind first (`KINDS`); classes without a label are missing.
@@ -327,7 +327,7 @@ class ClassMap:
 
 @dataclass(frozen=True, slots=True)
 class LabelConfig:
-    """The part of a labelling configuration that matters to us.
+    """The part of a labelling configuration that predictions need.
 
     Attributes:
         controls: controls of the first labelled image, in the order of the configuration.
@@ -369,16 +369,16 @@ class LabelConfig:
         controls = sorted(self.controls, key=lambda control: KINDS.index(control.kind))
         labels = [(control, _labels_by_name(control)) for control in controls]
         for name in classes:
-            folded = fold(name)
+            folded_name = fold(name)
             targets = tuple(
                 Target(control, label)
                 for control, by_name in labels
-                if (label := by_name.get(folded, by_name.get(CATCH_ALL))) is not None
+                if (label := by_name.get(folded_name, by_name.get(CATCH_ALL))) is not None
             )
             if targets:
                 by_class[name] = targets
-        reached = {target.label.value for targets in by_class.values() for target in targets}
-        unmatched_labels = tuple(label for label in self.labels if label not in reached)
+        matched_labels = {target.label.value for targets in by_class.values() for target in targets}
+        unmatched_labels = tuple(label for label in self.labels if label not in matched_labels)
         message = None if by_class else (self.reason or _nothing_matches(classes, self.labels))
         return ClassMap(by_class, unmatched_labels, message)
 
@@ -428,8 +428,8 @@ def _nothing_matches(classes: Sequence[str], labels: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str], limit: int = 30) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit]) or "(none)"
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    text = ", ".join(repr(name) for name in names[:limit]) or "(none)"
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,8 +1,8 @@
-"""Sentences of ours that stand in Label Studio where a model version does: why nothing was outlined, and what to do.
+"""Sentences that Label Studio shows in place of a model version: why nothing was outlined, and what to do.
 
 Label Studio 1.23 shows no text of a backend's answers. What its pages show is the backend's title, and the version of
 each prediction as the name of its tab. So a project for which nothing can be predicted gets a sentence in both places,
-and empty predictions under it. They are no predictions: whoever reads tasks leaves them out.
+and empty predictions under it. They are no predictions: code that reads tasks leaves them out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def notice(reason: str, status_url: str) -> str:
     """The sentence for a reason, with the address that says more."""
     words = " ".join(reason.split()).rstrip(".")
     room = LONGEST - len(PREFIX) - len(status_url) - 2
-    cut = words if len(words) <= room else words[: room - 1].rstrip() + "…"
-    return f"{PREFIX}{cut}. {status_url}"
+    short_reason = words if len(words) <= room else words[: room - 1].rstrip() + "…"
+    return f"{PREFIX}{short_reason}. {status_url}"
 
 
 def unknown_labels(version: str, labels: Sequence[str], *, has_smart_tools: bool) -> str:

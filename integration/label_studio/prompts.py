@@ -3,8 +3,8 @@
 An interactive request sends the regions of one tool with one label, the newest last: all clicks so far, but of boxes,
 polygons and strokes also those that are finished, so only the newest of them counts. Label Studio 1.23.2 sends boxes
 and clicks (measured; polygons and brush strokes are never sent, but other clients may). A click after a smart box
-arrives without the box, so whoever answers remembers what a task was asked last (`EarlierPrompt`), and `with_earlier`
-puts the two together.
+arrives without the box, so the caller remembers the task's last prompt (`EarlierPrompt`), and `with_earlier` joins
+the two.
 
 Coordinates are in percent of the upright image. The API reads prompts, so nothing here needs a library for arrays.
 """
@@ -45,7 +45,7 @@ class PromptFields(TypedDict):
 
 
 class EarlierPrompt(TypedDict):
-    """What a task was asked last.
+    """The last prompt of a task.
 
     Attributes:
         base: the prompt without the clicks of its context.
@@ -63,8 +63,8 @@ def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields
     Raises:
         PromptError: no control for outlines has the chosen label.
     """
-    entries = _merged(context)
-    marked = any("is_positive" in entry for entry in entries)
+    entries = _merge_entries(context)
+    has_marks = any("is_positive" in entry for entry in entries)
     box: list[float] | None = None
     points: list[Click] = []
     drawing: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields
         elif not is_point(bounds):
             box, points, drawing = list(bounds), [], entry if value.get("points") else None
             region = str(entry.get("id", ""))
-        elif "is_positive" in entry or not marked:
+        elif "is_positive" in entry or not has_marks:
             # Key points without the mark, beside others that have it, are annotations and no clicks.
             points.append((bounds[0], bounds[1], entry.get("is_positive") is not False))
             region = region or str(entry.get("id", ""))
@@ -89,41 +89,41 @@ def read_prompt(context: Mapping[str, Any], config: LabelConfig) -> PromptFields
     return {"box_pct": box, "points_pct": points[-MOST_CLICKS:], "drawing": drawing, "label": label, "region": region}
 
 
-def _merged(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _merge_entries(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The regions of a context: entries of one id, geometry and label apart, are one region."""
     regions: dict[str, dict[str, Any]] = {}
     for number, entry in enumerate(context.get("result") or []):
         if isinstance(entry, dict) and isinstance(entry.get("value"), dict):
             key = str(entry.get("id") or f"entry {number}")
-            earlier = regions.get(key)
-            regions[key] = {**earlier, "value": {**earlier["value"], **entry["value"]}} if earlier else entry
+            region = regions.get(key)
+            regions[key] = {**region, "value": {**region["value"], **entry["value"]}} if region else entry
     return list(regions.values())
 
 
 def _chosen_label(entries: Sequence[Mapping[str, Any]], config: LabelConfig) -> str:
     """The label of the newest region that has one, as results spell it; without any the config's first."""
-    names = {name: label.value for control in config.controls for label in control.labels for name in label.names}
+    spellings = {name: label.value for control in config.controls for label in control.labels for name in label.names}
     for entry in reversed(entries):
-        chosen = [
+        names = [
             str(label)
             for key, labels in entry["value"].items()
             if key.endswith(("labels", "choices")) and isinstance(labels, list)
             for label in labels
         ]
-        for label in chosen:
-            if label in names:
-                return names[label]
-        if chosen:
+        for label in names:
+            if label in spellings:
+                return spellings[label]
+        if names:
             raise PromptError(
-                f"no control for outlines has the label {chosen[0]!r}; add it to the PolygonLabels or BrushLabels tag"
+                f"no control for outlines has the label {names[0]!r}; add it to the PolygonLabels or BrushLabels tag"
             )
     return config.labels[0] if config.labels else ""
 
 
 def with_earlier(
-    prompt: PromptFields | None, earlier: EarlierPrompt | None, kept_ids: frozenset[str]
+    prompt: PromptFields | None, earlier: EarlierPrompt | None, saved_ids: frozenset[str]
 ) -> tuple[PromptFields | None, EarlierPrompt | None]:
-    """The whole prompt behind a context, and what to remember of it (its answer's ids are still to be filled in).
+    """Join a context's prompt with the task's earlier one; with it, what to remember (without its answer's ids yet).
 
     Clicks belong to the earlier box or mask when the context before held some of them; when all are negative; or when
     they lie in the earlier box, its answer was not accepted yet and the label is the same. A context without regions
@@ -138,11 +138,11 @@ def with_earlier(
         and prompt["label"] == earlier["base"]["label"]
     ):
         clicks = [(x, y, bool(sign)) for x, y, sign in prompt["points_pct"]]
-        known = {(x, y, bool(sign)) for x, y, sign in earlier["clicks"]}
+        earlier_clicks = {(x, y, bool(sign)) for x, y, sign in earlier["clicks"]}
         base = earlier["base"]
-        if not known & set(clicks):
+        if not earlier_clicks & set(clicks):
             base = {**base, "points_pct": [*base["points_pct"], *earlier["clicks"]]}
-            if not _continues(clicks, base, bool(kept_ids & set(earlier["answer_ids"]))):
+            if not _continues(clicks, base, bool(saved_ids & set(earlier["answer_ids"]))):
                 return prompt, _remembered(prompt)
         points = [*base["points_pct"], *clicks][-MOST_CLICKS:]
         return {**base, "points_pct": points}, {"base": base, "clicks": clicks, "answer_ids": []}
@@ -162,7 +162,7 @@ def region_ids(groups: Sequence[Any]) -> frozenset[str]:
 
 
 def _continues(clicks: Sequence[Click], base: PromptFields, is_accepted: bool) -> bool:
-    """Whether clicks that came without any known one are about the earlier prompt."""
+    """Whether clicks belong to the earlier prompt although they repeat none of its clicks."""
     positive = [click for click in clicks if click[2]]
     if not positive:
         return True
@@ -181,7 +181,7 @@ def _points_somewhere(prompt: PromptFields) -> bool:
 
 
 def require_place(prompt: PromptFields | None) -> PromptFields:
-    """The prompt, if it says where the object is."""
+    """Return the prompt; raise PromptError unless it says where the object is."""
     if prompt is None or not _points_somewhere(prompt):
         raise PromptError("nothing says where the object is; draw a box around it or click into it first")
     return prompt

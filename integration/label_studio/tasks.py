@@ -46,7 +46,7 @@ class Prediction(TypedDict):
     precision: NotRequired[str]
 
 
-#: An entry of somebody's result: nothing is known of it but that it is a JSON object.
+#: An entry of somebody's result: a JSON object that nobody has checked.
 Entry = Mapping[str, Any]
 #: Which of a task's annotations counts: the newest, or what most annotators agree on.
 Choice = Literal["latest", "agreement"]
@@ -91,7 +91,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeftOut:
-    """Something of an export that does not count, with the place and the reason; nothing goes without one.
+    """Something of an export that was left out, with the place and the reason; nothing is left out without one.
 
     Attributes:
         is_lost: False where it is only read otherwise than it may have been meant.
@@ -141,11 +141,11 @@ def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     tasks: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
         results = {name: value for name, value in row.items() if _is_result(value)}
-        about = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", *results}
-        data = {name: value for name, value in row.items() if name not in about}
+        fields = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", *results}
+        data = {name: value for name, value in row.items() if name not in fields}
         # Joined exports repeat ids for other tasks.
-        same = json.dumps([row.get("id") or f"row {number}", data], sort_keys=True, default=str)
-        task = tasks.setdefault(same, {"id": row.get("id"), "data": data, "annotations": []})
+        task_key = json.dumps([row.get("id") or f"row {number}", data], sort_keys=True, default=str)
+        task = tasks.setdefault(task_key, {"id": row.get("id"), "data": data, "annotations": []})
         if not results and row.get("annotation_id", number) is None:
             continue  # nobody has annotated it
         annotation = {name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}
@@ -155,7 +155,7 @@ def rows_of_json_min(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _is_result(value: object) -> bool:
-    """Whether a key holds what a control was answered with: regions have the size of their image, pages do not."""
+    """Whether a value is the result of a control: regions have the size of their image, lists of pages do not."""
     fields = ("original_width", "original_height")
     return any(_labels_field(entry) or any(name in entry for name in fields) for entry in _objects(value))
 
@@ -169,31 +169,31 @@ def _kind(value: Entry) -> str:
 
 
 def _entries_of_json_min(results: Mapping[str, list[Any]]) -> list[Any]:
-    """The entries of an annotation; a geometry that some labels repeat is left to these."""
+    """The entries of an annotation; a geometry that also comes with labels is read from those."""
     entries: list[Any] = []
-    values = [(name, value) for name, listed in results.items() for value in listed]
-    repeated = [_geometry(value) for _, value in values if isinstance(value, Mapping) and _labels_field(value)]
+    values = [(name, value) for name, control_values in results.items() for value in control_values]
+    geometries = [_geometry(value) for _, value in values if isinstance(value, Mapping) and _labels_field(value)]
     for number, (name, value) in enumerate(values, start=1):
         if not isinstance(value, Mapping):
             entries.append(value)
             continue
         labels, kind = _labels_field(value), _kind(value)
-        if not labels and _geometry(value) in repeated:
+        if not labels and _geometry(value) in geometries:
             continue
         sizes = {side: value[side] for side in ("original_width", "original_height") if side in value}
         entry = {"id": f"{name}-{number}", "from_name": name, **sizes}
         if kind and labels in ("", "labels", "choices"):
             entries.append({**entry, "type": kind, "value": _geometry(value)})
         if labels:
-            own = value if labels not in ("labels", "choices") else {labels: value[labels]}
-            entries.append({**entry, "type": labels, "value": own})
+            label_value = value if labels not in ("labels", "choices") else {labels: value[labels]}
+            entries.append({**entry, "type": labels, "value": label_value})
     return entries
 
 
 def _geometry(value: Entry) -> dict[str, Any]:
     """A region's value without its labels and the size of its image."""
-    left = (_labels_field(value), "original_width", "original_height")
-    return {name: inner for name, inner in value.items() if name not in left}
+    ignored_names = (_labels_field(value), "original_width", "original_height")
+    return {name: inner for name, inner in value.items() if name not in ignored_names}
 
 
 def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, Any]] | None = None) -> AnnotatedTask:
@@ -204,9 +204,9 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
         predictions: by id, for exports that name predictions only by id.
     """
     task_id = _integer(row.get("id")) or 0
-    known: dict[int | None, Entry] = dict((predictions or {}).items())
-    known |= {_integer(p.get("id")): p for p in _objects(row.get("predictions")) if _integer(p.get("id")) is not None}
-    kept: list[Annotation] = []
+    by_id: dict[int | None, Entry] = dict((predictions or {}).items())
+    by_id |= {_integer(p.get("id")): p for p in _objects(row.get("predictions")) if _integer(p.get("id")) is not None}
+    usable_annotations: list[Annotation] = []
     left_out: list[LeftOut] = []
     annotations = row.get("annotations", row.get("completions"))  # their name in old exports
     for place, entry in enumerate(_list(annotations), start=1):
@@ -214,17 +214,17 @@ def read_task(row: Mapping[str, Any], *, predictions: Mapping[int, Mapping[str, 
         number = -place if number is None else number  # files of other tools have no ids, or texts
         reason = _unusable(entry)
         if reason is None:
-            kept.append(_annotation(entry, number, known, task_id))
+            usable_annotations.append(_annotation(entry, number, by_id, task_id))
         else:
             left_out.append(LeftOut(task_id, number, "", reason))
     if annotations is not None and not isinstance(annotations, list):
         left_out.append(LeftOut(task_id, None, "", f"its annotations are {annotations!r:.40}, expected a list"))
-    kept.sort(key=_age)
+    usable_annotations.sort(key=_age)
     data = row.get("data")
     return AnnotatedTask(
         task_id,
         data if isinstance(data, Mapping) else {},
-        tuple(kept),
+        tuple(usable_annotations),
         tuple(left_out),
         str(row.get("file_upload") or ""),
     )
@@ -244,9 +244,9 @@ def chosen_annotations(annotations: Sequence[Annotation], how: Choice = "latest"
     Ground truth wins over everything. "latest": the newest one. "agreement": the newest of each annotator, for
     `integration.regions.read.vote`.
     """
-    starred = [annotation for annotation in annotations if annotation.ground_truth]
-    by_age = sorted(starred or annotations, key=_age)
-    if starred or how == "latest":
+    ground_truths = [annotation for annotation in annotations if annotation.ground_truth]
+    by_age = sorted(ground_truths or annotations, key=_age)
+    if ground_truths or how == "latest":
         return tuple(by_age[-1:])
     newest = {annotation.annotator or f"#{annotation.id}": annotation for annotation in by_age}
     return tuple(sorted(newest.values(), key=_age))
@@ -276,29 +276,29 @@ def _unusable(entry: object) -> str | None:
         return SKIPPED
     if not isinstance(entry.get("result"), list):
         return f"its result is {type(entry.get('result')).__name__}, expected a list of regions"
-    broken = next((region for region in entry["result"] if not isinstance(region, Mapping)), entry)
-    if broken is not entry:
-        return f"a region of its result is {broken!r:.40}, expected an object"
+    bad_region = next((region for region in entry["result"] if not isinstance(region, Mapping)), entry)
+    if bad_region is not entry:
+        return f"a region of its result is {bad_region!r:.40}, expected an object"
     return None
 
 
-def _annotation(entry: Mapping[str, Any], number: int, known: Mapping[int | None, Any], task_id: int) -> Annotation:
+def _annotation(entry: Mapping[str, Any], number: int, by_id: Mapping[int | None, Any], task_id: int) -> Annotation:
     result = tuple(_objects(entry["result"]))
-    prediction = _source(entry, result, known, task_id)
-    by = entry.get("completed_by")
-    annotator = by.get("id") if isinstance(by, Mapping) else by
+    prediction = _source(entry, result, by_id, task_id)
+    user = entry.get("completed_by")
+    annotator = user.get("id") if isinstance(user, Mapping) else user
     return Annotation(
         id=number,
         annotator="" if annotator is None else str(annotator),
         updated_at=parse_time(entry.get("updated_at") or entry.get("created_at")),
         lead_time_s=_seconds(entry.get("lead_time")),
         ground_truth=bool(entry.get("ground_truth")),
-        result=_closed_again(result, prediction) if prediction else result,
+        result=_close_again(result, prediction) if prediction else result,
         prediction=prediction,
     )
 
 
-def _closed_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
+def _close_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tuple[Entry, ...]:
     """Close vectors that were predicted closed: without ``closable`` the editor opens every path (measured)."""
 
     def is_vector(region: Entry, *, closed: bool) -> bool:
@@ -315,27 +315,27 @@ def _closed_again(result: tuple[Entry, ...], prediction: SourcePrediction) -> tu
 
 
 def _source(
-    entry: Mapping[str, Any], result: Sequence[Entry], known: Mapping[int | None, Any], task_id: int
+    entry: Mapping[str, Any], result: Sequence[Entry], by_id: Mapping[int | None, Any], task_id: int
 ) -> SourcePrediction | None:
     """The named prediction; else the copy; else the task's prediction with which most region ids are shared."""
     parent = entry.get("parent_prediction")
     parent = parent.get("id") if isinstance(parent, Mapping) else parent
     parent = _integer(parent)
-    if parent in known:
-        return _prediction(known[parent])
+    if parent in by_id:
+        return _prediction(by_id[parent])
     copy = entry.get("prediction")
     if isinstance(copy, Mapping) and isinstance(copy.get("result"), list):
         return _prediction(copy)
     ids = {str(region["id"]) for region in result if region.get("id")}
-    # `known` may hold the predictions of a whole project: region ids are unique in a task only.
-    here = [p for p in known.values() if p.get("task") in (None, task_id)]
-    shared = [(len(ids & _region_ids(p)), _integer(p.get("id")) or 0, p) for p in here]
-    count, _, best = max(shared, key=lambda item: item[:2], default=(0, 0, {}))
+    # These may be the predictions of a whole project: region ids are unique in a task only.
+    task_predictions = [p for p in by_id.values() if p.get("task") in (None, task_id)]
+    candidates = [(len(ids & _region_ids(p)), _integer(p.get("id")) or 0, p) for p in task_predictions]
+    count, _, best = max(candidates, key=lambda item: item[:2], default=(0, 0, {}))
     return _prediction(best) if count else None
 
 
 def _prediction(entry: Mapping[str, Any]) -> SourcePrediction | None:
-    """None for a notice, which says why there is no prediction."""
+    """The prediction of an entry; None for a notice, which stands where there is no prediction."""
     if is_notice(entry.get("model_version")):
         return None
     return SourcePrediction(
@@ -371,7 +371,7 @@ def _seconds(value: object) -> float | None:
 
 
 def parse_time(text: object) -> datetime:
-    """Label Studio's time stamp; the beginning of time for anything else, so that dated ones win."""
+    """Label Studio's time stamp; the earliest datetime for anything else, so that dated annotations win."""
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:

@@ -33,18 +33,18 @@ def trace_rings(mask_hw: np.ndarray) -> list[np.ndarray]:
     """
     edges = _VerticalEdges(mask_hw)
     following, pinches = edges.following()
-    walk, begins = _cycles(following)
+    walk, starts = _cycles(following)
     points = edges.corners(np.array(walk, dtype=np.int64))
     corners_xy = np.stack([points % edges.stride, points // edges.stride], axis=1)
-    rings = [corners_xy[2 * a : 2 * b] for a, b in pairwise(begins)]
+    rings = [corners_xy[2 * a : 2 * b] for a, b in pairwise(starts)]
     if not len(pinches):
         return rings
     visits = np.flatnonzero(np.isin(points, pinches))
-    of_ring = np.split(visits, np.searchsorted(visits, 2 * np.array(begins[1:-1])))
+    visits_by_ring = np.split(visits, np.searchsorted(visits, 2 * np.array(starts[1:-1])))
     return [
         part
-        for ring, begin, seen in zip(rings, begins, of_ring, strict=False)
-        for part in _split_where_pinched(ring, (seen - 2 * begin).tolist())
+        for ring, start, ring_visits in zip(rings, starts, visits_by_ring, strict=False)
+        for part in _split_where_pinched(ring, (ring_visits - 2 * start).tolist())
     ]
 
 
@@ -59,17 +59,17 @@ class _VerticalEdges:
     def __init__(self, mask_hw: np.ndarray) -> None:
         height, width = mask_hw.shape
         self.stride = width + 2
-        padded = np.zeros((height + 2, self.stride), dtype=np.bool_)
-        padded[1:-1, 1:-1] = mask_hw
-        pixels = padded.ravel()
-        cracked = pixels[1:] ^ pixels[:-1]
-        crack = np.flatnonzero(cracked)  # between this pixel and the one to its right
-        left = pixels[crack]  # whether the mask is on the left
-        starts = ~cracked[crack - self.stride] | (left ^ pixels[crack - self.stride])
-        ends = ~cracked[crack + self.stride] | (left ^ pixels[crack + self.stride])
+        padded_hw = np.zeros((height + 2, self.stride), dtype=np.bool_)
+        padded_hw[1:-1, 1:-1] = mask_hw
+        pixels = padded_hw.ravel()
+        is_crack = pixels[1:] ^ pixels[:-1]
+        crack = np.flatnonzero(is_crack)  # between this pixel and the one to its right
+        mask_is_left = pixels[crack]  # whether the mask is on the left
+        starts = ~is_crack[crack - self.stride] | (mask_is_left ^ pixels[crack - self.stride])
+        ends = ~is_crack[crack + self.stride] | (mask_is_left ^ pixels[crack + self.stride])
         # Lattice points as numbers: rows and columns of the padded pixel up and left of them.
         upper, lower = crack[starts] - self.stride, crack[ends]
-        self._upper, self._downwards = upper, left[starts]
+        self._upper, self._downwards = upper, mask_is_left[starts]
         by_column = _stable_order(upper % self.stride)
         self._end_below = np.empty(len(upper), dtype=np.int64)  # of each edge, its lower end
         self._end_below[by_column] = _stable_order(lower % self.stride)
@@ -85,15 +85,15 @@ class _VerticalEdges:
         # around areas that are connected by sides.
         second = np.concatenate([~self._downwards, ~self._downwards[self._edge_above]])
         order = np.argsort(points * 2 + second, kind="stable")  # two sorted runs: merged in one pass
-        first, last = order[0::2], order[1::2]
+        first_ends, last_ends = order[0::2], order[1::2]
         across = np.empty(2 * count, dtype=np.int64)
-        across[first], across[last] = last, first
-        leaving = np.where(self._downwards, self._end_below + count, np.arange(count))
-        entered = across[leaving]
-        self._horizontal = np.stack([points[leaving], points[entered]], axis=1)
-        following = np.where(entered < count, entered, self._edge_above[entered - count])
+        across[first_ends], across[last_ends] = last_ends, first_ends
+        leaving_ends = np.where(self._downwards, self._end_below + count, np.arange(count))
+        entered_ends = across[leaving_ends]
+        self._horizontal = np.stack([points[leaving_ends], points[entered_ends]], axis=1)
+        successors = np.where(entered_ends < count, entered_ends, self._edge_above[entered_ends - count])
         in_order = points[order]
-        return following.tolist(), in_order[1:][in_order[1:] == in_order[:-1]]
+        return successors.tolist(), in_order[1:][in_order[1:] == in_order[:-1]]
 
     def corners(self, edges: np.ndarray) -> np.ndarray:
         """The corners (N,) after each of these edges and before the next, as numbers: y * stride + x."""
@@ -108,18 +108,18 @@ def _stable_order(columns: np.ndarray) -> np.ndarray:
 
 def _cycles(following: list[int]) -> tuple[list[int], list[int]]:
     """All edges, cycle by cycle, and where each cycle begins; the last number is the end."""
-    seen = bytearray(len(following))
+    is_visited = bytearray(len(following))
     walk: list[int] = []
-    begins = [0]
+    starts = [0]
     start = 0
-    while (start := seen.find(0, start)) >= 0:
+    while (start := is_visited.find(0, start)) >= 0:
         node = start
-        while not seen[node]:
-            seen[node] = 1
+        while not is_visited[node]:
+            is_visited[node] = 1
             walk.append(node)
             node = following[node]
-        begins.append(len(walk))
-    return walk, begins
+        starts.append(len(walk))
+    return walk, starts
 
 
 def _split_where_pinched(ring: np.ndarray, visits: list[int]) -> list[np.ndarray]:
@@ -132,16 +132,16 @@ def _split_where_pinched(ring: np.ndarray, visits: list[int]) -> list[np.ndarray
     if len(set(points)) == len(points):
         return [ring]
     rings = []
-    # What was walked since each open visit; before all visits, since none.
+    # The pieces since each open visit; the first are those before all visits.
     stretches = [[ring[: visits[0]]]]
     open_points: list[tuple[int, ...] | None] = [None]
-    for point, begin, end in zip(points, visits, [*visits[1:], len(ring)], strict=True):
+    for point, start, end in zip(points, visits, [*visits[1:], len(ring)], strict=True):
         if point in open_points:
-            since = open_points.index(point)
-            rings.append(np.concatenate([piece for pieces in stretches[since:] for piece in pieces]))
-            del open_points[since:], stretches[since:]
+            index = open_points.index(point)
+            rings.append(np.concatenate([piece for pieces in stretches[index:] for piece in pieces]))
+            del open_points[index:], stretches[index:]
         open_points.append(point)
-        stretches.append([ring[begin:end]])
+        stretches.append([ring[start:end]])
     return [*rings, np.concatenate([piece for pieces in stretches for piece in pieces])]
 
 
@@ -174,11 +174,11 @@ def _crossings(starts: np.ndarray, ends: np.ndarray, height: int, width: int) ->
     """Row, and first column whose centre lies right of the edge, for each crossing of an edge and a row: 2 x (K,)."""
     downwards = starts[:, 1:] <= ends[:, 1:]
     upper, lower = np.where(downwards, starts, ends), np.where(downwards, ends, starts)
-    first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(np.int64)
-    counts = last - first
+    first_rows = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(np.int64)
+    last_rows = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(np.int64)
+    counts = last_rows - first_rows
     edge = np.repeat(np.arange(len(counts)), counts)
-    rows = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    rows = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first_rows[edge]
     span = lower - upper
     share = (rows + 0.5 - upper[edge, 1]) / span[edge, 1]
     x = upper[edge, 0] + share * span[edge, 0]
@@ -274,13 +274,13 @@ def level_set_outline(
         One polygon for each 4-connected part; `polygons_to_mask` gives back the mask when nothing was left out.
         Outlines of objects that touch the image's border reach it, at a right angle.
     """
-    exact = exact_polygons(mask_hw, min_area_px=min_area_px)
-    if not exact:
+    polygons = exact_polygons(mask_hw, min_area_px=min_area_px)
+    if not polygons:
         return []
     margins = _Margins(mask_hw, patch, border_px)
     return [
         Polygon(margins.level_ring(polygon.exterior), tuple(map(margins.level_ring, polygon.holes)))
-        for polygon in exact
+        for polygon in polygons
     ]
 
 
@@ -305,10 +305,10 @@ class _Margins:
 
     def level_ring(self, corners: np.ndarray) -> np.ndarray:
         """The ring through the level between the centres on both sides of each unit edge of a crack contour (N, 2)."""
-        begin, step = unit_edges(corners.astype(np.int64))
+        start, step = unit_edges(corners.astype(np.int64))
         # The mask is on the right-hand side as seen on the screen: of (dx, dy) that is (-dy, dx).
         inwards = np.stack([-step[:, 1], step[:, 0]], axis=1)
-        middle = begin + step / 2
+        middle = start + step / 2
         inside, outside = (np.floor(middle + side * inwards / 2).astype(np.int64) for side in (1, -1))
         is_border = ((outside < 0) | (outside >= self._shape_hw[::-1])).any(axis=1)
         above, below = self._margin(inside, 1), self._margin(outside, -1)
@@ -317,7 +317,7 @@ class _Margins:
         return _without_straight_runs(_with_border_turns(points, inwards, is_border))
 
     def _margin(self, pixels: np.ndarray, sign: int) -> np.ndarray:
-        """Of pixels (E, 2) that are inside (`sign` 1) or outside (-1), at least the least one."""
+        """How far pixels (E, 2) inside (`sign` 1) or outside (-1) are from the level, at least `_LEAST_MARGIN`."""
         x, y = (pixels - self._origin).T
         height, width = self._margins.shape
         return np.maximum(sign * self._margins[y.clip(0, height - 1), x.clip(0, width - 1)], _LEAST_MARGIN)
@@ -334,27 +334,27 @@ def unit_edges(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_border_turns(points: np.ndarray, inwards: np.ndarray, is_border: np.ndarray) -> np.ndarray:
-    """With the corners of the image, and a foot on its border where the outline leaves it."""
+    """Add the corners of the image, and a point on its border where the outline leaves it."""
     if not is_border.any():
         return points
     after = np.roll(np.arange(len(points)), -1)
     turns = (inwards != inwards[after]).any(axis=1)
     is_corner = is_border & is_border[after] & turns
     leaves, arrives = is_border & ~is_border[after], ~is_border & is_border[after]
-    extra = np.empty_like(points)
+    extra_points = np.empty_like(points)
     # Of the point on the border, the coordinate across it; of the other one, the coordinate along it.
-    for chosen, border, other in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
+    for mask, border, neighbour in ((is_corner | leaves, points, points[after]), (arrives, points[after], points)):
         across = inwards if border is points else inwards[after]
-        extra[chosen] = np.where(across != 0, border, other)[chosen]
+        extra_points[mask] = np.where(across != 0, border, neighbour)[mask]
     is_extra = is_corner | leaves | arrives
     rows = np.repeat(np.arange(len(points)), 1 + is_extra)
     result = points[rows]
-    result[np.flatnonzero(np.diff(rows, prepend=-1) == 0)] = extra[is_extra]
+    result[np.flatnonzero(np.diff(rows, prepend=-1) == 0)] = extra_points[is_extra]
     return np.asarray(result)
 
 
 def _without_straight_runs(ring: np.ndarray) -> np.ndarray:
-    """Without repeated points, and points in the middle of a run along the image's border or between equal pixels."""
+    """Drop repeated points, and points in the middle of a run along the image's border or between equal pixels."""
     ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]

@@ -1,4 +1,4 @@
-"""Masks to polygons that people want to edit, and back; without crumbs, which cost more to delete than they are worth.
+"""Masks to polygons that people edit, and back; without crumbs, small parts and holes that only cost clicks to delete.
 
 Coordinates are continuous pixel edges: pixel [y, x] covers [x, x + 1] x [y, y + 1], as COCO and Label Studio draw them.
 Contours through pixel centres (OpenCV) are half a pixel too small on every side.
@@ -53,12 +53,12 @@ def remove_crumbs(mask_hw: np.ndarray, rule: CrumbRule) -> np.ndarray:
     labels, _ = ndimage.label(mask_hw, _SIDES_AND_CORNERS)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    kept_hw: np.ndarray = (areas >= max(rule.part_px, rule.part_share * areas.max(), 1))[labels]
-    background, _ = ndimage.label(~np.pad(kept_hw, 1))
+    parts_hw: np.ndarray = (areas >= max(rule.part_px, rule.part_share * areas.max(), 1))[labels]
+    background, _ = ndimage.label(~np.pad(parts_hw, 1))
     areas = np.bincount(background.ravel())
-    is_small = areas < max(rule.hole_px, rule.hole_share * np.count_nonzero(kept_hw))
+    is_small = areas < max(rule.hole_px, rule.hole_share * np.count_nonzero(parts_hw))
     is_small[[0, background[0, 0]]] = False  # the mask itself, and the outside
-    return kept_hw | is_small[background[1:-1, 1:-1]]
+    return parts_hw | is_small[background[1:-1, 1:-1]]
 
 
 def reach_border(mask_hw: np.ndarray, border_px: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def outline_mask(
     tolerances = [tolerance_px] * len(polygons)
     if max_vertices is not None:
         tolerances = [_least_tolerance([polygon], tolerance_px, max_vertices) for polygon in polygons]
-    return _simplified(polygons, tolerances)
+    return _simplify(polygons, tolerances)
 
 
 def smooth_outline(
@@ -122,7 +122,7 @@ def smooth_outline(
     size_px = float(mask_hw.shape[1]), float(mask_hw.shape[0])
     if max_vertices is not None and polygons:
         tolerance_px = _least_tolerance(polygons, tolerance_px, max_vertices, fit_in_px=size_px)
-    return _simplified(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
+    return _simplify(polygons, [tolerance_px] * len(polygons), fit_in_px=size_px)
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np
     return mask_hw
 
 
-def _simplified(
+def _simplify(
     polygons: list[Polygon], tolerances_px: list[float], *, fit_in_px: tuple[float, float] | None = None
 ) -> list[Polygon]:
     if not any(tolerances_px):
@@ -164,22 +164,22 @@ def _least_tolerance(
     cuts = 2 * (len(polygons) - 1)
 
     def fits(tolerance: float) -> bool:
-        simplified = _simplified(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
+        simplified = _simplify(polygons, [tolerance] * len(polygons), fit_in_px=fit_in_px)
         return sum(polygon.vertex_count for polygon in simplified) + cuts <= max_vertices
 
     if fits(tolerance_px):
         return tolerance_px
-    too_small, enough = tolerance_px, max(tolerance_px, _FIRST_TOLERANCE_PX)
-    # Everything is within that of everything.
+    low, high = tolerance_px, max(tolerance_px, _FIRST_TOLERANCE_PX)
+    # A tolerance of the largest extent allows everything.
     largest = max(float(np.ptp(polygon.exterior, axis=0).max()) for polygon in polygons)
-    while not fits(enough):
-        if enough >= largest:
-            return too_small  # a triangle for each ring, or as close as a valid polygon comes
-        too_small, enough = enough, enough * 1.6
-    while enough - too_small > _TOLERANCE_PRECISION * enough:
-        middle = (too_small + enough) / 2
-        too_small, enough = (too_small, middle) if fits(middle) else (middle, enough)
-    return enough
+    while not fits(high):
+        if high >= largest:
+            return low  # a triangle for each ring, or as close as a valid polygon comes
+        low, high = high, high * 1.6
+    while high - low > _TOLERANCE_PRECISION * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that labels of different sets of masks differ
@@ -200,7 +200,7 @@ def outline_masks(
     """
     if not len(masks_hw):
         return []
-    windows, offset_px = _cropped(masks_hw)
+    windows, offset_px = _crop(masks_hw)
     labels, disjoint = _label_sets(windows)
     pieces = _Pieces(_junctions(labels), tolerance_px)
     exact = [exact_polygons(window, min_area_px=min_area_px) for window in windows]
@@ -215,7 +215,7 @@ def outline_masks(
     ]
 
 
-def _cropped(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+def _crop(masks_hw: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
     """The masks within the box around them all, and its left top corner (x, y)."""
     left, top, right, bottom = box_of(reduce(np.logical_or, masks_hw))
     return [mask_hw[top:bottom, left:right] for mask_hw in masks_hw], np.array([left, top], dtype=np.float64)
@@ -226,26 +226,26 @@ def _label_sets(masks_hw: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
     labels = np.zeros(masks_hw[0].shape, dtype=np.uint64)
     disjoint = True
     for number, mask_hw in enumerate(masks_hw, start=1):
-        before = labels[mask_hw]
-        disjoint = disjoint and not before.any()
-        labels[mask_hw] = (before + np.uint64(number)) * _MIX
+        earlier_labels = labels[mask_hw]
+        disjoint = disjoint and not earlier_labels.any()
+        labels[mask_hw] = (earlier_labels + np.uint64(number)) * _MIX
     return labels, disjoint
 
 
 def _junctions(labels: np.ndarray) -> np.ndarray:
     """Lattice points (H + 1, W + 1) where three or four cracks meet."""
-    padded = np.pad(labels, 1)
-    beside = (padded[:, 1:] != padded[:, :-1]).astype(np.uint8)  # cracks between columns
-    below = (padded[1:] != padded[:-1]).astype(np.uint8)
+    padded_labels = np.pad(labels, 1)
+    beside = (padded_labels[:, 1:] != padded_labels[:, :-1]).astype(np.uint8)  # cracks between columns
+    below = (padded_labels[1:] != padded_labels[:-1]).astype(np.uint8)
     return beside[:-1] + beside[1:] + below[:, :-1] + below[:, 1:] >= 3
 
 
 class _Pieces:
-    """The chains cut out so far, each once."""
+    """The chains made so far, each once, for the masks on both sides."""
 
     def __init__(self, junctions: np.ndarray, tolerance_px: float) -> None:
         self._junctions, self._tolerance_px = junctions, tolerance_px
-        self._known: dict[bytes, Chain] = {}
+        self._chains: dict[bytes, Chain] = {}
 
     def rings(self, polygon: Polygon) -> list[Ring]:
         """The exterior and the holes of an exact polygon, as chains."""
@@ -266,20 +266,20 @@ class _Pieces:
         """Corners and the junctions on the edges between them (N, 2); which of them are junctions (N,)."""
         lattice, step = unit_edges(corners)
         is_junction = self._junctions[lattice[:, 1], lattice[:, 0]]
-        keep = is_junction | (step != np.roll(step, 1, axis=0)).any(axis=1)
-        return lattice[keep], is_junction[keep]
+        is_corner = is_junction | (step != np.roll(step, 1, axis=0)).any(axis=1)
+        return lattice[is_corner], is_junction[is_corner]
 
     def _chain(self, points: np.ndarray, *, closed: bool) -> tuple[Chain, bool]:
         """The chain of these corners and whether it runs the same way."""
         backwards = np.concatenate([points[:1], points[:0:-1]]) if closed else points[::-1]
         forward = points.tobytes() <= backwards.tobytes()
         corners = points if forward else backwards
-        chain = self._known.get(key := corners.tobytes())
+        chain = self._chains.get(key := corners.tobytes())
         if chain is None:
-            chain = self._known[key] = Chain(corners, self._tolerance_px, closed=closed)
+            chain = self._chains[key] = Chain(corners, self._tolerance_px, closed=closed)
         return chain, forward
 
 
 def _from_least(points: np.ndarray) -> np.ndarray:
-    """The ring, started at its least corner, so that both neighbours name it alike."""
+    """The ring, started at its least corner, so that the masks on both sides find the same chain."""
     return np.roll(points, -int(np.lexsort((points[:, 1], points[:, 0]))[0]), axis=0)

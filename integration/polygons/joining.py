@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from integration.polygons.contours import Polygon
 from integration.polygons.simplify import signed_area
 
-_NEAREST = 8  # vertices tried as the far end of a cut before the shortest one is taken all the same
+_NEAREST = 8  # vertices tried as the far end of a cut before the shortest is taken although it crosses a part
 
 
 def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
@@ -27,21 +27,21 @@ def join_polygons(polygons: Sequence[Polygon]) -> np.ndarray:
     Returns:
         One closed ring (N, 2). Cuts add no new coordinates, so nothing is lost to rounding.
     """
-    waiting = sorted(polygons, key=lambda polygon: -polygon.area_px)
-    ring = _opened(waiting.pop(0))
-    outlines = shapely.union_all([shapely.Polygon(polygon.exterior) for polygon in waiting])
-    while waiting:
+    other_polygons = sorted(polygons, key=lambda polygon: -polygon.area_px)
+    ring = _open_ring(other_polygons.pop(0))
+    outlines = shapely.union_all([shapely.Polygon(polygon.exterior) for polygon in other_polygons])
+    while other_polygons:
         index, at_ring, at_part, part = min(
-            (_shortest_cut(ring, number, polygon, outlines) for number, polygon in enumerate(waiting)),
+            (_shortest_cut(ring, number, polygon, outlines) for number, polygon in enumerate(other_polygons)),
             key=lambda cut: (cut[4], cut[0]),
         )[:4]
-        del waiting[index]
+        del other_polygons[index]
         loop = np.roll(part, -at_part, axis=0)
         ring = np.concatenate([ring[: at_ring + 1], loop, loop[:1], ring[at_ring:]])
     return ring
 
 
-def _opened(polygon: Polygon) -> np.ndarray:
+def _open_ring(polygon: Polygon) -> np.ndarray:
     return cut_open(polygon.exterior, polygon.holes) if polygon.holes else polygon.exterior
 
 
@@ -52,7 +52,7 @@ def _shortest_cut(
 
     The shortest cut that does not run through another part is preferred.
     """
-    part = _opened(polygon)
+    part = _open_ring(polygon)
     distance, nearest = cKDTree(ring).query(part, k=1)
     order = np.argsort(distance, kind="stable")[:_NEAREST]
     for at_part in order:
@@ -73,12 +73,12 @@ def cut_open(exterior: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         (N + sum of M + 2 per hole, 2): one closed ring that touches itself along the bridges.
     """
-    ring, waiting = np.asarray(exterior), [np.asarray(hole) for hole in holes]
-    free = shapely.Polygon(exterior, waiting)
+    ring, remaining_holes = np.asarray(exterior), [np.asarray(hole) for hole in holes]
+    interior = shapely.Polygon(exterior, remaining_holes)
     bridges: list[shapely.LineString] = []
-    while waiting:
-        index, at_ring, at_hole = _closest_visible(ring, waiting, free, bridges)
-        hole = waiting.pop(index)
+    while remaining_holes:
+        index, at_ring, at_hole = _closest_visible(ring, remaining_holes, interior, bridges)
+        hole = remaining_holes.pop(index)
         if not np.array_equal(ring[at_ring], hole[at_hole]):
             bridges.append(shapely.LineString([ring[at_ring], hole[at_hole]]))
         loop = np.roll(hole, -at_hole, axis=0)
@@ -87,7 +87,7 @@ def cut_open(exterior: np.ndarray, holes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _closest_visible(
-    ring: np.ndarray, holes: list[np.ndarray], free: shapely.Polygon, bridges: list[shapely.LineString]
+    ring: np.ndarray, holes: list[np.ndarray], interior: shapely.Polygon, bridges: list[shapely.LineString]
 ) -> tuple[int, int, int]:
     """Hole, vertex of the ring, vertex of that hole: the shortest bridge inside the polygon that crosses no other.
 
@@ -97,25 +97,25 @@ def _closest_visible(
     owner = np.repeat(np.arange(len(holes)), [len(hole) for hole in holes])
     vertex = np.concatenate([np.arange(len(hole)) for hole in holes])
     points = np.concatenate(holes)
-    tried = 0
+    tried_count = 0
     neighbours = 1
-    while tried < len(ring):
+    while tried_count < len(ring):
         neighbours = min(neighbours, len(ring))
-        distance, at_ring = tree.query(points, k=np.arange(tried + 1, neighbours + 1))
+        distance, at_ring = tree.query(points, k=np.arange(tried_count + 1, neighbours + 1))
         for flat in np.argsort(distance, axis=None, kind="stable"):
             point, rank = np.unravel_index(flat, distance.shape)
             start, end = ring[at_ring[point, rank]], points[point]
-            if _is_clear(start, end, free, bridges):
+            if _is_clear(start, end, interior, bridges):
                 return int(owner[point]), int(at_ring[point, rank]), int(vertex[point])
-        tried, neighbours = neighbours, neighbours * 4
-    raise ValueError(f"no bridge from a hole to its exterior: {free.wkt[:200]} is not a valid polygon")
+        tried_count, neighbours = neighbours, neighbours * 4
+    raise ValueError(f"no bridge from a hole to its exterior: {interior.wkt[:200]} is not a valid polygon")
 
 
-def _is_clear(start: np.ndarray, end: np.ndarray, free: shapely.Polygon, bridges: list[shapely.LineString]) -> bool:
+def _is_clear(start: np.ndarray, end: np.ndarray, interior: shapely.Polygon, bridges: list[shapely.LineString]) -> bool:
     if np.array_equal(start, end):
         return True
     line = shapely.LineString([start, end])
-    return bool(free.covers(line)) and not any(line.crosses(bridge) for bridge in bridges)
+    return bool(interior.covers(line)) and not any(line.crosses(bridge) for bridge in bridges)
 
 
 def split_ring(ring: np.ndarray) -> list[Polygon]:
@@ -132,8 +132,8 @@ def split_ring(ring: np.ndarray) -> list[Polygon]:
     depth, parent = _nesting(loops, shapes)
     return [
         Polygon(
-            _turned(loops[number], 1),
-            tuple(_turned(loops[n], -1) for n in range(len(loops)) if parent[n] == number and depth[n] % 2),
+            _orient(loops[number], 1),
+            tuple(_orient(loops[n], -1) for n in range(len(loops)) if parent[n] == number and depth[n] % 2),
         )
         for number in range(len(loops))
         if depth[number] % 2 == 0
@@ -143,22 +143,22 @@ def split_ring(ring: np.ndarray) -> list[Polygon]:
 def _loops(ring: np.ndarray) -> list[np.ndarray]:
     """Simple loops, of at least three points, that make up a ring which passes points more than once."""
     loops: list[np.ndarray] = []
-    walked: list[tuple[float, float]] = []
+    path: list[tuple[float, float]] = []
     place: dict[tuple[float, float], int] = {}
     for point in map(tuple, ring.tolist()):
-        since = place.get(point)
-        if since is None:
-            place[point] = len(walked)
-            walked.append(point)
+        start = place.get(point)
+        if start is None:
+            place[point] = len(path)
+            path.append(point)
             continue
-        loop = walked[since:]
-        for gone in walked[since + 1 :]:
-            del place[gone]
-        del walked[since + 1 :]
+        loop = path[start:]
+        for loop_point in path[start + 1 :]:
+            del place[loop_point]
+        del path[start + 1 :]
         if len(loop) > 2:
             loops.append(np.array(loop))
-    if len(walked) > 2:
-        loops.append(np.array(walked))
+    if len(path) > 2:
+        loops.append(np.array(path))
     return loops[::-1]
 
 
@@ -170,11 +170,11 @@ def _nesting(loops: Sequence[np.ndarray], shapes: Sequence[shapely.Geometry]) ->
     areas = [abs(signed_area(loop)) for loop in loops]
     for inner, shape in enumerate(shapes):
         point = shape.representative_point()
-        around = [n for n in range(len(loops)) if areas[n] > areas[inner] and shapes[n].contains(point)]
-        depth[inner] = len(around)
-        parent[inner] = min(around, key=lambda n: areas[n], default=-1)
+        containers = [n for n in range(len(loops)) if areas[n] > areas[inner] and shapes[n].contains(point)]
+        depth[inner] = len(containers)
+        parent[inner] = min(containers, key=lambda n: areas[n], default=-1)
     return depth, parent
 
 
-def _turned(loop: np.ndarray, sign: int) -> np.ndarray:
+def _orient(loop: np.ndarray, sign: int) -> np.ndarray:
     return loop if signed_area(loop) * sign > 0 else loop[::-1]

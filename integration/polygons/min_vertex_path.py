@@ -1,4 +1,4 @@
-"""The fewest vertices that a contour can be drawn with within its radii; of those paths, the one that hugs it best.
+"""The fewest vertices that a contour can be drawn with within its radii; of those paths, the one closest to it.
 
 A contour is a chain of n corners; corner i has a radius r_i, the distance the simplified line may keep from it. Around
 every corner there are K candidate vertices: the corner itself and, on short chains, a point on the outer side of the
@@ -12,7 +12,7 @@ segment from end to end.
 
 A corner is near a segment exactly if it is near both rays, the one from u through v and the one from v through u (Chan
 and Chin 1996). The second ray rejects less than one arc in a thousand, so arcs are proposed by the first alone (see
-`_Wedges`), and `misses` judges those that are used.
+`_Wedges`), and `misses` checks those that are used.
 
 Shapes: n corners; K candidates; B corners of a block; W walkers; A arcs. Node i * K + a is candidate a of corner i; in
 closed chains nodes from n * K on are the same ring again. Sets of nodes and the arcs from a node are whole numbers, bit
@@ -40,10 +40,10 @@ def fewest_vertices(graph: ShortcutGraph) -> np.ndarray:
         path = np.array(_best_cycle(graph, arcs) if graph.closed else _best_path(graph, arcs))
         source = path[:-1] % graph.node_count
         target = source + np.diff(path)
-        wrong = graph.misses(source, target, _ROUNDING_PX)
-        if not wrong.any():
+        is_wrong = graph.misses(source, target, _ROUNDING_PX)
+        if not is_wrong.any():
             return source if graph.closed else path
-        for node, ahead in zip(source[wrong].tolist(), np.diff(path)[wrong].tolist(), strict=True):
+        for node, ahead in zip(source[is_wrong].tolist(), np.diff(path)[is_wrong].tolist(), strict=True):
             arcs[node] &= ~(1 << ahead)
 
 
@@ -61,29 +61,29 @@ def _best_cycle(graph: ShortcutGraph, arcs: list[int]) -> list[int]:
     any door to any door is a lower bound. If none of the shortest closes, cycles through single doors are tried.
     """
     lap = graph.node_count
-    first, door_count = _narrowest_cut(arcs, graph.k)
-    arcs = arcs[first:] + arcs[:first]
+    first_node, door_count = _narrowest_cut(arcs, graph.k)
+    arcs = arcs[first_node:] + arcs[:first_node]
     doors = range(door_count)
     tight = _tight_arcs(arcs, (1 << door_count) - 1, (1 << door_count) - 1 << lap)
     assert tight is not None, "neighbouring corners are always joined"
-    path = _closed_path(graph, tight, first) or _single_door(graph, arcs, doors, tight.links + 1, first)
-    return [node + first for node in path]
+    path = _closed_path(graph, tight, first_node) or _single_door(graph, arcs, doors, tight.links + 1, first_node)
+    return [node + first_node for node in path]
 
 
-def _closed_path(graph: ShortcutGraph, tight: _Tight, first: int) -> list[int]:
+def _closed_path(graph: ShortcutGraph, tight: _Tight, first_node: int) -> list[int]:
     """The best path that ends a lap after its start; empty if there is none."""
     lap = graph.node_count
-    path = _Cheapest(graph, tight, first, tight.goals).best_path(tight.starts)
+    path = _Cheapest(graph, tight, first_node, tight.goals).best_path(tight.starts)
     if path[-1] == path[0] + lap:
         return path
     reached = tight.goals_from()
-    closing = [door for door in tight.starts if reached.get(door, 0) >> lap + door & 1]
-    ways = [_Cheapest(graph, tight, first, [door + lap]) for door in closing]
-    best = min(zip(ways, closing, strict=True), key=lambda way: way[0].cost[way[1]], default=None)
+    closing_doors = [door for door in tight.starts if reached.get(door, 0) >> lap + door & 1]
+    ways = [_Cheapest(graph, tight, first_node, [door + lap]) for door in closing_doors]
+    best = min(zip(ways, closing_doors, strict=True), key=lambda way: way[0].cost[way[1]], default=None)
     return best[0].path(best[1]) if best else []
 
 
-def _single_door(graph: ShortcutGraph, arcs: list[int], doors: range, fewest: int, first: int) -> list[int]:
+def _single_door(graph: ShortcutGraph, arcs: list[int], doors: range, fewest: int, first_node: int) -> list[int]:
     """The best of the shortest cycles through each door; one of `fewest` links ends the search."""
     best: _Tight | None = None
     for door in doors:
@@ -93,7 +93,7 @@ def _single_door(graph: ShortcutGraph, arcs: list[int], doors: range, fewest: in
         if best and best.links == fewest:
             break
     assert best is not None, "the contour itself is a cycle"
-    return _Cheapest(graph, best, first, best.goals).best_path(best.starts)
+    return _Cheapest(graph, best, first_node, best.goals).best_path(best.starts)
 
 
 def _narrowest_cut(arcs: list[int], k: int) -> tuple[int, int]:
@@ -101,10 +101,10 @@ def _narrowest_cut(arcs: list[int], k: int) -> tuple[int, int]:
     corner_count = len(arcs) // k
     lengths = np.array([bits.bit_length() - 1 for bits in arcs])
     farthest = ((np.arange(len(arcs)) + lengths) // k).reshape(corner_count, k).max(axis=1)
-    so_far = np.maximum.accumulate(np.concatenate([farthest - corner_count, farthest]))[corner_count:]
-    over = so_far - np.arange(corner_count)
-    corner = int(np.argmin(over))
-    return (corner + 1) * k % len(arcs), int(over[corner]) * k
+    farthest_so_far = np.maximum.accumulate(np.concatenate([farthest - corner_count, farthest]))[corner_count:]
+    reach = farthest_so_far - np.arange(corner_count)
+    corner = int(np.argmin(reach))
+    return (corner + 1) * k % len(arcs), int(reach[corner]) * k
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,53 +134,53 @@ def _tight_arcs(arcs: list[int], starts: int, goals: int, most: int | None = Non
     if levels is None:
         return None
     source, target = [], []
-    base, reached = levels[-1]
-    goals_met = [base + bit for bit in _bits(reached)]
-    tight = reached
+    base, reached_goals = levels[-1]
+    goals_met = [base + bit for bit in _bits(reached_goals)]
+    tight = reached_goals
     for next_base, nodes in reversed(levels[:-1]):
-        here, tight = 0, tight << base - next_base
+        level_nodes, tight = 0, tight << base - next_base
         while nodes:
             lowest = nodes & -nodes
             nodes ^= lowest
             node = lowest.bit_length() - 1
             hits = arcs[next_base + node] & tight >> node
             if hits:
-                here |= lowest
+                level_nodes |= lowest
                 node += next_base
                 while hits:
                     lowest = hits & -hits
                     hits ^= lowest
                     source.append(node)
                     target.append(node + lowest.bit_length() - 1)
-        base, tight = next_base, here
+        base, tight = next_base, level_nodes
     return _Tight(source, target, [base + bit for bit in _bits(tight)], goals_met, len(levels) - 1)
 
 
 def _levels(arcs: list[int], starts: int, goals: int, most: int) -> list[tuple[int, int]] | None:
     """The nodes first reached after 0, 1, ... links: a base and bits from there on. The last holds only goals."""
     base = (starts & -starts).bit_length() - 1
-    fresh = seen = starts >> base
-    levels = [(base, fresh)]
+    fresh_nodes = visited_nodes = starts >> base
+    levels = [(base, fresh_nodes)]
     while len(levels) <= most:
-        reached, waiting = 0, fresh
-        while waiting:
-            lowest = waiting & -waiting
-            waiting ^= lowest
+        reached_nodes, open_nodes = 0, fresh_nodes
+        while open_nodes:
+            lowest = open_nodes & -open_nodes
+            open_nodes ^= lowest
             node = lowest.bit_length() - 1
-            reached |= arcs[base + node] << node
-        met = reached & goals >> base
-        if met:
-            levels.append((base, met))
+            reached_nodes |= arcs[base + node] << node
+        goals_met = reached_nodes & goals >> base
+        if goals_met:
+            levels.append((base, goals_met))
             return levels
-        if base + reached.bit_length() > len(arcs):
-            reached &= (1 << len(arcs) - base) - 1  # other ends lead nowhere
-        fresh = reached & ~seen
-        if not fresh:
+        if base + reached_nodes.bit_length() > len(arcs):
+            reached_nodes &= (1 << len(arcs) - base) - 1  # other ends lead nowhere
+        fresh_nodes = reached_nodes & ~visited_nodes
+        if not fresh_nodes:
             return None
-        seen |= fresh
-        skip = (fresh & -fresh).bit_length() - 1  # nothing leads back
-        base, fresh, seen = base + skip, fresh >> skip, seen >> skip
-        levels.append((base, fresh))
+        visited_nodes |= fresh_nodes
+        skip = (fresh_nodes & -fresh_nodes).bit_length() - 1  # nothing leads back
+        base, fresh_nodes, visited_nodes = base + skip, fresh_nodes >> skip, visited_nodes >> skip
+        levels.append((base, fresh_nodes))
     return None
 
 
@@ -195,20 +195,20 @@ def _bits(number: int) -> Iterator[int]:
 class _Cheapest:
     """From every node of the shortest paths, the way to the goals with the least sum of squared distances."""
 
-    def __init__(self, graph: ShortcutGraph, tight: _Tight, first: int, goals: list[int]) -> None:
+    def __init__(self, graph: ShortcutGraph, tight: _Tight, first_node: int, goals: list[int]) -> None:
         """Count nodes from `first` on."""
-        source = (np.array(tight.source) + first) % graph.node_count
+        source = (np.array(tight.source) + first_node) % graph.node_count
         ahead = np.array(tight.target) - np.array(tight.source)
         squares = graph.squares_px3(source, source + ahead).tolist()
         self.cost = dict.fromkeys(tight.source, float("inf")) | dict.fromkeys(tight.goals, float("inf"))
         self.cost |= dict.fromkeys(goals, 0.0)
-        self._next: dict[int, int] = {}
+        self._successor: dict[int, int] = {}
         cost = self.cost
         for source_node, target, square in zip(tight.source, tight.target, squares, strict=True):
             through = cost[target] + square
             if through < cost[source_node]:
                 cost[source_node] = through
-                self._next[source_node] = target
+                self._successor[source_node] = target
 
     def best_path(self, starts: list[int]) -> list[int]:
         """The cheapest path from any of these nodes."""
@@ -217,8 +217,8 @@ class _Cheapest:
     def path(self, start: int) -> list[int]:
         """The cheapest path from a node."""
         nodes = [start]
-        while nodes[-1] in self._next:
-            nodes.append(self._next[nodes[-1]])
+        while nodes[-1] in self._successor:
+            nodes.append(self._successor[nodes[-1]])
         return nodes
 
 
@@ -229,7 +229,7 @@ _BLOCK_CELLS = 8192  # walkers x corners; on long chains, unneeded cells cost mo
 _LEAST_BLOCK = 16
 _POWERS = 2.0 ** np.arange(_BLOCK_BITS)
 _CHUNK = 512  # walkers that go together: small enough for the processor's cache
-_SLACK_PX = 1e-11  # arcs proposed may miss a corner by rounding; far below what `misses` is asked for
+_SLACK_PX = 1e-11  # proposed arcs may miss a corner by rounding; far below the slack given to `misses`
 _SLACK = 1e-12
 
 
@@ -262,25 +262,25 @@ class ShortcutGraph:
         walk, count = _Walk(self), len(self.corners_px)
         arcs: list[int] = []
         with np.errstate(divide="ignore", invalid="ignore"):  # slopes of what is beside or behind a walker
-            for first in range(0, count, _CHUNK):
-                arcs += walk.arcs_from(first, min(first + _CHUNK, count))
+            for start in range(0, count, _CHUNK):
+                arcs += walk.arcs_from(start, min(start + _CHUNK, count))
         return arcs
 
     def misses(self, source: np.ndarray, target: np.ndarray, slack_px: float) -> np.ndarray:
         """Whether some corner between is more than its radius and `slack_px` from each arc: bool (A,)."""
-        first, count = source // self.k + 1, target // self.k - source // self.k - 1
+        first_corner, count = source // self.k + 1, target // self.k - source // self.k - 1
         arc = np.repeat(np.arange(len(source)), count)
-        corner = np.arange(len(arc)) - np.repeat(np.cumsum(count) - count - first, count)
+        corner = np.arange(len(arc)) - np.repeat(np.cumsum(count) - count - first_corner, count)
         corner %= len(self.corners_px)
         start = self.nodes_px[source]
         line = self.nodes_px[target % self.node_count] - start
         square = np.maximum(line[:, 0] ** 2 + line[:, 1] ** 2, _SLACK)
         (x, y), (along_x, along_y) = (self.corners_px[corner] - start[arc]).T, line[arc].T
         share = ((x * along_x + y * along_y) / square[arc]).clip(0, 1)
-        far = np.hypot(x - share * along_x, y - share * along_y) > self.radii_px[corner] + slack_px
-        missed = np.zeros(len(source), dtype=np.bool_)
-        missed[arc[far]] = True
-        return missed
+        is_far = np.hypot(x - share * along_x, y - share * along_y) > self.radii_px[corner] + slack_px
+        is_missed = np.zeros(len(source), dtype=np.bool_)
+        is_missed[arc[is_far]] = True
+        return is_missed
 
     def squares_px3(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Integral (A,), along the stretch that each arc replaces, of the squared distance to the arc's line."""
@@ -304,17 +304,17 @@ class ShortcutGraph:
 
         Counted from the first corner, so that little is lost to rounding.
         """
-        begin = (self.corners_px - self.corners_px[0]).T
-        end = np.concatenate([begin[:, 1:], begin[:, :1]], axis=1)
-        (px, py), (qx, qy) = begin, end
-        each = np.empty((6, len(px)))
-        each[0::2][:2] = (begin * begin + begin * end + end * end) / 3
-        each[1] = (px * (2 * py + qy) + qx * (2 * qy + py)) / 6
-        each[3:5] = (begin + end) / 2
-        each[5] = 1
-        each *= np.hypot(*(end - begin))
+        start = (self.corners_px - self.corners_px[0]).T
+        end = np.concatenate([start[:, 1:], start[:, :1]], axis=1)
+        (px, py), (qx, qy) = start, end
+        integrals = np.empty((6, len(px)))
+        integrals[0::2][:2] = (start * start + start * end + end * end) / 3
+        integrals[1] = (px * (2 * py + qy) + qx * (2 * qy + py)) / 6
+        integrals[3:5] = (start + end) / 2
+        integrals[5] = 1
+        integrals *= np.hypot(*(end - start))
         sums = np.zeros((6, 2 * len(px) + 1))
-        np.cumsum(np.concatenate([each, each], axis=1), axis=1, out=sums[:, 1:])
+        np.cumsum(np.concatenate([integrals, integrals], axis=1), axis=1, out=sums[:, 1:])
         return sums
 
     def _candidates(self) -> np.ndarray:
@@ -332,12 +332,12 @@ class _Walk:
 
     def __init__(self, graph: ShortcutGraph) -> None:
         self.count, self.k, self.closed = len(graph.corners_px), graph.k, graph.closed
-        alike = graph.radii_px.min() == graph.radii_px.max()
-        self.radii = (graph.radii_px[:1] if alike else np.concatenate([graph.radii_px] * 2)) + _SLACK_PX
+        is_uniform = graph.radii_px.min() == graph.radii_px.max()
+        self.radii = (graph.radii_px[:1] if is_uniform else np.concatenate([graph.radii_px] * 2)) + _SLACK_PX
         self.corners = np.concatenate([graph.corners_px] * 2).T.copy()
         self.starts = graph.nodes_px.T
         # The first candidate of a corner is the corner itself.
-        self.others = [np.concatenate([graph.nodes_px[a :: self.k]] * 2).T for a in range(1, self.k)]
+        self.candidates = [np.concatenate([graph.nodes_px[a :: self.k]] * 2).T for a in range(1, self.k)]
         self.block = min(max(_BLOCK_CELLS // self.count, _LEAST_BLOCK), _BLOCK_BITS) // self.k
 
     def arcs_from(self, start: int, stop: int) -> list[int]:
@@ -352,13 +352,13 @@ class _Walk:
             ahead = np.arange(step, min(step + self.block, steps + 1))
             index = home + ahead[:, None]
             radii = self.radii if len(self.radii) == 1 else self.radii[index]
-            others = [self._seen(points, index, at) for points in self.others]
-            bits = self._bits(wedges.narrow(*self._seen(self.corners, index, at), radii, others), index)
+            candidates = [self._from_walkers(points, index, at) for points in self.candidates]
+            bits = self._bits(wedges.narrow(*self._from_walkers(self.corners, index, at), radii, candidates), index)
             if step == 1:
                 reach = bits
             else:
-                for walker, more in zip(walkers.tolist(), bits, strict=True):
-                    reach[walker] |= more << (step - 1) * self.k
+                for walker, block_bits in zip(walkers.tolist(), bits, strict=True):
+                    reach[walker] |= block_bits << (step - 1) * self.k
             step += len(ahead)
             alive = np.flatnonzero(wedges.alive if self.closed else wedges.alive & (home + step < self.count))
             if len(alive) < len(walkers):
@@ -372,8 +372,8 @@ class _Walk:
         return reach
 
     @staticmethod
-    def _seen(points: np.ndarray, index: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points are from the walkers: x and y (B, W)."""
+    def _from_walkers(points: np.ndarray, index: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of points relative to the walkers: x and y (B, W)."""
         return points[0][index] - at[0], points[1][index] - at[1]
 
     def _bits(self, admitted: list[np.ndarray], index: np.ndarray) -> list[int]:
@@ -414,7 +414,7 @@ class _Wedges:
             setattr(self, name, getattr(self, name)[walkers])
 
     def narrow(
-        self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]
+        self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, candidates: list[tuple[np.ndarray, np.ndarray]]
     ) -> list[np.ndarray]:
         """Take the next B corners.
 
@@ -427,27 +427,27 @@ class _Wedges:
             For the centres and then for each of the others, bool (B, W): whether the ray to it is in the wedge of all
             corners before its own.
         """
-        outside = x * x
-        outside += y * y
-        outside -= radius * radius
-        inside = outside <= 0
-        free = self._choose_axes(inside, x, y)
-        along, across = self._turned(x, y)
-        low, high = self._bounds(outside, inside, along, across, radius)
+        power = x * x
+        power += y * y
+        power -= radius * radius
+        is_inside = power <= 0
+        is_free = self._choose_axes(is_inside, x, y)
+        along, across = self._in_frames(x, y)
+        low, high = self._bounds(power, is_inside, along, across, radius)
         self._low, self._high = low[-1], high[-1]
         self.alive = self._low <= self._high
         admitted = []
-        for ahead, aside in [(along, across), *(self._turned(*other) for other in others)]:
+        for ahead, aside in [(along, across), *(self._in_frames(*candidate) for candidate in candidates)]:
             low_side, high_side = low[:-1] * ahead, high[:-1] * ahead
             fits = aside >= low_side
             fits &= aside <= high_side
             fits &= ahead > 0
-            if free is not None:
-                fits |= free
+            if is_free is not None:
+                fits |= is_free
             admitted.append(fits)
         return admitted
 
-    def _choose_axes(self, inside: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    def _choose_axes(self, is_inside: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
         """Point the frames of walkers that have none at their first corner out of reach.
 
         Returns:
@@ -456,14 +456,14 @@ class _Wedges:
         if not self._any_blank:
             return None
         blank = (self._axis_x == 0) & (self._axis_y == 0)
-        first, column = np.argmin(inside, axis=0), np.arange(inside.shape[1])
-        hits = blank & ~inside[first, column]
+        first, column = np.argmin(is_inside, axis=0), np.arange(is_inside.shape[1])
+        hits = blank & ~is_inside[first, column]
         self._axis_x[hits], self._axis_y[hits] = x[first, column][hits], y[first, column][hits]
         self._any_blank = bool((blank & ~hits).any())
-        last = np.where(hits, first, np.where(blank, len(inside), -1))
-        return np.arange(len(inside))[:, None] <= last
+        last = np.where(hits, first, np.where(blank, len(is_inside), -1))
+        return np.arange(len(is_inside))[:, None] <= last
 
-    def _turned(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _in_frames(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (B, W) in the walkers' frames, scaled by the length of the axis."""
         along = x * self._axis_x
         along += y * self._axis_y
@@ -472,7 +472,7 @@ class _Wedges:
         return along, across
 
     def _bounds(
-        self, outside: np.ndarray, inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
+        self, power: np.ndarray, is_inside: np.ndarray, along: np.ndarray, across: np.ndarray, radius: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest slopes (B + 1, W): before the block and after each of its corners.
 
@@ -481,19 +481,19 @@ class _Wedges:
         shape = len(along) + 1, along.shape[1]
         low, high = np.empty(shape), np.empty(shape)
         low[0], high[0] = self._low, self._high
-        tangent = np.sqrt(np.maximum(outside, 0.0, out=outside), out=outside)
+        tangent = np.sqrt(np.maximum(power, 0.0, out=power), out=power)
         backwards = np.copysign(_STEEP, across)
         straight, aside = along * tangent, across * radius
         lifted, lowered = across * tangent, along * radius
         run, rise = straight - aside, lifted + lowered
         np.divide(rise, run, out=high[1:])
         np.copyto(high[1:], backwards, where=run <= 0)
-        np.copyto(high[1:], _STEEP, where=inside)
+        np.copyto(high[1:], _STEEP, where=is_inside)
         np.add(straight, aside, out=run)
         np.subtract(lifted, lowered, out=rise)
         np.divide(rise, run, out=low[1:])
         np.copyto(low[1:], backwards, where=run <= 0)
-        np.copyto(low[1:], -_STEEP, where=inside)
+        np.copyto(low[1:], -_STEEP, where=is_inside)
         np.maximum.accumulate(low, axis=0, out=low)
         np.minimum.accumulate(high, axis=0, out=high)
         return low, high

@@ -58,14 +58,14 @@ def fit_vertices(
         return vertices_px
     normals, offsets = _lines(moments[:, last] - moments[:, first])
     offsets = offsets + normals @ corners_px[0]
-    wishes = vertices_px.copy()
+    targets_px = vertices_px.copy()
     before = np.roll(np.arange(len(first)), 1) if closed else np.arange(len(first) - 1)
     after = np.arange(len(first)) if closed else np.arange(1, len(first))
-    moving = np.arange(len(vertices_px)) if closed else np.arange(1, len(vertices_px) - 1)
-    wishes[moving] = _crossings(normals[before], offsets[before], normals[after], offsets[after], vertices_px[moving])
+    index = np.arange(len(vertices_px)) if closed else np.arange(1, len(vertices_px) - 1)
+    targets_px[index] = _crossings(normals[before], offsets[before], normals[after], offsets[after], vertices_px[index])
     corner = corners_px[spans % count]
-    wishes = np.where((corner == 0) | (corner == size_px), corner, np.clip(wishes, 0, size_px))
-    return _certified(corners_px, radii_px, vertices_px, wishes, spans, first, last)
+    targets_px = np.where((corner == 0) | (corner == size_px), corner, np.clip(targets_px, 0, size_px))
+    return _certify(corners_px, radii_px, vertices_px, targets_px, spans, first, last)
 
 
 def _lines(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,59 +79,59 @@ def _lines(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crossings(
-    normals: np.ndarray, offsets: np.ndarray, others: np.ndarray, other_offsets: np.ndarray, points: np.ndarray
+    normals: np.ndarray, offsets: np.ndarray, other_normals: np.ndarray, other_offsets: np.ndarray, points: np.ndarray
 ) -> np.ndarray:
     """Where pairs of lines cross; for lines that are nearly parallel, the point moved halfway to either."""
-    sine = normals[:, 0] * others[:, 1] - normals[:, 1] * others[:, 0]
+    sine = normals[:, 0] * other_normals[:, 1] - normals[:, 1] * other_normals[:, 0]
     is_parallel = np.abs(sine) < _PARALLEL
     safe = np.where(is_parallel, 1.0, sine)
     crossing = np.stack(
         [
-            (offsets * others[:, 1] - other_offsets * normals[:, 1]) / safe,
-            (normals[:, 0] * other_offsets - others[:, 0] * offsets) / safe,
+            (offsets * other_normals[:, 1] - other_offsets * normals[:, 1]) / safe,
+            (normals[:, 0] * other_offsets - other_normals[:, 0] * offsets) / safe,
         ],
         axis=1,
     )
     to_first = (offsets - (normals * points).sum(axis=1))[:, None] * normals
-    to_second = (other_offsets - (others * points).sum(axis=1))[:, None] * others
+    to_second = (other_offsets - (other_normals * points).sum(axis=1))[:, None] * other_normals
     return np.where(is_parallel[:, None], points + (to_first + to_second) / 2, crossing)
 
 
-def _certified(
+def _certify(
     corners_px: np.ndarray,
     radii_px: np.ndarray,
     vertices_px: np.ndarray,
-    wishes_px: np.ndarray,
+    targets_px: np.ndarray,
     spans: np.ndarray,
     first: np.ndarray,
     last: np.ndarray,
 ) -> np.ndarray:
-    """Go as far from `vertices_px` towards `wishes_px` as the radii allow."""
+    """Go as far from `vertices_px` towards `targets_px` as the radii allow."""
     count = len(corners_px)
     lengths = last - first + 1
     segment = np.repeat(np.arange(len(first)), lengths)
     corner = (np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[segment]) % count
     own_corner, own_radius = corners_px[spans % count], radii_px[spans % count]
-    # A wish farther off than the radius is cut short, so that its direction is not lost.
-    step = wishes_px - own_corner
-    away = np.maximum(np.hypot(*step.T), _NO_LENGTH)
-    wishes_px = own_corner + step * np.minimum(1, own_radius * 0.999 / away)[:, None]
+    # A target farther off than the radius is moved nearer, so that its direction is not lost.
+    step = targets_px - own_corner
+    distance = np.maximum(np.hypot(*step.T), _NO_LENGTH)
+    targets_px = own_corner + step * np.minimum(1, own_radius * 0.999 / distance)[:, None]
     level: np.ndarray = np.zeros(len(vertices_px), dtype=np.int64)
     shares = np.array(_SHARES)
     ends = np.append(np.arange(1, len(first)), len(first) % len(vertices_px))
     while True:
-        fitted: np.ndarray = vertices_px + shares[level][:, None] * (wishes_px - vertices_px)
-        wrong = np.zeros(len(first), dtype=np.bool_)
-        far = _distance(corners_px[corner], fitted[: len(first)][segment], fitted[ends][segment]) > radii_px[corner]
-        wrong[segment[far]] = True
-        movable = level < len(shares) - 1
-        wrong &= movable[: len(first)] | movable[ends]
-        if not wrong.any():
+        fitted: np.ndarray = vertices_px + shares[level][:, None] * (targets_px - vertices_px)
+        is_wrong = np.zeros(len(first), dtype=np.bool_)
+        is_far = _distance(corners_px[corner], fitted[: len(first)][segment], fitted[ends][segment]) > radii_px[corner]
+        is_wrong[segment[is_far]] = True
+        is_movable = level < len(shares) - 1
+        is_wrong &= is_movable[: len(first)] | is_movable[ends]
+        if not is_wrong.any():
             return fitted
-        blamed = np.zeros(len(vertices_px), dtype=np.bool_)
-        blamed[np.flatnonzero(wrong)] = True
-        blamed[ends[wrong]] = True
-        level = np.asarray(np.minimum(level + blamed, len(shares) - 1))
+        is_blamed = np.zeros(len(vertices_px), dtype=np.bool_)
+        is_blamed[np.flatnonzero(is_wrong)] = True
+        is_blamed[ends[is_wrong]] = True
+        level = np.asarray(np.minimum(level + is_blamed, len(shares) - 1))
 
 
 def _distance(points: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -200,10 +200,10 @@ class Chain:
 
     def refresh(self) -> bool:
         """Solve again if a radius changed; whether one did."""
-        stale = self._stale
-        if stale:
+        was_stale = self._stale
+        if was_stale:
             self._solve()
-        return stale
+        return was_stale
 
     def segment_corners(self, index: int) -> tuple[int, int]:
         """First and last corner that segment `index` of the simplification replaces."""
@@ -249,7 +249,7 @@ class Ring:
 
     def segments(self) -> list[tuple[Chain, int]]:
         """The chain, and the index of the chain's segment, for each segment of the ring."""
-        kept = []
+        segments = []
         for chain, forward in self.chains:
             count = len(chain.vertices)
             order = range(count if chain.closed else count - 1)
@@ -258,8 +258,8 @@ class Ring:
             indices = list(order)
             if chain.closed and not forward:
                 indices.append(count - 1)
-            kept += [(chain, index) for index in indices]
-        return kept
+            segments += [(chain, index) for index in indices]
+        return segments
 
 
 @dataclass(slots=True)
@@ -291,12 +291,12 @@ def simplify_outlines(outlines: Sequence[Outline], disjoint: bool = False) -> No
         disjoint: whether no two masks overlap, so that segments of different outlines must not cross either.
     """
     while True:
-        solved = sum([_settle_one(outline) for outline in outlines])  # one outline may upset another it shares with
+        count = sum([_settle_one(outline) for outline in outlines])  # solving a shared chain may upset another
         if len(outlines) < 2:
             return
         if disjoint and _part_overlaps(outlines):
             continue
-        if not solved:
+        if not count:
             return
 
 
@@ -305,32 +305,32 @@ def _part_overlaps(outlines: Sequence[Outline]) -> bool:
     shapes = np.array([outline.shape() for outline in outlines])
     first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     common = shapely.intersection(shapes[first], shapes[second])
-    changed = False
+    has_overlap = False
     for a, b, region in zip(first, second, common, strict=True):
         if a < b and region.area > _NO_AREA_PX:
-            changed = True
+            has_overlap = True
             rings = [*outlines[a].rings(), *outlines[b].rings()]
             owners, lines, _ = _segments(rings)
-            touched = np.flatnonzero(shapely.dwithin(lines, region, _ROUNDING_PX))
-            if not _tighten([owners[number] for number in touched]):
+            touched_numbers = np.flatnonzero(shapely.dwithin(lines, region, _ROUNDING_PX))
+            if not _tighten([owners[number] for number in touched_numbers]):
                 _tighten_all(rings)
-    return changed
+    return has_overlap
 
 
 def _settle_one(outline: Outline) -> int:
     """Make one outline valid; how many chains had to be solved again."""
     rings = outline.rings()
     chains = {id(chain): chain for ring in rings for chain, _ in ring.chains}.values()
-    solved = 0
+    solved_count = 0
     while True:
-        solved += sum([chain.refresh() for chain in chains])
-        wrong = [ring for ring in rings if not _keeps_sense(ring)]
-        if wrong:
-            _tighten_all(wrong)
+        solved_count += sum([chain.refresh() for chain in chains])
+        wrong_rings = [ring for ring in rings if not _keeps_sense(ring)]
+        if wrong_rings:
+            _tighten_all(wrong_rings)
             continue
         shape = outline.shape()
         if shapely.is_valid(shape):
-            return solved
+            return solved_count
         if _tighten(_crossed_segments(rings, "crosses")) or _tighten(_crossed_segments(rings, "intersects")):
             continue
         if not _tighten_all(rings):
@@ -356,8 +356,8 @@ def _crossed_segments(rings: list[Ring], predicate: str) -> list[tuple[Chain, in
     """Segments that meet one they are not joined to; each once."""
     owners, lines, joined = _segments(rings)
     pairs = shapely.STRtree(lines).query(lines, predicate=predicate).T.tolist()
-    met = {number for a, b in pairs if a < b and frozenset((a, b)) not in joined for number in (a, b)}
-    return [owners[number] for number in sorted(met)]
+    numbers = {number for a, b in pairs if a < b and frozenset((a, b)) not in joined for number in (a, b)}
+    return [owners[number] for number in sorted(numbers)]
 
 
 def _segments(rings: list[Ring]) -> tuple[list[tuple[Chain, int]], np.ndarray, set[frozenset[int]]]:

@@ -64,7 +64,7 @@ class ExportedObject:
 
     @property
     def has_coco_polygons(self) -> bool:
-        """Whether COCO's polygons, which have no holes, can say what it is."""
+        """Whether COCO's polygons, which have no holes, can represent it exactly."""
         return self.polygons is not None and not self.is_crowd and not any(p.holes for p in self.polygons)
 
 
@@ -104,9 +104,9 @@ class Export:
         """COCO's instances format; ids count from 1."""
         annotations: list[Json] = []
         for image_id, image in enumerate(self.images, start=1):
-            for drawn in image.objects:
+            for obj in image.objects:
                 annotations.append(
-                    self._annotation(len(annotations) + 1, image_id, drawn) | {"iscrowd": int(drawn.is_crowd)}
+                    self._annotation(len(annotations) + 1, image_id, obj) | {"iscrowd": int(obj.is_crowd)}
                 )
         return {
             "info": {"description": "exported from Label Studio by transfiner"},
@@ -122,20 +122,20 @@ class Export:
         for annotation in coco["annotations"]:
             if annotation["iscrowd"]:
                 crowds.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
-        kept = [annotation for annotation in coco["annotations"] if not annotation["iscrowd"]]
-        for number, annotation in enumerate(kept, start=1):
+        annotations = [annotation for annotation in coco["annotations"] if not annotation["iscrowd"]]
+        for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
             del annotation["iscrowd"]
         present: dict[int, set[int]] = {}
-        for annotation in kept:
+        for annotation in annotations:
             present.setdefault(annotation["image_id"], set()).add(annotation["category_id"])
-        everything = set(range(1, len(self.classes) + 1))
+        all_ids = set(range(1, len(self.classes) + 1))
         for record in coco["images"]:
-            inexhaustive = crowds.get(record["id"], set())
-            shown = present.get(record["id"], set())
-            record["not_exhaustive_category_ids"] = sorted(inexhaustive)
-            record["neg_category_ids"] = sorted(everything - shown - inexhaustive)
-        instances = Counter(annotation["category_id"] for annotation in kept)
+            crowd_ids = crowds.get(record["id"], set())
+            shown_ids = present.get(record["id"], set())
+            record["not_exhaustive_category_ids"] = sorted(crowd_ids)
+            record["neg_category_ids"] = sorted(all_ids - shown_ids - crowd_ids)
+        instances = Counter(annotation["category_id"] for annotation in annotations)
         images = Counter(category for categories in present.values() for category in categories)
         categories = [
             {
@@ -149,7 +149,7 @@ class Export:
             }
             for category in coco["categories"]
         ]
-        return coco | {"annotations": kept, "categories": categories}
+        return coco | {"annotations": annotations, "categories": categories}
 
     def as_yolo(self) -> dict[str, str]:
         """Contents of YOLO-seg's files by name: data.yaml, and a label file for each image, empty without objects."""
@@ -157,49 +157,49 @@ class Export:
         files = {"data.yaml": f"path: .\ntrain: images\nval: images\nnames:\n{names}\n"}
         for image in self.images:
             lines = [
-                _yolo_line(self.classes.index(drawn.label), drawn, image.width, image.height)
-                for drawn in image.objects
-                if not drawn.is_crowd
+                _yolo_line(self.classes.index(obj.label), obj, image.width, image.height)
+                for obj in image.objects
+                if not obj.is_crowd
             ]
             files[f"labels/{Path(image.file_name).stem}.txt"] = "".join(line + "\n" for line in lines)
         return files
 
     def fidelity(self) -> Json:
         """IoU of what is written with the regions as stored: mean and least, by this project's rule and COCO's."""
-        ours, cocos = [], []
+        ious, coco_ious = [], []
         for image in self.images:
-            for drawn in image.objects:
-                written_hw = _filled(drawn, image.height, image.width)
-                ours.append(iou(written_hw, drawn.mask_hw))
-                segmentation = self._segmentation(drawn)
+            for obj in image.objects:
+                written_hw = _written_mask(obj, image.height, image.width)
+                ious.append(iou(written_hw, obj.mask_hw))
+                segmentation = self._segmentation(obj)
                 if isinstance(segmentation, list):
-                    encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
-                    cocos.append(iou(coco_mask.decode(encoded).astype(bool), drawn.mask_hw))
+                    rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, image.height, image.width))
+                    coco_ious.append(iou(coco_mask.decode(rle).astype(bool), obj.mask_hw))
                 else:
-                    cocos.append(1.0)
+                    coco_ious.append(1.0)
         return {
-            "mean_iou": float(np.mean(ours)) if ours else 1.0,
-            "least_iou": min(ours, default=1.0),
-            "mean_iou_pycocotools": float(np.mean(cocos)) if cocos else 1.0,
-            "least_iou_pycocotools": min(cocos, default=1.0),
+            "mean_iou": float(np.mean(ious)) if ious else 1.0,
+            "least_iou": min(ious, default=1.0),
+            "mean_iou_pycocotools": float(np.mean(coco_ious)) if coco_ious else 1.0,
+            "least_iou_pycocotools": min(coco_ious, default=1.0),
         }
 
-    def _annotation(self, number: int, image_id: int, drawn: ExportedObject) -> Json:
-        left, top, right, bottom = box_of(drawn.mask_hw)
+    def _annotation(self, number: int, image_id: int, obj: ExportedObject) -> Json:
+        left, top, right, bottom = box_of(obj.mask_hw)
         return {
             "id": number,
             "image_id": image_id,
-            "category_id": self.classes.index(drawn.label) + 1,
-            "segmentation": self._segmentation(drawn),
-            "area": int(np.count_nonzero(drawn.mask_hw)),
+            "category_id": self.classes.index(obj.label) + 1,
+            "segmentation": self._segmentation(obj),
+            "area": int(np.count_nonzero(obj.mask_hw)),
             "bbox": [left, top, right - left, bottom - top],
         }
 
-    def _segmentation(self, drawn: ExportedObject) -> list[list[float]] | Json:
-        if drawn.polygons is not None and drawn.has_coco_polygons and self.segmentation == "auto":
-            return [polygon.exterior.round(4).ravel().tolist() for polygon in drawn.polygons]
-        encoded = coco_mask.encode(np.asfortranarray(drawn.mask_hw, dtype=np.uint8))
-        return {"size": [int(length) for length in encoded["size"]], "counts": encoded["counts"].decode()}
+    def _segmentation(self, obj: ExportedObject) -> list[list[float]] | Json:
+        if obj.polygons is not None and obj.has_coco_polygons and self.segmentation == "auto":
+            return [polygon.exterior.round(4).ravel().tolist() for polygon in obj.polygons]
+        rle = coco_mask.encode(np.asfortranarray(obj.mask_hw, dtype=np.uint8))
+        return {"size": [int(length) for length in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def export_tasks(
@@ -227,12 +227,12 @@ def export_tasks(
         if not task.annotations:
             export.left_out.append(LeftOut(task.id, None, "", "nobody has submitted an annotation"))
             continue
-        chosen = chosen_annotations(task.annotations, annotators)
-        size = _image_size(chosen)
+        annotations = chosen_annotations(task.annotations, annotators)
+        size = _image_size(annotations)
         if size is None:
-            export.left_out.append(LeftOut(task.id, chosen[-1].id, "", _NO_SIZE))
+            export.left_out.append(LeftOut(task.id, annotations[-1].id, "", _NO_SIZE))
             continue
-        objects = _read(export, task, chosen, size, config, crowd_names)
+        objects = _read(export, task, annotations, size, config, crowd_names)
         if objects is None:
             continue
         name = _file_name(str(task.data.get(value_key, "")), task)
@@ -251,7 +251,7 @@ def _read(
     config: LabelConfig | None,
     crowd_names: set[str],
 ) -> list[ExportedObject] | None:
-    """The objects of a task, and as crowds what is neither object nor background; None where nothing is known to be."""
+    """The objects of a task; what is neither object nor background, as crowds; None if no background is known."""
     width, height = size
     drawings, ignored, nowhere = [], list[AnnotatedObject](), 0
     for annotation in annotations:
@@ -261,7 +261,7 @@ def _read(
         nowhere += drawing.nowhere
         export.left_out += [LeftOut(task.id, annotation.id, region, reason) for region, reason in drawing.left_out]
         export.left_out += [LeftOut(task.id, annotation.id, *note, is_lost=False) for note in drawing.notes]
-        kinds = [kind for drawn in drawing.objects for kind in drawn.kinds]
+        kinds = [kind for obj in drawing.objects for kind in obj.kinds]
         export.regions += len(kinds)
         export.polygon_regions += kinds.count("polygon")
     if nowhere:
@@ -269,29 +269,29 @@ def _read(
         export.left_out.append(LeftOut(task.id, annotations[-1].id, "", reason))
         return None
     objects: Sequence[AnnotatedObject] = drawings[0]
-    anywhere_hw = np.any([drawn.mask_hw for drawn in ignored], axis=0)
+    anywhere_hw = np.any([obj.mask_hw for obj in ignored], axis=0)
     crowds = [(label, anywhere_hw) for label in export.classes if ignored]
     if len(drawings) > 1:
         consensus = vote(drawings)
         objects = consensus.objects
-        crowds += [(drawn.label, drawn.mask_hw) for drawn in consensus.disputed]
+        crowds += [(obj.label, obj.mask_hw) for obj in consensus.disputed]
         reason = f"{len(annotations)} annotators do not agree on it: a crowd"
-        export.left_out += [LeftOut(task.id, None, drawn.region_ids[0], reason) for drawn in consensus.disputed]
+        export.left_out += [LeftOut(task.id, None, obj.region_ids[0], reason) for obj in consensus.disputed]
     entries = [entry for annotation in annotations for entry in annotation.result]
-    known = [_exported(drawn, entries, width, height, crowd_names) for drawn in objects]
-    return known + [ExportedObject(label, mask_hw, None, is_crowd=True) for label, mask_hw in crowds]
+    exported_objects = [_export_object(obj, entries, width, height, crowd_names) for obj in objects]
+    return exported_objects + [ExportedObject(label, mask_hw, None, is_crowd=True) for label, mask_hw in crowds]
 
 
-def _exported(
-    drawn: AnnotatedObject, entries: Sequence[Mapping[str, Any]], width: int, height: int, crowd_names: set[str]
+def _export_object(
+    obj: AnnotatedObject, entries: Sequence[Mapping[str, Any]], width: int, height: int, crowd_names: set[str]
 ) -> ExportedObject:
-    own = [entry for entry in entries if str(entry.get("id", "")) in drawn.region_ids]
-    polygons = _polygons(own, width, height) if set(drawn.kinds) == {"polygon"} else None
-    # Parts that overlap, or a vote that changed pixels: then the mask says what is meant.
-    if polygons is not None and not np.array_equal(polygons_to_mask(polygons, height, width), drawn.mask_hw):
+    object_entries = [entry for entry in entries if str(entry.get("id", "")) in obj.region_ids]
+    polygons = _polygons(object_entries, width, height) if set(obj.kinds) == {"polygon"} else None
+    # Parts that overlap, or a vote that changed pixels: then the mask counts.
+    if polygons is not None and not np.array_equal(polygons_to_mask(polygons, height, width), obj.mask_hw):
         polygons = None
-    is_crowd = any(name.casefold() in crowd_names for entry in own for name in _choices(entry))
-    return ExportedObject(drawn.label, drawn.mask_hw, polygons, is_crowd)
+    is_crowd = any(name.casefold() in crowd_names for entry in object_entries for name in _choices(entry))
+    return ExportedObject(obj.label, obj.mask_hw, polygons, is_crowd)
 
 
 def _polygons(entries: Sequence[Mapping[str, Any]], width: int, height: int) -> tuple[Polygon, ...]:
@@ -309,10 +309,10 @@ def _choices(entry: Mapping[str, Any]) -> list[str]:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _filled(drawn: ExportedObject, height: int, width: int) -> np.ndarray:
-    if drawn.polygons is None:
-        return drawn.mask_hw
-    return polygons_to_mask(drawn.polygons, height, width)
+def _written_mask(obj: ExportedObject, height: int, width: int) -> np.ndarray:
+    if obj.polygons is None:
+        return obj.mask_hw
+    return polygons_to_mask(obj.polygons, height, width)
 
 
 def _image_size(annotations: Sequence[Annotation]) -> tuple[int, int] | None:
@@ -345,12 +345,12 @@ def _frequency(images: int) -> str:
     return "r" if images <= 10 else "c" if images <= 100 else "f"
 
 
-def _yolo_line(number: int, drawn: ExportedObject, width: int, height: int) -> str:
-    polygons = drawn.polygons if drawn.polygons is not None else exact_polygons(drawn.mask_hw)
+def _yolo_line(number: int, obj: ExportedObject, width: int, height: int) -> str:
+    polygons = obj.polygons if obj.polygons is not None else exact_polygons(obj.mask_hw)
     ring = np.clip(join_polygons(polygons) / [width, height], 0, 1)
     return f"{number} " + " ".join(f"{value:.8g}" for value in ring.ravel())
 
 
 def _yaml_text(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
+    text = text.replace("'", "''")
+    return f"'{text}'"

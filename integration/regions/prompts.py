@@ -17,7 +17,7 @@ from integration.regions.read import regions_to_objects
 from integration.regions.write import build_prediction
 from model.instance import Instance
 
-#: Clicks that a brush stroke is worth, spread over it.
+#: Clicks that stand for a brush stroke, spread over it.
 STROKE_CLICKS = 6
 
 
@@ -53,12 +53,12 @@ def _clicks_on(stroke_hw: np.ndarray) -> list[Click]:
     """Positive clicks spread over a brush stroke, the one farthest from its edge first."""
     inside = ndimage.distance_transform_edt(np.pad(stroke_hw, 1))[1:-1, 1:-1]
     places = np.argwhere(inside >= 0.5 * inside.max())
-    chosen = [int(inside[tuple(places.T)].argmax())]
+    indices = [int(inside[tuple(places.T)].argmax())]
     distance = np.full(len(places), np.inf)
     for _ in range(min(STROKE_CLICKS, len(places)) - 1):
-        distance = np.minimum(distance, ((places - places[chosen[-1]]) ** 2).sum(1))
-        chosen.append(int(distance.argmax()))
-    return [(float(x) + 0.5, float(y) + 0.5, True) for y, x in places[chosen]]
+        distance = np.minimum(distance, ((places - places[indices[-1]]) ** 2).sum(1))
+        indices.append(int(distance.argmax()))
+    return [(float(x) + 0.5, float(y) + 0.5, True) for y, x in places[indices]]
 
 
 def build_answer(
@@ -72,7 +72,7 @@ def build_answer(
     output: Output,
     seed: str,
 ) -> Prediction:
-    """The answer to a prompt as a prediction: one region with the annotator's label, whatever thresholds there are.
+    """The answer to a prompt as a prediction: one region with the annotator's label; thresholds do not count.
 
     Its id is the same for all prompts about one object, so that an accepted answer is replaced and not doubled.
     """
@@ -80,11 +80,11 @@ def build_answer(
     output = replace(output, kind="auto" if output.kind == "all" else output.kind, parts="joined")
     if prompt["drawing"]:
         output = replace(output, kind="polygon" if prompt["box_pct"] else "brush")
-    # Somebody asked for this very object: neither its score nor its size is too low to show it.
-    asked = replace(instance, label=prompt["label"], score=1.0)
+    # The annotator pointed at this very object: it is shown whatever its score and size.
+    shown_instance = replace(instance, label=prompt["label"], score=1.0)
     for smallest in (output, replace(output, min_area_px=0.0)):
         prediction, _ = build_prediction(
-            [asked],
+            [shown_instance],
             config,
             width=width,
             height=height,

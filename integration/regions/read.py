@@ -103,7 +103,7 @@ def regions_to_objects(
     width, height = _size(entries, width, height)
     notes: list[tuple[str, str]] = []
     regions = _gather(entries, notes)
-    drawn: dict[tuple[str, str], list[tuple[_Region, np.ndarray]]] = {}
+    parts_by_object: dict[tuple[str, str], list[tuple[_Region, np.ndarray]]] = {}
     skipped = []
     for region in regions.values():
         try:
@@ -111,8 +111,8 @@ def regions_to_objects(
         except ShapeError as error:
             skipped.append((region.id, str(error)))
             continue
-        drawn.setdefault((_root(region, regions), region.label), []).append((region, mask_hw))
-    objects = tuple(_object(parts) for parts in drawn.values())
+        parts_by_object.setdefault((_root(region, regions), region.label), []).append((region, mask_hw))
+    objects = tuple(_object(parts) for parts in parts_by_object.values())
     return Decoded(objects, tuple(skipped), width, height, tuple(notes))
 
 
@@ -178,11 +178,11 @@ def _score(score: object) -> float | None:
 
 def _root(region: _Region, regions: Mapping[str, _Region]) -> str:
     """The topmost known parent with the same label; a cycle ends where it began."""
-    seen = {region.id}
-    while (parent := regions.get(region.parent_id)) is not None and parent.id not in seen:
+    visited_ids = {region.id}
+    while (parent := regions.get(region.parent_id)) is not None and parent.id not in visited_ids:
         if parent.label != region.label:
             break
-        seen.add(parent.id)
+        visited_ids.add(parent.id)
         region = parent
     return region.id
 
@@ -213,7 +213,7 @@ def _mask(region: _Region, width: int, height: int) -> np.ndarray:
 #: Coarser kinds last.
 _FINEST_FIRST = ("brush", "bitmask", "polygon", "vector", "ellipse", "rectangle")
 _OUTLINES = (*GEOMETRIES, *(f"{kind}labels" for kind in GEOMETRIES), "labels")
-#: What is said about an image: nothing of it is lost.
+#: Results about the whole image: leaving them out loses no object.
 _WITHOUT_PLACE = ("choices", "taxonomy", "rating", "textarea", "number", "datetime", "pairwise")
 #: An object is drawn twice when drawings of two kinds overlap this much.
 _TWICE_IOU = 0.9
@@ -229,7 +229,7 @@ class Drawings:
             background.
         nowhere: how many broken outlines have no known place, so that nothing in the image is known to be background.
         notes: id and text of what was read otherwise than it may have been meant; nothing is lost with these.
-        turned: what is wrong where outlines were drawn on the image turned by a quarter; "" where they were not.
+        turned: the reason, if outlines were drawn on the image turned by a quarter; else "".
     """
 
     objects: tuple[AnnotatedObject, ...]
@@ -254,48 +254,48 @@ def read_drawings(
         config: the label config; entries of controls that it does not have are left out. None: any outline counts.
         labels: labels that count; None: the config's, or all.
     """
-    ours, left_out, notes = _of_controls(result, config)
+    outline_entries, left_out, notes = _of_controls(result, config)
     try:
-        decoded = regions_to_objects(ours, width=width, height=height)
+        decoded = regions_to_objects(outline_entries, width=width, height=height)
     except AnnotationError as error:
-        broken = tuple((str(entry.get("id", "")), str(error)) for entry in ours)
-        return Drawings((), (*left_out, *broken), nowhere=len(broken))
+        broken_regions = tuple((str(entry.get("id", "")), str(error)) for entry in outline_entries)
+        return Drawings((), (*left_out, *broken_regions), nowhere=len(broken_regions))
     left_out += decoded.skipped
     notes += decoded.notes
     objects: list[AnnotatedObject] = []
     ignored: list[AnnotatedObject] = []
     nowhere = 0
     for region_id, _ in decoded.skipped:
-        entries = [entry for entry in ours if str(entry.get("id") or "") == region_id]
+        entries = [entry for entry in outline_entries if str(entry.get("id") or "") == region_id]
         extents = [extent for entry in entries if (extent := extent_of(entry, width, height)) is not None]
-        anywhere = np.any(extents, axis=0) if extents else np.zeros(0)
-        if anywhere.any():
-            ignored.append(AnnotatedObject("", anywhere, (region_id,), ("unreadable",)))
+        extent_hw = np.any(extents, axis=0) if extents else np.zeros(0)
+        if extent_hw.any():
+            ignored.append(AnnotatedObject("", extent_hw, (region_id,), ("unreadable",)))
         elif not extents:
             nowhere += 1
-    own = _own_ids(result, config)
-    allowed = labels if labels is not None else config.labels if config else None
-    for drawn in decoded.objects:
-        if allowed is None or drawn.label in allowed:
-            objects.append(drawn)
+    own_ids = _own_ids(result, config)
+    allowed_labels = labels if labels is not None else config.labels if config else None
+    for obj in decoded.objects:
+        if allowed_labels is None or obj.label in allowed_labels:
+            objects.append(obj)
         else:
-            left_out += _reasons(drawn, f"label {drawn.label!r} is not among the labels of the project")
-            # A box of another control is a region of interest or the like, no object of ours.
-            if own is None or drawn.region_ids[0] in own or not is_box(drawn):
-                ignored.append(drawn)
+            left_out += _reasons(obj, f"label {obj.label!r} is not among the labels of the project")
+            # A box of another control is a region of interest or the like, not an object.
+            if own_ids is None or obj.region_ids[0] in own_ids or not is_box(obj):
+                ignored.append(obj)
     doubles = _doubles(objects)
-    for number, kept in doubles.items():
-        notes += _reasons(objects[number], f"the same object is drawn as {objects[kept].kinds[0]}")
-    kept_objects = tuple(drawn for number, drawn in enumerate(objects) if number not in doubles)
-    turned, resized = _of_another_shape(ours, width, height)
-    notes += [resized] if resized else []
+    for number, finer in doubles.items():
+        notes += _reasons(objects[number], f"the same object is drawn as {objects[finer].kinds[0]}")
+    kept_objects = tuple(obj for number, obj in enumerate(objects) if number not in doubles)
+    turned, resize_note = _of_another_shape(outline_entries, width, height)
+    notes += [resize_note] if resize_note else []
     return Drawings(kept_objects, tuple(left_out), tuple(ignored), nowhere, tuple(notes), turned)
 
 
 def _of_another_shape(
     entries: Sequence[Mapping[str, Any]], width: int, height: int
 ) -> tuple[str, tuple[str, str] | None]:
-    """How the image that was drawn on differs in shape: the reason where it was turned, else a note, for the first one.
+    """How the image drawn on differs in shape: a reason if it was turned, else a note; of the first such entry.
 
     Coordinates are percentages, so that a size that is wrong, as scripts write it, does no harm; a turn does.
     """
@@ -304,48 +304,48 @@ def _of_another_shape(
         rounding = max(width + height, rows + columns)  # a side of a scaled image may be a pixel longer or shorter
         if abs(rows * width - columns * height) <= rounding:
             continue
-        said = f"drawn on an image of {columns} x {rows} pixels, which is no size of this one of {width} x {height}"
+        text = f"drawn on an image of {columns} x {rows} pixels, which is no size of this one of {width} x {height}"
         if abs(columns * width - rows * height) <= rounding:
-            return f"it was {said}: it was turned", None
-        return "", (str(entry.get("id") or ""), f"{said}: its percentages are taken of this one")
+            return f"it was {text}: it was turned", None
+        return "", (str(entry.get("id") or ""), f"{text}: its percentages are taken of this one")
     return "", None
 
 
-def is_box(drawn: AnnotatedObject) -> bool:
+def is_box(obj: AnnotatedObject) -> bool:
     """Whether only a box was drawn, so that its mask says nothing about the outline."""
-    return all(kind == "rectangle" for kind in drawn.kinds)
+    return all(kind == "rectangle" for kind in obj.kinds)
 
 
 def _of_controls(
     result: Sequence[Mapping[str, Any]], config: LabelConfig | None
 ) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]], list[tuple[str, str]]]:
-    """The entries that outline objects of this image, what is lost with the others, and what is not."""
+    """The entries that outline objects of this image; of the others, what is left out and what is only noted."""
     names = {name for c in config.controls for name in (c.name, c.labels_name)} if config else None
     image = config.controls[0].to_name if config else None
-    ours, others, elsewhere = [], [], []
+    outline_entries, other_entries, other_image_entries = [], [], []
     for entry in result:
         if entry.get("type") == "relation":
             continue
         name, kind = str(entry.get("from_name")), str(entry.get("type"))
         if (image and entry.get("to_name", image) != image) or entry.get("item_index") not in (None, 0):
-            elsewhere.append(entry)
+            other_image_entries.append(entry)
         elif (names is not None and name in names) or kind in _OUTLINES:
-            ours.append(entry)
+            outline_entries.append(entry)
         else:
-            others.append(entry)
-    known = {str(entry.get("id")) for entry in ours}
-    left_elsewhere = {
+            other_entries.append(entry)
+    outline_ids = {str(entry.get("id")) for entry in outline_entries}
+    other_image_reasons = {
         str(entry.get("id", "")): f"it is of another image: {entry.get('to_name')!r}, item {entry.get('item_index', 0)}"
-        for entry in elsewhere
+        for entry in other_image_entries
     }
-    left_out, notes = [*left_elsewhere.items()], list[tuple[str, str]]()
-    for entry in others:
-        if str(entry.get("id")) in known:  # a text or a rating about an object has the id of its region
+    left_out, notes = [*other_image_reasons.items()], list[tuple[str, str]]()
+    for entry in other_entries:
+        if str(entry.get("id")) in outline_ids:  # a text or a rating about an object has the id of its region
             continue
         reason = f"control {entry.get('from_name')!r} ({entry.get('type')}) outlines nothing"
         is_text = str(entry.get("type")) in _WITHOUT_PLACE
         (notes if is_text else left_out).append((str(entry.get("id", "")), reason))
-    return ours, left_out, notes
+    return outline_entries, left_out, notes
 
 
 def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) -> set[str] | None:
@@ -356,8 +356,8 @@ def _own_ids(result: Sequence[Mapping[str, Any]], config: LabelConfig | None) ->
     return {str(entry.get("id") or "") for entry in result if str(entry.get("from_name")) in names}
 
 
-def _reasons(drawn: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
-    return [(region_id, reason) for region_id in drawn.region_ids]
+def _reasons(obj: AnnotatedObject, reason: str) -> list[tuple[str, str]]:
+    return [(region_id, reason) for region_id in obj.region_ids]
 
 
 def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
@@ -372,8 +372,8 @@ def _doubles(objects: Sequence[AnnotatedObject]) -> dict[int, int]:
     return doubles
 
 
-def _rank(drawn: AnnotatedObject) -> int:
-    return min(_FINEST_FIRST.index(kind) for kind in drawn.kinds)
+def _rank(obj: AnnotatedObject) -> int:
+    return min(_FINEST_FIRST.index(kind) for kind in obj.kinds)
 
 
 def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
@@ -384,10 +384,10 @@ def _is_same(finer: AnnotatedObject, coarser: AnnotatedObject) -> bool:
 
 
 def _filled_box(mask_hw: np.ndarray) -> np.ndarray:
-    filled = np.zeros_like(mask_hw)
+    box_hw = np.zeros_like(mask_hw)
     left, top, right, bottom = box_of(mask_hw)
-    filled[top:bottom, left:right] = True
-    return filled
+    box_hw[top:bottom, left:right] = True
+    return box_hw
 
 
 #: Least IoU of two drawings of one object.
@@ -400,7 +400,7 @@ class Consensus:
 
     Attributes:
         objects: what the majority drew. Each pixel follows the majority of those who drew the object, in a tie the
-            latest of them; label ids and kinds are of that one too.
+            latest of them; region ids and kinds are those of the latest, too.
         disputed: what no majority drew, or not with one label: neither an object nor background.
     """
 
@@ -409,9 +409,9 @@ class Consensus:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Drawn:
+class _Candidate:
     annotator: int
-    drawn: AnnotatedObject
+    obj: AnnotatedObject
 
 
 def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
@@ -420,39 +420,39 @@ def vote(drawings: Sequence[Sequence[AnnotatedObject]]) -> Consensus:
     Args:
         drawings: the objects of each annotator, whoever submitted last in the last place; masks of one size.
     """
-    everything = [_Drawn(a, drawn) for a, drawings_of in enumerate(drawings) for drawn in drawings_of]
+    candidates = [_Candidate(a, obj) for a, drawings_of in enumerate(drawings) for obj in drawings_of]
     objects, disputed = [], []
-    for group in _groups(everything):
-        label, votes = Counter(shape.drawn.label for shape in group).most_common(1)[0]
+    for group in _groups(candidates):
+        label, votes = Counter(candidate.obj.label for candidate in group).most_common(1)[0]
         if 2 * len(group) > len(drawings) and 2 * votes > len(group):
-            objects.append(_united(group, label))
+            objects.append(_unite(group, label))
         else:
-            disputed.append(group[-1].drawn)
+            disputed.append(group[-1].obj)
     return Consensus(tuple(objects), tuple(disputed))
 
 
-def _groups(everything: Sequence[_Drawn]) -> list[list[_Drawn]]:
-    """Objects that are one, each group by annotator (the latest last), groups by their first object."""
-    masks = [shape.drawn.mask_hw for shape in everything]
+def _groups(candidates: Sequence[_Candidate]) -> list[list[_Candidate]]:
+    """Group the drawings of one object: each group by annotator (the latest last), groups by their first drawing."""
+    masks = [candidate.obj.mask_hw for candidate in candidates]
     overlaps = iou_matrix(masks, masks)
     pairs = []
-    for i, k in combinations(range(len(everything)), 2):
-        shape, other = everything[i], everything[k]
-        if shape.annotator != other.annotator and overlaps[i, k] >= SAME_IOU:
+    for i, k in combinations(range(len(candidates)), 2):
+        candidate, other = candidates[i], candidates[k]
+        if candidate.annotator != other.annotator and overlaps[i, k] >= SAME_IOU:
             pairs.append((-overlaps[i, k], i, k))
-    group_of = {i: [i] for i in range(len(everything))}
+    group_of = {i: [i] for i in range(len(candidates))}
     for _, i, k in sorted(pairs):
-        here, there = group_of[i], group_of[k]
-        annotators = [everything[n].annotator for n in here + there]
-        if here is not there and len(set(annotators)) == len(annotators):
-            here += there
-            group_of |= dict.fromkeys(there, here)
+        group_i, group_k = group_of[i], group_of[k]
+        annotators = [candidates[n].annotator for n in group_i + group_k]
+        if group_i is not group_k and len(set(annotators)) == len(annotators):
+            group_i += group_k
+            group_of |= dict.fromkeys(group_k, group_i)
     distinct = {id(group): group for group in group_of.values()}
-    return [sorted((everything[n] for n in group), key=lambda shape: shape.annotator) for group in distinct.values()]
+    return [sorted((candidates[n] for n in group), key=lambda c: c.annotator) for group in distinct.values()]
 
 
-def _united(group: Sequence[_Drawn], label: str) -> AnnotatedObject:
-    votes = np.sum([shape.drawn.mask_hw for shape in group], axis=0, dtype=np.int32) * 2
-    latest = group[-1].drawn
+def _unite(group: Sequence[_Candidate], label: str) -> AnnotatedObject:
+    votes = np.sum([candidate.obj.mask_hw for candidate in group], axis=0, dtype=np.int32) * 2
+    latest = group[-1].obj
     mask_hw = (votes > len(group)) | ((votes == len(group)) & latest.mask_hw)
     return replace(latest, label=label, mask_hw=mask_hw if mask_hw.any() else latest.mask_hw)

@@ -1,4 +1,4 @@
-"""One region's geometry as a mask: outlines in percent of the image, and Label Studio's two codes of painted masks.
+"""One region's geometry as a mask: outlines in percent of the image, and Label Studio's two codes for painted masks.
 
 Coordinates are percent of the upright, unrotated image: the editor's rotate button only sets `image_rotation`
 (measured), so it is ignored here.
@@ -55,7 +55,7 @@ def mask_of(
             points = _ellipse(value, width, height)
         else:
             points = _rectangle(value, width, height)
-        # Here, so that the API, which reads painted prompts, needs neither scipy nor shapely.
+        # Imported here, so that the API, which reads painted prompts, needs neither scipy nor shapely.
         from integration.polygons.contours import Polygon
         from integration.polygons.convert import polygons_to_mask
 
@@ -124,8 +124,8 @@ def _ellipse(value: Mapping[str, Any], width: int, height: int) -> np.ndarray:
     """
     numbers = _numbers([value.get(key, 0) for key in ("x", "y", "radiusX", "radiusY", "rotation")])
     x, y, radius_x, radius_y, rotation = numbers.tolist()
-    around = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
-    points_px = np.stack([np.cos(around) * radius_x * width, np.sin(around) * radius_y * height], axis=1) / 100
+    angles = np.linspace(0, 2 * math.pi, _ELLIPSE_POINTS, endpoint=False)
+    points_px = np.stack([np.cos(angles) * radius_x * width, np.sin(angles) * radius_y * height], axis=1) / 100
     return np.array([x, y]) + points_px @ _clockwise(rotation) * 100 / np.array([width, height])
 
 
@@ -154,10 +154,10 @@ def _vector(value: Mapping[str, Any]) -> np.ndarray:
         if leaving is None and arriving is None:
             path.append(points[follower][None])
             continue
-        first, last = point if leaving is None else leaving, points[follower] if arriving is None else arriving
+        p1, p2 = point if leaving is None else leaving, points[follower] if arriving is None else arriving
         t = np.linspace(0, 1, _BEZIER_POINTS + 1)[1:, None]
         path.append(
-            (1 - t) ** 3 * point + 3 * (1 - t) ** 2 * t * first + 3 * (1 - t) * t**2 * last + t**3 * points[follower]
+            (1 - t) ** 3 * point + 3 * (1 - t) ** 2 * t * p1 + 3 * (1 - t) * t**2 * p2 + t**3 * points[follower]
         )
     outline = np.concatenate(path)[:-1]
     if len(outline) < 3:
@@ -176,7 +176,7 @@ def _control(vertex: object, name: str) -> np.ndarray | None:
 
 
 def extent_of(entry: Mapping[str, Any], width: int, height: int) -> np.ndarray | None:
-    """The pixels (H, W) that a region without a readable mask is known to lie in; None where it says nothing."""
+    """The pixels (H, W) that a region without a readable mask must lie in; None if its entry does not tell."""
     value = entry.get("value")
     value = value if isinstance(value, Mapping) else {}
     vertices = value.get("vertices") or value.get("points")
@@ -271,10 +271,10 @@ def _runs(mask_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.diff(np.append(starts, flat.size)) * 4
     pieces = -(-lengths // _MAX_RUN)
     values = np.repeat(flat[starts].astype(np.int64) * 255, pieces)
-    cut = np.full(len(values), _MAX_RUN, dtype=np.int64)
-    last = np.cumsum(pieces) - 1
-    cut[last] = lengths - (pieces - 1) * _MAX_RUN
-    return cut, values
+    piece_lengths = np.full(len(values), _MAX_RUN, dtype=np.int64)
+    last_pieces = np.cumsum(pieces) - 1
+    piece_lengths[last_pieces] = lengths - (pieces - 1) * _MAX_RUN
+    return piece_lengths, values
 
 
 def _to_bits(numbers: Sequence[int] | np.ndarray, widths: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Instances of the model to predictions that Label Studio shows, and nothing dropped in silence.
+"""Draw the model's instances as a Label Studio prediction, and count those left out by their reason.
 
 An object is one region, because Label Studio counts regions. Only where the output settings ask for it is each part a
 region of its own, whose `parentID` names the largest part. Region ids are hashes, so equal predictions are equal, and
@@ -53,16 +53,16 @@ class Shape:
 
 
 def polygon_shapes(
-    outlined: Sequence[Polygon], *, width: int, height: int, joined: bool, max_vertices: int | None
+    polygons: Sequence[Polygon], *, width: int, height: int, joined: bool, max_vertices: int | None
 ) -> list[Shape]:
     """Closed polygons whose holes are cut open to the outside, the largest first.
 
     Args:
         joined: one polygon for the object, its parts joined by cuts; else one for each part, the largest first.
-        max_vertices: that was asked for, for the note.
+        max_vertices: the limit that the polygons were simplified for; a note says where it is exceeded.
     """
-    polygons = sorted(outlined, key=lambda polygon: -polygon.area_px)
-    objects = [polygons] if joined and polygons else [[polygon] for polygon in polygons]
+    parts = sorted(polygons, key=lambda polygon: -polygon.area_px)
+    objects = [parts] if joined and parts else [[polygon] for polygon in parts]
     rings = [join_polygons(parts) for parts in objects]
     regions = []
     for number, ring in enumerate(rings, start=1):
@@ -191,8 +191,8 @@ def build_prediction(
     label_config.require_supported()
     drawing = _Drawing(label_config, output or Output(), width, height, f"{seed}|{model_version}")
     drawing.draw(instances)
-    score = scorer(drawing.shown, drawing.hidden) if scorer else certainty(drawing.shown)
-    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.dropped
+    score = scorer(drawing.shown_instances, drawing.hidden_instances) if scorer else certainty(drawing.shown_instances)
+    return {"result": drawing.result, "score": score, "model_version": model_version}, drawing.left_out_counts
 
 
 def certainty(instances: Sequence[Instance]) -> float:
@@ -227,7 +227,7 @@ class _Drawing:
         self._output = output
         self._size: _Size = {"original_width": width, "original_height": height, "image_rotation": 0}
         self._seed = seed
-        self._drawn: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._shared: dict[tuple[int, float, float], list[Polygon]] = {}
         self._cleaned: dict[tuple[int, float], np.ndarray] = {}
         self._instances: Sequence[Instance] = ()
@@ -235,31 +235,31 @@ class _Drawing:
         self._cover = np.zeros((0, 0))
         self._shown_numbers: list[int] = []
         self.result: list[Region] = []
-        self.shown: list[Instance] = []
-        self.hidden: list[Instance] = []
-        self.dropped: Counter[Reason] = Counter()
+        self.shown_instances: list[Instance] = []
+        self.hidden_instances: list[Instance] = []
+        self.left_out_counts: Counter[Reason] = Counter()
 
     def draw(self, instances: Sequence[Instance]) -> None:
         """Add the regions of all instances, the best first."""
         self._instances = instances
         classes = self._config.match(sorted({instance.label for instance in instances}))
-        chosen = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
+        targets = [self._choose(instance, classes.targets(instance.label)) for instance in instances]
         if self._output.shared_edges:
-            self._share_edges(instances, chosen)
+            self._share_edges(instances, targets)
         for number in sorted(range(len(instances)), key=lambda n: -_sortable(instances[n].score)):
             instance = instances[number]
-            reason = self._draw_instance(number, instance, chosen[number])
+            reason = self._draw_instance(number, instance, targets[number])
             if reason is None:
-                self.shown.append(instance)
+                self.shown_instances.append(instance)
                 self._shown_numbers.append(number)
             else:
-                self.dropped[reason] += 1
+                self.left_out_counts[reason] += 1
                 if reason == Reason.LOW_SCORE:
-                    self.hidden.append(instance)
-        over = self.dropped[Reason.OVER_LIMIT]
-        if over and self.result:
-            more = "1 more object was" if over == 1 else f"{over} more objects were"
-            _note(self.result[0], f"{more} found and left out: the limit of regions is reached.")
+                    self.hidden_instances.append(instance)
+        over_count = self.left_out_counts[Reason.OVER_LIMIT]
+        if over_count and self.result:
+            count_text = "1 more object was" if over_count == 1 else f"{over_count} more objects were"
+            _note(self.result[0], f"{count_text} found and left out: the limit of regions is reached.")
 
     def _draw_instance(self, number: int, instance: Instance, targets: Sequence[Target]) -> Reason | None:
         """Add the regions of an instance; None, or the reason why it has none."""
@@ -270,18 +270,18 @@ class _Drawing:
         reasons = [self._draw_target(number, instance, target) for target in targets]
         return None if None in reasons else reasons[0]
 
-    def _share_edges(self, instances: Sequence[Instance], chosen: Sequence[Sequence[Target]]) -> None:
+    def _share_edges(self, instances: Sequence[Instance], targets_by_instance: Sequence[Sequence[Target]]) -> None:
         """Outline together all instances that are drawn as polygons in the same way."""
-        alike: dict[tuple[float, float], list[int]] = {}
-        for number, targets in enumerate(chosen):
+        numbers_by_way: dict[tuple[float, float], list[int]] = {}
+        for number, targets in enumerate(targets_by_instance):
             ways = {self._way(t.control) for t in targets if self._may_share(instances[number], t)}
             for way in ways:
-                alike.setdefault(way, []).append(number)
-        for (tolerance_px, min_area_px), numbers in alike.items():
+                numbers_by_way.setdefault(way, []).append(number)
+        for (tolerance_px, min_area_px), numbers in numbers_by_way.items():
             masks_hw = [self._clean(number, min_area_px) for number in numbers]
             outlines = outline_masks(masks_hw, tolerance_px=tolerance_px, min_area_px=min_area_px)
-            for number, outlined in zip(numbers, outlines, strict=True):
-                self._shared[number, tolerance_px, min_area_px] = outlined
+            for number, polygons in zip(numbers, outlines, strict=True):
+                self._shared[number, tolerance_px, min_area_px] = polygons
 
     def _may_share(self, instance: Instance, target: Target) -> bool:
         control = target.control
@@ -291,26 +291,26 @@ class _Drawing:
 
     def _way(self, control: Control) -> tuple[float, float]:
         """Tolerance and minimum area of a control's polygons."""
-        own = control.tolerance_px
-        return self._output.tolerance_px if own is None else own, self._min_area_px(control)
+        tolerance_px = control.tolerance_px
+        return self._output.tolerance_px if tolerance_px is None else tolerance_px, self._min_area_px(control)
 
     def _choose(self, instance: Instance, targets: Sequence[Target]) -> list[Target]:
-        """The targets to draw on: one of each kind for "all", else one; none of none."""
+        """The targets to draw on: one of each kind for "all", else one; [] where there are none."""
         if not targets:
             return []
         by_kind = {target.control.kind: target for target in reversed(targets)}
         if self._output.kind == "all":
-            # An ellipse fits too loosely to be known again as the object of the other outlines.
+            # An ellipse fits too loosely to be read back as the same object as the other outlines.
             return [by_kind[kind] for kind in KINDS if kind in by_kind and (kind != "ellipse" or len(by_kind) == 1)]
-        chosen = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
+        target = targets[0] if self._output.kind == "auto" else by_kind.get(self._output.kind, targets[0])
         masks = [kind for kind in ("brush", "bitmask") if kind in by_kind]
-        if self._output.holes == "brush" and chosen.control.kind in ("polygon", "vector") and masks:
-            min_area_px = self._min_area_px(chosen.control)
-            return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else chosen]
-        return [chosen]
+        if self._output.holes == "brush" and target.control.kind in ("polygon", "vector") and masks:
+            min_area_px = self._min_area_px(target.control)
+            return [by_kind[masks[0]] if has_holes(instance.mask_hw, min_area_px) else target]
+        return [target]
 
     def _repeats(self, number: int) -> Reason | None:
-        """Why an object repeats one that is shown: it is that one again, or a part of it; None if it does not."""
+        """The reason to leave out an object that is a shown one again, or a part of it; None if it is neither."""
         output = self._output
         if output.double_iou >= 1 or not self._shown_numbers:
             return None
@@ -319,12 +319,12 @@ class _Drawing:
             areas = np.array([np.count_nonzero(mask_hw) for mask_hw in masks_hw])
             self._overlap = iou_matrix(masks_hw, masks_hw)
             # The share of the object of the row that lies in the one of the column: from their IoU and areas.
-            shared = self._overlap / (1 + self._overlap) * (areas[:, None] + areas)
-            self._cover = shared / np.maximum(areas[:, None], 1)
+            intersections = self._overlap / (1 + self._overlap) * (areas[:, None] + areas)
+            self._cover = intersections / np.maximum(areas[:, None], 1)
         if self._overlap[number, self._shown_numbers].max() > output.double_iou:
             return Reason.DOUBLE
         label = self._instances[number].label
-        wholes = [shown for shown in self._shown_numbers if self._instances[shown].label == label]
+        wholes = [shown_number for shown_number in self._shown_numbers if self._instances[shown_number].label == label]
         if wholes and self._cover[number, wholes].max() > output.part_cover:
             return Reason.PART
         return None
@@ -345,14 +345,14 @@ class _Drawing:
         control = target.control
         if instance.score < self._threshold(target):
             return Reason.LOW_SCORE
-        if repeats := self._repeats(number):
-            return repeats
-        if self._drawn[control.name] >= (control.max_regions or self._output.max_regions):
+        if reason := self._repeats(number):
+            return reason
+        if self._counts[control.name] >= (control.max_regions or self._output.max_regions):
             return Reason.OVER_LIMIT
         shapes = self._shapes(number, instance, control)
         if not shapes:
             return Reason.TOO_SMALL
-        self._drawn[control.name] += 1
+        self._counts[control.name] += 1
         self._add(number, instance, target, shapes)
         return None
 
@@ -364,12 +364,12 @@ class _Drawing:
         if of_mask := {"brush": brush_shapes, "bitmask": bitmask_shapes, "ellipse": ellipse_shapes}.get(control.kind):
             return of_mask(mask_hw) if np.count_nonzero(mask_hw) >= max(min_area_px, 1) else []
         max_vertices = control.max_vertices or self._output.max_vertices
-        outlined = self._shared.get((number, tolerance_px, min_area_px))
-        if outlined is None:
-            outlined = self._outline(instance, mask_hw, tolerance_px, max_vertices, min_area_px)
+        polygons = self._shared.get((number, tolerance_px, min_area_px))
+        if polygons is None:
+            polygons = self._outline(instance, mask_hw, tolerance_px, max_vertices, min_area_px)
         height, width = mask_hw.shape
         joined = self._output.parts == "joined"
-        shapes = polygon_shapes(outlined, width=width, height=height, joined=joined, max_vertices=max_vertices)
+        shapes = polygon_shapes(polygons, width=width, height=height, joined=joined, max_vertices=max_vertices)
         return vector_shapes(shapes) if control.kind == "vector" else shapes
 
     def _outline(
@@ -377,10 +377,10 @@ class _Drawing:
     ) -> list[Polygon]:
         if self._output.outline == "pixels":
             return outline_mask(mask_hw, tolerance_px=tolerance_px, max_vertices=max_vertices, min_area_px=min_area_px)
-        known = instance.probabilities
+        probabilities = instance.probabilities
         return smooth_outline(
             mask_hw,
-            (known.values, known.box_xyxy) if known else None,
+            (probabilities.values, probabilities.box_xyxy) if probabilities else None,
             tolerance_px=tolerance_px,
             max_vertices=max_vertices,
             min_area_px=min_area_px,
@@ -422,7 +422,7 @@ class _Drawing:
 
 
 def _note(region: Region, sentence: str) -> None:
-    """Say a sentence in `meta.text`, which the editor shows and keeps on submit (measured); a region says one."""
+    """Put a sentence into `meta.text`, which the editor shows and keeps on submit (measured); the first stays."""
     if sentence:
         region.setdefault("meta", {"text": [sentence]})
 

@@ -95,12 +95,12 @@ class SamePaddedConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        missing_y, missing_x = (
+        padding_y, padding_x = (
             max((math.ceil(size / stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
         )
-        left, top = missing_x // 2, missing_y // 2
-        if missing_x or missing_y:
-            x = F.pad(x, (left, missing_x - left, top, missing_y - top))
+        left, top = padding_x // 2, padding_y // 2
+        if padding_x or padding_y:
+            x = F.pad(x, (left, padding_x - left, top, padding_y - top))
         if self.groups > 1 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # Gradients of depthwise convolutions take 3 to 5 times as long in bf16 as in fp32.
             with torch.autocast("cpu", enabled=False):
@@ -281,13 +281,13 @@ def load_imagenet_weights(backbone: EfficientNetLite, file: Path | None = None) 
         ValueError: their number or a shape does not fit the backbone.
     """
     file = imagenet_weights_file() if file is None else file
-    theirs = torch.load(file, map_location="cpu", weights_only=True)
-    weights = [tensor for name, tensor in theirs.items() if not name.startswith(UNUSED_PREFIXES)]
-    own = backbone.state_dict()
-    for (name, expected), tensor in zip(own.items(), weights, strict=False):
+    file_state = torch.load(file, map_location="cpu", weights_only=True)
+    weights = [tensor for name, tensor in file_state.items() if not name.startswith(UNUSED_PREFIXES)]
+    own_state = backbone.state_dict()
+    for (name, expected), tensor in zip(own_state.items(), weights, strict=False):
         if tensor.shape != expected.shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(expected.shape)}"
             raise ValueError(f"{file} does not fit this backbone: for {name} it has the shape {shapes}")
-    if len(weights) != len(own):
-        raise ValueError(f"{file} does not fit this backbone: it has {len(weights)} tensors, expected {len(own)}")
-    backbone.load_state_dict(dict(zip(own, weights, strict=True)))
+    if len(weights) != len(own_state):
+        raise ValueError(f"{file} does not fit this backbone: it has {len(weights)} tensors, expected {len(own_state)}")
+    backbone.load_state_dict(dict(zip(own_state, weights, strict=True)))

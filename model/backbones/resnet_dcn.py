@@ -25,7 +25,7 @@ OFFSET_CHANNELS = 18
 
 
 class DeformableBottleneck(BottleneckBlock):
-    """detectron2's bottleneck whose 3x3 convolution samples where a second convolution says.
+    """detectron2's bottleneck whose 3x3 convolution samples at offsets that a second convolution predicts.
 
     The offsets start at zero, so that a fresh block equals the plain one.
     """

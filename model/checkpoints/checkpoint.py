@@ -33,8 +33,8 @@ from model.checkpoints.metadata import (
 from model.config import add_transfiner_config
 from model.files import replacing_folder
 
-# Keys that detectron2's main branch has and its packaged distribution has not. They say nothing about a network,
-# and a checkpoint made with one distribution must open with the other.
+# Keys that detectron2's main branch has and its packaged distribution has not. They do not change a network, and a
+# checkpoint made with one distribution must open with the other.
 UPSTREAM_ONLY_KEYS = ("FLOAT32_PRECISION",)
 # Settings of methods that were removed; older checkpoints name them.
 REMOVED_MODEL_KEYS = ("COMPARISON",)
@@ -92,26 +92,26 @@ def save_checkpoint(
         FileExistsError: the directory exists and `overwrite` is off.
     """
     directory = Path(directory)
-    if absent := [key for key in REQUIRED_METADATA if not metadata.get(key)]:
-        raise CheckpointError(f"metadata for {directory} lacks {', '.join(absent)}")
+    if missing_keys := [key for key in REQUIRED_METADATA if not metadata.get(key)]:
+        raise CheckpointError(f"metadata for {directory} lacks {', '.join(missing_keys)}")
     _check_classes(metadata, cfg, directory)
     if directory.exists() and not overwrite:
         raise FileExistsError(f"{directory} exists; choose another name or allow overwriting")
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    with replacing_folder(directory) as staged:
-        return _write(staged, cfg, state, metadata, half)
+    with replacing_folder(directory) as new_folder:
+        return _write(new_folder, cfg, state, metadata, half)
 
 
 def _write(
     directory: Path, cfg: CfgNode, state: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool
 ) -> dict[str, Any]:
     # Clones: safetensors refuses tensors that share memory.
-    save_file({name: _stored(name, tensor, half) for name, tensor in state.items()}, directory / WEIGHTS_FILE)
+    save_file({name: _to_stored(name, tensor, half) for name, tensor in state.items()}, directory / WEIGHTS_FILE)
     (directory / CONFIG_FILE).write_text(cfg.dump(), encoding="utf-8")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    written = {"created": created, **metadata, "digest": file_digest(directory / WEIGHTS_FILE)}
-    (directory / METADATA_FILE).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return written
+    record = {"created": created, **metadata, "digest": file_digest(directory / WEIGHTS_FILE)}
+    (directory / METADATA_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
 
 
 def _read_config(file: Path) -> CfgNode:
@@ -142,16 +142,16 @@ def _check_classes(metadata: Mapping[str, Any], cfg: CfgNode, directory: Path) -
         raise CheckpointError(
             f"the metadata of {directory} names {len(classes)} classes, MODEL.ROI_HEADS.NUM_CLASSES is {expected}"
         )
-    if repeated := sorted({name for name in classes if list(classes).count(name) > 1}):
-        raise CheckpointError(f"the metadata of {directory} names classes twice: {', '.join(repeated)}")
+    if double_names := sorted({name for name in classes if list(classes).count(name) > 1}):
+        raise CheckpointError(f"the metadata of {directory} names classes twice: {', '.join(double_names)}")
 
 
-def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+def _to_stored(name: str, tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous().clone()
     if not half or not tensor.is_floating_point() or name.endswith(ALWAYS_FP32):
         return tensor
-    halved = tensor.half()
-    return halved if torch.isfinite(halved).all() else tensor
+    half_tensor = tensor.half()
+    return half_tensor if torch.isfinite(half_tensor).all() else tensor
 
 
 def _to_fp32(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Downloads of large files that survive interruption: what has arrived is kept, and the next try asks for the rest."""
+"""Downloads of large files that survive interruption: received data is kept, and the next try requests the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK_BYTES = 1 << 20
 SILENCE_S = 60.0
 ATTEMPTS = 5
 
-# How a connection ends before its time, in the words of the two libraries that notice.
+# The errors of the two libraries for a connection that ends before its time.
 INTERRUPTIONS = (
     requests.ConnectionError,
     requests.Timeout,
@@ -33,14 +33,14 @@ class DownloadError(OSError):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What matters of a server's answer: where its body starts, the file's length and its version, as told."""
+    """The part of a server's answer that counts: where its body starts, the file's length and its version."""
 
     start: int
     total: int | None
     version: str
 
 
-def download(url: str, target: Path, progress: DownloadProgress = lambda _done, _total: None) -> Path:
+def download(url: str, target: Path, progress: DownloadProgress = lambda _size, _total: None) -> Path:
     """Fetch `url` into `target`, going on where an earlier try stopped.
 
     Until it is complete the data is in `target` with `.part` added, so that `target` never is half a file.
@@ -58,46 +58,46 @@ def download(url: str, target: Path, progress: DownloadProgress = lambda _done, 
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     for attempt in range(ATTEMPTS):
-        before = _size(part)
+        old_size = _size(part)
         try:
             _fetch_rest(url, part, progress)
             break
         except INTERRUPTIONS as error:
             # Progress since the last try makes another one worth it.
-            if attempt == ATTEMPTS - 1 or _size(part) <= before:
-                raise DownloadError(_interrupted(url, part, error)) from error
+            if attempt == ATTEMPTS - 1 or _size(part) <= old_size:
+                raise DownloadError(_interruption(url, part, error)) from error
     part.rename(target)
     _version_file(part).unlink(missing_ok=True)
     return target
 
 
 def _fetch_rest(url: str, part: Path, progress: DownloadProgress) -> None:
-    have, version = _size(part), _read_version(part)
+    size, version = _size(part), _read_version(part)
     # Without the server's name for the version, the rest might belong to another file: start again.
     headers = {"Accept-Encoding": "identity"}
-    if have and version:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version}
+    if size and version:
+        headers |= {"Range": f"bytes={size}-", "If-Range": version}
     with requests.get(url, headers=headers, stream=True, timeout=SILENCE_S) as response:
-        if response.status_code == 416 and _total_of(response) == have:
+        if response.status_code == 416 and _total_of(response) == size:
             return  # nothing was left to fetch
         if response.status_code == 416:
             part.unlink()
             raise DownloadError(f"{url} is shorter now than what was fetched before; run the command again")
-        answer = _understand(response, url, have)
+        answer = _read_answer(response, url, size)
         _version_file(part).write_text(json.dumps(answer.version), encoding="utf-8")
-        done = answer.start
+        byte_count = answer.start
         with part.open("ab" if answer.start else "wb") as stream:
-            progress(done, answer.total)
+            progress(byte_count, answer.total)
             # read1 gives what has arrived; read would lose the beginning of a chunk that breaks off.
             while chunk := response.raw.read1(CHUNK_BYTES):
                 stream.write(chunk)
-                done += len(chunk)
-                progress(done, answer.total)
-    if answer.total is not None and done != answer.total:
-        raise requests.ConnectionError(f"the connection ended after {done} of {answer.total} bytes")
+                byte_count += len(chunk)
+                progress(byte_count, answer.total)
+    if answer.total is not None and byte_count != answer.total:
+        raise requests.ConnectionError(f"the connection ended after {byte_count} of {answer.total} bytes")
 
 
-def _understand(response: requests.Response, url: str, have: int) -> _Answer:
+def _read_answer(response: requests.Response, url: str, size: int) -> _Answer:
     if response.status_code not in (200, 206):
         raise DownloadError(
             f"{url} answered {response.status_code} {response.reason}, expected the file; "
@@ -115,9 +115,9 @@ def _understand(response: requests.Response, url: str, have: int) -> _Answer:
     if response.status_code == 200:
         return _Answer(0, int(length) if length.isdigit() else None, version)
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if start != str(have):
-        raise DownloadError(f"{url} was asked for the bytes from {have} on and answered with those from {start!r}")
-    return _Answer(have, _total_of(response), version)
+    if start != str(size):
+        raise DownloadError(f"{url} was asked for the bytes from {size} on and answered with those from {start!r}")
+    return _Answer(size, _total_of(response), version)
 
 
 def _total_of(response: requests.Response) -> int | None:
@@ -125,10 +125,10 @@ def _total_of(response: requests.Response) -> int | None:
     return int(total) if total.isdigit() else None
 
 
-def _interrupted(url: str, part: Path, error: Exception) -> str:
-    have = _size(part)
-    if have:
-        return f"{url} was interrupted after {have} bytes ({error}); run the same command again to go on from there"
+def _interruption(url: str, part: Path, error: Exception) -> str:
+    size = _size(part)
+    if size:
+        return f"{url} was interrupted after {size} bytes ({error}); run the same command again to go on from there"
     return (
         f"{url} cannot be reached ({error}); check the connection, or download the file elsewhere and run "
         "`transfiner models import FILE`"

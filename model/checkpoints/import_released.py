@@ -77,7 +77,7 @@ def known_classes(num_classes: int) -> tuple[str, ...] | None:
     return {len(coco): tuple(coco), len(lvis): tuple(lvis)}.get(num_classes)
 
 
-# What optimizers and schedulers leave in a file beside tensors. Rebuilding numpy numbers runs no code of the file.
+# Types that optimizers and schedulers store in a file beside tensors. Rebuilding numpy numbers runs none of its code.
 _REBUILD_NUMBER = np.float64(0).__reduce__()[0]
 _REBUILD_ARRAY = np.zeros(1).__reduce__()[0]
 HARMLESS_TYPES: list[Any] = [
@@ -93,7 +93,7 @@ HARMLESS_TYPES: list[Any] = [
 
 @dataclass(frozen=True)
 class Import:
-    """What an import did.
+    """The outcome of an import.
 
     Attributes:
         directory: the checkpoint written.
@@ -174,14 +174,14 @@ def import_released(
         "source": {"file": file.name, "sha256": digest, "bytes": file.stat().st_size, "url": source},
         "absent_training_only": list(report.absent_training_only),
     }
-    kept = {key: tensor for key, tensor in state.items() if key in expected_state(config, num_classes)}
+    weights = {key: tensor for key, tensor in state.items() if key in expected_state(config, num_classes)}
     cfg = released_config(config, num_classes)
-    written = save_checkpoint(directory, cfg, kept, metadata, half=half, overwrite=overwrite)
-    return Import(directory, config, report, written)
+    full_metadata = save_checkpoint(directory, cfg, weights, metadata, half=half, overwrite=overwrite)
+    return Import(directory, config, report, full_metadata)
 
 
-def _class_names(num_classes: int, given: Sequence[str] | None, file: Path) -> Sequence[str]:
-    names = given if given is not None else known_classes(num_classes)
+def _class_names(num_classes: int, classes: Sequence[str] | None, file: Path) -> Sequence[str]:
+    names = classes if classes is not None else known_classes(num_classes)
     if names is None:
         raise CheckpointError(
             f"{file} has {num_classes} classes, whose names it does not hold; "

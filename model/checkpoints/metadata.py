@@ -1,4 +1,4 @@
-"""What can be known about a checkpoint directory without torch: its metadata and its files' digests."""
+"""Read a checkpoint directory without torch: its metadata and its files' digests."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def read_metadata(directory: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{file} holds a {type(metadata).__name__}, expected an object")
-    if absent := [key for key in REQUIRED_METADATA if key not in metadata]:
-        raise CheckpointError(f"{file} lacks {', '.join(absent)}; it needs {', '.join(REQUIRED_METADATA)}")
+    if missing_keys := [key for key in REQUIRED_METADATA if key not in metadata]:
+        raise CheckpointError(f"{file} lacks {', '.join(missing_keys)}; it needs {', '.join(REQUIRED_METADATA)}")
     return metadata
 
 

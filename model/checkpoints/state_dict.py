@@ -50,16 +50,16 @@ class KeyReport(NamedTuple):
 
 def compare_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> KeyReport:
     """Compare a state dict with the expected one by names and shapes; constants of the config are ignored."""
-    absent = [name for name in expected if name not in state]
+    missing_names = [name for name in expected if name not in state]
     return KeyReport(
-        missing=tuple(name for name in absent if not name.startswith(TRAINING_ONLY)),
+        missing=tuple(name for name in missing_names if not name.startswith(TRAINING_ONLY)),
         unexpected=tuple(name for name in state if name not in expected and not name.startswith(CONSTANTS)),
         mismatched=tuple(
             f"{name}: shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
             for name, tensor in expected.items()
             if name in state and state[name].shape != tensor.shape
         ),
-        absent_training_only=tuple(name for name in absent if name.startswith(TRAINING_ONLY)),
+        absent_training_only=tuple(name for name in missing_names if name.startswith(TRAINING_ONLY)),
     )
 
 

@@ -93,14 +93,14 @@ class DeformableTransformer(nn.Module):
         Args:
             valid: bool (N, H, W) where the padded images show something.
         """
-        given = self._flatten(maps, valid)
+        parts = self._flatten(maps, valid)
         geometry = {
-            name: given[name] for name in ("spatial_shapes", "spatial_shapes_list", "level_start_index", "valid_ratios")
+            name: parts[name] for name in ("spatial_shapes", "spatial_shapes_list", "level_start_index", "valid_ratios")
         }
         memory = self.encoder(
-            inputs_embeds=given["cells"],
-            attention_mask=given["mask"],
-            spatial_position_embeddings=given["places"],
+            inputs_embeds=parts["cells"],
+            attention_mask=parts["mask"],
+            spatial_position_embeddings=parts["places"],
             **geometry,
         ).last_hidden_state
         place, target = (part.expand(len(memory), -1, -1) for part in self.queries.weight[None].chunk(2, dim=2))
@@ -109,7 +109,7 @@ class DeformableTransformer(nn.Module):
             inputs_embeds=target,
             object_queries_position_embeddings=place,
             encoder_hidden_states=memory,
-            encoder_attention_mask=given["mask"],
+            encoder_attention_mask=parts["mask"],
             reference_points=start,
             **geometry,
         )
@@ -121,24 +121,24 @@ class DeformableTransformer(nn.Module):
         for layer in range(hidden.shape[1]):
             head = layer if self.box_refinement else 0
             logits.append(self.classifiers[head](hidden[:, layer]))
-            before = (start if layer == 0 or not self.box_refinement else references[:, layer - 1]).clamp(
+            start_boxes = (start if layer == 0 or not self.box_refinement else references[:, layer - 1]).clamp(
                 1e-5, 1 - 1e-5
             )
             change = self.box_heads[head](hidden[:, layer])
-            moved = change[..., : before.shape[-1]] + torch.logit(before)
-            boxes.append(torch.cat([moved, change[..., before.shape[-1] :]], dim=-1).sigmoid())
+            coordinates = change[..., : start_boxes.shape[-1]] + torch.logit(start_boxes)
+            boxes.append(torch.cat([coordinates, change[..., start_boxes.shape[-1] :]], dim=-1).sigmoid())
         return torch.stack(logits), torch.stack(boxes)
 
     def _flatten(self, maps: list[Tensor], valid: Tensor) -> dict[str, Any]:
         """All cells of all maps in one run, with their places, masks and the geometry of the maps."""
         cells, masks, places, ratios = [], [], [], []
         for level, (projection, feature) in enumerate(zip(self.projections, maps, strict=True)):
-            shown = nn.functional.interpolate(valid[:, None].float(), feature.shape[-2:])[:, 0].bool()
-            place = self.place(feature.shape, feature.device, feature.dtype, shown)
+            is_image = nn.functional.interpolate(valid[:, None].float(), feature.shape[-2:])[:, 0].bool()
+            place = self.place(feature.shape, feature.device, feature.dtype, is_image)
             cells.append(projection(feature).flatten(2).transpose(1, 2))
             places.append(place.flatten(2).transpose(1, 2) + self.level_embedding[level])
-            masks.append(shown.flatten(1))
-            height, width = shown[:, :, 0].float().mean(1), shown[:, 0, :].float().mean(1)
+            masks.append(is_image.flatten(1))
+            height, width = is_image[:, :, 0].float().mean(1), is_image[:, 0, :].float().mean(1)
             ratios.append(torch.stack([width, height], dim=1))
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
         shapes = torch.tensor(sizes, device=maps[0].device)

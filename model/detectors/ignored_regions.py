@@ -1,7 +1,7 @@
 """Regions that training ignores: what lies mostly in one is neither an object nor background.
 
 Crowds, boxes without masks and drawings that cannot be read are such regions. Anchors and proposals in them that match
-no object are left out of the losses, where they would be taught as background.
+no object are left out of the losses, which would teach them as background.
 
 Shapes: H, W of the network's input; R boxes.
 """
@@ -42,9 +42,9 @@ def mostly_ignored(boxes_xyxy: Tensor, ignored_hw: Tensor | None) -> Tensor:
     corners = boxes_xyxy.round().long()
     left, right = corners[:, 0].clamp(0, width), corners[:, 2].clamp(0, width)
     top, bottom = corners[:, 1].clamp(0, height), corners[:, 3].clamp(0, height)
-    inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    ignored_area = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
     area = (right - left) * (bottom - top)
-    return (area > 0) & (inside >= LEAST_SHARE * area)
+    return (area > 0) & (ignored_area >= LEAST_SHARE * area)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -77,20 +77,20 @@ class RegionIgnoringROIHeads(StandardROIHeads):
         if any(mask is not None for mask in self.ignored):
             least_iou = self.proposal_matcher.thresholds[-2]
             proposals = [
-                drawn[~mostly_ignored(drawn.proposal_boxes.tensor, mask) | _matches(drawn, target, least_iou)]
-                for drawn, target, mask in zip(proposals, targets, self.ignored, strict=True)
+                image[~mostly_ignored(image.proposal_boxes.tensor, mask) | _matches(image, target, least_iou)]
+                for image, target, mask in zip(proposals, targets, self.ignored, strict=True)
             ]
-        sampled: list[Instances] = super().label_and_sample_proposals(proposals, targets)
-        return sampled
+        samples: list[Instances] = super().label_and_sample_proposals(proposals, targets)
+        return samples
 
     def _match_and_label_boxes(self, proposals: list[Instances], stage: int, targets: list[Instances]) -> Any:
         """The later stages of a cascade: as detectron2's, without background in ignored regions."""
-        labelled = super()._match_and_label_boxes(proposals, stage, targets)
+        labelled_proposals = super()._match_and_label_boxes(proposals, stage, targets)
         if not any(mask is not None for mask in self.ignored):
-            return labelled
+            return labelled_proposals
         return [
-            drawn[(drawn.gt_classes != self.num_classes) | ~mostly_ignored(drawn.proposal_boxes.tensor, mask)]
-            for drawn, mask in zip(labelled, self.ignored, strict=True)
+            image[(image.gt_classes != self.num_classes) | ~mostly_ignored(image.proposal_boxes.tensor, mask)]
+            for image, mask in zip(labelled_proposals, self.ignored, strict=True)
         ]
 
 

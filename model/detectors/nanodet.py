@@ -64,10 +64,10 @@ class Stage(nn.Module):
         self.leave = Layer(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        entered = inner = self.enter(x)
+        first_output = output = self.enter(x)
         for block in self.blocks:
-            inner = block(inner)
-        return torch.cat([self.leave(inner), entered], 1)
+            output = block(output)
+        return torch.cat([self.leave(output), first_output], 1)
 
 
 class Trunk(nn.Module):
@@ -107,13 +107,13 @@ class PathAggregation(nn.Module):
         """Three maps of 128 channels from the features at strides 8, 16, 32."""
         maps = [layer(x) for layer, x in zip(self.lateral, stages, strict=True)]
         for finer in (1, 0):
-            maps[finer] = maps[finer] + _resized(maps[finer + 1], maps[finer])
+            maps[finer] = maps[finer] + _resize_like(maps[finer + 1], maps[finer])
         for coarser in (1, 2):
-            maps[coarser] = maps[coarser] + _resized(maps[coarser - 1], maps[coarser])
+            maps[coarser] = maps[coarser] + _resize_like(maps[coarser - 1], maps[coarser])
         return maps
 
 
-def _resized(x: Tensor, like: Tensor) -> Tensor:
+def _resize_like(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[-2:], mode="bilinear")
 
 
@@ -148,8 +148,8 @@ class NanoDet(nn.Module):
 
     def look(self, pixels: Tensor, side: int, *, is_mirrored: bool) -> tuple[Tensor, Tensor]:
         """Candidates in one image (1, 3, h, w), RGB in 0..255, stretched to a square: boxes as shares of it, scores."""
-        seen = F.interpolate(pixels.flip(-1) if is_mirrored else pixels, (side, side), mode="bilinear", antialias=True)
-        boxes, scores = self.candidates(self(normalised(seen)))
+        view = F.interpolate(pixels.flip(-1) if is_mirrored else pixels, (side, side), mode="bilinear", antialias=True)
+        boxes, scores = self.candidates(self(normalised(view)))
         return as_shares(boxes, side, is_mirrored=is_mirrored), scores
 
     def candidates(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -177,10 +177,10 @@ def as_shares(boxes: Tensor, side: int, *, is_mirrored: bool) -> Tensor:
 def detections_of(
     looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
 ) -> Detections:
-    """What one or several looks at an image, as `NanoDet.look` gives them, show together; boxes in its pixels."""
+    """The detections of one or several looks at an image (see `NanoDet.look`); boxes in its pixels."""
     if len(looks) == 1:
         return _strongest(*looks[0], size_hw, score_threshold, max_detections)
-    return _agreed(looks, size_hw, score_threshold, max_detections)
+    return _vote(looks, size_hw, score_threshold, max_detections)
 
 
 def _strongest(
@@ -189,11 +189,11 @@ def _strongest(
     """Candidates of one look without the doubles."""
     boxes = _in_image(boxes, size_hw)
     cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
-    kept = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
-    return Detections(boxes[cell[kept]], scores[cell, label][kept], label[kept])
+    indices = batched_nms(boxes[cell], scores[cell, label], label, NMS_IOU)[:max_detections]
+    return Detections(boxes[cell[indices]], scores[cell, label][indices], label[indices])
 
 
-def _agreed(
+def _vote(
     looks: list[tuple[Tensor, Tensor]], size_hw: tuple[int, int], score_threshold: float, max_detections: int
 ) -> Detections:
     """Candidates of several looks without the doubles.
@@ -206,17 +206,17 @@ def _agreed(
     number = torch.arange(len(looks)).repeat_interleave(torch.tensor([len(scores) for _, scores in looks]))
     cell, label = torch.nonzero(scores >= score_threshold, as_tuple=True)
     boxes, scores, number = boxes[cell], scores[cell, label], number.to(cell.device)[cell]
-    kept = batched_nms(boxes, scores, label, NMS_IOU)[:max_detections]
-    overlaps = box_iou(boxes[kept], boxes) * (label[kept][:, None] == label)
-    overlaps[torch.arange(len(kept)), kept] = 1.0  # not a number where cutting to the image left no area
+    indices = batched_nms(boxes, scores, label, NMS_IOU)[:max_detections]
+    overlaps = box_iou(boxes[indices], boxes) * (label[indices][:, None] == label)
+    overlaps[torch.arange(len(indices)), indices] = 1.0  # not a number where cutting to the image left no area
     votes = scores * (overlaps >= VOTE_IOU)
-    voted = votes @ boxes / votes.sum(1, keepdim=True)
-    alike = F.pad(scores * (overlaps >= NMS_IOU), (0, 1))  # one more: no candidates, no maximum
-    seen = [(alike * F.pad(number == look, (0, 1))).amax(1) for look in range(len(looks))]
-    fair = (scores[kept] + torch.stack(seen).mean(0)) / 2
-    order = fair.argsort(descending=True)
-    order = order[fair[order] >= score_threshold]
-    return Detections(voted[order], fair[order], label[kept[order]])
+    voted_boxes = votes @ boxes / votes.sum(1, keepdim=True)
+    votes_nms = F.pad(scores * (overlaps >= NMS_IOU), (0, 1))  # one more: no candidates, no maximum
+    look_scores = [(votes_nms * F.pad(number == look, (0, 1))).amax(1) for look in range(len(looks))]
+    final_scores = (scores[indices] + torch.stack(look_scores).mean(0)) / 2
+    order = final_scores.argsort(descending=True)
+    order = order[final_scores[order] >= score_threshold]
+    return Detections(voted_boxes[order], final_scores[order], label[indices[order]])
 
 
 def _in_image(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:

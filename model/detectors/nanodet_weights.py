@@ -55,10 +55,10 @@ def _tensors(manifest: list[dict[str, Any]], content: bytes) -> dict[str, Tensor
     """Tensors by name; the file is their concatenation in the manifest's order, some stored as fp16."""
     weights, offset = {}, 0
     for weight in (weight for group in manifest for weight in group["weights"]):
-        stored = np.dtype(_DTYPES[weight.get("quantization", weight)["dtype"]])
+        file_dtype = np.dtype(_DTYPES[weight.get("quantization", weight)["dtype"]])
         count = int(np.prod(weight["shape"], dtype=np.int64))
-        values = np.frombuffer(content, stored, count, offset).reshape(weight["shape"])
-        offset += count * stored.itemsize
+        values = np.frombuffer(content, file_dtype, count, offset).reshape(weight["shape"])
+        offset += count * file_dtype.itemsize
         weights[weight["name"]] = torch.from_numpy(values.astype(_DTYPES[weight["dtype"]]))
     if offset != len(content):
         raise ValueError(f"the manifest describes {offset} bytes of weights, the file has {len(content)}")

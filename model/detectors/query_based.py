@@ -101,24 +101,24 @@ class TransfinerDETR(nn.Module):
         images = self._images(batched_inputs)
         features = self.backbone(images.tensor)
         logits, boxes = self._detect(features, images)
-        given = [input["instances"].to(self.device) for input in batched_inputs]
+        targets = [input["instances"].to(self.device) for input in batched_inputs]
         frame = _frame(images)
-        truths = [QueryTargets(image.gt_classes, _to_shares(image.gt_boxes.tensor, frame)) for image in given]
+        truths = [QueryTargets(image.gt_classes, _to_shares(image.gt_boxes.tensor, frame)) for image in targets]
         ignored = [image.get("ignored") for image in batched_inputs]
         losses = dict[str, Tensor]()
         pairs: list[tuple[Tensor, Tensor]] = []
         for layer in range(len(logits)):
             pairs = [
-                match_queries(one_logits, one_boxes, truth, self.weights)
-                for one_logits, one_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
+                match_queries(image_logits, image_boxes, truth, self.weights)
+                for image_logits, image_boxes, truth in zip(logits[layer], boxes[layer], truths, strict=True)
             ]
-            counted = _counted(_to_edges(boxes[layer].detach(), frame), ignored, pairs)
-            layer_losses = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights, counted)
+            is_counted = _counted(_to_edges(boxes[layer].detach(), frame), ignored, pairs)
+            layer_losses = set_losses(logits[layer], boxes[layer], truths, pairs, self.weights, is_counted)
             suffix = "" if layer == len(logits) - 1 else f"_{layer}"
             losses |= {f"loss_{name}{suffix}": value for name, value in layer_losses.items()}
         proposals = [
-            _mask_proposals(truth, _to_edges(predicted.detach(), frame), *pair)
-            for truth, predicted, pair in zip(given, boxes[-1], pairs, strict=True)
+            _mask_proposals(truth, _to_edges(predicted_boxes.detach(), frame), *pair)
+            for truth, predicted_boxes, pair in zip(targets, boxes[-1], pairs, strict=True)
         ]
         pyramid = self.mask_pooler(self._mask_maps(features), [proposal.proposal_boxes for proposal in proposals])
         return losses | self.mask_head(pyramid, proposals)
@@ -139,9 +139,9 @@ class TransfinerDETR(nn.Module):
                 self._best(logit.float().sigmoid(), box, size)
                 for logit, box, size in zip(logits[-1], edges, images.image_sizes, strict=True)
             ]
-        detected = [instance.to(self.device) for instance in detected_instances]
-        pyramid = self.mask_pooler(self._mask_maps(features), [instance.pred_boxes for instance in detected])
-        results: list[Instances] = self.mask_head(pyramid, detected)
+        detections = [instance.to(self.device) for instance in detected_instances]
+        pyramid = self.mask_pooler(self._mask_maps(features), [instance.pred_boxes for instance in detections])
+        results: list[Instances] = self.mask_head(pyramid, detections)
         if not do_postprocess:
             return results
         return [
@@ -168,8 +168,8 @@ class TransfinerDETR(nn.Module):
         flat = scores.flatten()
         count = min(self.detections_per_image, len(flat))
         best, index = flat.topk(count)
-        keep = best > self.score_threshold
-        best, index = best[keep], index[keep]
+        is_strong = best > self.score_threshold
+        best, index = best[is_strong], index[is_strong]
         result = Instances(size)
         result.pred_boxes = Boxes(boxes[index // scores.shape[1]])
         result.pred_boxes.clip(size)
@@ -179,26 +179,26 @@ class TransfinerDETR(nn.Module):
 
 def _mask_proposals(truth: Instances, boxes_xyxy: Tensor, queries: Tensor, objects: Tensor) -> Instances:
     """Build proposals to train the mask branch on: every object in its own box, and in its query's where that fits."""
-    own = Instances(truth.image_size)
-    own.proposal_boxes, own.gt_classes, own.gt_masks = truth.gt_boxes, truth.gt_classes, truth.gt_masks
+    base = Instances(truth.image_size)
+    base.proposal_boxes, base.gt_classes, base.gt_masks = truth.gt_boxes, truth.gt_classes, truth.gt_masks
     if not len(queries):
-        return own
+        return base
     instances = Instances(truth.image_size)
     instances.proposal_boxes = Boxes(boxes_xyxy[queries])
     instances.proposal_boxes.clip(truth.image_size)
     instances.gt_classes, instances.gt_masks = truth.gt_classes[objects], truth.gt_masks[objects]
     overlap = pairwise_iou(instances.proposal_boxes, truth.gt_boxes)[torch.arange(len(objects)), objects]
-    return Instances.cat([own, instances[overlap >= FITTING_IOU]])
+    return Instances.cat([base, instances[overlap >= FITTING_IOU]])
 
 
 def _counted(boxes_xyxy: Tensor, ignored: list[Tensor | None], pairs: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """Bool (N, Q): not the unmatched queries in ignored regions, which are no background; None where all count."""
     if all(mask is None for mask in ignored):
         return None
-    counted = torch.stack([~mostly_ignored(edges, mask) for edges, mask in zip(boxes_xyxy, ignored, strict=True)])
+    is_counted = torch.stack([~mostly_ignored(edges, mask) for edges, mask in zip(boxes_xyxy, ignored, strict=True)])
     for image, (queries, _) in enumerate(pairs):
-        counted[image, queries] = True
-    return counted
+        is_counted[image, queries] = True
+    return is_counted
 
 
 def _frame(images: ImageList) -> Tensor:
@@ -261,32 +261,32 @@ def set_losses(
     truths: list[QueryTargets],
     pairs: list[tuple[Tensor, Tensor]],
     weights: Weights,
-    counted: Tensor | None = None,
+    is_counted: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted losses ``class``, ``box`` and ``giou``, each divided by the number of objects of the batch.
 
     Args:
         logits: (N, Q, K); boxes: (N, Q, 4); truths, pairs: one an image.
-        counted: bool (N, Q), queries whose classes count; None: all.
+        is_counted: bool (N, Q), queries whose classes count; None: all.
     """
     count = max(sum(len(truth.classes) for truth in truths), 1)
-    wanted = torch.zeros_like(logits)
+    targets = torch.zeros_like(logits)
     for image, (truth, (queries, objects)) in enumerate(zip(truths, pairs, strict=True)):
-        wanted[image, queries, truth.classes[objects]] = 1
+        targets[image, queries, truth.classes[objects]] = 1
     boxes_of_queries = torch.cat([boxes[image, queries] for image, (queries, _) in enumerate(pairs)])
-    right = torch.cat([truth.boxes[objects] for truth, (_, objects) in zip(truths, pairs, strict=True)])
-    overlap = generalized_box_iou(_corners(boxes_of_queries), _corners(right)).diag()
+    target_boxes = torch.cat([truth.boxes[objects] for truth, (_, objects) in zip(truths, pairs, strict=True)])
+    overlap = generalized_box_iou(_corners(boxes_of_queries), _corners(target_boxes)).diag()
     return {
-        "class": weights.classes * focal_loss(logits, wanted, counted) / count,
-        "box": weights.l1 * F.l1_loss(boxes_of_queries, right, reduction="sum") / count,
+        "class": weights.classes * focal_loss(logits, targets, is_counted) / count,
+        "box": weights.l1 * F.l1_loss(boxes_of_queries, target_boxes, reduction="sum") / count,
         "giou": weights.giou * (1 - overlap).sum() / count,
     }
 
 
-def focal_loss(logits: Tensor, wanted: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Sum of the sigmoid focal loss (N, Q, K) over all queries, or those `counted` (bool N, Q)."""
-    losses = sigmoid_focal_loss(logits, wanted, ALPHA, GAMMA)
-    return (losses if counted is None else losses[counted]).sum()
+def focal_loss(logits: Tensor, targets: Tensor, is_counted: Tensor | None = None) -> Tensor:
+    """Sum of the sigmoid focal loss (N, Q, K) over all queries, or those that count (bool N, Q)."""
+    losses = sigmoid_focal_loss(logits, targets, ALPHA, GAMMA)
+    return (losses if is_counted is None else losses[is_counted]).sum()
 
 
 def _corners(boxes: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class TransfinerRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As detectron2's, with a region proposal network that knows ignored regions."""
+        """As detectron2's, with a region proposal network that excludes ignored regions from its background."""
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
             cfg = cfg.clone()
             cfg.defrost()
@@ -66,23 +66,23 @@ class TransfinerRCNN(GeneralizedRCNN):
 
 
 def _to_image(result: Instances, height: int, width: int) -> Instances:
-    """Scale boxes and masks of the network's input to the original image; empty boxes leave.
+    """Scale boxes and masks of the network's input to the original image, without empty boxes.
 
     The masks' probabilities stay as ``mask_probabilities`` (R, S, S), from edge to edge of the boxes.
     """
     if result.has("pred_masks"):
         result.mask_probabilities = result.pred_masks[:, 0]
-    scaled = detector_postprocess(result, height, width, MASK_THRESHOLD)
-    if scaled.has("pred_coarse_masks"):
-        coarse = scaled.pred_coarse_masks[:, 0]
+    output = detector_postprocess(result, height, width, MASK_THRESHOLD)
+    if output.has("pred_coarse_masks"):
+        coarse = output.pred_coarse_masks[:, 0]
         shape = (height, width)
-        pasted = (
-            paste_masks_in_image(coarse, scaled.pred_boxes.tensor, shape, MASK_THRESHOLD)
-            if len(scaled)
+        masks = (
+            paste_masks_in_image(coarse, output.pred_boxes.tensor, shape, MASK_THRESHOLD)
+            if len(output)
             else torch.zeros((0, *shape), dtype=torch.bool, device=coarse.device)
         )
-        scaled.pred_coarse_masks = pasted
-    return scaled
+        output.pred_coarse_masks = masks
+    return output
 
 
 class RefinedMaskBranch(RegionIgnoringROIHeads):

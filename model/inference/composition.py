@@ -1,10 +1,10 @@
-"""Masks of one image, made to agree with each other and with the image.
+"""Make the masks of one image agree with each other and with the image.
 
-The network reads each mask by itself, from features with a stride of several pixels: masks run over onto neighbours,
+The network predicts each mask by itself, from features with a stride of several pixels: masks run over onto neighbours,
 and their edges are ragged where the image's are not. Here
 
 1. a place that several objects claim goes to one of them, to the smaller one sooner, since that lies in front;
-2. colours that an object's certain places have, and its surroundings have not, speak for it, others against it;
+2. colours typical of an object's certain places raise its probability, colours of its surroundings lower it;
 3. each mask is smoothed, but not across edges of the image and most where the network is undecided (random walks with
    the network's probabilities as prior; Grady 2005).
 
@@ -26,18 +26,18 @@ from model.instance import Instance, ProbabilityPatch, box_of, iou, sample_patch
 
 #: Weaker detections stay as they are and take nothing away: they are hardly ever shown.
 LEAST_SCORE = 0.5
-#: So is one that a better scored one overlaps more than this (IoU): its double.
+#: So does one that a better scored one overlaps more than this (IoU): its double.
 DOUBLE_IOU = 0.6
 #: An object with 1/e of another one's area has this advantage, in logits, where both claim a place.
 FRONT_WEIGHT = 0.5
 #: Weight of the colours' log likelihood ratio, which is at most `MOST_COLOUR` either way; bins a channel.
 COLOUR_WEIGHT, MOST_COLOUR, COLOUR_BINS = 4.0, 2.0, 28
-#: Colours say nothing where they would put more than this share of an object's certain places on the wrong side: most
+#: Colours are not used where they would put more than this share of an object's certain places on the wrong side: most
 #: objects of generated scenes are below, most of photographs above.
 MOST_CONFUSION = 0.1
 #: How much smoothness counts in an even area, and the colour difference (of 1) that divides it by e ** 0.5.
 SMOOTHNESS, CONTRAST = 20.0, 0.035
-#: How much the network's word counts where it is undecided; where it is certain, 1 more.
+#: Weight of the network's probability where it is undecided; where it is certain, 1 more.
 LEAST_CONFIDENCE = 0.05
 #: Steps of conjugate gradients: how many pixels a change can cross.
 ITERATIONS = 30
@@ -50,7 +50,7 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """What an object claims of the image: logits (h, w) in a window; outside of it nothing."""
+    """The places that an object claims: logits (h, w) in a window of the image; outside of it none."""
 
     window: Window
     logits_hw: np.ndarray
@@ -62,7 +62,7 @@ class Claim:
         return np.asarray(1 / (1 + np.exp(-self.logits_hw)))
 
     def with_probabilities(self, probabilities_hw: np.ndarray) -> Claim:
-        """The same object, surer or less sure of its places."""
+        """The same object with other probabilities (h, w)."""
         return dataclasses.replace(self, logits_hw=_logits(probabilities_hw))
 
 
@@ -78,7 +78,7 @@ def compose(image_rgb: np.ndarray, instances: Sequence[Instance], limit_hw: tupl
         The instances in their order, with new masks and probabilities. Those without probabilities, weak ones and
         doubles stay as they are, and so does an object of which nothing would be left.
     """
-    numbers = _taking_part(instances)
+    numbers = _composed_numbers(instances)
     if not numbers:
         return list(instances)
     height, width = image_rgb.shape[:2]
@@ -87,15 +87,15 @@ def compose(image_rgb: np.ndarray, instances: Sequence[Instance], limit_hw: tupl
     if size_hw != (height, width):
         image_rgb = np.asarray(Image.fromarray(image_rgb).resize(size_hw[::-1], Image.Resampling.BOX))
     claims = compete([_claim(instances[number], size_hw) for number in numbers], FRONT_WEIGHT)
-    claims = compete([_with_colours(claim, image_rgb) for claim in claims], 0.0)
-    claims = compete(_smoothed(claims, image_rgb), 0.0)
-    composed = list(instances)
+    claims = compete([_add_colours(claim, image_rgb) for claim in claims], 0.0)
+    claims = compete(_smooth_claims(claims, image_rgb), 0.0)
+    results = list(instances)
     for number, claim in zip(numbers, claims, strict=True):
-        composed[number] = _instance(instances[number], claim, size_hw)
-    return composed
+        results[number] = _instance(instances[number], claim, size_hw)
+    return results
 
 
-def _taking_part(instances: Sequence[Instance]) -> list[int]:
+def _composed_numbers(instances: Sequence[Instance]) -> list[int]:
     """Numbers of the instances that are composed."""
     numbers: list[int] = []
     for number, instance in enumerate(instances):
@@ -111,51 +111,51 @@ def _claim(instance: Instance, size_hw: tuple[int, int]) -> Claim:
     assert instance.probabilities is not None
     factor = np.array(size_hw) / instance.mask_hw.shape
     left, top, right, bottom = np.array(box_of(instance.mask_hw)) * np.tile(factor[::-1], 2)
-    begin = np.maximum(np.floor([top, left]).astype(int) - MARGIN_PX, 0).tolist()
+    start = np.maximum(np.floor([top, left]).astype(int) - MARGIN_PX, 0).tolist()
     end = np.minimum(np.ceil([bottom, right]).astype(int) + MARGIN_PX, size_hw).tolist()
-    y_px, x_px = ((np.arange(a, b) + 0.5) / f for a, b, f in zip(begin, end, factor, strict=True))
+    y_px, x_px = ((np.arange(a, b) + 0.5) / f for a, b, f in zip(start, end, factor, strict=True))
     values_hw = sample_patch(instance.probabilities.values, instance.probabilities.box_xyxy, y_px, x_px)
-    window = slice(begin[0], end[0]), slice(begin[1], end[1])
+    window = slice(start[0], end[0]), slice(start[1], end[1])
     return Claim(window, _logits(values_hw), max(int(np.count_nonzero(values_hw >= 0.5)), 1))
 
 
 def _logits(probabilities_hw: np.ndarray) -> np.ndarray:
-    bounded = np.clip(probabilities_hw, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-    return np.asarray(np.log(bounded / (1 - bounded)), dtype=np.float32)
+    probabilities = np.clip(probabilities_hw, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.asarray(np.log(probabilities / (1 - probabilities)), dtype=np.float32)
 
 
 def compete(claims: Sequence[Claim], front_weight: float) -> list[Claim]:
-    """Let each place go to one object: what a claim has over the other one's is what is left of it.
+    """Let each place go to one object: of two claims each keeps its lead over the other.
 
     Args:
         claims: of R objects.
         front_weight: see `FRONT_WEIGHT`.
     """
-    left_over = [claim.logits_hw.copy() for claim in claims]
-    for first, second in combinations(range(len(claims)), 2):
-        here, there = claims[first], claims[second]
-        inner = _common(here.window, there.window), _common(there.window, here.window)
-        mine, other = here.logits_hw[inner[0]], there.logits_hw[inner[1]]
-        if not mine.size:
+    remainders = [claim.logits_hw.copy() for claim in claims]
+    for i, j in combinations(range(len(claims)), 2):
+        claim_i, claim_j = claims[i], claims[j]
+        windows = _common(claim_i.window, claim_j.window), _common(claim_j.window, claim_i.window)
+        logits_i, logits_j = claim_i.logits_hw[windows[0]], claim_j.logits_hw[windows[1]]
+        if not logits_i.size:
             continue
-        lead = mine - other + front_weight * np.log(there.area_px / here.area_px)
-        # Where the other one claims nothing (its logit is negative), this one keeps what it has.
-        np.minimum(left_over[first][inner[0]], np.maximum(lead, -other), out=left_over[first][inner[0]])
-        np.minimum(left_over[second][inner[1]], np.maximum(-lead, -mine), out=left_over[second][inner[1]])
-    return [dataclasses.replace(claim, logits_hw=logits) for claim, logits in zip(claims, left_over, strict=True)]
+        lead = logits_i - logits_j + front_weight * np.log(claim_j.area_px / claim_i.area_px)
+        # Where the other claims nothing (its logit is negative), a claim keeps its own logit.
+        np.minimum(remainders[i][windows[0]], np.maximum(lead, -logits_j), out=remainders[i][windows[0]])
+        np.minimum(remainders[j][windows[1]], np.maximum(-lead, -logits_i), out=remainders[j][windows[1]])
+    return [dataclasses.replace(claim, logits_hw=logits) for claim, logits in zip(claims, remainders, strict=True)]
 
 
 def _common(window: Window, other: Window) -> Window:
     """The part of a window that another one covers, counted in the first; empty where they do not meet."""
     parts = []
-    for mine, its in zip(window, other, strict=True):
-        begin, end = max(mine.start, its.start), min(mine.stop, its.stop)
-        parts.append(slice(begin - mine.start, max(end, begin) - mine.start))
+    for own_slice, other_slice in zip(window, other, strict=True):
+        start, end = max(own_slice.start, other_slice.start), min(own_slice.stop, other_slice.stop)
+        parts.append(slice(start - own_slice.start, max(end, start) - own_slice.start))
     return parts[0], parts[1]
 
 
-def _with_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
-    """A claim after the colours of its window have spoken, if they tell the object from its surroundings."""
+def _add_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
+    """Add the colours' evidence to a claim, if they tell the object from its surroundings in its window."""
     probabilities_hw = claim.probabilities_hw
     bins = image_rgb[claim.window].astype(np.int64) * COLOUR_BINS // 256
     bins_hw = (bins[..., 0] * COLOUR_BINS + bins[..., 1]) * COLOUR_BINS + bins[..., 2]
@@ -168,16 +168,16 @@ def _with_colours(claim: Claim, image_rgb: np.ndarray) -> Claim:
         densities.append(counts / max(counts.sum(), 1.0) + 1e-5)
     ratio = np.clip(np.log(densities[0] / densities[1]), -MOST_COLOUR, MOST_COLOUR).astype(np.float32)
     ratio_hw = ratio.ravel()[bins_hw]
-    confused = [
+    confusions = [
         weights_hw[is_wrong_hw].sum() / max(weights_hw.sum(), 1.0)
         for weights_hw, is_wrong_hw in ((inside_hw, ratio_hw < 0), (outside_hw, ratio_hw > 0))
     ]
-    if sum(confused) / 2 > MOST_CONFUSION:
+    if sum(confusions) / 2 > MOST_CONFUSION:
         return claim
     return dataclasses.replace(claim, logits_hw=claim.logits_hw + COLOUR_WEIGHT * ratio_hw)
 
 
-def _smoothed(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim]:
+def _smooth_claims(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim]:
     """Claims smoothed within the image's edges."""
     colours = image_rgb.astype(np.float32) / 255
     across, down = (
@@ -185,28 +185,28 @@ def _smoothed(claims: Sequence[Claim], image_rgb: np.ndarray) -> list[Claim]:
         for axis in (1, 0)
     )
     confidence = _confidence(claims, (colours.shape[0], colours.shape[1]))
-    smoothed = []
+    results = []
     for claim in claims:
         rows, columns = claim.window
         inner_columns, inner_rows = slice(columns.start, columns.stop - 1), slice(rows.start, rows.stop - 1)
         links = across[rows, inner_columns], down[inner_rows, columns]
-        smoothed.append(claim.with_probabilities(smooth(claim.probabilities_hw, confidence[claim.window], *links)))
-    return smoothed
+        results.append(claim.with_probabilities(smooth(claim.probabilities_hw, confidence[claim.window], *links)))
+    return results
 
 
 def _confidence(claims: Sequence[Claim], size_hw: tuple[int, int]) -> np.ndarray:
-    """How decided each place is, float32 (H, W): what its owner, or nobody, has before the next one, and the least."""
+    """How decided each place is, float32 (H, W): the lead of its best claim, or of none, plus `LEAST_CONFIDENCE`."""
     most, next_most = np.zeros(size_hw, np.float32), np.zeros(size_hw, np.float32)
     for claim in claims:
-        here, values = most[claim.window], claim.probabilities_hw
-        next_most[claim.window] = np.maximum(next_most[claim.window], np.minimum(values, here))
-        most[claim.window] = np.maximum(values, here)
+        best, values = most[claim.window], claim.probabilities_hw
+        next_most[claim.window] = np.maximum(next_most[claim.window], np.minimum(values, best))
+        most[claim.window] = np.maximum(values, best)
     lead = np.where(most >= 0.5, most - np.maximum(next_most, 1 - most), 1 - 2 * most)
     return np.asarray(LEAST_CONFIDENCE + lead.clip(0, 1), dtype=np.float32)
 
 
 def smooth(values_hw: np.ndarray, confidence_hw: np.ndarray, across_hw: np.ndarray, down_hw: np.ndarray) -> np.ndarray:
-    """The x that makes sum c (x - values)^2 + sum of links (x - neighbour's x)^2 least, nearly.
+    """Minimise sum c (x - values)^2 + sum of links (x - neighbour's x)^2 over x, nearly; return x.
 
     By conjugate gradients with the diagonal as preconditioner.
 
@@ -232,18 +232,18 @@ def smooth(values_hw: np.ndarray, confidence_hw: np.ndarray, across_hw: np.ndarr
 
     x = values_hw.copy()
     residual = confidence_hw * values_hw - applied(x)
-    direction = scaled = residual / diagonal
-    size = float(np.vdot(residual, scaled))
+    direction = preconditioned = residual / diagonal
+    size = float(np.vdot(residual, preconditioned))
     for _ in range(ITERATIONS):
         if size < 1e-9 * x.size:
             break
-        turned = applied(direction)
-        step = size / float(np.vdot(direction, turned))
+        applied_direction = applied(direction)
+        step = size / float(np.vdot(direction, applied_direction))
         x += step * direction
-        residual -= step * turned
-        scaled = residual / diagonal
-        size, before = float(np.vdot(residual, scaled)), size
-        direction = scaled + (size / before) * direction
+        residual -= step * applied_direction
+        preconditioned = residual / diagonal
+        size, old_size = float(np.vdot(residual, preconditioned)), size
+        direction = preconditioned + (size / old_size) * direction
     return x
 
 
@@ -254,10 +254,10 @@ def _instance(instance: Instance, claim: Claim, size_hw: tuple[int, int]) -> Ins
     rows, columns = claim.window
     box = (columns.start * x_scale, rows.start * y_scale, columns.stop * x_scale, rows.stop * y_scale)
     values_hw = claim.probabilities_hw
-    begin, end = np.floor([box[1], box[0]]).astype(int), np.ceil([box[3], box[2]]).astype(int)
-    y_px, x_px = np.arange(begin[0], end[0]) + 0.5, np.arange(begin[1], end[1]) + 0.5
+    start, end = np.floor([box[1], box[0]]).astype(int), np.ceil([box[3], box[2]]).astype(int)
+    y_px, x_px = np.arange(start[0], end[0]) + 0.5, np.arange(start[1], end[1]) + 0.5
     mask_hw = np.zeros_like(instance.mask_hw)
-    mask_hw[begin[0] : end[0], begin[1] : end[1]] = sample_patch(values_hw, box, y_px, x_px) >= 0.5
+    mask_hw[start[0] : end[0], start[1] : end[1]] = sample_patch(values_hw, box, y_px, x_px) >= 0.5
     if not mask_hw.any():
         return instance
     return dataclasses.replace(instance, mask_hw=mask_hw, probabilities=ProbabilityPatch(values_hw, box))

@@ -24,43 +24,43 @@ from model.prompts.detector import PromptedDetector
 from model.prompts.network import PromptNetwork
 
 PRECISIONS = ("fp32", "bf16", "auto")
-#: What half precision may cost in mask and in boundary AP, as a fraction, before `auto` leaves it alone.
+#: The most mask and boundary AP that bf16 may lose, as a fraction, for `auto` to choose it.
 MOST_AP_LOST = 0.003
 #: A processor is fast at bf16 from this much of its fp32 speed on; without instructions for it, it is slower.
 FAST_FROM = 1.5
 _PROBE_EDGE, _PROBE_REPEATS = 384, 5
 
 
-def choose_precision(wish: str, device: torch.device | str, metadata: Mapping[str, Any]) -> str:
+def choose_precision(setting: str, device: torch.device | str, metadata: Mapping[str, Any]) -> str:
     """`fp32` or `bf16` for a setting, a device and the checkpoint's metadata.
 
     `auto` is bf16 on a CPU that is fast at it, for weights whose metadata says what bf16 costs them and that this is
     at most `MOST_AP_LOST` (`transfiner benchmark precision --card` measures it).
 
     Raises:
-        ValueError: an unknown precision, or bf16 asked for elsewhere than on a CPU.
+        ValueError: an unknown precision, or bf16 on another device than a CPU.
     """
-    if wish not in PRECISIONS:
-        raise ValueError(f"precision is {wish!r}, expected one of {', '.join(PRECISIONS)}")
+    if setting not in PRECISIONS:
+        raise ValueError(f"precision is {setting!r}, expected one of {', '.join(PRECISIONS)}")
     on_cpu = torch.device(device).type == "cpu"
-    if wish == "bf16" and not on_cpu:
+    if setting == "bf16" and not on_cpu:
         raise ValueError(f"precision bf16 is for CPUs, the device is {device}; use auto (GPUs run in mixed precision)")
-    if wish != "auto":
-        return wish
+    if setting != "auto":
+        return setting
     return "bf16" if on_cpu and is_measured(metadata) and has_fast_bf16() else "fp32"
 
 
 def is_measured(metadata: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's metadata records, for these very weights, that bf16 keeps its mask and boundary AP."""
-    measured = metadata.get("bf16")
-    if not isinstance(measured, Mapping) or measured.get("digest") != metadata.get("digest"):
+    measurement = metadata.get("bf16")
+    if not isinstance(measurement, Mapping) or measurement.get("digest") != metadata.get("digest"):
         return False
-    return keeps_ap(measured)
+    return keeps_ap(measurement)
 
 
-def keeps_ap(measured: Mapping[str, Any]) -> bool:
+def keeps_ap(measurement: Mapping[str, Any]) -> bool:
     """Whether bf16 loses at most `MOST_AP_LOST` of mask and of boundary AP, by a measurement's differences."""
-    return all(float(measured[kind]["difference"]) >= -MOST_AP_LOST for kind in ("mask_ap", "boundary_ap"))
+    return all(float(measurement[kind]["difference"]) >= -MOST_AP_LOST for kind in ("mask_ap", "boundary_ap"))
 
 
 @functools.cache
@@ -73,10 +73,10 @@ def has_fast_bf16() -> bool:
 
 
 def _product_seconds(matrix: Tensor) -> float:
-    began_s = time.perf_counter()
+    start_s = time.perf_counter()
     with torch.inference_mode():
         matrix @ matrix
-    return time.perf_counter() - began_s
+    return time.perf_counter() - start_s
 
 
 def to_bf16(network: nn.Module) -> None:
@@ -120,7 +120,7 @@ def _convert_two_stage(network: Any) -> None:
         return
     if isinstance(heads.mask_pooler, RefinementPooler) and heads.mask_pooler.conv_norm_relus_semantic is not None:
         _convert(heads.mask_pooler.conv_norm_relus_semantic)
-    # Ours gets bf16 features and gives fp32 masks by itself; of others the layers give fp32 logits.
+    # Our mask head takes bf16 features and gives fp32 masks by itself; other heads' layers give fp32 logits.
     _convert_weights(heads.mask_head)
 
 
@@ -137,7 +137,7 @@ def _convert_weights(module: nn.Module) -> None:
 
 
 def _convert(module: nn.Module, *, fp32_outputs: bool = False) -> None:
-    """A module that takes tensors of any precision, and gives bf16 or fp32 ones."""
+    """Make a module compute in bf16 from tensors of any precision; with `fp32_outputs` it gives fp32 tensors."""
     _convert_weights(module)
     module.register_forward_pre_hook(lambda _, inputs: _cast(inputs, torch.bfloat16))
     if fp32_outputs:

@@ -1,4 +1,4 @@
-"""The predictor: a model with everything its use needs, so that callers see only images and instances.
+"""The predictor: a model with all that its use needs, so that callers handle only images and instances.
 
 Shape shorthand in this module: N images, R instances of an image, H x W an image's size in pixels.
 """
@@ -35,8 +35,8 @@ from model.network import build_network
 BATCH_SIZE_GPU = 4
 # Images on a CPU; each holds activations of its own, like the images of a batch on a GPU.
 MOST_AT_A_TIME = 4
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 class InputSettings(NamedTuple):
@@ -54,7 +54,7 @@ class Predictor:
         model: a network with detectron2's interface; moved to `device` and switched to evaluation.
         labels: class names in the order of the network's class numbers.
         mixed_precision: run in half precision where that is safe (GPUs only).
-        precision: in which `model` computes, for whoever asks; see `model.inference.precision`.
+        precision: in which `model` computes, as information; see `model.inference.precision`.
         composes: whether masks are made to agree with each other and the image; see `model.inference.composition`.
 
     Raises:
@@ -123,12 +123,12 @@ class Predictor:
         """
         place = choose_device(device)
         cfg, state, metadata = load_checkpoint(directory)
-        chosen = choose_precision(precision, place, metadata)
+        chosen_precision = choose_precision(precision, place, metadata)
         cfg = _inference_config(cfg, place, score_threshold, max_instances, node_budget)
         override(cfg, overrides)
         model = build_network(cfg)
         load_weights(model, state, source=str(directory))
-        if chosen == "bf16":
+        if chosen_precision == "bf16":
             to_bf16(model.eval())
         on_gpu = place.type == "cuda"
         return cls(
@@ -139,7 +139,7 @@ class Predictor:
             device=place,
             batch_size=batch_size if batch_size is not None else (BATCH_SIZE_GPU if on_gpu else 1),
             mixed_precision=on_gpu if mixed_precision is None else mixed_precision,
-            precision=chosen,
+            precision=chosen_precision,
             composes=cfg.MODEL.TRANSFINER.TEST_COMPOSE,
         )
 
@@ -151,15 +151,15 @@ class Predictor:
 
     @property
     def images_at_once(self) -> int:
-        """As many images as a call is best given where there are many: what it looks at together or side by side."""
+        """The best number of images for one call, where there are many: a batch, or as many as run side by side."""
         return max(self.batch_size, MOST_AT_A_TIME)
 
     def smaller(self, divisor: int) -> Predictor:
         """The same network looking at images of 1/divisor of the edge; shares all weights."""
         order, short_px, long_px = self.input_settings
-        other = copy.copy(self)
-        other.input_settings = InputSettings(order, max(1, short_px // divisor), max(1, long_px // divisor))
-        return other
+        predictor = copy.copy(self)
+        predictor.input_settings = InputSettings(order, max(1, short_px // divisor), max(1, long_px // divisor))
+        return predictor
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
         """Detect and outline objects.
@@ -186,9 +186,9 @@ class Predictor:
                 return instances
             return [compose(images[i], r, self._input_size(images[i])) for i, r in zip(batch, instances, strict=True)]
 
-        each = chain.from_iterable(map_in_threads(detect, batches, self.device))
-        numbered = dict(zip(order, each, strict=True))
-        return [numbered[i] for i in range(len(images))]
+        results = chain.from_iterable(map_in_threads(detect, batches, self.device))
+        by_number = dict(zip(order, results, strict=True))
+        return [by_number[i] for i in range(len(images))]
 
     def _input_size(self, image_rgb: np.ndarray) -> tuple[int, int]:
         """Height and width at which the network sees an image."""
@@ -199,11 +199,11 @@ class Predictor:
         return max(height, 1), max(width, 1)
 
     def _prepare(self, image_rgb: np.ndarray) -> dict[str, Any]:
-        """What detectron2's DefaultPredictor makes of an image, without drawing random numbers."""
+        """The network's input as detectron2's DefaultPredictor makes it, without drawing random numbers."""
         height, width = image_rgb.shape[:2]
         new_height, new_width = self._input_size(image_rgb)
-        resized = Image.fromarray(image_rgb).resize((new_width, new_height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized).transpose(2, 0, 1)
+        resized_image = Image.fromarray(image_rgb).resize((new_width, new_height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized_image).transpose(2, 0, 1)
         if self.input_settings.channel_order == "BGR":
             pixels = pixels[::-1]
         tensor = torch.from_numpy(np.array(pixels, order="C"))
@@ -282,12 +282,12 @@ def _inference_config(
     cfg.defrost()
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.DEVICE = str(device)
-    wishes: list[tuple[str, float | None, float, float, str]] = [
+    options: list[tuple[str, float | None, float, float, str]] = [
         ("score_threshold", score_threshold, 0, 1, "MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
         ("max_instances", max_instances, 1, math.inf, "TEST.DETECTIONS_PER_IMAGE"),
         ("node_budget", node_budget, 0, math.inf, "MODEL.TRANSFINER.TEST_NODE_BUDGET"),
     ]
-    for name, value, low, high, key in wishes:
+    for name, value, low, high, key in options:
         if value is not None:
             if not low <= value <= high:
                 limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
@@ -304,8 +304,8 @@ def _check_image(image: np.ndarray, number: int) -> None:
 
 
 def map_in_threads(
-    work: Callable[[Given], Made], pieces: Sequence[Given], device: torch.device | str = "cpu"
-) -> list[Made]:
+    work: Callable[[Piece], Result], pieces: Sequence[Piece], device: torch.device | str = "cpu"
+) -> list[Result]:
     """`work` on each piece, in order; up to `MOST_AT_A_TIME` at once on a CPU where torch may use several threads.
 
     Most operations of a small network are too short to be split among threads, so two images on a thread each are done
@@ -315,15 +315,15 @@ def map_in_threads(
         device: where the arithmetic is; elsewhere than on a CPU one piece follows the other.
 
     Raises:
-        Exception: of the first piece that failed. Pieces that were not begun then, or when the caller is interrupted,
-            never are; those that were run to their end unattended.
+        Exception: of the first piece that failed. Then, or when the caller is interrupted, no further piece is
+            started; those that run already go on to their end.
     """
     threads = torch.get_num_threads()
     at_once = min(len(pieces), threads, MOST_AT_A_TIME)
     if at_once < 2 or torch.device(device).type != "cpu":
         return [work(piece) for piece in pieces]
 
-    def with_its_share(piece: Given) -> Made:
+    def with_its_share(piece: Piece) -> Result:
         torch.set_num_threads(threads // at_once)
         return work(piece)
 

@@ -1,7 +1,7 @@
 """The predictor of prompts: a box, clicks or an earlier mask of an image in, one object out.
 
-Every prompt looks at a view of its own, so what is kept of an image is its pixels and the last answer: a prompt costs
-the same whether it is the first or the tenth, and as much on a photograph of 40 megapixels as on a small one.
+Every prompt looks at a view of its own, so only an image's pixels and the last answer are kept: a prompt costs the same
+whether it is the first or the tenth, and as much on a photograph of 40 megapixels as on a small one.
 
 Shape shorthand: V views, H x W an image's size in pixels.
 """
@@ -45,11 +45,11 @@ from model.prompts.views import View, resampled
 
 #: Where the promptable network's weights lie in a checkpoint that has a detector, too.
 PREFIX = "prompts."
-#: A first click means a detected object that it lies in the middle of: at least so deep, as a share of the object's
-#: deepest place. Of the photographs' validation images without DAVIS, 70 things and 40 parts of them: with 0.5 a click
-#: on a garment gave its wearer, with 0.9 fewer clicks on things gave them.
+#: A first click means a detected object if it lies at least so deep in it, as a share of the object's deepest place.
+#: Of the photographs' validation images without DAVIS, 70 things and 40 parts of them: with 0.5 a click on a garment
+#: gave its wearer, with 0.9 fewer clicks on things gave them.
 LEAST_DEPTH = 0.75
-#: Weaker detections mean nothing; and so many of them are looked at.
+#: Weaker detections are ignored; of the others at most so many are looked at.
 LEAST_SCORE, MOST_DETECTIONS = 0.25, 3
 #: The detector sees an image with its longer side reduced to this.
 DETECTED_SIDE_PX = 1024
@@ -87,12 +87,12 @@ class PromptPredictor:
         network = PromptedDetector(cfg) if has_detector else PromptNetwork(cfg)
         load_weights(network, state, source=str(directory))
         network = network.to(place).eval()
-        chosen = choose_precision(precision, place, metadata)
-        if chosen == "bf16":
+        chosen_precision = choose_precision(precision, place, metadata)
+        if chosen_precision == "bf16":
             to_bf16(network)
         if isinstance(network, PromptedDetector):
-            return cls(network.prompts, str(metadata["version"]), place, chosen, network)
-        return cls(network, str(metadata["version"]), place, chosen)
+            return cls(network.prompts, str(metadata["version"]), place, chosen_precision, network)
+        return cls(network, str(metadata["version"]), place, chosen_precision)
 
     def image(self, image_rgb: np.ndarray) -> PromptedImage:
         """An image to be prompted: uint8 H x W x 3, RGB, turned as its EXIF says."""
@@ -121,8 +121,8 @@ class PromptedImage:
 
     predictor: PromptPredictor
     image_rgb: np.ndarray
-    _last: tuple[Prompt, Instance] | None = None
-    _first: tuple[Point, Instance | None] | None = None
+    _last_answer: tuple[Prompt, Instance] | None = None
+    _first_object: tuple[Point, Instance | None] | None = None
     _boxes: list[tuple[float, tuple[float, float, float, float]]] | None = None
 
     def prompt(self, prompt: Prompt) -> Instance:
@@ -130,33 +130,33 @@ class PromptedImage:
 
         Clicks are answered in their order, each with the mask that those before it gave, as the network learned it.
         """
-        answer = self._detected(prompt)
+        answer = self._common_object(prompt)
         steps = prompt_steps(prompt, FIRST_CLICKS if answer is None else 1)
-        if self._last is not None and self._last[0] in steps:
-            earlier, answer = self._last
-            steps = steps[steps.index(earlier) + 1 :]
+        if self._last_answer is not None and self._last_answer[0] in steps:
+            earlier_prompt, answer = self._last_answer
+            steps = steps[steps.index(earlier_prompt) + 1 :]
         elif answer is not None:
             steps = steps[1:]
         for step in steps:
             answer = self._answer(step, answer)
         assert answer is not None
-        self._last = (prompt, answer)
+        self._last_answer = (prompt, answer)
         return answer
 
-    def _detected(self, prompt: Prompt) -> Instance | None:
+    def _common_object(self, prompt: Prompt) -> Instance | None:
         """The common object in whose middle the first click is; None without one, and for other prompts."""
         if prompt.box_xyxy is not None or prompt.mask_hw is not None or not prompt.points[0][2]:
             return None
-        if self._first is None or self._first[0] != prompt.points[0]:
-            self._first = (prompt.points[0], self._object_around(prompt.points[0]))
-        return self._first[1]
+        if self._first_object is None or self._first_object[0] != prompt.points[0]:
+            self._first_object = (prompt.points[0], self._object_around(prompt.points[0]))
+        return self._first_object[1]
 
     def _object_around(self, click: Point) -> Instance | None:
         """The common object in whose middle a click is."""
         (x, y, _), shape_hw = click, self.image_rgb.shape[:2]
         boxes = [(score, box) for score, box in self._detections() if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
         prompts = [Prompt(box_xyxy=box, points=(click,)) for _, box in boxes[:MOST_DETECTIONS]]
-        views = [first_view(asked, shape_hw) for asked in prompts]
+        views = [first_view(prompt, shape_hw) for prompt in prompts]
         instance = None
         if views:
             values, _, scores = self.predictor.look(self.image_rgb, views, prompts)
@@ -166,27 +166,27 @@ class PromptedImage:
             ]
             k = int(np.argmax(weights))
             if weights[k] > 0:
-                finer = self._nearer(views[k], values[k], prompts[k])
+                finer = self._look_again(views[k], values[k], prompts[k])
                 instance = as_instance(views[k], finer, float(scores[k]), prompts[k], shape_hw)
         return instance
 
-    def _joined(self, prompt: Prompt, before: Instance) -> Instance | None:
-        """The object so far and the common one in whose middle one of the first clicks is, outside of it."""
+    def _join(self, prompt: Prompt, so_far: Instance) -> Instance | None:
+        """The object so far joined with the common one around the newest click; None where the click means no other."""
         (x, y, is_positive), shape_hw = prompt.points[-1], self.image_rgb.shape[:2]
         if not is_positive or prompt.box_xyxy is not None or len(prompt.points) > FIRST_CLICKS:
             return None
-        if before.mask_hw[min(int(y), shape_hw[0] - 1), min(int(x), shape_hw[1] - 1)]:
+        if so_far.mask_hw[min(int(y), shape_hw[0] - 1), min(int(x), shape_hw[1] - 1)]:
             return None
-        added = self._object_around(prompt.points[-1])
-        if added is None or added.probabilities is None or before.probabilities is None:
+        second = self._object_around(prompt.points[-1])
+        if second is None or second.probabilities is None or so_far.probabilities is None:
             return None
-        view = first_view(replace(prompt, mask_hw=before.mask_hw | added.mask_hw), shape_hw)
-        side = FINER * added.probabilities.values.shape[0]
+        view = first_view(replace(prompt, mask_hw=so_far.mask_hw | second.mask_hw), shape_hw)
+        side = FINER * second.probabilities.values.shape[0]
         parts = [
-            resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
-            for known in (before.probabilities, added.probabilities)
+            resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
+            for patch in (so_far.probabilities, second.probabilities)
         ]
-        return as_instance(view, np.maximum(*parts), min(before.score, added.score), prompt, shape_hw)
+        return as_instance(view, np.maximum(*parts), min(so_far.score, second.score), prompt, shape_hw)
 
     def _detections(self) -> list[tuple[float, tuple[float, float, float, float]]]:
         """Scores and boxes of the common objects in the image, best first; they are looked for once."""
@@ -197,66 +197,66 @@ class PromptedImage:
                 small.thumbnail((DETECTED_SIDE_PX, DETECTED_SIDE_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
                 pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
                 with torch.inference_mode():
-                    detected = self.predictor.detector.detect(pixels, self.image_rgb.shape[:2])
-                rows = zip(detected.scores.tolist(), detected.boxes_xyxy.tolist(), strict=True)
+                    detections = self.predictor.detector.detect(pixels, self.image_rgb.shape[:2])
+                rows = zip(detections.scores.tolist(), detections.boxes_xyxy.tolist(), strict=True)
                 self._boxes = [(score, (*box,)) for score, box in rows if score >= LEAST_SCORE]
         return self._boxes
 
-    def _answer(self, prompt: Prompt, before: Instance | None) -> Instance:
-        joined = None if before is None else self._joined(prompt, before)
-        if joined is not None:
-            return joined
+    def _answer(self, prompt: Prompt, so_far: Instance | None) -> Instance:
+        instance = None if so_far is None else self._join(prompt, so_far)
+        if instance is not None:
+            return instance
         shape_hw = self.image_rgb.shape[:2]
-        if before is not None:
-            return self._corrected(prompt, before)
+        if so_far is not None:
+            return self._correct(prompt, so_far)
         view = first_view(prompt, shape_hw)
         if prompt.box_xyxy is None and prompt.mask_hw is None:
             values, _ = self._look(view, prompt, refine=False)
-            nearer = nearer_view(view, values, prompt)
-            if nearer is not None:
+            near_view = nearer_view(view, values, prompt)
+            if near_view is not None:
                 prompt = replace(prompt, mask_hw=view.to_image(values, shape_hw) >= 0.5)
-                view = nearer
-        return as_instance(view, *self._values(view, prompt), prompt, shape_hw)
+                view = near_view
+        return as_instance(view, *self._look_closely(view, prompt), prompt, shape_hw)
 
-    def _corrected(self, prompt: Prompt, before: Instance) -> Instance:
+    def _correct(self, prompt: Prompt, so_far: Instance) -> Instance:
         """The object after a click: as before but for the part that the click changed, a small one seen from nearer.
 
         The nearer view is that of FocusCut (Lin et al., 2022), the part that of FocalClick (Chen et al., 2022).
         """
         shape_hw, point = self.image_rgb.shape[:2], prompt.points[-1]
-        asked = replace(prompt, mask_hw=before.mask_hw)
-        view = first_view(asked, shape_hw)
-        rough, score = self._look(view, asked, is_mirrored=False, refine=False)
-        side = FINER * rough.shape[0]
+        mask_prompt = replace(prompt, mask_hw=so_far.mask_hw)
+        view = first_view(mask_prompt, shape_hw)
+        first_values, score = self._look(view, mask_prompt, is_mirrored=False, refine=False)
+        side = FINER * first_values.shape[0]
         column, row = (view.to_view(np.array([point[:2]]))[0] * side / view.side).astype(int).tolist()
-        if before.probabilities is None or not (0 <= column < side and 0 <= row < side):
-            return as_instance(view, *self._values(view, asked), prompt, shape_hw)
-        values = resampled(rough, view.box_xyxy, view.box_xyxy, (side, side))
-        known = before.probabilities
-        earlier = resampled(known.values, known.box_xyxy, view.box_xyxy, (side, side))
-        part = changed_part(values, earlier, (row, column))
-        nearer = view_of_change(view, part, point)
-        if nearer is None:
-            seen, score = self._values(view, asked)
-            values = resampled(seen, view.box_xyxy, view.box_xyxy, (side, side))
+        if so_far.probabilities is None or not (0 <= column < side and 0 <= row < side):
+            return as_instance(view, *self._look_closely(view, mask_prompt), prompt, shape_hw)
+        values = resampled(first_values, view.box_xyxy, view.box_xyxy, (side, side))
+        patch = so_far.probabilities
+        earlier_values = resampled(patch.values, patch.box_xyxy, view.box_xyxy, (side, side))
+        part = changed_part(values, earlier_values, (row, column))
+        near_view = view_of_change(view, part, point)
+        if near_view is None:
+            near_values, score = self._look_closely(view, mask_prompt)
+            values = resampled(near_values, view.box_xyxy, view.box_xyxy, (side, side))
         else:
-            base = earlier if part is None else values
+            base = earlier_values if part is None else values
             mask_hw = mask_of_view(view, base, shape_hw)
-            seen, _ = self._look(nearer, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
-            seen = resampled(seen, nearer.box_xyxy, view.box_xyxy, (side, side))
-            values = np.where(cells_within(view, nearer.box_xyxy, side), seen, base)
-        part = changed_part(values, earlier, (row, column))
+            near_values, _ = self._look(near_view, replace(prompt, box_xyxy=None, mask_hw=mask_hw), is_mirrored=False)
+            near_values = resampled(near_values, near_view.box_xyxy, view.box_xyxy, (side, side))
+            values = np.where(cells_within(view, near_view.box_xyxy, side), near_values, base)
+        part = changed_part(values, earlier_values, (row, column))
         if part is not None:
             # The rim of the change, too, or the outline would be cut in steps there.
-            earlier = np.where(binary_dilation(part, iterations=FINER), values, earlier)
-        return as_instance(view, earlier, score, prompt, shape_hw)
+            earlier_values = np.where(binary_dilation(part, iterations=FINER), values, earlier_values)
+        return as_instance(view, earlier_values, score, prompt, shape_hw)
 
-    def _values(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
+    def _look_closely(self, view: View, prompt: Prompt) -> tuple[np.ndarray, float]:
         """Probabilities (s', s') of a view, a large one looked at twice, and the expected IoU."""
         values, score = self._look(view, prompt, refine=not is_large(view))
-        return self._nearer(view, values, prompt), score
+        return self._look_again(view, values, prompt), score
 
-    def _nearer(self, view: View, values: np.ndarray, prompt: Prompt) -> np.ndarray:
+    def _look_again(self, view: View, values: np.ndarray, prompt: Prompt) -> np.ndarray:
         """A first look's probabilities after a second look, which only large views have."""
         if not is_large(view):
             return values

@@ -1,6 +1,6 @@
 """Large images: predicted tile by tile at full resolution, objects that a tile's border cut joined again.
 
-Knows no torch: it works with anything that maps images to instances. Besides the tiles the whole image is looked at
+Free of torch: it works with anything that maps images to instances. Besides the tiles the whole image is looked at
 once, made small: objects larger than a tile are recognised there, and tell which pieces belong together.
 
 Two fragments of different tiles show one object when they have the same class and agree where both tiles look. Of an
@@ -89,9 +89,9 @@ def predict_tiled(predict: Predict, image: np.ndarray, tiling: Tiling, *, batch:
     tiles = tiles_of(height, width, tiling)
     fragments: list[Fragment] = []
     for start in range(0, len(tiles), batch):
-        chosen = tiles[start : start + batch]
-        parts = [np.ascontiguousarray(image[t.top : t.bottom, t.left : t.right]) for t in chosen]
-        for tile, instances in zip(chosen, predict(parts), strict=True):
+        batch_tiles = tiles[start : start + batch]
+        parts = [np.ascontiguousarray(image[t.top : t.bottom, t.left : t.right]) for t in batch_tiles]
+        for tile, instances in zip(batch_tiles, predict(parts), strict=True):
             fragments += [piece for instance in instances if (piece := instance_in_image(instance, tile)) is not None]
     if tiling.overview and len(tiles) > 1:
         fragments += _overview(predict, image, tiling)
@@ -105,25 +105,25 @@ def _overview(predict: Predict, image: np.ndarray, tiling: Tiling) -> list[Fragm
     scale = tiling.tile_px / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    whole = Tile(0, 0, height, width, height, width, is_overview=True)
+    tile = Tile(0, 0, height, width, height, width, is_overview=True)
     (instances,) = predict([small])
     pieces = (instance_in_image(instance, Tile(0, 0, size[1], size[0], size[1], size[0])) for instance in instances)
-    return [_enlarged(piece, whole, size) for piece in pieces if piece is not None]
+    return [_enlarge(piece, tile, size) for piece in pieces if piece is not None]
 
 
-def _enlarged(piece: Fragment, whole: Tile, size: tuple[int, int]) -> Fragment:
+def _enlarge(piece: Fragment, tile: Tile, size: tuple[int, int]) -> Fragment:
     """A fragment of the small image (width, height) in the pixels of the whole one; only its own box is enlarged."""
     tops, lefts = (
-        np.arange(length + 1) * full // length for length, full in ((size[1], whole.height), (size[0], whole.width))
+        np.arange(length + 1) * full // length for length, full in ((size[1], tile.height), (size[0], tile.width))
     )
     rows = np.diff(tops[piece.top : piece.top + piece.mask_hw.shape[0] + 1])
     columns = np.diff(lefts[piece.left : piece.left + piece.mask_hw.shape[1] + 1])
     mask = piece.mask_hw.repeat(rows, axis=0).repeat(columns, axis=1)
-    return dataclasses.replace(piece, tile=whole, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask)
+    return dataclasses.replace(piece, tile=tile, top=int(tops[piece.top]), left=int(lefts[piece.left]), mask_hw=mask)
 
 
 def _instance(fragment: Fragment, height: int, width: int) -> Instance:
-    # Pages of zeros that nobody writes take no memory, so many objects of a large image fit.
+    # Pages of zeros that are never written take no memory, so many objects of a large image fit.
     mask = np.zeros((height, width), bool)
     bottom, right = fragment.bottom, fragment.right
     mask[fragment.top : bottom, fragment.left : right] = fragment.mask_hw
@@ -173,13 +173,13 @@ class Tile:
         """For each pixel (h x w, float) its distance to the nearest cut; the overview is trusted least."""
         if self.is_overview:
             return np.full((len(rows), len(columns)), 0.5, np.float32)
-        far = float(self.height + self.width)
+        most = float(self.height + self.width)
         top, left, bottom, right = self.cuts
-        vertical = np.minimum(rows - self.top + 1 if top else far, self.bottom - rows if bottom else far) * np.ones(
+        vertical = np.minimum(rows - self.top + 1 if top else most, self.bottom - rows if bottom else most) * np.ones(
             len(rows)
         )
         horizontal = np.minimum(
-            columns - self.left + 1 if left else far, self.right - columns if right else far
+            columns - self.left + 1 if left else most, self.right - columns if right else most
         ) * np.ones(len(columns))
         distance: np.ndarray = np.minimum.outer(vertical.astype(np.float32), horizontal.astype(np.float32))
         return distance
@@ -234,11 +234,11 @@ def instance_in_image(instance: Instance, tile: Tile) -> Fragment | None:
     fragment = Fragment(
         tile, instance.label, instance.score, instance.uncertainty, tile.top, tile.left, instance.mask_hw
     )
-    return _trimmed(fragment)
+    return _trim(fragment)
 
 
-def _trimmed(fragment: Fragment) -> Fragment | None:
-    """Without empty rows and columns at the mask's borders; None where nothing is left."""
+def _trim(fragment: Fragment) -> Fragment | None:
+    """Cut empty rows and columns off the mask's borders; None where nothing is left."""
     left, top, right, bottom = box_of(fragment.mask_hw)
     if right == left:
         return None
@@ -247,25 +247,25 @@ def _trimmed(fragment: Fragment) -> Fragment | None:
 
 
 def merge_tiles(fragments: Sequence[Fragment], tiles: Sequence[Tile]) -> list[Fragment]:
-    """One fragment for each object; what a tile shows worse than its neighbour is left out."""
-    agreeing = _agreements(fragments)
+    """One fragment for each object; fragments that another tile shows better are left out."""
+    agreements = _agreements(fragments)
     objects: list[Fragment] = []
-    for group in _groups(len(fragments), agreeing):
-        objects += _resolved(group, fragments, agreeing, tiles)
+    for group in _groups(len(fragments), agreements):
+        objects += _resolve_group(group, fragments, agreements, tiles)
     return [fragment for fragment in objects if not _is_piece_of_another(fragment, objects)]
 
 
 def _agreements(fragments: Sequence[Fragment]) -> dict[int, set[int]]:
     """For each fragment those of other tiles that show the same object."""
     boxes = np.array([fragment.box for fragment in fragments]).reshape(-1, 4)
-    agreeing: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
+    agreements: dict[int, set[int]] = {number: set() for number in range(len(fragments))}
     for i, fragment in enumerate(fragments):
-        touching = (boxes[i + 1 :, :2] < boxes[i, 2:]).all(1) & (boxes[i + 1 :, 2:] > boxes[i, :2]).all(1)
-        for j in (np.flatnonzero(touching) + i + 1).tolist():
+        is_touching = (boxes[i + 1 :, :2] < boxes[i, 2:]).all(1) & (boxes[i + 1 :, 2:] > boxes[i, :2]).all(1)
+        for j in (np.flatnonzero(is_touching) + i + 1).tolist():
             if _agree(fragment, fragments[j]):
-                agreeing[i].add(j)
-                agreeing[j].add(i)
-    return agreeing
+                agreements[i].add(j)
+                agreements[j].add(i)
+    return agreements
 
 
 def _agree(fragment: Fragment, other: Fragment) -> bool:
@@ -290,62 +290,62 @@ def _agree(fragment: Fragment, other: Fragment) -> bool:
     return union > 0 and int((a & b).sum()) >= least * union
 
 
-def _groups(count: int, agreeing: dict[int, set[int]]) -> list[list[int]]:
+def _groups(count: int, agreements: dict[int, set[int]]) -> list[list[int]]:
     """Connected fragments."""
-    pairs = np.array([(i, j) for i, others in agreeing.items() for j in others], int).reshape(-1, 2).T
+    pairs = np.array([(i, j) for i, others in agreements.items() for j in others], int).reshape(-1, 2).T
     graph = coo_array((np.ones(pairs.shape[1], bool), pairs), (count, count))
     groups, group_of = connected_components(graph, directed=False)
     return [np.flatnonzero(group_of == group).tolist() for group in range(groups)]
 
 
-def _resolved(
-    group: Sequence[int], fragments: Sequence[Fragment], agreeing: dict[int, set[int]], tiles: Sequence[Tile]
+def _resolve_group(
+    group: Sequence[int], fragments: Sequence[Fragment], agreements: dict[int, set[int]], tiles: Sequence[Tile]
 ) -> list[Fragment]:
     """The objects of a group: those that some tile shows whole, else one made of all pieces."""
-    whole: list[int] = []
+    whole_numbers: list[int] = []
     for number in sorted((n for n in group if fragments[n].is_whole), key=lambda n: -fragments[n].score):
-        if not agreeing[number] & set(whole):
-            whole.append(number)
-    if whole:
-        return [fragments[number] for number in whole]
+        if not agreements[number] & set(whole_numbers):
+            whole_numbers.append(number)
+    if whole_numbers:
+        return [fragments[number] for number in whole_numbers]
     pieces = [fragments[number] for number in group]
-    made = _composed(pieces)
-    if made is None:
+    composite = _compose_pieces(pieces)
+    if composite is None:
         return []
-    # Alone with its opinion, and a neighbour sees more of the place: the neighbour's business.
+    # Only one tile found it, and a tile that shows the place whole did not: it is no object.
     is_alone = len({piece.tile for piece in pieces}) == 1
-    if is_alone and any(tile.shows_whole(*made.box) for tile in tiles if tile != made.tile):
+    if is_alone and any(tile.shows_whole(*composite.box) for tile in tiles if tile != composite.tile):
         return []
-    return [made]
+    return [composite]
 
 
-def _composed(pieces: Sequence[Fragment]) -> Fragment | None:
+def _compose_pieces(pieces: Sequence[Fragment]) -> Fragment | None:
     """One object of several pieces; None when nothing of it is left."""
     top, left = min(p.top for p in pieces), min(p.left for p in pieces)
     bottom, right = max(p.bottom for p in pieces), max(p.right for p in pieces)
-    trusted = np.zeros((bottom - top, right - left), np.float32)
-    mask = np.zeros(trusted.shape, bool)
+    trust_map = np.zeros((bottom - top, right - left), np.float32)
+    mask = np.zeros(trust_map.shape, bool)
     for tile in dict.fromkeys(piece.tile for piece in pieces):
         t, b = max(top, tile.top), min(bottom, tile.bottom)
         s, e = max(left, tile.left), min(right, tile.right)
-        seen = np.logical_or.reduce([p.within(t, s, b, e) for p in pieces if p.tile == tile])
+        tile_mask = np.logical_or.reduce([p.within(t, s, b, e) for p in pieces if p.tile == tile])
         trust = tile.trust(np.arange(t, b), np.arange(s, e))
         place = (slice(t - top, b - top), slice(s - left, e - left))
-        better = trust > trusted[place]
-        mask[place] = np.where(better, seen, mask[place])
-        trusted[place] = np.maximum(trust, trusted[place])
+        is_better = trust > trust_map[place]
+        mask[place] = np.where(is_better, tile_mask, mask[place])
+        trust_map[place] = np.maximum(trust, trust_map[place])
     areas = np.array([piece.mask_hw.sum() for piece in pieces], float)
     score = float(np.average([piece.score for piece in pieces], weights=areas))
     uncertainty = float(np.average([piece.uncertainty for piece in pieces], weights=areas))
     first = pieces[0]
-    return _trimmed(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
+    return _trim(Fragment(first.tile, first.label, score, uncertainty, top, left, mask))
 
 
 def _is_piece_of_another(fragment: Fragment, objects: Sequence[Fragment]) -> bool:
     """Whether a cut piece lies within a larger object that was seen better.
 
-    Of whatever class: from a part a tool is easily mistaken for another, and masks show what is visible, so that one
-    object in front of another does not count as covered by it.
+    Whatever its class: a part of a tool is easily taken for another tool. Masks show what is visible, so that an object
+    in front of another is not covered by it.
     """
     if fragment.is_whole or fragment.tile.is_overview:
         return False

@@ -87,8 +87,8 @@ class ConvolutionLayer(nn.Module):
         side = math.isqrt(lengths[0]) if lengths else 0
         if any(length != side * side for length in lengths):
             raise ValueError(f"a CNN needs whole square grids as sequences, got lengths {sorted(set(lengths))}")
-        placed = tokens if positions is None else tokens + positions
-        grid = placed.unflatten(0, (len(lengths), side, side)).permute(0, 3, 1, 2)
+        inputs = tokens if positions is None else tokens + positions
+        grid = inputs.unflatten(0, (len(lengths), side, side)).permute(0, 3, 1, 2)
         return F.relu(self.convolution(grid)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -102,8 +102,8 @@ class NonLocalLayer(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
         """(T, C) to (T, C)."""
-        placed = tokens if positions is None else tokens + positions
-        queries, keys, values = self.inner(placed).unflatten(1, (3, 1, -1)).unbind(1)
+        inputs = tokens if positions is None else tokens + positions
+        queries, keys, values = self.inner(inputs).unflatten(1, (3, 1, -1)).unbind(1)
         return tokens + self.outer(attend(queries, keys, values, lengths, scale=1.0).flatten(1))
 
 
@@ -115,10 +115,10 @@ def build_layers(kind: str, channels: int, count: int, heads: int, ffn_dim: int,
     """
     if kind == "transformer":
         return nn.ModuleList(EncoderLayer(channels, heads, ffn_dim, dropout) for _ in range(count))
-    simple: dict[str, type[nn.Module]] = {"mlp": MLPLayer, "cnn": ConvolutionLayer, "non_local": NonLocalLayer}
-    if kind not in simple:
+    kinds: dict[str, type[nn.Module]] = {"mlp": MLPLayer, "cnn": ConvolutionLayer, "non_local": NonLocalLayer}
+    if kind not in kinds:
         raise ValueError(f"MODEL.TRANSFINER.REFINER must be one of {KINDS}, got {kind!r}")
-    return nn.ModuleList(simple[kind](channels) for _ in range(count))
+    return nn.ModuleList(kinds[kind](channels) for _ in range(count))
 
 
 def attend(
@@ -151,16 +151,16 @@ def _attend_equal(
 ) -> Tensor:
     queries, keys, values = (part.unflatten(0, (sequences, -1)).transpose(1, 2) for part in (queries, keys, values))
     weights = queries.shape[1] * queries.shape[2] ** 2
-    stored = weights * sequences if queries.requires_grad else weights  # a backward pass needs all of them
+    stored_weights = weights * sequences if queries.requires_grad else weights  # a backward pass needs all of them
     is_half = queries.dtype == torch.bfloat16 and queries.device.type == "cpu"
     # The fused kernel's backward pass is slower even with AMX.
     is_slow_fused = queries.requires_grad or not has_amx()
-    if is_half and is_slow_fused and not dropout and stored <= _MOST_STORED_WEIGHTS:
+    if is_half and is_slow_fused and not dropout and stored_weights <= _MOST_STORED_WEIGHTS:
         groups = (part.split(max(1, _CACHED_WEIGHTS // max(1, weights))) for part in (queries, keys, values))
-        attended = torch.cat([_attend_stored(q, k, v, scale) for q, k, v in zip(*groups, strict=True)])
+        results = torch.cat([_attend_stored(q, k, v, scale) for q, k, v in zip(*groups, strict=True)])
     else:
-        attended = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
-    return attended.transpose(1, 2).flatten(0, 1)
+        results = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, scale=scale)
+    return results.transpose(1, 2).flatten(0, 1)
 
 
 def _attend_stored(queries: Tensor, keys: Tensor, values: Tensor, scale: float | None) -> Tensor:
@@ -181,11 +181,11 @@ def attend_padded(
         for part in (queries, keys, values)
     )
     limit = torch.tensor(lengths, device=queries.device)
-    valid = torch.arange(max(lengths), device=queries.device) < limit[:, None]
-    attended = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=valid[:, None, None, :], dropout_p=dropout, scale=scale
+    is_valid = torch.arange(max(lengths), device=queries.device) < limit[:, None]
+    results = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=is_valid[:, None, None, :], dropout_p=dropout, scale=scale
     )
-    return attended.transpose(1, 2)[valid]
+    return results.transpose(1, 2)[is_valid]
 
 
 class SelfAttention(nn.Module):
@@ -205,10 +205,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor | None, lengths: list[int]) -> Tensor:
         """(T, C) to (T, C). Positions (T, C) are added to queries and keys, not to values."""
-        split = 2 * tokens.shape[1]
+        start = 2 * tokens.shape[1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        placed = tokens if positions is None else tokens + positions
-        queries, keys = F.linear(placed, weight[:split], bias[:split]).unflatten(1, (2, self.heads, -1)).unbind(1)
-        values = F.linear(tokens, weight[split:], bias[split:]).unflatten(1, (self.heads, -1))
+        inputs = tokens if positions is None else tokens + positions
+        queries, keys = F.linear(inputs, weight[:start], bias[:start]).unflatten(1, (2, self.heads, -1)).unbind(1)
+        values = F.linear(tokens, weight[start:], bias[start:]).unflatten(1, (self.heads, -1))
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(attend(queries, keys, values, lengths, dropout).flatten(1))

@@ -128,15 +128,15 @@ class TransfinerMaskHead(nn.Module):
         return predict_masks(self, pyramid, instances)
 
     def coarse(self, pyramid: RoIPyramid, classes: Tensor, *, detect: bool = True) -> CoarseOutput:
-        """The convolutional part; ``classes`` (R,) chooses each RoI's mask; ``detect`` its incoherent regions, too."""
+        """The convolutional part: masks of each RoI's class (R,), and with ``detect`` its incoherent regions."""
         trunk = pyramid.coarse
         for name in self.coarse_names:
             trunk = F.relu(getattr(self, name)(trunk))
         upsampled = F.relu(self.deconv(trunk))
         logits = own_class(self.predictor, upsampled, classes)
         probabilities = logits.detach().sigmoid()
-        detected = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection and detect else []
-        return CoarseOutput(logits, detected, trunk, upsampled if self.refine.needs_coarse_features else None)
+        incoherence = self.detection(pyramid, trunk, probabilities, self.sizes) if self.detection and detect else []
+        return CoarseOutput(logits, incoherence, trunk, upsampled if self.refine.needs_coarse_features else None)
 
     def boundary(self, output: CoarseOutput) -> Tensor:
         """Logits of the contour, (R, S0, S0); an auxiliary output that only training asks for."""
@@ -207,25 +207,25 @@ def upsampled_predictor(channels: int, outputs: int) -> tuple[nn.ConvTranspose2d
 
 
 def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list[Instances]) -> list[Instances]:
-    """Every instance is refined that the settings do not leave out."""
+    """Predict the masks of all instances, and refine those that the settings do not leave out."""
     output = head.coarse(pyramid, torch.cat([i.pred_classes for i in instances]))
     coarse = output.logits.float().sigmoid()
     upsampled = resize_masks(coarse, head.output_size)
     masks, uncertainty, node_counts = upsampled, coarse.new_zeros(len(coarse)), coarse.new_zeros(len(coarse))
-    chosen = rois_to_refine(instances, head.settings)
-    if len(chosen) and head.sizes:
-        refined, doubt, nodes = refine_masks(
+    roi_indices = rois_to_refine(instances, head.settings)
+    if len(roi_indices) and head.sizes:
+        refined, uncertainties, nodes = refine_masks(
             head,
-            pyramid.select(chosen),
-            output.select(chosen),
-            node_limit(instances, chosen, head.settings.test_node_budget),
+            pyramid.select(roi_indices),
+            output.select(roi_indices),
+            node_limit(instances, roi_indices, head.settings.test_node_budget),
         )
-        trust = trust_in_refinement(instances, head.settings)[chosen, None, None].to(refined.dtype)
-        masks = upsampled.index_copy(0, chosen, torch.lerp(upsampled[chosen], refined, trust))
-        uncertainty = uncertainty.index_copy(0, chosen, doubt)
-        node_counts = node_counts.index_copy(0, chosen, nodes.to(node_counts.dtype))
+        trust = trust_in_refinement(instances, head.settings)[roi_indices, None, None].to(refined.dtype)
+        masks = upsampled.index_copy(0, roi_indices, torch.lerp(upsampled[roi_indices], refined, trust))
+        uncertainty = uncertainty.index_copy(0, roi_indices, uncertainties)
+        node_counts = node_counts.index_copy(0, roi_indices, nodes.to(node_counts.dtype))
     counts = [len(image) for image in instances]
-    for image, mask, plain, doubt, nodes in zip(
+    for image, mask, coarse_mask, uncertainties, nodes in zip(
         instances,
         masks.split(counts),
         upsampled.split(counts),
@@ -233,9 +233,9 @@ def predict_masks(head: TransfinerMaskHead, pyramid: RoIPyramid, instances: list
         node_counts.split(counts),
         strict=True,
     ):
-        image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], doubt, nodes
+        image.pred_masks, image.uncertainty, image.incoherent_nodes = mask[:, None], uncertainties, nodes
         if head.settings.keep_coarse:
-            image.pred_coarse_masks = plain[:, None]
+            image.pred_coarse_masks = coarse_mask[:, None]
     return instances
 
 

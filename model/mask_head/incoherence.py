@@ -39,7 +39,7 @@ class Detection(Protocol):
         ...
 
     def targets(self, instances: Instances, sizes: list[int]) -> list[Tensor]:
-        """Bool regions (M, S, S) of one image's proposals, for as many levels as ``loss`` looks at."""
+        """Bool regions (M, S, S) of one image's proposals, for as many levels as ``loss`` reads."""
         ...
 
     def loss(self, logits: list[Tensor], targets: list[Tensor], weights: PixelWeights | None = None) -> Tensor:
@@ -197,9 +197,12 @@ def jitter(regions: list[Tensor], probability: float) -> list[Tensor]:
     Args:
         regions: L bool (R, S, S), coarsest first; probability: of growing, drawn once an RoI.
     """
-    chosen = torch.rand(len(regions[0]), device=regions[0].device) < probability
-    grown = [F.max_pool2d(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0 for region in regions]
-    return [torch.where(chosen[:, None, None], more, region) for more, region in zip(grown, regions, strict=True)]
+    is_grown = torch.rand(len(regions[0]), device=regions[0].device) < probability
+    grown_regions = [F.max_pool2d(region[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0 for region in regions]
+    return [
+        torch.where(is_grown[:, None, None], grown_region, region)
+        for grown_region, region in zip(grown_regions, regions, strict=True)
+    ]
 
 
 class CascadedDetection:
@@ -244,7 +247,7 @@ class CascadedDetection:
         root, *finer = layers[self.num_conv :]
         levels = [root(hidden)[:, 0]]
         for depth, (layer, size) in enumerate(zip(finer, sizes[1:], strict=True), start=1):
-            levels.append(_guided(layer, pyramid, depth, size, levels[-1]))
+            levels.append(_guided_logits(layer, pyramid, depth, size, levels[-1]))
         return levels
 
     def targets(self, instances: Instances, sizes: list[int]) -> list[Tensor]:
@@ -263,12 +266,12 @@ class CascadedDetection:
         return torch.stack(terms).mean()
 
 
-def _guided(layer: nn.Module, pyramid: RoIPyramid, depth: int, size: int, coarser: Tensor) -> Tensor:
+def _guided_logits(layer: nn.Module, pyramid: RoIPyramid, depth: int, size: int, coarser: Tensor) -> Tensor:
     """One 1x1 convolution on [RoI feature, upsampled guidance if any] without ever pooling C channels."""
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
     channels = pyramid.coarse.shape[1]
-    projected = pyramid.project(layer.weight[:, :channels]).dense(depth, size)[:, 0] + layer.bias
+    logits = pyramid.project(layer.weight[:, :channels]).dense(depth, size)[:, 0] + layer.bias
     if layer.in_channels == channels:
-        return projected
-    return projected + layer.weight[0, -1, 0, 0] * double(coarser.sigmoid())
+        return logits
+    return logits + layer.weight[0, -1, 0, 0] * double(coarser.sigmoid())

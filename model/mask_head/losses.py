@@ -45,7 +45,7 @@ def mask_branch_losses(
     if output is None:
         output = head.coarse(pyramid, torch.cat([image.gt_classes for image in instances]))
     if sum(len(image) for image in instances) == 0:
-        losses = _nothing(head, output)
+        losses = _zero_losses(head, output)
     else:
         losses = _main_losses(head, pyramid, output, instances)
     if head.auxiliary:
@@ -111,37 +111,37 @@ def _refinement_loss(
 ) -> Tensor:
     """Loss on the nodes and the reference points of (at most ``train_instance_limit``) instances."""
     settings = head.settings
-    chosen = _choose(len(targets.classes), settings.train_instance_limit).to(targets.classes.device)
-    pyramid, output = pyramid.select(chosen), output.select(chosen)
+    indices = _choose(len(targets.classes), settings.train_instance_limit).to(targets.classes.device)
+    pyramid, output = pyramid.select(indices), output.select(indices)
     coarse = output.logits.detach().float().sigmoid()
     detected_nodes = head.find_nodes(output)
     if settings.region == "full":  # whole grids in their order: nothing to draw
-        kept, levels = torch.arange(len(chosen), device=chosen.device), detected_nodes
+        roi_indices, levels = torch.arange(len(indices), device=indices.device), detected_nodes
     else:
-        kept, levels = sample_nodes(
-            detected_nodes, len(chosen), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
+        roi_indices, levels = sample_nodes(
+            detected_nodes, len(indices), settings.samples_per_level, settings.min_nodes_per_level, head.permutation
         )
-    if len(kept) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
-        kept = torch.arange(len(chosen), device=chosen.device)
+    if len(roi_indices) == 0:  # nothing incoherent found (yet): the reference points alone train the encoder
+        roi_indices = torch.arange(len(indices), device=indices.device)
         levels = [nodes.select(nodes.roi < 0) for nodes in detected_nodes]
-    known = None if output.upsampled is None else output.upsampled.detach()
-    references, values = head.refine(pyramid, coarse, levels, kept, known)
-    truth = {size: masks[chosen] for size, masks in targets.masks.items()}
-    wanted = _at_tokens(head, truth, levels, kept, len(references))
-    by_token = None
+    features = None if output.upsampled is None else output.upsampled.detach()
+    references, values = head.refine(pyramid, coarse, levels, roi_indices, features)
+    truth = {size: masks[indices] for size, masks in targets.masks.items()}
+    labels = _at_tokens(head, truth, levels, roi_indices, len(references))
+    token_weights = None
     if weights is not None:
-        grids = {size: weights.at(size)[chosen] for size in truth}
-        by_token = _at_tokens(head, grids, levels, kept, len(references))
-    return refinement_loss(torch.cat([*values, references]), wanted, by_token, kind=settings.refine_loss)
+        grids = {size: weights.at(size)[indices] for size in truth}
+        token_weights = _at_tokens(head, grids, levels, roi_indices, len(references))
+    return refinement_loss(torch.cat([*values, references]), labels, token_weights, kind=settings.refine_loss)
 
 
 def _at_tokens(
-    head: TransfinerMaskHead, grids: dict[int, Tensor], levels: list[Nodes], kept: Tensor, references: int
+    head: TransfinerMaskHead, grids: dict[int, Tensor], levels: list[Nodes], roi_indices: Tensor, references: int
 ) -> Tensor:
     """Values of (R, S, S) grids by side, at the nodes of each level and then at the kept RoIs' reference points."""
     nodes_of_grids = [nodes.of(grids[size]) for nodes, size in zip(levels, head.sizes, strict=True)]
-    points = len(kept) * head.coarse_size**2  # repeated where each level has a sequence of its own
-    nodes_of_grids.append(grids[head.coarse_size][kept].flatten().repeat(references // max(points, 1)))
+    points = len(roi_indices) * head.coarse_size**2  # repeated where each level has a sequence of its own
+    nodes_of_grids.append(grids[head.coarse_size][roi_indices].flatten().repeat(references // max(points, 1)))
     return torch.cat(nodes_of_grids)
 
 
@@ -156,7 +156,7 @@ def _choose(available: int, limit: int) -> Tensor:
     return torch.randperm(available)[:limit].sort().values
 
 
-def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
+def _zero_losses(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor]:
     """Zeros for a batch without foreground that keep every parameter in the graph."""
     losses = {"mask": no_foreground(output.logits)}
     if head.detection:
@@ -168,8 +168,8 @@ def _nothing(head: TransfinerMaskHead, output: CoarseOutput) -> dict[str, Tensor
 
 def _log_accuracy(logits: Tensor, target: Tensor) -> None:
     """Share of coarse mask pixels on the right side, in the event storage (as detectron2's mask head logs it)."""
-    right = ((logits.detach() > 0) == (target > 0.5)).float().mean()
-    get_event_storage().put_scalar("mask_rcnn/accuracy", right.item())
+    accuracy = ((logits.detach() > 0) == (target > 0.5)).float().mean()
+    get_event_storage().put_scalar("mask_rcnn/accuracy", accuracy.item())
 
 
 def coarse_mask_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -179,8 +179,8 @@ def coarse_mask_loss(logits: Tensor, target: Tensor, weights: Tensor | None = No
 
 def incoherence_loss(logits: Tensor, target: Tensor, weights: PixelWeights | None = None) -> Tensor:
     """Dice loss plus mean binary cross entropy of the incoherent region; both (R, S, S)."""
-    everywhere = weights.at(logits.shape[-1]) if weights is not None else None
-    entropy = F.binary_cross_entropy_with_logits(logits, target, everywhere)
+    place_weights = weights.at(logits.shape[-1]) if weights is not None else None
+    entropy = F.binary_cross_entropy_with_logits(logits, target, place_weights)
     return dice_loss(logits.sigmoid(), target, weights) + entropy
 
 
@@ -193,8 +193,8 @@ def dice_loss(probabilities: Tensor, target: Tensor, weights: PixelWeights | Non
     if weights is not None:
         places = weights.places[target.shape[-1]]
         overlap, total = overlap * places, total * places
-    lost = 1 - (overlap.flatten(1).sum(1) + 1) / (total.flatten(1).sum(1) + 1)
-    return (lost if weights is None else lost * weights.instances).mean()
+    losses = 1 - (overlap.flatten(1).sum(1) + 1) / (total.flatten(1).sum(1) + 1)
+    return (losses if weights is None else losses * weights.instances).mean()
 
 
 def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = None, *, kind: str = "l1") -> Tensor:
@@ -208,8 +208,8 @@ def refinement_loss(refined: Tensor, target: Tensor, weights: Tensor | None = No
     if kind == "l1":
         return F.l1_loss(refined, target) if weights is None else ((refined - target).abs() * weights).mean()
     # In float32 and away from one: in bfloat16 the logarithm next to one is zero or far off.
-    sure = refined.float().clamp(1e-4, 1 - 1e-4)
-    return F.binary_cross_entropy_with_logits(sure.logit(), target.float(), weights)
+    probabilities = refined.float().clamp(1e-4, 1 - 1e-4)
+    return F.binary_cross_entropy_with_logits(probabilities.logit(), target.float(), weights)
 
 
 def boundary_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

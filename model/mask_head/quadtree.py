@@ -1,4 +1,4 @@
-"""The point quadtree on the RoI grid: which places are its nodes, within a budget, and the way back to a mask.
+"""The point quadtree on the RoI grid: which places are its nodes, within a budget, and how they become a mask again.
 
 Nodes are the incoherent places, or those of the comparisons in Table 2. Encoding costs the same for every node, but a
 place of a coarse level covers four times the area of one a level finer, and a likely, confident instance's boundary is
@@ -63,9 +63,9 @@ class RefinementSettings:
                     f"MODEL.TRANSFINER.{name.upper()} needs a value for each of LEVEL_SIZES {self.level_sizes}, "
                     f"got {getattr(self, name)}"
                 )
-        for name, known in (("region", REGIONS), ("propagation", PROPAGATIONS), ("refine_loss", REFINE_LOSSES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"MODEL.TRANSFINER.{name.upper()} must be one of {known}, got {getattr(self, name)!r}")
+        for name, kinds in (("region", REGIONS), ("propagation", PROPAGATIONS), ("refine_loss", REFINE_LOSSES)):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"MODEL.TRANSFINER.{name.upper()} must be one of {kinds}, got {getattr(self, name)!r}")
 
     @classmethod
     def from_config(cls, node: CfgNode) -> RefinementSettings:
@@ -135,8 +135,8 @@ def boundary_regions(coarse: list[Tensor]) -> list[Tensor]:
 def _near_contour(mask: Tensor) -> Tensor:
     reach = torch.arange(-BOUNDARY_RADIUS, BOUNDARY_RADIUS + 1, device=mask.device)
     disc = (reach[:, None] ** 2 + reach**2 <= BOUNDARY_RADIUS**2).float()[None, None]
-    around = F.pad(mask[:, None].float(), [BOUNDARY_RADIUS] * 4, mode="replicate")
-    share = F.conv2d(around, disc)[:, 0]
+    padded_mask = F.pad(mask[:, None].float(), [BOUNDARY_RADIUS] * 4, mode="replicate")
+    share = F.conv2d(padded_mask, disc)[:, 0]
     return (share > 0) & (share < disc.sum())
 
 
@@ -186,10 +186,10 @@ def rois_to_refine(instances: list[Instances], settings: RefinementSettings) -> 
     The size is the square root of the box's area, so that a thin long box counts as its features do (FPN, eq. 1).
     """
     classes = torch.cat([image.pred_classes for image in instances])
-    first = torch.arange(min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device)
+    indices = torch.arange(min(settings.test_instance_limit or len(classes), len(classes)), device=classes.device)
     if not settings.test_min_box_px:
-        return first
-    return first[_edges_px(instances)[first] >= settings.test_min_box_px]
+        return indices
+    return indices[_edges_px(instances)[indices] >= settings.test_min_box_px]
 
 
 def trust_in_refinement(instances: list[Instances], settings: RefinementSettings) -> Tensor:
@@ -205,13 +205,13 @@ def _edges_px(instances: list[Instances]) -> Tensor:
     return torch.cat([image.pred_boxes.area() for image in instances]).sqrt()
 
 
-def node_limit(instances: list[Instances], chosen: Tensor, budget: int) -> LimitNodes | None:
-    """Keeps the nodes of the ``chosen`` instances within ``budget`` an image; None where there is none (0)."""
+def node_limit(instances: list[Instances], roi_indices: Tensor, budget: int) -> LimitNodes | None:
+    """Keeps the nodes of these instances within ``budget`` an image; None for no budget (0)."""
     if not budget:
         return None
-    scores = torch.cat([image.scores for image in instances])[chosen].float()
-    images = torch.cat([torch.full_like(i.pred_classes, k) for k, i in enumerate(instances)])[chosen]
-    return lambda levels, detected: within_budget(levels, detected, scores, images, budget)
+    scores = torch.cat([image.scores for image in instances])[roi_indices].float()
+    images = torch.cat([torch.full_like(i.pred_classes, k) for k, i in enumerate(instances)])[roi_indices]
+    return lambda levels, incoherence: within_budget(levels, incoherence, scores, images, budget)
 
 
 def within_budget(
@@ -236,14 +236,14 @@ def within_budget(
     best_first = best_first[torch.argsort(images[best_first], stable=True)]
     counts = torch.bincount(images)
     rank = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images[best_first]]
-    kept = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    kept[best_first[rank < budget]] = True
-    return [nodes.select(part) for nodes, part in zip(levels, kept.split([len(n) for n in levels]), strict=True)]
+    is_kept = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    is_kept[best_first[rank < budget]] = True
+    return [nodes.select(part) for nodes, part in zip(levels, is_kept.split([len(n) for n in levels]), strict=True)]
 
 
 def _gain(nodes: Nodes, incoherence: list[Tensor], scores: Tensor, depth: int) -> Tensor:
-    likely = nodes.of(incoherence[depth]) if incoherence else 1.0
-    return scores[nodes.roi] * likely / 4**depth
+    probability = nodes.of(incoherence[depth]) if incoherence else 1.0
+    return scores[nodes.roi] * probability / 4**depth
 
 
 Permutation = Callable[[int], Tensor]
@@ -257,18 +257,18 @@ def sample_nodes(
     RoIs with fewer than ``minimum`` nodes at any level are left out: too little boundary to learn from.
 
     Returns:
-        kept: int64 (R',) the RoIs that stay.
-        sampled: L levels of R' * count nodes each, whose ``roi`` still refers to the R original RoIs.
+        roi_indices: int64 (R',) the RoIs that stay.
+        samples: L levels of R' * count nodes each, whose ``roi`` still refers to the R original RoIs.
     """
     counts = torch.stack([nodes.counts(num_rois) for nodes in levels])
-    kept = torch.nonzero((counts >= max(minimum, 1)).all(0))[:, 0]
-    sampled = []
+    roi_indices = torch.nonzero((counts >= max(minimum, 1)).all(0))[:, 0]
+    samples = []
     for nodes, level_counts in zip(levels, counts.tolist(), strict=True):
         starts = torch.tensor([0, *level_counts]).cumsum(0).tolist()
-        picks = [starts[r] + _draw(level_counts[r], count, permutation) for r in kept.tolist()]
+        picks = [starts[r] + _draw(level_counts[r], count, permutation) for r in roi_indices.tolist()]
         index = torch.cat(picks) if picks else torch.empty(0, dtype=torch.int64)
-        sampled.append(nodes.select(index.to(nodes.roi.device)))
-    return kept, sampled
+        samples.append(nodes.select(index.to(nodes.roi.device)))
+    return roi_indices, samples
 
 
 def _draw(available: int, count: int, permutation: Permutation) -> Tensor:

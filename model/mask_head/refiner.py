@@ -73,8 +73,8 @@ class QuadtreeRefinement:
         references = self._reference_cues(pyramid, coarse, rois, coarse_features)
         if self.joint_levels:
             return self._refine_sequences(references, rois, levels, cues)
-        separate = [self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)]
-        return torch.cat([r for r, _ in separate]), [values[0] for _, values in separate]
+        by_level = [self._refine_sequences(references, rois, [n], [c]) for n, c in zip(levels, cues, strict=True)]
+        return torch.cat([r for r, _ in by_level]), [values[0] for _, values in by_level]
 
     def in_parts(
         self,
@@ -95,10 +95,10 @@ class QuadtreeRefinement:
         counts = torch.stack([nodes.counts(len(coarse)) for nodes in levels]).sum(0)
         parts = (counts + most_nodes - 1).div(most_nodes, rounding_mode="floor").clamp(min=1)
         owner = rois.repeat_interleave(parts)
-        dealt = [_deal(nodes, parts) for nodes in levels]
-        everyone = torch.arange(len(owner), device=coarse.device)
-        known = None if coarse_features is None else coarse_features[owner]
-        return self(pyramid.select(owner), coarse[owner], dealt, everyone, known)[1]
+        part_levels = [_deal(nodes, parts) for nodes in levels]
+        sequences = torch.arange(len(owner), device=coarse.device)
+        features = None if coarse_features is None else coarse_features[owner]
+        return self(pyramid.select(owner), coarse[owner], part_levels, sequences, features)[1]
 
     def _refine_sequences(
         self, references: NodeCues, rois: Tensor, levels: list[Nodes], cues: list[NodeCues]
@@ -107,8 +107,8 @@ class QuadtreeRefinement:
         owners = [rois.repeat_interleave(len(references.coarse) // max(len(rois), 1)), *(n.roi for n in levels)]
         order = sequence_order(owners)
         counts = torch.unique_consecutive(torch.cat(owners)[order], return_counts=True)[1]
-        packed = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
-        refined = torch.empty_like(packed).index_copy(0, order, packed)
+        values = self.refiner(join_cues([references, *cues]).reordered(order), counts.tolist())
+        refined = torch.empty_like(values).index_copy(0, order, values)
         root_values, *by_level = refined.split([len(part) for part in owners])
         return root_values, by_level
 
@@ -121,15 +121,15 @@ class QuadtreeRefinement:
         side = self.coarse_size
         feature = pyramid.coarse[rois]
         context = _neighbourhoods(feature) if "context" in self.refiner.node_encoder.cues else None
-        known = None
+        coarse_cues = None
         if coarse_features is not None:
-            known = F.adaptive_avg_pool2d(coarse_features[rois], side).permute(0, 2, 3, 1).flatten(0, 2)
+            coarse_cues = F.adaptive_avg_pool2d(coarse_features[rois], side).permute(0, 2, 3, 1).flatten(0, 2)
         return NodeCues(
             feature.permute(0, 2, 3, 1).flatten(0, 2),
             resize_masks(coarse[rois], side).flatten(),
             self.refiner.positions(side).flatten(0, 1).repeat(len(rois), 1),
             context,
-            known,
+            coarse_cues,
         )
 
     def _cues(
@@ -138,8 +138,8 @@ class QuadtreeRefinement:
         features = pyramid.at(levels, self.sizes)
         contexts: list[Tensor | None] = [None] * len(levels)
         if "context" in self.refiner.node_encoder.cues:
-            around = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
-            contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in around]
+            neighbours = pyramid.at([nodes.neighbourhood() for nodes in levels], self.sizes)
+            contexts = [part.unflatten(0, (-1, 9)).flatten(1) for part in neighbours]
         return [
             NodeCues(
                 feature,
@@ -171,8 +171,8 @@ def _deal(nodes: Nodes, parts: Tensor) -> Nodes:
     """Deal the nodes of each RoI in turn to its ``parts`` (R,) sequences, numbered through."""
     counts = nodes.counts(len(parts))
     rank = torch.arange(len(nodes), device=parts.device) - (counts.cumsum(0) - counts)[nodes.roi]
-    first = parts.cumsum(0) - parts
-    return Nodes(first[nodes.roi] + rank % parts[nodes.roi], nodes.y, nodes.x)
+    first_sequences = parts.cumsum(0) - parts
+    return Nodes(first_sequences[nodes.roi] + rank % parts[nodes.roi], nodes.y, nodes.x)
 
 
 def _neighbourhoods(feature: Tensor) -> Tensor:
@@ -192,9 +192,9 @@ def resize_masks(probabilities: Tensor, size: int) -> Tensor:
 TEMPERATURE = 10000.0
 TURN = 2 * math.pi
 
-# What the pixel decoder says of a place: its mask probability (the paper), or what to add to the coarse mask's logit.
+# What the pixel decoder predicts at a place: its mask probability (the paper), or a correction of the coarse logit.
 DECODERS = ("direct", "residual")
-# Coarse logits beyond this are as sure as it in a residual decoder: a surer one would leave no gradient to correct it.
+# A residual decoder clamps coarse logits to this: beyond it there would be no gradient left to correct them.
 SUREST_LOGIT = 4.0
 
 # Where the position encoding enters: into queries and keys of every layer (released), or once into the tokens (paper).
@@ -209,9 +209,9 @@ def position_table(size: int, channels: int) -> Tensor:
     steps = torch.arange(1, size + 1, dtype=torch.float32) / (size + 1e-6) * TURN
     exponent = 2 * torch.div(torch.arange(half), 2, rounding_mode="floor") / half
     angle = steps[:, None] / TEMPERATURE**exponent
-    encoded = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
-    rows = encoded[:, None, :].expand(size, size, half)
-    columns = encoded[None, :, :].expand(size, size, half)
+    encoding = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+    rows = encoding[:, None, :].expand(size, size, half)
+    columns = encoding[None, :, :].expand(size, size, half)
     return torch.cat([rows, columns], dim=2)
 
 
@@ -219,7 +219,7 @@ class SequenceRefiner(nn.Module):
     """Cues of places to refined mask probabilities.
 
     Args:
-        sizes: sides of the grids whose places it is asked about.
+        sizes: sides of the grids whose places it refines.
         kind: of the layers, see encoder_layers.KINDS; ``layers`` of them.
         position_place: one of ``POSITION_PLACES``; decoder: one of ``DECODERS``. A residual one begins with the
             coarse mask, so that a short training cannot make it worse; not in the paper.
@@ -242,9 +242,9 @@ class SequenceRefiner(nn.Module):
         max_tokens: int = 16384,
     ) -> None:
         super().__init__()
-        for key, value, known in (("POSITION", position_place, POSITION_PLACES), ("DECODER", decoder, DECODERS)):
-            if value not in known:
-                raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {known}, got {value!r}")
+        for key, value, choices in (("POSITION", position_place, POSITION_PLACES), ("DECODER", decoder, DECODERS)):
+            if value not in choices:
+                raise ValueError(f"MODEL.TRANSFINER.{key} must be one of {choices}, got {value!r}")
         self.max_tokens = max_tokens
         self.decoder = decoder
         self.position_place = position_place if "position" in cues else None
@@ -270,11 +270,12 @@ class SequenceRefiner(nn.Module):
         positions = cues.position
         if self.position_place == "input":
             tokens = tokens + positions
-        layered = positions if self.position_place == "layers" else None
+        layer_positions = positions if self.position_place == "layers" else None
         return torch.cat(
             [
                 self.decode(
-                    self.encode(tokens[rows], None if layered is None else layered[rows], chunk), cues.coarse[rows]
+                    self.encode(tokens[rows], None if layer_positions is None else layer_positions[rows], chunk),
+                    cues.coarse[rows],
                 )
                 for rows, chunk in self._chunks(lengths)
             ]
@@ -324,7 +325,7 @@ CUES = ("feature", "coarse", "position", "context", "coarse_feature")
 
 @dataclass(frozen=True)
 class NodeCues:
-    """What is known of T places.
+    """The cues of T places.
 
     Attributes:
         feature: (T, C) FPN feature at the place and its level.
@@ -372,8 +373,8 @@ class NodeEncoder:
     """
 
     def __init__(self, channels: int, cues: tuple[str, ...]) -> None:
-        unknown = set(cues) - set(CUES)
-        if unknown or not set(cues) - {"position"}:
+        unknown_cues = set(cues) - set(CUES)
+        if unknown_cues or not set(cues) - {"position"}:
             raise ValueError(f"CUES must be among {CUES}, one of them not the position; got {cues}")
         self.cues = cues
         widths = {"feature": channels, "coarse": 1, "context": channels, "coarse_feature": channels}
@@ -382,21 +383,21 @@ class NodeEncoder:
         if "context" in cues:
             self.layers["context"] = nn.Linear(9 * channels, channels)
 
-    def __call__(self, given: NodeCues) -> Tensor:
+    def __call__(self, cues: NodeCues) -> Tensor:
         """Tokens (T, C), without position.
 
         ``conv_fuse`` is a linear map that checkpoints hold as a 1x1 convolution.
         """
         parts = []
         if "feature" in self.cues:
-            parts.append(given.feature)
+            parts.append(cues.feature)
         if "coarse" in self.cues:
-            parts.append(given.coarse[:, None].to(given.feature.dtype))
+            parts.append(cues.coarse[:, None].to(cues.feature.dtype))
         if "context" in self.cues:
-            parts.append(self.layers["context"](given.context))
+            parts.append(self.layers["context"](cues.context))
         if "coarse_feature" in self.cues:
-            assert given.coarse_feature is not None
-            parts.append(given.coarse_feature)
+            assert cues.coarse_feature is not None
+            parts.append(cues.coarse_feature)
         fuse = self.layers["conv_fuse"]
         assert isinstance(fuse, nn.Conv2d)
         return F.linear(torch.cat(parts, dim=1), fuse.weight.flatten(1), fuse.bias)

@@ -183,16 +183,16 @@ def add_branch(branch: nn.Sequential, feature: Tensor, cells: Tensor) -> Tensor:
     is_read[cells] = 1.0
     tile, reach = BRANCH_TILE, sum(isinstance(layer, nn.Conv2d) for layer in branch)
     below, right = -height % tile, -width % tile
-    read = F.max_pool2d(F.pad(is_read.view(count, 1, height, width), (0, right, 0, below)), tile)[:, 0]
-    tiles = torch.nonzero(read).tolist()
+    is_tile_read = F.max_pool2d(F.pad(is_read.view(count, 1, height, width), (0, right, 0, below)), tile)[:, 0]
+    tiles = torch.nonzero(is_tile_read).tolist()
     if len(tiles) * (tile + reach) ** 2 >= count * height * width:
         return feature + branch(feature)
-    padded = F.pad(feature, (reach, right + reach, reach, below + reach))
-    whole = tile + 2 * reach
-    parts = [padded[n, :, y * tile : y * tile + whole, x * tile : x * tile + whole] for n, y, x in tiles]
+    padded_map = F.pad(feature, (reach, right + reach, reach, below + reach))
+    window = tile + 2 * reach
+    parts = [padded_map[n, :, y * tile : y * tile + window, x * tile : x * tile + window] for n, y, x in tiles]
     hidden = torch.stack(parts).contiguous(memory_format=torch.channels_last)
     inside = F.pad(feature.new_ones(height, width), (reach, right + reach, reach, below + reach))
-    insides = torch.stack([inside[y * tile : y * tile + whole, x * tile : x * tile + whole] for _, y, x in tiles])
+    insides = torch.stack([inside[y * tile : y * tile + window, x * tile : x * tile + window] for _, y, x in tiles])
     at_border = torch.nonzero(insides.amin((1, 2)) == 0)[:, 0]
     for layer in branch:
         if isinstance(layer, nn.Conv2d):
@@ -242,26 +242,26 @@ def plan_reads(
         rois: (R, 5); roi_levels: (R,) the map each RoI is read from.
     """
     geometry = _roi_geometry(maps, strides, rois, roi_levels, size)
-    # Nodes of one kind read the same map at equally many sampling points; told by one number, which sorts quicker.
+    # Nodes of one kind read the same map at equally many sampling points; coded as one number, which sorts quicker.
     samples_yx = geometry.samples_yx.clamp(max=_MOST_SAMPLES - 1)
     code = (roi_levels * _MOST_SAMPLES + samples_yx[:, 0]) * _MOST_SAMPLES + samples_yx[:, 1]
     kinds, kind = torch.unique(code, return_inverse=True)
     kind_of_node = kind[nodes.roi]
     reads = []
     for number, value in enumerate(kinds.tolist()):
-        rest, samples_x = divmod(value, _MOST_SAMPLES)
-        map_index, samples_y = divmod(rest, _MOST_SAMPLES)
+        quotient, samples_x = divmod(value, _MOST_SAMPLES)
+        map_index, samples_y = divmod(quotient, _MOST_SAMPLES)
         members = torch.nonzero(kind_of_node == number)[:, 0]
         if samples_y > 0 and samples_x > 0 and len(members):
             rois_of_kind = torch.nonzero(kind == number)[:, 0]
             rows = _axis_reads(geometry, rois_of_kind, size, samples_y, axis=0)
             columns = _axis_reads(geometry, rois_of_kind, size, samples_x, axis=1)
             # Number of each RoI among those of its kind, times its places.
-            first = torch.zeros_like(kind).index_copy(
+            offset = torch.zeros_like(kind).index_copy(
                 0, rois_of_kind, torch.arange(len(rois_of_kind), device=kind.device)
             )
-            first = first[nodes.roi[members]] * (size + 2) + 1
-            y, x = first + nodes.y[members], first + nodes.x[members]
+            offset = offset[nodes.roi[members]] * (size + 2) + 1
+            y, x = offset + nodes.y[members], offset + nodes.x[members]
             cells = rows.cells[y][:, :, None] + columns.cells[x][:, None, :]
             weights = rows.weights[y][:, :, None] * columns.weights[x][:, None, :]
             reads.append(Reads(map_index, members, cells.flatten(1), weights.flatten(1)))
@@ -315,13 +315,13 @@ def _axis_reads(geometry: _Geometry, rois: Tensor, size: int, samples: int, axis
     place = torch.arange(-1, size + 1, device=rois.device)[:, None]
     offsets = (torch.arange(samples, device=rois.device) + 0.5) / samples
     position = geometry.start_yx[rois, axis][:, None, None] + (place + offsets) * step
-    last = geometry.shape_yx[rois, axis][:, None, None] - 1
-    inside = (position >= -1) & (position <= last + 1)
-    clamped = torch.minimum(position.clamp(min=0), last.to(position.dtype))
-    low = clamped.floor().long()
-    fraction = clamped - low
-    share = inside.to(position.dtype) / samples
-    cells = torch.cat([low, torch.minimum(low + 1, last)], 2)
+    last_cell = geometry.shape_yx[rois, axis][:, None, None] - 1
+    is_inside = (position >= -1) & (position <= last_cell + 1)
+    positions = torch.minimum(position.clamp(min=0), last_cell.to(position.dtype))
+    low = positions.floor().long()
+    fraction = positions - low
+    share = is_inside.to(position.dtype) / samples
+    cells = torch.cat([low, torch.minimum(low + 1, last_cell)], 2)
     if axis == 0:
         cells = geometry.offset[rois][:, None, None] + cells * geometry.shape_yx[rois, 1][:, None, None]
     return _AxisReads(cells.flatten(0, 1), torch.cat([(1 - fraction) * share, fraction * share], 2).flatten(0, 1))

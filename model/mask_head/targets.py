@@ -43,19 +43,19 @@ def mask_targets(
         instances: with ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` (polygons or bitmasks).
         sizes: grid sides to cut the masks at; incoherence: bool regions of an image's proposals, by level.
     """
-    present = [i for i in instances if len(i) > 0]
-    regions = [incoherence(i) for i in present]
+    images = [i for i in instances if len(i) > 0]
+    regions = [incoherence(i) for i in images]
     return MaskTargets(
-        torch.cat([i.gt_classes for i in present]),
-        {size: torch.cat([crop_masks(i, size) for i in present]).float() for size in sizes},
+        torch.cat([i.gt_classes for i in images]),
+        {size: torch.cat([crop_masks(i, size) for i in images]).float() for size in sizes},
         [torch.cat(level).float() for level in zip(*regions, strict=True)],
     )
 
 
 def boundary_target(masks: Tensor) -> Tensor:
     """The two-pixel contour of (R, S, S) masks: one pixel outside, one inside, by a cross-shaped element."""
-    grown, kept = _dilate_cross(masks), 1 - _dilate_cross(1 - masks)
-    return (grown != kept).float()
+    outer, inner = _dilate_cross(masks), 1 - _dilate_cross(1 - masks)
+    return (outer != inner).float()
 
 
 def _dilate_cross(masks: Tensor) -> Tensor:
@@ -124,12 +124,12 @@ def pixel_weights(instances: list[Instances], sizes: list[int]) -> PixelWeights 
     Args:
         instances: with ``proposal_boxes``; sizes: sides of the grids that are needed.
     """
-    present = [image for image in instances if len(image) > 0]
-    if not any(image.has("gt_weights") for image in present):
+    images = [image for image in instances if len(image) > 0]
+    if not any(image.has("gt_weights") for image in images):
         return None
-    whole = [_instance_weights(image) for image in present]
-    places = {size: torch.cat([_band_weights(image, size) for image in present]) for size in sizes}
-    return PixelWeights(torch.cat(whole), places)
+    instance_weights = [_instance_weights(image) for image in images]
+    places = {size: torch.cat([_band_weights(image, size) for image in images]) for size in sizes}
+    return PixelWeights(torch.cat(instance_weights), places)
 
 
 def _instance_weights(image: Instances) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prompts and what becomes of the network's answer: the view to look at, the probabilities, the object in the image.
+"""From a prompt to its object: the view to look at, the network's probabilities, the object in the image.
 
 Shape shorthand: V views, S = 256 the side of a view, H x W an image's size in pixels.
 """
@@ -23,13 +23,13 @@ Point = tuple[float, float, bool]
 BOX_SLACK = 0.15
 #: A mask that fills less of its view than this is looked at again from nearer.
 ZOOM_SHARE = 0.5
-#: Clicks that are answered together, without the mask of those before: an early mask may show too little of the object.
+#: First clicks that are answered together, without a mask of earlier ones, which may show too little of the object.
 FIRST_CLICKS = 3
 #: What a click changed is looked at from nearer where that view is at most this share of the first one's side.
 NEAR_SHARE = 0.75
 #: That view's side: so many times the change's, and at least this share of the first one's.
 NEAR_MARGIN, LEAST_NEAR_SHARE = 1.6, 0.25
-#: Probabilities are put together on a grid that is so many times finer than a view's: the nearest view fits it.
+#: Probabilities of several views are joined on a grid so many times finer than a view's, which fits the nearest view.
 FINER = 4
 #: Views the network looks at together.
 BATCH = 16
@@ -37,7 +37,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What somebody pointed at; at least one of the three.
+    """A box, clicks and an earlier mask that say which object is meant; at least one of the three.
 
     Attributes:
         box_xyxy: around the object, loose or tight, in pixels of the image.
@@ -69,10 +69,10 @@ def prompt_steps(prompt: Prompt, first_clicks: int = FIRST_CLICKS) -> list[Promp
     """The prompts that lead to one: its box or first clicks, then a click more each time."""
     if prompt.mask_hw is not None:
         return [prompt]
-    first, most = 0, len(prompt.points)
+    start, end = 0, len(prompt.points)
     if prompt.box_xyxy is None:
-        first = max(1 + [is_positive for _, _, is_positive in prompt.points].index(True), min(first_clicks, most))
-    return [replace(prompt, points=prompt.points[:count]) for count in range(first, most + 1)]
+        start = max(1 + [is_positive for _, _, is_positive in prompt.points].index(True), min(first_clicks, end))
+    return [replace(prompt, points=prompt.points[:count]) for count in range(start, end + 1)]
 
 
 def look(
@@ -88,8 +88,8 @@ def look(
     """Refined and coarse probabilities (V, 128, 128) of the views' masks, and their expected IoUs (V,).
 
     Args:
-        is_mirrored: each view is looked at mirrored, too, and the mean is answered (as RITM does).
-        refine: else the coarse masks are answered for the refined ones, too, in half the time.
+        is_mirrored: predict each view mirrored, too, and return the mean (as RITM does).
+        refine: else the coarse masks are returned for the refined ones, too, in half the time.
     """
     maps = [maps_of(view, prompt) for view, prompt in zip(views, prompts, strict=True)]
     return look_at_maps(
@@ -110,14 +110,15 @@ def look_at_maps(
     """The same for views whose prompt maps (V, 4, S, S) are known."""
     parts: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(views), BATCH):
-        shown, prompts = views[start : start + BATCH], maps[start : start + BATCH]
-        pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in shown])).permute(0, 3, 1, 2).float()
+        chunk, chunk_maps = views[start : start + BATCH], maps[start : start + BATCH]
+        pixels = torch.from_numpy(np.stack([view.pixels(image_rgb) for view in chunk])).permute(0, 3, 1, 2).float()
         if is_mirrored:
-            pixels, prompts = torch.cat([pixels, pixels.flip(3)]), torch.cat([prompts, prompts.flip(3)])
+            pixels, chunk_maps = torch.cat([pixels, pixels.flip(3)]), torch.cat([chunk_maps, chunk_maps.flip(3)])
         with torch.inference_mode():
-            answer = [v.float() for v in network.predict(pixels.to(device), prompts.to(device), refine=refine)]
+            outputs = network.predict(pixels.to(device), chunk_maps.to(device), refine=refine)
+            answer = [values.float() for values in outputs]
         if is_mirrored:
-            masks = [(values[: len(shown)] + values[len(shown) :].flip(2)) / 2 for values in answer[:2]]
+            masks = [(values[: len(chunk)] + values[len(chunk) :].flip(2)) / 2 for values in answer[:2]]
             answer = [*masks, answer[2].unflatten(0, (2, -1)).mean(0)]
         parts.append(tuple(values.cpu().numpy() for values in answer))
     refined, coarse, scores = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -125,18 +126,18 @@ def look_at_maps(
 
 
 def first_view(prompt: Prompt, shape_hw: tuple[int, int]) -> View:
-    """Where a prompt is looked at: around its box, around the mask so far and the clicks, or the whole image."""
+    """The view for a prompt: around its box, around the mask so far and the clicks, or the whole image."""
     if prompt.box_xyxy is not None:
         return view_of_box(prompt.box_xyxy, VIEW_SIDE)
     if prompt.mask_hw is not None and prompt.mask_hw.any():
-        return view_of_box(_around(box_of(prompt.mask_hw), prompt.points), VIEW_SIDE)
+        return view_of_box(_grow_box(box_of(prompt.mask_hw), prompt.points), VIEW_SIDE)
     return view_of_image(shape_hw, VIEW_SIDE)
 
 
-def _around(box: Sequence[float], points: Sequence[Point]) -> tuple[float, float, float, float]:
+def _grow_box(box: Sequence[float], points: Sequence[Point]) -> tuple[float, float, float, float]:
     """A box grown to hold the positive clicks."""
-    inside = [point for point in points if point[2]]
-    xs, ys = [p[0] for p in inside], [p[1] for p in inside]
+    clicks = [point for point in points if point[2]]
+    xs, ys = [p[0] for p in clicks], [p[1] for p in clicks]
     return min([box[0], *xs]), min([box[1], *ys]), max([box[2], *xs]), max([box[3], *ys])
 
 
@@ -148,14 +149,14 @@ def nearer_view(view: View, values: np.ndarray, prompt: Prompt) -> View | None:
     left, top, right, bottom = np.array(box_of(mask), float) / values.shape[0]
     x0, y0, x1, y1 = view.box_xyxy
     box = (x0 + left * (x1 - x0), y0 + top * (y1 - y0), x0 + right * (x1 - x0), y0 + bottom * (y1 - y0))
-    nearer = view_of_box(_around(box, prompt.points), VIEW_SIDE)
-    a, b, c, d = nearer.box_xyxy
-    return nearer if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
+    near_view = view_of_box(_grow_box(box, prompt.points), VIEW_SIDE)
+    a, b, c, d = near_view.box_xyxy
+    return near_view if (c - a) * (d - b) < ZOOM_SHARE * (x1 - x0) * (y1 - y0) else None
 
 
-def changed_part(values: np.ndarray, earlier: np.ndarray, place_yx: tuple[int, int]) -> np.ndarray | None:
-    """Where the mask changed around a place, bool (s, s), connected; None where it is as it was."""
-    parts, _ = label_components((values >= 0.5) != (earlier >= 0.5))
+def changed_part(values: np.ndarray, earlier_values: np.ndarray, place_yx: tuple[int, int]) -> np.ndarray | None:
+    """The connected part of the mask's change at a place, bool (s, s); None where the mask did not change."""
+    parts, _ = label_components((values >= 0.5) != (earlier_values >= 0.5))
     return parts == parts[place_yx] if parts[place_yx] else None
 
 
@@ -166,9 +167,9 @@ def view_of_change(view: View, part: np.ndarray | None, point: Point) -> View | 
     if part is not None:
         cells = np.array(box_of(part)) / part.shape[0]
         left, top, right, bottom = np.array([x0, y0, x0, y0]) + cells * np.array([x1 - x0, y1 - y0] * 2)
-    whole = max(x1 - x0, y1 - y0)
-    side = max(NEAR_MARGIN * (right - left), NEAR_MARGIN * (bottom - top), LEAST_NEAR_SHARE * whole)
-    if side >= NEAR_SHARE * whole:
+    longest = max(x1 - x0, y1 - y0)
+    side = max(NEAR_MARGIN * (right - left), NEAR_MARGIN * (bottom - top), LEAST_NEAR_SHARE * longest)
+    if side >= NEAR_SHARE * longest:
         return None
     x, y, half = (left + right) / 2, (top + bottom) / 2, side / 2
     return view_of_box((x - half, y - half, x + half, y + half), VIEW_SIDE, margin=1.0)
@@ -208,14 +209,12 @@ def as_instance(
 def mask_of_view(view: View, values: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
     """Bool H x W: where probabilities (s, s) of a view reach one half, by the rule of every other mask here."""
     boxes = torch.tensor([view.box_xyxy], dtype=torch.float32)
-    pasted = paste_masks_in_image(
-        torch.from_numpy(np.ascontiguousarray(values, np.float32))[None], boxes, shape_hw, 0.5
-    )
-    return np.asarray(pasted[0].numpy(), bool)
+    masks = paste_masks_in_image(torch.from_numpy(np.ascontiguousarray(values, np.float32))[None], boxes, shape_hw, 0.5)
+    return np.asarray(masks[0].numpy(), bool)
 
 
 def within_box(values: np.ndarray, view: View, box_xyxy: Sequence[float] | None) -> np.ndarray:
-    """Probabilities (s, s) of a view, 0 beyond a hand-drawn box and a margin: its owner is not in that box."""
+    """Probabilities (s, s) of a view, 0 beyond a hand-drawn box and a margin: the object lies inside."""
     if box_xyxy is None:
         return values
     x0, y0, x1, y1 = box_xyxy
@@ -247,10 +246,10 @@ def likely_values(values: np.ndarray, view: View, prompt: Prompt) -> np.ndarray:
         return values
     side = values.shape[0]
     places = (view.to_view(np.array([point[:2] for point in clicks])) * side / VIEW_SIDE).astype(int).clip(0, side - 1)
-    touched = {int(parts[y, x]) for x, y in places} - {0}
-    if not touched:
+    touched_parts = {int(parts[y, x]) for x, y in places} - {0}
+    if not touched_parts:
         return values
-    largest = np.bincount(parts.flat, minlength=count + 1)
-    most_pixels = max(largest[k] for k in touched)
-    kept = [k for k in range(1, count + 1) if k in touched or largest[k] >= 0.2 * most_pixels]
-    return np.where((parts == 0) | np.isin(parts, kept), values, 0.0)
+    sizes = np.bincount(parts.flat, minlength=count + 1)
+    most_pixels = max(sizes[k] for k in touched_parts)
+    kept_parts = [k for k in range(1, count + 1) if k in touched_parts or sizes[k] >= 0.2 * most_pixels]
+    return np.where((parts == 0) | np.isin(parts, kept_parts), values, 0.0)

@@ -39,8 +39,8 @@ class PromptedDetector(nn.Module):
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
         self.quality_power = cfg.MODEL.PROMPTED.QUALITY_POWER
         self.score_power = cfg.MODEL.PROMPTED.SCORE_POWER
-        mirrored = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
-        self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirrored))
+        mirror_flags = (False, True) if cfg.MODEL.PROMPTED.TEST_MIRRORED else (False,)
+        self.looks = list(itertools.product(cfg.MODEL.PROMPTED.TEST_SIDES, mirror_flags))
         self.keep_coarse = cfg.MODEL.TRANSFINER.KEEP_COARSE
 
     @property
@@ -51,15 +51,15 @@ class PromptedDetector(nn.Module):
         """Detections of images given as uint8 RGB (3, h, w), in pixels of their `height` and `width`."""
         if self.training:
             raise NotImplementedError("PromptedDetector is for inference; train its networks with `training.prompts`")
-        return [{"instances": self._detected(item)} for item in batched_inputs]
+        return [{"instances": self._detect_and_mask(item)} for item in batched_inputs]
 
     def detect(self, image: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Boxes of a uint8 RGB (3, h, w) image, in pixels of an image of `size_hw`."""
         pixels = image[None].to(self.device).float()
-        looks = [self.detector.look(pixels, side, is_mirrored=mirrored) for side, mirrored in self.looks]
+        looks = [self.detector.look(pixels, side, is_mirrored=is_mirrored) for side, is_mirrored in self.looks]
         return detections_of(looks, size_hw, self.score_threshold, self.max_detections)
 
-    def _detected(self, item: dict[str, Any]) -> Instances:
+    def _detect_and_mask(self, item: dict[str, Any]) -> Instances:
         image = item["image"]
         height, width = int(item.get("height", image.shape[-2])), int(item.get("width", image.shape[-1]))
         return self.outlined(image.permute(1, 2, 0).cpu().numpy(), self.detect(image, (height, width)), (height, width))
@@ -83,26 +83,26 @@ class PromptedDetector(nn.Module):
             return self._with_masks(instances, [], np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.float32))
         again = (instances.scores >= SECOND_LOOK_SCORE).tolist()
         refined, coarse, quality = look_twice(self.prompts, pixels, views, prompts, device=self.device, again=again)
-        # A box's score does not know how good its outline is; the two together order objects better than either.
+        # A box's score says nothing about its outline; the two together order objects better than either.
         scores = instances.scores * torch.from_numpy(quality) ** self.quality_power
         instances.scores = scores**self.score_power
-        boxes_seen = [prompt.box_xyxy for prompt in prompts]
-        refined = [within_box(v, view, box) for v, view, box in zip(refined, views, boxes_seen, strict=True)]
-        placed = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
-        return self._with_masks(instances, placed, _of_one_size(refined), _of_one_size(coarse))
+        view_boxes = [prompt.box_xyxy for prompt in prompts]
+        refined = [within_box(v, view, box) for v, view, box in zip(refined, views, view_boxes, strict=True)]
+        image_views = [View(tuple((np.array(view.box_xyxy) / scale).tolist()), view.side) for view in views]
+        return self._with_masks(instances, image_views, _of_one_size(refined), _of_one_size(coarse))
 
     def _with_masks(
         self, instances: Instances, views: list[View], refined: np.ndarray, coarse: np.ndarray
     ) -> Instances:
-        instances.pred_masks = _pasted(views, refined, instances.image_size)
+        instances.pred_masks = _paste(views, refined, instances.image_size)
         if self.keep_coarse:
-            instances.pred_coarse_masks = _pasted(views, coarse, instances.image_size)
+            instances.pred_coarse_masks = _paste(views, coarse, instances.image_size)
         instances.mask_probabilities = torch.from_numpy(refined)
         instances.patch_boxes = torch.tensor([view.box_xyxy for view in views]).reshape(-1, 4)
         return instances
 
 
-def _pasted(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:
+def _paste(views: list[View], values: np.ndarray, size_hw: tuple[int, int]) -> Tensor:
     """Bool (R, H, W) masks of the views' probabilities."""
     masks = [mask_of_view(view, value, size_hw) for view, value in zip(views, values, strict=True)]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size_hw), bool))

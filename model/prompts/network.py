@@ -58,8 +58,8 @@ class ViewPyramid(nn.Module):
         maps[-1] = maps[-1] + self.context(features[-1].mean((2, 3), keepdim=True))
         for finer in range(len(maps) - 2, -1 if finest else 0, -1):
             maps[finer] = maps[finer] + F.interpolate(maps[finer + 1], maps[finer].shape[-2:], mode="nearest")
-        first = self.smooth[0](maps[0]) if finest else maps[0][:, :, :0]
-        return [first, *(layer(level) for layer, level in zip(self.smooth[1:], maps[1:], strict=True))]
+        finest_map = self.smooth[0](maps[0]) if finest else maps[0][:, :, :0]
+        return [finest_map, *(layer(level) for layer, level in zip(self.smooth[1:], maps[1:], strict=True))]
 
 
 class PromptNetwork(nn.Module):
@@ -102,8 +102,8 @@ class PromptNetwork(nn.Module):
             output.logits.detach().sigmoid()[:, None], (self.mask_head.coarse_size, self.mask_head.coarse_size)
         )
         trunk = output.trunk.detach()
-        inside = (trunk * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1.0)
-        return self.quality(torch.cat([inside, trunk.mean((2, 3))], 1).float())[:, 0]
+        inside_mean = (trunk * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1.0)
+        return self.quality(torch.cat([inside_mean, trunk.mean((2, 3))], 1).float())[:, 0]
 
     @torch.no_grad()
     def predict(self, views: Tensor, prompts: Tensor, *, refine: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,8 +126,8 @@ class PromptNetwork(nn.Module):
         truth = F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0]
         overlap = (probabilities * truth).sum((1, 2))
         terms["loss_dice"] = (1 - (2 * overlap + 1) / (probabilities.sum((1, 2)) + truth.sum((1, 2)) + 1)).mean()
-        hard, real = probabilities.detach() > 0.5, truth > 0.5
-        iou = (hard & real).sum((1, 2)) / (hard | real).sum((1, 2)).clamp(min=1)
+        predicted_mask, true_mask = probabilities.detach() > 0.5, truth > 0.5
+        iou = (predicted_mask & true_mask).sum((1, 2)) / (predicted_mask | true_mask).sum((1, 2)).clamp(min=1)
         terms["loss_quality"] = 0.2 * F.binary_cross_entropy_with_logits(self.score(output), iou)
         return terms
 

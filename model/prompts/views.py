@@ -15,7 +15,7 @@ from PIL import Image
 MARGIN = 1.4
 #: The longer side of a window is at most this many times the shorter one: pixels are stretched no further.
 MOST_STRETCH = 2.0
-#: Windows are not smaller: below it there is nothing but blur around an object.
+#: Least side of a window: a smaller one shows only blur.
 LEAST_SIDE_PX = 24.0
 #: Colour outside the image: about NanoDet's mean.
 OUTSIDE_RGB = (124, 116, 104)
@@ -38,19 +38,17 @@ class View:
         x0, y0, x1, y1 = self.box_xyxy
         height, width = image.shape[:2]
         left, top, right, bottom = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-        whole = Image.new("RGB" if image.ndim == 3 else "L", (self.side, self.side), fill)
+        canvas = Image.new("RGB" if image.ndim == 3 else "L", (self.side, self.side), fill)
         corners = self.to_view(np.array([[left, top], [right, bottom]])).round().astype(int)
         (u0, v0), (u1, v1) = corners.tolist()
         if right - left > 0 and bottom - top > 0 and u1 > u0 and v1 > v0:
             # Crop first: Pillow would convert the whole picture for each view.
             a, b, c, d = int(left), int(top), min(int(np.ceil(right)), width), min(int(np.ceil(bottom)), height)
-            cropped = image[b:d, a:c]
-            part = Image.fromarray(
-                np.ascontiguousarray(cropped if image.dtype == np.uint8 else cropped * np.uint8(255))
-            )
+            crop = image[b:d, a:c]
+            part = Image.fromarray(np.ascontiguousarray(crop if image.dtype == np.uint8 else crop * np.uint8(255)))
             box = (left - a, top - b, right - a, bottom - b)
-            whole.paste(part.resize((u1 - u0, v1 - v0), Image.Resampling.BILINEAR, box=box), (u0, v0))
-        return np.asarray(whole)
+            canvas.paste(part.resize((u1 - u0, v1 - v0), Image.Resampling.BILINEAR, box=box), (u0, v0))
+        return np.asarray(canvas)
 
     def to_image(self, values: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
         """Float values (s, s) of the view as float32 H x W of the image, bilinear, 0 outside the window."""
@@ -72,13 +70,13 @@ def resampled(
     left, top, right, bottom = to_xyxy
     sx, sy = values.shape[1] / (x1 - x0), values.shape[0] / (y1 - y0)
     step_x, step_y = (right - left) / shape_hw[1], (bottom - top) / shape_hw[0]
-    transformed = Image.fromarray(np.asarray(values, np.float32)).transform(
+    window = Image.fromarray(np.asarray(values, np.float32)).transform(
         (shape_hw[1], shape_hw[0]),
         Image.Transform.AFFINE,
         (sx * step_x, 0, (left - x0) * sx, 0, sy * step_y, (top - y0) * sy),
         Image.Resampling.BILINEAR,
     )
-    return np.array(transformed)  # a copy that torch may have
+    return np.array(window)  # a writable copy, for torch
 
 
 def view_of_box(box_xyxy: Sequence[float], side: int, margin: float = MARGIN) -> View:
@@ -92,6 +90,6 @@ def view_of_box(box_xyxy: Sequence[float], side: int, margin: float = MARGIN) ->
 
 
 def view_of_image(shape_hw: tuple[int, int], side: int) -> View:
-    """The whole image, as a square around its longer side's stretch allows."""
+    """The whole image, stretched to a square as far as `MOST_STRETCH` allows."""
     height, width = float(shape_hw[0]), float(shape_hw[1])
     return view_of_box((0.0, 0.0, width, height), side, margin=1.0)

@@ -53,7 +53,7 @@ class Loopback:
         self, path: str, body: bytes | object = b"", status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
         """Answer every request for a path in the same way; objects become JSON."""
-        self.pages[path] = lambda seen, handler: send(handler, body, status, headers)
+        self.pages[path] = lambda request, handler: send(handler, body, status, headers)
 
 
 def send(
@@ -75,14 +75,14 @@ def _handler_for(server: Loopback) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             parts = urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            seen = Seen(self.command, parts.path, parse_qs(parts.query), dict(self.headers), body)
-            server.requests.append(seen)
+            request = Seen(self.command, parts.path, parse_qs(parts.query), dict(self.headers), body)
+            server.requests.append(request)
             page = server.pages.get(parts.path)
             try:
                 if page is None:
                     send(self, {"detail": "Not found."}, 404)
                 else:
-                    page(seen, self)
+                    page(request, self)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the client had enough: that is what some tests are about
 
@@ -107,7 +107,7 @@ class _Server(ThreadingHTTPServer):
 @pytest.fixture
 def make_loopback() -> Iterator[Callable[[], Loopback]]:
     """Start as many servers as a test wants."""
-    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+    servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def make() -> Loopback:
         loopback = Loopback("")
@@ -115,11 +115,11 @@ def make_loopback() -> Iterator[Callable[[], Loopback]]:
         loopback.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        running.append((server, thread))
+        servers.append((server, thread))
         return loopback
 
     yield make
-    for server, thread in running:
+    for server, thread in servers:
         server.shutdown()
         server.server_close()
         thread.join()

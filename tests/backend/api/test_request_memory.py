@@ -66,7 +66,7 @@ def test_a_body_that_would_take_all_memory_is_refused_and_one_that_finds_none_fr
     assert answer.status_code == 503
     assert "large requests" in answer.status
     assert client.post("/setup", json={**large, "extra_params": {}}).status_code == 200
-    assert service.memory._used == 0
+    assert service.memory._used_bytes == 0
 
 
 def test_bodies_are_read_up_to_a_bound_of_all_together(settings, serve, monkeypatch):

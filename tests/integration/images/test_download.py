@@ -69,9 +69,9 @@ def test_personal_access_tokens_are_exchanged(loopback: Any) -> None:
 def test_an_access_token_that_ended_early_is_replaced(loopback: Any) -> None:
     loopback.give("/api/token/refresh/", {"access": "head.body.access"})
 
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         give = loopback.pages["/good"] if len(loopback.requests) > 2 else loopback.pages["/bad"]
-        give(seen, handler)
+        give(request, handler)
 
     loopback.give("/good", png())
     loopback.give("/bad", {}, 401)
@@ -143,10 +143,10 @@ def test_private_addresses_are_refused_before_anything_is_sent(loopback: Any, ot
 def test_label_studio_is_allowed_on_its_own_port_only(loopback: Any, other: Any) -> None:
     loopback.give("/a.png", png())
     other.give("/a.png", png())
-    own = fetcher(loopback)
-    assert own.fetch(task(f"{loopback.url}/a.png"), "image").shape == (4, 6, 3)
+    image_fetcher = fetcher(loopback)
+    assert image_fetcher.fetch(task(f"{loopback.url}/a.png"), "image").shape == (4, 6, 3)
     with pytest.raises(ImageError, match="may not be fetched"):
-        own.fetch(task(f"{other.url}/a.png"), "image")
+        image_fetcher.fetch(task(f"{other.url}/a.png"), "image")
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1"])
@@ -172,7 +172,7 @@ def test_redirects_are_counted(loopback: Any, redirects: int, fine: bool) -> Non
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_large_files_are_given_up(loopback: Any, announced: bool) -> None:
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         handler.send_response(200)
         if announced:
             handler.send_header("Content-Length", "1000000")
@@ -189,7 +189,7 @@ def test_large_files_are_given_up(loopback: Any, announced: bool) -> None:
 def test_the_body_of_a_redirect_is_not_read(loopback: Any) -> None:
     """It could be gigabytes, more still when they are compressed."""
 
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         handler.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /data/b.png\r\n\r\n")
         handler.close_connection = True
         while True:  # until the client closes the connection
@@ -213,7 +213,7 @@ def test_compressed_answers_are_measured_after_decompression(loopback: Any) -> N
 def test_servers_that_drip_for_ever_are_cut_off(loopback: Any, hangs_in: str) -> None:
     stop = threading.Event()
 
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         if hangs_in == "header":
             handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         elif hangs_in == "body":
@@ -233,7 +233,7 @@ def test_servers_that_drip_for_ever_are_cut_off(loopback: Any, hangs_in: str) ->
 
 
 def test_answers_that_end_early_are_no_images(loopback: Any) -> None:
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nabc")
         handler.close_connection = True
 
@@ -244,8 +244,8 @@ def test_answers_that_end_early_are_no_images(loopback: Any) -> None:
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_transient_failure_is_tried_once_more(loopback: Any, status: int) -> None:
-    def page(seen: Any, handler: Any) -> None:
-        loopback.pages["/bad" if len(loopback.requests) == 1 else "/good"](seen, handler)
+    def page(request: Any, handler: Any) -> None:
+        loopback.pages["/bad" if len(loopback.requests) == 1 else "/good"](request, handler)
 
     loopback.give("/bad", b"", status)
     loopback.give("/good", png())

@@ -162,34 +162,34 @@ def age(directory: Path, seconds: float) -> None:
 
 
 def test_keeps_and_forgets(tmp_path: Path) -> None:
-    kept = cache(tmp_path / "new" / "folder")
-    assert kept.get("key") is None
-    kept.put("key", b"one")
-    kept.put("key", b"two")
-    assert kept.get("key") == b"two"
+    file_cache = cache(tmp_path / "new" / "folder")
+    assert file_cache.get("key") is None
+    file_cache.put("key", b"one")
+    file_cache.put("key", b"two")
+    assert file_cache.get("key") == b"two"
     assert cache(tmp_path / "new" / "folder").get("key") == b"two"
-    kept.discard("key")
-    kept.discard("key")
-    assert kept.get("key") is None
+    file_cache.discard("key")
+    file_cache.discard("key")
+    assert file_cache.get("key") is None
 
 
 def test_old_files_count_as_missing_even_when_used(tmp_path: Path) -> None:
-    kept = cache(tmp_path, max_age_s=100)
-    kept.put("key", b"data")
+    file_cache = cache(tmp_path, max_age_s=100)
+    file_cache.put("key", b"data")
     age(tmp_path, 90)
-    assert kept.get("key") == b"data"
+    assert file_cache.get("key") == b"data"
     age(tmp_path, 20)
-    assert kept.get("key") is None
+    assert file_cache.get("key") is None
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
-    kept = cache(tmp_path, max_bytes=100)
+    file_cache = cache(tmp_path, max_bytes=100)
     for key in "abcd":
-        kept.put(key, bytes(25))
+        file_cache.put(key, bytes(25))
         age(tmp_path, 10)
-    kept.get("a")
-    kept.put("e", bytes(25))
-    assert [key for key in "abcde" if kept.get(key) is not None] == ["a", "c", "d", "e"]
+    file_cache.get("a")
+    file_cache.put("e", bytes(25))
+    assert [key for key in "abcde" if file_cache.get(key) is not None] == ["a", "c", "d", "e"]
 
 
 def test_a_full_folder_is_emptied_at_the_first_write(tmp_path: Path) -> None:
@@ -202,22 +202,22 @@ def test_a_full_folder_is_emptied_at_the_first_write(tmp_path: Path) -> None:
 
 
 def test_files_larger_than_the_limit_are_not_kept(tmp_path: Path) -> None:
-    kept = cache(tmp_path, max_bytes=10)
-    kept.put("key", bytes(11))
+    file_cache = cache(tmp_path, max_bytes=10)
+    file_cache.put("key", bytes(11))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_half_written_is_left_or_found(tmp_path: Path) -> None:
-    kept = cache(tmp_path)
-    kept.put("key", b"data")
+    file_cache = cache(tmp_path)
+    file_cache.put("key", b"data")
     assert len(list(tmp_path.iterdir())) == 1
     assert not list(tmp_path.glob(".new-*"))
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "a" * 5000, "http://x/ü?q=1", ""])
 def test_any_key_is_a_file_in_the_folder(tmp_path: Path, key: str) -> None:
-    kept = cache(tmp_path)
-    kept.put(key, b"data")
-    assert kept.get(key) == b"data"
+    file_cache = cache(tmp_path)
+    file_cache.put(key, b"data")
+    assert file_cache.get(key) == b"data"
     (path,) = tmp_path.iterdir()
     assert path.parent == tmp_path

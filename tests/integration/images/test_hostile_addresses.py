@@ -148,9 +148,9 @@ def test_no_spelling_brings_the_key_to_another_host(
         key = "http:$rest" if way == "in a template" else "image"
         with pytest.raises(ImageError):  # no server here has an image
             fetcher.fetch({"id": 5, "data": data}, key)
-        leaks = [seen for seen in evil.requests if KEY in repr(seen)]
+        leaks = [request for request in evil.requests if KEY in repr(request)]
         assert not leaks, f"{address!r} brought the key to the other host"
-        strangers = [seen for seen in studio.requests if KEY in repr(seen) and seen.headers["Host"] != own]
+        strangers = [request for request in studio.requests if KEY in repr(request) and request.headers["Host"] != own]
         assert not strangers, f"{address!r} brought the key to {strangers[0].headers['Host']}"
         if not private_hosts:
             assert not evil.requests, f"{address!r} reached a host that is not public"

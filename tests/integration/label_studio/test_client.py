@@ -47,7 +47,7 @@ def test_every_request_carries_the_key_but_health_none(loopback: Any, client: La
     loopback.give("/api/current-user/whoami", {"email": "a@b.c"})
     assert client.health() == {"status": "UP"}
     assert client.whoami() == {"email": "a@b.c"}
-    assert [seen.headers.get("Authorization") for seen in loopback.requests] == [None, f"Token {KEY}"]
+    assert [request.headers.get("Authorization") for request in loopback.requests] == [None, f"Token {KEY}"]
 
 
 def test_recorded_answers_pass_through(loopback: Any, client: LabelStudioClient) -> None:
@@ -68,8 +68,8 @@ def test_recorded_answers_pass_through(loopback: Any, client: LabelStudioClient)
 def test_tasks_come_page_by_page(
     loopback: Any, client: LabelStudioClient, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def page(seen: Any, handler: Any) -> None:
-        number, size = int(seen.query["page"][0]), int(seen.query["page_size"][0])
+    def page(request: Any, handler: Any) -> None:
+        number, size = int(request.query["page"][0]), int(request.query["page_size"][0])
         tasks = [{"id": n} for n in range(count)][(number - 1) * size : number * size]
         if number > 1 and not tasks:
             give(handler, {"detail": "Invalid page."}, 404)
@@ -95,10 +95,10 @@ def give(handler: Any, body: Any, status: int = 200) -> None:
 
 def test_predictions_are_pushed_in_chunks_and_counted(loopback: Any, client: LabelStudioClient) -> None:
     path = "/api/projects/3/import/predictions"
-    loopback.pages[path] = lambda seen, handler: give(handler, {"created": len(seen.json)}, 201)
+    loopback.pages[path] = lambda request, handler: give(handler, {"created": len(request.json)}, 201)
     rows = [{"task": n, "result": [], "score": 0.0, "model_version": "v"} for n in range(5)]
     assert client.import_predictions(3, rows, chunk=2) == 5
-    assert [seen.json for seen in loopback.requests] == [rows[:2], rows[2:4], rows[4:]]
+    assert [request.json for request in loopback.requests] == [rows[:2], rows[2:4], rows[4:]]
     assert client.import_predictions(3, []) == 0
 
 
@@ -181,7 +181,7 @@ def test_refusals_come_with_words_and_fix(
 
 @pytest.mark.parametrize(("method", "tries"), [("GET", 3), ("PATCH", 3)])
 def test_restarting_servers_are_asked_again(loopback: Any, client: LabelStudioClient, method: str, tries: int) -> None:
-    def page(seen: Any, handler: Any) -> None:
+    def page(request: Any, handler: Any) -> None:
         give(handler, {"id": 1}, 200 if len(loopback.requests) == tries else 503)
 
     loopback.pages["/api/projects/1"] = page
@@ -198,7 +198,7 @@ def test_retries_end(loopback: Any, client: LabelStudioClient) -> None:
 
 
 def test_a_write_that_may_have_happened_is_not_repeated(loopback: Any, client: LabelStudioClient) -> None:
-    def hang_up(seen: Any, handler: Any) -> None:
+    def hang_up(request: Any, handler: Any) -> None:
         handler.close_connection = True
 
     loopback.pages["/api/projects/3/import/predictions"] = hang_up
@@ -213,12 +213,12 @@ def test_a_write_that_may_have_happened_is_not_repeated(loopback: Any, client: L
 
 def test_an_access_token_that_ended_early_is_replaced_once(loopback: Any) -> None:
     loopback.give("/api/token/refresh/", {"access": "head.body.new"})
-    loopback.pages["/api/projects/1"] = lambda seen, handler: give(
+    loopback.pages["/api/projects/1"] = lambda request, handler: give(
         handler, {"detail": "x"}, 401 if len(loopback.requests) < 3 else 200
     )
     client = LabelStudioClient(loopback.url, "a.b.c")
     client.get_project(1)
-    assert [seen.path for seen in loopback.requests] == ["/api/token/refresh/", "/api/projects/1"] * 2
+    assert [request.path for request in loopback.requests] == ["/api/token/refresh/", "/api/projects/1"] * 2
 
 
 def test_pages_that_are_not_label_studio(loopback: Any, client: LabelStudioClient) -> None:
@@ -266,7 +266,7 @@ def test_legacy_token_and_none(loopback: Any) -> None:
 
 def test_an_access_token_is_used_until_shortly_before_its_end(loopback: Any) -> None:
     clock = [1000.0]
-    loopback.pages[REFRESH] = lambda seen, handler: give_token(handler, len(loopback.requests))
+    loopback.pages[REFRESH] = lambda request, handler: give_token(handler, len(loopback.requests))
     auth = LabelStudioAuth(loopback.url + "/", PERSONAL, now=lambda: clock[0])
     first = auth.headers()["Authorization"]
     assert first.startswith("Bearer ")

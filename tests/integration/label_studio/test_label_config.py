@@ -232,8 +232,8 @@ ATTRIBUTES = st.dictionaries(
 def elements(draw: st.DrawFn, depth: int = 3) -> str:
     tag, attributes = draw(TAGS), draw(ATTRIBUTES)
     inside = "".join(draw(st.lists(elements(depth=depth - 1), max_size=4))) if depth else ""
-    written = " ".join(f'{name}="{value}"' for name, value in attributes.items())
-    return f"<{tag} {written}>{inside}</{tag}>"
+    attribute_text = " ".join(f'{name}="{value}"' for name, value in attributes.items())
+    return f"<{tag} {attribute_text}>{inside}</{tag}>"
 
 
 @given(elements())

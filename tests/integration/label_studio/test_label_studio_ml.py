@@ -39,7 +39,7 @@ class OldBase:
 class NewBase:
     """label-studio-ml 2.x: built for every request, keeps values for each project."""
 
-    kept: dict[tuple[str, str], str]
+    values: dict[tuple[str, str], str]
 
     def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
         self.project_id = project_id or ""
@@ -55,10 +55,10 @@ class NewBase:
 
     @property
     def label_config(self) -> str | None:
-        return self.kept.get((self.project_id, "label_config"))
+        return self.values.get((self.project_id, "label_config"))
 
     def set(self, key: str, value: str) -> None:
-        self.kept[self.project_id, key] = value
+        self.values[self.project_id, key] = value
 
 
 class FakePredictor:
@@ -84,7 +84,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], types.Mod
         adapter.TransfinerModel.predictor_factory = staticmethod(FakePredictor)
         return adapter
 
-    NewBase.kept = {}
+    NewBase.values = {}
     for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST", "LABEL_STUDIO_API_KEY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(f"TRANSFINER_{name}", raising=False)
@@ -152,11 +152,11 @@ def test_predictions_are_valid_and_one_a_task(load: Any, base: type) -> None:
 
 
 def test_versions_are_those_that_setup_tells_label_studio(load: Any) -> None:
-    new = load(NewBase).TransfinerModel("7", label_config=CONFIG)
-    assert new.kept["7", "model_version"] == "scenes-1"
-    assert new.predict([TASK])[0]["model_version"] == "scenes-1"
-    old = load(OldBase).TransfinerModel(label_config=CONFIG)
-    assert "model_version" not in old.predict([TASK])[0]  # /setup of 1.0.9 says "INITIAL"
+    new_model = load(NewBase).TransfinerModel("7", label_config=CONFIG)
+    assert new_model.values["7", "model_version"] == "scenes-1"
+    assert new_model.predict([TASK])[0]["model_version"] == "scenes-1"
+    old_model = load(OldBase).TransfinerModel(label_config=CONFIG)
+    assert "model_version" not in old_model.predict([TASK])[0]  # /setup of 1.0.9 says "INITIAL"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,6 @@ def test_the_application_is_label_studio_mls_own(
     monkeypatch.delenv("MODEL_DIR", raising=False)
     adapter = load(base)
     api = types.ModuleType("label_studio_ml.api")
-    api.init_app = lambda **given: given  # type: ignore[attr-defined]
+    api.init_app = lambda **options: options  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "label_studio_ml.api", api)
     assert adapter.create_app() == {"model_class": adapter.TransfinerModel, **options}

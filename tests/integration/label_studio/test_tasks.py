@@ -59,9 +59,9 @@ def annotation(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def test_the_json_export() -> None:
-    done, skipped = (read_task(row) for row in recording("70_"))
-    (annotation,) = done.annotations
-    assert (done.id, annotation.id, annotation.annotator, annotation.lead_time_s, annotation.ground_truth) == (
+    task, skipped_task = (read_task(row) for row in recording("70_"))
+    (annotation,) = task.annotations
+    assert (task.id, annotation.id, annotation.annotator, annotation.lead_time_s, annotation.ground_truth) == (
         25,
         29,
         "1",
@@ -69,9 +69,9 @@ def test_the_json_export() -> None:
         False,
     )
     assert annotation.updated_at == datetime(2026, 11, 22, 9, 25, 32, 931587, UTC)
-    assert (annotation.prediction, len(annotation.result), done.file_name) == (None, 4, "d04995e1-000000008844.jpg")
-    assert skipped.annotations == ()
-    assert [(left.annotation_id, left.reason) for left in skipped.left_out] == [(30, SKIPPED)]
+    assert (annotation.prediction, len(annotation.result), task.file_name) == (None, 4, "d04995e1-000000008844.jpg")
+    assert skipped_task.annotations == ()
+    assert [(entry.annotation_id, entry.reason) for entry in skipped_task.left_out] == [(30, SKIPPED)]
 
 
 @pytest.mark.parametrize(("name", "prediction_id"), [("62_", 740), ("63_", 741), ("65_", 200)])
@@ -83,8 +83,8 @@ def test_what_the_editor_submits_names_its_prediction(name: str, prediction_id: 
 
 
 def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
-    sent = event("56_")
-    (annotation,) = read_task({**sent["task"], "annotations": [sent["annotation"]]}).annotations
+    webhook = event("56_")
+    (annotation,) = read_task({**webhook["task"], "annotations": [webhook["annotation"]]}).annotations
     assert annotation.prediction is not None
     assert (annotation.prediction.id, annotation.prediction.model_version, annotation.prediction.score) == (
         743,
@@ -96,9 +96,10 @@ def test_the_copy_of_the_prediction_is_used_where_there_is_one() -> None:
 def test_a_predicted_vector_that_the_editor_opened_is_closed_again() -> None:
     vertices = [{"x": x, "y": y} for x, y in ((10, 10), (50, 10), (50, 50))]
     values = [{"vertices": vertices, "closed": closed, "vectorlabels": ["car"]} for closed in (True, False)]
-    shown, kept, drawn = region("a", value=values[0]), region("a", value=values[1]), region("b", value=values[1])
-    row = {"id": 1, "data": {}, "predictions": [{"id": 3, "result": [shown]}]}
-    (submitted,) = read_task({**row, "annotations": [annotation(9, result=[kept, drawn])]}).annotations
+    predicted_region = region("a", value=values[0])
+    opened_region, new_region = region("a", value=values[1]), region("b", value=values[1])
+    row = {"id": 1, "data": {}, "predictions": [{"id": 3, "result": [predicted_region]}]}
+    (submitted,) = read_task({**row, "annotations": [annotation(9, result=[opened_region, new_region])]}).annotations
     assert [entry["value"]["closed"] for entry in submitted.result] == [True, False]
 
 
@@ -229,9 +230,9 @@ A, SHIFTED, WIDER, ELSEWHERE = box(5, 5, 25, 25), box(7, 5, 27, 25), box(5, 5, 2
     ],
 )
 def test_the_majority_decides(drawings: Any, labels: list[str], disputed: list[str]) -> None:
-    agreed = vote([[drawn(*drawing) for drawing in each] for each in drawings])
-    assert [drawing.label for drawing in agreed.objects] == labels
-    assert [drawing.label for drawing in agreed.disputed] == disputed
+    consensus = vote([[drawn(*drawing) for drawing in drawings_of] for drawings_of in drawings])
+    assert [drawing.label for drawing in consensus.objects] == labels
+    assert [drawing.label for drawing in consensus.disputed] == disputed
 
 
 def test_pixels_follow_the_majority_and_ties_the_latest() -> None:
@@ -256,12 +257,12 @@ masks = st.tuples(st.integers(0, 30), st.integers(0, 25), st.integers(1, 19), st
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.builds(drawn, st.sampled_from(["cat", "dog"]), masks), max_size=3), max_size=3))
 def test_agreement_loses_no_object(drawings: list[list[AnnotatedObject]]) -> None:
-    agreed = vote(drawings)
-    count = sum(len(each) for each in drawings)
-    assert len(agreed.objects) + len(agreed.disputed) <= count
-    assert all(annotated_object.mask_hw.any() for annotated_object in agreed.objects)
+    consensus = vote(drawings)
+    count = sum(len(drawings_of) for drawings_of in drawings)
+    assert len(consensus.objects) + len(consensus.disputed) <= count
+    assert all(annotated_object.mask_hw.any() for annotated_object in consensus.objects)
     if len(drawings) == 1:
-        assert len(agreed.objects) == count
+        assert len(consensus.objects) == count
 
 
 # Objects in a result
@@ -302,13 +303,13 @@ VIDEO = {"id": "v", "type": "videorectangle", "from_name": "film", "value": {"se
     ],
 )
 def test_objects_of_a_result(result: list[Any], ids: list[str], left_out: dict[str, str]) -> None:
-    read = read_drawings(result, width=100, height=80, config=BOTH)
-    assert [annotated_object.region_ids[0] for annotated_object in read.objects] == ids
-    said = [*read.left_out, *read.notes]
-    assert {region_id for region_id, _ in said} == set(left_out)
-    assert all(left_out[region_id] in reason for region_id, reason in said)
+    decoded = read_drawings(result, width=100, height=80, config=BOTH)
+    assert [annotated_object.region_ids[0] for annotated_object in decoded.objects] == ids
+    reasons = [*decoded.left_out, *decoded.notes]
+    assert {region_id for region_id, _ in reasons} == set(left_out)
+    assert all(left_out[region_id] in reason for region_id, reason in reasons)
     # Doubles and choices lose nothing.
-    assert {region_id for region_id, _ in read.notes} <= {"b", "c"}
+    assert {region_id for region_id, _ in decoded.notes} <= {"b", "c"}
 
 
 def test_a_box_is_known_as_a_box() -> None:

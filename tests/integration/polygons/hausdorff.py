@@ -41,9 +41,9 @@ def _sides(polygons: Iterable[Polygon]) -> np.ndarray:
     return np.asarray(shapely.linestrings(np.concatenate(ends))) if ends else np.empty(0)
 
 
-def _farthest_px(lines: np.ndarray, others: np.ndarray, step_px: float) -> float:
+def _farthest_px(lines: np.ndarray, other_lines: np.ndarray, step_px: float) -> float:
     divisible = shapely.length(lines) > 0  # GEOS cannot divide a line of no length
     parts = shapely.segmentize(lines[divisible], step_px), lines[~divisible]
     samples = shapely.points(np.concatenate([shapely.get_coordinates(part) for part in parts]))
-    _, distance = shapely.STRtree(others).query_nearest(samples, return_distance=True, all_matches=False)
+    _, distance = shapely.STRtree(other_lines).query_nearest(samples, return_distance=True, all_matches=False)
     return float(distance.max())

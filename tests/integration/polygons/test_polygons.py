@@ -205,10 +205,10 @@ def filled_polygon(polygon: Polygon, shape: tuple[int, ...]) -> bytes:
 
 def test_polygons_outside_the_image_are_clipped_and_overlaps_united() -> None:
     square = Polygon(np.array([[-3.0, -3.0], [2.0, -3.0], [2.0, 2.0], [-3.0, 2.0]]))
-    other = Polygon(np.array([[1.0, 1.0], [9.0, 1.0], [9.0, 9.0], [1.0, 9.0]]))
-    away = Polygon(np.array([[20.0, 20.0], [30.0, 20.0], [25.0, 30.0]]))
+    overlapping = Polygon(np.array([[1.0, 1.0], [9.0, 1.0], [9.0, 9.0], [1.0, 9.0]]))
+    outside_polygon = Polygon(np.array([[20.0, 20.0], [30.0, 20.0], [25.0, 30.0]]))
     expected = picture("##..", "####", ".###")
-    assert np.array_equal(polygons_to_mask([square, other, away], 3, 4), expected)
+    assert np.array_equal(polygons_to_mask([square, overlapping, outside_polygon], 3, 4), expected)
 
 
 def quilt(seed: int, parts: int) -> list[np.ndarray]:
@@ -262,8 +262,8 @@ def test_an_object_inside_another_shares_its_whole_outline() -> None:
 def test_overlapping_masks_keep_their_own_edges() -> None:
     a, b = np.zeros((12, 12), dtype=np.bool_), np.zeros((12, 12), dtype=np.bool_)
     a[2:8, 2:8], b[5:11, 5:11] = True, True
-    for outlined, mask in zip(outline_masks([a, b]), (a, b), strict=True):
-        assert np.array_equal(polygons_to_mask(outlined, 12, 12), mask)
+    for polygons, mask in zip(outline_masks([a, b]), (a, b), strict=True):
+        assert np.array_equal(polygons_to_mask(polygons, 12, 12), mask)
 
 
 def test_no_masks_no_polygons() -> None:

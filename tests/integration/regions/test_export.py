@@ -32,8 +32,8 @@ def two_parts() -> np.ndarray:
 
 
 def circle() -> np.ndarray:
-    away = np.hypot(*np.mgrid[-12.0:28, -40.0:20])
-    return (away < 11) & (away > 5)
+    radius_px = np.hypot(*np.mgrid[-12.0:28, -40.0:20])
+    return (radius_px < 11) & (radius_px > 5)
 
 
 def predicted(mask_hw: np.ndarray, label: str = "car", **output: Any) -> list[dict[str, Any]]:
@@ -144,8 +144,8 @@ def test_the_newest_annotation_counts_or_the_agreement() -> None:
     first, other, third = predicted(two_parts()), predicted(two_parts()), predicted(circle())
     assert exported(task(first, other, third)).objects == 1
     agreed = exported(task(first, other, third), annotators="agreement")
-    drawn, disputed = agreed.images[0].objects
-    assert np.array_equal(drawn.mask_hw, two_parts())
+    obj, disputed = agreed.images[0].objects
+    assert np.array_equal(obj.mask_hw, two_parts())
     assert disputed.is_crowd  # else its place would be background
     assert np.array_equal(disputed.mask_hw, circle())
     assert [entry.reason for entry in agreed.left_out] == ["3 annotators do not agree on it: a crowd"]
@@ -163,7 +163,7 @@ def test_what_cannot_be_exported_is_said() -> None:
     assert all(entry.reason for entry in export.left_out)
     # A place without a readable outline, or of an unknown label, is no background: a crowd of each class.
     (image,) = export.images
-    assert [(drawn.label, drawn.is_crowd) for drawn in image.objects] == [("car", True), ("tree", True)]
+    assert [(obj.label, obj.is_crowd) for obj in image.objects] == [("car", True), ("tree", True)]
     assert image.objects[0].mask_hw[2:20, 3:30].all()
     assert image.objects[0].mask_hw[24:36, 36:54].all()
 

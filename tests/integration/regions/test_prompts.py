@@ -111,9 +111,9 @@ def test_recorded_contexts_are_prompts(name: str) -> None:
 
 
 def ask(
-    earlier: EarlierPrompt | None, *entries: dict[str, Any], kept: tuple[str, ...] = ()
+    earlier: EarlierPrompt | None, *entries: dict[str, Any], saved_ids: tuple[str, ...] = ()
 ) -> tuple[PromptFields | None, EarlierPrompt | None]:
-    prompt, remembered = with_earlier(read_prompt({"result": list(entries)}, CONFIG), earlier, frozenset(kept))
+    prompt, remembered = with_earlier(read_prompt({"result": list(entries)}, CONFIG), earlier, frozenset(saved_ids))
     return prompt, {**remembered, "answer_ids": ["a"]} if remembered else None
 
 
@@ -154,7 +154,7 @@ def test_clicks_belong_to_what_was_asked_before(
 
 def test_a_click_in_an_accepted_box_is_a_new_object() -> None:
     _, earlier = ask(None, box())
-    prompt, _ = ask(earlier, INSIDE, kept=("a",))
+    prompt, _ = ask(earlier, INSIDE, saved_ids=("a",))
     assert prompt is not None
     assert prompt["box_pct"] is None
 

@@ -65,11 +65,11 @@ def test_rotation_in_the_editor_changes_nothing() -> None:
 def test_ids_scores_and_labels_survive_an_edit() -> None:
     (relabelled,) = regions_to_objects(submitted("63_")).objects
     assert (relabelled.label, relabelled.region_ids, relabelled.score) == ("animal", ("b",), 0.9)
-    moved = regions_to_objects(submitted("62_")).objects[0]
-    before = regions_to_objects(recording("62_")["predictions"][0]["result"]).objects[0]
-    assert moved.region_ids == before.region_ids
-    assert (moved.mask_hw & before.mask_hw).sum() < before.mask_hw.sum()
-    assert moved.mask_hw.sum() == pytest.approx(before.mask_hw.sum(), rel=0.001)
+    moved_object = regions_to_objects(submitted("62_")).objects[0]
+    original = regions_to_objects(recording("62_")["predictions"][0]["result"]).objects[0]
+    assert moved_object.region_ids == original.region_ids
+    assert (moved_object.mask_hw & original.mask_hw).sum() < original.mask_hw.sum()
+    assert moved_object.mask_hw.sum() == pytest.approx(original.mask_hw.sum(), rel=0.001)
 
 
 def test_a_wrong_size_of_a_prediction_can_be_overruled() -> None:
@@ -199,4 +199,4 @@ def test_any_json_is_decoded_or_skipped(result: list[dict[str, Any]]) -> None:
 def test_a_label_may_be_a_text() -> None:
     entry = region()
     entry["value"] = {"points": SQUARE, "closed": True, "polygonlabels": "car"}
-    assert [drawn.label for drawn in regions_to_objects([entry]).objects] == ["car"]
+    assert [obj.label for obj in regions_to_objects([entry]).objects] == ["car"]

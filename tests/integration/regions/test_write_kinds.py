@@ -55,8 +55,8 @@ def test_geometry_and_label_tags_give_two_results_with_one_id(tag: str) -> None:
     assert geometry["id"] == label["id"]
     assert (geometry["type"], geometry["from_name"]) == (tag.lower(), "shape")
     assert (label["type"], label["value"]["labels"], label["from_name"]) == ("labels", ["car"], "what")
-    (drawn,) = regions_to_objects(prediction["result"]).objects
-    assert (drawn.label, drawn.mask_hw.sum()) == ("car", 72)
+    (obj,) = regions_to_objects(prediction["result"]).objects
+    assert (obj.label, obj.mask_hw.sum()) == ("car", 72)
 
 
 def test_an_object_is_one_region_whose_cuts_can_be_undone() -> None:
@@ -95,8 +95,8 @@ def test_small_parts_and_holes_are_left_out_without_a_word(outline: Any) -> None
     prediction, _ = predict([instance(mask_hw)], output=output)
     (region,) = prediction["result"]
     assert "meta" not in region
-    (drawn,) = regions_to_objects([region]).objects
-    assert len(exact_polygons(drawn.mask_hw)) == 1
+    (obj,) = regions_to_objects([region]).objects
+    assert len(exact_polygons(obj.mask_hw)) == 1
 
 
 def test_what_is_small_depends_on_the_object() -> None:
@@ -105,8 +105,8 @@ def test_what_is_small_depends_on_the_object() -> None:
     mask_hw[10:16, 50:56] = True  # 36 px
     for share, parts in ((0.05, 1), (0.02, 2)):
         prediction, _ = predict([instance(mask_hw)], output=Output(min_part_share=share))
-        (drawn,) = regions_to_objects(prediction["result"]).objects
-        assert len(exact_polygons(drawn.mask_hw)) == parts
+        (obj,) = regions_to_objects(prediction["result"]).objects
+        assert len(exact_polygons(obj.mask_hw)) == parts
 
 
 def test_an_object_near_the_border_reaches_it() -> None:
@@ -142,8 +142,8 @@ def test_a_part_inside_a_better_object_of_its_class_is_left_out() -> None:
     prediction, report = predict([half, whole])
     assert report.dropped == {Reason.PART: 1}
     assert [region["score"] for region in prediction["result"]] == [0.9]
-    for kept in ([whole, replace(half, label="pine")], [replace(whole, score=0.5), half]):
-        assert predict(kept)[1].shown == 2  # a nose on a face; a whole that is less likely than its part
+    for pair in ([whole, replace(half, label="pine")], [replace(whole, score=0.5), half]):
+        assert predict(pair)[1].shown == 2  # a nose on a face; a whole that is less likely than its part
     assert predict([half, whole], output=Output(part_cover=1.0))[1].shown == 2
 
 
@@ -156,8 +156,8 @@ def test_smooth_outlines_at_tolerance_0_are_exactly_the_mask(values: np.ndarray,
     if not mask_hw.any():
         assert report.shown == 0
         return
-    (drawn,) = regions_to_objects(prediction["result"]).objects
-    assert np.array_equal(drawn.mask_hw, mask_hw)
+    (obj,) = regions_to_objects(prediction["result"]).objects
+    assert np.array_equal(obj.mask_hw, mask_hw)
 
 
 @pytest.mark.parametrize("tolerance_px", [0, 1, 3])
@@ -171,7 +171,7 @@ def test_objects_that_touch_share_one_edge_when_asked(tolerance_px: float) -> No
     assert (report.shown, report.regions) == (2, 2)
     shared = [set(map(tuple, region["value"]["points"])) for region in prediction["result"]]
     assert len(shared[0] & shared[1]) >= 4
-    first, second = (drawn.mask_hw for drawn in regions_to_objects(prediction["result"]).objects)
+    first, second = (obj.mask_hw for obj in regions_to_objects(prediction["result"]).objects)
     assert not (first & second).any()
     assert (first | second)[5:35, 10:50].all()
     apart, _ = predict(both, output=alone)
@@ -204,8 +204,8 @@ def test_a_config_of_vectors_or_bitmasks_alone_gets_exact_regions(tag: str) -> N
     prediction, _ = predict([instance()], ONLY.format(tag=tag), output=EXACT)
     (region,) = prediction["result"]
     assert (region["type"], region["value"].get("closed", True)) == (tag.lower(), True)
-    (drawn,) = regions_to_objects(prediction["result"]).objects
-    assert np.array_equal(drawn.mask_hw, ring())
+    (obj,) = regions_to_objects(prediction["result"]).objects
+    assert np.array_equal(obj.mask_hw, ring())
 
 
 @given(st.floats(15, 28), st.floats(8, 14), st.floats(0, 180), st.integers(0, 10))
@@ -218,8 +218,8 @@ def test_an_ellipse_is_fitted_and_its_iou_is_stated(long: float, short: float, d
     sizes = {"width": width, "height": height}
     prediction, _ = predict([instance(mask_hw)], ONLY.format(tag="EllipseLabels"), output=EXACT, **sizes)
     (region,) = prediction["result"]
-    (drawn,) = regions_to_objects(prediction["result"]).objects
-    overlap = iou(drawn.mask_hw, mask_hw)
+    (obj,) = regions_to_objects(prediction["result"]).objects
+    overlap = iou(obj.mask_hw, mask_hw)
     assert overlap > 0.95
     assert abs(float(region["meta"]["text"][0].split()[-1].rstrip(".")) - overlap) < 0.02
 

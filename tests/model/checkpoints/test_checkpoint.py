@@ -46,8 +46,8 @@ def test_half_precision_is_stored_small_and_loaded_as_fp32(tmp_path: Path, netwo
     save_checkpoint(tmp_path / "half", small_config(), network, METADATA, half=True)
     sizes = [(tmp_path / name / WEIGHTS_FILE).stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.6 * sizes[0]
-    stored = load_file(tmp_path / "half" / WEIGHTS_FILE)
-    assert {stored[name].dtype for name in stored if name.endswith("running_var")} == {torch.float32}
+    file_state = load_file(tmp_path / "half" / WEIGHTS_FILE)
+    assert {file_state[name].dtype for name in file_state if name.endswith("running_var")} == {torch.float32}
     state = load_checkpoint(tmp_path / "half").state
     for name, tensor in network.state_dict().items():
         assert state[name].dtype == tensor.dtype

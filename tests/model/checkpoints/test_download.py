@@ -45,18 +45,18 @@ class _Handler(BaseHTTPRequestHandler):
     plan: Server
 
     def do_GET(self) -> None:
-        plan, asked = self.plan, self.headers.get("Range")
-        plan.ranges.append(asked)
-        current = asked and self.headers.get("If-Range") in plan.headers.values()
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and current else 0
+        plan, range_header = self.plan, self.headers.get("Range")
+        plan.ranges.append(range_header)
+        current = range_header and self.headers.get("If-Range") in plan.headers.values()
+        start = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header and current else 0
         total = len(plan.content)
         if start >= total > 0 and current:
             self.answer(416, b"", {"Content-Range": f"bytes */{total}"})
         elif plan.status != 200:
             self.answer(plan.status, b"no", plan.headers)
         elif current:
-            shown = 0 if plan.wrong_start else start
-            extra = {"Content-Range": f"bytes {shown}-{total - 1}/{total}"}
+            stated_start = 0 if plan.wrong_start else start
+            extra = {"Content-Range": f"bytes {stated_start}-{total - 1}/{total}"}
             self.answer(206, plan.content[start:], {**plan.headers, **extra})
         else:
             self.answer(200, plan.content, plan.headers)
@@ -87,10 +87,10 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_a_file_arrives_whole_with_progress(server: Server, target: Path) -> None:
-    seen: list[tuple[int, int | None]] = []
-    assert download(server.url, target, lambda done, total: seen.append((done, total))) == target
+    calls: list[tuple[int, int | None]] = []
+    assert download(server.url, target, lambda size, total: calls.append((size, total))) == target
     assert target.read_bytes() == CONTENT
-    assert (seen[0], seen[-1]) == ((0, len(CONTENT)), (len(CONTENT), len(CONTENT)))
+    assert (calls[0], calls[-1]) == ((0, len(CONTENT)), (len(CONTENT), len(CONTENT)))
     assert [path.name for path in target.parent.iterdir()] == ["output.pth"]
 
 

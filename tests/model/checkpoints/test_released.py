@@ -115,12 +115,12 @@ def authors_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_import_stores_a_checkpoint_with_its_origin(authors_file: Path, tmp_path: Path) -> None:
-    done = import_released(
+    outcome = import_released(
         authors_file, tmp_path / "mine", name="mine", classes=["cat", "dog"], half=True, source="https://host/x"
     )
-    assert done.config == "released/R50-FPN"
+    assert outcome.config == "released/R50-FPN"
     cfg, state, metadata = load_checkpoint(tmp_path / "mine")
-    assert metadata == done.metadata
+    assert metadata == outcome.metadata
     assert metadata["classes"] == ["cat", "dog"]
     assert metadata["version"] == f"mine-{file_digest(authors_file)[:8]}"
     assert metadata["source"]["sha256"] == file_digest(authors_file)

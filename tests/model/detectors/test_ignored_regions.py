@@ -51,9 +51,9 @@ def record(*, crowd: bool) -> dict[str, Any]:
 
 
 def test_a_crowd_is_given_as_ignored_and_not_as_an_object() -> None:
-    given = record(crowd=True)
-    assert torch.equal(given["ignored"], LEFT)
-    assert len(given["instances"]) == 1
+    entry = record(crowd=True)
+    assert torch.equal(entry["ignored"], LEFT)
+    assert len(entry["instances"]) == 1
     assert "ignored" not in record(crowd=False)
 
 
@@ -78,11 +78,11 @@ def test_no_stage_sees_background_in_an_ignored_region(heads: str, monkeypatch: 
     predictors = network.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
 
-        def losses(predictions: Any, proposals: list[Instances], own: Any = predictor.losses) -> Any:
-            classes = torch.cat([drawn.gt_classes for drawn in proposals])
-            boxes = torch.cat([drawn.proposal_boxes.tensor for drawn in proposals])
+        def losses(predictions: Any, proposals: list[Instances], original: Any = predictor.losses) -> Any:
+            classes = torch.cat([item.gt_classes for item in proposals])
+            boxes = torch.cat([item.proposal_boxes.tensor for item in proposals])
             background["proposals"].append(boxes[classes == cfg.MODEL.ROI_HEADS.NUM_CLASSES])
-            return own(predictions, proposals)
+            return original(predictions, proposals)
 
         monkeypatch.setattr(predictor, "losses", losses)
     shares = {}

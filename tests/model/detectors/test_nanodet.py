@@ -40,8 +40,8 @@ def test_a_mirrored_look_gives_boxes_of_the_image_as_it_is() -> None:
 
 
 def test_looks_vote_for_a_box_and_what_one_look_alone_shows_counts_less() -> None:
-    both = [like([0.1, 0.1, 0.5, 0.5], 0.6), like([0.1, 0.1, 0.54, 0.5], 0.3)]
-    boxes, scores, classes = detections_of(both, (100, 200), 0.05, 10)
+    looks = [like([0.1, 0.1, 0.5, 0.5], 0.6), like([0.1, 0.1, 0.54, 0.5], 0.3)]
+    boxes, scores, classes = detections_of(looks, (100, 200), 0.05, 10)
     assert boxes.tolist() == [pytest.approx([20, 10, 2 * (50 * 0.6 + 54 * 0.3) / 0.9, 50], abs=1e-3)]
     assert scores.tolist() == [pytest.approx((0.6 + 0.45) / 2)]
     assert classes.tolist() == [0]

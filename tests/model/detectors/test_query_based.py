@@ -61,9 +61,9 @@ def test_trains_and_outlines_what_it_finds() -> None:
     assert silent == []
     with torch.inference_mode():
         outputs = network.eval()(batch)
-    for output, given in zip(outputs, batch, strict=True):
+    for output, input_image in zip(outputs, batch, strict=True):
         instances = output["instances"]
-        size = (given["height"], given["width"])
+        size = (input_image["height"], input_image["width"])
         assert instances.image_size == size
         assert instances.pred_masks.shape == instances.pred_coarse_masks.shape == (len(instances), *size)
         assert len(instances) <= 4

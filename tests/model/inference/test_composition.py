@@ -74,7 +74,7 @@ def test_weak_ones_doubles_and_those_without_probabilities_stay_as_they_are() ->
     good, double, weak = (instance(np.where(truth, 0.9, 0.1), score) for score in (0.9, 0.8, 0.3))
     plain = Instance((0, 0, 9, 9), "key", 0.95, square(2, 2, 9, 9))
     composed = compose(picture(truth), [plain, good, double, weak], ANY_SIZE)
-    assert [new is old for new, old in zip(composed, [plain, good, double, weak], strict=True)] == [
+    assert [result is original for result, original in zip(composed, [plain, good, double, weak], strict=True)] == [
         True, False, True, True
     ]  # fmt: skip
 
@@ -86,8 +86,8 @@ def test_large_images_are_composed_at_a_smaller_size_and_outlines_rasterise_exac
     assert composed.mask_hw.shape == (HEIGHT, WIDTH)
     assert iou(composed.mask_hw, truth) > 0.85
     assert composed.probabilities is not None
-    outlined = smooth_outline(composed.mask_hw, (composed.probabilities.values, composed.probabilities.box_xyxy))
-    np.testing.assert_array_equal(polygons_to_mask(outlined, HEIGHT, WIDTH), composed.mask_hw)
+    polygons = smooth_outline(composed.mask_hw, (composed.probabilities.values, composed.probabilities.box_xyxy))
+    np.testing.assert_array_equal(polygons_to_mask(polygons, HEIGHT, WIDTH), composed.mask_hw)
 
 
 def test_an_image_without_objects_stays_empty() -> None:
@@ -102,8 +102,8 @@ def test_smoothing_solves_its_equations() -> None:
     across, down = rng.uniform(0, 3, (height, width - 1)), rng.uniform(0, 3, (height - 1, width))
     matrix = np.diag(confidence.ravel().astype(float))
     number = np.arange(height * width).reshape(height, width)
-    for links, here, there in ((across, number[:, :-1], number[:, 1:]), (down, number[:-1], number[1:])):
-        for weight, a, b in zip(links.ravel(), here.ravel(), there.ravel(), strict=True):
+    for links, starts, ends in ((across, number[:, :-1], number[:, 1:]), (down, number[:-1], number[1:])):
+        for weight, a, b in zip(links.ravel(), starts.ravel(), ends.ravel(), strict=True):
             matrix[[a, b], [a, b]] += weight
             matrix[[a, b], [b, a]] -= weight
     expected = np.linalg.solve(matrix, (confidence * values).ravel()).reshape(height, width)

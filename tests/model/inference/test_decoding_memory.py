@@ -138,8 +138,8 @@ class Measured:
         assert self.process.stdout
         self.process.stdin.write(f"{path}\n")
         self.process.stdin.flush()
-        estimate, measured, error = json.loads(self.process.stdout.readline())
-        return estimate, measured, error
+        estimate, peak, error = json.loads(self.process.stdout.readline())
+        return estimate, peak, error
 
 
 @pytest.fixture(scope="module")
@@ -197,21 +197,21 @@ def test_a_small_image_in_a_huge_tile_is_refused(tmp_path):
 def test_threads_stay_within_the_budget_and_all_get_their_turn():
     budget, luck = MemoryBudget(100), random.Random(0)
     sizes = [luck.randint(1, 100) for _ in range(400)]
-    held, most, lock = 0, 0, threading.Lock()
+    held_bytes, most_bytes, lock = 0, 0, threading.Lock()
 
     def work(size: int) -> None:
-        nonlocal held, most
+        nonlocal held_bytes, most_bytes
         with budget.hold(size):
             with lock:
-                held += size
-                most = max(most, held)
+                held_bytes += size
+                most_bytes = max(most_bytes, held_bytes)
             with lock:
-                held -= size
+                held_bytes -= size
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, sizes))
-    assert held == 0
-    assert 0 < most <= 100
+    assert held_bytes == 0
+    assert 0 < most_bytes <= 100
     with pytest.raises(ValueError), budget.hold(101):
         pass
 

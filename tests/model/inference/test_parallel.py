@@ -44,8 +44,8 @@ def test_as_many_at_once_as_there_are_threads(threads: int) -> None:
 
 
 def test_a_gpu_gets_one_after_the_other(threads: int) -> None:
-    here = threading.get_ident()
-    assert map_in_threads(lambda _: threading.get_ident(), range(4), "cuda") == [here] * 4
+    thread = threading.get_ident()
+    assert map_in_threads(lambda _: threading.get_ident(), range(4), "cuda") == [thread] * 4
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
@@ -54,17 +54,17 @@ def test_one_alone_has_all_threads(threads: int) -> None:
 
 
 def test_the_first_failure_is_raised_and_what_was_not_begun_never_is(threads: int) -> None:
-    begun = []
+    started_numbers = []
 
     def work(number: int) -> None:
-        begun.append(number)
+        started_numbers.append(number)
         if number == 1:
             raise MemoryError("image 1")
         time.sleep(0.01)  # else all are done before anybody has heard of the failure
 
     with pytest.raises(MemoryError, match="image 1"):
         map_in_threads(work, range(500))
-    assert len(begun) < 500
+    assert len(started_numbers) < 500
     assert torch.get_num_threads() == threads
 
 

@@ -31,8 +31,8 @@ DIGEST = "d"
 
 
 def card(mask: float, boundary: float, digest: str = DIGEST) -> dict[str, Any]:
-    measured = {"digest": digest, "mask_ap": {"difference": mask}, "boundary_ap": {"difference": boundary}}
-    return {"digest": DIGEST, "bf16": measured}
+    measurement = {"digest": digest, "mask_ap": {"difference": mask}, "boundary_ap": {"difference": boundary}}
+    return {"digest": DIGEST, "bf16": measurement}
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ def test_input_equals_detectron2s_default_predictor(channel_order: str, size: tu
     image_rgb = random_image(*size)
     network = Recorder()
     Predictor(network, CLASSES, "1", InputSettings(channel_order, 64, 128))([image_rgb])
-    theirs = image_rgb if channel_order == "RGB" else image_rgb[:, :, ::-1]
-    expected = ResizeShortestEdge([64, 64], 128).get_transform(theirs).apply_image(theirs)
-    given = network.batches[0][0]
-    assert (given["height"], given["width"]) == size
-    assert np.array_equal(given["image"].numpy(), expected.transpose(2, 0, 1))
+    network_image = image_rgb if channel_order == "RGB" else image_rgb[:, :, ::-1]
+    expected = ResizeShortestEdge([64, 64], 128).get_transform(network_image).apply_image(network_image)
+    item = network.batches[0][0]
+    assert (item["height"], item["width"]) == size
+    assert np.array_equal(item["image"].numpy(), expected.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(

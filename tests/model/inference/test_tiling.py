@@ -79,20 +79,20 @@ def test_objects_larger_than_a_tile_are_sewn_together(image):
 def test_tiles_cover_the_image_and_overlap(height, width, count):
     tiles = tiles_of(height, width, SMALL)
     assert len(tiles) == count
-    seen = np.zeros((height, width), int)
+    cover = np.zeros((height, width), int)
     for tile in tiles:
         assert tile.bottom <= height
         assert tile.right <= width
-        seen[tile.top : tile.bottom, tile.left : tile.right] += 1
-    assert seen.min() >= 1
+        cover[tile.top : tile.bottom, tile.left : tile.right] += 1
+    assert cover.min() >= 1
     lefts = sorted({tile.left for tile in tiles})
     assert all(right - left <= 64 - 24 for left, right in itertools.pairwise(lefts))
 
 
-def two_views(near: np.ndarray, left: list[Instance], right: list[Instance]) -> list[Instance]:
+def two_views(image: np.ndarray, left: list[Instance], right: list[Instance]) -> list[Instance]:
     """What is made of a 64 x 104 image whose two tiles show these."""
     answers = iter([left, right])
-    return predict_tiled(lambda images: [next(answers)], near, SMALL)
+    return predict_tiled(lambda images: [next(answers)], image, SMALL)
 
 
 def box(top: int, left: int, bottom: int, right: int, label: str = "gear", score: float = 0.9) -> Instance:

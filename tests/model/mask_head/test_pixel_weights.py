@@ -77,9 +77,9 @@ def test_gradients_of_a_place_grow_with_its_weight(grids: tuple[torch.Tensor, to
     places[1, 2, 3] = 5.0
     heavy = weights([1.0, 0.5], places)
     gradients = []
-    for given in (None, heavy.at(4)):
+    for place_weights in (None, heavy.at(4)):
         leaf = logits.clone().requires_grad_()
-        losses.coarse_mask_loss(leaf, target, given).backward()
+        losses.coarse_mask_loss(leaf, target, place_weights).backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad)
     plain, weighted = gradients

@@ -46,11 +46,11 @@ def places(levels: list[Nodes]) -> set[tuple[int, ...]]:
 def test_each_image_gets_its_budget_and_more_only_adds(seed: int, rois: int, budget: int) -> None:
     levels, grids, scores = drawn(seed, rois)
     images = torch.arange(rois) % 2
-    kept = within_budget(levels, grids, scores, images, budget)
+    limited = within_budget(levels, grids, scores, images, budget)
     for image in range(2):
         total = sum(int((images[n.roi] == image).sum()) for n in levels)
-        assert sum(int((images[n.roi] == image).sum()) for n in kept) == min(total, budget)
-    assert places(kept) <= places(within_budget(levels, grids, scores, images, budget + 7)) <= places(levels)
+        assert sum(int((images[n.roi] == image).sum()) for n in limited) == min(total, budget)
+    assert places(limited) <= places(within_budget(levels, grids, scores, images, budget + 7)) <= places(levels)
 
 
 @given(st.integers(0, 9999), st.integers(1, 60))
@@ -80,9 +80,9 @@ def test_no_budget_is_no_limit_and_undetected_regions_go_by_score_and_depth() ->
     levels, _, scores = drawn(0, 2)
     images = torch.zeros(2, dtype=torch.int64)
     assert within_budget(levels, [], scores, images, 0) is levels
-    kept = within_budget(levels, [], scores, images, 3)
-    assert sum(len(n) for n in kept) == 3
-    assert set(kept[0].roi.tolist()) == {int(scores.argmax())}
+    remaining = within_budget(levels, [], scores, images, 3)
+    assert sum(len(n) for n in remaining) == 3
+    assert set(remaining[0].roi.tolist()) == {int(scores.argmax())}
 
 
 def detections(*edges_px: float) -> Instances:
@@ -110,12 +110,12 @@ def test_a_refined_mask_counts_less_in_a_small_box() -> None:
 
 def test_the_budget_of_a_batch_is_an_image_s_own() -> None:
     levels, grids, _ = drawn(3, 5)
-    batch, chosen = [detections(10, 70, 56), detections(55, 90)], torch.tensor([0, 1, 2, 3, 4])
-    limit = node_limit(batch, chosen, 4)
+    batch, roi_indices = [detections(10, 70, 56), detections(55, 90)], torch.tensor([0, 1, 2, 3, 4])
+    limit = node_limit(batch, roi_indices, 4)
     assert limit is not None
-    kept = limit(levels, grids)
-    assert sum(len(n) for n in kept) == 8
-    assert node_limit(batch, chosen, 0) is None
+    limited = limit(levels, grids)
+    assert sum(len(n) for n in limited) == 8
+    assert node_limit(batch, roi_indices, 0) is None
 
 
 def test_each_level_has_its_own_threshold_and_children_need_a_parent():
@@ -136,11 +136,11 @@ def test_sampling_repeats_when_short_and_leaves_out_thin_rois():
     grid[0, 0, :3] = 1
     grid[1, 2, 2] = 1
     levels = [nodes_of(grid > 0.5)]
-    kept, [sampled] = sample_nodes(levels, 2, count=7, minimum=2, permutation=torch.arange)
-    assert kept.tolist() == [0]
+    remaining, [sampled] = sample_nodes(levels, 2, count=7, minimum=2, permutation=torch.arange)
+    assert remaining.tolist() == [0]
     assert sampled.x.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    kept, [sampled] = sample_nodes(levels, 2, count=2, minimum=1, permutation=torch.arange)
-    assert kept.tolist() == [0, 1]
+    remaining, [sampled] = sample_nodes(levels, 2, count=2, minimum=1, permutation=torch.arange)
+    assert remaining.tolist() == [0, 1]
     assert sampled.roi.tolist() == [0, 0, 1, 1]
 
 

@@ -44,8 +44,8 @@ def test_masks_go_to_the_view_and_back() -> None:
     mask = np.zeros((120, 160), bool)
     mask[40:80, 50:110] = True
     view = view_of_box((50, 40, 110, 80), 128)
-    back = view.to_image(view.pixels(mask.astype(np.uint8) * 255, 0) / 255.0, mask.shape) >= 0.5
-    assert (back & mask).sum() / (back | mask).sum() > 0.97
+    restored = view.to_image(view.pixels(mask.astype(np.uint8) * 255, 0) / 255.0, mask.shape) >= 0.5
+    assert (restored & mask).sum() / (restored | mask).sum() > 0.97
 
 
 def test_views_reach_over_the_border() -> None:
@@ -86,8 +86,10 @@ def test_a_mirrored_image_has_the_mirrored_answer() -> None:
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     view = view_of_box((0, 0, 64, 64), VIEW_SIDE, 1.0)
     refined, _, scores = predictor.look(image, [view], [Prompt(box_xyxy=(10, 10, 40, 50))])
-    turned, _, other = predictor.look(np.ascontiguousarray(image[:, ::-1]), [view], [Prompt(box_xyxy=(24, 10, 54, 50))])
-    assert np.allclose(refined, turned[:, :, ::-1], atol=1e-5)
+    mirrored, _, other = predictor.look(
+        np.ascontiguousarray(image[:, ::-1]), [view], [Prompt(box_xyxy=(24, 10, 54, 50))]
+    )
+    assert np.allclose(refined, mirrored[:, :, ::-1], atol=1e-5)
     assert np.allclose(scores, other, atol=1e-5)
 
 
