@@ -302,7 +302,7 @@ def _perfect_folds(snapshot: Path, file: Path, roles: tuple[str, ...]) -> Path:
 
 
 def test_folds_decide_where_the_hold_out_is_tiny(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=2, trained=10)
+    snapshot = _snapshot(world, holdout_count=2, train_count=10)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(3))
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate",))
     verdict = judge(new, old, old, snapshot, rules=RULES, detect=world.detect, folds=folds)
@@ -316,7 +316,7 @@ def test_folds_decide_where_the_hold_out_is_tiny(world: World, tmp_path: Path) -
 
 
 def test_an_incumbent_that_learned_from_the_images_is_cross_validated_too(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=2, trained=10)
+    snapshot = _snapshot(world, holdout_count=2, train_count=10)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(0), seed=2)
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate", "incumbent"))
     verdict = judge(new, old, None, snapshot, rules=RULES, detect=world.detect, folds=folds)
@@ -325,7 +325,7 @@ def test_an_incumbent_that_learned_from_the_images_is_cross_validated_too(world:
 
 
 def test_a_large_enough_hold_out_decides_alone(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=10, trained=4)
+    snapshot = _snapshot(world, holdout_count=10, train_count=4)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(3))
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate",))
     verdict = judge(new, old, None, snapshot, rules=RULES, detect=world.detect, folds=folds)
