@@ -31,13 +31,13 @@ def init_process_group(device: str = "cpu") -> None:
 
 
 def destroy_process_group() -> None:
-    """Leave the group."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """0 for the process that logs and saves."""
+    """Rank of this process; 0 logs and saves."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -47,7 +47,7 @@ def launched_rank() -> int:
 
 
 def process_count() -> int:
-    """P."""
+    """Number P of training processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -58,8 +58,8 @@ def threads_each() -> int:
     own wait for one another.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(torch.get_num_threads(), max(1, cores // here))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(torch.get_num_threads(), max(1, cores // local_processes))
 
 
 def share_start(network: nn.Module) -> None:
@@ -111,14 +111,14 @@ def broadcast_floats(*values: float) -> list[float]:
 
 # Parameters of mallopt(3), by the numbers that glibc's malloc.h gives them.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Tensors larger than this still come from the system each, and as much may lie idle at the heap's end.
+# Larger tensors still come from the system one by one; up to this much may lie idle at the heap's end.
 KEPT_BYTES = 1 << 30
 
 
 def keep_freed_memory(device: str = "cpu") -> bool:
-    """For the rest of this process; whether anything changed (not for a GPU, nor with another C library).
+    """Make the C library keep freed memory for later tensors, for the rest of this process.
 
-    It cannot be taken back: what was kept stays in the heap, and later tensors are made of it.
+    It cannot be undone. Returns whether anything changed: nothing does for a GPU or another C library than glibc.
     """
     if not device.startswith("cpu") or platform.libc_ver()[0] != "glibc":
         return False

@@ -1,8 +1,8 @@
-"""Everything that wants a GPU, with its aim, in one script and one report: `make gpu-check` (under 25 minutes).
+"""Checks that need a GPU, each with its aim, in one script and one report: `make gpu-check` (under 25 minutes).
 
-`python -m training.benchmark.gpu_check --device cpu --tiny` rehearses it: every check runs on a network of a few
-channels, so that the script cannot rot where there is no GPU; aims are then not judged. Each check runs by itself: one
-that fails says why, and the others go on.
+`python -m training.benchmark.gpu_check --device cpu --tiny` runs every check on a network of a few channels, so that
+the script is tested where there is no GPU; aims are then not judged. Each check runs by itself: the report has the
+error of one that fails, and the others go on.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is.
+    """Sizes of the checks.
 
     Attributes:
-        instances: kept of an image. nodes: of each. iterations: of a training.
+        instances: of an image. nodes: of an instance. iterations: of a training.
     """
 
     setting: CostSetting
@@ -58,10 +58,10 @@ class Scale:
 
 @dataclass
 class Outcome:
-    """What a check found.
+    """Outcome of a check.
 
     Attributes:
-        aim: what is wanted, in words. figure: what was measured, in words.
+        aim: the requirement, in words. figure: the measurement, in words.
         met: whether the aim was reached; None where it is not judged or the check failed.
     """
 
@@ -121,7 +121,7 @@ def mixed_precision(scale: Scale) -> tuple[str, bool]:
 def compiled(scale: Scale) -> tuple[str, bool]:
     """torch.compile of the backbone is not slower than eager and computes the same maps"""
     backbone, image = _backbone(scale)
-    # Rehearsed without code generation, which needs a compiler and minutes.
+    # On a CPU without code generation, which needs a compiler and minutes.
     faster = torch.compile(backbone, backend="inductor" if scale.on_gpu else "eager")
     return _compared(scale, lambda: _maps(backbone, image), lambda: _maps(faster, image), faster=1.0, difference=0.02)
 
@@ -188,21 +188,24 @@ def _captured(backbone: nn.Module, image: Tensor) -> Callable[[], dict[str, Tens
 def _compared(
     scale: Scale,
     plain: Callable[[], dict[str, Tensor]],
-    other: Callable[[], dict[str, Tensor]],
+    alternative: Callable[[], dict[str, Tensor]],
     *,
     faster: float,
     difference: float,
 ) -> tuple[str, bool]:
-    """Two ways to the same maps: how many times faster the other is, and its mean relative difference."""
-    exact, near = plain(), other()
-    apart = max(
+    """Compare two computations of the same maps: speed-up of the second one, and its mean relative difference."""
+    exact, near = plain(), alternative()
+    largest_difference = max(
         float((near[name].float() - value).abs().mean() / value.abs().mean().clamp(min=1e-12))
         for name, value in exact.items()
     )
     repeats = max(1, scale.setting.repeats) * (10 if scale.on_gpu else 1)
-    first_s, other_s = alternate([plain, other], device=scale.setting.device, repeats=repeats)
+    first_s, other_s = alternate([plain, alternative], device=scale.setting.device, repeats=repeats)
     times = first_s / other_s
-    return f"{times:.2f} times faster, maps differ by {100 * apart:.2f} %", times >= faster and apart <= difference
+    return (
+        f"{times:.2f} times faster, maps differ by {100 * largest_difference:.2f} %",
+        times >= faster and largest_difference <= difference,
+    )
 
 
 def _train(scale: Scale, dtype: torch.dtype | None) -> tuple[list[float], float]:
@@ -228,16 +231,16 @@ def _train(scale: Scale, dtype: torch.dtype | None) -> tuple[list[float], float]
     return losses, seconds
 
 
-def run_checks(scale: Scale, *, judged: bool, tell: Callable[[str], object] = print) -> list[Outcome]:
-    """All checks in turn; ``judged``: whether figures are held against the aims."""
+def run_checks(scale: Scale, *, has_aims: bool, on_line: Callable[[str], object] = print) -> list[Outcome]:
+    """Run all checks in turn; ``has_aims``: whether figures are compared with the aims."""
     outcomes = []
     for name, check in CHECKS.items():
-        tell(f"{name} ...")
+        on_line(f"{name} ...")
         began_s = time.perf_counter()
         aim = str(check.__doc__)
         try:
             figure, met = check(scale)
-            outcome = Outcome(name, aim, figure, met if judged else None)
+            outcome = Outcome(name, aim, figure, met if has_aims else None)
         except Exception:
             outcome = Outcome(name, aim, f"failed: {traceback.format_exc(limit=3)}", None)
         if scale.on_gpu:
@@ -248,7 +251,7 @@ def run_checks(scale: Scale, *, judged: bool, tell: Callable[[str], object] = pr
 
 
 def report_markdown(outcomes: list[Outcome], scale: Scale) -> str:
-    """A table for people."""
+    """Write the outcomes as a Markdown table."""
     setting = scale.setting
     place = torch.cuda.get_device_name(setting.device) if scale.on_gpu else "CPU (a rehearsal)"
     verdicts = {True: "met", False: "**missed**", None: "not judged"}
@@ -278,7 +281,7 @@ def main(device: str, tiny: bool, out: Path) -> None:
         scale = Scale(setting, instances=4, nodes=300, iterations=2)
     else:
         scale = Scale(CostSetting(CONFIG, device=device, repeats=5), instances=100, nodes=560, iterations=40)
-    outcomes = run_checks(scale, judged=not tiny, tell=lambda line: click.echo(line, err=True))
+    outcomes = run_checks(scale, has_aims=not tiny, on_line=lambda line: click.echo(line, err=True))
     text = report_markdown(outcomes, scale)
     write_text(out / "report.md", text)
     write_text(out / "report.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=1))

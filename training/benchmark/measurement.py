@@ -1,7 +1,7 @@
-"""Measure a trained row: every column that its table asks for, as fractions, frames a second, GFLOP and MB.
+"""Measure a trained row: every column of its table, as fractions, frames a second, GFLOP and MB.
 
-A row on Cityscapes or BDD100K in its official layout is measured by that set's own rules. AP*, the tables' LVIS column:
-predictions of COCO's classes under LVIS's rules and finer outlines.
+A row on Cityscapes or BDD100K in its official layout is measured by that set's own rules. The column AP* evaluates
+predictions of COCO's classes by LVIS's rules and finer outlines.
 
 Shape shorthand: N detections of an image, H x W its pixels.
 """
@@ -36,7 +36,7 @@ _REGION_COLUMNS = {"Percent": "percent", "Recall_Err": "recall_err", "AP_GT": "a
 
 
 class Measurement:
-    """Runs a network over a set once, and answers for columns from what it found.
+    """Runs a network over a set once; `columns` computes figures from its detections.
 
     Args:
         speed: (iterations, runs) of the frames per second.
@@ -68,39 +68,39 @@ class Measurement:
             results = instance_results(sample.image_id, instances)
             self.masks += results
             for result, (left, top, right, bottom) in zip(results, instances.pred_boxes.tensor.tolist(), strict=True):
-                kept = {key: result[key] for key in ("image_id", "category_id", "score")}
-                self.boxes.append(kept | {"bbox": [left, top, right - left, bottom - top]})
+                entry = {key: result[key] for key in ("image_id", "category_id", "score")}
+                self.boxes.append(entry | {"bbox": [left, top, right - left, bottom - top]})
         return truth.build()
 
-    def columns(self, wanted: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
-        """Values by column, and what lies behind them, for the JSON report; a column we cannot fill is left out."""
+    def columns(self, names: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+        """Compute values by column, and details for the JSON report; columns that cannot be computed are left out."""
         values: dict[str, float] = {}
         details: dict[str, Any] = {}
-        if {"AP", "AP50", "APs", "APm", "APl"} & set(wanted):
+        if {"AP", "AP50", "APs", "APm", "APl"} & set(names):
             details["mask"] = coco_ap(self.truth, self.masks, "segm")
             values |= {k: details["mask"][k] for k in ("AP", "AP50", "APs", "APm", "APl")}
-        if {"APB", "APB50"} & set(wanted):
+        if {"APB", "APB50"} & set(names):
             details["boundary"] = coco_ap(self.truth, self.masks, "boundary", ratio=self.data.ratio)
             values |= {"APB": details["boundary"]["AP"], "APB50": details["boundary"]["AP50"]}
         if self.official is not None:
             details["official"] = self.official.values()
             values |= details["official"]
-        if "APbox" in wanted:
+        if "APbox" in names:
             details["box"] = coco_ap(self.truth, self.boxes, "bbox")
             values["APbox"] = details["box"]["AP"]
-        if {"AP*", "AP*50"} & set(wanted):
+        if {"AP*", "AP*50"} & set(names):
             details["lvis"] = ap_star(self.data, self.truth, self.masks, self.samples.class_names)
             if details["lvis"]:
                 values |= {"AP*": details["lvis"]["AP"], "AP*50": details["lvis"]["AP50"]}
-        if {*_REGION_COLUMNS, "Acc", "Recall"} & set(wanted):
+        if {*_REGION_COLUMNS, "Acc", "Recall"} & set(names):
             values |= self._analysed(details)
-        if "FPS" in wanted:
+        if "FPS" in names:
             details["speed"] = self._frames_per_second()
             values["FPS"] = details["speed"]["mean_fps"]
-        if {"GFLOP", "MB"} & set(wanted):
+        if {"GFLOP", "MB"} & set(names):
             details["refinement"] = self._refinement_cost()
             values |= {"GFLOP": details["refinement"]["flops"] / 1e9, "MB": details["refinement"]["peak_bytes"] / 1e6}
-        return {column: values[column] for column in wanted if column in values}, details
+        return {column: values[column] for column in names if column in values}, details
 
     def _analysed(self, details: dict[str, Any]) -> dict[str, float]:
         analysis = details["analysis"] = analyse(self.network, self.cfg, self.samples)
@@ -120,7 +120,7 @@ class Measurement:
         return frames_per_second(run, device=self.cfg.MODEL.DEVICE, iterations=iterations, runs=runs)
 
     def _refinement_cost(self) -> dict[str, Any]:
-        """Of one instance with as many nodes as the measured images have on average, references included."""
+        """Cost of one instance with the mean number of nodes of the measured images, reference points included."""
         head = mask_head_of(self.network)
         if head is None or not head.sizes:
             return {"flops": 0, "peak_bytes": 0, "tokens": 0}
@@ -135,7 +135,7 @@ class Measurement:
 
 
 def official_rules(samples: AnySet) -> _Cityscapes | _Bdd100k | None:
-    """The rules of a set; None where COCO's are the set's own."""
+    """Evaluation by a set's own rules; None for sets with COCO's rules."""
     if isinstance(samples, CityscapesSet):
         return _Cityscapes(samples)
     return _Bdd100k(samples) if isinstance(samples, Bdd100kSet) else None
@@ -148,9 +148,9 @@ class _Cityscapes:
 
     def add(self, index: int, masks: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         truth, labels = self.samples.truth_image(index), list(LABELS.values())
-        given: tuple[Any, ...] = (list(masks), [labels[int(number)] for number in classes], scores.tolist())
-        self.masks.add(truth, *given)
-        self.boundaries.add(truth, *given)
+        detections: tuple[Any, ...] = (list(masks), [labels[int(number)] for number in classes], scores.tolist())
+        self.masks.add(truth, *detections)
+        self.boundaries.add(truth, *detections)
 
     def values(self) -> dict[str, float]:
         masks, boundaries = self.masks.numbers(), self.boundaries.numbers()
@@ -175,7 +175,7 @@ Json = dict[str, Any]
 
 
 def ap_star(data: DataSet, truth: Json, results: list[Json], class_names: tuple[str, ...]) -> dict[str, float]:
-    """LVIS AP by name; empty where the set has no LVIS annotations.
+    """Compute LVIS AP by name; empty where the set has no LVIS annotations.
 
     Args:
         data: with the LVIS file of the test images, or of generated scenes, which are annotated completely.
@@ -193,27 +193,29 @@ def ap_star(data: DataSet, truth: Json, results: list[Json], class_names: tuple[
 
 
 def renumbered(results: list[Json], dataset: Json, class_names: tuple[str, ...]) -> list[Json]:
-    """Results with COCO's category numbers, on the file's images and of its categories alone.
+    """Renumber results by COCO's categories, and keep those on the file's images and of its categories.
 
-    A category that occurs nowhere in the file has no AP there, and its predictions count for nothing.
+    Predictions of categories that the file lacks do not count.
     """
     number_of = {name: number for number, name, _ in COCO_CATEGORIES}
-    strange = [name for name in class_names if name not in number_of]
-    if strange:
-        raise ValueError(f"AP* needs COCO's classes, the test set has {strange[0]!r}; leave out the LVIS annotations")
-    listed = {category["id"] for category in dataset["categories"]}
-    if not listed <= set(number_of.values()):
+    unknown_names = [name for name in class_names if name not in number_of]
+    if unknown_names:
         raise ValueError(
-            f"the LVIS annotations have {len(listed)} categories, some not COCO's; AP* needs the file that is reduced "
-            "to COCO's classes (transfiner data prepare lvis-cocofied)"
+            f"AP* needs COCO's classes, the test set has {unknown_names[0]!r}; leave out the LVIS annotations"
+        )
+    category_ids = {category["id"] for category in dataset["categories"]}
+    if not category_ids <= set(number_of.values()):
+        raise ValueError(
+            f"the LVIS annotations have {len(category_ids)} categories, some not COCO's; AP* needs the file reduced to "
+            "COCO's classes (transfiner data prepare lvis-cocofied)"
         )
     images = {image["id"] for image in dataset["images"]}
-    numbered = (result | {"category_id": number_of[class_names[result["category_id"] - 1]]} for result in results)
-    return [result for result in numbered if result["image_id"] in images and result["category_id"] in listed]
+    coco_results = (result | {"category_id": number_of[class_names[result["category_id"] - 1]]} for result in results)
+    return [result for result in coco_results if result["image_id"] in images and result["category_id"] in category_ids]
 
 
 def as_lvis(dataset: Json) -> Json:
-    """A completely annotated COCO set as LVIS sees one: categories an image has not are known to be absent."""
+    """Convert a completely annotated COCO set to LVIS: categories that an image lacks are known to be absent."""
     result = copy.copy(dataset)
     everything = {category["id"] for category in dataset["categories"]}
     present: dict[int, set[int]] = {}

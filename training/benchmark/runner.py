@@ -1,6 +1,6 @@
-"""Plan a table, and train (or find) and measure its rows; every finished step is kept, so a run goes on there.
+"""Plan a table, train (or find) its rows and measure them; finished steps are stored, so a stopped run resumes.
 
-A miniature trains in seconds: a narrow network, small generated scenes, masks of half the side. It shows that the whole
+A miniature trains in seconds: a narrow network, small generated scenes, masks of half the side. It tests that the whole
 pipeline runs; its figures say nothing about COCO.
 """
 
@@ -33,13 +33,13 @@ SCENES = DataSet("generated scenes, miniature", "scenes:train:256", "scenes:val:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is.
+    """Size and data of a run.
 
     Attributes:
         data: folder of the data set. miniature: generated scenes and a narrow network instead.
         train, test: names of sets that replace the table's ("": the table's). lvis: LVIS annotations likewise.
-        iterations: instead of the schedule's (0: the schedule's); its steps shrink along.
-        seeds: trainings of every row. init: where weights start, see TRAINING.INIT.
+        iterations: instead of the schedule's, whose steps are scaled with it (0: the schedule's).
+        seeds: number of trainings of every row. init: starting weights, see TRAINING.INIT.
     """
 
     data: str = ""
@@ -64,11 +64,11 @@ def data_of(table: Table, scale: Scale) -> DataSet:
 
 
 def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
-    """The configuration a row is trained with.
+    """The configuration with which a row is trained.
 
     Raises:
         ValueError: the row is quoted.
-        KeyError: a key that the configuration does not know.
+        KeyError: an unknown configuration key.
     """
     if row.config is None:
         raise ValueError(f"{row.name} (table {table.number}) is quoted from the paper and has no configuration")
@@ -93,7 +93,7 @@ def training_config(table: Table, row: Row, scale: Scale, seed: int) -> CfgNode:
 
 
 def rescale(cfg: CfgNode, iterations: int) -> None:
-    """Fit the schedule to a number of iterations, in place."""
+    """Scale the schedule to a number of iterations, in place."""
     share = iterations / cfg.SOLVER.MAX_ITER
     cfg.SOLVER.STEPS = tuple(max(1, round(step * share)) for step in cfg.SOLVER.STEPS)
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, iterations // 4)
@@ -102,7 +102,7 @@ def rescale(cfg: CfgNode, iterations: int) -> None:
 
 
 def overrides_when_measured(row: Row, miniature: bool) -> list[object]:
-    """Keys that differ when a trained row is measured."""
+    """Configuration keys that differ in a row's evaluation, as `merge_from_list` takes them."""
     change = dict(row.change_test)
     key = "MODEL.TRANSFINER.LEVEL_SIZES"
     if miniature and key in change:
@@ -111,7 +111,7 @@ def overrides_when_measured(row: Row, miniature: bool) -> list[object]:
 
 
 def training_digest(cfg: CfgNode) -> str:
-    """Names a training by all that decides its weights; rows of several tables that are one training share it."""
+    """Digest of everything that determines a training's weights; rows of several tables may share a training."""
     cfg = cfg.clone()
     cfg.defrost()
     for section in ("TEST", "VERSION", "OUTPUT_DIR"):
@@ -122,17 +122,17 @@ def training_digest(cfg: CfgNode) -> str:
 
 
 def shrink(cfg: CfgNode) -> None:
-    """Make a row's configuration a miniature, in place: its structure stays, its sizes halve."""
+    """Make a row's configuration a miniature, in place: the same structure, half the sizes."""
     head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.TRANSFINER
-    halved = [size // 2 for size in node.LEVEL_SIZES]
+    half_sizes = [size // 2 for size in node.LEVEL_SIZES]
     cfg.merge_from_list(as_list(MINIATURE))
     if head.NAME != "PointRendMaskHead":  # its coarse mask is half the feature's side, 7 of 14
         head.POOLER_RESOLUTION = max(head.POOLER_RESOLUTION // 2, 4)
-    node.LEVEL_SIZES = halved
+    node.LEVEL_SIZES = half_sizes
 
 
 class BenchmarkStopped(RuntimeError):  # noqa: N818 - says what happened
-    """Someone asked the training of a row to stop; the same command goes on."""
+    """The training of a row was stopped on request; the same command resumes it."""
 
 
 def run_table(
@@ -145,7 +145,7 @@ def run_table(
     speed: tuple[int | None, int] = (None, 5),
     tell: Tell = logger.info,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train or find, and measure, the rows that are run: key -> one result a seed.
+    """Train or find the rows that are run, and measure them: key -> one result a seed.
 
     Args:
         out: folder of all tables; trainings that rows share lie in ``out/models``.
@@ -166,8 +166,10 @@ def run_table(
     for row in table.rows:
         if row.quoted or (only and row.key not in only):
             continue
-        given = checkpoints / row.key if checkpoints and (checkpoints / row.key).is_dir() else None
-        results[row.key] = [_run_row(table, row, out, scale, seed, given, speed, tell) for seed in range(scale.seeds)]
+        checkpoint = checkpoints / row.key if checkpoints and (checkpoints / row.key).is_dir() else None
+        results[row.key] = [
+            _run_row(table, row, out, scale, seed, checkpoint, speed, tell) for seed in range(scale.seeds)
+        ]
     return results
 
 
@@ -177,21 +179,21 @@ def _run_row(
     out: Path,
     scale: Scale,
     seed: int,
-    given: Path | None,
+    trained_checkpoint: Path | None,
     speed: tuple[int | None, int],
     tell: Tell,
 ) -> dict[str, Any]:
     cfg, data = training_config(table, row, scale, seed), data_of(table, scale)
     overrides = overrides_when_measured(row, scale.miniature)
-    name = f"given-{digest(str(given))}" if given else training_digest(cfg)
+    name = f"given-{digest(str(trained_checkpoint))}" if trained_checkpoint else training_digest(cfg)
     file = out / f"table-{table.number}" / row.key / f"seed-{seed}.json"
     title, identity = f"{row.name}, seed {seed}", digest(name, overrides, data.test, scale.device, speed)
     if file.is_file():
-        kept: dict[str, Any] = json.loads(file.read_text())
-        if kept["identity"] == identity:
+        result: dict[str, Any] = json.loads(file.read_text())
+        if result["identity"] == identity:
             tell(f"{title}: already measured")
-            return kept
-    checkpoint = given or train_or_find(cfg, out / "models" / name, name=row.key, title=title, tell=tell)
+            return result
+    checkpoint = trained_checkpoint or train_or_find(cfg, out / "models" / name, name=row.key, title=title, tell=tell)
     tell(f"{title}: measuring {checkpoint}")
     network, measured_cfg, _ = load_for_evaluation(checkpoint, scale.device, [str(part) for part in overrides])
     measured_cfg.TRAINING = cfg.TRAINING
@@ -206,7 +208,7 @@ def _run_row(
 
 
 def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Tell = logger.info) -> Path:
-    """The checkpoint of a training, which may be done, begun, or not begun.
+    """Return the checkpoint of a training, after starting or resuming it where it is not finished.
 
     Args:
         folder: of the training. name: of the checkpoint. title: of the training, for people.
@@ -214,8 +216,8 @@ def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Te
     Raises:
         BenchmarkStopped: the training was asked to stop; its state is in the folder.
     """
-    done = folder / "done"
-    if not done.is_file():
+    marker = folder / "done"
+    if not marker.is_file():
         resume = (folder / STATE_FILE).exists()
         tell(f"{title}: {'going on with' if resume else 'training'} {cfg.SOLVER.MAX_ITER} iterations")
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,14 +225,14 @@ def train_or_find(cfg: CfgNode, folder: Path, *, name: str, title: str, tell: Te
         trainer.train()
         if trainer.stop_requested:
             raise BenchmarkStopped(f"stopped while training {title}; the same command goes on there")
-        done.touch()
+        marker.touch()
     return folder / "checkpoint"
 
 
 def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
-    """Data that is there or missing, and for every row that is run its iterations."""
+    """Plan a table: which data are missing, and the iterations of every row that is run."""
     data = data_of(table, scale)
-    rows, seen = [], set[str]()
+    rows, training_names = [], set[str]()
     for row in table.rows:
         if row.quoted:
             rows.append({"row": row.key, "name": row.name, "run": False})
@@ -242,20 +244,20 @@ def plan_table(table: Table, scale: Scale) -> dict[str, Any]:
                 "row": row.key,
                 "name": row.name,
                 "run": True,
-                "trained_with_another": name in seen,
+                "trained_with_another": name in training_names,
                 "iterations": cfg.SOLVER.MAX_ITER,
                 "batch": cfg.SOLVER.IMS_PER_BATCH,
                 "note": row.note,
             }
         )
-        seen.add(name)
+        training_names.add(name)
     facts = {"set": data.title, "needs": data.needs, "train": data.train, "test": data.test}
-    missing = missing_files(data.train, data.test)
-    return {"table": table.number, "title": table.title, "data": facts | {"missing": missing}, "rows": rows}
+    missing_paths = missing_files(data.train, data.test)
+    return {"table": table.number, "title": table.title, "data": facts | {"missing": missing_paths}, "rows": rows}
 
 
 def missing_files(*names: str) -> list[str]:
-    """Files and folders that sets of these names need and that are not there."""
+    """Files and folders that sets of these names need and that do not exist."""
     paths: list[Path] = []
     for name in names:
         kind, _, rest = name.partition(":")
@@ -269,16 +271,16 @@ def missing_files(*names: str) -> list[str]:
     return [str(path) for path in paths if not path.exists()]
 
 
-def plan_text(planned: dict[str, Any]) -> str:
+def plan_text(plan: dict[str, Any]) -> str:
     """The plan as lines for people."""
-    data = planned["data"]
-    lines = [f"Table {planned['table']}: {planned['title']}", f"data: {data['set']}; needs {data['needs']}"]
+    data = plan["data"]
+    lines = [f"Table {plan['table']}: {plan['title']}", f"data: {data['set']}; needs {data['needs']}"]
     if data["missing"]:
         lines.append("missing: " + ", ".join(data["missing"]))
-    for row in planned["rows"]:
+    for row in plan["rows"]:
         if not row["run"]:
             lines.append(f"  {row['name']:<42} quoted from the paper")
             continue
-        shared = " (the same training as a row above)" if row["trained_with_another"] else ""
-        lines.append(f"  {row['name']:<42} {row['iterations']:>7} iterations of {row['batch']:>2} images{shared}")
+        remark = " (the same training as a row above)" if row["trained_with_another"] else ""
+        lines.append(f"  {row['name']:<42} {row['iterations']:>7} iterations of {row['batch']:>2} images{remark}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The tables of the paper, written in tables.yaml, and their report: the paper's figures beside the measured ones.
+"""The paper's tables, from tables.yaml, and their reports: the paper's figures beside the measured ones.
 
 A table has rows of configurations with the paper's figures, and a data set. Tables 1 to 8 are the analysis of
 incoherent regions and the ablations, on COCO val with an R50-FPN; 9 to 12 compare with other methods. Those that run on
@@ -37,12 +37,12 @@ class Row:
     """One line of a table.
 
     Attributes:
-        key: names its folder; unique in its table. name: as the paper prints it.
+        key: name of its folder, unique in its table. name: as the paper prints it.
         paper: column -> the paper's figure (AP in points).
         config: to train, under ``model/configs/``; None: a method that is quoted, not run.
         change: configuration keys that differ from ``config``.
         change_test: keys that differ only when the trained network is measured.
-        note: what the reader must know.
+        note: a remark for the report's readers.
     """
 
     key: str
@@ -61,12 +61,12 @@ class Row:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a table's images come from; ``{data}`` in a name is the folder the user gives.
+    """Data set of a table; ``{data}`` in a name is the user's folder.
 
     Attributes:
         train, test: names for :func:`training.datasets.open_set`. lvis: LVIS annotations of the test images, or "".
-        ratio: boundary width / image diagonal. needs: what must lie in the folder.
-        change: configuration keys that the set asks for (classes, image sizes, schedule).
+        ratio: boundary width / image diagonal. needs: files that the folder must hold.
+        change: configuration keys for this set (classes, image sizes, schedule).
     """
 
     title: str
@@ -83,7 +83,7 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        note: where the paper and this run differ by design.
+        note: intended differences between the paper and this run.
     """
 
     number: int
@@ -94,8 +94,8 @@ class Table:
 
     def columns(self) -> list[str]:
         """The columns that any row of the paper fills, in printing order."""
-        used = {column for row in self.rows for column in row.paper}
-        return [column for column in COLUMNS if column in used]
+        paper_columns = {column for row in self.rows for column in row.paper}
+        return [column for column in COLUMNS if column in paper_columns]
 
 
 def _read_row(key: str, facts: dict[str, Any], columns: list[str]) -> Row:
@@ -115,31 +115,31 @@ def _read_row(key: str, facts: dict[str, Any], columns: list[str]) -> Row:
     )
 
 
-def _read_tables(written: dict[str, Any]) -> dict[int, Table]:
+def _read_tables(content: dict[str, Any]) -> dict[int, Table]:
     return {
         number: Table(
             number,
             facts["title"],
-            DataSet(**written["sets"][facts["set"]]),
+            DataSet(**content["sets"][facts["set"]]),
             tuple(_read_row(key, row, facts["columns"].split()) for key, row in facts["rows"].items()),
             facts.get("note", ""),
         )
-        for number, facts in written["tables"].items()
+        for number, facts in content["tables"].items()
     }
 
 
-_WRITTEN = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
-TABLES = _read_tables(_WRITTEN)
-MINIATURE: Overrides = _WRITTEN["miniature"]
+_CONTENT = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+TABLES = _read_tables(_CONTENT)
+MINIATURE: Overrides = _CONTENT["miniature"]
 
 
 def digest(*parts: Any) -> str:
-    """A short name for a training: equal for equal configurations and data."""
+    """Short hash of some values: equal for equal configurations and data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def as_list(change: Overrides) -> list[Any]:
-    """Overrides as ``merge_from_list`` wants them."""
+    """Overrides as the list that ``merge_from_list`` takes."""
     return [part for pair in change.items() for part in pair]
 
 
@@ -147,20 +147,20 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a table."""
+    """Lines of a Markdown table."""
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     return lines + ["| " + " | ".join(map(str, cells)) + " |" for cells in rows]
 
 
 def build_table_report(table: Table, results: Results, *, setting: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a run of a table.
+    """Build the report of a table's run, for JSON.
 
-    ``rows[].measured[column]`` has mean, std (NaN-free; 0 for one seed) and the values of all seeds, in the unit the
-    paper prints; ``difference`` is measured minus paper.
+    ``rows[].measured[column]`` has mean, std (0 for one seed) and the values of all seeds, in the paper's unit;
+    ``difference`` is measured minus paper.
     """
     rows = []
     for row in table.rows:
-        measured = {column: summary for column in table.columns() if (summary := _summary(results, row, column))}
+        summaries = {column: summary for column in table.columns() if (summary := _summary(results, row, column))}
         rows.append(
             {
                 "row": row.key,
@@ -168,10 +168,10 @@ def build_table_report(table: Table, results: Results, *, setting: dict[str, Any
                 "quoted": row.quoted,
                 "note": row.note,
                 "paper": dict(row.paper),
-                "measured": measured,
+                "measured": summaries,
                 "difference": {
                     column: summary["mean"] - row.paper[column]
-                    for column, summary in measured.items()
+                    for column, summary in summaries.items()
                     if column in row.paper
                 },
                 "runs": results.get(row.key, []),
@@ -198,7 +198,7 @@ def _summary(results: Results, row: Row, column: str) -> dict[str, Any] | None:
 
 
 def table_report_markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Write a report as Markdown."""
     columns = report["columns"]
     lines = [f"# Table {report['table']}: {report['title']}", ""]
     lines += [f"- {key}: {value}" for key, value in report["setting"].items()]
@@ -228,8 +228,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
     if summary is None:
         return paper if row["quoted"] else f"{paper} / -"
     spread = f" ± {summary['std']:.1f}" if len(summary["values"]) > 1 else ""
-    marked = f" ({row['difference'][column]:+.1f})" if column in row["difference"] else ""
-    return f"{paper} / **{summary['mean']:.1f}**{spread}{marked}"
+    difference = f" ({row['difference'][column]:+.1f})" if column in row["difference"] else ""
+    return f"{paper} / **{summary['mean']:.1f}**{spread}{difference}"
 
 
 def write_table_report(folder: Path, report: dict[str, Any]) -> str:

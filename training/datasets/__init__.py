@@ -58,7 +58,7 @@ AnySet = SceneSet | CocoSet | BitmapSet
 def open_set(
     name: str, *, width: int = 384, height: int = 288, cache: Path | None = None, missing: Policy = "fatal"
 ) -> AnySet:
-    """The set of a name (see the module's table).
+    """Open the set of a name (see the module's table).
 
     Args:
         name: as in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -88,7 +88,7 @@ def open_set(
 
 
 def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
-    """The set of a name, as the keys under ``TRAINING`` of a configuration want it."""
+    """Open the set of a name with the scene size, cache and policy of a configuration's ``TRAINING`` keys."""
     keys = cfg.TRAINING
     return open_set(
         name,
@@ -100,9 +100,9 @@ def open_configured_set(name: str, cfg: CfgNode) -> AnySet:
 
 
 def split_after_file(rest: str) -> tuple[str, str, str]:
-    """The parts before and after the colon that ends the name of a file that is there, else the first colon."""
+    """Split at the first colon that follows the name of an existing file, else at the first colon."""
     places = [place for place, letter in enumerate(rest) if letter == ":"]
-    there = [place for place in places if Path(rest[:place]).is_file()]
-    if not there:
+    file_ends = [place for place in places if Path(rest[:place]).is_file()]
+    if not file_ends:
         return rest.partition(":")
-    return rest[: there[0]], ":", rest[there[0] + 1 :]
+    return rest[: file_ends[0]], ":", rest[file_ends[0] + 1 :]

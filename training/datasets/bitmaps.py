@@ -39,15 +39,15 @@ class BitmapSet(Sequence[Sample]):
         images = sorted(folder.glob(names))
         if not images:
             raise FileNotFoundError(f"no images {folder}/{names}; give cityscapes:ROOT:SPLIT or bdd100k:ROOT:SPLIT")
-        there = set((self.root / self.truths[0] / self.split).glob(self.truths[1]))
-        wanted = {self.truth_path(path): path for path in images}
-        lonely = dict.fromkeys(there - wanted.keys(), "its image is not there")
-        lonely |= {truth: f"{wanted[truth]} has no such ground truth" for truth in wanted.keys() - there}
+        truths = set((self.root / self.truths[0] / self.split).glob(self.truths[1]))
+        image_of = {self.truth_path(path): path for path in images}
+        lonely = dict.fromkeys(truths - image_of.keys(), "its image is not there")
+        lonely |= {truth: f"{image_of[truth]} has no such ground truth" for truth in image_of.keys() - truths}
         for truth, problem in sorted(lonely.items()):
             if self.missing == "fatal":
                 raise FileNotFoundError(f"{truth}: {problem}")
             self.problems.note(truth, "image", "missing file", f"{problem}; skipped")
-        self.files = [path for truth, path in wanted.items() if truth in there]
+        self.files = [path for truth, path in image_of.items() if truth in truths]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,12 +61,12 @@ class BitmapSet(Sequence[Sample]):
         classes: list[int] = []
         crowd: list[bool] = []
         for mask_hw, label, is_crowd in self.instances(truth, truth_image):
-            chosen = everywhere if label is None else [label]
-            masks += [mask_hw] * len(chosen)
-            classes += chosen
-            crowd += [is_crowd or label is None] * len(chosen)
-        stacked = np.array(masks, bool).reshape(-1, *image.shape[:2])
-        return Sample(image, stacked, np.array(classes, np.int64), np.array(crowd, bool), index)
+            labels = everywhere if label is None else [label]
+            masks += [mask_hw] * len(labels)
+            classes += labels
+            crowd += [is_crowd or label is None] * len(labels)
+        masks_nhw = np.array(masks, bool).reshape(-1, *image.shape[:2])
+        return Sample(image, masks_nhw, np.array(classes, np.int64), np.array(crowd, bool), index)
 
     @abstractmethod
     def truth_path(self, image: Path) -> Path:
@@ -78,7 +78,7 @@ class BitmapSet(Sequence[Sample]):
 
     @abstractmethod
     def instances(self, truth: Path, truth_image: np.ndarray) -> Iterator[tuple[np.ndarray, int | None, bool]]:
-        """Mask, class (None: of no known class, a region to ignore in each) and whether it is a crowd."""
+        """Go through mask, class (None: unknown, a region to ignore in every class) and whether it is a crowd."""
 
 
 class CityscapesSet(BitmapSet):

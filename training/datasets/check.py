@@ -1,4 +1,4 @@
-"""What `data check` tells of a set: numbers, labels that look drawn carelessly or that a model doubts, and pictures.
+"""What `data check` reports of a set: counts, labels that look careless or that a model doubts, and pictures.
 
 Doubtful labels are remarks: nothing is left out because of them.
 
@@ -44,22 +44,22 @@ def statistics(
     """Read samples and count: images, sizes, objects by class and by COCO's area ranges, crowds, problems.
 
     Args:
-        careless_shown: given what looks drawn carelessly with a picture of it, the first of each kind.
+        careless_shown: called with each label that looks careless and its picture; the first 20 of each kind.
     """
     classes: Counter[str] = Counter()
     sizes: list[tuple[int, int]] = []
     areas: list[int] = []
-    careless, kinds = list[Problem](), Counter[str]()
-    crowds = without = left_out = 0
-    for done, index in enumerate(indices, 1):
-        progress(done)
+    remarks, kinds = list[Problem](), Counter[str]()
+    crowds = empty_count = left_out = 0
+    for read_count, index in enumerate(indices, 1):
+        progress(read_count)
         try:
             sample = samples[index]
         except ImageLeftOutError:
             left_out += 1
             continue
         for number, remark in careless_labels(sample, samples, index):
-            careless.append(remark)
+            remarks.append(remark)
             kinds[remark.kind] += 1
             if careless_shown and kinds[remark.kind] <= _MOST_PICTURES:
                 careless_shown(remark, object_picture(sample.image, sample.masks[number]))
@@ -67,13 +67,13 @@ def statistics(
         areas += sample.masks.sum((1, 2))[~sample.crowd].tolist()
         classes.update(samples.class_names[label] for label in sample.classes[~sample.crowd])
         crowds += int(sample.crowd.sum())
-        without += not len(sample.classes)
+        empty_count += not len(sample.classes)
     area = np.array(areas)
     return {
         "images": len(samples),
         "images_read": len(indices) - left_out,
         "images_left_out": left_out,
-        "images_without_objects": without,
+        "images_without_objects": empty_count,
         "objects": int(sum(classes.values())),
         "crowds": crowds,
         "height_px": _range([height for height, _ in sizes]),
@@ -87,7 +87,7 @@ def statistics(
         "lost": samples.problems.lost,
         "problem_list": [str(entry) for entry in samples.problems.entries],
         "careless": dict(kinds),
-        "careless_list": [str(entry) for entry in careless],
+        "careless_list": [str(entry) for entry in remarks],
     }
 
 
@@ -105,8 +105,8 @@ def data_set_contact_sheet(samples: AnySet, indices: Sequence[int], columns: int
             cells.append(captioned(Image.new("RGB", _CELL_PX, "white"), f"sample {index}: left out"))
             continue
         colours = np.where(sample.crowd[:, None], CROWD_RGB, class_colours(sample.classes))
-        named = Counter(samples.class_names[label] for label in sample.classes)
-        counts = ", ".join(f"{count} {name}" for name, count in named.most_common())
+        class_counts = Counter(samples.class_names[label] for label in sample.classes)
+        counts = ", ".join(f"{count} {name}" for name, count in class_counts.most_common())
         cells.append(captioned(cell(sample.image, sample.masks, colours, _CELL_PX), f"{sample.image_id}: {counts}"))
     return in_grid(cells, columns)
 
@@ -152,8 +152,8 @@ def _boxes_drawn_as_polygons(samples: Any, sample: Sample) -> dict[str, Any]:
     """Place and outline of each object of a COCO file whose polygon is a box."""
     if not isinstance(samples, CocoSet):
         return {}
-    drawn = samples.records.annotations[sample.image_id]
-    boxes = [entry for entry in drawn if not is_ignored(entry) and _is_box(entry["segmentation"])]
+    annotations = samples.records.annotations[sample.image_id]
+    boxes = [entry for entry in annotations if not is_ignored(entry) and _is_box(entry["segmentation"])]
     return {entry["place"]: entry["segmentation"][0] for entry in boxes}
 
 
@@ -187,7 +187,7 @@ def save_pictures(pictures: Sequence[tuple[Image.Image, str, str]], file: Path) 
     save_picture(in_grid([captioned(*entry) for entry in pictures], columns=5), file)
 
 
-#: A prediction speaks of an object where their masks overlap by this IoU.
+#: A prediction counts for an object where their masks overlap by this IoU.
 SAME_OBJECT_IOU = 0.5
 Predict = Callable[[Sequence[np.ndarray]], Sequence[Sequence[Instance]]]
 
@@ -223,28 +223,28 @@ def doubted_labels(
     Classes that the model does not know are not judged.
     """
     doubts: list[Doubt] = []
-    for done, index in enumerate(indices, 1):
-        progress(done)
+    for read_count, index in enumerate(indices, 1):
+        progress(read_count)
         try:
             sample = samples[index]
         except ImageLeftOutError:
             continue
-        given = doubts_of(sample, samples.class_names, predict([sample.image])[0])
-        places = object_places(samples, sample) if given else []
-        doubts += [replace(doubt, place=places[n]) for n, doubt in given]
+        image_doubts = doubts_of(sample, samples.class_names, predict([sample.image])[0])
+        places = object_places(samples, sample) if image_doubts else []
+        doubts += [replace(doubt, place=places[n]) for n, doubt in image_doubts]
     return sorted(doubts, key=lambda doubt: -doubt.disagreement)
 
 
 def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[Instance]) -> list[tuple[int, Doubt]]:
-    """Number and doubt of each label that a prediction of another class overlaps, and no surer one of its own."""
-    known = [instance for instance in instances if instance.label in class_names]
-    overlap_pn = iou_matrix([instance.mask_hw for instance in known], list(sample.masks))
-    # A prediction speaks of the object that it fits best: a neighbour's is no doubt.
+    """Find labels whose best-scored overlapping prediction is of another class: object number and doubt."""
+    predictions = [instance for instance in instances if instance.label in class_names]
+    overlap_pn = iou_matrix([instance.mask_hw for instance in predictions], list(sample.masks))
+    # A prediction counts only for the object that it fits best: a neighbour's prediction is no doubt.
     best = overlap_pn.argmax(1) if len(sample.masks) else np.zeros(0, int)
     doubts: list[tuple[int, Doubt]] = []
     for n in np.flatnonzero(~sample.crowd):
         label, scores = class_names[sample.classes[n]], dict[str, float]()
-        for p, instance in enumerate(known):
+        for p, instance in enumerate(predictions):
             if best[p] == n and overlap_pn[p, n] >= SAME_OBJECT_IOU:
                 scores[instance.label] = max(scores.get(instance.label, 0.0), instance.score)
         predicted = max(scores, key=lambda name: scores[name], default=label)
@@ -256,7 +256,7 @@ def doubts_of(sample: Sample, class_names: Sequence[str], instances: Sequence[In
 
 
 def save_doubts(doubts: Sequence[Doubt], file: Path) -> None:
-    """Write small pictures of doubted labels, with what was given and what was seen."""
+    """Write small pictures of doubted labels, with the label and the model's prediction above each."""
     captions = [
         (doubt.picture, f"{doubt.image_id}: {doubt.label}", f"model: {doubt.predicted} {doubt.disagreement:.2f}")
         for doubt in doubts

@@ -25,11 +25,11 @@ from training.metrics.coco_schema import RecordError, read_json
 class CocoSet(Sequence[Sample]):
     """A set in COCO's format on disk; masks from polygons or either kind of RLE.
 
-    A picture that cannot be decoded, or whose size is not the one its masks were drawn on, raises ImageLeftOutError
-    when it is asked for. Masks drawn on the unturned pixels of a picture with an EXIF orientation are turned with it.
+    Reading a sample raises ImageLeftOutError where its picture cannot be decoded or has another size than its record.
+    Masks drawn on the unturned pixels of a picture with an EXIF orientation are turned with it.
 
     Raises:
-        FileNotFoundError: the annotation file or (``missing="fatal"``, when it is asked for) an image is missing.
+        FileNotFoundError: the annotation file or (``missing="fatal"``, when a sample is read) an image is missing.
         ValueError: the annotation file is no COCO file.
         BadAnnotationError: ``missing="fatal"`` and an image is damaged.
     """
@@ -51,7 +51,7 @@ class CocoSet(Sequence[Sample]):
         self.category_ids = self.records.category_ids
 
     def _join_repeated_files(self) -> None:
-        """Read records of one file and size as one image: what one of them draws would be background in the other."""
+        """Merge records of the same file and size into one image, else one's objects were background in the other."""
         first: dict[tuple[object, ...], int] = {}
         for image_id, image in sorted(self.records.images.items()):
             name = posixpath.normpath(_file_name(image) or str(image.get("coco_url")))
@@ -65,12 +65,12 @@ class CocoSet(Sequence[Sample]):
 
     @property
     def object_count(self) -> int:
-        """How many objects there are to learn from."""
-        listed = self.records.annotations
-        return sum(not is_ignored(entry) for image_id in self._image_ids for entry in listed[image_id])
+        """Number of objects, without ignored regions."""
+        annotations = self.records.annotations
+        return sum(not is_ignored(entry) for image_id in self._image_ids for entry in annotations[image_id])
 
     def classes_at(self, index: int) -> set[int]:
-        """Classes of what an image shows, from the records: nothing is decoded."""
+        """Classes of an image's annotations, read from the records without decoding a mask."""
         return {
             self.records.class_of[entry["category_id"]] for entry in self.records.annotations[self._image_ids[index]]
         }
@@ -92,7 +92,7 @@ class CocoSet(Sequence[Sample]):
         return True
 
     def image_path(self, image_id: int) -> Path:
-        """Where the file of an image is, or should be: names of other systems and percent signs are understood."""
+        """Path of an image's file, there or not; backslashes and percent-encoding in its name are understood."""
         return self._first_of(file_names(str(self.records.images[image_id].get("file_name", ""))))
 
     def _first_of(self, names: Sequence[str]) -> Path:
@@ -112,10 +112,10 @@ class CocoSet(Sequence[Sample]):
         image_id = self._image_ids[index]
         image = self.picture(image_id)
         objects = list(self.objects(image_id, image))
-        stacked = np.array([mask_hw for *_, mask_hw in objects], bool).reshape(-1, *image.shape[:2])
+        masks = np.array([mask_hw for *_, mask_hw in objects], bool).reshape(-1, *image.shape[:2])
         classes = np.array([label for _, label, _ in objects], np.int64)
         crowd = np.array([is_ignored(annotation) for annotation, *_ in objects], bool)
-        return Sample(image, stacked, classes, crowd, int(image_id))
+        return Sample(image, masks, classes, crowd, int(image_id))
 
     def object_places(self, sample: Sample) -> list[str]:
         """The annotation of each object of a sample."""
@@ -127,7 +127,9 @@ class CocoSet(Sequence[Sample]):
         return tuple(self._image_ids)
 
     def objects(self, image_id: int, image: np.ndarray) -> Iterator[tuple[Record, int, np.ndarray]]:
-        """Go through annotation, class and upright mask (bool H x W) of an image; those of no known class are of each.
+        """Go through annotation, class and upright mask (bool H x W) of an image.
+
+        Regions of unknown class come as one mask for every class.
 
         Raises:
             ImageLeftOutError: the masks do not fit the picture.
@@ -156,7 +158,7 @@ class CocoSet(Sequence[Sample]):
         return self.problems.picture(path, self.missing)
 
     def drawn_on(self, image_id: int, image: np.ndarray) -> tuple[tuple[int, int], int]:
-        """The size (H, W) of the masks, and the EXIF orientation that they are still to be turned by.
+        """The size (H, W) that the masks were drawn on, and the EXIF orientation by which to turn them.
 
         Raises:
             ImageLeftOutError: the picture has another size, and EXIF does not explain it.
@@ -176,10 +178,10 @@ class CocoSet(Sequence[Sample]):
         raise self.problems.leave_out(self.annotations, f"image {image_id}", "other size", detail)
 
     def mask_of(self, annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
-        """bool H x W of an annotation, None (and noted) where nothing of it lies in the image."""
+        """Mask of an annotation, bool H x W; None, and a problem noted, where nothing of it lies in the image."""
         mask_hw = rasterised(annotation, size_hw)
         if mask_hw is not None and mask_hw.any():
-            # Where the record states a size, this has been looked at with it.
+            # Where the record states a size, `read_records` has checked this already.
             is_stated = self.records.images[annotation["image_id"]]["height"] is not None
             if not is_stated and (outside := mostly_outside(annotation["segmentation"], *size_hw)):
                 self.problems.note(self.annotations, annotation["place"], "outline outside", outside)
@@ -202,7 +204,7 @@ class CocoSet(Sequence[Sample]):
 
 
 def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | None:
-    """bool H x W; None where run lengths are of another size."""
+    """Draw an annotation's mask, bool H x W; None where its run lengths have another size."""
     height, width = size_hw
     segmentation = annotation["segmentation"]
     if annotation["ignored"] is not None:
@@ -217,7 +219,7 @@ def rasterised(annotation: Record, size_hw: tuple[int, int]) -> np.ndarray | Non
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; names that no file can have (too long) are not."""
+    """Whether a path is an existing file; False for names that the system refuses (too long)."""
     try:
         return path.is_file()
     except OSError:
@@ -229,7 +231,7 @@ def _file_name(image: Record) -> str:
 
 
 def file_names(name: str) -> list[str]:
-    """What a file may be called, the surest first: as written, with slashes for backslashes, percent signs decoded.
+    """Possible names of a file, likeliest first: as written, with slashes for backslashes, percent-decoded.
 
     Letters with accents may be one character or two: macOS writes two.
     """
@@ -256,7 +258,7 @@ class LvisSet(CocoSet):
         folder, name = (address.split("/")[-2] if address.count("/") > 1 else ""), address.rpartition("/")[2]
         names = []
         if isinstance(record.get("file_name"), str):
-            given = file_names(record["file_name"])
-            name = record["file_name"][-_COCO_NAME:] if record["file_name"].startswith("COCO_") else given[0]
-            names = given
+            spellings = file_names(record["file_name"])
+            name = record["file_name"][-_COCO_NAME:] if record["file_name"].startswith("COCO_") else spellings[0]
+            names = spellings
         return self._first_of(list(dict.fromkeys((name, *names, *([f"{folder}/{name}"] if folder else [])))))

@@ -1,9 +1,9 @@
-"""What a COCO file says, read with care: each record is used, repaired or named with file, field and value.
+"""Reading a COCO file: each record is used, repaired, or reported with file, field and value.
 
 Shapes: H, W size of an image as its record states it.
 
-Nothing is dropped in silence, and nothing that was drawn becomes background where that can be helped: an object whose
-mask cannot be read but whose box can is kept as a region to ignore (``iscrowd``).
+Nothing is dropped in silence. An object whose mask cannot be read but whose box can is kept as a region to ignore
+(``iscrowd``), so that it does not become background.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.metrics.boundary import well_formed
 from training.metrics.coco_schema import is_box, is_integer, is_number, is_size, short
 
 Record = dict[str, Any]
-#: Coordinates beyond this many pixels are nonsense; rasterising an edge takes memory in proportion to its length.
+#: Coordinates beyond this are refused: rasterising an edge takes memory in proportion to its length.
 LARGEST_COORDINATE_PX = 1e6
 _SLACK_PX = 1.0  # COCO's own boxes leave their images by rounding
 
@@ -68,7 +68,7 @@ def is_ignored(annotation: Record) -> bool:
 
 
 def read_records(dataset: Any, file: Path, problems: Problems, *, masks: bool = True) -> CocoRecords:
-    """Check a parsed COCO file; without `masks` objects are boxes, and their segmentations are not looked at.
+    """Check a parsed COCO file; without `masks` objects are boxes, and segmentations are not read.
 
     Raises:
         ValueError: it is no COCO file, or has no categories that can be used.
@@ -95,10 +95,10 @@ class _Reader:
     def _note(self, place: str, kind: str, detail: str, *, repaired: bool = False) -> None:
         self.problems.note(self.file, place, kind, detail, repaired=repaired)
 
-    def categories(self, listed: list[Any]) -> None:
+    def categories(self, categories: list[Any]) -> None:
         names: dict[int, str] = {}
         entries: dict[int, Record] = {}
-        for index, category in enumerate(listed):
+        for index, category in enumerate(categories):
             place = f"categories[{index}]"
             number = self.records.id_of(category.get("id")) if isinstance(category, dict) else None
             if number is None:
@@ -125,9 +125,9 @@ class _Reader:
                 classes[name] = len(category_ids)
                 category_ids.append(number)
             self.records.class_of[number] = classes[name]
-        alike: dict[str, str] = {}
+        name_of_key: dict[str, str] = {}
         for name in classes:
-            former = alike.setdefault(" ".join(name.casefold().split()), name)
+            former = name_of_key.setdefault(" ".join(name.casefold().split()), name)
             if former != name:
                 detail = f"{former!r} and {name!r} are two classes; give them one name if they are the same thing"
                 self._note("categories", "similar class names", detail, repaired=True)
@@ -136,9 +136,9 @@ class _Reader:
             raise ValueError(f"{self.file}: categories has no category with an id; expected one for each class")
         self.records.category_ids, self.records.class_names = tuple(category_ids), tuple(classes)
 
-    def images(self, listed: list[Any]) -> None:
-        unstated = 0
-        for index, image in enumerate(listed):
+    def images(self, images: list[Any]) -> None:
+        unsized_count = 0
+        for index, image in enumerate(images):
             place = f"images[{index}]"
             number = self.records.id_of(image.get("id")) if isinstance(image, dict) else None
             if number is None:
@@ -153,20 +153,18 @@ class _Reader:
                 detail = f"{_field(image, 'file_name')}; expected a name; the image and its annotations are left out"
                 self._note(place, "broken image", detail)
                 continue
-            stated = [image.get(side) for side in ("height", "width")]
-            height, width = map(_whole, stated)
+            sides = [image.get(side) for side in ("height", "width")]
+            height, width = map(_whole, sides)
             if height is None or width is None or not 0 < height * width < 1 << 31 or height < 0:
-                if any(side is not None for side in stated):
-                    detail = f"height, width are {short(stated)}; expected pixels; taken from the picture"
+                if any(side is not None for side in sides):
+                    detail = f"height, width are {short(sides)}; expected pixels; taken from the picture"
                     self._note(place, "broken size", detail, repaired=True)
                 height = width = None
-                unstated += all(side is None for side in stated)
+                unsized_count += all(side is None for side in sides)
             self.records.images[number] = image | {"id": number, "height": height, "width": width}
             self.records.annotations[number] = []
-        if unstated:
-            detail = (
-                f"{unstated} state none: whether their pictures have another than when they were drawn is not known"
-            )
+        if unsized_count:
+            detail = f"{unsized_count} state none: whether a picture was outlined at another size cannot be checked"
             self._note("images", "no size", detail, repaired=True)
 
     def _repeated(self, place: str, number: int, image: Record) -> None:
@@ -182,27 +180,29 @@ class _Reader:
         detail = f"id {number} stands for {name}: whose its annotations are cannot be known; all are left out"
         self._note(place, "repeated image id", detail)
 
-    def annotations(self, listed: list[Any]) -> None:
-        packed: list[tuple[str, Record]] = []
-        seen: Counter[Any] = Counter()
-        for index, entry in enumerate(listed):
+    def annotations(self, entries: list[Any]) -> None:
+        rle_annotations: list[tuple[str, Record]] = []
+        id_counts: Counter[Any] = Counter()
+        for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 self._note(f"annotations[{index}]", "broken annotation", f"{short(entry)}; expected an object")
                 continue
             place = f"annotation {entry['id']}" if is_integer(entry.get("id")) else f"annotations[{index}]"
-            seen[str(entry.get("id"))] += "id" in entry
+            id_counts[str(entry.get("id"))] += "id" in entry
             annotation = self._annotation(place, entry)
             if annotation is None:
                 continue
             self.records.annotations[annotation["image_id"]].append(annotation)
             if isinstance(annotation["segmentation"], dict):
-                packed.append((place, annotation))
-        repeated = [number for number, count in seen.items() if count > 1]
-        if repeated:
-            detail = f"{len(repeated)} ids occur again, such as {short(repeated[0])}; each is an object of its own"
+                rle_annotations.append((place, annotation))
+        repeated_ids = [number for number, count in id_counts.items() if count > 1]
+        if repeated_ids:
+            detail = (
+                f"{len(repeated_ids)} ids occur again, such as {short(repeated_ids[0])}; each is an object of its own"
+            )
             self._note("annotations", "repeated annotation id", detail, repaired=True)
         if self.masks:
-            self._check_packed(packed)
+            self._check_packed(rle_annotations)
 
     def _annotation(self, place: str, entry: Record) -> Record | None:
         image_id, category_id = self.records.id_of(entry.get("image_id")), self.records.id_of(entry.get("category_id"))
@@ -213,10 +213,10 @@ class _Reader:
             detail = f"image_id {short(entry.get('image_id'))} is not among the images; left out"
             self._note(place, "unknown image", detail)
             return None
-        image, stated = self.records.images[image_id], entry.get("iscrowd")
-        crowd = stated if isinstance(stated, bool) else _whole(stated or 0)
+        image, iscrowd = self.records.images[image_id], entry.get("iscrowd")
+        crowd = iscrowd if isinstance(iscrowd, bool) else _whole(iscrowd or 0)
         if crowd not in (0, 1):
-            detail = f"iscrowd is {short(stated)}, expected 0 or 1; read as 0"
+            detail = f"iscrowd is {short(iscrowd)}, expected 0 or 1; read as 0"
             self._note(place, "broken iscrowd", detail, repaired=True)
             crowd = 0
         annotation = entry | {"place": place, "image_id": image_id, "ignored": None, "iscrowd": int(crowd)}
@@ -248,47 +248,51 @@ class _Reader:
             self._note(place, "box outside", f"{fault}; the box is taken from the mask", repaired=True)
         return annotation | {"segmentation": segmentation, "box_inside": box}
 
-    def _check_packed(self, packed: list[tuple[str, Record]]) -> None:
+    def _check_packed(self, rle_annotations: list[tuple[str, Record]]) -> None:
         """Ignore run lengths that do not fit their size: pycocotools would write outside its memory."""
-        sizes = [_size(annotation["segmentation"]) for _, annotation in packed]
-        counts = [annotation["segmentation"].get("counts") for _, annotation in packed]
+        sizes = [_size(annotation["segmentation"]) for _, annotation in rle_annotations]
+        counts = [annotation["segmentation"].get("counts") for _, annotation in rle_annotations]
         texts = [runs.encode("utf-8", "replace") if isinstance(runs, str) else b"" for runs in counts]
-        fine = well_formed(texts, np.array([math.prod(size or (0,)) for size in sizes], np.int64))
-        for (place, annotation), size, runs, good in zip(packed, sizes, counts, fine, strict=True):
+        are_good = well_formed(texts, np.array([math.prod(size or (0,)) for size in sizes], np.int64))
+        for (place, annotation), size, runs, is_good in zip(rle_annotations, sizes, counts, are_good, strict=True):
             if isinstance(runs, list):
-                good = size is not None and all(map(is_integer, runs)) and min(runs, default=0) >= 0
-                good = good and sum(runs) == math.prod(size or ())
+                is_good = size is not None and all(map(is_integer, runs)) and min(runs, default=0) >= 0
+                is_good = is_good and sum(runs) == math.prod(size or ())
             image = self.records.images[annotation["image_id"]]
-            stated = (image["height"], image["width"])
-            if good and size is not None and stated in ((None, None), size):
+            image_hw = (image["height"], image["width"])
+            if is_good and size is not None and image_hw in ((None, None), size):
                 continue
-            shown = f"size {short(annotation['segmentation'].get('size'))}, image {stated[0]} x {stated[1]}"
+            sizes_text = f"size {short(annotation['segmentation'].get('size'))}, image {image_hw[0]} x {image_hw[1]}"
             box = annotation["box_inside"]
-            done = "left out" if box is None else f"its box {short(box)} is an ignored region"
-            self._note(place, "broken mask", f"the RLE does not fill its image ({shown}); {done}")
+            consequence = "left out" if box is None else f"its box {short(box)} is an ignored region"
+            self._note(place, "broken mask", f"the RLE does not fill its image ({sizes_text}); {consequence}")
             annotation["ignored"], annotation["segmentation"] = box, None
-        for number, listed in self.records.annotations.items():
-            usable = [entry for entry in listed if entry["segmentation"] is not None or entry["ignored"] is not None]
+        for number, entries in self.records.annotations.items():
+            usable = [entry for entry in entries if entry["segmentation"] is not None or entry["ignored"] is not None]
             self.records.annotations[number] = usable
 
 
-def _polygons(drawn: Any) -> tuple[Any, str]:
+def _polygons(segmentation: Any) -> tuple[Any, str]:
     """The usable segmentation or None, and what is wrong with it."""
-    if isinstance(drawn, dict) and drawn:
-        return drawn, ""
-    if not isinstance(drawn, list) or not drawn:
-        return None, f"segmentation is {short(drawn)}"
-    is_bare = all(map(is_number, drawn)) or all(isinstance(p, list) and len(p) == 2 for p in drawn)  # one polygon
-    polygons = [_flat(polygon) for polygon in ([drawn] if is_bare else drawn)]
+    if isinstance(segmentation, dict) and segmentation:
+        return segmentation, ""
+    if not isinstance(segmentation, list) or not segmentation:
+        return None, f"segmentation is {short(segmentation)}"
+    is_bare = all(map(is_number, segmentation)) or all(
+        isinstance(p, list) and len(p) == 2 for p in segmentation
+    )  # one polygon
+    polygons = [_flat(polygon) for polygon in ([segmentation] if is_bare else segmentation)]
     good = [polygon for polygon in polygons if not _degenerate(polygon)]
-    left = f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing or are no finite points below 1e6"
+    problem = (
+        f"{len(polygons) - len(good)} of {len(polygons)} polygons enclose nothing or are no finite points below 1e6"
+    )
     if not good:
-        return None, left
-    return good, left if len(good) < len(polygons) else ""
+        return None, problem
+    return good, problem if len(good) < len(polygons) else ""
 
 
 def _flat(polygon: Any) -> Any:
-    """The coordinates x, y, x, y ... of a polygon of [x, y] pairs, of texts too; anything else as it is."""
+    """Coordinates x, y, x, y ... of a polygon, also of [x, y] pairs and of texts; anything else unchanged."""
     if isinstance(polygon, list) and polygon and all(isinstance(p, list) and len(p) == 2 for p in polygon):
         polygon = [value for point in polygon for value in point]
     try:
@@ -309,7 +313,7 @@ def _degenerate(polygon: Any) -> bool:
 
 
 def mostly_outside(segmentation: Any, height: int | None, width: int | None) -> str:
-    """What is wrong with polygons more than half of whose box lies outside their image; "" where nothing is."""
+    """Describe polygons of which more than half of the box lies outside the image; "" for others."""
     if not isinstance(segmentation, list) or height is None or width is None:
         return ""
     points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in segmentation])
@@ -345,8 +349,8 @@ def _whole(value: Any) -> int | None:
     return int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19 else None
 
 
-def _size(packed: Record) -> tuple[int, int] | None:
-    size: Any = packed.get("size")
+def _size(rle: Record) -> tuple[int, int] | None:
+    size: Any = rle.get("size")
     return (size[0], size[1]) if is_size(size) and size[0] * size[1] < 1 << 31 else None
 
 

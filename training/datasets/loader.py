@@ -1,8 +1,7 @@
-"""From a sample to what the network reads (augmentation, boxes, detectron2's dict), and which sample a run shows when.
+"""Turn samples into network inputs (augmentation, boxes, detectron2's dict), and order them in a run.
 
-The order of samples (by the sets' sizes, or by shares that somebody chose) and every random choice follow from (seed,
-position in the run) alone, so a resumed run sees what an uninterrupted one would have seen, whatever the number of
-workers.
+The order of samples (by the sets' sizes or by given shares) and every random choice depend on (seed, position in the
+run) alone, so a resumed run sees the same inputs as an uninterrupted one, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -81,59 +80,61 @@ def to_network_input(
 ) -> Record:
     """detectron2's dict: image (C x H x W uint8), height, width, image_id, instances with boxes, classes, bit masks.
 
-    Masks that augmentation emptied are left out; of crowd regions the places are given as ``ignored`` (bool, H x W).
+    Masks that augmentation emptied are left out; crowd regions are merged into ``ignored`` (bool, H x W).
     A `WeightedSample` adds the fields that `model.mask_head.targets` reads.
     """
     state = np.random.get_state()
     if seed is not None:
         np.random.seed(np.random.SeedSequence(seed).generate_state(4))
     inputs = T.AugInput(np.array(sample.image))
-    applied = T.AugmentationList(list(augmentations))(inputs)
+    transform = T.AugmentationList(list(augmentations))(inputs)
     np.random.set_state(state)
-    kept = np.flatnonzero(~sample.crowd)
-    masks = [applied.apply_segmentation(sample.masks[index].astype(np.uint8)) for index in kept]
+    object_indices = np.flatnonzero(~sample.crowd)
+    masks = [transform.apply_segmentation(sample.masks[index].astype(np.uint8)) for index in object_indices]
     image = inputs.image if image_format == "RGB" else inputs.image[..., ::-1]
     height, width = sample.image.shape[:2]
-    weights = _weights(sample, kept, applied) if isinstance(sample, WeightedSample) else {}
+    weights = _weights(sample, object_indices, transform) if isinstance(sample, WeightedSample) else {}
     crowds: dict[str, Any] = {}
     if sample.crowd.any():
-        anywhere = sample.masks[sample.crowd].any(0).astype(np.uint8)
-        crowds["ignored"] = torch.from_numpy(applied.apply_segmentation(anywhere).astype(bool))
+        crowd_hw = sample.masks[sample.crowd].any(0).astype(np.uint8)
+        crowds["ignored"] = torch.from_numpy(transform.apply_segmentation(crowd_hw).astype(bool))
     return crowds | {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "height": height,
         "width": width,
         "image_id": sample.image_id,
-        "instances": _instances(masks, sample.classes[kept], inputs.image.shape[:2], weights),
+        "instances": _instances(masks, sample.classes[object_indices], inputs.image.shape[:2], weights),
     }
 
 
 def to_test_input(sample: Sample, cfg: CfgNode) -> Record:
-    """The dict of a sample as the network of a configuration sees it when it is measured."""
+    """detectron2's dict of a sample, resized as a configuration asks for in evaluation."""
     resize = [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
     return to_network_input(sample, resize, cfg.INPUT.FORMAT)
 
 
-def _weights(sample: WeightedSample, kept: np.ndarray, applied: T.Transform) -> dict[str, Any]:
-    weights = torch.from_numpy(sample.weights[kept].astype(np.float32))
-    bands = [applied.apply_segmentation(sample.bands[index].astype(np.uint8)) for index in kept]
+def _weights(sample: WeightedSample, object_indices: np.ndarray, transform: T.Transform) -> dict[str, Any]:
+    weights = torch.from_numpy(sample.weights[object_indices].astype(np.float32))
+    bands = [transform.apply_segmentation(sample.bands[index].astype(np.uint8)) for index in object_indices]
     fields = {"gt_weights": weights, "gt_band_weights": torch.full_like(weights, sample.band_weight)}
     return fields | ({"gt_bands": BitMasks(torch.from_numpy(np.array(bands, bool)))} if bands else {})
 
 
-def _instances(masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], more: dict[str, Any]) -> Instances:
-    stacked = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
+def _instances(
+    masks: list[np.ndarray], classes: np.ndarray, size: tuple[int, int], fields: dict[str, Any]
+) -> Instances:
+    masks_nhw = torch.from_numpy(np.array(masks, bool).reshape(-1, *size))
     instances = Instances(size)
-    instances.gt_masks = BitMasks(stacked)
-    instances.gt_boxes = instances.gt_masks.get_bounding_boxes() if len(stacked) else Boxes(torch.zeros(0, 4))
+    instances.gt_masks = BitMasks(masks_nhw)
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes() if len(masks_nhw) else Boxes(torch.zeros(0, 4))
     instances.gt_classes = torch.from_numpy(classes)
-    for name, value in more.items():
+    for name, value in fields.items():
         instances.set(name, value)
     return instances[instances.gt_boxes.nonempty()]
 
 
 class _Positions:
-    """This process's share of every batch, from where the run stands, endlessly."""
+    """Positions of this process's share of every batch, from iteration `first_iteration` on, without end."""
 
     def __init__(self, batch: int, first_iteration: int) -> None:
         if batch % processes.process_count():
@@ -185,14 +186,14 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-# From this many samples on a set is shown in its own order: generated scenes without end are all different anyway.
+# A set of this many samples or more is not shuffled: endless generated scenes need no other order.
 UNSHUFFLED = 1_000_000
-# Positions in which every share is kept, as well as whole samples allow.
+# Positions of a run within which the sets have their shares, rounded to whole samples.
 BLOCK = 20
 
 
 class SequentialOrder:
-    """The order of a run: every sample of every set once an epoch, in an order of its own each.
+    """The order of a run: every sample of every set once an epoch, shuffled anew each epoch.
 
     Args:
         sizes: of the sets, in samples.
@@ -212,7 +213,7 @@ class SequentialOrder:
 
 
 class Mixture:
-    """The order of a run: sets drawn from by shares; each is gone through in epochs of its own, small ones oftener.
+    """The order of a run that draws from sets by shares; each set has epochs of its own, a small one more of them.
 
     Args:
         sizes: of the sets, in samples. shares: of the samples that are shown, positive; scaled to a sum of 1.
@@ -234,8 +235,8 @@ class Mixture:
         block, rank = divmod(position, sum(self.counts))
         order = _block_order(self.counts, self.seed, block)
         number = order[rank]
-        drawn = block * self.counts[number] + order[:rank].count(number)
-        return number, shuffled(drawn, self.sizes[number], self.seed + 1 + number)
+        sample_number = block * self.counts[number] + order[:rank].count(number)
+        return number, shuffled(sample_number, self.sizes[number], self.seed + 1 + number)
 
 
 def shuffled(position: int, total: int, seed: int) -> int:
@@ -256,7 +257,7 @@ def _block_order(counts: tuple[int, ...], seed: int, block: int) -> tuple[int, .
 
 
 def _whole(shares: Sequence[float]) -> tuple[int, ...]:
-    """How many of a block's positions each set gets: the largest remainders are rounded up, at least one each."""
+    """Number of a block's positions for each set: at least one, the largest remainders rounded up."""
     exact = np.asarray(shares, float) / sum(shares) * max(BLOCK, len(shares))
     counts = np.maximum(np.floor(exact), 1).astype(int)
     for number in np.argsort(counts - exact, kind="stable")[: max(0, round(exact.sum()) - counts.sum())]:

@@ -30,7 +30,7 @@ _LETTER_PX = 6
 
 
 def outline_of(mask_hw: np.ndarray) -> np.ndarray:
-    """Pixels of a bool H x W mask beside one that is not of it, bool H x W; beyond the image nothing is."""
+    """Pixels of a bool H x W mask with a neighbour outside of it, bool H x W; the image's outside counts as such."""
     outline: np.ndarray = mask_hw & ~ndimage.binary_erosion(mask_hw)
     return outline
 
@@ -52,7 +52,7 @@ def class_colours(classes: np.ndarray) -> np.ndarray:
 def cell(
     image: np.ndarray, masks: np.ndarray, colours: np.ndarray, size_px: tuple[int, int], ground: str = "white"
 ) -> Image.Image:
-    """An image fitted into a cell (width, height), its masks tinted; thin parts of them are not lost."""
+    """Fit an image into a cell (width, height) and tint its masks; their thin parts stay visible."""
     picture = ImageOps.contain(Image.fromarray(image), size_px)
     small = [
         np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(picture.size, Image.Resampling.BOX)) > 96
@@ -64,24 +64,24 @@ def cell(
 def close_up(
     image: np.ndarray, outlines: Sequence[tuple[np.ndarray, tuple[int, int, int]]], margin_px: int, side_px: int
 ) -> Image.Image:
-    """The place of some masks (bool H x W, not all empty) in a square cell, outlined in the colour of each."""
+    """Crop the image around masks (bool H x W, not all empty) into a square cell, each outlined in its colour."""
     window = window_of(np.any([mask_hw for mask_hw, _ in outlines], axis=0), margin_px)
     picture = ImageOps.contain(Image.fromarray(image[window]), (side_px, side_px))
-    drawn = np.array(picture)
+    pixels = np.array(picture)
     for mask_hw, colour in outlines:
-        drawn[outline_of(np.asarray(Image.fromarray(mask_hw[window]).resize(picture.size)))] = colour
-    return ImageOps.pad(Image.fromarray(drawn), (side_px, side_px), color="white")
+        pixels[outline_of(np.asarray(Image.fromarray(mask_hw[window]).resize(picture.size)))] = colour
+    return ImageOps.pad(Image.fromarray(pixels), (side_px, side_px), color="white")
 
 
 def captioned(picture: Image.Image, *lines: str) -> Image.Image:
-    """A picture below lines of text."""
-    whole = Image.new("RGB", (picture.width, picture.height + len(lines) * CAPTION_PX), "white")
-    draw = ImageDraw.Draw(whole)
+    """Put lines of text above a picture."""
+    canvas = Image.new("RGB", (picture.width, picture.height + len(lines) * CAPTION_PX), "white")
+    draw = ImageDraw.Draw(canvas)
     for number, text in enumerate(lines):
-        shown = text[: picture.width // _LETTER_PX].encode("latin-1", "replace").decode("latin-1")
-        draw.text((3, number * CAPTION_PX + 1), shown, fill="black", font=ImageFont.load_default(11))
-    whole.paste(picture, (0, len(lines) * CAPTION_PX))
-    return whole
+        caption = text[: picture.width // _LETTER_PX].encode("latin-1", "replace").decode("latin-1")
+        draw.text((3, number * CAPTION_PX + 1), caption, fill="black", font=ImageFont.load_default(11))
+    canvas.paste(picture, (0, len(lines) * CAPTION_PX))
+    return canvas
 
 
 def in_rows(rows: Sequence[Sequence[Image.Image]], gap_px: int = 4) -> Image.Image:
@@ -110,11 +110,11 @@ def save_picture(picture: Image.Image, file: Path) -> None:
 
 def comparison_row(sample: Sample, instances: Instances) -> list[Image.Image]:
     """Truth, coarse masks and refined masks of a sample; ``instances`` has ``pred_masks`` and ``pred_coarse_masks``."""
-    shown = instances[instances.scores >= SHOWN_FROM]
-    colours = class_colours(shown.pred_classes.numpy())
+    detections = instances[instances.scores >= SHOWN_FROM]
+    colours = class_colours(detections.pred_classes.numpy())
     kinds = [
         (sample.masks, class_colours(sample.classes)),
-        (shown.pred_coarse_masks.numpy().astype(bool), colours),
-        (shown.pred_masks.numpy().astype(bool), colours),
+        (detections.pred_coarse_masks.numpy().astype(bool), colours),
+        (detections.pred_masks.numpy().astype(bool), colours),
     ]
     return [Image.fromarray(tinted(sample.image, *kind)) for kind in kinds]

@@ -1,7 +1,7 @@
-"""Whether a data set lies as its publishers packed it: what is missing, where to get it, counts, conversion.
+"""Check that a data set has its publishers' layout: what is missing, where to get it, counts; convert LVIS.
 
-Nothing is downloaded: most of these sets want an account or a licence agreed to. What is converted is LVIS, cut to
-COCO's 80 categories: the ground truth of PointRend's AP*.
+Nothing is downloaded: most of these sets need an account or an accepted licence. LVIS is cut to COCO's 80 categories,
+the ground truth of PointRend's AP*.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.files import write_text
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that a layout needs.
+    """One kind of file that a layout needs.
 
     Attributes:
         pattern: files below the root.
@@ -82,7 +82,7 @@ LAYOUTS: dict[str, tuple[Part, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How one part stands: `fine`, or `problem` says why not."""
+    """Result of checking one part; `problem` is empty where it is fine."""
 
     part: Part
     files: int
@@ -105,7 +105,7 @@ class Finding:
 
 
 def inspect(layout: str, root: Path, *, any_size: bool = False) -> list[Finding]:
-    """How every part of a layout stands below `root`; `any_size` accepts other counts than the official ones."""
+    """Check every part of a layout below `root`; `any_size` accepts other counts than the official ones."""
     return [_inspected(part, root, any_size) for part in LAYOUTS[layout]]
 
 
@@ -127,16 +127,16 @@ def _record_problem(file: Path, part: Part, any_size: bool) -> str:
     except ValueError as error:
         return f"is no JSON ({error}); the download is damaged"
     for name, count in part.records:
-        listed = dataset.get(name) if isinstance(dataset, dict) else None
-        if not isinstance(listed, list) or not listed:
+        records = dataset.get(name) if isinstance(dataset, dict) else None
+        if not isinstance(records, list) or not records:
             return f"holds no {name}"
-        if not any_size and len(listed) != count:
-            return f"holds {len(listed)} {name}; the official file has {count}"
+        if not any_size and len(records) != count:
+            return f"holds {len(records)} {name}; the official file has {count}"
     return ""
 
 
 def convert(layout: str, root: Path) -> list[Path]:
-    """Write what has to be converted, and say what was written: LVIS cut to COCO's categories."""
+    """Write the files that a layout needs converted (LVIS cut to COCO's categories); the paths written."""
     if layout != "lvis-cocofied":
         return []
     source, target = root / "lvis_v0.5_val.json", root / "lvis_v0.5_val_cocofied.json"
@@ -145,7 +145,7 @@ def convert(layout: str, root: Path) -> list[Path]:
 
 
 def set_names(layout: str, root: Path) -> list[str]:
-    """The names under which `open_set` opens what is there."""
+    """Names of the layout's sets for `open_set`."""
     if layout == "coco":
         return [f"coco:{root}/annotations/instances_{s}2017.json:{root}/{s}2017" for s in ("train", "val")]
     if layout == "lvis-cocofied":
@@ -188,23 +188,25 @@ _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 def cocofied(lvis: dict[str, Any]) -> dict[str, Any]:
-    """The cut file of an LVIS file (v0.5 for the published numbers: v1's val has images outside COCO val2017)."""
+    """Cut an LVIS file to COCO's categories (v0.5 for the published numbers: v1's val has images outside val2017)."""
     coco_of = {synset: number for number, _, synset in COCO_CATEGORIES}
-    kept = {
+    coco_id_of = {
         category["id"]: coco_of[category["synset"]] for category in lvis["categories"] if category["synset"] in coco_of
     }
     images = [
-        image | {name: [kept[number] for number in image[name] if number in kept] for name in _LISTS}
+        image | {name: [coco_id_of[number] for number in image[name] if number in coco_id_of] for name in _LISTS}
         for image in lvis["images"]
     ]
-    chosen = [annotation for annotation in lvis["annotations"] if annotation["category_id"] in kept]
+    source_annotations = [annotation for annotation in lvis["annotations"] if annotation["category_id"] in coco_id_of]
     annotations = [
-        annotation | {"category_id": kept[annotation["category_id"]], "id": index}
-        for index, annotation in enumerate(chosen, 1)
+        annotation | {"category_id": coco_id_of[annotation["category_id"]], "id": index}
+        for index, annotation in enumerate(source_annotations, 1)
     ]
-    used = {annotation["category_id"] for annotation in annotations}
-    used |= {number for image in images for name in _LISTS for number in image[name]}
+    used_ids = {annotation["category_id"] for annotation in annotations}
+    used_ids |= {number for image in images for name in _LISTS for number in image[name]}
     categories = [
-        category | {"id": kept[category["id"]]} for category in lvis["categories"] if kept.get(category["id"]) in used
+        category | {"id": coco_id_of[category["id"]]}
+        for category in lvis["categories"]
+        if coco_id_of.get(category["id"]) in used_ids
     ]
     return lvis | {"images": images, "annotations": annotations, "categories": categories}

@@ -44,7 +44,7 @@ def write_repaired(samples: CocoSet | BitmapSet, folder: Path) -> dict[str, int]
     names: set[str] = set()
     for index in range(len(samples)):
         try:
-            source, record, image, drawn = _readable(samples, index)
+            source, record, image, image_annotations = _readable(samples, index)
         except ImageLeftOutError:
             continue
         height, width = image.shape[:2]
@@ -52,7 +52,7 @@ def write_repaired(samples: CocoSet | BitmapSet, folder: Path) -> dict[str, int]
         images.append(record | {"file_name": name, "height": height, "width": width})
         annotations += [
             {"id": number, "image_id": record["id"], **annotation}
-            for number, annotation in enumerate(drawn, len(annotations) + 1)
+            for number, annotation in enumerate(image_annotations, len(annotations) + 1)
         ]
     categories = [{"id": number, "name": name} for number, name in enumerate(samples.class_names, 1)]
     if isinstance(samples, CocoSet):
@@ -68,21 +68,21 @@ def _readable(samples: CocoSet | BitmapSet, index: int) -> tuple[Path, Record, n
     if isinstance(samples, CocoSet):
         image_id = samples.image_ids[index]
         image = samples.picture(image_id)
-        repaired = [
+        annotations = [
             _annotation(annotation, mask_hw, samples.category_ids[label])
             for annotation, label, mask_hw in samples.objects(image_id, image)
         ]
-        return samples.image_path(image_id), samples.records.images[image_id], image, repaired
+        return samples.image_path(image_id), samples.records.images[image_id], image, annotations
     sample = samples[index]
-    plain = [
+    annotations = [
         _annotation({"segmentation": None, "iscrowd": crowd, "ignored": None}, mask_hw, int(label) + 1)
         for mask_hw, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True)
     ]
-    return samples.files[index], {"id": index + 1}, sample.image, plain
+    return samples.files[index], {"id": index + 1}, sample.image, annotations
 
 
 def _copied(source: Path, image: np.ndarray, folder: Path, names: set[str]) -> str:
-    """Copy a picture under a name of its own, and give that name."""
+    """Copy a picture into `folder` under a name that is not in `names`; the name."""
     is_turned = read_header(source).orientation != 1
     suffix = ".png" if is_turned else source.suffix
     name, number = f"{source.stem}{suffix}", 2
@@ -100,16 +100,16 @@ _OWN_FIELDS = ("place", "ignored", "box_inside", "every_class", "id", "image_id"
 
 
 def _annotation(annotation: Record, mask_hw: np.ndarray, category_id: int) -> Record:
-    drawn, ignored = annotation["segmentation"], is_ignored(annotation)
-    packed = coco_mask.encode(np.asfortranarray(mask_hw, np.uint8))
-    if not isinstance(drawn, list) or ignored or not _draws(drawn, mask_hw):
-        drawn = {"size": list(mask_hw.shape), "counts": packed["counts"].decode()}
+    segmentation, is_crowd = annotation["segmentation"], is_ignored(annotation)
+    rle = coco_mask.encode(np.asfortranarray(mask_hw, np.uint8))
+    if not isinstance(segmentation, list) or is_crowd or not _draws(segmentation, mask_hw):
+        segmentation = {"size": list(mask_hw.shape), "counts": rle["counts"].decode()}
     return {key: value for key, value in annotation.items() if key not in _OWN_FIELDS} | {
         "category_id": category_id,
-        "segmentation": drawn,
-        "bbox": coco_mask.toBbox(packed).tolist(),
+        "segmentation": segmentation,
+        "bbox": coco_mask.toBbox(rle).tolist(),
         "area": int(mask_hw.sum()),
-        "iscrowd": int(ignored),
+        "iscrowd": int(is_crowd),
     }
 
 

@@ -1,4 +1,4 @@
-"""What every set holds, and what is wrong with it: reported with file and record, counted, and skipped."""
+"""Samples, the content of every set; and its problems, which are reported with file and record, counted and skipped."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WeightedSample(Sample):
 
 
 class SampleSet(Protocol):
-    """What can be learned from: numbered samples of named classes."""
+    """A set to train on: numbered samples of named classes."""
 
     class_names: tuple[str, ...]
 
@@ -63,15 +63,15 @@ class SampleSet(Protocol):
 
 
 def narrowed(sample: Sample, names: Sequence[str], classes: Sequence[str]) -> Sample:
-    """Only the objects of some classes, numbered in their order; `names` are those of the sample's set."""
-    number = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
-    labels = number[sample.classes] if len(sample.classes) else sample.classes
-    kept = labels >= 0
-    return replace(sample, masks=sample.masks[kept], classes=labels[kept], crowd=sample.crowd[kept])
+    """Keep only the objects of `classes`, renumbered in their order; `names` are the classes of the sample's set."""
+    new_labels = np.array([classes.index(name) if name in classes else -1 for name in names], np.int64)
+    labels = new_labels[sample.classes] if len(sample.classes) else sample.classes
+    is_kept = labels >= 0
+    return replace(sample, masks=sample.masks[is_kept], classes=labels[is_kept], crowd=sample.crowd[is_kept])
 
 
 class MadeSamples(Sequence[Sample]):
-    """A set whose samples are made from others when they are asked for.
+    """A set whose samples are computed when they are read.
 
     Args:
         indices: one a sample. sample_at: makes the sample of an index.
@@ -90,11 +90,11 @@ class MadeSamples(Sequence[Sample]):
 
 
 class BadAnnotationError(ValueError):
-    """A file of a set that cannot be right, where missing ones are ``fatal``."""
+    """A file of a set is damaged, and its policy is ``fatal``."""
 
 
 class ImageLeftOutError(BadAnnotationError):
-    """An image that cannot be read or does not fit its truth; it is noted, and whoever goes through a set skips it."""
+    """An image that cannot be read or does not fit its truth; it is noted as a problem, readers of a set skip it."""
 
 
 def usable_samples(samples: Sequence[Sample]) -> Iterator[tuple[int, Sample]]:
@@ -132,7 +132,7 @@ class Problem:
 
 @dataclass
 class Problems:
-    """What is wrong with a set, as far as it was read."""
+    """The problems of a set, as far as it was read."""
 
     entries: list[Problem] = field(default_factory=list)
     _known: set[Problem] = field(default_factory=set, repr=False)
@@ -151,7 +151,7 @@ class Problems:
             logger.warning("%s%s", problem, "; more of this kind are only counted" if count == _LOGGED else "")
 
     def leave_out(self, file: object, record: str, kind: str, detail: str) -> ImageLeftOutError:
-        """Note an image that cannot be used, and give the error to raise."""
+        """Note an image that cannot be used; returns the error to raise."""
         self.note(file, record, kind, detail)
         return ImageLeftOutError(str(Problem(str(file), record, kind, detail)))
 
@@ -186,7 +186,7 @@ class Problems:
             raise self.leave_out(path, "image", "damaged truth", detail) from error
 
     def upright(self, truth: Path, truth_hw: np.ndarray, picture: Path, image: np.ndarray) -> np.ndarray:
-        """An array of truth (H, W, ...) as its picture lies: turned where the picture's EXIF data says so.
+        """Turn an array of truth (H, W, ...) as its picture's EXIF orientation says, unless it fits already.
 
         Raises:
             ImageLeftOutError: they differ in size.
@@ -204,9 +204,9 @@ class Problems:
 
     @property
     def lost(self) -> int:
-        """How many of them lost an image, an object or a part of one."""
+        """Number of problems that lost an image, an object or a part of one."""
         return sum(not problem.repaired for problem in self.entries)
 
     def counts(self) -> Counter[str]:
-        """How many of each kind."""
+        """Number of problems of each kind."""
         return self._counts.copy()

@@ -15,7 +15,7 @@ ENDLESS = 1_000_000  # scenes of a split when no count is given: more than any r
 
 
 class SceneSet(Sequence[Sample]):
-    """Generated scenes; each is drawn when asked for, once if there is a `cache` folder to keep it in."""
+    """Generated scenes; each is drawn when it is read, and stored where a `cache` folder is given."""
 
     def __init__(
         self, split: str, count: int = ENDLESS, *, width: int = 384, height: int = 288, cache: Path | None = None
@@ -54,7 +54,7 @@ def _store(path: Path, sample: Sample) -> None:
 
 
 def _load(path: Path, index: int) -> Sample:
-    with np.load(path) as stored:
-        image, bits, classes = stored["image"], stored["bits"], stored["classes"]
+    with np.load(path) as archive:
+        image, bits, classes = archive["image"], archive["bits"], archive["classes"]
     masks = np.unpackbits(bits, axis=-1, count=image.shape[1]).astype(bool)
     return Sample(image, masks, classes, np.zeros(len(classes), bool), index)

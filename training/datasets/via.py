@@ -21,13 +21,13 @@ _ROUND_POINTS = 180  # corners of the outline of a circle or an ellipse
 
 def annotation_file(folder: Path) -> Path:
     """The file of outlines in a folder: by VIA 1's name, or the only JSON file there is."""
-    listed = sorted(folder.glob("*.json"))
-    return listed[0] if len(listed) == 1 else folder / _FILE
+    json_files = sorted(folder.glob("*.json"))
+    return json_files[0] if len(json_files) == 1 else folder / _FILE
 
 
 @dataclass
 class ViaSet(CocoSet):
-    """A folder of VIA's; `annotations` is its JSON file, `images` the folder, every region of one class.
+    """A VIA folder as a set of one class; `annotations` is its JSON file, `images` the folder.
 
     VIA 1 keeps an image's regions in a mapping, VIA 2 in a list. Polygons, rectangles, circles and ellipses are read;
     other shapes are reported, and their places ignored. Coordinates are pixels of the image as it is shown.
@@ -70,7 +70,7 @@ class ViaSet(CocoSet):
         return {"images": [*images.values()], "annotations": annotations, "categories": [category]}
 
     def _add(self, annotations: list[dict[str, Any]], image_id: int, place: str, region: Any) -> None:
-        """Append the annotation of a region, or say why it has none."""
+        """Append the annotation of a region, or note why it has none."""
         shape = region.get("shape_attributes") if isinstance(region, dict) else None
         shape = shape if isinstance(shape, dict) else {}
         points = _outline(shape)
@@ -80,15 +80,15 @@ class ViaSet(CocoSet):
             annotations.append(annotation | {"segmentation": [points.ravel().tolist()]})
             return
         extent = _extent(shape)
-        done = "left out" if extent is None else "an ignored region"
-        self.problems.note(self.annotations, place, "unknown shape", f"{shape.get('name')!r:.40}; {done}")
+        consequence = "left out" if extent is None else "an ignored region"
+        self.problems.note(self.annotations, place, "unknown shape", f"{shape.get('name')!r:.40}; {consequence}")
         if extent is not None:
             left, top, right, bottom = extent
             corners = [left, top, right, top, right, bottom, left, bottom]
             annotations.append(annotation | {"segmentation": [corners], "iscrowd": 1})
 
     def _note_classes(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Say that the regions tell classes apart, which are all read as one."""
+        """Note region attributes with several values: all regions are read as one class."""
         values: dict[str, Counter[str]] = {}
         for region in (region for entry in entries for region in _regions(entry)):
             attributes = region.get("region_attributes") if isinstance(region, dict) else None
@@ -117,8 +117,10 @@ class ViaSet(CocoSet):
         for key, entry in entries.items():
             name = entry.get("filename") if isinstance(entry, dict) else None
             if not isinstance(name, str) or not name or not isinstance(entry.get("regions"), dict | list):
-                shown = f"{key!r:.60} is {entry!r:.60}"
-                raise ValueError(f"{self.annotations} is no VIA file: {shown}; each entry needs a filename and regions")
+                entry_text = f"{key!r:.60} is {entry!r:.60}"
+                raise ValueError(
+                    f"{self.annotations} is no VIA file: {entry_text}; each entry needs a filename and regions"
+                )
         return entries
 
 
@@ -179,7 +181,7 @@ def _extent(shape: dict[str, Any]) -> tuple[float, float, float, float] | None:
 
 
 def _size_px(path: Path) -> tuple[int | None, int | None]:
-    """Width and height as shown; None where the picture cannot be read: that is said when it is asked for."""
+    """Width and height, upright; None where the picture cannot be read: reading its sample reports that."""
     try:
         height, width = read_header(path).upright_hw
     except (ImageError, OSError):

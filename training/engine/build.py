@@ -1,11 +1,11 @@
-"""The parts of a training run, as the keys under ``TRAINING`` and ``SOLVER`` of its configuration say.
+"""The parts of a training run, built from the keys ``TRAINING`` and ``SOLVER`` of its configuration.
 
-The network with its starting weights (random, ImageNet's, another checkpoint's); one step of learning: losses of a
-batch, perhaps in parts, gradients over all processes, clipping, the optimiser; its learning rate over iterations or
+They are the network with its starting weights (random, ImageNet's, another checkpoint's); one training step: losses of
+a batch, perhaps in parts, gradients over all processes, clipping, the optimiser; the learning rate over iterations or
 minutes; the moving average of the weights.
 
-Losses that are means over images give the gradients of the whole batch whatever the number of parts or processes. Means
-over regions (the mask losses) are averaged part by part instead, as DDP averages them process by process.
+Losses that are means over images have the same gradients for any number of parts or processes. Means over regions (the
+mask losses) are averaged over the parts instead, as DDP averages them over processes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def get_training_config(name: str | Path) -> CfgNode:
 
     Raises:
         FileNotFoundError: no such configuration.
-        KeyError: a key that nobody knows.
+        KeyError: an unknown key.
     """
     cfg = get_cfg()
     add_transfiner_config(cfg)
@@ -109,14 +109,14 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
 
 
 def usable_state(checkpoint: Checkpoint, cfg: CfgNode) -> dict[str, Tensor]:
-    """The checkpoint's weights, without its decoder's last layer where that says something else than ours will."""
+    """The checkpoint's weights, without its decoder's last layer where `DECODER` gives its output another meaning."""
     if checkpoint.cfg.MODEL.TRANSFINER.DECODER == cfg.MODEL.TRANSFINER.DECODER:
         return checkpoint.state
     return {key: value for key, value in checkpoint.state.items() if ".encoder.conv_r1.2." not in key}
 
 
 def start_from(network: nn.Module, state: State) -> None:
-    """Load a state as far as it fits.
+    """Load those weights of a state that have the network's names and shapes.
 
     Raises:
         ValueError: not one of the network's weights is in the state.
@@ -128,12 +128,12 @@ def start_from(network: nn.Module, state: State) -> None:
             f"none of the {len(own)} weights of the network is in the checkpoint; is it of another architecture?"
         )
     network.load_state_dict(fitting, strict=False)
-    for what, keys in (
+    for problem, keys in (
         ("start untrained", own.keys() - fitting.keys()),
         ("are not used", state.keys() - fitting.keys()),
     ):
         if keys:
-            logger.warning("%d weights %s: %s", len(keys), what, ", ".join(sorted(keys)))
+            logger.warning("%d weights %s: %s", len(keys), problem, ", ".join(sorted(keys)))
 
 
 def _start_from_imagenet(network: nn.Module, cfg: CfgNode) -> None:
@@ -149,13 +149,17 @@ def _start_from_imagenet(network: nn.Module, cfg: CfgNode) -> None:
 
 
 def suit_device(network: nn.Module, cfg: CfgNode) -> None:
-    """Lay the weights out as ``MODEL.DEVICE`` computes quickest; values stay."""
+    """Choose the memory layout in which ``MODEL.DEVICE`` is fastest; values do not change."""
     if cfg.MODEL.DEVICE == "cpu":
         _channels_last_backbone(network)
 
 
 def _channels_last_backbone(network: nn.Module) -> None:
-    """Depthwise convolutions run several times faster channels-last on a CPU; dense 3x3 ones, twice slower backward."""
+    """Lay the backbone out channels-last, and return contiguous features.
+
+    On a CPU, depthwise convolutions run several times faster channels-last; the backward pass of dense 3x3 ones twice
+    slower.
+    """
     bottom_up = getattr(network.backbone, "bottom_up", None)
     if bottom_up is None:
         return
@@ -168,7 +172,7 @@ def _channels_last_backbone(network: nn.Module) -> None:
 
 
 class LearningStep:
-    """Learns from one batch at a time."""
+    """One training step: forward, backward, clipping and the optimiser, for one batch."""
 
     def __init__(self, cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if cfg.TRAINING.ACCUMULATE < 1:
@@ -181,15 +185,15 @@ class LearningStep:
         limit = cfg.SOLVER.CLIP_GRADIENTS
         self.largest_norm = limit.CLIP_VALUE if limit.ENABLED else math.inf
 
-    def __call__(self, batch: Batch, diverged: Callable[[dict[str, float]], object]) -> dict[str, float]:
-        """Change the weights; returns the losses and the norm of the gradients, means over all processes.
+    def __call__(self, batch: Batch, on_divergence: Callable[[dict[str, float]], object]) -> dict[str, float]:
+        """Update the weights by a batch; returns losses and the norm of the gradients, means over all processes.
 
-        `diverged` is called with losses that are not finite, before any weight changes.
+        `on_divergence` is called with losses that are not finite, before any weight changes.
         """
         self.optimizer.zero_grad(set_to_none=True)
         values = processes.mean_over_processes(self._gradients(batch))
         if not math.isfinite(values["total"]):
-            diverged(values)
+            on_divergence(values)
         processes.average_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_norm)
@@ -211,7 +215,7 @@ class LearningStep:
 
 
 def in_parts(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in at most `parts` runs of nearly equal length, none empty."""
+    """Split a batch into at most `parts` lists of nearly equal length, none empty."""
     count = min(parts, len(batch))
     edges = [len(batch) * place // count for place in range(count + 1)]
     return [batch[start:end] for start, end in pairwise(edges)]
@@ -236,7 +240,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD; norms and biases without weight decay, the backbone's bottom-up part at its own rate.
+    """Build AdamW or SGD; norms and biases without weight decay, the backbone's bottom-up part at its own rate.
 
     Raises:
         ValueError: ``TRAINING.OPTIMIZER`` is neither.
@@ -257,8 +261,8 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterable[dict[str, obje
         factor = cfg.TRAINING.BACKBONE_LR_FACTOR if module_name.startswith("backbone.bottom_up") else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                plain = isinstance(module, NORMS) or name.endswith("bias")
-                decay = 0.0 if plain else cfg.SOLVER.WEIGHT_DECAY
+                is_undecayed = isinstance(module, NORMS) or name.endswith("bias")
+                decay = 0.0 if is_undecayed else cfg.SOLVER.WEIGHT_DECAY
                 groups.setdefault((factor, decay), []).append(parameter)
     for (factor, decay), parameters in groups.items():
         lr = cfg.SOLVER.BASE_LR * factor
@@ -266,13 +270,13 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterable[dict[str, obje
 
 
 def run_fraction(cfg: CfgNode, iteration: int, elapsed_s: float) -> float:
-    """How much of the run is done, 0..1, by iterations or by the clock, whichever is further."""
+    """Fraction of the run that is done, 0..1, by iterations or by the clock, whichever is larger."""
     by_clock = elapsed_s / (60 * cfg.TRAINING.MAX_MINUTES) if cfg.TRAINING.MAX_MINUTES > 0 else 0.0
     return min(1.0, max(iteration / max(1, cfg.SOLVER.MAX_ITER), by_clock))
 
 
 def lr_factor(cfg: CfgNode, iteration: int, fraction: float) -> float:
-    """What the starting rate is multiplied with: the warm-up's factor times the decay over the run's fraction.
+    """Factor of the starting learning rate: warm-up times decay over the run's fraction.
 
     Raises:
         ValueError: ``TRAINING.SCHEDULE`` or ``SOLVER.WARMUP_METHOD`` has an unknown name.
@@ -281,12 +285,12 @@ def lr_factor(cfg: CfgNode, iteration: int, fraction: float) -> float:
 
 
 def _warm_up(cfg: CfgNode, iteration: int) -> float:
-    """From ``SOLVER.WARMUP_FACTOR`` to 1 over ``SOLVER.WARMUP_ITERS``: on a line, or at once at their end."""
-    done = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
+    """Rise from ``SOLVER.WARMUP_FACTOR`` to 1 over ``SOLVER.WARMUP_ITERS``: linearly, or at once at their end."""
+    progress = min(1.0, iteration / max(1, cfg.SOLVER.WARMUP_ITERS))
     if cfg.SOLVER.WARMUP_METHOD == "linear":
-        return float(cfg.SOLVER.WARMUP_FACTOR * (1 - done) + done)
+        return float(cfg.SOLVER.WARMUP_FACTOR * (1 - progress) + progress)
     if cfg.SOLVER.WARMUP_METHOD == "constant":
-        return 1.0 if done >= 1 else float(cfg.SOLVER.WARMUP_FACTOR)
+        return 1.0 if progress >= 1 else float(cfg.SOLVER.WARMUP_FACTOR)
     raise ValueError(f"SOLVER.WARMUP_METHOD is {cfg.SOLVER.WARMUP_METHOD!r}; choose linear or constant")
 
 
@@ -296,8 +300,8 @@ def _decay(cfg: CfgNode, fraction: float) -> float:
         low = cfg.TRAINING.FINAL_LR_FACTOR
         return float(low + (1 - low) * 0.5 * (1 + math.cos(math.pi * fraction)))
     if cfg.TRAINING.SCHEDULE == "steps":
-        reached = fraction * cfg.SOLVER.MAX_ITER + 1e-6  # the fraction is a rounded quotient of whole iterations
-        return float(cfg.SOLVER.GAMMA ** sum(step <= reached for step in cfg.SOLVER.STEPS))
+        iteration = fraction * cfg.SOLVER.MAX_ITER + 1e-6  # the fraction is a rounded quotient of whole iterations
+        return float(cfg.SOLVER.GAMMA ** sum(step <= iteration for step in cfg.SOLVER.STEPS))
     raise ValueError(f"TRAINING.SCHEDULE is {cfg.TRAINING.SCHEDULE!r}; choose cosine or steps")
 
 
@@ -317,14 +321,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Update the average with the model's present weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averaged, present = [], []
+        averages, values = [], []
         for name, value in model.state_dict().items():
             if value.dtype.is_floating_point:
-                averaged.append(self.state[name])
-                present.append(value)
+                averages.append(self.state[name])
+                values.append(value)
             else:
                 self.state[name].copy_(value)
-        torch._foreach_lerp_(averaged, present, 1 - decay)
+        torch._foreach_lerp_(averages, values, 1 - decay)

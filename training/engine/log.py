@@ -1,4 +1,4 @@
-"""What a run says while it runs: a line now and then, losses as JSON lines, TensorBoard, its progress.
+"""The log of a run: lines for people, losses as JSON lines, TensorBoard, and its progress.
 
 Files in the run's folder: ``losses.jsonl`` and ``evaluations.jsonl`` (one object a line), ``tensorboard/``, and
 ``progress.json``, which pages and other programs read. Needs no torch.
@@ -28,8 +28,8 @@ class RunLog:
 
     Args:
         folder: of the run. period: iterations between lines.
-        first_iteration: where the run goes on; lines of later iterations, of a sitting that was killed after its
-            last save, are dropped, since they come again.
+        first_iteration: where the run resumes; lines of later iterations, which a process wrote after its last save
+            and before it was killed, are dropped, since they come again.
     """
 
     def __init__(self, folder: Path, period: int, *, first_iteration: int = 0) -> None:
@@ -52,7 +52,7 @@ class RunLog:
             self._board.close()
 
     def evaluated(self, iteration: int, figures: dict[str, float]) -> None:
-        """Write down what an evaluation found, by name, as fractions."""
+        """Record the figures of an evaluation, fractions by name."""
         line = {"iteration": iteration} | figures
         with (self.folder / EVALUATIONS_FILE).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
@@ -62,7 +62,7 @@ class RunLog:
     def record(
         self, iteration: int, losses: dict[str, float], lr: float, fraction: float, elapsed_s: float
     ) -> dict[str, float] | None:
-        """Take in one iteration; `fraction` of the run is done after `elapsed_s` seconds.
+        """Record one iteration; `fraction` of the run is done after `elapsed_s` seconds.
 
         Returns:
             The means that were written; None between lines.
@@ -93,12 +93,12 @@ class RunLog:
 
 
 def _keep_until(path: Path, iteration: int) -> None:
-    """Drop the lines of iterations after this one, and one that a kill left unfinished; in one step."""
+    """Drop the lines of later iterations, and an unfinished last line; in one step."""
     if not path.is_file():
         return
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["iteration"] <= iteration]
-    write_text(path, "".join(kept))
+    whole_lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    kept_lines = [line for line in whole_lines if json.loads(line)["iteration"] <= iteration]
+    write_text(path, "".join(kept_lines))
 
 
 def _tensorboard(folder: Path, first_iteration: int) -> Any:
@@ -116,16 +116,16 @@ PHASES = ("starting", "training", "evaluating", "saving", "stopped", "failed", "
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """A note of a run.
+    """Progress of a run.
 
     Attributes:
         iteration: steps done; of: steps of the whole run (an estimate where the clock ends it).
-        losses: means since the last note, by name; "total" is their sum.
-        eta_s: seconds left, None while nothing is known.
+        losses: means since the last record, by name; "total" is their sum.
+        eta_s: seconds left, None while unknown.
         phase: one of `PHASES`.
-        elapsed_s: seconds spent, over all sittings.
+        elapsed_s: seconds of all processes that worked on it, one after another.
         error: why it failed, else "".
-        curve: steps with their losses, of a run that is too short to be watched at each.
+        curve: (step, loss) pairs of a short run, all at once.
         updated: when this was written (ISO, UTC).
     """
 
@@ -147,18 +147,18 @@ class RunProgress:
 OnProgress = Callable[[RunProgress], None]
 
 
-def write_progress(path: Path, progress: RunProgress, tell: OnProgress | None = None) -> None:
-    """Replace the file in one step, so that a reader finds the old note or the new one, whole; and tell who asked."""
+def write_progress(path: Path, progress: RunProgress, on_progress: OnProgress | None = None) -> None:
+    """Replace the file in one step, so that a reader finds the old or the new progress, whole; call `on_progress`."""
     write_text(path, json.dumps(asdict(progress)) + "\n")
-    if tell is not None:
-        tell(progress)
+    if on_progress is not None:
+        on_progress(progress)
 
 
 def read_progress(path: Path) -> RunProgress | None:
-    """The last note; None where no run has written one.
+    """Read the last progress; None where no run has written one.
 
     Raises:
-        ValueError: the file is not such a note.
+        ValueError: the file holds something else.
     """
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

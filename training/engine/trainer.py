@@ -1,11 +1,10 @@
 """The training loop: any detectron2 model, any of our sets, stoppable and resumable at every iteration.
 
-Ctrl-C and SIGTERM as a wish: the run finishes its iteration, saves, and ends. Its folder holds everything needed to go
-on exactly where it stopped.
+On Ctrl-C and SIGTERM the run finishes its iteration, saves, and ends. Its folder holds everything needed to resume
+exactly where it stopped.
 
-Now and then a run evaluates its checkpoint and keeps the best one. That works on the saved checkpoint, so what is
-measured is what would be served, and none of it touches the random numbers of the training: a run with checks learns
-what the same run without them does.
+A run evaluates its saved checkpoint periodically and keeps the best one. The evaluation does not change the random
+numbers of the training: a run with checks learns the same weights as one without.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - says what happened
 
 @dataclass
 class TrainingProgress:
-    """How far a run is: iterations done and seconds spent, over all its sittings."""
+    """Iterations done and seconds spent by a run, resumed runs included."""
 
     iteration: int = 0
     elapsed_s: float = 0.0
@@ -71,8 +70,8 @@ class Trainer:
     Args:
         model: called with a list of network inputs, returns a dict of losses in training.
         folder: where the state, the losses and the checkpoint go.
-        samples: what to learn from; the sets of `cfg.DATASETS.TRAIN` by default.
-        on_progress: called on the first process with how far the run is, beside ``progress.json`` in the folder.
+        samples: the training samples; by default the sets of `cfg.DATASETS.TRAIN`.
+        on_progress: called on the first process with each progress that ``progress.json`` in the folder gets.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Trainer:
         self.checks = Checks(cfg, folder)
 
     def train(self) -> TrainingProgress:
-        """Run until the schedule ends or someone asks to stop; the state is saved in either case.
+        """Run until the schedule ends or a stop is requested; the state is saved in either case.
 
         Raises:
             TrainingDiverged: a loss became NaN or infinite.
@@ -148,7 +147,9 @@ class Trainer:
             lr = set_lr(self.optimizer, lr_factor(self.cfg, self.progress.iteration, fraction))
             losses = self._learn(next(batches))
             self.progress.iteration += 1
-            elapsed_s, stop = processes.broadcast_floats(before_s + time.monotonic() - started_s, self.stop.wished)
+            elapsed_s, stop = processes.broadcast_floats(
+                before_s + time.monotonic() - started_s, self.stop.is_requested
+            )
             self.progress.elapsed_s, self.stop_requested = elapsed_s, bool(stop)
             fraction = run_fraction(self.cfg, self.progress.iteration, self.progress.elapsed_s)
             if log is not None and (means := log.record(self.progress.iteration, losses, lr, fraction, elapsed_s)):
@@ -169,7 +170,7 @@ class Trainer:
         return iteration % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.checks.evaluation_due(iteration)
 
     def _check(self, log: RunLog | None, *, last: bool = False) -> None:
-        """Look at the checkpoint that was just saved; the other processes wait at their next step."""
+        """Evaluate the checkpoint that was just saved, if it is due; the other processes wait at their next step."""
         if log is None:
             return
         iteration, checkpoint = self.progress.iteration, self.folder / "checkpoint"
@@ -178,7 +179,7 @@ class Trainer:
             self.checks.evaluate(checkpoint, iteration, log)
 
     def _tell(self, phase: str, losses: dict[str, float] | None = None, *, error: str = "") -> None:
-        """Note how far the run is, on the first process."""
+        """Write the run's progress, on the first process."""
         if processes.rank() != 0:
             return
         iteration, elapsed_s = self.progress.iteration, self.progress.elapsed_s
@@ -202,10 +203,10 @@ class Trainer:
         if processes.rank() != 0:
             return path
         self._save_state()
-        seen = self.progress.iteration * self.cfg.SOLVER.IMS_PER_BATCH
+        images_seen = self.progress.iteration * self.cfg.SOLVER.IMS_PER_BATCH
         training = {
             "iterations": self.progress.iteration,
-            "images_seen": seen,
+            "images_seen": images_seen,
             "minutes": round(self.progress.elapsed_s / 60, 1),
             "sets": list(self.cfg.DATASETS.TRAIN),
             "init": self.cfg.TRAINING.INIT or "random",
@@ -240,7 +241,7 @@ class Trainer:
             torch.save(state, unfinished)
 
     def _load_state(self) -> None:
-        """Restore everything `_save_state` wrote; what an older or another run did not write stays as it is.
+        """Restore everything that `_save_state` wrote; entries that the file lacks keep their values.
 
         Raises:
             FileNotFoundError: the folder holds no state.
@@ -264,34 +265,36 @@ class Trainer:
 
 
 class StopSignal:
-    """A context in which SIGINT and SIGTERM set `wished` instead of ending the program.
+    """A context in which SIGINT and SIGTERM set `is_requested` instead of ending the program.
 
-    Outside the main thread, where Python handles no signals, nobody can wish.
+    Outside the main thread, where Python handles no signals, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.wished = False
+        self.is_requested = False
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *raised: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _wish(self, number: int, _: FrameType | None) -> None:
+    def _request(self, number: int, _: FrameType | None) -> None:
         logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
-        self.wished = True
+        self.is_requested = True
 
 
 BEST_FOLDER = "best"
 
 
 class Checks:
-    """The periodic checks of a run, on the first process alone.
+    """The periodic evaluations of a run, on the first process alone.
 
     Raises:
         ValueError: a check is asked for without a set to do it on.
@@ -304,12 +307,12 @@ class Checks:
         self._sets: dict[str, AnySet] = {}
 
     def evaluation_due(self, iteration: int, *, last: bool = False) -> bool:
-        """Whether to evaluate after an iteration; the last one counts, and an evaluation that a kill cut off."""
+        """Whether to evaluate after an iteration: periodically and after the last one, unless it has been recorded."""
         period = self.cfg.TEST.EVAL_PERIOD
         return period > 0 and iteration > 0 and (last or iteration % period == 0) and not self._is_evaluated(iteration)
 
     def evaluate(self, checkpoint: Path, iteration: int, log: RunLog) -> None:
-        """Measure a checkpoint on every test set, write the figures down, and keep it if it is the best so far."""
+        """Evaluate a checkpoint on every test set, record the figures, and keep it if it is the best so far."""
         figures: dict[str, float] = {}
         for name in self.cfg.DATASETS.TEST:
             with torch.random.fork_rng():
@@ -335,13 +338,13 @@ class Checks:
         return any(json.loads(line)["iteration"] == iteration for line in lines)
 
     def _keep_best(self, checkpoint: Path, iteration: int, figures: dict[str, float]) -> None:
-        """Copy the checkpoint to ``best/`` if its mask AP on the first set beats what the metadata there says."""
+        """Copy the checkpoint to ``best/`` if its mask AP on the first set is higher than that of the one there."""
         key = next(name for name in figures if name.endswith("mask_AP"))
         best = self.folder / BEST_FOLDER
-        reached = figures[key]
-        if math.isnan(reached):
+        mask_ap = figures[key]
+        if math.isnan(mask_ap):
             return
-        if best.is_dir() and read_metadata(best)["evaluation"][key] >= reached:
+        if best.is_dir() and read_metadata(best)["evaluation"][key] >= mask_ap:
             return
         evaluation = {"iteration": iteration} | figures
         _replace(best, checkpoint, read_metadata(checkpoint) | {"evaluation": evaluation})

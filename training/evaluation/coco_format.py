@@ -1,7 +1,7 @@
 """COCO's records in memory: ground truth from samples or from a file, results from detections.
 
-A file of ground truth (COCO's or LVIS's) is read as data sets are: each record is used, repaired or named. What cannot
-be judged (a mask that cannot be read, a class that is not known) is ignored, as crowds are.
+A file of ground truth (COCO's or LVIS's) is read as data sets are: each record is used, repaired or reported. Objects
+whose mask cannot be read or whose class is unknown are ignored regions, as crowds are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def encode(mask_hw: np.ndarray) -> dict[str, Any]:
     """Compressed RLE of a bool H x W mask (counts as bytes).
 
-    Only the columns that the mask touches are read: of a photograph an object covers few.
+    Only the columns that the mask touches are read: an object covers few columns of a photograph.
     """
     height, width = mask_hw.shape
     columns = np.flatnonzero(mask_hw.any(axis=0))
@@ -40,13 +40,13 @@ def encode(mask_hw: np.ndarray) -> dict[str, Any]:
     counts = np.diff(ends)
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
-    encoded: dict[str, Any] = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return encoded
+    mask_rle: dict[str, Any] = rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return mask_rle
 
 
-def decode_masks(packed: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
+def decode_masks(mask_rles: Sequence[dict[str, Any]], shape_hw: tuple[int, int]) -> np.ndarray:
     """bool N x H x W of compressed RLEs of one image."""
-    masks = [rle.decode(packed_mask).astype(bool) for packed_mask in packed]
+    masks = [rle.decode(mask_rle).astype(bool) for mask_rle in mask_rles]
     return np.array(masks, bool).reshape(-1, *shape_hw)
 
 
@@ -59,7 +59,7 @@ class TruthBuilder:
         self.annotations: list[dict[str, Any]] = []
 
     def add(self, sample: Sample) -> None:
-        """Take in one picture's truth."""
+        """Add one picture's truth."""
         height, width = sample.image.shape[:2]
         self.images.append({"id": sample.image_id, "height": height, "width": width})
         for mask, label, crowd in zip(sample.masks, sample.classes, sample.crowd, strict=True):
@@ -69,7 +69,7 @@ class TruthBuilder:
             self.annotations.append(record | measures | {"iscrowd": int(crowd), "segmentation": segmentation})
 
     def join(self, other: TruthBuilder) -> None:
-        """Take in what another builder of the same classes collected, as if it had been added here."""
+        """Add the images and annotations of another builder of the same classes."""
         before = len(self.annotations)
         self.images += other.images
         self.annotations += [{**annotation, "id": annotation["id"] + before} for annotation in other.annotations]
@@ -101,11 +101,11 @@ _LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Ground truth that every metric can take.
+    """Ground truth in the form that every metric takes.
 
     Attributes:
         dataset: images, annotations and categories, whole; annotation ids count from 1.
-        problems: what the file has that cannot be right.
+        problems: what is wrong with the file.
         left_out: ids of images that cannot be judged.
         id_of: reads an id as the file's were read.
     """
@@ -116,7 +116,7 @@ class Truth:
     id_of: Callable[[Any], int | None]
 
     def notes(self) -> list[str]:
-        """What a reader of numbers should know: a line for each kind of problem."""
+        """Notes for readers of the numbers: a line for each kind of problem."""
         kinds = self.problems.counts()
         examples = {problem.kind: problem for problem in reversed(self.problems.entries)}
         return [f"ground truth: {count} x {kind}; {examples[kind]}" for kind, count in kinds.items()]
@@ -142,10 +142,10 @@ def checked_truth(dataset: Any, path: Path, *, masks: bool, federated: bool = Fa
     annotations: list[Record] = []
     for image in images:
         for annotation in records.annotations[image["id"]]:
-            checked = _annotation(annotation, image, path, problems, masks)
-            named = [category["id"] for category in records.categories if annotation.get("every_class")]
-            for category_id in named or [annotation["category_id"]]:
-                annotations.append(checked | {"id": len(annotations) + 1, "category_id": category_id})
+            record = _annotation(annotation, image, path, problems, masks)
+            class_ids = [category["id"] for category in records.categories if annotation.get("every_class")]
+            for category_id in class_ids or [annotation["category_id"]]:
+                annotations.append(record | {"id": len(annotations) + 1, "category_id": category_id})
     whole = {"images": images, "annotations": annotations, "categories": records.categories}
     return Truth(whole, problems, frozenset(records.left_out), records.id_of)
 
@@ -153,30 +153,30 @@ def checked_truth(dataset: Any, path: Path, *, masks: bool, federated: bool = Fa
 def _image(image: Record, records: CocoRecords, path: Path, masks: bool, federated: bool) -> Record:
     sides = image["height"], image["width"]
     if sides == (None, None):
-        drawn = [annotation["segmentation"] for annotation in records.annotations[image["id"]]]
-        sides = next((tuple(mask["size"]) for mask in drawn if isinstance(mask, dict)), (0, 0))
+        segmentations = [annotation["segmentation"] for annotation in records.annotations[image["id"]]]
+        sides = next((tuple(mask["size"]) for mask in segmentations if isinstance(mask, dict)), (0, 0))
         if masks and not all(sides):
             raise RecordError(f"{path}: image {image['id']}: height, width are missing; expected positive numbers")
     for field in _LVIS_LISTS if federated else ():
-        listed = image.get(field)
-        if not isinstance(listed, list) or not all(map(is_integer, listed)):
+        category_ids = image.get(field)
+        if not isinstance(category_ids, list) or not all(map(is_integer, category_ids)):
             expected = "a list of category ids (this metric needs an LVIS file)"
-            raise RecordError(f"{path}: image {image['id']}: {field} is {listed!r:.60}; expected {expected}")
+            raise RecordError(f"{path}: image {image['id']}: {field} is {category_ids!r:.60}; expected {expected}")
     return image | {"height": sides[0], "width": sides[1]}
 
 
 def _annotation(annotation: Record, image: Record, path: Path, problems: Problems, masks: bool) -> Record:
     """An annotation with a box, an area and, with `masks`, a segmentation."""
-    ignored = is_ignored(annotation)
-    checked = annotation | {"iscrowd": int(ignored)} | ({"ignore": 1} if ignored and not annotation["iscrowd"] else {})
+    is_crowd = is_ignored(annotation)
+    record = annotation | {"iscrowd": int(is_crowd)} | ({"ignore": 1} if is_crowd and not annotation["iscrowd"] else {})
     if annotation["ignored"] is not None:
-        x, y, w, h = checked["bbox"] = annotation["ignored"]
-        checked["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        x, y, w, h = record["bbox"] = annotation["ignored"]
+        record["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
     area = annotation.get("area")
     if not is_number(area) or area < 0:  # type: ignore[operator]
-        packed = compressed(checked["segmentation"], image["height"], image["width"]) if masks else None
-        checked["area"] = float(coco_mask.area(packed)) if packed else checked["bbox"][2] * checked["bbox"][3]
-        source = "mask" if packed else "box"
+        mask_rle = compressed(record["segmentation"], image["height"], image["width"]) if masks else None
+        record["area"] = float(coco_mask.area(mask_rle)) if mask_rle else record["bbox"][2] * record["bbox"][3]
+        source = "mask" if mask_rle else "box"
         detail = f"area is {area!r:.60}, expected 0 or more; taken from the {source}"
         problems.note(path, annotation["place"], "broken area", detail, repaired=True)
-    return checked
+    return record

@@ -1,4 +1,4 @@
-"""Tables 1 and 3 for any model and set: one pass over the images, the definitions beside it.
+"""Tables 1 and 3 of the paper for any model and set, from one pass over the images, with their definitions.
 
 Table 1: how much of a coarse mask's error lies in incoherent regions, and what perfect labels there would bring.
 Reading (the paper's 14 / 43 / 56 % fit none exactly): the box under study is the detection's; the truth is cut to it
@@ -54,7 +54,7 @@ class Refined:
 
 @contextmanager
 def recorded_refinement(network: nn.Module) -> Iterator[list[Refined]]:
-    """Collect a :class:`Refined` for each image that is predicted meanwhile.
+    """Collect a :class:`Refined` for each image that is predicted in this context.
 
     Raises:
         ValueError: the network has no Transfiner mask head.
@@ -106,7 +106,7 @@ def analyse(network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GR
     for _, sample in usable_samples(samples):
         truth.add(sample)
         record = to_test_input(sample, cfg)
-        instances, refined = _predict(network, record, recorded=bool(sizes))
+        instances, refined = _predict(network, record, with_nodes=bool(sizes))
         _study(sample, instances, refined, sizes, side, regions)
     dataset = truth.build()
     table1 = region_properties(torch.cat(regions.counts)) | {
@@ -118,9 +118,9 @@ def analyse(network: nn.Module, cfg: CfgNode, samples: AnySet, *, side: int = GR
 
 
 @torch.inference_mode()
-def _predict(network: nn.Module, record: dict[str, Any], *, recorded: bool) -> tuple[Instances, Refined | None]:
+def _predict(network: nn.Module, record: dict[str, Any], *, with_nodes: bool) -> tuple[Instances, Refined | None]:
     """Detections with masks on their RoI grids and boxes in pixels of the original image."""
-    context: AbstractContextManager[list[Refined]] = recorded_refinement(network) if recorded else nullcontext([])
+    context: AbstractContextManager[list[Refined]] = recorded_refinement(network) if with_nodes else nullcontext([])
     with context as records:
         (instances,) = network.inference([record], do_postprocess=False)  # type: ignore[operator]
     instances = instances.to("cpu")
@@ -143,23 +143,23 @@ def _study(
     filled[matched] = torch.where(union, truth, coarse[matched])
     regions.counts.append(region_counts(coarse[matched], truth, union))
     for masks, results in ((coarse, regions.coarse), (filled, regions.filled)):
-        pasted = paste(masks, boxes, sample.image.shape[:2])
-        results += coco_results(sample.image_id, pasted, instances.scores.numpy(), instances.pred_classes.numpy())
+        image_masks = paste(masks, boxes, sample.image.shape[:2])
+        results += coco_results(sample.image_id, image_masks, instances.scores.numpy(), instances.pred_classes.numpy())
     if refined is not None and len(matched):
         rois = len(refined.output.logits)
         grids = regions_of_nodes(refined.levels, rois, sizes)
-        known = matched < rois  # a limit on refined instances leaves the later ones without nodes
-        if not known.any():
+        has_nodes = matched < rois  # a limit on refined instances leaves the later ones without nodes
+        if not has_nodes.any():
             return
         # Equation 1 within its parents' coverage, from truth of twice the finest level's side.
-        fine = _crop(cut, cut_boxes, 2 * sizes[-1])[known]
-        wanted = incoherent_regions(fine, len(sizes), nested=True)
-        for level, (grid, right) in enumerate(zip(grids, wanted, strict=True)):
-            regions.levels[level] += compare_regions(grid[matched[known]], right)
+        fine = _crop(cut, cut_boxes, 2 * sizes[-1])[has_nodes]
+        right_regions = incoherent_regions(fine, len(sizes), nested=True)
+        for level, (grid, right) in enumerate(zip(grids, right_regions, strict=True)):
+            regions.levels[level] += compare_regions(grid[matched[has_nodes]], right)
 
 
 def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Detections with a truth of their class, not a crowd, of box IoU >= .5, and that truth (largest IoU).
+    """Match each detection to the truth of its class, not a crowd, with the largest box IoU, at least 0.5.
 
     Returns:
         matched: int64 (m,) indices of detections; partner: int64 (m,) indices of the sample's masks.
@@ -168,9 +168,9 @@ def match_to_truth(sample: Sample, boxes: Boxes, classes: Tensor) -> tuple[Tenso
     if not len(sample.masks) or not len(boxes):
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     iou = pairwise_iou(boxes, masks.get_bounding_boxes())
-    allowed = classes[:, None] == torch.from_numpy(sample.classes)[None]
-    allowed &= ~torch.from_numpy(sample.crowd)[None]
-    best, partner = torch.where(allowed, iou, torch.zeros_like(iou)).max(1)
+    is_candidate = classes[:, None] == torch.from_numpy(sample.classes)[None]
+    is_candidate &= ~torch.from_numpy(sample.crowd)[None]
+    best, partner = torch.where(is_candidate, iou, torch.zeros_like(iou)).max(1)
     matched = torch.nonzero(best >= MATCH_IOU)[:, 0]
     return matched, partner[matched]
 
@@ -188,8 +188,8 @@ def paste(masks: Tensor, boxes: Boxes, shape_hw: tuple[int, int]) -> np.ndarray:
     """Masks of RoI grids in the image, bool R x H x W."""
     if not len(masks):
         return np.zeros((0, *shape_hw), bool)
-    pasted: np.ndarray = paste_masks_in_image(masks.float(), boxes, shape_hw, threshold=0.5).numpy()
-    return pasted
+    image_masks: np.ndarray = paste_masks_in_image(masks.float(), boxes, shape_hw, threshold=0.5).numpy()
+    return image_masks
 
 
 def _crop(masks: BitMasks, boxes_xyxy: Tensor, side: int) -> Tensor:
@@ -250,10 +250,10 @@ def _share(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if whole else float("nan")
 
 
-def compare_regions(predicted: Tensor, wanted: Tensor) -> Tensor:
+def compare_regions(predicted: Tensor, truth: Tensor) -> Tensor:
     """Count bool (R, S, S) regions against the right ones: int64 (4,), hits, false alarms, misses, right rejections."""
-    pairs = ((predicted, wanted), (predicted, ~wanted), (~predicted, wanted), (~predicted, ~wanted))
-    return torch.stack([(marked & right).sum() for marked, right in pairs])
+    pairs = ((predicted, truth), (predicted, ~truth), (~predicted, truth), (~predicted, ~truth))
+    return torch.stack([(region & reference).sum() for region, reference in pairs])
 
 
 def confusion_figures(counts: Tensor) -> dict[str, float]:
@@ -279,5 +279,5 @@ def regions_of_nodes(levels: Sequence[Nodes], rois: int, sizes: Sequence[int]) -
 
 def detector_figures(levels: Sequence[Tensor], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     """Figures of every level, named by its side, and of all their places together as ``pooled``."""
-    named = {str(size): confusion_figures(level) for size, level in zip(sizes, levels, strict=True)}
-    return named | {"pooled": confusion_figures(torch.stack(list(levels)).sum(0))}
+    figures = {str(size): confusion_figures(level) for size, level in zip(sizes, levels, strict=True)}
+    return figures | {"pooled": confusion_figures(torch.stack(list(levels)).sum(0))}

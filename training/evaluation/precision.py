@@ -1,6 +1,6 @@
-"""What bf16 costs a checkpoint: AP of both precisions on one set, single masks beside fp32's, and time.
+"""Measure a checkpoint in bf16 and fp32: AP of both on one set, IoU of single masks, and time.
 
-Both networks see every image in turn, so what slows the machine slows both.
+The networks take turns at every image, so what slows the machine slows both.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
     """IoU of each shown fp32 mask with the bf16 mask of its class that covers it best; 0 where there is none."""
     overlaps = []
     for label in exact.pred_classes.unique().tolist():
-        shown = exact[(exact.pred_classes == label) & (exact.scores >= SHOWN_FROM)]
-        others = half[half.pred_classes == label]
-        if not len(others):
-            overlaps += [0.0] * len(shown)
-        elif len(shown):
-            masks, other_masks = ([*part.pred_masks.numpy().astype(bool)] for part in (shown, others))
+        exact_part = exact[(exact.pred_classes == label) & (exact.scores >= SHOWN_FROM)]
+        half_part = half[half.pred_classes == label]
+        if not len(half_part):
+            overlaps += [0.0] * len(exact_part)
+        elif len(exact_part):
+            masks, other_masks = ([*part.pred_masks.numpy().astype(bool)] for part in (exact_part, half_part))
             overlaps += iou_matrix(masks, other_masks).max(1).tolist()
     return overlaps
 
@@ -102,7 +102,7 @@ def _overlaps(exact: Instances, half: Instances) -> list[float]:
 def ap_differences(
     dataset: dict[str, Any], results: dict[str, list[dict[str, Any]]], ratio: float
 ) -> dict[str, dict[str, float]]:
-    """ "mask_ap" and "boundary_ap" of both precisions, and the difference with its interval: fractions."""
+    """Compute "mask_ap" and "boundary_ap" of both precisions, and the difference with its interval: fractions."""
     weights = image_weights(len(dataset["images"]), _RESAMPLES)
     points = {name: resampled_ap(dataset, records, weights, ratio=ratio) for name, records in results.items()}
     figures = {}
@@ -117,8 +117,8 @@ def ap_differences(
 def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, command: str) -> None:
     """Write the outcome into the checkpoint's metadata, where `auto` looks for it, and into its card."""
     metadata = read_metadata(directory)
-    measured = {"digest": metadata.get("digest"), "set": set_name, **outcome}
-    update_metadata(directory, {"bf16": measured})
+    figures = {"digest": metadata.get("digest"), "set": set_name, **outcome}
+    update_metadata(directory, {"bf16": figures})
     card = directory / CARD_FILE
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {metadata['name']}\n"
     start = before.find(f"\n{_SECTION}\n")
@@ -130,7 +130,7 @@ def record_precision(directory: Path, outcome: dict[str, Any], set_name: str, co
 
 
 def precision_markdown(outcome: dict[str, Any], set_name: str) -> str:
-    """A table for people, AP in points."""
+    """Write the outcome as a Markdown table, AP in points."""
     lines = [
         f"On {outcome['images']} images of `{set_name}`, {outcome['threads']} thread(s) of a CPU; bf16 as "
         "`TRANSFINER_PRECISION` has it:",

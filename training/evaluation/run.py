@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on a set: mask AP and boundary AP of the refined and of the coarse masks, from one pass.
 
-The pass may be shared among processes, each with the network of its own: images do not know of each other, and the
-arithmetic of an image is the same wherever it is done, with the same number of threads.
+The pass may be shared among processes, each with its own network: images are independent, and with the same number of
+threads an image's arithmetic is the same in every process.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def evaluate_checkpoint(
     Args:
         samples: the set; its classes must be the checkpoint's.
         ratio: of the boundary's width to the image diagonal (0.02 for COCO and our scenes, 0.005 for Cityscapes).
-        processes: that share the images (on a CPU), each with this one's number of threads.
-        observe: called in this process, which then does all the work, with each sample and its detections.
+        processes: number that share the images (on a CPU), each with this one's number of threads.
+        observe: called with each sample and its detections; this process then does all the work.
 
     Raises:
         ValueError: the set has other classes than the checkpoint.
@@ -108,21 +108,23 @@ def evaluate_checkpoint(
     if names != samples.class_names:
         raise ValueError(f"the checkpoint knows {', '.join(names)}; the set has {', '.join(samples.class_names)}")
     truth, refined, coarse, seconds = TruthBuilder(names), list[Result](), list[Result](), 0.0
-    images, keep = 0, observe is not None
-    given = (directory, samples, device, overrides, torch.get_num_threads())
-    indices = [(index, keep) for index in range(len(samples))]
-    shared = 1 if keep else processes
-    for done, seen in enumerate(map_in_processes(_look, indices, shared, start=_open, start_with=given), 1):
-        progress(done)
-        if seen is None:
+    images, has_observer = 0, observe is not None
+    start_arguments = (directory, samples, device, overrides, torch.get_num_threads())
+    indices = [(index, has_observer) for index in range(len(samples))]
+    process_count = 1 if has_observer else processes
+    for read_count, result in enumerate(
+        map_in_processes(_evaluate_image, indices, process_count, start=_open, start_with=start_arguments), 1
+    ):
+        progress(read_count)
+        if result is None:
             continue
         images += 1
-        truth.join(seen.truth)
-        refined += seen.refined
-        coarse += seen.coarse
-        seconds += seen.seconds
-        if observe is not None and seen.shown is not None:
-            observe(*seen.shown)
+        truth.join(result.truth)
+        refined += result.refined
+        coarse += result.coarse
+        seconds += result.seconds
+        if observe is not None and result.observation is not None:
+            observe(*result.observation)
     _close()
     dataset = truth.build()
 
@@ -136,42 +138,42 @@ def evaluate_checkpoint(
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _ImageResult:
     """Truth and detections of one image.
 
     Attributes:
         truth: of this image alone. refined, coarse: COCO results, of the same detections.
         seconds: of the network.
-        shown: the sample and its detections as they were, if somebody here wants to see them.
+        observation: the sample and its detections, if the caller observes.
     """
 
     truth: TruthBuilder
     refined: list[Result]
     coarse: list[Result]
     seconds: float
-    shown: tuple[Sample, Instances] | None
+    observation: tuple[Sample, Instances] | None
 
 
-# Of this process.
-_opened: tuple[nn.Module, CfgNode, AnySet] | None = None
+# Network, configuration and set of this process.
+_context: tuple[nn.Module, CfgNode, AnySet] | None = None
 
 
 def _open(directory: Path, samples: AnySet, device: str, overrides: list[str] | None, threads: int) -> None:
     """Load the network into this process."""
-    global _opened
+    global _context
     torch.set_num_threads(threads)
     network, cfg, _ = load_for_evaluation(directory, device, overrides)
-    _opened = network, cfg, samples
+    _context = network, cfg, samples
 
 
 def _close() -> None:
-    global _opened
-    _opened = None
+    global _context
+    _context = None
 
 
-def _look(index: int, keep: bool) -> _Seen | None:
-    assert _opened is not None
-    network, cfg, samples = _opened
+def _evaluate_image(index: int, keep_sample: bool) -> _ImageResult | None:
+    assert _context is not None
+    network, cfg, samples = _context
     truth = TruthBuilder(samples.class_names)
     try:
         sample = samples[index]
@@ -185,7 +187,7 @@ def _look(index: int, keep: bool) -> _Seen | None:
     refined, coarse = (
         instance_results(sample.image_id, instances, masks) for masks in ("pred_masks", "pred_coarse_masks")
     )
-    return _Seen(truth, refined, coarse, seconds, (sample, instances) if keep else None)
+    return _ImageResult(truth, refined, coarse, seconds, (sample, instances) if keep_sample else None)
 
 
 @torch.inference_mode()

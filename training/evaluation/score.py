@@ -1,4 +1,4 @@
-"""Predictions on disk against ground truth on disk: one entry for every metric and layout. Needs no torch."""
+"""Evaluate predictions on disk against ground truth on disk, for every metric and layout. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COCO_RATIO = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What was measured.
+    """Numbers of one evaluation.
 
     Attributes:
         numbers: AP, AP50, ... and ``AP/<category>``: fractions, NaN where there is no truth.
@@ -81,7 +81,7 @@ def score(
         ratio: boundary width / image diagonal; by default 0.02, for Cityscapes 0.005.
         unknown_categories: leave out results of categories that the ground truth lacks instead of refusing them.
         processes: to share the work among; the numbers are the same.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in all).
 
     Raises:
         RecordError: a file is malformed; the message names file, index and field.
@@ -90,43 +90,43 @@ def score(
     if metric not in METRICS or layout not in LAYOUTS:
         raise ValueError(f"unknown metric {metric!r} or format {layout!r}; choose {', '.join(METRICS)}; {LAYOUTS}")
     if layout == "coco":
-        shared = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
-        return _score_coco(truth, results, metric, mask_areas, unknown_categories, shared)
+        options = {"ratio": ratio or COCO_RATIO, "processes": processes, "progress": progress}
+        return _score_coco(truth, results, metric, mask_areas, unknown_categories, options)
     federated, kind = METRICS[metric]
     if federated:
         raise ValueError(f"metric {metric!r} is defined for LVIS files, not for --format {layout}")
     if layout == "cityscapes":
-        measured = cityscapes_ap(
+        outcome = cityscapes_ap(
             truth, results, kind, ratio=ratio or CITYSCAPES_RATIO, processes=processes, progress=progress
         )
     else:
-        measured = bdd100k_ap(truth, results, kind, processes=processes, progress=progress)
-    return Score(layout, metric, *measured)
+        outcome = bdd100k_ap(truth, results, kind, processes=processes, progress=progress)
+    return Score(layout, metric, *outcome)
 
 
 def _score_coco(
-    truth: Path, results_file: Path, metric: str, mask_areas: bool, unknown_categories: bool, shared: dict[str, Any]
+    truth: Path, results_file: Path, metric: str, mask_areas: bool, unknown_categories: bool, options: dict[str, Any]
 ) -> Score:
     federated, kind = METRICS[metric]
     masks = kind != "bbox"
-    known = checked_truth(read_json(truth), truth, masks=masks, federated=federated)
-    dataset = known.dataset
+    ground_truth = checked_truth(read_json(truth), truth, masks=masks, federated=federated)
+    dataset = ground_truth.dataset
     results, left_out = checked_results(
         read_json(results_file),
         str(results_file),
         dataset,
         masks=masks,
         unknown_categories=unknown_categories,
-        id_of=known.id_of,
-        left_out=known.left_out,
+        id_of=ground_truth.id_of,
+        left_out=ground_truth.left_out,
     )
     if federated:
-        numbers = lvis_ap(dataset, results, kind, **shared)
+        numbers = lvis_ap(dataset, results, kind, **options)
     else:
-        numbers = coco_ap(dataset, results, kind, mask_areas=mask_areas, **shared)
-    unjudged = "unknown categories" + (" and of images that cannot be judged" if known.left_out else "")
-    notes = [f"{left_out} results of {unjudged} were left out"] if left_out else []
-    notes += known.notes()
+        numbers = coco_ap(dataset, results, kind, mask_areas=mask_areas, **options)
+    reason = "unknown categories" + (" and of images that cannot be judged" if ground_truth.left_out else "")
+    notes = [f"{left_out} results of {reason} were left out"] if left_out else []
+    notes += ground_truth.notes()
     if masks and not mask_areas and results and results[0].get("bbox"):
         notes.append(
             "the predictions carry boxes: as in the reference tool, APs, APm and APl sort them by the area of the box"

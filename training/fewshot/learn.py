@@ -1,17 +1,17 @@
 """Few-shot learning of a snapshot: the detector's features are cached once, then class rows are learned from them.
 
-OUT/progress.json    how far it is (`training.engine.log`)
-OUT/folds.json       what is found on the training images by cross-validation, for the gate (`training.gate.holdout`)
+OUT/progress.json    progress (`training.engine.log`)
+OUT/folds.json       detections on the training images by cross-validation, for the gate (`training.gate.holdout`)
 OUT/outlines/        state of the training of outlines, where there are enough images for one; removed at its end
 OUT/checkpoint/      the result: the base with the snapshot's classes
 
-Label Studio shows what scores at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from few images
-are over-confident, so their scores are raised to a power that cross-validation finds: one half is then where what is
-shown is most often right and little is missed. The order stays, and AP with it.
+Label Studio shows detections that score at least `TRANSFINER_SCORE_THRESHOLD`, one half by default. Rows learned from
+few images are over-confident, so their scores are raised to a power that cross-validation chooses: the threshold of the
+best F1 is then one half. The order of the scores does not change, nor does AP.
 
-Class rows say what is where; the outlines stay the base's however often people correct them. With enough images the
-layers behind the promptable network's trunk are trained on the masks that people left, from boxes as the detector
-draws them. Every fifth image is not learned from: it says whether boundaries came nearer to what people draw.
+Class rows change classes and boxes; the outlines stay the base's however often people correct them. With enough images
+the layers behind the promptable network's trunk are trained on the annotated masks, from boxes as the detector draws
+them. Every fifth image is left out of that training: it decides whether the boundaries have become better.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ FOLDS, SEED = 5, 1
 FACTS_KEY = "fewshot"
 Detections = Sequence[Sequence[Any]]
 Objects = Sequence[tuple[str, dict[str, Any]]]
-#: Seconds of one quiet core, for the time that is left: a view, a view's share of a fit, the outlines of an image.
+#: Seconds on one idle core, to estimate the time left: a view, a view's share of a fit, the outlines of an image.
 VIEW_S, FIT_S, OUTLINES_S = 0.06, 0.02, 2.0
-#: The looks at a whole image that its detections are from (`PROMPTED.TEST_SIDES`: four), in views.
+#: Cost of the looks at a whole image for its detections (`PROMPTED.TEST_SIDES`: four), in views.
 WHOLE_IMAGE_VIEWS = 5
 #: A detection is right when it overlaps an object of its class by this much.
 RIGHT_IOU = 0.5
-#: Thresholds of a score that a few images may call for.
+#: Range of score thresholds that a few images may choose.
 THRESHOLDS = (0.3, 0.85)
 
 
@@ -79,14 +79,14 @@ def learn_few_shot(
     folds: int = FOLDS,
     incumbent: Path | None = None,
 ) -> Path:
-    """Learn a snapshot's classes from its training part and return OUT/checkpoint; the hold-out is not looked at.
+    """Learn a snapshot's classes from its training part and return OUT/checkpoint; the hold-out is not read.
 
     Args:
         base: checkpoint with a `PromptedDetector` of many classes, `photos`.
         classes: names in their order; the snapshot's by default.
         folds: of the cross-validation; 0 for none.
-        incumbent: what serves now. Where it was learned in this way from the same base it has seen some of the images,
-            so it is cross-validated, too.
+        incumbent: the checkpoint that serves now. Where it was learned few-shot from the same base, it has learned from
+            some of the images, so it is cross-validated, too.
 
     Raises:
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
@@ -96,26 +96,26 @@ def learn_few_shot(
     classes = tuple(classes) or samples.snapshot.classes
     learner = FewShotLearner(load_checkpoint(base), classes)
     hashes = [image["sha256"] for image in samples.snapshot.coco("train")["images"]]
-    own = relabel_samples(samples, classes, {})
-    views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(own)))
+    train_samples = relabel_samples(samples, classes, {})
+    views = max(2, min(VIEWS_PER_IMAGE, MOST_VIEWS // len(train_samples)))
     base_digest = str(learner.base.metadata.get("digest", ""))
     incumbent_facts = facts_of(incumbent, base_digest) if incumbent else {}
-    taught = set(hashes).intersection(incumbent_facts.get("images", ()))
-    pools = {"candidate": set(hashes), "incumbent": taught} if folds else {}
-    outline_steps = OUTLINE_PLAN.iterations if len(own) >= LEAST_OUTLINE_IMAGES else 0
-    progress = _Progress(out, list(pools.values()), folds, len(own), views, outline_steps)
+    incumbent_hashes = set(hashes).intersection(incumbent_facts.get("images", ()))
+    pools = {"candidate": set(hashes), "incumbent": incumbent_hashes} if folds else {}
+    outline_steps = OUTLINE_PLAN.iterations if len(train_samples) >= LEAST_OUTLINE_IMAGES else 0
+    progress = _Progress(out, list(pools.values()), folds, len(train_samples), views, outline_steps)
 
     def look(number: int) -> LearnedImage:
-        image = learner.look(own[number], views, (SEED, number))
+        image = learner.look(train_samples[number], views, (SEED, number))
         progress.add(progress.look_s)
         return image
 
-    images = dict(zip(hashes, map_in_threads(look, range(len(own))), strict=True))
+    images = dict(zip(hashes, map_in_threads(look, range(len(train_samples))), strict=True))
     progress.phase, power = "evaluating", 1.0
     if folds:
-        truth = {sha256: _objects(own[number], classes) for number, sha256 in enumerate(hashes)}
-        seen = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
-        power = _cross_validate(out / FOLDS_FILE, learner, seen, truth, incumbent_facts, folds, progress)
+        truth = {sha256: _objects(train_samples[number], classes) for number, sha256 in enumerate(hashes)}
+        pool_images = {role: {key: images[key] for key in pool} for role, pool in pools.items()}
+        power = _cross_validate(out / FOLDS_FILE, learner, pool_images, truth, incumbent_facts, folds, progress)
     facts: dict[str, Any] = {
         "version": f"{learner.base.metadata['name']}-{samples.snapshot.digest[:8]}",
         "snapshot": samples.snapshot.digest,
@@ -123,7 +123,7 @@ def learn_few_shot(
     }
     prompts = None
     if outline_steps:
-        facts["outlines"], prompts = _better_outlines(learner, own, out / "outlines", progress)
+        facts["outlines"], prompts = _better_outlines(learner, train_samples, out / "outlines", progress)
     progress.phase = "saving"
     rows = learner.rows(list(images.values()), progress.loss)
     progress.add(progress.fit_s)
@@ -135,7 +135,7 @@ def learn_few_shot(
 def _better_outlines(
     learner: FewShotLearner, samples: SampleSet, folder: Path, progress: _Progress
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-    """What was learned of outlines, and the weights where they are better than the base's."""
+    """Learn outlines: the facts of the choice, and the weights where they are better than the base's."""
     progress.phase = "training"
     state, choice = learn_outlines(
         learner.network.prompts, samples, folder, on_step=lambda _: progress.add(OUTLINE_STEP_S)
@@ -152,7 +152,7 @@ def _cross_validate(
     folds: int,
     progress: _Progress,
 ) -> float:
-    """Keep what each role finds on images that its fold did not learn from; returns the power of scores.
+    """Write the out-of-fold detections of each role; returns the power of scores.
 
     Args:
         pools: role -> content hash -> image that its model learned from; truth: objects by content hash.
@@ -160,13 +160,13 @@ def _cross_validate(
     answers = {role: out_of_fold(learner, images, folds, progress) for role, images in pools.items()}
     power = score_power((entries, truth[sha256]) for sha256, entries in answers["candidate"].items())
     powers = {"candidate": power, "incumbent": float(incumbent_facts.get("score_power", 1.0))}
-    raised = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
-    write_text(path, json.dumps({"folds": min(folds, len(truth)), **raised}))
+    final_detections = {role: _raised(entries_of, powers[role]) for role, entries_of in answers.items()}
+    write_text(path, json.dumps({"folds": min(folds, len(truth)), **final_detections}))
     return power
 
 
 def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
-    """How a checkpoint was learned few-shot from that base: its images by content hash; {} for any other checkpoint."""
+    """Read how a checkpoint was learned few-shot from that base; {} for any other checkpoint."""
     if not (checkpoint / METADATA_FILE).is_file():
         return {}
     facts: dict[str, Any] = read_metadata(checkpoint).get(FACTS_KEY, {})
@@ -176,9 +176,9 @@ def facts_of(checkpoint: Path, base_digest: str) -> dict[str, Any]:
 def out_of_fold(
     learner: FewShotLearner, images: Mapping[str, LearnedImage], folds: int, progress: _Progress
 ) -> dict[str, Any]:
-    """For each image what rows find that other images taught.
+    """Detect on each image with rows learned from the other folds' images.
 
-    Folds go by the order of the content hashes, so that an image's fold is nobody's choice.
+    Folds follow the order of the content hashes, so an image's fold cannot be chosen.
 
     Args:
         images: by content hash.
@@ -186,21 +186,21 @@ def out_of_fold(
     Returns:
         By content hash: [label, score, RLE, box] of each detection; nothing where there is only one image.
     """
-    ordered = sorted(images)
-    folds = min(folds, len(ordered))
-    taught: dict[str, ClassRows] = {}
-    for fold in range(folds if len(ordered) > 1 else 0):
-        held = ordered[fold::folds]
-        rows = learner.rows([images[key] for key in ordered if key not in held], progress.loss)
-        taught.update(dict.fromkeys(held, rows))
+    hashes = sorted(images)
+    folds = min(folds, len(hashes))
+    rows_of: dict[str, ClassRows] = {}
+    for fold in range(folds if len(hashes) > 1 else 0):
+        fold_hashes = hashes[fold::folds]
+        rows = learner.rows([images[key] for key in hashes if key not in fold_hashes], progress.loss)
+        rows_of.update(dict.fromkeys(fold_hashes, rows))
         progress.add(progress.fit_s)
 
     def find(key: str) -> list[list[Any]]:
-        detections = _as_json(learner.detections(images[key], taught[key]), learner.classes)
+        detections = _as_json(learner.detections(images[key], rows_of[key]), learner.classes)
         progress.add(OUTLINES_S)
         return detections
 
-    return dict(zip(taught, map_in_threads(find, list(taught)), strict=True))
+    return dict(zip(rows_of, map_in_threads(find, list(rows_of)), strict=True))
 
 
 def _raised(entries_of: Mapping[str, list[list[Any]]], power: float) -> dict[str, list[list[Any]]]:
@@ -212,7 +212,7 @@ def _raised(entries_of: Mapping[str, list[list[Any]]], power: float) -> dict[str
 
 
 def _objects(sample: Sample, classes: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Label and RLE of what is to be found on an image."""
+    """Label and RLE of each object of an image that is no crowd."""
     rows = zip(sample.masks, sample.classes.tolist(), sample.crowd.tolist(), strict=True)
     return [(classes[label], encode_rle(mask)) for mask, label, crowd in rows if not crowd]
 
@@ -225,35 +225,35 @@ def _as_json(instances: Instances, classes: Sequence[str]) -> list[list[Any]]:
 
 
 def score_power(images: Iterable[tuple[Detections, Objects]]) -> float:
-    """The power that brings the threshold of the best F1 to one half; 1 where nothing is right.
+    """Compute the power that moves the threshold of the best F1 to one half; 1 where no detection is right.
 
     Args:
         images: for each image its detections, [label, score, RLE, ...], and its objects, (label, RLE).
     """
-    scores, right, objects = list[float](), list[bool](), 0
+    scores, is_right, objects = list[float](), list[bool](), 0
     for detections, truth in images:
         objects += len(truth)
-        taken: set[int] = set()
+        matched: set[int] = set()
         for label, score, mask, *_ in sorted(detections, key=lambda entry: -entry[1]):
-            best = _best(label, mask, truth, taken)
+            best = _best(label, mask, truth, matched)
             scores.append(score)
-            right.append(best is not None)
-            taken |= set() if best is None else {best}
+            is_right.append(best is not None)
+            matched |= set() if best is None else {best}
     order = np.argsort(-np.array(scores), kind="stable")
-    hits = np.cumsum(np.array(right, np.int64)[order])
+    hits = np.cumsum(np.array(is_right, np.int64)[order])
     if not len(hits) or not hits[-1]:
         return 1.0
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
     cut = int(f1.argmax())
-    ranked = np.array(scores)[order]
-    below = ranked[cut + 1] if cut + 1 < len(ranked) else ranked[cut]
-    threshold = min(max((ranked[cut] + below) / 2, THRESHOLDS[0]), THRESHOLDS[1])
+    sorted_scores = np.array(scores)[order]
+    below = sorted_scores[cut + 1] if cut + 1 < len(sorted_scores) else sorted_scores[cut]
+    threshold = min(max((sorted_scores[cut] + below) / 2, THRESHOLDS[0]), THRESHOLDS[1])
     return math.log(0.5) / math.log(threshold)
 
 
-def _best(label: str, mask: dict[str, Any], truth: Objects, taken: set[int]) -> int | None:
-    """The object of that class that the mask fits best, of those that are left."""
-    places = [place for place, (name, _) in enumerate(truth) if name == label and place not in taken]
+def _best(label: str, mask: dict[str, Any], truth: Objects, matched: set[int]) -> int | None:
+    """The unmatched object of that class with the best overlap, None below `RIGHT_IOU`."""
+    places = [place for place, (name, _) in enumerate(truth) if name == label and place not in matched]
     if not places:
         return None
     overlaps = coco_mask.iou([mask], [truth[place][1] for place in places], [0] * len(places))[0]
@@ -262,38 +262,40 @@ def _best(label: str, mask: dict[str, Any], truth: Objects, taken: set[int]) -> 
 
 
 class _Progress:
-    """Steps done (images looked at, fits, images judged), and the time left by what each costs on a quiet core.
+    """Counts steps (images read, fits, images judged), and estimates the time left by their cost on an idle core.
 
-    The clock says how much slower this core is, so the first image gives an estimate of the whole.
+    The time that passed tells how much slower this core is, so the first image gives an estimate of the whole.
     """
 
     def __init__(
         self, out: Path, pools: Sequence[Collection[str]], folds: int, looks: int, views: int, outline_steps: int
     ) -> None:
         fits = folds * sum(bool(pool) for pool in pools) + 1
-        judged = sum(map(len, pools))
+        judged_count = sum(map(len, pools))
         self.file = out / PROGRESS_FILE
         self.look_s, self.fit_s = (views + WHOLE_IMAGE_VIEWS) * VIEW_S, looks * views * FIT_S
-        self.steps = looks + fits + judged + outline_steps
-        self.total_s = looks * self.look_s + fits * self.fit_s + judged * OUTLINES_S + outline_steps * OUTLINE_STEP_S
+        self.steps = looks + fits + judged_count + outline_steps
+        self.total_s = (
+            looks * self.look_s + fits * self.fit_s + judged_count * OUTLINES_S + outline_steps * OUTLINE_STEP_S
+        )
         self.step, self.done_s = 0, 0.0
         self.phase = "training"
         self.curve: list[tuple[int, float]] = []
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
         self.began = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
         self._write(self.total_s)
 
     def add(self, work_s: float) -> None:
-        """A step is done that costs this much on a quiet core."""
-        with self.turn:
+        """Count one step, which takes `work_s` seconds on an idle core."""
+        with self.lock:
             self.step = min(self.step + 1, self.steps)
             self.done_s = min(self.done_s + work_s, self.total_s)
             slowness = (time.monotonic() - self.began) / self.done_s
             self._write(slowness * (self.total_s - self.done_s))
 
     def loss(self, step: int, value: float) -> None:
-        """Take a loss of the present fit; the curve is that of the newest fit, the last one of all images."""
+        """Add a loss to the curve of the newest fit; the last fit is that of all images."""
         if self.curve and step <= self.curve[-1][0]:
             self.curve = []
         self.curve.append((step, value))
@@ -308,13 +310,13 @@ class _Progress:
         write_progress(self.file, note)
 
 
-#: Images from which on outlines are learned: about as many as leave ten to judge by.
+#: Least number of images to learn outlines from: about ten of them are left to judge by.
 LEAST_OUTLINE_IMAGES = 60
-#: Images that are kept in memory, and objects that choose.
+#: Most images in memory, and most objects to choose by.
 MOST_OUTLINE_IMAGES, MOST_JUDGED = 1000, 120
-#: Every so many images, one chooses instead of being learned from.
+#: One image in so many is left out of the training, to choose by.
 CHOOSING_PERIOD = 5
-#: Seconds of a step on a quiet core, for the time that is left.
+#: Seconds of a step on an idle core, to estimate the time left.
 OUTLINE_STEP_S = 1.0
 LEAST_AREA_PX = 100.0
 OUTLINE_PLAN = PromptTraining(
@@ -333,10 +335,10 @@ OUTLINE_PLAN = PromptTraining(
 
 @dataclass(frozen=True, slots=True)
 class OutlineChoice:
-    """Mean boundary IoU, from true boxes, on images not learned from: of the base's outlines and of the learned ones.
+    """Mean boundary IoU from true boxes on images left out of the training, of the base's and of the learned outlines.
 
     Attributes:
-        images, objects: learned from. judged: objects that chose.
+        images, objects: numbers learned from. judged: number of objects compared.
     """
 
     base: float
@@ -367,21 +369,23 @@ def learn_outlines(
     Returns:
         The state of the learned network, and how it compares with the base's.
     """
-    reduced = [_reduced(samples[number]) for number in range(min(len(samples), MOST_OUTLINE_IMAGES))]
-    choosing = _outline_objects(reduced[::CHOOSING_PERIOD])
-    taught = _outline_objects([sample for number, sample in enumerate(reduced) if number % CHOOSING_PERIOD])
+    small_samples = [_reduced(samples[number]) for number in range(min(len(samples), MOST_OUTLINE_IMAGES))]
+    choice_objects = _outline_objects(small_samples[::CHOOSING_PERIOD])
+    train_objects = _outline_objects(
+        [sample for number, sample in enumerate(small_samples) if number % CHOOSING_PERIOD]
+    )
     network = copy.deepcopy(base).requires_grad_(True)
-    if taught.objects:
-        train_prompts(network, taught, plan or OUTLINE_PLAN, folder, on_step=on_step)
+    if train_objects.objects:
+        train_prompts(network, train_objects, plan or OUTLINE_PLAN, folder, on_step=on_step)
         network.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
     shutil.rmtree(folder, ignore_errors=True)
     network.eval().requires_grad_(False)
     choice = OutlineChoice(
-        base=_boundary_iou(base, choosing),
-        learned=_boundary_iou(network, choosing),
-        images=len(taught.images),
-        objects=len(taught.objects),
-        judged=len(choosing.objects[:MOST_JUDGED]),
+        base=_boundary_iou(base, choice_objects),
+        learned=_boundary_iou(network, choice_objects),
+        images=len(train_objects.images),
+        objects=len(train_objects.objects),
+        judged=len(choice_objects.objects[:MOST_JUDGED]),
     )
     return network.state_dict(), choice
 
@@ -391,14 +395,14 @@ def _outline_objects(samples: Sequence[Sample]) -> ObjectSet:
 
 
 def _reduced(sample: Sample) -> Sample:
-    """The sample with its longer side at most `LONGEST_SIDE_PX`, so that many fit into memory."""
+    """Shrink a sample's longer side to at most `LONGEST_SIDE_PX`, so that many fit into memory."""
     picture = Image.fromarray(sample.image)
     picture.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.BILINEAR)
     if picture.size == sample.image.shape[1::-1]:
         return sample
     masks = [Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in sample.masks]
-    stacked = np.stack([np.asarray(mask) for mask in masks]) if masks else np.zeros((0, *picture.size[::-1]), bool)
-    return Sample(np.asarray(picture), stacked, sample.classes, sample.crowd, sample.image_id)
+    masks_nhw = np.stack([np.asarray(mask) for mask in masks]) if masks else np.zeros((0, *picture.size[::-1]), bool)
+    return Sample(np.asarray(picture), masks_nhw, sample.classes, sample.crowd, sample.image_id)
 
 
 @torch.inference_mode()

@@ -1,13 +1,13 @@
-"""The frozen base and what it learns: features of images kept, class rows fitted, detections and a checkpoint made.
+"""Few-shot learner: a frozen base, cached features of images, fitted class rows, detections and a checkpoint.
 
 Backbone, pyramid, boxes and (but see `training.fewshot.learn`) masks are the base's. The detector's last layer is
-linear in its features at the cells of an image, so learning a class needs nothing else of the image: views (the whole
-image, its mirror image, and scaled crops, all at the detector's input size) become cells with what each should say, and
-cells become rows, one linear classifier a class and stride.
+linear in its features at the cells of an image, so a class is learned from those features alone: views (the whole
+image, its mirror image, and scaled crops, all at the detector's input size) give cells with their targets, and cells
+train rows, one linear classifier a class and stride.
 
-A class that the base knows keeps its rows where the images show nothing of it; a known one that they do show, and a new
-one, are learned. A new class starts from the known class that looks most like it (a balloon from a sports ball) and is
-held near it, so that a few photographs are enough.
+A class that the base knows keeps its rows where the images show nothing of it; a known class that they show, and a new
+class, are learned. A new class starts from the known class that looks most like it (a balloon from a sports ball) and
+is kept near it by a penalty, so that a few photographs are enough.
 
 Loss: quality focal loss (Li et al., "Generalized Focal Loss", NeurIPS 2020), the one that NanoDet was trained with.
 
@@ -41,19 +41,19 @@ from model.prompts.detector import PromptedDetector
 from model.prompts.views import OUTSIDE_RGB
 from training.datasets import Sample
 
-#: A cell whose predicted box overlaps an object by this much shall say so; the overlap is its score.
+#: A cell whose predicted box overlaps an object by this much is a positive; the overlap is its target score.
 GOOD_IOU = 0.5
-#: Cells of an object that learn it in any case, when their boxes overlap it by more than `FAIR_IOU`.
+#: So many best cells of an object are positives in any case, if their boxes overlap it by more than `FAIR_IOU`.
 LEAST_CELLS, FAIR_IOU = 5, 0.2
-#: Above this overlap a cell that is not good is no background either.
+#: Above this overlap a cell that is no positive is no background either.
 UNCLEAR_IOU = 0.3
-#: Background cells that are kept of a view: the likeliest objects, and some at random.
+#: Background cells that are kept of a view: those with the highest scores, and random ones.
 HARD_CELLS, RANDOM_CELLS = 1000, 150
-#: Sides of a crop, as shares of the image's; above 1 the image stands in a plain frame.
+#: Range of a crop's sides, as shares of the image's; above 1 the image has a plain frame.
 SCALES = (0.55, 1.5)
 #: Aspect ratios are changed by at most this factor.
 MOST_STRETCH = 1.15
-#: An object that is cut to less than this share of its box is neither learned nor background.
+#: An object of which the view shows less than this share of its box is neither positive nor background.
 LEAST_VISIBLE = 0.3
 
 
@@ -63,7 +63,7 @@ class TrainingView:
 
     Attributes:
         pixels: float32 (1, 3, S, S), RGB in 0..255.
-        boxes_xyxy: (M, 4) in pixels of the view, cut to it.
+        boxes_xyxy: (M, 4) in pixels of the view, clipped to it.
         is_visible: bool (M,), False for objects that the view cuts off.
     """
 
@@ -92,19 +92,19 @@ class Cells:
     def __len__(self) -> int:
         return len(self.features)
 
-    def chosen(self, index: Tensor) -> Cells:
+    def select(self, index: Tensor) -> Cells:
         """The cells of an index or a bool mask."""
         return Cells(*(getattr(self, name)[index] for name in self.__slots__))
 
 
 def joined(parts: Sequence[Cells]) -> Cells:
-    """Many views' cells as one."""
+    """Concatenate the cells of many views."""
     return Cells(*(torch.cat([getattr(part, name) for part in parts]) for name in Cells.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
-class SeenView:
-    """What the detector makes of a view: features (N, C), boxes (N, 4) in its pixels, known scores (N, K)."""
+class DetectorOutput:
+    """Output of the detector on a view: features (N, C), boxes (N, 4) in its pixels, scores of known classes (N, K)."""
 
     features: Tensor
     boxes_xyxy: Tensor
@@ -112,35 +112,35 @@ class SeenView:
 
 
 @torch.inference_mode()
-def see(detector: NanoDet, pixels: Tensor) -> SeenView:
+def run_detector(detector: NanoDet, pixels: Tensor) -> DetectorOutput:
     """Run the frozen part of the detector over one view (1, 3, S, S)."""
     towers = detector.tower_features(normalised(pixels))
     boxes, scores = detector.candidates([output(tower) for output, tower in zip(detector.outputs, towers, strict=True)])
-    return SeenView(torch.cat([tower[0].flatten(1).T for tower in towers]), boxes, scores)
+    return DetectorOutput(torch.cat([tower[0].flatten(1).T for tower in towers]), boxes, scores)
 
 
 def cell_levels(input_size: int) -> Tensor:
-    """Int64 (N,): of every cell of a view the place of its stride."""
+    """Index of every cell's stride in `STRIDES`, int64 (N,)."""
     return torch.cat([torch.full(((input_size // stride) ** 2,), level) for level, stride in enumerate(STRIDES)])
 
 
 def training_cells(
-    seen: SeenView, view: TrainingView, labels: Tensor, classes: int, generator: torch.Generator
+    output: DetectorOutput, view: TrainingView, labels: Tensor, classes: int, generator: torch.Generator
 ) -> Cells:
-    """The cells of a view that are worth learning from, with their targets.
+    """Select the cells of a view to train on (positives, hard and random background), with their targets.
 
     Args:
         labels: int64 (M,), the class of each object.
     """
-    targets, weights = _targets(seen.boxes_xyxy, view, labels, classes)
-    hardness = seen.known_scores.max(1).values.clone()
+    targets, weights = _targets(output.boxes_xyxy, view, labels, classes)
+    hardness = output.known_scores.max(1).values.clone()
     hardness[(targets > 0).any(1)] = torch.inf
     count = min(HARD_CELLS, len(hardness))
-    drawn = torch.randint(len(hardness), (RANDOM_CELLS,), generator=generator)
-    kept = torch.unique(torch.cat([hardness.topk(count).indices, drawn]))
+    random_indices = torch.randint(len(hardness), (RANDOM_CELLS,), generator=generator)
+    indices = torch.unique(torch.cat([hardness.topk(count).indices, random_indices]))
     level = cell_levels(view.pixels.shape[-1])
-    cells = Cells(seen.features.half(), level, seen.known_scores.half(), targets, weights)
-    return cells.chosen(kept)
+    cells = Cells(output.features.half(), level, output.known_scores.half(), targets, weights)
+    return cells.select(indices)
 
 
 def _targets(boxes: Tensor, view: TrainingView, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -151,10 +151,10 @@ def _targets(boxes: Tensor, view: TrainingView, labels: Tensor, classes: int) ->
         weights[overlap > UNCLEAR_IOU, label] = 0.0
         if not view.is_visible[number]:
             continue
-        good = overlap >= GOOD_IOU
+        is_good = overlap >= GOOD_IOU
         best = overlap.topk(min(LEAST_CELLS, len(overlap))).indices
-        good[best[overlap[best] >= FAIR_IOU]] = True
-        targets[good, label] = torch.maximum(targets[good, label], overlap[good])
+        is_good[best[overlap[best] >= FAIR_IOU]] = True
+        targets[is_good, label] = torch.maximum(targets[is_good, label], overlap[is_good])
     weights[targets > 0] = 1.0
     return targets, weights
 
@@ -162,12 +162,12 @@ def _targets(boxes: Tensor, view: TrainingView, labels: Tensor, classes: int) ->
 def views_of_image(
     image_rgb: np.ndarray, boxes_xyxy: np.ndarray, count: int, rng: np.random.Generator
 ) -> Iterator[TrainingView]:
-    """`count` views of a uint8 H x W x 3 image: as the detector sees it, mirrored, then random crops."""
+    """Make `count` views of a uint8 H x W x 3 image: the whole image, its mirror image, then random crops."""
     height, width = image_rgb.shape[:2]
     whole = (0, 0, width, height)
     for number in range(count):
         window = whole if number < 2 else _random_window((height, width), boxes_xyxy, rng)
-        view = _seen(image_rgb, boxes_xyxy, window)
+        view = _view_of_window(image_rgb, boxes_xyxy, window)
         if number >= 2:
             contrast, brightness = rng.uniform(0.75, 1.25), rng.uniform(-20, 20)
             view = TrainingView((view.pixels * contrast + brightness).clamp(0, 255), view.boxes_xyxy, view.is_visible)
@@ -177,7 +177,7 @@ def views_of_image(
 def _random_window(
     size_hw: tuple[int, int], boxes_xyxy: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom; a window smaller than the image lies around an object where there is one."""
+    """Draw a crop: left, top, right, bottom; one smaller than the image lies around an object where there is one."""
     height, width = size_hw
     scale = float(np.exp(rng.uniform(*np.log(SCALES))))
     stretch = float(np.exp(rng.uniform(-1, 1) * np.log(MOST_STRETCH)))
@@ -193,7 +193,7 @@ def _random_window(
     return int(left), int(top), int(right), int(bottom)
 
 
-def _seen(image_rgb: np.ndarray, boxes_xyxy: np.ndarray, window: tuple[int, int, int, int]) -> TrainingView:
+def _view_of_window(image_rgb: np.ndarray, boxes_xyxy: np.ndarray, window: tuple[int, int, int, int]) -> TrainingView:
     left, top, right, bottom = window
     height, width = image_rgb.shape[:2]
     canvas = np.empty((bottom - top, right - left, 3), np.uint8)
@@ -201,13 +201,13 @@ def _seen(image_rgb: np.ndarray, boxes_xyxy: np.ndarray, window: tuple[int, int,
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     canvas[y0 - top : y1 - top, x0 - left : x1 - left] = image_rgb[y0:y1, x0:x1]
     pixels = torch.from_numpy(canvas).permute(2, 0, 1)[None].float()
-    stretched = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
+    view_pixels = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", antialias=True)
     scale = np.array([INPUT_SIZE / (right - left), INPUT_SIZE / (bottom - top)] * 2)
     boxes = (boxes_xyxy.reshape(-1, 4) - np.array([left, top, left, top])) * scale
-    cut = boxes.clip(0, INPUT_SIZE)
-    visible = _areas(cut) >= LEAST_VISIBLE * np.maximum(_areas(boxes), 1e-6)
-    visible &= (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=INPUT_SIZE) > 2
-    return TrainingView(stretched, torch.from_numpy(cut).float(), torch.from_numpy(visible))
+    visible_boxes = boxes.clip(0, INPUT_SIZE)
+    is_visible = _areas(visible_boxes) >= LEAST_VISIBLE * np.maximum(_areas(boxes), 1e-6)
+    is_visible &= (visible_boxes[:, 2:] - visible_boxes[:, :2]).min(axis=1, initial=INPUT_SIZE) > 2
+    return TrainingView(view_pixels, torch.from_numpy(visible_boxes).float(), torch.from_numpy(is_visible))
 
 
 def _mirrored(view: TrainingView) -> TrainingView:
@@ -223,7 +223,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 STEPS, LOSS_PERIOD = 200, 5
 LEARNING_RATE = 0.02
-#: Pull of the rows to where they started, beside a loss that is a mean over the positive cells.
+#: Weight of the penalty on the rows' change, beside a loss that is a mean over the positive cells.
 PULL = 1e-2
 
 
@@ -235,11 +235,11 @@ class ClassRows:
     bias: Tensor
 
     def logits(self, features: Tensor, level: Tensor) -> Tensor:
-        """(N, J) of features (N, C) whose strides have the places `level`."""
+        """Logits (N, J) of features (N, C); `level` (N,) is the index of each cell's stride."""
         values = torch.empty(len(features), self.bias.shape[1])
         for number in range(len(STRIDES)):
-            here = level == number
-            values[here] = features[here].float() @ self.weight[number].T + self.bias[number]
+            in_level = level == number
+            values[in_level] = features[in_level].float() @ self.weight[number].T + self.bias[number]
         return values
 
 
@@ -255,7 +255,7 @@ def known_rows(detector: NanoDet) -> ClassRows:
 
 
 def similar_classes(cells: Cells, sources: Sequence[int | None]) -> list[int]:
-    """For each class to learn the known class that scores highest on its objects; `sources` are those given."""
+    """For each class to learn its source, or where that is None the known class that scores highest on its objects."""
     similar = []
     for label, source in enumerate(sources):
         objects = cells.targets[:, label] >= 0.5
@@ -265,10 +265,10 @@ def similar_classes(cells: Cells, sources: Sequence[int | None]) -> list[int]:
 
 
 def fit_rows(cells: Cells, start: ClassRows, *, on_loss: Callable[[int, float], object] | None = None) -> ClassRows:
-    """Learn J rows from cells, held near the rows they start from. A class without objects keeps its rows.
+    """Fit J rows to cells, with a penalty on their change. A class without objects keeps its rows.
 
     Args:
-        on_loss: told the step and its loss, every `LOSS_PERIOD` steps.
+        on_loss: called with the step and its loss, every `LOSS_PERIOD` steps.
     """
     present = (cells.targets > 0).any(0)
     weight = torch.zeros_like(start.weight, requires_grad=True)
@@ -287,38 +287,40 @@ def fit_rows(cells: Cells, start: ClassRows, *, on_loss: Callable[[int, float], 
         optimizer.step()
         if on_loss is not None and (step + 1) % LOSS_PERIOD == 0:
             on_loss(step + 1, float(loss.detach()))
-    moved = present[None]
-    return ClassRows(start.weight + (weight * moved[..., None]).detach(), start.bias + (bias * moved).detach())
+    is_learned = present[None]
+    return ClassRows(
+        start.weight + (weight * is_learned[..., None]).detach(), start.bias + (bias * is_learned).detach()
+    )
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum over cells and classes; the target is the overlap that a cell's box has, 0 for background."""
+    """Quality focal loss, summed over cells and classes; a target is the overlap of the cell's box, else 0."""
     distance = (targets - logits.sigmoid()).abs() ** 2
     return (weights * distance * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
 
 
 def _level(cells: Cells, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    here = cells.chosen(cells.level == number)
-    return here.features.float(), here.targets, here.weights
+    level_cells = cells.select(cells.level == number)
+    return level_cells.features.float(), level_cells.targets, level_cells.weights
 
 
-#: Weaker detections are not outlined: each costs a look at a view.
+#: Detections below this score are not outlined: each outline costs a look at a view.
 SCORE_THRESHOLD = 0.2
 MOST_DETECTIONS = 50
 #: Logit of a class that no image shows.
 NEVER = -12.0
-#: An object's score is its box's times the IoU that its mask is expected to have.
+#: Exponent of the mask's predicted IoU, by which a box's score is multiplied.
 QUALITY_POWER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedImage:
-    """What is kept of an image.
+    """Features of an image, for learning and for detection.
 
     Attributes:
-        size_hw: in pixels. pixels: uint8 h x w x 3, as the network sees it.
-        looks: of each look that the network has at an image, features (N, C) and boxes (N, 4) as shares of the image.
-        cells: those of its views that are learned from.
+        size_hw: in pixels. pixels: uint8 h x w x 3, as the network reads it.
+        looks: features (N, C) and boxes (N, 4), as shares of the image, of each of the network's looks at an image.
+        cells: of its views, for training.
     """
 
     size_hw: tuple[int, int]
@@ -328,7 +330,7 @@ class LearnedImage:
 
 
 class FewShotLearner:
-    """A base that learns classes; holds no images.
+    """Learns classes for a base network; holds no images.
 
     Args:
         base: with a `PromptedDetector` of many classes, such as `photos`.
@@ -339,9 +341,12 @@ class FewShotLearner:
 
     def __init__(self, base: Checkpoint, classes: Sequence[str]) -> None:
         self.base, self.classes = base, tuple(classes)
-        known = tuple(base.metadata["classes"])
-        alike = {name.casefold(): number for number, name in enumerate(known)}
-        self.sources = [known.index(name) if name in known else alike.get(name.casefold()) for name in self.classes]
+        known_classes = tuple(base.metadata["classes"])
+        casefold_numbers = {name.casefold(): number for number, name in enumerate(known_classes)}
+        self.sources = [
+            known_classes.index(name) if name in known_classes else casefold_numbers.get(name.casefold())
+            for name in self.classes
+        ]
         network = build_network(base.cfg)
         if not isinstance(network, PromptedDetector):
             raise ValueError(
@@ -353,7 +358,7 @@ class FewShotLearner:
         network.quality_power, network.score_power = QUALITY_POWER, 1.0
 
     def look(self, sample: Sample, views: int, seed: Sequence[int]) -> LearnedImage:
-        """Keep the features of a sample, whose classes are this learner's, from that many views."""
+        """Compute the features of a sample, whose classes are this learner's, from that many views."""
         pixels = resized(sample.image, self.base.cfg)
         size_hw = sample.image.shape[0], sample.image.shape[1]
         scale = np.array([pixels.shape[1] / size_hw[1], pixels.shape[0] / size_hw[0]] * 2)
@@ -364,38 +369,40 @@ class FewShotLearner:
         cells = []
         for view in views_of_image(pixels, boxes, views, rng):
             view.is_visible[torch.from_numpy(sample.crowd)] = False
-            seen = see(self.network.detector, view.pixels)
-            cells.append(training_cells(seen, view, labels, len(self.classes), generator))
+            output = run_detector(self.network.detector, view.pixels)
+            cells.append(training_cells(output, view, labels, len(self.classes), generator))
         return LearnedImage(size_hw, pixels, self._looks(pixels), joined(cells))
 
     def _looks(self, image_rgb: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        """Features and boxes of each look, in half precision as a checkpoint keeps weights."""
+        """Features and boxes of each look at an image, in half precision as a checkpoint's weights."""
         pixels = torch.from_numpy(image_rgb.copy()).permute(2, 0, 1)[None].float()
         looks = []
         for side, is_mirrored in self.network.looks:
             view = pixels.flip(-1) if is_mirrored else pixels
-            seen = see(self.network.detector, F.interpolate(view, (side, side), mode="bilinear", antialias=True))
-            looks.append((seen.features.half(), as_shares(seen.boxes_xyxy, side, is_mirrored=is_mirrored)))
+            output = run_detector(
+                self.network.detector, F.interpolate(view, (side, side), mode="bilinear", antialias=True)
+            )
+            looks.append((output.features.half(), as_shares(output.boxes_xyxy, side, is_mirrored=is_mirrored)))
         return looks
 
     def rows(self, images: Sequence[LearnedImage], on_loss: Callable[[int, float], object] | None = None) -> ClassRows:
-        """The class rows that some images teach; `on_loss` as in `fit_rows`."""
+        """Fit class rows to some images; `on_loss` as in `fit_rows`."""
         cells = joined([image.cells for image in images])
-        known = known_rows(self.network.detector)
+        base_rows = known_rows(self.network.detector)
         similar = similar_classes(cells, self.sources)
-        weight, bias = known.weight[:, similar], known.bias[:, similar]
+        weight, bias = base_rows.weight[:, similar], base_rows.bias[:, similar]
         for label in self._never_shown(cells):
             weight[:, label], bias[:, label] = 0.0, NEVER
         return fit_rows(cells, ClassRows(weight, bias), on_loss=on_loss)
 
     def _never_shown(self, cells: Cells) -> list[int]:
-        """Classes of which nothing is known: neither to the base nor from the images."""
-        shown = (cells.targets > 0).any(0).tolist()
-        return [label for label, source in enumerate(self.sources) if source is None and not shown[label]]
+        """Classes that the base does not know and no image shows."""
+        has_objects = (cells.targets > 0).any(0).tolist()
+        return [label for label, source in enumerate(self.sources) if source is None and not has_objects[label]]
 
     @torch.inference_mode()
     def detections(self, image: LearnedImage, rows: ClassRows) -> Instances:
-        """What the base with these rows finds on an image."""
+        """Detections of the base with these rows on an image."""
         looks = [
             (boxes, rows.logits(features, cell_levels(side)).sigmoid())
             for (features, boxes), (side, _) in zip(image.looks, self.network.looks, strict=True)
@@ -439,7 +446,7 @@ class FewShotLearner:
 
 
 def resized(image_rgb: np.ndarray, cfg: CfgNode) -> np.ndarray:
-    """The image as `model.inference.predictor` gives it to the network."""
+    """Resize an image as `model.inference.predictor` does for the network."""
     height, width = ResizeShortestEdge.get_output_shape(
         *image_rgb.shape[:2], cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     )

@@ -1,14 +1,14 @@
-"""Finetuning: the active model learns from a snapshot of corrections, without forgetting what it knew.
+"""Finetune the active model on a snapshot of corrections, with replay of earlier data against forgetting.
 
-OUT/progress.json   how far it is (`training.engine.log`)
-OUT/request.json    what was asked for; the same request again goes on where a killed one stopped
+OUT/progress.json   progress (`training.engine.log`)
+OUT/request.json    the request; the same request resumes a killed one
 OUT/run/            state, losses, TensorBoard
 OUT/checkpoint/     the result, once it is finished
 
-It starts with the active model's configuration under another schedule, and its weights with other classes. The rows of
-class-wise layers are kept by class name: classes come, go, and change their names.
+It starts from the active model's weights and configuration, with another schedule and other classes. The rows of
+class-wise layers are kept by class name: classes are added, removed and renamed.
 
-Shape shorthand: K classes of the network that was, J of the one to be.
+Shape shorthand: K classes of the active model, J of the finetuned one.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from training.finetune.plan import FinetuneData, FinetuneSettings, finetune_data
 from training.snapshots.format import open_snapshot
 
 CHECKPOINT, RUN, REQUEST = "checkpoint", "run", "request.json"
-# Settings that may differ between the sittings of one finetuning: they do not change what is learned.
+# Settings that may differ when a finetuning is resumed: they do not change what is learned.
 _INCIDENTAL = ("threads", "data_workers", "save_period", "log_period", "device")
 logger = logging.getLogger(__name__)
 
 
 class FinetuneStopped(RuntimeError):  # noqa: N818 - not an error of the program
-    """Somebody asked it to stop (SIGTERM, Ctrl-C); its state is kept."""
+    """The finetuning was stopped on request (SIGTERM, Ctrl-C); its state is saved."""
 
 
 def finetune(
@@ -62,27 +62,27 @@ def finetune(
     settings: FinetuneSettings | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Finetune a checkpoint; asked again after a kill, go on from the last saved state.
+    """Finetune a checkpoint, or resume it from the last saved state.
 
-    Under torchrun every process calls it; they learn as one.
+    Under torchrun every process calls it; they train one network.
 
     Args:
         active: checkpoint directory to start from. snapshot: directory of the newest snapshot.
         classes: names to learn, in their order; the snapshot's by default. Heads are kept by name.
         replay: directories of earlier snapshots, oldest first. base_sets: e.g. "scenes:train".
-        on_progress: told how far it is, on the first process.
+        on_progress: called with each progress, on the first process.
 
     Returns:
         The checkpoint directory, OUT/checkpoint.
 
     Raises:
-        FinetuneStopped: it was asked to stop before its end.
+        FinetuneStopped: it was stopped before its end.
         CheckpointError, SnapshotError, NothingToLearn: an input is unusable.
         ValueError: OUT holds another finetuning, or classes and renamings do not fit.
     """
     settings = settings or FinetuneSettings()
     settings = replace(settings, device=str(choose_device(settings.device)))
-    joined = processes.process_count() == 1
+    owns_group = processes.process_count() == 1
     processes.init_process_group(settings.device)
     tell = _ProgressReporter(out, on_progress)
     try:
@@ -93,7 +93,7 @@ def finetune(
         tell(RunProgress(0, 0, "failed", error=f"{type(error).__name__}: {error}"))
         raise
     finally:
-        if joined:
+        if owns_group:
             processes.destroy_process_group()
 
 
@@ -162,21 +162,21 @@ def _trainer(
 def _request(
     parent: Checkpoint, data: FinetuneData, classes: Sequence[str], base_sets: Sequence[str], settings: FinetuneSettings
 ) -> dict[str, Any]:
-    wishes = {name: value for name, value in asdict(settings).items() if name not in _INCIDENTAL}
+    learning_settings = {name: value for name, value in asdict(settings).items() if name not in _INCIDENTAL}
     return {
         "from": parent.metadata.get("digest", parent.metadata["version"]),
         "snapshots": list(data.digests),
         "base_sets": list(base_sets),
         "classes": list(classes),
-        "settings": wishes,
+        "settings": learning_settings,
     }
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Write down what this folder is for, or check that it is for the same.
+    """Write the request into the folder, or check that the folder holds the same one.
 
     Raises:
-        ValueError: it is for something else.
+        ValueError: it holds another one.
     """
     path, plain = out / REQUEST, json.loads(json.dumps(request))
     if path.is_file():
@@ -197,7 +197,7 @@ def _publish(checkpoint: Path, result: Path) -> None:
 
 
 class _ProgressReporter:
-    """Writes OUT/progress.json, and tells whoever asked; on the first process alone."""
+    """Writes OUT/progress.json and calls `on_progress`, on the first process alone."""
 
     def __init__(self, out: Path, on_progress: OnProgress | None) -> None:
         self.path, self.on_progress = out / PROGRESS_FILE, on_progress
@@ -207,19 +207,19 @@ class _ProgressReporter:
             write_progress(self.path, progress, self.on_progress)
 
     def of_run(self, progress: RunProgress) -> None:
-        """The trainer's note; its end is not the end while the checkpoint is not in place."""
+        """Write the trainer's progress; its "done" becomes "saving", since the checkpoint is still to be moved."""
         self(replace(progress, phase="saving") if progress.phase == "done" else progress)
 
 
 WEIGHT_DECAY = 0.02
 LARGEST_NORM = 5.0
 LONGEST_WARM_UP = 100
-# Writing state and checkpoint costs half a step of a small model; a kill may cost a minute.
+# Saving takes as long as half a step of a small model; a kill loses at most this many steps.
 LEAST_SAVE_PERIOD = 25
 
 
 def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneData, classes: int) -> CfgNode:
-    """The active model's network, with the schedule of the settings' preset."""
+    """The configuration of the active model's network, with the schedule of the settings' preset."""
     cfg: CfgNode = parent.clone()
     cfg.defrost()
     add_training_config(cfg)
@@ -241,7 +241,7 @@ def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneD
     keys.MAX_MINUTES, keys.THREADS = float(settings.max_minutes), settings.threads
     keys.ACCUMULATE, keys.PRECISION = settings.accumulate, settings.precision
     keys.LOG_PERIOD = settings.log_period or max(1, steps // 50)
-    cfg.TEST.EVAL_PERIOD = 0  # judged by the gate, on images that must not choose the weights as well
+    cfg.TEST.EVAL_PERIOD = 0  # the gate judges on images that must not choose the weights
     override(cfg, [part for pair in settings.overrides.items() for part in pair])
     return cfg
 
@@ -249,7 +249,7 @@ def finetune_config(parent: CfgNode, settings: FinetuneSettings, data: FinetuneD
 def starting_network(
     cfg: CfgNode, state: Mapping[str, Tensor], old: Sequence[str], sources: Sequence[str | None]
 ) -> nn.Module:
-    """The network with the active model's weights, its class rows put in the order of the new classes.
+    """Build the network with the active model's weights, class rows in the order of the new classes.
 
     Args:
         old: names of the active model's classes. sources: the old name of each new class, None for a new one.
@@ -265,7 +265,7 @@ def starting_network(
     return network
 
 
-# Layers with rows for classes: (rows a class, further rows at the end). Scores have one more for the background.
+# Layers with rows for classes: (rows a class, extra rows at the end). Scores have one extra row, the background.
 _LAYERS = {
     r"roi_heads\.box_predictor(\.\d+)?\.cls_score\.(weight|bias)": (1, 1),
     r"roi_heads\.box_predictor(\.\d+)?\.bbox_pred\.(weight|bias)": (4, 0),
@@ -275,43 +275,43 @@ _LAYERS = {
 
 
 def previous_names(
-    old: Sequence[str], new: Sequence[str], renamed: Mapping[str, str] | None = None
+    old: Sequence[str], new: Sequence[str], new_names: Mapping[str, str] | None = None
 ) -> tuple[str | None, ...]:
-    """For each new class the old one whose rows it takes, None for a class that is new.
+    """For each class to learn the old class whose rows it takes, None for a new class.
 
     Args:
-        renamed: old name -> new name.
+        new_names: old name -> new name of renamed classes.
 
     Raises:
-        ValueError: a renaming from a class that was not there or to one that is not, or two to the same.
+        ValueError: a renaming from or to an unknown class, or two to the same.
     """
-    renamed = dict(renamed or {})
-    if absent := [name for name in renamed if name not in old]:
+    new_names = dict(new_names or {})
+    if absent := [name for name in new_names if name not in old]:
         raise ValueError(
             f"cannot rename {', '.join(absent)}: the model's classes are {', '.join(old)}; correct the old name"
         )
-    if absent := [name for name in renamed.values() if name not in new]:
+    if absent := [name for name in new_names.values() if name not in new]:
         raise ValueError(
             f"cannot rename to {', '.join(absent)}: the classes to learn are {', '.join(new)}; correct the new name"
         )
-    if len(set(renamed.values())) < len(renamed):
-        raise ValueError(f"two classes are renamed to the same one: {renamed}; rename only one of them")
-    sources = {after: before for before, after in renamed.items()}
-    kept = set(old) - set(renamed)
-    return tuple(sources.get(name, name if name in kept else None) for name in new)
+    if len(set(new_names.values())) < len(new_names):
+        raise ValueError(f"two classes are renamed to the same one: {new_names}; rename only one of them")
+    sources = {after: before for before, after in new_names.items()}
+    unchanged_names = set(old) - set(new_names)
+    return tuple(sources.get(name, name if name in unchanged_names else None) for name in new)
 
 
 def fit_classes(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], old_count: int, sources: Sequence[int | None]
 ) -> dict[str, Tensor]:
-    """The state of a network with K classes as the start of one with J.
+    """Convert the state of a network with K classes to the starting state of one with J.
 
-    The rows of a new class are the mean of all old ones: it starts as "an object of some kind", with a box and a mask
-    that fit such, instead of at random. Layers that do not know classes are taken as they are.
+    The rows of a new class are the mean of all old ones instead of random: they score any object, with a box and a mask
+    that fit it. Layers without class rows are unchanged.
 
     Args:
-        state: of the network that was. expected: of the network to be, for its shapes.
-        old_count: K. sources: J, the old class of each new one, None for a new class.
+        state: of the old network. expected: of the new network, for its shapes.
+        old_count: K. sources: J, the old class of each class, None for a new one.
     """
     return {
         name: _rows(tensor, layout, old_count, sources)
@@ -324,24 +324,24 @@ def fit_classes(
 def _layout(
     name: str, tensor: Tensor, expected: Tensor | None, old_count: int, new_count: int
 ) -> tuple[int, int] | None:
-    """Rows a class and further rows of a layer; None where its rows do not belong to classes (class-agnostic)."""
-    for pattern, (each, further) in _LAYERS.items():
+    """Rows a class and extra rows of a layer; None where its rows do not belong to classes (class-agnostic)."""
+    for pattern, (rows_a_class, extra_rows) in _LAYERS.items():
         if re.fullmatch(pattern, name) and expected is not None and tensor.dim() > 0:
-            rows, wanted = each * old_count + further, each * new_count + further
-            return (each, further) if (len(tensor), len(expected)) == (rows, wanted) else None
+            old_rows, new_rows = rows_a_class * old_count + extra_rows, rows_a_class * new_count + extra_rows
+            return (rows_a_class, extra_rows) if (len(tensor), len(expected)) == (old_rows, new_rows) else None
     return None
 
 
 def _rows(tensor: Tensor, layout: tuple[int, int], old_count: int, sources: Sequence[int | None]) -> Tensor:
-    each, further = layout
-    by_class = tensor[: each * old_count].unflatten(0, (old_count, each))
-    typical = by_class.mean(0)
-    chosen = torch.stack([typical if source is None else by_class[source] for source in sources])
-    return torch.cat([chosen.flatten(0, 1), tensor[len(tensor) - further :]])
+    rows_a_class, extra_rows = layout
+    by_class = tensor[: rows_a_class * old_count].unflatten(0, (old_count, rows_a_class))
+    mean_rows = by_class.mean(0)
+    class_rows = torch.stack([mean_rows if source is None else by_class[source] for source in sources])
+    return torch.cat([class_rows.flatten(0, 1), tensor[len(tensor) - extra_rows :]])
 
 
 def describe(old: Sequence[str], new: Sequence[str], sources: Sequence[str | None]) -> str:
-    """What happens to the classes, in a line for the log."""
+    """Describe the kept, renamed, added and removed classes, in a line for the log."""
     kinds = {
         "kept": [name for name, source in zip(new, sources, strict=True) if source == name],
         "renamed": [f"{s} to {n}" for n, s in zip(new, sources, strict=True) if s is not None and s != n],

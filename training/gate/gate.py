@@ -1,8 +1,8 @@
-"""One judgement: candidate, incumbent and best-ever on the same hold-out, by the evaluator of `transfiner evaluate`.
+"""Judge a candidate: it, the incumbent and the best-ever on one hold-out, by the evaluator of `transfiner evaluate`.
 
 `judge` decides, and writes report.json, report.md, the version's card, and pictures before and after, which show truth,
-the incumbent's and the candidate's masks where they differ most. `record_bf16` measures what bf16 costs a candidate:
-the same weights in both precisions on the same images, kept where `auto` looks; the short form of
+the incumbent's and the candidate's masks where they differ most. `record_bf16` measures the AP that a candidate loses
+in bf16, on the same images, and stores it in its metadata, where the precision `auto` reads it; it is the short form of
 `training.evaluation.precision`, for a version that a round has just learned.
 """
 
@@ -69,7 +69,7 @@ def judge(
         best: the best version that ever served; None if it is the incumbent or there is none.
         holdout: snapshot directory whose hold-out decides.
         earlier: snapshot directories whose hold-outs must not be forgotten.
-        detect: what lets a checkpoint look at pictures; by default our network on the CPU.
+        detect: runs a checkpoint on pictures; by default our network on the CPU.
         folds: file of a cross-validation on the training images (`training.gate.holdout`); decides, together with
             the hold-out, where that has fewer annotated images than the rules' `min_images`.
         out: folder for report.json, report.md, MODEL_CARD.md and pictures/, ready for `Registry.attach`.
@@ -81,32 +81,32 @@ def judge(
     rules = rules or GateRules()
     detect = detect or detect_with()
     models = {"candidate": candidate, "incumbent": incumbent, "best": best}
-    asked = open_holdout(Path(holdout))
-    if folds is not None and folds.is_file() and asked.annotated_images < rules.min_images:
-        crossed = read_folds(folds, candidate, incumbent)
-        detect = crossed.detect(detect)
-        asked = open_holdout(Path(holdout), folds=crossed.count)
+    holdout_set = open_holdout(Path(holdout))
+    if folds is not None and folds.is_file() and holdout_set.annotated_images < rules.min_images:
+        cross_validation = read_folds(folds, candidate, incumbent)
+        detect = cross_validation.detect(detect)
+        holdout_set = open_holdout(Path(holdout), folds=cross_validation.count)
         models["best"] = None  # it may have learned from these images
-    present = {role: _Model.read(path) for role, path in models.items() if path is not None}
-    bench = _Bench(present, rules, DetectionCache(detect))
-    measured = bench.measure(asked)
+    models_by_role = {role: _Model.read(path) for role, path in models.items() if path is not None}
+    bench = _Bench(models_by_role, rules, DetectionCache(detect))
+    results = bench.measure(holdout_set)
     changes = {
-        role: bootstrap_changes(measured["candidate"], result, rules)
-        for role, result in measured.items()
-        if role != "candidate" and asked.annotated_images
+        role: bootstrap_changes(results["candidate"], result, rules)
+        for role, result in results.items()
+        if role != "candidate" and holdout_set.annotated_images
     }
-    ruling = decide(measured, changes, rules, best=present["best"].version if "best" in present else None)
+    ruling = decide(results, changes, rules, best=models_by_role["best"].version if "best" in models_by_role else None)
     figures = {
         "rules": asdict(rules),
-        "holdout": asked.as_dict(),
-        "models": {role: bench.models[role].as_dict() | result.figures() for role, result in measured.items()},
+        "holdout": holdout_set.as_dict(),
+        "models": {role: bench.models[role].as_dict() | result.figures() for role, result in results.items()},
         "changes": {role: changes_as_dict(change) for role, change in changes.items()},
-        "earlier": [bench.look_back(open_holdout(path, asked.classes), ruling) for path in earlier],
+        "earlier": [bench.look_back(open_holdout(path, holdout_set.classes), ruling) for path in earlier],
     }
     verdict = Verdict(ruling.promote, ruling.reasons, json_values(figures))
     if out is not None:
-        seen = {role: bench.detections(model, asked) for role, model in bench.models.items()}
-        write_gate_report(out, verdict, candidate, asked, seen)
+        detections = {role: bench.detections(model, holdout_set) for role, model in bench.models.items()}
+        write_gate_report(out, verdict, candidate, holdout_set, detections)
     return verdict
 
 
@@ -128,7 +128,7 @@ class _Model:
 
 @dataclass
 class _Bench:
-    """The models at hand and what they found so far."""
+    """The models to compare, and their detections so far."""
 
     models: dict[str, _Model]
     rules: GateRules
@@ -136,7 +136,7 @@ class _Bench:
 
     def detections(self, model: _Model, holdout: Holdout) -> list[Any]:
         if not set(model.classes) & set(holdout.classes):
-            return [[] for _ in holdout.keys]  # whatever it finds is none of the labels
+            return [[] for _ in holdout.keys]  # none of its classes is in the hold-out
         return self.findings.on(model.directory, holdout.samples, holdout.keys)
 
     def measure(self, holdout: Holdout, roles: Sequence[str] | None = None) -> dict[str, HoldoutResult]:
@@ -147,14 +147,14 @@ class _Bench:
         }
 
     def look_back(self, holdout: Holdout, ruling: Ruling) -> dict[str, Any]:
-        """Candidate and incumbent on an earlier hold-out."""
+        """Compare candidate and incumbent on an earlier hold-out, and rule on forgetting."""
         facts = holdout.as_dict()
         if "incumbent" not in self.models or not holdout.annotated_images:
             return facts
-        measured = self.measure(holdout, ("candidate", "incumbent"))
-        changes = bootstrap_changes(measured["candidate"], measured["incumbent"], self.rules)
+        results = self.measure(holdout, ("candidate", "incumbent"))
+        changes = bootstrap_changes(results["candidate"], results["incumbent"], self.rules)
         rule_forgetting(ruling, changes, holdout, self.rules)
-        figures = {role: result.figures() for role, result in measured.items()}
+        figures = {role: result.figures() for role, result in results.items()}
         return facts | {"models": figures, "changes": changes_as_dict(changes)}
 
 
@@ -162,17 +162,17 @@ BEFORE_AFTER = "pictures/before_after.jpg"
 
 
 def write_gate_report(
-    out: Path, verdict: Verdict, candidate: Path, holdout: Holdout, seen: dict[str, list[Sequence[Detection]]]
+    out: Path, verdict: Verdict, candidate: Path, holdout: Holdout, detections: dict[str, list[Sequence[Detection]]]
 ) -> None:
     """Write report, card and pictures of a verdict into a folder, ready for `Registry.attach`.
 
     Args:
-        seen: what "candidate" and, if there is one, "incumbent" found on each picture of the hold-out.
+        detections: of "candidate" and, if there is one, "incumbent" on each picture of the hold-out.
     """
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     pictures = []
     if holdout.annotated_images:
-        draw_before_after(holdout, seen, verdict.figures["models"], out / BEFORE_AFTER)
+        draw_before_after(holdout, detections, verdict.figures["models"], out / BEFORE_AFTER)
         pictures.append(BEFORE_AFTER)
     metadata = read_metadata(candidate)
     (out / "MODEL_CARD.md").write_text(_card(verdict, metadata, pictures), encoding="utf-8")
@@ -202,16 +202,16 @@ def _card(verdict: Verdict, metadata: dict[str, Any], pictures: Sequence[str]) -
 
 
 def _facts(metadata: dict[str, Any]) -> list[str]:
-    """Whatever the checkpoint says about itself, one fact a line."""
-    shown = {key: value for key, value in metadata.items() if key not in ("version", "classes")}
-    return [f"- {key}: `{json.dumps(value, ensure_ascii=False)}`" for key, value in shown.items()]
+    """The checkpoint's metadata, one entry a line."""
+    facts = {key: value for key, value in metadata.items() if key not in ("version", "classes")}
+    return [f"- {key}: `{json.dumps(value, ensure_ascii=False)}`" for key, value in facts.items()]
 
 
 def _report(verdict: Verdict, pictures: Sequence[str]) -> str:
-    decided = "may serve" if verdict.promote else "is refused"
+    outcome = "may serve" if verdict.promote else "is refused"
     name = verdict.figures["models"]["candidate"]["version"]
     rules = ", ".join(f"{key} {value}" for key, value in verdict.figures["rules"].items())
-    return "\n".join([f"# {name} {decided}", "", *_body(verdict, pictures), "", f"Rules: {rules}."]) + "\n"
+    return "\n".join([f"# {name} {outcome}", "", *_body(verdict, pictures), "", f"Rules: {rules}."]) + "\n"
 
 
 def _body(verdict: Verdict, pictures: Sequence[str]) -> list[str]:
@@ -232,67 +232,72 @@ JPEG_QUALITY = 82
 
 
 def draw_before_after(
-    holdout: Holdout, seen: dict[str, list[Sequence[Detection]]], models: dict[str, ModelFigures], path: Path
+    holdout: Holdout, detections: dict[str, list[Sequence[Detection]]], models: dict[str, ModelFigures], path: Path
 ) -> None:
     """Draw the pictures of a hold-out that gained most and lost most into a JPEG.
 
     Args:
-        seen: what "candidate" and, if there is one, "incumbent" found on each picture.
+        detections: of "candidate" and, if there is one, "incumbent" on each picture.
     """
-    roles = [role for role in ("incumbent", "candidate") if role in seen]
+    roles = [role for role in ("incumbent", "candidate") if role in detections]
     titles = ["people", *(f"{_WHEN[role]}: {models[role]['version']}" for role in roles)]
-    chosen = _telling(holdout, [seen[role] for role in roles])
-    sheet = in_rows([_row(holdout, index, [seen[role][index] for role in roles], titles) for index in chosen])
+    indices = _most_changed(holdout, [detections[role] for role in roles])
+    sheet = in_rows([_row(holdout, index, [detections[role][index] for role in roles], titles) for index in indices])
     sheet.save(path, quality=JPEG_QUALITY)
 
 
 _WHEN = {"incumbent": "before", "candidate": "after"}
 
 
-def _telling(holdout: Holdout, detections: list[list[Sequence[Detection]]]) -> list[int]:
+def _most_changed(holdout: Holdout, detections: list[list[Sequence[Detection]]]) -> list[int]:
     """Indices of pictures by falling change of agreement: half that gained, half that lost."""
-    agreed = np.array(
+    agreements = np.array(
         [[_agreement(holdout, index, of_role[index]) for index in range(len(holdout.keys))] for of_role in detections]
     )
-    order = np.argsort(agreed[-1] - agreed[0] if len(detections) > 1 else agreed[0], kind="stable")
+    order = np.argsort(agreements[-1] - agreements[0] if len(detections) > 1 else agreements[0], kind="stable")
     ends = order if len(order) <= _ROWS else np.concatenate((order[: _ROWS // 2], order[-_ROWS // 2 :]))
     return [int(index) for index in ends[::-1]]
 
 
 def _agreement(holdout: Holdout, index: int, detections: Sequence[Detection]) -> float:
-    """Mean over the objects of the best IoU with a detection that is drawn; 1 where there is nothing."""
+    """Mean over a picture's objects of the best IoU with a detection of score >= LEAST_SCORE; 1 without either."""
     image_id = holdout.dataset["images"][index]["id"]
-    wanted = [
+    truth_rles = [
         annotation["segmentation"]
         for annotation in holdout.dataset["annotations"]
         if annotation["image_id"] == image_id
     ]
-    shown = [detection.segmentation for detection in detections if detection.score >= LEAST_SCORE]
-    if not wanted:
-        return 0.0 if shown else 1.0
-    if not shown:
+    detection_rles = [detection.segmentation for detection in detections if detection.score >= LEAST_SCORE]
+    if not truth_rles:
+        return 0.0 if detection_rles else 1.0
+    if not detection_rles:
         return 0.0
-    return float(np.asarray(rle.iou(shown, wanted, [0] * len(wanted))).max(axis=0).mean())
+    return float(np.asarray(rle.iou(detection_rles, truth_rles, [0] * len(truth_rles))).max(axis=0).mean())
 
 
 def _row(
     holdout: Holdout, index: int, detections: Sequence[Sequence[Detection]], titles: Sequence[str]
 ) -> list[Image.Image]:
-    """A picture with what people drew, then with what each model finds."""
+    """Draw a picture with the annotations, then with each model's detections."""
     sample = holdout.samples[index]
     shape_hw, columns = sample.image.shape[:2], [(sample.masks, sample.classes)]
     for of_image in detections:
-        shown = [each for each in of_image if each.score >= LEAST_SCORE]
-        labels = [holdout.classes.index(each.label) if each.label in holdout.classes else 0 for each in shown]
-        columns.append((decode_masks([each.segmentation for each in shown], shape_hw), np.array(labels, np.int64)))
+        confident = [detection for detection in of_image if detection.score >= LEAST_SCORE]
+        labels = [
+            holdout.classes.index(detection.label) if detection.label in holdout.classes else 0
+            for detection in confident
+        ]
+        columns.append(
+            (decode_masks([detection.segmentation for detection in confident], shape_hw), np.array(labels, np.int64))
+        )
     return [
         captioned(cell(sample.image, masks, class_colours(labels + 5), _CELL_PX, "black"), title)
         for (masks, labels), title in zip(columns, titles, strict=True)
     ]
 
 
-#: Images held out to compare on. Where they are fewer than `LEAST_IMAGES`, training images join them: what those
-#: taught is the same in both precisions.
+#: Held-out images to compare on. Where they are fewer than `LEAST_IMAGES`, training images join them: both precisions
+#: have learned from them alike.
 LEAST_IMAGES, MOST_IMAGES = 8, 16
 
 
@@ -300,7 +305,7 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
     """Measure a candidate in bf16 beside fp32 and write the outcome into its metadata, see `is_measured`.
 
     Args:
-        detect: what it finds in fp32.
+        detect: runs it in fp32.
 
     Returns:
         ``images``, and for ``mask_ap`` and ``boundary_ap`` both figures and their difference with its interval, as
@@ -312,12 +317,12 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
 
     metadata = read_metadata(candidate)
     digest = metadata.get("digest")
-    known: dict[str, Any] = metadata.get("bf16") or {}
-    if known.get("digest") == digest or not has_fast_bf16():
-        return known or None
-    held = len(open_snapshot(snapshot).open_set("holdout"))
-    whole = open_holdout(snapshot, folds=int(held < LEAST_IMAGES))
-    images = _first(whole, min(max(held, LEAST_IMAGES), MOST_IMAGES))
+    earlier_outcome: dict[str, Any] = metadata.get("bf16") or {}
+    if earlier_outcome.get("digest") == digest or not has_fast_bf16():
+        return earlier_outcome or None
+    holdout_count = len(open_snapshot(snapshot).open_set("holdout"))
+    holdout = open_holdout(snapshot, folds=int(holdout_count < LEAST_IMAGES))
+    images = _first(holdout, min(max(holdout_count, LEAST_IMAGES), MOST_IMAGES))
     if not images.annotated_images:
         return None
     try:
@@ -337,8 +342,8 @@ def record_bf16(candidate: Path, snapshot: Path, rules: GateRules, detect: Detec
 def _first(holdout: Holdout, count: int) -> Holdout:
     """The first images of a hold-out."""
     records = holdout.dataset["images"][:count]
-    kept = {image["id"] for image in records}
-    annotations = [annotation for annotation in holdout.dataset["annotations"] if annotation["image_id"] in kept]
+    image_ids = {image["id"] for image in records}
+    annotations = [annotation for annotation in holdout.dataset["annotations"] if annotation["image_id"] in image_ids]
     return replace(
         holdout,
         samples=MadeSamples(range(len(records)), holdout.samples.__getitem__),

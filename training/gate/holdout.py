@@ -1,9 +1,9 @@
-"""Hold-outs of snapshots, what checkpoints find on them, and what that reaches.
+"""Hold-outs of snapshots, the detections of checkpoints on them, and their matches.
 
-Each checkpoint looks at each picture once, however many hold-outs hold it. Where a hold-out is too small,
-cross-validation: detections on images that the class rows were not learned from. The training writes their file, see
-`training.fewshot.learn.out_of_fold`: for "candidate", and for an "incumbent" that learned from some of the images,
-{content hash of the image: [[label, score, RLE, box], ...]}.
+Each checkpoint runs once on each picture, however many hold-outs hold it. Where a hold-out is too small, the training
+images join it by cross-validation: detections of class rows that were not learned from the image. The training writes
+them to a file, see `training.fewshot.learn.out_of_fold`: for "candidate", and for an "incumbent" that learned from some
+of the images, {content hash of the image: [[label, score, RLE, box], ...]}.
 
 Shapes: N images, K categories of the hold-out, B resamples, T IoU thresholds.
 """
@@ -37,18 +37,18 @@ class Detection:
     segmentation: dict[str, Any]
 
 
-# (checkpoint directory, pictures) -> what it finds on each of them.
+# (checkpoint directory, pictures) -> its detections on each picture.
 Detect = Callable[[Path, Sequence[Sample]], list[list[Detection]]]
 
 
 def detect_with(
     device: str = "cpu", progress: Callable[[int], object] = int, *, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> Detect:
-    """The detections that `transfiner evaluate` measures: the same network, settings and post-processing.
+    """Make a `Detect` with the network, settings and post-processing of `transfiner evaluate`.
 
     Args:
-        device: of the network; progress: called with how many pictures are done.
-        precision: of the arithmetic; a network that has no bf16 raises ValueError when it is asked for.
+        device: of the network; progress: called with the number of pictures done.
+        precision: of the arithmetic; the `Detect` raises ValueError for bf16 where the network has none.
     """
 
     def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
@@ -62,15 +62,15 @@ def detect_with(
         network, cfg, names = load_for_evaluation(directory, device, ["MODEL.TRANSFINER.KEEP_COARSE", "False"])
         if precision == "bf16":
             to_bf16(network)
-        done, turn = itertools.count(1), threading.Lock()
+        read_counter, lock = itertools.count(1), threading.Lock()
 
         def look(index: int) -> list[Detection]:
-            seen = infer(network, to_test_input(samples[index], cfg))
-            labels = [names[label] for label in seen.pred_classes.tolist()]
-            masks = [encode(mask) for mask in seen.pred_masks.numpy().astype(bool)]
-            with turn:
-                progress(next(done))
-            return [Detection(*fields) for fields in zip(labels, seen.scores.tolist(), masks, strict=True)]
+            instances = infer(network, to_test_input(samples[index], cfg))
+            labels = [names[label] for label in instances.pred_classes.tolist()]
+            masks = [encode(mask) for mask in instances.pred_masks.numpy().astype(bool)]
+            with lock:
+                progress(next(read_counter))
+            return [Detection(*fields) for fields in zip(labels, instances.scores.tolist(), masks, strict=True)]
 
         return map_in_threads(look, range(len(samples)), device)
 
@@ -78,22 +78,24 @@ def detect_with(
 
 
 class DetectionCache:
-    """A `Detect` that remembers what each checkpoint found on each picture."""
+    """A `Detect` that runs each checkpoint once on each picture."""
 
     def __init__(self, detect: Detect) -> None:
         self._detect = detect
-        self._seen: dict[tuple[Path, str], list[Detection]] = {}
+        self._detections: dict[tuple[Path, str], list[Detection]] = {}
 
     def __call__(self, directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         return self.on(directory, samples, [pixels_sha256(samples[index].image) for index in range(len(samples))])
 
     def on(self, directory: Path, samples: Sequence[Sample], keys: Sequence[str]) -> list[list[Detection]]:
-        """What a checkpoint finds on each of some samples, whose content hashes are given."""
-        new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._seen}
+        """Detections of a checkpoint on each sample; `keys` are the samples' content hashes."""
+        new = {key: index for index, key in enumerate(keys) if (directory, key) not in self._detections}
         if new:
             results = self._detect(directory, MadeSamples(list(new.values()), samples.__getitem__))
-            self._seen.update({(directory, key): detections for key, detections in zip(new, results, strict=True)})
-        return [self._seen[directory, key] for key in keys]
+            self._detections.update(
+                {(directory, key): detections for key, detections in zip(new, results, strict=True)}
+            )
+        return [self._detections[directory, key] for key in keys]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +111,18 @@ class Folds:
     detections: dict[Path, dict[str, list[Detection]]]
 
     def detect(self, otherwise: Detect) -> Detect:
-        """Answers from the folds, and asks `otherwise` about images that a checkpoint never learned from."""
+        """Make a `Detect` that reads the folds, and calls `otherwise` for images not learned from."""
 
         def detect(directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
-            known = self.detections.get(directory, {})
-            hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if known else []
-            others = [index for index in range(len(samples)) if not known or hashes[index] not in known]
-            looked = (
-                dict(zip(others, otherwise(directory, MadeSamples(others, samples.__getitem__)), strict=True))
-                if others
+            by_hash = self.detections.get(directory, {})
+            hashes = [pixels_sha256(samples[index].image) for index in range(len(samples))] if by_hash else []
+            indices = [index for index in range(len(samples)) if not by_hash or hashes[index] not in by_hash]
+            fresh = (
+                dict(zip(indices, otherwise(directory, MadeSamples(indices, samples.__getitem__)), strict=True))
+                if indices
                 else {}
             )
-            return [looked[index] if index in looked else known[hashes[index]] for index in range(len(samples))]
+            return [fresh[index] if index in fresh else by_hash[hashes[index]] for index in range(len(samples))]
 
         return detect
 
@@ -142,7 +144,7 @@ def read_folds(file: Path, candidate: Path, incumbent: Path | None) -> Folds:
 
 
 def candidate_instances(file: Path) -> dict[str, list[Instance]]:
-    """By content hash, what rows that never saw an image find on it.
+    """Read the candidate's out-of-fold detections of each image, by content hash.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -171,7 +173,7 @@ class Holdout:
         keys: N, content hashes of the pictures.
         classes: K names.
         dataset: COCO ground truth; categories are numbered from 1 in the order of the classes.
-        held_out: of the N, how many no model learned from; the others are judged by cross-validation.
+        held_out: number of the N that no model learned from; the others are judged by cross-validation.
         folds: of the cross-validation; 0 where there is none.
     """
 
@@ -185,24 +187,26 @@ class Holdout:
 
     @property
     def annotated_images(self) -> int:
-        """How many images have something to be found."""
+        """Number of images with an object that is no crowd."""
         return len({annotation["image_id"] for annotation in self.dataset["annotations"] if not annotation["iscrowd"]})
 
     def images_with(self, category: int) -> int:
-        """How many images have something of that category (its index) to be found."""
-        wanted = [annotation for annotation in self.dataset["annotations"] if annotation["category_id"] == category + 1]
-        return len({annotation["image_id"] for annotation in wanted if not annotation["iscrowd"]})
+        """Number of images with an object of that category (its index) that is no crowd."""
+        annotations = [
+            annotation for annotation in self.dataset["annotations"] if annotation["category_id"] == category + 1
+        ]
+        return len({annotation["image_id"] for annotation in annotations if not annotation["iscrowd"]})
 
     @property
     def description(self) -> str:
-        """What decides, for people: 12 images held out, or cross-validation."""
-        held = f"{self.held_out} images held out"
+        """Say on which images the gate decides: "12 images held out", or a cross-validation."""
+        holdout_text = f"{self.held_out} images held out"
         if not self.folds:
-            return held
-        return f"cross-validation of {len(self.keys) - self.held_out} images in {self.folds} folds, and {held}"
+            return holdout_text
+        return f"cross-validation of {len(self.keys) - self.held_out} images in {self.folds} folds, and {holdout_text}"
 
     def coco_results(self, detections: Sequence[Sequence[Detection]]) -> list[dict[str, Any]]:
-        """COCO results of what a model finds on each picture; a class that is not asked for is nobody's mistake."""
+        """COCO results of a model's detections on each picture, without those of other classes."""
         numbers = {name: index + 1 for index, name in enumerate(self.classes)}
         return [
             {
@@ -211,13 +215,13 @@ class Holdout:
                 "score": detection.score,
                 "segmentation": detection.segmentation,
             }
-            for image, seen in zip(self.dataset["images"], detections, strict=True)
-            for detection in seen
+            for image, image_detections in zip(self.dataset["images"], detections, strict=True)
+            for detection in image_detections
             if detection.label in numbers
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Its size, for reports."""
+        """Numbers of images, objects and classes, for reports."""
         return {
             "name": self.name,
             "description": self.description,
@@ -231,10 +235,10 @@ class Holdout:
         }
 
 
-def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: int = 0) -> Holdout:
-    """The hold-out of a snapshot directory, of all its classes or only of those asked for.
+def open_holdout(snapshot: Path, only_classes: Sequence[str] | None = None, *, folds: int = 0) -> Holdout:
+    """Open the hold-out of a snapshot directory, with all its classes or with `only_classes`.
 
-    Where people drew only a box, what is found inside it neither counts for a model nor against it.
+    Where people drew only a box, detections inside it are ignored.
 
     Args:
         folds: of a cross-validation, whose images are the training part; 0 for the hold-out alone.
@@ -251,7 +255,7 @@ def open_holdout(snapshot: Path, asked: Sequence[str] | None = None, *, folds: i
         lambda n: replace(places[n][0][places[n][1]], image_id=n + 1),  # numbered through
     )
     names = parts[0].class_names
-    classes = tuple(name for name in names if asked is None or name in asked)
+    classes = tuple(name for name in names if only_classes is None or name in only_classes)
     truth, keys = TruthBuilder(classes), []
     for index in range(len(samples)):
         sample = samples[index]
@@ -265,13 +269,13 @@ class HoldoutResult:
     """Matches of one model on a hold-out.
 
     Attributes:
-        holdout: that one.
-        known: classes of the hold-out that the model knows; the others count as never found.
+        holdout: the hold-out.
+        known_classes: classes of the hold-out that the model knows; the others count as never found.
         matches: for "mask" and "boundary", K entries.
     """
 
     holdout: Holdout
-    known: frozenset[str]
+    known_classes: frozenset[str]
     matches: dict[Literal["mask", "boundary"], list[RankedMatches]]
 
     def average_precision(self, kind: Literal["mask", "boundary"], weights: np.ndarray) -> np.ndarray:
@@ -282,12 +286,12 @@ class HoldoutResult:
     def figures(self) -> dict[str, dict[str, float]]:
         """{"mask": {"AP", "AP50", "AP75", "AP/<class>"}, "boundary": {...}}, NaN where nothing was to be found."""
         everything = np.ones((1, len(self.holdout.keys)), np.int64)
-        return {kind: self._named(self.average_precision(kind, everything)[0]) for kind in AP_KINDS}
+        return {kind: self._figures_of(self.average_precision(kind, everything)[0]) for kind in AP_KINDS}
 
-    def _named(self, values: np.ndarray) -> dict[str, float]:
+    def _figures_of(self, values: np.ndarray) -> dict[str, float]:
         present = values[~np.isnan(values).any(1)]  # classes with truth x T
-        named = {"AP": present, "AP50": present[:, IOU50], "AP75": present[:, IOU75]}
-        figures = {name: float(part.mean()) if part.size else float("nan") for name, part in named.items()}
+        columns = {"AP": present, "AP50": present[:, IOU50], "AP75": present[:, IOU75]}
+        figures = {name: float(part.mean()) if part.size else float("nan") for name, part in columns.items()}
         per_class = zip(self.holdout.classes, values, strict=True)
         return figures | {f"AP/{name}": float(row.mean()) for name, row in per_class}
 
@@ -295,7 +299,7 @@ class HoldoutResult:
 def measure(
     holdout: Holdout, detections: Sequence[Sequence[Detection]], classes: Sequence[str], ratio: float
 ) -> HoldoutResult:
-    """Match what a model of these classes found on each picture of a hold-out."""
+    """Match a model's detections on each picture of a hold-out; `classes` are the model's."""
     results = holdout.coco_results(detections)
     matches = {
         kind: ranked_matches(holdout.dataset, results, boundary=kind == "boundary", ratio=ratio) for kind in AP_KINDS

@@ -1,12 +1,12 @@
-"""The gate's rules, how certain a change is, and the decision with its reasons. Nothing here looks at a picture.
+"""The gate's rules, the confidence intervals of changes, and the decision with its reasons. Reads no picture.
 
 All AP are fractions in 0..1; all margins are AP. With the default rules, of 100 drawn hold-outs of 12 images, 3 let a
 model pass that was as good as the incumbent (masks off by up to 3 px both), and 80 one whose masks were off by up to
 2 px instead of 3.
 
-How far apart two models are is a paired bootstrap: images are drawn with replacement, and both models are measured on
-the same draw, so what an image is easy or hard for both cancels. The interval is the percentile one, expanded for few
-images (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 5.2): plain percentiles of a dozen
+The difference of two models is measured by a paired bootstrap: images are drawn with replacement, and both models are
+measured on the same draw, so what is easy or hard for both cancels. The interval is the percentile one, expanded for
+few images (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 5.2): plain percentiles of a dozen
 images are too narrow. Shapes: N images, K categories, B resamples, T IoU thresholds.
 """
 
@@ -83,17 +83,17 @@ def parse_rules(values: Mapping[str, Any]) -> GateRules:
         ValueError: an entry is unknown or no number of the right kind.
     """
     names = [field.name for field in fields(GateRules)]
-    given: dict[str, Any] = {}
+    rules: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            meant = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(names)}"
-            raise ValueError(f"the gate has no rule {name!r}; {meant}")
+            similar = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"expected some of {', '.join(names)}"
+            raise ValueError(f"the gate has no rule {name!r}; {hint}")
         kind = int if name in _WHOLE else float
         if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):
             raise ValueError(f"the gate's {name} is {value!r}; expected a{' whole' if kind is int else ''} number")
-        given[name] = kind(value)
-    return GateRules(**given)
+        rules[name] = kind(value)
+    return GateRules(**rules)
 
 
 _WHOLE = ("resamples", "seed", "min_images")
@@ -104,12 +104,12 @@ ALL, SHARED = "AP", "AP of shared classes"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of an AP, from the other model to the candidate; a fraction.
+    """Change of an AP from the other model to the candidate, a fraction.
 
     Attributes:
         change: on the hold-out itself.
-        low, high: with the confidence asked for, mask AP and boundary AP both change by more than their `low`; with the
-            same they both change by less than their `high`.
+        low, high: with `GateRules.confidence`, mask AP and boundary AP both change by more than their `low`; with the
+            same confidence they both change by less than their `high`.
     """
 
     change: float
@@ -117,7 +117,7 @@ class Change:
     high: float
 
 
-# "mask" and "boundary" -> "AP", SHARED, "AP/<class>" -> Change; without what neither was asked for.
+# "mask" and "boundary" -> "AP", SHARED, "AP/<class>" -> Change; without classes that the hold-out has no object of.
 Changes = dict[str, dict[str, Change]]
 
 
@@ -126,13 +126,13 @@ def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: Gat
     images = len(candidate.holdout.keys)
     weights = image_weights(images, rules.resamples, rules.seed)  # the hold-out itself first
     tail = tail_share(rules.confidence, candidate.holdout.annotated_images)
-    shared = [name in candidate.known & other.known for name in candidate.holdout.classes]
+    is_shared = [name in candidate.known_classes & other.known_classes for name in candidate.holdout.classes]
     return {
         kind: _changes(
             candidate.average_precision(kind, weights).mean(2),
             other.average_precision(kind, weights).mean(2),
             candidate.holdout.classes,
-            np.array(shared, bool),
+            np.array(is_shared, bool),
             tail,
         )
         for kind in AP_KINDS
@@ -140,7 +140,7 @@ def bootstrap_changes(candidate: HoldoutResult, other: HoldoutResult, rules: Gat
 
 
 def reached_between(result: HoldoutResult, rules: GateRules) -> dict[str, tuple[float, float]]:
-    """For mask AP and boundary AP, the range that they lie in with the confidence asked for, as fractions."""
+    """Confidence intervals of mask AP and of boundary AP, as fractions."""
     images = len(result.holdout.keys)
     weights = bootstrap_draws(images, rules.resamples, rules.seed)
     tail = tail_share(rules.confidence, result.holdout.annotated_images)
@@ -155,8 +155,8 @@ def reached_between(result: HoldoutResult, rules: GateRules) -> dict[str, tuple[
 def tail_share(confidence: float, images: int) -> float:
     """Share of the resamples beyond one end of an interval.
 
-    Two figures have two chances to look better, so each gets half of the doubt; and a resample of n images varies less
-    than n new images would, by what Student's t has over the normal distribution and by sqrt(n / (n - 1)).
+    Mask AP and boundary AP have two chances to look better, so each gets half of the error probability. A resample of
+    n images varies less than n new images would; Student's t and the factor sqrt(n / (n - 1)) correct for that.
     """
     doubt = (1 - confidence) / len(AP_KINDS)
     if images < 2:
@@ -165,19 +165,19 @@ def tail_share(confidence: float, images: int) -> float:
 
 
 def _changes(
-    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], shared: np.ndarray, tail: float
+    ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str], is_shared: np.ndarray, tail: float
 ) -> dict[str, Change]:
-    """From (1 + B) x K average precisions of both."""
+    """Changes by name of the AP, from (1 + B) x K average precisions of both models."""
     columns = {ALL: (_mean(ours), _mean(theirs))}
-    if shared.any() and not shared.all():
-        columns[SHARED] = (_mean(ours[:, shared]), _mean(theirs[:, shared]))
+    if is_shared.any() and not is_shared.all():
+        columns[SHARED] = (_mean(ours[:, is_shared]), _mean(theirs[:, is_shared]))
     columns |= {f"AP/{name}": (ours[:, place], theirs[:, place]) for place, name in enumerate(classes)}
     changes = {name: _change(ours - other, tail) for name, (ours, other) in columns.items()}
     return {name: change for name, change in changes.items() if change is not None}
 
 
 def _change(differences: np.ndarray, tail: float) -> Change | None:
-    """None where the hold-out has nothing of it; resamples that drew nothing of it say nothing."""
+    """Change and interval from (1 + B,) differences; NaN resamples are dropped, None where the hold-out's is NaN."""
     first, resampled = differences[0], differences[1:][~np.isnan(differences[1:])]
     if np.isnan(first) or not len(resampled):
         return None
@@ -212,7 +212,7 @@ class HoldoutFacts(TypedDict):
 
 
 class ModelFigures(TypedDict):
-    """A model and its AP by name, fractions; None where nothing was to be found."""
+    """A model and its AP by name, fractions; None where the hold-out has no truth."""
 
     version: str
     digest: str
@@ -222,7 +222,7 @@ class ModelFigures(TypedDict):
 
 
 class ChangeFigures(TypedDict):
-    """A change of an AP with its interval, fractions; see `bootstrap.Change`."""
+    """A `Change` for JSON."""
 
     change: float
     low: float
@@ -230,7 +230,7 @@ class ChangeFigures(TypedDict):
 
 
 class VerdictFigures(TypedDict):
-    """All that the decision rests on.
+    """All figures that the decision rests on.
 
     Attributes:
         models: by role: candidate, incumbent, best.
@@ -261,9 +261,9 @@ class Verdict:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The candidate's figures in short, as the registry keeps them with a version."""
-        reached = self.figures["models"]["candidate"]
-        return {"mask_ap": reached["mask"]["AP"], "boundary_ap": reached["boundary"]["AP"]}
+        """The candidate's mask AP and boundary AP, which the registry stores with the version."""
+        candidate = self.figures["models"]["candidate"]
+        return {"mask_ap": candidate["mask"]["AP"], "boundary_ap": candidate["boundary"]["AP"]}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -275,11 +275,11 @@ class Verdict:
         }
 
     def table(self) -> str:
-        """For people: models side by side, changes with their intervals, the reasons."""
+        """Write the verdict as text: models side by side, changes with their intervals, the reasons."""
         holdout = self.figures["holdout"]
         name = self.figures["models"]["candidate"]["version"]
-        decided = "may serve" if self.promote else "is refused"
-        heading = f"{name} {decided}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
+        outcome = "may serve" if self.promote else "is refused"
+        heading = f"{name} {outcome}, judged by {holdout['description']}: {holdout['objects']} objects.\n"
         return "\n".join([heading, *self.rows(), "", *(f"- {reason}" for reason in self.reasons)])
 
     def rows(self) -> list[str]:
@@ -306,7 +306,7 @@ def _interval(change: ChangeFigures | None) -> str:
 
 @dataclass
 class Ruling:
-    """Reasons collected so far. It is for the candidate while nothing speaks against it."""
+    """Reasons collected so far; the candidate is promoted for a reason in favour and none against."""
 
     against: list[str] = field(default_factory=list)
     in_favour: list[str] = field(default_factory=list)
@@ -336,18 +336,18 @@ def describe_change(change: Change, rules: GateRules) -> str:
 
 
 def decide(
-    measured: Mapping[str, HoldoutResult], changes: Mapping[str, Changes], rules: GateRules, best: str | None
+    results: Mapping[str, HoldoutResult], changes: Mapping[str, Changes], rules: GateRules, best: str | None
 ) -> Ruling:
-    """Apply the rules to what the models reached on the hold-out that decides.
+    """Apply the rules to the models' results on the hold-out.
 
     Args:
-        measured: by role: candidate, incumbent, best. changes: from the others to the candidate, by their role.
+        results: by role: candidate, incumbent, best. changes: from the others to the candidate, by their role.
         best: name of the best version; None where there is none.
     """
-    ruling, candidate = Ruling(), measured["candidate"]
+    ruling, candidate = Ruling(), results["candidate"]
     holdout = candidate.holdout
-    for role, result in measured.items():
-        if unknown := [name for name in holdout.classes if name not in result.known]:
+    for role, result in results.items():
+        if unknown := [name for name in holdout.classes if name not in result.known_classes]:
             ruling.notes.append(f"the {role} does not know {', '.join(unknown)}: counted as never found")
     if not holdout.annotated_images:
         ruling.against.append(
@@ -356,7 +356,7 @@ def decide(
         )
         return ruling
     rule_method(ruling, candidate, rules)
-    if "incumbent" in measured and not measured["incumbent"].known:
+    if "incumbent" in results and not results["incumbent"].known_classes:
         rule_unknown_labels(ruling, candidate)
     elif "incumbent" not in changes:
         rule_first(ruling, candidate, rules)
@@ -371,7 +371,7 @@ def decide(
 
 
 def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
-    """Say how it was judged, and how sure the candidate's figures are."""
+    """Note on which images it was judged, and the confidence intervals of the candidate's figures."""
     holdout = candidate.holdout
     if holdout.annotated_images < 2:
         ruling.notes.append(f"judged by {holdout.description}: one annotated image says nothing about others")
@@ -388,17 +388,17 @@ def rule_method(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> N
 
 
 def rule_first(ruling: Ruling, candidate: HoldoutResult, rules: GateRules) -> None:
-    """A first version, with nothing that served before."""
-    reached = candidate.figures()["mask"]["AP"]
-    sentence = f"first version, nothing to compare with: mask AP {100 * reached:.1f} on the hold-out"
-    if reached >= rules.first_ap:
+    """Rule on a first version, where nothing served before: its mask AP must reach `first_ap`."""
+    mask_ap = candidate.figures()["mask"]["AP"]
+    sentence = f"first version, nothing to compare with: mask AP {100 * mask_ap:.1f} on the hold-out"
+    if mask_ap >= rules.first_ap:
         ruling.in_favour.append(f"{sentence}, at least {100 * rules.first_ap:.1f} was asked for")
     else:
         ruling.against.append(f"{sentence}, below the {100 * rules.first_ap:.1f} asked for")
 
 
 def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult) -> None:
-    """An incumbent that knows none of the labels finds nothing: any model that finds something may serve."""
+    """Rule where the incumbent knows none of the labels: a candidate that finds anything may serve."""
     holdout = candidate.holdout
     mask, boundary = (candidate.figures()[kind]["AP"] for kind in AP_KINDS)
     names = ", ".join(holdout.classes)
@@ -413,24 +413,24 @@ def rule_unknown_labels(ruling: Ruling, candidate: HoldoutResult) -> None:
 
 
 def rule_tiny(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
-    """On a tiny hold-out both figures must rise clearly; no confidence is claimed."""
+    """Rule on a tiny hold-out: both figures must rise by `tiny_gain`; no confidence is stated."""
     reason = (
         f"the hold-out has {holdout.annotated_images} annotated images, fewer than {rules.min_images}: "
         "no confidence can be stated, so"
     )
     gains = {kind: changes[kind][ALL].change for kind in AP_KINDS}
     text = " and ".join(f"{kind} AP by {format_points(gain)}" for kind, gain in gains.items())
-    asked = f"at least {format_points(rules.tiny_gain)} points of both {{}} asked for and {text} is what changed"
+    demand = f"at least {format_points(rules.tiny_gain)} points of both {{}} asked for and {text} is what changed"
     if min(gains.values()) >= rules.tiny_gain:
-        ruling.in_favour.append(f"{reason} {asked.format('were')}")
+        ruling.in_favour.append(f"{reason} {demand.format('were')}")
     else:
-        ruling.against.append(f"{reason} {asked.format('are')}")
-    missing = rules.min_images - holdout.annotated_images
-    ruling.notes.append(f"{missing} more annotated images in the hold-out make the comparison statistical")
+        ruling.against.append(f"{reason} {demand.format('are')}")
+    missing_count = rules.min_images - holdout.annotated_images
+    ruling.notes.append(f"{missing_count} more annotated images in the hold-out make the comparison statistical")
 
 
 def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
-    """Mask AP or boundary AP must certainly rise, neither may fall, nor the classes that both models know."""
+    """Rule that mask AP or boundary AP certainly rises, and that neither falls, also on the shared classes."""
     rises = [kind for kind in AP_KINDS if changes[kind][ALL].low > rules.least_gain]
     for kind in AP_KINDS:
         text = f"{kind} AP {describe_change(changes[kind][ALL], rules)}"
@@ -440,10 +440,10 @@ def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
             ruling.in_favour.append(f"better than the incumbent: {text}")
         else:
             ruling.notes.append(f"not certainly different from the incumbent: {text}")
-        known = changes[kind].get(SHARED)
-        if known is not None and known.change < -rules.margin:
+        shared_change = changes[kind].get(SHARED)
+        if shared_change is not None and shared_change.change < -rules.margin:
             ruling.against.append(
-                f"worse on the classes that the incumbent knows: {kind} AP {describe_change(known, rules)}"
+                f"worse on the classes that the incumbent knows: {kind} AP {describe_change(shared_change, rules)}"
             )
     if not rises and not ruling.against:
         ruling.against.append(
@@ -453,7 +453,7 @@ def rule_better(ruling: Ruling, changes: Changes, rules: GateRules) -> None:
 
 
 def rule_classes(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
-    """No class may certainly fall."""
+    """Rule that no class certainly falls."""
     for place, name in enumerate(holdout.classes):
         if holdout.images_with(place) < rules.min_images // 2:
             continue  # a handful of images says nothing about one class
@@ -463,7 +463,7 @@ def rule_classes(ruling: Ruling, changes: Changes, holdout: Holdout, rules: Gate
 
 
 def rule_best(ruling: Ruling, changes: Changes, name: str, rules: GateRules) -> None:
-    """Not certainly worse than the best version that ever served."""
+    """Rule that the candidate is not certainly worse than the best version that ever served."""
     for kind in AP_KINDS:
         change = changes[kind][ALL]
         if change.high < 0:
@@ -476,7 +476,7 @@ def rule_best(ruling: Ruling, changes: Changes, name: str, rules: GateRules) -> 
 
 
 def rule_forgetting(ruling: Ruling, changes: Changes, holdout: Holdout, rules: GateRules) -> None:
-    """On the hold-out of an earlier snapshot neither figure may certainly fall."""
+    """Rule that neither figure certainly falls on the hold-out of an earlier snapshot."""
     if holdout.annotated_images < rules.min_images:
         ruling.notes.append(
             f"earlier hold-out {holdout.name[:12]} has {holdout.annotated_images} annotated images, too few to judge on"

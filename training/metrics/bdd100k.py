@@ -51,7 +51,7 @@ class Bitmask:
 
 
 def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bitmask, np.ndarray]:
-    """The instances of a bitmask, by rising number or in the given order, and the numbers that were there.
+    """Parse a bitmask: its instances, by rising number or in the given order, and their numbers.
 
     Raises:
         ValueError: no H x W x 4 bytes, or an instance has pixels of two categories or attributes.
@@ -59,20 +59,20 @@ def parsed(bitmask: np.ndarray, order: Sequence[int] | None = None) -> tuple[Bit
     if bitmask.ndim != 3 or bitmask.shape[2] != 4 or bitmask.dtype != np.uint8:
         raise ValueError(f"a bitmask is an 8-bit RGBA image, this has shape {bitmask.shape}, {bitmask.dtype}")
     raw = (bitmask[..., 2].astype(np.int64) << 8) + bitmask[..., 3]
-    there, first, areas = np.unique(raw, return_index=True, return_counts=True)
-    chosen = np.array(
-        [number for number in (there if order is None else order) if number and number in there], np.int64
+    raw_numbers, first, areas = np.unique(raw, return_index=True, return_counts=True)
+    instance_numbers = np.array(
+        [number for number in (raw_numbers if order is None else order) if number and number in raw_numbers], np.int64
     )
-    places = np.searchsorted(there, chosen)
-    table = np.zeros(int(there[-1]) + 1, np.int64)
-    table[chosen] = np.arange(1, len(chosen) + 1)
+    places = np.searchsorted(raw_numbers, instance_numbers)
+    table = np.zeros(int(raw_numbers[-1]) + 1, np.int64)
+    table[instance_numbers] = np.arange(1, len(instance_numbers) + 1)
     category, attributes = (bitmask[..., layer].reshape(-1)[first[places]].astype(int) for layer in (0, 1))
     numbers = table[raw]
     for layer, values in ((0, category), (1, attributes)):
-        mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
-        if mixed.any() and (order is None or layer == 0):
-            raise ValueError(f"instance {raw[mixed][0]} has pixels of two {('categories', 'attributes')[layer]}")
-    return Bitmask(numbers, category, attributes, areas[places].astype(float)), chosen
+        is_mixed = (bitmask[..., layer] != np.append(0, values)[numbers]) & (numbers > 0)
+        if is_mixed.any() and (order is None or layer == 0):
+            raise ValueError(f"instance {raw[is_mixed][0]} has pixels of two {('categories', 'attributes')[layer]}")
+    return Bitmask(numbers, category, attributes, areas[places].astype(float)), instance_numbers
 
 
 def merged(masks: np.ndarray, categories: Sequence[int], scores: Sequence[float]) -> np.ndarray:
@@ -88,42 +88,50 @@ class Bdd100kEvaluation:
     """Collects images, in the order of their names; `numbers` evaluates what was collected."""
 
     def __init__(self) -> None:
-        self._images: list[tuple[Objects, Objects, Matches]] = []  # truth, detections, and how those match
+        self._images: list[tuple[Objects, Objects, Matches]] = []  # truth, detections and their matches
 
     def add(self, truth: np.ndarray, detected: np.ndarray, scores: dict[int, float]) -> None:
-        """Take in one image: two bitmasks, and the scores of the detections by their number in `detected`.
+        """Add one image: two bitmasks, and the scores of the detections by their number in `detected`.
 
         Raises:
             ValueError: a bitmask is malformed, or their sizes differ.
         """
         if truth.shape != detected.shape:
             raise ValueError(f"the bitmasks differ in size: truth {truth.shape[:2]}, detections {detected.shape[:2]}")
-        real, _ = parsed(truth)
-        ranked = sorted(scores, key=lambda number: scores[number], reverse=True)
-        seen, numbers = parsed(detected, ranked)
-        ours = _objects(real, np.zeros(len(real.area)), (real.attributes & IGNORED) > 0)
+        truth_bitmask, _ = parsed(truth)
+        ranking = sorted(scores, key=lambda number: scores[number], reverse=True)
+        detection_bitmask, numbers = parsed(detected, ranking)
+        ours = _objects(truth_bitmask, np.zeros(len(truth_bitmask.area)), (truth_bitmask.attributes & IGNORED) > 0)
         theirs = _objects(
-            seen, np.array([scores[int(number)] for number in numbers], float), np.zeros(len(numbers), bool)
+            detection_bitmask,
+            np.array([scores[int(number)] for number in numbers], float),
+            np.zeros(len(numbers), bool),
         )
-        self._images.append((ours, theirs, _matched(ours, theirs, _iou(seen, real), (real.attributes & CROWD) > 0)))
+        self._images.append(
+            (
+                ours,
+                theirs,
+                _matched(ours, theirs, _iou(detection_bitmask, truth_bitmask), (truth_bitmask.attributes & CROWD) > 0),
+            )
+        )
 
     def join(self, other: Bdd100kEvaluation) -> None:
-        """Take in what another evaluation collected, as if its images had been added here."""
+        """Add the images of another evaluation."""
         self._images += other._images
 
     def numbers(self) -> dict[str, float]:
         """COCO's 12 numbers and ``AP/<class>``: fractions, NaN where there is no truth."""
-        truth = _joined([real for real, _, _ in self._images])
-        detected = _joined([seen for _, seen, _ in self._images])
+        truth = _joined([objects for objects, _, _ in self._images])
+        detections = _joined([results for _, results, _ in self._images])
         truth = truth[(truth.category >= 0) & (truth.category < len(CATEGORIES))]
-        order = np.lexsort((-detected.score, detected.image, detected.category))
-        order = order[(detected.category[order] >= 0) & (detected.category[order] < len(CATEGORIES))]
-        order = order[rank(detected[order]) < _MOST[-1]]
+        order = np.lexsort((-detections.score, detections.image, detections.category))
+        order = order[(detections.category[order] >= 0) & (detections.category[order] < len(CATEGORIES))]
+        order = order[rank(detections[order]) < _MOST[-1]]
         matches = Matches(
             np.concatenate([match.matched for *_, match in self._images], axis=2)[:, :, order],
             np.concatenate([match.ignored for *_, match in self._images], axis=2)[:, :, order],
         )
-        outcome = curves(truth, detected[order], matches, len(CATEGORIES), _MOST)
+        outcome = curves(truth, detections[order], matches, len(CATEGORIES), _MOST)
         return precisions(outcome, CATEGORIES) | recalls(outcome, _MOST)
 
 
@@ -133,39 +141,39 @@ def _objects(bitmask: Bitmask, scores: np.ndarray, ignore: np.ndarray) -> Object
 
 
 def _joined(parts: list[Objects]) -> Objects:
-    """The objects of all images, those numbered in order."""
+    """Join the objects of all images; images are numbered in their order."""
     image = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     fields = ("category", "area", "score", "crowd", "ignore")
     return Objects(image, *(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _iou(detected: Bitmask, truth: Bitmask) -> np.ndarray:
-    """detections x truths."""
+def _iou(detections: Bitmask, truth: Bitmask) -> np.ndarray:
+    """IoU of each detection with each truth, detections x truths."""
     columns = len(truth.area) + 1
-    shared = np.bincount(
-        (detected.numbers * columns + truth.numbers).ravel(), minlength=(len(detected.area) + 1) * columns
+    shared_px = np.bincount(
+        (detections.numbers * columns + truth.numbers).ravel(), minlength=(len(detections.area) + 1) * columns
     ).reshape(-1, columns)[1:, 1:]
-    return shared / (detected.area[:, None] + truth.area[None] - shared)
+    return shared_px / (detections.area[:, None] + truth.area[None] - shared_px)
 
 
-def _matched(truth: Objects, detected: Objects, iou: np.ndarray, crowd: np.ndarray) -> Matches:
-    """Detections in order of falling score; see the module's legend."""
-    shape = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS), len(detected))
+def _matched(truth: Objects, detections: Objects, iou: np.ndarray, crowd: np.ndarray) -> Matches:
+    """Match detections, which come by falling score, by the rules in the module's docstring."""
+    shape = (len(AREA_RANGES_PX), len(IOU_THRESHOLDS), len(detections))
     result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
-    unwanted = truth.outside_px() | truth.ignore
-    for category in np.intersect1d(detected.category, truth.category):
-        rows, columns = np.flatnonzero(detected.category == category), np.flatnonzero(truth.category == category)
+    is_ignored = truth.outside_px() | truth.ignore
+    for category in np.intersect1d(detections.category, truth.category):
+        rows, columns = np.flatnonzero(detections.category == category), np.flatnonzero(truth.category == category)
         for level, threshold in enumerate(IOU_THRESHOLDS):
-            left = iou[np.ix_(rows, columns)].copy()
+            free_iou = iou[np.ix_(rows, columns)].copy()
             for row, index in enumerate(rows):
-                best = int(np.argmax(left[row]))
-                if left[row, best] < threshold:
+                best = int(np.argmax(free_iou[row]))
+                if free_iou[row, best] < threshold:
                     continue
                 result.matched[:, level, index] = True
-                result.ignored[:, level, index] = unwanted[:, columns[best]]
+                result.ignored[:, level, index] = is_ignored[:, columns[best]]
                 if not crowd[columns[best]]:
-                    left[:, best] = 0
-    result.ignored[:] |= ~result.matched & detected.outside_px()[:, None]
+                    free_iou[:, best] = 0
+    result.ignored[:] |= ~result.matched & detections.outside_px()[:, None]
     return result
 
 
@@ -199,17 +207,17 @@ def bdd100k_ap(
     bitmasks = {path.name: path for path in results.rglob("*.png")}
     for path in images:
         if path.name not in bitmasks or path.name not in scores:
-            where = results if path.name not in bitmasks else lists[0]
-            raise RecordError(f"{where}: has nothing for {path.name}; expected every image of {truths}")
+            source = results if path.name not in bitmasks else lists[0]
+            raise RecordError(f"{source}: has nothing for {path.name}; expected every image of {truths}")
     evaluation = Bdd100kEvaluation()
-    given = [(path, bitmasks[path.name], scores[path.name]) for path in images]
-    for part in map_images_in_processes(_evaluated, given, (), processes, progress):
+    inputs = [(path, bitmasks[path.name], scores[path.name]) for path in images]
+    for part in map_images_in_processes(_evaluated, inputs, (), processes, progress):
         evaluation.join(part)
-    return evaluation.numbers(), len(images), sum(len(detected) for _, _, detected in given)
+    return evaluation.numbers(), len(images), sum(len(image_scores) for _, _, image_scores in inputs)
 
 
 def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> Bdd100kEvaluation:
-    """Some images collected, from (truth, bitmask, scores) of each."""
+    """Evaluate some images, each a tuple (truth, bitmask, scores)."""
     evaluation = Bdd100kEvaluation()
     for path, bitmask, scores in images:
         try:
@@ -220,20 +228,20 @@ def _evaluated(images: list[tuple[Path, Path, dict[int, float]]]) -> Bdd100kEval
 
 
 def read_scores(path: Path) -> dict[str, dict[int, float]]:
-    """image name ending in .png -> instance number -> score. Raises RecordError."""
-    listed = read_json(path)
-    if not isinstance(listed, list):
+    """Read scores: image name ending in .png -> instance number -> score. Raises RecordError."""
+    records = read_json(path)
+    if not isinstance(records, list):
         raise RecordError(f"{path}: is no list; expected [{{name, labels}}, ...]")
     result: dict[str, dict[int, float]] = {}
-    for index, record in enumerate(listed):
+    for index, record in enumerate(records):
         if not isinstance(record, dict) or not isinstance(record.get("name"), str):
             raise RecordError(f"{path}: [{index}].name: expected the name of an image")
         labels = record.get("labels") or []
         if not isinstance(labels, list):
             raise RecordError(f"{path}: [{index}].labels: expected a list")
-        checked = [_label(label, f"{path}: [{index}].labels[{n}]") for n, label in enumerate(labels)]
-        result[record["name"].replace(".jpg", ".png")] = dict(checked)
-        if len(dict(checked)) != len(checked):
+        label_scores = [_label(label, f"{path}: [{index}].labels[{n}]") for n, label in enumerate(labels)]
+        result[record["name"].replace(".jpg", ".png")] = dict(label_scores)
+        if len(dict(label_scores)) != len(label_scores):
             raise RecordError(f"{path}: [{index}].labels: an index occurs twice")
     return result
 

@@ -29,7 +29,7 @@ from model.instance import box_of, window_of
 from training.metrics.matching import Objects, Pairs, tight_boxes
 
 _MOST_GROUPS = 8  # of five bits: 40 bits are more pixels than any image has
-_CHUNK = 4096  # masks unpacked together: enough to forget Python's part, little enough to stay in the cache
+_CHUNK = 4096  # masks unpacked together: Python's overhead is small, and they stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def in_chunks(counts: Sequence[bytes]) -> Iterator[tuple[int, Runs]]:
 
 
 def unpack(counts: Sequence[bytes]) -> Runs:
-    """The runs of masks in compressed form. What was malformed comes out as run lengths that do not fit the image."""
+    """Unpack the runs of compressed masks; malformed ones give run lengths that do not fit the image."""
     sizes = np.array([len(run_lengths) for run_lengths in counts], np.int64)
     text = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
     mask_ends = np.cumsum(sizes)
@@ -84,29 +84,29 @@ def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarr
 
 
 def _undo_differences(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Runs 1, 3, 5... and 2, 4, 6... of each mask are running sums; run 0 stands alone."""
+    """Undo the differences: runs 1, 3, 5... and 2, 4, 6... of each mask are running sums; run 0 is stored as it is."""
     lengths = np.empty_like(values)
     per_mask = np.diff(starts)
     mask = np.repeat(np.arange(len(per_mask)), per_mask)
     place = np.arange(len(values)) - starts[:-1][mask]
     lengths[place == 0] = values[place == 0]
     for parity in (1, 0):
-        chosen = np.flatnonzero((place % 2 == parity) & (place > 0))
-        if not len(chosen):
+        indices = np.flatnonzero((place % 2 == parity) & (place > 0))
+        if not len(indices):
             continue
-        sums = np.cumsum(values[chosen])
-        first = place[chosen] == (1 if parity else 2)
-        before = (sums - values[chosen])[first]
-        lengths[chosen] = sums - before[np.cumsum(first) - 1]
+        sums = np.cumsum(values[indices])
+        first = place[indices] == (1 if parity else 2)
+        before = (sums - values[indices])[first]
+        lengths[indices] = sums - before[np.cumsum(first) - 1]
     return lengths
 
 
 def fits(runs: Runs, pixels: np.ndarray) -> np.ndarray:
     """bool N: whether each mask's runs are not negative and fill its image of `pixels[n]` pixels exactly."""
     totals = np.concatenate(([0], np.cumsum(runs.lengths)))
-    worst = np.concatenate(([0], np.cumsum(runs.lengths < 0)))
+    negatives = np.concatenate(([0], np.cumsum(runs.lengths < 0)))
     begin, end = runs.starts[:-1], runs.starts[1:]
-    return (totals[end] - totals[begin] == pixels) & (worst[end] == worst[begin])
+    return (totals[end] - totals[begin] == pixels) & (negatives[end] == negatives[begin])
 
 
 def crop(lengths: np.ndarray, height: int, columns: slice, rows: slice) -> np.ndarray:
@@ -167,18 +167,18 @@ def band(box_mask: np.ndarray, width_px: int) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray, width_px: int) -> np.ndarray:
-    """Where all of 2d + 1 rows in a row are set; the result is 2d rows shorter. Doubles what each AND covers."""
-    window, covered = 2 * width_px + 1, 1
-    while covered < window:
-        step = min(covered, window - covered)
+    """AND each row with the next 2d rows; the result is 2d rows shorter. Each step doubles the rows covered."""
+    window, covered_rows = 2 * width_px + 1, 1
+    while covered_rows < window:
+        step = min(covered_rows, window - covered_rows)
         mask = mask[:-step] & mask[step:]
-        covered += step
+        covered_rows += step
     return mask
 
 
 @dataclass(frozen=True, slots=True)
 class _Band:
-    """A boundary in its place: bool columns x rows, its corner in the image, and its area in pixels."""
+    """A boundary: bool columns x rows, its upper left corner in the image, and its area in pixels."""
 
     pixels: np.ndarray
     left: int
@@ -188,11 +188,11 @@ class _Band:
 
 def with_boundaries(pairs: Pairs, truth: Objects, detections: Objects, ratio: float) -> Pairs:
     """The pairs with min(mask IoU, boundary IoU); crowd truths keep the plain mask IoU."""
-    chosen = np.flatnonzero(~truth.crowd[pairs.truth])
-    ours = _bands(detections, np.unique(pairs.detection[chosen]), ratio)
-    theirs = _bands(truth, np.unique(pairs.truth[chosen]), ratio)
+    object_pairs = np.flatnonzero(~truth.crowd[pairs.truth])
+    ours = _bands(detections, np.unique(pairs.detection[object_pairs]), ratio)
+    theirs = _bands(truth, np.unique(pairs.truth[object_pairs]), ratio)
     iou = pairs.iou.copy()
-    for pair in chosen:
+    for pair in object_pairs:
         agreement = _band_iou(ours[int(pairs.detection[pair])], theirs[int(pairs.truth[pair])])
         iou[pair] = min(iou[pair], agreement)
     return Pairs(pairs.detection, pairs.truth, iou)
@@ -220,8 +220,8 @@ def _band_iou(band: _Band, other: _Band) -> float:
         return 0.0
     ours = band.pixels[left - band.left : right - band.left, top - band.top : bottom - band.top]
     theirs = other.pixels[left - other.left : right - other.left, top - other.top : bottom - other.top]
-    shared = int(np.count_nonzero(ours & theirs))
-    return shared / (band.area_px + other.area_px - shared)
+    shared_px = int(np.count_nonzero(ours & theirs))
+    return shared_px / (band.area_px + other.area_px - shared_px)
 
 
 Window = tuple[slice, slice]
@@ -233,29 +233,29 @@ class OutlineDistance:
 
     Attributes:
         window: rows and columns of the image that hold both masks and a margin.
-        here: corner map of the first outline; there: of the second.
-        to_here_px: distance of each corner from the first outline; to_there_px: from the second.
+        outline, other: corner maps of the first and of the second outline.
+        to_outline_px, to_other_px: distance of each corner from the first and from the second outline.
     """
 
     window: Window
-    here: np.ndarray
-    there: np.ndarray
-    to_here_px: np.ndarray
-    to_there_px: np.ndarray
+    outline: np.ndarray
+    other: np.ndarray
+    to_outline_px: np.ndarray
+    to_other_px: np.ndarray
 
     @property
     def mean_px(self) -> float:
         """Mean distance of either outline's corners from the other outline, the two means averaged."""
-        return float((self.to_there_px[self.here].mean() + self.to_here_px[self.there].mean()) / 2)
+        return float((self.to_other_px[self.outline].mean() + self.to_outline_px[self.other].mean()) / 2)
 
     @property
     def max_px(self) -> float:
         """Largest distance from either outline to the other (Hausdorff)."""
-        return float(max(self.to_there_px[self.here].max(), self.to_here_px[self.there].max()))
+        return float(max(self.to_other_px[self.outline].max(), self.to_outline_px[self.other].max()))
 
-    def far_points(self, points_px: np.ndarray, *, of_here: bool, accepted_px: float) -> int:
-        """How many of N points (x, y in pixel edges), of the first or the second outline, are off the other one."""
-        distances_px = self.to_there_px if of_here else self.to_here_px
+    def far_points(self, points_px: np.ndarray, *, of_other: bool, accepted_px: float) -> int:
+        """Number of N points (x, y in pixel edges) of one outline farther than `accepted_px` from the other one."""
+        distances_px = self.to_outline_px if of_other else self.to_other_px
         rows, columns = self.window
         corners = np.rint(np.asarray(points_px) - [columns.start, rows.start]).astype(np.int64)
         y = corners[:, 1].clip(0, distances_px.shape[0] - 1)
@@ -276,35 +276,35 @@ def compare_outlines(mask_hw: np.ndarray, other_hw: np.ndarray, *, margin_px: in
             "expected two masks of one size with at least a pixel each"
         )
     window = window_of(mask_hw | other_hw, margin_px)
-    here, there = outline_corners(mask_hw[window]), outline_corners(other_hw[window])
-    to_here, to_there = (ndimage.distance_transform_edt(~outline) for outline in (here, there))
-    return OutlineDistance(window, here, there, to_here, to_there)
+    outline_map, other_map = outline_corners(mask_hw[window]), outline_corners(other_hw[window])
+    to_outline, to_other = (ndimage.distance_transform_edt(~corners) for corners in (outline_map, other_map))
+    return OutlineDistance(window, outline_map, other_map, to_outline, to_other)
 
 
 def moved_band(
-    mask_hw: np.ndarray, other_hw: np.ndarray, compared: OutlineDistance, *, accepted_px: float, band_px: float
+    mask_hw: np.ndarray, other_hw: np.ndarray, distance: OutlineDistance, *, accepted_px: float, band_px: float
 ) -> np.ndarray:
-    """Where an outline was moved, bool H x W.
+    """Find where an outline was moved, bool H x W.
 
     All pixels within `band_px` of a stretch of either outline that is farther than `accepted_px` from the other one,
     and the pixels that changed sides there.
     """
-    off = (compared.here & (compared.to_there_px > accepted_px)) | (
-        compared.there & (compared.to_here_px > accepted_px)
+    is_off = (distance.outline & (distance.to_other_px > accepted_px)) | (
+        distance.other & (distance.to_outline_px > accepted_px)
     )
     band_hw = np.zeros_like(mask_hw)
-    if not off.any():
+    if not is_off.any():
         return band_hw
-    near = _touched(ndimage.distance_transform_edt(~off) <= band_px)
-    changed = mask_hw[compared.window] ^ other_hw[compared.window]
-    pieces, _ = ndimage.label(changed, np.ones((3, 3)))
-    there = np.unique(pieces[_touched(off)])
-    band_hw[compared.window] = near | (changed & np.isin(pieces, there[there > 0]))
+    is_near = _touched(ndimage.distance_transform_edt(~is_off) <= band_px)
+    difference = mask_hw[distance.window] ^ other_hw[distance.window]
+    pieces, _ = ndimage.label(difference, np.ones((3, 3)))
+    piece_numbers = np.unique(pieces[_touched(is_off)])
+    band_hw[distance.window] = is_near | (difference & np.isin(pieces, piece_numbers[piece_numbers > 0]))
     return band_hw
 
 
 def outline_length(mask_hw: np.ndarray) -> int:
-    """Corners of pixels that the outline of a mask passes, about its length in pixels; 0 for an empty mask."""
+    """Number of pixel corners on the outline of a mask, about its length in pixels; 0 for an empty mask."""
     if not mask_hw.any():
         return 0
     left, top, right, bottom = box_of(mask_hw)

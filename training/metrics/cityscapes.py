@@ -29,7 +29,7 @@ from training.metrics.parallel import map_images_in_processes
 
 LABELS = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
 LARGEST_LABEL = 33
-# Labels that Cityscapes leaves out of its evaluation; of a void label's numbered instances none is void.
+# Labels that Cityscapes leaves out of its evaluation; numbered instances of these labels do not count as void.
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 LEAST_PX = 100
@@ -38,10 +38,10 @@ RATIO = 0.005  # boundary width / image diagonal
 
 @dataclass(slots=True)
 class _Truth:
-    """One instance or group of one class on one image, and the (score, overlap) of every detection that touches it."""
+    """One instance or group of one class on one image, and (score, overlap) of every detection that overlaps it."""
 
-    needed: bool
-    touched: list[tuple[float, float]] = field(default_factory=list)
+    is_required: bool
+    overlaps: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +50,32 @@ class _Detection:
 
     score: float
     best: float
-    forgiven: float
+    ignored_share: float
 
 
 class CityscapesEvaluation:
     """Collects images; `numbers` evaluates what was collected.
 
     Attributes:
-        added: detections of all images, those of other classes included.
+        detection_count: detections of all images, those of other classes included.
     """
 
     def __init__(self, kind: IouKind = "segm", ratio: float = RATIO) -> None:
-        self.kind, self.ratio, self.added = kind, ratio, 0
+        self.kind, self.ratio, self.detection_count = kind, ratio, 0
         self._truths: dict[int, list[_Truth]] = {label: [] for label in LABELS.values()}
         self._detections: dict[int, list[_Detection]] = {label: [] for label in LABELS.values()}
 
     def add(
         self, instance_ids: np.ndarray, masks: Sequence[np.ndarray], labels: Sequence[int], scores: Sequence[float]
     ) -> None:
-        """Take in one image.
+        """Add one image.
 
         Args:
             instance_ids: int H x W, the ground truth as in ``*_gtFine_instanceIds.png``.
             masks: bool H x W each, the detections.
             labels: Cityscapes label ids of the detections; others than the eight evaluated ones are left out.
         """
-        self.added += len(scores)
+        self.detection_count += len(scores)
         areas = _counts(instance_ids)
         truths = {
             number: _Truth(number >= 1000 and areas[number] >= LEAST_PX)
@@ -88,12 +88,12 @@ class CityscapesEvaluation:
         band_areas = _counts(band) if band is not None else {}
         for mask, label, score in zip(masks, labels, scores, strict=True):
             if label in self._detections and mask.any():
-                touched = self._touched(instance_ids, band, mask, label, areas, band_areas)
-                self._detections[label].append(_record(touched, truths, areas, instance_ids[mask], float(score)))
+                overlaps = self._overlaps(instance_ids, band, mask, label, areas, band_areas)
+                self._detections[label].append(_record(overlaps, truths, areas, instance_ids[mask], float(score)))
 
     def join(self, other: CityscapesEvaluation) -> None:
-        """Take in what another evaluation collected, as if its images had been added here."""
-        self.added += other.added
+        """Add the images of another evaluation."""
+        self.detection_count += other.detection_count
         for label in self._truths:
             self._truths[label] += other._truths[label]
             self._detections[label] += other._detections[label]
@@ -105,7 +105,7 @@ class CityscapesEvaluation:
             band[boundary_mask(instance_ids == number, self.ratio)] = number
         return band
 
-    def _touched(
+    def _overlaps(
         self,
         instance_ids: np.ndarray,
         band: np.ndarray | None,
@@ -114,15 +114,17 @@ class CityscapesEvaluation:
         areas: dict[int, int],
         band_areas: dict[int, int],
     ) -> list[tuple[int, int, float]]:
-        """(truth, shared pixels, overlap) of the truths of a class that a detection shares pixels with."""
-        shared = _counts(instance_ids[mask])
+        """List (truth, shared pixels, overlap) for each truth of a class that shares pixels with a detection."""
+        shared_px = _counts(instance_ids[mask])
         size = int(np.count_nonzero(mask))
-        touched = [(t, n, n / (areas[t] + size - n)) for t, n in shared.items() if _label(t) == label]
+        overlaps = [(t, n, n / (areas[t] + size - n)) for t, n in shared_px.items() if _label(t) == label]
         if band is None:
-            return touched
+            return overlaps
         edge = boundary_mask(mask, self.ratio)
         edges, length = _counts(band[edge]), int(np.count_nonzero(edge))
-        return [(t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in touched if t in edges]
+        return [
+            (t, n, min(iou, edges[t] / (band_areas[t] + length - edges[t]))) for t, n, iou in overlaps if t in edges
+        ]
 
     def numbers(self) -> dict[str, float]:
         """AP, AP50, AP75 and ``AP/<class>``, ``AP50/<class>``: fractions, NaN for a class without truth."""
@@ -134,50 +136,50 @@ class CityscapesEvaluation:
         return result | {f"AP50/{name}": float(row[0]) for name, row in zip(LABELS, values, strict=True)}
 
     def _ap(self, label: int, threshold: float) -> float:
-        needed = [truth for truth in self._truths[label] if truth.needed]
-        if not needed:
+        required = [truth for truth in self._truths[label] if truth.is_required]
+        if not required:
             return float("nan")
-        right, wrong, missed = [], [], 0
-        for truth in needed:
-            scores = sorted(score for score, overlap in truth.touched if overlap > threshold)
-            missed += not scores
+        right, wrong, missed_count = [], [], 0
+        for truth in required:
+            scores = sorted(score for score, overlap in truth.overlaps if overlap > threshold)
+            missed_count += not scores
             right += scores[-1:]
             wrong += scores[:-1]
         wrong += [
             detection.score
             for detection in self._detections[label]
-            if detection.best <= threshold and detection.forgiven <= threshold
+            if detection.best <= threshold and detection.ignored_share <= threshold
         ]
-        return _integrated(np.array(right), np.array(wrong), missed)
+        return _integrated(np.array(right), np.array(wrong), missed_count)
 
 
 def _record(
-    touched: list[tuple[int, int, float]],
+    overlaps: list[tuple[int, int, float]],
     truths: dict[int, _Truth],
     areas: dict[int, int],
-    under: np.ndarray,
+    ids_under_mask: np.ndarray,
     score: float,
 ) -> _Detection:
-    """Note a detection at the truths that it touches; sum up what of it is forgiven (a small group twice)."""
-    forgiven = int(np.isin(under, VOID).sum())
-    for truth, shared, overlap in touched:
-        truths[truth].touched.append((score, overlap))
-        forgiven += shared * ((truth < 1000) + (areas[truth] < LEAST_PX))
-    best = max((overlap for _, _, overlap in touched), default=-1.0)
-    return _Detection(score, best, forgiven / len(under))
+    """Add a detection to the truths it overlaps, and sum its pixels on ignored regions (a small group counts twice)."""
+    ignored_px = int(np.isin(ids_under_mask, VOID).sum())
+    for truth, shared_px, overlap in overlaps:
+        truths[truth].overlaps.append((score, overlap))
+        ignored_px += shared_px * ((truth < 1000) + (areas[truth] < LEAST_PX))
+    best = max((overlap for _, _, overlap in overlaps), default=-1.0)
+    return _Detection(score, best, ignored_px / len(ids_under_mask))
 
 
-def _integrated(right: np.ndarray, wrong: np.ndarray, missed: int) -> float:
+def _integrated(right: np.ndarray, wrong: np.ndarray, missed_count: int) -> float:
     """Area under precision over recall: each distinct score a point, half a step to either side, ending in (1, 0)."""
     thresholds = np.unique(np.concatenate((right, wrong)))
     if not len(thresholds):
         return 0.0
     hits = len(right) - np.searchsorted(np.sort(right), thresholds)
-    reported = hits + len(wrong) - np.searchsorted(np.sort(wrong), thresholds)
-    precision = np.append(hits / reported, 1.0)
-    recall = np.append(hits / max(1, len(right) + missed), 0.0)
-    stretched = np.concatenate((recall[:1], recall, [0.0]))
-    return float(np.dot(precision, (stretched[:-2] - stretched[2:]) / 2))
+    reported_counts = hits + len(wrong) - np.searchsorted(np.sort(wrong), thresholds)
+    precision = np.append(hits / reported_counts, 1.0)
+    recall = np.append(hits / max(1, len(right) + missed_count), 0.0)
+    padded_recall = np.concatenate((recall[:1], recall, [0.0]))
+    return float(np.dot(precision, (padded_recall[:-2] - padded_recall[2:]) / 2))
 
 
 def _label(instance_id: int) -> int:
@@ -185,8 +187,8 @@ def _label(instance_id: int) -> int:
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
-    there, numbers = np.unique(values, return_counts=True)
-    return dict(zip(there.tolist(), numbers.tolist(), strict=True))
+    unique_values, numbers = np.unique(values, return_counts=True)
+    return dict(zip(unique_values.tolist(), numbers.tolist(), strict=True))
 
 
 ENDING = "_gtFine_instanceIds.png"
@@ -221,11 +223,11 @@ def cityscapes_ap(
     pairs = [(path, _prediction_of(path, texts, results)) for path in images]
     for part in map_images_in_processes(_evaluated, pairs, (results, kind, ratio), processes, progress):
         evaluation.join(part)
-    return evaluation.numbers(), len(images), evaluation.added
+    return evaluation.numbers(), len(images), evaluation.detection_count
 
 
 def _evaluated(images: list[tuple[Path, Path]], results: Path, kind: IouKind, ratio: float) -> CityscapesEvaluation:
-    """Some images collected, from (truth, prediction file) of each."""
+    """Evaluate some images, each a tuple (truth, prediction file)."""
     evaluation = CityscapesEvaluation(kind, ratio)
     for path, text in images:
         ids = read_instance_ids(path)
@@ -277,7 +279,7 @@ def read_lines(path: Path, root: Path) -> list[Line]:
         mask = (path.parent / parts[0]).resolve()
         if Path(parts[0]).is_absolute() or not mask.is_relative_to(root.resolve()):
             raise RecordError(f"{place}: mask {parts[0]!r} lies outside {root}; expected a relative path inside")
-        if any(mask == known for known, _, _ in lines):
+        if any(mask == other_mask for other_mask, _, _ in lines):
             raise RecordError(f"{place}: mask {parts[0]!r} is listed twice")
         label, score = _number(parts[1], f"{place}: label"), _number(parts[2], f"{place}: score")
         if not -1 <= label <= LARGEST_LABEL:

@@ -9,10 +9,10 @@ absent (`neg_category_ids`). Detections of others are left out; unmatched detect
 not all drawn (`not_exhaustive_category_ids`) do not count. 300 detections an image over all categories. On an LVIS file
 cut to COCO's categories this is PointRend's AP*.
 
-How certain an AP is, resampled images say (a bootstrap): matching is done once, and a resample only weighs images anew.
-An image that a resample drew w times counts w times: as COCO's evaluation would count w copies of it, with all copies
-of a detection in one place of the ranking. Drawing every image once gives COCO's numbers. Differences of two networks
-are paired: both are measured on the same draws, so what is easy or hard for both cancels.
+A bootstrap over images gives the uncertainty of an AP: matching is done once, and a resample only changes the images'
+weights. An image of weight w counts as w copies of it in COCO's evaluation, with all copies of a detection in one place
+of the ranking. Weights of 1 give COCO's numbers. Differences of two networks are paired: both are measured on the same
+draws, so what is easy or hard for both cancels.
 
 Shapes: N images, T IoU thresholds, D detections of a category, B resamples, P of the D that match.
 """
@@ -80,12 +80,12 @@ Record = dict[str, Any]
 def compressed(segmentation: Any, height: int, width: int) -> Record:
     """Compressed RLE (counts as bytes) of polygons, run lengths or an RLE of an H x W image."""
     if isinstance(segmentation, list):
-        merged: Record = rle.merge(rle.frPyObjects(segmentation, height, width))
-        return merged
+        polygon_rle: Record = rle.merge(rle.frPyObjects(segmentation, height, width))
+        return polygon_rle
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        packed: Record = rle.frPyObjects(segmentation, height, width)
-        return packed
+        counts_rle: Record = rle.frPyObjects(segmentation, height, width)
+        return counts_rle
     return {"size": segmentation["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
@@ -117,23 +117,23 @@ def detection_objects(dataset: Record, results: Sequence[Record], *, masks: bool
     and APl. `mask_areas` takes the masks' areas instead, as detectron2 does by leaving the boxes out.
     """
     sizes = {image["id"]: (image.get("height", 0), image.get("width", 0)) for image in dataset["images"]}
-    boxed = bool(results) and bool(results[0].get("bbox")) and not (masks and mask_areas)
-    packed = [] if boxed and not masks else [_mask(result, sizes[result["image_id"]]) for result in results]
-    boxes = _boxes(results) if boxed else tight_boxes(packed)
-    area = boxes[:, 2] * boxes[:, 3] if boxed else _areas(packed)
+    has_boxes = bool(results) and bool(results[0].get("bbox")) and not (masks and mask_areas)
+    rles = [] if has_boxes and not masks else [_mask(result, sizes[result["image_id"]]) for result in results]
+    boxes = _boxes(results) if has_boxes else tight_boxes(rles)
+    area = boxes[:, 2] * boxes[:, 3] if has_boxes else _areas(rles)
     return Objects(
         **_places(dataset, results),
         area=area,
         score=np.array([result["score"] for result in results], float),
         crowd=np.zeros(len(results), bool),
         ignore=np.zeros(len(results), bool),
-        masks=packed if masks else (),
+        masks=rles if masks else (),
         boxes=np.zeros((0, 4)) if masks else boxes,
     )
 
 
 def _mask(record: Record, size: tuple[int, int]) -> Record:
-    """Of a result without a segmentation, its box; COCO's tool does the same."""
+    """Compressed mask of a result; without a segmentation that of its box, as in COCO's tool."""
     if "segmentation" in record:
         return compressed(record["segmentation"], *size)
     x, y, width, height = record["bbox"]
@@ -142,7 +142,7 @@ def _mask(record: Record, size: tuple[int, int]) -> Record:
 
 
 def _areas(masks: list[Record]) -> np.ndarray:
-    """In parts: pycocotools' `area` counts its arguments in 8 bits."""
+    """Areas of masks, computed in parts: pycocotools' `area` counts its arguments in 8 bits."""
     parts = [rle.area(masks[start : start + 128]) for start in range(0, len(masks), 128)]
     return np.concatenate(parts).astype(float) if parts else np.zeros(0)
 
@@ -166,20 +166,20 @@ def _places(dataset: Record, records: Sequence[Record]) -> dict[str, np.ndarray]
 
 def category_names(dataset: Record) -> list[str]:
     """Names by rising category id; where several share a name, with their ids."""
-    ordered = sorted(dataset["categories"], key=lambda category: category["id"])
-    uses = Counter(category["name"] for category in ordered)
+    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    uses = Counter(category["name"] for category in categories)
     return [
         category["name"] if uses[category["name"]] == 1 else f"{category['name']} ({category['id']})"
-        for category in ordered
+        for category in categories
     ]
 
 
 def in_coco_order(detections: Objects, *, most: int | None = None) -> Objects:
     """Sorted by category, image and falling score (stable), at most `most` of each category on each image."""
-    ordered = detections[np.lexsort((-detections.score, detections.image, detections.category))]
+    sorted_detections = detections[np.lexsort((-detections.score, detections.image, detections.category))]
     if most is None:
-        return ordered
-    return ordered[rank(ordered) < most]
+        return sorted_detections
+    return sorted_detections[rank(sorted_detections) < most]
 
 
 IouKind = Literal["segm", "bbox", "boundary"]
@@ -195,18 +195,18 @@ def iou_pairs(
     """Pairs of equal image and category with IoU >= 0.5, as `overlapping_pairs` and `with_boundaries` have them.
 
     Args:
-        progress: told (images done, images in all) after each chunk.
+        progress: called with (images done, images in all) after each chunk.
     """
     images = int(max(truth.image.max(initial=-1), detections.image.max(initial=-1))) + 1
-    worth = len(detections) >= WORTH_PROCESSES
-    edges = np.linspace(0, images, (_CHUNKS if worth else 1) + 1).astype(int)
+    is_large = len(detections) >= WORTH_PROCESSES
+    edges = np.linspace(0, images, (_CHUNKS if is_large else 1) + 1).astype(int)
     places = [
         (np.flatnonzero(_within(truth, low, high)), np.flatnonzero(_within(detections, low, high)))
         for low, high in pairwise(edges)
     ]
     work = [(truth[ours], detections[theirs], kind, ratio) for ours, theirs in places]
     parts = []
-    for number, pairs in enumerate(map_in_processes(_compare, work, processes if worth else 1)):
+    for number, pairs in enumerate(map_in_processes(_compare, work, processes if is_large else 1)):
         ours, theirs = places[number]
         parts.append((theirs[pairs.detection], ours[pairs.truth], pairs.iou))
         progress(int(edges[number + 1]), images)
@@ -256,8 +256,8 @@ def lvis_ap(
     values = precisions(outcome, names)
     kinds = [kind.get("frequency") for kind in sorted(dataset["categories"], key=lambda category: category["id"])]
     for frequency in _FREQUENCIES:
-        chosen = [index for index, kind in enumerate(kinds) if kind == frequency]
-        values[f"AP{frequency}"] = mean(outcome.precision[:, :, chosen, 0])
+        class_indices = [index for index, kind in enumerate(kinds) if kind == frequency]
+        values[f"AP{frequency}"] = mean(outcome.precision[:, :, class_indices, 0])
     return values | recalls(outcome, (MOST,))
 
 
@@ -270,19 +270,19 @@ def _best_of_each_image(detections: Objects) -> np.ndarray:
 
 
 def _judged(dataset: dict[str, Any], truth: Objects, detections: Objects) -> Objects:
-    """Without detections that the annotations say nothing about; those not judged fully are marked `ignore`."""
+    """Drop detections of categories that their image is not annotated for; `ignore` those annotated incompletely."""
     images = sorted(dataset["images"], key=lambda image: image["id"])
     kinds = {number: index for index, number in enumerate(sorted(category["id"] for category in dataset["categories"]))}
 
     def keys(field: str) -> np.ndarray:
-        listed = [(n, kinds[k]) for n, image in enumerate(images) for k in image[field] if k in kinds]
-        return _keys(*np.array(listed, np.int64).reshape(-1, 2).T)
+        places = [(n, kinds[k]) for n, image in enumerate(images) for k in image[field] if k in kinds]
+        return _keys(*np.array(places, np.int64).reshape(-1, 2).T)
 
     of_detections = _keys(detections.image, detections.category)
-    known = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
+    annotated_keys = np.concatenate((_keys(truth.image, truth.category), keys("neg_category_ids")))
     incomplete = np.isin(of_detections, keys("not_exhaustive_category_ids"))
-    marked = replace(detections, ignore=incomplete)
-    return marked[np.isin(of_detections, known)]
+    detections = replace(detections, ignore=incomplete)
+    return detections[np.isin(of_detections, annotated_keys)]
 
 
 def _keys(image: np.ndarray, category: np.ndarray) -> np.ndarray:
@@ -292,30 +292,30 @@ def _keys(image: np.ndarray, category: np.ndarray) -> np.ndarray:
 MASK_KINDS = ("mask", "boundary")
 
 _TINY = np.spacing(1)
-# Numbers held at a time while weighing: some tens of megabytes.
+# Numbers held at a time by `average_precision`: some tens of megabytes.
 _NUMBERS_HELD = 4_000_000
 
 
 def resampled_ap(
     dataset: dict[str, Any], results: Sequence[dict[str, Any]], weights: np.ndarray, *, ratio: float
 ) -> dict[str, np.ndarray]:
-    """ "mask" and "boundary" AP in points under (B, N) weights of the images: (B,) each."""
+    """Compute "mask" and "boundary" AP in points under (B, N) weights of the images: (B,) each."""
     values = {}
     for kind in MASK_KINDS:
-        ranked = ranked_matches(dataset, results, boundary=kind == "boundary", ratio=ratio)
-        by_class = np.stack([average_precision(matches, weights).mean(1) for matches in ranked], axis=1)
-        there = ~np.isnan(by_class)  # a resample may hold nothing of a class
-        values[kind] = 100 * np.where(there, by_class, 0).sum(1) / np.maximum(there.sum(1), 1)
+        class_matches = ranked_matches(dataset, results, boundary=kind == "boundary", ratio=ratio)
+        by_class = np.stack([average_precision(matches, weights).mean(1) for matches in class_matches], axis=1)
+        is_present = ~np.isnan(by_class)  # a resample may hold nothing of a class
+        values[kind] = 100 * np.where(is_present, by_class, 0).sum(1) / np.maximum(is_present.sum(1), 1)
     return values
 
 
 def image_weights(images: int, resamples: int, seed: int = 1) -> np.ndarray:
-    """(1 + B, N): every image once, then B draws."""
+    """Weights of images, int (1 + B, N): every image once, then B bootstrap draws."""
     return np.concatenate((np.ones((1, images), np.int64), bootstrap_draws(images, resamples, seed)))
 
 
 def bootstrap_draws(images: int, resamples: int, seed: int) -> np.ndarray:
-    """int B x N: how often each of N images is drawn when N are drawn with replacement, B times over."""
+    """Draw N of N images with replacement, B times: int B x N, how often each image was drawn."""
     if not images:
         return np.zeros((resamples, 0), np.int64)
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
@@ -328,13 +328,13 @@ class RankedMatches:
     Attributes:
         image: int64 D, index into the images.
         matched: bool T x D. ignored: bool T x D, neither right nor wrong.
-        wanted: int64 N, truths to be found on each image.
+        truth_counts: int64 N, truths to be found on each image.
     """
 
     image: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
-    wanted: np.ndarray
+    truth_counts: np.ndarray
 
 
 def ranked_matches(
@@ -349,51 +349,53 @@ def ranked_matches(
     matches = match_detections(truth, results, pairs)
     counts = ~(truth.outside_px()[0] | truth.ignore | truth.crowd)
     categories, images = len(dataset["categories"]), len(dataset["images"])
-    ranked = []
+    class_matches = []
     for category in range(categories):
-        there = np.flatnonzero(results.category == category)
-        order = there[np.argsort(-results.score[there], kind="stable")]
-        wanted = np.bincount(truth.image[counts & (truth.category == category)], minlength=images)
-        ranked.append(
-            RankedMatches(results.image[order], matches.matched[0][:, order], matches.ignored[0][:, order], wanted)
+        indices = np.flatnonzero(results.category == category)
+        order = indices[np.argsort(-results.score[indices], kind="stable")]
+        truth_counts = np.bincount(truth.image[counts & (truth.category == category)], minlength=images)
+        class_matches.append(
+            RankedMatches(
+                results.image[order], matches.matched[0][:, order], matches.ignored[0][:, order], truth_counts
+            )
         )
-    return ranked
+    return class_matches
 
 
-def average_precision(ranked: RankedMatches, weights: np.ndarray) -> np.ndarray:
-    """B x T: precision averaged over 101 recalls; NaN where a resample holds nothing to be found.
+def average_precision(matches: RankedMatches, weights: np.ndarray) -> np.ndarray:
+    """Average precision over 101 recalls, B x T; NaN where a resample holds no truth.
 
     Args:
         weights: int B x N, how often each image was drawn.
     """
     weights = np.asarray(weights, np.int64)
-    step = max(1, _NUMBERS_HELD // max(1, len(ranked.image)))
-    parts = [_weighed(ranked, weights[start : start + step]) for start in range(0, len(weights), step)]
+    step = max(1, _NUMBERS_HELD // max(1, len(matches.image)))
+    parts = [_weighed(matches, weights[start : start + step]) for start in range(0, len(weights), step)]
     return np.concatenate(parts) if parts else np.zeros((0, len(IOU_THRESHOLDS)))
 
 
-def _weighed(ranked: RankedMatches, weights: np.ndarray) -> np.ndarray:
-    wanted = weights @ ranked.wanted
-    drawn = weights[:, ranked.image]  # B x D
+def _weighed(matches: RankedMatches, weights: np.ndarray) -> np.ndarray:
+    truth_counts = weights @ matches.truth_counts
+    draws = weights[:, matches.image]  # B x D
     result = np.full((len(weights), len(IOU_THRESHOLDS)), np.nan)
-    there = wanted > 0
+    has_truth = truth_counts > 0
     for threshold in range(len(IOU_THRESHOLDS)):
-        counted = ~ranked.ignored[threshold]
-        right = np.flatnonzero(ranked.matched[threshold] & counted)
-        # Precision peaks where a detection is right; between those only wrong ones come, so they need no place.
-        hits = np.cumsum(drawn[:, right], axis=1)
-        both = np.cumsum(drawn * counted, axis=1)[:, right]
-        result[there, threshold] = _mean_precision(hits[there], both[there], wanted[there])
+        is_counted = ~matches.ignored[threshold]
+        right = np.flatnonzero(matches.matched[threshold] & is_counted)
+        # Precision peaks at right detections; the wrong ones between them need no column.
+        hits = np.cumsum(draws[:, right], axis=1)
+        reported = np.cumsum(draws * is_counted, axis=1)[:, right]
+        result[has_truth, threshold] = _mean_precision(hits[has_truth], reported[has_truth], truth_counts[has_truth])
     return result
 
 
-def _mean_precision(hits: np.ndarray, both: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """B, from B x P right ones and B x P right and wrong ones up to each place, and the B numbers to be found."""
-    if not len(wanted) or not hits.shape[1]:
-        return np.zeros(len(wanted))
-    precision = hits / (both + _TINY)
+def _mean_precision(hits: np.ndarray, reported: np.ndarray, truth_counts: np.ndarray) -> np.ndarray:
+    """Mean precision (B) from right detections (B x P) and all detections (B x P) up to each place, and truths (B)."""
+    if not len(truth_counts) or not hits.shape[1]:
+        return np.zeros(len(truth_counts))
+    precision = hits / (reported + _TINY)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    reached = np.searchsorted(RECALL_THRESHOLDS, hits / wanted[:, None], side="right")
-    newly = np.diff(reached, axis=1, prepend=0)  # of the 101 recalls, those first reached at each place
-    means: np.ndarray = (envelope * newly).sum(1) / len(RECALL_THRESHOLDS)
+    recall_counts = np.searchsorted(RECALL_THRESHOLDS, hits / truth_counts[:, None], side="right")
+    new_counts = np.diff(recall_counts, axis=1, prepend=0)  # of the 101 recalls, those that each place reaches first
+    means: np.ndarray = (envelope * new_counts).sum(1) / len(RECALL_THRESHOLDS)
     return means

@@ -1,4 +1,4 @@
-"""Truths and detections of a whole set as arrays, whatever file they came from: overlapped, matched, counted.
+"""Match the detections of a set to its truths, and count: IoU, greedy matching, precision and recall.
 
 Only pairs of equal image and category whose IoU is at least the lowest threshold are kept. Nothing below can ever
 match, and most pairs are far below: matching and, for boundary AP, the costly part of the IoU see a fraction of them.
@@ -57,9 +57,9 @@ class Objects:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, chosen: np.ndarray) -> Objects:
-        """A subset, in the order of `chosen` (int indices or a bool mask)."""
-        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    def __getitem__(self, selection: np.ndarray) -> Objects:
+        """A subset, in the order of `selection` (int indices or a bool mask)."""
+        indices = np.flatnonzero(selection) if selection.dtype == bool else selection
         return Objects(
             self.image[indices],
             self.category[indices],
@@ -98,7 +98,7 @@ class Pairs:
 
 
 def groups(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
-    """(key of each group, where it starts and, last, where all end) of objects sorted by category and image."""
+    """Group objects sorted by category and image: each group's key; the groups' starts and, last, the total."""
     keys = objects.category * _STRIDE + objects.image
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.zeros(0, int)
     return keys[starts], np.concatenate((starts, [len(keys)]))
@@ -113,10 +113,14 @@ def overlapping_pairs(truth: Objects, detections: Objects, *, boxes: bool) -> Pa
     keys, starts = groups(detections)
     _, ours, theirs = np.intersect1d(keys, truth_keys, assume_unique=True, return_indices=True)
     parts = []
-    for our_part, other in zip(ours, theirs, strict=True):
-        first, first_truth = starts[our_part], truth_starts[other]
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        first, first_truth = starts[our_part], truth_starts[their_part]
         iou = _iou(
-            truth, detections, slice(first_truth, truth_starts[other + 1]), slice(first, starts[our_part + 1]), boxes
+            truth,
+            detections,
+            slice(first_truth, truth_starts[their_part + 1]),
+            slice(first, starts[our_part + 1]),
+            boxes,
         )
         near, near_truth = np.nonzero(iou >= IOU_THRESHOLDS[0])
         if len(near):
@@ -126,11 +130,11 @@ def overlapping_pairs(truth: Objects, detections: Objects, *, boxes: bool) -> Pa
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _iou(truth: Objects, detected: Objects, truths: slice, detections: slice, boxes: bool) -> np.ndarray:
-    crowd = truth.crowd[truths].astype(np.uint8)
+def _iou(truth: Objects, detections: Objects, truth_part: slice, detection_part: slice, boxes: bool) -> np.ndarray:
+    crowd = truth.crowd[truth_part].astype(np.uint8)
     if boxes:
-        return np.asarray(rle.iou(detected.boxes[detections], truth.boxes[truths], crowd))
-    return np.asarray(rle.iou(list(detected.masks[detections]), list(truth.masks[truths]), crowd))
+        return np.asarray(rle.iou(detections.boxes[detection_part], truth.boxes[truth_part], crowd))
+    return np.asarray(rle.iou(list(detections.masks[detection_part]), list(truth.masks[truth_part]), crowd))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,50 +147,52 @@ class Matches:
 
 def match_detections(truth: Objects, detections: Objects, pairs: Pairs) -> Matches:
     """Match detections that are sorted by category, image and falling score to truths, by their candidate pairs."""
-    unwanted = truth.outside_px() | truth.ignore | truth.crowd  # A x N
-    outside = detections.outside_px() | detections.ignore
-    shape = (len(outside), len(IOU_THRESHOLDS), len(detections))
+    is_ignored = truth.outside_px() | truth.ignore | truth.crowd  # A x N
+    is_outside = detections.outside_px() | detections.ignore
+    shape = (len(is_outside), len(IOU_THRESHOLDS), len(detections))
     result = Matches(np.zeros(shape, bool), np.zeros(shape, bool))
     rivals = np.bincount(pairs.truth, minlength=len(truth))[pairs.truth]
     choices = np.bincount(pairs.detection, minlength=len(detections))[pairs.detection]
-    simple = (choices == 1) & ((rivals == 1) | truth.crowd[pairs.truth])
-    _match_alone(result, pairs, simple, unwanted)
-    _match_in_order(result, pairs, ~simple, unwanted, truth.crowd)
-    result.ignored[:] |= ~result.matched & outside[:, None]
+    is_simple = (choices == 1) & ((rivals == 1) | truth.crowd[pairs.truth])
+    _match_alone(result, pairs, is_simple, is_ignored)
+    _match_in_order(result, pairs, ~is_simple, is_ignored, truth.crowd)
+    result.ignored[:] |= ~result.matched & is_outside[:, None]
     return result
 
 
-def _match_alone(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray) -> None:
-    detection, truth = pairs.detection[chosen], pairs.truth[chosen]
-    hit = pairs.iou[chosen] >= IOU_THRESHOLDS[:, None]  # T x P
+def _match_alone(result: Matches, pairs: Pairs, selection: np.ndarray, is_ignored: np.ndarray) -> None:
+    detection, truth = pairs.detection[selection], pairs.truth[selection]
+    hit = pairs.iou[selection] >= IOU_THRESHOLDS[:, None]  # T x P
     result.matched[:, :, detection] = hit
-    result.ignored[:, :, detection] = hit & unwanted[:, None, truth]
+    result.ignored[:, :, detection] = hit & is_ignored[:, None, truth]
 
 
-def _match_in_order(result: Matches, pairs: Pairs, chosen: np.ndarray, unwanted: np.ndarray, crowd: np.ndarray) -> None:
-    detection, truth, iou = pairs.detection[chosen], pairs.truth[chosen], pairs.iou[chosen]
+def _match_in_order(
+    result: Matches, pairs: Pairs, selection: np.ndarray, is_ignored: np.ndarray, crowd: np.ndarray
+) -> None:
+    detection, truth, iou = pairs.detection[selection], pairs.truth[selection], pairs.iou[selection]
     order = np.lexsort((truth, iou, detection))  # a detection's best candidate last
     detection, truth, iou = detection[order], truth[order], iou[order]
     starts = np.flatnonzero(np.concatenate(([True], detection[1:] != detection[:-1]))) if len(detection) else detection
-    taken = np.zeros((len(unwanted), len(IOU_THRESHOLDS), len(crowd) or 1), bool)
+    is_taken = np.zeros((len(is_ignored), len(IOU_THRESHOLDS), len(crowd) or 1), bool)
     for start, stop in zip(starts, np.concatenate((starts[1:], [len(detection)])), strict=False):
         candidates = truth[start:stop]
         hit = (iou[start:stop] >= IOU_THRESHOLDS[:, None])[None]  # 1 x T x C
-        free = hit & ~(taken[:, :, candidates] & ~crowd[candidates])
-        best, counts = _best(free, unwanted[:, candidates])
+        is_free = hit & ~(is_taken[:, :, candidates] & ~crowd[candidates])
+        best, counts = _best(is_free, is_ignored[:, candidates])
         area, threshold = np.nonzero(best >= 0)
         winner = candidates[best[area, threshold]]
-        taken[area, threshold, winner] = True
+        is_taken[area, threshold, winner] = True
         result.matched[area, threshold, detection[start]] = True
         result.ignored[area, threshold, detection[start]] = ~counts[area, threshold]
 
 
-def _best(free: np.ndarray, unwanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(A x T index of the best free candidate or -1, A x T whether it counts); candidates come best last."""
-    ranks = np.arange(1, free.shape[2] + 1)
-    wanted = np.max(ranks * (free & ~unwanted[:, None]), axis=2)
-    any_free = np.max(ranks * free, axis=2)
-    return np.where(wanted > 0, wanted, any_free) - 1, wanted > 0
+def _best(is_free: np.ndarray, is_ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the best free candidate, which come best last: A x T its index or -1, and A x T whether it counts."""
+    ranks = np.arange(1, is_free.shape[2] + 1)
+    best_counting = np.max(ranks * (is_free & ~is_ignored[:, None]), axis=2)
+    best_free = np.max(ranks * is_free, axis=2)
+    return np.where(best_counting > 0, best_counting, best_free) - 1, best_counting > 0
 
 
 _TINY = np.spacing(1)
@@ -202,41 +208,41 @@ class Curves:
 
 def curves(truth: Objects, detections: Objects, matches: Matches, categories: int, most: Sequence[int]) -> Curves:
     """Precision and recall of matched detections sorted by category, image and falling score."""
-    wanted = ~(truth.outside_px() | truth.ignore | truth.crowd)  # A x N
-    thresholds, areas = len(IOU_THRESHOLDS), len(wanted)
+    is_required = ~(truth.outside_px() | truth.ignore | truth.crowd)  # A x N
+    thresholds, areas = len(IOU_THRESHOLDS), len(is_required)
     precision = np.full((thresholds, len(RECALL_THRESHOLDS), categories, areas), np.nan)
     recall = np.full((thresholds, categories, areas, len(most)), np.nan)
     place = rank(detections)
     starts = np.searchsorted(detections.category, np.arange(categories + 1))
     for category in np.unique(truth.category):
-        there = slice(starts[category], starts[category + 1])
-        order = there.start + np.argsort(-detections.score[there], kind="stable")
-        counted = ~matches.ignored[:, :, order]
+        class_slice = slice(starts[category], starts[category + 1])
+        order = class_slice.start + np.argsort(-detections.score[class_slice], kind="stable")
+        is_counted = ~matches.ignored[:, :, order]
         hit = matches.matched[:, :, order]
-        number = wanted[:, truth.category == category].sum(1)
-        for area in np.flatnonzero(number):
-            right, wrong = hit[area] & counted[area], ~hit[area] & counted[area]
-            precision[:, :, category, area] = _precision(right, wrong, number[area])
+        truth_counts = is_required[:, truth.category == category].sum(1)
+        for area in np.flatnonzero(truth_counts):
+            right, wrong = hit[area] & is_counted[area], ~hit[area] & is_counted[area]
+            precision[:, :, category, area] = _precision(right, wrong, truth_counts[area])
             for column, limit in enumerate(most):
-                recall[:, category, area, column] = right[:, place[order] < limit].sum(1) / number[area]
+                recall[:, category, area, column] = right[:, place[order] < limit].sum(1) / truth_counts[area]
     return Curves(precision, recall)
 
 
-def _precision(right: np.ndarray, wrong: np.ndarray, number: int) -> np.ndarray:
+def _precision(right: np.ndarray, wrong: np.ndarray, truth_count: int) -> np.ndarray:
     """T x R: the highest precision at or beyond each recall, 0 where it is not reached. right, wrong: bool T x D."""
     hits, misses = np.cumsum(right, axis=1).astype(float), np.cumsum(wrong, axis=1).astype(float)
     precision = hits / (misses + hits + _TINY)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     envelope = np.concatenate((envelope, np.zeros((len(envelope), 1))), axis=1)
-    reached = hits / number
-    places = [np.searchsorted(row, RECALL_THRESHOLDS, side="left") for row in reached]
+    recall = hits / truth_count
+    places = [np.searchsorted(row, RECALL_THRESHOLDS, side="left") for row in recall]
     return np.take_along_axis(envelope, np.array(places), axis=1)
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean of the values that are there, NaN if none is."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if there.size else float("nan")
+    """Mean of the values that are not NaN; NaN where there is none."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else float("nan")
 
 
 def precisions(result: Curves, names: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A function over many arguments in several processes; results come in the arguments' order, as from a plain loop."""
+"""Map a function over arguments in several processes; results come in the arguments' order."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def map_in_processes(
     start: Callable[..., object] | None = None,
     start_with: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """Results one by one, each as soon as it and all before it are there.
+    """Call a function with each tuple of arguments; yields results in order, as soon as they are available.
 
-    With one process, or one argument, everything happens in this one. Processes are started anew (not forked: that
-    is not safe with torch's threads) and end with this one, however it ends.
+    With one process, or one argument, everything happens in this process. Others are spawned (not forked: that is not
+    safe with torch's threads) and end with this one, even if it is killed.
 
     Args:
         function: of a module, so that another process can import it; called with each tuple of arguments.
         start: called first in each process with `start_with`; also in this one when there are no others.
 
     Raises:
-        Exception: whatever `function` raised; what has not begun by then is not begun.
+        Exception: whatever `function` raised; calls that have not begun by then are cancelled.
     """
     if processes <= 1 or len(arguments) <= 1:
         if start is not None:
@@ -43,9 +43,9 @@ def map_in_processes(
         min(processes, len(arguments)), context, initializer=_begin, initargs=(start, start_with)
     )
     try:
-        waiting = deque(pool.submit(function, *argument) for argument in arguments)
-        while waiting:
-            yield waiting.popleft().result()
+        futures = deque(pool.submit(function, *argument) for argument in arguments)
+        while futures:
+            yield futures.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -59,7 +59,7 @@ def _begin(start: Callable[..., object] | None, start_with: tuple[Any, ...]) -> 
 
 
 def _end_with(parent: Any) -> None:
-    """A parent that was killed cannot end its children."""
+    """End this process when its parent ends: a killed parent cannot end its children."""
     parent.join()
     os._exit(1)
 
@@ -71,16 +71,16 @@ CHUNK, WORTH_PROCESSES = 4, 24
 def map_images_in_processes(
     collect: Callable[..., Result],
     images: Sequence[Any],
-    more: tuple[Any, ...],
+    extra_arguments: tuple[Any, ...],
     processes: int,
     progress: Callable[[int, int], object],
 ) -> Iterator[Result]:
-    """What `collect(images, *more)` makes of a few images each, in order, shared among processes where it is worth it.
+    """Yield `collect(images, *extra_arguments)` for a few images at a time, in order; by processes where it is faster.
 
     Args:
         progress: called with (images done, images in all).
     """
-    work = [(images[start : start + CHUNK], *more) for start in range(0, len(images), CHUNK)]
+    work = [(images[start : start + CHUNK], *extra_arguments) for start in range(0, len(images), CHUNK)]
     parts = map_in_processes(collect, work, processes if len(images) >= WORTH_PROCESSES else 1)
     for number, part in enumerate(parts, 1):
         yield part

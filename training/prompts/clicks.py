@@ -9,22 +9,22 @@ Click = tuple[float, float, bool]
 
 
 def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator | None = None) -> Click | None:
-    """The point farthest inside the larger kind of error (missed or too much); None where there is no error.
+    """Choose the point farthest inside the larger kind of error (missed or too much); None without any error.
 
     Args:
         truth, guess: bool H x W.
-        rng: draws among the inner half of the error's points instead, for training.
+        rng: for training, draw among the points at least half as deep instead.
 
     Returns:
         x, y of the pixel's centre, and whether the click is positive.
     """
     missed, extra = truth & ~guess, guess & ~truth
-    inside_missed, inside_extra = _depth(missed), _depth(extra)
-    most = max(inside_missed.max(initial=0.0), inside_extra.max(initial=0.0))
+    missed_depth, extra_depth = _depth(missed), _depth(extra)
+    most = max(missed_depth.max(initial=0.0), extra_depth.max(initial=0.0))
     if most <= 0:
         return None
-    is_positive = bool(inside_missed.max(initial=0.0) >= inside_extra.max(initial=0.0))
-    depth = inside_missed if is_positive else inside_extra
+    is_positive = bool(missed_depth.max(initial=0.0) >= extra_depth.max(initial=0.0))
+    depth = missed_depth if is_positive else extra_depth
     if rng is None:
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     else:
@@ -35,14 +35,14 @@ def next_click(truth: np.ndarray, guess: np.ndarray, *, rng: np.random.Generator
 
 
 def _depth(region: np.ndarray) -> np.ndarray:
-    """Distance of each pixel of a region to its rim; the image's border is a rim, too."""
+    """Distance of each pixel of a region to its boundary; the image's border is one, too."""
     if not region.any():
         return np.zeros(region.shape, np.float32)
     return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
 
 
 def flawed_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mask with smooth random errors along the rim of a true one, for learning to correct; bool H x W."""
+    """Distort a true mask by smooth random errors along its boundary, to train corrections; bool H x W."""
     distance = _depth(truth) - _depth(~truth)
     side = max(truth.shape)
     noise = gaussian_filter(rng.standard_normal(truth.shape).astype(np.float32), rng.uniform(0.02, 0.12) * side)

@@ -1,4 +1,4 @@
-"""Yardsticks of prompts: overlap of masks from boxes, clicks until a mask is good, beside an ellipse and GrabCut.
+"""Evaluate prompts: IoU of masks from boxes, beside an ellipse and GrabCut; clicks until a mask is good.
 
 NoC@85 is the number of clicks until IoU 0.85, at most 20, each in the middle of the largest error (RITM's rule).
 
@@ -33,7 +33,7 @@ SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**
 
 @dataclass(slots=True)
 class BoxFigures:
-    """IoU and boundary IoU of each object, by method; areas in pixels; seconds of each of our prompts."""
+    """IoU and boundary IoU of each object, by method; areas in pixels; seconds of each of the network's prompts."""
 
     iou: dict[str, list[float]] = field(default_factory=dict)
     boundary: dict[str, list[float]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def ellipse_in_box(box_xyxy: Sequence[float], shape_hw: tuple[int, int]) -> np.n
 
 
 def grabcut(image_rgb: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
-    """GrabCut started from a box, five rounds, bool H x W; needs OpenCV, which only the tests' environment has."""
+    """Run five rounds of GrabCut from a box, bool H x W; needs OpenCV, which only the tests' environment has."""
     import cv2
 
     x0, y0, x1, y1 = (round(value) for value in box_xyxy)
@@ -89,28 +89,28 @@ def measure_boxes(
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> BoxFigures:
-    """Every object from its true box and from a jittered one; ours, the ellipse, GrabCut.
+    """Measure every object from its true box and from a jittered one; also the ellipse and GrabCut.
 
     "answer" is what an annotator gets; "refined" and "coarse" are of the first look at the view alone; "true at nodes"
-    is that coarse mask with the truth at the places that are refined: what refinement can reach there.
+    is that coarse mask with the truth at the refined places: the best that refinement can reach.
     """
     figures, rng = BoxFigures(), np.random.default_rng(seed)
     for item in objects.objects:
         image = objects.images[item.image]
-        truth, prompted = item.mask(), predictor.image(image)
-        moved = _inside(jittered_box(item.box_xyxy, jitter, rng), image.shape[:2])
+        truth, prompted_image = item.mask(), predictor.image(image)
+        jittered = _inside(jittered_box(item.box_xyxy, jitter, rng), image.shape[:2])
         prompt = Prompt(box_xyxy=item.box_xyxy)
         view = first_view(prompt, image.shape[:2])
-        started = time.perf_counter()
-        answer = prompted.prompt(prompt).mask_hw
-        figures.seconds.append(time.perf_counter() - started)
+        start_s = time.perf_counter()
+        answer = prompted_image.prompt(prompt).mask_hw
+        figures.seconds.append(time.perf_counter() - start_s)
         figures.areas.append(float(truth.sum()))
         figures.add("answer", truth, answer)
         refined, coarse, _ = predictor.look(image, [view], [prompt])
         best = best_refinement(predictor, image, view, prompt, truth)
         for method, values in (("refined", refined[0]), ("coarse", coarse[0]), ("true at nodes", best)):
             figures.add(method, truth, as_instance(view, values, 1.0, prompt, image.shape[:2]).mask_hw)
-        figures.add("jittered", truth, prompted.prompt(Prompt(box_xyxy=moved)).mask_hw)
+        figures.add("jittered", truth, prompted_image.prompt(Prompt(box_xyxy=jittered)).mask_hw)
         figures.add("ellipse", truth, ellipse_in_box(item.box_xyxy, truth.shape))
         if with_grabcut:
             figures.add("grabcut", truth, grabcut(image, item.box_xyxy))
@@ -122,14 +122,14 @@ def measure_boxes(
 def best_refinement(
     predictor: PromptPredictor, image_rgb: np.ndarray, view: View, prompt: Prompt, truth: np.ndarray
 ) -> np.ndarray:
-    """Probabilities (s, s) of a view, mirrored, too, as `look` has them, with the truth at every quadtree node."""
+    """Probabilities (s, s) of a view with the truth at every quadtree node, averaged with the mirrored view's."""
     network, head = predictor.network, predictor.network.mask_head
     pixels = torch.from_numpy(np.array(view.pixels(image_rgb))).permute(2, 0, 1)[None].float()
-    maps, shown = maps_of(view, prompt)[None], torch.from_numpy(view.pixels(truth, 0) / 255)[None]
-    pixels, maps, shown = (torch.cat([grid, grid.flip(-1)]) for grid in (pixels, maps, shown.float()))
+    maps, truth_views = maps_of(view, prompt)[None], torch.from_numpy(view.pixels(truth, 0) / 255)[None]
+    pixels, maps, truth_views = (torch.cat([grid, grid.flip(-1)]) for grid in (pixels, maps, truth_views.float()))
     output = network.coarse(network.features(pixels.to(predictor.device), maps.to(predictor.device)))
     nodes = head.find_nodes(output)
-    grids = [F.adaptive_avg_pool2d(shown.to(predictor.device), side) for side in head.sizes]
+    grids = [F.adaptive_avg_pool2d(truth_views.to(predictor.device), side) for side in head.sizes]
     values = [level.of(grid) for level, grid in zip(nodes, grids, strict=True)]
     coarse = output.logits.float().sigmoid()
     plain, mirrored = propagate(coarse, nodes, values, head.sizes, head.settings.propagation)
@@ -144,36 +144,36 @@ def _inside(box: Sequence[float], shape_hw: tuple[int, int]) -> tuple[float, flo
 def clicks_needed(
     prompted: PromptedImage, item: MaskedObject, *, targets: Sequence[float]
 ) -> tuple[list[int], list[float]]:
-    """Clicks until each target IoU is reached (at most 20), and the seconds of each answer."""
+    """Count clicks until each target IoU is reached (at most 20); also the seconds of each answer."""
     truth = item.mask()
     guess, points, seconds = np.zeros_like(truth), [], list[float]()
-    reached: dict[float, int] = {}
+    clicks_of_target: dict[float, int] = {}
     for count in range(1, MOST_CLICKS + 1):
         click = next_click(truth, guess)
         if click is None:
             break
         points.append(click)
-        started = time.perf_counter()
+        start_s = time.perf_counter()
         guess = prompted.prompt(Prompt(points=tuple(points))).mask_hw
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - start_s)
         iou = overlap(truth, guess)
         for target in targets:
             if iou >= target:
-                reached.setdefault(target, count)
-        if len(reached) == len(targets):
+                clicks_of_target.setdefault(target, count)
+        if len(clicks_of_target) == len(targets):
             break
-    return [reached.get(target, MOST_CLICKS) for target in targets], seconds
+    return [clicks_of_target.get(target, MOST_CLICKS) for target in targets], seconds
 
 
 def measure_clicks(
     predictor: PromptPredictor, objects: ObjectSet, *, progress: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """NoC@85, NoC@90 and the share of objects that never get there."""
+    """Measure NoC@85, NoC@90 and the share of objects that never reach them."""
     counts, seconds = [], list[float]()
     for item in objects.objects:
-        needed, took = clicks_needed(predictor.image(objects.images[item.image]), item, targets=(0.85, 0.90))
-        counts.append(needed)
-        seconds += took
+        clicks, answer_s = clicks_needed(predictor.image(objects.images[item.image]), item, targets=(0.85, 0.90))
+        counts.append(clicks)
+        seconds += answer_s
         progress()
     table = np.array(counts)
     return {
@@ -187,14 +187,16 @@ def measure_clicks(
 
 
 def box_report(figures: BoxFigures) -> dict[str, Any]:
-    """Means by method and size, the gain of refining with its interval, milliseconds."""
+    """Means by method and size, the gain of refinement with its interval, milliseconds."""
     areas = np.array(figures.areas)
-    chosen: dict[str, Any] = {"all": np.ones(len(areas), bool)}
-    chosen |= {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
-    report: dict[str, Any] = {"objects": {name: int(rows.sum()) for name, rows in chosen.items()}}
+    rows_of_size: dict[str, Any] = {"all": np.ones(len(areas), bool)}
+    rows_of_size |= {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
+    report: dict[str, Any] = {"objects": {name: int(rows.sum()) for name, rows in rows_of_size.items()}}
     for kind, values in (("iou", figures.iou), ("boundary_iou", figures.boundary)):
         report[kind] = {
-            method: {name: float(np.mean(np.array(row)[rows])) if rows.any() else None for name, rows in chosen.items()}
+            method: {
+                name: float(np.mean(np.array(row)[rows])) if rows.any() else None for name, rows in rows_of_size.items()
+            }
             for method, row in values.items()
         }
     for better, other in GAINS:
@@ -206,7 +208,7 @@ def box_report(figures: BoxFigures) -> dict[str, Any]:
 
 
 def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Where the mean lies with 95 % confidence, by bootstrap over the objects."""
+    """95 % confidence interval of the mean, by bootstrap over the objects."""
     draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
     low, high = np.percentile(values[draws].mean(1), (2.5, 97.5))
     return float(low), float(high)
@@ -218,7 +220,7 @@ def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def box_text(report: dict[str, Any]) -> str:
-    """A table of `box_report` for people."""
+    """Write `box_report` as a text table."""
     sizes = list(report["objects"])
     lines = ["objects".ljust(24) + "".join(f"{report['objects'][size]:>9}" for size in sizes)]
     for kind in ("iou", "boundary_iou"):
@@ -234,7 +236,7 @@ def box_text(report: dict[str, Any]) -> str:
 
 
 def clicks_text(report: dict[str, Any]) -> str:
-    """The figures of `measure_clicks` for people."""
+    """Write the figures of `measure_clicks` as text."""
     return "\n".join(
         [
             f"{report['objects']} objects, at most {MOST_CLICKS} clicks",

@@ -1,7 +1,7 @@
 """The model registry: immutable versions and snapshots and one ACTIVE pointer a project, in a folder or a bucket.
 
-`registry.py` is what others use; `storage.py` speaks to the folder or bucket and keeps two writers apart, `versions.py`
-is what is said of versions and snapshots, with the pointer's arithmetic.
+`registry.py` is the interface; `storage.py` reads and writes the folder or bucket and locks it, `versions.py` has the
+records of versions and snapshots and the pointer's changes.
 Nothing here imports torch: the API reads it.
 """
 

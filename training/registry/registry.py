@@ -4,7 +4,7 @@ ROOT/<project>/versions/<version>/   model.safetensors, config.yaml, metadata.js
                                      status.json, report.json, MODEL_CARD.md and pictures/ may come later
 ROOT/<project>/snapshots/<digest>/   a snapshot without its pictures, snapshot.json makes it visible
 ROOT/<project>/images/               pictures of all snapshots, by content
-ROOT/<project>/ACTIVE                the pointer: which version serves, which served before, what was taken back
+ROOT/<project>/ACTIVE                the pointer: the version that serves, those that served, and the retired ones
 
 One JSON file holds the pointer, so that one write changes all of it or nothing.
 """
@@ -58,7 +58,7 @@ from training.registry.versions import (
 _LOCK_FILE, _POINTER_FILE, _STATUS_FILE = ".lock", "ACTIVE", "status.json"
 _VERSION_RECORD_FILE, _SNAPSHOT_RECORD_FILE, _MANIFEST_FILE = "version.json", "snapshot.json", "manifest.json"
 _PICTURES = "images/"
-# An upload takes minutes; whoever needed a day was killed.
+# An upload takes minutes; one that has not finished after a day was killed.
 _UNFINISHED_AFTER = timedelta(days=1)
 
 
@@ -99,13 +99,13 @@ class Registry:
         verify_weights(directory, metadata)
         name = version or str(metadata["version"])
         folder = _version_folder(project, name)
-        # Only what a checkpoint is: a training's folder may hold its state besides, which is larger than the weights.
-        weighty: dict[str, Content] = {path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)}
-        weighty[METADATA_FILE] = directory / METADATA_FILE
+        # Only the checkpoint's files: a training's folder may hold its state as well, which is larger than the weights.
+        contents: dict[str, Content] = {path: existing_file(directory / path) for path in (WEIGHTS_FILE, CONFIG_FILE)}
+        contents[METADATA_FILE] = directory / METADATA_FILE
         if metadata["version"] != name:  # predictions carry the name that the registry gives
-            renamed = json.dumps(metadata | {"version": name}, indent=2, ensure_ascii=False) + "\n"
-            weighty[METADATA_FILE] = renamed.encode()
-        described = {
+            new_metadata = json.dumps(metadata | {"version": name}, indent=2, ensure_ascii=False) + "\n"
+            contents[METADATA_FILE] = new_metadata.encode()
+        record_facts = {
             "version": name,
             "classes": list(metadata["classes"]),
             "created": metadata.get("created", ""),
@@ -115,9 +115,9 @@ class Registry:
             "snapshot": snapshot,
             "metrics": metrics or {},
         }
-        papers = {path: content for path, content in files_of(directory).items() if is_artifact(path)}
+        papers = {path: paper for path, paper in files_of(directory).items() if is_artifact(path)}
         record = f"{folder}/{_VERSION_RECORD_FILE}"
-        publish(self.storage, record, weighty, described, place=lambda path: f"{folder}/{path}", papers=papers)
+        publish(self.storage, record, contents, record_facts, place=lambda path: f"{folder}/{path}", papers=papers)
         return name
 
     def versions(self, project: str) -> list[VersionInfo]:
@@ -132,13 +132,13 @@ class Registry:
         return next(version for version in self.versions(project) if version.name == name)
 
     def fetch(self, project: str, version: str, cache: Path) -> Path:
-        """A local checkpoint directory below `cache`: complete, every file's sha256 compared, copied once."""
+        """Copy a version below `cache`, once, comparing every file's sha256; the local checkpoint directory."""
         record, folder = self._version_record(project, version), _version_folder(project, version)
         target = cache / project / version
         return download_files(self.storage, record["files"], lambda path: f"{folder}/{path}", target)
 
     def pointer(self, project: str) -> Pointer:
-        """What ACTIVE says: version, history, retired ones, events."""
+        """Read ACTIVE: version, history, retired ones, events."""
         name = f"{checked_name('project', project)}/{_POINTER_FILE}"
         return parse_pointer(self.storage.read_json(name), self.storage.describe(name))
 
@@ -153,7 +153,7 @@ class Registry:
             self._swap(project, lambda pointer: pointer.promoted(version, utc_now()))
 
     def roll_back(self, project: str) -> str:
-        """Make the version serve that served before; returns it. The present one is retired.
+        """Make the previous version serve; returns it. The present one is retired.
 
         Raises:
             RegistryError: none served before.
@@ -162,15 +162,15 @@ class Registry:
             return str(self._swap(project, lambda pointer: pointer.rolled_back(utc_now())).version)
 
     def mark(self, project: str, version: str, status: Status, report: dict[str, Any]) -> None:
-        """Record what was decided about a version, with the report; its "metrics" become the version's.
+        """Record the status and report of a version; the report's "metrics" become the version's.
 
-        What serves or served stays "promoted" whatever is marked: the pointer decides that.
+        A version that serves or served stays "promoted": the pointer decides that.
         """
         self._version_record(project, version)
         folder = _version_folder(project, version)
         self.storage.write_json(f"{folder}/{REPORT_FILE}", report)
-        marked = {"status": status, "at": utc_now(), "metrics": report.get("metrics", {})}
-        self.storage.write_json(f"{folder}/{_STATUS_FILE}", marked)
+        decision = {"status": status, "at": utc_now(), "metrics": report.get("metrics", {})}
+        self.storage.write_json(f"{folder}/{_STATUS_FILE}", decision)
 
     def attach(self, project: str, version: str, directory: Path) -> list[str]:
         """Add or replace papers of a version: MODEL_CARD.md, report.*, pictures/*; returns their names.
@@ -202,17 +202,17 @@ class Registry:
         return [name for name in [*self.storage.names(folder), *pictures] if is_artifact(name) and name != "pictures"]
 
     def best_ever(self, project: str) -> str | None:
-        """Of the versions that serve or served and were not taken back, the one with the highest figures.
+        """Name of the version with the highest figures, of those that serve or served and were not retired.
 
-        Each has the figures of when it was judged, on the hold-out of then: good enough to choose whom the gate
-        compares with, who measures anew. Without figures: the active one.
+        Figures are from the time of its judgement and that time's hold-out, which is good enough to choose a version
+        that the gate then measures anew. Without figures: the active one.
         """
-        rated = [
+        figures = [
             (version.figure, number, version.name)
             for number, version in enumerate(self.versions(project))
             if version.status == "promoted" and version.figure is not None
         ]
-        return max(rated)[2] if rated else self.active(project)
+        return max(figures)[2] if figures else self.active(project)
 
     def publish_snapshot(self, project: str, directory: Path) -> str:
         """Publish a snapshot directory (manifest.json names its digest) for ever; returns the digest.
@@ -228,15 +228,15 @@ class Registry:
         contents = files_of(directory)
         place = _snapshot_place(project, folder, manifest_of(contents))
         pictures = {name: content for name, content in contents.items() if name.startswith(_PICTURES)}
-        missing = {
+        missing_pictures = {
             name: content
             for name, content in pictures.items()
             if isinstance(content, Path) and self.storage.size(place(name)) != content.stat().st_size
         }
-        upload_files(self.storage, missing, place)
-        rest = {name: content for name, content in contents.items() if name not in pictures}
-        described = {"manifest": facts, "images": manifest_of(pictures)}
-        publish(self.storage, record, rest, described, place=place, content_digest=digest)
+        upload_files(self.storage, missing_pictures, place)
+        other_files = {name: content for name, content in contents.items() if name not in pictures}
+        record_facts = {"manifest": facts, "images": manifest_of(pictures)}
+        publish(self.storage, record, other_files, record_facts, place=place, content_digest=digest)
         return digest
 
     def snapshots(self, project: str) -> list[SnapshotInfo]:
@@ -247,11 +247,11 @@ class Registry:
         return [info for _, info in sorted(infos, key=lambda pair: (pair[0], pair[1].digest))]
 
     def fetch_snapshot(self, project: str, digest: str, cache: Path) -> Path:
-        """A local snapshot directory below `cache`, complete and checked; pictures it shares are copied once."""
+        """Copy a snapshot below `cache`, complete and checked, shared pictures once; the local directory."""
         record = self._snapshot_record(project, digest)
         if record is None:
-            known = ", ".join(self.storage.names(_snapshots(project))) or "none"
-            raise RegistryError(f"project {project} has no snapshot {digest!r} in {self.url}; it has {known}")
+            digests = ", ".join(self.storage.names(_snapshots(project))) or "none"
+            raise RegistryError(f"project {project} has no snapshot {digest!r} in {self.url}; it has {digests}")
         manifest: Manifest = record["files"] | record["images"]
         place = _snapshot_place(project, _snapshot_folder(project, digest), manifest)
         base = cache / checked_name("project", project)
@@ -264,21 +264,21 @@ class Registry:
         Snapshots stay: they are replayed and judged on.
 
         Returns:
-            The names that went, or with `dry_run` would go.
+            The names removed, or with `dry_run` to be removed.
         """
         with self._locked(project):
-            going = removable(self.versions(project), self.pointer(project), self.best_ever(project), keep)
-            going += self.unfinished(project, datetime.now(UTC))
-            for name in () if dry_run else going:
+            removable_names = removable(self.versions(project), self.pointer(project), self.best_ever(project), keep)
+            removable_names += self.unfinished(project, datetime.now(UTC))
+            for name in () if dry_run else removable_names:
                 folder = _version_folder(project, name)
-                # Out of sight first, so that nobody sees half of it. The claim goes last: what an interrupted removal
-                # leaves looks like an unfinished publication, and goes next time.
+                # The record goes first, so that no reader finds half a version. The claim goes last: an interrupted
+                # removal looks like an unfinished publication, and is removed next time.
                 self.storage.remove(f"{folder}/{_VERSION_RECORD_FILE}")
                 self.storage.remove_folder(folder, last=CLAIM_FILE)
-        return going
+        return removable_names
 
     def unfinished(self, project: str, at: datetime) -> list[str]:
-        """Folders of publications that were begun more than a day before that time and never finished."""
+        """Folders of publications that were begun more than a day before `at` and not finished."""
         names = []
         for name in self._folder_names(project):
             folder = _version_folder(project, name)
@@ -295,27 +295,27 @@ class Registry:
     def _version_record(self, project: str, version: str) -> dict[str, Any]:
         record = self.storage.read_json(f"{_version_folder(project, version)}/{_VERSION_RECORD_FILE}")
         if record is None:
-            known = ", ".join(sorted(info.name for info in self.versions(project))) or "none"
-            raise RegistryError(f"project {project} has no version {version!r} in {self.url}; it has {known}")
+            names = ", ".join(sorted(info.name for info in self.versions(project))) or "none"
+            raise RegistryError(f"project {project} has no version {version!r} in {self.url}; it has {names}")
         return record
 
     def _version_info(self, project: str, name: str, pointer: Pointer) -> VersionInfo | None:
-        """None where the publication is not finished."""
+        """Read a version's records; None where the publication is not finished."""
         folder = _version_folder(project, name)
         record = self.storage.read_json(f"{folder}/{_VERSION_RECORD_FILE}")
         if record is None:
             return None
-        marked = self.storage.read_json(f"{folder}/{_STATUS_FILE}") or {}
+        decision = self.storage.read_json(f"{folder}/{_STATUS_FILE}") or {}
         return VersionInfo(
             name=record["version"],
             directory_url=self.storage.describe(folder),
             classes=tuple(record["classes"]),
             parent=record.get("parent", ""),
             snapshot=record.get("snapshot", ""),
-            metrics={**record.get("metrics", {}), **marked.get("metrics", {})},
+            metrics={**record.get("metrics", {}), **decision.get("metrics", {})},
             created=record["published"],
             digest=record["digest"],
-            status=pointer.status_of(record["version"], marked.get("status", "candidate")),
+            status=pointer.status_of(record["version"], decision.get("status", "candidate")),
             code=record.get("code", ""),
             bytes=sum(int(file["bytes"]) for file in record["files"].values()),
         )
@@ -358,7 +358,7 @@ def _snapshot_folder(project: str, digest: str) -> str:
 
 
 def _snapshot_place(project: str, folder: str, manifest: Manifest) -> Callable[[str], str]:
-    """Pictures go by content to one folder of the project, everything else to the snapshot's own."""
+    """Make the function from a snapshot's file to its place: pictures by content in the project's folder."""
 
     def place(name: str) -> str:
         if not name.startswith(_PICTURES):

@@ -1,15 +1,13 @@
-"""A folder or a bucket, through fsspec: files and whole directories appear at once, and one writer wins.
+"""Storage of the registry in a folder or bucket, through fsspec: atomic files and directories, one writer at a time.
 
 Names of projects, versions, snapshots and the papers beside a version become parts of paths and URLs.
 
-Two writers of one project are kept apart for the moment of a pointer swap. In a folder that is the system's file lock,
-which ends with its process. A bucket has none: there one writer creates a small object and removes it afterwards; what
-a killed writer left behind expires.
+A pointer swap holds a lock. In a folder it is the system's file lock, which ends with its process. In a bucket a writer
+creates a small object and removes it afterwards; the object of a killed writer expires.
 
-Directories go to the registry and back file by file, each with its size and sha256. Publishing claims a name, copies
-the files, and only then writes the record that makes them visible. Whoever is killed on the way leaves nothing visible,
-and can go on with the same content. Two writers with different content under one name cannot mix: the second one finds
-the claim.
+Directories are copied file by file, each with its size and sha256. Publishing claims a name, copies the files, and then
+writes the record that makes them visible. A publication that is killed leaves nothing visible, and can be repeated with
+the same content. Two writers with different content under one name cannot mix: the second one finds the claim.
 """
 
 from __future__ import annotations
@@ -67,11 +65,11 @@ class Storage:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Where a name lies, as the file system spells it."""
+        """Path of a name in the file system."""
         return f"{self.root}/{name}" if name else self.root
 
     def describe(self, name: str) -> str:
-        """Where a name lies, for people and messages."""
+        """Path or URL of a name, for messages."""
         return self.path(name) if self.is_local else f"{self.url}/{name}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
@@ -140,7 +138,7 @@ class Storage:
         self.write(name, to_json(value))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file whole unless it is there already; says whether this call made it. One of many callers wins."""
+        """Write a file whole unless it exists; returns whether this call created it. Of many callers one succeeds."""
         try:
             if self.is_local:
                 with self._staged(name, content) as staged:
@@ -166,7 +164,7 @@ class Storage:
             self.fs.rm(self.path(name), recursive=True)
 
     def remove_folder(self, folder: str, *, last: str) -> None:
-        """Remove a folder; of its files the one called `last` goes last, however far this gets."""
+        """Remove a folder, its file `last` after all others, so that an interrupted removal leaves it."""
         for path in self.fs.find(self.path(folder)):
             if not str(path).endswith(f"/{last}"):
                 self.fs.rm_file(path)
@@ -174,9 +172,9 @@ class Storage:
 
     @contextlib.contextmanager
     def _staged(self, name: str, content: bytes | Path) -> Iterator[Path]:
-        """The content in a hidden file beside the final one; whatever is left there afterwards is removed.
+        """Write the content to a hidden file beside the final one; it is removed afterwards unless it was moved.
 
-        It is on the disk itself: a pointer must not survive a power cut while what it points to does not.
+        It is synced to the disk: a pointer must not survive a power cut while the files it points to do not.
         """
         final = Path(self.path(name))
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +204,7 @@ PICTURES = "pictures"
 
 
 class RegistryError(ValueError):
-    """The registry cannot do what was asked; the message says what, where and the fix."""
+    """The registry cannot do what was requested; the message says what, where and the fix."""
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -224,7 +222,7 @@ def checked_name(kind: str, name: str) -> str:
 
 
 def is_artifact(path: str) -> bool:
-    """Whether a file of a version is about it (card, report, pictures) and so may come later and change."""
+    """Whether a file describes a version (card, report, pictures) and so may be added or changed later."""
     parts = PurePosixPath(path).parts
     if not parts or any(not _SAFE.fullmatch(part) for part in parts):
         return False
@@ -234,7 +232,7 @@ def is_artifact(path: str) -> bool:
 
 
 PATIENCE_S = 60.0
-# Far longer than a swap takes; shorter than the patience of others, so that they outlive a killed owner.
+# Far longer than a swap takes; shorter than the patience of waiting writers, who then get a killed owner's lock.
 EXPIRY_S = 30.0
 _PAUSE_S = 0.02
 
@@ -246,8 +244,8 @@ def exclusively(storage: Storage, name: str, *, patience_s: float = PATIENCE_S) 
     Raises:
         RegistryError: another writer held it longer than `patience_s`.
     """
-    held = _file_lock if storage.is_local else _object_lock
-    with held(storage, name, patience_s):
+    lock = _file_lock if storage.is_local else _object_lock
+    with lock(storage, name, patience_s):
         yield
 
 
@@ -257,14 +255,14 @@ def _file_lock(storage: Storage, name: str, patience_s: float) -> Iterator[None]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
 
-        def taken() -> bool:
+        def try_lock() -> bool:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             return True
 
-        _wait_for(taken, storage, name, patience_s)
+        _wait_for(try_lock, storage, name, patience_s)
         yield  # closing the file ends the lock, however the block ends
 
 
@@ -272,14 +270,14 @@ def _file_lock(storage: Storage, name: str, patience_s: float) -> Iterator[None]
 def _object_lock(storage: Storage, name: str, patience_s: float) -> Iterator[None]:
     owner = uuid.uuid4().hex
 
-    def taken() -> bool:
+    def try_lock() -> bool:
         if storage.create(name, to_json({"owner": owner, "expires": time.time() + EXPIRY_S})):
             return True
         if _expired(storage.read(name)):
             storage.remove(name)
         return False
 
-    _wait_for(taken, storage, name, patience_s)
+    _wait_for(try_lock, storage, name, patience_s)
     try:
         yield
     finally:
@@ -293,12 +291,12 @@ def _expired(content: bytes | None) -> bool:
     try:
         return float(json.loads(content)["expires"]) < time.time()
     except (ValueError, KeyError, TypeError):
-        return True  # nobody of us wrote that
+        return True  # not written by this program
 
 
-def _wait_for(taken: Callable[[], bool], storage: Storage, name: str, patience_s: float) -> None:
+def _wait_for(try_lock: Callable[[], bool], storage: Storage, name: str, patience_s: float) -> None:
     give_up_s = time.monotonic() + patience_s
-    while not taken():
+    while not try_lock():
         if time.monotonic() > give_up_s:
             raise RegistryError(
                 f"another writer held {storage.describe(name)} for more than {patience_s:g} s; try again, "
@@ -320,12 +318,12 @@ def files_of(directory: Path) -> dict[str, Content]:
 
 
 def manifest_of(contents: Mapping[str, Content]) -> Manifest:
-    """Size and sha256 of each."""
-    return {name: _described(content) for name, content in sorted(contents.items())}
+    """Size and sha256 of each content, by name."""
+    return {name: facts_of(content) for name, content in sorted(contents.items())}
 
 
 def upload_files(storage: Storage, contents: Mapping[str, Content], place: Callable[[str], str]) -> None:
-    """Copy files to where `place` puts their names."""
+    """Copy files into the registry; `place` maps a file's name to its name there."""
     for name, content in contents.items():
         storage.write(place(name), content)
 
@@ -333,7 +331,7 @@ def upload_files(storage: Storage, contents: Mapping[str, Content], place: Calla
 def download_files(
     storage: Storage, manifest: Manifest, place: Callable[[str], str], target: Path, *, shared: Path | None = None
 ) -> Path:
-    """A local directory with these files, complete and checked; nothing is copied that lies there already.
+    """Copy files from the registry into a local directory, complete and checked, unless it has them already.
 
     Args:
         place: from a file's name to its name in the registry.
@@ -341,16 +339,16 @@ def download_files(
         shared: folder for files that several directories share (by content); they are linked, not copied.
 
     Raises:
-        RegistryError: a file is gone from the registry or not what was published.
+        RegistryError: a file is missing from the registry or differs from what was published.
     """
     if is_complete(target, manifest):
         return target
     with staged_folder(target) as staged:
-        for name, described in manifest.items():
+        for name, file_facts in manifest.items():
             if shared is None:
-                _get(storage, place(name), staged / name, described)
+                _get(storage, place(name), staged / name, file_facts)
             else:
-                _get_shared(storage, place(name), staged / name, described, shared)
+                _get_shared(storage, place(name), staged / name, file_facts, shared)
         _swap_in(staged, target, manifest)
     return target
 
@@ -358,42 +356,42 @@ def download_files(
 def is_complete(directory: Path, manifest: Manifest) -> bool:
     """Whether a directory holds all these files, unharmed."""
     return all(
-        (directory / name).is_file() and _described(directory / name) == described
-        for name, described in manifest.items()
+        (directory / name).is_file() and facts_of(directory / name) == file_facts
+        for name, file_facts in manifest.items()
     )
 
 
-def _described(content: Content) -> dict[str, Any]:
+def facts_of(content: Content) -> dict[str, Any]:
     if isinstance(content, bytes):
         return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     return {"sha256": file_digest(content), "bytes": content.stat().st_size}
 
 
-def _get(storage: Storage, source: str, target: Path, described: dict[str, Any]) -> None:
+def _get(storage: Storage, source: str, target: Path, file_facts: dict[str, Any]) -> None:
     try:
         storage.get(source, target)
     except FileNotFoundError as error:
         raise RegistryError(
             f"{storage.describe(source)} is gone from the registry; restore it from a backup, or use another version"
         ) from error
-    if (current := _described(target)) != described:
+    if (current := facts_of(target)) != file_facts:
         raise RegistryError(
             f"{storage.describe(source)} has {current['bytes']} bytes and sha256 {current['sha256']}, published were "
-            f"{described['bytes']} bytes and {described['sha256']}: it was damaged or changed; "
+            f"{file_facts['bytes']} bytes and {file_facts['sha256']}: it was damaged or changed; "
             "restore it from a backup, or use another version"
         )
 
 
-def _get_shared(storage: Storage, source: str, target: Path, described: dict[str, Any], shared: Path) -> None:
-    kept = shared / f"{described['sha256']}{target.suffix}"
+def _get_shared(storage: Storage, source: str, target: Path, file_facts: dict[str, Any], shared: Path) -> None:
+    shared_file = shared / f"{file_facts['sha256']}{target.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not kept.is_file() or _described(kept) != described:
-        with replacing(kept) as unfinished:
-            _get(storage, source, unfinished, described)
+    if not shared_file.is_file() or facts_of(shared_file) != file_facts:
+        with replacing(shared_file) as unfinished:
+            _get(storage, source, unfinished, file_facts)
     try:
-        os.link(kept, target)
+        os.link(shared_file, target)
     except OSError:  # another device, or a file system without links
-        shutil.copyfile(kept, target)
+        shutil.copyfile(shared_file, target)
 
 
 def _swap_in(staged: Path, target: Path, manifest: Manifest) -> None:
@@ -427,8 +425,8 @@ def publish(
     Args:
         record_file: the file in that folder that is written last and makes it visible.
         contents: what to publish; place: where in the registry each goes.
-        papers: published beside it, without being part of what can never change.
-        content_digest: what the content is known by; that of all files by default.
+        papers: published beside it; they may change later.
+        content_digest: identifies the content; by default the digest of all files.
 
     Raises:
         RegistryError: other content is published or being published there.
@@ -451,7 +449,7 @@ def publish(
 
 
 def utc_now() -> str:
-    """The present, ISO, UTC."""
+    """Current time, ISO, UTC."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 

@@ -1,4 +1,4 @@
-"""What the registry says of a version, a snapshot and the pointer, and which versions may be removed."""
+"""Records of versions, snapshots and the pointer, and which versions may be removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class VersionInfo:
         metrics: fractions in 0..1 such as mask_ap and boundary_ap; those of the gate once it has judged.
         created: ISO time of publication.
         digest: sha256 of the weights.
-        status: promoted is what serves or served, retired what a rollback took back.
+        status: promoted if it serves or served, retired if a rollback took it out of service.
         code: version of this program that published it, with the commit when there is one.
         bytes: of all its files.
     """
@@ -50,8 +50,8 @@ class VersionInfo:
     def figure(self) -> float | None:
         """The sum of mask AP and boundary AP, as far as they are known."""
         figures = [self.metrics.get(name) for name in ("mask_ap", "boundary_ap")]
-        known = [float(figure) for figure in figures if isinstance(figure, (int, float))]
-        return sum(known) if known else None
+        numbers = [float(figure) for figure in figures if isinstance(figure, (int, float))]
+        return sum(numbers) if numbers else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class SnapshotInfo:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What ACTIVE says.
+    """Content of ACTIVE.
 
     Attributes:
         version: that serves; None before the first promotion.
@@ -94,7 +94,7 @@ class Pointer:
     events: tuple[dict[str, str], ...] = ()
 
     def promoted(self, version: str, at: str) -> Pointer:
-        """With that version in service; unchanged if it serves already."""
+        """The pointer after a promotion; unchanged if that version serves already."""
         if version == self.version:
             return self
         before = ({"version": self.version, "at": self.at},) if self.version else ()
@@ -108,7 +108,7 @@ class Pointer:
         )
 
     def rolled_back(self, at: str) -> Pointer:
-        """With the version in service that served before; the present one is retired.
+        """The pointer after a rollback to the version that served before; the present one is retired.
 
         Raises:
             RegistryError: none served before.
@@ -118,13 +118,13 @@ class Pointer:
                 f"there is nothing to roll back to: {self.version or 'no version'} is active and none served before; "
                 "promote a version by name instead"
             )
-        *rest, last = self.history
-        serves_again = any(entry["version"] == self.version for entry in rest)
+        *earlier, last = self.history
+        serves_again = any(entry["version"] == self.version for entry in earlier)
         return replace(
             self,
             version=last["version"],
             at=at,
-            history=tuple(rest),
+            history=tuple(earlier),
             retired=self.retired if serves_again else (*self.retired, self.version),
             events=self._with_event("rollback", last["version"], at),
         )
@@ -133,21 +133,21 @@ class Pointer:
         """The active version and those a rollback can reach."""
         return {entry["version"] for entry in self.history} | ({self.version} if self.version else set())
 
-    def status_of(self, version: str, marked: Status) -> Status:
-        """The pointer knows what served; a mark alone never makes a version a promoted one."""
+    def status_of(self, version: str, mark: Status) -> Status:
+        """Status of a version by the pointer, else its recorded mark; a mark alone makes no version "promoted"."""
         if version in self.in_service():
             return "promoted"
         if version in self.retired:
             return "retired"
-        return marked if marked != "promoted" else "candidate"
+        return mark if mark != "promoted" else "candidate"
 
     def _with_event(self, action: str, version: str, at: str) -> tuple[dict[str, str], ...]:
         event = {"action": action, "version": version, "from": self.version or "", "at": at}
         return (*self.events, event)[-_EVENTS_KEPT:]
 
 
-def parse_pointer(value: dict[str, Any] | None, where: str) -> Pointer:
-    """From the JSON of ACTIVE; None is a project that never promoted anything.
+def parse_pointer(value: dict[str, Any] | None, source: str) -> Pointer:
+    """Parse the JSON of ACTIVE; None stands for a project without any promotion.
 
     Raises:
         RegistryError: an entry is missing or of another kind.
@@ -164,26 +164,26 @@ def parse_pointer(value: dict[str, Any] | None, where: str) -> Pointer:
         )
     except (KeyError, TypeError) as error:
         raise RegistryError(
-            f"{where} lacks or misspells {error}; expected version, at and history of {{version, at}}"
+            f"{source} lacks or misspells {error}; expected version, at and history of {{version, at}}"
         ) from error
 
 
 def removable(versions: Sequence[VersionInfo], pointer: Pointer, best: str | None, keep: int) -> list[str]:
-    """Names of versions that may go, oldest first.
+    """Names of versions that may be removed, oldest first.
 
     Kept are the active one, all a rollback can reach, the best ever, everything those were finetuned from, and the
     newest `keep` besides.
     """
     by_name = {version.name: version for version in versions}
-    kept: set[str] = set()
-    waiting = [*pointer.in_service(), *([best] if best else [])]
-    while waiting:
-        name = waiting.pop()
-        if name in by_name and name not in kept:
-            kept.add(name)
-            waiting.append(by_name[name].parent)
-    others = [version.name for version in versions if version.name not in kept]
-    return others[: max(0, len(others) - keep)]
+    needed_names: set[str] = set()
+    queue = [*pointer.in_service(), *([best] if best else [])]
+    while queue:
+        name = queue.pop()
+        if name in by_name and name not in needed_names:
+            needed_names.add(name)
+            queue.append(by_name[name].parent)
+    other_names = [version.name for version in versions if version.name not in needed_names]
+    return other_names[: max(0, len(other_names) - keep)]
 
 
 @cache
@@ -198,7 +198,7 @@ def code_version() -> str:
         return version
     try:
         git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-        said = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return version  # no git here: the version says enough
-    return f"{version}+{said.stdout.strip()}"
+    return f"{version}+{result.stdout.strip()}"

@@ -1,13 +1,12 @@
-"""The order of work: how much a person will have to edit in an image, estimated from the prediction alone.
+"""The order of tasks: estimate from a prediction how much a person will have to edit in an image.
 
     expected edit = intercept + sum over features of weight x feature        (weights >= 0, actions of `corrections`)
     score         = scale / (scale + expected edit)                          (0..1; Label Studio shows the lowest first)
 
-Weights are fitted to the edits that images of a snapshot really took, by least squares without negative weights: an
-image that is worse in any feature never gets a better score. A model version carries them in its metadata; a version
-without them, or whose fit does not certainly order images it has not seen, keeps
-`integration.regions.write.certainty`. The images must be ones that the model did not learn from: on those it knows
-it makes few mistakes, and other ones.
+Weights are fitted to the measured edits of a snapshot's images, by least squares without negative weights: an image
+that is worse in any feature never gets a better score. They are stored in a model version's metadata; a version without
+them, or whose fit does not certainly order images outside the fit, uses `integration.regions.write.certainty`. The
+model must not have learned from the images: on those it makes fewer and different mistakes.
 
 Shapes: H, W image size; K images, F features.
 """
@@ -28,10 +27,10 @@ from training.metrics.boundary import outline_length
 
 #: Entry of a checkpoint's metadata.
 EFFORT_KEY = "effort"
-#: Fewer images than this say little about the weights.
+#: Least number of images to fit the weights to.
 LEAST_IMAGES = 20
 _RIDGE = 0.05
-#: Corners of an outline for one vertex that a person sees, about: keeps features on the scale of actions.
+#: Pixel corners of an outline for one vertex of its polygon, about: puts features on the scale of actions.
 _CORNERS_A_VERTEX = 10.0
 
 #: Features, each the larger the more there is to do. All are sums over the objects of an image.
@@ -61,10 +60,10 @@ class EffortModel:
         weights: by name of the feature, in actions, >= 0.
         intercept: actions of an image whose features are all 0.
         scale: the expected edit that is scored 0.5: the median of the images it was fitted to.
-        images: how many those were.
+        images: number of those images.
         rank_correlation: Spearman's, of expected and real edits of images that were left out of the fit.
-        baseline: the same of today's score.
-        fitted_on: where the images came from.
+        baseline: the same for the score by certainty.
+        fitted_on: source of the images.
     """
 
     weights: Mapping[str, float]
@@ -77,12 +76,12 @@ class EffortModel:
 
     @property
     def is_useful(self) -> bool:
-        """Whether it orders images better than today's score does, and certainly better than chance."""
+        """Whether it orders images better than the score by certainty, and certainly better than chance."""
         return self.rank_correlation > max(self.baseline, chance_correlation(self.images))
 
     @property
     def verdict(self) -> str:
-        """For people: whether tasks are ordered by it, and why."""
+        """Say whether tasks are ordered by it, and why."""
         figures = (
             f"rank correlation with the edits of {self.images} images: {self.rank_correlation:+.2f} when left out of "
             f"the fit, the score by certainty {self.baseline:+.2f}, chance up to {chance_correlation(self.images):+.2f}"
@@ -91,11 +90,11 @@ class EffortModel:
         return f"tasks are ordered {order} ({figures})"
 
     def expected_edit(self, features: Mapping[str, float]) -> float:
-        """Actions of the hand that an image will take, from its features."""
+        """Expected actions of the hand for an image, from its features."""
         return self.intercept + sum(self.weights.get(name, 0.0) * value for name, value in features.items())
 
     def score(self, shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> float:
-        """The task score, in (0, 1]: the more there is to edit, the lower. Six decimals, as Label Studio keeps."""
+        """Task score in (0, 1], lower the more there is to edit; six decimals, as Label Studio stores."""
         return round(self.scale / (self.scale + self.expected_edit(features_of(shown, hidden))), 6)
 
     def save(self, directory: Path) -> None:
@@ -114,15 +113,15 @@ def load_effort(directory: Path) -> EffortModel | None:
     try:
         if (facts := read_metadata(directory).get(EFFORT_KEY)) is None:
             return None
-        stored = EffortModel(**facts)
-        numbers = [*stored.weights.values(), stored.intercept, stored.scale]
-        if not all(math.isfinite(number) and number >= 0 for number in numbers) or stored.scale <= 0:
+        model = EffortModel(**facts)
+        numbers = [*model.weights.values(), model.intercept, model.scale]
+        if not all(math.isfinite(number) and number >= 0 for number in numbers) or model.scale <= 0:
             raise ValueError(f"weights, intercept and scale are {numbers}, expected finite numbers >= 0")
     except (ValueError, TypeError, AttributeError) as error:
         raise EffortError(
             f"the effort in {directory / METADATA_FILE} is damaged: {error}; take it out, or publish the version anew"
         ) from error
-    return stored
+    return model
 
 
 def features_of(shown: Sequence[Instance], hidden: Sequence[Instance] = ()) -> dict[str, float]:
@@ -145,15 +144,15 @@ def fit_effort(
     *,
     fitted_on: str = "",
 ) -> EffortModel:
-    """Fit the weights to the edits that images took.
+    """Fit the weights to the edits of images.
 
     Args:
         features: of K images, from `features_of`.
         edits: their cost, from `corrections.edit_cost`.
-        baseline_scores: today's scores of the same images, low first.
+        baseline_scores: scores by certainty of the same images; low ones come first.
 
     Raises:
-        EffortError: fewer than `LEAST_IMAGES` images, or all took the same.
+        EffortError: fewer than `LEAST_IMAGES` images, or all have the same edit.
     """
     if len(edits) < LEAST_IMAGES or len(set(edits)) < 2:
         raise EffortError(
@@ -191,7 +190,7 @@ def rank_correlation(expected: Sequence[float] | np.ndarray, real: Sequence[floa
 
 
 def chance_correlation(images: int) -> float:
-    """What the rank correlation of an order without any sense stays below with 95 % confidence, for so many images."""
+    """Upper bound of a random order's rank correlation, with 95 % confidence, for so many images."""
     return 1.645 / math.sqrt(max(images - 1, 1))
 
 
@@ -200,17 +199,17 @@ def _solve(matrix: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     spread = np.maximum(np.abs(matrix).max(axis=0), 1e-9)
     scaled = np.hstack([matrix / spread, np.ones((len(matrix), 1))])
     shrink = np.sqrt(_RIDGE * len(matrix)) * np.eye(scaled.shape[1])[:-1]
-    solved, _ = nnls(np.vstack([scaled, shrink]), np.concatenate([target, np.zeros(len(shrink))]))
-    return solved[:-1] / spread, float(solved[-1])
+    solution, _ = nnls(np.vstack([scaled, shrink]), np.concatenate([target, np.zeros(len(shrink))]))
+    return solution[:-1] / spread, float(solution[-1])
 
 
 def _cross_fitted(matrix: np.ndarray, target: np.ndarray, folds: int = 5) -> np.ndarray:
     expected = np.zeros(len(target))
     fold_of = np.random.default_rng(0).permutation(len(target)) % folds
     for fold in range(folds):
-        held = fold_of == fold
-        weights, intercept = _solve(matrix[~held], target[~held])
-        expected[held] = matrix[held] @ weights + intercept
+        is_held_out = fold_of == fold
+        weights, intercept = _solve(matrix[~is_held_out], target[~is_held_out])
+        expected[is_held_out] = matrix[is_held_out] @ weights + intercept
     return expected
 
 
@@ -234,7 +233,7 @@ def _object_features(instance: Instance, everything: Sequence[Instance]) -> dict
 
 
 def _outline(instance: Instance) -> tuple[Sequence[float], int]:
-    """Box around the mask (all 0 when it is empty) and its outline's length; looks into the detector's box first."""
+    """Box around the mask (all 0 when it is empty) and its outline's length; searches the detector's box first."""
     height, width = instance.mask_hw.shape
     left, top, right, bottom = (int(edge) if math.isfinite(edge) else 0 for edge in instance.box_xyxy)
     rows, columns = slice(max(top - 2, 0), max(bottom + 3, 0)), slice(max(left - 2, 0), max(right + 3, 0))
@@ -249,12 +248,12 @@ def _outline(instance: Instance) -> tuple[Sequence[float], int]:
 
 
 def _box_iou(box: Sequence[float], other: Sequence[float]) -> float:
-    """Of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
+    """IoU of two boxes in x, y, x, y; 0 for boxes that are not numbers."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
-    return shared / union if shared > 0 and union > 0 else 0.0
+    intersection = max(width, 0.0) * max(height, 0.0)
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - intersection
+    return intersection / union if intersection > 0 and union > 0 else 0.0
 
 
 def _unit(value: float) -> float:

@@ -1,8 +1,7 @@
-"""What people changed: each object of an annotation beside the object of the prediction that it came from.
+"""Corrections by annotators: match each annotated object to the predicted object that it came from, and compare them.
 
-An object of the annotation is the predicted one with the same region id (Label Studio keeps ids when a person edits),
-else the one whose mask it overlaps most. What is left of the prediction was deleted, what is left of the annotation
-was added.
+An annotated object is the predicted one with the same region id (Label Studio keeps ids when a person edits), else the
+one whose mask it overlaps most. Unmatched predicted objects were deleted, unmatched annotated objects were added.
 
 The work of a correction is counted in actions of the hand, one for a vertex dragged, clicked or removed:
 
@@ -62,22 +61,22 @@ class Drawn(Protocol):
     def score(self) -> float | None: ...
 
 
-#: An outline nowhere farther than this from the predicted one was kept; a vertex this close to its place is left alone.
+#: An outline nowhere farther than this from the predicted one was kept; a vertex this close to it was not moved.
 KEPT_PX, ACCEPTED_PX = 1.0, 2.0
-#: Least IoU of an annotated object with the predicted one that it came from, where ids do not tell.
+#: Least IoU of an annotated object with the predicted one that it came from, where they share no region id.
 SAME_IOU = 0.5
 #: Width of the moved band, to either side of the moved stretch.
 BAND_PX = 4.0
 #: Actions besides the vertices, see above.
 ACTIONS_ADDED, ACTIONS_DELETED, ACTIONS_RELABELLED = 3.0, 2.0, 2.0
-#: In finetuning: of objects that people left as they were (the model knows those), of those that they changed or added,
-#: and of those that no prediction was shown for.
+#: Weights in finetuning: of unchanged objects (the model knows those), of changed or added ones, and of those for which
+#: no prediction was shown.
 WEIGHT_KEPT, WEIGHT_CORRECTED, WEIGHT_UNSEEN = 0.5, 2.0, 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
-    """What became of one object.
+    """Correction of one object.
 
     Attributes:
         kind: "relabelled" also when its outline was moved as well; `mean_px` tells.
@@ -114,47 +113,47 @@ def find_corrections(
     """Compare the objects of one image.
 
     Args:
-        predicted: what was shown; None when nothing was, or it is not known any more.
+        predicted: the prediction shown; None when there was none, or it is not known any more.
 
     Returns:
         One correction for each annotated object, in their order, then one for each deleted object.
     """
-    shown = list(predicted or ())
-    partner = match_objects(shown, annotated)
+    predictions = list(predicted or ())
+    partner = match_objects(predictions, annotated)
     corrections = []
-    for number, drawn in enumerate(annotated):
+    for number, annotation in enumerate(annotated):
         origin = partner.get(number)
         if origin is None:
             weight = WEIGHT_UNSEEN if predicted is None else WEIGHT_CORRECTED
-            corrections.append(_added(number, drawn, outline_px, weight))
+            corrections.append(_added(number, annotation, outline_px, weight))
         else:
-            corrections.append(_edited(number, drawn, origin, shown[origin], outline_px))
-    taken = set(partner.values())
-    return corrections + [_deleted(n, region) for n, region in enumerate(shown) if n not in taken]
+            corrections.append(_edited(number, annotation, origin, predictions[origin], outline_px))
+    matched = set(partner.values())
+    return corrections + [_deleted(n, prediction) for n, prediction in enumerate(predictions) if n not in matched]
 
 
 def match_objects(predicted: Sequence[Drawn], annotated: Sequence[Drawn]) -> dict[int, int]:
-    """Number of the predicted object for each annotated one that came from one: by region id first, by IoU second."""
+    """Match annotated to predicted objects by number, by region id first and by IoU second."""
     partner: dict[int, int] = {}
-    shared = [
+    id_matches = [
         (-len(set(a.region_ids) & set(p.region_ids)), n, k)
         for n, a in enumerate(annotated)
         for k, p in enumerate(predicted)
         if set(a.region_ids) & set(p.region_ids)
     ]
-    for _, n, k in sorted(shared):
+    for _, n, k in sorted(id_matches):
         if n not in partner and k not in partner.values():
             partner[n] = k
-    left = [n for n in range(len(annotated)) if n not in partner]
+    unmatched = [n for n in range(len(annotated)) if n not in partner]
     free = [k for k in range(len(predicted)) if k not in partner.values()]
-    overlap = iou_matrix([annotated[n].mask_hw for n in left], [predicted[k].mask_hw for k in free])
+    overlap = iou_matrix([annotated[n].mask_hw for n in unmatched], [predicted[k].mask_hw for k in free])
     if overlap.size:
         # Of equal overlaps, the one with the same label.
-        alike = np.array([[annotated[n].label == predicted[k].label for k in free] for n in left])
-        overlap = np.where(overlap >= SAME_IOU, overlap + 1e-6 * alike, 0)
+        same_label = np.array([[annotated[n].label == predicted[k].label for k in free] for n in unmatched])
+        overlap = np.where(overlap >= SAME_IOU, overlap + 1e-6 * same_label, 0)
         for row, column in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[row, column] > 0:
-                partner[left[row]] = free[column]
+                partner[unmatched[row]] = free[column]
     return partner
 
 
@@ -163,50 +162,54 @@ def edit_cost(corrections: Sequence[Correction]) -> float:
     return float(sum(correction.cost for correction in corrections))
 
 
-def _added(number: int, drawn: Drawn, outline_px: Outliner, weight: float) -> Correction:
-    vertices = len(outline_px(drawn.mask_hw))
+def _added(number: int, annotation: Drawn, outline_px: Outliner, weight: float) -> Correction:
+    vertices = len(outline_px(annotation.mask_hw))
     cost = ACTIONS_ADDED + vertices
-    return Correction("added", drawn.label, annotated=number, vertices=vertices, cost=cost, weight=weight)
+    return Correction("added", annotation.label, annotated=number, vertices=vertices, cost=cost, weight=weight)
 
 
-def _deleted(number: int, shown: Drawn) -> Correction:
-    return Correction("deleted", shown.label, shown.label, shown.score, predicted=number, cost=ACTIONS_DELETED)
+def _deleted(number: int, prediction: Drawn) -> Correction:
+    return Correction(
+        "deleted", prediction.label, prediction.label, prediction.score, predicted=number, cost=ACTIONS_DELETED
+    )
 
 
-def _edited(number: int, drawn: Drawn, origin: int, shown: Drawn, outline_px: Outliner) -> Correction:
-    overlap, mean_px, max_px, vertices, band_hw, redrawn = 1.0, 0.0, 0.0, 0, None, 0.0
-    if not np.array_equal(drawn.mask_hw, shown.mask_hw):
-        compared = compare_outlines(drawn.mask_hw, shown.mask_hw, margin_px=int(BAND_PX) + 2)
-        overlap, mean_px, max_px = iou(drawn.mask_hw, shown.mask_hw), compared.mean_px, compared.max_px
+def _edited(number: int, annotation: Drawn, origin: int, prediction: Drawn, outline_px: Outliner) -> Correction:
+    overlap, mean_px, max_px, vertices, band_hw, redraw_cost = 1.0, 0.0, 0.0, 0, None, 0.0
+    if not np.array_equal(annotation.mask_hw, prediction.mask_hw):
+        distance = compare_outlines(annotation.mask_hw, prediction.mask_hw, margin_px=int(BAND_PX) + 2)
+        overlap, mean_px, max_px = iou(annotation.mask_hw, prediction.mask_hw), distance.mean_px, distance.max_px
         if max_px > KEPT_PX:
-            vertices, redrawn = _moved_vertices(drawn, shown, compared, outline_px)
-            band_hw = moved_band(drawn.mask_hw, shown.mask_hw, compared, accepted_px=KEPT_PX, band_px=BAND_PX)
-    relabelled = drawn.label != shown.label
-    kind: Kind = "relabelled" if relabelled else "moved" if vertices else "kept"
-    cost = ACTIONS_RELABELLED * relabelled + vertices
+            vertices, redraw_cost = _moved_vertices(annotation, prediction, distance, outline_px)
+            band_hw = moved_band(annotation.mask_hw, prediction.mask_hw, distance, accepted_px=KEPT_PX, band_px=BAND_PX)
+    is_relabelled = annotation.label != prediction.label
+    kind: Kind = "relabelled" if is_relabelled else "moved" if vertices else "kept"
+    cost = ACTIONS_RELABELLED * is_relabelled + vertices
     return Correction(
         kind,
-        drawn.label,
-        shown.label,
-        shown.score,
+        annotation.label,
+        prediction.label,
+        prediction.score,
         number,
         origin,
         overlap,
         mean_px,
         max_px,
         vertices,
-        cost=min(cost, ACTIONS_DELETED + redrawn) if vertices else cost,
+        cost=min(cost, ACTIONS_DELETED + redraw_cost) if vertices else cost,
         weight=WEIGHT_KEPT if kind == "kept" else WEIGHT_CORRECTED,
         moved_band_hw=band_hw,
     )
 
 
-def _moved_vertices(drawn: Drawn, shown: Drawn, compared: OutlineDistance, outline_px: Outliner) -> tuple[int, float]:
-    """Vertices that had to be moved, at least one; and what drawing the object anew would have cost."""
-    new_px, old_px = outline_px(drawn.mask_hw), outline_px(shown.mask_hw)
-    arrived = compared.far_points(new_px, of_here=True, accepted_px=ACCEPTED_PX)
-    left = compared.far_points(old_px, of_here=False, accepted_px=ACCEPTED_PX)
-    return max(1, arrived, left), ACTIONS_ADDED + len(new_px)
+def _moved_vertices(
+    annotation: Drawn, prediction: Drawn, distance: OutlineDistance, outline_px: Outliner
+) -> tuple[int, float]:
+    """Number of vertices that had to be moved, at least one; and the cost of drawing the object anew."""
+    new_px, old_px = outline_px(annotation.mask_hw), outline_px(prediction.mask_hw)
+    new_count = distance.far_points(new_px, of_other=False, accepted_px=ACCEPTED_PX)
+    old_count = distance.far_points(old_px, of_other=True, accepted_px=ACCEPTED_PX)
+    return max(1, new_count, old_count), ACTIONS_ADDED + len(new_px)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,7 +223,7 @@ class DrawnObject:
 
 
 Json = dict[str, Any]
-#: What became of objects that were shown; the report's columns.
+#: Kinds of corrections of objects that were shown; the report's columns.
 SHOWN = ("kept", "moved", "relabelled", "deleted")
 #: The label of images without any object, which cost time too.
 NO_OBJECT = "(no object)"
@@ -239,7 +242,7 @@ def image_entry(
     model_version: str = "",
     prediction_score: float | None = None,
 ) -> Json:
-    """What the report keeps of one image.
+    """Entry of one image in the report.
 
     Args:
         sha256: of its content.
@@ -261,11 +264,11 @@ def image_entry(
 
 
 def build_correction_report(images: Iterable[Json], left_out: Sequence[Json] = ()) -> Json:
-    """The report of a snapshot.
+    """Build the report of a snapshot.
 
     Args:
         images: from `image_entry`.
-        left_out: {task, annotation, region, reason} of what does not count.
+        left_out: {task, annotation, region, reason} of each region that does not count.
 
     Returns:
         {"totals", "labels": {label: figures}, "images", "left_out"}, images by content hash. Figures: predicted, kept,
@@ -288,7 +291,7 @@ def build_correction_report(images: Iterable[Json], left_out: Sequence[Json] = (
 
 
 def correction_report_markdown(report: Mapping[str, Any], title: str) -> str:
-    """The report as a page with one table."""
+    """Write the report as a Markdown page with one table."""
     totals = report["totals"]
     lines = [f"# {title}", "", _summary(totals), ""]
     heads = ("label", "predicted", *SHOWN, "added", "unseen", "accepted", "moved, mean px", "max px", "work", "seconds")
@@ -319,48 +322,55 @@ def _with_seconds(entry: Json) -> list[tuple[Json, float]]:
     return [(object, (entry["seconds"] or 0.0) * (1 + object["cost"]) / total) for object in objects]
 
 
-def _nothing(shown: bool) -> Json:
-    return {"correction": "", "label": NO_OBJECT, "predicted_label": None, "vertices": 0, "cost": 0.0, "shown": shown}
+def _nothing(is_shown: bool) -> Json:
+    return {
+        "correction": "",
+        "label": NO_OBJECT,
+        "predicted_label": None,
+        "vertices": 0,
+        "cost": 0.0,
+        "shown": is_shown,
+    }
 
 
 def _figures(rows: Sequence[tuple[Json, float, bool]]) -> Json:
     kinds = [entry["correction"] for entry, _, _ in rows]
     counts: Json = {kind: kinds.count(kind) for kind in SHOWN}
     predicted = sum(counts.values())
-    moved = [entry for entry, _, _ in rows if entry["vertices"] and entry["predicted_label"]]
+    moved_objects = [entry for entry, _, _ in rows if entry["vertices"] and entry["predicted_label"]]
     return {
         "predicted": predicted,
         **counts,
-        "added": sum(entry["correction"] == "added" and shown for entry, _, shown in rows),
-        "unseen": sum(entry["correction"] == "added" and not shown for entry, _, shown in rows),
+        "added": sum(entry["correction"] == "added" and is_shown for entry, _, is_shown in rows),
+        "unseen": sum(entry["correction"] == "added" and not is_shown for entry, _, is_shown in rows),
         "acceptance": counts["kept"] / predicted if predicted else None,
-        "moved_mean_px": statistics.fmean(entry["mean_px"] for entry in moved) if moved else None,
-        "moved_max_px": max(entry["max_px"] for entry in moved) if moved else None,
+        "moved_mean_px": statistics.fmean(entry["mean_px"] for entry in moved_objects) if moved_objects else None,
+        "moved_max_px": max(entry["max_px"] for entry in moved_objects) if moved_objects else None,
         "cost": round(sum(entry["cost"] for entry, _, _ in rows), 3),
         "seconds": round(sum(seconds for _, seconds, _ in rows), 3),
     }
 
 
 def _image_figures(entries: Sequence[Json]) -> Json:
-    timed = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
-    shown = [entry for entry in entries if entry["shown"]]
+    times_s = [entry["seconds"] for entry in entries if entry["seconds"] is not None]
+    shown_images = [entry for entry in entries if entry["shown"]]
     return {
         "images": len(entries),
-        "images_shown": len(shown),
-        "images_untouched": sum(entry["cost"] == 0 for entry in shown),
-        "images_timed": len(timed),
-        "median_seconds": statistics.median(timed) if timed else None,
+        "images_shown": len(shown_images),
+        "images_untouched": sum(entry["cost"] == 0 for entry in shown_images),
+        "images_timed": len(times_s),
+        "median_seconds": statistics.median(times_s) if times_s else None,
         "median_cost": statistics.median(entry["cost"] for entry in entries) if entries else None,
     }
 
 
 def _summary(totals: Mapping[str, Any]) -> str:
-    accepted = totals["acceptance"]
+    acceptance = totals["acceptance"]
     parts = [f"{totals['images']} images, {totals['images_shown']} with a prediction"]
     if totals["images_shown"]:
         parts.append(f"{totals['images_untouched']} submitted as they were")
-    if accepted is not None:
-        parts.append(f"{accepted:.0%} of {totals['predicted']} predicted objects kept")
+    if acceptance is not None:
+        parts.append(f"{acceptance:.0%} of {totals['predicted']} predicted objects kept")
     if totals["median_seconds"] is not None:
         parts.append(f"{totals['median_seconds']:.0f} s an image (median of {totals['images_timed']})")
     return "; ".join(parts) + "."
@@ -368,9 +378,9 @@ def _summary(totals: Mapping[str, Any]) -> str:
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
     counts = [str(figures[key]) for key in ("predicted", *SHOWN, "added", "unseen")]
-    accepted = figures["acceptance"]
+    acceptance = figures["acceptance"]
     measures = [figures["moved_mean_px"], figures["moved_max_px"], figures["cost"], figures["seconds"]]
-    cells = ["" if accepted is None else f"{accepted:.0%}"]
+    cells = ["" if acceptance is None else f"{acceptance:.0%}"]
     cells += ["" if value is None else f"{value:.1f}" for value in measures]
     return counts + cells
 
@@ -378,19 +388,19 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
 def _reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
     if not left_out:
         return []
-    counted: dict[str, list[str]] = {}
+    places_of_reason: dict[str, list[str]] = {}
     for region in left_out:
         place = f"task {region['task']}" + (f" region {region['region']}" if region["region"] else "")
-        counted.setdefault(region["reason"], []).append(place)
+        places_of_reason.setdefault(region["reason"], []).append(place)
     lines = ["", f"## Left out: {len(left_out)}", ""]
-    for reason, places in sorted(counted.items(), key=lambda item: -len(item[1])):
+    for reason, places in sorted(places_of_reason.items(), key=lambda item: -len(item[1])):
         more = f" and {len(places) - 5} more" if len(places) > 5 else ""
         lines.append(f"- {len(places)} x {reason}: {', '.join(places[:5])}{more}")
     return lines
 
 
 class MostMoved:
-    """Keeps pictures of the objects whose outlines moved farthest (mean), without keeping the images."""
+    """Collects pictures of the objects whose outlines moved farthest (mean), without storing the images."""
 
     def __init__(self, limit: int = 12) -> None:
         self.limit = limit
@@ -399,7 +409,7 @@ class MostMoved:
     def add(
         self, image_rgb: np.ndarray, before_hw: np.ndarray, after_hw: np.ndarray, correction: Correction, *, name: str
     ) -> None:
-        """Take an object, if it is among the farthest so far; `name` tells it apart, e.g. "task 7 r2"."""
+        """Add an object, if it is among the farthest so far; `name` identifies it, e.g. "task 7 r2"."""
         if not correction.vertices or (
             len(self._tiles) >= self.limit and (correction.mean_px, name) <= self._tiles[0][:2]
         ):
@@ -413,7 +423,7 @@ class MostMoved:
             heapq.heappop(self._tiles)
 
     def sheet(self) -> Image.Image | None:
-        """All of them, the farthest first, below a legend; None when no outline was moved."""
+        """All pictures, the farthest first, below a legend; None when no outline was moved."""
         tiles = [tile for _, _, tile in sorted(self._tiles, key=lambda item: (-item[0], item[1]))]
         if not tiles:
             return None

@@ -7,8 +7,8 @@
         images/<sha256>.*  each decodes to the pixels whose hash is its name
         corrections.json, report.md, pictures/
 
-Images are collected one by one, and the whole moves into place at once. What is held out:
-`training.snapshots.holdout`. Masks are compressed RLE, so that a snapshot gives back the very masks that people drew.
+Images are collected one by one, and the finished folder is moved into place. The hold-out is chosen by
+`training.snapshots.holdout`. Masks are compressed RLE, which reproduces the drawn masks exactly.
 
 Shapes: H, W image size.
 """
@@ -38,7 +38,7 @@ FILES = {"train": "train.json", "holdout": "holdout.json"}
 
 
 class SnapshotError(ValueError):
-    """A folder that is no snapshot, or not the one that its name says; the message says what, where and the fix."""
+    """A folder is no snapshot, or its content is not that of its digest; the message says what, where and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Snapshot:
 
 
 def open_snapshot(directory: Path) -> Snapshot:
-    """Open a snapshot after checking that its records are what its digest says, and that its images are there.
+    """Open a snapshot; checks its records by their digest, and that its images exist.
 
     Raises:
         SnapshotError: a file is missing or was changed.
@@ -112,7 +112,7 @@ def _read_json(path: Path) -> Json:
 
 
 Json = dict[str, Any]
-#: What `digest_of` leaves out: ids of Label Studio, and names of files, whose format may differ for the same pixels.
+#: Fields outside the digest: ids of Label Studio, and names of files, whose format may differ for the same pixels.
 _NOT_CONTENT = ("task_id", "annotation_ids", "region_ids", "file_name")
 
 
@@ -151,9 +151,9 @@ class ImageRecord:
 
 
 def pixels_sha256(image_rgb: np.ndarray) -> str:
-    """sha256 of an image's content: of its size and of its decoded pixels (uint8 H x W x 3), in hexadecimal.
+    """Hash an image's content: hexadecimal sha256 of its size and its decoded pixels (uint8 H x W x 3).
 
-    The same picture uploaded again, under another name or in another lossless format, has the same one.
+    The same picture under another name or in another lossless format has the same hash.
     """
     height, width = image_rgb.shape[:2]
     content = hashlib.sha256(f"{height}x{width}:".encode())
@@ -176,14 +176,14 @@ def image_record(
     """
     sha256, (height, width) = pixels_sha256(image_rgb), image_rgb.shape[:2]
     category_of = {name: number for number, name in enumerate(classes, start=1)}
-    for number, drawn in enumerate(objects):
-        if drawn.label not in category_of or drawn.mask_hw.shape != (height, width) or not drawn.mask_hw.any():
+    for number, item in enumerate(objects):
+        if item.label not in category_of or item.mask_hw.shape != (height, width) or not item.mask_hw.any():
             raise ValueError(
-                f"object {number} of image {sha256[:12]} is a {drawn.label!r} with a mask of {drawn.mask_hw.shape} and "
-                f"{int(drawn.mask_hw.sum())} pixels; expected one of {', '.join(classes)} and a mask of "
+                f"object {number} of image {sha256[:12]} is a {item.label!r} with a mask of {item.mask_hw.shape} and "
+                f"{int(item.mask_hw.sum())} pixels; expected one of {', '.join(classes)} and a mask of "
                 f"{(height, width)} with at least one pixel"
             )
-    annotations = [_annotation(drawn, category_of[drawn.label]) for drawn in objects]
+    annotations = [_annotation(item, category_of[item.label]) for item in objects]
     annotations.sort(key=lambda annotation: _canonical({**annotation, "region_ids": []}))
     image = {
         "height": height,
@@ -196,7 +196,7 @@ def image_record(
 
 
 def coco_file(records: Sequence[ImageRecord], classes: Sequence[str], first_image_id: int = 1) -> Json:
-    """A COCO data set of records in the order of their content hashes; ids count from 1 in that order."""
+    """Build a COCO data set from records in the order of their content hashes; ids count from 1 in that order."""
     images: list[Json] = []
     annotations: list[Json] = []
     for record in sorted(records, key=lambda record: record.sha256):
@@ -209,9 +209,9 @@ def coco_file(records: Sequence[ImageRecord], classes: Sequence[str], first_imag
 
 
 def digest_of(train: Json, holdout: Json, holdout_share: float) -> str:
-    """sha256 over everything that training can see: pixels, classes, masks, weights, bands and the split.
+    """sha256 over everything that training reads: pixels, classes, masks, weights, bands and the split.
 
-    No time, no id of Label Studio and no order enters, so identical data has an identical digest.
+    Times, ids of Label Studio and the order are left out, so identical data has an identical digest.
     """
     content = {"train": _content(train), "holdout": _content(holdout), "holdout_share": float(holdout_share)}
     return hashlib.sha256(_canonical(content).encode()).hexdigest()
@@ -219,8 +219,8 @@ def digest_of(train: Json, holdout: Json, holdout_share: float) -> str:
 
 def encode_rle(mask_hw: np.ndarray) -> Json:
     """Compressed RLE of a bool H x W mask, as JSON holds it."""
-    encoded = coco_mask.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
-    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+    rle = coco_mask.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
@@ -229,20 +229,20 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _annotation(drawn: SnapshotObject, category_id: int) -> Json:
-    rle = encode_rle(drawn.mask_hw)
-    band_hw = drawn.moved_band_hw
+def _annotation(item: SnapshotObject, category_id: int) -> Json:
+    rle = encode_rle(item.mask_hw)
+    band_hw = item.moved_band_hw
     return {
         "category_id": category_id,
         "segmentation": rle,
         "area": float(coco_mask.area(rle)),
         "bbox": [float(edge) for edge in coco_mask.toBbox(rle)],
-        "iscrowd": int(drawn.disputed),
-        "correction": drawn.correction,
-        "weight": float(drawn.weight),
+        "iscrowd": int(item.disputed),
+        "correction": item.correction,
+        "weight": float(item.weight),
         "moved_band": encode_rle(band_hw) if band_hw is not None and band_hw.any() else None,
-        "box_only": drawn.box_only,
-        "region_ids": list(drawn.region_ids),
+        "box_only": item.box_only,
+        "region_ids": list(item.region_ids),
     }
 
 
@@ -258,9 +258,9 @@ def _canonical(value: object) -> str:
 
 
 class SnapshotWriter:
-    """Collects images, then writes them as one snapshot; nothing of it is seen before it is whole.
+    """Collects images, then writes them as one snapshot, which appears in its place complete.
 
-    Use as a context manager: what was collected is removed at its end unless `finish` moved it into place.
+    Use as a context manager: the collected files are removed at its end unless `finish` moved them into place.
 
     Args:
         folder: where snapshots lie; each becomes a folder named by its digest.
@@ -289,7 +289,7 @@ class SnapshotWriter:
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def add(self, record: ImageRecord, image_rgb: np.ndarray, file: tuple[bytes, str] | None = None) -> None:
-        """Take in an image.
+        """Add an image.
 
         Args:
             record: from `image_record`; replaces one of the same content.
@@ -308,7 +308,7 @@ class SnapshotWriter:
         self._records[record.sha256] = ImageRecord(record.sha256, image, record.annotations)
 
     def holdout_hashes(self) -> frozenset[str]:
-        """Content hashes of the images taken in so far that are held out."""
+        """Content hashes of the held-out images among those added so far."""
         return holdout_hashes(self._records, self.holdout_share)
 
     def finish(
@@ -361,12 +361,12 @@ class SnapshotWriter:
     def _write_sets(self) -> dict[str, Json]:
         records = list(self._records.values())
         hashes = self.holdout_hashes()
-        held = [record for record in records if record.sha256 in hashes]
+        holdout = [record for record in records if record.sha256 in hashes]
         train = [record for record in records if record.sha256 not in hashes]
         # Image ids go on in the second file, so that they are unique in the snapshot.
         sets = {
             "train": coco_file(train, self.classes),
-            "holdout": coco_file(held, self.classes, first_image_id=len(train) + 1),
+            "holdout": coco_file(holdout, self.classes, first_image_id=len(train) + 1),
         }
         for name, coco in sets.items():
             _write_json(self._unfinished / FILES[name], coco)

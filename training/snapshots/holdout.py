@@ -1,12 +1,12 @@
-"""Which images of a snapshot are held out to judge by, and whether there are enough of them.
+"""Split a snapshot's images into training and hold-out, and check that there are enough of both.
 
 The content hash decides what is held out: hashes below the share, and in a set so small that they are fewer than
-`LEAST_HOLDOUT`, the lowest hashes. An image never comes from training into the hold-out: its place in the order of the
-hashes only rises as images are added. (Smaller sets than `LEAST_IMAGES` are trained on only when the command line
-asks for it.) An image that a small set was topped up with may go to training later; hold-outs of earlier snapshots
-decide only from `GateRules.min_images` on, where nothing was topped up.
+`LEAST_HOLDOUT`, the lowest hashes. An image never moves from training to the hold-out: its place in the order of the
+hashes only rises as images are added. (Sets smaller than `LEAST_IMAGES` are trained on only by the command line.) An
+image that tops up a small set's hold-out may move to training later; hold-outs of earlier snapshots decide only from
+`GateRules.min_images` on, where nothing was topped up.
 
-Imports nothing, because the worker that waits for trainings stays small.
+Imports nothing heavy, so that the worker that waits for trainings stays small.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def is_holdout(sha256: str, share: float = HOLDOUT_SHARE) -> bool:
 
 
 def holdout_hashes(hashes: Iterable[str], share: float = HOLDOUT_SHARE) -> frozenset[str]:
-    """Which images of a set are held out, by content hash: about `share` of them, at least `LEAST_HOLDOUT`.
+    """Choose the images of a set to hold out, by content hash: about `share` of them, at least `LEAST_HOLDOUT`.
 
-    Nothing is topped up where the share is 0 or the set has fewer than `LEAST_IMAGES` images; see `what_is_missing`.
+    No image is added where the share is 0 or the set has fewer than `LEAST_IMAGES` images; see `what_is_missing`.
     """
-    ordered = sorted(set(hashes))
-    held = {sha256 for sha256 in ordered if is_holdout(sha256, share)}
-    if share > 0 and len(ordered) >= LEAST_IMAGES:
-        held.update(ordered[:LEAST_HOLDOUT])
-    return frozenset(held)
+    sorted_hashes = sorted(set(hashes))
+    holdout = {sha256 for sha256 in sorted_hashes if is_holdout(sha256, share)}
+    if share > 0 and len(sorted_hashes) >= LEAST_IMAGES:
+        holdout.update(sorted_hashes[:LEAST_HOLDOUT])
+    return frozenset(holdout)
 
 
 def what_is_missing(counts: Mapping[str, Any]) -> str:
-    """Why a model of a snapshot could not be trained or judged, by its manifest's counts; "" when it can."""
-    train, held = int(counts.get("train_images", 1)), int(counts.get("holdout_images", 1))
-    images = int(counts.get("images", train + held))
-    if train and held:
+    """Say why a snapshot cannot be trained or judged on, by its manifest's counts; "" when it can."""
+    train, holdout = int(counts.get("train_images", 1)), int(counts.get("holdout_images", 1))
+    images = int(counts.get("images", train + holdout))
+    if train and holdout:
         return ""
     lacking = "to judge by" if train else "to train on"
     more = max(1, LEAST_IMAGES - images)

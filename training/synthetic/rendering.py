@@ -1,4 +1,4 @@
-"""Paint a scene's ground and its objects: backgrounds that look photographed, and lit, textured sprites.
+"""Paint a scene's background and objects: backgrounds like photographs, and lit, textured sprites.
 
 A sprite is an outline drawn anti-aliased with a shadow, and its exact mask; its tile is the small image around it.
 Images and tiles are float32 in [0, 1]; noise is float32 H x W of about zero mean and unit deviation.
@@ -21,7 +21,7 @@ def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def blurred(image: np.ndarray, radius_px: float) -> np.ndarray:
-    """Gaussian blur of a float H x W array in [0, 1] (8 bits inside: fast, and fine enough to shade with)."""
+    """Gaussian blur of a float H x W array in [0, 1] (with 8 bits inside: fast, and fine enough for shading)."""
     picture = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius_px)), dtype=np.float32) / 255
 
@@ -124,16 +124,16 @@ SUPERSAMPLING = 3
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """An object ready to be put on a canvas.
+    """An object to draw on a canvas.
 
     Attributes:
         label: its class name, or "clutter".
         centre_px: x and y of the tile's middle on the canvas.
         length_px: the length of its long axis.
-        left_px, top_px: where the tile lies on the canvas (may be outside of it).
+        left_px, top_px: the tile's corner on the canvas (may be outside of it).
         alpha: tile h x w, coverage of each pixel.
         colour: tile h x w x 3.
-        shade: tile h x w, how dark its shadow is; laid down offset by shadow_px (x, y).
+        shade: tile h x w, darkness of its shadow, drawn at an offset of shadow_px (x, y).
     """
 
     label: str
@@ -237,7 +237,7 @@ _LEAVES = np.array([[0.25, 0.45, 0.14], [0.4, 0.55, 0.18], [0.72, 0.42, 0.1], [0
 
 
 def _base_colour(rng: np.random.Generator, label: str) -> tuple[np.ndarray, float]:
-    """A colour (3,) and how metallic it is (0..1): materials vary within a class, so shape must tell."""
+    """Choose a colour (3,) and its metallic share (0..1): materials vary within a class, so that shape decides."""
     if label == "leaf":
         colour, metal = _LEAVES[int(rng.integers(len(_LEAVES)))], 0.0
     elif label == "clutter":

@@ -2,9 +2,9 @@
 
 The same seed gives the same scene, pixel for pixel. The splits use disjoint ranges of seeds (`scene_seed`).
 
-Shifted scenes are of another domain than the shipped model's: a class it never saw, and another look (a negative, in
-one hue). For the rehearsal of the learning loop: a model that is good on ordinary scenes starts weak here, and can
-learn it from a few dozen pictures.
+Shifted scenes are of another domain than the shipped model's: a class that it does not know, and other colours (a
+negative, in one hue). They are for the rehearsal of the learning loop: a model of ordinary scenes is weak on them, and
+learns them from a few dozen pictures.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from training.synthetic.rendering import Sprite, background, draw_sprite, noise,
 from training.synthetic.shapes import CLUTTER, SHAPES, Outline, box
 
 CLASSES: tuple[str, ...] = tuple(SHAPES)
-VERSION = 2  # raise it with every change that changes pictures: stored scenes are told apart by it
+VERSION = 2  # raise it with every change of the pictures: it names the folder of stored scenes
 SPLITS = {"train": 0, "val": 1_000_000_000, "demo": 2_000_000_000}
 _SPLIT_SIZE = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One generated picture and what is on it.
+    """One generated picture with its objects.
 
     Attributes:
         image: RGB, uint8, H x W x 3.
@@ -62,57 +62,59 @@ def generate_scene(
     rng = np.random.default_rng(seed)
     canvas = background(rng, height, width)
     light = float(rng.uniform(0, 2 * np.pi))
-    placed = _place(rng, width, height, light, least_visible, least_area_px)
+    layers = _place(rng, width, height, light, least_visible, least_area_px)
     for sprite in _clutter(rng, width, height, light):
         draw_sprite(canvas, sprite)
-    for sprite, _ in reversed(placed):
+    for sprite, _ in reversed(layers):
         draw_sprite(canvas, sprite)
-    return Scene(_photographed(rng, canvas), tuple((sprite.label, visible) for sprite, visible in placed))
+    return Scene(_photographed(rng, canvas), tuple((sprite.label, visible) for sprite, visible in layers))
 
 
 def _place(
     rng: np.random.Generator, width: int, height: int, light: float, least_visible: float, least_area_px: int
 ) -> list[tuple[Sprite, np.ndarray]]:
-    """Lay objects down from the front: what lies in front is known when the next one is tried."""
+    """Place objects from front to back, so that the visible part of the next one is known when it is tried."""
 
-    def drawn(placed: list[tuple[Sprite, np.ndarray]]) -> Sprite:
+    def random_object(layers: list[tuple[Sprite, np.ndarray]]) -> Sprite:
         label = CLASSES[int(rng.integers(len(CLASSES)))]
         length_px = _length_px(rng, label, min(width, height))
-        centre = _centre(rng, width, height, placed)
+        centre = _centre(rng, width, height, layers)
         return random_sprite(rng, label, SHAPES[label](rng), centre, length_px, light)
 
-    wanted = int(rng.integers(2, 6))
-    return place_sprites(drawn, wanted, 3 * wanted, (height, width), least_visible, least_area_px)
+    count = int(rng.integers(2, 6))
+    return place_sprites(random_object, count, 3 * count, (height, width), least_visible, least_area_px)
 
 
 def place_sprites(
     draw: Callable[[list[tuple[Sprite, np.ndarray]]], Sprite],
-    wanted: int,
+    count: int,
     tries: int,
     shape_hw: tuple[int, int],
     least_visible: float,
     least_area_px: int,
 ) -> list[tuple[Sprite, np.ndarray]]:
-    """Sprites with their visible masks (bool H x W), front to back: so many that are hidden little enough.
+    """Place `count` sprites, front to back, in at most `tries` tries; each with its visible mask (bool H x W).
+
+    A sprite is placed if at least `least_visible` of its area and `least_area_px` pixels of it are visible.
 
     Args:
-        draw: makes the next sprite, given those that are placed.
+        draw: makes the next sprite, given the sprites placed so far.
     """
-    placed: list[tuple[Sprite, np.ndarray]] = []
-    covered = np.zeros(shape_hw, bool)
-    while len(placed) < wanted and tries > 0:
+    layers: list[tuple[Sprite, np.ndarray]] = []
+    covered_hw = np.zeros(shape_hw, bool)
+    while len(layers) < count and tries > 0:
         tries -= 1
-        sprite = draw(placed)
+        sprite = draw(layers)
         mask = sprite.mask(*shape_hw)
-        visible = mask & ~covered
+        visible = mask & ~covered_hw
         if int(visible.sum()) >= max(least_area_px, least_visible * sprite.area_px):
-            placed.append((sprite, visible))
-            covered |= mask
-    return placed
+            layers.append((sprite, visible))
+            covered_hw |= mask
+    return layers
 
 
 def _length_px(rng: np.random.Generator, label: str, side_px: int) -> float:
-    """From a fifth of the picture's short side to all of it; slim tools may be longer."""
+    """Choose an object's length: from a fifth of the picture's short side to all of it; slim tools may be longer."""
     if rng.random() < 0.2:
         return float(rng.uniform(0.2, 0.38)) * side_px
     longest = 1.25 if label in ("key", "fork", "spanner") else 1.0
@@ -120,11 +122,11 @@ def _length_px(rng: np.random.Generator, label: str, side_px: int) -> float:
 
 
 def _centre(
-    rng: np.random.Generator, width: int, height: int, placed: list[tuple[Sprite, np.ndarray]]
+    rng: np.random.Generator, width: int, height: int, layers: list[tuple[Sprite, np.ndarray]]
 ) -> tuple[float, float]:
-    """Anywhere, or close to an object that is there already: overlaps are what makes it hard."""
-    if placed and rng.random() < 0.35:
-        sprite = placed[int(rng.integers(len(placed)))][0]
+    """Choose an object's centre: anywhere, or close to another object, since overlaps make the scene hard."""
+    if layers and rng.random() < 0.35:
+        sprite = layers[int(rng.integers(len(layers)))][0]
         x, y = np.asarray(sprite.centre_px) + rng.normal(0, 0.45, 2) * sprite.length_px
     else:
         x, y = rng.uniform(0.06, 0.94) * width, rng.uniform(0.06, 0.94) * height
@@ -141,7 +143,7 @@ def _clutter(rng: np.random.Generator, width: int, height: int, light: float) ->
 
 
 def _photographed(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """What a camera makes of it: a slight blur, exposure, a colour cast, sensor noise, a tone curve."""
+    """Imitate a camera: a slight blur, exposure, a colour cast, sensor noise, a tone curve."""
     height, width = canvas.shape[:2]
     soft = rng.uniform(0.25, 0.75)
     picture = Image.fromarray((np.clip(canvas, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(soft))
@@ -155,7 +157,7 @@ def _photographed(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 
 NEW_CLASS = "comb"
 SHIFTED_CLASSES: tuple[str, ...] = ("gear", "key", "star", NEW_CLASS)
-# What the picture's darkness becomes: from the colour of the brightest spot to that of the darkest.
+# Colours of the negative: of the brightest and of the darkest spot.
 _BRIGHT = np.array([0.10, 0.16, 0.20], np.float32)
 _DARK = np.array([0.92, 0.98, 0.80], np.float32)
 
@@ -183,26 +185,26 @@ def generate_shifted_scene(seed: int, *, width: int = 256, height: int = 192) ->
     rng = np.random.default_rng([seed, 6])
     canvas = background(rng, height, width)
     light = float(rng.uniform(0, 2 * np.pi))
-    placed = _place_shifted(rng, width, height, light)
-    for sprite, _ in reversed(placed):
+    layers = _place_shifted(rng, width, height, light)
+    for sprite, _ in reversed(layers):
         draw_sprite(canvas, sprite)
-    return Scene(_another_look(rng, canvas), tuple((sprite.label, visible) for sprite, visible in placed))
+    return Scene(_another_look(rng, canvas), tuple((sprite.label, visible) for sprite, visible in layers))
 
 
 def _place_shifted(rng: np.random.Generator, width: int, height: int, light: float) -> list[tuple[Sprite, np.ndarray]]:
-    def drawn(_: object) -> Sprite:
+    def random_object(_: object) -> Sprite:
         label = SHIFTED_CLASSES[int(rng.integers(len(SHIFTED_CLASSES)))]
         outline = comb(rng) if label == NEW_CLASS else SHAPES[label](rng)
         centre = (float(rng.uniform(0.15, 0.85) * width), float(rng.uniform(0.15, 0.85) * height))
         length_px = float(rng.uniform(0.4, 0.8)) * min(width, height)
         return random_sprite(rng, label, outline, centre, length_px, light)
 
-    wanted = int(rng.integers(2, 5))
-    return place_sprites(drawn, wanted, 4 * wanted, (height, width), 0.85, 80)
+    count = int(rng.integers(2, 5))
+    return place_sprites(random_object, count, 4 * count, (height, width), 0.85, 80)
 
 
 def _another_look(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """A negative in one hue with stripes and grain, as some cameras of other spectra give."""
+    """Turn a picture into a negative in one hue with stripes and grain, as from a camera of another spectrum."""
     height, width = canvas.shape[:2]
     grey = np.clip(canvas @ np.array([0.3, 0.59, 0.11], np.float32), 0, 1)[..., None]
     picture = _DARK + (_BRIGHT - _DARK) * grey

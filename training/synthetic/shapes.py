@@ -15,7 +15,7 @@ Points = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What to fill and what to cut out.
+    """Outline of an object: filled polygons, holes and creases.
 
     Attributes:
         solids: (N, 2) polygons whose union is filled.
@@ -100,9 +100,9 @@ def _nettle_leaf(rng: np.random.Generator) -> Outline:
 def _maple_leaf(rng: np.random.Generator) -> Outline:
     lobes = 5
     angles = np.linspace(-0.86 * np.pi, 0.86 * np.pi, 120)
-    lobed = np.abs(np.cos(angles * lobes / 2 / 0.95)) ** rng.uniform(0.9, 1.5)
+    lobe = np.abs(np.cos(angles * lobes / 2 / 0.95)) ** rng.uniform(0.9, 1.5)
     saw = 1 - rng.uniform(0.12, 0.24) * ((np.arange(120) % 6) / 5)
-    radii = (rng.uniform(0.28, 0.38) + 0.62 * lobed) * saw * (0.86 + 0.14 * np.cos(angles))
+    radii = (rng.uniform(0.28, 0.38) + 0.62 * lobe) * saw * (0.86 + 0.14 * np.cos(angles))
     blade = np.concatenate([polar(radii, angles), [[-0.12, 0.0]]])
     stalk = _ribbon(_bent(np.array([[-0.05, 0.0], [-0.5, 0.0], [-1.0, 0.0]]), rng.uniform(-0.2, 0.2)), 0.032)
     peaks = np.arange(-2, 3) * 2 * np.pi / lobes * 0.95
@@ -167,8 +167,8 @@ def spanner(rng: np.random.Generator) -> Outline:
     left, right = ring_at[0], jaw_at[0]
     handle = np.array([[left, -shaft], [right, -shaft * 1.25], [right, shaft * 1.25], [left, shaft]])
     solids = (disc(ring_at, ring), disc(jaw_at, jaw, 40), handle)
-    turned = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
-    mouth = box(-0.25 * jaw, -gap, 2 * jaw, gap) @ turned
+    rotation = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    mouth = box(-0.25 * jaw, -gap, 2 * jaw, gap) @ rotation
     hole = disc(ring_at, ring * rng.uniform(0.5, 0.66), int(rng.choice([6, 12])), rng.uniform(0, 1))
     groove = box(ring_at[0] + ring * 1.25, -shaft * 0.45, jaw_at[0] - jaw * 1.2, shaft * 0.45)
     return Outline(solids, (hole, mouth + np.asarray(jaw_at)), (np.concatenate([groove, groove[:1]]),))

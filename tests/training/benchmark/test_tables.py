@@ -92,10 +92,10 @@ def test_a_shorter_run_keeps_the_shape_of_the_schedule() -> None:
 
 
 def test_a_plan_says_what_is_missing_and_what_is_trained(tmp_path: Path) -> None:
-    planned = plan_table(TABLES[10], Scale(data=str(tmp_path)))
-    assert str(tmp_path / "gtFine" / "train") in planned["data"]["missing"]
-    assert planned["rows"][-1]["iterations"] == 24_000
-    text = plan_text(planned)
+    plan = plan_table(TABLES[10], Scale(data=str(tmp_path)))
+    assert str(tmp_path / "gtFine" / "train") in plan["data"]["missing"]
+    assert plan["rows"][-1]["iterations"] == 24_000
+    text = plan_text(plan)
     assert "quoted from the paper" in text
     assert missing_files("scenes:train") == []
 
@@ -122,9 +122,9 @@ def test_a_miniature_table_runs_reports_and_is_not_run_twice(tmp_path: Path) -> 
     assert list(results) == ["guided"]
     write_table_report(tmp_path / "table-3", build_table_report(table, results, setting={"miniature": True}))
     report = json.loads((tmp_path / "table-3" / "report.json").read_text())
-    guided = report["rows"][1]
-    assert set(guided["measured"]) >= {"AP", "APB"}
-    assert guided["difference"]["AP"] == pytest.approx(guided["measured"]["AP"]["mean"] - 37.3)
+    guided_row = report["rows"][1]
+    assert set(guided_row["measured"]) >= {"AP", "APB"}
+    assert guided_row["difference"]["AP"] == pytest.approx(guided_row["measured"]["AP"]["mean"] - 37.3)
     again = run_table(table, tmp_path, TINY, only=["guided"], speed=(1, 1), tell=lines.append)
     assert again == results
     assert lines[-1] == "with guidance, seed 0: already measured"

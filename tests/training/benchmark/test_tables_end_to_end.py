@@ -43,10 +43,10 @@ def sets(root: Path) -> dict[str, dict[str, str]]:
     """By layout the names of its splits."""
     size = {"train": 1, "val": 1, "width": 128, "height": 96}
     layouts = ("coco", "lvis", "cityscapes", "bdd100k")
-    written = {layout: write_miniature(layout, root / layout, **size) for layout in layouts}
+    sets_by_layout = {layout: write_miniature(layout, root / layout, **size) for layout in layouts}
     cut = cocofied(json.loads((root / "lvis" / "lvis_v0.5_val.json").read_text()))
     (root / "cocofied.json").write_text(json.dumps(cut))
-    return written
+    return sets_by_layout
 
 
 @pytest.mark.parametrize("number", sorted(TABLES))
@@ -75,9 +75,9 @@ def test_the_command_runs_and_reports(number: int, root: Path, sets: dict[str, d
         "--out",
         str(root / "out"),
     ]
-    done = CliRunner().invoke(benchmark, command)
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
+    result = CliRunner().invoke(benchmark, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
     table = TABLES[number]
     (row,) = (row for row in report["rows"] if row["row"] == ROWS[number])
     # After one step nothing need match a truth, so some columns may stay empty, but none that always has a figure.

@@ -82,8 +82,8 @@ def main(names: list[str]) -> None:
         if not names or folder.name in names:
             output = run_folder(folder)
             lacking = [pattern for pattern in WANTED.get(folder.name, ()) if not re.search(pattern, output)]
-            shown = "\n".join(line[:300] for line in output.rstrip().splitlines())  # images in tasks are long
-            print(f"== {folder.name}: {f'LACKS {lacking}' if lacking else 'as wanted'}\n{shown}\n", flush=True)
+            short_output = "\n".join(line[:300] for line in output.rstrip().splitlines())  # images in tasks are long
+            print(f"== {folder.name}: {f'LACKS {lacking}' if lacking else 'as wanted'}\n{short_output}\n", flush=True)
 
 
 if __name__ == "__main__":

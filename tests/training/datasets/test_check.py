@@ -35,15 +35,15 @@ def test_careless_labels_are_named_and_lose_nothing(tmp_path: Path) -> None:
             for number, polygon in shapes.items()
         ]
     }
-    shown: list[tuple[Any, str, str]] = []
+    pictures: list[tuple[Any, str, str]] = []
     samples = opened(tmp_path, dataset)
-    outcome = statistics(samples, [0, 1], int, lambda problem, picture: shown.append((picture, problem.kind, "")))
+    outcome = statistics(samples, [0, 1], int, lambda problem, picture: pictures.append((picture, problem.kind, "")))
     assert outcome["careless"] == {"duplicate object": 1, "box drawn as polygon": 1}
     assert "image 1, annotation 2: duplicate object: 'gear' lies on 'key'" in outcome["careless_list"][0]
     assert "image 1, annotation 3: box drawn as polygon" in outcome["careless_list"][1]
     assert outcome["lost"] == 0
-    assert [kind for _, kind, _ in shown] == ["duplicate object", "box drawn as polygon"]
-    save_pictures(shown, tmp_path / "careless.png")
+    assert [kind for _, kind, _ in pictures] == ["duplicate object", "box drawn as polygon"]
+    save_pictures(pictures, tmp_path / "careless.png")
     with Image.open(tmp_path / "careless.png") as sheet:
         assert (np.asarray(sheet)[:, :160] == (255, 0, 0)).all(-1).any()
         assert (np.asarray(sheet)[:, 160:320] == (255, 0, 0)).all(-1).any()
@@ -114,12 +114,12 @@ def test_check_with_weights_names_the_one_swapped_label(tmp_path: Path) -> None:
     file = write_scenes(folder, "demo", range(2)).annotations
     dataset = json.loads(file.read_text())
     names = {entry["name"]: entry["id"] for entry in dataset["categories"]}
-    swapped = dataset["annotations"][0]
-    assert swapped["category_id"] == names["spanner"]
-    swapped["category_id"] = names["gear"]
+    annotation = dataset["annotations"][0]
+    assert annotation["category_id"] == names["spanner"]
+    annotation["category_id"] = names["gear"]
     file.write_text(json.dumps(dataset))
     options = ["--weights", str(weights), "--sheet", str(tmp_path / "sheet.png"), "--json"]
     result = runner.invoke(cli, ["data", "check", f"coco:{file}:{folder / 'images'}", *options])
     (doubt,) = json.loads(result.stdout)["doubts"]
-    assert f"annotation {swapped['id']}: labelled 'gear', the model sees 'spanner'" in doubt
+    assert f"annotation {annotation['id']}: labelled 'gear', the model sees 'spanner'" in doubt
     assert (tmp_path / "sheet-doubts.png").is_file()

@@ -111,8 +111,8 @@ def test_outlines_beyond_a_picture_whose_size_is_not_stated_are_named(tmp_path: 
 @pytest.mark.parametrize("folder", ["", "photos/"])
 def test_letters_with_accents_may_be_one_character_or_two(folder: str, tmp_path: Path) -> None:
     composed, decomposed = "\u00e9.png", "e\u0301.png"
-    for said, on_disk in ((composed, decomposed), (decomposed, composed)):
-        dataset = changed(images=[VALID["images"][0] | {"file_name": folder + said}, VALID["images"][1]])
+    for file_name, on_disk in ((composed, decomposed), (decomposed, composed)):
+        dataset = changed(images=[VALID["images"][0] | {"file_name": folder + file_name}, VALID["images"][1]])
         opened(tmp_path, dataset)
         (tmp_path / "1.png").rename(tmp_path / on_disk)
         samples = open_set(f"coco:{tmp_path / 'a.json'}:{tmp_path}", missing="skip")
@@ -135,10 +135,10 @@ def test_a_picture_that_may_not_be_read_is_named_as_a_damaged_one(
 
 def test_masks_drawn_on_unturned_pixels_are_turned_with_the_picture(tmp_path: Path) -> None:
     straight = opened(tmp_path, VALID)[0].masks
-    turned = opened(tmp_path, VALID, exif=6)
-    assert np.array_equal(turned[0].masks, np.rot90(straight, -1, axes=(1, 2)))
-    assert dict(turned.problems.counts()) == {"turned image": 1}
-    assert turned.problems.lost == 0
+    turned_set = opened(tmp_path, VALID, exif=6)
+    assert np.array_equal(turned_set[0].masks, np.rot90(straight, -1, axes=(1, 2)))
+    assert dict(turned_set.problems.counts()) == {"turned image": 1}
+    assert turned_set.problems.lost == 0
 
 
 def test_a_picture_of_another_size_or_damaged_is_named_and_left_out(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @example("label-studio", [(0, {})])  # a task that says nothing
 def test_random_values_in_any_json_are_no_silent_loss(kind: str, damages: list[tuple[int, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        written = write_set(kind, Path(folder))
-        before = read_set(written)
-        content = json.loads(written.truths[0].read_text())
+        damaged_set = write_set(kind, Path(folder))
+        before = read_set(damaged_set)
+        content = json.loads(damaged_set.truths[0].read_text())
         for number, value in damages:
             paths = places(content)
             path = paths[number % len(paths)]
@@ -67,8 +67,8 @@ def test_random_values_in_any_json_are_no_silent_loss(kind: str, damages: list[t
             for step in path[:-1]:
                 inner = inner[step]
             inner[path[-1]] = copy.deepcopy(value)
-        written.truths[0].write_text(json.dumps(content))
-        assert outcome(before, read_set(written)) != "SILENT", json.dumps(content)
+        damaged_set.truths[0].write_text(json.dumps(content))
+        assert outcome(before, read_set(damaged_set)) != "SILENT", json.dumps(content)
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,11 +78,11 @@ def test_random_bytes_in_any_file_are_no_traceback(
 ) -> None:
     """Bytes may say something else that is valid: then other objects come out, as they should."""
     with tempfile.TemporaryDirectory() as folder:
-        written = write_set(kind, Path(folder))
-        path = (written.pictures if is_picture else written.truths)[0]
+        damaged_set = write_set(kind, Path(folder))
+        path = (damaged_set.pictures if is_picture else damaged_set.truths)[0]
         content = path.read_bytes()
         for share, new in damages:
             place = int(share * len(content))
             content = content[:place] + new + content[place + len(new) :]
         path.write_bytes(content)
-        read_set(written)
+        read_set(damaged_set)

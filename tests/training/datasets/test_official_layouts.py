@@ -23,11 +23,11 @@ SIZE = {"width": 128, "height": 96}
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    written = {}
+    sets_by_layout = {}
     for layout in LAYOUTS:
         root = tmp_path_factory.mktemp(layout)
-        written[layout] = root, write_miniature(layout, root, train=1, val=4, **SIZE)["val"]
-    return written
+        sets_by_layout[layout] = root, write_miniature(layout, root, train=1, val=4, **SIZE)["val"]
+    return sets_by_layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -40,8 +40,8 @@ def test_a_miniature_opens_and_shows_the_scenes(sets: dict[str, tuple[Path, str]
         sample = samples[index]
         assert sample.image.shape == (96, 128, 3)
         everything = np.any([mask for _, mask in scene.instances], axis=0)
-        drawn = sample.masks[:, :, :110].any(0) ^ everything[:, :110]  # Cityscapes adds a tiny car at the right
-        assert drawn[12:].mean() < (0.12 if layout in ("coco", "lvis") else 1e-9)  # outlines fill holes
+        difference = sample.masks[:, :, :110].any(0) ^ everything[:, :110]  # Cityscapes adds a tiny car at the right
+        assert difference[12:].mean() < (0.12 if layout in ("coco", "lvis") else 1e-9)  # outlines fill holes
         assert sample.classes.max() < len(samples.class_names)
 
 

@@ -32,9 +32,9 @@ def contents(samples: Any) -> list[tuple[Any, ...]]:
 
 def assert_same_and_clean(samples: Any, folder: Path) -> None:
     write_repaired(samples, folder)
-    copied = open_set(f"coco:{folder / 'annotations.json'}:{folder / 'images'}")
-    assert contents(copied) == contents(samples)
-    assert not copied.problems.entries
+    copy = open_set(f"coco:{folder / 'annotations.json'}:{folder / 'images'}")
+    assert contents(copy) == contents(samples)
+    assert not copy.problems.entries
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def assert_same_and_clean(samples: Any, folder: Path) -> None:
     ],
 )
 def test_the_copy_of_a_damaged_set_is_clean(kind: str, damage: str, tmp_path: Path) -> None:
-    written = write_set(kind, tmp_path / "set")
-    DAMAGES[damage][1](written)
+    damaged_set = write_set(kind, tmp_path / "set")
+    DAMAGES[damage][1](damaged_set)
     try:
-        samples = open_set(written.name, missing="skip")
+        samples = open_set(damaged_set.name, missing="skip")
     except (ValueError, FileNotFoundError):
         return  # refused as a whole: there is nothing to copy
     assert_same_and_clean(samples, tmp_path / "copy")
@@ -90,9 +90,9 @@ def test_check_with_fix_writes_a_set_whose_check_ends_with_0(tmp_path: Path) -> 
     name = f"coco:{tmp_path / 'a.json'}:{tmp_path}"
     result = CliRunner().invoke(data, ["check", name, "--fix", str(tmp_path / "copy"), "--json"])
     assert result.exit_code == 1
-    repaired = json.loads(result.stdout)["repaired_copy"]
-    assert (repaired["images"], repaired["annotations"]) == (2, 4)
+    repaired_copy = json.loads(result.stdout)["repaired_copy"]
+    assert (repaired_copy["images"], repaired_copy["annotations"]) == (2, 4)
     assert (tmp_path / "copy" / "sheet.png").is_file()
     sheet = ["--sheet", str(tmp_path / "sheet.png")]
-    assert CliRunner().invoke(data, ["check", repaired["set"], *sheet]).exit_code == 0
+    assert CliRunner().invoke(data, ["check", repaired_copy["set"], *sheet]).exit_code == 0
     assert "is generated" in CliRunner().invoke(data, ["check", "scenes:demo:1", "--fix", "copy"]).output

@@ -19,18 +19,18 @@ RECTANGLE = {"name": "rect", "x": 12, "y": 0, "width": 4, "height": 5}
 POINT = {"name": "point", "cx": 3, "cy": 3}
 
 
-def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, listed: bool = True) -> Path:
+def written(folder: Path, shapes: list[dict[str, Any]], *, project: bool = False, is_list: bool = True) -> Path:
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(folder / "a.jpg")
     regions = [{"shape_attributes": shape, "region_attributes": {}} for shape in shapes]
-    named = regions if listed else {str(index): region for index, region in enumerate(regions)}
+    file_regions = regions if is_list else {str(index): region for index, region in enumerate(regions)}
     size = (folder / "a.jpg").stat().st_size
-    entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": size, "regions": named}}
+    entries: dict[str, Any] = {"a.jpg123": {"filename": "a.jpg", "size": size, "regions": file_regions}}
     whole = {"_via_settings": {}, "_via_img_metadata": entries} if project else entries
     (folder / "via_region_data.json").write_text(json.dumps(whole))
     return folder
 
 
-@pytest.mark.parametrize("options", [{}, {"listed": False}, {"project": True}])
+@pytest.mark.parametrize("options", [{}, {"is_list": False}, {"project": True}])
 def test_polygons_and_rectangles_are_masks(tmp_path: Path, options: dict[str, bool]) -> None:
     samples = open_set(f"via:{written(tmp_path, [SQUARE, RECTANGLE], **options)}:balloon")
     (sample,) = samples

@@ -62,13 +62,13 @@ def test_a_checkpoint_of_something_else_is_refused(plain: nn.Module) -> None:
         start_from(plain, {"encoder.weight": torch.zeros(1)})
 
 
-@pytest.mark.parametrize(("theirs", "kept"), [("residual", 4), ("direct", 2)])
-def test_a_decoder_that_says_something_else_starts_anew(theirs: str, kept: int) -> None:
-    cfg, other = get_config("paper/base"), get_config("paper/base")
-    cfg.MODEL.TRANSFINER.DECODER, other.MODEL.TRANSFINER.DECODER = "residual", theirs
+@pytest.mark.parametrize(("theirs", "usable_count"), [("residual", 4), ("direct", 2)])
+def test_a_decoder_that_says_something_else_starts_anew(theirs: str, usable_count: int) -> None:
+    cfg, checkpoint_cfg = get_config("paper/base"), get_config("paper/base")
+    cfg.MODEL.TRANSFINER.DECODER, checkpoint_cfg.MODEL.TRANSFINER.DECODER = "residual", theirs
     names = [f"roi_heads.mask_head.encoder.conv_r1.{layer}" for layer in ("0.weight", "2.weight", "2.bias")]
     state = {name: torch.zeros(1) for name in [*names, "backbone.conv_r1.2.weight"]}
-    assert len(usable_state(Checkpoint(other, state, {}), cfg)) == kept
+    assert len(usable_state(Checkpoint(checkpoint_cfg, state, {}), cfg)) == usable_count
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_precisions_that_cannot_work_are_refused(name: str, device: str, message
 def test_bfloat16_is_used_in_the_forward_pass_alone(cfg: CfgNode) -> None:
     cfg.TRAINING.PRECISION = "bf16"
     network = MeanSquare()
-    seen: list[torch.dtype] = []
-    network.layer.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    dtypes: list[torch.dtype] = []
+    network.layer.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
     values = LearningStep(cfg, network, build_optimizer(cfg, network))([{"image": torch.rand(3)}], never)
-    assert seen == [torch.bfloat16]
+    assert dtypes == [torch.bfloat16]
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert all(abs(value) < 100 for value in values.values())
 
@@ -244,8 +244,8 @@ def test_lines_after_the_last_save_are_dropped_when_the_run_goes_on(tmp_path: Pa
         assert log.record(3, {"total": 30.0}, 0.1, 0.75, 9.0) == {"total": 30.0}
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["total"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    kept = [json.loads(line)["iteration"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert kept == [2]
+    iterations = [json.loads(line)["iteration"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert iterations == [2]
 
 
 def test_progress_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -63,13 +63,13 @@ def test_two_processes_give_the_losses_and_weights_of_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "given", "each"),
+    ("cores", "processes", "threads", "threads_expected"),
     [(2, "2", 2, 1), (2, "2", 1, 1), (8, "2", 3, 3), (8, "2", 8, 4), (4, None, 2, 2), (1, "4", 1, 1)],
 )
-def test_processes_share_the_cores(monkeypatch, cores, processes, given, each) -> None:
+def test_processes_share_the_cores(monkeypatch, cores, processes, threads, threads_expected) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if processes is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert threads_each() == each
+    assert threads_each() == threads_expected

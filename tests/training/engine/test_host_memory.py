@@ -28,12 +28,12 @@ print(*found, faults(), faults())
 
 
 def test_a_freed_tensors_pages_are_used_again():
-    ended = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=False)
-    if ended.returncode == 3:
+    process = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=False)
+    if process.returncode == 3:
         pytest.skip("the C library is not glibc")
-    assert ended.returncode == 0, ended.stderr
-    _, returned, _, kept = map(int, ended.stdout.split())
-    assert returned > 10 * max(1, kept)
+    assert process.returncode == 0, process.stderr
+    _, faults_returning, _, faults_keeping = map(int, process.stdout.split())
+    assert faults_returning > 10 * max(1, faults_keeping)
 
 
 @pytest.mark.parametrize(("device", "library"), [("cuda", "glibc"), ("cuda:1", "glibc"), ("cpu", "")])

@@ -62,9 +62,9 @@ pytestmark = [
 def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:
     settings = [text for key, value in NARROW.items() for text in ("--set", key, value)]
     run = ["training/scenes-small", "--out", str(tmp_path / "run"), "--device", "cpu", "--json", *settings]
-    trained = CliRunner().invoke(train, run, catch_exceptions=False)
-    assert trained.exit_code == 0, trained.output
-    assert json.loads(trained.stdout.splitlines()[-1])["iterations"] == 14
+    training = CliRunner().invoke(train, run, catch_exceptions=False)
+    assert training.exit_code == 0, training.output
+    assert json.loads(training.stdout.splitlines()[-1])["iterations"] == 14
     lines = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     first, last = lines[0]["total"], min(line["total"] for line in lines[-4:])
     assert last < 0.8 * first, f"loss went from {first:.2f} to {last:.2f} only"
@@ -75,9 +75,9 @@ def test_train_then_evaluate_from_the_command_line(tmp_path: Path) -> None:
 
     limits = ["--set", "TEST.DETECTIONS_PER_IMAGE", "3", "--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"]
     measure = ["--weights", str(tmp_path / "run" / "checkpoint"), "--scenes", "val", "--count", "1", "--json"]
-    measured = CliRunner().invoke(evaluate, [*measure, *limits], catch_exceptions=False)
-    assert measured.exit_code == 0, measured.output
-    outcome = json.loads(measured.stdout.splitlines()[-1])
+    evaluation = CliRunner().invoke(evaluate, [*measure, *limits], catch_exceptions=False)
+    assert evaluation.exit_code == 0, evaluation.output
+    outcome = json.loads(evaluation.stdout.splitlines()[-1])
     assert set(outcome["refined"]) == set(outcome["coarse"]) == {"mask", "boundary"}
 
 
@@ -93,8 +93,8 @@ def test_eight_scenes_are_learned_to_mask_ap_90(tmp_path: Path) -> None:
     cfg = get_training_config("training/scenes-overfit")
     cfg.MODEL.DEVICE = "cpu"
     Trainer(cfg, build_for_training(cfg), tmp_path).train()
-    reached = [json.loads(line)["mask_AP"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert max(reached) >= 0.9, f"mask AP went {reached}"
+    mask_aps = [json.loads(line)["mask_AP"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert max(mask_aps) >= 0.9, f"mask AP went {mask_aps}"
 
 
 @pytest.mark.parametrize(("side", "low", "high"), [(28, 0.80, 0.89), (112, 0.99, 1.0)])
@@ -106,9 +106,9 @@ def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> 
         truth.add(sample)
         masks = BitMasks(torch.from_numpy(sample.masks))
         boxes = masks.get_bounding_boxes()
-        drawn = masks.crop_and_resize(boxes.tensor, side).float()
-        pasted = paste_masks_in_image(drawn, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
-        results += coco_results(sample.image_id, pasted, np.ones(len(pasted)), sample.classes)
+        grid_masks = masks.crop_and_resize(boxes.tensor, side).float()
+        image_masks = paste_masks_in_image(grid_masks, boxes, sample.masks.shape[1:], threshold=0.5).numpy()
+        results += coco_results(sample.image_id, image_masks, np.ones(len(image_masks)), sample.classes)
     assert low <= coco_ap(truth.build(), results, "segm")["AP"] <= high
 
 
@@ -121,10 +121,10 @@ def test_what_a_grid_can_hold_of_a_scene(side: int, low: float, high: float) -> 
     ],
 )
 def test_evaluate_says_what_is_wrong_without_a_traceback(options: list[str], message: str) -> None:
-    refused = CliRunner().invoke(evaluate, ["--weights", "model/weights/scenes-small", *options])
-    assert refused.exit_code == 1
-    assert isinstance(refused.exception, SystemExit)
-    assert message in refused.output
+    result = CliRunner().invoke(evaluate, ["--weights", "model/weights/scenes-small", *options])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert message in result.output
 
 
 @pytest.fixture
@@ -150,20 +150,20 @@ def train_losses(cfg: CfgNode, folder: Path) -> list[float]:
 def test_a_run_with_checks_learns_what_one_without_does_and_keeps_its_best(cfg: CfgNode, tmp_path: Path) -> None:
     plain = train_losses(cfg, tmp_path / "plain")
     cfg.TEST.EVAL_PERIOD = 1
-    checked = tmp_path / "checked"
-    assert train_losses(cfg, checked) == plain
-    lines = [json.loads(line) for line in (checked / "evaluations.jsonl").read_text().splitlines()]
+    folder = tmp_path / "checked"
+    assert train_losses(cfg, folder) == plain
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2]
     assert set(lines[0]) == {"iteration", "mask_AP", "boundary_AP", "coarse_mask_AP", "coarse_boundary_AP"}
-    assert read_metadata(checked / "best")["evaluation"]["mask_AP"] == max(line["mask_AP"] for line in lines)
-    events = b"".join(path.read_bytes() for path in (checked / "tensorboard").iterdir())
+    assert read_metadata(folder / "best")["evaluation"]["mask_AP"] == max(line["mask_AP"] for line in lines)
+    events = b"".join(path.read_bytes() for path in (folder / "tensorboard").iterdir())
     assert b"evaluation/mask_AP" in events
 
 
 def test_a_damaged_test_picture_is_skipped_where_that_is_the_policy(cfg: CfgNode, tmp_path: Path) -> None:
-    written = write_scenes(tmp_path, "val", range(2), width=96, height=72)
-    written.images[0].write_bytes(written.images[0].read_bytes()[:200])
-    cfg.DATASETS.TEST = [f"coco:{written.annotations}:{tmp_path / 'images'}"]
+    scene_files = write_scenes(tmp_path, "val", range(2), width=96, height=72)
+    scene_files.images[0].write_bytes(scene_files.images[0].read_bytes()[:200])
+    cfg.DATASETS.TEST = [f"coco:{scene_files.annotations}:{tmp_path / 'images'}"]
     cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = 1, 1
     with pytest.raises(BadAnnotationError, match=r"val-000000\.png: image: damaged image"):
         train_losses(cfg, tmp_path / "fatal")

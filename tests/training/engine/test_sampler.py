@@ -16,8 +16,8 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 @given(sizes, st.integers(0, 5), st.integers(0, 3))
 def test_in_turn_every_sample_is_shown_once_an_epoch(sizes: list[int], seed: int, epoch: int) -> None:
     order, total = SequentialOrder(sizes, seed), sum(sizes)
-    shown = [order.place_at(epoch * total + place) for place in range(total)]
-    assert sorted(shown) == [(number, index) for number, size in enumerate(sizes) for index in range(size)]
+    places = [order.place_at(epoch * total + position) for position in range(total)]
+    assert sorted(places) == [(number, index) for number, size in enumerate(sizes) for index in range(size)]
 
 
 @given(st.data(), sizes, st.integers(0, 5))
@@ -28,10 +28,10 @@ def test_a_mixture_keeps_its_shares_and_goes_through_each_set(data: st.DataObjec
     length = sum(order.counts)
     assert length >= BLOCK
     assert all(abs(n - s / sum(shares) * BLOCK) <= 1 + len(sizes) for n, s in zip(order.counts, shares, strict=True))
-    shown = [order.place_at(position) for position in range(6 * length)]
-    assert Counter(number for number, _ in shown) == {n: 6 * count for n, count in enumerate(order.counts)}
+    places = [order.place_at(position) for position in range(6 * length)]
+    assert Counter(number for number, _ in places) == {n: 6 * count for n, count in enumerate(order.counts)}
     for number, size in enumerate(sizes):
-        first = [index for set_number, index in shown if set_number == number][:size]
+        first = [index for set_number, index in places if set_number == number][:size]
         assert len(set(first)) == len(first), "no repetition within an epoch"
 
 

@@ -75,10 +75,10 @@ def run(cfg: CfgNode, folder: Path, *, resume: bool = False, stop_after: int = 0
 
 def test_a_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(cfg: CfgNode, tmp_path: Path) -> None:
     cfg.TRAINING.FINAL_LR_FACTOR = 1.0  # so that the shortened first part has the same learning rates
-    whole, saw = run(cfg, tmp_path / "whole")
+    whole, whole_network = run(cfg, tmp_path / "whole")
     _, first = run(cfg, tmp_path / "parts", stop_after=2)
-    second, rest = run(cfg, tmp_path / "parts", resume=True)
-    assert first.seen + rest.seen == saw.seen
+    second, second_network = run(cfg, tmp_path / "parts", resume=True)
+    assert first.seen + second_network.seen == whole_network.seen
     assert second.progress.iteration == whole.progress.iteration == 5
     for parameter, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(parameter, other)
@@ -108,12 +108,12 @@ def test_every_epoch_shows_each_sample_once_in_another_order(cfg: CfgNode) -> No
 
 
 def test_a_cached_scene_is_the_drawn_one(cfg: CfgNode, tmp_path: Path) -> None:
-    drawn = training_samples(cfg)[0]
+    record = training_samples(cfg)[0]
     cfg.TRAINING.SCENE_CACHE = str(tmp_path)
-    stored = training_samples(cfg)
-    for again in (stored[0], stored[0]):
-        assert torch.equal(again["image"], drawn["image"])
-        assert torch.equal(again["instances"].gt_masks.tensor, drawn["instances"].gt_masks.tensor)
+    cached_samples = training_samples(cfg)
+    for cached_record in (cached_samples[0], cached_samples[0]):
+        assert torch.equal(cached_record["image"], record["image"])
+        assert torch.equal(cached_record["instances"].gt_masks.tensor, record["instances"].gt_masks.tensor)
 
 
 def test_boxes_enclose_the_visible_masks(cfg: CfgNode) -> None:
@@ -128,8 +128,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(cfg: CfgNod
     network.fail_at = 6
     with pytest.raises(TrainingDiverged, match="not finite"):
         Trainer(cfg, network, tmp_path).train()
-    saved = torch.load(tmp_path / "diverged_batch_0.pt", weights_only=False)
-    assert [record["image_id"] for record in saved["batch"]] == network.seen[4:6]
+    batch_file = torch.load(tmp_path / "diverged_batch_0.pt", weights_only=False)
+    assert [record["image_id"] for record in batch_file["batch"]] == network.seen[4:6]
 
 
 def test_resuming_nothing_and_wrong_class_counts_are_refused(cfg: CfgNode, tmp_path: Path) -> None:

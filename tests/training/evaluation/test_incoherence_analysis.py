@@ -79,9 +79,9 @@ def test_means_leave_out_objects_without_errors_or_regions_and_pooling_does_not(
 
 
 def test_table_3_by_hand() -> None:
-    detected = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool)
-    wanted = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.bool)
-    confusion = compare_regions(detected, wanted)
+    predicted = torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool)
+    truth = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.bool)
+    confusion = compare_regions(predicted, truth)
     assert confusion.tolist() == [1, 1, 1, 1]
     assert confusion_figures(confusion) == {"precision": 0.5, "recall": 0.5, "accuracy": 0.5, "f1": 0.5}
     figures = detector_figures([confusion, torch.tensor([3, 0, 0, 1])], [2, 4])

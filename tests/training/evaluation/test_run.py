@@ -35,17 +35,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_see_what_one_sees(tiny: Path) -> None:
-    samples, counts, shown = open_set("scenes:val:3", width=128, height=96), list[int](), list[tuple[Sample, object]]()
+    samples, counts, pairs = (
+        open_set("scenes:val:3", width=128, height=96),
+        list[int](),
+        list[tuple[Sample, object]](),
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = evaluate_checkpoint(tiny, samples, progress=counts.append, observe=lambda *seen: shown.append(seen))
-        shared = evaluate_checkpoint(tiny, samples, progress=counts.append, processes=2)
+        one_process = evaluate_checkpoint(
+            tiny, samples, progress=counts.append, observe=lambda *pair: pairs.append(pair)
+        )
+        two_processes = evaluate_checkpoint(tiny, samples, progress=counts.append, processes=2)
     finally:
         torch.set_num_threads(threads)
-    np.testing.assert_equal((shared.refined, shared.coarse), (alone.refined, alone.coarse))
+    np.testing.assert_equal((two_processes.refined, two_processes.coarse), (one_process.refined, one_process.coarse))
     assert counts == [1, 2, 3] * 2
-    assert [sample.image_id for sample, _ in shown] == [samples[index].image_id for index in range(3)]
+    assert [sample.image_id for sample, _ in pairs] == [samples[index].image_id for index in range(3)]
 
 
 def test_other_classes_are_refused_before_anything_is_loaded(tiny: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def result_folder(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learn, "VIEWS_PER_IMAGE", 2)
@@ -56,19 +56,19 @@ def learned(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_result_serves_and_answers_prompts(learned: Path) -> None:
-    checkpoint = learned / "checkpoint"
+def test_the_result_serves_and_answers_prompts(result_folder: Path) -> None:
+    checkpoint = result_folder / "checkpoint"
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     image, (lantern,) = _picture(99)
     best = predictor([image])[0][0]
     assert best.label == "lantern"
     assert (best.mask_hw & lantern.mask_hw).sum() > 0.7 * (best.mask_hw | lantern.mask_hw).sum()
-    asked = PromptPredictor.from_checkpoint(checkpoint, device="cpu").prompt(image, Prompt(box_xyxy=best.box_xyxy))
-    assert (asked.mask_hw & lantern.mask_hw).sum() > 0.7 * lantern.mask_hw.sum()
+    answer = PromptPredictor.from_checkpoint(checkpoint, device="cpu").prompt(image, Prompt(box_xyxy=best.box_xyxy))
+    assert (answer.mask_hw & lantern.mask_hw).sum() > 0.7 * lantern.mask_hw.sum()
 
 
-def test_a_known_class_without_objects_keeps_its_rows(learned: Path) -> None:
-    state, base = load_checkpoint(learned / "checkpoint").state, load_checkpoint(PHOTOS)
+def test_a_known_class_without_objects_keeps_its_rows(result_folder: Path) -> None:
+    state, base = load_checkpoint(result_folder / "checkpoint").state, load_checkpoint(PHOTOS)
     person = list(base.metadata["classes"]).index("person")
     for level in range(3):
         rows = state[f"detector.outputs.{level}.weight"]
@@ -77,8 +77,8 @@ def test_a_known_class_without_objects_keeps_its_rows(learned: Path) -> None:
         assert state[f"detector.outputs.{level}.bias"][2] < -10, "nobody knows what a comet looks like"
 
 
-def test_folds_hold_the_training_images_and_never_the_hold_out(learned: Path, snapshot: Path) -> None:
-    facts = json.loads((learned / "folds.json").read_text())
+def test_folds_hold_the_training_images_and_never_the_hold_out(result_folder: Path, snapshot: Path) -> None:
+    facts = json.loads((result_folder / "folds.json").read_text())
     train = {image["sha256"] for image in open_snapshot(snapshot).coco("train")["images"]}
     assert facts["folds"] == 2
     assert set(facts["candidate"]) == train
@@ -88,14 +88,14 @@ def test_folds_hold_the_training_images_and_never_the_hold_out(learned: Path, sn
     assert 0 < score <= 1
     assert mask["size"] == [150, 200]
     assert len(box) == 4
-    metadata = read_metadata(learned / "checkpoint")
-    assert set(facts_of(learned / "checkpoint", metadata["fewshot"]["base"])["images"]) == train
-    assert facts_of(learned / "checkpoint", "another base") == {}
+    metadata = read_metadata(result_folder / "checkpoint")
+    assert set(facts_of(result_folder / "checkpoint", metadata["fewshot"]["base"])["images"]) == train
+    assert facts_of(result_folder / "checkpoint", "another base") == {}
     assert facts_of(PHOTOS, metadata["fewshot"]["base"]) == {}
 
 
-def test_progress_ends_with_done(learned: Path) -> None:
-    progress = read_progress(learned / "progress.json")
+def test_progress_ends_with_done(result_folder: Path) -> None:
+    progress = read_progress(result_folder / "progress.json")
     assert progress is not None
     assert (progress.phase, progress.eta_s) == ("done", 0.0)
     steps, losses = zip(*progress.curve, strict=True)
@@ -111,12 +111,12 @@ def test_another_network_is_refused(snapshot: Path, tmp_path: Path) -> None:
 def test_the_curve_draws_nested_images(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taught: list[int] = []
 
-    def learned(network: Any, samples: Any, _folder: Path) -> Any:
+    def learn_nothing(network: Any, samples: Any, _folder: Path) -> Any:
         taught.append(len(samples))
         return network.state_dict(), learn.OutlineChoice(0.5, 0.6, 1, 1, 1)
 
     monkeypatch.setattr(learn, "LEAST_OUTLINE_IMAGES", 2)
-    monkeypatch.setattr(learn, "learn_outlines", learned)
+    monkeypatch.setattr(learn, "learn_outlines", learn_nothing)
     train = class_samples(open_snapshot(snapshot).open_set("train"), ("lantern",))
     test = class_samples(open_snapshot(snapshot).open_set("holdout"), ("lantern",), all_images=True)
     points = fewshot_curve(PHOTOS, train, test, [1, 2], 1)
@@ -167,8 +167,8 @@ def test_outlines_come_nearer_to_what_people_draw(learner: FewShotLearner, tmp_p
     assert (choice.images, choice.objects, choice.judged) == (12, 12, 3)
     assert steps == list(range(1, 13))
     assert not (tmp_path / "state").exists()
-    changed = {name.split(".")[0] for name, values in base.items() if not values.equal(state[name])}
-    assert changed == {"pyramid", "mask_head", "quality"}
+    changed_parts = {name.split(".")[0] for name, values in base.items() if not values.equal(state[name])}
+    assert changed_parts == {"pyramid", "mask_head", "quality"}
     assert all(values.equal(learner.network.prompts.state_dict()[name]) for name, values in base.items())
     assert float(np.float32(1e-40) * np.float32(1.0)) > 0, "the process computes with denormal numbers again"
 
@@ -197,11 +197,13 @@ def test_a_version_takes_learned_outlines_where_they_are_better(
     monkeypatch.setattr(learn, "_boundary_iou", _overlaps([0.6, 0.7] if is_better else [0.6, 0.6]))
     checkpoint = learn_few_shot(PHOTOS, snapshot, tmp_path / "out", folds=0)
     state, base = load_checkpoint(checkpoint).state, load_checkpoint(PHOTOS).state
-    changed = {name.split(".")[1] for name in base if name.startswith("prompts.") and not state[name].equal(base[name])}
-    assert changed == ({"pyramid", "mask_head", "quality"} if is_better else set())
+    changed_parts = {
+        name.split(".")[1] for name in base if name.startswith("prompts.") and not state[name].equal(base[name])
+    }
+    assert changed_parts == ({"pyramid", "mask_head", "quality"} if is_better else set())
     assert read_metadata(checkpoint)["outlines"]["base"] == 0.6
 
 
 def _overlaps(values: list[float]):
-    given = iter(values)
-    return lambda _network, _objects: next(given)
+    remaining_values = iter(values)
+    return lambda _network, _objects: next(remaining_values)

@@ -11,7 +11,7 @@ from training.fewshot.learn import score_power
 from training.fewshot.learner import (
     Cells,
     ClassRows,
-    SeenView,
+    DetectorOutput,
     cell_levels,
     fit_rows,
     similar_classes,
@@ -40,13 +40,13 @@ def test_an_image_without_objects_has_views_too() -> None:
     assert [len(view.boxes_xyxy) for view in views] == [0] * 4
 
 
-def _seen(boxes: torch.Tensor) -> SeenView:
+def _output(boxes: torch.Tensor) -> DetectorOutput:
     count = len(cell_levels(INPUT_SIZE))
     every = torch.zeros(count, 4)
     every[: len(boxes)] = boxes
     scores = torch.zeros(count, 3)
     scores[: len(boxes)] = 0.5
-    return SeenView(torch.zeros(count, 128), every, scores)
+    return DetectorOutput(torch.zeros(count, 128), every, scores)
 
 
 def test_targets_are_overlaps_and_unclear_cells_weigh_nothing() -> None:
@@ -54,11 +54,11 @@ def test_targets_are_overlaps_and_unclear_cells_weigh_nothing() -> None:
     view = next(iter(views_of_image(image, np.array([[100.0, 100.0, 200.0, 200.0]]), 1, np.random.default_rng(0))))
     boxes = torch.tensor([[100.0, 100, 200, 200], [100, 100, 200, 150], [100, 100, 180, 140], [300, 300, 400, 400]])
     torch.manual_seed(0)
-    cells = training_cells(_seen(boxes), view, torch.tensor([1]), 2, torch.Generator().manual_seed(0))
+    cells = training_cells(_output(boxes), view, torch.tensor([1]), 2, torch.Generator().manual_seed(0))
     assert cells.targets.max(0).values.tolist() == [0.0, 1.0]
     assert sorted(cells.targets[cells.targets > 0].tolist()) == pytest.approx([0.32, 0.5, 1.0])
     hidden = type(view)(view.pixels, view.boxes_xyxy, torch.tensor([False]))
-    cells = training_cells(_seen(boxes), hidden, torch.tensor([1]), 2, torch.Generator().manual_seed(0))
+    cells = training_cells(_output(boxes), hidden, torch.tensor([1]), 2, torch.Generator().manual_seed(0))
     assert (cells.targets == 0).all(), "an object that nobody can see teaches nothing"
     assert (cells.weights[:, 1] == 0).sum() >= 3, "and is no background"
     assert (cells.weights[:, 0] == 1).all()

@@ -14,7 +14,7 @@ MASKS = "roi_heads.mask_head.predictor.weight"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "renamed", "expected"),
+    ("old", "new", "new_names", "expected"),
     [
         (("a", "b"), ("b", "a"), {}, ("b", "a")),  # another order
         (("a", "b"), ("a", "b", "c"), {}, ("a", "b", None)),  # one more
@@ -25,22 +25,22 @@ MASKS = "roi_heads.mask_head.predictor.weight"
     ],
 )
 def test_rows_follow_names(
-    old: tuple[str, ...], new: tuple[str, ...], renamed: dict[str, str], expected: tuple[str | None, ...]
+    old: tuple[str, ...], new: tuple[str, ...], new_names: dict[str, str], expected: tuple[str | None, ...]
 ) -> None:
-    assert previous_names(old, new, renamed) == expected
+    assert previous_names(old, new, new_names) == expected
 
 
 @pytest.mark.parametrize(
-    ("renamed", "message"),
+    ("new_names", "message"),
     [
         ({"wheel": "a"}, "cannot rename wheel: the model's classes are a, b"),
         ({"a": "wheel"}, "cannot rename to wheel: the classes to learn are a, c"),
         ({"a": "c", "b": "c"}, "renamed to the same one"),
     ],
 )
-def test_renamings_that_do_not_fit_are_refused(renamed: dict[str, str], message: str) -> None:
+def test_renamings_that_do_not_fit_are_refused(new_names: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        previous_names(("a", "b"), ("a", "c"), renamed)
+        previous_names(("a", "b"), ("a", "c"), new_names)
 
 
 def test_kept_rows_are_exact_new_ones_typical_and_the_background_stays() -> None:
@@ -51,19 +51,19 @@ def test_kept_rows_are_exact_new_ones_typical_and_the_background_stays() -> None
         "backbone.weight": torch.ones(2, 2),  # two rows that are no classes
     }
     expected = {SCORES: torch.zeros(4, 1), BOXES: torch.zeros(12), MASKS: torch.zeros(3, 1, 1, 1)}
-    fitted = fit_classes(state, expected, 2, (1, None, 0))
-    assert fitted[SCORES].flatten().tolist() == [3, 2, 1, -7]
-    assert fitted[BOXES].tolist() == [4, 5, 6, 7, 2, 3, 4, 5, 0, 1, 2, 3]
-    assert fitted[MASKS].flatten().tolist() == [5, 3, 1]
-    assert fitted["backbone.weight"] is state["backbone.weight"]
+    new_state = fit_classes(state, expected, 2, (1, None, 0))
+    assert new_state[SCORES].flatten().tolist() == [3, 2, 1, -7]
+    assert new_state[BOXES].tolist() == [4, 5, 6, 7, 2, 3, 4, 5, 0, 1, 2, 3]
+    assert new_state[MASKS].flatten().tolist() == [5, 3, 1]
+    assert new_state["backbone.weight"] is state["backbone.weight"]
 
 
 def test_every_stage_of_a_cascade_changes_and_class_agnostic_layers_stay() -> None:
     boxes = "roi_heads.box_predictor.2.bbox_pred.weight"
     state = {STAGE: torch.tensor([1.0, 2.0, 9.0]), boxes: torch.ones(4, 3)}
-    fitted = fit_classes(state, {STAGE: torch.zeros(2), boxes: torch.zeros(4, 3)}, 2, (1,))
-    assert fitted[STAGE].tolist() == [2, 9]
-    assert fitted[boxes] is state[boxes]
+    new_state = fit_classes(state, {STAGE: torch.zeros(2), boxes: torch.zeros(4, 3)}, 2, (1,))
+    assert new_state[STAGE].tolist() == [2, 9]
+    assert new_state[boxes] is state[boxes]
 
 
 def test_the_change_is_told_in_a_line() -> None:

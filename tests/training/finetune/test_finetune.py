@@ -36,7 +36,7 @@ def losses(out: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint: Path, snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(checkpoint: Path, snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUT of a run that nobody disturbed."""
     out = tmp_path_factory.mktemp("finished")
     assert finetune(checkpoint, snapshot, out, settings=settings()) == out / "checkpoint"
@@ -55,7 +55,7 @@ def kill_amid(child: subprocess.Popen[bytes], lines: Path, count: int) -> None:
 
 
 def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
-    checkpoint: Path, snapshot: Path, finished: Path, tmp_path: Path
+    checkpoint: Path, snapshot: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = [
@@ -69,35 +69,35 @@ def test_a_killed_run_goes_on_and_learns_what_an_undisturbed_one_does(
     kill_amid(subprocess.Popen(program, env=environment), tmp_path / "run" / "losses.jsonl", 3)
     assert (tmp_path / "run" / "state.pt").is_file()
     assert not (tmp_path / "checkpoint").exists()
-    seen: list[RunProgress] = []
-    finetune(checkpoint, snapshot, tmp_path, settings=settings(), on_progress=seen.append)
-    assert next(note.iteration for note in seen if note.phase == "training") in (2, 4), "not from the start"
-    assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-5)
-    expected, resumed = (load_checkpoint(out / "checkpoint").state for out in (finished, tmp_path))
-    assert all(torch.allclose(resumed[name], expected[name], atol=1e-4) for name in expected)
+    notes: list[RunProgress] = []
+    finetune(checkpoint, snapshot, tmp_path, settings=settings(), on_progress=notes.append)
+    assert next(note.iteration for note in notes if note.phase == "training") in (2, 4), "not from the start"
+    assert losses(tmp_path) == pytest.approx(losses(finished_run), rel=1e-5)
+    expected_state, resumed_state = (load_checkpoint(out / "checkpoint").state for out in (finished_run, tmp_path))
+    assert all(torch.allclose(resumed_state[name], expected_state[name], atol=1e-4) for name in expected_state)
 
 
-def test_its_result_names_parent_snapshot_and_classes(finished: Path, snapshot: Path) -> None:
-    cfg, state, metadata = load_checkpoint(finished / "checkpoint")
+def test_its_result_names_parent_snapshot_and_classes(finished_run: Path, snapshot: Path) -> None:
+    cfg, state, metadata = load_checkpoint(finished_run / "checkpoint")
     assert metadata["classes"] == ["nut", "gear"]
     assert (metadata["parent"], metadata["snapshot"]) == ("tiny-1", snapshot.name)
     assert metadata["version"] == f"tiny-{snapshot.name[:8]}"
     assert metadata["finetuning"]["classes"] == "kept: gear; added: nut; removed: leaf"
     assert len(state["roi_heads.box_predictor.cls_score.weight"]) == 3
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
-    note = read_progress(finished / "progress.json")
+    note = read_progress(finished_run / "progress.json")
     assert note is not None
     assert (note.phase, note.iteration, note.of, note.eta_s) == ("done", STEPS, STEPS, 0.0)
 
 
 def test_a_finished_one_is_not_repeated_and_another_is_refused(
-    checkpoint: Path, snapshot: Path, finished: Path
+    checkpoint: Path, snapshot: Path, finished_run: Path
 ) -> None:
-    written = (finished / "checkpoint" / "model.safetensors").stat().st_mtime_ns
-    assert finetune(checkpoint, snapshot, finished, settings=settings(threads=2)) == finished / "checkpoint"
-    assert (finished / "checkpoint" / "model.safetensors").stat().st_mtime_ns == written
+    written_ns = (finished_run / "checkpoint" / "model.safetensors").stat().st_mtime_ns
+    assert finetune(checkpoint, snapshot, finished_run, settings=settings(threads=2)) == finished_run / "checkpoint"
+    assert (finished_run / "checkpoint" / "model.safetensors").stat().st_mtime_ns == written_ns
     with pytest.raises(ValueError, match="holds a finetuning with other classes"):
-        finetune(checkpoint, snapshot, finished, classes=["gear", "nut"], settings=settings())
+        finetune(checkpoint, snapshot, finished_run, classes=["gear", "nut"], settings=settings())
 
 
 def test_asked_to_stop_it_keeps_its_state_and_says_so(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
@@ -135,20 +135,20 @@ def test_a_snapshot_without_training_images_is_refused_and_noted(checkpoint: Pat
 
 
 def test_the_command_prints_its_outcome_and_reasons(checkpoint: Path, snapshot: Path, tmp_path: Path) -> None:
-    where = ["--from", str(checkpoint), "--snapshot", str(snapshot), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    args = ["--from", str(checkpoint), "--snapshot", str(snapshot), "--out", str(tmp_path / "out"), "--device", "cpu"]
     wishes = {"iterations": 1, "batch_size": 2, "precision": "bf16", "threads": 1}
-    done = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes), "--json"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    outcome = json.loads(done.stdout.splitlines()[-1])
+    result = CliRunner().invoke(command, [*args, "--options", json.dumps(wishes), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome == {"checkpoint": str(tmp_path / "out" / "checkpoint"), "iterations": 1}
     assert all(abs(loss) < 1e4 for loss in losses(tmp_path / "out").values()), "finite in bfloat16"
-    unknown = CliRunner().invoke(command, [*where, "--options", '{"iteration": 1}'])
-    assert unknown.exit_code == 2
-    assert "'iteration': expected an object with the fields preset, iterations," in unknown.output
-    broken = CliRunner().invoke(command, [*where, "--options", "{iterations: 1}"])
-    assert broken.exit_code == 2
-    assert "is no JSON" in broken.output
+    unknown_option = CliRunner().invoke(command, [*args, "--options", '{"iteration": 1}'])
+    assert unknown_option.exit_code == 2
+    assert "'iteration': expected an object with the fields preset, iterations," in unknown_option.output
+    bad_json = CliRunner().invoke(command, [*args, "--options", "{iterations: 1}"])
+    assert bad_json.exit_code == 2
+    assert "is no JSON" in bad_json.output
     wishes["renamed"] = {"wheel": "gear"}
-    again = CliRunner().invoke(command, [*where, "--options", json.dumps(wishes)])
+    again = CliRunner().invoke(command, [*args, "--options", json.dumps(wishes)])
     assert again.exit_code == 1
     assert "holds a finetuning with other settings" in again.output

@@ -42,7 +42,7 @@ def test_steps(wishes: dict[str, Any], images: int, share: float, steps: int) ->
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("wishes", "message"),
     [
         ({"iterations": 5, "epochs": 2}, r"iterations \(5\) or epochs \(2\), not both"),
         ({"epochs": 0}, "epochs is 0; it must be above 0"),
@@ -51,8 +51,8 @@ def test_steps(wishes: dict[str, Any], images: int, share: float, steps: int) ->
         ({"replay_share": 0.6, "base_share": 0.5}, "together below 1"),
     ],
 )
-def test_wishes_that_cannot_work(wishes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wishes_that_cannot_work(wishes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         FinetuneSettings(**wishes)
 
 
@@ -65,14 +65,14 @@ def test_a_snapshot_gives_masks_bands_and_weights(snapshot: Path) -> None:
     inside = sample.masks[0][ys.min() : ys.max() + 1]
     assert xs.max() - xs.min() == 3
     assert inside.any(1).all()
-    kept = {image["sha256"] for image in samples.snapshot.coco("train")["images"][1:]}
-    assert len(SnapshotSamples(snapshot, without=kept)) == 1
+    hashes = {image["sha256"] for image in samples.snapshot.coco("train")["images"][1:]}
+    assert len(SnapshotSamples(snapshot, without=hashes)) == 1
 
 
 def test_other_classes_count_as_crowd_and_names_decide(snapshot: Path) -> None:
     samples = SnapshotSamples(snapshot)
-    seen = relabel_samples(samples, ("bolt", "gear"), {"nut": "bolt"})
-    pairs = [(samples[index], seen[index]) for index in range(len(samples))]
+    relabelled_samples = relabel_samples(samples, ("bolt", "gear"), {"nut": "bolt"})
+    pairs = [(samples[index], relabelled_samples[index]) for index in range(len(samples))]
     assert [int(sample.classes[0]) for sample, _ in pairs] == [int(other.classes[0]) for _, other in pairs]
     without = relabel_samples(samples, ("gear",), {})
     assert {(int(sample.classes[0]), bool(other.crowd[0])) for sample, other in zip(samples, without, strict=True)} == {
@@ -87,10 +87,10 @@ def test_weights_reach_every_mask_loss_and_leave_the_boxes_alone(checkpoint: Pat
     network = build_network(load_checkpoint(checkpoint).cfg).train()
     losses = {}
     for factor in (1.0, 0.5, 0.0):
-        weighted = replace(sample, weights=np.full(1, factor, np.float32))
+        weighted_sample = replace(sample, weights=np.full(1, factor, np.float32))
         torch.manual_seed(0)
         with EventStorage(0):
-            losses[factor] = network([to_network_input(weighted, [], "RGB")])
+            losses[factor] = network([to_network_input(weighted_sample, [], "RGB")])
     for name, value in losses[1.0].items():
         factors = (0.5, 0.0) if name in MASK_LOSSES else (1.0, 1.0)
         expected = [factor * value.item() for factor in factors]

@@ -46,8 +46,8 @@ def tiny_checkpoint(directory: Path) -> Path:
 
 def tiny_snapshot(folder: Path, *, classes: Sequence[str], images: int, first: int = 0, holdout: float = 0.0) -> Path:
     """Pictures with a bright square each; its class alternates, and its right edge was moved."""
-    drawn = [_picture(first + number, classes) for number in range(images)]
-    return write_snapshot(drawn, folder, classes=classes, project="7", holdout_share=holdout)
+    pictures = [_picture(first + number, classes) for number in range(images)]
+    return write_snapshot(pictures, folder, classes=classes, project="7", holdout_share=holdout)
 
 
 def _picture(seed: int, classes: Sequence[str]) -> tuple[np.ndarray, list[SnapshotObject]]:

@@ -27,12 +27,12 @@ class World:
     """Snapshots below a folder, and models whose detections `detect` invents.
 
     Attributes:
-        looked: (model, how many pictures) of each call of `detect`.
+        calls: (model, how many pictures) of each call of `detect`.
     """
 
     folder: Path
     models: dict[Path, tuple[Distort, int, Sequence[str]]] = field(default_factory=dict)
-    looked: list[tuple[str, int]] = field(default_factory=list)
+    calls: list[tuple[str, int]] = field(default_factory=list)
 
     def shifted_by(self, most_px: int) -> Distort:
         """Finds everything, each mask off by up to so many pixels at random."""
@@ -72,16 +72,20 @@ class World:
     def detect(self, directory: Path, samples: Sequence[Sample]) -> list[list[Detection]]:
         """What the model of that folder finds: its distortion of the truth, with random scores."""
         distort, seed, classes = self.models[directory]
-        self.looked.append((directory.name, len(samples)))
+        self.calls.append((directory.name, len(samples)))
         results = []
         for index in range(len(samples)):
             sample = samples[index]
             rng = np.random.default_rng((seed, int(sample.image[:4].sum())))
-            distorted = [(label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)]
-            known = [
-                (CLASSES[label], mask) for label, mask in distorted if mask is not None and CLASSES[label] in classes
+            masks_by_label = [
+                (label, distort(mask, rng)) for label, mask in zip(sample.classes, sample.masks, strict=True)
             ]
-            results.append([Detection(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known])
+            known_masks = [
+                (CLASSES[label], mask)
+                for label, mask in masks_by_label
+                if mask is not None and CLASSES[label] in classes
+            ]
+            results.append([Detection(label, float(rng.uniform(0.5, 1)), encode(mask)) for label, mask in known_masks])
         return results
 
 
@@ -95,15 +99,15 @@ def _disc(rng: np.random.Generator, place: int) -> np.ndarray:
 
 
 def _annotation(mask: np.ndarray, image_id: int, category_id: int, coco: dict) -> dict:
-    packed = encode(mask)
+    mask_rle = encode(mask)
     return {
         "id": len(coco["annotations"]) + 1,
         "image_id": image_id,
         "category_id": category_id,
         "iscrowd": 0,
-        "area": float(rle.area(packed)),
-        "bbox": rle.toBbox(packed).tolist(),
-        "segmentation": {"size": packed["size"], "counts": packed["counts"].decode()},
+        "area": float(rle.area(mask_rle)),
+        "bbox": rle.toBbox(mask_rle).tolist(),
+        "segmentation": {"size": mask_rle["size"], "counts": mask_rle["counts"].decode()},
     }
 
 

@@ -24,8 +24,8 @@ FEW = GateRules(resamples=300)
 
 
 def ruled(world: World, candidate: Path, incumbent: Path | None, holdout: Path, **more: object) -> Verdict:
-    given = {"best": None, "rules": FEW, **more}
-    return judge(candidate, incumbent, holdout=holdout, detect=world.detect, **given)  # type: ignore[arg-type]
+    arguments = {"best": None, "rules": FEW, **more}
+    return judge(candidate, incumbent, holdout=holdout, detect=world.detect, **arguments)  # type: ignore[arg-type]
 
 
 def test_identical_models_are_never_better(world: World) -> None:
@@ -51,8 +51,8 @@ def test_a_clearly_better_model_is_promoted(world: World, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_poisoned_model_is_refused(world: World, seed: int) -> None:
     holdout = world.snapshot("s", 24, seed=seed)
-    old, poisoned = world.model("old", world.shifted_by(2)), world.model("new", world.shifted_by(6), seed=2)
-    verdict = ruled(world, poisoned, old, holdout)
+    old, candidate = world.model("old", world.shifted_by(2)), world.model("new", world.shifted_by(6), seed=2)
+    verdict = ruled(world, candidate, old, holdout)
     assert not verdict.promote
     assert verdict.reasons[0].startswith("worse than the incumbent: mask AP -")
 
@@ -63,10 +63,14 @@ def test_swapped_labels_are_refused(world: World) -> None:
 
     def swapping(directory: Path, samples):  # type: ignore[no-untyped-def]
         results = world.detect(directory, samples)
-        other = {"cat": "dog", "dog": "cat"}
+        swapped_label = {"cat": "dog", "dog": "cat"}
         if directory == new:
             results = [
-                [type(each)(other[each.label], each.score, each.segmentation) for each in seen] for seen in results
+                [
+                    type(detection)(swapped_label[detection.label], detection.score, detection.segmentation)
+                    for detection in detections
+                ]
+                for detections in results
             ]
         return results
 
@@ -75,13 +79,13 @@ def test_swapped_labels_are_refused(world: World) -> None:
 
 def test_models_of_equal_quality_are_seldom_promoted(world: World) -> None:
     """5 % is what the rules allow; `rules.py` tells what was measured over many more worlds, here it is watched."""
-    promoted = 0
+    promotions = 0
     for number in range(8):
         holdout = world.snapshot(f"s{number}", 16, seed=number)
         old = world.model(f"old{number}", world.shifted_by(3), seed=1)
         new = world.model(f"new{number}", world.shifted_by(3), seed=2)
-        promoted += ruled(world, new, old, holdout, rules=GateRules(resamples=100)).promote
-    assert promoted <= 2
+        promotions += ruled(world, new, old, holdout, rules=GateRules(resamples=100)).promote
+    assert promotions <= 2
 
 
 def test_a_first_version_needs_a_figure_of_its_own(world: World) -> None:
@@ -94,27 +98,27 @@ def test_a_first_version_needs_a_figure_of_its_own(world: World) -> None:
     assert not ruled(world, world.model("blind", world.blind()), None, holdout).promote
 
 
-@pytest.mark.parametrize(("off_px", "promoted"), [(0, True), (3, False)])
-def test_a_tiny_holdout_asks_for_a_clear_gain_and_says_so(world: World, off_px: int, promoted: bool) -> None:
+@pytest.mark.parametrize(("off_px", "is_promoted"), [(0, True), (3, False)])
+def test_a_tiny_holdout_asks_for_a_clear_gain_and_says_so(world: World, off_px: int, is_promoted: bool) -> None:
     holdout = world.snapshot("s", 5)
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(off_px), seed=3)
     verdict = ruled(world, new, old, holdout)
-    assert verdict.promote == promoted
+    assert verdict.promote == is_promoted
     assert "5 annotated images, fewer than 10: no confidence can be stated" in verdict.reasons[0]
     assert any("5 more annotated images" in reason for reason in verdict.reasons)
 
 
-@pytest.mark.parametrize(("distort", "promoted"), [("found", True), ("blind", False)])
+@pytest.mark.parametrize(("distort", "is_promoted"), [("found", True), ("blind", False)])
 def test_the_first_model_of_unknown_labels_serves_when_it_beats_nothing(
-    world: World, distort: str, promoted: bool
+    world: World, distort: str, is_promoted: bool
 ) -> None:
     holdout = world.snapshot("s", 2, classes=("cat",))
     old = world.model("old", world.shifted_by(0), classes=("dog",))
     way = world.shifted_by(1) if distort == "found" else world.blind()
     verdict = ruled(world, world.model("new", way, classes=("cat",)), old, holdout)
-    assert verdict.promote == promoted
+    assert verdict.promote == is_promoted
     assert "the incumbent knows none of: cat" in verdict.reasons[0]
-    assert ("beats nothing" if promoted else "finds nothing either") in verdict.reasons[0]
+    assert ("beats nothing" if is_promoted else "finds nothing either") in verdict.reasons[0]
     assert any("2 annotated images: the figures are rough" in reason for reason in verdict.reasons)
 
 
@@ -191,7 +195,7 @@ def test_each_model_looks_at_each_picture_once(world: World) -> None:
     holdout, before = world.snapshot("s", 12), world.snapshot("before", 5)  # the same pictures
     old, new = world.model("old", world.shifted_by(3)), world.model("new", world.shifted_by(0))
     ruled(world, new, old, holdout, earlier=[before], out=world.folder / "report")
-    assert sorted(world.looked) == [("new", 12), ("old", 12)]
+    assert sorted(world.calls) == [("new", 12), ("old", 12)]
 
 
 @pytest.mark.parametrize("incumbent", [True, False])
@@ -275,12 +279,12 @@ def test_verdicts_can_be_read_without_torch() -> None:
 RULES = GateRules(resamples=100)
 
 
-def _snapshot(world: World, held_out: int, trained: int) -> Path:
-    directory = world.snapshot("s", held_out)
-    other = world.snapshot("t", trained, seed=5)
-    for file in (other / "images").iterdir():
+def _snapshot(world: World, holdout_count: int, train_count: int) -> Path:
+    directory = world.snapshot("s", holdout_count)
+    train_snapshot = world.snapshot("t", train_count, seed=5)
+    for file in (train_snapshot / "images").iterdir():
         file.rename(directory / "images" / file.name)
-    (other / "holdout.json").rename(directory / "train.json")
+    (train_snapshot / "holdout.json").rename(directory / "train.json")
     return directory
 
 
@@ -298,12 +302,12 @@ def _perfect_folds(snapshot: Path, file: Path, roles: tuple[str, ...]) -> Path:
 
 
 def test_folds_decide_where_the_hold_out_is_tiny(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=2, trained=10)
+    snapshot = _snapshot(world, holdout_count=2, train_count=10)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(3))
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate",))
     verdict = judge(new, old, old, snapshot, rules=RULES, detect=world.detect, folds=folds)
     assert verdict.promote, verdict.table()
-    assert dict(world.looked) == {"new": 2, "old": 12}, "the candidate looks at what it never learned from"
+    assert dict(world.calls) == {"new": 2, "old": 12}, "the candidate looks at what it never learned from"
     holdout = verdict.figures["holdout"]
     assert (holdout["images"], holdout["held_out"], holdout["folds"]) == (12, 2, 4)
     assert "best" not in verdict.figures["models"]
@@ -312,16 +316,16 @@ def test_folds_decide_where_the_hold_out_is_tiny(world: World, tmp_path: Path) -
 
 
 def test_an_incumbent_that_learned_from_the_images_is_cross_validated_too(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=2, trained=10)
+    snapshot = _snapshot(world, holdout_count=2, train_count=10)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(0), seed=2)
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate", "incumbent"))
     verdict = judge(new, old, None, snapshot, rules=RULES, detect=world.detect, folds=folds)
     assert not verdict.promote
-    assert dict(world.looked) == {"new": 2, "old": 2}
+    assert dict(world.calls) == {"new": 2, "old": 2}
 
 
 def test_a_large_enough_hold_out_decides_alone(world: World, tmp_path: Path) -> None:
-    snapshot = _snapshot(world, held_out=10, trained=4)
+    snapshot = _snapshot(world, holdout_count=10, train_count=4)
     new, old = world.model("new", world.shifted_by(0)), world.model("old", world.shifted_by(3))
     folds = _perfect_folds(snapshot, tmp_path / "folds.json", ("candidate",))
     verdict = judge(new, old, None, snapshot, rules=RULES, detect=world.detect, folds=folds)

@@ -47,8 +47,8 @@ def test_it_is_kept_with_the_weights_and_measured_once(tmp_path: Path, monkeypat
     scenes = [generate_scene(number, width=96, height=72) for number in range(5)]
     pictures = [(scene.image, [SnapshotObject(classes[0], mask) for _, mask in scene.instances]) for scene in scenes]
     snapshot = write_snapshot(pictures, tmp_path / "snapshots", classes=classes)
-    looked: list[int] = []
-    detect = DetectionCache(detect_with(progress=looked.append))
+    calls: list[int] = []
+    detect = DetectionCache(detect_with(progress=calls.append))
 
     monkeypatch.setattr(precision, "has_fast_bf16", lambda: False)
     assert record_bf16(checkpoint, snapshot, RULES, detect) is None
@@ -57,13 +57,13 @@ def test_it_is_kept_with_the_weights_and_measured_once(tmp_path: Path, monkeypat
     monkeypatch.setattr(precision, "has_fast_bf16", lambda: True)
     outcome = record_bf16(checkpoint, snapshot, RULES, detect)
     assert outcome is not None
-    assert (outcome["images"], len(looked)) == (5, 5), "few are held out: training images join them"
+    assert (outcome["images"], len(calls)) == (5, 5), "few are held out: training images join them"
     for kind in ("mask_ap", "boundary_ap"):
         figures = outcome[kind]
         assert figures["difference"] == pytest.approx(figures["bf16"] - figures["fp32"])
         assert figures["low"] <= figures["high"]
     assert record_bf16(checkpoint, snapshot, RULES, detect) == outcome
-    assert len(looked) == 5, "measured once"
+    assert len(calls) == 5, "measured once"
     assert precision.is_measured(read_metadata(checkpoint)) == precision.keeps_ap(outcome)
     update_metadata(checkpoint, {"digest": "of other weights"})
     assert not precision.is_measured(read_metadata(checkpoint))

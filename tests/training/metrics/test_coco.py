@@ -85,12 +85,12 @@ def test_equals_the_reference(dataset: dict[str, Any], detections: list[dict[str
 
 
 def test_boxes_of_results_change_the_areas_unless_told_otherwise(dataset: dict[str, Any]) -> None:
-    boxed = perturb_truth(dataset, copies=3, seed=2, boxes=True)
-    plain = [{name: value for name, value in result.items() if name != "bbox"} for result in boxed]
-    with_boxes, without = coco_ap(dataset, boxed, "segm"), coco_ap(dataset, plain, "segm")
-    same(with_boxes, reference(dataset, boxed, "segm"))
-    assert with_boxes["APs"] != without["APs"]
-    assert coco_ap(dataset, boxed, "segm", mask_areas=True) == pytest.approx(without, nan_ok=True)
+    box_results = perturb_truth(dataset, copies=3, seed=2, boxes=True)
+    mask_results = [{name: value for name, value in result.items() if name != "bbox"} for result in box_results]
+    with_boxes, without_boxes = coco_ap(dataset, box_results, "segm"), coco_ap(dataset, mask_results, "segm")
+    same(with_boxes, reference(dataset, box_results, "segm"))
+    assert with_boxes["APs"] != without_boxes["APs"]
+    assert coco_ap(dataset, box_results, "segm", mask_areas=True) == pytest.approx(without_boxes, nan_ok=True)
 
 
 def test_crowded_images_keep_the_best_hundred_of_a_category(dataset: dict[str, Any]) -> None:
@@ -104,9 +104,11 @@ def test_equals_the_reference_on_photographs() -> None:
     if not file.is_file():
         pytest.skip(f"{file} is not here; set TRANSFINER_SHARED_DATA")
     dataset = json.loads(file.read_text())
-    chosen = {image["id"] for image in dataset["images"][:15]}
+    image_ids = {image["id"] for image in dataset["images"][:15]}
     dataset["images"] = dataset["images"][:15]
-    dataset["annotations"] = [annotation for annotation in dataset["annotations"] if annotation["image_id"] in chosen]
+    dataset["annotations"] = [
+        annotation for annotation in dataset["annotations"] if annotation["image_id"] in image_ids
+    ]
     results = perturb_truth(dataset, copies=2)
     for kind in ("segm", "bbox", "boundary"):
         same(coco_ap(dataset, results, kind), reference(dataset, results, kind))
@@ -153,11 +155,11 @@ masks = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**32 -
 
 
 @given(st.lists(masks, min_size=1, max_size=5))
-def test_run_lengths_are_unpacked_as_pycocotools_packs_them(drawn: list[np.ndarray]) -> None:
-    packed = [rle.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in drawn]
-    runs = unpack(packed)
-    assert well_formed(packed, np.array([mask.size for mask in drawn])).all()
-    for index, mask in enumerate(drawn):
+def test_run_lengths_are_unpacked_as_pycocotools_packs_them(mask_list: list[np.ndarray]) -> None:
+    counts = [rle.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in mask_list]
+    runs = unpack(counts)
+    assert well_formed(counts, np.array([mask.size for mask in mask_list])).all()
+    for index, mask in enumerate(mask_list):
         height, width = mask.shape
         cut = crop(runs[index], height, slice(width // 3, width), slice(height // 2, height))
         assert np.array_equal(cut.T, mask[height // 2 :, width // 3 :])
@@ -218,7 +220,7 @@ def test_malformed_results_are_named(
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "kind", "lost"),
+    ("path", "value", "kind", "is_lost"),
     [
         (("images", 1, "id"), 1, "repeated image id", True),
         (("categories", 0, "name"), None, "category without name", False),
@@ -231,16 +233,16 @@ def test_malformed_results_are_named(
     ],
 )
 def test_damaged_truth_is_judged_by_what_is_left_of_it(
-    dataset: dict[str, Any], path: Any, value: Any, kind: str, lost: bool
+    dataset: dict[str, Any], path: Any, value: Any, kind: str, is_lost: bool
 ) -> None:
     truth = checked_truth(spoiled(dataset, path, value), Path("t.json"), masks=True)
     assert dict(truth.problems.counts())[kind] >= 1
-    assert bool(truth.problems.lost) == lost
+    assert bool(truth.problems.lost) == is_lost
     assert "ground truth: " in truth.notes()[0]
     perfect = perturb_truth(truth.dataset, copies=1)
     for result, annotation in zip(perfect, truth.dataset["annotations"], strict=True):
-        packed = compressed(annotation["segmentation"], 120, 160)
-        result |= {"category_id": annotation["category_id"], "score": 0.9, "segmentation": packed}
+        mask_rle = compressed(annotation["segmentation"], 120, 160)
+        result |= {"category_id": annotation["category_id"], "score": 0.9, "segmentation": mask_rle}
     # What is ignored neither helps nor harms.
     assert coco_ap(truth.dataset, perfect, "segm")["AP"] == pytest.approx(1)
 
@@ -275,22 +277,24 @@ def test_any_spoiled_file_is_refused_or_evaluated(
     whole = spoiled(whole, tuple(path), data.draw(json_values))
     try:
         truth = checked_truth(whole["truth"], Path("truth.json"), masks=True)
-        checked = truth.dataset
-        kept, _ = checked_results(whole["results"], "results.json", checked, masks=True, left_out=truth.left_out)
+        ground_truth = truth.dataset
+        results, _ = checked_results(
+            whole["results"], "results.json", ground_truth, masks=True, left_out=truth.left_out
+        )
     except RecordError as error:
-        named = "truth.json" in str(error) or "results.json" in str(error)
+        is_named = "truth.json" in str(error) or "results.json" in str(error)
     else:
-        named = True
-        assert -1e-9 <= np.nan_to_num(coco_ap(checked, kept, "segm")["AP"]) <= 1 + 1e-9
-    assert named
+        is_named = True
+        assert -1e-9 <= np.nan_to_num(coco_ap(ground_truth, results, "segm")["AP"]) <= 1 + 1e-9
+    assert is_named
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.integers(0, 99))
 def test_masks_are_encoded_as_pycocotools_does(height: int, width: int, share: float, seed: int) -> None:
     mask_hw = np.random.default_rng(seed).random((height, width)) < share
     expected = rle.encode(np.asfortranarray(mask_hw, dtype=np.uint8))
-    packed = encode(mask_hw)
-    assert (list(packed["size"]), packed["counts"]) == (list(expected["size"]), expected["counts"])
+    mask_rle = encode(mask_hw)
+    assert (list(mask_rle["size"]), mask_rle["counts"]) == (list(expected["size"]), expected["counts"])
 
 
 IMAGES = 12
@@ -308,9 +312,11 @@ def noisy() -> tuple[COCO, list[dict]]:
         crowd = np.arange(len(classes)) % 5 == 1
         truth.add(Sample(scene.image, masks, classes, crowd, image_id))
         if image_id < IMAGES:
-            shifted = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
+            shifted_masks = [np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks for _ in range(2)]
             labels = [label if rng.random() < 0.8 else rng.integers(len(CLASSES)) for label in np.repeat(classes, 2)]
-            detections += coco_results(image_id, np.array(shifted), rng.random(len(labels)).round(1), np.array(labels))
+            detections += coco_results(
+                image_id, np.array(shifted_masks), rng.random(len(labels)).round(1), np.array(labels)
+            )
     return indexed(truth.build()), detections
 
 
@@ -324,9 +330,9 @@ def reference_ap(truth: COCO, detections: list[dict]) -> np.ndarray:
     return np.where(precision < 0, np.nan, precision)
 
 
-def ours(ranked: list[RankedMatches], weights: np.ndarray) -> np.ndarray:
+def ours(class_matches: list[RankedMatches], weights: np.ndarray) -> np.ndarray:
     """B x K x T."""
-    return np.stack([average_precision(matches, weights) for matches in ranked], axis=1)
+    return np.stack([average_precision(matches, weights) for matches in class_matches], axis=1)
 
 
 def test_every_image_once_is_cocos_own_number(noisy: tuple) -> None:
@@ -364,20 +370,20 @@ def test_an_image_drawn_often_counts_as_copies_of_it(noisy: tuple, seed: int) ->
     # Copies of a detection stay together in the ranking, as they do in ours.
     unequal = [detection | {"score": detection["score"] + 1e-6 * number} for number, detection in enumerate(detections)]
     weights = bootstrap_draws(IMAGES, 1, seed)
-    ranked = ranked_matches(truth.dataset, unequal, boundary=False)
+    class_matches = ranked_matches(truth.dataset, unequal, boundary=False)
     expected = reference_ap(*copied(truth, unequal, weights[0]))
-    np.testing.assert_allclose(ours(ranked, weights)[0], expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours(class_matches, weights)[0], expected, rtol=0, atol=1e-9)
 
 
 def test_what_is_absent_is_nan_and_what_is_never_found_is_zero(noisy: tuple) -> None:
     truth, detections = noisy
-    ranked = ranked_matches(truth.dataset, [], boundary=True)
+    class_matches = ranked_matches(truth.dataset, [], boundary=True)
     everything, nothing = np.ones((1, IMAGES), np.int64), np.zeros((1, IMAGES), np.int64)
-    reached = ours(ranked, everything)[0]
-    wanted = [annotation["category_id"] - 1 for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
-    present = np.isin(np.arange(len(CLASSES)), wanted)
-    assert (reached[present] == 0).all()
-    assert np.isnan(reached[~present]).all()
+    values = ours(class_matches, everything)[0]
+    labels = [annotation["category_id"] - 1 for annotation in truth.dataset["annotations"] if not annotation["iscrowd"]]
+    present = np.isin(np.arange(len(CLASSES)), labels)
+    assert (values[present] == 0).all()
+    assert np.isnan(values[~present]).all()
     assert np.isnan(ours(ranked_matches(truth.dataset, detections, boundary=False), nothing)).all()
 
 
@@ -394,8 +400,8 @@ def test_resampled_ap_of_all_scenes_is_cocos() -> None:
     for index in range(4):
         sample = samples[index]
         builder.add(sample)
-        moved = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
-        results += coco_results(index, moved, rng.random(len(moved)), sample.classes)
+        shifted_masks = np.array([np.roll(mask, rng.integers(-2, 3, 2), (0, 1)) for mask in sample.masks])
+        results += coco_results(index, shifted_masks, rng.random(len(shifted_masks)), sample.classes)
     truth = builder.build()
     values = resampled_ap(truth, results, image_weights(4, 10), ratio=0.02)
     assert values["mask"].shape == (11,)

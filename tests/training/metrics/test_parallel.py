@@ -52,14 +52,14 @@ def test_chunks_and_processes_change_no_number(
     monkeypatch.setattr(pairs, "WORTH_PROCESSES", 1)
     monkeypatch.setattr(pairs, "_CHUNKS", 3)
     progress: list[tuple[int, int]] = []
-    shared = coco_ap(
+    numbers = coco_ap(
         truth,
         results,
         kind,
         processes=2 if kind == "boundary" else 1,
-        progress=lambda done, of: progress.append((done, of)),
+        progress=lambda read_count, total: progress.append((read_count, total)),
     )
-    np.testing.assert_equal(shared, plain)  # to the last bit, NaN included
+    np.testing.assert_equal(numbers, plain)  # to the last bit, NaN included
     assert progress[-1] == (5, 5)
     assert len(progress) == 3
 
@@ -104,7 +104,7 @@ def test_official_layouts_by_several_processes(layout: str, tmp_path: Path, monk
     plain, shared = (score(truth, predictions, "segm", layout, processes=n).as_dict() for n in (1, 2))
     assert plain == shared
     assert plain["AP"] > 0
-    broken = next(predictions.rglob("*.png"))
-    broken.write_bytes(b"no picture")
-    with pytest.raises(RecordError, match=broken.name):
+    damaged_file = next(predictions.rglob("*.png"))
+    damaged_file.write_bytes(b"no picture")
+    with pytest.raises(RecordError, match=damaged_file.name):
         score(truth, predictions, "segm", layout, processes=2)

@@ -51,8 +51,8 @@ def test_lvis(judged: Path, metric: str) -> None:
 
 def test_numbers_do_not_depend_on_the_order_of_predictions(judged: Path, tmp_path: Path) -> None:
     results = json.loads((judged / "lvis" / "found.json").read_text())
-    apart = [result | {"score": result["score"] + index * 1e-6} for index, result in enumerate(results)]  # no ties
-    for name, records in (("one", apart), ("other", apart[::-1])):
+    untied = [result | {"score": result["score"] + index * 1e-6} for index, result in enumerate(results)]  # no ties
+    for name, records in (("one", untied), ("other", untied[::-1])):
         (tmp_path / name).write_text(json.dumps(records))
     truth = judged / "lvis" / "truth.json"
     for metric in ("segm", "boundary", "lvis"):

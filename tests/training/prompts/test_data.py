@@ -22,8 +22,8 @@ def plain(value: int) -> np.ndarray:
 
 def test_an_object_elsewhere_keeps_its_pixels_and_all_around_it_is_the_other_photograph() -> None:
     mask = square(20, 20, 24)
-    pixels, kept = elsewhere(plain(200), mask, plain(40), np.random.default_rng(0))
-    assert (kept == mask).all()
+    pixels, visible = elsewhere(plain(200), mask, plain(40), np.random.default_rng(0))
+    assert (visible == mask).all()
     assert (pixels[28:36, 28:36] == 200).all()
     assert (pixels[:10] == 40).all()
     assert 40 < pixels[20, 30, 0] < 200  # the rim is soft
@@ -35,10 +35,10 @@ def test_what_another_object_covers_is_not_of_the_mask(seed: int) -> None:
     pixels, visible = covered(plain(200), mask, plain(40), square(24, 24, 16), np.random.default_rng(seed))
     assert not (visible & ~mask).any()
     assert visible.sum() >= LEAST_VISIBLE * mask.sum()
-    gone = mask & ~visible
+    covered_part = mask & ~visible
     # At the rim of the pasted object both are seen.
     assert (pixels[visible][:, 0] > 60).all()
-    assert (pixels[gone][:, 0] < 180).all()
+    assert (pixels[covered_part][:, 0] < 180).all()
 
 
 def test_an_object_that_would_hardly_be_seen_is_left_as_it_was() -> None:
@@ -54,6 +54,6 @@ def test_a_turned_box_lies_around_the_turned_mask(quarters: int) -> None:
     mask = np.zeros((SIDE, SIDE), bool)
     mask[5:20, 30:61] = True
     x0, y0, x1, y1 = (int(value) for value in turned_box((30, 5, 61, 20), SIDE, quarters))
-    turned = np.rot90(mask, quarters)
-    assert turned[y0:y1, x0:x1].all()
-    assert turned.sum() == (y1 - y0) * (x1 - x0)
+    turned_mask = np.rot90(mask, quarters)
+    assert turned_mask[y0:y1, x0:x1].all()
+    assert turned_mask.sum() == (y1 - y0) * (x1 - x0)

@@ -47,26 +47,26 @@ def test_only_the_named_parameters_learn_and_a_run_goes_on(objects: ObjectSet, t
         batch=2, iterations=2, workers=0, warm_up=1, rounds=1, learned=("mask_head.encoder.",), learning_rate=1e-2
     )
     train_prompts(learner, objects, plan, tmp_path)
-    changed = {name for name, value in learner.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed
-    assert all(name.startswith("mask_head.encoder.") for name in changed)
+    changed_names = {name for name, value in learner.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed_names
+    assert all(name.startswith("mask_head.encoder.") for name in changed_names)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == 2
     again = network(CUES)
     train_prompts(again, objects, PromptTraining(**{**vars(plan), "iterations": 3}), tmp_path)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
-    averaged = torch.load(tmp_path / "ema.pt", weights_only=True)
-    assert set(averaged) == set(before)
+    average_state = torch.load(tmp_path / "ema.pt", weights_only=True)
+    assert set(average_state) == set(before)
 
 
 def test_a_new_cue_counts_nothing_before_it_is_learned() -> None:
-    known = network(CUES)
-    torch.nn.init.normal_(known.mask_head.encoder.conv_r1[2].weight)
+    narrow = network(CUES)
+    torch.nn.init.normal_(narrow.mask_head.encoder.conv_r1[2].weight)
     wider = network([*CUES, "context", "coarse_feature"])
-    wider.load_state_dict(with_new_cues(known.state_dict(), wider))
+    wider.load_state_dict(with_new_cues(narrow.state_dict(), wider))
     views, prompts = torch.rand(1, 3, 256, 256) * 255, torch.rand(1, 4, 256, 256)
-    answers = [model.eval().predict(views, prompts)[0] for model in (known, wider)]
-    assert not torch.equal(answers[0], known.predict(views, prompts)[1]), "nothing was refined"
+    answers = [model.eval().predict(views, prompts)[0] for model in (narrow, wider)]
+    assert not torch.equal(answers[0], narrow.predict(views, prompts)[1]), "nothing was refined"
     torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-4)
 
 

@@ -35,17 +35,17 @@ def test_an_empty_registry_says_so(registry: Registry) -> None:
 
 
 def test_a_published_version_comes_back_as_it_was(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
-    made = checkpoint("v1")
-    assert registry.publish("12", made, parent="v0", snapshot="abc", metrics={"mask_ap": 0.5}) == "v1"
+    directory = checkpoint("v1")
+    assert registry.publish("12", directory, parent="v0", snapshot="abc", metrics={"mask_ap": 0.5}) == "v1"
     [info] = registry.versions("12")
     assert (info.name, info.classes, info.parent, info.snapshot) == ("v1", ("cat", "dog"), "v0", "abc")
     assert (info.metrics, info.status) == ({"mask_ap": 0.5}, "candidate")
-    assert info.digest == json.loads((made / "metadata.json").read_text())["digest"]
+    assert info.digest == json.loads((directory / "metadata.json").read_text())["digest"]
     assert info.code.startswith("0.")
-    fetched = registry.fetch("12", "v1", tmp_path / "cache")
+    copy = registry.fetch("12", "v1", tmp_path / "cache")
     for name in ("model.safetensors", "config.yaml", "metadata.json"):
-        assert (fetched / name).read_bytes() == (made / name).read_bytes()
-    assert not (fetched / "state.pt").exists()
+        assert (copy / name).read_bytes() == (directory / name).read_bytes()
+    assert not (copy / "state.pt").exists()
     assert registry.papers("12", "v1") == ["MODEL_CARD.md", "pictures/sheet.png"]
     assert registry.projects() == ["12"]
 
@@ -54,8 +54,8 @@ def test_a_name_given_at_publication_is_what_predictions_carry(
     registry: Registry, checkpoint: Make, tmp_path: Path
 ) -> None:
     registry.publish("12", checkpoint("v1"), version="round-1")
-    fetched = registry.fetch("12", "round-1", tmp_path / "cache")
-    assert json.loads((fetched / "metadata.json").read_text())["version"] == "round-1"
+    copy = registry.fetch("12", "round-1", tmp_path / "cache")
+    assert json.loads((copy / "metadata.json").read_text())["version"] == "round-1"
 
 
 def test_a_version_never_changes(registry: Registry, checkpoint: Make) -> None:
@@ -66,10 +66,10 @@ def test_a_version_never_changes(registry: Registry, checkpoint: Make) -> None:
 
 
 def test_damaged_weights_are_not_published(registry: Registry, checkpoint: Make) -> None:
-    made = checkpoint("v1")
-    (made / "model.safetensors").write_bytes(b"changed")
+    directory = checkpoint("v1")
+    (directory / "model.safetensors").write_bytes(b"changed")
     with pytest.raises(CheckpointError, match="incomplete or was changed"):
-        registry.publish("12", made)
+        registry.publish("12", directory)
     assert registry.versions("12") == []
 
 
@@ -86,14 +86,14 @@ def test_fetch_notices_what_changed_in_the_registry(registry: Registry, checkpoi
 
 def test_fetch_copies_once_and_mends_a_damaged_cache(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
     publish(registry, checkpoint, "v1")
-    fetched = registry.fetch("12", "v1", tmp_path / "cache")
-    first = (fetched / "model.safetensors").stat().st_ino
-    assert registry.fetch("12", "v1", tmp_path / "cache") == fetched
-    assert (fetched / "model.safetensors").stat().st_ino == first
-    (fetched / "model.safetensors").write_bytes(b"damaged")
+    copy = registry.fetch("12", "v1", tmp_path / "cache")
+    first = (copy / "model.safetensors").stat().st_ino
+    assert registry.fetch("12", "v1", tmp_path / "cache") == copy
+    assert (copy / "model.safetensors").stat().st_ino == first
+    (copy / "model.safetensors").write_bytes(b"damaged")
     registry.fetch("12", "v1", tmp_path / "cache")
-    assert (fetched / "model.safetensors").read_bytes() == b"weights of v1"
-    assert [path.name for path in fetched.parent.iterdir()] == ["v1"]
+    assert (copy / "model.safetensors").read_bytes() == b"weights of v1"
+    assert [path.name for path in copy.parent.iterdir()] == ["v1"]
 
 
 def test_promotion_and_rollback_tell_the_status(registry: Registry, checkpoint: Make) -> None:
@@ -165,11 +165,11 @@ class Stops:
             monkeypatch.setattr(Storage, name, self._counted(getattr(Storage, name)))
 
     def _counted(self, original: Callable) -> Callable:
-        def counted(storage: Storage, *given: object) -> object:
+        def counted(storage: Storage, *arguments: object) -> object:
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
-            return original(storage, *given)
+            return original(storage, *arguments)
 
         return counted
 
@@ -222,14 +222,14 @@ def test_promotions_of_two_processes_are_all_kept(checkpoint: Make, tmp_path: Pa
     ]
     assert [process.wait(60) for process in running] == [0, 0]
     pointer = registry.pointer("12")
-    served = [entry["version"] for entry in pointer.history] + [pointer.version]
-    assert sorted(map(str, served)) == sorted(names)
-    assert [name for name in served if str(name)[0] == "a"] == names[:8]
+    versions = [entry["version"] for entry in pointer.history] + [pointer.version]
+    assert sorted(map(str, versions)) == sorted(names)
+    assert [name for name in versions if str(name)[0] == "a"] == names[:8]
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a\\b", ".hidden", "a b", "x" * 101, "ü", "a\n"])
 def test_names_that_could_leave_their_folder_are_refused(registry: Registry, checkpoint: Make, name: str) -> None:
-    for refused in (
+    for call in (
         lambda: registry.publish(name, checkpoint("v1")),
         lambda: registry.active(name),
         lambda: registry.promote(name, "v1"),
@@ -238,7 +238,7 @@ def test_names_that_could_leave_their_folder_are_refused(registry: Registry, che
         lambda: registry.collect_garbage(name, keep=1),
     ):
         with pytest.raises(RegistryError, match="letters, digits"):
-            refused()
+            call()
 
 
 def test_only_papers_can_be_added_later(registry: Registry, checkpoint: Make, tmp_path: Path) -> None:
@@ -276,16 +276,16 @@ def test_a_root_that_cannot_be_used_says_the_fix(root: str, message: str) -> Non
 
 @given(st.lists(st.one_of(st.integers(0, 4), st.just("back")), max_size=30))
 def test_the_pointer_is_a_stack(actions: list[int | str]) -> None:
-    pointer, served = Pointer(), []
+    pointer, versions = Pointer(), []
     for number, action in enumerate(actions):
         if action != "back":
             pointer = pointer.promoted(f"v{action}", str(number))
-            served += [f"v{action}"] if served[-1:] != [f"v{action}"] else []
-        elif len(served) > 1:
+            versions += [f"v{action}"] if versions[-1:] != [f"v{action}"] else []
+        elif len(versions) > 1:
             pointer = pointer.rolled_back(str(number))
-            served.pop()
-        assert pointer.version == (served[-1] if served else None)
-        assert [entry["version"] for entry in pointer.history] == served[:-1]
+            versions.pop()
+        assert pointer.version == (versions[-1] if versions else None)
+        assert [entry["version"] for entry in pointer.history] == versions[:-1]
         assert not pointer.in_service() & set(pointer.retired)
 
 

@@ -22,19 +22,19 @@ def test_snapshots_come_back_oldest_first(registry: Registry, snapshot: Make, tm
         ("aaa", 2),
     ]
     assert registry.snapshots("12")[-1].newest_annotation_at == "2026-01-02"
-    fetched = registry.fetch_snapshot("12", "bbb", tmp_path / "cache")
-    assert {path.relative_to(fetched) for path in fetched.rglob("*")} == {
+    copy = registry.fetch_snapshot("12", "bbb", tmp_path / "cache")
+    assert {path.relative_to(copy) for path in copy.rglob("*")} == {
         path.relative_to(first) for path in first.rglob("*")
     }
-    assert (fetched / "images" / "1.png").read_bytes() == b"one"
+    assert (copy / "images" / "1.png").read_bytes() == b"one"
 
 
 def test_a_shared_picture_is_stored_and_copied_once(registry: Registry, snapshot: Make, tmp_path: Path) -> None:
     for digest, name in (("aaa", "1.png"), ("bbb", "renamed.png")):
         registry.publish_snapshot("12", snapshot(digest, {name: b"same"}))
     assert len(registry.storage.names("12/images")) == 1
-    fetched = [registry.fetch_snapshot("12", digest, tmp_path / "cache") for digest in ("aaa", "bbb")]
-    files = [fetched[0] / "images" / "1.png", fetched[1] / "images" / "renamed.png"]
+    copies = [registry.fetch_snapshot("12", digest, tmp_path / "cache") for digest in ("aaa", "bbb")]
+    files = [copies[0] / "images" / "1.png", copies[1] / "images" / "renamed.png"]
     assert files[0].samefile(files[1])
 
 

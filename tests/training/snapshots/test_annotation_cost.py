@@ -58,13 +58,13 @@ def images(count: int = 60, seed: int = 0) -> tuple[list[dict[str, float]], list
 
 def test_the_fit_finds_what_takes_work() -> None:
     features, edits, scores = images()
-    fitted = fit_effort(features, edits, scores, fitted_on="images")
-    assert fitted.weights["doubt"] > fitted.weights["hidden"] > 1
-    assert sum(fitted.weights[name] for name in FEATURES if name not in ("doubt", "hidden")) < 1.5
-    assert fitted.rank_correlation > 0.9 > fitted.baseline
-    assert fitted.is_useful
-    assert (fitted.images, fitted.fitted_on) == (60, "images")
-    assert rank_correlation(cross_fitted_edits(features, edits), edits) == pytest.approx(fitted.rank_correlation)
+    effort = fit_effort(features, edits, scores, fitted_on="images")
+    assert effort.weights["doubt"] > effort.weights["hidden"] > 1
+    assert sum(effort.weights[name] for name in FEATURES if name not in ("doubt", "hidden")) < 1.5
+    assert effort.rank_correlation > 0.9 > effort.baseline
+    assert effort.is_useful
+    assert (effort.images, effort.fitted_on) == (60, "images")
+    assert rank_correlation(cross_fitted_edits(features, edits), edits) == pytest.approx(effort.rank_correlation)
 
 
 def test_a_fit_that_orders_no_better_is_not_used() -> None:
@@ -98,9 +98,9 @@ def test_worse_in_any_feature_is_never_scored_better(
     features = [dict(zip(FEATURES, row, strict=True)) for row in rows]
     edits = [float(random.randint(0, 40)) for _ in rows[:-1]]  # type: ignore[attr-defined]
     edits.append(41.0 if edits[0] != 41 else 0.0)
-    fitted = fit_effort(features, edits, edits)
+    effort = fit_effort(features, edits, edits)
     worse = {**features[0], name: features[0][name] + more}
-    assert fitted.expected_edit(worse) >= fitted.expected_edit(features[0]) >= 0
+    assert effort.expected_edit(worse) >= effort.expected_edit(features[0]) >= 0
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def test_one_object(
     vertices: int,
     cost: float,
 ) -> None:
-    shown = [drawn(*predicted, "r", score=0.7)] if predicted else []
-    submitted = [drawn(*annotated, "r")] if annotated else []
-    (correction,) = find_corrections(shown, submitted, corners_px)
+    predictions = [drawn(*predicted, "r", score=0.7)] if predicted else []
+    annotations = [drawn(*annotated, "r")] if annotated else []
+    (correction,) = find_corrections(predictions, annotations, corners_px)
     assert (correction.kind, correction.vertices, correction.cost) == (kind, vertices, cost)
     assert (correction.annotated, correction.predicted) == (0 if annotated else None, 0 if predicted else None)
     assert correction.score == (0.7 if predicted else None)
@@ -93,13 +93,13 @@ def test_a_moved_side_is_measured_and_located() -> None:
 
 
 def test_weights_follow_what_people_did() -> None:
-    shown = [drawn("cat", HERE, "a"), drawn("cat", box(50, 40, 70, 55), "b")]
-    submitted = [drawn("cat", HERE, "a"), drawn("dog", box(50, 40, 70, 55), "b"), drawn("cat", box(1, 40, 9, 50))]
-    weights = [correction.weight for correction in find_corrections(shown, submitted, corners_px)]
+    predictions = [drawn("cat", HERE, "a"), drawn("cat", box(50, 40, 70, 55), "b")]
+    annotations = [drawn("cat", HERE, "a"), drawn("dog", box(50, 40, 70, 55), "b"), drawn("cat", box(1, 40, 9, 50))]
+    weights = [correction.weight for correction in find_corrections(predictions, annotations, corners_px)]
     assert weights == [0.5, 2.0, 2.0]
-    unseen = find_corrections(None, submitted, corners_px)
-    assert [(correction.kind, correction.weight) for correction in unseen] == [("added", 1.0)] * 3
-    assert [correction.weight for correction in find_corrections([], submitted, corners_px)] == [2.0] * 3
+    unseen_corrections = find_corrections(None, annotations, corners_px)
+    assert [(correction.kind, correction.weight) for correction in unseen_corrections] == [("added", 1.0)] * 3
+    assert [correction.weight for correction in find_corrections([], annotations, corners_px)] == [2.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_weights_follow_what_people_did() -> None:
 def test_matching(
     predicted: list[tuple[str, np.ndarray, str]], annotated: list[tuple[str, np.ndarray, str]], expected: dict[int, int]
 ) -> None:
-    shown = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in predicted]
-    submitted = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in annotated]
-    assert match_objects(shown, submitted) == expected
+    predictions = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in predicted]
+    annotations = [drawn(label, mask_hw, *([ids] if ids else [])) for label, mask_hw, ids in annotated]
+    assert match_objects(predictions, annotations) == expected
 
 
 def test_nobody_edits_what_is_quicker_to_draw_again() -> None:
@@ -160,13 +160,13 @@ things = st.lists(
 
 @settings(max_examples=60)
 @given(things, things)
-def test_every_object_is_accounted_for_once(shown: list[DrawnObject], submitted: list[DrawnObject]) -> None:
-    corrections = find_corrections(shown, submitted, corners_px)
+def test_every_object_is_accounted_for_once(predictions: list[DrawnObject], annotations: list[DrawnObject]) -> None:
+    corrections = find_corrections(predictions, annotations, corners_px)
     assert [correction.annotated for correction in corrections if correction.annotated is not None] == list(
-        range(len(submitted))
+        range(len(annotations))
     )
     origins = [correction.predicted for correction in corrections if correction.predicted is not None]
-    assert sorted(origins) == list(range(len(shown)))
+    assert sorted(origins) == list(range(len(predictions)))
     for correction in corrections:
         assert correction.kind in KINDS
         assert correction.cost >= 0
@@ -177,8 +177,10 @@ def test_every_object_is_accounted_for_once(shown: list[DrawnObject], submitted:
 
 @settings(max_examples=30)
 @given(things)
-def test_what_is_submitted_as_it_was_costs_nothing(shown: list[DrawnObject]) -> None:
-    distinct = [drawn(correction.label, correction.mask_hw, f"r{number}") for number, correction in enumerate(shown)]
+def test_what_is_submitted_as_it_was_costs_nothing(predictions: list[DrawnObject]) -> None:
+    distinct = [
+        drawn(correction.label, correction.mask_hw, f"r{number}") for number, correction in enumerate(predictions)
+    ]
     corrections = find_corrections(distinct, distinct[::-1], corners_px)
     assert edit_cost(corrections) == 0
     assert all(correction.kind == "kept" for correction in corrections)
@@ -187,18 +189,18 @@ def test_what_is_submitted_as_it_was_costs_nothing(shown: list[DrawnObject]) -> 
 @settings(max_examples=30)
 @given(boxes, boxes)
 def test_distances_are_the_same_both_ways(one_hw: np.ndarray, other_hw: np.ndarray) -> None:
-    there, back = compare_outlines(one_hw, other_hw), compare_outlines(other_hw, one_hw)
-    assert (there.mean_px, there.max_px) == pytest.approx((back.mean_px, back.max_px))
-    assert (there.max_px == 0) == np.array_equal(one_hw, other_hw)
-    band_hw = moved_band(one_hw, other_hw, there, accepted_px=1, band_px=4)
-    assert np.array_equal(band_hw, moved_band(other_hw, one_hw, back, accepted_px=1, band_px=4))
-    assert band_hw.any() == (there.max_px > 1)
+    forward, backward = compare_outlines(one_hw, other_hw), compare_outlines(other_hw, one_hw)
+    assert (forward.mean_px, forward.max_px) == pytest.approx((backward.mean_px, backward.max_px))
+    assert (forward.max_px == 0) == np.array_equal(one_hw, other_hw)
+    band_hw = moved_band(one_hw, other_hw, forward, accepted_px=1, band_px=4)
+    assert np.array_equal(band_hw, moved_band(other_hw, one_hw, backward, accepted_px=1, band_px=4))
+    assert band_hw.any() == (forward.max_px > 1)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 7])
 def test_a_shift_is_as_far_as_it_is(shift: int) -> None:
-    compared = compare_outlines(HERE, box(10 + shift, 10, 40 + shift, 30))
-    assert compared.max_px == shift
+    distance = compare_outlines(HERE, box(10 + shift, 10, 40 + shift, 30))
+    assert distance.max_px == shift
     at_border = compare_outlines(box(0, 0, 80, 30), box(0, 0, 80, 30 + shift))
     assert at_border.max_px == shift  # also where outlines run along the border of the image
 
@@ -274,8 +276,8 @@ def test_pictures_show_the_farthest_moves() -> None:
         after_hw = box(10 + shift, 10, 40 + shift, 30)
         (correction,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", after_hw, "r")], corners_px)
         sheet.add(image, HERE, after_hw, correction, name=f"task {number}")
-    (kept,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", HERE, "r")], corners_px)
-    sheet.add(image, HERE, HERE, kept, name="task 5")
+    (unchanged,) = find_corrections([drawn("cat", HERE, "r")], [drawn("cat", HERE, "r")], corners_px)
+    sheet.add(image, HERE, HERE, unchanged, name="task 5")
     assert [name for _, name, _ in sorted(sheet._tiles)] == ["task 2", "task 1"]
     drawn_sheet = sheet.sheet()
     assert drawn_sheet is not None

@@ -55,12 +55,12 @@ def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
     given_images = content()
     snapshot = open_snapshot(write_snapshot(given_images, tmp_path, classes=CLASSES))
     by_hash = {pixels_sha256(image): objects for image, objects in given_images}
-    seen = set()
+    hashes = set()
     for part in ("train", "holdout"):
         records, samples = snapshot.coco(part), snapshot.open_set(part)
         assert samples.class_names == CLASSES
         for image, sample in zip(records["images"], (samples[n] for n in range(len(samples))), strict=True):
-            seen.add(image["sha256"])
+            hashes.add(image["sha256"])
             assert pixels_sha256(sample.image) == image["sha256"]
             assert (image["sha256"] in holdout_hashes(by_hash)) == (part == "holdout")
             entries = [a for a in records["annotations"] if a["image_id"] == image["id"]]
@@ -74,32 +74,34 @@ def test_masks_labels_and_weights_come_back(tmp_path: Path) -> None:
                 band_hw = decode_rle(entry["moved_band"]) if entry["moved_band"] else None
                 assert (band_hw is None) == (origin.moved_band_hw is None)
                 assert band_hw is None or np.array_equal(band_hw, origin.moved_band_hw)
-    assert seen == set(by_hash)
+    assert hashes == set(by_hash)
     counts = snapshot.manifest["counts"]
     assert (counts["images"], counts["empty_images"], counts["disputed"]) == (12, 3, 3)
     assert counts["objects_by_class"] == {"cat": 9, "dog": 6}
 
 
 @settings(max_examples=10)
-@given(order=st.permutations(range(6)), turned=st.lists(st.booleans(), min_size=6, max_size=6))
-def test_order_changes_nothing(order: list[int], turned: list[bool], tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(order=st.permutations(range(6)), is_reversed=st.lists(st.booleans(), min_size=6, max_size=6))
+def test_order_changes_nothing(
+    order: list[int], is_reversed: list[bool], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     images = content(6)
-    shuffled = [(images[n][0], images[n][1][::-1] if turned[n] else images[n][1]) for n in order]
+    shuffled_images = [(images[n][0], images[n][1][::-1] if is_reversed[n] else images[n][1]) for n in order]
     first = write_snapshot(images, tmp_path_factory.mktemp("one"), classes=CLASSES)
-    other = write_snapshot(shuffled, tmp_path_factory.mktemp("other"), classes=CLASSES)
-    assert first.name == other.name
+    second = write_snapshot(shuffled_images, tmp_path_factory.mktemp("other"), classes=CLASSES)
+    assert first.name == second.name
     assert [(first / f).read_bytes() for f in ("train.json", "holdout.json")] == [
-        (other / f).read_bytes() for f in ("train.json", "holdout.json")
+        (second / f).read_bytes() for f in ("train.json", "holdout.json")
     ]
 
 
-def changed(what: str) -> tuple[Content, tuple[str, ...], float]:
+def changed(change: str) -> tuple[Content, tuple[str, ...], float]:
     """The content with one thing changed."""
     images, classes, share = content(6), CLASSES, 0.2
     image, objects = images[3]
     first = objects[0]
-    as_given = {"label": first.label, "mask_hw": first.mask_hw, "moved_band_hw": first.moved_band_hw}
-    as_given |= {"correction": first.correction, "weight": first.weight, "region_ids": first.region_ids}
+    fields = {"label": first.label, "mask_hw": first.mask_hw, "moved_band_hw": first.moved_band_hw}
+    fields |= {"correction": first.correction, "weight": first.weight, "region_ids": first.region_ids}
     rows = {
         "pixel": {},
         "label": {"label": "dog"},
@@ -109,30 +111,30 @@ def changed(what: str) -> tuple[Content, tuple[str, ...], float]:
         "correction": {"correction": "relabelled"},
         "region id": {"region_ids": ("other",)},
     }
-    if what == "pixel":
+    if change == "pixel":
         image = image.copy()
         image[0, 0, 0] ^= 1
-    elif what == "classes":
+    elif change == "classes":
         classes = ("cat", "dog", "bird")
-    elif what == "share":
+    elif change == "share":
         share = 0.3
-    images[3] = (image, [SnapshotObject(**as_given | rows.get(what, {})), *objects[1:]])
+    images[3] = (image, [SnapshotObject(**fields | rows.get(change, {})), *objects[1:]])
     return images, classes, share
 
 
 @pytest.mark.parametrize(
-    ("what", "same"),
+    ("change", "same"),
     [
         ("nothing", True),
         ("region id", True),  # who drew it in which session is not content
         *((w, False) for w in ("pixel", "label", "mask", "weight", "band", "correction", "classes", "share")),
     ],
 )
-def test_the_digest_is_of_the_content(what: str, same: bool, tmp_path: Path) -> None:
-    images, classes, share = changed(what)
+def test_the_digest_is_of_the_content(change: str, same: bool, tmp_path: Path) -> None:
+    images, classes, share = changed(change)
     first = write_snapshot(content(6), tmp_path / "one", classes=CLASSES)
-    other = write_snapshot(images, tmp_path / "other", classes=classes, holdout_share=share)
-    assert (first.name == other.name) == same
+    second = write_snapshot(images, tmp_path / "other", classes=classes, holdout_share=share)
+    assert (first.name == second.name) == same
 
 
 def test_ids_and_times_and_file_formats_are_not_content(tmp_path: Path) -> None:
@@ -144,20 +146,20 @@ def test_ids_and_times_and_file_formats_are_not_content(tmp_path: Path) -> None:
         with SnapshotWriter(tmp_path / str(number), CLASSES, project=str(number)) as writer:
             record = image_record(image, objects, CLASSES, task_id=number, annotation_ids=[number])
             writer.add(record, image, (data.getvalue(), suffix))
-            when = datetime(2026, 1, 1 + number, tzinfo=UTC)
-            path = writer.finish(newest_annotation_at=when, annotation_ids=[7, number, 7])
+            newest_at = datetime(2026, 1, 1 + number, tzinfo=UTC)
+            path = writer.finish(newest_annotation_at=newest_at, annotation_ids=[7, number, 7])
         names.append(path.name)
         manifest = open_snapshot(path).manifest
-        assert manifest["newest_annotation_at"] == when.isoformat()
+        assert manifest["newest_annotation_at"] == newest_at.isoformat()
         assert manifest["annotation_ids"] == [number, 7]
     assert names[0] == names[1]
 
 
 def test_the_same_data_twice_is_one_folder(tmp_path: Path) -> None:
     first = write_snapshot(content(), tmp_path, classes=CLASSES)
-    created = (first / "manifest.json").read_bytes()
+    manifest = (first / "manifest.json").read_bytes()
     assert write_snapshot(content(), tmp_path, classes=CLASSES) == first
-    assert (first / "manifest.json").read_bytes() == created
+    assert (first / "manifest.json").read_bytes() == manifest
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
 
 
@@ -177,8 +179,8 @@ def test_an_image_uploaded_again_never_comes_from_training_into_the_holdout(tmp_
 
 
 @given(st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}"), st.floats(0, 0.99), st.floats(0, 0.99))
-def test_a_larger_share_only_adds_to_the_holdout(sha256: str, share: float, other: float) -> None:
-    low, high = sorted((share, other))
+def test_a_larger_share_only_adds_to_the_holdout(sha256: str, share: float, second_share: float) -> None:
+    low, high = sorted((share, second_share))
     assert is_holdout(sha256, low) <= is_holdout(sha256, high)
     assert not is_holdout(sha256, 0.0)
 
@@ -187,19 +189,19 @@ HASHES = st.lists(st.integers(0, 2**256 - 1).map(lambda n: f"{n:064x}"), max_siz
 
 
 @given(HASHES, HASHES)
-def test_no_image_comes_from_training_into_the_holdout(before: list[str], added: list[str]) -> None:
+def test_no_image_comes_from_training_into_the_holdout(before: list[str], new_hashes: list[str]) -> None:
     """As images are added to a set that was trained on."""
     if len(before) < LEAST_IMAGES:
         return
-    trained = set(before) - holdout_hashes(before)
-    assert not trained & holdout_hashes([*before, *added])
+    train_hashes = set(before) - holdout_hashes(before)
+    assert not train_hashes & holdout_hashes([*before, *new_hashes])
 
 
 @given(HASHES)
 def test_a_set_that_can_be_judged_has_a_holdout(hashes: list[str]) -> None:
-    held = holdout_hashes(hashes)
-    assert len(held) >= (LEAST_HOLDOUT if len(hashes) >= LEAST_IMAGES else 0)
-    assert {sha256 for sha256 in hashes if is_holdout(sha256)} <= held
+    holdout = holdout_hashes(hashes)
+    assert len(holdout) >= (LEAST_HOLDOUT if len(hashes) >= LEAST_IMAGES else 0)
+    assert {sha256 for sha256 in hashes if is_holdout(sha256)} <= holdout
     assert holdout_hashes(hashes, 0.0) == frozenset()
 
 
@@ -218,8 +220,8 @@ def test_what_cannot_be_judged_is_said(counts: dict[str, int], says: str) -> Non
 
 
 def test_about_the_share_is_held_out() -> None:
-    held = sum(is_holdout(pixels_sha256(picture(seed, 4, 4))) for seed in range(1000))
-    assert 150 < held < 250
+    holdout_count = sum(is_holdout(pixels_sha256(picture(seed, 4, 4))) for seed in range(1000))
+    assert 150 < holdout_count < 250
 
 
 def test_blank_images_of_other_shapes_are_other_images() -> None:
@@ -239,22 +241,22 @@ def test_any_mask_survives_the_run_length_code(mask_hw: np.ndarray) -> None:
     assert np.array_equal(decode_rle(json.loads(json.dumps(encode_rle(mask_hw)))), mask_hw)
 
 
-def damage(path: Path, what: str) -> None:
-    if what == "an annotation":
+def damage(path: Path, part: str) -> None:
+    if part == "an annotation":
         text = (path / "train.json").read_text()
         (path / "train.json").write_text(text.replace('"weight": 2.0', '"weight": 9.0', 1))
-    elif what == "an image":
+    elif part == "an image":
         next((path / "images").iterdir()).unlink()
-    elif what == "a file":
+    elif part == "a file":
         (path / "holdout.json").unlink()
-    elif what == "json":
+    elif part == "json":
         (path / "manifest.json").write_text("{")
     else:
         (path / "manifest.json").write_text("[]")
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("part", "words"),
     [
         ("an annotation", "was changed"),
         ("an image", "missing"),
@@ -263,9 +265,9 @@ def damage(path: Path, what: str) -> None:
         ("a list", "holds a list"),
     ],
 )
-def test_a_damaged_snapshot_is_not_opened(what: str, words: str, tmp_path: Path) -> None:
+def test_a_damaged_snapshot_is_not_opened(part: str, words: str, tmp_path: Path) -> None:
     path = write_snapshot(content(), tmp_path, classes=CLASSES)
-    damage(path, what)
+    damage(path, part)
     with pytest.raises(SnapshotError, match=words):
         open_snapshot(path)
 

@@ -70,8 +70,8 @@ def test_too_small_a_scene_is_refused() -> None:
 
 
 def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    written = write_scenes(tmp_path, "val", range(3, 5), **SIZE)
-    coco = COCO(str(written.annotations))
+    scene_files = write_scenes(tmp_path, "val", range(3, 5), **SIZE)
+    coco = COCO(str(scene_files.annotations))
     capsys.readouterr()
     scene = generate_scene(scene_seed("val", 4), **SIZE)
     annotations = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
@@ -81,6 +81,6 @@ def test_written_scenes_are_a_coco_set_with_the_same_masks(tmp_path, capsys: pyt
     for annotation, (_, mask) in zip(annotations, scene.instances, strict=True):
         assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
         assert annotation["area"] == mask.sum()
-    with Image.open(written.images[1]) as picture:
+    with Image.open(scene_files.images[1]) as picture:
         assert np.array_equal(np.asarray(picture), scene.image)
-    assert len(json.loads(written.annotations.read_text())["images"]) == 2
+    assert len(json.loads(scene_files.annotations.read_text())["images"]) == 2

@@ -1,11 +1,11 @@
-"""Cost of whole networks, of mask heads and of the refinement alone: counted, and timed in turns of one run.
+"""Cost of whole networks, of mask heads and of the refinement alone: operations counted, calls timed in turns.
 
-Networks have random weights and inputs of noise, and keep a stated number of instances with a stated number of nodes:
-cost depends on those numbers, not on what is in the picture.
+Networks have random weights and noise as input, and a given number of instances with a given number of nodes: cost
+depends on those numbers, not on the picture.
 
-Mask heads are ours, the authors' way of computing the same, and Mask R-CNN's. The authors' way is our own head in a
-mode that works as theirs does: whole 28, 56 and 112 grids of RoI features of which only the nodes are used, instances
-one after another, attention weights stored. Outputs are equal; only the way differs.
+The mask heads are ours, the authors' way of computing the same, and Mask R-CNN's. The authors' way is our head in a
+mode that computes as theirs does: whole 28, 56 and 112 grids of RoI features of which only the nodes are used, one
+instance after another, attention weights stored. Outputs are equal.
 
 Shape shorthand: R RoIs, C channels, T tokens, H heads, D channels a head.
 """
@@ -66,11 +66,11 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class CostSetting:
-    """What is measured and how.
+    """Configuration, image size and device of a cost measurement.
 
     Attributes:
         config: of Mask Transfiner, with random weights.
-        overrides: configuration keys and values. repeats: turns whose median counts; 0: nothing is timed.
+        overrides: configuration keys and values. repeats: number of timed turns, of which the median counts; 0: none.
     """
 
     config: str = ""
@@ -81,7 +81,7 @@ class CostSetting:
     repeats: int = 3
 
     def open(self, config: str | None = None, changes: Sequence[object] = ()) -> tuple[nn.Module, CfgNode]:
-        """The network with random weights, or that of another configuration, with further overrides."""
+        """Build the network of this or another configuration with random weights; returns its configuration, too."""
         cfg = get_training_config(config or self.config)
         cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = self.device, ""
         override(cfg, [*changes, *self.overrides])
@@ -89,23 +89,25 @@ class CostSetting:
         return build_network(cfg).eval(), cfg
 
     def facts(self, **more: object) -> dict[str, Any]:
-        """For reports."""
+        """The setting and further values, for reports."""
         facts = {name: getattr(self, name) for name in ("config", "height", "width", "device")}
         return facts | {"threads": torch.get_num_threads()} | more
 
 
 def compare_calls(
-    calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, counted: bool = True
+    calls: Mapping[str, Call], setting: CostSetting, *, memory: bool = False, count_work: bool = True
 ) -> Costs:
-    """Operations, peak memory and seconds by name; under "ratios" each over the first call's.
+    """Measure operations, peak memory and seconds of calls by name; "ratios" are to the first call's.
 
     Args:
-        memory: also count the peak memory of tensors; on a GPU torch's allocator is asked anyway.
-        counted: off to measure seconds alone, those of the processor on a CPU.
+        memory: also count the peak memory of tensors; torch's own figure for a GPU is always included.
+        count_work: False to measure seconds alone, on a CPU the processor's.
     """
-    costs: Costs = {name: _counts(call, setting, memory=memory) if counted else {} for name, call in calls.items()}
+    costs: Costs = {name: _counts(call, setting, memory=memory) if count_work else {} for name, call in calls.items()}
     if setting.repeats:
-        seconds = alternate(list(calls.values()), device=setting.device, repeats=setting.repeats, cpu_time=not counted)
+        seconds = alternate(
+            list(calls.values()), device=setting.device, repeats=setting.repeats, cpu_time=not count_work
+        )
         for cost, value in zip(costs.values(), seconds, strict=True):
             cost["seconds"] = value
     first = next(iter(costs.values()))
@@ -124,7 +126,7 @@ def _counts(call: Call, setting: CostSetting, *, memory: bool) -> dict[str, Any]
 
 
 def costs_table(costs: Costs) -> list[str]:
-    """Lines of a table: every measure that was taken, with its ratio to the first row's."""
+    """Lines of a table of all measures, with their ratios to the first row's."""
     measures = [measure for measure in _MEASURES if measure in next(iter(costs.values()))["ratios"]]
     lines = [f"  {'':<20}" + "".join(f"{_MEASURES[measure][0]:>11}{'ratio':>7}" for measure in measures)]
     for name, cost in costs.items():
@@ -149,9 +151,9 @@ def compare_networks(
     Args:
         instances: numbers of detections that are kept, a comparison each.
         nodes: of each of our instances; 364 and the 196 reference points are the about 560 tokens of a trained network.
-        precision: "bf16" adds the three networks in bf16 on a CPU, treated the same, and a PointRend that computes the
-            detected class alone; then only the processor's seconds are taken.
-        tell: hears of every run of a network, for minutes without a word look like a hang.
+        precision: "bf16" adds the three networks in bf16 on a CPU, converted alike, and a PointRend that computes the
+            detected class alone; then only the processor's seconds are measured.
+        tell: called with a line before every run of a network, since a run takes minutes.
     """
     return {
         "setting": setting.facts(nodes=nodes, precision=precision),
@@ -159,7 +161,7 @@ def compare_networks(
             count: compare_calls(
                 _inference_calls(setting, count, nodes, tell, half=precision == "bf16"),
                 setting,
-                counted=precision != "bf16",
+                count_work=precision != "bf16",
             )
             for count in instances
         },
@@ -172,17 +174,17 @@ def _inference_calls(
     calls: dict[str, Call] = {}
     for name, (config, changes) in _subjects(setting).items():
         kinds = ["", " bf16", " bf16, own class"][: 1 if not half else 3 if name == "pointrend" else 2]
-        # What the others are measured by comes first.
+        # The first call is the reference of the ratios.
         for kind in kinds[::-1] if half and name == "ours" else kinds:
             calls[name + kind] = _inference(name + kind, setting, config, changes, count, nodes, tell)
     return calls
 
 
 def compare_training(setting: CostSetting, *, instances: int = 7, tell: ProgressCallback = len) -> dict[str, Any]:
-    """A step of training on one image without the optimizer's, ours beside Mask R-CNN's.
+    """Compare a training step on one image, without the optimizer's, with Mask R-CNN's.
 
     Args:
-        instances: of the image, 7 as COCO has.
+        instances: of the image; 7 is COCO's mean.
     """
     calls = {
         name: _step(name, setting, config, changes, instances, tell)
@@ -193,7 +195,7 @@ def compare_training(setting: CostSetting, *, instances: int = 7, tell: Progress
 
 
 def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | None = None) -> str:
-    """Both comparisons as lines for people."""
+    """Write both comparisons as text."""
     facts = inference["setting"]
     lines = [
         f"{facts['config']}, {facts['width']} x {facts['height']} px, {facts['nodes']} nodes an instance, "
@@ -209,7 +211,7 @@ def network_costs_text(inference: dict[str, Any], training: dict[str, Any] | Non
 
 
 def _subjects(setting: CostSetting) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """By name a configuration and its overrides."""
+    """Configuration and overrides of each network, by name."""
     return {"ours": (setting.config, ()), "mask_rcnn": (setting.config, MASK_RCNN), "pointrend": (POINTREND, ())}
 
 
@@ -222,8 +224,8 @@ def _inference(
     nodes: int,
     tell: ProgressCallback,
 ) -> Call:
-    forced = force_detections(get_training_config(config), count)
-    network, _ = setting.open(config, [*changes, *forced])
+    overrides = force_detections(get_training_config(config), count)
+    network, _ = setting.open(config, [*changes, *overrides])
     parts: Any = network
     # Boxes of random weights lie outside the image or are empty; without offsets they are the anchors.
     for layer in (parts.proposal_generator.rpn_head.anchor_deltas, parts.roi_heads.box_predictor.bbox_pred):
@@ -237,10 +239,10 @@ def _inference(
     def call() -> object:
         tell(f"{name}, {count} instances")
         with fixed_nodes(network, nodes if name.startswith("ours") else None):
-            kept = network([record])[0]["instances"]
-        if len(kept) != count:
-            raise RuntimeError(f"{name} kept {len(kept)} instances, {count} were asked for")
-        return kept
+            instances = network([record])[0]["instances"]
+        if len(instances) != count:
+            raise RuntimeError(f"{name} kept {len(instances)} instances, {count} were asked for")
+        return instances
 
     return call
 
@@ -300,7 +302,7 @@ def dense_features(self: RoIPyramid, levels: list[Nodes], sizes: list[int]) -> l
 
 @contextmanager
 def authors_way() -> Iterator[None]:
-    """Let our mask head compute as the authors' code does, meanwhile."""
+    """Let our mask head compute as the authors' code does in this context."""
     with (
         mock.patch.object(model.mask_head.encoder_layers, "attend", attend_storing_weights),
         mock.patch.object(RoIPyramid, "at", dense_features),
@@ -309,7 +311,7 @@ def authors_way() -> Iterator[None]:
 
 
 def head_call(network: nn.Module, cfg: CfgNode, setting: CostSetting, instances: int) -> Callable[[], list[Instances]]:
-    """A call of a network's mask branch on FPN features of noise and boxes of several sizes, equal for all networks."""
+    """Make a call of a network's mask branch on noise features and boxes of several sizes, equal for all networks."""
     height, width, device = setting.height, setting.width, setting.device
     generator = torch.Generator().manual_seed(0)
     parts: Any = network
@@ -323,24 +325,24 @@ def head_call(network: nn.Module, cfg: CfgNode, setting: CostSetting, instances:
     sides = torch.rand(instances, 2, generator=generator) * 0.3 + 0.1
     corner = torch.rand(instances, 2, generator=generator) * (1 - sides)
     frame = torch.tensor([width, height], dtype=torch.float32)
-    given = Instances((height, width))
-    given.pred_boxes = Boxes(torch.cat([corner * frame, (corner + sides) * frame], dim=1).to(device))
-    given.pred_classes = torch.zeros(instances, dtype=torch.int64, device=device)
-    given.scores = torch.ones(instances, device=device)
+    detections = Instances((height, width))
+    detections.pred_boxes = Boxes(torch.cat([corner * frame, (corner + sides) * frame], dim=1).to(device))
+    detections.pred_classes = torch.zeros(instances, dtype=torch.int64, device=device)
+    detections.scores = torch.ones(instances, device=device)
 
     @torch.inference_mode()
     def call() -> list[Instances]:
-        masks: list[Instances] = parts.roi_heads._forward_mask(features, [given[:]])
+        masks: list[Instances] = parts.roi_heads._forward_mask(features, [detections[:]])
         return masks
 
     return call
 
 
 def compare_heads(setting: CostSetting, *, instances: int = 10, nodes: int = 560) -> dict[str, Any]:
-    """Cost of the three mask heads, and the largest difference between our masks' probabilities and the authors' way's.
+    """Compare the cost of the three mask heads; also the largest difference of probabilities, ours to the authors' way.
 
     Args:
-        nodes: of each instance, see :func:`training.benchmark.cost.subjects.fixed_nodes`.
+        nodes: of each instance, see :func:`training.benchmark.cost.measures.fixed_nodes`.
     """
     ours, cfg = setting.open()
     plain, plain_cfg = setting.open(changes=MASK_RCNN)

@@ -1,7 +1,7 @@
-"""PointRend in bf16, treated as our network is, and a PointRend that computes only the detected class.
+"""PointRend in bf16, converted as our network is, and a PointRend that computes only the detected class.
 
-The treatment is `model.inference.precision.to_bf16`'s: folded norms, bf16 weights, maps channels-last; points are read
-from a table of cells, and the point head is a chain of matrix products. Imported only where detectron2's project is.
+The conversion is `model.inference.precision.to_bf16`: folded norms, bf16 weights, maps channels-last; points are read
+from a table of cells, and the point head is a chain of matrix products. Needs detectron2's PointRend project.
 
 Shape shorthand: R RoIs, P points an RoI, K classes, C channels, S a side of the coarse mask.
 """
@@ -31,10 +31,10 @@ def point_rend_to_bf16(network: nn.Module, *, own_class: bool) -> None:
 
 
 def sample_points(table: Tensor, shape_yx: tuple[int, int], first_row: Tensor, points_xy: Tensor) -> Tensor:
-    """Bilinear values (Q, C) at points (Q, 2) in cells, 0 outside, as `grid_sample` gives without aligned corners.
+    """Bilinear values (Q, C) at points (Q, 2) in cells, 0 outside, as `grid_sample` with `align_corners=False`.
 
     Args:
-        table: cells of maps as rows, row by row. shape_yx: of a map. first_row: (Q,) where each point's map begins.
+        table: cells of maps as rows, row by row. shape_yx: of a map. first_row: (Q,) first row of each point's map.
     """
     height, width = shape_yx
     position = points_xy - 0.5
@@ -56,13 +56,13 @@ class TablePointRendHead(PointRendMaskHead):
     """PointRend's inference with points read from tables."""
 
     def _roi_pooler(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """(R, C, S, S) of one image."""
+        """Pool features of one image's boxes, (R, C, S, S)."""
         side, rois = self.roi_pooler_size, len(boxes[0])
         grid = generate_regular_grid_point_coords(rois, side, boxes[0].device)
         return self._point_pooler(features, boxes, grid).unflatten(2, (side, side))
 
     def _point_pooler(self, features: dict[str, Tensor], boxes: list[Boxes], coords: Tensor) -> Tensor:
-        """(R, C, P) of P2 of one image at ``coords`` (R, P, 2), fractions of the boxes."""
+        """Sample one image's P2 features at ``coords`` (R, P, 2), fractions of the boxes: (R, C, P)."""
         (name,), (box_xyxy,) = self.mask_point_in_features, [part.tensor for part in boxes]
         feature = features[name]
         table = feature[0].permute(1, 2, 0).flatten(0, 1)
@@ -73,18 +73,18 @@ class TablePointRendHead(PointRendMaskHead):
         return rows.unflatten(0, coords.shape[:2]).transpose(1, 2)
 
     def _get_point_logits(self, fine: Tensor, coords: Tensor, coarse: Tensor) -> Tensor:
-        """(R, K, P) from features (R, C, P) and coarse logits (R, K, S, S)."""
+        """Point logits (R, K, P) from features (R, C, P) and coarse logits (R, K, S, S)."""
         rows = self._hidden(fine, coords, coarse)
         predictor = self.point_head.predictor
         return F.linear(rows, predictor.weight[:, :, 0], predictor.bias).transpose(1, 2)
 
     def _hidden(self, fine: Tensor, coords: Tensor, coarse: Tensor) -> Tensor:
-        """What the point head's last layer reads, (R, P, C')."""
+        """Input of the point head's last layer, (R, P, C')."""
         rois, classes, side, _ = coarse.shape
         table = coarse.permute(0, 2, 3, 1).reshape(-1, classes)
         first_row = torch.arange(rois).repeat_interleave(coords.shape[1]) * side * side
-        sampled = sample_points(table, (side, side), first_row, (coords * side).flatten(0, 1))
-        guides = sampled.unflatten(0, coords.shape[:2])
+        coarse_rows = sample_points(table, (side, side), first_row, (coords * side).flatten(0, 1))
+        guides = coarse_rows.unflatten(0, coords.shape[:2])
         rows = torch.cat([fine.transpose(1, 2), guides], 2)
         for layer in self.point_head.fc_layers:
             rows = F.linear(rows, layer.weight[:, :, 0], layer.bias).relu_()

@@ -1,7 +1,7 @@
-"""What is measured, and how: networks with random weights, their inputs, a chosen amount of work, a call's cost.
+"""Measures of a call's cost (operations, peak memory, seconds), and inputs and node counts for it.
 
-Operations and peak memory are counted and so deterministic; seconds are measured. What an operator allocates for itself
-and frees before it returns is not seen; on a GPU `torch.cuda` is asked as well.
+Operations and peak memory are counted and so deterministic; seconds are measured. Memory that an operator allocates and
+frees before it returns is not counted; on a GPU `torch.cuda` reports the peak as well.
 
 Shape shorthand: R RoIs, L quadtree levels, T tokens, C channels.
 """
@@ -33,8 +33,8 @@ from training.evaluation.incoherence_analysis import mask_head_of
 def count_flops(run: Callable[[], object]) -> int:
     """Operations (2 x MAC) of a call.
 
-    Fused attention counts as its two products. ``nn.TransformerEncoder``'s fast path would count as nothing in
-    inference, so it is off meanwhile.
+    Fused attention counts as its two products. ``nn.TransformerEncoder``'s fast path would count as 0 in inference, so
+    it is off during the call.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -60,7 +60,7 @@ def peak_bytes(run: Callable[[], object], *modules: nn.Module) -> int:
 
 
 def cuda_peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """What torch's allocator held at most on a GPU during a call; None on other devices."""
+    """Peak memory of torch's allocator on a GPU during a call; None on other devices."""
     if not device.startswith("cuda"):
         return None
     torch.cuda.synchronize(device)
@@ -77,7 +77,7 @@ def frames_per_second(
 
     Args:
         run: called with the index of the preloaded image to take; network and post-processing.
-        iterations: of one run; None: the paper's 200, on a CPU, which is slower and as steady, 20.
+        iterations: of one run; None: the paper's 200, and 20 on a CPU, which is slower and as steady.
         runs: to average over, after two calls to warm up.
     """
     count = iterations or (200 if device.startswith("cuda") else 20)
@@ -93,7 +93,7 @@ def alternate(
 ) -> list[float]:
     """Median seconds of several calls that take turns, so that what slows the machine slows all of them.
 
-    ``cpu_time``: on a CPU count what the processor worked, not what passed while others had it.
+    ``cpu_time``: on a CPU count the processor's time, not the time that passed.
     """
     clock = time.process_time if cpu_time and device == "cpu" else time.perf_counter
     for subject in subjects:
@@ -109,11 +109,11 @@ def _seconds(
     run: Callable[[int], object], count: int, device: str, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     _wait(device)
-    started_s = clock()
+    start_s = clock()
     for index in range(count):
         run(index)
     _wait(device)
-    return clock() - started_s
+    return clock() - start_s
 
 
 def _wait(device: str) -> None:
@@ -122,7 +122,7 @@ def _wait(device: str) -> None:
 
 
 def refinement_cost(cfg: CfgNode, lengths: list[int], *, channels: int = 256) -> dict[str, int]:
-    """Operations and peak memory of a configuration's refiner on sequences of these lengths, without computing them."""
+    """Operations and peak memory of a configuration's refiner on sequences of these lengths, on fake tensors."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = channels
@@ -154,9 +154,10 @@ def force_detections(cfg: CfgNode, count: int) -> list[str]:
 
 @contextmanager
 def fixed_nodes(network: nn.Module, per_instance: int | None) -> Iterator[None]:
-    """Meanwhile every instance has ``per_instance`` nodes (None: what the network finds), twice as many a finer level.
+    """Give every instance ``per_instance`` nodes in this context (None: those that the network finds).
 
-    Random weights find regions that no trained network would; a cost is comparable only at a stated node count.
+    Each finer level gets twice as many. Random weights find other regions than a trained network, so a cost is
+    comparable only at a given node count.
     """
     head = mask_head_of(network)
     if head is None or per_instance is None or not head.sizes:
@@ -175,7 +176,7 @@ def fixed_nodes(network: nn.Module, per_instance: int | None) -> Iterator[None]:
 
 
 def spread_nodes(rois: int, sizes: list[int], per_instance: int, device: torch.device) -> list[Nodes]:
-    """``per_instance`` places of every RoI, evenly over each level's grid; the share of a level grows with its side.
+    """Spread ``per_instance`` nodes of every RoI evenly over each level's grid; a level's share grows with its side.
 
     Raises:
         ValueError: more nodes than the levels have places.
@@ -183,12 +184,12 @@ def spread_nodes(rois: int, sizes: list[int], per_instance: int, device: torch.d
     places = sum(size * size for size in sizes)
     if per_instance > places:
         raise ValueError(f"{per_instance} nodes an instance asked for, levels {sizes} have {places} places")
-    counts, left = [], per_instance
+    counts, remaining = [], per_instance
     for depth, size in enumerate(sizes):
         finer = sum(sizes[depth:])
-        share = max(round(left * size / finer), left - sum(s * s for s in sizes[depth + 1 :]))
+        share = max(round(remaining * size / finer), remaining - sum(s * s for s in sizes[depth + 1 :]))
         counts.append(min(share, size * size))
-        left -= counts[-1]
+        remaining -= counts[-1]
     levels = []
     for size, count in zip(sizes, counts, strict=True):
         place = torch.linspace(0, size * size - 1, count, device=device).long()
@@ -198,13 +199,13 @@ def spread_nodes(rois: int, sizes: list[int], per_instance: int, device: torch.d
 
 
 def image_record(height: int, width: int) -> dict[str, Any]:
-    """A preloaded image of noise as the network reads it."""
+    """A network input: an image of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
     return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
 
 def training_record(height: int, width: int, *, instances: int, classes: int) -> dict[str, Any]:
-    """An image of noise with ellipses as ground truth."""
+    """A training input: an image of noise with ellipses as ground truth."""
     rng = np.random.default_rng(0)
     record = image_record(height, width)
     rows, columns = np.mgrid[:height, :width]

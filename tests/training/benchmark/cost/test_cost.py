@@ -74,8 +74,8 @@ def test_torchs_own_encoder_counts_the_same() -> None:
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     tokens = torch.zeros(1, 50, 64)
     with torch.no_grad():
-        counted = count_flops(lambda: encoder(tokens))
-    assert counted == pytest.approx(transformer_flops([50], channels=64, ffn_dim=128, layers=2), rel=0.01)
+        flops = count_flops(lambda: encoder(tokens))
+    assert flops == pytest.approx(transformer_flops([50], channels=64, ffn_dim=128, layers=2), rel=0.01)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -73,10 +73,10 @@ def test_pointrend_as_treated_gives_pointrends_masks(monkeypatch: pytest.MonkeyP
     """Points from tables, matrix products and the own class alone compute what upstream does; here all in fp32."""
     monkeypatch.setattr("training.benchmark.cost.half_precision.to_bf16", lambda _: None)
     config, changes = comparison._subjects(SETTING)["pointrend"]
-    exact, treated = (
+    exact, alternative = (
         comparison._inference(name, SETTING, config, changes, 3, 0, len)() for name in ("pointrend", kind)
     )
-    assert (exact.pred_masks != treated.pred_masks).float().mean() < 1e-3  # type: ignore[attr-defined]
+    assert (exact.pred_masks != alternative.pred_masks).float().mean() < 1e-3  # type: ignore[attr-defined]
 
 
 def test_a_training_step_beside_mask_r_cnns() -> None:
