@@ -215,7 +215,7 @@ def run_train_worker(
             connection,
             StopSignal(learner.stop),
             burst=burst,
-            connected=lambda: trainer_heartbeat(connection, name),
+            on_connect=lambda: trainer_heartbeat(connection, name),
         )
     finally:
         watcher.stop.set()

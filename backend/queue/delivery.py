@@ -49,9 +49,9 @@ class DeferredTasks(NamedTuple):
     """
 
     project: str
-    done: list[str]
-    ended: list[str]
-    unfinished: int
+    done_ids: list[str]
+    failed_ids: list[str]
+    unfinished_count: int
 
 
 class DeliveryClaims:
@@ -116,12 +116,15 @@ class DeliveryClaims:
     def survey(self) -> list[DeferredTasks]:
         """What is to be done for each project, in one answer: workers ask often, of thousands of tasks."""
         rows = json.loads(self._survey(keys=[DEFERRED], args=[NAMES]))
-        return sorted(DeferredTasks(key, list(done), list(ended), others) for key, done, ended, others in rows)
+        return sorted(
+            DeferredTasks(project, list(done_ids), list(failed_ids), unfinished_count)
+            for project, done_ids, failed_ids, unfinished_count in rows
+        )
 
-    def take(self, job_ids: Sequence[str], most: int) -> list[str]:
+    def take(self, job_ids: Sequence[str], limit: int) -> list[str]:
         """For the pusher: those that it may push now; nobody else delivers them until `pushed` or `give_back`."""
-        taken = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, most, *job_ids]) if job_ids else []
-        return [text(job_id) for job_id in taken]
+        taken_ids = self._take(keys=[DEFERRED, PUSHING], args=[NAMES, limit, *job_ids]) if job_ids else []
+        return [text(job_id) for job_id in taken_ids]
 
     def end_overdue_claims(self, job_ids: Sequence[str]) -> None:
         """End claims that outlived their time by the clock of this process: the queue server's was set back."""
@@ -164,5 +167,5 @@ def repredicting(connection: Redis, project: str) -> dict[str, Any]:
     if not row or not int(row["total"]):
         return {}
     entries = map(json.loads, connection.hvals(DEFERRED))
-    left = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in entries)
-    return {"version": row["version"], "total": int(row["total"]), "left": min(left, int(row["total"]))}
+    left_count = sum(str(entry.get("project", "")).partition(".")[0] == project for entry in entries)
+    return {"version": row["version"], "total": int(row["total"]), "left": min(left_count, int(row["total"]))}

@@ -78,8 +78,8 @@ class Subscription:
         with self._changed:
             if not self._ids:
                 self._changed.wait(max(timeout_s, 0.0))
-            taken, self._ids = self._ids, set()
-        return taken
+            ended_ids, self._ids = self._ids, set()
+        return ended_ids
 
 
 class CompletionListener:
@@ -213,7 +213,7 @@ class PredictionJob:
     def payload(self) -> dict[str, Any]:
         """As it lies in the queue: the label config by its digest (`backend.queue.job_store`)."""
         return {
-            **{each.name: getattr(self, each.name) for each in fields(self)},
+            **{item.name: getattr(self, item.name) for item in fields(self)},
             "label_config": config_digest(self.label_config),
         }
 
@@ -233,13 +233,13 @@ class JobQueue:
         self._cancel = load_script(connection, "cancel")
 
     def submit(
-        self, jobs: Sequence[PredictionJob], *, interactive: bool = False, asker: Requester = NO_REQUESTER
+        self, jobs: Sequence[PredictionJob], *, interactive: bool = False, requester: Requester = NO_REQUESTER
     ) -> dict[str, str]:
         """Enqueue those that nobody has asked for yet; interactive ones overtake."""
         distinct = list({job.id: job for job in jobs}.values())
         answers: dict[str, str] = {}
         for start in range(0, len(distinct), CHUNK):
-            answers |= self._enqueue(distinct[start : start + CHUNK], interactive, asker)
+            answers |= self._enqueue(distinct[start : start + CHUNK], interactive, requester)
         if interactive:
             self._promote(job_id for job_id, answer in answers.items() if answer == QUEUED)
         return answers
@@ -252,9 +252,9 @@ class JobQueue:
         """Wake the workers that wait for work."""
         self.connection.publish(QUEUED_CHANNEL, "")
 
-    def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, asker: Requester) -> dict[str, str]:
+    def _enqueue(self, jobs: Sequence[PredictionJob], is_interactive: bool, requester: Requester) -> dict[str, str]:
         """One atomic step; see submit.lua."""
-        args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, asker.token, int(LEASE_S * 1000)]
+        args: list[Any] = [NAMES, time.time(), QUEUED_TTL_S, INDEX_SIZE, requester.token, int(LEASE_S * 1000)]
         for job in jobs:
             task, payload = str(job.task.get("id", "")), json.dumps(job.payload())
             args += [job.id, job.project, task, job.model_version, job.request_id, int(is_interactive), payload]
@@ -268,18 +268,23 @@ class JobQueue:
         """The job of a record; its label config is "" when the queue server has forgotten it."""
         return PredictionJob(**{**payload, "label_config": self.configs.read(payload["label_config"])})
 
-    def stay(self, asker: Requester, lease_s: float = LEASE_S) -> None:
+    def stay(self, requester: Requester, lease_s: float = LEASE_S) -> None:
         """Renew the lease of a request; tasks whose leases have all ended are dropped when a worker takes them."""
-        if asker.token:
-            self.connection.set(REQUESTER + asker.token, "1", px=int(lease_s * 1000))
+        if requester.token:
+            self.connection.set(REQUESTER + requester.token, "1", px=int(lease_s * 1000))
 
-    def leave(self, asker: Requester) -> None:
+    def leave(self, requester: Requester) -> None:
         """End the lease of a request that waits no more."""
-        if asker.token:
-            self.connection.delete(REQUESTER + asker.token)
+        if requester.token:
+            self.connection.delete(REQUESTER + requester.token)
 
     def ask(
-        self, jobs: Sequence[PredictionJob], *, until: float, interactive: bool = False, asker: Requester = NO_REQUESTER
+        self,
+        jobs: Sequence[PredictionJob],
+        *,
+        until: float,
+        interactive: bool = False,
+        requester: Requester = NO_REQUESTER,
     ) -> dict[str, JobOutcome]:
         """Submit, and wait: outcomes by job id of those that ended before `until` (time.monotonic()).
 
@@ -290,36 +295,38 @@ class JobQueue:
         by_id = {job.id: job for job in jobs}
         # Listening begins first, so that only what had ended before has to be looked up.
         with self.news.about(by_id) as arrivals:
-            answers = self.submit(jobs, interactive=interactive, asker=asker)
-            ended: dict[str, JobOutcome] = {}
-            self._add(ended, [job_id for job_id, answer in answers.items() if answer in FINAL])
+            answers = self.submit(jobs, interactive=interactive, requester=requester)
+            outcomes: dict[str, JobOutcome] = {}
+            self._add(outcomes, [job_id for job_id, answer in answers.items() if answer in FINAL])
             recheck_at = time.monotonic() + RECHECK_S
-            while len(ended) < len(by_id) and self._may_wait(ended, until, asker):
+            while len(outcomes) < len(by_id) and self._may_wait(outcomes, until, requester):
                 now = time.monotonic()
                 try:
                     if now >= recheck_at:
-                        self.stay(asker)
-                        over, unknown = self.records.look([job_id for job_id in by_id if job_id not in ended])
-                        self.submit([by_id[job_id] for job_id in unknown], asker=asker)
-                        self._add(ended, over)
+                        self.stay(requester)
+                        ended_ids, unknown_ids = self.records.look(
+                            [job_id for job_id in by_id if job_id not in outcomes]
+                        )
+                        self.submit([by_id[job_id] for job_id in unknown_ids], requester=requester)
+                        self._add(outcomes, ended_ids)
                         recheck_at = now + RECHECK_S
-                    elif woken := arrivals.take(min(until, recheck_at) - now) - ended.keys():
-                        self._add(ended, sorted(woken))
+                    elif arrived_ids := arrivals.take(min(until, recheck_at) - now) - outcomes.keys():
+                        self._add(outcomes, sorted(arrived_ids))
                 except redis.RedisError:
                     recheck_at = 0.0
                     time.sleep(min(0.2, max(0.0, until - time.monotonic())))
-        return ended
+        return outcomes
 
-    def _add(self, ended: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
+    def _add(self, outcomes: dict[str, JobOutcome], job_ids: Sequence[str]) -> None:
         """Read how tasks ended, while there is room for it."""
         for start in range(0, len(job_ids), ANSWER_CHUNK):
-            if _size(ended) >= MOST_ANSWER_BYTES:
+            if _size(outcomes) >= MOST_ANSWER_BYTES:
                 return
-            ended.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
+            outcomes.update(self.records.outcomes(job_ids[start : start + ANSWER_CHUNK]))
 
-    def _may_wait(self, ended: dict[str, JobOutcome], until: float, asker: Requester) -> bool:
-        is_wanted = time.monotonic() < until and not self.is_stopping and not asker.is_gone()
-        return is_wanted and _size(ended) < MOST_ANSWER_BYTES
+    def _may_wait(self, outcomes: dict[str, JobOutcome], until: float, requester: Requester) -> bool:
+        may_go_on = time.monotonic() < until and not self.is_stopping and not requester.is_gone()
+        return may_go_on and _size(outcomes) < MOST_ANSWER_BYTES
 
     def _promote(self, job_ids: Iterable[str]) -> None:
         """Move waiting jobs into the fast lane; workers leave out what was taken in the meantime."""
@@ -358,15 +365,15 @@ class JobQueue:
         Args:
             project: Label Studio's id of the project, "" for all. job_id: only this one.
         """
-        chosen = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
+        waiting_ids = [waiting_id for waiting_id in self.waiting() if job_id in ("", waiting_id)]
         if project:
-            keys = self.records.fields(chosen, "project")
-            chosen = [waiting_id for waiting_id in chosen if keys[waiting_id][0].partition(".")[0] == project]
-        if not chosen:
+            keys = self.records.fields(waiting_ids, "project")
+            waiting_ids = [waiting_id for waiting_id in waiting_ids if keys[waiting_id][0].partition(".")[0] == project]
+        if not waiting_ids:
             return 0
         options: list[Any] = [NAMES, CANCELLED, CANCELLED_HINT, time.time(), self.settings.result_ttl_s]
-        return len(self._cancel(keys=LANES, args=[*options, *chosen]))
+        return len(self._cancel(keys=LANES, args=[*options, *waiting_ids]))
 
 
-def _size(ended: dict[str, JobOutcome]) -> int:
-    return sum(outcome.size for outcome in ended.values())
+def _size(outcomes: dict[str, JobOutcome]) -> int:
+    return sum(outcome.size for outcome in outcomes.values())

@@ -88,16 +88,16 @@ class OrphanSearch:
         """
         connection = self.queue.connection
         now = time.monotonic()
-        before, self._seen = self._seen, {}
-        taken = []
+        earlier_beats, self._seen = self._seen, {}
+        requeued_ids = []
         for name, beat in _beats(connection).items():
-            last, since = before.get(name, ("", now))
+            last, since = earlier_beats.get(name, ("", now))
             self._seen[name] = (beat, since if beat == last else now)
             if not beat or now - self._seen[name][1] > 2 * self.queue.settings.worker_lost_s:
-                taken += _requeue(self.queue, name, is_dead=True, beat=beat)
+                requeued_ids += _requeue(self.queue, name, is_dead=True, beat=beat)
                 if is_interactive(name):
                     connection.delete(keys.INTERACTIVE_WORKERS)
-        return taken
+        return requeued_ids
 
 
 def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
@@ -107,7 +107,7 @@ def requeue_jobs_of(queue: JobQueue, name: str) -> list[str]:
 
 def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> list[str]:
     limit = queue.settings.max_attempts
-    queued, parked = (
+    queued_ids, parked_ids = (
         [text(job_id) for job_id in ids]
         for ids in load_script(queue.connection, "requeue")(
             keys=[keys.RUNNING + name, keys.WORKERS, keys.WORKER + name, keys.TAKEN_FROM + name, keys.PREDICT_LANE],
@@ -125,21 +125,21 @@ def _requeue(queue: JobQueue, name: str, *, is_dead: bool, beat: str = "") -> li
         )
     )
     if is_dead:
-        log.warning("worker %s stopped without a word; it left %d task(s)", name, len(queued) + len(parked))
-    if queued or parked:
+        log.warning("worker %s stopped without a word; it left %d task(s)", name, len(queued_ids) + len(parked_ids))
+    if queued_ids or parked_ids:
         queue.announce()
-    for job_id in parked:
+    for job_id in parked_ids:
         log.error("%s: parked, the last worker %s died while it ran this task", job_id, name)
-    return sorted(queued + parked)
+    return sorted(queued_ids + parked_ids)
 
 
 def absolve(queue: JobQueue, name: str) -> list[str]:
     """Take back the deaths that tasks noted while worker `name`, which lives, was cut off or frozen. Their ids."""
-    absolved = load_script(queue.connection, "absolve")(
+    absolved_ids = load_script(queue.connection, "absolve")(
         keys=[keys.TAKEN_FROM + name, keys.PREDICT_LANE],
         args=[keys.NAMES, name, queue.settings.max_attempts, QUEUED_TTL_S],
     )
-    if absolved:
-        log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved))
+    if absolved_ids:
+        log.warning("worker %s was cut off and is back; %d task(s) are not to blame", name, len(absolved_ids))
         queue.announce()
-    return sorted(text(job_id) for job_id in absolved)
+    return sorted(text(job_id) for job_id in absolved_ids)

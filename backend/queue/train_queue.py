@@ -71,9 +71,9 @@ class TrainQueue:
         """Ask for a training; a second request is folded into the first and says so."""
         run = new_run()
         keys = [learning_key(project), LEARNING, TRAININGS]
-        other = self._request(keys=keys, args=[run, trigger, time.time(), project])
-        if other:
-            name, state = text(other[0]), text(other[1])
+        earlier_run = self._request(keys=keys, args=[run, trigger, time.time(), project])
+        if earlier_run:
+            name, state = text(earlier_run[0]), text(earlier_run[1])
             doing = "waits for a worker" if state == QUEUED else "is running"
             return Answer(
                 name,
@@ -134,8 +134,8 @@ class TrainQueue:
         values: dict[Any, Any] = {n: _encode(v) for n, v in facts.items() if v is not None}
         # `run` goes along: a queue server that was restarted has forgotten it.
         self.connection.hset(key, mapping={"run": run, **values})
-        if gone := [name for name, value in facts.items() if value is None]:
-            self.connection.hdel(key, *gone)
+        if removed_names := [name for name, value in facts.items() if value is None]:
+            self.connection.hdel(key, *removed_names)
 
     def end(self, project: str, run: str) -> str:
         """The run is over; the trigger that asked meanwhile, "" when none did."""

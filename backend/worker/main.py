@@ -108,8 +108,8 @@ class Batcher:
         """The same, to be prepared while another batch runs: not at the cost of workers that could run it now."""
         if self.is_interactive:
             return None
-        most = self.limits.max_batch
-        return self._take(PREDICT_LANE, most, left_to_each=most, may_be_alone=False)
+        limit = self.limits.max_batch
+        return self._take(PREDICT_LANE, limit, left_to_each=limit, may_be_alone=False)
 
     def _await_company(self) -> None:
         """Give others `max_wait_ms` to arrive."""
@@ -117,17 +117,18 @@ class Batcher:
         while time.monotonic() < give_up and self.connection.llen(PREDICT_LANE) < self.limits.max_batch:
             time.sleep(POLL_S)
 
-    def _take(self, lane: str, most: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
+    def _take(self, lane: str, limit: int, *, left_to_each: int = 0, may_be_alone: bool = True) -> Batch | None:
         """One round trip; see take.lua."""
         name = self.vitals.name
-        is_alone, dropped, *taken = self._script(
-            keys=[lane, RUNNING + name, WORKERS], args=[NAMES, name, time.time(), most, left_to_each, int(may_be_alone)]
+        is_alone, dropped_ids, *id_payload_pairs = self._script(
+            keys=[lane, RUNNING + name, WORKERS],
+            args=[NAMES, name, time.time(), limit, left_to_each, int(may_be_alone)],
         )
-        for job_id in dropped:
+        for job_id in dropped_ids:
             log.info("%s: nobody waits for it any more; dropped", text(job_id))
-        if not taken:
+        if not id_payload_pairs:
             return None
-        payloads = zip(map(text, taken[::2]), taken[1::2], strict=True)
+        payloads = zip(map(text, id_payload_pairs[::2]), id_payload_pairs[1::2], strict=True)
         return Batch({job_id: self.queue.job_of(json.loads(payload)) for job_id, payload in payloads}, bool(is_alone))
 
 
@@ -184,12 +185,12 @@ class BatchPipeline:
         batch, images = begun
         try:
             with UnixSignalDeathPenalty(self.timeout_s, JobTimeoutException):
-                predicted = self.runner.predict(batch.jobs, images)
+                predicted_batch = self.runner.predict(batch.jobs, images)
         except JobTimeoutException:
             self.runner.fail(batch.jobs, self._too_long())
             return
         self._settle()
-        self._writing = batch, self._writer.submit(self.runner.write, predicted)
+        self._writing = batch, self._writer.submit(self.runner.write, predicted_batch)
 
     def _settle(self) -> None:
         """Wait until the batch before is recorded."""
@@ -227,9 +228,9 @@ class StopSignal:
     A second signal ends the process at once. For the main thread.
     """
 
-    def __init__(self, also: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, on_stop: Callable[[], object] = lambda: None) -> None:
         self.is_set = False
-        self._also = also
+        self._also = on_stop
         self._asked_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
@@ -249,7 +250,7 @@ def serve_queue(
     stop: StopSignal,
     *,
     burst: bool = False,
-    connected: Callable[[], object] = lambda: None,
+    on_connect: Callable[[], object] = lambda: None,
 ) -> None:
     """Work until asked to stop, or with `burst` until nothing waits; a queue server that fails is waited for.
 
@@ -261,7 +262,7 @@ def serve_queue(
         try:
             with connection.pubsub(ignore_subscribe_messages=True) as news:
                 news.subscribe(QUEUED_CHANNEL)
-                connected()
+                on_connect()
                 while not stop.is_set:
                     if work():
                         pause_s = RETRY_S
@@ -289,31 +290,31 @@ class Recorder:
     def __init__(self, queue: JobQueue, worker: str) -> None:
         self.queue = queue
         self.worker = worker
-        self._kept: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
+        self._unstored: list[tuple[Mapping[str, FinishedJob], Mapping[str, float]]] = []
 
-    def record(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+    def record(self, finished_jobs: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         """Store outcomes and figures of a batch in one round trip."""
-        self._kept.append((ended, stages_s))
+        self._unstored.append((finished_jobs, stages_s))
         self.flush()
 
     def flush(self) -> None:
         """Store what is kept, the oldest first."""
-        while self._kept:
-            ended, stages_s = self._kept[0]
-            self._store(ended, stages_s)
-            self._kept.pop(0)
+        while self._unstored:
+            finished_jobs, stages_s = self._unstored[0]
+            self._store(finished_jobs, stages_s)
+            self._unstored.pop(0)
 
-    def _store(self, ended: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
+    def _store(self, finished_jobs: Mapping[str, FinishedJob], stages_s: Mapping[str, float]) -> None:
         def also(pipe: Pipeline) -> None:
-            pipe.srem(RUNNING + self.worker, *ended)
+            pipe.srem(RUNNING + self.worker, *finished_jobs)
             pipe.hincrby(STATS, "batches", 1)
-            pipe.hincrby(STATS, "batch_tasks", len(ended))
+            pipe.hincrby(STATS, "batch_tasks", len(finished_jobs))
             for stage, seconds in stages_s.items():
                 pipe.hincrbyfloat(STATS, f"stage_{stage}", seconds)
             for figure in ("instances", "seconds"):
-                pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in ended.values()))
+                pipe.hincrbyfloat(STATS, figure, sum(job.facts[figure] for job in finished_jobs.values()))
 
-        self.queue.records.finish_all(ended, also)
+        self.queue.records.finish_all(finished_jobs, also)
 
 
 def run_worker(
@@ -343,7 +344,7 @@ def run_worker(
     batcher = Batcher(queue, vitals, settings, is_interactive=is_interactive)
     stop = StopSignal()
     pipeline = BatchPipeline(batcher, runner, may_go_on=lambda: not stop.is_set, timeout_s=settings.batch_timeout_s)
-    maintenance = MaintenanceThread(queue, vitals, settings, runner.loaded, pushes=not is_interactive)
+    maintenance = MaintenanceThread(queue, vitals, settings, runner.warm_models, pushes=not is_interactive)
 
     def work() -> bool:
         batch = batcher.first()
@@ -358,9 +359,9 @@ def run_worker(
         absolve(queue, name)
 
     maintenance.start()
-    log.info("worker %s serves %s", name, runner.loaded.version)
+    log.info("worker %s serves %s", name, runner.warm_models.version)
     try:
-        serve_queue(work, connection, stop, burst=burst, connected=take_stock)
+        serve_queue(work, connection, stop, burst=burst, on_connect=take_stock)
         take_stock()
     except redis.RedisError as error:
         log.warning("left without saying goodbye: %s", error)

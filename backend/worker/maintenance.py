@@ -98,8 +98,8 @@ class Pusher:
         key = tasks.project
         if time.monotonic() < self.wait_until.get(key, 0.0):
             return 0
-        self.deliveries.drop(tasks.ended)
-        if not self._worth_pushing(key, len(tasks.done), tasks.unfinished):
+        self.deliveries.drop(tasks.failed_ids)
+        if not self._worth_pushing(key, len(tasks.done_ids), tasks.unfinished_count):
             return 0
         lock = RenewedLock(self.connection, PUSH_LOCK + key, self.worker, lost_after_s=self.settings.worker_lost_s)
         with lock:
@@ -108,23 +108,23 @@ class Pusher:
                 return 0
             # With the lock in hand, whatever is still marked as being pushed was left by a worker that died.
             entries = self.deliveries.deferred_of(sorted(self.deliveries.being_pushed()))
-            left = [job_id for job_id, entry in entries.items() if entry["project"] == key]
-            self.deliveries.give_back(left, uncertain=True)
-            ready = self.deliveries.take(tasks.done, self.settings.push_chunk)
-            if not ready:
-                self.deliveries.end_overdue_claims(tasks.done)
-            return self._push(self.projects.get(key), ready, lock)
+            abandoned_ids = [job_id for job_id, entry in entries.items() if entry["project"] == key]
+            self.deliveries.give_back(abandoned_ids, uncertain=True)
+            ready_ids = self.deliveries.take(tasks.done_ids, self.settings.push_chunk)
+            if not ready_ids:
+                self.deliveries.end_overdue_claims(tasks.done_ids)
+            return self._push(self.projects.get(key), ready_ids, lock)
 
-    def _worth_pushing(self, key: str, done: int, unfinished: int) -> bool:
+    def _worth_pushing(self, key: str, done_count: int, unfinished_count: int) -> bool:
         """Full chunks at once, the last ones when nothing more comes, and a few every `GATHER_S`."""
-        if not done:
+        if not done_count:
             self.ready_since.pop(key, None)
             return False
         since = self.ready_since.setdefault(key, time.monotonic())
-        worth = done >= self.settings.push_chunk or not unfinished or time.monotonic() - since > GATHER_S
-        if worth:
+        is_worth = done_count >= self.settings.push_chunk or not unfinished_count or time.monotonic() - since > GATHER_S
+        if is_worth:
             self.ready_since.pop(key, None)
-        return worth
+        return is_worth
 
     def _push(self, project: Project, job_ids: list[str], lock: RenewedLock) -> int:
         if not job_ids:
@@ -133,24 +133,30 @@ class Pusher:
         outcomes = self.records.outcomes(job_ids)
         rows = {i: _row(entries[i], outcomes[i].prediction) for i in job_ids if i in entries and i in outcomes}
         self.deliveries.drop([job_id for job_id in job_ids if job_id not in rows])
-        uncertain = {job_id for job_id in rows if entries[job_id].get("uncertain")}
+        uncertain_ids = {job_id for job_id in rows if entries[job_id].get("uncertain")}
         try:
             client = self._client(project)
-            stored = {job_id for job_id in uncertain if _copies(client, rows[job_id])}
-            missing = {job_id: row for job_id, row in rows.items() if job_id not in stored}
+            stored_ids = {job_id for job_id in uncertain_ids if _copies(client, rows[job_id])}
+            missing_rows = {job_id: row for job_id, row in rows.items() if job_id not in stored_ids}
             # A worker that was frozen must not import what another one has imported meanwhile.
             if not lock.renew():
                 log.warning("project %s: another worker has taken over; nothing is pushed", project.id)
                 return 0
-            created = 0
-            if missing:
-                created = client.import_predictions(int(project.id), list(missing.values()), chunk=len(missing))
-            if created < len(missing):
-                lost = len(missing) - created
-                log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, lost)
+            created_count = 0
+            if missing_rows:
+                created_count = client.import_predictions(
+                    int(project.id), list(missing_rows.values()), chunk=len(missing_rows)
+                )
+            if created_count < len(missing_rows):
+                lost_count = len(missing_rows) - created_count
+                log.warning("project %s: Label Studio dropped %d pushed prediction(s)", project.id, lost_count)
             # Between that check and Label Studio's storing there was a moment all the same.
-            doubtful = missing if not lock.renew() else {job_id: missing[job_id] for job_id in uncertain - stored}
-            removed = sum(_remove_copies(client, row) for row in doubtful.values())
+            doubtful_rows = (
+                missing_rows
+                if not lock.renew()
+                else {job_id: missing_rows[job_id] for job_id in uncertain_ids - stored_ids}
+            )
+            removed_count = sum(_remove_copies(client, row) for row in doubtful_rows.values())
         except ClientError as error:
             return self._failed(project, rows, error, lock)
         except Exception:
@@ -158,13 +164,13 @@ class Pusher:
                 self.deliveries.give_back(list(rows), uncertain=True)
             self._back_off(project)
             raise
-        if removed:
-            log.warning("project %s: removed %d prediction(s) that were stored twice", project.id, removed)
+        if removed_count:
+            log.warning("project %s: removed %d prediction(s) that were stored twice", project.id, removed_count)
         self.deliveries.pushed(list(rows), keep_s=self.settings.result_ttl_s)
         self.failures.pop(project.key, None)
-        self.connection.hincrby(STATS, "pushed", created - removed)
-        log.info("project %s: pushed %d prediction(s)", project.id, created)
-        return created
+        self.connection.hincrby(STATS, "pushed", created_count - removed_count)
+        log.info("project %s: pushed %d prediction(s)", project.id, created_count)
+        return created_count
 
     def _failed(self, project: Project, rows: dict[str, dict[str, Any]], error: ClientError, lock: RenewedLock) -> int:
         """400: a row is refused for good, so they go one by one; all else is tried again later."""
@@ -176,8 +182,8 @@ class Pusher:
             self.deliveries.drop(list(rows))
             return 0
         # An answer with a 4xx status says that nothing was stored; no answer, or a 5xx, says nothing.
-        uncertain = error.status is None or error.status >= 500
-        self.deliveries.give_back(list(rows), uncertain=uncertain)
+        is_uncertain = error.status is None or error.status >= 500
+        self.deliveries.give_back(list(rows), uncertain=is_uncertain)
         if error.status in (400, 404, 422):
             return sum(self._push(project, self.deliveries.take([job_id], 1), lock) for job_id in rows)
         delay_s = self._back_off(project)
@@ -207,8 +213,8 @@ def _row(entry: dict[str, Any], prediction: Prediction | None) -> dict[str, Any]
 
 def _copies(client: LabelStudioClient, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of the row's version that Label Studio has for the row's task, the oldest first."""
-    stored = client.list_predictions(task_id=row["task"])
-    copies = [prediction for prediction in stored if prediction.get("model_version") == row["model_version"]]
+    predictions = client.list_predictions(task_id=row["task"])
+    copies = [prediction for prediction in predictions if prediction.get("model_version") == row["model_version"]]
     return sorted(copies, key=lambda prediction: int(prediction.get("id") or 0))
 
 
@@ -218,10 +224,10 @@ def _remove_copies(client: LabelStudioClient, row: dict[str, Any]) -> int:
     def regions(prediction: Mapping[str, Any]) -> list[Any]:
         return [region.get("id") for region in prediction.get("result") or ()]
 
-    equal = [copy for copy in _copies(client, row) if regions(copy) == regions(row)]
-    for copy in equal[1:]:
+    equal_copies = [copy for copy in _copies(client, row) if regions(copy) == regions(row)]
+    for copy in equal_copies[1:]:
         client.delete_prediction(int(copy["id"]))
-    return len(equal[1:])
+    return len(equal_copies[1:])
 
 
 MOST_BEAT_S = 1.5

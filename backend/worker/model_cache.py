@@ -132,15 +132,15 @@ class OomPolicy:
 
 
 def predict_with_fallback(
-    predictor: Predictor, images: Mapping[str, np.ndarray], care: OomPolicy | None = None
+    predictor: Predictor, images: Mapping[str, np.ndarray], policy: OomPolicy | None = None
 ) -> dict[str, PredictedImage | TaskError]:
     """All that are not large at once, and when that fails one by one; large ones in tiles.
 
     Raises:
         JobTimeoutException: the batch's time is over.
     """
-    care = care or OomPolicy()
-    ordinary = {key: image for key, image in images.items() if not care.tiling.cuts(image)}
+    policy = policy or OomPolicy()
+    ordinary = {key: image for key, image in images.items() if not policy.tiling.cuts(image)}
     results: dict[str, PredictedImage | TaskError] = {}
     if len(ordinary) > 1:
         outcome = _tried(lambda: predictor(list(ordinary.values())))
@@ -151,12 +151,12 @@ def predict_with_fallback(
                 key: PredictedImage(instances, "", predictor.precision)
                 for key, instances in zip(ordinary, outcome, strict=True)
             }
-    return {key: results[key] if key in results else _alone(predictor, image, care) for key, image in images.items()}
+    return {key: results[key] if key in results else _alone(predictor, image, policy) for key, image in images.items()}
 
 
-def _alone(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> PredictedImage | TaskError:
+def _alone(predictor: Predictor, image: np.ndarray, policy: OomPolicy) -> PredictedImage | TaskError:
     height, width = image.shape[:2]
-    for note, call in _steps(predictor, image, care):
+    for note, call in _steps(predictor, image, policy):
         outcome = _tried(call)
         if not isinstance(outcome, Exception):
             if note:
@@ -187,11 +187,11 @@ def _tried(call: Callable[[], T]) -> T | Exception:
     return failure
 
 
-def _steps(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Iterator[tuple[str, Call]]:
+def _steps(predictor: Predictor, image: np.ndarray, policy: OomPolicy) -> Iterator[tuple[str, Call]]:
     """Ways to predict one image, each with less memory than the one before, and what to say about it."""
-    yield "", lambda: _plain(predictor, image, care, care.batch)
-    if care.tiling.cuts(image) and care.batch > 1:
-        yield "", lambda: _plain(predictor, image, care, 1)
+    yield "", lambda: _plain(predictor, image, policy, policy.batch)
+    if policy.tiling.cuts(image) and policy.batch > 1:
+        yield "", lambda: _plain(predictor, image, policy, 1)
     for factor in FACTORS:
         yield (
             f"Out of memory: predicted at 1/{factor} of the image's size, outlines are coarser.",
@@ -203,13 +203,13 @@ def _steps(predictor: Predictor, image: np.ndarray, care: OomPolicy) -> Iterator
         f"Out of memory: predicted in parts of {part_px} px, outlines may be coarser where they meet.",
         lambda: predict_tiled(predictor.smaller(PARTS_DIVISOR), image, parts),
     )
-    if (spare := care.spare()) is not None:
-        yield "Out of memory on the GPU: predicted on the CPU.", lambda: _plain(spare, image, care, 1)
+    if (spare := policy.spare()) is not None:
+        yield "Out of memory on the GPU: predicted on the CPU.", lambda: _plain(spare, image, policy, 1)
 
 
-def _plain(predictor: Predictor, image: np.ndarray, care: OomPolicy, batch: int) -> list[Instance]:
-    if care.tiling.cuts(image):
-        return predict_tiled(predictor, image, care.tiling, batch=batch)
+def _plain(predictor: Predictor, image: np.ndarray, policy: OomPolicy, batch: int) -> list[Instance]:
+    if policy.tiling.cuts(image):
+        return predict_tiled(predictor, image, policy.tiling, batch=batch)
     return predictor([image])[0]
 
 
@@ -238,7 +238,7 @@ def load(settings: Settings) -> Predictor:
     from model.checkpoints.checkpoint import CheckpointError
     from model.inference.predictor import Predictor as TorchPredictor
 
-    served = read_served_model(settings.model)
+    served_model = read_served_model(settings.model)
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     begun = time.monotonic()
@@ -247,7 +247,7 @@ def load(settings: Settings) -> Predictor:
             settings.model,
             device=_device(settings),
             score_threshold=settings.score_floor,
-            node_budget=node_budget_of(served, settings.node_budget),
+            node_budget=node_budget_of(served_model, settings.node_budget),
             precision=settings.precision,
         )
     except (CheckpointError, ValueError) as error:
@@ -255,7 +255,11 @@ def load(settings: Settings) -> Predictor:
     predictor([np.zeros((WARM_UP_EDGE_PX, WARM_UP_EDGE_PX, 3), np.uint8)])
     seconds = time.monotonic() - begun
     log.info(
-        "model %s is warm on %s in %s after %.1f s", served.version, predictor.device, predictor.precision, seconds
+        "model %s is warm on %s in %s after %.1f s",
+        served_model.version,
+        predictor.device,
+        predictor.precision,
+        seconds,
     )
     return predictor
 
@@ -290,7 +294,7 @@ class WarmModels:
 
     def find(self, project_key: str, version: str) -> ServedModel:
         """The model of that version of a project; loads nothing."""
-        known: list[str] = []
+        known_versions: list[str] = []
         directories: list[Path] = []
         for choose in (
             lambda: model_directory(self.settings, project_key),
@@ -300,47 +304,45 @@ class WarmModels:
                 if (directory := choose()) is None:
                     continue
                 directories.append(directory)
-                served = read_served_model(directory)
+                model = read_served_model(directory)
             except ServiceError as error:
                 log.error("%s", error)
                 continue
-            if served.version == version:
-                return served
-            known.append(served.version)
-        for served, _ in reversed(self._warm):
-            if served.version == version and served.directory in directories:
-                return served
+            if model.version == version:
+                return model
+            known_versions.append(model.version)
+        for model, _ in reversed(self._warm):
+            if model.version == version and model.directory in directories:
+                return model
         raise TaskError(
             f"The API asked for model version {version!r}, this worker has "
-            f"{', '.join(map(repr, known)) or 'none'} for this project.",
+            f"{', '.join(map(repr, known_versions)) or 'none'} for this project.",
             "Give API and workers the same TRANSFINER_MODEL (or the same registry of models).",
         )
 
-    def predictor(self, served: ServedModel, *, device: str = "") -> Predictor:
+    def predictor(self, model: ServedModel, *, device: str = "") -> Predictor:
         """The warm predictor of a model, on another device than the settings' if one is given."""
-        key = (served, device)
+        key = (model, device)
         if key in self._warm:
             self._warm.move_to_end(key)
             self._note()
             return self._warm[key]
-        settings = self.settings.model_copy(
-            update={"model": served.directory, **({"device": device} if device else {})}
-        )
+        settings = self.settings.model_copy(update={"model": model.directory, **({"device": device} if device else {})})
         try:
-            loaded = self._load(settings)
+            predictor = self._load(settings)
         except ServiceError as error:
             raise TaskError(str(error), "`transfiner doctor` checks the model.") from error
-        if loaded.version != served.version:
+        if predictor.version != model.version:
             raise TaskError(
-                f"{served.directory} was replaced while it was loaded: {served.version!r} -> {loaded.version!r}.",
+                f"{model.directory} was replaced while it was loaded: {model.version!r} -> {predictor.version!r}.",
                 "Ask again.",
             )
-        return self._keep(served, device, loaded)
+        return self._keep(model, device, predictor)
 
-    def spare(self, served: ServedModel) -> Predictor | None:
+    def spare(self, model: ServedModel) -> Predictor | None:
         """The same model on the CPU, for images that no GPU memory is enough for; None where there is no GPU."""
-        on_gpu = str(self.predictor(served).device).startswith("cuda")
-        return self.predictor(served, device="cpu") if on_gpu else None
+        on_gpu = str(self.predictor(model).device).startswith("cuda")
+        return self.predictor(model, device="cpu") if on_gpu else None
 
     def _load(self, settings: Settings) -> Predictor:
         try:
@@ -353,12 +355,12 @@ class WarmModels:
         release_memory()
         return self.load(settings)
 
-    def _keep(self, served: ServedModel, device: str, predictor: Predictor) -> Predictor:
-        self._warm[served, device] = predictor
+    def _keep(self, model: ServedModel, device: str, predictor: Predictor) -> Predictor:
+        self._warm[model, device] = predictor
         limit = self.settings.warm_models_mib * 2**20
-        while len(self._warm) > 1 and sum(each.weights_bytes for each in self._warm.values()) > limit:
-            (dropped, _), _ = self._warm.popitem(last=False)
-            log.info("dropped model %s from memory", dropped.version)
+        while len(self._warm) > 1 and sum(entry.weights_bytes for entry in self._warm.values()) > limit:
+            (least_used, _), _ = self._warm.popitem(last=False)
+            log.info("dropped model %s from memory", least_used.version)
             release_memory()
         self._note()
         return predictor
@@ -366,10 +368,10 @@ class WarmModels:
     def _note(self) -> None:
         self.facts = tuple(
             {
-                "version": served.version,
+                "version": model.version,
                 "mib": round(predictor.weights_bytes / 2**20, 1),
                 "device": str(predictor.device),
                 "precision": predictor.precision,
             }
-            for (served, _), predictor in self._warm.items()
+            for (model, _), predictor in self._warm.items()
         )

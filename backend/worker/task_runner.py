@@ -45,7 +45,7 @@ class PredictedTask:
     jobs: Mapping[str, PredictionJob]
     sizes: dict[str, tuple[int, int] | TaskError] = field(default_factory=dict)
     models: dict[str, ServedModel] = field(default_factory=dict)
-    predicted: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
+    predicted_images: dict[str, PredictedImage | TaskError] = field(default_factory=dict)
     stages_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,21 +66,21 @@ class TaskRunner:
         self,
         models: WarmModels | None,
         fetch: Fetch,
-        done: Done,
+        on_finished: Done,
         *,
         tiling: Tiling | None = None,
         tile_batch: int = 1,
         prompts: PromptRunner | None = None,
     ) -> None:
-        loaded = prompts if models is None else models
-        if loaded is None:
+        warm_models = prompts if models is None else models
+        if warm_models is None:
             raise ValueError("a worker needs models of whole images or a promptable one, got neither")
-        self.loaded: WarmModels | PromptRunner = loaded
+        self.warm_models: WarmModels | PromptRunner = warm_models
         self.models = models
         self.prompts = prompts
         self._fetch = fetch
         self.fetcher = BatchFetcher(self._fetched)
-        self.done = done
+        self.on_finished = on_finished
         self.tiling = tiling or Tiling()
         self.tile_batch = tile_batch
 
@@ -100,13 +100,13 @@ class TaskRunner:
         Never raises for a bad task.
         """
         batch = PredictedTask(jobs)
-        arrived = images.all()
+        images_by_job = images.all()
         batch.stages_s["images"] = images.seconds()
         begun = time.monotonic()
-        groups = self._by_model(batch, arrived)
+        groups = self._by_model(batch, images_by_job)
         if self.models is not None:
             for model, arrays in groups.items():
-                batch.predicted |= self._predicted(self.models, model, arrays)
+                batch.predicted_images |= self._predicted(self.models, model, arrays)
         batch.stages_s["model"] = time.monotonic() - begun
         return batch
 
@@ -122,7 +122,7 @@ class TaskRunner:
                 continue
             batch.sizes[job_id] = image.shape[0], image.shape[1]
             if job.prompt is not None:
-                batch.predicted[job_id] = self._prompted(job, image)
+                batch.predicted_images[job_id] = self._prompted(job, image)
                 continue
             try:
                 if self.models is None:
@@ -167,16 +167,16 @@ class TaskRunner:
         """Turn what was found into predictions and hand all of them over."""
         begun = time.monotonic()
         shared_s = (batch.stages_s["images"] + batch.stages_s["model"]) / len(batch.jobs)
-        ended = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
+        finished_jobs = {job_id: self._ended(batch, job_id, shared_s) for job_id in batch.jobs}
         stages_s = {**batch.stages_s, "regions": time.monotonic() - begun}
         log.info("batch of %d: %s", len(batch.jobs), ", ".join(f"{name} {s:.2f} s" for name, s in stages_s.items()))
-        self.done(ended, stages_s)
+        self.on_finished(finished_jobs, stages_s)
 
     def fail(self, jobs: Mapping[str, PredictionJob], error: TaskError) -> None:
         """End all of a batch with the same error."""
         outcome = JobOutcome(error=error.error, hint=error.hint)
-        nothing = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
-        self.done(dict.fromkeys(jobs, FinishedJob(outcome, nothing)), {})
+        zero_figures = {"instances": 0, "regions": 0, "objects": 0, "seconds": 0.0}
+        self.on_finished(dict.fromkeys(jobs, FinishedJob(outcome, zero_figures)), {})
 
     def _ended(self, batch: PredictedTask, job_id: str, shared_s: float) -> FinishedJob:
         begun = time.monotonic()
@@ -204,17 +204,17 @@ class TaskRunner:
 
     def _outcome(self, batch: PredictedTask, job_id: str) -> tuple[JobOutcome, int]:
         """How a task ended, and how many instances were found."""
-        size, predicted = batch.sizes[job_id], batch.predicted.get(job_id)
+        size, image = batch.sizes[job_id], batch.predicted_images.get(job_id)
         try:
             if isinstance(size, TaskError):
                 raise size
-            if predicted is None or isinstance(predicted, TaskError):
-                raise predicted or TaskError("The image was not predicted.")
+            if image is None or isinstance(image, TaskError):
+                raise image or TaskError("The image was not predicted.")
             model = batch.models.get(job_id)
-            prediction = prediction_of(batch.jobs[job_id], predicted, *size, model.directory if model else None)
+            prediction = prediction_of(batch.jobs[job_id], image, *size, model.directory if model else None)
         except TaskError as error:
             return JobOutcome(error=error.error, hint=error.hint), 0
-        return JobOutcome(prediction=prediction), len(predicted.instances)
+        return JobOutcome(prediction=prediction), len(image.instances)
 
 
 def find_scorer(directory: Path) -> Scorer | None:
@@ -228,9 +228,7 @@ def find_scorer(directory: Path) -> Scorer | None:
     return effort.score if effort is not None and effort.is_useful else None
 
 
-def prediction_of(
-    job: PredictionJob, predicted: PredictedImage, height: int, width: int, model: Path | None
-) -> Prediction:
+def prediction_of(job: PredictionJob, image: PredictedImage, height: int, width: int, model: Path | None) -> Prediction:
     """The prediction of one task; what had to be given up is said on its regions.
 
     The answer to an interactive job is one object with the annotator's label, whatever thresholds the config has.
@@ -239,21 +237,21 @@ def prediction_of(
         model: checkpoint directory, which may carry a calibrated task score; None for an interactive job.
     """
     config = parse_label_config(job.label_config)
-    how: dict[str, Any] = {"width": width, "height": height, "model_version": job.model_version}
+    options: dict[str, Any] = {"width": width, "height": height, "model_version": job.model_version}
     try:
-        how |= {"output": Output(**job.output), "seed": f"{job.task.get('id')}:{job.image}"}
+        options |= {"output": Output(**job.output), "seed": f"{job.task.get('id')}:{job.image}"}
         if model is None:
-            (instance,) = predicted.instances
-            prediction = build_answer(instance, PromptFields(**(job.prompt or {})), config, **how)  # type: ignore[typeddict-item]
+            (instance,) = image.instances
+            prediction = build_answer(instance, PromptFields(**(job.prompt or {})), config, **options)  # type: ignore[typeddict-item]
         else:
-            prediction, dropped = build_prediction(predicted.instances, config, scorer=find_scorer(model), **how)
-            if dropped:
-                left_out = {str(why): count for why, count in dropped.items()}
+            prediction, drop_counts = build_prediction(image.instances, config, scorer=find_scorer(model), **options)
+            if drop_counts:
+                left_out = {str(why): count for why, count in drop_counts.items()}
                 log.info("task %s, left out: %s", job.task.get("id"), left_out)
     except Exception as error:
         log.exception("turning instances into regions failed")
         raise TaskError(f"The prediction could not be written as regions: {error!r}.") from error
-    for region in prediction["result"] if predicted.note else ():
+    for region in prediction["result"] if image.note else ():
         # Label Studio keeps this text with the region, so that annotators see it; one sentence is enough.
-        region["meta"] = {"text": [predicted.note]}
-    return {**prediction, "precision": predicted.precision}
+        region["meta"] = {"text": [image.note]}
+    return {**prediction, "precision": image.precision}

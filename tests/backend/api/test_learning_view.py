@@ -50,7 +50,7 @@ def view(settings: Settings | None = None, **facts: object) -> dict:
     ],
 )
 def test_ticks_are_round_numbers_around_the_values(low, high, whole, expected):
-    assert ticks(low, high, whole=whole) == pytest.approx(expected)
+    assert ticks(low, high, is_integer=whole) == pytest.approx(expected)
 
 
 def test_a_chart_has_axes_a_legend_and_crosses_for_what_was_refused():

@@ -6,7 +6,7 @@ import pytest
 
 from backend.queue import keys
 from backend.queue.job_queue import JobQueue, PredictionJob
-from backend.queue.job_store import MOST_KEPT, JobOutcome, LabelConfigs, config_digest
+from backend.queue.job_store import CACHE_SIZE, JobOutcome, LabelConfigs, config_digest
 from backend.queue.recovery import Heartbeat
 from backend.worker.main import Batcher
 from tests.support.service import CONFIG, finish
@@ -56,12 +56,12 @@ def test_a_forgotten_label_config_is_empty(settings, redis):
 
 def test_a_worker_keeps_the_last_label_configs_only(settings, redis):
     configs = LabelConfigs(redis)
-    xmls = [f"{CONFIG}<!-- {number} -->" for number in range(MOST_KEPT + 3)]
+    xmls = [f"{CONFIG}<!-- {number} -->" for number in range(CACHE_SIZE + 3)]
     with redis.pipeline() as pipe:
         configs.store(xmls, pipe)
         pipe.execute()
     assert [configs.read(config_digest(xml)) for xml in xmls] == xmls
-    assert len(configs._kept) == MOST_KEPT
+    assert len(configs._cache) == CACHE_SIZE
 
 
 def test_label_configs_are_counted(settings, redis, monkeypatch):

@@ -121,7 +121,7 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
 
 
 @pytest.mark.parametrize(
-    ("leaves", "deferred", "second_asker", "is_taken"),
+    ("leaves", "deferred", "second_requester", "is_taken"),
     [
         pytest.param(False, False, False, True, id="somebody waits"),
         pytest.param(True, False, False, False, id="nobody waits"),
@@ -129,20 +129,20 @@ def test_what_has_ended_or_is_forgotten_is_left_out(queue, taking, redis):
         pytest.param(True, False, True, True, id="one of two has left"),
     ],
 )
-def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, second_asker, is_taken):
-    asked, asker = jobs(1), Requester()
-    queue.submit(asked, asker=asker)
-    if second_asker:
-        queue.submit(asked, asker=Requester())
+def test_abandoned_work_is_dropped(queue, taking, redis, leaves, deferred, second_requester, is_taken):
+    waiting_jobs, requester = jobs(1), Requester()
+    queue.submit(waiting_jobs, requester=requester)
+    if second_requester:
+        queue.submit(waiting_jobs, requester=Requester())
     if deferred:
-        redis.hset(DEFERRED, asked[0].id, json.dumps({"project": "7.1", "task": 1}))
+        redis.hset(DEFERRED, waiting_jobs[0].id, json.dumps({"project": "7.1", "task": 1}))
     if leaves:
-        queue.leave(asker)
+        queue.leave(requester)
     assert numbers(taking.first()) == ([1] if is_taken else [])
     assert int(redis.hget(STATS, "tasks_dropped") or 0) == (0 if is_taken else 1)
     # Whoever asks again finds nothing in the way.
-    assert bool(states(queue, [asked[0].id])[0]) == is_taken
-    queue.submit(asked)
+    assert bool(states(queue, [waiting_jobs[0].id])[0]) == is_taken
+    queue.submit(waiting_jobs)
     assert queue.depth()["predict"] == (0 if is_taken else 1)
 
 

@@ -154,7 +154,7 @@ def test_a_worker_of_prompts_alone_refuses_whole_images():
     jobs = {"a": PredictionJob("1.1", {"id": 1, "data": {"image": "a"}}, "a", CONFIG, "v1")}
     runner.write(runner.predict(jobs, runner.fetcher.begin(jobs)))
     assert "a whole image of project '1.1'" in ended["a"].error
-    assert runner.loaded is prompts
+    assert runner.warm_models is prompts
     with pytest.raises(ValueError, match="neither"):
         TaskRunner(None, lambda job, key: image(32), lambda batch, stages_s: None)
 
